@@ -46,9 +46,10 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     if device.type == "cpu":
         return torch.device("cpu")
     there = cuda if device.type == "cuda" else int(mps)
-    if device.index is None and there:
+    unnumbered = str(device) == device.type
+    if unnumbered and there:
         return torch.device(device.type, torch.cuda.current_device() if device.type == "cuda" else 0)
-    if device.index is None or device.index >= there:
+    if unnumbered or device.index >= there:
         kind = "GPU for CUDA" if device.type == "cuda" else "GPU for MPS"
         found = f"{there} {kind} (numbered from 0)" if there else f"no {kind} that torch can use"
         raise HeadatlasError(f"--device {name}: this machine has {found}; use auto or cpu.")
