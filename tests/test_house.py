@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
 
 ORDER = (
-    *("errors", "files", "weights", "architectures", "relations", "scoring", "atlas"),
+    *("errors", "files", "devices", "weights", "architectures", "relations", "scoring", "atlas"),
     *("lenses", "mapping", "figures", "report", "outputs", "cli"),
 )
 """Data flow from left to right; a folder imports only from itself and from those on its left."""
