@@ -18,7 +18,7 @@ from tests.mapping.cases import random_problem
 @pytest.fixture(params=["float32", "bfloat16"], autouse=True)
 def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test holds for both kinds of screening, whatever this processor prefers."""
-    monkeypatch.setattr(bounds, "bfloat16_pays", lambda: request.param == "bfloat16")
+    monkeypatch.setattr(bounds, "bfloat16_pays", lambda _: request.param == "bfloat16")
 
 
 def assert_same(left: LayerRanks, right: LayerRanks) -> None:
@@ -39,14 +39,20 @@ def test_engine_equals_the_oracle(norm: str, ceiling: int) -> None:
             assert (expected.promotion >= 0).any() and (expected.cell_promotion < 255).any()
 
 
-@pytest.mark.parametrize("batch_rows", [1, 7, 100_000])
-def test_results_do_not_depend_on_batches_or_chunks(batch_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pilots", [1, 7, 100_000])
+@pytest.mark.parametrize("alone", [True, False])
+def test_results_do_not_depend_on_rounds_routes_or_chunks(
+    pilots: int, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, questions, inputs, vocabulary = random_problem(7)
     expected = engine.map_layer(questions, inputs, vocabulary, ceiling=32)
     monkeypatch.setattr(final, "FIRST_CHUNK", 33)
     monkeypatch.setattr(final, "LARGEST_CHUNK", 50)
     monkeypatch.setattr(final, "BLOCK_ROWS", 13)
-    assert_same(engine.map_layer(questions, inputs, vocabulary, ceiling=32, batch_rows=batch_rows), expected)
+    monkeypatch.setattr(final, "MOST_CANDIDATES", 2000)
+    monkeypatch.setattr(engine, "PILOTS", pilots)
+    monkeypatch.setattr(engine, "_many_rows", lambda head: alone and head.space.basis is not None)
+    assert_same(engine.map_layer(questions, inputs, vocabulary, ceiling=32), expected)
 
 
 def test_near_ties_are_decided_in_float64() -> None:

@@ -98,7 +98,7 @@ def test_ctrl_c_keeps_finished_layers(mapped: Map, whole: Path, tmp_path: Path) 
     assert Atlas.open(tmp_path).layers_done.tolist() == [True, True, False]
     told: list[Progress] = []
     assert_same(mapped(out=tmp_path, progress=told.append), Atlas.open(whole))
-    assert [p.note for p in told if p.stage == "heads"] == ["layer 2", ""]
+    assert [p.note for p in told if p.stage == "heads"] == ["", "layer 2 done", ""]
     assert "states" not in {p.stage for p in told}, "saved states are reused"
 
 

@@ -62,10 +62,10 @@ class OpenedModel:
         """Raw rows of E [len(ids) or vocab, d_model], without any embedding scale."""
         return self._read(self._inventory.name(self._section.embed), ids)
 
-    def unembed(self) -> torch.Tensor:
-        """U transposed: [vocab, d_model], one row a token. Read anew at every call."""
+    def unembed(self, rows: slice | None = None) -> torch.Tensor:
+        """U transposed: [vocab, d_model], one row a token, or some rows of it. Read anew at every call."""
         stem = self._inventory.unembed_stem or self._section.embed
-        return self._read(self._inventory.name(stem))
+        return self._read(self._inventory.name(stem), rows)
 
     def heads(self, layer: int, held: Mapping[str, torch.Tensor] | None = None) -> LayerHeads:
         """Value and output weights of all heads of a layer.

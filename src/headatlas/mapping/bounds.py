@@ -208,7 +208,9 @@ def _parts(n: int) -> list[slice]:
     return [slice(start, min(start + PROJECTED, n)) for start in range(0, n, PROJECTED)]
 
 
-def _head_in_bfloat16(basis: torch.Tensor, vocabulary: Vocabulary, tokens: Tokens, relative: float) -> Columns:
+def _head_in_bfloat16(
+    basis: torch.Tensor, vocabulary: Vocabulary, tokens: Tokens, relative: float
+) -> Columns:
     """U projected and kept in bfloat16, with the errors carried.
 
     With the rounded basis Q̃ and Ũ and the stored projection P of Q̃·Ũ,
@@ -247,7 +249,7 @@ def roughly(rows: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
 
 @cache
 def bfloat16_pays(device: torch.device) -> bool:
-    """Whether bfloat16 matrices multiply much faster than float32 ones: so on CUDA, measured on a processor."""
+    """Whether bfloat16 matrices multiply much faster than float32 ones: yes on CUDA, measured on a CPU."""
     if device.type != "cpu":
         return device.type == "cuda"
     left, right = torch.ones(256, 512), torch.ones(4096, 512)

@@ -1,9 +1,9 @@
 """Exact ranks of one layer's heads without most of the matrix.
 
 Screening (:mod:`headatlas.mapping.screening`) proves that most targets are at or above the ceiling; what
-survives goes through the whole vocabulary (:mod:`headatlas.mapping.final`). That happens in rounds: a few of the
-pairs first, then the other pairs, then the calibration cells of the relations that turned out to reach the
-floor. Every round screens with what the rounds before found.
+survives goes through the whole vocabulary (:mod:`headatlas.mapping.final`). That happens in rounds: a few of
+the pairs first, then the other pairs, then the calibration cells of the relations that turned out to reach
+the floor. Every round screens with what the rounds before found.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class _Head:
         ranks: Per sign, [n_pairs] int16 of the atlas.
         cells: Per sign, [n_cells] uint8 of the atlas; empty where none are asked.
         open: Per sign, positions in ``questions.own_row`` that are not ranked or eliminated yet.
-        waiting: Entries of this round with the places their ranks go to: (array, positions, which entries).
+        entries: What this round asks.
+        sinks: Where its ranks go: (array, positions, which entries).
     """
 
     space: Space
@@ -118,8 +119,8 @@ def map_layer(
                     vocabulary,
                     target_rows,
                 ),
-                ranks[:, head],
-                cells[:, head],
+                list(ranks[:, head]),
+                list(cells[:, head]),
                 [],
             )
             for head in range(inputs.n_heads)
@@ -171,10 +172,7 @@ def _own(head: _Head, lines: int | None) -> list[_Wanted]:
     """The open pairs of some evenly spaced lines, or of all; they are no longer open then."""
     questions = head.space.questions
     n_lines = [len(np.unique(questions.own_row[pairs])) for pairs in head.open]
-    if lines is None or sum(n_lines) <= 2 * lines:
-        share = 1.0
-    else:
-        share = lines / sum(n_lines)
+    share = 1.0 if lines is None or sum(n_lines) <= 2 * lines else lines / sum(n_lines)
     wanted = []
     for at, pairs in enumerate(head.open):
         rows = np.unique(questions.own_row[pairs])
@@ -196,7 +194,7 @@ def _own(head: _Head, lines: int | None) -> list[_Wanted]:
 def _cells(head: _Head, ceiling: int, stats: Stats) -> list[_Wanted]:
     """The calibration cells of relations at or above the floor that screening does not eliminate."""
     wanted = []
-    for relation in head.space.questions.relations if len(head.cells) else ():
+    for relation in head.space.questions.relations if head.cells else ():
         signs = [at for at, ranks in enumerate(head.ranks) if _at_floor(head, relation, ranks, ceiling)]
         if not signs:
             continue

@@ -24,13 +24,13 @@ from headatlas.files import check_writable
 from headatlas.lenses import MapsStates, NeutralStates, States, StreamedStates
 from headatlas.lenses.neutral import discard_states
 from headatlas.mapping.cluster import connected, rank_on_cluster
-from headatlas.mapping.engine import map_layer
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.job import Job, differences, layer_range, options, prepare, with_traffic
 from headatlas.mapping.plan import memory_needed, memory_there, streams
 from headatlas.mapping.progress import Progress, Report, silent
 from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import Vocabulary
+from headatlas.mapping.workers import rank_here, workers_for
 from headatlas.relations import Relation, TargetPolicy
 from headatlas.scoring.settings import CEILING, Criterion
 from headatlas.weights import can_stream, shown
@@ -145,14 +145,15 @@ def run(
         with stats.timed("states"):
             states = _states(job, out / STATES_NAME, tell, stream)
         with stats.timed("reading"):
-            vocabulary = Vocabulary.competing(job.model.unembed(), job.competing)
-        layers = _layers(job, states, todo, writer, tell, stats)
-        with closing(_ranked(job, vocabulary, layers, len(todo), stats, on_cluster)) as ranked:
+            vocabulary = Vocabulary.read(job.model.unembed, job.competing)
+        layers = _layers(job, states, todo, writer, stats)
+        tell(Progress("heads", int(writer.done()[todo].sum()), len(todo)))
+        ranked = _ranked(job, vocabulary, layers, len(todo), stats, on_cluster)
+        with closing(ranked), stats.timed("ranking"):
             for layer, ranks in ranked:
                 with stats.timed("writing"):
                     writer.write(layer, ranks)
-                if on_cluster:
-                    tell(Progress("heads", int(writer.done()[todo].sum()), len(todo), f"layer {layer} done"))
+                tell(Progress("heads", int(writer.done()[todo].sum()), len(todo), f"layer {layer} done"))
         tell(Progress("heads", len(todo), len(todo)))
     if writer.done().all():
         discard_states(out / STATES_NAME)
@@ -167,13 +168,11 @@ def run(
 
 
 def _layers(
-    job: Job, states: States, todo: list[int], writer: AtlasWriter, tell: Report, stats: Stats
+    job: Job, states: States, todo: list[int], writer: AtlasWriter, stats: Stats
 ) -> Iterator[tuple[int, LayerInputs]]:
     """The layers to do with what the engine needs for them, each read when it is asked for."""
     for layer in todo:
-        done = writer.done()
-        tell(Progress("heads", int(done[todo].sum()), len(todo), f"layer {layer}"))
-        if not done[layer]:  # by another process in the meantime
+        if not writer.done()[layer]:  # by another process in the meantime
             with stats.timed("states" if isinstance(states, StreamedStates) else "reading"):
                 inputs = layer_inputs(job, states, layer)
             yield layer, inputs
@@ -188,17 +187,15 @@ def _ranked(
     stats: Stats,
     on_cluster: bool,
 ) -> Generator[tuple[int, LayerRanks], None, None]:
-    """The layers' ranks: here in order, on a cluster as they get done."""
+    """The layers' ranks as they get done, here or on a cluster."""
     ceiling = job.options.ceiling
     if on_cluster:
         yield from rank_on_cluster(
             job.questions, vocabulary, layers, n_layers=n_layers, ceiling=ceiling, stats=stats
         )
         return
-    for layer, inputs in layers:
-        ranks = map_layer(job.questions, inputs, vocabulary, ceiling=ceiling, stats=stats)
-        del inputs  # before the next layer is read
-        yield layer, ranks
+    workers = workers_for(vocabulary, [torch.device("cpu")])
+    yield from rank_here(job.questions, workers, layers, ceiling=ceiling, stats=stats)
 
 
 @contextmanager

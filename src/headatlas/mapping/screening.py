@@ -1,7 +1,7 @@
 """What a few hundred tokens prove: that a target is at or above the ceiling.
 
-``ceiling`` tokens that surely beat a target are proof enough, whichever tokens they are. So any set is valid; a
-good one eliminates more. It starts with the tokens that top and bottom a few typical rows of the head, and
+``ceiling`` tokens that surely beat a target are proof enough, whichever tokens they are. So any set is valid;
+a good one eliminates more. It starts with the tokens that top and bottom a few typical rows of the head, and
 grows by those that beat the targets looked at so far: similar sources are beaten by similar tokens.
 """
 
@@ -142,7 +142,7 @@ class Space:
     def _thresholds(
         self, rows: Ints, ceiling: int, stats: Stats
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """[n] what a target's float32 logit must reach, and must not exceed, to be possibly below the ceiling."""
+        """[n] what a float32 logit must reach, or not exceed, to be a rank that may be below the ceiling."""
         n_tokens = len(self.tokens)
         if n_tokens <= ceiling:
             infinite = np.full(len(rows), np.inf, dtype=np.float32)

@@ -119,8 +119,8 @@ class Vocabulary:
 
     @cached_property
     def bfloat16(self) -> torch.Tensor:
-        """[V, d_model + 32] bfloat16 on the device: U rounded, and in the next two columns bounds of the length
-        of what rounding lost and of the length of the row; the rest is zero."""
+        """[V, d_model + 32] bfloat16 on the device: U rounded, then two columns with bounds of the length of
+        what rounding lost and of the length of the row, then zeros."""
         n, d_model = self.rows.shape
         out = torch.zeros((n, d_model + CARRIED), dtype=torch.bfloat16, device=self.device)
         # Twice the rounding of a bfloat16 number keeps the stored bounds above what they bound.
