@@ -189,7 +189,7 @@ class BlockPass:
             left: Any = self._blocks[self.next](*args, **kwargs)
         except _EnoughError:
             return
-        part.copy_((left[0] if isinstance(left, tuple) else left).view_as(part))
+        part.copy_((left[0] if isinstance(left, tuple) else left).reshape(part.shape))
 
     @contextmanager
     def _ending(self, layer: int) -> Iterator[None]:
