@@ -525,6 +525,20 @@ def test_what_fits_is_loaded(folder: Path) -> None:
     assert plan.plan(folder, relations=random_relations(), stream=True).streams
 
 
+def test_a_model_that_the_gpu_does_not_hold_is_streamed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of what is free there is for the weights."""
+    model, lens = opened(folder), run.options().lens
+    gpu = torch.device("cuda", 0)
+    weights = 4 * model.n_parameters
+    for free, streamed in ((2 * weights, False), (2 * weights - 2, True)):
+        monkeypatch.setattr(plan, "free_memory", lambda _, free=free: free)
+        assert plan.streams(model, lens, 10, None, gpu) is streamed
+        assert not plan.streams(model, lens, 10, False, gpu)
+        assert not plan.streams(model, lens, 10, None, torch.device("cpu"))
+
+
 def test_memory_does_not_grow_with_depth(folder: Path) -> None:
     model = opened(folder)
     deep = opened(folder)
