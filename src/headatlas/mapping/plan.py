@@ -171,7 +171,7 @@ def memory_needed(model: Model, lens: Lens, sources: int, *, streamed: bool = Fa
     Mapping holds the unembedding, one layer's heads in float64, states and a batch of rows; the lens ``maps``
     reads the embedding besides. The lens ``neutral`` holds the whole model in float32, the states of all
     layers, and while the model is loaded the embedding a second time. Streamed, it holds beside what mapping
-    holds one block as it is stored, the largest of its projections in float32, a batch of activations, and the
+    holds one block as it is stored, the largest of its projections in float32, a batch of activations and the
     residual stream of every token of every row.
     """
     dims = model.dims
