@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from headatlas.devices import free_memory
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import Lens, lens_named
+from headatlas.lenses.neutral import ACTIVATIONS
 from headatlas.mapping.job import open_for, relations_asked
 from headatlas.relations import Relation
 from headatlas.weights import can_stream
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from headatlas.architectures import Model
@@ -122,14 +126,18 @@ def plan(
     )
 
 
-def streams(model: Model, lens: Lens, sources: int, stream: bool | None) -> bool:
+def streams(
+    model: Model, lens: Lens, sources: int, stream: bool | None, device: torch.device | None = None
+) -> bool:
     """Whether the forward pass of a lens goes layer by layer.
 
     Args:
         model: The opened model.
         lens: The lens.
         sources: Number of sources.
-        stream: What was asked for; None: if the whole model does not fit into the memory of this machine.
+        stream: What was asked for; None: if the whole model does not fit into the memory of this machine, or
+            into half of what is free on the device.
+        device: Where the model works; the CPU if not given.
 
     Raises:
         HeadatlasError: It was asked for and cannot be done.
@@ -140,7 +148,10 @@ def streams(model: Model, lens: Lens, sources: int, stream: bool | None) -> bool
         return False
     possible = can_stream(model.checkpoint)
     if stream is None:
-        return possible and memory_needed(model, lens, sources) > memory_there()
+        fits = memory_needed(model, lens, sources) <= memory_there()
+        if device is not None and device.type != "cpu":
+            fits = fits and BYTES * model.n_parameters <= free_memory(device) // 2
+        return possible and not fits
     if stream and not possible:
         raise HeadatlasError(
             f"{model.checkpoint.spec}: only safetensors go through layer by layer, this is "
@@ -159,8 +170,9 @@ def memory_needed(model: Model, lens: Lens, sources: int, *, streamed: bool = Fa
 
     Mapping holds the unembedding, one layer's heads in float64, states and a batch of rows; the lens ``maps``
     reads the embedding besides. The lens ``neutral`` holds the whole model in float32, the states of all
-    layers, and while the model is loaded the embedding a second time. Streamed, it holds one block and the
-    residual stream of every token of every row, beside what mapping holds.
+    layers, and while the model is loaded the embedding a second time. Streamed, it holds beside what mapping
+    holds one block as it is stored, the largest of its projections in float32, a batch of activations and the
+    residual stream of every token of every row.
     """
     dims = model.dims
     heads = 2 * BYTES * 2 * dims.n_heads * dims.d_model * dims.d_head
@@ -173,9 +185,16 @@ def memory_needed(model: Model, lens: Lens, sources: int, *, streamed: bool = Fa
         return libraries + mapping + unembed
     if streamed:
         tokens = len(lens.prefixes) * sources * TOKENS_A_SOURCE
-        return libraries + mapping + BYTES * (model.n_block_parameters + tokens * dims.d_model)
+        return libraries + mapping + _block_bytes(model) + ACTIVATIONS + BYTES * tokens * dims.d_model
     forward = BYTES * model.n_parameters + unembed + states * dims.n_layers
     return libraries + max(mapping, forward)
+
+
+def _block_bytes(model: Model) -> int:
+    """Bytes of the first decoder block as it is stored, and of its largest tensor in float32."""
+    start = f"{model.stored_name(model.block_module(0))}."
+    infos = [info for name, info in model.checkpoint.source.infos().items() if name.startswith(start)]
+    return sum(info.nbytes for info in infos) + BYTES * max(prod(info.shape) for info in infos)
 
 
 def _seconds(model: Model, lens: Lens, sources: int) -> float:
