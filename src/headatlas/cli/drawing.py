@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -18,6 +17,7 @@ from headatlas.cli.options import (
     read_atlas,
 )
 from headatlas.cli.output import parse_width, say
+from headatlas.storage import place
 
 Kind = Literal["categories", "relations", "layers"]
 
@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 def plot(
     folder: AtlasArgument,
     out: Annotated[
-        Path,
+        str,
         typer.Option(
             "--out", "-o", metavar="FILE", help="The figure: .png, .svg or .pdf.", show_default=False
         ),
@@ -44,7 +44,7 @@ def plot(
         str, typer.Option("--width", metavar="LENGTH", help="Printed width: 170mm, 17cm or 6.7in.")
     ] = "170mm",
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="FILE", help="Also write the plotted data, as CSV.")
+        str | None, typer.Option("--data", metavar="FILE", help="Also write the plotted data, as CSV.")
     ] = None,
     k: K = None,
     k_copy: KCopy = None,
@@ -60,16 +60,16 @@ def plot(
     from headatlas.figures.plots import write_data
 
     draw(atlas, kind, out, width_mm)
-    say(f"written: {out}")
+    say(f"written: {place(out)}")
     if data is not None:
         write_data(atlas, kind, data)
-        say(f"written: {data}")
+        say(f"written: {place(data)}")
 
 
 def report(
     folder: AtlasArgument,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--out", "-o", metavar="FILE", help="Default: report.html beside the atlas."),
     ] = None,
     k: K = None,
@@ -86,14 +86,14 @@ def report(
     atlas = read_atlas(folder, profile=profile, k=k, k_copy=k_copy, tau=tau, q=q, criterion=criterion)
     from headatlas.report import write_report
 
-    path = write_report(atlas, out or (atlas.path or folder).parent / "report.html")
+    path = write_report(atlas, out or (atlas.path or place(folder)).parent / "report.html")
     say(f"written: {path}")
 
 
 def export(
     folder: AtlasArgument,
     out: Annotated[
-        Path,
+        str,
         typer.Option(
             "--out", "-o", metavar="FILE", help="The table: .parquet, .csv or .json.", show_default=False
         ),

