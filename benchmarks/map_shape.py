@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.checkpoints import INDEX, Planted, planted_in
 from benchmarks.comparison import check, plain_seconds, states_of
-from benchmarks.measuring import Measured, measure
+from benchmarks.measuring import Measured, measure, median_run
 from headatlas.atlas import Atlas
 from headatlas.mapping.job import Job, layer_range, options, prepare
 from headatlas.mapping.run import layer_inputs
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--stream", action="store_true", help="neutral: layer by layer")
     parser.add_argument("--layers", help="A-B: these layers only")
     parser.add_argument("--sources", type=int, help="only so many of the sources")
+    parser.add_argument("--repeats", type=int, default=1, help="maps; the median in time is printed")
     parser.add_argument("--sample", type=int, default=2, help="heads timed the plain way and checked")
     parser.add_argument("--check-sources", type=int, default=128, help="sources of each that are checked")
     parser.add_argument("--out", type=Path, help="where the atlas and the saved states go; kept if given")
@@ -62,15 +63,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(given: argparse.Namespace, out: Path) -> None:
     relations = given.checkpoint / "relations"
-    measured = measure(
-        given.checkpoint,
-        out,
-        relations=str(relations),
-        sources=given.sources,
-        lens=given.lens,
-        layers=given.layers,
-        stream=True if given.stream else None,
-    )
+    outs = [out / str(repeat) for repeat in range(given.repeats)]
+    runs = [
+        measure(
+            given.checkpoint,
+            each,
+            relations=str(relations),
+            sources=given.sources,
+            lens=given.lens,
+            layers=given.layers,
+            stream=True if given.stream else None,
+        )
+        for each in outs
+    ]
+    measured, out = median_run(runs), outs[-1]
     job = prepare(given.checkpoint, None, _first(load(relations), given.sources), options(lens=given.lens))
     layers = layer_range(given.layers, job.model.dims.n_layers)
     atlas = Atlas.open(out)

@@ -9,7 +9,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -63,23 +63,27 @@ def measure(model: str | Path, out: Path, *, sources: int | None = None, **optio
         options: Further arguments of ``map_heads``; paths as text.
     """
     asked = {"model": str(model), "out": str(out), "sources": sources, **options}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.measuring"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(json.dumps(asked).encode())
-    process.stdin.close()
+    command = [sys.executable, "-m", "benchmarks.measuring"]
     anonymous = 0
-    with suppress(psutil.NoSuchProcess):
-        watched = psutil.Process(process.pid)
-        while process.poll() is None:
-            anonymous = max(anonymous, _anonymous(watched))
-            time.sleep(0.02)
-    text = process.stdout.read()
-    if process.wait():
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps(asked).encode())
+        process.stdin.close()
+        with suppress(psutil.NoSuchProcess):
+            watched = psutil.Process(process.pid)
+            while process.poll() is None:
+                anonymous = max(anonymous, _anonymous(watched))
+                time.sleep(0.02)
+        text = process.stdout.read()
+    if process.returncode:
         raise SystemExit(f"mapping {model} failed (exit status {process.returncode}); its message is above")
     found = json.loads(text.splitlines()[-1])
     return Measured(**found | {"stats": Stats(**found["stats"]), "anonymous": anonymous})
+
+
+def median_run(runs: Sequence[Measured]) -> Measured:
+    """The run with the median total time (the slower of the middle two)."""
+    return sorted(runs, key=lambda run: run.seconds)[len(runs) // 2]
 
 
 def _anonymous(process: psutil.Process) -> int:

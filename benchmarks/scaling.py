@@ -16,7 +16,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.checkpoints import SHAPES, Shape, write
-from benchmarks.measuring import Measured, measure
+from benchmarks.measuring import Measured, measure, median_run
 from headatlas.architectures import open_model
-from headatlas.figures.saving import save
 from headatlas.relations.tokenising import MIN_SOURCES
 from headatlas.weights import load_tokenizer, open_checkpoint
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MODEL = "smollm2-135m"
@@ -92,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default=MODEL, help="whose pairs and heads are counted")
     parser.add_argument("--layers", help="A-B: the layers that pairs are asked of (all)")
     parser.add_argument("--most", type=int, help="leave out larger sizes than this")
+    parser.add_argument("--repeats", type=int, default=1, help="maps of each size; their median is kept")
     parser.add_argument("--small", action="store_true")
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"{axis} {point.size:,}: {point.seconds:.1f} s", flush=True)
                 write_points(points, given.out)
     print_table(points)
-    save(draw(points), given.out / "scaling.png")
+    draw(points).savefig(given.out / "scaling.png", dpi=200)
 
 
 # The axes -----------------------------------------------------------------------------------------
@@ -114,7 +115,7 @@ def _pairs(given: argparse.Namespace, folder: Path) -> Iterator[Point]:
     for size in _sizes(given, SMALL_PAIRS if given.small else PAIRS):
         relations = folder / f"relations-{size}"
         write_pairs(relations, words, size)
-        yield _point("pairs", size, folder, given.model, relations=relations, layers=given.layers)
+        yield _point(given, "pairs", size, folder, given.model, relations=relations, layers=given.layers)
 
 
 def _heads(given: argparse.Namespace, folder: Path) -> Iterator[Point]:
@@ -122,17 +123,17 @@ def _heads(given: argparse.Namespace, folder: Path) -> Iterator[Point]:
     for layers in SMALL_LAYERS if given.small else LAYERS:
         size = layers * n_heads
         if given.most is None or size <= given.most:
-            yield _point("heads", size, folder, given.model, layers=f"0-{layers - 1}")
+            yield _point(given, "heads", size, folder, given.model, layers=f"0-{layers - 1}")
 
 
 def _widths(given: argparse.Namespace, folder: Path) -> Iterator[Point]:
     for size in _sizes(given, SMALL_WIDTHS if given.small else WIDTHS):
-        yield _of_shape(replace(_base(given), d_model=size, d_mlp=2 * size), "d", size, folder)
+        yield _of_shape(given, replace(_base(given), d_model=size, d_mlp=2 * size), "d", size, folder)
 
 
 def _vocabularies(given: argparse.Namespace, folder: Path) -> Iterator[Point]:
     for size in _sizes(given, SMALL_VOCABULARIES if given.small else VOCABULARIES):
-        yield _of_shape(replace(_base(given), vocab=size), "vocabulary", size, folder)
+        yield _of_shape(given, replace(_base(given), vocab=size), "vocabulary", size, folder)
 
 
 AXES: dict[str, Callable[[argparse.Namespace, Path], Iterator[Point]]] = {
@@ -151,13 +152,14 @@ def _base(given: argparse.Namespace) -> Shape:
     return SHAPES["tiny"] if given.small else HEADS
 
 
-def _of_shape(shape: Shape, axis: str, size: int, folder: Path) -> Point:
+def _of_shape(given: argparse.Namespace, shape: Shape, axis: str, size: int, folder: Path) -> Point:
     checkpoint = folder / f"{axis}-{size}"
     write(checkpoint, shape)
-    return _point(axis, size, folder, checkpoint, relations=checkpoint / "relations")
+    return _point(given, axis, size, folder, checkpoint, relations=checkpoint / "relations")
 
 
 def _point(
+    given: argparse.Namespace,
     axis: str,
     size: int,
     folder: Path,
@@ -167,8 +169,9 @@ def _point(
     layers: str | None = None,
 ) -> Point:
     asked = "core" if relations is None else str(relations)
-    out = folder / f"map-{axis}-{size}"
-    return Point.of(axis, size, measure(model, out, relations=asked, lens="maps", layers=layers))
+    outs = [folder / f"map-{axis}-{size}-{repeat}" for repeat in range(given.repeats)]
+    runs = [measure(model, out, relations=asked, lens="maps", layers=layers) for out in outs]
+    return Point.of(axis, size, median_run(runs))
 
 
 # Pairs --------------------------------------------------------------------------------------------
@@ -266,40 +269,44 @@ def print_table(points: Sequence[Point]) -> None:
 
 
 def draw(points: Sequence[Point]) -> Figure:
-    """Two panels an axis: seconds against its size, and seconds against the rows through the vocabulary."""
+    """Two panels an axis: seconds, and what survived screening, against its size; lines of slope one."""
     from matplotlib.figure import Figure
 
     axes = list(dict.fromkeys(point.axis for point in points))
-    titles = {"pairs": "pairs", "heads": "heads", "d": "d_model", "vocabulary": "vocabulary"}
-    figure = Figure(figsize=(2.6 * len(axes) + 0.6, 5.2), layout="constrained")
-    grid = figure.subplots(2, len(axes), squeeze=False)
-    for column, axis in enumerate(axes):
-        mine = sorted((p for p in points if p.axis == axis), key=lambda p: p.size)
-        size, seconds = [p.size for p in mine], [p.seconds for p in mine]
-        rows, hits = [p.rows for p in mine], [p.hits for p in mine]
-        above, below = grid[:, column]
-        above.plot(size, seconds, "o-", color="#1b6e4a", label="engine")
-        above.plot(size, [p.total_seconds for p in mine], "s:", color="#7f7f7f", label="whole map")
-        reference = [seconds[0] * s / size[0] for s in size]
-        above.plot(size, reference, "--", color="black", linewidth=0.8, label="linear")
-        above.set_title(f"{titles[axis]}: seconds ~ size^{exponent(size, seconds):.2f}", fontsize=8)
-        below.plot(size, rows, "o-", color="#b3541e", label="rows through U")
-        below.plot(size, hits, "s:", color="#4a5fa5", label="ranks below the ceiling")
-        below.plot(
-            size, [rows[0] * s / size[0] for s in size], "--", color="black", linewidth=0.8, label="linear"
-        )
-        below.set_xlabel(titles[axis])
-        for panel in (above, below):
-            panel.set_xscale("log")
-            panel.set_yscale("log")
-            panel.tick_params(labelsize=7)
-            panel.set_xticks(size, [f"{s:,}" for s in size], rotation=45)
-            panel.minorticks_off()
-    grid[0, 0].set_ylabel("seconds")
-    grid[1, 0].set_ylabel("number")
+    figure = Figure(figsize=(2.4 * len(axes) + 1, 5), layout="constrained")
+    grid = figure.subplots(2, len(axes), squeeze=False, sharey="row", sharex="col")
+    for (above, below), axis in zip(grid.T, axes, strict=True):
+        mine = sorted((point for point in points if point.axis == axis), key=lambda point: point.size)
+        size = [point.size for point in mine]
+        seconds, rows = [point.seconds for point in mine], [point.rows for point in mine]
+        above.set_title(f"{axis}\nseconds ~ size^{exponent(size, seconds):.2f}", fontsize=8)
+        below.set_title(f"rows ~ size^{exponent(size, rows):.2f}", fontsize=8)
+        _lines(above, size, {"engine": seconds, "whole map": [point.total_seconds for point in mine]})
+        _lines(below, size, {"rows through U": rows, "ranks below the ceiling": [p.hits for p in mine]})
+        below.set_xlabel("d_model" if axis == "d" else axis, fontsize=8)
+    grid[0, 0].set_ylabel("seconds", fontsize=8)
+    grid[1, 0].set_ylabel("number", fontsize=8)
     for row in grid:
         row[0].legend(fontsize=6, frameon=False)
     return figure
+
+
+def _lines(panel: Axes, size: Sequence[int], lines: Mapping[str, Sequence[float]]) -> None:
+    """Lines over sizes in logarithms, the first with a line of slope one from its first point."""
+    first = next(iter(lines.values()))
+    panel.plot(
+        size, [first[0] * each / size[0] for each in size], "--", color="black", linewidth=0.8, label="linear"
+    )
+    for (label, values), (style, colour) in zip(
+        lines.items(), (("o-", "#1b6e4a"), ("s:", "#7f7f7f")), strict=True
+    ):
+        panel.plot(size, values, style, color=colour, markersize=4, label=label)
+    panel.set_xscale("log")
+    panel.set_yscale("log")
+    panel.minorticks_off()
+    panel.set_xticks(size, [f"{each:,}" for each in size], rotation=45, fontsize=7)
+    panel.tick_params(labelsize=7)
+    panel.grid(axis="y", linewidth=0.3)
 
 
 if __name__ == "__main__":
