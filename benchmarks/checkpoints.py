@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from tests.mapping.checkpoints import FIRST_WORD, word, word_tokenizer
 from torch.nn.functional import normalize, silu
 from transformers import LlamaConfig
+
+from tests.mapping.checkpoints import FIRST_WORD, word, word_tokenizer
 
 INDEX = "model.safetensors.index.json"
 N_RELATIONS = 20

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks.comparison import check, ranks
 from safetensors import safe_open
 
 from benchmarks import checkpoints, map_shape, scaling
+from benchmarks.comparison import check, ranks
 from headatlas.architectures import open_model
 from headatlas.atlas import Atlas
 from headatlas.lenses import MapsStates
