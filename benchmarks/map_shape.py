@@ -28,7 +28,7 @@ from benchmarks.comparison import check, plain_seconds, states_of
 from benchmarks.measuring import Measured, measure, median_run
 from headatlas.atlas import Atlas
 from headatlas.mapping.job import Job, layer_range, options, prepare
-from headatlas.mapping.run import layer_inputs
+from headatlas.mapping.states import layer_inputs
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.relations import Relation, load
 

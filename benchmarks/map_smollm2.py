@@ -33,7 +33,8 @@ from headatlas.atlas import Atlas
 from headatlas.lenses import MapsStates, NeutralStates, States
 from headatlas.mapping import oracle
 from headatlas.mapping.job import Job, options, prepare
-from headatlas.mapping.run import layer_inputs, map_heads
+from headatlas.mapping.run import map_heads
+from headatlas.mapping.states import layer_inputs
 from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import Vocabulary
 

@@ -17,7 +17,8 @@ from headatlas.atlas import Atlas
 from headatlas.lenses import MapsStates
 from headatlas.mapping import oracle
 from headatlas.mapping.job import options, prepare
-from headatlas.mapping.run import layer_inputs, map_heads
+from headatlas.mapping.run import map_heads
+from headatlas.mapping.states import layer_inputs
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.relations import load
 from headatlas.weights import open_checkpoint

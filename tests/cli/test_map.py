@@ -97,6 +97,8 @@ def test_options_reach_the_mapping(run: Run, mapped: Any, tmp_path: Path) -> Non
         "layers": "0-5",
         "ceiling": 40,
         "target_policy": "first-token",
+        "device": "auto",
+        "max_memory": None,
         "stream": False,
         "cluster": "auto",
         "remote": True,

@@ -22,7 +22,9 @@ from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import NEUTRAL_PREFIXES, NeutralStates, StreamedStates, blocks, neutral
 from headatlas.lenses.blocks import BlockPass
-from headatlas.mapping import plan, run
+from headatlas.mapping import plan, states
+from headatlas.mapping.job import options
+from headatlas.mapping.machine import Machine
 from headatlas.mapping.run import map_heads
 from headatlas.weights import open_checkpoint
 from headatlas.weights.safetensors_source import SafetensorsSource
@@ -504,8 +506,8 @@ def test_progress_counts_rows_of_all_layers(folder: Path, tmp_path: Path) -> Non
 @pytest.fixture
 def too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine holds a layer but not a model."""
-    for module in (plan, run):
-        monkeypatch.setattr(module, "memory_needed", lambda *_, streamed=False: 1 if streamed else 10**15)
+    for module in (plan, states):
+        monkeypatch.setattr(module, "memory_least", lambda *_, streamed=False: 1 if streamed else 10**15)
 
 
 @pytest.mark.usefixtures("too_large")
@@ -529,22 +531,22 @@ def test_a_model_that_the_gpu_does_not_hold_is_streamed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half of what is free there is for the weights."""
-    model, lens = opened(folder), run.options().lens
-    gpu = torch.device("cuda", 0)
+    model, lens = opened(folder), options().lens
+    gpu, cpu = (Machine((torch.device(name),), 10**12) for name in ("cuda:0", "cpu"))
     weights = 4 * model.n_parameters
     for free, streamed in ((2 * weights, False), (2 * weights - 2, True)):
         monkeypatch.setattr(plan, "free_memory", lambda _, free=free: free)
         assert plan.streams(model, lens, 10, None, gpu) is streamed
         assert not plan.streams(model, lens, 10, False, gpu)
-        assert not plan.streams(model, lens, 10, None, torch.device("cpu"))
+        assert not plan.streams(model, lens, 10, None, cpu)
 
 
 def test_memory_does_not_grow_with_depth(folder: Path) -> None:
     model = opened(folder)
     deep = opened(folder)
     deep.dims = replace(model.dims, n_layers=1000)
-    lens = run.options().lens
-    need = [plan.memory_needed(each, lens, 1000, streamed=True) for each in (model, deep)]
+    lens, machine = options().lens, Machine((torch.device("cpu"),), 10**11)
+    need = [plan.memory_needed(each, lens, 1000, machine, streamed=True) for each in (model, deep)]
     assert need[0] == need[1]
     assert model.n_block_parameters * LAYERS < model.n_parameters
 

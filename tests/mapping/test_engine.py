@@ -55,6 +55,20 @@ def test_results_do_not_depend_on_rounds_routes_or_chunks(
     assert_same(engine.map_layer(questions, inputs, vocabulary, ceiling=32), expected)
 
 
+@pytest.mark.parametrize("heads_at_once", [1, 3])
+def test_heads_may_be_in_work_a_few_at_a_time(heads_at_once: int) -> None:
+    """And a control that is known is not computed again."""
+    _, questions, inputs, vocabulary = random_problem(7)
+    stats = Stats(), Stats()
+    expected = engine.map_layer(questions, inputs, vocabulary, ceiling=32, stats=stats[0])
+    found = engine.map_layer(
+        questions, inputs, vocabulary, ceiling=32, heads_at_once=heads_at_once, control=expected.control
+    )
+    assert_same(found, expected)
+    engine.map_layer(questions, inputs, vocabulary, ceiling=32, control=expected.control, stats=stats[1])
+    assert stats[1].rows < stats[0].rows and stats[1].products < stats[0].products
+
+
 def test_near_ties_are_decided_in_float64() -> None:
     """Rows of U that differ by less than float32 can see: only a float64 recheck ranks them."""
     _, questions, inputs, vocabulary = random_problem(3, vocab=400)

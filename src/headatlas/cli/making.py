@@ -12,9 +12,11 @@ import typer
 from headatlas.cli.options import (
     AsJson,
     CriterionOption,
+    Device,
     K,
     KCopy,
     LensOption,
+    MaxMemory,
     ModelArgument,
     QMax,
     Relations,
@@ -43,6 +45,8 @@ def plan(
     lens: LensOption = None,
     relations: Relations = "core",
     stream: Stream = None,
+    device: Device = "auto",
+    max_memory: MaxMemory = None,
     remote: Remote = False,
     as_json: AsJson = False,
 ) -> None:
@@ -53,7 +57,13 @@ def plan(
     from headatlas.mapping.plan import plan as make_plan
 
     found = make_plan(
-        model, lens=lens or "neutral", relations=relations, stream=stream, remote=remote
+        model,
+        lens=lens or "neutral",
+        relations=relations,
+        stream=stream,
+        device=device,
+        max_memory=max_memory,
+        remote=remote,
     ).to_dict()
     if as_json:
         print_json(found)
@@ -98,6 +108,8 @@ def map_model(
         typer.Option("--ceiling", metavar="N", help="Ranks are stored exactly below N; k can be up to N."),
     ] = 32,
     stream: Stream = None,
+    device: Device = "auto",
+    max_memory: MaxMemory = None,
     cluster: Annotated[
         str | None,
         typer.Option(
@@ -142,6 +154,8 @@ def map_model(
             layers=layers,
             ceiling=ceiling,
             stream=stream,
+            device=device,
+            max_memory=max_memory,
             target_policy=target_policy,
             cluster=cluster,
             remote=remote,

@@ -42,7 +42,22 @@ Stream = Annotated[
         help="neutral: run the model layer by layer, or load it whole. Default: by the memory there is.",
     ),
 ]
-
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="auto|cpu|cuda|cuda:N|mps",
+        help="Where to compute; changes no result. cuda: all GPUs, layers shared out. auto: a GPU if any.",
+    ),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        help="Main memory to stay below, such as 6GB: fewer heads at a time, streaming. Default: all.",
+    ),
+]
 Remote = Annotated[
     bool,
     typer.Option(

@@ -8,7 +8,7 @@ the floor. Every round screens with what the rounds before found.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -92,6 +92,7 @@ def map_layer(
     *,
     ceiling: int,
     control: NDArray[np.int16] | None = None,
+    heads_at_once: int | None = None,
     stats: Stats | None = None,
 ) -> LayerRanks:
     """Every rank of one layer below the ceiling; equal to :func:`headatlas.mapping.oracle.map_layer`.
@@ -102,35 +103,38 @@ def map_layer(
         vocabulary: Competing rows of U.
         ceiling: Ranks below it are exact; from it on they are ``RANK_BEYOND``.
         control: [n_pairs] ranks of the no-head control if they are known, as where layers share their states.
+        heads_at_once: Heads in work at a time, all if None; changes memory, not results.
         stats: Counts what was done, if given.
     """
     stats = Stats() if stats is None else stats
     ranks = np.full((2, inputs.n_heads, questions.n_pairs), RANK_UNUSABLE, dtype=np.int16)
     cells = np.full((2, inputs.n_heads, questions.n_cells), CELL_BEYOND, dtype=np.uint8)
     target_rows = vocabulary.float32(questions.targets).to(vocabulary.device)
-    with stats.timed("screening"):
-        by_group = [inputs.group_values(group) for group in range(inputs.dims.n_kv_heads)]
-        heads = [
-            _Head(
-                Space.of_head(
-                    by_group[inputs.dims.kv_head(head)],
-                    inputs.output(head),
-                    questions,
-                    vocabulary,
-                    target_rows,
-                ),
-                list(ranks[:, head]),
-                list(cells[:, head]),
-                [],
-            )
-            for head in range(inputs.n_heads)
-        ]
+    by_group: dict[int, torch.Tensor] = {}
+    for some in _split(range(inputs.n_heads), heads_at_once or inputs.n_heads):
+        heads = []
+        for head in some:
+            group = inputs.dims.kv_head(head)
+            if group not in by_group:
+                by_group = {group: inputs.group_values(group)}  # the group before is done with
+            with stats.timed("screening"):
+                space = Space.of_head(
+                    by_group[group], inputs.output(head), questions, vocabulary, target_rows
+                )
+            heads.append(_Head(space, list(ranks[:, head]), list(cells[:, head]), []))
+        if control is None:
+            control = np.full(questions.n_pairs, RANK_UNUSABLE, dtype=np.int16)
+            space = Space(unit(inputs.control), None, questions, vocabulary, target_rows)
+            heads.append(_Head(space, [control], [], []))
+        _in_rounds(heads, ceiling, stats)
     if control is None:
-        control = np.full(questions.n_pairs, RANK_UNUSABLE, dtype=np.int16)
-        space = Space(unit(inputs.control), None, questions, vocabulary, target_rows)
-        heads.append(_Head(space, [control], [], []))
-    _in_rounds(heads, ceiling, stats)
+        raise ValueError("a layer has at least one head")
     return LayerRanks(ranks[0], ranks[1], control, cells[0], cells[1])
+
+
+def _split(heads: range, n: int) -> Iterator[range]:
+    for start in range(0, len(heads), n):
+        yield heads[start : start + n]
 
 
 def _in_rounds(heads: list[_Head], ceiling: int, stats: Stats) -> None:

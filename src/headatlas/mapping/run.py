@@ -13,30 +13,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 import xarray as xr
 
-from headatlas.architectures import RightMap
 from headatlas.atlas import Atlas
 from headatlas.atlas.derived import store_scores
 from headatlas.atlas.removing import remove_atlas
 from headatlas.atlas.store import ATLAS_NAME, AtlasWriter, LayerRanks, create_store, is_made, read_store
 from headatlas.errors import HeadatlasError
 from headatlas.files import check_writable
-from headatlas.lenses import MapsStates, NeutralStates, States, StreamedStates
+from headatlas.lenses import States, StreamedStates
 from headatlas.lenses.neutral import discard_states
 from headatlas.mapping.cluster import connected, rank_on_cluster
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.job import Job, differences, layer_range, options, prepare, with_traffic
-from headatlas.mapping.plan import memory_needed, memory_there, streams
+from headatlas.mapping.machine import Machine, this_machine
+from headatlas.mapping.plan import share_of
 from headatlas.mapping.progress import Progress, Report, silent
+from headatlas.mapping.states import layer_inputs, make_states
 from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.mapping.workers import rank_here, workers_for
 from headatlas.relations import Relation, TargetPolicy
 from headatlas.scoring.settings import CEILING, Criterion
 from headatlas.storage import Place, place, shown
-from headatlas.weights import can_stream
 from headatlas.weights.cache import cache_dir
 
 if TYPE_CHECKING:
@@ -62,6 +61,8 @@ def map_heads(
     ceiling: int = CEILING,
     target_policy: TargetPolicy = "single",
     stream: bool | None = None,
+    device: str = "auto",
+    max_memory: str | int | None = None,
     cluster: str | None = None,
     remote: bool = False,
     force: bool = False,
@@ -84,6 +85,10 @@ def map_heads(
         target_policy: What to do with targets of several tokens.
         stream: For the neutral lens: send all rows through the model layer by layer, reading each layer once
             (True), or load the whole model (False). None streams what does not fit into memory.
+        device: ``"cpu"``, ``"cuda"`` (all GPUs of this machine, layers shared out among them), ``"cuda:N"``,
+            ``"mps"``, or ``"auto"``: a GPU if there is one. Changes time, not results.
+        max_memory: Bytes of main memory to stay below, or text such as ``"6GB"``; None: what there is. An
+            estimate, kept by working on fewer layers and heads at a time, and by streaming.
         cluster: ``"auto"`` or the address of a running Ray cluster, whose machines rank the layers; this
             process reads the model and writes the atlas. None computes here.
         remote: Read a Hugging Face id in place, tensor by tensor (lens ``maps``). Addresses always are.
@@ -115,17 +120,19 @@ def map_heads(
         Progress("open", 0, 0, shown(str(model)) if isinstance(model, (str, Path)) else type(model).__name__)
     )
     stats = Stats() if stats is None else stats
+    # With a cluster, its machines have the device, not this one.
+    machine = this_machine(device if cluster is None else "cpu", max_memory)
+    on_cluster = None if cluster is None else "cuda" if device.startswith("cuda") else "cpu"
     with nullcontext() if cluster is None else connected(cluster):
         with stats.timed("opening"):
             job = prepare(model, tokenizer, relations, chosen, remote=remote)
         wanted = layer_range(layers, job.model.dims.n_layers)
-        on_cluster = cluster is not None
         if out is not None:
             if force:
                 remove_atlas(out)
-            return run(job, place(out), wanted, tell, stats, stream=stream, on_cluster=on_cluster)
+            return run(job, place(out), wanted, tell, stats, machine, stream=stream, on_cluster=on_cluster)
         with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
-            atlas = run(job, Path(folder), wanted, tell, stats, stream=stream, on_cluster=on_cluster)
+            atlas = run(job, Path(folder), wanted, tell, stats, machine, stream=stream, on_cluster=on_cluster)
             return Atlas(atlas.dataset.load(), atlas.provenance, atlas.settings)
 
 
@@ -135,11 +142,12 @@ def run(
     wanted: range,
     tell: Report,
     stats: Stats,
+    machine: Machine,
     *,
     stream: bool | None = None,
-    on_cluster: bool = False,
+    on_cluster: str | None = None,
 ) -> Atlas:
-    """Map the wanted layers that are not done yet into ``out/atlas.zarr``, here or on the cluster."""
+    """Map the wanted layers that are not done yet into ``out/atlas.zarr``, here or on a cluster's devices."""
     path, saved_states = out / ATLAS_NAME, _states_folder(out, job)
     _open_or_create(path, job)
     writer = AtlasWriter(path)
@@ -147,12 +155,14 @@ def run(
     todo = [layer for layer in wanted if not done[layer]]
     if todo:
         with stats.timed("states"):
-            states = _states(job, saved_states, tell, stream)
+            states = make_states(job, saved_states, tell, machine, stream)
         with stats.timed("reading"):
             vocabulary = Vocabulary.read(job.model.unembed, job.competing)
         layers = _layers(job, states, todo, writer, stats)
         tell(Progress("heads", int(writer.done()[todo].sum()), len(todo)))
-        ranked = _ranked(job, vocabulary, layers, len(todo), stats, on_cluster)
+        ranked = _ranked(
+            job, vocabulary, layers, len(todo), stats, machine, isinstance(states, StreamedStates), on_cluster
+        )
         with closing(ranked), stats.timed("ranking"):
             for layer, ranks in ranked:
                 with stats.timed("writing"):
@@ -189,17 +199,20 @@ def _ranked(
     layers: Iterator[tuple[int, LayerInputs]],
     n_layers: int,
     stats: Stats,
-    on_cluster: bool,
+    machine: Machine,
+    streamed: bool,
+    on_cluster: str | None,
 ) -> Generator[tuple[int, LayerRanks], None, None]:
     """The layers' ranks as they get done, here or on a cluster."""
-    ceiling = job.options.ceiling
-    if on_cluster:
+    questions, ceiling = job.questions, job.options.ceiling
+    if on_cluster is not None:
         yield from rank_on_cluster(
-            job.questions, vocabulary, layers, n_layers=n_layers, ceiling=ceiling, stats=stats
+            questions, vocabulary, layers, n_layers=n_layers, ceiling=ceiling, stats=stats, device=on_cluster
         )
         return
-    workers = workers_for(vocabulary, [torch.device("cpu")])
-    yield from rank_here(job.questions, workers, layers, ceiling=ceiling, stats=stats)
+    share = share_of(job.model, job.options.lens, len(questions.sources), machine, streamed=streamed)
+    workers = workers_for(vocabulary, machine, share)
+    yield from rank_here(questions, workers, layers, ceiling=ceiling, stats=stats)
 
 
 @contextmanager
@@ -223,31 +236,6 @@ def _alone(path: Place) -> Iterator[None]:
         os.close(descriptor)
 
 
-def layer_inputs(job: Job, states: States, layer: int) -> LayerInputs:
-    """What the engine needs for one layer; its weights are read here and released by the caller."""
-    seen = states.layer(layer)
-    heads = job.model.heads(layer) if seen.heads is None else seen.heads
-    if not all(bool(torch.isfinite(part).all()) for part in (heads.W_V, heads.W_O)):
-        raise HeadatlasError(
-            f"{job.model.checkpoint.spec}: the attention weights of layer {layer} are not finite; "
-            "the file is damaged, fetch it again."
-        )
-    right: RightMap | None = None
-    control_right: RightMap | None = None
-    if job.options.lens.right_map:
-        right = job.model.right_map(layer)
-        control_right = RightMap(None, right.centre, right.final_gain)
-    return LayerInputs(
-        dims=job.model.dims,
-        states=seen.x,
-        heads=heads,
-        right=right,
-        use_bias=job.options.lens.right_map,
-        control_states=seen.control,
-        control_right=control_right,
-    )
-
-
 def _states_folder(out: Place, job: Job) -> Path:
     """Where source states are kept until all layers are done: in the output folder.
 
@@ -260,30 +248,6 @@ def _states_folder(out: Place, job: Job) -> Path:
     of += [job.provenance["lens"], job.provenance["relations"]]
     key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:32]
     return cache_dir() / STATES_NAME / key
-
-
-def _states(job: Job, folder: Path, tell: Report, stream: bool | None) -> States:
-    lens, model, sources = job.options.lens, job.model, job.questions.sources
-    streamed = streams(model, lens, len(sources), stream)
-    if lens.weights_only:
-        return MapsStates(model, sources)
-    need, have = memory_needed(model, lens, len(sources), streamed=streamed), memory_there()
-    if need > have:
-        how = "runs the model layer by layer" if streamed else "loads the whole model"
-        instead = "leave out --no-stream, or " if stream is False and can_stream(model.checkpoint) else ""
-        raise HeadatlasError(
-            f"{model.checkpoint.spec}: the neutral lens {how} and needs about {need / 1e9:.0f} GB of memory, "
-            f"this machine has {have / 1e9:.0f} GB; {instead}use --lens maps."
-        )
-    make = StreamedStates if streamed else NeutralStates.compute
-    return make(
-        model,
-        sources,
-        lens.prefixes,
-        folder,
-        identity=f"{job.provenance['model']['weights_hash']} {job.provenance['tokenizer_hash']}",
-        progress=lambda done, total: tell(Progress("states", done, total)),
-    )
 
 
 def _open_or_create(path: Place, job: Job) -> None:

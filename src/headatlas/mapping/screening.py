@@ -25,6 +25,7 @@ SAMPLED_ROWS = 4
 TOKENS_PER_ROW = 48
 LONGEST_TOKENS = 128
 MOST_TOKENS = 3000
+LOGITS_AT_ONCE = 32 << 20
 
 Ints = NDArray[np.int64]
 
@@ -175,7 +176,7 @@ def typical_tokens(spaces: Sequence[Space], stats: Stats) -> None:
     longest = vocabulary.norms.topk(min(LONGEST_TOKENS, len(vocabulary))).indices.numpy()
     k = min(TOKENS_PER_ROW, len(vocabulary))
     found = []
-    for rows in torch.split(torch.cat(outputs), 1024):
+    for rows in torch.split(torch.cat(outputs), max(32, LOGITS_AT_ONCE // len(vocabulary))):
         logits = roughly(rows, vocabulary)
         stats.products += logits.numel() * rows.shape[1]
         ends = [logits.topk(k, largest=largest).indices for largest in (True, False)]

@@ -15,6 +15,7 @@ from headatlas.devices import strict_products
 from headatlas.mapping.bounds import whole
 from headatlas.mapping.engine import map_layer
 from headatlas.mapping.inputs import LayerInputs
+from headatlas.mapping.machine import Machine, Shares
 from headatlas.mapping.questions import Questions
 from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import Vocabulary
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 
     from headatlas.architectures import RightMap
 
-MOST_WORKERS = 4
-"""Layers at a time on processor cores. The rest of the cores help within a layer."""
-
 
 @dataclass(frozen=True)
 class Worker:
@@ -36,29 +34,27 @@ class Worker:
     Attributes:
         vocabulary: Competing rows of U, on the worker's device.
         threads: Processor cores it uses.
+        heads: Heads of a layer that it has in work at a time.
     """
 
     vocabulary: Vocabulary
     threads: int
+    heads: int
 
 
-def workers_for(
-    vocabulary: Vocabulary, devices: Sequence[torch.device], *, most: int = MOST_WORKERS
-) -> list[Worker]:
+def workers_for(vocabulary: Vocabulary, machine: Machine, share: Shares) -> list[Worker]:
     """The workers of this machine.
 
     Args:
         vocabulary: Competing rows of U.
-        devices: Where to compute: processors, or any number of GPUs.
-        most: How many layers may be in work on the processor cores.
+        machine: Where to compute.
+        share: What fits.
     """
-    cores = torch.get_num_threads()
-    on_gpus = [device for device in devices if device.type != "cpu"]
-    if on_gpus:
-        each = max(1, cores // len(on_gpus))
-        return [Worker(replace(vocabulary, device=device), each) for device in on_gpus]
-    n = max(1, min(cores, MOST_WORKERS, most))
-    return [Worker(vocabulary, cores // n)] * n
+    devices = [device for device in machine.devices if device.type != "cpu"][: share.workers]
+    each = max(1, machine.cores // share.workers)
+    if devices:
+        return [Worker(replace(vocabulary, device=device), each, share.heads) for device in devices]
+    return [Worker(vocabulary, each, share.heads)] * share.workers
 
 
 class _Controls:
@@ -106,7 +102,13 @@ def rank_here(
             known = controls.of(inputs)
             with strict_products():
                 ranks = map_layer(
-                    questions, inputs, worker.vocabulary, ceiling=ceiling, control=known, stats=mine
+                    questions,
+                    inputs,
+                    worker.vocabulary,
+                    ceiling=ceiling,
+                    control=known,
+                    heads_at_once=worker.heads,
+                    stats=mine,
                 )
             if known is None:
                 controls.remember(inputs, ranks.control)
