@@ -25,7 +25,7 @@ from headatlas.lenses.blocks import BlockPass
 from headatlas.mapping import plan, states
 from headatlas.mapping.job import options
 from headatlas.mapping.machine import Machine
-from headatlas.mapping.run import map_heads
+from headatlas.mapping.run import STATES_NAME, map_heads
 from headatlas.weights import open_checkpoint
 from headatlas.weights.safetensors_source import SafetensorsSource
 from tests.architectures.tiny import MODELS
@@ -191,7 +191,7 @@ def test_the_atlas_is_the_same(folder: Path, tmp_path: Path) -> None:
     assert set(found.dataset.variables) == set(expected.dataset.variables)
     for name in found.dataset.variables:
         np.testing.assert_array_equal(found.dataset[name], expected.dataset[name], err_msg=str(name))
-    assert not (tmp_path / run.STATES_NAME).exists()
+    assert not (tmp_path / STATES_NAME).exists()
 
 
 # What is read and held --------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def test_near_ties_are_decided_in_float64() -> None:
     near = [i for i in range(0, 380, 9) if i not in questions.targets]
     for i in near:
         rows[i] = base * (1 + 2e-7 * torch.randn(1, generator=generator))
-    close = replace(vocabulary, rows=rows)
+    close = replace(vocabulary, stored=rows)
     stats = Stats()
     found = engine.map_layer(questions, inputs, close, ceiling=250, stats=stats)
     assert_same(found, oracle.map_layer(questions, inputs, close, ceiling=250))
@@ -109,7 +109,7 @@ def test_copies_of_a_row_count_against_the_target_both_ways() -> None:
     target = int(questions.targets[questions.own_column[0]])
     rows = vocabulary.rows.clone()
     rows[(target + 1) % len(vocabulary)] = rows[target]
-    twin = replace(vocabulary, rows=rows)
+    twin = replace(vocabulary, stored=rows)
     found = oracle.map_layer(questions, inputs, twin, ceiling=250)
     pair = questions.own_pair[0]
     both = np.concatenate([found.promotion[:, pair], found.suppression[:, pair]])
@@ -125,7 +125,7 @@ def test_the_scale_of_a_head_changes_nothing(exponent: int) -> None:
     heads = LayerHeads(inputs.heads.W_V, inputs.heads.b_V, inputs.heads.W_O * 2.0**exponent)
     assert (heads.W_O != 0).all()
     scaled = replace(inputs, heads=heads)
-    weak = replace(vocabulary, rows=vocabulary.rows * 2.0**-24)
+    weak = replace(vocabulary, stored=vocabulary.rows * 2.0**-24)
     assert_same(oracle.map_layer(questions, scaled, weak, ceiling=32), expected)
     assert_same(engine.map_layer(questions, scaled, weak, ceiling=32), expected)
 

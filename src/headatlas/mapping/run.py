@@ -155,7 +155,7 @@ def run(
     todo = [layer for layer in wanted if not done[layer]]
     if todo:
         with stats.timed("states"):
-            states = make_states(job, saved_states, tell, machine, stream)
+            states = make_states(job, saved_states, tell, machine, stream=stream, last=todo[-1])
         with stats.timed("reading"):
             vocabulary = Vocabulary.read(job.model.unembed, job.competing)
         layers = _layers(job, states, todo, writer, stats)

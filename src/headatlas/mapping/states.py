@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,9 @@ from headatlas.mapping.progress import Progress, Report
 from headatlas.weights import can_stream
 
 
-def make_states(job: Job, folder: Path, tell: Report, machine: Machine, stream: bool | None = None) -> States:
+def make_states(
+    job: Job, folder: Path, tell: Report, machine: Machine, *, stream: bool | None, last: int
+) -> States:
     """Source states of all layers, made or taken up where an earlier run stopped.
 
     Args:
@@ -26,6 +29,7 @@ def make_states(job: Job, folder: Path, tell: Report, machine: Machine, stream: 
         tell: Called with progress.
         machine: Where it computes.
         stream: Layer by layer, whole, or (None) by the memory there is.
+        last: Last layer wanted; a pass layer by layer ends there.
 
     Raises:
         HeadatlasError: The memory that may be taken does not suffice.
@@ -48,7 +52,7 @@ def make_states(job: Job, folder: Path, tell: Report, machine: Machine, stream: 
         )
     if lens.weights_only:
         return MapsStates(model, sources)
-    make = StreamedStates if streamed else NeutralStates.compute
+    make = partial(StreamedStates, last=last) if streamed else NeutralStates.compute
     return make(
         model,
         sources,

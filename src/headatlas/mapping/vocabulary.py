@@ -28,13 +28,13 @@ class Vocabulary:
     """Competing rows of U.
 
     Attributes:
-        rows: [V, d_model] float32, or bfloat16 where that loses nothing; one row per competing token, in
-            token order.
+        stored: [V, d_model] float32; or, where bfloat16 loses nothing, [V, d_model + 32] bfloat16 as
+            :attr:`bfloat16` has it. One row per competing token, in token order.
         token_ids: [V] their token ids.
         device: Where bounds are computed. Float64 stays on the processor: not every device has it.
     """
 
-    rows: torch.Tensor
+    stored: torch.Tensor
     token_ids: NDArray[np.int64]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -71,14 +71,19 @@ class Vocabulary:
             part = slice(start, min(start + ROWS_AT_ONCE, len(competing)))
             mine = torch.from_numpy(np.flatnonzero(competing[part]))
             found = rows(part)[mine].to(torch.float32)
+            d_model = found.shape[1]
             fits = torch.equal(found.to(torch.bfloat16).to(torch.float32), found)
-            if kept is None:
-                kept = torch.empty(
-                    (len(ids), found.shape[1]), dtype=torch.bfloat16 if fits else torch.float32
-                )
-            if kept.dtype == torch.bfloat16 and not fits:
-                kept = kept.to(torch.float32)
-            kept[filled : filled + len(found)] = found
+            if kept is None and fits:
+                kept = torch.zeros((len(ids), d_model + CARRIED), dtype=torch.bfloat16)
+            elif kept is None:
+                kept = torch.empty((len(ids), d_model))
+            elif kept.dtype == torch.bfloat16 and not fits:
+                kept = kept[:, :d_model].to(torch.float32)
+            into = kept[filled : filled + len(found)]
+            if kept.dtype == torch.bfloat16:
+                _round(found, into)
+            else:
+                into[:] = found
             filled += len(found)
         if kept is None:
             raise ValueError("no token competes")
@@ -88,8 +93,13 @@ class Vocabulary:
         return len(self.token_ids)
 
     @property
+    def rows(self) -> torch.Tensor:
+        """[V, d_model] U transposed, float32 or bfloat16, exact."""
+        return self.stored[:, : self.d_model]
+
+    @property
     def d_model(self) -> int:
-        return self.rows.shape[1]
+        return self.stored.shape[1] - (CARRIED if self.stored.dtype == torch.bfloat16 else 0)
 
     @cached_property
     def norms(self) -> torch.Tensor:
@@ -121,19 +131,12 @@ class Vocabulary:
     def bfloat16(self) -> torch.Tensor:
         """[V, d_model + 32] bfloat16 on the device: U rounded, then two columns with bounds of the length of
         what rounding lost and of the length of the row, then zeros."""
+        if self.stored.dtype == torch.bfloat16:
+            return self.stored.to(self.device)
         n, d_model = self.rows.shape
         out = torch.zeros((n, d_model + CARRIED), dtype=torch.bfloat16, device=self.device)
-        # Twice the rounding of a bfloat16 number keeps the stored bounds above what they bound.
-        up = 1 + 2.0**-7
         for start in range(0, n, ROWS_AT_ONCE):
-            rows = self.rows[start : start + ROWS_AT_ONCE].to(torch.float32)
-            norms = self.norms[start : start + ROWS_AT_ONCE]
-            part = out[start : start + ROWS_AT_ONCE]
-            rounded = rows.to(torch.bfloat16)
-            lost = torch.linalg.vector_norm(rows - rounded.to(torch.float32), dim=1)
-            part[:, :d_model] = rounded
-            part[:, d_model] = (lost * 1.01 + 4 * dot_error(d_model) * norms) * up
-            part[:, d_model + 1] = norms * 1.001 * up
+            _round(self.stored[start : start + ROWS_AT_ONCE], out[start : start + ROWS_AT_ONCE])
         return out
 
     @cached_property
@@ -152,6 +155,19 @@ class Vocabulary:
 
     def _rows(self, tokens: NDArray[np.int64] | torch.Tensor | slice) -> torch.Tensor:
         return self.rows[tokens if isinstance(tokens, slice) else torch.as_tensor(tokens)]
+
+
+def _round(rows: torch.Tensor, into: torch.Tensor) -> None:
+    """Fill rows of :attr:`Vocabulary.bfloat16` from float32 rows [n, d_model]."""
+    d_model = rows.shape[1]
+    # Twice the rounding of a bfloat16 number keeps the stored bounds above what they bound.
+    up = 1 + 2.0**-7
+    rounded = rows.to(torch.bfloat16)
+    norms = torch.linalg.vector_norm(rows, dim=1)
+    lost = torch.linalg.vector_norm(rows - rounded.to(torch.float32), dim=1)
+    into[:, :d_model] = rounded
+    into[:, d_model] = (lost * 1.01 + 4 * dot_error(d_model) * norms) * up
+    into[:, d_model + 1] = norms * 1.001 * up
 
 
 def dot_error(length: int) -> float:
