@@ -17,7 +17,6 @@ from headatlas.cli.options import (
     read_atlas,
 )
 from headatlas.cli.output import parse_width, say
-from headatlas.storage import place
 
 Kind = Literal["categories", "relations", "layers"]
 
@@ -58,6 +57,7 @@ def plot(
     atlas = read_atlas(folder, profile=profile, k=k, k_copy=k_copy, tau=tau, q=q, criterion=criterion)
     from headatlas.figures import plot as draw
     from headatlas.figures.plots import write_data
+    from headatlas.storage import place
 
     draw(atlas, kind, out, width_mm)
     say(f"written: {place(out)}")
@@ -85,6 +85,7 @@ def report(
     """
     atlas = read_atlas(folder, profile=profile, k=k, k_copy=k_copy, tau=tau, q=q, criterion=criterion)
     from headatlas.report import write_report
+    from headatlas.storage import place
 
     path = write_report(atlas, out or (atlas.path or place(folder)).parent / "report.html")
     say(f"written: {path}")

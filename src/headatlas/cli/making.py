@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -28,7 +28,9 @@ from headatlas.cli.output import print_fields, print_json, say
 from headatlas.cli.progress import MapProgress
 from headatlas.cli.summary import plan_rows, summary
 from headatlas.errors import HeadatlasError
-from headatlas.storage import place
+
+if TYPE_CHECKING:
+    from headatlas.storage import Place
 
 STOPPED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -136,13 +138,15 @@ def map_model(
     from headatlas.files import check_writable
     from headatlas.mapping.run import map_heads
     from headatlas.outputs import write_outputs
+    from headatlas.storage import place
 
     began = time.monotonic()
-    check_writable(out)
-    with _stopping(out), MapProgress() as progress:
+    where = place(out)
+    check_writable(where)
+    with _stopping(where), MapProgress() as progress:
         atlas = map_heads(
             model,
-            out=out,
+            out=where,
             preset=preset,
             lens=lens,
             relations=relations,
@@ -164,13 +168,13 @@ def map_model(
         )
     # The outputs follow this command line, whatever an earlier one, now resumed, said.
     atlas = atlas.with_settings(k=k, k_copy=k_copy, tau=tau, q_max=q, criterion=criterion)
-    with _stopping(out):
-        written = write_outputs(atlas, out, figures=not no_figures)
-    say(summary(atlas, place(out), written, time.monotonic() - began))
+    with _stopping(where):
+        written = write_outputs(atlas, where, figures=not no_figures)
+    say(summary(atlas, where, written, time.monotonic() - began))
 
 
 @contextmanager
-def _stopping(out: str) -> Iterator[None]:
+def _stopping(out: Place) -> Iterator[None]:
     """Ctrl-C inside the block says what is saved, and ends the command."""
     try:
         yield
@@ -179,7 +183,7 @@ def _stopping(out: str) -> Iterator[None]:
         raise typer.Exit(STOPPED) from None
 
 
-def _stopped(out: str) -> str:
+def _stopped(out: Place) -> str:
     from headatlas.atlas import Atlas
 
     try:

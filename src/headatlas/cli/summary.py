@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from headatlas.cli.output import number
 from headatlas.cli.progress import duration
-from headatlas.storage import Place
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
+    from headatlas.storage import Place
 
 _N_BEST = 5
 
