@@ -55,7 +55,7 @@ def plain_seconds(
     """
     W_V = inputs.heads.W_V[inputs.dims.kv_head(head)]
     W_O = inputs.output(head).to(torch.float32)
-    U = vocabulary.rows.T
+    U = vocabulary.float32(slice(None)).T
     start = time.perf_counter()
     for relation in questions.relations:
         rows = torch.from_numpy(np.unique(questions.own_row[relation.own]))

@@ -13,6 +13,7 @@ import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from headatlas import __version__
 from headatlas.atlas.store import LayerRanks
+from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
 from headatlas.mapping.engine import map_layer
 from headatlas.mapping.inputs import LayerInputs
@@ -105,7 +107,8 @@ def rank_on_cluster(
     """
     ray = import_ray()
     cpus, gpus, at_once = _shares(ray.nodes(), n_layers, device)
-    options: dict[str, Any] = {"ceiling": ceiling, **({"device": "cuda"} if gpus else {})}
+    options = {"ceiling": ceiling}
+    vocabulary = replace(vocabulary, device=torch.device("cuda" if gpus else "cpu"))
     task = ray.remote(rank_one).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)
     waiting: dict[Any, int] = {}
     with _tensors_in_shared_memory():
@@ -143,7 +146,7 @@ def rank_one(
     cpus: int,
     version: str,
 ) -> tuple[LayerRanks, Stats]:
-    """The task: one layer, on any machine; ``options`` are those of :func:`map_layer`.
+    """The task: one layer, on any machine, on the vocabulary's device; ``options`` are :func:`map_layer`'s.
 
     Raises:
         HeadatlasError: This machine has another version of headatlas.
@@ -155,7 +158,8 @@ def rank_one(
         )
     torch.set_num_threads(cpus)
     stats = Stats()
-    return map_layer(questions, inputs, vocabulary, stats=stats, **options), stats
+    with strict_products():
+        return map_layer(questions, inputs, vocabulary, stats=stats, **options), stats
 
 
 def _shares(nodes: list[dict[str, Any]], n_layers: int, device: str = "cpu") -> tuple[int, int, int]:
