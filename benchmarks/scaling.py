@@ -261,11 +261,14 @@ def print_table(points: Sequence[Point]) -> None:
             )
         size, seconds = [p.size for p in mine], [p.seconds for p in mine]
         rows = [p.rows for p in mine]
-        print(
-            f"{'':<12}exponents: seconds ~ size^{exponent(size, seconds):.2f}, "
-            f"rows ~ size^{exponent(size, rows):.2f}, seconds ~ rows^{exponent(rows, seconds):.2f}, "
-            f"multiply-adds ~ size^{exponent(size, [p.products for p in mine]):.2f}"
-        )
+        fits = {
+            "seconds ~ size": exponent(size, seconds),
+            "rows ~ size": exponent(size, rows),
+            "multiply-adds ~ size": exponent(size, [p.products for p in mine]),
+        }
+        if max(rows) >= 2 * min(rows):  # where they hardly change, nothing can be fitted to them
+            fits["seconds ~ rows"] = exponent(rows, seconds)
+        print(f"{'':<12}exponents: " + ", ".join(f"{what}^{power:.2f}" for what, power in fits.items()))
 
 
 def draw(points: Sequence[Point]) -> Figure:
