@@ -27,6 +27,7 @@ from headatlas.mapping.progress import Progress
 from headatlas.mapping.run import map_heads
 from headatlas.mapping.stats import Stats
 from headatlas.relations import Relation
+from tests.mapping.cases import random_problem
 from tests.mapping.checkpoints import random_relations, save, tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -200,17 +201,18 @@ def what_it_gets(
     questions: Any, vocabulary: Any, inputs: Any, options: dict[str, Any], cpus: int, version: str
 ) -> Any:
     """In place of `rank_one`."""
-    return (cluster.import_ray().get_gpu_ids(), options), Stats()
+    return (cluster.import_ray().get_gpu_ids(), options, vocabulary.device.type), Stats()
 
 
 def test_a_task_gets_a_gpu_if_asked_for(running: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "rank_one", what_it_gets)
-    nothing: Any = SimpleNamespace(norms=None)
+    nothing: Any = SimpleNamespace()
+    _, _, _, vocabulary = random_problem(0)
     layers: Any = iter([(0, nothing), (1, nothing)])
     found = cluster.rank_on_cluster(
-        nothing, nothing, layers, n_layers=2, ceiling=32, stats=Stats(), device="cuda:1"
+        nothing, vocabulary, layers, n_layers=2, ceiling=32, stats=Stats(), device="cuda:1"
     )
-    expected = [0], {"ceiling": 32, "device": "cuda"}
+    expected = [0], {"ceiling": 32}, "cuda"
     assert sorted(found) == [(0, expected), (1, expected)]
 
 

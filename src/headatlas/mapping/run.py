@@ -158,6 +158,7 @@ def run(
             states = make_states(job, saved_states, tell, machine, stream=stream, last=todo[-1])
         with stats.timed("reading"):
             vocabulary = Vocabulary.read(job.model.unembed, job.competing)
+            job.model.checkpoint.release()
         layers = _layers(job, states, todo, writer, stats)
         tell(Progress("heads", int(writer.done()[todo].sum()), len(todo)))
         ranked = _ranked(
@@ -168,6 +169,7 @@ def run(
                 with stats.timed("writing"):
                     writer.write(layer, ranks)
                 tell(Progress("heads", int(writer.done()[todo].sum()), len(todo), f"layer {layer} done"))
+        del vocabulary, layers, ranked  # before calibration needs memory
         tell(Progress("heads", len(todo), len(todo)))
     if writer.done().all():
         discard_states(saved_states)
@@ -189,6 +191,7 @@ def _layers(
         if not writer.done()[layer]:  # by another process in the meantime
             with stats.timed("states" if isinstance(states, StreamedStates) else "reading"):
                 inputs = layer_inputs(job, states, layer)
+                job.model.checkpoint.release()
             yield layer, inputs
             del inputs  # before the next layer is read
 
