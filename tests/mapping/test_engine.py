@@ -69,6 +69,16 @@ def test_heads_may_be_in_work_a_few_at_a_time(heads_at_once: int) -> None:
     assert stats[1].rows < stats[0].rows and stats[1].products < stats[0].products
 
 
+def test_what_a_gpu_does_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Selecting by torch instead of NumPy; the numbers are still the processor's."""
+    _, questions, inputs, vocabulary = random_problem(7)
+    expected = engine.map_layer(questions, inputs, vocabulary, ceiling=32)
+    asked: list[torch.device] = []
+    monkeypatch.setattr(final, "on_processor", lambda values: asked.append(values.device))
+    assert_same(engine.map_layer(questions, inputs, vocabulary, ceiling=32), expected)
+    assert len(asked) > 10
+
+
 def test_near_ties_are_decided_in_float64() -> None:
     """Rows of U that differ by less than float32 can see: only a float64 recheck ranks them."""
     _, questions, inputs, vocabulary = random_problem(3, vocab=400)

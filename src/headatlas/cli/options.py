@@ -47,7 +47,7 @@ Device = Annotated[
     typer.Option(
         "--device",
         metavar="auto|cpu|cuda|cuda:N|mps",
-        help="Where to compute; changes no result. cuda: all GPUs, layers shared out. auto: a GPU if any.",
+        help="Where to compute. cuda: all GPUs, layers shared out. auto: a GPU if there is one.",
     ),
 ]
 MaxMemory = Annotated[

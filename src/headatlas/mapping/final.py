@@ -267,10 +267,15 @@ def _at_first_sight(upper: torch.Tensor, index: Ints, bounded: Bounded, ceiling:
     return lower.to(torch.float64).numpy()
 
 
+def on_processor(values: torch.Tensor) -> bool:
+    """Whether NumPy can look at the values where they are."""
+    return values.device.type == "cpu"
+
+
 def kth(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k-th largest and the k-th smallest of each row [n, m], k ≤ m, as float32 on the processor."""
     m = values.shape[1]
-    if values.device.type == "cpu":
+    if on_processor(values):
         # NumPy sorts short float32 rows with vector instructions: ten times faster than partitioning twice.
         ordered = torch.from_numpy(np.sort(values.to(torch.float32).numpy(), axis=1))
         return ordered[:, m - k], ordered[:, k - 1]
@@ -295,7 +300,7 @@ def _reaching(
 
 def _at_least(values: torch.Tensor, limit: torch.Tensor) -> tuple[Ints, Ints]:
     """Rows and columns of the values [n, m] that are at least the limit of their row."""
-    if values.device.type != "cpu":
+    if not on_processor(values):
         row, column = (values >= limit.to(values.device)[:, None]).nonzero(as_tuple=True)
         return row.cpu().numpy(), column.cpu().numpy()
     # The bits of positive numbers are ordered as integers are, and those of negative ones are below:

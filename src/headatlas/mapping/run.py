@@ -86,7 +86,7 @@ def map_heads(
         stream: For the neutral lens: send all rows through the model layer by layer, reading each layer once
             (True), or load the whole model (False). None streams what does not fit into memory.
         device: ``"cpu"``, ``"cuda"`` (all GPUs of this machine, layers shared out among them), ``"cuda:N"``,
-            ``"mps"``, or ``"auto"``: a GPU if there is one. Changes time, not results.
+            ``"mps"``, or ``"auto"``: a GPU if there is one. Ranks are exact on all.
         max_memory: Bytes of main memory to stay below, or text such as ``"6GB"``; None: what there is. An
             estimate, kept by working on fewer layers and heads at a time, and by streaming.
         cluster: ``"auto"`` or the address of a running Ray cluster, whose machines rank the layers; this

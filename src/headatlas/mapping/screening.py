@@ -151,8 +151,8 @@ class Space:
         mine = self._narrow if len(rows) == len(self.rows) else self._narrow[torch.from_numpy(rows)]
         upper, lower = kth(mine @ torch.cat(self._screens).T, ceiling)
         stats.products += len(rows) * n_tokens * self.rows.shape[1]
-        # The target's own logit has an error as well; one in a thousand covers the rounding of these lines.
-        guard = 2.002 * self.error * self.vocabulary.longest
+        # The target's own logit has an error as well; the rest covers the rounding of these lines.
+        guard = 2.1 * self.error * self.vocabulary.longest
         return (upper - guard).numpy(), (lower + guard).numpy()
 
 
