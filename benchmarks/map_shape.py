@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.checkpoints import INDEX, Planted, planted_in
 from benchmarks.comparison import check, plain_seconds, states_of
-from benchmarks.measuring import Measured, measure, median_run
+from benchmarks.measuring import Measured, measure, median_run, print_work
 from headatlas.atlas import Atlas
 from headatlas.mapping.job import Job, layer_range, options, prepare
 from headatlas.mapping.states import layer_inputs
@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--lens", choices=["maps", "neutral"], default="maps")
     parser.add_argument("--stream", action="store_true", help="neutral: layer by layer")
     parser.add_argument("--layers", help="A-B: these layers only")
+    parser.add_argument("--device", default="auto", help="where to compute, as for map")
+    parser.add_argument("--max-memory", help="memory to stay below, as for map")
     parser.add_argument("--sources", type=int, help="only so many of the sources")
     parser.add_argument("--repeats", type=int, default=1, help="maps; the median in time is printed")
     parser.add_argument("--sample", type=int, default=2, help="heads timed the plain way and checked")
@@ -73,6 +75,8 @@ def _run(given: argparse.Namespace, out: Path) -> None:
             lens=given.lens,
             layers=given.layers,
             stream=True if given.stream else None,
+            device=given.device,
+            max_memory=given.max_memory,
         )
         for each in outs
     ]
@@ -107,12 +111,7 @@ def print_header(checkpoint: Path, job: Job, layers: range) -> None:
 
 def print_measured(measured: Measured, job: Job) -> None:
     """Time a stage, memory, bytes."""
-    stats = measured.stats
-    print(f"\n{'stage':<16}{'seconds':>9}{'share':>8}")
-    for stage, seconds in stats.seconds.items():
-        print(f"{stage:<16}{seconds:>9.2f}{seconds / measured.seconds:>8.1%}")
-    print(f"{'other':<16}{measured.seconds - sum(stats.seconds.values()):>9.2f}")
-    print(f"{'total':<16}{measured.seconds:>9.2f}")
+    print_work(measured.stats, measured.seconds)
     print(
         f"\npeak memory {measured.peak / 1e9:.2f} GB, without mapped pages of files "
         f"{measured.anonymous / 1e9:.2f} GB"
@@ -123,10 +122,7 @@ def print_measured(measured: Measured, job: Job) -> None:
         f"of the {stored / 1e9:.3g} GB stored; the disk delivered {measured.delivered / 1e9:.3g} GB, "
         "the system's cache the rest"
     )
-    print(
-        f"rows through the vocabulary {stats.rows:,}, dropped before its end {stats.rows_dropped:,}, "
-        f"logits computed in float64 {stats.rechecked:,}; ranks of pairs below the ceiling {measured.hits:,}"
-    )
+    print(f"ranks of pairs below the ceiling {measured.hits:,}")
 
 
 def print_planted(planted: Sequence[Planted], atlas: Atlas) -> None:

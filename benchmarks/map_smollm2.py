@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.measuring import print_work
 from headatlas.architectures import LayerHeads
 from headatlas.atlas import Atlas
 from headatlas.lenses import MapsStates, NeutralStates, States
@@ -47,13 +48,14 @@ def main() -> None:
     parser.add_argument("--lens", action="append", choices=["maps", "neutral"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--sample", type=int, default=6, help="heads timed by brute force")
+    parser.add_argument("--device", default="auto", help="where to compute, as for map")
     arguments = parser.parse_args()
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for lens in arguments.lens or ["maps", "neutral"]:
-        benchmark(lens, arguments.repeats, arguments.sample)
+        benchmark(lens, arguments.repeats, arguments.sample, arguments.device)
 
 
-def benchmark(lens: str, repeats: int, sample: int) -> None:
+def benchmark(lens: str, repeats: int, sample: int, device: str) -> None:
     """Map ``repeats`` times, then compare with brute force on a sample of heads."""
     runs: list[Stats] = []
     totals: list[float] = []
@@ -61,7 +63,7 @@ def benchmark(lens: str, repeats: int, sample: int) -> None:
         for repeat in range(repeats):
             stats = Stats()
             start = time.perf_counter()
-            atlas = map_heads(MODEL, out=Path(folder) / str(repeat), lens=lens, stats=stats)
+            atlas = map_heads(MODEL, out=Path(folder) / str(repeat), lens=lens, device=device, stats=stats)
             totals.append(time.perf_counter() - start)
             runs.append(stats)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "linux" else 1e9)
@@ -71,18 +73,9 @@ def benchmark(lens: str, repeats: int, sample: int) -> None:
 
 def _print_stages(lens: str, runs: list[Stats], totals: list[float], peak: float) -> None:
     total = statistics.median(totals)
-    print(f"\n{MODEL}, lens {lens}: median of {len(runs)} runs {total:.1f} s, peak memory {peak:.2f} GB")
-    print(f"{'stage':<20}{'seconds':>9}")
+    print(f"\n{MODEL}, lens {lens}: medians of {len(runs)} runs, peak memory {peak:.2f} GB")
     stages = {stage: statistics.median(r.seconds.get(stage, 0.0) for r in runs) for stage in runs[0].seconds}
-    # Layers are ranked side by side: the parts of ranking are added up over them.
-    for stage, seconds in stages.items():
-        part = "  of it, summed: " if stage in ("screening", "survivors") else ""
-        print(f"{part + stage:<28}{seconds:>9.2f}")
-    first = runs[0]
-    print(
-        f"rows through the vocabulary {first.rows:,}, dropped before its end {first.rows_dropped:,}, "
-        f"logits computed in float64 {first.rechecked:,}"
-    )
+    print_work(replace(runs[0], seconds=stages), total)
 
 
 def _brute(values: torch.Tensor, output: torch.Tensor, unembed: torch.Tensor) -> float:

@@ -23,6 +23,11 @@ from headatlas.mapping.run import map_heads
 from headatlas.mapping.stats import Stats
 from headatlas.relations import load
 
+STAGES = (
+    *("opening", "states", "reading", "ranking", "screening", "survivors", "writing"),
+    "calibration",
+)
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -76,6 +81,20 @@ def measure(model: str | Path, out: Path, *, sources: int | None = None, **optio
         raise SystemExit(f"mapping {model} failed (exit status {process.returncode}); its message is above")
     found = json.loads(text.splitlines()[-1])
     return Measured(**found | {"stats": Stats(**found["stats"]), "anonymous": anonymous})
+
+
+def print_work(stats: Stats, total: float) -> None:
+    """Seconds a stage, and what the engine counted."""
+    print(f"\n{'stage':<28}{'seconds':>9}")
+    for stage in STAGES:
+        # Layers are ranked side by side, while others are read and written: its parts are added up over them.
+        name = f"  in it, summed: {stage}" if stage in ("screening", "survivors") else stage
+        print(f"{name:<28}{stats.seconds.get(stage, 0.0):>9.2f}")
+    print(f"{'total':<28}{total:>9.2f}")
+    print(
+        f"rows through the vocabulary {stats.rows:,}: with a rank below the ceiling {stats.hit_rows:,}, "
+        f"dropped before its end {stats.rows_dropped:,}; logits computed in float64 {stats.rechecked:,}"
+    )
 
 
 def median_run(runs: Sequence[Measured]) -> Measured:

@@ -72,7 +72,7 @@ def test_gpus_take_a_layer_each() -> None:
     machine = Machine(gpus, 64 * GB)
     workers = workers_for(vocabulary, machine, shares(LLAMA_8B, 3000, machine, 0))
     assert [worker.vocabulary.device for worker in workers] == list(gpus)
-    assert all(worker.vocabulary.rows is vocabulary.rows for worker in workers)
+    assert all(worker.vocabulary.stored is vocabulary.stored for worker in workers)
 
 
 def layers(n: int, fails_at: int | None = None) -> Iterator[tuple[int, LayerInputs]]:

@@ -114,6 +114,7 @@ def rank_entries(
         ranks[chosen], best = _rank_block(block, vocabulary, ceiling, stats)
         row.append(key[best.line + start] // 2)
         token.append(best.token)
+    stats.hit_rows += len(np.unique(line[ranks >= 0]))
     return Ranked(ranks, np.concatenate(row), np.concatenate(token))
 
 
