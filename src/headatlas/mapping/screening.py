@@ -46,8 +46,8 @@ class Space:
         target_rows: [T, d_model] float32 rows of U of the distinct targets, on the device.
         tokens: [S] the screening set.
         n_first: How many of them, learned first, are enough for most rows.
-        upper, lower: [n] float32: what a target's float32 logit must reach, or not exceed, for a rank that may
-            be below the ceiling.
+        upper, lower: [n] float32: what a target's float32 logit must reach, or not exceed, for a rank that
+            may be below the ceiling.
     """
 
     rows: torch.Tensor
