@@ -34,6 +34,7 @@ class Columns:
 
     Attributes:
         chunk: (start, stop) → [stop - start, q + carried] factors of these vocabulary columns.
+        projects: Whether single columns must be projected first.
         carries: Whether the factors hold their errors in further columns (bfloat16), rather than leave them
             to be added (float32).
         first: [V] float32 error for a row of length one.
@@ -47,6 +48,7 @@ class Columns:
     """
 
     chunk: Callable[[int, int], torch.Tensor]
+    projects: bool
     carries: bool
     first: torch.Tensor
     second: torch.Tensor
@@ -105,21 +107,25 @@ class Bounded:
 
     def logits(self, row: Ints, token: Ints, dtype: torch.dtype) -> NDArray[np.float64]:
         """[n] single logits, in float64 or (with an error of ``columns.relative``) in float32."""
-        distinct, place = np.unique(token, return_inverse=True)
-        return dots(self.rows.to(dtype), row, self.columns.tokens(distinct, dtype), place)
+        rows = self.rows.to(dtype)
+        if not self.columns.projects:
+            return dots(rows, row, self.columns.tokens, token)
+        distinct, place = np.unique(token, return_inverse=True)  # project each once
+        projected = self.columns.tokens(distinct, dtype)
+        return dots(rows, row, lambda part, _: projected[torch.from_numpy(part)], place)
 
     def part(self, rows: slice) -> Bounded:
         """The same for some of the rows."""
         return Bounded(self.columns, self.rows[rows])
 
 
-def dots(left: torch.Tensor, i: Ints, right: torch.Tensor, j: Ints) -> NDArray[np.float64]:
-    """Dot products of rows i of one matrix with rows j of another, in their dtype."""
+def dots(left: torch.Tensor, i: Ints, right: Tokens, j: Ints) -> NDArray[np.float64]:
+    """Dot products of rows i of a matrix with rows j of another, in the dtype of the first."""
     out = np.empty(len(i))
     for start in range(0, len(i), GATHERED):
         part = slice(start, start + GATHERED)
-        a, b = left[torch.from_numpy(i[part])], right[torch.from_numpy(j[part])]
-        out[part] = torch.einsum("ed,ed->e", a, b).numpy()
+        a = left[torch.from_numpy(i[part])]
+        out[part] = torch.einsum("ed,ed->e", a, right(j[part], left.dtype)).numpy()
     return out
 
 
@@ -138,12 +144,12 @@ def whole(vocabulary: Vocabulary) -> Columns:
 
     if bfloat16_pays(vocabulary.device):
         first, second = vocabulary.bfloat16_errors
-        return _carrying(vocabulary.bfloat16, first, second, vocabulary, tokens, relative)
+        return _carrying(vocabulary.bfloat16, first, second, vocabulary, tokens, relative, projects=False)
 
     def chunk(start: int, stop: int) -> torch.Tensor:
         return vocabulary.on_device[start:stop].to(torch.float32)
 
-    return _in_float32(chunk, vocabulary, tokens, relative)
+    return _in_float32(chunk, vocabulary, tokens, relative, projects=False)
 
 
 def in_head(basis: torch.Tensor, vocabulary: Vocabulary) -> Columns:
@@ -165,16 +171,21 @@ def in_head(basis: torch.Tensor, vocabulary: Vocabulary) -> Columns:
         return _head_in_bfloat16(basis, vocabulary, tokens, relative)
     right, on_device = narrow.T.to(vocabulary.device), vocabulary.on_device
     factors = torch.cat([on_device[part].to(torch.float32) @ right for part in _parts(len(vocabulary))])
-    return _in_float32(lambda start, stop: factors[start:stop], vocabulary, tokens, relative)
+    return _in_float32(lambda start, stop: factors[start:stop], vocabulary, tokens, relative, projects=True)
 
 
 def _in_float32(
-    chunk: Callable[[int, int], torch.Tensor], vocabulary: Vocabulary, tokens: Tokens, relative: float
+    chunk: Callable[[int, int], torch.Tensor],
+    vocabulary: Vocabulary,
+    tokens: Tokens,
+    relative: float,
+    *,
+    projects: bool,
 ) -> Columns:
     error = 1.001 * relative * vocabulary.norms
     none = torch.zeros_like(error)
     return Columns(
-        chunk, False, error, none, tokens, vocabulary.lengths, vocabulary.device, relative, 2.0**-22
+        chunk, projects, False, error, none, tokens, vocabulary.lengths, vocabulary.device, relative, 2.0**-22
     )
 
 
@@ -185,12 +196,14 @@ def _carrying(
     vocabulary: Vocabulary,
     tokens: Tokens,
     relative: float,
+    *,
+    projects: bool,
 ) -> Columns:
     def chunk(start: int, stop: int) -> torch.Tensor:
         return factors[start:stop]
 
     return Columns(
-        chunk, True, first, second, tokens, vocabulary.lengths, vocabulary.device, relative, 2.0**-7
+        chunk, projects, True, first, second, tokens, vocabulary.lengths, vocabulary.device, relative, 2.0**-7
     )
 
 
@@ -233,7 +246,7 @@ def _head_in_bfloat16(
         factors[part, d_head] = (of_U[part] + 2.0**-8 * 1.02 * length) * _UP
         factors[part, d_head + 1] = length * _UP
     first, second = (factors[:, d_head + i].to(torch.float32).cpu() for i in range(2))
-    return _carrying(factors, first, second, vocabulary, tokens, relative)
+    return _carrying(factors, first, second, vocabulary, tokens, relative, projects=True)
 
 
 def roughly(rows: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:

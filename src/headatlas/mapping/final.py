@@ -97,7 +97,7 @@ def rank_entries(
     key, line = np.unique(entries.row * 2 + (entries.sign < 0), return_inverse=True)
     sign = torch.from_numpy(1.0 - 2.0 * (key % 2))
     rows = outputs[torch.from_numpy(key // 2)] * sign[:, None]
-    logit = dots(rows, line, target_rows, entries.column)
+    logit = dots(rows, line, lambda column, _: target_rows[torch.from_numpy(column)], entries.column)
     ranks = np.empty(len(entries), dtype=np.int16)
     order = np.argsort(line, kind="stable")
     starts = np.arange(0, len(rows), BLOCK_ROWS)
@@ -352,14 +352,13 @@ def _count(
     at, which, limit = at[doubtful], which[doubtful], (logit - margin)[doubtful]
     columns = block.bounded.columns
     for dtype in (torch.float32, torch.float64):
-        needed, where = np.unique(which, return_inverse=True)
-        token = candidates.token[needed]
-        found = block.bounded.logits(candidates.line[needed], token, dtype)[where]
+        token = candidates.token[which]
+        found = block.bounded.logits(candidates.line[which], token, dtype)
         if dtype == torch.float64:
-            stats.rechecked += len(needed)
+            stats.rechecked += len(which)
             ranks += np.bincount(at[found >= limit], minlength=len(entry))
             break
-        error = (1.001 * columns.relative * columns.lengths[token])[where]
+        error = 1.001 * columns.relative * columns.lengths[token]
         ranks += np.bincount(at[found - error > limit], minlength=len(entry))
         still = np.abs(found - limit) <= error
         at, which, limit = at[still], which[still], limit[still]
