@@ -92,11 +92,16 @@ def planted_tables(cells: pd.DataFrame) -> list[str]:
     """Recovery with the calibrated criterion and by the score alone; scores beside planted strengths."""
     groups = ["first_mlp", "noise", "lens"]
     tables = [
-        markdown(f"Planted heads, called by {name}", by_group(cells, groups, score="score", called=column, truth="truth"))
+        markdown(
+            f"Planted heads, called by {name}",
+            by_group(cells, groups, score="score", called=column, truth="truth"),
+        )
         for name, column in (("score and q", "called"), ("score alone", "called_tau"))
     ]
     clean = cells[cells["truth"] & (cells["noise"] == 0)]
-    mean = clean.groupby(["first_mlp", "lens", "strength"], as_index=False)["score"].agg(["mean", "min", "max"])
+    mean = clean.groupby(["first_mlp", "lens", "strength"], as_index=False)["score"].agg(
+        ["mean", "min", "max"]
+    )
     return [*tables, markdown("Scores of planted heads without noise", mean)]
 
 

@@ -125,7 +125,9 @@ def _hooked(model: LlamaForCausalLM, change: Change) -> Iterator[None]:
     handles = []
     for layer, block in enumerate(model.model.layers):
 
-        def hook(_module: torch.nn.Module, args: tuple[Any, ...], layer: int = layer) -> tuple[Any, ...] | None:
+        def hook(
+            _module: torch.nn.Module, args: tuple[Any, ...], layer: int = layer
+        ) -> tuple[Any, ...] | None:
             joint = args[0]
             heads = joint.unflatten(-1, (config.num_attention_heads, config.head_dim))
             put = change(layer, heads)

@@ -58,7 +58,10 @@ class Words:
 
     def relations(self) -> list[Relation]:
         return [
-            relation(f"planted{at}", [(word(int(s)), [word(int(t))]) for s, t in zip(sources, targets, strict=True)])
+            relation(
+                f"planted{at}",
+                [(word(int(s)), [word(int(t))]) for s, t in zip(sources, targets, strict=True)],
+            )
             for at, (sources, targets) in enumerate(
                 zip(self.sources.repeat_interleave(2, dim=0), self.targets, strict=True)
             )

@@ -42,9 +42,7 @@ def recovery(cells: pd.DataFrame, score: str, called: str, truth: str) -> dict[s
     }
 
 
-def by_group(
-    cells: pd.DataFrame, groups: list[str], *, score: str, called: str, truth: str
-) -> pd.DataFrame:
+def by_group(cells: pd.DataFrame, groups: list[str], *, score: str, called: str, truth: str) -> pd.DataFrame:
     """:func:`recovery` for every combination of the columns ``groups``, with the lowest and highest AUROC of a seed."""
     rows = []
     for key, part in cells.groupby(groups, sort=False):

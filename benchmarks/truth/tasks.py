@@ -109,7 +109,9 @@ class Lookup:
     def value_ids(self) -> np.ndarray:
         """[n_questions, n_keys] the answer to each question about each key."""
         rng = np.random.default_rng(self.seed)
-        rows = [rng.permutation(self.n_keys) + self._values + q * self.n_keys for q in range(self.n_questions)]
+        rows = [
+            rng.permutation(self.n_keys) + self._values + q * self.n_keys for q in range(self.n_questions)
+        ]
         return np.stack(rows)
 
     def relations(self) -> list[Relation]:

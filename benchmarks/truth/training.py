@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.truth.tasks import Task
 
+
 @dataclass(frozen=True)
 class Shape:
     """Sizes of a model; ``mlp`` is the width of its MLPs, 0 for none (their weights are zero and stay so)."""

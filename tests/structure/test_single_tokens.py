@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from headatlas.figures import describe
-from headatlas.figures.single_tokens import all_single, single_token_atlas
+from headatlas.structure.single_tokens import all_single, single_token_atlas
 from tests.figures.planted import N_SOURCES, Plant, Spec, plant_atlas
 
 SPECS = (
