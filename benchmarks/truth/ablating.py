@@ -1,14 +1,14 @@
 """Which heads a trained model uses, found by taking them away, without any lens.
 
-To take a head away is to replace its output by its mean over sequences, position by position. Its *total* effect is
-what accuracy loses when everything after it sees the replacement; its *direct* effect is what accuracy loses when only the
-head's own contribution to the state at the answer is replaced, and later layers see the head as it was. A head with
-a direct effect writes the answer itself.
+To take a head away is to replace its output by its mean over sequences, position by position. Its *total*
+effect is what accuracy loses when everything after it sees the replacement; its *direct* effect is what
+accuracy loses when only the head's own contribution to the state at the answer is replaced, and later layers
+see the head as it was. A head with a direct effect writes the answer itself.
 
-Heads stand in for each other: alone, none may be missed. Therefore the effects are averaged over random sets of
-heads taken away at the same time, each with probability ½: the coefficient of a head in the least-squares fit of accuracy
-by which heads are there, which is its Banzhaf value in the game of keeping heads (Hammer and Holzman,
-*Approximations of pseudo-Boolean functions; applications to game theory*, 1992).
+Heads stand in for each other: alone, none may be missed. Therefore the effects are averaged over random sets
+of heads taken away at the same time, each with probability ½: the coefficient of a head in the least-squares
+fit of accuracy by which heads are there, which is its Banzhaf value in the game of keeping heads (Hammer and
+Holzman, *Approximations of pseudo-Boolean functions; applications to game theory*, 1992).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def effects(
 
 
 def kept_sets(n_heads: int, n_sets: int, seed: int) -> NDArray[np.bool_]:
-    """[n, n_heads] which heads stay: every set if there are at most ``n_sets``, or random ones with their opposites."""
+    """[n, n_heads] which heads stay: every set if that is at most ``n_sets``, else random ones and opposites."""
     if 2**n_heads <= n_sets:
         return (np.arange(2**n_heads)[:, None] >> np.arange(n_heads)) % 2 == 1
     half = np.random.default_rng(seed).random((n_sets // 2, n_heads)) < 0.5
@@ -70,7 +70,7 @@ def kept_sets(n_heads: int, n_sets: int, seed: int) -> NDArray[np.bool_]:
 
 
 def banzhaf(kept: NDArray[np.bool_], value: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[n_heads, m] least-squares coefficients of values [n, m] on an intercept and which heads [n, n_heads] stay."""
+    """[n_heads, m] coefficients of the least-squares fit of values [n, m] by which heads [n, n_heads] stay."""
     design = np.column_stack([np.ones(len(kept)), kept.astype(float)])
     return np.linalg.lstsq(design, value, rcond=None)[0][1:]
 
@@ -161,6 +161,6 @@ def _clean_run(model: LlamaForCausalLM, batch: Batch) -> tuple[list[torch.Tensor
 
 @torch.inference_mode()
 def _written(model: LlamaForCausalLM, heads: torch.Tensor, layer: int) -> torch.Tensor:
-    """[n_heads, n, length, d_model] what the heads add to the residual stream, given [n, length, n_heads, d_head]."""
+    """[n_heads, n, length, d_model] what heads with outputs [n, length, n_heads, d_head] add to the stream."""
     W_O = model.model.layers[layer].self_attn.o_proj.weight.unflatten(1, heads.shape[2:])
     return torch.einsum("nthe,dhe->hntd", heads, W_O)

@@ -1,14 +1,14 @@
 """Random models with heads written into their weights: how strong each is, and how noisy, is chosen.
 
-The heads are written for the states that sources have in *random contexts*, which neither lens reads. So a lens finds
-a head as far as its states resemble those of real use. Two dials make that easier or harder:
+The heads are written for the states that sources have in *random contexts*, which neither lens reads. So a
+lens finds a head as far as its states resemble those of real use. Two dials make that easier or harder:
 
-* ``first_mlp``: length of the first MLP's output, in lengths of the embedding. Later layers see the embedding plus that
-  output. The lens ``maps`` reads the output alone, so it needs a large one.
+* ``first_mlp``: length of the first MLP's output, in lengths of the embedding. Later layers see the embedding
+  plus that output. The lens ``maps`` reads the output alone, so it needs a large one.
 * ``noise``: length of the random part of what a planted head writes, in lengths of the right part.
 
-There are also *decoys*, which push a relation's targets whatever the source, and heads that share the values of a
-planted head's group and are left as they were. Neither does the job.
+There are also *decoys*, which push a relation's targets whatever the source, and heads that share the values
+of a planted head's group and are left as they were. Neither does the job.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from tests.mapping.checkpoints import FIRST_WORD, relation, word, word_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from headatlas.mapping.run import map_heads
 from headatlas.relations import Relation
-from tests.mapping.checkpoints import FIRST_WORD, relation, word, word_tokenizer
 
 LAYERS, HEADS, GROUPS, D_HEAD, D_MODEL = 6, 8, 4, 40, 256
 N_SETS, N_SOURCES, VOCAB = 4, 36, 1000
@@ -72,8 +72,7 @@ def planted_cells(first_mlp: float, noise: float, seed: int) -> pd.DataFrame:
     """Plant, map with both lenses, and say what is true.
 
     Returns:
-        A row per lens, head, relation and sign: score, added (promotion only), called, called_tau (by the score
-        alone), truth, kind, strength.
+        A row per lens, head, relation and sign: score, called, called_tau (by the score alone), truth, kind, strength.
     """
     model, words, plants = planted_model(first_mlp, noise, seed)
     parts = []
@@ -165,7 +164,8 @@ def _random_model(first_mlp: float, seed: int) -> LlamaForCausalLM:
             parameter.normal_()
         else:
             parameter.normal_(0.0, 1.0 / parameter.shape[1] ** 0.5)
-    # Every block adds a little to the embedding, whose rows are about √d_model long; the first MLP as much as asked.
+    # Every block adds a little to the embedding, whose rows are about √d_model long; the first MLP adds
+    # as much as was asked.
     body = model.model
     states = torch.nn.functional.normalize(torch.randn(512, D_MODEL), dim=1) * D_MODEL**0.5
     for layer, block in enumerate(body.layers):
@@ -178,7 +178,7 @@ def _random_model(first_mlp: float, seed: int) -> LlamaForCausalLM:
 
 @torch.inference_mode()
 def context_states(model: LlamaForCausalLM, sources: torch.Tensor, layer: int, seed: int) -> torch.Tensor:
-    """[N_SETS, N_SOURCES, d_model] mean input of a layer's value projection at the source, in random contexts."""
+    """[N_SETS, N_SOURCES, d_model] mean input of the value projection at the source, in random contexts."""
     generator = torch.Generator().manual_seed(seed + 77)
     kept: list[torch.Tensor] = []
     module = model.model.layers[layer].self_attn.v_proj

@@ -1,12 +1,13 @@
 """Tasks that a transformer can only do with a head of a known kind, as batches of token ids.
 
-``induction``: a list of different words, then the same list begun at another place; the words of the second list are
-predicted. How far back to look differs from sequence to sequence, so a head must find the word that followed
-last time, and copy it (relation: word → itself).
+``induction``: a list of different words, then the same list begun at another place; the words of the second
+list are predicted. How far back to look differs from sequence to sequence, so a head must find the word that
+followed last time, and copy it (relation: word → itself).
 
-``lookup``: one key among filler words, then a question; the answer is the value that this question has for the
-key, the same in every sequence. A head must carry the key to the end, and something must turn it into its value
-(relation: key → value, one for each question). The pairs are random, so nothing about them can be guessed.
+``lookup``: one key among filler words, then a question; the answer is the value that this question has for
+the key, the same in every sequence. A head must carry the key to the end, and something must turn it into its
+value (relation: key → value, one for each question). The pairs are random, so nothing about them can be
+guessed.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from tests.mapping.checkpoints import FIRST_WORD, relation, word
 
 from headatlas.relations import Relation
-from tests.mapping.checkpoints import FIRST_WORD, relation, word
 
 START = 1
 """Token id of ``<s>``, which stands first in every sequence."""

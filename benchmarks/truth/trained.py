@@ -1,4 +1,4 @@
-"""Tiny transformers trained on tasks that need a head: what ablation says of each head beside what each lens says."""
+"""Tiny transformers trained on tasks that need a head: what ablation and what each lens says of each head."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+from tests.mapping.checkpoints import word_tokenizer
 
 from benchmarks.truth.ablating import Effects, effects
 from benchmarks.truth.tasks import Induction, Lookup, Task
 from benchmarks.truth.training import Shape, Trained, train
 from headatlas.mapping.run import map_heads
-from tests.mapping.checkpoints import word_tokenizer
 
 WORKS = 0.05
 """A head does a share of a job if this much accuracy is due to it. Chosen before any lens was compared."""
@@ -38,9 +38,9 @@ class Case:
 
 
 CASES = (
-    Case("induction", Induction(), Shape(2, 4, 2), ((0, 1), (1, 2)), 800, 48),
-    Case("lookup, attention only", Lookup(), Shape(1, 8, 4, mlp=0), ((0, 1), (0, 2), (0, 6)), 600, 256),
-    Case("lookup, three layers", Lookup(), Shape(3, 4, 2), ((1, 2),), 600, 256),
+    Case("induction", Induction(), Shape(2, 4, 2), ((0, 1), (1, 2)), 800, 32),
+    Case("lookup, attention only", Lookup(), Shape(1, 8, 4, mlp=0), ((0, 1), (0, 2), (0, 6)), 600, 192),
+    Case("lookup, three layers", Lookup(), Shape(3, 4, 2), ((1, 2),), 600, 192),
 )
 VARIANTS = ("all", "few")
 """Whether all heads may learn, or a few."""
@@ -50,9 +50,9 @@ def trained_cells(case: Case, variant: str, seed: int) -> tuple[dict[str, Any], 
     """Train, ablate, map with both lenses.
 
     Returns:
-        What came of the training, and a row per lens, head and relation: score, added, control, called, base (accuracy of
-        the model), alone, total, direct (accuracy due to the head, see :class:`Effects`), works and writes
-        (total and direct effect of at least 0.05).
+        What came of the training, and a row per lens, head and relation: score, added, control, called, base
+        (accuracy of the model), alone, total, direct (accuracy due to the head, see :class:`Effects`), works
+        and writes (total and direct effect of at least 0.05).
     """
     learners = case.learners if variant == "few" else None
     trained = train(case.task, case.shape, seed=seed, steps=case.steps, learners=learners)

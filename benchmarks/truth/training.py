@@ -68,15 +68,15 @@ def train(
     seed: int,
     steps: int,
     learners: Sequence[tuple[int, int]] | None = None,
-    batch: int = 128,
+    batch: int = 64,
     rate: float = 2e-3,
 ) -> Trained:
     """Train for a number of steps.
 
     Args:
-        learners: The heads (layer, head) that may learn; the others keep their random weights and go on writing
-            what these make of the text. Keys and values of a group learn if one of its heads does. None: all
-            learn, and spread the job over heads that stand in for each other.
+        learners: The heads (layer, head) that may learn; the others keep their random weights and go on
+            writing what these make of the text. Keys and values of a group learn if one of its heads does.
+            None: all learn, and spread the job over heads that stand in for each other.
     """
     model = make(task, shape, seed)
     generator = torch.Generator().manual_seed(seed + 1)

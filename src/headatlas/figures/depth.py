@@ -1,10 +1,9 @@
-"""In words: how deep each category's heads sit, whether categories differ, the same on single-token sources."""
+"""In words: how deep each category's heads sit, whether they differ, the same on single-token sources."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from headatlas.figures.words import amount, joined, number, p_value

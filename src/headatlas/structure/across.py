@@ -1,4 +1,4 @@
-"""The same relation in several atlases: its best head, how deep it sits, how many heads there are, and agreement."""
+"""The same relation in several atlases: its best head, how deep that sits, how many heads, and agreement."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class Comparison:
 
     Attributes:
         labels: What each atlas is called, in the order given.
-        table: A row per relation and atlas: its best head (layer, head), that head's relative depth (0 the first layer,
-            1 the last), score, 95 % interval, q, control, added, number of sources; number of heads that
-            implement the relation and their median relative depth (NaN if none does).
+        table: A row per relation and atlas: its best head (layer, head), that head's relative depth (0 the
+            first layer, 1 the last), score, 95 % interval, q, control, added, number of sources; number of
+            heads that implement the relation and their median relative depth (NaN if none does).
         agreement: Every pair of atlases.
         left_out: Relation → why it is not compared.
     """
@@ -103,7 +103,7 @@ def labels_of(atlases: Sequence[Atlas]) -> tuple[str, ...]:
 
 
 def _shared_relations(atlases: Sequence[Atlas]) -> tuple[list[str], dict[str, str]]:
-    """Relations scored in at least two atlases with the same pairs, in category order; the others with the reason."""
+    """Relations scored in two atlases or more with the same pairs, by category; others with the reason."""
     order: dict[str, str] = {}
     for atlas in atlases:
         for category in atlas.category_names:
@@ -134,7 +134,7 @@ def _hash(atlas: Atlas, name: str) -> str:
 
 def _row(atlas: Atlas, label: str, name: str) -> dict[str, Any]:
     rows = atlas.table[atlas.table["relation"] == name].reset_index(drop=True)
-    best = rows.loc[int(rows["score"].to_numpy(dtype=float).argmax())]
+    best = rows.to_dict("records")[int(rows["score"].to_numpy(dtype=float).argmax())]
     info = atlas.included.set_index("relation").loc[name]
     implementing = rows["layer"][rows["implements"].to_numpy(dtype=bool)].to_numpy(dtype=float)
     deepest = max(1, atlas.n_layers - 1)
@@ -163,7 +163,7 @@ def _agreement(table: pd.DataFrame, first: str, second: str) -> Agreement:
 
 
 def spearman(x: Floats, y: Floats) -> tuple[float | None, float | None]:
-    """Rank correlation and its two-sided permutation p; None where there are too few values or all are equal."""
+    """Rank correlation and its two-sided permutation p; None with too few values, or where all are equal."""
     from scipy import stats
 
     if len(x) < FEWEST or len(np.unique(x)) == 1 or len(np.unique(y)) == 1:

@@ -1,12 +1,13 @@
 """Are the heads of one key/value group more alike than other heads of their layer?
 
-Heads are compared by the cosine of their score vectors, one number a relation, in two ways: with ``signed`` numbers
-(promotion minus suppression: heads that do opposite things come out opposed), and ``unsigned`` (the larger of
-the two: heads that deal with the same relations come out alike, whatever they do to the targets). Scores below the
-calibration floor count as 0, and heads that have no other are left out: they have no direction.
+Heads are compared by the cosine of their score vectors, one number a relation, in two ways: with ``signed``
+numbers (promotion minus suppression: heads that do opposite things come out opposed), and ``unsigned`` (the
+larger of the two: heads that deal with the same relations come out alike, whatever they do to the targets).
+Scores below the calibration floor count as 0, and heads that have no other are left out: they have no
+direction.
 
-Within a layer, pairs of one group are compared with pairs of different groups. So depth, which both have in common,
-explains nothing.
+Within a layer, pairs of one group are compared with pairs of different groups. So depth, which both have in
+common, explains nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """How many relations a head carries, and how many it would if relations were dealt out at random.
 
-The null keeps how many heads of each layer each relation has, and deals them to the layer's heads independently of the
-other relations. The expected counts are exact (a sum of Poisson-binomial distributions). Whether relations gather on
-few heads is tested with the variance of relations per head within layers, by permutation.
+The null keeps how many heads of each layer each relation has, and deals them to the layer's heads
+independently of the other relations. The expected counts are exact (a sum of Poisson-binomial distributions).
+Whether relations gather on few heads is tested with the variance of relations per head within layers, by
+permutation.
 """
 
 from __future__ import annotations
@@ -101,7 +102,8 @@ def poisson_binomial(p: Floats) -> Floats:
 def _permutation_p(calls: Bools, resamples: int) -> float:
     """Share of random deals, the observed one among them, that are at least as dispersed.
 
-    The number of calls of a layer is fixed, so its sum of squares over heads orders deals as the variance does.
+    The number of calls of a layer is fixed, so its sum of squares over heads orders deals as the variance
+    does.
     """
     rng = np.random.default_rng(0)
     null = np.zeros(resamples, dtype=np.int64)
