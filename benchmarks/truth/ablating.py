@@ -62,7 +62,7 @@ def effects(
 
 
 def kept_sets(n_heads: int, n_sets: int, seed: int) -> NDArray[np.bool_]:
-    """[n, n_heads] which heads stay: every set if that is at most ``n_sets``, else random ones and opposites."""
+    """[n, n_heads] which heads stay: every set if that is at most ``n_sets``, or random ones."""
     if 2**n_heads <= n_sets:
         return (np.arange(2**n_heads)[:, None] >> np.arange(n_heads)) % 2 == 1
     half = np.random.default_rng(seed).random((n_sets // 2, n_heads)) < 0.5
@@ -70,7 +70,7 @@ def kept_sets(n_heads: int, n_sets: int, seed: int) -> NDArray[np.bool_]:
 
 
 def banzhaf(kept: NDArray[np.bool_], value: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[n_heads, m] coefficients of the least-squares fit of values [n, m] by which heads [n, n_heads] stay."""
+    """[n_heads, m] coefficients of the least-squares fit of values [n, m] by kept heads [n, n_heads]."""
     design = np.column_stack([np.ones(len(kept)), kept.astype(float)])
     return np.linalg.lstsq(design, value, rcond=None)[0][1:]
 
@@ -161,6 +161,6 @@ def _clean_run(model: LlamaForCausalLM, batch: Batch) -> tuple[list[torch.Tensor
 
 @torch.inference_mode()
 def _written(model: LlamaForCausalLM, heads: torch.Tensor, layer: int) -> torch.Tensor:
-    """[n_heads, n, length, d_model] what heads with outputs [n, length, n_heads, d_head] add to the stream."""
+    """[n_heads, n, length, d_model] what heads with outputs [n, length, n_heads, d_head] write."""
     W_O = model.model.layers[layer].self_attn.o_proj.weight.unflatten(1, heads.shape[2:])
     return torch.einsum("nthe,dhe->hntd", heads, W_O)

@@ -72,7 +72,8 @@ def planted_cells(first_mlp: float, noise: float, seed: int) -> pd.DataFrame:
     """Plant, map with both lenses, and say what is true.
 
     Returns:
-        A row per lens, head, relation and sign: score, called, called_tau (by the score alone), truth, kind, strength.
+        A row per lens, head, relation and sign: score, called, called_tau (by the score alone),
+        truth, kind, strength.
     """
     model, words, plants = planted_model(first_mlp, noise, seed)
     parts = []

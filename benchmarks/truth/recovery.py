@@ -43,7 +43,7 @@ def recovery(cells: pd.DataFrame, score: str, called: str, truth: str) -> dict[s
 
 
 def by_group(cells: pd.DataFrame, groups: list[str], *, score: str, called: str, truth: str) -> pd.DataFrame:
-    """:func:`recovery` for every value of the columns ``groups``; lowest and highest AUROC of a seed beside."""
+    """:func:`recovery` for every value of the columns ``groups``; lowest and highest AUROC of a seed."""
     rows = []
     for key, part in cells.groupby(groups, sort=False):
         each = [auroc(one[score], one[truth]) for _, one in part.groupby("seed")]

@@ -59,12 +59,14 @@ class Comparison:
             heads that implement the relation and their median relative depth (NaN if none does).
         agreement: Every pair of atlases.
         left_out: Relation → why it is not compared.
+        captions: What each atlas is and how it is read.
     """
 
     labels: tuple[str, ...]
     table: pd.DataFrame
     agreement: tuple[Agreement, ...]
     left_out: dict[str, str]
+    captions: tuple[str, ...]
 
 
 def compare_atlases(atlases: Sequence[Atlas]) -> Comparison:
@@ -88,7 +90,7 @@ def compare_atlases(atlases: Sequence[Atlas]) -> Comparison:
     ]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     pairs = tuple(_agreement(table, first, second) for first, second in combinations(labels, 2))
-    return Comparison(labels, table, pairs, left_out)
+    return Comparison(labels, table, pairs, left_out, tuple(atlas.caption() for atlas in atlases))
 
 
 def labels_of(atlases: Sequence[Atlas]) -> tuple[str, ...]:
@@ -135,7 +137,7 @@ def _hash(atlas: Atlas, name: str) -> str:
 def _row(atlas: Atlas, label: str, name: str) -> dict[str, Any]:
     rows = atlas.table[atlas.table["relation"] == name].reset_index(drop=True)
     best = rows.to_dict("records")[int(rows["score"].to_numpy(dtype=float).argmax())]
-    info = atlas.included.set_index("relation").loc[name]
+    info = atlas.included[atlas.included["relation"] == name].to_dict("records")[0]
     implementing = rows["layer"][rows["implements"].to_numpy(dtype=bool)].to_numpy(dtype=float)
     deepest = max(1, atlas.n_layers - 1)
     return {
