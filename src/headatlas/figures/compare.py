@@ -51,8 +51,9 @@ def draw_comparison(found: Comparison, width_mm: float) -> AtlasFigure:
         ticks = ["0", "0.5", "1"] if column == "score" else ["first layer", "", "last"]
         ax.set_xticks([0.0, 0.5, 1.0], ticks)
         if column == "depth":
-            for label, side in zip(ax.get_xticklabels(), ("left", "center", "right"), strict=True):
-                label.set_horizontalalignment(side)
+            first, _, last = ax.get_xticklabels()
+            first.set_horizontalalignment("left")
+            last.set_horizontalalignment("right")
         if wide:
             x += width + 4.0
         elif number == 0:
@@ -73,8 +74,8 @@ def describe(found: Comparison) -> str:
 
 
 def _agreement(pair: Agreement) -> str:
-    text = f"{pair.first} and {pair.second}: Spearman correlation of best scores {_with_p(pair.score, pair.score_p)}"
-    text += f" over {pair.n_score} relations"
+    text = f"{pair.first} and {pair.second}: Spearman correlation of best scores "
+    text += f"{_with_p(pair.score, pair.score_p)} over {pair.n_score} relations"
     if pair.depth is not None:
         text += f", of depths {_with_p(pair.depth, pair.depth_p)} over {pair.n_depth}"
     return f"{text}."

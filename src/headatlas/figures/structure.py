@@ -147,7 +147,7 @@ def _groups_panel(ax: Axes, atlas: Atlas, found: Structure, width: float) -> Dra
 
 
 def _per_head_panel(ax: Axes, _atlas: Atlas, found: Structure, width: float) -> Drawn:
-    """Heads by number of relations, and by chance; those with none are written out: they would dwarf the rest."""
+    """Heads by number of relations, and by chance; heads with none are many, so they are written out."""
     _prepare(ax)
     per_head = found.per_head
     if per_head is None or len(per_head.observed) == 1:
@@ -164,7 +164,7 @@ def _per_head_panel(ax: Axes, _atlas: Atlas, found: Structure, width: float) -> 
     ax.set_xticks(ticks, [str(at) for at in ticks])
     top = int(np.ceil(max(*per_head.observed[1:], *per_head.expected[1:], 2)))
     step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if top / s <= 4)
-    ax.set_ylim(0.0, top * 1.05)
+    ax.set_ylim(0.0, top * 1.25)  # room for the note above the bars
     ax.set_yticks(range(0, top + 1, step), [str(at) for at in range(0, top + 1, step)])
     none = f"none: {per_head.observed[0]}, by chance {per_head.expected[0]:.0f}"
     _corner(ax, none)

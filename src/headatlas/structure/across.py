@@ -156,8 +156,8 @@ def _row(atlas: Atlas, label: str, name: str) -> dict[str, Any]:
 
 
 def _agreement(table: pd.DataFrame, first: str, second: str) -> Agreement:
-    one, other = (table[table["atlas"] == label].set_index("relation") for label in (first, second))
-    both = one.join(other, lsuffix="_1", rsuffix="_2", how="inner")
+    one, other = (table[table["atlas"] == label] for label in (first, second))
+    both = one.merge(other, on="relation", suffixes=("_1", "_2"))
     implemented = both[(both["n_implementing_1"] > 0) & (both["n_implementing_2"] > 0)]
     score, score_p = spearman(both["score_1"].to_numpy(float), both["score_2"].to_numpy(float))
     depth, depth_p = spearman(implemented["depth_1"].to_numpy(float), implemented["depth_2"].to_numpy(float))
