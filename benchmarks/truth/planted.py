@@ -13,6 +13,7 @@ of a planted head's group and are left as they were. Neither does the job.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -177,13 +178,21 @@ def _random_model(first_mlp: float, seed: int) -> LlamaForCausalLM:
     return model
 
 
+class _EnoughError(Exception):
+    """Ends a forward pass whose later layers nobody needs."""
+
+
 @torch.inference_mode()
 def context_states(model: LlamaForCausalLM, sources: torch.Tensor, layer: int, seed: int) -> torch.Tensor:
     """[N_SETS, N_SOURCES, d_model] mean input of the value projection at the source, in random contexts."""
     generator = torch.Generator().manual_seed(seed + 77)
     kept: list[torch.Tensor] = []
-    module = model.model.layers[layer].self_attn.v_proj
-    handle = module.register_forward_pre_hook(lambda _module, args: kept.append(args[0][:, -1].clone()))
+
+    def keep(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        kept.append(args[0][:, -1].clone())
+        raise _EnoughError
+
+    handle = model.model.layers[layer].self_attn.v_proj.register_forward_pre_hook(keep)
     try:
         for _ in range(CONTEXTS):
             length = int(torch.randint(2, LONGEST, (), generator=generator))
@@ -191,7 +200,8 @@ def context_states(model: LlamaForCausalLM, sources: torch.Tensor, layer: int, s
             before = torch.randint(FIRST_WORD, VOCAB, shape, generator=generator)
             start = torch.full((len(before), 1), 1)
             ids = torch.cat([start, before, sources.reshape(-1, 1)], dim=1)
-            model(input_ids=ids, use_cache=False)
+            with suppress(_EnoughError):
+                model(input_ids=ids, use_cache=False)
     finally:
         handle.remove()
     return torch.stack(kept).mean(dim=0).reshape(*sources.shape, -1)
