@@ -60,7 +60,7 @@ def trained_cells(case: Case, variant: str, seed: int) -> tuple[dict[str, Any], 
         "task": case.name,
         "heads that learn": variant,
         "seed": seed,
-        "seconds": trained.seconds,
+        "processor seconds": trained.seconds,
         "accuracy": trained.accuracy,
     }
     if trained.accuracy < ENOUGH:

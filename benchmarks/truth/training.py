@@ -27,7 +27,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model and how it got there."""
+    """A trained model, its steps, processor seconds, and accuracy on fresh sequences."""
 
     model: LlamaForCausalLM
     steps: int
@@ -85,7 +85,7 @@ def train(
     parameters = [p for p in model.parameters() if p.requires_grad]
     # Without weight decay: it would move frozen heads too.
     optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
-    began = time.perf_counter()
+    began = time.process_time()
     for step in range(1, steps + 1):
         for group in optimiser.param_groups:
             group["lr"] = rate * min(1.0, step / 50, 2 * (1 - step / steps) + 0.02)
@@ -96,7 +96,7 @@ def train(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     return Trained(model.eval(), steps, seconds, accuracy(model, task, 512, seed + 2))
 
 
