@@ -17,11 +17,12 @@ import pandas as pd
 import torch
 
 from benchmarks.truth.planted import planted_cells
-from benchmarks.truth.recovery import by_group
+from benchmarks.truth.recovery import auroc, by_group
 from benchmarks.truth.trained import CASES, VARIANTS, trained_cells
 
 FIRST_MLP = (0.1, 0.5, 2.0)
 NOISE = (0.0, 4.0, 8.0)
+SHARES = (0.02, 0.05, 0.1, 0.2)
 
 
 def main() -> None:
@@ -108,7 +109,7 @@ def planted_tables(cells: pd.DataFrame) -> list[str]:
 def trained_tables(cells: pd.DataFrame) -> list[str]:
     """Recovery of the heads that write the answer, and of all that do a share of the work."""
     groups = ["task", "variant", "lens"]
-    return [
+    tables = [
         markdown(
             f"Trained models: heads that {verb}, ordered by {score}",
             by_group(cells, groups, score=score, called="called", truth=truth),
@@ -116,6 +117,13 @@ def trained_tables(cells: pd.DataFrame) -> list[str]:
         for verb, truth in (("write the answer", "writes"), ("do a share of the work", "works"))
         for score in ("score", "added")
     ]
+    rows = [
+        {**dict(zip(groups, key, strict=True)), "ordered by": score}
+        | {f"{least:g}": auroc(part[score], part["total"] >= least) for least in SHARES}
+        for key, part in cells.groupby(groups, sort=False)
+        for score in ("score", "added")
+    ]
+    return [*tables, markdown("AUROC by the least accuracy that counts as a share", pd.DataFrame(rows))]
 
 
 def markdown(title: str, table: pd.DataFrame) -> str:

@@ -14,7 +14,7 @@ from benchmarks.truth.training import Shape, Trained, train
 from headatlas.mapping.run import map_heads
 
 WORKS = 0.05
-"""A head does a share of a job if this much accuracy is due to it. Chosen before any lens was compared."""
+"""A head does a share of a job if this much accuracy is due to it: a round number. Others are tried too."""
 ENOUGH = 0.9
 """Models that do not reach this accuracy are listed and left out: nothing is known about their heads."""
 
