@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from tests.mapping.checkpoints import FIRST_WORD, relation, word, word_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from headatlas.mapping.run import map_heads
 from headatlas.relations import Relation
+from tests.mapping.checkpoints import FIRST_WORD, relation, word, word_tokenizer
 
 LAYERS, HEADS, GROUPS, D_HEAD, D_MODEL = 6, 8, 4, 40, 256
 N_SETS, N_SOURCES, VOCAB = 4, 36, 1000

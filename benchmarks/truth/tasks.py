@@ -17,9 +17,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from tests.mapping.checkpoints import FIRST_WORD, relation, word
 
 from headatlas.relations import Relation
+from tests.mapping.checkpoints import FIRST_WORD, relation, word
 
 START = 1
 """Token id of ``<s>``, which stands first in every sequence."""

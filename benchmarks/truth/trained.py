@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from tests.mapping.checkpoints import word_tokenizer
 
 from benchmarks.truth.ablating import Effects, effects
 from benchmarks.truth.tasks import Induction, Lookup, Task
 from benchmarks.truth.training import Shape, Trained, train
 from headatlas.mapping.run import map_heads
+from tests.mapping.checkpoints import word_tokenizer
 
 WORKS = 0.05
 """A head does a share of a job if this much accuracy is due to it: a round number. Others are tried too."""

@@ -8,6 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from benchmarks.truth.ablating import banzhaf, kept_sets
 from benchmarks.truth.figure import figure
 from benchmarks.truth.planted import planted_cells
@@ -15,9 +18,6 @@ from benchmarks.truth.recovery import auroc, by_group, recovery
 from benchmarks.truth.tasks import Induction, Lookup
 from benchmarks.truth.trained import Case, trained_cells
 from benchmarks.truth.training import Shape
-from hypothesis import given
-from hypothesis import strategies as st
-
 from tests.mapping.checkpoints import FIRST_WORD
 
 

@@ -86,8 +86,10 @@ def structure(
 
 def compare(
     folders: Annotated[
-        list[Path],
-        typer.Argument(metavar="DIR DIR …", help="Two or more folders that `headatlas map` wrote."),
+        list[str],
+        typer.Argument(
+            metavar="DIR DIR …", help="Two or more folders or addresses that `headatlas map` wrote to."
+        ),
     ],
     out: Out = None,
     width: Width = "170mm",
