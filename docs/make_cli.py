@@ -50,6 +50,8 @@ EXAMPLES = {
     ],
     "report": ["headatlas report demo -o page.html --tau 0.3"],
     "export": ["headatlas export demo -o heads.csv", "headatlas export demo -o heads.parquet --k 5"],
+    "structure": ["headatlas structure demo", "headatlas structure demo --json -o structure.pdf"],
+    "compare": ["headatlas compare demo other", "headatlas compare demo other -o compare.pdf"],
     "relations list": ["headatlas relations list"],
     "relations check": [
         "headatlas relations check my_relations/",

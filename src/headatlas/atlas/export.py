@@ -83,8 +83,13 @@ def heads_json(frame: pd.DataFrame) -> list[dict[str, Any]]:
     The fields of :data:`RECORD_FIELDS` come first; the other columns follow in their order.
     """
     columns = [*RECORD_FIELDS, *(name for name in frame.columns if name not in RECORD_FIELDS)]
-    values = [[_plain(value) for value in frame[name]] for name in columns]
-    return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+    return plain_records(frame[columns])
+
+
+def plain_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of a table as records of plain Python values, for JSON; NaN becomes None."""
+    values = [[_plain(value) for value in frame[name]] for name in frame.columns]
+    return [dict(zip(frame.columns, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 def _plain(value: Any) -> Any:

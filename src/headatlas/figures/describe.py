@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from headatlas.figures.bands import Band, shortest_band
 from headatlas.figures.caveats import caveats
 from headatlas.figures.depth import depth
 from headatlas.figures.words import amount, joined, list_layers, p_value
+from headatlas.structure.bands import Band, shortest_band
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
