@@ -84,6 +84,7 @@ def _with_config(source: SafetensorsSource, folder: Path, spec: str, path: Path 
     if not config_file.is_file():
         raise HeadatlasError(f"{config_file} is missing; it says what the tensors mean, fetch it.")
     config = read_json_object(config_file)
+    source.unpack(config)
     return Checkpoint(
         spec=spec,
         name=folder.resolve().name,

@@ -14,6 +14,7 @@ from headatlas.weights.converted import gguf_tokenizer
 from headatlas.weights.folder import SINGLE_NAME
 from headatlas.weights.gguf_modules import gguf_modules
 from headatlas.weights.gguf_source import GgufSource
+from headatlas.weights.packed import PACKED, PLAIN
 from headatlas.weights.remote_url import is_url
 from headatlas.weights.safetensors_source import SafetensorsSource
 from headatlas.weights.source import Checkpoint
@@ -114,6 +115,7 @@ def load_skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(
             str(_folder_of(checkpoint.path)), local_files_only=True, trust_remote_code=False
         )
+        _forget_quantisation(config)
         with init_empty_weights(include_buffers=False):
             auto: Any = AutoModelForCausalLM
             skeleton: PreTrainedModel = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
@@ -160,6 +162,8 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTra
     }  # fmt: skip
     if isinstance(checkpoint.source, GgufSource):
         loaded: Any = gguf_modules(checkpoint.source, options)
+    elif isinstance(checkpoint.source, SafetensorsSource) and checkpoint.source.packed:
+        loaded = _from_tensors(checkpoint, checkpoint.source, options)
     elif isinstance(checkpoint.source, SafetensorsSource) and checkpoint.path is not None:
         with _as_folder(checkpoint.source, _folder_of(checkpoint.path)) as folder:
             loaded = AutoModelForCausalLM.from_pretrained(str(folder), use_safetensors=True, **options)
@@ -167,6 +171,35 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTra
         raise TypeError(f"transformers cannot load a {type(checkpoint.source).__name__}")
     model, report = loaded
     return model, report
+
+
+def _from_tensors(checkpoint: Checkpoint, source: SafetensorsSource, options: dict[str, Any]) -> Any:
+    """What ``from_pretrained`` returns for the plain tensors that packed ones stand for.
+
+    So FP8 and MXFP4 need none of the packages and devices that transformers asks for, and the modules
+    hold the numbers that the source reads.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    folder = _folder_of(checkpoint.path) if checkpoint.path is not None else source.files[0].parent
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    _forget_quantisation(config)
+    tensors = {
+        name: source.read(name).to(options["dtype"])
+        for name, info in source.infos().items()
+        if info.dtype in PLAIN or info.dtype in PACKED
+    }
+    known: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    classes = known if isinstance(known, tuple) else (known,)
+    named = [each for each in classes if each.__name__ == checkpoint.architecture]
+    return (named or classes)[0].from_pretrained(None, config=config, state_dict=tensors, **options)
+
+
+def _forget_quantisation(config: Any) -> None:
+    """What the source reads is not quantised."""
+    for each in (config, getattr(config, "text_config", None)):
+        if hasattr(each, "quantization_config"):
+            del each.quantization_config
 
 
 def _folder_of(path: Path) -> Path:
