@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights.first_block import TooLarge, first_block
+from headatlas.weights.first_block import TooLargeError, first_block
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ MOST_BYTES = 512 << 20
 _ROWS = 4
 
 
-class _Reached(Exception):
+class _Reached(Exception):  # noqa: N818 (a signal, no error)
     """The output projection is about to run; the rest of the model is not needed."""
 
 
@@ -46,7 +46,7 @@ def self_check(model: OpenedModel) -> str:
     try:
         heads = model.heads(0)
         modules = _modules(model)
-    except TooLarge as error:
+    except TooLargeError as error:
         return f"not run (it would read {error.args[0] / 1e9:.1f} GB)"
     except HeadatlasError as error:
         return f"not run ({str(error).rstrip('.')})"
@@ -77,7 +77,6 @@ def _modules(model: OpenedModel) -> PreTrainedModel | str:
     return first_block(
         checkpoint,
         body=model.body_module(),
-        block=model.block_module(0),
         mlp=model.mlp_module(0),
         stored_name=model.stored_name,
         most_bytes=MOST_BYTES,
@@ -85,7 +84,7 @@ def _modules(model: OpenedModel) -> PreTrainedModel | str:
 
 
 def _recorded(model: OpenedModel, modules: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor] | str:
-    """For random rows: the source states [rows, d_model], and what enters the output projection; or why not."""
+    """For random rows the source states [rows, d_model] and what enters the output projection, or why not."""
     import torch
 
     seen: dict[str, torch.Tensor] = {}
@@ -101,7 +100,9 @@ def _recorded(model: OpenedModel, modules: PreTrainedModel) -> tuple[torch.Tenso
     like = next(modules.get_submodule(model.o_proj_module(0)).parameters())
     body: Any = modules.get_submodule(model.body_module())
     hooks = [
-        modules.get_submodule(model.value_input_module(0)).register_forward_pre_hook(record, with_kwargs=True),
+        modules.get_submodule(model.value_input_module(0)).register_forward_pre_hook(
+            record, with_kwargs=True
+        ),
         modules.get_submodule(model.o_proj_module(0)).register_forward_pre_hook(stop),
     ]
     try:
@@ -123,7 +124,9 @@ def _check_values(
 ) -> None:
     dims = model.dims
     if passed.shape[1] != dims.n_heads * dims.d_head:
-        raise _disagreement(model, f"{dims.n_heads} heads of {dims.d_head}", f"{passed.shape[1]} numbers in all")
+        raise _disagreement(
+            model, f"{dims.n_heads} heads of {dims.d_head}", f"{passed.shape[1]} numbers in all"
+        )
     for head in range(dims.n_heads):
         group = dims.kv_head(head)
         ours = x @ heads.W_V[group].float() + (0.0 if heads.b_V is None else heads.b_V[group].float())
@@ -163,7 +166,8 @@ def _apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 def _check_unembedding(model: OpenedModel, modules: PreTrainedModel) -> None:
     """A stored unembedding is used; without one it is the embedding, if the modules tie the two."""
-    output, embedding = modules.get_output_embeddings(), modules.get_input_embeddings()
+    untyped: Any = modules
+    output, embedding = untyped.get_output_embeddings(), untyped.get_input_embeddings()
     if output is None or model._inventory.unembed_stem is not None:
         return
     tied = getattr(output, "weight", None) is embedding.weight or modules.all_tied_weights_keys
@@ -173,6 +177,7 @@ def _check_unembedding(model: OpenedModel, modules: PreTrainedModel) -> None:
 
 def _disagreement(model: OpenedModel, ours: str, theirs: str) -> HeadatlasError:
     return HeadatlasError(
-        f"{model.checkpoint.spec}: read as the family {model.family.name!r}, layer 0 would have {ours}; transformers "
-        f"computes {theirs}; such a model is not mapped. Please report it; {VARIABLE}=0 maps it all the same."
+        f"{model.checkpoint.spec}: read as the family {model.family.name!r}, layer 0 would have {ours}, "
+        f"where transformers computes {theirs}; such a model is not mapped. Please report it; {VARIABLE}=0 maps it "
+        "all the same."
     )

@@ -1,4 +1,4 @@
-"""The modules of a model up to its first block, with the weights transformers gives them and nothing else in memory.
+"""The modules of a model up to its first block, with the weights that transformers gives them.
 
 The tensors find their modules by transformers' own names and conversions, not by a family file, so what the
 modules compute says whether the family file is right.
@@ -21,11 +21,18 @@ if TYPE_CHECKING:
 
 _FEW = 8
 # What makes an MLP or a vocabulary large; the attention does not depend on it.
-_WIDTHS = ("vocab_size", "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "moe_intermediate_size")
+_WIDTHS = (
+    "vocab_size",
+    "intermediate_size",
+    "n_inner",
+    "ffn_dim",
+    "ffn_hidden_size",
+    "moe_intermediate_size",
+)
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
-class TooLarge(Exception):
+class TooLargeError(Exception):
     """What would be read is more than was allowed; the argument is its size in bytes."""
 
 
@@ -33,7 +40,6 @@ def first_block(
     checkpoint: Checkpoint,
     *,
     body: str,
-    block: str,
     mlp: str,
     stored_name: Callable[[str], str],
     most_bytes: int,
@@ -43,14 +49,13 @@ def first_block(
     Args:
         checkpoint: Safetensors or GGUF on disk.
         body: Path of the decoder among the modules.
-        block: Path of its first block.
-        mlp: Path of that block's MLP.
+        mlp: Path of the first block's MLP.
         stored_name: From a parameter's path to the stored name (safetensors).
         most_bytes: How much may be read.
 
     Raises:
         HeadatlasError: transformers cannot make the modules, or a tensor is not there under its name.
-        TooLarge: More than ``most_bytes`` would be read.
+        TooLargeError: More than ``most_bytes`` would be read.
     """
     if isinstance(checkpoint.source, GgufSource):
         return _of_gguf(checkpoint.source, most_bytes)
@@ -70,12 +75,13 @@ def first_block(
         if info is None or info.shape != tuple(parameter.shape):
             found = "is missing" if info is None else f"has the shape {list(info.shape)}"
             raise HeadatlasError(
-                f"{checkpoint.spec}: tensor {wanted[path]!r} {found}, transformers wants it in {list(parameter.shape)}."
+                f"{checkpoint.spec}: tensor {wanted[path]!r} {found}, transformers wants it in "
+                f"{list(parameter.shape)}."
             )
     infos = checkpoint.source.infos()
     size = sum(infos[name].nbytes for name in wanted.values())
     if size > most_bytes:
-        raise TooLarge(size)
+        raise TooLargeError(size)
     _fill(model, {path: checkpoint.source.read(name) for path, name in wanted.items()})
     return model
 
@@ -110,7 +116,7 @@ def _of_gguf(source: GgufSource, most_bytes: int) -> PreTrainedModel:
 
     size = sum(info.nbytes for name, info in source.infos().items() if wanted(name))
     if size > most_bytes:
-        raise TooLarge(size)
+        raise TooLargeError(size)
 
     def smaller(config: Any) -> Any:
         text = one_layer(config).get_text_config()

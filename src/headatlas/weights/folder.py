@@ -16,8 +16,8 @@ from headatlas.weights.source import Checkpoint
 SINGLE_NAME = "model.safetensors"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _CONVERT = (
-    "which headatlas never opens, for reading it can run what is in it; convert the model once, where you trust it, with "
-    "AutoModelForCausalLM.from_pretrained(…).save_pretrained(FOLDER), and give that folder"
+    "which headatlas never opens, for reading it can run what is in it; convert the model once, where you "
+    "trust it, with AutoModelForCausalLM.from_pretrained(…).save_pretrained(FOLDER), and give that folder"
 )
 
 

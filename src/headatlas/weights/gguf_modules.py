@@ -50,9 +50,7 @@ def gguf_modules(
 
 
 @contextmanager
-def _reading(
-    files: Sequence[Path], wanted: Callable[[str], bool] | None, *, tokens: bool
-) -> Iterator[None]:
+def _reading(files: Sequence[Path], wanted: Callable[[str], bool] | None, *, tokens: bool) -> Iterator[None]:
     """Let transformers see all parts of a split file, the tensors wanted, and no tokens unless told so."""
     import gguf
 

