@@ -149,7 +149,8 @@ def _check_split(files: Sequence[Path], headers: Sequence[GgufHeader]) -> None:
         if count and (count, number) != (len(files), place):
             raise HeadatlasError(
                 f"{file}: by its header it is part {number} of {count}, counted from 0, by its name {place} "
-                f"of {len(files)}; give the parts their names back, …-00001-of-0000N.gguf, or fetch them again."
+                f"of {len(files)}; give the parts their names back, …-00001-of-0000N.gguf, or fetch "
+                "them again."
             )
     total, found = (
         headers[0].metadata.get("split.tensors.count", 0),
