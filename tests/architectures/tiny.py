@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     Gemma3Config,
     Gemma3ForCausalLM,
     Gemma3ForConditionalGeneration,
@@ -30,7 +33,8 @@ from transformers import (
 
 from headatlas.weights.source import Checkpoint, TensorInfo
 
-VOCAB = 50
+from .cases import CASES, VOCAB
+
 _COMMON = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
@@ -118,6 +122,14 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
         PhiConfig(**_COMMON, num_key_value_heads=2, qk_layernorm=True)
     ),
 }
+
+
+def _from_config(kind: str, changes: dict[str, Any]) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **changes))
+    return model
+
+
+MODELS |= {case: functools.partial(_from_config, kind, changes) for case, (kind, changes) in CASES.items()}
 
 
 def tiny_model(case: str) -> PreTrainedModel:

@@ -5,15 +5,29 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
-from headatlas.architectures.family import ConfigKeys, ConfigValue
+from headatlas.architectures.family import ConfigKeys, ConfigValue, ExpertKeys, Flag
 from headatlas.architectures.model import Dims
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint
 
 _SIZES = ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_head", "d_mlp", "vocab_size")
-_EXPRESSION = re.compile(r"(?:(?P<factor>\d+) \* )?(?P<a>\w+)(?: / (?P<b>\w+))?")
+_EXPRESSION = re.compile(r"(?:(?P<factor>\w+) \* )?(?P<a>\w+)(?: / (?P<b>\w+))?")
+
+
+@dataclass(frozen=True)
+class ExpertSettings:
+    """Sizes of a mixture of experts; ``shared_width`` is 0 where no experts are shared."""
+
+    n_experts: int
+    top_k: int
+    width: int
+    shared_width: int
+    scale: float
+    groups: int
+    top_groups: int
 
 
 @dataclass(frozen=True)
@@ -26,6 +40,8 @@ class Settings:
         activation: Name in transformers' ``ACT2FN``.
         tied: Whether the unembedding may be absent because it is the embedding.
         flags: The family's switches, e.g. ``attention_bias``.
+        latent: Width of the latent that values are made from; None where they are not.
+        experts: None where the config says there are none.
     """
 
     dims: Dims
@@ -34,6 +50,8 @@ class Settings:
     activation: str
     tied: bool
     flags: Mapping[str, bool]
+    latent: int | None = None
+    experts: ExpertSettings | None = None
 
 
 def read_settings(checkpoint: Checkpoint, keys: ConfigKeys, embed_rows: int | None) -> Settings:
@@ -60,7 +78,24 @@ def read_settings(checkpoint: Checkpoint, keys: ConfigKeys, embed_rows: int | No
         eps=reader.number("eps", keys.eps),
         activation=reader.word("activation", keys.activation),
         tied=reader.flag("tied", keys.tied),
-        flags={name: reader.flag(name, value) for name, value in keys.flags.items()},
+        flags={name: reader.switch(name, value) for name, value in keys.flags.items()},
+        latent=None if keys.latent is None else reader.size("latent", keys.latent),
+        experts=None if keys.experts is None else _experts(reader, keys.experts),
+    )
+
+
+def _experts(reader: _Reader, keys: ExpertKeys) -> ExpertSettings | None:
+    """The sizes of the experts; None where a config of the family speaks of none."""
+    if not reader.there(keys.n_experts):
+        return None
+    return ExpertSettings(
+        n_experts=reader.size("n_experts", keys.n_experts),
+        top_k=reader.size("top_k", keys.top_k),
+        width=reader.size("width", keys.width),
+        shared_width=0 if keys.shared_width is None else reader.size("shared_width", keys.shared_width, 0),
+        scale=reader.number("scale", keys.scale, most=None),
+        groups=reader.size("groups", keys.groups),
+        top_groups=reader.size("top_groups", keys.top_groups),
     )
 
 
@@ -76,10 +111,22 @@ class _Reader:
     def _stored(self, value: ConfigValue) -> tuple[str, Any]:
         """The key that is there and what it holds, else the first key and the default."""
         for key in value.keys:
-            found = self.config.get(self.prefix + key)
+            found = self._at(key)
             if found is not None:
                 return self.prefix + key, found
         return self.prefix + (value.keys[0] if value.keys else ""), value.default
+
+    def _at(self, key: str) -> Any:
+        """What the config holds under a key; ``a.b`` may be a key itself (GGUF) or lead into a table."""
+        found = self.config.get(self.prefix + key)
+        table, dot, inner = key.partition(".")
+        if found is None and dot and isinstance(self.config.get(table), Mapping):
+            return self.config[table].get(inner)
+        return found
+
+    def there(self, value: ConfigValue) -> bool:
+        """Whether the config has the key, with more than nothing in it, or the family knows a default."""
+        return bool(self._stored(value)[1])
 
     def _wrong(self, name: str, key: str, found: object, wanted: str) -> HeadatlasError:
         if found is None:
@@ -88,11 +135,11 @@ class _Reader:
             )
         return HeadatlasError(f"{self.spec}: config key {key!r} ({name}) is {found!r}, but must be {wanted}.")
 
-    def size(self, name: str, value: ConfigValue) -> int:
+    def size(self, name: str, value: ConfigValue, least: int = 1) -> int:
         key, found = self._stored(value)
         if found is None and value.derive is not None:
             found = self._derived(name, value.derive, key)
-        if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        if not isinstance(found, int) or isinstance(found, bool) or found < least:
             raise self._wrong(name, key, found, "a positive whole number")
         self.known[name] = found
         return found
@@ -101,9 +148,10 @@ class _Reader:
         match = _EXPRESSION.fullmatch(expression)
         if match is None:
             raise ValueError(f"family file: cannot read the expression {expression!r}")
-        if match["a"] not in self.known:
+        factor = match["factor"] or "1"
+        if match["a"] not in self.known or not (factor.isdigit() or factor in self.known):
             return None
-        result = int(match["factor"] or 1) * self.known[match["a"]]
+        result = (int(factor) if factor.isdigit() else self.known[factor]) * self.known[match["a"]]
         if match["b"] is None:
             return result
         divisor = self.known[match["b"]]
@@ -114,10 +162,10 @@ class _Reader:
             )
         return result // divisor
 
-    def number(self, name: str, value: ConfigValue) -> float:
+    def number(self, name: str, value: ConfigValue, most: float | None = 1.0) -> float:
         key, found = self._stored(value)
-        if not isinstance(found, int | float) or isinstance(found, bool) or not 0 <= found < 1:
-            raise self._wrong(name, key, found, "a small positive number")
+        if not isinstance(found, int | float) or isinstance(found, bool) or not 0 <= found < (most or inf):
+            raise self._wrong(name, key, found, f"a {'small ' if most else ''}positive number")
         return float(found)
 
     def word(self, name: str, value: ConfigValue) -> str:
@@ -131,3 +179,14 @@ class _Reader:
         if not isinstance(found, bool):
             raise self._wrong(name, key, found, "true or false")
         return found
+
+    def switch(self, name: str, flag: Flag) -> bool:
+        """A flag: what the config says, or whether it says something."""
+        _, found = self._stored(flag)
+        if flag.given:
+            return found is not None
+        if flag.equals is not None:
+            return found in flag.equals
+        if flag.unequal is not None:
+            return found is not None and found != flag.unequal
+        return self.flag(name, flag)
