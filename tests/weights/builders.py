@@ -64,7 +64,7 @@ def write_gguf(
     arch: str = "llama",
     split: int = 0,
 ) -> Path:
-    """A GGUF file with tensors quantised to the given types, or parts of so many tensors as gguf writes them."""
+    """A GGUF file with tensors quantised to the given types, or its parts of so many tensors each."""
     writer = gguf.GGUFWriter(path, arch, split_max_tensors=split)
     for key, value in (metadata or {}).items():
         if isinstance(value, str):

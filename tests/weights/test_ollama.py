@@ -89,7 +89,7 @@ def test_tokenizer_and_modules_come_out_of_the_blob(store: Store, model: bytes) 
 
 def test_unknown_names_list_what_is_there(store: Store, model: bytes) -> None:
     with pytest.raises(
-        HeadatlasError, match="ollama:llama3 is not in .*; no model is; fetch it with `ollama pull`"
+        HeadatlasError, match=r"ollama:llama3 is not in .*; no model is; fetch it with `ollama pull`"
     ):
         open_checkpoint("ollama:llama3")
     for place in (
@@ -134,7 +134,7 @@ def test_a_damaged_blob_is_noticed(store: Store, model: bytes, private_cache: Pa
     open_checkpoint("ollama:tiny")
     assert len(list((private_cache / "ollama").iterdir())) == 1  # read once, and remembered
     blob.write_bytes(model[:-1] + bytes([model[-1] ^ 1]))
-    with pytest.raises(HeadatlasError, match="does not have the SHA-256 in its name, it is damaged"):
+    with pytest.raises(HeadatlasError, match=r"does not have the SHA-256 in its name, it is damaged"):
         open_checkpoint("ollama:tiny")
     blob.write_bytes(model[:-1])
     with pytest.raises(
@@ -142,7 +142,7 @@ def test_a_damaged_blob_is_noticed(store: Store, model: bytes, private_cache: Pa
     ):
         open_checkpoint("ollama:tiny")
     blob.unlink()
-    with pytest.raises(HeadatlasError, match="names the file sha256-.*, which is not in"):
+    with pytest.raises(HeadatlasError, match=r"names the file sha256-.*, which is not in"):
         open_checkpoint("ollama:tiny")
 
 

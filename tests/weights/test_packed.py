@@ -84,7 +84,7 @@ def test_a_last_block_may_be_smaller(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(6, 1), (6,), (1, 1), (1,), ()])
 @pytest.mark.parametrize("suffix", ["_scale", "_scale_inv"])
 def test_scales_of_rows_and_of_the_whole(tmp_path: Path, shape: tuple[int, ...], suffix: str) -> None:
-    """compressed-tensors and fbgemm: one a row ("channel"), or one in all ("tensor"). weight = stored * scale."""
+    """compressed-tensors and fbgemm: one a row ("channel"), or one in all ("tensor")."""
     weight, scale = random_fp8(6, 10, dtype=torch.float8_e5m2), torch.rand(shape) + 0.1
     tensors = {
         "a.weight": weight,
@@ -165,39 +165,52 @@ def test_gpt_oss_as_it_is_published(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(ids).logits, reference(ids).logits)
 
 
+def ones(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.ones(shape, dtype=dtype)
+
+
+INT = torch.int32
 REFUSED: list[tuple[dict[str, Any], dict[str, torch.Tensor], str]] = [
-    ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, {"a.qweight": torch.ones(2, dtype=torch.int32)}, "gptq"),
-    ({}, {"a.qweight": torch.ones(2, dtype=torch.int32), "a.qzeros": torch.ones(2, dtype=torch.int32)}, "GPTQ or AWQ"),
-    ({"quantization_config": {"quant_method": "awq"}}, {"a.qweight": torch.ones(2, dtype=torch.int32)}, "awq"),
+    ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, {"a.qweight": ones(2, dtype=INT)}, "gptq"),
+    ({}, {"a.qweight": ones(2, dtype=INT), "a.qzeros": ones(2, dtype=INT)}, "GPTQ or AWQ"),
+    ({"quantization_config": {"quant_method": "awq"}}, {"a.qweight": ones(2, dtype=INT)}, "awq"),
     (
         {"quantization_config": {"quant_method": "bitsandbytes"}},
-        {"a.weight": torch.ones(2, 1, dtype=torch.uint8), "a.weight.absmax": torch.ones(1)},
+        {"a.weight": ones(2, 1, dtype=torch.uint8), "a.weight.absmax": ones(1)},
         r"bitsandbytes.*\.dequantize\(\)\.save_pretrained",
     ),
-    ({"quantization_config": {"quant_method": "torchao"}}, {"a.weight": torch.ones(2, dtype=torch.int8)}, "torchao"),
+    (
+        {"quantization_config": {"quant_method": "torchao"}},
+        {"a.weight": ones(2, dtype=torch.int8)},
+        "torchao",
+    ),
     (
         {"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized"}},
-        {"a.weight_packed": torch.ones(2, 1, dtype=torch.int32), "a.weight_scale": torch.ones(2, 1)},
+        {"a.weight_packed": ones(2, 1, dtype=INT), "a.weight_scale": ones(2, 1)},
         "compressed-tensors",
     ),
     (
         {"quantization": {"group_size": 64, "bits": 4}},
-        {"a.weight": torch.ones(2, 1, dtype=torch.uint32), "a.scales": torch.ones(2, 1), "a.biases": torch.ones(2, 1)},
+        {"a.weight": ones(2, 1, dtype=torch.uint32), "a.scales": ones(2, 1), "a.biases": ones(2, 1)},
         r"mlx.*mlx_lm\.convert --dequantize",
     ),
     (
         {"quantization_config": {"quant_method": "compressed-tensors", "transform_config": {"R1": 1}}},
-        {"a.weight": random_fp8(2, 2), "a.weight_scale": torch.ones(2, 1)},
+        {"a.weight": random_fp8(2, 2), "a.weight_scale": ones(2, 1)},
         "transform_config",
     ),
-    ({}, {"a.weight": random_fp8(6, 4), "a.weight_scale": torch.ones(4, 3)}, "do not fit the tensor 'a.weight'"),
-    ({}, {"a.weight": random_fp8(6, 4), "a.weight_scale": torch.ones(6, 1), "a.weight_scale_inv": torch.ones(6, 1)}, "two scales"),
+    ({}, {"a.weight": random_fp8(6, 4), "a.weight_scale": ones(4, 3)}, "do not fit the tensor 'a.weight'"),
     (
         {},
-        {"x_blocks": torch.ones(1, 2, 1, 8, dtype=torch.uint8), "x_scales": torch.ones(1, 2, 1, dtype=torch.uint8)},
+        {"a.weight": random_fp8(6, 4), "a.weight_scale": ones(6, 1), "a.weight_scale_inv": ones(6, 1)},
+        "two scales",
+    ),
+    (
+        {},
+        {"x_blocks": ones(1, 2, 1, 8, dtype=torch.uint8), "x_scales": ones(1, 2, 1, dtype=torch.uint8)},
         "do not fit",
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("config", "tensors", "problem"), REFUSED)

@@ -77,7 +77,10 @@ def test_an_existing_folder_comes_before_the_hub(llama_folder: Path, monkeypatch
     ("files", "problem"),
     [
         ([], r"holds no model\.safetensors"),
-        (["pytorch_model.bin"], r"as a pickle \(pytorch_model\.bin\), which headatlas never opens, .* convert"),
+        (
+            ["pytorch_model.bin"],
+            r"as a pickle \(pytorch_model\.bin\), which headatlas never opens, .* convert",
+        ),
         (["adapter_config.json", "adapter_model.safetensors"], "holds an adapter"),
         (["a.safetensors", "b.safetensors"], r"2 \.safetensors files and no"),
     ],

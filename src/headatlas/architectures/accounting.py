@@ -56,6 +56,7 @@ class Inventory:
         embedding = self.stored.get(self.name(section.embed))
         rows = embedding.shape[0] if embedding is not None and embedding.shape else None
         self.settings: Settings = read_settings(checkpoint, section.config, rows)
+        self._check_counts()
         self._elsewhere = self._tensors_of_layers_without_heads()
         self.layers = [self._find_parts(layer) for layer in range(self.settings.dims.n_layers)]
         self.unembed_stem = self._find_unembed()
@@ -154,6 +155,18 @@ class Inventory:
                 yield bias, (value_width(value.layout, dims),)
         output = [(self.section.output, dims.d_model, dims.n_heads * dims.d_head)]
         yield from self._linears(output, layer)
+
+    def _check_counts(self) -> None:
+        """Every layer and expert has a tensor of its own; no count of the config is believed blindly."""
+        counts = {"layers": self.settings.dims.n_layers}
+        if self.settings.experts is not None and any(e.layout == "separate" for e in self.section.experts):
+            counts["experts"] = self.settings.experts.n_experts
+        for what, count in counts.items():
+            if count > len(self.stored):
+                raise HeadatlasError(
+                    f"{self.checkpoint.spec}: the config speaks of {count:,} {what}, but only "
+                    f"{len(self.stored):,} tensors are stored; check that config and weights belong together."
+                )
 
     def _fill(self, stem: str, layer: int | None, prefix: Prefix) -> str:
         # {block} itself holds {body} and {layer}, hence two rounds.

@@ -178,6 +178,6 @@ def _check_unembedding(model: OpenedModel, modules: PreTrainedModel) -> None:
 def _disagreement(model: OpenedModel, ours: str, theirs: str) -> HeadatlasError:
     return HeadatlasError(
         f"{model.checkpoint.spec}: read as the family {model.family.name!r}, layer 0 would have "
-        f"{ours}, where transformers computes {theirs}; such a model is not mapped. Please report it; {VARIABLE}=0 maps it "
-        "all the same."
+        f"{ours}, where transformers has {theirs}; such a model is not mapped. "
+        f"Please report it; {VARIABLE}=0 maps it all the same."
     )
