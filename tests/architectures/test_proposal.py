@@ -71,6 +71,7 @@ def test_a_new_name_for_a_known_layout(tmp_path: Path) -> None:
     assert trial.accounting(found.family(), checkpoint) is None
     assert not [each for each in outcomes if each.problem]
     table = tomllib.loads(found.text)
+    assert table["aliases"]["model_types"] == []  # a family has it already
     assert table["aliases"]["architectures"] == ["NewForCausalLM"]
     assert found.family().safetensors.value[0].stem.endswith("v_proj")
 
@@ -184,6 +185,8 @@ def test_the_command(tmp_path: Path) -> None:
     assert own.exit_code == 0
     told = json.loads(own.stdout)
     assert told["family"] == "my_family" and told["accounting"] is None and len(told["oracle"]) == 6
+    named = {each["name"]: each["is"] for each in told["tensors"]}
+    assert named["model.layers.{layer}.post_attention_layernorm.weight"] == "norm before the MLP"
     written.write_text(written.read_text() + '[safetensors]\nother = [{ stem = "{block}nothing" }]\n')
     wrong = run("families", "check", str(folder), "--family", str(written), "--json")
     assert wrong.exit_code == 1

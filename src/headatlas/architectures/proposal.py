@@ -77,6 +77,11 @@ def section_for(family: Family, checkpoint: Checkpoint) -> Section | None:
     return family.gguf if checkpoint.format == "gguf" else family.safetensors
 
 
+def roles_in(family: Family, checkpoint: Checkpoint) -> dict[str, str]:
+    """What one family calls the tensors of a checkpoint's format, by their patterns."""
+    return _names(section_for(family, checkpoint))
+
+
 def look(checkpoint: Checkpoint) -> tuple[Seen, ...]:
     """Every tensor of a checkpoint, with what the families call one of this name."""
     known = _known_names(checkpoint)
@@ -270,6 +275,9 @@ def _written(checkpoint: Checkpoint, base: Family, seen: tuple[Seen, ...]) -> tu
     taken = {family.name for family in families()}
     name = f"{name}_new" if name in taken else name
     gguf = checkpoint.format == "gguf"
+    kind = checkpoint.config.get("model_type")
+    claimed = {each for family in families() for each in family.aliases.model_types}
+    kinds = [kind] if isinstance(kind, str) and kind not in claimed and not gguf else []
     lines = [
         f"# Proposed from {checkpoint.name}. Compare it with the model's own code before you use it.",
         *(f"# Not explained: {pattern}" for pattern in left),
@@ -279,7 +287,7 @@ def _written(checkpoint: Checkpoint, base: Family, seen: tuple[Seen, ...]) -> tu
         "",
         "[aliases]",
         f"architectures = {_toml([] if gguf else [checkpoint.architecture])}",
-        f"model_types = {_toml([] if gguf else [str(checkpoint.config.get('model_type', name))])}",
+        f"model_types = {_toml(kinds)}",
         *([f"gguf = {_toml([checkpoint.architecture])}"] if gguf else []),
     ]
     table = "gguf" if gguf else "safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,6 +52,7 @@ def check_family(
     the checkpoint's headers and, if transformers can build the architecture, against a tiny random model of
     the same config. Only headers are read. The exit code is 0 if everything is explained and agrees, else 1.
     """
+    from headatlas.architectures.proposal import roles_in
     from headatlas.architectures.trial import best
     from headatlas.weights import open_checkpoint
 
@@ -61,7 +63,7 @@ def check_family(
         proposal, outcomes, not_run = best(checkpoint)
         result = _result(checkpoint, proposal.family(), outcomes, not_run) | {
             "closest": proposal.base.name,
-            "tensors": _tensors(proposal.seen),
+            "tensors": _tensors(proposal.seen, roles_in(proposal.family(), checkpoint)),
             "unexplained": list(proposal.unexplained),
             "proposal": proposal.text or None,
         }
@@ -77,7 +79,7 @@ def check_family(
 
 def _own(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
     """What is printed about a family file of the user's own."""
-    from headatlas.architectures.proposal import look
+    from headatlas.architectures.proposal import look, roles_in
     from headatlas.architectures.registry import parse_family
     from headatlas.architectures.trial import try_family
 
@@ -93,7 +95,7 @@ def _own(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
         not_run = str(error)
     return _result(checkpoint, family, outcomes, not_run) | {
         "closest": None,
-        "tensors": _tensors(look(checkpoint)),
+        "tensors": _tensors(look(checkpoint), roles_in(family, checkpoint)),
         "unexplained": [],
         "proposal": None,
     }
@@ -116,13 +118,15 @@ def _result(
     }
 
 
-def _tensors(seen: tuple[Seen, ...]) -> list[dict[str, Any]]:
+def _tensors(seen: tuple[Seen, ...], roles: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The tensors with what the chosen family calls them, and what all families do."""
     return [
         {
             "name": each.pattern,
             "count": each.count,
             "shapes": [list(shape) for shape in each.shapes],
             "dtype": each.dtype,
+            "is": roles.get(each.pattern),
             "meanings": {role: list(by) for role, by in each.meanings.items()},
         }
         for each in seen
@@ -135,7 +139,7 @@ def _print(result: dict[str, Any], write: Path | None) -> None:
     rows = []
     for each in result["tensors"]:
         shapes = ", ".join("×".join(map(str, shape)) for shape in each["shapes"])
-        means = "; ".join(each["meanings"]) or "not known"
+        means = each["is"] or "; ".join(each["meanings"]) or "not known"
         by = sorted({name for names in each["meanings"].values() for name in names})
         rows.append([each["name"], each["count"], shapes, means, _some(by)])
     print_table(["tensor", "count", "shape", "is", "as in"], rows)
