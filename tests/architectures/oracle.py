@@ -144,7 +144,7 @@ def check_residual(opened: Model, model: PreTrainedModel) -> None:
         opened.o_proj_module(layer),
         opened.final_norm_module(),
     )
-    with silenced(model, [opened.mlp_module(layer)]):
+    with silenced(model, list(opened.mlp_modules(layer))):
         with recorded(model, [final, source, output]) as (full, _):
             model(_ids(1))
         with silenced(model, [output]), recorded(model, [final]) as (without, _):
@@ -192,13 +192,14 @@ def check_first_mlp(opened: Model, model: PreTrainedModel) -> None:
     try:
         with (
             silenced(model, [opened.o_proj_module(0)]),
-            recorded(model, [opened.mlp_module(0)]) as (_, outputs),
+            recorded(model, list(opened.mlp_modules(0))) as (_, outputs),
         ):
             model(_ids(5))
     finally:
         replace.remove()
     ours = opened.first_mlp(rows.reshape(15, -1)).reshape(rows.shape)
-    torch.testing.assert_close(ours, outputs[opened.mlp_module(0)], check_dtype=False, **CLOSE)
+    theirs = sum(outputs[path].reshape(rows.shape) for path in opened.mlp_modules(0))
+    torch.testing.assert_close(ours, theirs, check_dtype=False, **CLOSE)
 
 
 def check_final_norm(opened: Model, model: PreTrainedModel) -> None:

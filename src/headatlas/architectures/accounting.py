@@ -180,14 +180,20 @@ class Inventory:
         values = [value for value in section.value if self.holds(value.when)]
         stored = [value for value in values if self.name(value.stem, layer) in self.stored]
         value = (stored or values)[0] if stored or layer not in self._elsewhere else None
-        experts = next(
-            (each for each in section.experts if self.name(each.router.stem, layer) in self.stored), None
-        )
+        experts = self._find_experts(layer)
         dense = [linear.stem for linear in section.mlp.linears]
         if not dense and experts is None and section.experts:
             experts = section.experts[0]
         absent = section.sparse and not any(self.name(stem, layer) in self.stored for stem in dense)
         return LayerParts(value, experts, feeds=experts is not None or not absent)
+
+    def _find_experts(self, layer: int) -> Experts | None:
+        """The form of a layer's mixture of experts; None where no router is stored."""
+        routed = [each for each in self.section.experts if self.name(each.router.stem, layer) in self.stored]
+        for each in routed:
+            if self.name(of_expert(each.down, 0).stem, layer) in self.stored:
+                return each
+        return routed[0] if routed else None
 
     def _tensors_of_layers_without_heads(self) -> dict[int, list[str]]:
         """Layer → its tensors that take the place of attention."""
@@ -258,13 +264,13 @@ class Inventory:
         sizes = self.settings.experts
         if sizes is None:
             raise HeadatlasError(
-                f"{self._where(self.name(experts.router.stem, layer))}: layer {layer} has a mixture of experts, "
-                "but the config speaks of none; check that config and weights belong together."
+                f"{self.checkpoint.spec}: layer {layer} has a mixture of experts, but the config speaks of "
+                "none; check that config and weights belong together."
             )
         count, d_model = sizes.n_experts, self.settings.dims.d_model
         yield from self._linears([(experts.router, count, d_model)], layer)
         if experts.correction is not None:
-            yield self.name(experts.correction, layer), (count,)
+            yield self.name(experts.correction, layer), (*[1] * (experts.correction_axes - 1), count)
         as_mlp = MLP(gate=experts.gate, gate_up=experts.gate_up, up=experts.up, down=experts.down)
         linears = self.linears_of(as_mlp, sizes.width)
         if experts.layout == "separate":
@@ -292,7 +298,8 @@ class Inventory:
         patterns = []
         for pattern in self.section.ignored:
             patterns += [self._fill(pattern, layer, self.prefix) for layer in self._layers_of(pattern)]
-        return patterns
+        first, more = self.settings.dims.n_layers, self.settings.further_layers
+        return patterns + [f"{self.block(layer)}*" for layer in range(first, first + more)]
 
     def _layers_of(self, stem: str) -> list[int | None]:
         """Every layer for a stem inside the blocks, else one entry for the whole model."""

@@ -42,6 +42,7 @@ class Settings:
         flags: The family's switches, e.g. ``attention_bias``.
         latent: Width of the latent that values are made from; None where they are not.
         experts: None where the config says there are none.
+        further_layers: Layers after the last, for predicting further tokens.
     """
 
     dims: Dims
@@ -52,6 +53,7 @@ class Settings:
     flags: Mapping[str, bool]
     latent: int | None = None
     experts: ExpertSettings | None = None
+    further_layers: int = 0
 
 
 def read_settings(checkpoint: Checkpoint, keys: ConfigKeys, embed_rows: int | None) -> Settings:
@@ -81,6 +83,7 @@ def read_settings(checkpoint: Checkpoint, keys: ConfigKeys, embed_rows: int | No
         flags={name: reader.switch(name, value) for name, value in keys.flags.items()},
         latent=None if keys.latent is None else reader.size("latent", keys.latent),
         experts=None if keys.experts is None else _experts(reader, keys.experts),
+        further_layers=0 if keys.further_layers is None else reader.size("further", keys.further_layers, 0),
     )
 
 
@@ -88,10 +91,14 @@ def _experts(reader: _Reader, keys: ExpertKeys) -> ExpertSettings | None:
     """The sizes of the experts; None where a config of the family speaks of none."""
     if not reader.there(keys.n_experts):
         return None
+    n_experts, top_k = reader.size("n_experts", keys.n_experts), reader.size("top_k", keys.top_k)
+    width = reader.size("width", keys.width)
+    if keys.shared_count is not None:
+        reader.size("shared_count", keys.shared_count, least=0)
     return ExpertSettings(
-        n_experts=reader.size("n_experts", keys.n_experts),
-        top_k=reader.size("top_k", keys.top_k),
-        width=reader.size("width", keys.width),
+        n_experts=n_experts,
+        top_k=top_k,
+        width=width,
         shared_width=0 if keys.shared_width is None else reader.size("shared_width", keys.shared_width, 0),
         scale=reader.number("scale", keys.scale, most=None),
         groups=reader.size("groups", keys.groups),
@@ -183,8 +190,8 @@ class _Reader:
     def switch(self, name: str, flag: Flag) -> bool:
         """A flag: what the config says, or whether it says something."""
         _, found = self._stored(flag)
-        if flag.given:
-            return found is not None
+        if flag.given is not None:
+            return (found is not None) == flag.given
         if flag.equals is not None:
             return found in flag.equals
         if flag.unequal is not None:

@@ -43,8 +43,10 @@ class Feeding:
             scores=experts.scores,
             top_k=sizes.top_k,
             normalise=names.holds(experts.normalise),
-            correction=None if correction is None else self._read(names.name(correction, layer), None),
-            groups=sizes.groups,
+            correction=None
+            if correction is None
+            else self._read(names.name(correction, layer), None).flatten(),
+            groups=sizes.groups if names.holds(experts.grouped) else 1,
             top_groups=sizes.top_groups,
             group_score=experts.group_score,
             scale=sizes.scale,

@@ -179,8 +179,13 @@ class OpenedModel:
         return self._module(self.family.modules.output, layer)
 
     def mlp_module(self, layer: int) -> str:
-        """Path of the Hugging Face module of a block's MLP."""
-        return self._module(self.family.modules.mlp, layer)
+        """Path of the Hugging Face module of a block's MLP; the first of :meth:`mlp_modules`."""
+        return self.mlp_modules(layer)[0]
+
+    def mlp_modules(self, layer: int) -> tuple[str, ...]:
+        """Paths of the Hugging Face modules of a block's MLP; the sum of their outputs is the MLP's."""
+        modules = self.family.modules
+        return tuple(self._module(path, layer) for path in (modules.mlp, modules.mlp_beside) if path)
 
     def final_norm_module(self) -> str:
         """Path of the Hugging Face module of the final norm."""
