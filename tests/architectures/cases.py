@@ -23,6 +23,15 @@ _COMMON: dict[str, Any] = {
 _GQA = _COMMON | {"num_key_value_heads": 2}
 _HEAD = _GQA | {"head_dim": 12}
 
+_GPT = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+_FALCON = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_kv_heads": 2,
+    "new_decoder_architecture": False,
+}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _ROUTED = {
     "n_routed_experts": 8,
@@ -42,6 +51,9 @@ _LATENT = {
     "qk_rope_head_dim": 4,
     "v_head_dim": 12,
 }
+
+# Their modules do not run in float64.
+SINGLE = ("xglm",)
 
 # Case → (model type, config). A case is called after its family, then what is special.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -147,4 +159,39 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe-dense": ("qwen3_moe", _HEAD | _EXPERTS | {"mlp_only_layers": [0]}),
     "solar_open": ("solar_open", _HEAD | _ROUTED),
     "youtu": ("youtu", _COMMON | _LATENT),
+    # Other names and layouts.
+    "apertus": ("apertus", _GQA),
+    "biogpt": ("biogpt", _COMMON),
+    "bloom": ("bloom", {"vocab_size": VOCAB, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "codegen": ("codegen", _GPT | {"rotary_dim": 4}),
+    "falcon": ("falcon", _FALCON | {"new_decoder_architecture": True}),
+    "falcon-multi_query": ("falcon", _FALCON | {"multi_query": True}),
+    "falcon-head_by_head-biased-sequential": (
+        "falcon",
+        _FALCON
+        | {"multi_query": False, "bias": True, "parallel_attn": False, "alibi": True, "num_kv_heads": 4},
+    ),
+    "falcon-one_norm": (
+        "falcon",
+        _FALCON | {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1},
+    ),
+    "gpt_bigcode": ("gpt_bigcode", _GPT | {"multi_query": True}),
+    "gpt_bigcode-head_by_head": ("gpt_bigcode", _GPT | {"multi_query": False}),
+    "gpt_neo": (
+        "gpt_neo",
+        _COMMON | {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
+    ),
+    "gpt_neox_japanese": ("gpt_neox_japanese", _COMMON | {"intermediate_multiple_size": 3}),
+    "gptj": ("gptj", _GPT | {"rotary_dim": 4}),
+    "mpt": ("mpt", {"vocab_size": VOCAB, "d_model": 32, "n_heads": 4, "n_layers": 2}),
+    "opt": ("opt", _COMMON | {"ffn_dim": 48, "word_embed_proj_dim": 32, "pad_token_id": 0}),
+    "opt-unbiased": (
+        "opt",
+        _COMMON | {"ffn_dim": 48, "word_embed_proj_dim": 32, "pad_token_id": 0, "enable_bias": False},
+    ),
+    "persimmon": ("persimmon", _COMMON),
+    "xglm": (
+        "xglm",
+        {"vocab_size": VOCAB, "d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4},
+    ),
 }

@@ -33,7 +33,7 @@ from transformers import (
 
 from headatlas.weights.source import Checkpoint, TensorInfo
 
-from .cases import CASES, VOCAB
+from .cases import CASES, SINGLE, VOCAB
 
 _COMMON = {
     "vocab_size": VOCAB,
@@ -148,7 +148,7 @@ def tiny_model(case: str) -> PreTrainedModel:
                 buffer.normal_(0.0, 0.2)
     model.set_attn_implementation("eager")
     model.set_experts_implementation("eager")  # the faster one knows no float64
-    return model.double().eval()
+    return (model if case in SINGLE else model.double()).eval()
 
 
 @dataclass

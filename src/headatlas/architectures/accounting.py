@@ -18,6 +18,8 @@ from headatlas.weights.source import Checkpoint, TensorInfo
 
 Shape = tuple[int | None, ...]
 """Expected sizes; None for a size that neither the config nor the family says."""
+XIELU = ("alpha_p", "alpha_n", "beta", "eps")
+"""Names of the parameters of the activation xIELU."""
 _NAMED = 5
 
 
@@ -84,13 +86,18 @@ class Inventory:
 
     def weight(self, norm: Norm, layer: int | None = None) -> str | None:
         """The name of a norm's weight, or None if it has none."""
-        name = self.name(norm.stem, layer)
+        name = self.name(self._stem(norm, layer), layer)
         return name if self.has(norm.weight, name) else None
 
     def bias(self, part: Linear | Norm | Value, layer: int | None = None) -> str | None:
         """The name of a part's bias, or None if it has none."""
-        name = self.name(part.stem, layer, "bias")
+        name = self.name(self._stem(part, layer), layer, "bias")
         return name if self.has(part.bias, name) else None
+
+    def _stem(self, part: Linear | Norm | Value, layer: int | None) -> str:
+        """A part's stem; of alternatives the first that is stored, else the last."""
+        stems = part.stems if isinstance(part, Norm) else (part.stem,)
+        return next((stem for stem in stems if self.name(stem, layer) in self.stored), stems[-1])
 
     def check(self) -> None:
         """Compare the headers with what the family and the config say.
@@ -133,6 +140,9 @@ class Inventory:
             yield from self._norm(mlp.norm, layer)
         if parts.experts is None:
             yield from self._linears(self.linears_of(mlp, self.settings.d_mlp), layer)
+            if mlp.xielu is not None:
+                for name in XIELU:
+                    yield f"{self._fill(mlp.xielu, layer, self.prefix)}.{name}", None
         else:
             yield from self._experts(parts.experts, layer)
 
@@ -147,7 +157,7 @@ class Inventory:
             yield self.name(value.down.stem, layer), (None, dims.d_model)
             if (bias := self.bias(value.down, layer)) is not None:
                 yield bias, (None,)
-            yield self.name(value.norm.stem, layer), (latent,)
+            yield self.name(self._stem(value.norm, layer), layer), (latent,)
         else:
             yield self.name(value.stem, layer), value_shape(value.layout, dims)
             if (bias := self.bias(value, layer)) is not None:

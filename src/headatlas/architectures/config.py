@@ -66,6 +66,10 @@ def read_settings(checkpoint: Checkpoint, keys: ConfigKeys, embed_rows: int | No
         HeadatlasError: A key is missing, is of the wrong type, or numbers contradict each other.
     """
     reader = _Reader(checkpoint, keys, embed_rows)
+    flags = {name: reader.switch(name, value) for name, value in keys.flags.items()}
+    reader.flags = flags
+    for name, value in keys.numbers.items():
+        reader.size(name, value)
     sizes = {name: reader.size(name, getattr(keys, name)) for name in _SIZES}
     d_mlp = sizes.pop("d_mlp")
     dims = Dims(**sizes)
@@ -80,7 +84,7 @@ def read_settings(checkpoint: Checkpoint, keys: ConfigKeys, embed_rows: int | No
         eps=reader.number("eps", keys.eps),
         activation=reader.word("activation", keys.activation),
         tied=reader.flag("tied", keys.tied),
-        flags={name: reader.switch(name, value) for name, value in keys.flags.items()},
+        flags=flags,
         latent=None if keys.latent is None else reader.size("latent", keys.latent),
         experts=None if keys.experts is None else _experts(reader, keys.experts),
         further_layers=0 if keys.further_layers is None else reader.size("further", keys.further_layers, 0),
@@ -113,6 +117,7 @@ class _Reader:
         self.prefix = f"{checkpoint.architecture}." if checkpoint.format == "gguf" else ""
         if keys.nested is not None and isinstance(self.config.get(keys.nested), Mapping):
             self.config = self.config[keys.nested]
+        self.flags: Mapping[str, bool] = {}
         self.known: dict[str, int] = {} if embed_rows is None else {"embed_rows": embed_rows}
 
     def _stored(self, value: ConfigValue) -> tuple[str, Any]:
@@ -143,6 +148,7 @@ class _Reader:
         return HeadatlasError(f"{self.spec}: config key {key!r} ({name}) is {found!r}, but must be {wanted}.")
 
     def size(self, name: str, value: ConfigValue, least: int = 1) -> int:
+        value = next((case for case in value.cases if self.flags[case.when]), value)
         key, found = self._stored(value)
         if found is None and value.derive is not None:
             found = self._derived(name, value.derive, key)

@@ -33,16 +33,24 @@ class ConfigValue(_Strict):
         default: Value if the key is absent.
         derive: Or an expression over values read before: ``a``, ``a / b``, ``4 * a`` or ``a * b``;
             ``embed_rows`` is the number of rows of the embedding tensor.
+        cases: What counts instead under a flag of the config; the first whose flag is set.
     """
 
     key: str | tuple[str, ...] = ()
     default: bool | int | float | str | None = None
     derive: str | None = None
+    cases: tuple[ConfigCase, ...] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The alternative keys in order."""
         return (self.key,) if isinstance(self.key, str) else self.key
+
+
+class ConfigCase(ConfigValue):
+    """A value that counts where a flag of the config is set."""
+
+    when: str
 
 
 class Flag(ConfigValue):
@@ -90,10 +98,12 @@ class ConfigKeys(_Strict):
         nested: Name of a sub-config to read from if the config has it (multimodal models).
         latent: Width of the latent that keys and values are made from, where there is one.
         experts: Where the family has a mixture of experts.
+        numbers: Further numbers that expressions use.
         further_layers: Number of layers after the last that predict further tokens; they are ignored.
     """
 
     nested: str | None = None
+    numbers: dict[str, ConfigValue] = {}
     n_layers: ConfigValue
     n_heads: ConfigValue
     n_kv_heads: ConfigValue
@@ -126,11 +136,20 @@ class Linear(_Strict):
 
 
 class Norm(_Strict):
-    """A norm over d_model with a gain and a bias where ``weight`` and ``bias`` say so."""
+    """A norm over d_model with a gain and a bias where ``weight`` and ``bias`` say so.
 
-    stem: str
+    Attributes:
+        stem: One stem, or alternatives; in each layer the first that is stored counts.
+    """
+
+    stem: str | tuple[str, ...]
     weight: str = "always"
     bias: str = "never"
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """The alternatives in order."""
+        return (self.stem,) if isinstance(self.stem, str) else self.stem
 
 
 class Value(_Strict):
@@ -171,6 +190,7 @@ class MLP(_Strict):
         norm: The norm whose output feeds it; None where the MLP reads the residual stream as it is.
         gate_up: Gate and up in one tensor, the gate's rows first, instead of the two.
         up, down: None where no layer has a dense MLP.
+        xielu: Stem of the activation's own parameters, for the activation of that name.
     """
 
     norm: Norm | None = None
@@ -178,6 +198,7 @@ class MLP(_Strict):
     gate_up: Linear | None = None
     up: Linear | None = None
     down: Linear | None = None
+    xielu: str | None = None
 
     @property
     def linears(self) -> tuple[Linear, ...]:

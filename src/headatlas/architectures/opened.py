@@ -118,7 +118,7 @@ class OpenedModel:
         if value.down is not None and value.norm is not None:
             up, down = read(names.name(value.stem, layer)), read(names.name(value.down.stem, layer))
             bias = names.bias(value.down, layer)
-            gain = read(names.name(value.norm.stem, layer)) + self._section.gain_offset
+            gain = read(names.weight(value.norm, layer) or "") + self._section.gain_offset
             return split_latent(up, down, None if bias is None else read(bias), gain, self.dims)
         stored = read(names.name(value.stem, layer), value_rows(value.layout, self.dims))
         bias = names.bias(value, layer)
