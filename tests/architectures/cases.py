@@ -23,6 +23,38 @@ _COMMON: dict[str, Any] = {
 _GQA = _COMMON | {"num_key_value_heads": 2}
 _HEAD = _GQA | {"head_dim": 12}
 
+_GPT = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+_FALCON = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_kv_heads": 2,
+    "new_decoder_architecture": False,
+}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_ROUTED = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "n_shared_experts": 2,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 1.5,
+}
+_FIRST = {"first_k_dense_replace": 0}
+_LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 20,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 12,
+}
+
+# Their modules do not run in float64.
+SINGLE = ("xglm",)
+
 # Case → (model type, config). A case is called after its family, then what is special.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "arcee": ("arcee", _GQA),
@@ -73,4 +105,93 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "starcoder2": ("starcoder2", _GQA),
     "starcoder2-unbiased": ("starcoder2", _GQA | {"use_bias": False, "tie_word_embeddings": False}),
     "vaultgemma": ("vaultgemma", _HEAD),
+    # Mixtures of experts. The first layer is what the maps lens reads, so it has experts in the first case.
+    "aria_text": ("aria_text", _GQA | {"moe_num_experts": 4, "moe_num_shared_experts": 2}),
+    "deepseek_v2": (
+        "deepseek_v2",
+        _COMMON | _LATENT | _ROUTED | _FIRST | {"topk_method": "group_limited_greedy"},
+    ),
+    "deepseek_v2-greedy-dense-whole_queries": (
+        "deepseek_v2",
+        _COMMON | _LATENT | _ROUTED | {"first_k_dense_replace": 1, "q_lora_rank": None},
+    ),
+    "deepseek_v3": ("deepseek_v3", _COMMON | _LATENT | _ROUTED | _FIRST | {"attention_bias": True}),
+    "deepseek_v3-dense": ("deepseek_v3", _COMMON | _LATENT | _ROUTED | {"first_k_dense_replace": 1}),
+    "dots1": ("dots1", _HEAD | _ROUTED | _FIRST),
+    "ernie4_5_moe": (
+        "ernie4_5_moe",
+        _GQA | {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24, "moe_layer_start_index": 0},
+    ),
+    "ernie4_5_moe-biased": (
+        "ernie4_5_moe",
+        _GQA | {"moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 1, "use_bias": True},
+    ),
+    "exaone_moe": (
+        "exaone_moe",
+        _HEAD | _EXPERTS | {"first_k_dense_replace": 0, "num_shared_experts": 1, "sliding_window": 4},
+    ),
+    "flex_olmo": ("flex_olmo", _GQA | {"num_experts": 4, "num_experts_per_tok": 2}),
+    "glm4_moe": ("glm4_moe", _HEAD | _ROUTED | _FIRST | {"use_qk_norm": True, "attention_bias": True}),
+    "glm4_moe-dense": ("glm4_moe", _HEAD | _ROUTED | {"first_k_dense_replace": 1, "norm_topk_prob": False}),
+    "gpt_oss": ("gpt_oss", _HEAD | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "granitemoe": ("granitemoe", _GQA | {"num_local_experts": 4, "residual_multiplier": 0.22}),
+    "granitemoe_swa": ("granitemoe_swa", _GQA | {"num_local_experts": 4}),
+    "granitemoeshared": (
+        "granitemoeshared",
+        _GQA | {"num_local_experts": 4, "shared_intermediate_size": 20, "residual_multiplier": 0.22},
+    ),
+    "hunyuan_v1_moe": ("hunyuan_v1_moe", _HEAD | {"num_experts": 4, "moe_topk": 2}),
+    "mellum": ("mellum", _HEAD | _EXPERTS),
+    "minicpm3": ("minicpm3", _COMMON | _LATENT),
+    "minimax_m2": ("minimax_m2", _HEAD | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "mixtral": ("mixtral", _GQA | {"num_local_experts": 4}),
+    "olmoe": ("olmoe", _GQA | {"num_experts": 4, "num_experts_per_tok": 2}),
+    "olmoe-normalised": (
+        "olmoe",
+        _GQA | {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True},
+    ),
+    "qwen2_moe": ("qwen2_moe", _GQA | _EXPERTS | {"shared_expert_intermediate_size": 20}),
+    "qwen2_moe-dense": (
+        "qwen2_moe",
+        _GQA | _EXPERTS | {"mlp_only_layers": [0], "qkv_bias": False, "norm_topk_prob": True},
+    ),
+    "qwen3_moe": ("qwen3_moe", _HEAD | _EXPERTS | {"norm_topk_prob": True}),
+    "qwen3_moe-dense": ("qwen3_moe", _HEAD | _EXPERTS | {"mlp_only_layers": [0]}),
+    "solar_open": ("solar_open", _HEAD | _ROUTED),
+    "youtu": ("youtu", _COMMON | _LATENT),
+    # Other names and layouts.
+    "apertus": ("apertus", _GQA),
+    "biogpt": ("biogpt", _COMMON),
+    "bloom": ("bloom", {"vocab_size": VOCAB, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "codegen": ("codegen", _GPT | {"rotary_dim": 4}),
+    "falcon": ("falcon", _FALCON | {"new_decoder_architecture": True}),
+    "falcon-multi_query": ("falcon", _FALCON | {"multi_query": True}),
+    "falcon-head_by_head-biased-sequential": (
+        "falcon",
+        _FALCON
+        | {"multi_query": False, "bias": True, "parallel_attn": False, "alibi": True, "num_kv_heads": 4},
+    ),
+    "falcon-one_norm": (
+        "falcon",
+        _FALCON | {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1},
+    ),
+    "gpt_bigcode": ("gpt_bigcode", _GPT | {"multi_query": True}),
+    "gpt_bigcode-head_by_head": ("gpt_bigcode", _GPT | {"multi_query": False}),
+    "gpt_neo": (
+        "gpt_neo",
+        _COMMON | {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
+    ),
+    "gpt_neox_japanese": ("gpt_neox_japanese", _COMMON | {"intermediate_multiple_size": 3}),
+    "gptj": ("gptj", _GPT | {"rotary_dim": 4}),
+    "mpt": ("mpt", {"vocab_size": VOCAB, "d_model": 32, "n_heads": 4, "n_layers": 2}),
+    "opt": ("opt", _COMMON | {"ffn_dim": 48, "word_embed_proj_dim": 32, "pad_token_id": 0}),
+    "opt-unbiased": (
+        "opt",
+        _COMMON | {"ffn_dim": 48, "word_embed_proj_dim": 32, "pad_token_id": 0, "enable_bias": False},
+    ),
+    "persimmon": ("persimmon", _COMMON),
+    "xglm": (
+        "xglm",
+        {"vocab_size": VOCAB, "d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4},
+    ),
 }

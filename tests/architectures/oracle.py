@@ -22,14 +22,14 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 @contextmanager
 def recorded(model: PreTrainedModel, paths: list[str]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """First inputs and outputs of the named modules during the block."""
+    """First inputs and outputs of the named modules during the block, in float64."""
     inputs: dict[str, torch.Tensor] = {}
     outputs: dict[str, torch.Tensor] = {}
 
     def record(path: str) -> Any:
         def hook(_module: Any, args: Any, kwargs: Any, output: Any) -> None:
-            inputs[path] = args[0] if args else kwargs["hidden_states"]
-            outputs[path] = output[0] if isinstance(output, tuple) else output
+            inputs[path] = (args[0] if args else kwargs["hidden_states"]).double()
+            outputs[path] = (output[0] if isinstance(output, tuple) else output).double()
 
         return hook
 
@@ -126,11 +126,11 @@ def check_direct_contribution(opened: Model, model: PreTrainedModel) -> None:
             written = _written_by(projection, inputs[outputs_of[layer]], head, dims.d_head)
             if (post := posts[layer]) is not None:
                 written = _frozen(module(model, post), inputs[post], outputs[post])(written)
-            contribution = after(written) @ unembed.weight.T
+            contribution = after(written) @ unembed.weight.double().T
             ours = head_values(opened, layer, head, inputs[sources[layer]]) @ heads.W_O[head].double()
             torch.testing.assert_close(_unit(right.apply(ours) @ U), _unit(contribution), **CLOSE)
     # Logits are what the final norm leaves, unembedded; multipliers and caps may follow and keep the order.
-    assert torch.equal(unembed(outputs[final]).argsort(), logits.argsort())
+    assert torch.equal(_called(unembed, outputs[final]).argsort(), logits.argsort())
 
 
 def check_residual(opened: Model, model: PreTrainedModel) -> None:
@@ -144,7 +144,7 @@ def check_residual(opened: Model, model: PreTrainedModel) -> None:
         opened.o_proj_module(layer),
         opened.final_norm_module(),
     )
-    with silenced(model, [opened.mlp_module(layer)]):
+    with silenced(model, list(opened.mlp_modules(layer))):
         with recorded(model, [final, source, output]) as (full, _):
             model(_ids(1))
         with silenced(model, [output]), recorded(model, [final]) as (without, _):
@@ -192,19 +192,20 @@ def check_first_mlp(opened: Model, model: PreTrainedModel) -> None:
     try:
         with (
             silenced(model, [opened.o_proj_module(0)]),
-            recorded(model, [opened.mlp_module(0)]) as (_, outputs),
+            recorded(model, list(opened.mlp_modules(0))) as (_, outputs),
         ):
             model(_ids(5))
     finally:
         replace.remove()
     ours = opened.first_mlp(rows.reshape(15, -1)).reshape(rows.shape)
-    torch.testing.assert_close(ours, outputs[opened.mlp_module(0)], check_dtype=False, **CLOSE)
+    theirs = sum(outputs[path].reshape(rows.shape) for path in opened.mlp_modules(0))
+    torch.testing.assert_close(ours, theirs, check_dtype=False, **CLOSE)
 
 
 def check_final_norm(opened: Model, model: PreTrainedModel) -> None:
     rows = torch.randn(4, opened.dims.d_model, dtype=torch.float64)
     with torch.no_grad():
-        expected = module(model, opened.final_norm_module())(rows)
+        expected = _called(module(model, opened.final_norm_module()), rows)
     torch.testing.assert_close(opened.final_norm(rows), expected, check_dtype=False, **CLOSE)
 
 
@@ -236,13 +237,13 @@ def _written_by(projection: Any, inputs: torch.Tensor, head: int, d_head: int) -
     alone = torch.zeros_like(inputs)
     alone[..., head * d_head : (head + 1) * d_head] = inputs[..., head * d_head : (head + 1) * d_head]
     with torch.no_grad():
-        return projection(alone) - projection(torch.zeros_like(inputs))
+        return _called(projection, alone) - _called(projection, torch.zeros_like(inputs))
 
 
 def _frozen(norm: Any, inputs: torch.Tensor, outputs: torch.Tensor) -> Any:
     """A norm without bias whose scale is held at what it was for ``inputs``, learnt from its outputs."""
     with torch.no_grad():
-        centring = torch.allclose(norm(inputs + 1), outputs, rtol=1e-4, atol=1e-5)
+        centring = torch.allclose(_called(norm, inputs + 1), outputs, rtol=1e-4, atol=1e-5)
 
     def centred(rows: torch.Tensor) -> torch.Tensor:
         return rows - rows.mean(-1, keepdim=True) if centring else rows
@@ -250,6 +251,13 @@ def _frozen(norm: Any, inputs: torch.Tensor, outputs: torch.Tensor) -> Any:
     bias = getattr(norm, "bias", None)
     scale = (outputs if bias is None else outputs - bias) / centred(inputs)
     return lambda rows: centred(rows) * scale
+
+
+def _called(called: Any, rows: torch.Tensor) -> torch.Tensor:
+    """A module's output in float64, computed in the dtype of its parameters."""
+    dtype = next((parameter.dtype for parameter in called.parameters()), rows.dtype)
+    output: torch.Tensor = called(rows.to(dtype))
+    return output.double()
 
 
 def _unit(rows: torch.Tensor) -> torch.Tensor:

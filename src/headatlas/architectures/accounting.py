@@ -18,6 +18,8 @@ from headatlas.weights.source import Checkpoint, TensorInfo
 
 Shape = tuple[int | None, ...]
 """Expected sizes; None for a size that neither the config nor the family says."""
+XIELU = ("alpha_p", "alpha_n", "beta", "eps")
+"""Names of the parameters of the activation xIELU."""
 _NAMED = 5
 
 
@@ -85,13 +87,18 @@ class Inventory:
 
     def weight(self, norm: Norm, layer: int | None = None) -> str | None:
         """The name of a norm's weight, or None if it has none."""
-        name = self.name(norm.stem, layer)
+        name = self.name(self._stem(norm, layer), layer)
         return name if self.has(norm.weight, name) else None
 
     def bias(self, part: Linear | Norm | Value, layer: int | None = None) -> str | None:
         """The name of a part's bias, or None if it has none."""
-        name = self.name(part.stem, layer, "bias")
+        name = self.name(self._stem(part, layer), layer, "bias")
         return name if self.has(part.bias, name) else None
+
+    def _stem(self, part: Linear | Norm | Value, layer: int | None) -> str:
+        """A part's stem; of alternatives the first that is stored, else the last."""
+        stems = part.stems if isinstance(part, Norm) else (part.stem,)
+        return next((stem for stem in stems if self.name(stem, layer) in self.stored), stems[-1])
 
     def check(self) -> None:
         """Compare the headers with what the family and the config say.
@@ -134,6 +141,9 @@ class Inventory:
             yield from self._norm(mlp.norm, layer)
         if parts.experts is None:
             yield from self._linears(self.linears_of(mlp, self.settings.d_mlp), layer)
+            if mlp.xielu is not None:
+                for name in XIELU:
+                    yield f"{self._fill(mlp.xielu, layer, self.prefix)}.{name}", None
         else:
             yield from self._experts(parts.experts, layer)
 
@@ -148,7 +158,7 @@ class Inventory:
             yield self.name(value.down.stem, layer), (None, dims.d_model)
             if (bias := self.bias(value.down, layer)) is not None:
                 yield bias, (None,)
-            yield self.name(value.norm.stem, layer), (latent,)
+            yield self.name(self._stem(value.norm, layer), layer), (latent,)
         else:
             yield self.name(value.stem, layer), value_shape(value.layout, dims)
             if (bias := self.bias(value, layer)) is not None:
@@ -193,14 +203,20 @@ class Inventory:
         values = [value for value in section.value if self.holds(value.when)]
         stored = [value for value in values if self.name(value.stem, layer) in self.stored]
         value = (stored or values)[0] if stored or layer not in self._elsewhere else None
-        experts = next(
-            (each for each in section.experts if self.name(each.router.stem, layer) in self.stored), None
-        )
+        experts = self._find_experts(layer)
         dense = [linear.stem for linear in section.mlp.linears]
         if not dense and experts is None and section.experts:
             experts = section.experts[0]
         absent = section.sparse and not any(self.name(stem, layer) in self.stored for stem in dense)
         return LayerParts(value, experts, feeds=experts is not None or not absent)
+
+    def _find_experts(self, layer: int) -> Experts | None:
+        """The form of a layer's mixture of experts; None where no router is stored."""
+        routed = [each for each in self.section.experts if self.name(each.router.stem, layer) in self.stored]
+        for each in routed:
+            if self.name(of_expert(each.down, 0).stem, layer) in self.stored:
+                return each
+        return routed[0] if routed else None
 
     def _tensors_of_layers_without_heads(self) -> dict[int, list[str]]:
         """Layer → its tensors that take the place of attention."""
@@ -271,13 +287,13 @@ class Inventory:
         sizes = self.settings.experts
         if sizes is None:
             raise HeadatlasError(
-                f"{self._where(self.name(experts.router.stem, layer))}: layer {layer} has a mixture of experts, "
-                "but the config speaks of none; check that config and weights belong together."
+                f"{self.checkpoint.spec}: layer {layer} has a mixture of experts, but the config speaks of "
+                "none; check that config and weights belong together."
             )
         count, d_model = sizes.n_experts, self.settings.dims.d_model
         yield from self._linears([(experts.router, count, d_model)], layer)
         if experts.correction is not None:
-            yield self.name(experts.correction, layer), (count,)
+            yield self.name(experts.correction, layer), (*[1] * (experts.correction_axes - 1), count)
         as_mlp = MLP(gate=experts.gate, gate_up=experts.gate_up, up=experts.up, down=experts.down)
         linears = self.linears_of(as_mlp, sizes.width)
         if experts.layout == "separate":
@@ -305,7 +321,8 @@ class Inventory:
         patterns = []
         for pattern in self.section.ignored:
             patterns += [self._fill(pattern, layer, self.prefix) for layer in self._layers_of(pattern)]
-        return patterns
+        first, more = self.settings.dims.n_layers, self.settings.further_layers
+        return patterns + [f"{self.block(layer)}*" for layer in range(first, first + more)]
 
     def _layers_of(self, stem: str) -> list[int | None]:
         """Every layer for a stem inside the blocks, else one entry for the whole model."""

@@ -42,6 +42,7 @@ class Settings:
         flags: The family's switches, e.g. ``attention_bias``.
         latent: Width of the latent that values are made from; None where they are not.
         experts: None where the config says there are none.
+        further_layers: Layers after the last, for predicting further tokens.
     """
 
     dims: Dims
@@ -52,6 +53,7 @@ class Settings:
     flags: Mapping[str, bool]
     latent: int | None = None
     experts: ExpertSettings | None = None
+    further_layers: int = 0
 
 
 def read_settings(checkpoint: Checkpoint, keys: ConfigKeys, embed_rows: int | None) -> Settings:
@@ -64,6 +66,10 @@ def read_settings(checkpoint: Checkpoint, keys: ConfigKeys, embed_rows: int | No
         HeadatlasError: A key is missing, is of the wrong type, or numbers contradict each other.
     """
     reader = _Reader(checkpoint, keys, embed_rows)
+    flags = {name: reader.switch(name, value) for name, value in keys.flags.items()}
+    reader.flags = flags
+    for name, value in keys.numbers.items():
+        reader.size(name, value)
     sizes = {name: reader.size(name, getattr(keys, name)) for name in _SIZES}
     d_mlp = sizes.pop("d_mlp")
     dims = Dims(**sizes)
@@ -78,9 +84,10 @@ def read_settings(checkpoint: Checkpoint, keys: ConfigKeys, embed_rows: int | No
         eps=reader.number("eps", keys.eps),
         activation=reader.word("activation", keys.activation),
         tied=reader.flag("tied", keys.tied),
-        flags={name: reader.switch(name, value) for name, value in keys.flags.items()},
+        flags=flags,
         latent=None if keys.latent is None else reader.size("latent", keys.latent),
         experts=None if keys.experts is None else _experts(reader, keys.experts),
+        further_layers=0 if keys.further_layers is None else reader.size("further", keys.further_layers, 0),
     )
 
 
@@ -88,10 +95,14 @@ def _experts(reader: _Reader, keys: ExpertKeys) -> ExpertSettings | None:
     """The sizes of the experts; None where a config of the family speaks of none."""
     if not reader.there(keys.n_experts):
         return None
+    n_experts, top_k = reader.size("n_experts", keys.n_experts), reader.size("top_k", keys.top_k)
+    width = reader.size("width", keys.width)
+    if keys.shared_count is not None:
+        reader.size("shared_count", keys.shared_count, least=0)
     return ExpertSettings(
-        n_experts=reader.size("n_experts", keys.n_experts),
-        top_k=reader.size("top_k", keys.top_k),
-        width=reader.size("width", keys.width),
+        n_experts=n_experts,
+        top_k=top_k,
+        width=width,
         shared_width=0 if keys.shared_width is None else reader.size("shared_width", keys.shared_width, 0),
         scale=reader.number("scale", keys.scale, most=None),
         groups=reader.size("groups", keys.groups),
@@ -106,6 +117,7 @@ class _Reader:
         self.prefix = f"{checkpoint.architecture}." if checkpoint.format == "gguf" else ""
         if keys.nested is not None and isinstance(self.config.get(keys.nested), Mapping):
             self.config = self.config[keys.nested]
+        self.flags: Mapping[str, bool] = {}
         self.known: dict[str, int] = {} if embed_rows is None else {"embed_rows": embed_rows}
 
     def _stored(self, value: ConfigValue) -> tuple[str, Any]:
@@ -136,6 +148,7 @@ class _Reader:
         return HeadatlasError(f"{self.spec}: config key {key!r} ({name}) is {found!r}, but must be {wanted}.")
 
     def size(self, name: str, value: ConfigValue, least: int = 1) -> int:
+        value = next((case for case in value.cases if self.flags[case.when]), value)
         key, found = self._stored(value)
         if found is None and value.derive is not None:
             found = self._derived(name, value.derive, key)
@@ -183,8 +196,8 @@ class _Reader:
     def switch(self, name: str, flag: Flag) -> bool:
         """A flag: what the config says, or whether it says something."""
         _, found = self._stored(flag)
-        if flag.given:
-            return found is not None
+        if flag.given is not None:
+            return (found is not None) == flag.given
         if flag.equals is not None:
             return found in flag.equals
         if flag.unequal is not None:

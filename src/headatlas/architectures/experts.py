@@ -1,4 +1,4 @@
-"""A mixture of experts as plain tensor arithmetic: a router, the experts it chooses, those every token passes.
+"""A mixture of experts as plain tensor arithmetic: router, chosen experts, experts every token passes.
 
 The arithmetic is done in the dtype and on the device of the rows. Experts are read one at a time, and only
 those that some row is sent to.

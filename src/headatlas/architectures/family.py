@@ -33,16 +33,24 @@ class ConfigValue(_Strict):
         default: Value if the key is absent.
         derive: Or an expression over values read before: ``a``, ``a / b``, ``4 * a`` or ``a * b``;
             ``embed_rows`` is the number of rows of the embedding tensor.
+        cases: What counts instead under a flag of the config; the first whose flag is set.
     """
 
     key: str | tuple[str, ...] = ()
     default: bool | int | float | str | None = None
     derive: str | None = None
+    cases: tuple[ConfigCase, ...] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The alternative keys in order."""
         return (self.key,) if isinstance(self.key, str) else self.key
+
+
+class ConfigCase(ConfigValue):
+    """A value that counts where a flag of the config is set."""
+
+    when: str
 
 
 class Flag(ConfigValue):
@@ -51,12 +59,12 @@ class Flag(ConfigValue):
     Attributes:
         equals: If given, the flag says whether the stored value is one of these.
         unequal: If given, the flag says whether the stored value is another than this.
-        given: If true, the flag says whether the key is there and not null.
+        given: If true, the flag says whether the key is there and not null; if false, whether it is not.
     """
 
     equals: tuple[bool | int | float | str, ...] | None = None
     unequal: bool | int | float | str | None = None
-    given: bool = False
+    given: bool | None = None
 
 
 class ExpertKeys(_Strict):
@@ -66,6 +74,7 @@ class ExpertKeys(_Strict):
         n_experts: Experts to choose from.
         top_k: Experts a token is sent to.
         width: Hidden width of one expert.
+        shared_count: Experts every token passes, where the config counts them in experts.
         shared_width: Hidden width of the experts every token passes; only where the family has them.
         scale: Factor on the weights of the chosen experts.
         groups: Groups that experts are divided into; only a few of them may be chosen from.
@@ -75,6 +84,7 @@ class ExpertKeys(_Strict):
     n_experts: ConfigValue
     top_k: ConfigValue
     width: ConfigValue
+    shared_count: ConfigValue | None = None
     shared_width: ConfigValue | None = None
     scale: ConfigValue = ConfigValue(default=1.0)
     groups: ConfigValue = ConfigValue(default=1)
@@ -88,9 +98,12 @@ class ConfigKeys(_Strict):
         nested: Name of a sub-config to read from if the config has it (multimodal models).
         latent: Width of the latent that keys and values are made from, where there is one.
         experts: Where the family has a mixture of experts.
+        numbers: Further numbers that expressions use.
+        further_layers: Number of layers after the last that predict further tokens; they are ignored.
     """
 
     nested: str | None = None
+    numbers: dict[str, ConfigValue] = {}
     n_layers: ConfigValue
     n_heads: ConfigValue
     n_kv_heads: ConfigValue
@@ -99,6 +112,7 @@ class ConfigKeys(_Strict):
     d_mlp: ConfigValue
     vocab_size: ConfigValue
     latent: ConfigValue | None = None
+    further_layers: ConfigValue | None = None
     experts: ExpertKeys | None = None
     eps: ConfigValue
     activation: ConfigValue
@@ -122,11 +136,20 @@ class Linear(_Strict):
 
 
 class Norm(_Strict):
-    """A norm over d_model with a gain and a bias where ``weight`` and ``bias`` say so."""
+    """A norm over d_model with a gain and a bias where ``weight`` and ``bias`` say so.
 
-    stem: str
+    Attributes:
+        stem: One stem, or alternatives; in each layer the first that is stored counts.
+    """
+
+    stem: str | tuple[str, ...]
     weight: str = "always"
     bias: str = "never"
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """The alternatives in order."""
+        return (self.stem,) if isinstance(self.stem, str) else self.stem
 
 
 class Value(_Strict):
@@ -167,6 +190,7 @@ class MLP(_Strict):
         norm: The norm whose output feeds it; None where the MLP reads the residual stream as it is.
         gate_up: Gate and up in one tensor, the gate's rows first, instead of the two.
         up, down: None where no layer has a dense MLP.
+        xielu: Stem of the activation's own parameters, for the activation of that name.
     """
 
     norm: Norm | None = None
@@ -174,6 +198,7 @@ class MLP(_Strict):
     gate_up: Linear | None = None
     up: Linear | None = None
     down: Linear | None = None
+    xielu: str | None = None
 
     @property
     def linears(self) -> tuple[Linear, ...]:
@@ -188,14 +213,16 @@ class MLP(_Strict):
 
 
 class Experts(_Strict):
-    """A mixture of experts, as one form of checkpoint stores it; the form whose router is stored counts.
+    """A mixture of experts in one form; in each layer the form whose router and experts are stored counts.
 
     Attributes:
         router: From d_model to one logit an expert.
         scores: What makes logits to scores. ``softmax`` over the chosen equals ``softmax`` with
             ``normalise``.
         normalise: Condition under which the weights of the chosen experts are divided by their sum.
-        correction: Whole name of a vector that is added to the scores for choosing only.
+        correction: Stem of a vector that is added to the scores for choosing only.
+        correction_axes: Its number of axes, all but the last of size one.
+        grouped: Condition under which the config's groups of experts count.
         group_score: What ranks groups of experts: their best score, or the sum of their best two.
         layout: ``separate`` (a tensor an expert, ``{expert}`` in the stems), ``stacked`` ([experts, out,
             in]) or ``stacked_in_out`` ([experts, in, out]).
@@ -209,6 +236,8 @@ class Experts(_Strict):
     scores: Literal["softmax", "sigmoid"] = "softmax"
     normalise: str = "always"
     correction: str | None = None
+    correction_axes: int = 1
+    grouped: str = "always"
     group_score: Literal["best", "best_two"] = "best"
     layout: Literal["separate", "stacked", "stacked_in_out"] = "separate"
     gate: Linear | None = None
@@ -302,10 +331,9 @@ class Section(_Strict):
             *linears, *downs, *there, *self.value, *self.other, self.unembed,
         ]  # fmt: skip
         found = {part.bias for part in parts} | {norm.weight for norm in there}
-        found |= {each.when for each in (*self.value, *self.caveats)} | {
-            other.present for other in self.other
-        }
-        return found | {experts.normalise for experts in self.experts}
+        found |= {value.when for value in self.value} | {caveat.when for caveat in self.caveats}
+        found |= {other.present for other in self.other}
+        return found | {each for experts in self.experts for each in (experts.normalise, experts.grouped)}
 
     @model_validator(mode="after")
     def _conditions_are_known(self) -> Self:
@@ -325,6 +353,8 @@ class Modules(_Strict):
     Attributes:
         value_input: The module whose input is the source state x_l.
         output: The module whose input is the concatenated outputs of the heads.
+        mlp: The module whose output is the MLP's.
+        mlp_beside: A second one, whose output is added to it (shared experts that stand apart).
         body_of: Prefix of the decoder for architectures where it differs from ``body``.
     """
 
@@ -334,6 +364,7 @@ class Modules(_Strict):
     value_input: str
     output: str
     mlp: str
+    mlp_beside: str | None = None
     final_norm: str
 
 

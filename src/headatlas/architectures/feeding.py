@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from headatlas.architectures.accounting import Inventory, of_expert
+from headatlas.architectures.accounting import XIELU, Inventory, of_expert
 from headatlas.architectures.config import ExpertSettings
 from headatlas.architectures.experts import ExpertsWeights, Router, clamped_glu
 from headatlas.architectures.family import MLP, Experts, Linear
 from headatlas.architectures.layouts import as_linear
-from headatlas.architectures.mlp import LinearWeights, MLPWeights, activation_function
+from headatlas.architectures.mlp import LinearWeights, MLPWeights, activation_function, xielu
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,12 @@ class Feeding:
     def __init__(self, inventory: Inventory, read: Read) -> None:
         self._inventory = inventory
         self._read = read
-        self._activation = activation_function(inventory.settings.activation, inventory.checkpoint.spec)
+        if inventory.section.mlp.xielu is None:
+            self._activation = activation_function(inventory.settings.activation, inventory.checkpoint.spec)
+        else:
+            stem = inventory.section.mlp.xielu
+            numbers = [read(inventory.name(f"{stem}.{name}!", 0), None).double() for name in XIELU]
+            self._activation = xielu(*numbers)
 
     def of(self, layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """The MLP of a layer, for normed rows [n, d_model]; the layer must have one."""
@@ -43,8 +48,10 @@ class Feeding:
             scores=experts.scores,
             top_k=sizes.top_k,
             normalise=names.holds(experts.normalise),
-            correction=None if correction is None else self._read(names.name(correction, layer), None),
-            groups=sizes.groups,
+            correction=None
+            if correction is None
+            else self._read(names.name(correction, layer), None).flatten(),
+            groups=sizes.groups if names.holds(experts.grouped) else 1,
             top_groups=sizes.top_groups,
             group_score=experts.group_score,
             scale=sizes.scale,

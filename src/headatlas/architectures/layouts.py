@@ -11,6 +11,7 @@ conv1d_qkv      [in, out]       the same, transposed: GPT-2's Conv1D
 per_head_qkv    [out, in]       head by head: query, key, value (GPT-NeoX)
 conv1d_per_head [in, out]       the same, transposed
 grouped_qkv     [out, in]       by key/value head: its queries, its key, its value (Falcon)
+blocks_qvk      [out, in]       four blocks of heads: their queries, values, keys (CodeGen)
 latent          [out, latent]   head by head: key, value; from a latent that a second projection makes
 ==============  ==============  ===================================================================
 """
@@ -26,7 +27,14 @@ if TYPE_CHECKING:
 
 LinearLayout = Literal["linear", "conv1d"]
 ValueLayout = Literal[
-    "linear", "stacked_qkv", "conv1d_qkv", "per_head_qkv", "conv1d_per_head", "grouped_qkv", "latent"
+    "linear",
+    "stacked_qkv",
+    "conv1d_qkv",
+    "per_head_qkv",
+    "conv1d_per_head",
+    "grouped_qkv",
+    "blocks_qvk",
+    "latent",
 ]
 _TRANSPOSED = ("conv1d_qkv", "conv1d_per_head")
 
@@ -102,6 +110,9 @@ def _value_outputs(outputs: torch.Tensor, layout: ValueLayout, dims: Dims) -> to
     """[n_kv_heads, d_head, ...] from a tensor with the projection's outputs on its first axis."""
     if layout in ("per_head_qkv", "conv1d_per_head", "grouped_qkv"):
         return outputs.reshape(dims.n_kv_heads, -1, dims.d_head, *outputs.shape[1:])[:, -1]
+    if layout == "blocks_qvk":
+        values = outputs.reshape(4, 3, -1, *outputs.shape[1:])[:, 1]
+        return values.reshape(dims.n_kv_heads, dims.d_head, *outputs.shape[1:])
     # Values come last in every other layout, so this also holds when only their rows were read.
     values = outputs[-dims.n_kv_heads * dims.d_head :]
     return values.reshape(dims.n_kv_heads, dims.d_head, *outputs.shape[1:])

@@ -99,3 +99,23 @@ def activation_function(name: str, spec: str) -> Callable[[torch.Tensor], torch.
         raise HeadatlasError(f"{spec}: the config names an unknown activation {name!r}; update transformers.")
     function: Callable[[torch.Tensor], torch.Tensor] = ACT2FN[name]
     return function
+
+
+def xielu(
+    alpha_p: torch.Tensor, alpha_n: torch.Tensor, beta: torch.Tensor, eps: torch.Tensor
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The activation xIELU (arXiv:2411.13010) with a layer's own parameters, one number each.
+
+    ``a x² + b x`` for positive x, else ``(e^min(x, eps) - 1 - x) c + b x`` with ``a = softplus(alpha_p)``,
+    ``c = b + softplus(alpha_n)`` and ``b = beta``.
+    """
+    import torch
+    from torch.nn.functional import softplus
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        a, b = softplus(alpha_p).to(x), beta.to(x)
+        c = b + softplus(alpha_n).to(x)
+        below = (torch.expm1(torch.minimum(x, eps.to(x))) - x) * c + b * x
+        return torch.where(x > 0, a * x * x + b * x, below)
+
+    return function

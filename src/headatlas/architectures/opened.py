@@ -118,7 +118,7 @@ class OpenedModel:
         if value.down is not None and value.norm is not None:
             up, down = read(names.name(value.stem, layer)), read(names.name(value.down.stem, layer))
             bias = names.bias(value.down, layer)
-            gain = read(names.name(value.norm.stem, layer)) + self._section.gain_offset
+            gain = read(names.weight(value.norm, layer) or "") + self._section.gain_offset
             return split_latent(up, down, None if bias is None else read(bias), gain, self.dims)
         stored = read(names.name(value.stem, layer), value_rows(value.layout, self.dims))
         bias = names.bias(value, layer)
@@ -179,8 +179,13 @@ class OpenedModel:
         return self._module(self.family.modules.output, layer)
 
     def mlp_module(self, layer: int) -> str:
-        """Path of the Hugging Face module of a block's MLP."""
-        return self._module(self.family.modules.mlp, layer)
+        """Path of the Hugging Face module of a block's MLP; the first of :meth:`mlp_modules`."""
+        return self.mlp_modules(layer)[0]
+
+    def mlp_modules(self, layer: int) -> tuple[str, ...]:
+        """Paths of the Hugging Face modules of a block's MLP; the sum of their outputs is the MLP's."""
+        modules = self.family.modules
+        return tuple(self._module(path, layer) for path in (modules.mlp, modules.mlp_beside) if path)
 
     def final_norm_module(self) -> str:
         """Path of the Hugging Face module of the final norm."""

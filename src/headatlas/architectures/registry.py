@@ -60,6 +60,9 @@ def _table(text: str, file: str) -> Table:
 def _family(table: Table, file: str, tables: Mapping[str, Table]) -> Family:
     """The family of a table, with what it takes over from the family it is like."""
     whole = _completed(table, file, tables)
+    aliases = table.get("aliases")
+    if "like" in table and isinstance(aliases, dict) and not aliases.get("gguf"):
+        whole.pop("gguf", None)
     try:
         family = Family.model_validate(whole)
     except ValidationError as error:
@@ -86,9 +89,6 @@ def _completed(table: Table, file: str, tables: Mapping[str, Table], behind: tup
     own = ("like", "name", "title", "aliases")
     whole = _over({key: part for key, part in under.items() if key not in own}, table)
     del whole["like"]
-    aliases = table.get("aliases")
-    if isinstance(aliases, dict) and not aliases.get("gguf"):
-        whole.pop("gguf", None)
     return whole
 
 
