@@ -90,12 +90,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ministral3": ("ministral3", _HEAD | {"sliding_window": 4}),
     "nanochat": ("nanochat", _GQA),
     "nemotron": ("nemotron", _HEAD),
+    "nemotron-gguf": ("nemotron", _GQA),
     "nemotron-biased": ("nemotron", _HEAD | {"attention_bias": True, "mlp_bias": True}),
     "olmo": ("olmo", _GQA),
     "olmo2": ("olmo2", _GQA),
     "olmo3": ("olmo3", _GQA | {"sliding_window": 4}),
     "phi3": ("phi3", _GQA),
     "qwen3": ("qwen3", _HEAD),
+    "qwen3-gguf": ("qwen3", _GQA | {"head_dim": 128}),  # what transformers takes for granted in GGUF
     "qwen3-biased-tied": ("qwen3", _HEAD | {"attention_bias": True, "tie_word_embeddings": True}),
     "seed_oss": ("seed_oss", _HEAD),
     "seed_oss-out_bias": ("seed_oss", _HEAD | {"attention_out_bias": True}),
@@ -151,6 +153,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         _GQA | {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True},
     ),
     "qwen2_moe": ("qwen2_moe", _GQA | _EXPERTS | {"shared_expert_intermediate_size": 20}),
+    # transformers does not read these widths from a GGUF header.
+    "qwen2_moe-gguf": (
+        "qwen2_moe",
+        _GQA | _EXPERTS | {"moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632},
+    ),
+    "qwen3_moe-gguf": (
+        "qwen3_moe",
+        _HEAD | _EXPERTS | {"moe_intermediate_size": 768, "norm_topk_prob": True},
+    ),
     "qwen2_moe-dense": (
         "qwen2_moe",
         _GQA | _EXPERTS | {"mlp_only_layers": [0], "qkv_bias": False, "norm_topk_prob": True},

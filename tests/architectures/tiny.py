@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from transformers import (
@@ -149,6 +150,16 @@ def tiny_model(case: str) -> PreTrainedModel:
     model.set_attn_implementation("eager")
     model.set_experts_implementation("eager")  # the faster one knows no float64
     return (model if case in SINGLE else model.double()).eval()
+
+
+def marked(cases: Iterable[str]) -> list[Any]:
+    """The cases in order, as parameters of a test; variants run with the marker ``exhaustive`` only."""
+    return [
+        pytest.param(
+            case, marks=[] if "-" not in case or case.endswith("-gguf") else [pytest.mark.exhaustive]
+        )
+        for case in sorted(cases)
+    ]
 
 
 @dataclass

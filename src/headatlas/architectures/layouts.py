@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from headatlas.architectures.model import Dims
 
-LinearLayout = Literal["linear", "conv1d"]
+LinearLayout = Literal["linear", "conv1d", "vector"]
+"""[out, in]; [in, out]; or [in] for a projection to one number."""
 ValueLayout = Literal[
     "linear",
     "stacked_qkv",
@@ -39,13 +40,17 @@ ValueLayout = Literal[
 _TRANSPOSED = ("conv1d_qkv", "conv1d_per_head")
 
 
-def linear_shape(layout: LinearLayout, d_out: int, d_in: int) -> tuple[int, int]:
+def linear_shape(layout: LinearLayout, d_out: int, d_in: int) -> tuple[int, ...]:
     """Stored shape of a projection from ``d_in`` to ``d_out``."""
+    if layout == "vector":
+        return (d_in,)
     return (d_in, d_out) if layout == "conv1d" else (d_out, d_in)
 
 
 def as_linear(stored: torch.Tensor, layout: LinearLayout) -> torch.Tensor:
     """The weight as [out, in]."""
+    if layout == "vector":
+        return stored.unsqueeze(0)
     return stored.T if layout == "conv1d" else stored
 
 
@@ -56,7 +61,7 @@ def value_width(layout: ValueLayout, dims: Dims) -> int:
     return (dims.n_heads + 2 * dims.n_kv_heads) * dims.d_head
 
 
-def value_shape(layout: ValueLayout, dims: Dims) -> tuple[int, int]:
+def value_shape(layout: ValueLayout, dims: Dims) -> tuple[int, ...]:
     """Stored shape of the projection that makes the values from the source state."""
     return linear_shape(
         "conv1d" if layout in _TRANSPOSED else "linear", value_width(layout, dims), dims.d_model
