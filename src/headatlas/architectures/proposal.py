@@ -151,12 +151,14 @@ def _roles(section: Section) -> Iterator[tuple[str, str, bool]]:
         "norm after attention": section.post_attention_norm,
         "norm before the MLP": section.mlp.norm,
     }
-    yield from ((role, norm.stem, True) for role, norm in norms.items() if norm is not None)
+    there = {role: norm for role, norm in norms.items() if norm is not None}
+    yield from ((role, stem, True) for role, norm in there.items() for stem in norm.stems)
     for value in section.value:
         yield ("values" if value.layout == "linear" else f"values ({value.layout})"), value.stem, True
         yield from (("queries or keys", stem, True) for stem in value.beside)
-        latent = (part for part in (value.down, value.norm) if part is not None)
-        yield from (("latent of keys and values", part.stem, True) for part in latent)
+        latent = [value.down.stem] if value.down is not None else []
+        latent += value.norm.stems if value.norm is not None else ()
+        yield from (("latent of keys and values", stem, True) for stem in latent)
     yield "output of attention", section.output.stem, True
     yield from _mlp_roles("MLP", section.mlp)
     for experts in section.experts:
@@ -345,7 +347,8 @@ def _with_biases(part: Any, has_bias: Callable[[str], bool], flags: Mapping[str,
     if isinstance(part, tuple):
         return tuple(_with_biases(each, has_bias, flags) for each in part)
     if isinstance(part, Linear | Norm | Value):
-        there = has_bias(part.stem) or any(map(has_bias, getattr(part, "beside", ())))
+        stems = part.stems if isinstance(part, Norm) else (part.stem, *getattr(part, "beside", ()))
+        there = any(map(has_bias, stems))
         said = part.bias in ("always", "stored") or flags.get(part.bias, False)
         return part.model_copy(update={"bias": "stored"}) if there and not said else part
     if isinstance(part, MLP):
@@ -390,7 +393,7 @@ def _config_keys(checkpoint: Checkpoint, section: Section) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for size in _SIZES:
         wanted = getattr(section.config, size)
-        there = any(start + key in config for key in wanted.keys)
+        there = any(start + key.partition(".")[0] in config or start + key in config for key in wanted.keys)
         if there or wanted.default is not None or wanted.derive is not None:
             continue
         sections = [each for family in families() if (each := section_for(family, checkpoint)) is not None]
