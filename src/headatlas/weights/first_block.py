@@ -29,7 +29,7 @@ _WIDTHS = (
     "ffn_hidden_size",
     "moe_intermediate_size",
 )
-_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
+_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")  # the places in the list are their new ids
 
 
 class TooLargeError(Exception):
@@ -61,7 +61,9 @@ def first_block(
         return _of_gguf(checkpoint.source, most_bytes)
     if not isinstance(checkpoint.source, SafetensorsSource):
         raise HeadatlasError(f"{checkpoint.spec}: the weights are not on disk.")
-    config = one_layer(local_config(checkpoint))
+    config = local_config(checkpoint)
+    with transformers_at_work(f"The first block of {checkpoint.spec}"):
+        one_layer(config)
     model = skeleton_of(checkpoint, config)
     decoder: Any = model.get_submodule(body)
     embedding = decoder.get_input_embeddings()
@@ -97,6 +99,13 @@ def one_layer(config: Any) -> Any:
     return config
 
 
+def small_ids(config: Any) -> None:
+    """Give special tokens ids that lie in any vocabulary."""
+    for place, key in enumerate(_TOKENS):
+        if getattr(config, key, None) is not None:
+            setattr(config, key, place)
+
+
 def _fill(model: PreTrainedModel, tensors: dict[str, Any]) -> None:
     from torch import nn
 
@@ -123,8 +132,7 @@ def _of_gguf(source: GgufSource, most_bytes: int) -> PreTrainedModel:
         for key in _WIDTHS:
             if isinstance(getattr(text, key, None), int):
                 setattr(text, key, _FEW)
-        for key in _TOKENS:
-            setattr(text, key, None)
+        small_ids(text)
         return config
 
     options = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": False}
