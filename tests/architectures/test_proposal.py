@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from headatlas.architectures import open_model, proposal, trial
+from headatlas.architectures import open_model, proposal, recognition, trial
 from headatlas.architectures.registry import families, parse_family
 from headatlas.cli import app
 from headatlas.errors import HeadatlasError
@@ -49,7 +49,8 @@ def renamed(folder: Path, **config: object) -> Path:
 
 def forget(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     left = tuple(family for family in families() if family.name not in names)
-    monkeypatch.setattr(proposal, "families", lambda: left)
+    for module in (proposal, recognition):
+        monkeypatch.setattr(module, "families", lambda: left)
 
 
 @pytest.mark.parametrize("case", KNOWN)

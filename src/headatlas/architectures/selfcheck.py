@@ -77,7 +77,7 @@ def _modules(model: OpenedModel) -> PreTrainedModel | str:
     return first_block(
         checkpoint,
         body=model.body_module(),
-        mlp=model.mlp_module(0),
+        without=model.mlp_modules(0),
         stored_name=model.stored_name,
         most_bytes=MOST_BYTES,
     )

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from headatlas.architectures.accounting import Inventory
 from headatlas.architectures.family import Family
 from headatlas.architectures.opened import OpenedModel
-from headatlas.architectures.proposal import Proposal, proposals, section_for
+from headatlas.architectures.proposal import Proposal, proposals
+from headatlas.architectures.recognition import section_for
 from headatlas.errors import HeadatlasError
 from headatlas.weights.first_block import small_ids
 from headatlas.weights.folder import open_path
@@ -343,13 +344,14 @@ def _first_mlp(opened: OpenedModel, model: Any) -> Iterator[float]:
         model.get_submodule(opened.block_module(0)).register_forward_pre_hook(replace, with_kwargs=True),
     ]
     try:
-        with _recorded(model, [opened.mlp_module(0)]) as (_, left):
+        with _recorded(model, opened.mlp_modules(0)) as (_, left):
             model(_ids(3).expand(3, 5))
     finally:
         for hook in hooks:
             hook.remove()
     ours = opened.first_mlp(rows.reshape(15, -1))
-    yield _distance(ours.reshape(15, -1), left[opened.mlp_module(0)].reshape(15, -1))
+    theirs = torch.stack([left[path].reshape(15, -1) for path in opened.mlp_modules(0)]).sum(dim=0)
+    yield _distance(ours.reshape(15, -1), theirs)
 
 
 _CHECKS: dict[str, Callable[[OpenedModel, Any], Iterator[float]]] = {

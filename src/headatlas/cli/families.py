@@ -14,7 +14,7 @@ from headatlas.errors import HeadatlasError
 
 if TYPE_CHECKING:
     from headatlas.architectures.family import Family
-    from headatlas.architectures.proposal import Seen
+    from headatlas.architectures.recognition import Seen
     from headatlas.architectures.trial import Outcome
     from headatlas.weights import Checkpoint
 
@@ -52,7 +52,7 @@ def check_family(
     the checkpoint's headers and, if transformers can build the architecture, against a tiny random model of
     the same config. Only headers are read. The exit code is 0 if everything is explained and agrees, else 1.
     """
-    from headatlas.architectures.proposal import roles_in
+    from headatlas.architectures.recognition import roles_in
     from headatlas.architectures.trial import best
     from headatlas.weights import open_checkpoint
 
@@ -79,7 +79,7 @@ def check_family(
 
 def _own(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
     """What is printed about a family file of the user's own."""
-    from headatlas.architectures.proposal import look, roles_in
+    from headatlas.architectures.recognition import look, roles_in
     from headatlas.architectures.registry import parse_family
     from headatlas.architectures.trial import try_family
 

@@ -6,7 +6,7 @@ modules compute says whether the family file is right.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from headatlas.errors import HeadatlasError
@@ -40,7 +40,7 @@ def first_block(
     checkpoint: Checkpoint,
     *,
     body: str,
-    mlp: str,
+    without: Sequence[str],
     stored_name: Callable[[str], str],
     most_bytes: int,
 ) -> PreTrainedModel:
@@ -49,7 +49,7 @@ def first_block(
     Args:
         checkpoint: Safetensors or GGUF on disk.
         body: Path of the decoder among the modules.
-        mlp: Path of the first block's MLP.
+        without: Paths of the first block's MLP, which is not read.
         stored_name: From a parameter's path to the stored name (safetensors).
         most_bytes: How much may be read.
 
@@ -70,7 +70,7 @@ def first_block(
     wanted = {}
     for name, parameter in decoder.named_parameters():
         path = f"{body}.{name}" if body else name
-        if parameter is embedding.weight or path.startswith(f"{mlp}."):
+        if parameter is embedding.weight or path.startswith(tuple(f"{part}." for part in without)):
             continue
         wanted[path] = stored_name(path)
         info = checkpoint.source.infos().get(wanted[path])
