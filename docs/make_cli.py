@@ -59,6 +59,11 @@ EXAMPLES = {
     ],
     "relations show": ["headatlas relations show country_to_capital"],
     "families list": ["headatlas families list"],
+    "families check": [
+        "headatlas families check ./my-model",
+        "headatlas families check ./my-model --write my_family.toml",
+        "headatlas families check ./my-model --family my_family.toml --json",
+    ],
 }
 
 

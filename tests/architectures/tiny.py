@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     Gemma3Config,
     Gemma3ForCausalLM,
     Gemma3ForConditionalGeneration,
@@ -30,7 +34,8 @@ from transformers import (
 
 from headatlas.weights.source import Checkpoint, TensorInfo
 
-VOCAB = 50
+from .cases import CASES, SINGLE, VOCAB
+
 _COMMON = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
@@ -120,6 +125,14 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 }
 
 
+def _from_config(kind: str, changes: dict[str, Any]) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **changes))
+    return model
+
+
+MODELS |= {case: functools.partial(_from_config, kind, changes) for case, (kind, changes) in CASES.items()}
+
+
 def tiny_model(case: str) -> PreTrainedModel:
     """A random model in float64, ready for hooks.
 
@@ -131,8 +144,22 @@ def tiny_model(case: str) -> PreTrainedModel:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.3 if parameter.ndim == 1 else 0.0, 0.4 if parameter.ndim == 1 else 0.25)
+        for name, buffer in model.named_buffers():
+            if name.endswith(("correction_bias", "expert_bias")):  # zeros would hide that they are read
+                buffer.normal_(0.0, 0.2)
     model.set_attn_implementation("eager")
-    return model.double().eval()
+    model.set_experts_implementation("eager")  # the faster one knows no float64
+    return (model if case in SINGLE else model.double()).eval()
+
+
+def marked(cases: Iterable[str]) -> list[Any]:
+    """The cases in order, as parameters of a test; variants run with the marker ``exhaustive`` only."""
+    return [
+        pytest.param(
+            case, marks=[] if "-" not in case or case.endswith("-gguf") else [pytest.mark.exhaustive]
+        )
+        for case in sorted(cases)
+    ]
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headatlas.cli.families import register as register_check
 from headatlas.cli.options import AsJson, Lens
 from headatlas.cli.output import print_json, print_table, say
 from headatlas.errors import HeadatlasError
@@ -29,6 +30,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(relations, name="relations")
     families = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The models that can be read.")
     families.command("list")(list_families)
+    register_check(families)
     app.add_typer(families, name="families")
 
 
