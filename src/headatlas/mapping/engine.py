@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from headatlas.atlas.calibrate import CELL_BEYOND
 from headatlas.atlas.store import LayerRanks
-from headatlas.mapping.bounds import whole
+from headatlas.mapping.bounds import Bounded, in_head
 from headatlas.mapping.final import Entries, rank_entries
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.questions import Questions, RelationPairs
@@ -281,21 +281,17 @@ def _many_rows(head: _Head) -> bool:
 
 def _rank_alone(head: _Head, ceiling: int, stats: Stats) -> None:
     space, entries = head.space, head.entries
-    if entries is None or space.columns is None:
+    if entries is None or space.basis is None:
         return
-    d_head, d_model = space.rows.shape[1], space.vocabulary.d_model
-    stats.products += len(space.vocabulary) * d_head * d_model
-    # Only the targets that are asked for are projected.
-    columns, place = np.unique(entries.column, return_inverse=True)
+    rows, local = np.unique(entries.row, return_inverse=True)
     ranked = rank_entries(
-        space.rows,
-        replace(entries, column=place),
-        space.questions.targets[columns],
-        space.of_tokens(space.questions.targets[columns]),
-        space.columns,
+        unit(space.outputs(rows)),
+        replace(entries, row=local),
+        space.questions.targets,
         space.vocabulary,
         ceiling=ceiling,
         stats=stats,
+        in_head=Bounded(in_head(space.basis, space.vocabulary), space.rows[torch.from_numpy(rows)]),
     )
     head.fill(ranked.ranks)
     space.learn(np.unique(ranked.beating_token))
@@ -315,8 +311,6 @@ def _rank_together(heads: Sequence[_Head], ceiling: int, stats: Stats) -> None:
         torch.cat(outputs),
         Entries.joined(parts),
         questions.targets,
-        vocabulary.float64(questions.targets),
-        whole(vocabulary),
         vocabulary,
         ceiling=ceiling,
         stats=stats,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headatlas.mapping.bounds import Columns, head_error, in_head, roughly
+from headatlas.mapping.bounds import head_error, roughly
 from headatlas.mapping.final import kth
 from headatlas.mapping.questions import Questions
 from headatlas.mapping.stats import Stats
@@ -90,16 +90,6 @@ class Space:
     def error(self) -> float:
         """Error of float32 logits of rows of length one, as a share of the length of the row of U."""
         return dot_error(self.rows.shape[1]) if self.basis is None else head_error(self.basis)
-
-    @cached_property
-    def columns(self) -> Columns | None:
-        """U in this space, for many rows; None where that is U itself."""
-        return None if self.basis is None else in_head(self.basis, self.vocabulary)
-
-    def of_tokens(self, tokens: Ints) -> torch.Tensor:
-        """[n, q] float64 rows of U in this space."""
-        rows = self.vocabulary.float64(tokens)
-        return rows if self.basis is None else rows @ self.basis.T
 
     def outputs(self, rows: Ints) -> torch.Tensor:
         """[n, d_model] float64 rows in the model's dimension."""

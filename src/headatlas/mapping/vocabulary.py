@@ -124,8 +124,8 @@ class Vocabulary:
 
     @cached_property
     def on_device(self) -> torch.Tensor:
-        """The rows as stored, on the device."""
-        return self.rows.to(self.device)
+        """What is stored, on the device."""
+        return self.stored.to(self.device)
 
     @cached_property
     def bfloat16(self) -> torch.Tensor:
