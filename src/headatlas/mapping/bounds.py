@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headatlas.mapping.vocabulary import CARRIED, Vocabulary, dot_error
+from headatlas.mapping.vocabulary import CARRIED, Vocabulary, dot_error, summing_error
 
 _UP = 1 + 2.0**-7
 """Keeps a bound above what it bounds when it is rounded to bfloat16."""
@@ -220,8 +220,9 @@ def _head_in_bfloat16(basis: torch.Tensor, vocabulary: Vocabulary) -> Columns:
     rounded[:d_model] = basis.T
     lost = basis - rounded[:d_model].T.to(torch.float64)
     spread = 1.001 * float(torch.linalg.eigvalsh(lost @ lost.T)[-1].clamp(min=0)) ** 0.5
-    relative = head_error(basis)
-    of_U = (spread + 2 * relative) * vocabulary.norms + (1 + spread) * vocabulary.bfloat16_errors[0]
+    # The sums of both products.
+    relative = d_head**0.5 * summing_error(d_model, device) + 2 * summing_error(d_head, device)
+    of_U = (spread + relative) * vocabulary.norms + (1 + spread) * vocabulary.bfloat16_lost
     of_U, rounded = (1.001 * of_U).to(device), rounded.to(device)
     first, second = torch.zeros(len(vocabulary)), torch.zeros(len(vocabulary))
 
