@@ -144,12 +144,25 @@ def tiny_model(case: str) -> PreTrainedModel:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.3 if parameter.ndim == 1 else 0.0, 0.4 if parameter.ndim == 1 else 0.25)
+        _open_gates(model, case)
         for name, buffer in model.named_buffers():
             if name.endswith(("correction_bias", "expert_bias")):  # zeros would hide that they are read
                 buffer.normal_(0.0, 0.2)
     model.set_attn_implementation("eager")
     model.set_experts_implementation("eager")  # the faster one knows no float64
     return (model if case in SINGLE else model.double()).eval()
+
+
+def _open_gates(model: PreTrainedModel, case: str) -> None:
+    """Make every gate on a head's output one half; see ``GATED``."""
+    name = case.partition("-")[0]
+    for path, parameter in model.named_parameters():
+        if name == "afmoe" and "self_attn.gate_proj" in path:
+            parameter.zero_()
+        if name in ("qwen3_next", "qwen3_5") and "self_attn.q_proj" in path:
+            # Head by head: its query, then its gate.
+            heads = parameter.view(model.config.num_attention_heads, 2, -1, *parameter.shape[1:])
+            heads[:, 1] = 0
 
 
 def marked(cases: Iterable[str]) -> list[Any]:

@@ -55,9 +55,7 @@ class Inventory:
         self.section = section
         self.stored: Mapping[str, TensorInfo] = checkpoint.source.infos()
         self.prefix = self._find_prefix()
-        embedding = self.stored.get(self.name(section.embed))
-        rows = embedding.shape[0] if embedding is not None and embedding.shape else None
-        self.settings: Settings = read_settings(checkpoint, section.config, rows)
+        self.settings: Settings = read_settings(checkpoint, section.config, dict(self._stored_sizes()))
         self._elsewhere = self._tensors_of_layers_without_heads()
         self.layers = [self._find_parts(layer) for layer in range(self.settings.dims.n_layers)]
         self.unembed_stem = self._find_unembed()
@@ -183,6 +181,16 @@ class Inventory:
             if f"{self._fill(self.section.embed, None, prefix)}.weight" in self.stored:
                 return prefix
         return self.section.prefixes[0]
+
+    def _stored_sizes(self) -> Iterator[tuple[str, int]]:
+        """Numbers of rows that a family file may take from the tensors themselves."""
+        up = self.section.mlp.up
+        names = {"embed_rows": self.name(self.section.embed)}
+        if up is not None:
+            names["mlp_rows"] = self.name(up.stem, 0)
+        for size, name in names.items():
+            if name in self.stored and self.stored[name].shape:
+                yield size, self.stored[name].shape[0]
 
     def _find_parts(self, layer: int) -> LayerParts:
         """The alternatives of a layer, known by what is stored; the first of each where nothing is."""

@@ -32,7 +32,7 @@ class ConfigValue(_Strict):
             ``a.b`` is the key ``b`` of the table ``a``.
         default: Value if the key is absent.
         derive: Or an expression over values read before: ``a``, ``a / b``, ``4 * a`` or ``a * b``;
-            ``embed_rows`` is the number of rows of the embedding tensor.
+            ``embed_rows`` and ``mlp_rows`` are numbers of rows of the embedding and the first ``up``.
         cases: What counts instead under a flag of the config; the first whose flag is set.
     """
 
@@ -354,7 +354,7 @@ class Modules(_Strict):
         value_input: The module whose input is the source state x_l.
         output: The module whose input is the concatenated outputs of the heads.
         mlp: The module whose output is the MLP's.
-        mlp_beside: A second one, whose output is added to it (shared experts that stand apart).
+        mlp_beside: A second one in layers with experts, whose output is added to it.
         body_of: Prefix of the decoder for architectures where it differs from ``body``.
     """
 

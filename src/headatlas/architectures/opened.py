@@ -185,7 +185,8 @@ class OpenedModel:
     def mlp_modules(self, layer: int) -> tuple[str, ...]:
         """Paths of the Hugging Face modules of a block's MLP; the sum of their outputs is the MLP's."""
         modules = self.family.modules
-        return tuple(self._module(path, layer) for path in (modules.mlp, modules.mlp_beside) if path)
+        beside = modules.mlp_beside if self._inventory.layers[layer].experts is not None else None
+        return tuple(self._module(path, layer) for path in (modules.mlp, beside) if path)
 
     def final_norm_module(self) -> str:
         """Path of the Hugging Face module of the final norm."""
