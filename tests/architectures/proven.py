@@ -12,7 +12,7 @@ import transformers
 from headatlas.architectures import families
 
 from .test_gguf_families import OTHERS, READ_BY_TRANSFORMERS
-from .tiny import MODELS
+from .tiny import ALL
 
 FILE = Path(str(resources.files("headatlas.architectures") / "oracles.json"))
 
@@ -23,7 +23,7 @@ def proven() -> dict[str, Any]:
     owner |= {family.name: family.name for family in families()}
     found: dict[str, dict[str, list[str]]] = {}
     formats = {
-        "safetensors": list(MODELS),
+        "safetensors": list(ALL),
         "gguf": [*READ_BY_TRANSFORMERS, *OTHERS],
         "gguf_read": READ_BY_TRANSFORMERS,
     }

@@ -130,7 +130,8 @@ def _from_config(kind: str, changes: dict[str, Any]) -> PreTrainedModel:
     return model
 
 
-MODELS |= {case: functools.partial(_from_config, kind, changes) for case, (kind, changes) in CASES.items()}
+ALL = MODELS | {case: functools.partial(_from_config, *of) for case, of in CASES.items()}
+"""Also the cases that are written down as data."""
 
 
 def tiny_model(case: str) -> PreTrainedModel:
@@ -140,7 +141,7 @@ def tiny_model(case: str) -> PreTrainedModel:
     float32, so that a file in float32 holds the same model.
     """
     torch.manual_seed(sum(map(ord, case)))
-    model = MODELS[case]()
+    model = ALL[case]()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.3 if parameter.ndim == 1 else 0.0, 0.4 if parameter.ndim == 1 else 0.25)

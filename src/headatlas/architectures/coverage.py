@@ -1,7 +1,7 @@
 """Which families passed which oracles, and which architectures are known but not supported, and why.
 
-`oracles.json` is written by the tests' own list of cases (`python -m tests.architectures.proven`); a test holds
-the two together, so a family is listed as proven only if the tests hold it against the Hugging Face modules.
+`oracles.json` is written from the tests' own list of cases (`python -m tests.architectures.proven`); a test
+holds the two together, so a family counts as proven only if the tests hold it against the modules.
 """
 
 from __future__ import annotations

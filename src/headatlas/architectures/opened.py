@@ -110,6 +110,11 @@ class OpenedModel:
         """The layers that have attention heads: all but in hybrid models."""
         return tuple(at for at, parts in enumerate(self._inventory.layers) if parts.value is not None)
 
+    @property
+    def every_layer_has_heads(self) -> bool:
+        """False for hybrid models."""
+        return len(self.layers_with_heads) == self.dims.n_layers
+
     def _values(
         self, value: Value, layer: int, read: Callable[..., torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:

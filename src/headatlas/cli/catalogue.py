@@ -98,39 +98,39 @@ def show_relation(
 def list_families(as_json: AsJson = False) -> None:
     """List the model families: architectures, formats, and the oracles they passed.
 
-    An oracle is a tiny random model whose heads, norms and first MLP, as headatlas reads them from a file, equal
-    what the Hugging Face modules compute. The numbers are how many of a family passed, per format.
+    An oracle is a tiny random model whose heads, norms and first MLP, as headatlas reads them from a file,
+    equal what the Hugging Face modules compute. The numbers say how many of a family passed, per format.
     """
     from headatlas.architectures.coverage import oracles, tested_with
     from headatlas.architectures.registry import families
 
-    rows = []
-    for family in families():
-        proof = oracles(family)
-        rows.append(
-            {
-                "family": family.name,
-                "title": family.title,
-                "architectures": sorted(family.aliases.architectures),
-                "gguf": sorted(family.aliases.gguf) if family.gguf else [],
-                "oracles": proof.model_dump(mode="json"),
-                "transformers": tested_with(),
-            }
-        )
+    known = [(family, oracles(family)) for family in families()]
     if as_json:
-        print_json(rows)
+        print_json(
+            [
+                {
+                    "family": family.name,
+                    "title": family.title,
+                    "architectures": sorted(family.aliases.architectures),
+                    "gguf": sorted(family.aliases.gguf) if family.gguf else [],
+                    "oracles": proof.model_dump(mode="json"),
+                    "transformers": tested_with(),
+                }
+                for family, proof in known
+            ]
+        )
         return
     print_table(
         ["family", "architectures", "safetensors oracles", "GGUF", "GGUF oracles"],
         [
             [
-                row["family"],
-                ", ".join(row["architectures"]),
-                len(row["oracles"]["safetensors"]),
-                ", ".join(row["gguf"]) or "–",
-                len(row["oracles"]["gguf"]) if row["gguf"] else "–",
+                family.name,
+                ", ".join(sorted(family.aliases.architectures)),
+                len(proof.safetensors),
+                ", ".join(sorted(family.aliases.gguf)) if family.gguf else "–",
+                len(proof.gguf) if family.gguf else "–",
             ]
-            for row in rows
+            for family, proof in known
         ],
     )
 

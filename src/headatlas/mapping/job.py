@@ -193,6 +193,7 @@ def _provenance(model: Model, chosen: Options, layout: Layout, masked: list[int]
             "revision": checkpoint.revision,
             "family": model.family.name,
             "dims": asdict(model.dims),
+            **({} if model.every_layer_has_heads else {"layers_with_heads": list(model.layers_with_heads)}),
             "weights_hash": fingerprint(checkpoint),
             "notes": list(checkpoint.notes),
         },
