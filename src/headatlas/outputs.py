@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from headatlas.atlas import Atlas
 from headatlas.atlas.export import export
 from headatlas.files import check_writable, replacing
+from headatlas.storage import Place, place
 
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 WIDTH_MM = 170.0
 
 
-def write_outputs(atlas: Atlas, folder: str | Path, figures: bool = True) -> list[Path]:
+def write_outputs(atlas: Atlas, folder: str | Place, figures: bool = True) -> list[Place]:
     """Write everything a reader wants to see first; each file replaces its predecessor whole.
 
     ``heads.parquet`` (one row per head × relation), ``categories.csv`` (the plotted data), and, unless
@@ -26,9 +25,9 @@ def write_outputs(atlas: Atlas, folder: str | Path, figures: bool = True) -> lis
     """
     from headatlas.figures.plots import write_data
 
-    folder = Path(folder)
+    folder = place(folder)
     check_writable(folder)
-    written = [
+    written: list[Place] = [
         export(atlas, folder / "heads.parquet"),
         write_data(atlas, "categories", folder / "categories.csv"),
     ]
@@ -41,7 +40,7 @@ def write_outputs(atlas: Atlas, folder: str | Path, figures: bool = True) -> lis
     return written
 
 
-def _write_figures(atlas: Atlas, folder: Path) -> list[Path]:
+def _write_figures(atlas: Atlas, folder: Place) -> list[Place]:
     from headatlas.figures import save
 
     figure = atlas.plot.categories(width_mm=WIDTH_MM)
@@ -49,7 +48,7 @@ def _write_figures(atlas: Atlas, folder: Path) -> list[Path]:
     return [save(figure, path) for path in paths]
 
 
-def _write_text(atlas: Atlas, path: Path) -> Path:
+def _write_text(atlas: Atlas, path: Place) -> Place:
     from headatlas.figures.describe import describe
 
     with replacing(path) as temporary:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
@@ -76,17 +76,16 @@ class OpenedModel:
         norm = self._section.embed_norm
         return rows if norm is None else self._norm(norm)(rows)
 
-    def unembed(self) -> torch.Tensor:
-        """U transposed: [vocab, d_model], one row a token. Read anew at every call."""
+    def unembed(self, rows: slice | None = None) -> torch.Tensor:
+        """U transposed: [vocab, d_model], one row a token, or some rows of it. Read anew at every call."""
         stem = self._inventory.unembed_stem or self._section.embed
-        return self._read(self._inventory.name(stem))
+        return self._read(self._inventory.name(stem), rows)
 
-    def heads(self, layer: int, held: Mapping[str, torch.Tensor] | None = None) -> LayerHeads:
+    def heads(self, layer: int) -> LayerHeads:
         """Value and output weights of all heads of a layer.
 
-        Args:
-            layer: Which.
-            held: Tensors of the checkpoint that are in memory, by stored name; they are not read again.
+        Raises:
+            HeadatlasError: The layer has none.
         """
         self._check_layer(layer)
         value, output = self._inventory.layers[layer].value, self._section.output
@@ -95,14 +94,8 @@ class OpenedModel:
                 f"{self.checkpoint.spec}: layer {layer} has no attention heads; heads are in layers "
                 f"{', '.join(map(str, self.layers_with_heads))}."
             )
-
-        def read(name: str, rows: slice | None = None) -> torch.Tensor:
-            if held is None or name not in held:
-                return self._read(name, rows)
-            return held[name] if rows is None else held[name][rows]
-
-        W_V, b_V = self._values(value, layer, read)
-        stored = read(self._inventory.name(output.stem, layer))
+        W_V, b_V = self._values(value, layer)
+        stored = self._read(self._inventory.name(output.stem, layer))
         return LayerHeads(W_V, b_V, W_O=split_outputs(stored, output.layout, self.dims))
 
     @property
@@ -115,11 +108,9 @@ class OpenedModel:
         """False for hybrid models."""
         return len(self.layers_with_heads) == self.dims.n_layers
 
-    def _values(
-        self, value: Value, layer: int, read: Callable[..., torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _values(self, value: Value, layer: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """W_V and b_V of a layer."""
-        names = self._inventory
+        names, read = self._inventory, self._read
         if value.down is not None and value.norm is not None:
             up, down = read(names.name(value.stem, layer)), read(names.name(value.down.stem, layer))
             bias = names.bias(value.down, layer)
