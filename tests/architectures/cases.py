@@ -142,6 +142,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         _COMMON | _LATENT | _ROUTED | {"first_k_dense_replace": 1, "q_lora_rank": None},
     ),
     "deepseek_v3": ("deepseek_v3", _COMMON | _LATENT | _ROUTED | _FIRST | {"attention_bias": True}),
+    "deepseek_v3-gguf": ("deepseek_v3", _COMMON | _LATENT | _ROUTED | _FIRST),
     "deepseek_v3-dense": ("deepseek_v3", _COMMON | _LATENT | _ROUTED | {"first_k_dense_replace": 1}),
     "dots1": ("dots1", _HEAD | _ROUTED | _FIRST),
     "ernie4_5_moe": (
@@ -256,5 +257,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "jamba-dense": ("jamba", _GQA | _JAMBA | {"expert_layer_period": 2, "expert_layer_offset": 1}),
     "lfm2": ("lfm2", _GQA | {"layer_types": ["full_attention", "conv"], "block_multiple_of": 16}),
     "qwen3_5": ("qwen3_5_text", _HEAD | _LINEAR),
+    "qwen3_5_moe": (
+        "qwen3_5_moe_text",
+        _HEAD | _LINEAR | _EXPERTS | {"shared_expert_intermediate_size": 20},
+    ),
     "qwen3_next": ("qwen3_next", _HEAD | _LINEAR | _EXPERTS | {"shared_expert_intermediate_size": 20}),
 }

@@ -11,6 +11,7 @@ import transformers
 
 from headatlas.architectures import families
 
+from .gguf_files import ARCHITECTURES
 from .test_gguf_families import OTHERS, READ_BY_TRANSFORMERS
 from .tiny import ALL
 
@@ -29,11 +30,16 @@ def proven() -> dict[str, Any]:
     }
     for kind, cases in formats.items():
         for case in sorted(cases):
-            # Mixtral's GGUF files call themselves llama.
-            name = owner[case.partition("-")[0]]
-            name = "llama" if kind != "safetensors" and name == "mixtral" else name
+            name = _of_gguf(case) if kind != "safetensors" else owner[case.partition("-")[0]]
             found.setdefault(name, {}).setdefault(kind, []).append(case)
     return {"transformers": transformers.__version__, "families": dict(sorted(found.items()))}
+
+
+def _of_gguf(case: str) -> str:
+    """The family that reads a case's GGUF file: Mixtral's, say, call themselves llama."""
+    name = case.partition("-")[0]
+    arch = next(ARCHITECTURES[kind] for kind in (name, f"{name}_text") if kind in ARCHITECTURES)
+    return next(family.name for family in families() if arch in family.aliases.gguf)
 
 
 if __name__ == "__main__":

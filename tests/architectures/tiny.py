@@ -160,7 +160,7 @@ def _open_gates(model: PreTrainedModel, case: str) -> None:
     for path, parameter in model.named_parameters():
         if name == "afmoe" and "self_attn.gate_proj" in path:
             parameter.zero_()
-        if name in ("qwen3_next", "qwen3_5") and "self_attn.q_proj" in path:
+        if name in ("qwen3_next", "qwen3_5", "qwen3_5_moe") and "self_attn.q_proj" in path:
             # Head by head: its query, then its gate.
             heads = parameter.view(model.config.num_attention_heads, 2, -1, *parameter.shape[1:])
             heads[:, 1] = 0
@@ -169,9 +169,7 @@ def _open_gates(model: PreTrainedModel, case: str) -> None:
 def marked(cases: Iterable[str]) -> list[Any]:
     """The cases in order, as parameters of a test; variants run with the marker ``exhaustive`` only."""
     return [
-        pytest.param(
-            case, marks=[] if "-" not in case or case.endswith("-gguf") else [pytest.mark.exhaustive]
-        )
+        pytest.param(case, marks=[] if "-" not in case or "-gguf" in case else [pytest.mark.exhaustive])
         for case in sorted(cases)
     ]
 

@@ -151,7 +151,9 @@ class Inventory:
             return
         if value.down is not None and value.norm is not None:
             latent = self.settings.latent
-            yield self.name(value.stem, layer), (None, latent)
+            by_head = value.layout == "latent_by_head"
+            shape = (dims.n_heads, dims.d_head, latent) if by_head else (None, latent)
+            yield self.name(value.stem, layer), shape
             yield self.name(value.down.stem, layer), (None, dims.d_model)
             if (bias := self.bias(value.down, layer)) is not None:
                 yield bias, (None,)
@@ -207,7 +209,8 @@ class Inventory:
 
     def _find_experts(self, layer: int) -> Experts | None:
         """The form of a layer's mixture of experts; None where no router is stored."""
-        routed = [each for each in self.section.experts if self.name(each.router.stem, layer) in self.stored]
+        forms = [each for each in self.section.experts if self.holds(each.when)]
+        routed = [each for each in forms if self.name(each.router.stem, layer) in self.stored]
         for each in routed:
             if self.name(of_expert(each.down, 0).stem, layer) in self.stored:
                 return each
