@@ -6,6 +6,7 @@ the config implies for each, and checks the headers against it. Nothing here rea
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -221,10 +222,13 @@ class Inventory:
         found: dict[int, list[str]] = {}
         if not self.section.without_heads:
             return found
+        names = sorted(self.stored)
         for layer in range(self.settings.dims.n_layers):
             patterns = [self._fill(each, layer, self.prefix) for each in self.section.without_heads]
-            if names := [name for name in self.stored if _matches(name, patterns)]:
-                found[layer] = names
+            block = self.block(layer)
+            within = names[bisect_left(names, block) : bisect_left(names, f"{block}\uffff")]
+            if there := [name for name in within if _matches(name, patterns)]:
+                found[layer] = there
         return found
 
     def _find_unembed(self) -> str | None:
@@ -295,9 +299,13 @@ class Inventory:
         as_mlp = MLP(gate=experts.gate, gate_up=experts.gate_up, up=experts.up, down=experts.down)
         linears = self.linears_of(as_mlp, sizes.width)
         if experts.layout == "separate":
-            for expert in range(count):
-                numbered = [(of_expert(linear, expert), d_out, d_in) for linear, d_out, d_in in linears]
-                yield from self._linears(numbered, layer)
+            for linear, d_out, d_in in linears:
+                shape = linear_shape(linear.layout, d_out, d_in)
+                weight, biases = (self.name(linear.stem, layer, kind) for kind in ("weight", "bias"))
+                for number in map(str, range(count)):
+                    yield weight.replace("{expert}", number), shape
+                    if self.has(linear.bias, of_bias := biases.replace("{expert}", number)):
+                        yield of_bias, (d_out,)
         else:
             for linear, d_out, d_in in linears:
                 shape = (d_out, d_in) if experts.layout == "stacked" else (d_in, d_out)
