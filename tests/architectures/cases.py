@@ -52,6 +52,30 @@ _LATENT = {
     "v_head_dim": 12,
 }
 
+_MAMBA2 = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 8,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 8,
+}
+_JAMBA = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 0,
+    "mamba_d_state": 4,
+    "mamba_dt_rank": 2,
+    "use_mamba_kernels": False,
+}
+_LINEAR = {
+    "layer_types": ["full_attention", "linear_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
 # Their modules do not run in float64.
 SINGLE = ("xglm",)
 
@@ -118,6 +142,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         _COMMON | _LATENT | _ROUTED | {"first_k_dense_replace": 1, "q_lora_rank": None},
     ),
     "deepseek_v3": ("deepseek_v3", _COMMON | _LATENT | _ROUTED | _FIRST | {"attention_bias": True}),
+    "deepseek_v3-gguf": ("deepseek_v3", _COMMON | _LATENT | _ROUTED | _FIRST),
     "deepseek_v3-dense": ("deepseek_v3", _COMMON | _LATENT | _ROUTED | {"first_k_dense_replace": 1}),
     "dots1": ("dots1", _HEAD | _ROUTED | _FIRST),
     "ernie4_5_moe": (
@@ -205,4 +230,36 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "xglm",
         {"vocab_size": VOCAB, "d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4},
     ),
+    "afmoe": (
+        "afmoe",
+        _HEAD | _EXPERTS | {"num_dense_layers": 0, "num_shared_experts": 1, "route_scale": 1.5},
+    ),
+    "cohere2_moe": ("cohere2_moe", _HEAD | {"num_experts": 4, "num_experts_per_tok": 2}),
+    "glm4_moe_lite": ("glm4_moe_lite", _COMMON | _LATENT | _ROUTED | _FIRST),
+    # Hybrids: the first layer has attention, the second has not, but where both stand side by side.
+    "bamba": ("bamba", _GQA | _MAMBA2 | {"attn_layer_indices": [0]}),
+    "granitemoehybrid": (
+        "granitemoehybrid",
+        _GQA
+        | _MAMBA2
+        | {"layer_types": ["attention", "mamba"], "num_local_experts": 4, "shared_intermediate_size": 20},
+    ),
+    "granitemoehybrid-dense": (
+        "granitemoehybrid",
+        _GQA
+        | _MAMBA2
+        | {"layer_types": ["attention", "mamba"], "num_local_experts": 0, "shared_intermediate_size": 20},
+    ),
+    "jamba": (
+        "jamba",
+        _GQA | _JAMBA | {"expert_layer_period": 2, "expert_layer_offset": 0},
+    ),
+    "jamba-dense": ("jamba", _GQA | _JAMBA | {"expert_layer_period": 2, "expert_layer_offset": 1}),
+    "lfm2": ("lfm2", _GQA | {"layer_types": ["full_attention", "conv"], "block_multiple_of": 16}),
+    "qwen3_5": ("qwen3_5_text", _HEAD | _LINEAR),
+    "qwen3_5_moe": (
+        "qwen3_5_moe_text",
+        _HEAD | _LINEAR | _EXPERTS | {"shared_expert_intermediate_size": 20},
+    ),
+    "qwen3_next": ("qwen3_next", _HEAD | _LINEAR | _EXPERTS | {"shared_expert_intermediate_size": 20}),
 }

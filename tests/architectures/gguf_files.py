@@ -20,6 +20,8 @@ ARCHITECTURES = {
     "bloom": "bloom",
     "cohere": "command-r",
     "cohere2": "cohere2",
+    "deepseek_v2": "deepseek2",
+    "deepseek_v3": "deepseek2",
     "ernie4_5": "ernie4_5",
     "exaone4": "exaone4",
     "falcon": "falcon",
@@ -75,8 +77,12 @@ def _is_quantised(shape: Sequence[int]) -> bool:
     return len(shape) >= 2 and all(size % 32 == 0 for size in shape[-2:])
 
 
-def write_gguf(model: PreTrainedModel, path: Path, fuse_qkv: bool = False, quantisation: str = "F32") -> None:
-    """Write a model; ``fuse_qkv`` stacks separate projections, as early Phi-2 files have them."""
+def write_gguf(model: PreTrainedModel, path: Path, form: str = "", quantisation: str = "F32") -> None:
+    """Write a model.
+
+    Forms: ``fused`` stacks separate projections, as early Phi-2 files have them; ``split`` keeps keys and
+    values from a latent apart, as newer DeepSeek files do.
+    """
     config = model.config
     name = ARCHITECTURES[config.model_type]
     arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
@@ -86,7 +92,9 @@ def write_gguf(model: PreTrainedModel, path: Path, fuse_qkv: bool = False, quant
     tensors = {name: tensor.float().numpy() for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
         del tensors["lm_head.weight"]
-    if fuse_qkv:
+    if form == "split":
+        tensors = dict(_apart(tensors, config))
+    if form == "fused":
         tensors = _fused(tensors, config.num_hidden_layers)
     for whole, array in tensors.items():
         for name, part in _parts(whole, array, config):
@@ -145,7 +153,10 @@ def _write_config(writer: gguf.GGUFWriter, config: Any) -> None:
         writer.add_vocab_size(config.vocab_size)
     if (groups := _groups(config)) is not None:
         writer.add_head_count_kv(groups)
-    if (d_head := getattr(config, "head_dim", None)) is not None and kind != "falcon":
+    if hasattr(config, "kv_lora_rank"):
+        writer.add_kv_lora_rank(config.kv_lora_rank)
+        writer.add_value_length(config.v_head_dim)
+    elif (d_head := getattr(config, "head_dim", None)) is not None and kind != "falcon":
         writer.add_key_length(d_head)
         writer.add_value_length(d_head)
         if ARCHITECTURES[kind] in ("llama", "minimax-m2"):
@@ -181,7 +192,14 @@ def _write_experts(writer: gguf.GGUFWriter, config: Any) -> None:
         return
     writer.add_expert_count(count)
     writer.add_expert_used_count(config.num_experts_per_tok)
-    if config.model_type == "minimax_m2":
+    if config.model_type == "deepseek_v3":
+        writer.add_expert_weights_norm(config.norm_topk_prob)
+    if hasattr(config, "n_group"):
+        writer.add_expert_shared_count(config.n_shared_experts)
+        writer.add_expert_weights_scale(config.routed_scaling_factor)
+        writer.add_expert_group_count(config.n_group)
+        writer.add_expert_group_used_count(config.topk_group)
+    if config.model_type in ("minimax_m2", "deepseek_v3"):
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     width = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
     if config.model_type not in ("mixtral", "olmoe"):
@@ -222,6 +240,18 @@ def _permuted(array: np.ndarray, heads: int) -> np.ndarray:
     """Rows of each head from two halves (Hugging Face's rotary form) to pairs (llama.cpp's)."""
     halves = array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:])
     return halves.swapaxes(1, 2).reshape(array.shape)
+
+
+def _apart(tensors: dict[str, np.ndarray], config: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """With keys and values of each head apart, the keys transposed."""
+    for name, array in tensors.items():
+        if "kv_b_proj" not in name:
+            yield name, array
+            continue
+        by_head = array.reshape(config.num_attention_heads, -1, array.shape[-1])
+        keys, values = np.split(by_head, [config.qk_nope_head_dim], axis=1)
+        yield name.replace("kv_b_proj", "k_b_proj"), keys.swapaxes(1, 2)
+        yield name.replace("kv_b_proj", "v_b_proj"), values
 
 
 def _fused(tensors: dict[str, np.ndarray], n_layers: int) -> dict[str, np.ndarray]:

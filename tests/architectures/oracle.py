@@ -70,6 +70,7 @@ def check_values(opened: Model, model: PreTrainedModel) -> None:
     latent = any(value.layout == "latent" for value in section.value)
     # Some modules with sinks return attention before the sink took its share.
     sinks = any(other.stem.endswith("sinks!") for other in section.other)
+    gated = any("gate between 0 and 1" in caveat.text for caveat in section.caveats)
     for layer in opened.layers_with_heads:
         heads = opened.heads(layer)
         assert heads.W_V.shape == (dims.n_kv_heads, dims.d_model, dims.d_head)
@@ -86,7 +87,7 @@ def check_values(opened: Model, model: PreTrainedModel) -> None:
         attention = ran.attentions[opened.layers_with_heads.index(layer) if _only_heads(ran, dims) else layer]
         expected = inputs[output].unflatten(-1, (dims.n_heads, dims.d_head)).transpose(1, 2)
         ours = attention.to(values.dtype) @ values
-        if sinks:
+        if sinks or gated:
             ours, expected = _unit(ours), _unit(expected)
         torch.testing.assert_close(ours, expected, **CLOSE)
 
@@ -134,23 +135,23 @@ def check_direct_contribution(opened: Model, model: PreTrainedModel) -> None:
 
 
 def check_residual(opened: Model, model: PreTrainedModel) -> None:
-    """With the MLPs after it silenced, the last attention changes the final norm's input by what R says.
+    """With its MLP silenced, attention changes what leaves its block by what the right map's first half says.
 
     This holds the place of the norm after attention, and multipliers, against what really happens.
     """
     layer, dims = opened.layers_with_heads[-1], opened.dims
-    source, output, final = (
+    source, output, block = (
         opened.value_input_module(layer),
         opened.o_proj_module(layer),
-        opened.final_norm_module(),
+        opened.block_module(layer),
     )
     with silenced(model, list(opened.mlp_modules(layer))):
-        with recorded(model, [final, source, output]) as (full, _):
+        with recorded(model, [source, output, block]) as (full, left):
             model(_ids(1))
-        with silenced(model, [output]), recorded(model, [final]) as (without, _):
+        with silenced(model, [output]), recorded(model, [block]) as (_, left_without):
             model(_ids(1))
     heads, bias = opened.heads(layer), getattr(module(model, output), "bias", None)
-    ours = torch.zeros_like(full[final], dtype=torch.float64) + (0 if bias is None else bias.detach())
+    ours = torch.zeros_like(left[block]) + (0 if bias is None else bias.detach())
     for head in range(dims.n_heads):
         values = head_values(opened, layer, head, full[source])
         seen = full[output].unflatten(-1, (dims.n_heads, dims.d_head))[..., head, :]
@@ -159,7 +160,8 @@ def check_residual(opened: Model, model: PreTrainedModel) -> None:
         ours += share * values @ heads.W_O[head].double()
     post = opened.right_map(layer).post_gain
     ours = ours if post is None else ours * post.double()
-    torch.testing.assert_close(_unit(ours), _unit(full[final] - without[final]), check_dtype=False, **CLOSE)
+    change = left[block] - left_without[block]
+    torch.testing.assert_close(_unit(ours), _unit(change), check_dtype=False, **CLOSE)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from headatlas.architectures import Model, open_model
 from headatlas.weights import Checkpoint, open_checkpoint
 
 from .oracle import CHECKS, check_direct_contribution, check_final_norm, check_first_mlp, check_values
-from .tiny import MODELS, checkpoint_of, marked, tiny_model
+from .tiny import ALL, checkpoint_of, marked, tiny_model
 
 Check = Callable[[Model, PreTrainedModel], None]
 cached_model = lru_cache(2)(tiny_model)
@@ -26,7 +26,7 @@ def saved(model: PreTrainedModel, folder: Path) -> Checkpoint:
     return open_checkpoint(folder)
 
 
-@pytest.fixture(scope="module", params=marked(MODELS))
+@pytest.fixture(scope="module", params=marked(ALL))
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Model, PreTrainedModel]:
@@ -61,7 +61,7 @@ def test_counts_and_bytes(pair: tuple[Model, PreTrainedModel]) -> None:
     assert opened.bytes_needed("maps") < opened.bytes_needed("neutral") == size * opened.n_parameters
 
 
-@pytest.mark.parametrize("case", marked(MODELS))
+@pytest.mark.parametrize("case", marked(ALL))
 def test_loaded_module(case: str) -> None:
     """A module in memory has other names than its file (tied weights twice, renamed modules)."""
     model = cached_model(case)

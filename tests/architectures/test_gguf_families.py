@@ -45,6 +45,9 @@ OTHERS = [
     "arcee",
     "cohere",
     "cohere2",
+    "deepseek_v2",
+    "deepseek_v3-gguf",
+    "deepseek_v3-gguf-split",
     "ernie4_5",
     "exaone4",
     "falcon",
@@ -83,8 +86,9 @@ def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Model, PreTrainedModel]:
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    model = tiny_model(request.param.removesuffix("-fused"))
-    write_gguf(model, path, fuse_qkv=request.param.endswith("-fused"))
+    form = next((form for form in ("fused", "split") if request.param.endswith(f"-{form}")), "")
+    model = tiny_model(request.param.removesuffix(f"-{form}"))
+    write_gguf(model, path, form)
     if request.param in READ_BY_TRANSFORMERS:
         check_writer(model, path)
     return open_model(open_checkpoint(path)), model

@@ -6,6 +6,7 @@ the config implies for each, and checks the headers against it. Nothing here rea
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -55,9 +56,7 @@ class Inventory:
         self.section = section
         self.stored: Mapping[str, TensorInfo] = checkpoint.source.infos()
         self.prefix = self._find_prefix()
-        embedding = self.stored.get(self.name(section.embed))
-        rows = embedding.shape[0] if embedding is not None and embedding.shape else None
-        self.settings: Settings = read_settings(checkpoint, section.config, rows)
+        self.settings: Settings = read_settings(checkpoint, section.config, dict(self._stored_sizes()))
         self._check_counts()
         self._elsewhere = self._tensors_of_layers_without_heads()
         self.layers = [self._find_parts(layer) for layer in range(self.settings.dims.n_layers)]
@@ -154,7 +153,9 @@ class Inventory:
             return
         if value.down is not None and value.norm is not None:
             latent = self.settings.latent
-            yield self.name(value.stem, layer), (None, latent)
+            by_head = value.layout == "latent_by_head"
+            shape = (dims.n_heads, dims.d_head, latent) if by_head else (None, latent)
+            yield self.name(value.stem, layer), shape
             yield self.name(value.down.stem, layer), (None, dims.d_model)
             if (bias := self.bias(value.down, layer)) is not None:
                 yield bias, (None,)
@@ -197,6 +198,16 @@ class Inventory:
                 return prefix
         return self.section.prefixes[0]
 
+    def _stored_sizes(self) -> Iterator[tuple[str, int]]:
+        """Numbers of rows that a family file may take from the tensors themselves."""
+        up = self.section.mlp.up
+        names = {"embed_rows": self.name(self.section.embed)}
+        if up is not None:
+            names["mlp_rows"] = self.name(up.stem, 0)
+        for size, name in names.items():
+            if name in self.stored and self.stored[name].shape:
+                yield size, self.stored[name].shape[0]
+
     def _find_parts(self, layer: int) -> LayerParts:
         """The alternatives of a layer, known by what is stored; the first of each where nothing is."""
         section = self.section
@@ -212,7 +223,8 @@ class Inventory:
 
     def _find_experts(self, layer: int) -> Experts | None:
         """The form of a layer's mixture of experts; None where no router is stored."""
-        routed = [each for each in self.section.experts if self.name(each.router.stem, layer) in self.stored]
+        forms = [each for each in self.section.experts if self.holds(each.when)]
+        routed = [each for each in forms if self.name(each.router.stem, layer) in self.stored]
         for each in routed:
             if self.name(of_expert(each.down, 0).stem, layer) in self.stored:
                 return each
@@ -223,10 +235,13 @@ class Inventory:
         found: dict[int, list[str]] = {}
         if not self.section.without_heads:
             return found
+        names = sorted(self.stored)
         for layer in range(self.settings.dims.n_layers):
             patterns = [self._fill(each, layer, self.prefix) for each in self.section.without_heads]
-            if names := [name for name in self.stored if _matches(name, patterns)]:
-                found[layer] = names
+            block = self.block(layer)
+            within = names[bisect_left(names, block) : bisect_left(names, f"{block}\uffff")]
+            if there := [name for name in within if _matches(name, patterns)]:
+                found[layer] = there
         return found
 
     def _find_unembed(self) -> str | None:
@@ -297,9 +312,13 @@ class Inventory:
         as_mlp = MLP(gate=experts.gate, gate_up=experts.gate_up, up=experts.up, down=experts.down)
         linears = self.linears_of(as_mlp, sizes.width)
         if experts.layout == "separate":
-            for expert in range(count):
-                numbered = [(of_expert(linear, expert), d_out, d_in) for linear, d_out, d_in in linears]
-                yield from self._linears(numbered, layer)
+            for linear, d_out, d_in in linears:
+                shape = linear_shape(linear.layout, d_out, d_in)
+                weight, biases = (self.name(linear.stem, layer, kind) for kind in ("weight", "bias"))
+                for number in map(str, range(count)):
+                    yield weight.replace("{expert}", number), shape
+                    if self.has(linear.bias, of_bias := biases.replace("{expert}", number)):
+                        yield of_bias, (d_out,)
         else:
             for linear, d_out, d_in in linears:
                 shape = (d_out, d_in) if experts.layout == "stacked" else (d_in, d_out)

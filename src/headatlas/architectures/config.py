@@ -56,16 +56,18 @@ class Settings:
     further_layers: int = 0
 
 
-def read_settings(checkpoint: Checkpoint, keys: ConfigKeys, embed_rows: int | None) -> Settings:
+def read_settings(checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str, int]) -> Settings:
     """The settings of a checkpoint.
 
     Args:
-        embed_rows: Rows of the stored embedding, None if it is not stored.
+        checkpoint: The checkpoint.
+        keys: Where its family has them.
+        stored: Sizes of stored tensors that expressions may use, by name.
 
     Raises:
         HeadatlasError: A key is missing, is of the wrong type, or numbers contradict each other.
     """
-    reader = _Reader(checkpoint, keys, embed_rows)
+    reader = _Reader(checkpoint, keys, stored)
     flags = {name: reader.switch(name, value) for name, value in keys.flags.items()}
     reader.flags = flags
     for name, value in keys.numbers.items():
@@ -111,14 +113,14 @@ def _experts(reader: _Reader, keys: ExpertKeys) -> ExpertSettings | None:
 
 
 class _Reader:
-    def __init__(self, checkpoint: Checkpoint, keys: ConfigKeys, embed_rows: int | None) -> None:
+    def __init__(self, checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str, int]) -> None:
         self.spec = checkpoint.spec
         self.config: Mapping[str, Any] = checkpoint.config
         self.prefix = f"{checkpoint.architecture}." if checkpoint.format == "gguf" else ""
         if keys.nested is not None and isinstance(self.config.get(keys.nested), Mapping):
             self.config = self.config[keys.nested]
         self.flags: Mapping[str, bool] = {}
-        self.known: dict[str, int] = {} if embed_rows is None else {"embed_rows": embed_rows}
+        self.known: dict[str, int] = dict(stored)
 
     def _stored(self, value: ConfigValue) -> tuple[str, Any]:
         """The key that is there and what it holds, else the first key and the default."""

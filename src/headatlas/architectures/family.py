@@ -32,7 +32,7 @@ class ConfigValue(_Strict):
             ``a.b`` is the key ``b`` of the table ``a``.
         default: Value if the key is absent.
         derive: Or an expression over values read before: ``a``, ``a / b``, ``4 * a`` or ``a * b``;
-            ``embed_rows`` is the number of rows of the embedding tensor.
+            ``embed_rows`` and ``mlp_rows`` are numbers of rows of the embedding and the first ``up``.
         cases: What counts instead under a flag of the config; the first whose flag is set.
     """
 
@@ -157,7 +157,7 @@ class Value(_Strict):
 
     Attributes:
         when: Condition on the config under which this alternative may be the one.
-        down: For ``layout = "latent"``: the projection to the latent and the norm on it.
+        down: For the latent layouts: the projection to the latent and the norm on it.
         beside: Stems of the query and key projections where they are separate; they share ``bias``.
     """
 
@@ -171,8 +171,8 @@ class Value(_Strict):
 
     @model_validator(mode="after")
     def _latent_is_whole(self) -> Self:
-        if (self.layout == "latent") != (self.down is not None and self.norm is not None):
-            raise ValueError("'down' and 'norm' belong to layout = \"latent\"")
+        if self.layout.startswith("latent") != (self.down is not None and self.norm is not None):
+            raise ValueError("'down' and 'norm' belong to the latent layouts")
         return self
 
 
@@ -216,6 +216,7 @@ class Experts(_Strict):
     """A mixture of experts in one form; in each layer the form whose router and experts are stored counts.
 
     Attributes:
+        when: Condition on the config under which this form may be the one.
         router: From d_model to one logit an expert.
         scores: What makes logits to scores. ``softmax`` over the chosen equals ``softmax`` with
             ``normalise``.
@@ -232,6 +233,7 @@ class Experts(_Strict):
         shared_gate: Projection to one number whose sigmoid scales the shared experts.
     """
 
+    when: str = "always"
     router: Linear
     scores: Literal["softmax", "sigmoid"] = "softmax"
     normalise: str = "always"
@@ -333,7 +335,9 @@ class Section(_Strict):
         found = {part.bias for part in parts} | {norm.weight for norm in there}
         found |= {value.when for value in self.value} | {caveat.when for caveat in self.caveats}
         found |= {other.present for other in self.other}
-        return found | {each for experts in self.experts for each in (experts.normalise, experts.grouped)}
+        for experts in self.experts:
+            found |= {experts.when, experts.normalise, experts.grouped}
+        return found
 
     @model_validator(mode="after")
     def _conditions_are_known(self) -> Self:
@@ -354,7 +358,7 @@ class Modules(_Strict):
         value_input: The module whose input is the source state x_l.
         output: The module whose input is the concatenated outputs of the heads.
         mlp: The module whose output is the MLP's.
-        mlp_beside: A second one, whose output is added to it (shared experts that stand apart).
+        mlp_beside: A second one in layers with experts, whose output is added to it.
         body_of: Prefix of the decoder for architectures where it differs from ``body``.
     """
 

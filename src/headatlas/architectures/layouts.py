@@ -13,6 +13,7 @@ conv1d_per_head [in, out]       the same, transposed
 grouped_qkv     [out, in]       by key/value head: its queries, its key, its value (Falcon)
 blocks_qvk      [out, in]       four blocks of heads: their queries, values, keys (CodeGen)
 latent          [out, latent]   head by head: key, value; from a latent that a second projection makes
+latent_by_head  [head, out, l.] the values alone, l. the latent
 ==============  ==============  ===================================================================
 """
 
@@ -36,6 +37,7 @@ ValueLayout = Literal[
     "grouped_qkv",
     "blocks_qvk",
     "latent",
+    "latent_by_head",
 ]
 _TRANSPOSED = ("conv1d_qkv", "conv1d_per_head")
 
@@ -96,7 +98,8 @@ def split_latent(
     ``W_V = down.T * gain @ up_value.T``.
 
     Args:
-        up: [n_heads * (key + d_head), latent]: for each head the rows of its key, then of its value.
+        up: [n_heads * (key + d_head), latent]: for each head the rows of its key, then of its value; or
+            [n_heads, d_head, latent].
         down: [latent + rotary key, d_model]: the latent's rows come first.
         down_bias: [latent + rotary key] or None; it goes through the same norm, so it folds in as well.
         gain: [latent] gain of the norm.

@@ -82,7 +82,11 @@ class OpenedModel:
         return self._read(self._inventory.name(stem), rows)
 
     def heads(self, layer: int) -> LayerHeads:
-        """Value and output weights of all heads of a layer."""
+        """Value and output weights of all heads of a layer.
+
+        Raises:
+            HeadatlasError: The layer has none.
+        """
         self._check_layer(layer)
         value, output = self._inventory.layers[layer].value, self._section.output
         if value is None:
@@ -98,6 +102,11 @@ class OpenedModel:
     def layers_with_heads(self) -> tuple[int, ...]:
         """The layers that have attention heads: all but in hybrid models."""
         return tuple(at for at, parts in enumerate(self._inventory.layers) if parts.value is not None)
+
+    @property
+    def every_layer_has_heads(self) -> bool:
+        """False for hybrid models."""
+        return len(self.layers_with_heads) == self.dims.n_layers
 
     def _values(self, value: Value, layer: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """W_V and b_V of a layer."""
@@ -172,7 +181,8 @@ class OpenedModel:
     def mlp_modules(self, layer: int) -> tuple[str, ...]:
         """Paths of the Hugging Face modules of a block's MLP; the sum of their outputs is the MLP's."""
         modules = self.family.modules
-        return tuple(self._module(path, layer) for path in (modules.mlp, modules.mlp_beside) if path)
+        beside = modules.mlp_beside if self._inventory.layers[layer].experts is not None else None
+        return tuple(self._module(path, layer) for path in (modules.mlp, beside) if path)
 
     def final_norm_module(self) -> str:
         """Path of the Hugging Face module of the final norm."""

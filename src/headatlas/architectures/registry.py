@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from typing import Any
 
 from pydantic import ValidationError
 
+from headatlas.architectures.coverage import unsupported
 from headatlas.architectures.family import Family, Section
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint
@@ -133,7 +135,7 @@ def find_family(checkpoint: Checkpoint) -> tuple[Family, Section]:
     """The family of a checkpoint and the section for its format (a loaded module counts as safetensors).
 
     Raises:
-        HeadatlasError: No family claims the architecture; the message lists those that are supported.
+        HeadatlasError: No family claims the architecture; the message says why, if that is known.
     """
     wanted = checkpoint.architecture
     for family in families():
@@ -142,9 +144,14 @@ def find_family(checkpoint: Checkpoint) -> tuple[Family, Section]:
                 return family, family.gguf
         elif wanted in family.aliases.architectures or wanted in family.aliases.model_types:
             return family, family.safetensors
+    names = supported(checkpoint.format == "gguf")
+    because = unsupported().get(wanted)
+    near = get_close_matches(wanted, names, n=3)
+    why = f", because {because}" if because else ""
+    among = f", among them {', '.join(near)}" if near else ""
     raise HeadatlasError(
-        f"{checkpoint.spec}: the architecture {wanted!r} is not supported; supported are "
-        f"{', '.join(supported(checkpoint.format == 'gguf'))}."
+        f"{checkpoint.spec}: the architecture {wanted!r} is not supported{why}; supported are {len(names)} "
+        f"others{among}, see headatlas families list."
     )
 
 

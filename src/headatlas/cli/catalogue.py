@@ -98,23 +98,42 @@ def show_relation(
 
 
 def list_families(as_json: AsJson = False) -> None:
-    """List the model families by architecture name."""
+    """List the model families: architectures, formats, and the oracles they passed.
+
+    An oracle is a tiny random model whose heads, norms and first MLP, as headatlas reads them from a file,
+    equal what the Hugging Face modules compute. The numbers say how many of a family passed, per format.
+    """
+    from headatlas.architectures.coverage import oracles, tested_with
     from headatlas.architectures.registry import families
 
-    rows = [
-        {
-            "family": family.name,
-            "architectures": sorted(family.aliases.architectures),
-            "gguf": sorted(family.aliases.gguf) if family.gguf else [],
-        }
-        for family in families()
-    ]
+    known = [(family, oracles(family)) for family in families()]
     if as_json:
-        print_json(rows)
+        print_json(
+            [
+                {
+                    "family": family.name,
+                    "title": family.title,
+                    "architectures": sorted(family.aliases.architectures),
+                    "gguf": sorted(family.aliases.gguf) if family.gguf else [],
+                    "oracles": proof.model_dump(mode="json"),
+                    "transformers": tested_with(),
+                }
+                for family, proof in known
+            ]
+        )
         return
     print_table(
-        ["family", "architectures", "GGUF"],
-        [[row["family"], ", ".join(row["architectures"]), ", ".join(row["gguf"]) or "–"] for row in rows],
+        ["family", "architectures", "safetensors oracles", "GGUF", "GGUF oracles"],
+        [
+            [
+                family.name,
+                ", ".join(sorted(family.aliases.architectures)),
+                len(proof.safetensors),
+                ", ".join(sorted(family.aliases.gguf)) if family.gguf else "–",
+                len(proof.gguf) if family.gguf else "–",
+            ]
+            for family, proof in known
+        ],
     )
 
 

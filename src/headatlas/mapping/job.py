@@ -197,6 +197,7 @@ def _provenance(
             "revision": checkpoint.revision,
             "family": model.family.name,
             "dims": asdict(model.dims),
+            **({} if model.every_layer_has_heads else {"layers_with_heads": list(model.layers_with_heads)}),
             "weights_hash": fingerprint(checkpoint),
             "notes": list(checkpoint.notes),
             "self_check": checked,
