@@ -57,6 +57,14 @@ EXAMPLES = {
     ],
     "relations show": ["headatlas relations show country_to_capital"],
     "families list": ["headatlas families list"],
+    "evidence inference": [
+        "headatlas evidence inference demo",
+        "headatlas evidence inference demo --relations country_to_capital,verb_to_past_tense --json",
+    ],
+    "evidence ablation": [
+        "headatlas evidence ablation demo",
+        "headatlas evidence ablation demo --relations country_to_capital --shots 0",
+    ],
 }
 
 

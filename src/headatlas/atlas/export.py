@@ -82,6 +82,12 @@ def heads_json(frame: pd.DataFrame) -> list[dict[str, Any]]:
     The fields of :data:`RECORD_FIELDS` come first; the other columns follow in their order.
     """
     columns = [*RECORD_FIELDS, *(name for name in frame.columns if name not in RECORD_FIELDS)]
+    return plain_records(frame[columns])
+
+
+def plain_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as records of plain Python values; NaN becomes None."""
+    columns = [str(name) for name in frame.columns]
     values = [[_plain(value) for value in frame[name]] for name in columns]
     return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
 

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from headatlas import __version__
-from headatlas.cli import catalogue, drawing, making, reading
+from headatlas.cli import catalogue, drawing, evidence, making, reading
 from headatlas.cli.output import say
 from headatlas.errors import HeadatlasError
 
@@ -69,6 +69,7 @@ making.register(app)
 reading.register(app)
 drawing.register(app)
 catalogue.register(app)
+evidence.register(app)
 
 
 def main() -> None:

@@ -72,8 +72,7 @@ class NeutralStates:
             return cls(folder)
         rows = [prefix_row(model, prefix) for prefix in prefixes]
         collector = Collector(model, range(model.dims.n_layers), len(sources), len(prefixes))
-        modules = _float32(model.modules())
-        with _evaluating(modules), collector.hooked(modules), torch.inference_mode():
+        with running(model) as modules, collector.hooked(modules):
             _forward(modules, rows, sources, collector, progress)
         del modules
 
@@ -220,6 +219,17 @@ def _float32(modules: PreTrainedModel) -> PreTrainedModel:
     copied = copy.deepcopy(modules)
     torch.nn.Module.to(copied, torch.float32)
     return copied
+
+
+@contextmanager
+def running(model: Model) -> Iterator[PreTrainedModel]:
+    """The model's modules, loaded whole, in float32 and evaluation mode, without gradients.
+
+    A model that was in memory already is used as it is and left as it was, or copied if of half precision.
+    """
+    modules = _float32(model.modules())
+    with _evaluating(modules), torch.inference_mode():
+        yield modules
 
 
 @contextmanager
