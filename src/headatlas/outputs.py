@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,7 +106,7 @@ def write_inference(
                         titles[relation],
                         {sign: both[0] for sign, both in scores.items()},
                         {sign: both[1] for sign, both in scores.items()},
-                        "r –" if r != r else f"r {r:.2f}",
+                        "r –" if math.isnan(r) else f"r {r:.2f}",
                     )
                 )
         if panels:
@@ -119,7 +120,8 @@ def write_inference(
 def write_ablations(
     atlas: Atlas, ablations: Sequence[Ablation], folder: Path, *, figures: bool = True
 ) -> list[Path]:
-    """Write ``ablation.csv`` (a row a task stored in the atlas) and, unless ``figures`` is False, a figure a task.
+    """Write ``ablation.csv`` (a row a task stored in the atlas) and, unless ``figures`` is False, a figure a
+    task.
 
     Raises:
         HeadatlasError: A file cannot be written.

@@ -29,9 +29,10 @@ class Ablation:
     """One ablated task.
 
     Attributes:
-        data: ``base`` [source] and ``correct`` [order, step, source] bool; ``alone`` [head, source] bool; ``n_ablated``
-            [step]; ``control_base`` [control] and ``control`` [control, step] accuracies; ``layer`` and ``head``
-            [order, rank] of the heads in order. Orders are ``relation``, ``added``, ``random 0`` …
+        data: ``base`` [source] and ``correct`` [order, step, source] bool; ``alone`` [head, source] bool;
+            ``n_ablated`` [step]; ``control_base`` [control] and ``control`` [control, step] accuracies;
+            ``layer`` and ``head`` [order, rank] of the heads in order. Orders are ``relation``, ``added``,
+            ``random 0`` …
         provenance: Relation, template, shots, method, model, versions.
     """
 
@@ -131,8 +132,8 @@ def read_ablations(folder: Path) -> list[Ablation]:
 def single_heads(ablations: Sequence[Ablation], q_max: float) -> pd.DataFrame:
     """Heads ablated alone, with an exact one-sided McNemar test each.
 
-    Right answers lost against right answers gained: under the null either is equally likely, so the number lost is
-    binomial (McNemar 1947; exact form).
+    Right answers lost against right answers gained: under the null either is equally likely, so the number
+    lost is binomial (McNemar 1947; exact form).
 
     Args:
         ablations: Stored tasks.

@@ -1,8 +1,8 @@
 """Evidence stored in an atlas: dynamic scores and ablations, read without torch.
 
 Inside the atlas's Zarr group is a group ``evidence``. It holds, for each template, two small atlases
-(``context-…`` and ``without-context-…``), and for each ablated task a dataset (``ablation-…``). Each has its own
-provenance. What is confirmed follows from them and from the settings that the atlas is read with.
+(``context-…`` and ``without-context-…``), and for each ablated task a dataset (``ablation-…``). Each has its
+own provenance. What is confirmed follows from them and from the settings that the atlas is read with.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import zarr
 from numpy.typing import NDArray
 
-from headatlas.atlas.ablations import Ablation, read_ablations
+from headatlas.atlas.ablations import Ablation, read_ablations, single_heads
 from headatlas.atlas.atlas import Atlas
 from headatlas.atlas.reading import Floats
 from headatlas.atlas.store import read_array, read_store
@@ -32,6 +33,15 @@ CONTEXT = "context"
 WITHOUT = "without-context"
 SINGLE_HEAD_Q = 0.01
 """Largest q at which ablating a head alone confirms it."""
+
+CRITERIA = (
+    "confirmed with context: what the head adds at the end of running texts satisfies the same criterion, in "
+    "more than half of the templates",
+    "confirmed by ablation: without this head alone the model loses more right answers than it gains "
+    f"(one-sided exact McNemar test, q ≤ {SINGLE_HEAD_Q:g}), and more than without any single random head "
+    "that was tried",
+)
+"""What the two words mean, wherever they are shown."""
 
 COLUMNS = (
     *("context", "context_suppression", "without_context", "without_context_suppression", "attention"),
@@ -75,7 +85,9 @@ def store_attention(path: Path, attention: Floats) -> None:
             dtype=attention.dtype,
             fill_value=np.nan,
             dimension_names=["layer", "head", "relation"],
-            attributes={"long_name": "weight of the source's last token at the last position, mean over sources"},
+            attributes={
+                "long_name": "weight of the source's last token at the last position, mean over sources"
+            },
             overwrite=True,
         )
         array[...] = attention
@@ -171,15 +183,17 @@ class Evidence:
             sign: ``"promotion"`` or ``"suppression"``.
 
         Returns:
-            Two [n_layers, n_heads], NaN where a layer is not mapped; the static one over the sources that each
-            template could use. None if no template could use the relation.
+            Two [n_layers, n_heads], NaN where a layer is not mapped; the static one over the sources that
+            each template could use. None if no template could use the relation.
         """
         dynamics = [each.of(kind) for each in self.templates_of(relation)]
         if not dynamics:
             return None
         field = "score" if sign == "promotion" else "suppression"
         static = [static_on(self._atlas, dynamic, relation, sign) for dynamic in dynamics]
-        return np.mean(static, axis=0), np.mean([getattr(d.scores[relation], field) for d in dynamics], axis=0)
+        return np.mean(static, axis=0), np.mean(
+            [getattr(d.scores[relation], field) for d in dynamics], axis=0
+        )
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -203,18 +217,16 @@ class Evidence:
             return None
         out = rows[["layer", "head", "relation"]].copy()
         for column in COLUMNS:
-            empty: NDArray[np.object_] | float = (
-                np.full(len(rows), None, dtype=object) if column.startswith("confirmed") else np.nan
-            )
-            out[column] = columns.get(column, empty)
+            unknown = None if column.startswith("confirmed") else np.nan
+            out[column] = columns.get(column, np.full(len(rows), unknown))
         return out
 
-    def _context(self, name: str, rows: pd.DataFrame) -> dict[str, object]:
+    def _context(self, name: str, rows: pd.DataFrame) -> dict[str, NDArray[Any]]:
         dynamics = self.templates_of(name)
         if not dynamics:
             return {}
         at = rows["layer"].to_numpy(), rows["head"].to_numpy()
-        found: dict[str, object] = {}
+        found: dict[str, NDArray[Any]] = {}
         for kind, prefix in ((CONTEXT, "context"), (WITHOUT, "without_context")):
             for sign, suffix in (("promotion", ""), ("suppression", "_suppression")):
                 scores = self.scores(name, kind, sign)
@@ -228,10 +240,12 @@ class Evidence:
         called = {verb: rows[verb].to_numpy(dtype=bool) for verb in share}
         confirmed = np.any([called[verb] & share[verb] for verb in share], axis=0)
         any_called = called["implements"] | called["suppresses"]
-        found["confirmed_with_context"] = np.where(any_called, confirmed, None)
+        found["confirmed_with_context"] = np.array(
+            [bool(yes) if any_ else None for yes, any_ in zip(confirmed, any_called, strict=True)], dtype=object
+        )
         return found
 
-    def _alone(self, name: str, rows: pd.DataFrame) -> dict[str, object]:
+    def _alone(self, name: str, rows: pd.DataFrame) -> dict[str, NDArray[Any]]:
         tests = self.single_heads
         mine = tests[tests["relation"] == name]
         if len(mine) == 0:
@@ -247,10 +261,9 @@ class Evidence:
 
     @cached_property
     def single_heads(self) -> pd.DataFrame:
-        """Heads ablated alone: relation, layer, head, shots, method, base, loss (share of answers), loss_random (the
-        largest of a random head), p, q (over all rows), confirmed."""
-        from headatlas.atlas.ablations import single_heads
-
+        """Heads ablated alone: relation, layer, head, shots, method, base, loss (share of answers),
+        loss_random (the largest of a random head), p, q (over all rows), confirmed.
+        """
         return single_heads(self.ablations, SINGLE_HEAD_Q)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,9 @@ STOPPED = 130
 
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", metavar="MODEL", help="The model that was mapped. Default: as the atlas names it."),
+    typer.Option(
+        "--model", metavar="MODEL", help="The model that was mapped. Default: as the atlas names it."
+    ),
 ]
 RelationNames = Annotated[
     str | None,
@@ -38,7 +41,9 @@ NoFigures = Annotated[bool, typer.Option("--no-figures", help="Draw nothing.")]
 
 def register(app: typer.Typer) -> None:
     """Add the command group of this module."""
-    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Check a map against the running model.")
+    group = typer.Typer(
+        no_args_is_help=True, rich_markup_mode=None, help="Check a map against the running model."
+    )
     group.command("inference")(inference)
     group.command("ablation")(ablation)
     app.add_typer(group, name="evidence")
@@ -54,8 +59,8 @@ def inference(
 ) -> None:
     """Compare the map's scores with what heads write in running texts.
 
-    With context: what a head adds at the last position of a text. Without: the value vector at the source. Pearson's r and
-    Spearman's rho over heads, with 95 % bootstrap intervals, attention on the source.
+    With context: what a head adds at the last position of a text. Without: the value vector at the source.
+    Pearson's r and Spearman's rho over heads, with 95 % bootstrap intervals, attention on the source.
 
     The scores are stored in the atlas; a table and scatter plots go to DIR/evidence. The same command goes on
     after Ctrl-C.
@@ -107,11 +112,11 @@ def ablation(
 ) -> None:
     """Take the heads of a relation out of the model and see whether it can still do the task.
 
-    Heads go in order of score, and once more in order of *added* (what the state itself does not hold), beside as many
-    random heads and beside other tasks.
+    Heads go in order of score, and once more in order of *added* (what the state itself does not hold),
+    beside as many random heads and beside other tasks.
 
-    Each relation is stored in the atlas when it is done, so the same command goes on after Ctrl-C. A table and a
-    figure per relation go to DIR/evidence.
+    Each relation is stored in the atlas when it is done, so the same command goes on after Ctrl-C. A table
+    and a figure per relation go to DIR/evidence.
     """
     from headatlas.atlas import Atlas
     from headatlas.evidence.ablation import Choices
@@ -172,7 +177,18 @@ def _agreement_table(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
 
 
 def _ablation_table(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
-    columns = ["relation", "shots", "asked", "heads", "base", "− relation", "− added", "− random", "control", "− control"]
+    columns = [
+        "relation",
+        "shots",
+        "asked",
+        "heads",
+        "base",
+        "− relation",
+        "− added",
+        "− random",
+        "control",
+        "− control",
+    ]
     columns += ["area", "95 %", "added area", "95 %"]
     rows = [
         [
@@ -191,7 +207,7 @@ def _ablation_table(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
 
 def _interval(row: Any, name: str) -> str:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return "–" if low is None or low != low else f"{low:.2f} … {high:.2f}"
+    return "–" if low is None or math.isnan(low) else f"{low:.2f} … {high:.2f}"
 
 
 @contextmanager

@@ -60,8 +60,9 @@ def _replacing(n_heads: int, chosen: list[int], instead: torch.Tensor | None) ->
 
 
 def mean_outputs(model: Model, modules: PreTrainedModel, prompts: Sequence[Ids]) -> torch.Tensor:
-    """[n_layers, n_heads, d_head] float32 what heads bring to the output projection, mean over all positions of
-    all prompts, the whole model running."""
+    """[n_layers, n_heads, d_head] float32 what heads bring to the output projection, mean over all positions
+    of all prompts, the whole model running.
+    """
     dims = model.dims
     sums = torch.zeros(dims.n_layers, dims.n_heads * dims.d_head, dtype=torch.float64)
 

@@ -1,6 +1,8 @@
-"""Ablation: what a task loses when the heads of its relation are taken out, beside random heads and other tasks.
+"""Ablation: what a task loses when the heads of its relation are taken out, beside random heads and other
+tasks.
 
-One relation after another; each is saved in the atlas when it is done, and a killed run goes on with the next.
+One relation after another; each is saved in the atlas when it is done, and a killed run goes on with the
+next.
 """
 
 from __future__ import annotations

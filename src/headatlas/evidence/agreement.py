@@ -47,15 +47,18 @@ def agreement(atlas: Atlas, dynamics: tuple[Dynamic, ...] | list[Dynamic] | None
     """Agreement of an atlas with dynamic scores, by default with all that are stored in it.
 
     Returns:
-        One row per relation, kind (``context``, ``without-context``) and sign (``promotion``, ``suppression``), and rows
-        whose relation is ``mean``: relation, kind, sign, n_templates, n_heads, then pearson, spearman, each with
-        ``_low`` and ``_high``. NaN where one side is the same for all heads.
+        One row per relation, kind (``context``, ``without-context``) and sign (``promotion``,
+        ``suppression``), and rows whose relation is ``mean``: relation, kind, sign, n_templates, n_heads,
+        then pearson, spearman, each with ``_low`` and ``_high``. NaN where one side is the same for all
+        heads.
     """
     evidence = atlas.evidence if dynamics is None else Evidence(atlas, dynamics, ())
     rows = list(_rows(atlas, evidence))
     frame = pd.DataFrame(rows, columns=["relation", "kind", "sign", "n_templates", "n_heads", *_columns()])
     means = [_mean(kind, sign, group) for (kind, sign), group in frame.groupby(["kind", "sign"], sort=False)]
-    return pd.concat([frame, *([pd.DataFrame(means, columns=frame.columns)] if means else [])], ignore_index=True)
+    return pd.concat(
+        [frame, *([pd.DataFrame(means, columns=frame.columns)] if means else [])], ignore_index=True
+    )
 
 
 def _rows(atlas: Atlas, evidence: Evidence) -> Iterator[tuple[object, ...]]:

@@ -21,11 +21,11 @@ SUMMARY_COLUMNS = (
 def summary(ablations: Sequence[Ablation]) -> pd.DataFrame:
     """One row a task.
 
-    Columns: relation, shots, method; sources (asked); heads (ablated in the end); base and what is left of it without
-    the relation's heads, without as many by *added*, without as many random heads (mean, lowest and highest draw);
-    control_base and without_control (means over control tasks, NaN without any), controls (their names); area
-    between random heads and the relation's, added_area between the order by score and that by *added* (positive:
-    *added* hurts more), each with its interval.
+    Columns: relation, shots, method; sources (asked); heads (ablated in the end); base and what is left of
+    it without the relation's heads, without as many by *added*, without as many random heads (mean, lowest
+    and highest draw); control_base and without_control (means over control tasks, NaN without any), controls
+    (their names); area between random heads and the relation's, added_area between the order by score and
+    that by *added* (positive: *added* hurts more), each with its interval.
     """
     return pd.DataFrame([_row(each) for each in ablations], columns=list(SUMMARY_COLUMNS))
 
@@ -59,8 +59,9 @@ def _named(name: str, estimate: Estimate) -> dict[str, float]:
 
 
 def areas(each: Ablation) -> tuple[Estimate, Estimate]:
-    """Area between random heads (mean of draws) and the relation's, and between the order by score and that by
-    *added*; intervals over resampled sources. Both are means over sources of each source's own area."""
+    """Area between random heads (mean of draws) and the relation's, and between the order by score and that
+    by *added*; intervals over resampled sources. Both are means over sources of each source's own area.
+    """
     relation = each.correct(RELATION).astype(np.float64)
     random = each.random.mean(axis=0)
     added = each.correct(ADDED).astype(np.float64)
@@ -68,7 +69,7 @@ def areas(each: Ablation) -> tuple[Estimate, Estimate]:
 
 
 def curves(each: Ablation) -> pd.DataFrame:
-    """What the figure of a task plots: curve, heads (ablated), accuracy; ``random`` also with low and high."""
+    """What the figure of a task plots: curve, heads (ablated), accuracy; ``random`` also low and high."""
     rows: list[tuple[str, int, float, float, float]] = []
     for name in (RELATION, ADDED):
         rows += [

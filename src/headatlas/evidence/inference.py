@@ -1,21 +1,22 @@
 """Dynamic scores: what heads write in running texts, with and without context, ranked and scored like a map.
 
 For each template two small atlases are stored inside the atlas, one of what heads bring to the output
-projection at the last position (with context), one of the value vectors at the source (without). They have the
-atlas's axes, so k can be changed afterwards, and the same calibration. Each is written layer by layer: a killed
-run goes on.
+projection at the last position (with context), one of the value vectors at the source (without). They have
+the atlas's axes, so k can be changed afterwards, and the same calibration. Each is written layer by layer: a
+killed run goes on.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
+from headatlas.architectures import LayerHeads, Model, RightMap
 from headatlas.atlas import Atlas
 from headatlas.atlas.derived import store_scores
 from headatlas.atlas.evidence import (
@@ -29,7 +30,6 @@ from headatlas.atlas.evidence import (
 )
 from headatlas.atlas.layout import Layout, build_layout
 from headatlas.atlas.store import AtlasWriter, LayerRanks, create_store, read_store
-from headatlas.architectures import LayerHeads, Model, RightMap
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import Subject, open_subject
 from headatlas.evidence.templates import Template, read_templates
@@ -76,8 +76,8 @@ def inference(
         One entry for each template.
 
     Raises:
-        HeadatlasError: The model is not the atlas's or does not fit into memory, a template has no slot, or no
-            relation can be used in it. What was measured before stays.
+        HeadatlasError: The model is not the atlas's or does not fit into memory, a template has no slot, or
+            no relation can be used in it. What was measured before stays.
     """
     tell = progress or silent
     chosen = context_templates(templates)
@@ -89,16 +89,12 @@ def inference(
     if todo:
         vocabulary = Vocabulary.competing(subject.job.model.unembed(), subject.job.competing)
         with running(subject.job.model) as modules:
-            for plan in todo:
+            for at, plan in enumerate(todo):
                 with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
-                    watched = watch(
-                        subject.job.model,
-                        modules,
-                        plan.texts,
-                        Path(folder),
-                        lambda done, total: tell(Progress("states", done, total)),
-                    )
-                    plan.run(watched, vocabulary, tell)
+                    seen = _counting("states", sum(len(each.texts) for each in todo[:at]), todo, tell)
+                    watched = watch(subject.job.model, modules, plan.texts, Path(folder), seen)
+                    n_layers = subject.job.model.dims.n_layers
+                    plan.run(watched, vocabulary, _counting("heads", at * n_layers, todo, tell))
     return [read_dynamic(plan.path(CONTEXT), plan.path(WITHOUT), atlas.settings) for plan in plans]
 
 
@@ -113,6 +109,14 @@ def context_templates(given: str | Path | Sequence[str] | None) -> list[Template
     if not given:
         raise HeadatlasError("templates: none were given; leave it out for the shipped ones.")
     return [Template.of(text, "templates") for text in given]
+
+
+def _counting(
+    stage: Literal["states", "heads"], before: int, todo: list[_Plan], tell: Report
+) -> Callable[[int, int], None]:
+    """Tells of one template's progress as part of all of them."""
+    whole = sum(len(plan.texts) if stage == "states" else plan.n_layers for plan in todo)
+    return lambda done, _: tell(Progress(stage, before + done, whole))
 
 
 class _Plan:
@@ -150,14 +154,18 @@ class _Plan:
                 return False
         return True
 
-    def run(self, watched: Watched, vocabulary: Vocabulary, tell: Report) -> None:
-        """Rank all layers that are not done, then score."""
+    @property
+    def n_layers(self) -> int:
+        return self._subject.job.model.dims.n_layers
+
+    def run(self, watched: Watched, vocabulary: Vocabulary, tell: Callable[[int, int], None]) -> None:
+        """Rank all layers that are not done, then score; ``tell`` gets (layers done, layers in all)."""
         job = self._subject.job
         writers = {kind: self._writer(kind) for kind in (CONTEXT, WITHOUT)}
-        ceiling, n_layers = job.options.ceiling, job.model.dims.n_layers
+        ceiling = job.options.ceiling
         store_attention(self.path(CONTEXT), self._attention(watched))
-        for layer in range(n_layers):
-            tell(Progress("heads", layer, n_layers, str(self._template)))
+        for layer in range(self.n_layers):
+            tell(layer, self.n_layers)
             todo = [kind for kind, writer in writers.items() if not writer.done()[layer]]
             if todo:
                 inputs = layer_as_watched(job.model, watched, layer)
@@ -165,7 +173,7 @@ class _Plan:
                     writers[kind].write(
                         layer, map_layer(self.questions, inputs[kind], vocabulary, ceiling=ceiling)
                     )
-        tell(Progress("heads", n_layers, n_layers, str(self._template)))
+        tell(self.n_layers, self.n_layers)
         for kind in (CONTEXT, WITHOUT):
             dynamic = Atlas.open(self.path(kind))
             store_scores(dynamic.with_settings(k=job.options.settings.k, k_copy=job.options.settings.k_copy))

@@ -59,7 +59,8 @@ def open_subject(
         relations: Names or titles; all scored relations by default.
 
     Raises:
-        HeadatlasError: The model is not the atlas's, is not on disk, or is too large for this machine's memory.
+        HeadatlasError: The model is not the atlas's, is not on disk, or is too large for this machine's
+            memory.
     """
     if atlas.path is None:
         raise HeadatlasError("evidence is stored with the atlas: map the model into a folder (out=…) first.")
@@ -107,12 +108,14 @@ def check_memory(job: Job) -> None:
     need, have = memory_needed(job.model, lens_named("neutral"), len(job.questions.sources)), memory_there()
     if need > have:
         raise HeadatlasError(
-            f"{job.model.checkpoint.spec}: evidence loads the whole model and needs about {need / 1e9:.0f} GB of "
-            f"memory, this machine has {have / 1e9:.0f} GB; use a machine with more."
+            f"{job.model.checkpoint.spec}: evidence loads the whole model and needs about {need / 1e9:.0f} "
+            f"GB of memory, this machine has {have / 1e9:.0f} GB; use a machine with more."
         )
 
 
-def _tokenised(job: Job, relations: Sequence[Relation], names: Sequence[str]) -> tuple[TokenisedRelation, ...]:
+def _tokenised(
+    job: Job, relations: Sequence[Relation], names: Sequence[str]
+) -> tuple[TokenisedRelation, ...]:
     chosen = [relation for relation in relations if relation.name in names]
     return tuple(
         tokenise(

@@ -39,7 +39,9 @@ def pearson(x: Floats, y: Floats, axis: int = -1) -> Floats:
 
 
 def spearman(x: Floats, y: Floats, axis: int = -1) -> Floats:
-    """Spearman's ρ along an axis: Pearson's r of the ranks, ties at their mean; 0 where one side is constant."""
+    """Spearman's ρ along an axis: Pearson's r of the ranks, ties at their mean; 0 where one side is
+    constant.
+    """
     return pearson(stats.rankdata(x, axis=axis), stats.rankdata(y, axis=axis), axis=axis)
 
 

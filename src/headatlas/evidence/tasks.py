@@ -51,7 +51,9 @@ class Task:
 
     def correct(self, answers: NDArray[np.int64]) -> NDArray[np.bool_]:
         """[n] which answers are right."""
-        return np.array([int(a) in right for a, right in zip(answers, self.accepted, strict=True)], dtype=bool)
+        return np.array(
+            [int(a) in right for a, right in zip(answers, self.accepted, strict=True)], dtype=bool
+        )
 
 
 def make_task(
@@ -83,9 +85,7 @@ def make_task(
     usable: list[tuple[str, Ids, frozenset[int]]] = []
     dropped: dict[str, list[str]] = {}
     for word, pair, text, after in zip(words, pairs, placed, following, strict=True):
-        right = frozenset(
-            token for token, ids in zip(pair.target_ids, after, strict=True) if ids == (token,)
-        )
+        right = frozenset(token for token, ids in zip(pair.target_ids, after, strict=True) if ids == (token,))
         if text is None:
             dropped.setdefault(CUT_DIFFERENTLY, []).append(word)
         elif not right:

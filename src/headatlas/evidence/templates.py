@@ -33,7 +33,9 @@ class Template:
             HeadatlasError: It is no text with exactly one slot.
         """
         if not isinstance(text, str) or text.count(SLOT) != 1:
-            raise HeadatlasError(f"{where}: the template {text!r} needs exactly one {SLOT}, for the source word.")
+            raise HeadatlasError(
+                f"{where}: the template {text!r} needs exactly one {SLOT}, for the source word."
+            )
         before, after = text.split(SLOT)
         return cls(before, after)
 
@@ -62,8 +64,8 @@ def read_templates(path: str | Path | None = None) -> Templates:
     """The shipped templates, with those of a file in their place.
 
     Args:
-        path: A JSON object with ``"context"`` (a list of templates), ``"tasks"`` (relation → template), or both.
-            What it does not hold is as shipped; so are tasks of relations that it does not name.
+        path: A JSON object with ``"context"`` (a list of templates), ``"tasks"`` (relation → template), or
+            both. What it does not hold is as shipped; so are tasks of relations that it does not name.
 
     Raises:
         HeadatlasError: The file cannot be read, or a template has no slot.

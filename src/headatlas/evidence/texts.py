@@ -104,9 +104,6 @@ def continued(
     ]
     rows = iter(encode(tokenizer, flat))
     return [
-        [
-            row[len(prompt) :] if (row := next(rows))[: len(prompt)] == prompt else ()
-            for _ in group
-        ]
+        [row[len(prompt) :] if (row := next(rows))[: len(prompt)] == prompt else () for _ in group]
         for prompt, group in zip(prompts, targets, strict=True)
     ]

@@ -1,8 +1,8 @@
 """What heads read and write in running texts: a forward pass with hooks, kept in files, layer by layer.
 
-Hooks sit on the value projection (its input at the source's last token is the state without context) and on the
-*input* of the output projection (the heads' outputs side by side; at its output they are summed and cannot be
-told apart).
+Hooks sit on the value projection (its input at the source's last token is the state without context) and on
+the *input* of the output projection (the heads' outputs side by side; at its output they are summed and
+cannot be told apart).
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Watched:
         return self._read("states", layer)
 
     def outputs(self, layer: int) -> torch.Tensor:
-        """[n_heads, n, d_head] float32: what each head brings to the output projection at the last position."""
+        """[n_heads, n, d_head] float32: what each head brings to the output projection at the last
+        position.
+        """
         rows = self._read("outputs", layer)
         return rows.view(len(rows), self._dims.n_heads, self._dims.d_head).transpose(0, 1)
 

@@ -114,7 +114,12 @@ def _scatter(ax: Axes, panel: Scatter) -> None:
 
 @style()
 def draw_ablation(
-    curves: pd.DataFrame, titles: Mapping[str, str], *, title: str, caption: str, width_mm: float = CURVE_WIDTH
+    curves: pd.DataFrame,
+    titles: Mapping[str, str],
+    *,
+    title: str,
+    caption: str,
+    width_mm: float = CURVE_WIDTH,
 ) -> AtlasFigure:
     """Accuracy on a task as heads are ablated.
 
@@ -126,7 +131,9 @@ def draw_ablation(
         width_mm: Width as printed.
     """
     relation = curves[curves["curve"] == "relation"]
-    said = ", ".join(f"{a:.2f} after {n}" for n, a in zip(relation["heads"], relation["accuracy"], strict=True))
+    said = ", ".join(
+        f"{a:.2f} after {n}" for n, a in zip(relation["heads"], relation["accuracy"], strict=True)
+    )
     page = Page(width_mm, title=title, description=f"Accuracy with the relation's heads ablated: {said}.")
     left = MARGIN + LINE + text_width("0.5") + 2.4
     y = page.lines(left, MARGIN, [title]) + 0.6
@@ -149,11 +156,15 @@ def _curves(ax: Axes, curves: pd.DataFrame, titles: Mapping[str, str]) -> list[K
         at = np.log2(1.0 + rows["heads"].to_numpy(dtype=np.float64))
         known = _CURVES.get(str(name))
         control = str(name).removeprefix("control: ")
-        label, look = known if known is not None else (f"control task: {titles.get(control, control)}", _CONTROL)
+        label, look = (
+            known if known is not None else (f"control task: {titles.get(control, control)}", _CONTROL)
+        )
         if str(name) == "random":
             low, high = rows["low"].to_numpy(dtype=float), rows["high"].to_numpy(dtype=float)
             ax.fill_between(at, low, high, color=_GREY, alpha=0.25, linewidth=0.0)
-        ax.plot(at, rows["accuracy"], label=label, zorder=3 if str(name) == "relation" else 2, **look)
+        ax.plot(
+            at, rows["accuracy"], label=label, zorder={"added": 4, "relation": 3}.get(str(name), 2), **look
+        )
         keys.append(Key(label, dict(look), line=True))
     steps = curves["heads"].unique()
     ax.set_xticks(np.log2(1.0 + steps.astype(np.float64)), [str(n) for n in steps])
