@@ -77,7 +77,7 @@ def test_the_area_between_straight_lines() -> None:
 
 
 def made_up(n: int = 40) -> Ablation:
-    """A task whose relation's heads take away half of the right answers each step, random ones a twentieth."""
+    """A task whose relation's heads take away half of what is right each step, random ones a twentieth."""
     base = np.ones(n, dtype=bool)
     half, quarter, most = (np.arange(n) < n * share for share in (0.5, 0.25, 0.95))
     order = ["relation", "added", "random 0", "random 1"]
@@ -105,7 +105,9 @@ def test_the_summary_of_a_task() -> None:
     assert (row["control_base"], row["without_control"], row["controls"]) == (1.0, 0.8, "other")
     at = np.log2([1.0, 2.0, 3.0])
     relation, added, random = [1, 0.5, 0.25], [1, 0.95, 0.25], [1, 0.975, 0.95]
-    wanted = [np.trapezoid(np.subtract(*pair), at) / at[-1] for pair in ((random, relation), (relation, added))]
+    wanted = [
+        np.trapezoid(np.subtract(*pair), at) / at[-1] for pair in ((random, relation), (relation, added))
+    ]
     assert [row["area"], row["added_area"]] == pytest.approx(wanted)
     between, orders = areas(made_up())
     assert between.low < between.value < between.high

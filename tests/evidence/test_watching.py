@@ -1,4 +1,4 @@
-"""Hooks against direct computation, in every family: what heads read and write, and what is left without them."""
+"""Hooks against direct computation, in every family: what heads read and write, the model without them."""
 
 from __future__ import annotations
 

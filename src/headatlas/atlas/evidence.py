@@ -241,7 +241,8 @@ class Evidence:
         confirmed = np.any([called[verb] & share[verb] for verb in share], axis=0)
         any_called = called["implements"] | called["suppresses"]
         found["confirmed_with_context"] = np.array(
-            [bool(yes) if any_ else None for yes, any_ in zip(confirmed, any_called, strict=True)], dtype=object
+            [bool(yes) if any_ else None for yes, any_ in zip(confirmed, any_called, strict=True)],
+            dtype=object,
         )
         return found
 

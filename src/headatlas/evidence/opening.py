@@ -38,10 +38,6 @@ class Subject:
     job: Job
     relations: tuple[TokenisedRelation, ...]
 
-    def named(self, name: str) -> TokenisedRelation:
-        """A relation by its name."""
-        return next(each for each in self.relations if each.relation.name == name)
-
 
 def open_subject(
     atlas: Atlas,
@@ -72,6 +68,10 @@ def open_subject(
         target_policy=atlas.provenance.get("target_policy", "single"),
     )
     wanted = [atlas.known(name) for name in relations] if relations else list(atlas.included["relation"])
+    if model is None and atlas.provenance["model"].get("format") == "module":
+        raise HeadatlasError(
+            f"{atlas.path}: this atlas was made from a model in memory; give the model and its tokenizer."
+        )
     spec = str(atlas.provenance["model"]["spec"]) if model is None else model
     job = prepare(spec, tokenizer, relations_of(atlas), replace(chosen, settings=atlas.settings))
     if different := differences(atlas.provenance, job.provenance):
