@@ -19,7 +19,7 @@ SOURCE = ROOT / "src"
 
 ORDER = (
     *("errors", "files", "weights", "architectures", "relations", "scoring", "atlas"),
-    *("lenses", "mapping", "figures", "report", "outputs", "cli"),
+    *("lenses", "mapping", "evidence", "figures", "report", "outputs", "cli"),
 )
 """Data flow from left to right; a folder imports only from itself and from those on its left."""
 
