@@ -307,7 +307,7 @@ class Atlas:
     def categories(self) -> pd.DataFrame:
         """One row per mapped head: layer, head, n_categories, which (tuple of categories, in panel order),
         relations (tuple of the relations it promotes or suppresses)."""
-        called = self.table[self.table["implements"] | self.table["suppresses"]]
+        called = self.called[self.called["implements"] | self.called["suppresses"]]
         by_head = called.groupby(["layer", "head"], sort=False)
         relations = {key: tuple(group["relation"]) for key, group in by_head}
         found = {key: set(group["category"]) for key, group in by_head}

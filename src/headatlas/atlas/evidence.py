@@ -276,8 +276,9 @@ def static_on(atlas: Atlas, dynamic: Atlas, relation: str, sign: str) -> Floats:
     here = np.flatnonzero(read_array(atlas.dataset, "pair_relation") == mine)
     there = np.flatnonzero(read_array(dynamic.dataset, "pair_relation") == theirs)
     # The same words in the same order: the relation's hash says so.
-    used = here[read_array(dynamic.dataset, "pair_source")[there] >= 0]
-    _, source = np.unique(read_array(atlas.dataset, "pair_source")[used], return_inverse=True)
+    usable = [read_array(each.dataset, "pair_source") for each in (atlas, dynamic)]
+    used = here[(usable[0][here] >= 0) & (usable[1][there] >= 0)]
+    _, source = np.unique(usable[0][used], return_inverse=True)
     ranks = read_array(atlas.dataset, f"{sign}_rank")[..., used]
     k = int(atlas.relations["k"].iloc[mine])
     share = source_hits(ranks, source, int(source.max()) + 1, k).mean(axis=-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ _POINT: dict[str, dict[str, Any]] = {
     "promotion": {"color": _PROMOTION, "marker": "o"},
     "suppression": {"color": _SUPPRESSION, "marker": "_"},
 }
-PANEL = 25.0
+PANEL = 29.0
 CURVE_HEIGHT = 42.0
 CURVE_WIDTH = 85.0
 
@@ -32,7 +33,8 @@ _CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "random": ("random heads: mean; band: lowest to highest draw", {"color": _GREY, "linewidth": 1.0}),
 }
-_CONTROL = {"color": INK, "linewidth": 0.7, "linestyle": (0, (1.0, 1.5))}
+_CONTROL = {"color": INK, "linewidth": 0.7}
+_CONTROL_DASHES = ((1.0, 1.5), (5.0, 1.5, 1.0, 1.5))
 
 
 @dataclass(frozen=True)
@@ -152,19 +154,21 @@ def _curves(ax: Axes, curves: pd.DataFrame, titles: Mapping[str, str]) -> list[K
     keys = []
     ax.set_ylim(0.0, 1.0)
     ax.set_yticks([0.0, 0.5, 1.0], ["0", "0.5", "1"])
+    dashes = cycle(_CONTROL_DASHES)
     for name, rows in curves.groupby("curve", sort=False):
         at = np.log2(1.0 + rows["heads"].to_numpy(dtype=np.float64))
-        known = _CURVES.get(str(name))
-        control = str(name).removeprefix("control: ")
-        label, look = (
-            known if known is not None else (f"control task: {titles.get(control, control)}", _CONTROL)
-        )
+        if str(name) in _CURVES:
+            label, look = _CURVES[str(name)]
+        else:
+            control = str(name).removeprefix("control: ")
+            label = f"control task: {titles.get(control, control)}"
+            look = {**_CONTROL, "linestyle": (0, next(dashes))}
         if str(name) == "random":
             low, high = rows["low"].to_numpy(dtype=float), rows["high"].to_numpy(dtype=float)
             ax.fill_between(at, low, high, color=_GREY, alpha=0.25, linewidth=0.0)
-        ax.plot(
-            at, rows["accuracy"], label=label, zorder={"added": 4, "relation": 3}.get(str(name), 2), **look
-        )
+        # Dashes over the solid line: both are seen where they agree.
+        above = {"added": 4, "relation": 3}.get(str(name), 2)
+        ax.plot(at, rows["accuracy"], label=label, zorder=above, **look)
         keys.append(Key(label, dict(look), line=True))
     steps = curves["heads"].unique()
     ax.set_xticks(np.log2(1.0 + steps.astype(np.float64)), [str(n) for n in steps])
