@@ -153,7 +153,7 @@ def _table(frame: pd.DataFrame, path: Place) -> Place:
     return path
 
 
-def _save(figure: AtlasFigure, stem: Path) -> list[Place]:
+def _save(figure: AtlasFigure, stem: Place) -> list[Place]:
     from headatlas.figures import save
 
-    return [save(figure, stem.with_name(f"{stem.name}{suffix}")) for suffix in FIGURE_SUFFIXES]
+    return [save(figure, stem.parent / f"{stem.name}{suffix}") for suffix in FIGURE_SUFFIXES]
