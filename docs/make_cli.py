@@ -64,6 +64,14 @@ EXAMPLES = {
         "headatlas families check ./my-model --write my_family.toml",
         "headatlas families check ./my-model --family my_family.toml --json",
     ],
+    "evidence inference": [
+        "headatlas evidence inference demo",
+        "headatlas evidence inference demo --relations country_to_capital,verb_to_past_tense --json",
+    ],
+    "evidence ablation": [
+        "headatlas evidence ablation demo",
+        "headatlas evidence ablation demo --relations country_to_capital --shots 0",
+    ],
 }
 
 

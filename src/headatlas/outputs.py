@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from headatlas.atlas import Atlas
 from headatlas.atlas.export import export
 from headatlas.files import check_writable, replacing
 from headatlas.storage import Place, place
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from headatlas.atlas.ablations import Ablation
+    from headatlas.atlas.evidence import Dynamic
+    from headatlas.figures.page import AtlasFigure
 
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 WIDTH_MM = 170.0
@@ -54,3 +65,94 @@ def _write_text(atlas: Atlas, path: Place) -> Place:
     with replacing(path) as temporary:
         temporary.write_text(describe(atlas).rstrip("\n") + "\n", encoding="utf-8")
     return path
+
+
+DYNAMIC_TITLES = {"context": "Score with context", "without-context": "Score without context"}
+
+
+def write_inference(
+    atlas: Atlas, agreement: pd.DataFrame, dynamics: Sequence[Dynamic], folder: Place, *, figures: bool = True
+) -> list[Place]:
+    """Write ``agreement.csv`` and, unless ``figures`` is False, the scatter plots with and without context.
+
+    Args:
+        atlas: The atlas.
+        agreement: What :func:`headatlas.evidence.agreement.agreement` found.
+        dynamics: The dynamic scores it was found with.
+        folder: Where to.
+
+    Raises:
+        HeadatlasError: A file cannot be written.
+    """
+    from headatlas.atlas.evidence import Evidence
+
+    written: list[Place] = [_table(agreement, folder / "agreement.csv")]
+    if not figures:
+        return written
+    from headatlas.figures.evidence import Scatter, draw_agreement
+
+    evidence = Evidence(atlas, dynamics, ())
+    titles = dict(zip(atlas.relations["relation"], atlas.relations["title"], strict=True))
+    for kind, name in DYNAMIC_TITLES.items():
+        panels = []
+        for relation in atlas.scores:
+            found = {sign: evidence.scores(relation, kind, sign) for sign in ("promotion", "suppression")}
+            scores = {sign: both for sign, both in found.items() if both is not None}
+            if len(scores) == 2:
+                rows = agreement[(agreement["relation"] == relation) & (agreement["kind"] == kind)]
+                r = float(rows.loc[rows["sign"] == "promotion", "pearson"].iloc[0])
+                panels.append(
+                    Scatter(
+                        titles[relation],
+                        {sign: both[0] for sign, both in scores.items()},
+                        {sign: both[1] for sign, both in scores.items()},
+                        "r –" if math.isnan(r) else f"r {r:.2f}",
+                    )
+                )
+        if panels:
+            caption = f"{atlas.caption()}; mean over {len(dynamics)} templates; r of promotion over heads"
+            title = f"{name} against score of the map, {atlas.model_name}"
+            figure = draw_agreement(panels, title=title, dynamic=name, caption=caption)
+            written += _save(figure, folder / kind)
+    return written
+
+
+def write_ablations(
+    atlas: Atlas, ablations: Sequence[Ablation], folder: Place, *, figures: bool = True
+) -> list[Place]:
+    """Write ``ablation.csv`` (a row a task stored in the atlas) and, unless ``figures`` is False, a figure a
+    task.
+
+    Raises:
+        HeadatlasError: A file cannot be written.
+    """
+    if not ablations:
+        return []
+    from headatlas.evidence.curves import curves, summary
+
+    stored = Atlas.open(atlas.path).evidence.ablations if atlas.path is not None else ablations
+    written: list[Place] = [_table(summary(list(stored)), folder / "ablation.csv")]
+    if not figures:
+        return written
+    from headatlas.figures.evidence import draw_ablation
+
+    titles = dict(zip(atlas.relations["relation"], atlas.relations["title"], strict=True))
+    for each in ablations:
+        how = "its output is 0" if each.method == "zero" else "its output is its mean"
+        asked = f"“{each.provenance['template']}” after {each.shots} examples, {len(each.base)} sources asked"
+        caption = f"{asked}; ablated: {how}; heads: {atlas.caption()}"
+        figure = draw_ablation(curves(each), titles, title=titles[each.relation], caption=caption)
+        written += _save(figure, folder / f"ablation-{each.relation}-shots{each.shots}-{each.method}")
+    return written
+
+
+def _table(frame: pd.DataFrame, path: Place) -> Place:
+    with replacing(path) as temporary:
+        frame.to_csv(temporary, index=False)
+    return path
+
+
+def _save(figure: AtlasFigure, stem: Place) -> list[Place]:
+    from headatlas.figures import save
+
+    return [save(figure, stem.parent / f"{stem.name}{suffix}") for suffix in FIGURE_SUFFIXES]

@@ -29,6 +29,7 @@ from headatlas.scoring.settings import Criterion, Settings
 from headatlas.storage import Place
 
 if TYPE_CHECKING:
+    from headatlas.atlas.evidence import Evidence
     from headatlas.figures import Plots
 
 
@@ -179,7 +180,21 @@ class Atlas:
         return {sign: dict(zip(names, q[i], strict=True)) for i, sign in enumerate(SIGNS)}
 
     @cached_property
+    def evidence(self) -> Evidence:
+        """Dynamic scores and ablations that are stored in this atlas; false if there are none."""
+        from headatlas.atlas.evidence import Evidence
+
+        return Evidence.of(self)
+
+    @cached_property
     def table(self) -> pd.DataFrame:
+        """:attr:`called`, and where there is evidence the columns of ``headatlas.atlas.evidence.COLUMNS``."""
+        if not self.evidence:
+            return self.called
+        return self.called.merge(self.evidence.table, on=["layer", "head", "relation"], how="left")
+
+    @cached_property
+    def called(self) -> pd.DataFrame:
         """One row per mapped head × scored relation.
 
         Columns: layer, head, relation, category; score (promotion), low, high (Wilson 95 %), chance, lift, p,
@@ -253,7 +268,7 @@ class Atlas:
         """
         frame = self.table
         if relation is not None:
-            name = self._known(relation)
+            name = self.known(relation)
             frame = frame[frame["relation"] == name]
         if category is not None:
             known = {name.lower(): name for name in self.category_names}
@@ -273,11 +288,11 @@ class Atlas:
         Raises:
             HeadatlasError: The relation is not in this atlas, or was left out (with the reason).
         """
-        name = self._known(relation)
+        name = self.known(relation)
         frame = self.table[self.table["relation"] == name]
         return frame.sort_values("score", ascending=False, kind="stable").head(n).reset_index(drop=True)
 
-    def _known(self, relation: str) -> str:
+    def known(self, relation: str) -> str:
         """The name of a scored relation, given by its name or by the title that figures print."""
         frame = self.relations
         titled = frame["relation"][frame["title"] == relation].tolist()
@@ -292,7 +307,7 @@ class Atlas:
     def categories(self) -> pd.DataFrame:
         """One row per mapped head: layer, head, n_categories, which (tuple of categories, in panel order),
         relations (tuple of the relations it promotes or suppresses)."""
-        called = self.table[self.table["implements"] | self.table["suppresses"]]
+        called = self.called[self.called["implements"] | self.called["suppresses"]]
         by_head = called.groupby(["layer", "head"], sort=False)
         relations = {key: tuple(group["relation"]) for key, group in by_head}
         found = {key: set(group["category"]) for key, group in by_head}

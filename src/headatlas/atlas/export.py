@@ -87,9 +87,10 @@ def heads_json(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def plain_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of a table as records of plain Python values, for JSON; NaN becomes None."""
-    values = [[_plain(value) for value in frame[name]] for name in frame.columns]
-    return [dict(zip(frame.columns, row, strict=True)) for row in zip(*values, strict=True)]
+    """The rows of a table as records of plain Python values; NaN becomes None."""
+    columns = [str(name) for name in frame.columns]
+    values = [[_plain(value) for value in frame[name]] for name in columns]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 def _plain(value: Any) -> Any:

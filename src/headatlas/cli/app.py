@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from headatlas import __version__
-from headatlas.cli import arranging, catalogue, drawing, making, reading
+from headatlas.cli import arranging, catalogue, drawing, evidence, making, reading
 from headatlas.cli.output import say
 from headatlas.errors import HeadatlasError
 
@@ -70,6 +70,7 @@ reading.register(app)
 drawing.register(app)
 arranging.register(app)
 catalogue.register(app)
+evidence.register(app)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from headatlas.mapping.progress import Progress
 
-_LABELS = {"states": "source states", "heads": "layers mapped"}
+_LABELS = {"states": "source states", "heads": "layers mapped", "ablation": "tasks run"}
 _SECONDS_BETWEEN_LINES = 5.0
 
 

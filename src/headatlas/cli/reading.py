@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from headatlas.atlas import Atlas
 
 _HEADS_COLUMNS = ("head", "relation", "category", "score", "suppression", "q", "control", "sources", "called")
+_EVIDENCE_COLUMNS = ("with context", "attention", "loss alone", "confirmed")
 
 
 def register(app: typer.Typer) -> None:
@@ -144,10 +145,15 @@ def _print_heads(atlas: Atlas, frame: pd.DataFrame, as_json: bool) -> None:
         print_json(records)
         return
     say(atlas.caption())
+    columns = (*_HEADS_COLUMNS, *_EVIDENCE_COLUMNS) if atlas.evidence else _HEADS_COLUMNS
+    if atlas.evidence:
+        from headatlas.atlas.evidence import CRITERIA
+
+        say("; ".join(CRITERIA))
     if not records:
         say("no head is called; --all shows every head, --tau and --criterion change what counts.")
         return
-    print_table(_HEADS_COLUMNS, [_row(record) for record in records])
+    print_table(columns, [[*_row(record), *_evidence(record)][: len(columns)] for record in records])
 
 
 def _row(record: dict[str, Any]) -> list[Any]:
@@ -165,6 +171,21 @@ def _row(record: dict[str, Any]) -> list[Any]:
         record["n_sources"],
         ", ".join(verb for verb in ("implements", "suppresses") if record[verb]),
     ]
+
+
+def _evidence(record: dict[str, Any]) -> list[Any]:
+    """The cells of the evidence columns; the side that decides, promotion or suppression."""
+    suppresses = record["suppresses"] and not record["implements"]
+    confirmed = [
+        word
+        for word, column in (
+            ("with context", "confirmed_with_context"),
+            ("by ablation", "confirmed_by_ablation"),
+        )
+        if record.get(column)
+    ]
+    context = record.get("context_suppression" if suppresses else "context")
+    return [context, record.get("attention"), record.get("loss_alone"), ", ".join(confirmed) or None]
 
 
 def _parse_head(name: str, atlas: Atlas) -> tuple[int, int]:

@@ -95,6 +95,7 @@ class RelationGrid:
         relation, title, category: Which relation.
         score, suppression: Promotion and suppression scores.
         implements, suppresses: Whether the head is called, under the atlas's criterion.
+        with_context, by_ablation: Whether evidence confirms it; False where there is none.
     """
 
     relation: str
@@ -104,6 +105,8 @@ class RelationGrid:
     suppression: Floats
     implements: Bools
     suppresses: Bools
+    with_context: Bools
+    by_ablation: Bools
 
     @property
     def shown(self) -> Floats:
@@ -126,7 +129,9 @@ def relation_grids(atlas: Atlas) -> list[RelationGrid]:
 
         def grid(column: str, empty: Any, frame: pd.DataFrame = frame, at: Any = at) -> NDArray[Any]:
             values = np.full((atlas.n_layers, atlas.n_heads), empty)
-            values[at] = frame[column].to_numpy(dtype=values.dtype)
+            if column in frame:
+                known = frame[column].eq(True) if isinstance(empty, bool) else frame[column]
+                values[at] = known.to_numpy(dtype=values.dtype)
             return values
 
         grids.append(
@@ -138,6 +143,8 @@ def relation_grids(atlas: Atlas) -> list[RelationGrid]:
                 suppression=grid("suppression", np.nan),
                 implements=grid("implements", False),
                 suppresses=grid("suppresses", False),
+                with_context=grid("confirmed_with_context", False),
+                by_ablation=grid("confirmed_by_ablation", False),
             )
         )
     return grids

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Ellipse, Rectangle
 from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 from matplotlib.transforms import Affine2D
@@ -97,12 +97,14 @@ class AtlasFigure(Figure):
 
 @dataclass(frozen=True)
 class Key:
-    """One entry of a legend: a label beside a small sample: a box, a box with a minus sign, or a line."""
+    """One entry of a legend: a label beside a small sample: a box, a box with a minus sign or a dot (its
+    height as a share of the box), or a line."""
 
     label: str
     look: dict[str, Any] = field(default_factory=dict)
     line: bool = False
     minus: bool = False
+    dot: float = 0.0
 
 
 class Page:
@@ -185,6 +187,13 @@ class Page:
         if key.minus:
             look = {"facecolor": "white", "edgecolor": INK, "linewidth": 0.15}
             self.box(x + 0.2 * width, y + 0.46 * LINE, 0.6 * width, 0.16 * LINE, **look)
+
+        if key.dot:
+            size = key.dot * 0.8 * LINE
+            centre = (x + 0.5 * width, y + 0.54 * LINE)
+            dot = Ellipse(centre, size, size, facecolor="white", edgecolor=INK, linewidth=0.15)
+            dot.set_transform(self._transform)
+            self.figure.add_artist(dot)
 
     def caption(self, y: float, text: str) -> float:
         """The line under the figure, wrapped to its width; returns the height below it."""

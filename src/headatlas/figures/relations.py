@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import Ellipse
 from numpy.typing import NDArray
 
 from headatlas.errors import HeadatlasError
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 STEPS = 40
 """Colours from 0 to 1 for each sign: a step is 0.025, finer than the eye reads from a scale."""
+WITH_CONTEXT, BY_ABLATION = 0.35, 0.7
+"""Heights of the dots in confirmed heads, as shares of a cell."""
 BAR = 2.4
 """Height of the colour bar."""
 
@@ -143,6 +146,8 @@ def draw_relation_panel(ax: Axes, grid: RelationGrid, mapped: NDArray[np.bool_],
     cells.outline(ax, grid.implements, width, zorder=3)
     cells.outline(ax, grid.suppresses, width, zorder=3)
     _bars(ax, grid.suppresses)
+    _dots(ax, grid.with_context & ~grid.by_ablation, WITH_CONTEXT)
+    _dots(ax, grid.by_ablation, BY_ABLATION)
 
 
 def _bars(ax: Axes, mask: NDArray[np.bool_]) -> None:
@@ -160,6 +165,14 @@ def _bars(ax: Axes, mask: NDArray[np.bool_]) -> None:
     ax.add_patch(PathPatch(Path(vertices, codes.astype(Path.code_type)), zorder=4, **look))
 
 
+def _dots(ax: Axes, mask: NDArray[np.bool_], height: float) -> None:
+    """A white dot in each cell of a mask, ``height`` of a cell high: evidence confirms the head."""
+    x, y = np.nonzero(mask)
+    for layer, head in zip(x, y, strict=True):
+        look: dict[str, Any] = {"facecolor": "white", "edgecolor": INK, "linewidth": 0.15, "zorder": 5}
+        ax.add_patch(Ellipse((float(layer), float(head)), height, height, **look))
+
+
 def relation_keys(atlas: Atlas, grids: Sequence[RelationGrid]) -> list[Key]:
     """What the outlines and hatching mean."""
     green, brown = score_colours(5)[2], score_colours(5, suppression=True)[2]
@@ -167,6 +180,11 @@ def relation_keys(atlas: Atlas, grids: Sequence[RelationGrid]) -> list[Key]:
     if any(grid.suppresses.any() for grid in grids):
         look = {"facecolor": brown, "edgecolor": INK, "linewidth": 0.7}
         keys.append(Key("suppresses it", look, minus=True))
+    look = {"facecolor": green, "edgecolor": INK, "linewidth": 0.7}
+    if any((grid.with_context & ~grid.by_ablation).any() for grid in grids):
+        keys.append(Key("confirmed with context", look, dot=WITH_CONTEXT))
+    if any(grid.by_ablation.any() for grid in grids):
+        keys.append(Key("confirmed by ablation", look, dot=BY_ABLATION))
     return keys if atlas.layers_done.all() else [*keys, not_mapped_key()]
 
 

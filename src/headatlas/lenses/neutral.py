@@ -235,6 +235,17 @@ def _float32(modules: PreTrainedModel) -> PreTrainedModel:
 
 
 @contextmanager
+def running(model: Model) -> Iterator[PreTrainedModel]:
+    """The model's modules, loaded whole, in float32 and evaluation mode, without gradients.
+
+    A model that was in memory already is used as it is and left as it was, or copied if of half precision.
+    """
+    modules = _float32(model.modules())
+    with _evaluating(modules), torch.inference_mode():
+        yield modules
+
+
+@contextmanager
 def _evaluating(modules: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode (no dropout) during the block; every module is then put back as it was."""
     training = [module for module in modules.modules() if module.training]

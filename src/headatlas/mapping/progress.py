@@ -12,12 +12,13 @@ class Progress:
     """A step of a run.
 
     Attributes:
-        stage: ``"open"``, ``"states"`` (rows through the model) or ``"heads"`` (layers).
+        stage: ``"open"``, ``"states"`` (rows through the model), ``"heads"`` (layers) or ``"ablation"``
+            (runs of a task).
         done, total: How far; total is 0 where it is not known.
         note: What to tell people, e.g. ``"layer 12"``.
     """
 
-    stage: Literal["open", "states", "heads"]
+    stage: Literal["open", "states", "heads", "ablation"]
     done: int
     total: int
     note: str = ""

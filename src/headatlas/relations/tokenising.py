@@ -117,6 +117,15 @@ def tokenise(
     return TokenisedRelation(relation, tuple(usable), reasons, _left_out(usable))
 
 
+def reduced(
+    relation: TokenisedRelation, pairs: Sequence[TokenisedPair], dropped: dict[str, tuple[str, ...]]
+) -> TokenisedRelation:
+    """A tokenised relation with some of its pairs only, left out if they are too few."""
+    return TokenisedRelation(
+        relation.relation, tuple(pairs), dropped, relation.left_out or _left_out(list(pairs))
+    )
+
+
 def _targets(
     pair: Pair, ids: dict[str, tuple[int, ...]], known: npt.NDArray[np.bool_], policy: TargetPolicy
 ) -> tuple[dict[int, str], str | None]:

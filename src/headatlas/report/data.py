@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from headatlas.atlas import Atlas
+from headatlas.atlas.evidence import CRITERIA
 
 FORMAT = 1
 Q_DIGITS = 4
@@ -38,11 +39,13 @@ def page_data(atlas: Atlas, *, alternative: str, in_words: str) -> dict[str, Any
         ``relations`` holds one entry per relation, in atlas order. Those that are scored have ``cells``:
         columns of equal length: ``at`` (differences of ``layer * n_heads + head``, ascending), ``hits``,
         ``suppressed`` and ``added`` (numbers of sources out of ``n_sources``), ``q``, ``suppression_q``. And
-        ``control``, a number of sources per layer, null where the layer is not mapped.
+        ``control``, a number of sources per layer, null where the layer is not mapped. Where there is
+        evidence, ``evidence`` holds what its words mean, and cells have ``confirmed``.
     """
     table = atlas.table
     by_relation = dict(iter(table.groupby("relation", sort=False)))
     categories = list(atlas.category_names)
+    evidence = list(CRITERIA) if atlas.evidence else None
     digits = max(Q_DIGITS, _significant_digits(atlas.settings.q_max))
     relations = []
     for entry in atlas.relations.itertuples(index=False):
@@ -62,6 +65,8 @@ def page_data(atlas: Atlas, *, alternative: str, in_words: str) -> dict[str, Any
         if not entry.left_out and rows is not None:
             item["control"] = _control(rows, atlas.n_layers)
             item["cells"] = _cells(rows, atlas.n_heads, digits)
+            if evidence:
+                item["cells"]["confirmed"] = _confirmed(rows)
         relations.append(item)
     return {
         "format": FORMAT,
@@ -75,6 +80,7 @@ def page_data(atlas: Atlas, *, alternative: str, in_words: str) -> dict[str, Any
         "n_heads": atlas.n_heads,
         "layers_done": [int(done) for done in atlas.layers_done],
         "settings": atlas.settings_dict(),
+        "evidence": evidence,
         "categories": categories,
         "relations": relations,
         "provenance": _plain(atlas.provenance),
@@ -107,18 +113,32 @@ def _counts(rows: pd.DataFrame, column: str) -> NDArray[np.int64]:
 
 def _cells(rows: pd.DataFrame, n_heads: int, digits: int) -> dict[str, list[Any]]:
     hits, suppressed = _counts(rows, "score"), _counts(rows, "suppression")
-    listed = (hits > 0) | (suppressed > 0)
-    at = rows["layer"].to_numpy()[listed] * n_heads + rows["head"].to_numpy()[listed]
-    order = np.argsort(at)
-    chosen = np.flatnonzero(listed)[order]
+    chosen = _listed(rows)
+    at = rows["layer"].to_numpy()[chosen] * n_heads + rows["head"].to_numpy()[chosen]
     return {
-        "at": np.diff(at[order], prepend=0).tolist(),
+        "at": np.diff(at, prepend=0).tolist(),
         "hits": hits[chosen].tolist(),
         "suppressed": suppressed[chosen].tolist(),
         "added": _counts(rows, "added")[chosen].tolist(),
         "q": _round_up(rows["q"].to_numpy()[chosen], digits),
         "suppression_q": _round_up(rows["suppression_q"].to_numpy()[chosen], digits),
     }
+
+
+def _listed(rows: pd.DataFrame) -> NDArray[np.int64]:
+    """Places of the rows with a hit, by layer and head."""
+    places = np.flatnonzero((_counts(rows, "score") > 0) | (_counts(rows, "suppression") > 0))
+    order = np.lexsort((rows["head"].to_numpy()[places], rows["layer"].to_numpy()[places]))
+    return np.asarray(places[order], dtype=np.int64)
+
+
+def _confirmed(rows: pd.DataFrame) -> list[int]:
+    """For each listed cell 1 if confirmed with context, plus 2 if by ablation."""
+    chosen = _listed(rows)
+    bits = [
+        rows[name].eq(True).to_numpy()[chosen] for name in ("confirmed_with_context", "confirmed_by_ablation")
+    ]
+    return [int(a) + 2 * int(b) for a, b in zip(*bits, strict=True)]
 
 
 def _round_up(values: NDArray[np.float64], digits: int) -> list[float | int | None]:

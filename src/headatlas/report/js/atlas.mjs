@@ -24,6 +24,7 @@ export function decode(data) {
     q: new Float64Array(length),
     suppressionQ: new Float64Array(length),
     control: new Float64Array(length),
+    confirmed: new Uint8Array(length),
   };
   let next = 0;
   for (const relation of relations) {
@@ -62,6 +63,7 @@ function decodeCells(rows, relation, nHeads, first) {
     rows.added[row] = added[i] / n;
     rows.q[row] = q[i] ?? NaN;
     rows.suppressionQ[row] = suppressionQ[i] ?? NaN;
+    rows.confirmed[row] = relation.cells.confirmed?.[i] ?? 0;
     const control = relation.control[Math.floor(cell / nHeads)];
     rows.control[row] = control === null ? NaN : control / n;
   }
@@ -156,6 +158,11 @@ export function countHeads(atlas, reading, only = null) {
 /** "23.4": layer 23, head 4. */
 export function headName(atlas, cell) {
   return `${Math.floor(cell / atlas.nHeads)}.${cell % atlas.nHeads}`;
+}
+
+/** "with context", "by ablation", both, or nothing: what evidence confirms, at the atlas's own criterion. */
+export function confirmedName(bits) {
+  return ["–", "with context", "by ablation", "with context, by ablation"][bits];
 }
 
 /** "promotes", "suppresses", both, or nothing. */

@@ -1,6 +1,6 @@
 /** The table of heads: a row per head × relation, sorted, filtered, a page at a time. */
 
-import { effectName, headName } from "./atlas.mjs";
+import { confirmedName, effectName, headName } from "./atlas.mjs";
 import { el, freshId } from "./dom.mjs";
 import { count, interval, rate, share } from "./format.mjs";
 import { filterRows, sortRows, toCsv } from "./rows.mjs";
@@ -35,6 +35,8 @@ const COLUMNS = [
   { key: "n", label: "n", title: "Sources used" },
 ];
 
+const EVIDENCE = { key: "confirmed", label: "Confirmed", words: true, title: "By evidence; see what it can tell" };
+
 /**
  * Build the table.
  *
@@ -45,6 +47,7 @@ export function createHeads(atlas, handlers) {
   const table = {
     atlas,
     handlers,
+    columns: atlas.data.evidence ? [...COLUMNS, EVIDENCE] : COLUMNS,
     sort: { key: "best", descending: true },
     page: 0,
     text: "",
@@ -85,7 +88,7 @@ export function createHeads(atlas, handlers) {
 }
 
 function createHeader(table) {
-  const cells = COLUMNS.map((column) => {
+  const cells = table.columns.map((column) => {
     const button = el(
       "button",
       { type: "button", title: column.title ?? false, on: { click: () => sortBy(table, column) } },
@@ -96,7 +99,7 @@ function createHeader(table) {
   const mark = ({ key, descending }) =>
     cells.forEach((cell, i) => {
       const direction = descending ? "descending" : "ascending";
-      cell.setAttribute("aria-sort", COLUMNS[i].key === key ? direction : "none");
+      cell.setAttribute("aria-sort", table.columns[i].key === key ? direction : "none");
     });
   mark(table.sort);
   return { node: el("tr", {}, ...cells), mark };
@@ -212,7 +215,7 @@ function refreshPage(table) {
   const rows = table.shown.slice(first, first + PAGE_ROWS).map((row) => createRow(table, row));
   if (!rows.length) {
     rows.push(
-      el("tr", {}, el("td", { class: "empty", colspan: COLUMNS.length }, "No head passes these filters.")),
+      el("tr", {}, el("td", { class: "empty", colspan: table.columns.length }, "No head passes these filters.")),
     );
   }
   table.body.replaceChildren(...rows);
@@ -257,6 +260,7 @@ function createRow(table, row) {
     number(share(rows.control[row])),
     number(share(rows.added[row])),
     number(String(n)),
+    atlas.data.evidence && el("td", { class: "words" }, confirmedName(rows.confirmed[row])),
   );
 }
 

@@ -109,10 +109,21 @@ function caveats(data) {
       "It only means that none of the relations asked passes the criterion there. Panels with more relations " +
         "have more chances.",
     ],
-    [
+    evidenceCaveat(data.evidence),
+  ];
+}
+
+function evidenceCaveat(evidence) {
+  if (!evidence) {
+    return [
       "This is no proof of cause.",
       "Independent evidence comes from the heads' outputs in context, from attention, and from ablation.",
-    ],
+    ];
+  }
+  return [
+    "Evidence confirms some heads.",
+    `${evidence.join("; ")}. Both hold for the atlas's own criterion, wherever τ is moved. A head that is not ` +
+      "confirmed may have others that do the same.",
   ];
 }
 

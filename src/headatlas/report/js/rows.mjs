@@ -1,6 +1,6 @@
 /** Sorting, filtering and writing out the rows of the heads table. Pure functions, no document. */
 
-import { effectName } from "./atlas.mjs";
+import { confirmedName, effectName } from "./atlas.mjs";
 import { wilson } from "./format.mjs";
 
 /** What each sortable column is sorted by; numbers ascending, text by its alphabetical rank. */
@@ -97,6 +97,7 @@ const CSV_COLUMNS = [
   "control",
   "added",
   "n_sources",
+  "confirmed",
 ];
 
 /** The rows as CSV with a header line (RFC 4180). */
@@ -123,6 +124,7 @@ export function toCsv(atlas, reading, shown) {
         rows.control[row],
         rows.added[row],
         n,
+        rows.confirmed[row] ? confirmedName(rows.confirmed[row]) : "",
       ]
         .map(csvField)
         .join(","),

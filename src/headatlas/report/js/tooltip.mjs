@@ -1,6 +1,6 @@
 /** What is known about one head: a small table beside it, and the same in a sentence for screen readers. */
 
-import { effectName, headName, rowsOfHead } from "./atlas.mjs";
+import { confirmedName, effectName, headName, rowsOfHead } from "./atlas.mjs";
 import { el } from "./dom.mjs";
 import { count, interval, listed, rate, share } from "./format.mjs";
 
@@ -72,7 +72,15 @@ function relationTable(atlas, listedRows, reading) {
     return el(
       "tr",
       { class: reading.effect[row] ? "called" : "below" },
-      el("td", {}, relation.title, down ? el("span", { class: "quiet" }, " suppresses") : null),
+      el(
+        "td",
+        {},
+        relation.title,
+        down ? el("span", { class: "quiet" }, " suppresses") : null,
+        rows.confirmed[row]
+          ? el("span", { class: "quiet" }, ` confirmed ${confirmedName(rows.confirmed[row])}`)
+          : null,
+      ),
       el("td", {}, share(down ? rows.suppression[row] : rows.score[row])),
       el("td", {}, interval(hits, relation.n_sources)),
       el("td", {}, rate(down ? rows.suppressionQ[row] : rows.q[row])),

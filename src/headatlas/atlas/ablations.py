@@ -1,0 +1,160 @@
+"""Ablated tasks as they are stored in an atlas: one dataset a task, complete or not there."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+from scipy import stats
+
+from headatlas.errors import HeadatlasError
+from headatlas.scoring.scores import false_discovery_rates
+
+PREFIX = "ablation-"
+RELATION, ADDED, RANDOM = "relation", "added", "random"
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One ablated task.
+
+    Attributes:
+        data: ``base`` [source] and ``correct`` [order, step, source] bool; ``alone`` [head, source] bool;
+            ``n_ablated`` [step]; ``control_base`` [control] and ``control`` [control, step] accuracies;
+            ``layer`` and ``head`` [order, rank] of the heads in order. Orders are ``relation``, ``added``,
+            ``random 0`` …
+        provenance: Relation, template, shots, method, model, versions.
+    """
+
+    data: xr.Dataset
+    provenance: dict[str, Any]
+
+    @property
+    def relation(self) -> str:
+        return str(self.provenance["relation"])
+
+    @property
+    def shots(self) -> int:
+        return int(self.provenance["shots"])
+
+    @property
+    def method(self) -> str:
+        return str(self.provenance["method"])
+
+    @cached_property
+    def base(self) -> Bools:
+        """[source] which sources the whole model answers."""
+        return np.asarray(self.data["base"].values).astype(bool)
+
+    @cached_property
+    def steps(self) -> NDArray[np.int64]:
+        """[step] numbers of heads ablated; the first is 0."""
+        return np.concatenate([[0], self.data["n_ablated"].values]).astype(np.int64)
+
+    def correct(self, order: str) -> Bools:
+        """[step, source] answers with the heads of an order ablated; the first step is the whole model."""
+        found = np.asarray(self.data["correct"].sel(order=order).values).astype(bool)
+        return np.concatenate([self.base[None], found])
+
+    @cached_property
+    def random(self) -> Bools:
+        """[draw, step, source] answers with random heads ablated."""
+        names = [str(name) for name in self.data["order"].values if str(name).startswith(RANDOM)]
+        return np.stack([self.correct(name) for name in names])
+
+    @cached_property
+    def controls(self) -> dict[str, NDArray[np.float64]]:
+        """Control relation → [step] accuracy on its task with this relation's heads ablated."""
+        base, rest = self.data["control_base"].values, self.data["control"].values
+        return {
+            str(name): np.concatenate([[base[at]], rest[at]])
+            for at, name in enumerate(self.data["control_name"].values)
+        }
+
+    def heads(self, order: str = RELATION) -> list[tuple[int, int]]:
+        """(layer, head) in the order in which they are ablated."""
+        rows = self.data.sel(order=order)
+        return [(int(a), int(b)) for a, b in zip(rows["layer"].values, rows["head"].values, strict=True)]
+
+
+def store_ablation(folder: Path, name: str, data: xr.Dataset, provenance: dict[str, Any]) -> None:
+    """Write a task's dataset; it appears whole or not at all.
+
+    Raises:
+        HeadatlasError: It cannot be written.
+    """
+    import shutil
+    import uuid
+
+    path = folder / f"{PREFIX}{name}"
+    temporary = folder / f".{path.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        stored = data.assign_attrs({"provenance": json.dumps(provenance)})
+        stored.to_zarr(temporary, mode="w", consolidated=False)
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.replace(path)
+    except OSError as error:
+        raise HeadatlasError(f"{path}: cannot be written ({error.strerror or error}); make room.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_ablation(path: Path) -> Ablation:
+    """One stored task.
+
+    Raises:
+        HeadatlasError: It is damaged.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* is not recognized as a component of a Zarr")
+            data = xr.open_zarr(path, consolidated=False, chunks=None).load()
+        return Ablation(data, dict(json.loads(data.attrs["provenance"])))
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise HeadatlasError(f"{path}: is damaged ({error}); remove the folder.") from error
+
+
+def read_ablations(folder: Path) -> list[Ablation]:
+    """All stored tasks of an atlas's evidence folder, by name."""
+    return [read_ablation(path) for path in sorted(folder.glob(f"{PREFIX}*"))]
+
+
+def single_heads(ablations: Sequence[Ablation], q_max: float) -> pd.DataFrame:
+    """Heads ablated alone, with an exact one-sided McNemar test each.
+
+    Right answers lost against right answers gained: under the null either is equally likely, so the number
+    lost is binomial (McNemar 1947; exact form).
+
+    Args:
+        ablations: Stored tasks.
+        q_max: Largest false discovery rate over all rows at which a head is confirmed.
+
+    Returns:
+        relation, shots, method, layer, head, base, loss, loss_random, p, q, confirmed.
+    """
+    rows = []
+    for each in ablations:
+        base = each.base
+        random = base.mean() - each.random[:, 1].mean(axis=1)
+        for (layer, head), after in zip(each.heads(), each.data["alone"].values.astype(bool), strict=False):
+            lost, gained = int((base & ~after).sum()), int((~base & after).sum())
+            p = stats.binomtest(lost, lost + gained, 0.5, "greater").pvalue if lost + gained else 1.0
+            loss = float(base.mean() - after.mean())
+            rows.append(
+                (each.relation, each.shots, each.method, layer, head, base.mean(), loss, random.max(), p)
+            )
+    names = ["relation", "shots", "method", "layer", "head", "base", "loss", "loss_random", "p"]
+    frame = pd.DataFrame(rows, columns=names)
+    frame["q"] = false_discovery_rates(frame["p"].to_numpy(dtype=np.float64))
+    frame["confirmed"] = (frame["q"] <= q_max) & (frame["loss"] > frame["loss_random"])
+    return frame

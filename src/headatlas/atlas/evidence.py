@@ -1,0 +1,293 @@
+"""Evidence stored in an atlas: dynamic scores and ablations, read without torch.
+
+Inside the atlas's Zarr group is a group ``evidence``. It holds, for each template, two small atlases
+(``context-…`` and ``without-context-…``), and for each ablated task a dataset (``ablation-…``). Each has its
+own provenance. What is confirmed follows from them and from the settings that the atlas is read with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import zarr
+from numpy.typing import NDArray
+
+from headatlas.atlas.ablations import Ablation, read_ablations, single_heads
+from headatlas.atlas.atlas import Atlas
+from headatlas.atlas.reading import Floats
+from headatlas.atlas.store import read_array, read_store
+from headatlas.errors import HeadatlasError
+from headatlas.scoring.scores import source_hits
+from headatlas.scoring.settings import Settings
+
+GROUP = "evidence"
+CONTEXT = "context"
+WITHOUT = "without-context"
+SINGLE_HEAD_Q = 0.01
+"""Largest q at which ablating a head alone confirms it."""
+
+CRITERIA = (
+    "confirmed with context: what the head adds at the end of running texts satisfies the same criterion, in "
+    "more than half of the templates",
+    "confirmed by ablation: without this head alone the model loses more right answers than it gains "
+    f"(one-sided exact McNemar test, q ≤ {SINGLE_HEAD_Q:g}), and more than without any single random head "
+    "that was tried",
+)
+"""What the two words mean, wherever they are shown."""
+
+COLUMNS = (
+    *("context", "context_suppression", "without_context", "without_context_suppression", "attention"),
+    *("confirmed_with_context", "loss_alone", "loss_alone_q", "confirmed_by_ablation"),
+)
+"""What :attr:`Atlas.table` holds in addition where there is evidence."""
+
+
+def evidence_group(path: Path) -> Path:
+    """The evidence folder inside an atlas, made if it is not there.
+
+    Raises:
+        HeadatlasError: It cannot be written.
+    """
+    try:
+        zarr.open_group(path, mode="r+").require_group(GROUP)
+    except OSError as error:
+        raise HeadatlasError(
+            f"{path}: evidence cannot be stored there ({error.strerror or error})."
+        ) from error
+    return path / GROUP
+
+
+def dynamic_path(path: Path, kind: str, template: str, relation_hashes: Sequence[str]) -> Path:
+    """Where the dynamic ranks of a template and set of relations are, in an atlas."""
+    body = json.dumps([template, sorted(relation_hashes)])
+    return path / GROUP / f"{kind}-{hashlib.sha256(body.encode()).hexdigest()[:12]}.zarr"
+
+
+def store_attention(path: Path, attention: Floats) -> None:
+    """Write [layer, head, relation] attention on the source beside dynamic ranks.
+
+    Raises:
+        HeadatlasError: It cannot be written.
+    """
+    try:
+        array = zarr.open_group(path, mode="r+").create_array(
+            "attention",
+            shape=attention.shape,
+            chunks=tuple(max(1, n) for n in attention.shape),
+            dtype=attention.dtype,
+            fill_value=np.nan,
+            dimension_names=["layer", "head", "relation"],
+            attributes={
+                "long_name": "weight of the source's last token at the last position, mean over sources"
+            },
+            overwrite=True,
+        )
+        array[...] = attention
+    except OSError as error:
+        raise HeadatlasError(f"{path}: cannot be written ({error.strerror or error}); make room.") from error
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """Dynamic scores of one template.
+
+    Attributes:
+        template: Its text, with ``{}``.
+        context: What heads add at the last position, as an atlas.
+        without: The value vectors at the source, as an atlas.
+    """
+
+    template: str
+    context: Atlas
+    without: Atlas
+
+    @cached_property
+    def attention(self) -> dict[str, Floats]:
+        """Relation → [n_layers, n_heads] weight of the source's last token at the last position."""
+        values = read_array(self.context.dataset, "attention")
+        return {
+            name: values[..., at]
+            for at, name in enumerate(self.context.relations["relation"])
+            if name in self.context.scores
+        }
+
+    def of(self, kind: str) -> Atlas:
+        """The atlas of a kind."""
+        return self.context if kind == CONTEXT else self.without
+
+
+def read_dynamic(context: Path, without: Path, settings: Settings) -> Dynamic:
+    """Open the two atlases of a template, read with these settings.
+
+    Raises:
+        HeadatlasError: One is not there or is damaged.
+    """
+    both = []
+    for path in (context, without):
+        dataset, provenance = read_store(path)
+        both.append(Atlas(dataset, provenance, settings, path))
+    return Dynamic(str(both[0].provenance["lens"].get("template", "")), both[0], both[1])
+
+
+class Evidence:
+    """What was measured of an atlas's model besides its map.
+
+    Attributes:
+        dynamics: Dynamic scores, a template each.
+        ablations: Ablated tasks.
+    """
+
+    def __init__(self, atlas: Atlas, dynamics: Sequence[Dynamic], ablations: Sequence[Ablation]) -> None:
+        self._atlas = atlas
+        self.dynamics = tuple(dynamics)
+        self.ablations = tuple(ablations)
+
+    @classmethod
+    def of(cls, atlas: Atlas) -> Evidence:
+        """The evidence stored in an atlas; what is not complete is left out."""
+        folder = atlas.path / GROUP if isinstance(atlas.path, Path) else None
+        if folder is None or not folder.is_dir():
+            return cls(atlas, (), ())
+        dynamics = []
+        for context in sorted(folder.glob(f"{CONTEXT}-*.zarr")):
+            without = folder / context.name.replace(CONTEXT, WITHOUT, 1)
+            if without.is_dir():
+                dynamic = read_dynamic(context, without, atlas.settings)
+                whole = dynamic.context.layers_done.all() and dynamic.without.layers_done.all()
+                if whole and "attention" in dynamic.context.dataset:
+                    dynamics.append(dynamic)
+        return cls(atlas, dynamics, read_ablations(folder))
+
+    def __bool__(self) -> bool:
+        return bool(self.dynamics or self.ablations)
+
+    def templates_of(self, relation: str) -> list[Dynamic]:
+        """The dynamic scores of a relation, each template once."""
+        found = {each.template: each for each in self.dynamics if relation in each.context.scores}
+        return [found[template] for template in sorted(found)]
+
+    def scores(self, relation: str, kind: str, sign: str) -> tuple[Floats, Floats] | None:
+        """Static and dynamic score of every head on a relation, means over templates.
+
+        Args:
+            relation: Its name.
+            kind: ``"context"`` or ``"without-context"``.
+            sign: ``"promotion"`` or ``"suppression"``.
+
+        Returns:
+            Two [n_layers, n_heads], NaN where a layer is not mapped; the static one over the sources that
+            each template could use. None if no template could use the relation.
+        """
+        dynamics = [each.of(kind) for each in self.templates_of(relation)]
+        if not dynamics:
+            return None
+        field = "score" if sign == "promotion" else "suppression"
+        static = [static_on(self._atlas, dynamic, relation, sign) for dynamic in dynamics]
+        return np.mean(static, axis=0), np.mean(
+            [getattr(d.scores[relation], field) for d in dynamics], axis=0
+        )
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per head × relation with any evidence: layer, head, relation, and :data:`COLUMNS`.
+
+        The two ``confirmed_…`` columns are True or False for heads that the atlas calls, else None.
+        """
+        base = self._atlas.called
+        parts = [
+            part
+            for name in self._atlas.scores
+            if (part := self._rows(name, base[base["relation"] == name])) is not None
+        ]
+        if not parts:
+            return pd.DataFrame(columns=["layer", "head", "relation", *COLUMNS])
+        return pd.concat(parts, ignore_index=True)
+
+    def _rows(self, name: str, rows: pd.DataFrame) -> pd.DataFrame | None:
+        columns = {**self._context(name, rows), **self._alone(name, rows)}
+        if not columns:
+            return None
+        out = rows[["layer", "head", "relation"]].copy()
+        for column in COLUMNS:
+            unknown = None if column.startswith("confirmed") else np.nan
+            out[column] = columns.get(column, np.full(len(rows), unknown))
+        return out
+
+    def _context(self, name: str, rows: pd.DataFrame) -> dict[str, NDArray[Any]]:
+        dynamics = self.templates_of(name)
+        if not dynamics:
+            return {}
+        at = rows["layer"].to_numpy(), rows["head"].to_numpy()
+        found: dict[str, NDArray[Any]] = {}
+        for kind, prefix in ((CONTEXT, "context"), (WITHOUT, "without_context")):
+            for sign, suffix in (("promotion", ""), ("suppression", "_suppression")):
+                scores = self.scores(name, kind, sign)
+                if scores is not None:
+                    found[prefix + suffix] = scores[1][at]
+        found["attention"] = np.mean([each.attention[name] for each in dynamics], axis=0)[at]
+        share = {
+            verb: np.mean([_called(each.context, name, verb)[at] for each in dynamics], axis=0) > 0.5
+            for verb in ("implements", "suppresses")
+        }
+        called = {verb: rows[verb].to_numpy(dtype=bool) for verb in share}
+        confirmed = np.any([called[verb] & share[verb] for verb in share], axis=0)
+        any_called = called["implements"] | called["suppresses"]
+        found["confirmed_with_context"] = np.array(
+            [bool(yes) if any_ else None for yes, any_ in zip(confirmed, any_called, strict=True)],
+            dtype=object,
+        )
+        return found
+
+    def _alone(self, name: str, rows: pd.DataFrame) -> dict[str, NDArray[Any]]:
+        tests = self.single_heads
+        mine = tests[tests["relation"] == name]
+        if len(mine) == 0:
+            return {}
+        best = mine.sort_values(["q", "loss"], ascending=[True, False]).drop_duplicates(["layer", "head"])
+        merged = rows[["layer", "head"]].merge(best, on=["layer", "head"], how="left")
+        confirmed = merged["confirmed"].astype(object).where(merged["q"].notna(), None)
+        return {
+            "loss_alone": merged["loss"].to_numpy(),
+            "loss_alone_q": merged["q"].to_numpy(),
+            "confirmed_by_ablation": confirmed.to_numpy(),
+        }
+
+    @cached_property
+    def single_heads(self) -> pd.DataFrame:
+        """Heads ablated alone: relation, layer, head, shots, method, base, loss (share of answers),
+        loss_random (the largest of a random head), p, q (over all rows), confirmed.
+        """
+        return single_heads(self.ablations, SINGLE_HEAD_Q)
+
+
+def static_on(atlas: Atlas, dynamic: Atlas, relation: str, sign: str) -> Floats:
+    """[n_layers, n_heads] scores of an atlas over those sources of a relation that a dynamic atlas uses."""
+    mine, theirs = (
+        int(np.flatnonzero(each.relations["relation"] == relation)[0]) for each in (atlas, dynamic)
+    )
+    here = np.flatnonzero(read_array(atlas.dataset, "pair_relation") == mine)
+    there = np.flatnonzero(read_array(dynamic.dataset, "pair_relation") == theirs)
+    # The same words in the same order: the relation's hash says so.
+    usable = [read_array(each.dataset, "pair_source") for each in (atlas, dynamic)]
+    used = here[(usable[0][here] >= 0) & (usable[1][there] >= 0)]
+    _, source = np.unique(usable[0][used], return_inverse=True)
+    ranks = read_array(atlas.dataset, f"{sign}_rank")[..., used]
+    k = int(atlas.relations["k"].iloc[mine])
+    share = source_hits(ranks, source, int(source.max()) + 1, k).mean(axis=-1)
+    share[~atlas.layers_done] = np.nan
+    return np.asarray(share, dtype=np.float64)
+
+
+def _called(dynamic: Atlas, name: str, verb: str) -> NDArray[np.bool_]:
+    """[n_layers, n_heads] which heads satisfy the criterion by their dynamic scores."""
+    table = dynamic.called
+    values = table.loc[table["relation"] == name, verb].to_numpy(dtype=bool)
+    return values.reshape(dynamic.n_layers, dynamic.n_heads)

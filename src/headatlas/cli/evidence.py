@@ -1,0 +1,221 @@
+"""``evidence inference`` and ``evidence ablation``: is a map true?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from headatlas.cli.options import AsJson, AtlasArgument
+from headatlas.cli.output import print_json, print_table, say
+from headatlas.cli.progress import MapProgress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from headatlas.atlas import Atlas
+    from headatlas.storage import Place
+
+STOPPED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="MODEL", help="The model that was mapped. Default: as the atlas names it."
+    ),
+]
+RelationNames = Annotated[
+    str | None,
+    typer.Option("--relations", metavar="NAME,…", help="Only these relations of the atlas. Default: all."),
+]
+TemplateFile = Annotated[
+    Path | None,
+    typer.Option("--templates", metavar="FILE", help="JSON with your own texts. Default: the shipped ones."),
+]
+NoFigures = Annotated[bool, typer.Option("--no-figures", help="Draw nothing.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command group of this module."""
+    group = typer.Typer(
+        no_args_is_help=True, rich_markup_mode=None, help="Check a map against the running model."
+    )
+    group.command("inference")(inference)
+    group.command("ablation")(ablation)
+    app.add_typer(group, name="evidence")
+
+
+def inference(
+    folder: AtlasArgument,
+    model: ModelOption = None,
+    relations: RelationNames = None,
+    templates: TemplateFile = None,
+    no_figures: NoFigures = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the map's scores with what heads write in running texts.
+
+    With context: what a head adds at the last position of a text. Without: the value vector at the source.
+    Pearson's r and Spearman's rho over heads, with 95 % bootstrap intervals, attention on the source.
+
+    The scores are stored in the atlas; a table and scatter plots go to DIR/evidence. The same command goes on
+    after Ctrl-C.
+    """
+    from headatlas.atlas import Atlas
+    from headatlas.evidence.agreement import agreement
+    from headatlas.evidence.inference import inference as run
+    from headatlas.outputs import write_inference
+
+    atlas = Atlas.open(folder)
+    with _stopping(), MapProgress() as progress:
+        found = run(atlas, model, relations=_names(relations), templates=templates, progress=progress)
+    atlas = Atlas.open(folder)
+    frame = agreement(atlas, found)
+    written = write_inference(atlas, frame, found, _beside(atlas), figures=not no_figures)
+    for dynamic in found:
+        for name, why in dynamic.context.left_out.items():
+            say(f"skipped in {dynamic.template!r}: {name} ({why})")
+    if as_json:
+        print_json(_records(frame))
+    else:
+        say(f"{atlas.caption()}; {len(found)} templates")
+        print_table(*_agreement_table(frame))
+    say(f"written: {', '.join(str(path) for path in written)}")
+
+
+def ablation(
+    folder: AtlasArgument,
+    model: ModelOption = None,
+    relations: RelationNames = None,
+    templates: TemplateFile = None,
+    shots: Annotated[
+        int, typer.Option("--shots", metavar="N", min=0, help="Examples before each question.")
+    ] = 5,
+    method: Annotated[
+        Literal["zero", "mean"],
+        typer.Option("--method", help="What takes the place of a head's output: nothing, or its mean."),
+    ] = "zero",
+    sources: Annotated[
+        int, typer.Option("--sources", metavar="N", help="At most so many questions a relation.")
+    ] = 64,
+    max_heads: Annotated[
+        int, typer.Option("--max-heads", metavar="N", help="At most so many heads are ablated.")
+    ] = 32,
+    draws: Annotated[int, typer.Option("--draws", metavar="N", help="Draws of random heads.")] = 5,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the draws.")] = 0,
+    no_figures: NoFigures = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take the heads of a relation out of the model and see whether it can still do the task.
+
+    Heads go in order of score, and once more in order of *added* (what the state itself does not hold),
+    beside as many random heads and beside other tasks.
+
+    Each relation is stored in the atlas when it is done, so the same command goes on after Ctrl-C. A table
+    and a figure per relation go to DIR/evidence.
+    """
+    from headatlas.atlas import Atlas
+    from headatlas.evidence.ablation import Choices
+    from headatlas.evidence.ablation import ablation as run
+    from headatlas.evidence.curves import summary
+    from headatlas.outputs import write_ablations
+
+    choices = Choices(shots, method, sources, max_heads, draws, seed)
+    atlas = Atlas.open(folder)
+    with _stopping(), MapProgress() as progress:
+        found = run(
+            atlas, model, relations=_names(relations), templates=templates, choices=choices, progress=progress
+        )
+    frame = summary(found.done)
+    written = write_ablations(atlas, found.done, _beside(atlas), figures=not no_figures)
+    for name, why in found.skipped.items():
+        say(f"skipped: {name} ({why})")
+    if as_json:
+        print_json({"tasks": _records(frame), "skipped": found.skipped})
+    else:
+        say(atlas.caption())
+        print_table(*_ablation_table(frame))
+    if written:
+        say(f"written to {_beside(atlas)}: {', '.join(path.name for path in written)}")
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _beside(atlas: Atlas) -> Place:
+    """The folder for tables and figures."""
+    from headatlas.cli.summary import atlas_folder
+
+    return atlas_folder(atlas) / "evidence"
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    from headatlas.atlas.export import plain_records
+
+    return plain_records(frame)
+
+
+def _agreement_table(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
+    """A row a relation: promotion with its interval, then suppression."""
+    columns = ["relation", "r with context", "95 %", "rho", "r without", "95 %", "rho"]
+    columns += ["suppression: r with", "r without"]
+    rows = []
+    for name in dict.fromkeys(frame["relation"]):
+        cell = frame[frame["relation"] == name].set_index(["kind", "sign"])
+        row: list[Any] = [name]
+        for kind in ("context", "without-context"):
+            found = cell.loc[(kind, "promotion")]
+            row += [found["pearson"], _interval(found, "pearson"), found["spearman"]]
+        row += [cell.loc[(kind, "suppression")]["pearson"] for kind in ("context", "without-context")]
+        rows.append(row)
+    return columns, rows
+
+
+def _ablation_table(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
+    columns = [
+        "relation",
+        "shots",
+        "asked",
+        "heads",
+        "base",
+        "− relation",
+        "− added",
+        "− random",
+        "control",
+        "− control",
+    ]
+    columns += ["area", "95 %", "added area", "95 %"]
+    rows = [
+        [
+            *(row[name] for name in ("relation", "shots", "sources", "heads", "base")),
+            *(row[name] for name in ("without_relation", "without_added", "without_random")),
+            *(row[name] for name in ("control_base", "without_control")),
+            row["area"],
+            _interval(row, "area"),
+            row["added_area"],
+            _interval(row, "added_area"),
+        ]
+        for row in _records(frame)
+    ]
+    return columns, rows
+
+
+def _interval(row: Any, name: str) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return "–" if low is None or math.isnan(low) else f"{low:.2f} … {high:.2f}"
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """Ctrl-C inside the block says what is kept, and ends the command."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("stopped; what was finished is stored in the atlas; the same command goes on")
+        raise typer.Exit(STOPPED) from None

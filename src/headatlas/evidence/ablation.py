@@ -1,0 +1,329 @@
+"""Ablation: what a task loses when the heads of its relation are taken out, beside random heads and other
+tasks.
+
+One relation after another; each is saved in the atlas when it is done, and a killed run goes on with the
+next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+
+from headatlas.atlas import Atlas
+from headatlas.atlas.ablations import ADDED, PREFIX, RANDOM, RELATION, Ablation, read_ablation, store_ablation
+from headatlas.atlas.evidence import evidence_group
+from headatlas.errors import HeadatlasError
+from headatlas.evidence.ablating import Head, ablated, mean_outputs
+from headatlas.evidence.opening import Subject, open_subject
+from headatlas.evidence.tasks import Task, answers, make_task
+from headatlas.evidence.templates import Templates, read_templates
+from headatlas.lenses.neutral import running
+from headatlas.mapping.progress import Progress, Report, silent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Method = Literal["zero", "mean"]
+
+MIN_SOURCES = 20
+MIN_BASE = 0.2
+MAX_BASE_DIFFERENCE = 0.2
+"""Between a task and its control tasks."""
+MAX_OVERLAP = 0.15
+"""Heads called for a control task among those ablated; the share must be below this."""
+N_CONTROLS = 2
+N_ALONE = 8
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How tasks are asked and heads ablated.
+
+    Attributes:
+        shots: Examples before each question.
+        method: ``"zero"`` or ``"mean"``.
+        sources: Questions at most.
+        max_heads: Heads ablated at most.
+        draws: Draws of random heads.
+        seed: Of the draws.
+    """
+
+    shots: int = 5
+    method: Method = "zero"
+    sources: int = 64
+    max_heads: int = 32
+    draws: int = 5
+    seed: int = 0
+
+    def check(self) -> None:
+        """Refuse what makes no sense.
+
+        Raises:
+            HeadatlasError: A number is out of range, or there is no such method.
+        """
+        if self.method not in get_args(Method):
+            raise HeadatlasError(f"--method: there is no method {self.method!r}; use zero or mean.")
+        least = {"shots": 0, "sources": MIN_SOURCES, "max_heads": 1, "draws": 1, "seed": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < low:
+                option = name.replace("_", "-")
+                raise HeadatlasError(f"--{option} is {value!r}: it must be a whole number of at least {low}.")
+
+
+@dataclass
+class Ablations:
+    """What a run found.
+
+    Attributes:
+        done: Ablated tasks, new or from earlier runs.
+        skipped: Relation → why it was not ablated.
+    """
+
+    done: list[Ablation] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def ablation(
+    atlas: Atlas,
+    model: str | Path | PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    relations: Sequence[str] | None = None,
+    templates: str | Path | None = None,
+    choices: Choices | None = None,
+    progress: Report | None = None,
+) -> Ablations:
+    """Ablate the heads of relations and store what their tasks lose; what is stored is not measured again.
+
+    Args:
+        atlas: An atlas from a folder; its settings say which heads are called.
+        model: Its model; by default the one that the atlas names.
+        tokenizer: Needed with a loaded model.
+        relations: Names or titles; all scored relations by default. Control tasks come from all of them.
+        templates: A file; the shipped templates by default.
+        choices: How; see docs/evidence.md for what the defaults are and why.
+        progress: Called with :class:`~headatlas.mapping.progress.Progress`.
+
+    Raises:
+        HeadatlasError: The model is not the atlas's or does not fit into memory, a template has no slot, or a
+            number is out of range. What was measured before stays.
+    """
+    tell, chosen = progress or silent, choices or Choices()
+    chosen.check()
+    found = read_templates(templates)
+    tell(Progress("open", 0, 0, atlas.model_name))
+    subject = open_subject(atlas, model, tokenizer)
+    names = list(dict.fromkeys(atlas.known(name) for name in relations)) if relations else list(atlas.scores)
+    folder = evidence_group(subject.path)
+    out = Ablations()
+    with running(subject.job.model) as modules:
+        run = _Run(subject, modules, found, chosen)
+        todo = [task.relation for task in run.tasks.values()]
+        for at, name in enumerate(todo):
+            tell(Progress("ablation", at, len(todo) + len(names), f"{name}: whole model"))
+            run.measure_base(name)
+        for at, name in enumerate(names):
+            tell(Progress("ablation", len(todo) + at, len(todo) + len(names), name))
+            if why := run.problem(name):
+                out.skipped[name] = why
+            else:
+                out.done.append(run.stored(folder, name))
+        tell(Progress("ablation", len(todo) + len(names), len(todo) + len(names)))
+    return out
+
+
+class _Run:
+    """Tasks of one model, and their answers."""
+
+    def __init__(
+        self, subject: Subject, modules: PreTrainedModel, templates: Templates, choices: Choices
+    ) -> None:
+        self._subject = subject
+        self._modules = modules
+        self._choices = choices
+        self._templates = templates.tasks
+        words = subject.job.model.tokenizer()
+        self.tasks: dict[str, Task] = {
+            each.relation.name: make_task(
+                each,
+                words,
+                self._templates[each.relation.name],
+                shots=choices.shots,
+                sources=choices.sources,
+            )
+            for each in subject.relations
+            if each.relation.name in self._templates
+        }
+        self._base: dict[str, NDArray[np.bool_]] = {}
+        self._known: dict[tuple[str, frozenset[Head]], NDArray[np.bool_]] = {}
+        self._means: tuple[str, torch.Tensor] | None = None
+
+    def measure_base(self, name: str) -> None:
+        """Ask a task of the whole model."""
+        task = self.tasks[name]
+        if len(task.words) >= MIN_SOURCES:
+            self._base[name] = task.correct(answers(self._modules, task.prompts))
+
+    def problem(self, name: str) -> str | None:
+        """Why a relation cannot be ablated, or None."""
+        if name not in self.tasks:
+            return "there is no task template for it; give one with --templates"
+        task = self.tasks[name]
+        if name not in self._base:
+            gone = "; ".join(f"{reason} ({len(words)})" for reason, words in task.dropped.items())
+            why = f": {gone}" if gone else ""
+            return f"{len(task.words)} pairs can be asked, at least {MIN_SOURCES} needed{why}"
+        if (base := float(self._base[name].mean())) < MIN_BASE:
+            return f"base accuracy is {base:.2f}, at least {MIN_BASE:g} needed"
+        if not self._heads(name):
+            return "the atlas calls no head for it"
+        return None
+
+    def stored(self, folder: Path, name: str) -> Ablation:
+        """The ablation of a relation: from the atlas if it is there, else measured and stored."""
+        heads = self._orders(name)
+        controls = self._controls(name, heads[RELATION])
+        provenance = self._provenance(name, heads, controls)
+        label = f"{name}-shots{self._choices.shots}-{self._choices.method}"
+        path = folder / f"{PREFIX}{label}"
+        if path.is_dir():
+            there = read_ablation(path)
+            if there.provenance.get("key") == provenance["key"]:
+                return there
+        self._means, self._known = None, {}
+        store_ablation(folder, label, self._measured(name, heads, controls), provenance)
+        return read_ablation(path)
+
+    def _heads(self, name: str) -> list[Head]:
+        """Called heads, best first, no more than asked and than there are others to draw from."""
+        table = self._subject.atlas.called
+        mine = table[(table["relation"] == name) & table["implements"]]
+        ordered = mine.sort_values("score", ascending=False, kind="stable")[["layer", "head"]].to_numpy()
+        n_all = int((table["relation"] == name).sum())
+        most = min(self._choices.max_heads, n_all - len(ordered))
+        return [(int(layer), int(head)) for layer, head in ordered[:most]]
+
+    def _orders(self, name: str) -> dict[str, list[Head]]:
+        """Heads in the order in which they are ablated, for every curve."""
+        table = self._subject.atlas.called
+        rows = table[table["relation"] == name]
+        heads = self._heads(name)
+        by_added = rows.sort_values(["added", "score"], ascending=False, kind="stable")
+        others = rows[~rows["implements"]][["layer", "head"]].to_numpy()
+        orders = {
+            RELATION: heads,
+            ADDED: [(int(a), int(b)) for a, b in by_added[["layer", "head"]].to_numpy()[: len(heads)]],
+        }
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+        for draw in range(self._choices.draws):
+            rng = np.random.default_rng([self._choices.seed, seed, draw])
+            drawn = rng.choice(len(others), size=len(heads), replace=False)
+            orders[f"{RANDOM} {draw}"] = [(int(a), int(b)) for a, b in others[drawn]]
+        return orders
+
+    def _controls(self, name: str, heads: list[Head]) -> list[str]:
+        base = float(self._base[name].mean())
+        table = self._subject.atlas.called
+        near = []
+        for other, answered in self._base.items():
+            rows = table[(table["relation"] == other) & table["implements"]]
+            called = {(int(a), int(b)) for a, b in rows[["layer", "head"]].to_numpy()}
+            overlap = len(called & set(heads)) / len(heads)
+            difference = abs(float(answered.mean()) - base)
+            enough = float(answered.mean()) >= MIN_BASE and difference <= MAX_BASE_DIFFERENCE
+            if other != name and enough and overlap < MAX_OVERLAP:
+                near.append((difference, other))
+        return [other for _, other in sorted(near)[:N_CONTROLS]]
+
+    def _measured(self, name: str, orders: dict[str, list[Head]], controls: list[str]) -> xr.Dataset:
+        n_heads = len(orders[RELATION])
+        steps = steps_to(n_heads)
+        correct = np.stack(
+            [np.stack([self._correct(name, heads[:n]) for n in steps]) for heads in orders.values()]
+        )
+        alone = np.stack([self._correct(name, [head]) for head in orders[RELATION][:N_ALONE]])
+        control = np.array(
+            [[self._correct(other, orders[RELATION][:n]).mean() for n in steps] for other in controls]
+        ).reshape(len(controls), len(steps))
+        places = np.array(list(orders.values()), dtype=np.int32).reshape(len(orders), n_heads, 2)
+        strings = np.dtypes.StringDType()
+        return xr.Dataset(
+            {
+                "base": ("source", self._base[name]),
+                "correct": (("order", "step", "source"), correct),
+                "n_ablated": ("step", np.array(steps, dtype=np.int32)),
+                "alone": (("single", "source"), alone),
+                "layer": (("order", "rank"), places[..., 0]),
+                "head": (("order", "rank"), places[..., 1]),
+                "control": (("control_name", "step"), control.astype(np.float64)),
+                "control_base": (
+                    "control_name",
+                    np.array([self._base[other].mean() for other in controls], dtype=np.float64),
+                ),
+            },
+            coords={
+                "order": np.array(list(orders), dtype=strings),
+                "source": np.array(self.tasks[name].words, dtype=strings),
+                "control_name": np.array(controls, dtype=strings),
+            },
+        )
+
+    def _correct(self, name: str, heads: Sequence[Head]) -> NDArray[np.bool_]:
+        """[source] right answers without these heads; orders that agree are measured once."""
+        key = name, frozenset(heads)
+        if key not in self._known:
+            task = self.tasks[name]
+            with ablated(self._subject.job.model, self._modules, sorted(key[1]), self._replacement(name)):
+                self._known[key] = task.correct(answers(self._modules, task.prompts))
+        return self._known[key]
+
+    def _replacement(self, name: str) -> torch.Tensor | None:
+        """What stands in for ablated heads in a task; the last task's means are kept."""
+        if self._choices.method == "zero":
+            return None
+        if self._means is None or self._means[0] != name:
+            task = self.tasks[name]
+            self._means = name, mean_outputs(self._subject.job.model, self._modules, task.prompts)
+        return self._means[1]
+
+    def _provenance(self, name: str, orders: dict[str, list[Head]], controls: list[str]) -> dict[str, Any]:
+        task, job = self.tasks[name], self._subject.job.provenance
+        said = {
+            "relation": name,
+            "template": task.template,
+            "shots": task.shots,
+            "method": self._choices.method,
+            "settings": self._subject.atlas.settings_dict(),
+            "seed": self._choices.seed,
+            "controls": controls,
+            "model": job["model"],
+            "lens": job["lens"],
+        }
+        asked = [list(task.prompts), [sorted(right) for right in task.accepted]]
+        body = repr([said["method"], asked, orders, controls, job["model"]["weights_hash"]])
+        return {
+            **said,
+            "dropped": {reason: list(words) for reason, words in task.dropped.items()},
+            "versions": job["versions"],
+            "key": hashlib.sha256(body.encode()).hexdigest(),
+        }
+
+
+def steps_to(n: int) -> list[int]:
+    """1, 2, 4, 8, … and n."""
+    return [*(2**power for power in range(n.bit_length()) if 2**power < n), n]
+
+
+def with_defaults(**given: Any) -> Choices:
+    """Choices with what is given, and not None, in place of the defaults."""
+    return replace(Choices(), **{name: value for name, value in given.items() if value is not None})

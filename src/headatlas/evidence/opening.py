@@ -1,0 +1,135 @@
+"""From an atlas back to its model: the same words, tokens and weights, checked, and enough memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from headatlas.atlas import Atlas
+from headatlas.atlas.store import read_array
+from headatlas.errors import HeadatlasError
+from headatlas.lenses import lens_named
+from headatlas.mapping.job import Job, differences, options, prepare
+from headatlas.mapping.machine import this_machine
+from headatlas.mapping.plan import memory_least
+from headatlas.relations import Pair, Relation, TokenisedRelation, tokenise
+from headatlas.weights import need_on_disk
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An atlas with the model it is of.
+
+    Attributes:
+        atlas: The atlas; it has a store.
+        path: That store.
+        job: The model, and what the map asked of it.
+        relations: The scored relations asked for, as the tokenizer sees them.
+    """
+
+    atlas: Atlas
+    path: Path
+    job: Job
+    relations: tuple[TokenisedRelation, ...]
+
+
+def open_subject(
+    atlas: Atlas,
+    model: str | Path | PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    relations: Sequence[str] | None = None,
+) -> Subject:
+    """Open the model of an atlas; only headers, tokenizer and hashes are read.
+
+    Args:
+        atlas: An atlas from a folder.
+        model: The model; by default the one that the atlas names.
+        tokenizer: Needed with a loaded model.
+        relations: Names or titles; all scored relations by default.
+
+    Raises:
+        HeadatlasError: The model is not the atlas's, is not on disk, or is too large for this machine's
+            memory.
+    """
+    if atlas.path is None:
+        raise HeadatlasError("evidence is stored with the atlas: map the model into a folder (out=…) first.")
+    if not isinstance(atlas.path, Path):
+        raise HeadatlasError(
+            f"{atlas.path}: evidence is stored in folders only; copy the atlas to this machine."
+        )
+    lens = lens_named(atlas.lens)
+    chosen = options(
+        preset_name=atlas.provenance.get("preset", "default"),
+        lens=lens.name,
+        ceiling=int(atlas.provenance["ceiling"]),
+        target_policy=atlas.provenance.get("target_policy", "single"),
+    )
+    wanted = [atlas.known(name) for name in relations] if relations else list(atlas.included["relation"])
+    if model is None and atlas.provenance["model"].get("format") == "module":
+        raise HeadatlasError(
+            f"{atlas.path}: this atlas was made from a model in memory; give the model and its tokenizer."
+        )
+    spec = str(atlas.provenance["model"]["spec"]) if model is None else model
+    job = prepare(spec, tokenizer, relations_of(atlas), replace(chosen, settings=atlas.settings))
+    if different := differences(atlas.provenance, job.provenance):
+        raise HeadatlasError(
+            f"{spec}: this model differs from the atlas's in {', '.join(different)}; "
+            "give the model that was mapped with --model."
+        )
+    need_on_disk(job.model.checkpoint, "evidence")
+    check_memory(job)
+    return Subject(atlas, atlas.path, job, _tokenised(job, relations_of(atlas), wanted))
+
+
+def relations_of(atlas: Atlas) -> list[Relation]:
+    """The relations of an atlas, from the words that it holds."""
+    data, frame = atlas.dataset, atlas.relations
+    of_pair = read_array(data, "pair_relation")
+    source, target = (read_array(data, name) for name in ("source", "target"))
+    found = []
+    for at, row in enumerate(frame.to_dict("records")):
+        pairs: dict[str, list[str]] = {}
+        for pair in np.flatnonzero(of_pair == at):
+            pairs.setdefault(str(source[pair]), []).append(str(target[pair]))
+        body = tuple(Pair(word, tuple(targets)) for word, targets in pairs.items())
+        found.append(Relation(row["relation"], row["title"], row["category"], body, bool(row["copying"])))
+    return found
+
+
+def check_memory(job: Job) -> None:
+    """Refuse a model that does not fit, before it is loaded.
+
+    Raises:
+        HeadatlasError: With the need.
+    """
+    need = memory_least(job.model, lens_named("neutral"), len(job.questions.sources))
+    have = this_machine("cpu").memory
+    if need > have:
+        raise HeadatlasError(
+            f"{job.model.checkpoint.spec}: evidence loads the whole model and needs about {need / 1e9:.0f} "
+            f"GB of memory, this machine has {have / 1e9:.0f} GB; use a machine with more."
+        )
+
+
+def _tokenised(
+    job: Job, relations: Sequence[Relation], names: Sequence[str]
+) -> tuple[TokenisedRelation, ...]:
+    chosen = [relation for relation in relations if relation.name in names]
+    return tuple(
+        tokenise(
+            relation,
+            job.model.tokenizer(),
+            competing=job.competing,
+            max_source_tokens=job.options.lens.max_source_tokens,
+            target_policy=job.options.target_policy,
+        )
+        for relation in chosen
+    )

@@ -1,0 +1,157 @@
+"""Tasks: a relation asked in words, after examples or without, as token ids with the accepted answers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headatlas.evidence.templates import Template
+from headatlas.evidence.texts import (
+    BATCH_TOKENS,
+    CUT_DIFFERENTLY,
+    TARGET_CUT_DIFFERENTLY,
+    Ids,
+    continued,
+    place,
+)
+from headatlas.lenses.neutral import batches, by_length
+from headatlas.relations import TokenisedPair, TokenisedRelation
+from headatlas.relations.tokenising import written_bare
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of the model.
+
+    Attributes:
+        relation: Name of the relation.
+        template: With ``{}``.
+        shots: Number of examples.
+        words: Sources asked.
+        prompts: Token ids of each prompt.
+        accepted: For each, the token ids that are right.
+        dropped: Reason → sources that cannot be asked.
+    """
+
+    relation: str
+    template: str
+    shots: int
+    words: tuple[str, ...]
+    prompts: tuple[Ids, ...]
+    accepted: tuple[frozenset[int], ...]
+    dropped: dict[str, tuple[str, ...]]
+
+    def correct(self, answers: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """[n] which answers are right."""
+        return np.array(
+            [int(a) in right for a, right in zip(answers, self.accepted, strict=True)], dtype=bool
+        )
+
+
+def make_task(
+    relation: TokenisedRelation,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    *,
+    shots: int,
+    sources: int,
+) -> Task:
+    """Write a relation's task.
+
+    Args:
+        relation: As the tokenizer sees it.
+        tokenizer: The model's.
+        template: Its task template.
+        shots: Examples before each question, evenly spaced over the usable pairs; they are not asked.
+        sources: At most so many questions, evenly spaced over what is left.
+    """
+    examples = _spread(len(relation.pairs), shots)
+    lines = [_line(relation, relation.pairs[at], template) for at in examples]
+    asked = Template("".join(f"{line}\n" for line in lines) + template.before, template.after)
+    pairs = [pair for at, pair in enumerate(relation.pairs) if at not in set(examples)]
+    words = [_word(relation, pair) for pair in pairs]
+    placed = place(tokenizer, asked, words, [pair.source_ids for pair in pairs])
+    following = continued(
+        tokenizer, [asked.filled(word) for word in words], [pair.target_words for pair in pairs]
+    )
+    usable: list[tuple[str, Ids, frozenset[int]]] = []
+    dropped: dict[str, list[str]] = {}
+    for word, pair, text, after in zip(words, pairs, placed, following, strict=True):
+        right = frozenset(token for token, ids in zip(pair.target_ids, after, strict=True) if ids == (token,))
+        if text is None:
+            dropped.setdefault(CUT_DIFFERENTLY, []).append(word)
+        elif not right:
+            dropped.setdefault(TARGET_CUT_DIFFERENTLY, []).append(word)
+        else:
+            usable.append((word, text.ids, right))
+    chosen = [usable[at] for at in _spread(len(usable), sources)]
+    return Task(
+        relation.relation.name,
+        str(template),
+        shots,
+        tuple(word for word, _, _ in chosen),
+        tuple(ids for _, ids, _ in chosen),
+        tuple(right for _, _, right in chosen),
+        {reason: tuple(gone) for reason, gone in dropped.items()},
+    )
+
+
+def _word(relation: TokenisedRelation, pair: TokenisedPair) -> str:
+    return relation.relation.pairs[pair.index].source
+
+
+def _line(relation: TokenisedRelation, pair: TokenisedPair, template: Template) -> str:
+    target = pair.target_words[0]
+    return template.filled(_word(relation, pair)) + ("" if written_bare(target) else " ") + target
+
+
+def _spread(n: int, wanted: int) -> list[int]:
+    """At most ``wanted`` of n places, evenly spaced."""
+    return sorted({int((at + 0.5) * n / wanted) for at in range(wanted)}) if n > wanted else list(range(n))
+
+
+def answers(modules: PreTrainedModel, prompts: Sequence[Ids]) -> NDArray[np.int64]:
+    """[n] the token with the highest logit after each prompt.
+
+    What all prompts begin with goes through the model once; prompts of one length go together.
+    """
+    shared = _shared(prompts)
+    out = np.empty(len(prompts), dtype=np.int64)
+    run: Any = modules
+    device = modules.device
+    past = None
+    with torch.inference_mode():
+        if shared:
+            ids = torch.tensor([prompts[0][:shared]], device=device)
+            past = run(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+        rest = [prompt[shared:] for prompt in prompts]
+        for members in _batches(rest, shared):
+            ids = torch.tensor([rest[at] for at in members], device=device)
+            mine = copy.deepcopy(past)
+            if mine is not None:
+                mine.batch_repeat_interleave(len(ids))
+            logits = run(input_ids=ids, past_key_values=mine, use_cache=True, logits_to_keep=1).logits
+            out[members] = logits[:, -1].argmax(dim=-1).cpu().numpy()
+    return out
+
+
+def _batches(rows: Sequence[Ids], shared: int) -> Iterator[list[int]]:
+    for length, members in by_length(rows).items():
+        # A copy of the shared part's keys and values is held for every row.
+        yield from batches(members, length + shared // 4, BATCH_TOKENS)
+
+
+def _shared(prompts: Sequence[Ids]) -> int:
+    """How many tokens all prompts begin with, leaving at least one of each."""
+    first, last = min(prompts), max(prompts)
+    most = min(len(prompt) for prompt in prompts) - 1
+    return next((at for at in range(most) if first[at] != last[at]), most)

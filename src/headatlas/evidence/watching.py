@@ -1,0 +1,182 @@
+"""What heads read and write in running texts: a forward pass with hooks, kept in files, layer by layer.
+
+Hooks sit on the value projection (its input at the source's last token is the state without context) and on
+the *input* of the output projection (the heads' outputs side by side; at its output they are summed and
+cannot be told apart).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from headatlas.architectures import Model
+from headatlas.errors import HeadatlasError
+from headatlas.evidence.texts import BATCH_TOKENS, Text
+from headatlas.lenses.neutral import batches, by_length
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_KINDS = ("states", "outputs", "attention")
+
+
+class Watched:
+    """What was seen in some texts; row i of everything belongs to text i."""
+
+    def __init__(self, model: Model, folder: Path) -> None:
+        self._dims = model.dims
+        self._folder = folder
+
+    def states(self, layer: int) -> torch.Tensor:
+        """[n, d_model] float32: what enters the value projection at the source's last token."""
+        return self._read("states", layer)
+
+    def outputs(self, layer: int) -> torch.Tensor:
+        """[n_heads, n, d_head] float32: what each head brings to the output projection at the last
+        position.
+        """
+        rows = self._read("outputs", layer)
+        return rows.view(len(rows), self._dims.n_heads, self._dims.d_head).transpose(0, 1)
+
+    def attention(self, layer: int) -> torch.Tensor:
+        """[n_heads, n] float32: the weight that the last position gives the source's last token."""
+        return self._read("attention", layer).T
+
+    def _read(self, kind: str, layer: int) -> torch.Tensor:
+        return torch.from_numpy(np.load(_file(self._folder, kind, layer), allow_pickle=False))
+
+
+def watch(
+    model: Model,
+    modules: PreTrainedModel,
+    texts: Sequence[Text],
+    folder: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> Watched:
+    """Run texts through the model and keep what its heads read and write.
+
+    Texts of one length go together, so nothing is padded.
+
+    Args:
+        model: The opened model.
+        modules: Its modules, in evaluation mode.
+        texts: What to run.
+        folder: An existing folder for the files.
+        progress: Called with (texts done, texts in all).
+
+    Raises:
+        HeadatlasError: What was seen is not finite, or the folder cannot be written.
+    """
+    watcher = _Watcher(model, len(texts), folder)
+    done = 0
+    with _with_attention(modules), watcher.hooked(modules), torch.inference_mode():
+        for length, members in by_length([text.ids for text in texts]).items():
+            for batch in batches(members, length, BATCH_TOKENS):
+                watcher.rows = batch
+                watcher.sources = torch.tensor([texts[at].source for at in batch])
+                ids = torch.tensor([texts[at].ids for at in batch], device=modules.device)
+                seen = modules.base_model(input_ids=ids, output_attentions=True, use_cache=False)
+                watcher.take_attention(seen.attentions)
+                done += len(batch)
+                if progress is not None:
+                    progress(done, len(texts))
+    watcher.check()
+    return Watched(model, folder)
+
+
+@contextmanager
+def _with_attention(modules: PreTrainedModel) -> Iterator[None]:
+    """Attention computed so that its weights can be seen; put back afterwards."""
+    config: Any = modules.config
+    before = config._attn_implementation
+    modules.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        modules.set_attn_implementation(before)
+
+
+def _file(folder: Path, kind: str, layer: int) -> Path:
+    return folder / f"{kind}_{layer:03d}.npy"
+
+
+class _Watcher:
+    """Takes what the hooks see of the texts at hand.
+
+    Attributes:
+        rows: Which texts the rows of the forward pass are.
+        sources: [len(rows)] positions of their sources.
+    """
+
+    def __init__(self, model: Model, n_texts: int, folder: Path) -> None:
+        dims = model.dims
+        self._spec = model.checkpoint.spec
+        self._paths = [
+            (model.value_input_module(layer), model.o_proj_module(layer)) for layer in range(dims.n_layers)
+        ]
+        widths = dict(zip(_KINDS, (dims.d_model, dims.n_heads * dims.d_head, dims.n_heads), strict=True))
+        try:
+            self._arrays: dict[str, list[Any]] = {
+                kind: [
+                    np.lib.format.open_memmap(
+                        _file(folder, kind, layer), mode="w+", dtype=np.float32, shape=(n_texts, width)
+                    )
+                    for layer in range(dims.n_layers)
+                ]
+                for kind, width in widths.items()
+            }
+        except OSError as error:
+            raise HeadatlasError(
+                f"{folder}: cannot be written ({error.strerror or error}); free space there."
+            ) from error
+        self.rows: list[int] = []
+        self.sources = torch.zeros(0, dtype=torch.int64)
+
+    @contextmanager
+    def hooked(self, modules: PreTrainedModel) -> Iterator[None]:
+        handles = []
+        for layer, (value_input, o_proj) in enumerate(self._paths):
+            for path, take in ((value_input, self._take_state), (o_proj, self._take_outputs)):
+                module = modules.get_submodule(path)
+                handles.append(module.register_forward_pre_hook(_reader(take, layer), with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def take_attention(self, weights: Sequence[torch.Tensor]) -> None:
+        """[n_heads, T, T] a row and layer."""
+        at = torch.arange(len(self.rows))
+        for layer, each in enumerate(weights):
+            self._arrays["attention"][layer][self.rows] = each[at, :, -1, self.sources].cpu().float().numpy()
+
+    def _take_state(self, layer: int, entering: torch.Tensor) -> None:
+        at = torch.arange(len(self.rows))
+        self._arrays["states"][layer][self.rows] = entering[at, self.sources].cpu().float().numpy()
+
+    def _take_outputs(self, layer: int, entering: torch.Tensor) -> None:
+        self._arrays["outputs"][layer][self.rows] = entering[:, -1].cpu().float().numpy()
+
+    def check(self) -> None:
+        for kind in ("states", "outputs"):
+            for layer, rows in enumerate(self._arrays[kind]):
+                if not np.isfinite(rows).all():
+                    raise HeadatlasError(
+                        f"{self._spec}: the {kind} of layer {layer} are not finite; "
+                        "the weights are damaged or overflow in float32."
+                    )
+                rows.flush()
+
+
+def _reader(take: Callable[[int, torch.Tensor], None], layer: int) -> Callable[..., None]:
+    def hook(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        take(layer, args[0] if args else kwargs["hidden_states"])
+
+    return hook

@@ -1,0 +1,261 @@
+"""Evidence finds the heads whose jobs were written into the weights; it is stored, resumed, or refused."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from unittest.mock import Mock, patch
+
+import numpy as np
+import pytest
+
+from headatlas.atlas import Atlas
+from headatlas.atlas.evidence import COLUMNS, CONTEXT, WITHOUT
+from headatlas.errors import HeadatlasError
+from headatlas.evidence import ablation as ablation_module
+from headatlas.evidence import inference as inference_module
+from headatlas.evidence.ablation import Choices, ablation, steps_to
+from headatlas.evidence.agreement import agree, agreement
+from headatlas.evidence.curves import summary
+from headatlas.evidence.inference import inference
+from headatlas.evidence.opening import relations_of
+from headatlas.mapping.run import map_heads
+from headatlas.weights import load_modules, open_checkpoint
+from tests.evidence.conftest import Planted
+from tests.evidence.planted import HEADS, LAYER, template_file
+from tests.mapping.checkpoints import word_tokenizer
+from tests.mapping.planting import VOCAB, random_model
+
+NO_SHOTS = Choices(shots=0)
+
+
+def test_what_evidence_says_of_the_planted_heads(examined: Planted) -> None:
+    called = examined.atlas.heads()
+    assert {name: (LAYER, head) for name, head in HEADS.items()} == {
+        row["relation"]: (row["layer"], row["head"]) for _, row in called.iterrows()
+    }
+    assert (called["confirmed_with_context"] == True).all()  # noqa: E712 (a column of objects)
+    assert (called["confirmed_by_ablation"] == True).all()  # noqa: E712
+    assert (called["context"] > 0.7).all() and (called["without_context"] > 0.7).all()
+    # Two of three templates end with the source, and heads look there.
+    assert (called["attention"] > 0.5).all()
+    others = examined.atlas.table.query("not implements and not suppresses")
+    assert others["confirmed_with_context"].isna().all() and others["confirmed_by_ablation"].isna().all()
+
+
+def test_agreement_is_over_heads(examined: Planted) -> None:
+    atlas = examined.atlas
+    frame = agreement(atlas).set_index(["relation", "kind", "sign"])
+    assert (frame.loc[("first", CONTEXT, "promotion"), "pearson"]) > 0.9
+    assert (frame["n_heads"] == atlas.n_layers * atlas.n_heads).all()
+    scores = [atlas.evidence.scores(name, WITHOUT, "promotion") for name in HEADS]
+    each = [agree(*both).pearson.value for both in scores if both is not None]
+    assert frame.loc[("mean", WITHOUT, "promotion"), "pearson"] == pytest.approx(np.mean(each))
+    static = atlas.top("first", 12).sort_values(["layer", "head"])["score"].to_numpy()
+    np.testing.assert_allclose(scores[0][0].ravel(), static)  # every template could use every source
+
+
+def test_ablation_kills_the_task_and_nothing_else(examined: Planted) -> None:
+    frame = summary(examined.atlas.evidence.ablations).set_index("relation")
+    assert sorted(frame.index) == ["first", "second"]
+    assert (frame["base"] > 0.9).all() and (frame["without_relation"] == 0).all()
+    assert (frame["heads"] == 1).all() and (frame["area_low"] > 0.2).all()
+    assert (frame["without_random_low"] > 0.5).all()
+    assert frame["controls"].tolist() == ["second", "first"]
+    assert (frame["without_control"] > 0.9).all()
+
+
+def test_the_mean_in_place_of_a_head(examined: Planted, tmp_path: Path) -> None:
+    """Other sources' answers are no answer; both methods stay beside each other in the atlas."""
+    planted = examined.copied(tmp_path / "out")
+    done = ablation(
+        planted.atlas,
+        relations=["first"],
+        templates=planted.templates,
+        choices=Choices(shots=0, method="mean"),
+    ).done
+    assert summary(done)["without_relation"].item() <= 0.1
+    kept = [(each.relation, each.method) for each in planted.atlas.evidence.ablations]
+    assert kept == [("first", "mean"), ("first", "zero"), ("second", "zero")]
+
+
+def test_evidence_is_read_with_other_settings(examined: Planted) -> None:
+    """Dynamic ranks are stored, so k changes afterwards and confirmation follows the criterion."""
+    loose, strict = (examined.atlas.with_settings(k=k) for k in (30, 1))
+    wide, narrow = (each.heads("first").iloc[0]["context"] for each in (loose, strict))
+    assert wide > narrow > 0
+    never = examined.atlas.with_settings(tau=0.99).heads("first", everything=True)
+    assert not (never["confirmed_with_context"] == True).any()  # noqa: E712
+
+
+def test_an_atlas_without_evidence_has_its_old_table(mapped: Planted) -> None:
+    atlas = mapped.atlas
+    assert not atlas.evidence
+    assert not set(COLUMNS) & set(atlas.table.columns)
+    assert agreement(atlas).empty
+
+
+def test_nothing_is_measured_twice(examined: Planted, tmp_path: Path) -> None:
+    planted = examined.copied(tmp_path / "out")
+    with patch.object(inference_module, "watch", side_effect=AssertionError("watched again")):
+        inference(planted.atlas, templates=planted.templates)
+    with patch.object(ablation_module._Run, "_measured", side_effect=AssertionError("measured again")):
+        again = ablation(planted.atlas, templates=planted.templates, choices=NO_SHOTS)
+    assert len(again.done) == 2
+
+
+class Killed(BaseException):
+    """Stands for Ctrl-C."""
+
+
+def test_a_killed_inference_goes_on(mapped: Planted, examined: Planted, tmp_path: Path) -> None:
+    planted = mapped.copied(tmp_path / "out")
+    real, calls = inference_module.map_layer, []
+
+    def dying(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > 9:
+            raise Killed
+        return real(*args, **kwargs)
+
+    with patch.object(inference_module, "map_layer", dying), pytest.raises(Killed):
+        inference(planted.atlas, templates=planted.templates)
+    assert len(planted.atlas.evidence.dynamics) == 1  # the template that was finished
+    with patch.object(inference_module, "map_layer", side_effect=real) as counted:
+        inference(planted.atlas, templates=planted.templates)
+    assert counted.call_count == 2 * 3 * 3 - 9
+    whole = examined.atlas.table
+    np.testing.assert_array_equal(planted.atlas.table["context"], whole["context"])
+
+
+def test_a_killed_ablation_goes_on(mapped: Planted, tmp_path: Path) -> None:
+    planted = mapped.copied(tmp_path / "out")
+    real, done = ablation_module._Run._measured, []
+
+    def dying(self, name, *rest):
+        if done:
+            raise Killed
+        done.append(name)
+        return real(self, name, *rest)
+
+    with patch.object(ablation_module._Run, "_measured", dying), pytest.raises(Killed):
+        ablation(planted.atlas, templates=planted.templates, choices=NO_SHOTS)
+    assert [each.relation for each in planted.atlas.evidence.ablations] == ["first"]
+    with patch.object(ablation_module._Run, "_measured", autospec=True, side_effect=real) as counted:
+        found = ablation(planted.atlas, templates=planted.templates, choices=NO_SHOTS)
+    assert [call.args[1] for call in counted.call_args_list] == ["second"]
+    assert [each.relation for each in found.done] == ["first", "second"]
+
+
+def test_a_model_that_is_not_the_atlas_s(mapped: Planted) -> None:
+    other = random_model("llama", seed=5)
+    with pytest.raises(HeadatlasError, match="differs from the atlas's in weights"):
+        inference(mapped.atlas, other, word_tokenizer(VOCAB), templates=mapped.templates)
+
+
+def test_a_model_too_large_for_memory_is_refused_before_it_is_loaded(mapped: Planted) -> None:
+    with (
+        patch("headatlas.evidence.opening.this_machine", return_value=Mock(memory=10**6)),
+        patch("headatlas.evidence.ablation.running", side_effect=AssertionError("loaded")),
+        pytest.raises(HeadatlasError, match=r"loads the whole model and needs about \d+ GB of memory"),
+    ):
+        ablation(mapped.atlas, templates=mapped.templates)
+
+
+def test_an_atlas_in_memory_cannot_hold_evidence(mapped: Planted) -> None:
+    atlas = mapped.atlas
+    with pytest.raises(HeadatlasError, match="into a folder"):
+        inference(Atlas(atlas.dataset, atlas.provenance, atlas.settings))
+
+
+@pytest.mark.parametrize(
+    ("task", "choices", "why"),
+    [
+        ("of {} ,", NO_SHOTS, r"base accuracy is 0\.\d\d, at least 0.2 needed"),
+        (
+            "of {},",
+            NO_SHOTS,
+            r"0 pairs can be asked, at least 20 needed: source is cut differently in the text \(35\)",
+        ),
+        ("The {}", Choices(shots=20), r"15 pairs can be asked"),
+    ],
+)
+def test_relations_that_cannot_be_ablated_are_listed(
+    mapped: Planted, tmp_path: Path, task: str, choices: Choices, why: str
+) -> None:
+    planted = mapped.copied(tmp_path / "out")
+    file = template_file(tmp_path, tasks={"first": task})
+    found = ablation(planted.atlas, relations=["first"], templates=file, choices=choices)
+    assert not found.done
+    assert re.match(why, found.skipped["first"])
+
+
+def test_relations_without_template_or_heads_are_listed(mapped: Planted, tmp_path: Path) -> None:
+    planted = mapped.copied(tmp_path / "out")
+    file = template_file(tmp_path, tasks={"first": "The {}"})
+    atlas = planted.atlas.with_settings(tau=1.0, q_max=0.0)
+    found = ablation(atlas, templates=file, choices=NO_SHOTS)
+    assert found.skipped == {
+        "first": "the atlas calls no head for it",
+        "second": "there is no task template for it; give one with --templates",
+    }
+
+
+def test_a_template_in_which_no_source_is_itself(mapped: Planted, tmp_path: Path) -> None:
+    planted = mapped.copied(tmp_path / "out")
+    with pytest.raises(HeadatlasError, match="cuts too many sources differently there"):
+        inference(planted.atlas, templates=["a{}"])
+
+
+def test_several_layers_missing(mapped: Planted, tmp_path: Path) -> None:
+    """Of an atlas that is not whole, what is mapped is compared."""
+    folder = tmp_path / "out"
+    map_heads(mapped.model, relations=relations_of(mapped.atlas), out=folder, layers="1-2")
+    found = inference(Atlas.open(folder), templates=["a {}"])
+    frame = agreement(Atlas.open(folder), found)
+    assert (frame["n_heads"] == 8).all()
+    assert len(Atlas.open(folder).table) == 2 * 8
+    shutil.rmtree(folder)
+
+
+def test_steps() -> None:
+    assert [steps_to(n) for n in (1, 2, 5, 8, 32)] == [
+        [1],
+        [1, 2],
+        [1, 2, 4, 5],
+        [1, 2, 4, 8],
+        [1, 2, 4, 8, 16, 32],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("choices", "option"),
+    [
+        (Choices(shots=-1), "--shots is -1"),
+        (Choices(max_heads=0), "--max-heads is 0"),
+        (Choices(sources=5), "--sources is 5"),
+        (Choices(draws=0), "--draws is 0"),
+        (Choices(method="resample"), "no method 'resample'"),  # type: ignore[arg-type]
+    ],
+)
+def test_choices_that_make_no_sense(choices: Choices, option: str) -> None:
+    with pytest.raises(HeadatlasError, match=option):
+        choices.check()
+
+
+def test_random_heads_are_drawn_from_the_others(examined: Planted) -> None:
+    for each in examined.atlas.evidence.ablations:
+        for draw in range(5):
+            assert not set(each.heads(f"random {draw}")) & set(each.heads())
+        assert each.provenance["template"] == "The {}" and each.provenance["lens"]["name"] == "neutral"
+
+
+def test_an_atlas_of_a_loaded_model_needs_it_again(tmp_path: Path, mapped: Planted) -> None:
+    model = load_modules(open_checkpoint(mapped.model))
+    relations = relations_of(mapped.atlas)
+    atlas = map_heads(model, word_tokenizer(VOCAB), relations=relations, out=tmp_path, layers="2")
+    with pytest.raises(HeadatlasError, match="made from a model in memory"):
+        inference(atlas, templates=["a {}"])
+    found = inference(atlas, model, word_tokenizer(VOCAB), templates=["a {}"], relations=["first"])
+    assert list(found[0].context.scores) == ["first"]

@@ -1,0 +1,118 @@
+"""Evidence where people meet it: commands, files, figures, the page."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib.text import Text
+
+from headatlas.atlas.evidence import COLUMNS, CRITERIA
+from headatlas.atlas.export import export
+from headatlas.figures.grids import relation_grids
+from headatlas.report.data import page_data
+from tests.cli.conftest import Run, parsed, run
+from tests.evidence.conftest import Planted
+from tests.evidence.planted import HEADS, LAYER
+
+__all__ = ["run"]
+
+
+def test_the_inference_command(mapped: Planted, run: Run, tmp_path: Path) -> None:
+    planted = mapped.copied(tmp_path / "out")
+    result = run("evidence", "inference", planted.folder, "--templates", planted.templates, "--json")
+    rows = parsed(result)
+    assert {row["relation"] for row in rows} == {"first", "second", "mean"}
+    assert {"kind", "sign", "pearson", "pearson_low", "spearman", "n_heads"} <= rows[0].keys()
+    written = {path.name for path in (planted.folder / "evidence").iterdir()}
+    kinds, suffixes = ("context", "without-context"), (".png", ".svg", ".pdf")
+    assert written == {"agreement.csv", *(kind + suffix for kind in kinds for suffix in suffixes)}
+    table = run("evidence", "inference", planted.folder, "--templates", planted.templates, "--no-figures")
+    assert "r with context" in table.stdout and "mean" in table.stdout
+
+
+def test_the_ablation_command(examined: Planted, run: Run, tmp_path: Path) -> None:
+    planted = examined.copied(tmp_path / "out")
+    arguments = ("evidence", "ablation", planted.folder, "--templates", planted.templates, "--shots", 0)
+    result = run(*arguments, "--relations", "second", "--json")
+    body = parsed(result)
+    assert [task["relation"] for task in body["tasks"]] == ["second"] and body["skipped"] == {}
+    assert body["tasks"][0]["without_relation"] == 0
+    names = {path.name for path in (planted.folder / "evidence").iterdir()}
+    assert {"ablation.csv", "ablation-second-shots0-zero.svg"} <= names
+    assert set(pd.read_csv(planted.folder / "evidence" / "ablation.csv")["relation"]) == {"first", "second"}
+    assert "− relation" in run(*arguments, "--no-figures").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("inference", "--relations", "capital"), "this atlas has no relation 'capital'"),
+        (("ablation", "--max-heads", 0), "--max-heads is 0"),
+        (("inference", "--templates", "nowhere.json"), "nowhere.json: cannot be read"),
+        (("inference", "--model", "nowhere/at/all"), "nowhere/at/all"),
+    ],
+)
+def test_what_is_given_wrongly(
+    mapped: Planted, run: Run, arguments: tuple[object, ...], message: str
+) -> None:
+    command, *rest = arguments
+    result = run("evidence", command, mapped.folder, *rest, code=2)
+    assert message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_heads_show_what_is_confirmed(examined: Planted, mapped: Planted, run: Run) -> None:
+    shown = run("heads", examined.folder)
+    assert "with context, by ablation" in shown.stdout
+    assert all(text in shown.stderr for text in CRITERIA)
+    row = parsed(run("head", examined.folder, f"{LAYER}.{HEADS['first']}", "--json"))[0]
+    assert row["confirmed_by_ablation"] is True and row["confirmed_with_context"] is True
+    assert row["loss_alone"] > 0.9 and 0 <= row["attention"] <= 1
+    before = run("heads", mapped.folder)
+    assert "confirmed" not in before.stdout and "confirmed" not in before.stderr
+
+
+def test_files_hold_the_evidence(examined: Planted, tmp_path: Path) -> None:
+    frame = pd.read_parquet(export(examined.atlas, tmp_path / "heads.parquet"))
+    assert set(COLUMNS) <= set(frame.columns)
+    assert frame["confirmed_by_ablation"].sum() == 2
+    csv = pd.read_csv(export(examined.atlas, tmp_path / "heads.csv"))
+    assert csv["context"].notna().all()
+    assert '"confirmed_by_ablation": null' in export(examined.atlas, tmp_path / "heads.json").read_text()
+
+
+def test_figures_mark_confirmed_heads(examined: Planted, mapped: Planted) -> None:
+    grids = {grid.relation: grid for grid in relation_grids(examined.atlas)}
+    for name, head in HEADS.items():
+        assert grids[name].by_ablation[LAYER, head] and grids[name].by_ablation.sum() == 1
+        assert grids[name].with_context[LAYER, head]
+    for atlas, marked in ((examined.atlas, True), (mapped.atlas, False)):
+        texts = {text.get_text() for text in atlas.plot.relations().findobj(Text)}
+        assert ("confirmed by ablation" in texts) is marked
+
+
+def test_the_page_says_what_is_confirmed(examined: Planted, mapped: Planted) -> None:
+    data = page_data(examined.atlas, alternative="", in_words="")
+    assert data["evidence"] == list(CRITERIA)
+    for relation in data["relations"]:
+        cells = relation["cells"]
+        assert len(cells["confirmed"]) == len(cells["at"])
+        assert sorted(cells["confirmed"])[-2:] == [0, 3]
+    without = page_data(mapped.atlas, alternative="", in_words="")
+    assert without["evidence"] is None and "confirmed" not in without["relations"][0]["cells"]
+
+
+def test_reading_evidence_needs_no_torch(examined: Planted, tmp_path: Path) -> None:
+    code = (
+        "import sys; from headatlas.atlas import Atlas; from headatlas.outputs import write_outputs\n"
+        "from headatlas.evidence.agreement import agreement; from headatlas.evidence.curves import summary\n"
+        f"atlas = Atlas.open({str(examined.folder)!r})\n"
+        "assert len(agreement(atlas)) and len(summary(atlas.evidence.ablations)) == 2\n"
+        f"write_outputs(atlas, {str(tmp_path)!r})\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=240)
+    assert (tmp_path / "report.html").exists()
