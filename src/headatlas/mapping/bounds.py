@@ -21,9 +21,10 @@ from headatlas.mapping.vocabulary import CARRIED, Vocabulary, dot_error, summing
 
 _UP = 1 + 2.0**-7
 """Keeps a bound above what it bounds when it is rounded to bfloat16."""
-GATHERED = 16_384
+GATHERED = 1 << 20
+"""Numbers of U that are gathered at a time for single logits; they should fit into a cache."""
 PROJECTED = 8192
-SUMMED = 512
+SUMMED = 1024
 """Products that are summed in float32 before float64 goes on: keeps the worst case of the sum small."""
 
 Ints = NDArray[np.int64]
@@ -116,8 +117,9 @@ def single_logits(
     """
     out = np.empty(len(row))
     rows = outputs.to(dtype)
-    for start in range(0, len(row), GATHERED):
-        part = slice(start, start + GATHERED)
+    each = max(1, GATHERED // vocabulary.d_model)
+    for start in range(0, len(row), each):
+        part = slice(start, start + each)
         left, right = rows[torch.from_numpy(row[part])], vocabulary.rows[torch.from_numpy(token[part])]
         total = torch.zeros(len(left), dtype=torch.float64)
         for at in range(0, vocabulary.d_model, SUMMED):
@@ -187,17 +189,18 @@ class _Kept:
     def __init__(self, make: Callable[[slice], torch.Tensor], n: int) -> None:
         self._make = make
         self._n = n
-        self._made: list[torch.Tensor] = []
+        self._made: torch.Tensor | None = None
         self._until = 0
 
     def __call__(self, start: int, stop: int) -> torch.Tensor:
-        while self._until < stop:
-            part = slice(self._until, min(max(stop, self._until + 1), self._until + PROJECTED, self._n))
-            self._made.append(self._make(part))
+        while self._made is None or self._until < stop:
+            part = slice(self._until, min(stop, self._until + PROJECTED))
+            made = self._make(part)
+            if self._made is None:
+                self._made = made.new_empty((self._n, made.shape[1]))
+            self._made[part] = made
             self._until = part.stop
-        if len(self._made) > 1:
-            self._made = [torch.cat(self._made)]
-        return self._made[0][start:stop]
+        return self._made[start:stop]
 
 
 def _in_float32(
