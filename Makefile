@@ -8,11 +8,13 @@ BIN := $(VENV)/bin
 DEMO := demo
 # Test processes. Each needs up to 3 GB; torch gets one thread in each.
 JOBS ?= 2
+# What bench-shape maps: tiny, 8b or 70b.
+SHAPE ?= 8b
 PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11 python; do \
   if "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
   command -v "$$name"; break; fi; done)
 
-.PHONY: help demo test test-cluster lint bench docs clean
+.PHONY: help demo test test-cluster lint bench bench-shape bench-scaling docs clean
 
 help:
 	@echo "make demo    map SmolLM2-135M and write the figure, the atlas and the page into $(DEMO)/"
@@ -20,6 +22,8 @@ help:
 	@echo "make test-cluster   install Ray and run the tests of --cluster"
 	@echo "make lint    format, lint and types only"
 	@echo "make bench   time and memory of the mapping"
+	@echo "make bench-shape   the same on random weights of Llama-3.1-8B's shape (16 GB in shapes/; SHAPE=70b, SHAPE=tiny)"
+	@echo "make bench-scaling   how the time grows with pairs, heads, d_model and vocabulary"
 	@echo "make docs    write docs/cli.md again from the code"
 	@echo "make clean   remove the virtual environment, caches and $(DEMO)/"
 
@@ -44,6 +48,14 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.map_smollm2
+
+bench-shape: $(VENV)/.installed-dev
+	test -e shapes/$(SHAPE)/model.safetensors.index.json || \
+	  $(BIN)/python -m benchmarks.checkpoints shapes/$(SHAPE) --shape $(SHAPE)
+	$(BIN)/python -m benchmarks.map_shape shapes/$(SHAPE)
+
+bench-scaling: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.scaling shapes/scaling
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_cli.py

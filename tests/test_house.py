@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
 
 ORDER = (
-    *("errors", "files", "weights", "architectures", "relations", "scoring", "atlas"),
+    *("errors", "storage", "files", "devices"),
+    *("weights", "architectures", "relations", "scoring", "atlas"),
     *("lenses", "mapping", "evidence", "figures", "report", "outputs", "cli"),
 )
 """Data flow from left to right; a folder imports only from itself and from those on its left."""
@@ -28,7 +29,7 @@ UPWARD = {
 }
 """Exceptions, allowed inside functions only."""
 
-NO_TORCH = ("errors", "files", "scoring", "relations", "atlas", "figures", "report")
+NO_TORCH = ("errors", "storage", "files", "scoring", "relations", "atlas", "figures", "report")
 MOST_LINES = 450
 
 # Installed for transformers, which imports them when a model or tokenizer asks for it.

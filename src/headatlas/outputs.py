@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from headatlas.atlas import Atlas
 from headatlas.atlas.export import export
 from headatlas.files import check_writable, replacing
+from headatlas.storage import Place, place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +23,7 @@ FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 WIDTH_MM = 170.0
 
 
-def write_outputs(atlas: Atlas, folder: str | Path, figures: bool = True) -> list[Path]:
+def write_outputs(atlas: Atlas, folder: str | Place, figures: bool = True) -> list[Place]:
     """Write everything a reader wants to see first; each file replaces its predecessor whole.
 
     ``heads.parquet`` (one row per head × relation), ``categories.csv`` (the plotted data), and, unless
@@ -36,9 +37,9 @@ def write_outputs(atlas: Atlas, folder: str | Path, figures: bool = True) -> lis
     """
     from headatlas.figures.plots import write_data
 
-    folder = Path(folder)
+    folder = place(folder)
     check_writable(folder)
-    written = [
+    written: list[Place] = [
         export(atlas, folder / "heads.parquet"),
         write_data(atlas, "categories", folder / "categories.csv"),
     ]
@@ -51,7 +52,7 @@ def write_outputs(atlas: Atlas, folder: str | Path, figures: bool = True) -> lis
     return written
 
 
-def _write_figures(atlas: Atlas, folder: Path) -> list[Path]:
+def _write_figures(atlas: Atlas, folder: Place) -> list[Place]:
     from headatlas.figures import save
 
     figure = atlas.plot.categories(width_mm=WIDTH_MM)
@@ -59,7 +60,7 @@ def _write_figures(atlas: Atlas, folder: Path) -> list[Path]:
     return [save(figure, path) for path in paths]
 
 
-def _write_text(atlas: Atlas, path: Path) -> Path:
+def _write_text(atlas: Atlas, path: Place) -> Place:
     from headatlas.figures.describe import describe
 
     with replacing(path) as temporary:
@@ -71,8 +72,8 @@ DYNAMIC_TITLES = {"context": "Score with context", "without-context": "Score wit
 
 
 def write_inference(
-    atlas: Atlas, agreement: pd.DataFrame, dynamics: Sequence[Dynamic], folder: Path, *, figures: bool = True
-) -> list[Path]:
+    atlas: Atlas, agreement: pd.DataFrame, dynamics: Sequence[Dynamic], folder: Place, *, figures: bool = True
+) -> list[Place]:
     """Write ``agreement.csv`` and, unless ``figures`` is False, the scatter plots with and without context.
 
     Args:
@@ -86,7 +87,7 @@ def write_inference(
     """
     from headatlas.atlas.evidence import Evidence
 
-    written = [_table(agreement, folder / "agreement.csv")]
+    written: list[Place] = [_table(agreement, folder / "agreement.csv")]
     if not figures:
         return written
     from headatlas.figures.evidence import Scatter, draw_agreement
@@ -118,8 +119,8 @@ def write_inference(
 
 
 def write_ablations(
-    atlas: Atlas, ablations: Sequence[Ablation], folder: Path, *, figures: bool = True
-) -> list[Path]:
+    atlas: Atlas, ablations: Sequence[Ablation], folder: Place, *, figures: bool = True
+) -> list[Place]:
     """Write ``ablation.csv`` (a row a task stored in the atlas) and, unless ``figures`` is False, a figure a
     task.
 
@@ -131,7 +132,7 @@ def write_ablations(
     from headatlas.evidence.curves import curves, summary
 
     stored = Atlas.open(atlas.path).evidence.ablations if atlas.path is not None else ablations
-    written = [_table(summary(list(stored)), folder / "ablation.csv")]
+    written: list[Place] = [_table(summary(list(stored)), folder / "ablation.csv")]
     if not figures:
         return written
     from headatlas.figures.evidence import draw_ablation
@@ -146,13 +147,13 @@ def write_ablations(
     return written
 
 
-def _table(frame: pd.DataFrame, path: Path) -> Path:
+def _table(frame: pd.DataFrame, path: Place) -> Place:
     with replacing(path) as temporary:
         frame.to_csv(temporary, index=False)
     return path
 
 
-def _save(figure: AtlasFigure, stem: Path) -> list[Path]:
+def _save(figure: AtlasFigure, stem: Place) -> list[Place]:
     from headatlas.figures import save
 
-    return [save(figure, stem.with_name(f"{stem.name}{suffix}")) for suffix in FIGURE_SUFFIXES]
+    return [save(figure, stem.parent / f"{stem.name}{suffix}") for suffix in FIGURE_SUFFIXES]

@@ -97,6 +97,8 @@ def test_options_reach_the_mapping(run: Run, mapped: Any, tmp_path: Path) -> Non
         "layers": "0-5",
         "ceiling": 40,
         "target_policy": "first-token",
+        "device": "auto",
+        "max_memory": None,
         "stream": False,
         "cluster": "auto",
         "remote": True,
@@ -224,7 +226,8 @@ def test_plan(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     module.__dict__["plan"] = lambda model, **rest: asked.append((model, rest)) or Plan()
     monkeypatch.setitem(sys.modules, "headatlas.mapping.plan", module)
     text = run("plan", "tiny", "--lens", "maps").stdout
-    assert asked == [("tiny", {"lens": "maps", "relations": "core", "stream": None, "remote": False})]
+    options = {"lens": "maps", "relations": "core", "stream": None, "remote": False}
+    assert asked == [("tiny", options | {"device": "auto", "max_memory": None})]
     for part in ("2.5 GB", "1 MB", "about 1 min 15 s", "attribution"):
         assert part in text
     assert '"bytes_to_read": 2500000000' in run("plan", "tiny", "--json").stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -156,7 +156,7 @@ def test_a_model_that_is_not_the_atlas_s(mapped: Planted) -> None:
 
 def test_a_model_too_large_for_memory_is_refused_before_it_is_loaded(mapped: Planted) -> None:
     with (
-        patch("headatlas.evidence.opening.memory_there", return_value=10**6),
+        patch("headatlas.evidence.opening.this_machine", return_value=Mock(memory=10**6)),
         patch("headatlas.evidence.ablation.running", side_effect=AssertionError("loaded")),
         pytest.raises(HeadatlasError, match=r"loads the whole model and needs about \d+ GB of memory"),
     ):

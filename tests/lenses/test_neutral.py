@@ -83,7 +83,7 @@ def test_a_heads_logits_are_its_direct_contribution(case: str, tmp_path: Path) -
 def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = opened(tiny_model("gemma3"))
     together = compute(ours, tmp_path / "a")
-    monkeypatch.setattr(neutral, "BATCH_TOKENS", 1)
+    monkeypatch.setattr(neutral, "ACTIVATIONS", 1)
     alone = compute(ours, tmp_path / "b")
     for layer in range(ours.dims.n_layers):
         torch.testing.assert_close(together.layer(layer).x, alone.layer(layer).x, **CLOSE)

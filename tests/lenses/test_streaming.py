@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from headatlas.architectures import Model, open_model
+from headatlas.architectures.opened import OpenedModel
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
-from headatlas.lenses import NEUTRAL_PREFIXES, NeutralStates, StreamedStates, neutral
+from headatlas.lenses import NEUTRAL_PREFIXES, NeutralStates, StreamedStates, blocks, neutral
 from headatlas.lenses.blocks import BlockPass
-from headatlas.mapping import plan, run
-from headatlas.mapping.run import map_heads
+from headatlas.mapping import plan, states
+from headatlas.mapping.job import options
+from headatlas.mapping.machine import Machine
+from headatlas.mapping.run import STATES_NAME, map_heads
 from headatlas.weights import open_checkpoint
 from headatlas.weights.safetensors_source import SafetensorsSource
 from tests.architectures.tiny import MODELS
@@ -63,8 +67,9 @@ def streamed(
     prefixes: Sequence[str] = NEUTRAL_PREFIXES,
     identity: str = "this model",
     progress: Callable[[int, int], None] | None = None,
+    last: int | None = None,
 ) -> StreamedStates:
-    return StreamedStates(model, sources, prefixes, states, identity=identity, progress=progress)
+    return StreamedStates(model, sources, prefixes, states, identity=identity, progress=progress, last=last)
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -78,27 +83,44 @@ def same_states(model: Model, left: Any, right: Any, layers: Sequence[int] | Non
 
 
 class Reads:
-    """What is read out of safetensors, and how much of it is alive."""
+    """What is read out of safetensors, and how much of it is in float32 at a time."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, counted: Callable[[str], bool]) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.names: Counter[str] = Counter()
-        self.most = 0
-        self._alive: list[tuple[StorageWeakRef, int]] = []
-        read = SafetensorsSource.read
+        stored = SafetensorsSource.stored
 
-        def noted(source: SafetensorsSource, name: str, rows: Any = None) -> torch.Tensor:
-            tensor = read(source, name, rows)
+        def noted(source: SafetensorsSource, name: str) -> torch.Tensor:
             self.names[name] += 1
-            if counted(name):
-                self._alive.append((StorageWeakRef(tensor.untyped_storage()), tensor.numel()))
-                self._alive = [entry for entry in self._alive if not entry[0].expired()]
-                self.most = max(self.most, sum(size for _, size in self._alive))
-            return tensor
+            return stored(source, name)
 
-        monkeypatch.setattr(SafetensorsSource, "read", noted)
+        monkeypatch.setattr(SafetensorsSource, "stored", noted)
 
     def of_layer(self, layer: int) -> int:
         return sum(count for name, count in self.names.items() if f"layers.{layer}." in name)
+
+
+class Calls:
+    """Which modules of the blocks are called, and the most parameters that are real at a time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.paths: Counter[str] = Counter()
+        self.most = 0
+        made = blocks.load_skeleton
+
+        def watched(checkpoint: Any) -> Any:
+            modules = made(checkpoint)
+            parts = [(path, part) for path, part in modules.named_modules() if ".layers." in path]
+            for path, part in parts:
+
+                def note(_module: Any, _args: Any, _out: Any, path: str = path) -> None:
+                    self.paths[path] += 1
+                    own = (p for _, part in parts for p in part.parameters(recurse=False))
+                    self.most = max(self.most, sum(p.numel() for p in own if p.device.type != "meta"))
+
+                part.register_forward_hook(note)
+            return modules
+
+        monkeypatch.setattr(blocks, "load_skeleton", watched)
 
 
 # Equal to the pass in memory --------------------------------------------------------------------------
@@ -149,7 +171,7 @@ def test_shards_in_half_precision(tmp_path: Path) -> None:
 def test_batches_change_nothing(
     folder: Path, whole: NeutralStates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(neutral, "BATCH_TOKENS", 1)
+    monkeypatch.setattr(neutral, "ACTIVATIONS", 1)
     model = opened(folder)
     same_states(model, streamed(model, tmp_path / "states"), whole)
 
@@ -169,32 +191,90 @@ def test_the_atlas_is_the_same(folder: Path, tmp_path: Path) -> None:
     assert set(found.dataset.variables) == set(expected.dataset.variables)
     for name in found.dataset.variables:
         np.testing.assert_array_equal(found.dataset[name], expected.dataset[name], err_msg=str(name))
-    assert not (tmp_path / run.STATES_NAME).exists()
+    assert not (tmp_path / STATES_NAME).exists()
 
 
 # What is read and held --------------------------------------------------------------------------------
 
 
-def test_every_layer_is_read_once_and_one_is_held(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A whole map: states, and heads from the same weights."""
-    reads = Reads(monkeypatch, counted=lambda name: ".layers." in name)
+def test_every_layer_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole map. Values and outputs are looked at again for the heads, while their pages are held."""
+    reads = Reads(monkeypatch)
     map_heads(folder, relations=random_relations(), stream=True)
+    stored = opened(folder).checkpoint.source.infos()
+    for name, info in stored.items():
+        if ".layers." in name and len(info.shape) > 1:
+            again = "v_proj" in name or "o_proj" in name
+            assert reads.names[name] == 1 + again, name
+
+
+def test_heads_are_read_while_the_block_is_held(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views: list[weakref.ref[torch.Tensor]] = []
+    stored, heads = SafetensorsSource.stored, OpenedModel.heads
+
+    def noted(source: SafetensorsSource, name: str) -> torch.Tensor:
+        view = stored(source, name)
+        views.append(weakref.ref(view))
+        return view
+
+    def read(model: OpenedModel, layer: int) -> Any:
+        alive.append(sum(view() is not None for view in views))
+        return heads(model, layer)
+
+    alive: list[int] = []
+    monkeypatch.setattr(SafetensorsSource, "stored", noted)
+    monkeypatch.setattr(OpenedModel, "heads", read)
     model = opened(folder)
-    stored = model.checkpoint.source.infos()
-    matrices = [name for name, info in stored.items() if ".layers." in name and len(info.shape) > 1]
-    assert {reads.names[name] for name in matrices} == {1}
-    assert reads.most <= model.n_block_parameters + 2 * model.dims.d_model  # with two gains of the right map
-    assert reads.most >= model.n_block_parameters
+    states = streamed(model, tmp_path / "states")
+    of_a_block = sum(".layers.0." in name for name in model.checkpoint.source.infos())
+    for layer in range(LAYERS):
+        states.layer(layer)
+    assert alive == [of_a_block] * LAYERS
+    assert not any(view() is not None for view in views)
+
+
+def test_one_projection_is_in_float32_at_a_time(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = Calls(monkeypatch)
+    model = opened(folder)
+    streamed(model, tmp_path / "states").layer(LAYERS - 1)
+    infos = model.checkpoint.source.infos()
+    assert calls.most == max(prod(info.shape) for name, info in infos.items() if ".layers." in name)
+
+
+def test_the_last_block_is_not_left(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it works but the norm and the projections before that of the values."""
+    calls = Calls(monkeypatch)
+    model = opened(folder)
+    states = streamed(model, tmp_path / "states")
+    states.layer(LAYERS - 1)
+    batches = len(NEUTRAL_PREFIXES) * len({len(source) for source in SOURCES})
+    for layer in range(LAYERS):
+        path = model.block_module(layer)
+        left = layer < LAYERS - 1
+        assert calls.paths[f"{path}.input_layernorm"] == batches + left * len(NEUTRAL_PREFIXES)
+        for part in (".self_attn.v_proj", ".self_attn.o_proj", ".mlp.down_proj"):
+            assert calls.paths[path + part] == left * (batches + len(NEUTRAL_PREFIXES))
 
 
 def test_of_the_embedding_only_the_rows_of_the_tokens_are_read(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reads = Reads(monkeypatch, counted=lambda name: "embed_tokens" in name)
-    model = opened(folder)
-    streamed(model, tmp_path / "states").layer(0)
+    rows_read: list[Any] = []
+    read = SafetensorsSource.read
+
+    def noted(source: SafetensorsSource, name: str, rows: Any = None) -> torch.Tensor:
+        if "embed_tokens" in name:
+            rows_read.append(rows)
+        return read(source, name, rows)
+
+    monkeypatch.setattr(SafetensorsSource, "read", noted)
+    streamed(opened(folder), tmp_path / "states").layer(0)
     tokens = {token for source in SOURCES for token in source} | {1, 4, 5, 6, 7}
-    assert reads.most == len(tokens) * model.dims.d_model
+    assert rows_read == [sorted(tokens)]
 
 
 def test_a_saved_layer_needs_no_modules(
@@ -203,11 +283,11 @@ def test_a_saved_layer_needs_no_modules(
     model = opened(folder)
     states = streamed(model, tmp_path / "states")
     expected = [states.layer(layer).x for layer in range(LAYERS)]
-    reads = Reads(monkeypatch, counted=lambda _: True)
+    reads = Reads(monkeypatch)
     again = streamed(model, tmp_path / "states")
     assert all(torch.equal(again.layer(layer).x, expected[layer]) for layer in range(LAYERS))
     assert not reads.names
-    assert not list((tmp_path / "states").glob("entering_00[012].npy"))
+    assert not list((tmp_path / "states").glob("entering_*.npy"))
 
 
 # Going on ---------------------------------------------------------------------------------------------
@@ -235,7 +315,7 @@ def test_a_run_broken_off_within_a_layer_goes_on_there(
         patch.setattr(BlockPass, "_through", stopped)
         with pytest.raises(KeyboardInterrupt):
             states.layer(LAYERS - 1)
-    reads = Reads(monkeypatch, counted=lambda _: True)
+    reads = Reads(monkeypatch)
     for going_on in (states, streamed(model, tmp_path / "b")):  # the same object, and another process
         for layer in range(LAYERS):
             for kind in ("x", "control"):
@@ -314,7 +394,7 @@ def test_the_states_another_process_saved_first_count(
     file = tmp_path / "states" / "x_002.npy"
     changed = np.load(file) + 1
     np.save(file, changed)
-    reads = Reads(monkeypatch, counted=lambda _: True)
+    reads = Reads(monkeypatch)
     assert torch.equal(slow.layer(2).x, torch.from_numpy(changed))
     slow.layer(3)  # from where the fast one is, not from block 1
     assert not reads.of_layer(1) and not reads.of_layer(2) and reads.of_layer(3)
@@ -331,6 +411,40 @@ def test_states_of_another_question_are_replaced(
     found = streamed(model, tmp_path / "states", **change).layer(1)
     assert torch.equal(found.x, streamed(model, tmp_path / "fresh", **change).layer(1).x)
     assert not (tmp_path / "states" / "x_002.npy").exists()
+
+
+@pytest.mark.parametrize("first", range(1, LAYERS))
+def test_later_layers_go_on_where_earlier_ones_ended(
+    first: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs, each of some layers: the second begins with the last block of the first."""
+    model = opened(folder)
+    uninterrupted = streamed(model, tmp_path / "a")
+    expected = [uninterrupted.layer(layer) for layer in range(LAYERS)]
+    early = streamed(model, tmp_path / "b", last=first - 1)
+    for layer in range(first):
+        early.layer(layer)
+    reads = Reads(monkeypatch)
+    later = streamed(model, tmp_path / "b")
+    for layer in range(LAYERS):
+        for kind in ("x", "control"):
+            assert torch.equal(getattr(later.layer(layer), kind), getattr(expected[layer], kind))
+    assert [bool(reads.of_layer(layer)) for layer in range(LAYERS)] == [
+        layer >= first - 1 for layer in range(LAYERS)
+    ]
+
+
+def test_a_map_of_later_layers_goes_on_where_that_of_earlier_ones_ended(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relations = random_relations()
+    expected = map_heads(folder, relations=relations, stream=True)
+    map_heads(folder, relations=relations, stream=True, layers="0-1", out=tmp_path)
+    reads = Reads(monkeypatch)
+    found = map_heads(folder, relations=relations, stream=True, layers="2-3", out=tmp_path)
+    assert not reads.of_layer(0) and reads.of_layer(2) and reads.of_layer(3)
+    for name in expected.dataset.variables:
+        np.testing.assert_array_equal(found.dataset[name], expected.dataset[name], err_msg=str(name))
 
 
 # Refusals and progress --------------------------------------------------------------------------------
@@ -392,13 +506,13 @@ def test_progress_counts_rows_of_all_layers(folder: Path, tmp_path: Path) -> Non
 @pytest.fixture
 def too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine holds a layer but not a model."""
-    for module in (plan, run):
-        monkeypatch.setattr(module, "memory_needed", lambda *_, streamed=False: 1 if streamed else 10**15)
+    for module in (plan, states):
+        monkeypatch.setattr(module, "memory_least", lambda *_, streamed=False: 1 if streamed else 10**15)
 
 
 @pytest.mark.usefixtures("too_large")
 def test_what_does_not_fit_is_streamed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads = Reads(monkeypatch, counted=lambda _: False)
+    reads = Reads(monkeypatch)
     found = plan.plan(folder, relations=random_relations())
     assert found.streams and any("one is in memory at a time" in note for note in found.notes)
     assert map_heads(folder, relations=random_relations(), layers="0").layers_done[0]
@@ -413,12 +527,26 @@ def test_what_fits_is_loaded(folder: Path) -> None:
     assert plan.plan(folder, relations=random_relations(), stream=True).streams
 
 
+def test_a_model_that_the_gpu_does_not_hold_is_streamed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of what is free there is for the weights."""
+    model, lens = opened(folder), options().lens
+    gpu, cpu = (Machine((torch.device(name),), 10**12) for name in ("cuda:0", "cpu"))
+    weights = 4 * model.n_parameters
+    for free, streamed in ((2 * weights, False), (2 * weights - 2, True)):
+        monkeypatch.setattr(plan, "free_memory", lambda _, free=free: free)
+        assert plan.streams(model, lens, 10, None, gpu) is streamed
+        assert not plan.streams(model, lens, 10, False, gpu)
+        assert not plan.streams(model, lens, 10, None, cpu)
+
+
 def test_memory_does_not_grow_with_depth(folder: Path) -> None:
     model = opened(folder)
     deep = opened(folder)
     deep.dims = replace(model.dims, n_layers=1000)
-    lens = run.options().lens
-    need = [plan.memory_needed(each, lens, 1000, streamed=True) for each in (model, deep)]
+    lens, machine = options().lens, Machine((torch.device("cpu"),), 10**11)
+    need = [plan.memory_needed(each, lens, 1000, machine, streamed=True) for each in (model, deep)]
     assert need[0] == need[1]
     assert model.n_block_parameters * LAYERS < model.n_parameters
 

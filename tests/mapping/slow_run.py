@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from zarr.storage import _local
 
-from headatlas.mapping import run
+from headatlas.mapping import run, workers
 from tests.mapping.checkpoints import random_relations
 
 SLEEP = 0.05
@@ -57,12 +57,12 @@ def _map(model: Path, out: Path, die_at_write: int | None, layers: str | None, s
 
     _local._put = counted(_local._put, torn=True)
     np.save = counted(np.save, torn=False)
-    map_layer = run.map_layer
+    map_layer = workers.map_layer
 
     def slowly(*args: Any, **kwargs: Any) -> Any:
         time.sleep(SLEEP)
         return map_layer(*args, **kwargs)
 
-    run.map_layer = slowly
+    workers.map_layer = slowly
     run.map_heads(model, relations=random_relations(), out=out, layers=layers, stream=stream)
     (out / "writes").write_text(str(writes))

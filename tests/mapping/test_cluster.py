@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from headatlas.mapping.progress import Progress
 from headatlas.mapping.run import map_heads
 from headatlas.mapping.stats import Stats
 from headatlas.relations import Relation
+from tests.mapping.cases import random_problem
 from tests.mapping.checkpoints import random_relations, save, tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +57,7 @@ def running(doomed: Path) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        sizes = {"num_cpus": 2, "object_store_memory": 2**28}
+        sizes = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": 2**28}  # Ray believes in the GPU
         try:
             context = ray.init(**sizes, include_dashboard=False, log_to_driver=False, _temp_dir=place)
             yield context.address_info["address"]
@@ -195,6 +197,25 @@ def test_the_command(running: str, model: Path, relations: list[Relation], tmp_p
     assert_same(Atlas.open(out), map_heads(str(model), relations=written, lens="maps", layers="1"))
 
 
+def what_it_gets(
+    questions: Any, vocabulary: Any, inputs: Any, options: dict[str, Any], cpus: int, version: str
+) -> Any:
+    """In place of `rank_one`."""
+    return (cluster.import_ray().get_gpu_ids(), options, vocabulary.device.type), Stats()
+
+
+def test_a_task_gets_a_gpu_if_asked_for(running: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "rank_one", what_it_gets)
+    nothing: Any = SimpleNamespace()
+    _, _, _, vocabulary = random_problem(0)
+    layers: Any = iter([(0, nothing), (1, nothing)])
+    found = cluster.rank_on_cluster(
+        nothing, vocabulary, layers, n_layers=2, ceiling=32, stats=Stats(), device="cuda:1"
+    )
+    expected = [0], {"ceiling": 32}, "cuda"
+    assert sorted(found) == [(0, expected), (1, expected)]
+
+
 def always_dies(*_: Any) -> Any:
     """In place of `rank_one`."""
     os.kill(os.getpid(), signal.SIGKILL)
@@ -250,14 +271,31 @@ def test_tensors_are_handed_over_as_they_are(dtype: torch.dtype, shape: tuple[in
 @pytest.mark.parametrize(
     ("cpus", "n_layers", "expected"),
     [
-        ((2,), 30, (1, 2)),
-        ((64, 64), 32, (4, 32)),
-        ((64, 8), 4, (8, 9)),
-        ((16,), 1, (16, 1)),
-        ((0,), 4, (1, 1)),
+        ((2,), 30, (1, 0, 2)),
+        ((64, 64), 32, (4, 0, 32)),
+        ((64, 8), 4, (8, 0, 9)),
+        ((16,), 1, (16, 0, 1)),
+        ((0,), 4, (1, 0, 1)),
     ],
 )
-def test_processors_a_layer(cpus: tuple[int, ...], n_layers: int, expected: tuple[int, int]) -> None:
+def test_processors_a_layer(cpus: tuple[int, ...], n_layers: int, expected: tuple[int, int, int]) -> None:
     nodes = [{"Alive": True, "Resources": {"CPU": float(n)}} for n in cpus]
     gone = {"Alive": False, "Resources": {"CPU": 512.0}}
     assert cluster._shares([*nodes, gone], n_layers) == expected
+
+
+@pytest.mark.parametrize(
+    ("machines", "expected"),
+    [(((16, 8),), (2, 1, 8)), (((64, 4), (8, 1), (128, 0)), (8, 1, 5)), (((1, 2),), (1, 1, 2))],
+)
+def test_a_gpu_a_layer(machines: tuple[tuple[int, int], ...], expected: tuple[int, int, int]) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": float(c), "GPU": float(g)}} for c, g in machines]
+    assert cluster._shares(nodes, 32, "cuda") == cluster._shares(nodes, 32, "cuda:1") == expected
+
+
+def test_devices_that_no_machine_of_the_cluster_has() -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 8.0}}]
+    with pytest.raises(HeadatlasError, match=r"--device cuda: no machine .* GPU .* `ray start --num-gpus N`"):
+        cluster._shares(nodes, 32, "cuda")
+    with pytest.raises(HeadatlasError, match=r"--device mps: .* use cpu or cuda"):
+        cluster._shares(nodes, 32, "mps")

@@ -18,7 +18,7 @@ from tests.mapping.cases import random_problem
 @pytest.fixture(params=["float32", "bfloat16"], autouse=True)
 def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test holds for both kinds of screening, whatever this processor prefers."""
-    monkeypatch.setattr(bounds, "bfloat16_pays", lambda: request.param == "bfloat16")
+    monkeypatch.setattr(bounds, "bfloat16_pays", lambda _: request.param == "bfloat16")
 
 
 def assert_same(left: LayerRanks, right: LayerRanks) -> None:
@@ -39,14 +39,44 @@ def test_engine_equals_the_oracle(norm: str, ceiling: int) -> None:
             assert (expected.promotion >= 0).any() and (expected.cell_promotion < 255).any()
 
 
-@pytest.mark.parametrize("batch_rows", [1, 7, 100_000])
-def test_results_do_not_depend_on_batches_or_chunks(batch_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pilots", [1, 7, 100_000])
+@pytest.mark.parametrize("alone", [True, False])
+def test_results_do_not_depend_on_rounds_routes_or_chunks(
+    pilots: int, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, questions, inputs, vocabulary = random_problem(7)
     expected = engine.map_layer(questions, inputs, vocabulary, ceiling=32)
     monkeypatch.setattr(final, "FIRST_CHUNK", 33)
     monkeypatch.setattr(final, "LARGEST_CHUNK", 50)
     monkeypatch.setattr(final, "BLOCK_ROWS", 13)
-    assert_same(engine.map_layer(questions, inputs, vocabulary, ceiling=32, batch_rows=batch_rows), expected)
+    monkeypatch.setattr(final, "MOST_CANDIDATES", 2000)
+    monkeypatch.setattr(engine, "PILOTS", pilots)
+    monkeypatch.setattr(engine, "_many_rows", lambda head: alone and head.space.basis is not None)
+    assert_same(engine.map_layer(questions, inputs, vocabulary, ceiling=32), expected)
+
+
+@pytest.mark.parametrize("heads_at_once", [1, 3])
+def test_heads_may_be_in_work_a_few_at_a_time(heads_at_once: int) -> None:
+    """And a control that is known is not computed again."""
+    _, questions, inputs, vocabulary = random_problem(7)
+    stats = Stats(), Stats()
+    expected = engine.map_layer(questions, inputs, vocabulary, ceiling=32, stats=stats[0])
+    found = engine.map_layer(
+        questions, inputs, vocabulary, ceiling=32, heads_at_once=heads_at_once, control=expected.control
+    )
+    assert_same(found, expected)
+    engine.map_layer(questions, inputs, vocabulary, ceiling=32, control=expected.control, stats=stats[1])
+    assert stats[1].rows < stats[0].rows and stats[1].products < stats[0].products
+
+
+def test_what_a_gpu_does_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Selecting by torch instead of NumPy; the numbers are still the processor's."""
+    _, questions, inputs, vocabulary = random_problem(7)
+    expected = engine.map_layer(questions, inputs, vocabulary, ceiling=32)
+    asked: list[torch.device] = []
+    monkeypatch.setattr(final, "on_processor", lambda values: asked.append(values.device))
+    assert_same(engine.map_layer(questions, inputs, vocabulary, ceiling=32), expected)
+    assert len(asked) > 10
 
 
 def test_near_ties_are_decided_in_float64() -> None:
@@ -58,7 +88,7 @@ def test_near_ties_are_decided_in_float64() -> None:
     near = [i for i in range(0, 380, 9) if i not in questions.targets]
     for i in near:
         rows[i] = base * (1 + 2e-7 * torch.randn(1, generator=generator))
-    close = replace(vocabulary, rows=rows)
+    close = replace(vocabulary, stored=rows)
     stats = Stats()
     found = engine.map_layer(questions, inputs, close, ceiling=250, stats=stats)
     assert_same(found, oracle.map_layer(questions, inputs, close, ceiling=250))
@@ -89,7 +119,7 @@ def test_copies_of_a_row_count_against_the_target_both_ways() -> None:
     target = int(questions.targets[questions.own_column[0]])
     rows = vocabulary.rows.clone()
     rows[(target + 1) % len(vocabulary)] = rows[target]
-    twin = replace(vocabulary, rows=rows)
+    twin = replace(vocabulary, stored=rows)
     found = oracle.map_layer(questions, inputs, twin, ceiling=250)
     pair = questions.own_pair[0]
     both = np.concatenate([found.promotion[:, pair], found.suppression[:, pair]])
@@ -105,7 +135,7 @@ def test_the_scale_of_a_head_changes_nothing(exponent: int) -> None:
     heads = LayerHeads(inputs.heads.W_V, inputs.heads.b_V, inputs.heads.W_O * 2.0**exponent)
     assert (heads.W_O != 0).all()
     scaled = replace(inputs, heads=heads)
-    weak = replace(vocabulary, rows=vocabulary.rows * 2.0**-24)
+    weak = replace(vocabulary, stored=vocabulary.rows * 2.0**-24)
     assert_same(oracle.map_layer(questions, scaled, weak, ceiling=32), expected)
     assert_same(engine.map_layer(questions, scaled, weak, ceiling=32), expected)
 

@@ -13,7 +13,8 @@ from headatlas.atlas.store import LayerRanks
 from headatlas.lenses import MapsStates, NeutralStates, States
 from headatlas.mapping import oracle
 from headatlas.mapping.job import Job, options, prepare
-from headatlas.mapping.run import layer_inputs, map_heads
+from headatlas.mapping.run import map_heads
+from headatlas.mapping.states import layer_inputs
 from headatlas.mapping.vocabulary import Vocabulary
 from tests.architectures.tiny import MODELS
 from tests.mapping.checkpoints import random_relations, save, tiny_model

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
-from headatlas.mapping import plan, run
+from headatlas.mapping import plan, states
 from headatlas.mapping.job import layer_range, options
 from headatlas.mapping.progress import Progress
 from headatlas.mapping.run import map_heads
@@ -98,7 +98,7 @@ def test_ctrl_c_keeps_finished_layers(mapped: Map, whole: Path, tmp_path: Path) 
     assert Atlas.open(tmp_path).layers_done.tolist() == [True, True, False]
     told: list[Progress] = []
     assert_same(mapped(out=tmp_path, progress=told.append), Atlas.open(whole))
-    assert [p.note for p in told if p.stage == "heads"] == ["layer 2", ""]
+    assert [p.note for p in told if p.stage == "heads"] == ["", "layer 2 done", ""]
     assert "states" not in {p.stage for p in told}, "saved states are reused"
 
 
@@ -364,9 +364,11 @@ def test_a_full_disk_is_said_and_loses_no_layer(
 
 
 def test_a_model_too_large_for_the_machine_is_said(mapped: Map, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (run, plan):
-        monkeypatch.setattr(module, "memory_needed", lambda *_, **__: 10**15)
-    with pytest.raises(HeadatlasError, match=r"by layer and needs about 1000000 GB .*; use --lens maps"):
+    for module in (states, plan):
+        monkeypatch.setattr(
+            module, "memory_least", lambda _, lens, *__, **___: 1 if lens.weights_only else 10**15
+        )
+    with pytest.raises(HeadatlasError, match=r"by layer and needs about 1000000.0 GB .*; use --lens maps"):
         mapped()
     with pytest.raises(HeadatlasError, match=r"whole model and .* GB; leave out --no-stream, or use --lens"):
         mapped(stream=False)

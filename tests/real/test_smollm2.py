@@ -20,7 +20,8 @@ from headatlas.lenses import MapsStates, NeutralStates
 from headatlas.mapping import engine, oracle
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.job import Job, options, prepare
-from headatlas.mapping.run import STATES_NAME, layer_inputs, map_heads
+from headatlas.mapping.run import STATES_NAME, map_heads
+from headatlas.mapping.states import layer_inputs
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.relations import core
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from headatlas.errors import HeadatlasError
 from headatlas.mapping.run import map_heads
+from headatlas.storage import shown
 from headatlas.weights import (
     fingerprint,
     load_modules,
@@ -26,7 +27,7 @@ from headatlas.weights import (
     tokenizer_hash,
 )
 from headatlas.weights.remote_files import Patience, RemoteStore
-from headatlas.weights.remote_url import Address, shown
+from headatlas.weights.remote_url import Address
 from tests.mapping import checkpoints
 from tests.weights import builders
 from tests.weights.range_server import Server, serving

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -62,32 +62,21 @@ class OpenedModel:
         """Raw rows of E [len(ids) or vocab, d_model], without any embedding scale."""
         return self._read(self._inventory.name(self._section.embed), ids)
 
-    def unembed(self) -> torch.Tensor:
-        """U transposed: [vocab, d_model], one row a token. Read anew at every call."""
+    def unembed(self, rows: slice | None = None) -> torch.Tensor:
+        """U transposed: [vocab, d_model], one row a token, or some rows of it. Read anew at every call."""
         stem = self._inventory.unembed_stem or self._section.embed
-        return self._read(self._inventory.name(stem))
+        return self._read(self._inventory.name(stem), rows)
 
-    def heads(self, layer: int, held: Mapping[str, torch.Tensor] | None = None) -> LayerHeads:
-        """Value and output weights of all heads of a layer.
-
-        Args:
-            layer: Which.
-            held: Tensors of the checkpoint that are in memory, by stored name; they are not read again.
-        """
+    def heads(self, layer: int) -> LayerHeads:
+        """Value and output weights of all heads of a layer."""
         value, output = self._inventory.value, self._section.output
         self._check_layer(layer)
-
-        def read(name: str, rows: slice | None = None) -> torch.Tensor:
-            if held is None or name not in held:
-                return self._read(name, rows)
-            return held[name] if rows is None else held[name][rows]
-
-        stored = read(self._inventory.name(value.stem, layer), value_rows(value.layout, self.dims))
+        stored = self._read(self._inventory.name(value.stem, layer), value_rows(value.layout, self.dims))
         bias = self._inventory.bias(value, layer)
         return LayerHeads(
             W_V=split_values(stored, value.layout, self.dims),
-            b_V=None if bias is None else split_value_bias(read(bias), value.layout, self.dims),
-            W_O=split_outputs(read(self._inventory.name(output.stem, layer)), output.layout, self.dims),
+            b_V=None if bias is None else split_value_bias(self._read(bias), value.layout, self.dims),
+            W_O=split_outputs(self._read(self._inventory.name(output.stem, layer)), output.layout, self.dims),
         )
 
     def right_map(self, layer: int) -> RightMap:

@@ -11,7 +11,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.relations.relation import CORE_CATEGORIES
 from headatlas.scoring.scores import false_discovery_rates, wilson
 from headatlas.scoring.settings import Criterion, Settings
+from headatlas.storage import Place
 
 if TYPE_CHECKING:
     from headatlas.atlas.evidence import Evidence
@@ -42,11 +42,11 @@ class Atlas:
         dataset: The xarray dataset behind it; arrays are read from disk when used.
         provenance: What was mapped, how, with which versions.
         settings: The k, τ, q and criterion it is read with.
-        path: The ``.zarr`` folder.
+        path: The ``.zarr`` folder, or its address.
     """
 
     def __init__(
-        self, dataset: xr.Dataset, provenance: dict[str, Any], settings: Settings, path: Path | None = None
+        self, dataset: xr.Dataset, provenance: dict[str, Any], settings: Settings, path: Place | None = None
     ) -> None:
         settings.check(int(provenance["ceiling"]))
         self.dataset = dataset
@@ -55,8 +55,8 @@ class Atlas:
         self.path = path
 
     @classmethod
-    def open(cls, path: str | Path) -> Atlas:
-        """Open an atlas from its output folder or its ``.zarr`` folder.
+    def open(cls, path: str | Place) -> Atlas:
+        """Open an atlas from its output folder or its ``.zarr`` folder, or from the address of one.
 
         Raises:
             HeadatlasError: There is no (complete) atlas.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from headatlas.atlas.store import AtlasWriter, read_array
 from headatlas.errors import HeadatlasError
 from headatlas.scoring.calibration import CALIBRATION
 from headatlas.scoring.settings import FLOOR, Settings
+from headatlas.storage import Place
+from headatlas.storage.zarr_store import zarr_store
 
 if TYPE_CHECKING:
     from headatlas.atlas.atlas import Atlas
@@ -62,9 +64,9 @@ def store_scores(atlas: Atlas) -> None:
 
 
 def _write(
-    path: Path, atlas: Atlas, arrays: dict[str, NDArray[np.float64]], control: NDArray[np.float64]
+    path: Place, atlas: Atlas, arrays: dict[str, NDArray[np.float64]], control: NDArray[np.float64]
 ) -> None:
-    group = zarr.open_group(path, mode="r+")
+    group = zarr.open_group(zarr_store(path), mode="r+")
     on_disk = AtlasWriter(path).done()  # not through xarray, which warns of what killed processes leave
     if not np.array_equal(on_disk, atlas.layers_done):
         # Another process has added layers since; it stores the scores of all when it ends.
@@ -75,7 +77,12 @@ def _write(
     for array, values in arrays.items():
         _replace(group, array, values, ("layer", "head", "relation"), _ARRAYS[array])
     _replace(group, _CONTROL, control, ("layer", "relation"), "score of the state itself, without any head")
-    group.attrs.update({"scores_of": _key(atlas.settings, atlas.layers_done)})
+    group.attrs.update(
+        {
+            "scores_of": _key(atlas.settings, atlas.layers_done),
+            "scores_sha256": _digest({**arrays, _CONTROL: control}),
+        }
+    )
 
 
 def stored_scores(
@@ -83,8 +90,8 @@ def stored_scores(
 ) -> dict[str, RelationScores] | None:
     """The stored scores if they belong to these settings and layers and fit together, else None.
 
-    Processes that end at the same time may have written over each other: the arrays then disagree about
-    which layers are mapped or which heads were calibrated.
+    Processes that end at the same time may have written over each other where there are no locks: the arrays
+    then are not those of the attributes, which are written in one piece.
 
     Args:
         data: The atlas's dataset.
@@ -97,6 +104,8 @@ def stored_scores(
     if not {*_ARRAYS, _CONTROL} <= set(data.variables):
         return None
     arrays = {name: read_array(data, name) for name in (*_ARRAYS, _CONTROL)}
+    if data.attrs.get("scores_sha256") != _digest(arrays):
+        return None
     scores = {
         name: RelationScores(
             score=arrays["promotion_score"][..., at],
@@ -156,6 +165,16 @@ def _key(settings: Settings, layers_done: NDArray[np.bool_]) -> str:
             "floor": FLOOR,
         }
     )
+
+
+def _digest(arrays: dict[str, NDArray[np.float64]]) -> str:
+    """Of the values, whatever the order of the arrays; every NaN is the same."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        values = np.where(np.isnan(arrays[name]), np.nan, arrays[name]).astype("<f8")
+        digest.update(f"{name} {values.shape} ".encode())
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
 
 
 def _replace(

@@ -14,6 +14,7 @@ import pandas as pd
 from headatlas.atlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.files import replacing
+from headatlas.storage import Place, place
 
 RECORD_FIELDS = (
     *("layer", "head", "relation", "category", "score", "suppression", "q", "control", "n_sources"),
@@ -21,7 +22,7 @@ RECORD_FIELDS = (
 """The first fields of every record of :func:`heads_json`. Scripts rely on them."""
 
 
-def export(atlas: Atlas, path: str | Path) -> Path:
+def export(atlas: Atlas, path: str | Place) -> Place:
     """Write one row per mapped head × scored relation; the file's suffix says the format.
 
     ``.parquet`` and ``.csv`` hold :func:`export_table`; Parquet also carries :func:`header` as JSON in its
@@ -34,7 +35,7 @@ def export(atlas: Atlas, path: str | Path) -> Path:
     Raises:
         HeadatlasError: The suffix is none of the three, or the file cannot be written.
     """
-    path = Path(path)
+    path = place(path)
     writer = _WRITERS.get(path.suffix.lower())
     if writer is None:
         known = ", ".join(_WRITERS)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from headatlas.atlas.atlas import Atlas
 from headatlas.scoring.settings import Criterion
+from headatlas.storage import Place
 
 
 def open_atlas(
-    path: str | Path,
+    path: str | Place,
     *,
     profile: str | None = None,
     k: int | None = None,
@@ -18,7 +17,7 @@ def open_atlas(
     q_max: float | None = None,
     criterion: Criterion | None = None,
 ) -> Atlas:
-    """Open the atlas in an output folder (or its ``.zarr``); numbers given here replace the stored ones.
+    """Open the atlas in an output folder or at an address; numbers given here replace the stored ones.
 
     Raises:
         HeadatlasError: There is no atlas, k is above its ceiling, or a number is out of range.

@@ -1,13 +1,15 @@
 """The atlas on disk: a Zarr group that xarray opens, one chunk per layer, written layer by layer.
 
 A layer's arrays are written first and its ``layer_done`` flag last, so a layer is either complete or will be
-done again. The group is created under another name and renamed, so it is either complete or not there.
+done again. In a folder the group is created under another name and renamed; in object storage its root is
+written last (:mod:`headatlas.atlas.publishing`). So it is either complete or not there.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,8 +24,11 @@ from numpy.typing import NDArray
 
 from headatlas.atlas.calibrate import CELL_BEYOND
 from headatlas.atlas.layout import Layout
+from headatlas.atlas.publishing import CLAIM, SCHEMA, publish, root_attributes
 from headatlas.errors import HeadatlasError
 from headatlas.scoring.scores import RANK_FLAGS, RANK_MISSING
+from headatlas.storage import Place, StorageError, StoragePath, place
+from headatlas.storage.zarr_store import zarr_store
 
 SCHEMA_VERSION = 1
 ATLAS_NAME = "atlas.zarr"
@@ -72,53 +77,78 @@ _DESCRIPTIONS = {
 }
 
 
-def atlas_path(path: str | Path) -> Path:
-    """The ``.zarr`` folder meant by an output folder or by the folder itself."""
-    given = Path(path)
+def atlas_path(path: str | Place) -> Place:
+    """The ``.zarr`` folder meant by an output folder, or by the folder itself; addresses work, too."""
+    given = place(path)
     inside = given / ATLAS_NAME
-    return inside if inside.is_dir() or given.suffix != ".zarr" else given
+    return inside if given.suffix != ".zarr" or inside.is_dir() else given
+
+
+def is_made(path: Place) -> bool:
+    """Whether something is at the place of an atlas that need not, or must not, be created.
+
+    Raises:
+        HeadatlasError: Something else is there, or the store does not answer.
+    """
+    if isinstance(path, Path):
+        return path.exists()
+    attributes = root_attributes(path)
+    return attributes is not None and SCHEMA in attributes
 
 
 def create_store(
-    path: Path, layout: Layout, *, n_layers: int, n_heads: int, attributes: Mapping[str, Any]
+    path: Place, layout: Layout, *, n_layers: int, n_heads: int, attributes: Mapping[str, Any]
 ) -> None:
     """Write an empty atlas (every rank “not mapped”) at ``path``, which must not exist.
+
+    In object storage an atlas that another process makes, or has just made, there is taken for this one if it
+    has the same axes.
 
     Raises:
         HeadatlasError: It cannot be written there.
     """
+    if isinstance(path, StoragePath):
+        with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
+            made = Path(folder) / ATLAS_NAME
+            create_store(made, layout, n_layers=n_layers, n_heads=n_heads, attributes=attributes)
+            publish(made, path)
+        return
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _static_dataset(layout, n_layers, n_heads).to_zarr(temporary, mode="w", consolidated=False)
-        group = zarr.open_group(temporary, mode="r+")
-        sizes = {"layer": n_layers, "head": n_heads, "pair": layout.n_pairs, "cell": layout.n_cells}
-        for name, (_, dims, dtype, fill) in _LAYER_ARRAYS.items():
-            shape = tuple(sizes[d] for d in dims)
-            group.create_array(
-                name,
-                shape=shape,
-                chunks=(1, *(max(1, n) for n in shape[1:])),
-                dtype=dtype,
-                fill_value=fill,
-                dimension_names=list(dims),
-                attributes={"long_name": _DESCRIPTIONS[name], **_flags(name)},
-            )
-        group.create_array(
-            "layer_done",
-            shape=(n_layers,),
-            chunks=(1,),
-            dtype=np.uint8,
-            fill_value=0,
-            dimension_names=["layer"],
-            attributes={"long_name": "1 once a layer's ranks are complete"},
-        )
-        group.attrs.update({"headatlas_schema": SCHEMA_VERSION, "provenance": json.dumps(attributes)})
+        _fill(temporary, layout, n_layers, n_heads, attributes)
         temporary.replace(path)
     except OSError as error:
         raise _unwritable(path, error, "choose another output folder with -o") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _fill(path: Path, layout: Layout, n_layers: int, n_heads: int, attributes: Mapping[str, Any]) -> None:
+    _static_dataset(layout, n_layers, n_heads).to_zarr(path, mode="w", consolidated=False)
+    group = zarr.open_group(path, mode="r+")
+    sizes = {"layer": n_layers, "head": n_heads, "pair": layout.n_pairs, "cell": layout.n_cells}
+    for name, (_, dims, dtype, fill) in _LAYER_ARRAYS.items():
+        shape = tuple(sizes[d] for d in dims)
+        group.create_array(
+            name,
+            shape=shape,
+            chunks=(1, *(max(1, n) for n in shape[1:])),
+            dtype=dtype,
+            fill_value=fill,
+            dimension_names=list(dims),
+            attributes={"long_name": _DESCRIPTIONS[name], **_flags(name)},
+        )
+    group.create_array(
+        "layer_done",
+        shape=(n_layers,),
+        chunks=(1,),
+        dtype=np.uint8,
+        fill_value=0,
+        dimension_names=["layer"],
+        attributes={"long_name": "1 once a layer's ranks are complete"},
+    )
+    group.attrs.update({SCHEMA: SCHEMA_VERSION, "provenance": json.dumps(attributes)})
 
 
 def _flags(name: str) -> dict[str, Any]:
@@ -182,7 +212,7 @@ def _join(parts: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
     return np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype)
 
 
-def _unwritable(path: Path, error: OSError, what_to_do: str) -> HeadatlasError:
+def _unwritable(path: Place, error: OSError, what_to_do: str) -> HeadatlasError:
     return HeadatlasError(f"{path}: cannot be written ({error.strerror or error}); {what_to_do}.")
 
 
@@ -193,10 +223,12 @@ class AtlasWriter:
         HeadatlasError: There is no store at ``path``, or it cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self._path = path
         try:
-            self._group = zarr.open_group(path, mode="r+")
+            self._group = zarr.open_group(zarr_store(path), mode="r+")
+        except StorageError:
+            raise
         except OSError as error:
             raise _unwritable(path, error, "make it with `headatlas map MODEL -o DIR`") from error
 
@@ -215,9 +247,8 @@ class AtlasWriter:
                 self._array(name)[layer] = getattr(ranks, attribute)
             self._array("layer_done")[layer] = np.uint8(1)
         except OSError as error:
-            saved = (
-                f"layer {layer} is not saved, finished layers are: make room and run the same command again"
-            )
+            remedy = "" if isinstance(error, StorageError) else "make room and "
+            saved = f"layer {layer} is not saved, finished layers are: {remedy}run the same command again"
             raise _unwritable(self._path, error, saved) from error
 
     def _array(self, name: str) -> zarr.Array[Any]:
@@ -227,21 +258,29 @@ class AtlasWriter:
         return array
 
 
-def read_store(path: Path) -> tuple[xr.Dataset, dict[str, Any]]:
+def read_store(path: Place) -> tuple[xr.Dataset, dict[str, Any]]:
     """Open an atlas: its dataset (arrays read when used) and its provenance.
 
     Raises:
         HeadatlasError: There is no atlas, it is half written, or its schema is newer than this headatlas.
     """
-    if not path.is_dir():
+    if not _is_there(path):
         raise HeadatlasError(f"{path}: there is no atlas here; make one with `headatlas map MODEL -o DIR`.")
     try:
         with warnings.catch_warnings():
             # A killed process may leave a half-written file beside the whole one that it was to replace.
             warnings.filterwarnings("ignore", message=".* is not recognized as a component of a Zarr")
-            dataset = xr.open_zarr(path, consolidated=False, chunks=None)
-        version = int(dataset.attrs["headatlas_schema"])
+            store = zarr_store(path, read_only=True)
+            dataset = xr.open_zarr(store, consolidated=False, chunks=None)
+        dataset.encoding["source"] = str(path)
+        if CLAIM in dataset.attrs:
+            raise HeadatlasError(
+                f"{path}: the atlas is being made, or was left when it was; run the map command again."
+            )
+        version = int(dataset.attrs[SCHEMA])
         provenance: dict[str, Any] = dict(json.loads(dataset.attrs["provenance"]))
+    except StorageError:
+        raise
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise HeadatlasError(
             f"{path}: this is not a complete headatlas atlas ({error}); remove the folder and map again."
@@ -262,6 +301,10 @@ def read_store(path: Path) -> tuple[xr.Dataset, dict[str, Any]]:
             f"{path}: its provenance {strange} is not what headatlas writes; remove the folder and map again."
         )
     return dataset, provenance
+
+
+def _is_there(path: Place) -> bool:
+    return path.is_dir() if isinstance(path, Path) else root_attributes(path) is not None
 
 
 def _strange(provenance: dict[str, Any]) -> str | None:
@@ -288,6 +331,8 @@ def read_array(data: xr.Dataset, name: str) -> NDArray[Any]:
     """
     try:
         return np.asarray(data[name].values)
+    except StorageError:
+        raise
     except (OSError, RuntimeError, ValueError) as error:
         raise damaged(data, name, error) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -32,7 +31,7 @@ def register(app: typer.Typer) -> None:
 def plot(
     folder: AtlasArgument,
     out: Annotated[
-        Path,
+        str,
         typer.Option(
             "--out", "-o", metavar="FILE", help="The figure: .png, .svg or .pdf.", show_default=False
         ),
@@ -44,7 +43,7 @@ def plot(
         str, typer.Option("--width", metavar="LENGTH", help="Printed width: 170mm, 17cm or 6.7in.")
     ] = "170mm",
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="FILE", help="Also write the plotted data, as CSV.")
+        str | None, typer.Option("--data", metavar="FILE", help="Also write the plotted data, as CSV.")
     ] = None,
     k: K = None,
     k_copy: KCopy = None,
@@ -58,18 +57,19 @@ def plot(
     atlas = read_atlas(folder, profile=profile, k=k, k_copy=k_copy, tau=tau, q=q, criterion=criterion)
     from headatlas.figures import plot as draw
     from headatlas.figures.plots import write_data
+    from headatlas.storage import place
 
     draw(atlas, kind, out, width_mm)
-    say(f"written: {out}")
+    say(f"written: {place(out)}")
     if data is not None:
         write_data(atlas, kind, data)
-        say(f"written: {data}")
+        say(f"written: {place(data)}")
 
 
 def report(
     folder: AtlasArgument,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--out", "-o", metavar="FILE", help="Default: report.html beside the atlas."),
     ] = None,
     k: K = None,
@@ -85,15 +85,16 @@ def report(
     """
     atlas = read_atlas(folder, profile=profile, k=k, k_copy=k_copy, tau=tau, q=q, criterion=criterion)
     from headatlas.report import write_report
+    from headatlas.storage import place
 
-    path = write_report(atlas, out or (atlas.path or folder).parent / "report.html")
+    path = write_report(atlas, out or (atlas.path or place(folder)).parent / "report.html")
     say(f"written: {path}")
 
 
 def export(
     folder: AtlasArgument,
     out: Annotated[
-        Path,
+        str,
         typer.Option(
             "--out", "-o", metavar="FILE", help="The table: .parquet, .csv or .json.", show_default=False
         ),

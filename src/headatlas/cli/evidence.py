@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from headatlas.atlas import Atlas
+    from headatlas.storage import Place
 
 STOPPED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -147,7 +148,7 @@ def _names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _beside(atlas: Atlas) -> Path:
+def _beside(atlas: Atlas) -> Place:
     """The folder for tables and figures."""
     from headatlas.cli.summary import atlas_folder
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from headatlas.cli.options import (
     AsJson,
     CriterionOption,
+    Device,
     K,
     KCopy,
     LensOption,
+    MaxMemory,
     ModelArgument,
     QMax,
     Relations,
@@ -27,6 +28,9 @@ from headatlas.cli.output import print_fields, print_json, say
 from headatlas.cli.progress import MapProgress
 from headatlas.cli.summary import plan_rows, summary
 from headatlas.errors import HeadatlasError
+
+if TYPE_CHECKING:
+    from headatlas.storage import Place
 
 STOPPED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -43,6 +47,8 @@ def plan(
     lens: LensOption = None,
     relations: Relations = "core",
     stream: Stream = None,
+    device: Device = "auto",
+    max_memory: MaxMemory = None,
     remote: Remote = False,
     as_json: AsJson = False,
 ) -> None:
@@ -53,7 +59,13 @@ def plan(
     from headatlas.mapping.plan import plan as make_plan
 
     found = make_plan(
-        model, lens=lens or "neutral", relations=relations, stream=stream, remote=remote
+        model,
+        lens=lens or "neutral",
+        relations=relations,
+        stream=stream,
+        device=device,
+        max_memory=max_memory,
+        remote=remote,
     ).to_dict()
     if as_json:
         print_json(found)
@@ -64,9 +76,13 @@ def plan(
 def map_model(
     model: ModelArgument,
     out: Annotated[
-        Path,
+        str,
         typer.Option(
-            "--out", "-o", metavar="DIR", help="Folder for the atlas, figures and page.", show_default=False
+            "--out",
+            "-o",
+            metavar="DIR",
+            help="Folder for the atlas, figures and page; or an address (s3://bucket/folder).",
+            show_default=False,
         ),
     ],
     lens: LensOption = None,
@@ -94,6 +110,8 @@ def map_model(
         typer.Option("--ceiling", metavar="N", help="Ranks are stored exactly below N; k can be up to N."),
     ] = 32,
     stream: Stream = None,
+    device: Device = "auto",
+    max_memory: MaxMemory = None,
     cluster: Annotated[
         str | None,
         typer.Option(
@@ -120,13 +138,15 @@ def map_model(
     from headatlas.files import check_writable
     from headatlas.mapping.run import map_heads
     from headatlas.outputs import write_outputs
+    from headatlas.storage import place
 
     began = time.monotonic()
-    check_writable(out)
-    with _stopping(out), MapProgress() as progress:
+    where = place(out)
+    check_writable(where)
+    with _stopping(where), MapProgress() as progress:
         atlas = map_heads(
             model,
-            out=out,
+            out=where,
             preset=preset,
             lens=lens,
             relations=relations,
@@ -138,6 +158,8 @@ def map_model(
             layers=layers,
             ceiling=ceiling,
             stream=stream,
+            device=device,
+            max_memory=max_memory,
             target_policy=target_policy,
             cluster=cluster,
             remote=remote,
@@ -146,13 +168,13 @@ def map_model(
         )
     # The outputs follow this command line, whatever an earlier one, now resumed, said.
     atlas = atlas.with_settings(k=k, k_copy=k_copy, tau=tau, q_max=q, criterion=criterion)
-    with _stopping(out):
-        written = write_outputs(atlas, out, figures=not no_figures)
-    say(summary(atlas, out, written, time.monotonic() - began))
+    with _stopping(where):
+        written = write_outputs(atlas, where, figures=not no_figures)
+    say(summary(atlas, where, written, time.monotonic() - began))
 
 
 @contextmanager
-def _stopping(out: Path) -> Iterator[None]:
+def _stopping(out: Place) -> Iterator[None]:
     """Ctrl-C inside the block says what is saved, and ends the command."""
     try:
         yield
@@ -161,7 +183,7 @@ def _stopping(out: Path) -> Iterator[None]:
         raise typer.Exit(STOPPED) from None
 
 
-def _stopped(out: Path) -> str:
+def _stopped(out: Place) -> str:
     from headatlas.atlas import Atlas
 
     try:

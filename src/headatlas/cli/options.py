@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -23,9 +22,11 @@ ModelArgument = Annotated[
     ),
 ]
 AtlasArgument = Annotated[
-    Path,
+    str,
     typer.Argument(
-        metavar="DIR", help="The folder `headatlas map` wrote, or its atlas.zarr.", show_default=False
+        metavar="DIR",
+        help="What `headatlas map` wrote to, or the atlas.zarr in it: a folder, or an address (s3://…).",
+        show_default=False,
     ),
 ]
 Relations = Annotated[
@@ -41,7 +42,22 @@ Stream = Annotated[
         help="neutral: run the model layer by layer, or load it whole. Default: by the memory there is.",
     ),
 ]
-
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="auto|cpu|cuda|cuda:N|mps",
+        help="Where to compute. cuda: all GPUs, layers shared out. auto: a GPU if there is one.",
+    ),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        help="Main memory to stay below, such as 6GB: fewer heads at a time, streaming. Default: all.",
+    ),
+]
 Remote = Annotated[
     bool,
     typer.Option(
@@ -72,7 +88,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 
 def read_atlas(
-    folder: Path,
+    folder: str,
     *,
     profile: str | None,
     k: int | None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from headatlas.architectures import Model
-from headatlas.evidence.texts import Ids
+from headatlas.evidence.texts import BATCH_TOKENS, Ids
 from headatlas.lenses.neutral import batches, by_length
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def mean_outputs(model: Model, modules: PreTrainedModel, prompts: Sequence[Ids])
     try:
         with torch.inference_mode():
             for length, members in by_length(prompts).items():
-                for batch in batches(members, length):
+                for batch in batches(members, length, BATCH_TOKENS):
                     ids = torch.tensor([prompts[at] for at in batch], device=modules.device)
                     modules.base_model(input_ids=ids, use_cache=False)
     finally:

@@ -14,7 +14,8 @@ from headatlas.atlas.store import read_array
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import lens_named
 from headatlas.mapping.job import Job, differences, options, prepare
-from headatlas.mapping.plan import memory_needed, memory_there
+from headatlas.mapping.machine import this_machine
+from headatlas.mapping.plan import memory_least
 from headatlas.relations import Pair, Relation, TokenisedRelation, tokenise
 from headatlas.weights import need_on_disk
 
@@ -60,6 +61,10 @@ def open_subject(
     """
     if atlas.path is None:
         raise HeadatlasError("evidence is stored with the atlas: map the model into a folder (out=…) first.")
+    if not isinstance(atlas.path, Path):
+        raise HeadatlasError(
+            f"{atlas.path}: evidence is stored in folders only; copy the atlas to this machine."
+        )
     lens = lens_named(atlas.lens)
     chosen = options(
         preset_name=atlas.provenance.get("preset", "default"),
@@ -105,7 +110,8 @@ def check_memory(job: Job) -> None:
     Raises:
         HeadatlasError: With the need.
     """
-    need, have = memory_needed(job.model, lens_named("neutral"), len(job.questions.sources)), memory_there()
+    need = memory_least(job.model, lens_named("neutral"), len(job.questions.sources))
+    have = this_machine("cpu").memory
     if need > have:
         raise HeadatlasError(
             f"{job.model.checkpoint.spec}: evidence loads the whole model and needs about {need / 1e9:.0f} "

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from headatlas.evidence.templates import Template
 from headatlas.evidence.texts import (
+    BATCH_TOKENS,
     CUT_DIFFERENTLY,
     TARGET_CUT_DIFFERENTLY,
     Ids,
@@ -146,7 +147,7 @@ def answers(modules: PreTrainedModel, prompts: Sequence[Ids]) -> NDArray[np.int6
 def _batches(rows: Sequence[Ids], shared: int) -> Iterator[list[int]]:
     for length, members in by_length(rows).items():
         # A copy of the shared part's keys and values is held for every row.
-        yield from batches(members, length + shared // 4)
+        yield from batches(members, length + shared // 4, BATCH_TOKENS)
 
 
 def _shared(prompts: Sequence[Ids]) -> int:

@@ -19,6 +19,9 @@ TARGET_CUT_DIFFERENTLY = "target is cut differently after the text"
 
 Ids = tuple[int, ...]
 
+BATCH_TOKENS = 1024
+"""Tokens that go through the model together, for its activations' sake."""
+
 
 @dataclass(frozen=True)
 class Text:

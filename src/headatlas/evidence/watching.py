@@ -17,7 +17,7 @@ import torch
 
 from headatlas.architectures import Model
 from headatlas.errors import HeadatlasError
-from headatlas.evidence.texts import Text
+from headatlas.evidence.texts import BATCH_TOKENS, Text
 from headatlas.lenses.neutral import batches, by_length
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def watch(
     done = 0
     with _with_attention(modules), watcher.hooked(modules), torch.inference_mode():
         for length, members in by_length([text.ids for text in texts]).items():
-            for batch in batches(members, length):
+            for batch in batches(members, length, BATCH_TOKENS):
                 watcher.rows = batch
                 watcher.sources = torch.tensor([texts[at].source for at in batch])
                 ids = torch.tensor([texts[at].ids for at in batch], device=modules.device)

@@ -10,24 +10,27 @@ that occur, the position embedding and the final norm are filled in. Then:
 
 So nothing here knows how a family makes masks or positions, and a pass can begin at any block whose input was
 saved. Rows are grouped as in the pass in memory: a prefix goes through once and its keys and values serve all
-sources, sources of one length go together, nothing is padded. Memory holds one block, the states of all rows
-and a batch of activations.
+sources, sources of one length go together, nothing is padded. Memory holds the states of all rows, a batch of
+activations and one projection in float32; on a GPU also one block as it is stored.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 
 from headatlas.architectures import LayerHeads, Model
+from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
-from headatlas.lenses.neutral import Collector, batches, by_length
+from headatlas.lenses.neutral import CPU, Collector, batch_tokens, batches, by_length
+from headatlas.lenses.placed import placed
 from headatlas.weights import load_skeleton
 from headatlas.weights.safetensors_source import SafetensorsSource
 
@@ -41,7 +44,13 @@ class _Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    def on(self, device: torch.device) -> _Call:
+        """The same with its tensors on a device."""
+        return _Call(send_to_device(self.args, device), send_to_device(self.kwargs, device))
+
     def filled(self, hidden: torch.Tensor, cache: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments for these hidden states and this cache."""
+
         def fill(value: Any) -> Any:
             return hidden if value is _HIDDEN else cache if value is _CACHE else value
 
@@ -65,17 +74,25 @@ class _Group:
     calls: list[_Call]
 
 
+class _EnoughError(Exception):
+    """Ends a block at its value projection."""
+
+
 class BlockPass:
     """Rows (prefix, source) on their way through the blocks of a model.
 
     Attributes:
         next: The block that comes next.
-        hidden: [n_tokens, d_model] float32: what enters it, for every token of every row.
+        hidden: [n_tokens, d_model] float32 on the CPU: what enters it, for every token of every row.
         n_tokens: Prefix tokens and, for each prefix, the tokens of all sources.
     """
 
     def __init__(
-        self, model: Model, prefixes: Sequence[list[int]], sources: Sequence[tuple[int, ...]]
+        self,
+        model: Model,
+        prefixes: Sequence[list[int]],
+        sources: Sequence[tuple[int, ...]],
+        device: torch.device = CPU,
     ) -> None:
         """Make the modules and rehearse.
 
@@ -83,6 +100,7 @@ class BlockPass:
             model: The opened model, of safetensors.
             prefixes: Token ids of each prefix.
             sources: Token ids of each source.
+            device: Where the blocks work; everything else stays on the CPU.
 
         Raises:
             HeadatlasError: The modules cannot be made.
@@ -90,7 +108,11 @@ class BlockPass:
         self._model = model
         self._prefixes = prefixes
         self._sources = sources
+        self._device = device
+        self._tokens = batch_tokens(model, device)
         self._modules = load_skeleton(model.checkpoint)
+        # load_skeleton refuses what is not safetensors.
+        self._source = cast(SafetensorsSource, model.checkpoint.source)
         self._body: Any = self._modules.get_submodule(model.body_module())
         self._blocks = [
             self._modules.get_submodule(model.block_module(layer)) for layer in range(model.dims.n_layers)
@@ -109,12 +131,14 @@ class BlockPass:
         """Go on at a block with the states [n_tokens, d_model] that enter it."""
         self.next, self.hidden = layer, hidden
 
-    def advance(self, collector: Collector, tell: Callable[[int], None]) -> LayerHeads:
+    def advance(self, collector: Collector, tell: Callable[[int], None], *, leave: bool = True) -> LayerHeads:
         """Send all rows through the next block.
 
         Args:
             collector: Takes the states of this block.
             tell: Called with the number of rows that have come through since the last call.
+            leave: Whether they leave it. If not, they end at its value projection, which is all that its
+                states need, and the block stays the next one.
 
         Returns:
             The heads of the block, from the weights that were read for it.
@@ -122,59 +146,86 @@ class BlockPass:
         Raises:
             HeadatlasError: The weights cannot be read.
         """
+        layer = self.next
+        stored = self._read(layer)
+        with (
+            torch.inference_mode(),
+            strict_products(),
+            collector.hooked(self._modules),
+            nullcontext() if leave else self._ending(layer),
+            placed(self._blocks[layer], stored, self._device),
+        ):
+            self._send(collector, tell, leave)
+        heads = self._model.heads(layer)  # while the pages of its weights are in memory
+        self.next = layer + leave
+        return heads
+
+    def _send(self, collector: Collector, tell: Callable[[int], None], leave: bool) -> None:
+        """All rows through the next block, or to its value projection, where no prefix is needed."""
         from transformers import DynamicCache
 
-        layer = self.next
-        weights, held = self._read(layer)
-        with torch.inference_mode(), collector.hooked(self._modules):
-            for prefix, *groups in self._groups:
-                collector.members = []
-                cache = DynamicCache(config=self._body.config)
-                self._through(layer, weights, prefix, slice(0, 1), cache)
-                for group in groups:
-                    done = 0
-                    for collector.members in batches(group.members, group.length):
-                        rows = slice(done, done + len(collector.members))
-                        past = copy.deepcopy(cache)
+        for prefix, *groups in self._groups:
+            collector.members = []
+            cache = DynamicCache(config=self._body.config)
+            if leave:
+                self._through(prefix, slice(0, 1), cache)
+            for group in groups:
+                done = 0
+                for collector.members in batches(group.members, group.length, self._tokens):
+                    rows = slice(done, done + len(collector.members))
+                    past = copy.deepcopy(cache)
+                    if leave:
                         past.batch_repeat_interleave(len(collector.members))
-                        self._through(layer, weights, group, rows, past)
-                        done = rows.stop
-                        tell(len(collector.members))
-        self.next = layer + 1
-        return self._model.heads(layer, held)
+                    self._through(group, rows, past)
+                    done = rows.stop
+                    tell(len(collector.members))
 
-    def _through(
-        self, layer: int, weights: dict[str, torch.Tensor], group: _Group, rows: slice, cache: Any
-    ) -> None:
-        """Some rows of a group through a block, in place."""
+    def _through(self, group: _Group, rows: slice, cache: Any) -> None:
+        """Some rows of a group through the next block, in place."""
         part = self.hidden[group.start + rows.start * group.length : group.start + rows.stop * group.length]
-        entering = part.view(rows.stop - rows.start, group.length, -1)
-        args, kwargs = group.calls[layer].filled(entering, cache)
-        left: Any = torch.func.functional_call(self._blocks[layer], weights, args, kwargs)
-        part.copy_((left[0] if isinstance(left, tuple) else left).view_as(part))
+        entering = part.view(rows.stop - rows.start, group.length, -1).to(self._device)
+        args, kwargs = group.calls[self.next].on(self._device).filled(entering, cache)
+        try:
+            left: Any = self._blocks[self.next](*args, **kwargs)
+        except _EnoughError:
+            return
+        part.copy_((left[0] if isinstance(left, tuple) else left).reshape(part.shape))
 
-    def _read(self, layer: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """The weights of a block by their names in its module, and the same by their stored names."""
-        weights, held = {}, {}
+    @contextmanager
+    def _ending(self, layer: int) -> Iterator[None]:
+        """Blocks end where the value projection begins."""
+
+        def end(_module: nn.Module, _args: Any) -> None:
+            raise _EnoughError
+
+        handle = self._modules.get_submodule(self._model.value_input_module(layer)).register_forward_pre_hook(
+            end
+        )
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _read(self, layer: int) -> dict[str, torch.Tensor]:
+        """The stored weights of a block, views of the mapped files, by their paths in its module."""
+        weights = {}
         path = self._model.block_module(layer)
-        for name, parameter in self._blocks[layer].named_parameters():
+        for name, parameter in self._blocks[layer].named_parameters(remove_duplicate=False):
             stored = self._model.stored_name(f"{path}.{name}")
-            weights[name] = held[stored] = self._tensor(stored, tuple(parameter.shape))
-        source = self._model.checkpoint.source
-        if isinstance(source, SafetensorsSource):
-            source.release()
-        return weights, held
+            self._check(stored, tuple(parameter.shape))
+            weights[name] = self._source.stored(stored)
+        self._source.release()  # what these views do not hold
+        return weights
 
-    def _tensor(self, stored: str, shape: tuple[int, ...], rows: list[int] | None = None) -> torch.Tensor:
-        source = self._model.checkpoint.source
-        info = source.infos().get(stored)
+    def _check(self, stored: str, shape: tuple[int, ...]) -> None:
+        """Make sure that a tensor is there and has the shape of the module's."""
+        info = self._source.infos().get(stored)
         if info is None or info.shape != shape:
             found = "is missing" if info is None else f"has the shape {list(info.shape)}"
             raise HeadatlasError(
                 f"{self._model.checkpoint.spec}: tensor {stored!r} {found}, but transformers expects "
                 f"{list(shape)}; leave out --stream, or use --lens maps."
             )
-        return source.read(stored, rows).to(torch.float32)
 
     def _fill_in(self) -> None:
         """Give weights to everything in the decoder but the blocks; of the embedding only the rows needed."""
@@ -187,7 +238,8 @@ class BlockPass:
             module = self._body.get_submodule(path)
             rows = list(self._row_of) if module is embedding else None
             stored = self._model.stored_name(f"{self._model.body_module()}.{name}")
-            tensor = self._tensor(stored, tuple(parameter.shape), rows)
+            self._check(stored, tuple(parameter.shape))
+            tensor = self._source.read(stored, rows).to(torch.float32)
             setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
         embedding.padding_idx = None  # it would count rows of the whole embedding
 
@@ -212,7 +264,7 @@ class BlockPass:
             rows = [self._sources[at] for at in members] or [tuple(prefix)]
             _, calls = self._rehearse(rows[:1], cache)
             at = start
-            for batch in batches(list(range(len(rows))), length):
+            for batch in batches(list(range(len(rows))), length, self._tokens):
                 entering, _ = self._rehearse([rows[row] for row in batch], cache)
                 self.hidden[at : at + length * len(batch)] = entering.reshape(length * len(batch), -1)
                 at += length * len(batch)

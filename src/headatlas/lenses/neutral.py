@@ -23,13 +23,18 @@ import numpy as np
 import torch
 
 from headatlas.architectures import Model
+from headatlas.devices import free_memory, strict_products
 from headatlas.errors import HeadatlasError
 from headatlas.lenses.lens import LayerStates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-BATCH_TOKENS = 1024
+CPU = torch.device("cpu")
+ACTIVATIONS = 512 << 20
+"""Bytes that the activations of the rows at hand may take on the CPU; on a GPU, a quarter of what is free."""
+MOST_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 16384}
+"""That go through together, by kind of device: more make the CPU no faster."""
 INDEX = "states.json"
 KINDS = ("x", "control")
 
@@ -50,6 +55,7 @@ class NeutralStates:
         *,
         identity: str,
         progress: Callable[[int, int], None] | None = None,
+        device: torch.device = CPU,
     ) -> NeutralStates:
         """Run the model over every (prefix, source) row and save the states; reuse them if they are there.
 
@@ -61,6 +67,7 @@ class NeutralStates:
             folder: Where the states go.
             identity: Says which model this is; states of another are not reused.
             progress: Called with (rows done, rows in all).
+            device: Where the model is put. One that is in memory already stays where it is.
 
         Raises:
             HeadatlasError: The states are not finite, a prefix has no tokens, or the folder cannot be written
@@ -72,8 +79,12 @@ class NeutralStates:
             return cls(folder)
         rows = [prefix_row(model, prefix) for prefix in prefixes]
         collector = Collector(model, range(model.dims.n_layers), len(sources), len(prefixes))
-        with running(model) as modules, collector.hooked(modules):
-            _forward(modules, rows, sources, collector, progress)
+        modules = _float32(model.modules())
+        if model.checkpoint.loaded is None:
+            torch.nn.Module.to(modules, device)
+        tokens = batch_tokens(model, modules.device)
+        with _evaluating(modules), collector.hooked(modules), torch.inference_mode(), strict_products():
+            _forward(modules, rows, sources, collector, tokens, progress)
         del modules
 
         def complete() -> bool:
@@ -252,9 +263,19 @@ def by_length(sources: Sequence[tuple[int, ...]]) -> dict[int, list[int]]:
     return dict(sorted(found.items()))
 
 
-def batches(members: list[int], length: int) -> Iterator[list[int]]:
-    """Sources of one length in parts that go through the model together."""
-    size = max(1, BATCH_TOKENS // length)
+def batch_tokens(model: Model, device: torch.device) -> int:
+    """How many tokens go through a block together, so that their activations stay within bounds.
+
+    A token's activations are about what all projections of a block make of it, in float32.
+    """
+    a_token = 4 * model.n_block_parameters // model.dims.d_model
+    room = ACTIVATIONS if device.type == "cpu" else free_memory(device) // 4
+    return max(1, min(room // a_token, MOST_TOKENS[device.type]))
+
+
+def batches(members: list[int], length: int, tokens: int) -> Iterator[list[int]]:
+    """Sources of one length in parts of at most so many tokens that go through the model together."""
+    size = max(1, tokens // length)
     for start in range(0, len(members), size):
         yield members[start : start + size]
 
@@ -264,6 +285,7 @@ def _forward(
     prefixes: Sequence[list[int]],
     sources: Sequence[tuple[int, ...]],
     collector: Collector,
+    tokens: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     body, device = modules.base_model, modules.device
@@ -274,7 +296,7 @@ def _forward(
             input_ids=torch.tensor([prefix], device=device), use_cache=True
         ).past_key_values
         for length, members in by_length(sources).items():
-            for collector.members in batches(members, length):
+            for collector.members in batches(members, length, tokens):
                 ids = torch.tensor([sources[at] for at in collector.members], device=device)
                 past = copy.deepcopy(keys_and_values)
                 past.batch_repeat_interleave(len(ids))

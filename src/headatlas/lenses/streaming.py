@@ -24,6 +24,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.lenses.blocks import BlockPass
 from headatlas.lenses.lens import LayerStates
 from headatlas.lenses.neutral import (
+    CPU,
     KINDS,
     Collector,
     appearing,
@@ -52,6 +53,8 @@ class StreamedStates:
         *,
         identity: str,
         progress: Callable[[int, int], None] | None = None,
+        device: torch.device = CPU,
+        last: int | None = None,
     ) -> None:
         """Claim the folder; nothing is computed yet.
 
@@ -61,7 +64,9 @@ class StreamedStates:
             prefixes: Texts, each put after what the tokenizer itself puts first.
             folder: Where the states go; those of the same question are kept, those of another replaced.
             identity: Says which model this is.
-            progress: Called with (rows through a layer, the same for all rows and layers).
+            progress: Called with (rows through a layer, the same for all rows and layers up to the last).
+            device: Where the blocks work.
+            last: The last layer that will be asked for: its block is not left. None: the model's last.
 
         Raises:
             HeadatlasError: A prefix has no tokens, or the folder cannot be written or holds something else.
@@ -72,6 +77,8 @@ class StreamedStates:
         self._folder = folder
         self._shape = (len(sources), model.dims.d_model)
         self._progress = progress
+        self._device = device
+        self._last = model.dims.n_layers - 1 if last is None else last
         self._pass: BlockPass | None = None
         wanted = fingerprint(sources, prefixes, identity)
         if not belongs(folder, wanted):
@@ -88,13 +95,13 @@ class StreamedStates:
             return saved_layer(self._folder, layer)
         rows = self._placed(layer)
         while rows.next < layer:
-            self._advance(rows)
-        return self._advance(rows)
+            self._advance(rows, leave=True)
+        return self._advance(rows, leave=layer < self._last)
 
     def _placed(self, layer: int) -> BlockPass:
         """The pass, as close before a layer as what is in memory or saved allows."""
         if self._pass is None or self._pass.next > layer:
-            self._pass = BlockPass(self._model, self._rows, self._sources)
+            self._pass = BlockPass(self._model, self._rows, self._sources, self._device)
         shape = (self._pass.n_tokens, self._model.dims.d_model)
         for at, file in sorted(self._entering().items(), reverse=True):
             if self._pass.next < at <= layer and whole_array(file, shape):
@@ -102,21 +109,21 @@ class StreamedStates:
                 break
         return self._pass
 
-    def _advance(self, rows: BlockPass) -> LayerStates:
-        """One block further; the layer's states are saved, then what enters the next block."""
-        layer, n_layers = rows.next, self._model.dims.n_layers
+    def _advance(self, rows: BlockPass, *, leave: bool) -> LayerStates:
+        """The states of the next layer, saved; then what leaves its block, where it is left."""
+        layer = rows.next
         collector = Collector(self._model, [layer], len(self._sources), len(self._rows))
         a_layer = len(self._rows) * len(self._sources)
-        done = layer * a_layer
+        done, total = layer * a_layer, (max(layer, self._last) + 1) * a_layer
 
         def tell(more: int) -> None:
             nonlocal done
             done += more
             if self._progress is not None:
-                self._progress(done, n_layers * a_layer)
+                self._progress(done, total)
 
         self._pass = None  # broken off within a block, a pass is of no use
-        heads = rows.advance(collector, tell)
+        heads = rows.advance(collector, tell, leave=leave)
         self._pass = rows
         states = collector.means(layer)
         if has_layer(self._folder, layer, self._shape):
@@ -124,10 +131,11 @@ class StreamedStates:
         else:
             for kind, part in zip(KINDS, (states.x, states.control), strict=True):
                 self._save(state_file(kind, layer), part)
-        if rows.next < n_layers:
+        if leave:
             self._save(f"entering_{rows.next:03d}.npy", rows.hidden)
+        needed = self._model.dims.n_layers if layer == self._model.dims.n_layers - 1 else rows.next
         for at, file in self._entering().items():
-            if at <= layer:
+            if at < needed:
                 file.unlink(missing_ok=True)
         return replace(states, heads=heads)
 

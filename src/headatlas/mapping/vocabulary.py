@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +18,9 @@ TIE = 2.0**-36
 Float64 rounding is thousands of times smaller, so which side of this line a pair falls on does not depend on
 the order of summation; rows of U that are copies of each other always tie.
 """
+ROWS_AT_ONCE = 16_384
+CARRIED = 32
+"""Columns added to bfloat16 factors: two bounds of errors, and zeros, as products like multiples of 32."""
 
 
 @dataclass(frozen=True)
@@ -24,64 +28,146 @@ class Vocabulary:
     """Competing rows of U.
 
     Attributes:
-        rows: [V, d_model] float32, one row per competing token, in token order.
+        stored: [V, d_model] float32; or, where bfloat16 loses nothing, [V, d_model + 32] bfloat16 as
+            :attr:`bfloat16` has it. One row per competing token, in token order.
         token_ids: [V] their token ids.
+        device: Where bounds are computed. Float64 stays on the processor: not every device has it.
     """
 
-    rows: torch.Tensor
+    stored: torch.Tensor
     token_ids: NDArray[np.int64]
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod
     def competing(cls, unembed: torch.Tensor, competing: NDArray[np.bool_]) -> Vocabulary:
-        """Keep the rows that compete (no copy where all do)."""
+        """Keep the rows that compete.
+
+        Args:
+            unembed: [vocab, d_model] U transposed.
+            competing: [vocab] whether a token competes.
+        """
+        return cls.read(lambda part: unembed[part], competing)
+
+    @classmethod
+    def read(
+        cls,
+        rows: Callable[[slice], torch.Tensor],
+        competing: NDArray[np.bool_],
+        device: torch.device | None = None,
+    ) -> Vocabulary:
+        """Read U some rows at a time and keep those that compete.
+
+        Most checkpoints store bfloat16; held so, U takes half the memory and is still exact.
+
+        Args:
+            rows: Reads rows of U transposed, [n, d_model].
+            competing: [vocab] whether a token competes.
+            device: Where bounds are computed; the processor if not given.
+        """
         ids = np.flatnonzero(competing)
-        rows = unembed.to(torch.float32)
-        if len(ids) != len(rows):
-            rows = rows[torch.from_numpy(ids)]
-        return cls(rows.contiguous(), ids)
+        kept: torch.Tensor | None = None
+        filled = 0
+        for start in range(0, len(competing), ROWS_AT_ONCE):
+            part = slice(start, min(start + ROWS_AT_ONCE, len(competing)))
+            mine = torch.from_numpy(np.flatnonzero(competing[part]))
+            found = rows(part)[mine].to(torch.float32)
+            d_model = found.shape[1]
+            fits = torch.equal(found.to(torch.bfloat16).to(torch.float32), found)
+            if kept is None and fits:
+                kept = torch.zeros((len(ids), d_model + CARRIED), dtype=torch.bfloat16)
+            elif kept is None:
+                kept = torch.empty((len(ids), d_model))
+            elif kept.dtype == torch.bfloat16 and not fits:
+                kept = kept[:, :d_model].to(torch.float32)
+            into = kept[filled : filled + len(found)]
+            if kept.dtype == torch.bfloat16:
+                _round(found, into)
+            else:
+                into[:] = found
+            filled += len(found)
+        if kept is None:
+            raise ValueError("no token competes")
+        return cls(kept, ids, device or torch.device("cpu"))
 
     def __len__(self) -> int:
         return len(self.token_ids)
 
+    @property
+    def rows(self) -> torch.Tensor:
+        """[V, d_model] U transposed, float32 or bfloat16, exact."""
+        return self.stored[:, : self.d_model]
+
+    @property
+    def d_model(self) -> int:
+        return self.stored.shape[1] - (CARRIED if self.stored.dtype == torch.bfloat16 else 0)
+
     @cached_property
     def norms(self) -> torch.Tensor:
         """[V] float32 lengths of the rows."""
-        norms: torch.Tensor = torch.linalg.vector_norm(self.rows, dim=1)
-        return norms
+        return torch.cat(
+            [
+                torch.linalg.vector_norm(part.to(torch.float32), dim=1)
+                for part in torch.split(self.rows, ROWS_AT_ONCE)
+            ]
+        )
+
+    @cached_property
+    def lengths(self) -> NDArray[np.float64]:
+        """[V] float64 lengths of the rows, rounded up."""
+        lengths: NDArray[np.float64] = self.norms.to(torch.float64).numpy() * (1 + 1e-6)
+        return lengths
 
     @cached_property
     def longest(self) -> float:
         """Length of the longest row, rounded up."""
-        return float(self.norms.max()) * (1 + 1e-6)
+        return float(self.lengths.max())
+
+    @cached_property
+    def on_device(self) -> torch.Tensor:
+        """The rows as stored, on the device."""
+        return self.rows.to(self.device)
 
     @cached_property
     def bfloat16(self) -> torch.Tensor:
-        """[V, d_model + 32] bfloat16: U rounded, and in the next two columns bounds of the length of what
-        rounding lost and of the length of the row; the rest is zero (products like multiples of 32)."""
+        """[V, d_model + 32] bfloat16 on the device: U rounded, then two columns with bounds of the length of
+        what rounding lost and of the length of the row, then zeros."""
+        if self.stored.dtype == torch.bfloat16:
+            return self.stored.to(self.device)
         n, d_model = self.rows.shape
-        out = torch.zeros((n, d_model + 32), dtype=torch.bfloat16)
-        # Twice the rounding of a bfloat16 number keeps the stored bounds above what they bound.
-        up = 1 + 2.0**-7
-        for start in range(0, n, 16384):
-            rows, part = self.rows[start : start + 16384], out[start : start + 16384]
-            part[:, :d_model] = rows
-            lost = torch.linalg.vector_norm(rows - part[:, :d_model].to(torch.float32), dim=1)
-            norms = torch.linalg.vector_norm(rows, dim=1)
-            part[:, d_model] = (lost * 1.01 + 4 * dot_error(d_model) * norms) * up
-            part[:, d_model + 1] = norms * 1.001 * up
+        out = torch.zeros((n, d_model + CARRIED), dtype=torch.bfloat16, device=self.device)
+        for start in range(0, n, ROWS_AT_ONCE):
+            _round(self.stored[start : start + ROWS_AT_ONCE], out[start : start + ROWS_AT_ONCE])
         return out
 
     @cached_property
     def bfloat16_errors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The two columns of bounds of :attr:`bfloat16` as float32 [V] each."""
-        d_model = self.rows.shape[1]
-        first, second = (self.bfloat16[:, d_model + i].to(torch.float32) for i in range(2))
+        first, second = (self.bfloat16[:, self.d_model + i].to(torch.float32).cpu() for i in range(2))
         return first, second
 
-    def float64(self, tokens: NDArray[np.int64] | torch.Tensor) -> torch.Tensor:
+    def float32(self, tokens: NDArray[np.int64] | torch.Tensor | slice) -> torch.Tensor:
+        """[n, d_model] float32 rows of the given columns, exact."""
+        return self._rows(tokens).to(torch.float32)
+
+    def float64(self, tokens: NDArray[np.int64] | torch.Tensor | slice) -> torch.Tensor:
         """[n, d_model] float64 rows of the given columns."""
-        index = torch.as_tensor(tokens)
-        return self.rows[index].to(torch.float64)
+        return self._rows(tokens).to(torch.float64)
+
+    def _rows(self, tokens: NDArray[np.int64] | torch.Tensor | slice) -> torch.Tensor:
+        return self.rows[tokens if isinstance(tokens, slice) else torch.as_tensor(tokens)]
+
+
+def _round(rows: torch.Tensor, into: torch.Tensor) -> None:
+    """Fill rows of :attr:`Vocabulary.bfloat16` from float32 rows [n, d_model]."""
+    d_model = rows.shape[1]
+    # Twice the rounding of a bfloat16 number keeps the stored bounds above what they bound.
+    up = 1 + 2.0**-7
+    rounded = rows.to(torch.bfloat16)
+    norms = torch.linalg.vector_norm(rows, dim=1)
+    lost = torch.linalg.vector_norm(rows - rounded.to(torch.float32), dim=1)
+    into[:, :d_model] = rounded
+    into[:, d_model] = (lost * 1.01 + 4 * dot_error(d_model) * norms) * up
+    into[:, d_model + 1] = norms * 1.001 * up
 
 
 def dot_error(length: int) -> float:

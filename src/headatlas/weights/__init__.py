@@ -4,6 +4,7 @@
 unpickles a file or runs code that comes with a model.
 """
 
+from headatlas.storage import shown
 from headatlas.weights.identity import fingerprint, tokenizer_hash
 from headatlas.weights.loading import (
     can_stream,
@@ -12,7 +13,6 @@ from headatlas.weights.loading import (
     load_tokenizer,
     need_on_disk,
 )
-from headatlas.weights.remote_url import shown
 from headatlas.weights.resolve import open_checkpoint
 from headatlas.weights.source import Checkpoint, TensorInfo, TensorSource
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headatlas.errors import HeadatlasError
+from headatlas.storage import is_url
 from headatlas.weights.converted import gguf_tokenizer
 from headatlas.weights.folder import SINGLE_NAME
 from headatlas.weights.gguf_modules import gguf_modules
 from headatlas.weights.gguf_source import GgufSource
-from headatlas.weights.remote_url import is_url
 from headatlas.weights.safetensors_source import SafetensorsSource
 from headatlas.weights.source import Checkpoint
 

@@ -7,7 +7,6 @@ What may pass (server errors, stalls, broken connections, short bodies) is tried
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -15,8 +14,11 @@ from threading import Event
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights.remote_http import AnswerChecks, UnusableAnswerError, http_filesystem
-from headatlas.weights.remote_url import HTTP, shown
+from headatlas.storage import shown
+from headatlas.storage.failures import UnusableAnswerError, failures, judge
+from headatlas.storage.patience import Patience
+from headatlas.weights.remote_http import AnswerChecks, http_filesystem
+from headatlas.weights.remote_url import HTTP
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -25,27 +27,9 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-@dataclass(frozen=True)
-class Patience:
-    """How long to wait and how often to try.
-
-    Attributes:
-        attempts: Tries in all.
-        first_pause: Seconds before the second try; doubled each time.
-        longest_pause: Most seconds between two tries, whatever a server asks for.
-        timeout: Seconds without a byte after which a try has failed.
-    """
-
-    attempts: int = 6
-    first_pause: float = 0.5
-    longest_pause: float = 30.0
-    timeout: float = 30.0
-
-
 PATIENCE = Patience()
 PARALLEL = 8
 """Requests under way at a time, where the file system allows several."""
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
 
 
 @dataclass(frozen=True)
@@ -142,8 +126,9 @@ class RemoteStore:
         def ask() -> dict[str, Any]:
             try:
                 found: dict[str, Any] = self._system.info(address, **self._info_options)
-            except _failures() as error:
-                if _judge(error).missing or (forbidden_is_missing and _judge(error).forbidden):
+            except failures() as error:
+                verdict = judge(error, PATIENCE.timeout)
+                if verdict.missing or (forbidden_is_missing and verdict.forbidden):
                     return {}
                 raise
             return found
@@ -229,8 +214,8 @@ class RemoteStore:
         for attempt in range(1, self._patience.attempts + 1):
             try:
                 return ask()
-            except _failures() as error:
-                verdict = _judge(error)
+            except failures() as error:
+                verdict = judge(error, PATIENCE.timeout)
                 # The error itself is not chained: its text may hold the address with its credentials.
                 if not verdict.transient or attempt == self._patience.attempts or self._giving_up.is_set():
                     tried = f" ({attempt} attempts)" if attempt > 1 else ""
@@ -240,92 +225,6 @@ class RemoteStore:
             self._giving_up.wait(min(needed, self._patience.longest_pause))
             pause *= 2
         raise AssertionError("the loop returns or raises")
-
-
-@dataclass(frozen=True)
-class _Verdict:
-    """What a failed request means."""
-
-    reason: str
-    advice: str = "try again later"
-    transient: bool = False
-    missing: bool = False
-    forbidden: bool = False
-    wait: float = 0.0
-
-
-_DOWNLOAD = "download the model and give its folder"
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """What file systems raise. HTTP libraries have roots of their own, and are there if they are in use."""
-    kinds: list[type[Exception]] = [OSError, ValueError, RuntimeError]
-    if "aiohttp" in sys.modules:
-        import aiohttp
-
-        kinds.append(aiohttp.ClientError)
-    if "huggingface_hub" in sys.modules:
-        from huggingface_hub.errors import HfHubHTTPError
-
-        kinds += [HfHubHTTPError, HfHubHTTPError.__bases__[0]]
-    return tuple(kinds)
-
-
-def _judge(error: BaseException) -> _Verdict:
-    """Whether to try again, and what to tell. Never the error's own text, which may hold credentials."""
-    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-        # fsspec says “not found” of every failed look-up over HTTP; the cause knows better.
-        return _judge(error.__cause__)
-    if isinstance(error, UnusableAnswerError):
-        return _Verdict(error.reason, _DOWNLOAD, transient=error.transient)
-    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error.__cause__, _garbled()):
-        return _Verdict("the server's answer is garbled", transient=True)
-    return _of_status(status, error) if isinstance(status, int) else _of_kind(error)
-
-
-def _garbled() -> tuple[type[Exception], ...]:
-    """What is behind an error of aiohttp that carries status 400 though no server sent it."""
-    if "aiohttp" not in sys.modules:
-        return ()
-    from aiohttp.http_exceptions import HttpProcessingError
-
-    return (HttpProcessingError,)
-
-
-def _of_kind(error: BaseException) -> _Verdict:
-    """The verdict on an error that carries no status."""
-    kind = type(error).__name__
-    verdict = _Verdict(f"the connection failed ({kind})", transient=True)
-    if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
-        verdict = _Verdict("there is no such file", "check the address", missing=True)
-    elif isinstance(error, PermissionError):
-        verdict = _Verdict("access is refused", "check your rights and credentials", forbidden=True)
-    elif isinstance(error, TimeoutError) or "Timeout" in kind:
-        verdict = _Verdict(f"no data for {PATIENCE.timeout:g} s", transient=True)
-    elif "SSL" in kind or "Certificate" in kind:
-        verdict = _Verdict(f"no secure connection can be made ({kind})", "check the address")
-    elif isinstance(error, (ValueError, RuntimeError)):
-        verdict = _Verdict(f"it cannot be asked for ({kind})", "check the address")
-    return verdict
-
-
-def _of_status(status: int, error: BaseException) -> _Verdict:
-    reason = f"the server answered {status}"
-    if status in (404, 410):
-        return _Verdict(reason, "check the address", missing=True)
-    if status in (401, 403):
-        return _Verdict(reason, "check the address and your credentials", forbidden=True)
-    if status == 416:
-        return _Verdict("the file is shorter than it was when opened", "run the command again")
-    return _Verdict(reason, transient=status in _PASSING, wait=_retry_after(error))
-
-
-def _retry_after(error: BaseException) -> float:
-    """Seconds that the server asks to wait, or 0."""
-    headers = getattr(error, "headers", None) or getattr(getattr(error, "response", None), "headers", None)
-    asked = str(headers.get("Retry-After", "")) if headers is not None else ""
-    return float(asked) if asked.isascii() and asked.isdigit() and len(asked) < 6 else 0.0
 
 
 def _content_mark(info: dict[str, Any]) -> str | None:

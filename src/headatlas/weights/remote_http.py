@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies
 
 from headatlas.errors import HeadatlasError
+from headatlas.storage.failures import UnusableAnswerError
 
 if TYPE_CHECKING:
     from fsspec.asyn import AsyncFileSystem
@@ -20,20 +21,6 @@ if TYPE_CHECKING:
 _CONTENT_RANGE = re.compile(r"\s*bytes\s+(\d+)-(\d+)/(\d+|\*)\s*", re.IGNORECASE)
 _ASKED = re.compile(r"bytes=(\d+)-(\d+)")
 _LONGEST_REQUEST = 600.0
-
-
-class UnusableAnswerError(OSError):
-    """An answer that must not be used.
-
-    Attributes:
-        reason: What is wrong, as part of a sentence.
-        transient: Whether asking again may help.
-    """
-
-    def __init__(self, reason: str, *, transient: bool = False) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.transient = transient
 
 
 class AnswerChecks:

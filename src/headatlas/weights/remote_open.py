@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headatlas.errors import HeadatlasError
+from headatlas.storage import shown
 from headatlas.weights.cache import cache_dir, filled_folder, locked
 from headatlas.weights.folder import SINGLE_NAME, architecture_of
 from headatlas.weights.jsonfile import read_json_object
 from headatlas.weights.remote_files import RemoteFile, RemoteStore
 from headatlas.weights.remote_source import RemoteSafetensorsSource, opened_files
-from headatlas.weights.remote_url import Address, shown
+from headatlas.weights.remote_url import Address
 from headatlas.weights.safetensors_source import INDEX_NAME, read_weight_map
 from headatlas.weights.source import Checkpoint
 

@@ -188,7 +188,7 @@ def opened_files(
     files = store.map(store.find, addresses)
     for address, file in zip(addresses, files, strict=True):
         if file is None:
-            from headatlas.weights.remote_url import shown
+            from headatlas.storage import shown
 
             by = f", which {named_by} names" if named_by else ""
             raise HeadatlasError(f"{shown(address)}{by} is not there; check the address.")

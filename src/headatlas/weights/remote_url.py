@@ -1,4 +1,4 @@
-"""Addresses of models that are not on disk: what may be shown of them, and the files of a folder."""
+"""Addresses of models that are not on disk, and of the files in their folder."""
 
 from __future__ import annotations
 
@@ -7,28 +7,10 @@ from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from headatlas.errors import HeadatlasError
+from headatlas.storage import shown
 
-_ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _HUB_PAGE = re.compile(r"/(resolve|raw|blob|tree)/[^/]+$")
 HTTP = ("http", "https")
-
-
-def is_url(spec: str) -> bool:
-    """Whether a model is given by an address such as ``https://…`` or ``s3://…``."""
-    return _ADDRESS.match(spec) is not None
-
-
-def shown(spec: str) -> str:
-    """An address as it may be printed and kept: without user, password, query and fragment.
-
-    What is no address comes back as it is.
-    """
-    if not is_url(spec):
-        return spec
-    scheme, _, rest = spec.partition("://")
-    rest = re.split(r"[?#]", rest, maxsplit=1)[0]
-    place, slash, path = rest.partition("/")
-    return f"{scheme.lower()}://{place.rpartition('@')[2]}{slash}{path}"
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headatlas.errors import HeadatlasError
+from headatlas.storage import is_url
 from headatlas.weights.aliases import aliases
-from headatlas.weights.remote_url import is_url
 from headatlas.weights.source import Checkpoint
 
 if TYPE_CHECKING:

@@ -67,22 +67,32 @@ class SafetensorsSource:
     def read(self, name: str, rows: slice | Sequence[int] | None = None) -> torch.Tensor:
         """See :meth:`headatlas.weights.source.TensorSource.read`; FP8 and integer tensors are refused."""
         import torch
+
+        stored = self.stored(name)  # only the pages of the rows asked for are read
+        if rows is not None:
+            stored = stored[rows if isinstance(rows, slice) else list(rows)]
+        wanted = torch.float64 if stored.dtype == torch.float64 else torch.float32
+        return stored.to(wanted, copy=True)
+
+    def stored(self, name: str) -> torch.Tensor:
+        """A tensor in the dtype it is stored in, as a view of the mapped file; not to be written to.
+
+        Its pages are read when they are used, and the system may take them back meanwhile.
+
+        Raises:
+            HeadatlasError: It is not there, of a type that is not read, or cannot be read.
+        """
         from safetensors import SafetensorError
 
         info = readable(self._infos, name, str(self.files[0].parent))
         try:
-            # A view of the memory-mapped file: only the pages of the rows asked for are read.
-            stored = self._handle(info.file).get_tensor(name)
+            view: torch.Tensor = self._handle(info.file).get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise HeadatlasError(f"{info.file}: tensor {name!r} cannot be read ({error}).") from error
-        if rows is not None:
-            stored = stored[rows if isinstance(rows, slice) else list(rows)]
-        wanted = torch.float64 if stored.dtype == torch.float64 else torch.float32
-        result: torch.Tensor = stored.to(wanted, copy=True)
-        return result
+        return view
 
     def release(self) -> None:
-        """Unmap the files until the next read: the pages read are no memory of this process then."""
+        """Unmap the files until the next read: what no view holds is no memory of this process then."""
         self._handles.clear()
 
     def _handle(self, file: str) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +54,15 @@ class TensorSource(Protocol):
         Raises:
             HeadatlasError: The name is unknown, or the bytes on disk do not match the header.
         """
+        ...
+
+
+@runtime_checkable
+class Mapped(Protocol):
+    """A source whose files are mapped into memory."""
+
+    def release(self) -> None:
+        """Unmap what no tensor holds; the next read maps it again."""
         ...
 
 
@@ -113,3 +122,8 @@ class Checkpoint:
     loaded_tokenizer: PreTrainedTokenizerBase | None = None
     notes: tuple[str, ...] = field(default=())
     traffic: Traffic | None = None
+
+    def release(self) -> None:
+        """Unmap files that were read: pages of them are no memory of this process then."""
+        if isinstance(self.source, Mapped):
+            self.source.release()

@@ -1,0 +1,154 @@
+"""What the engine is held against: the plain way, timed, and float64 in bounded memory, compared."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headatlas.atlas import Atlas
+from headatlas.atlas.calibrate import CELL_BEYOND
+from headatlas.lenses import LayerStates, MapsStates, States
+from headatlas.lenses.neutral import saved_layer
+from headatlas.mapping.inputs import LayerInputs
+from headatlas.mapping.job import Job
+from headatlas.mapping.questions import Questions
+from headatlas.mapping.vocabulary import TIE, Vocabulary
+from headatlas.scoring.scores import RANK_BEYOND, source_hits
+from headatlas.scoring.settings import FLOOR
+
+ROWS = 512
+"""Rows of logits that are in memory at a time."""
+COLUMNS = 4096
+"""Rows of U that are float64 at a time."""
+
+Ints = NDArray[np.int64]
+
+
+class SavedStates:
+    """The states of the neutral lens that a map left in its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def layer(self, layer: int) -> LayerStates:
+        """The states of one layer."""
+        return saved_layer(self._folder, layer)
+
+
+def states_of(job: Job, out: Path) -> States:
+    """The states that were mapped: of the lens ``maps`` anew, of ``neutral`` as they were saved."""
+    if job.options.lens.weights_only:
+        return MapsStates(job.model, job.questions.sources)
+    return SavedStates(out / "states")
+
+
+def plain_seconds(
+    questions: Questions, inputs: LayerInputs, head: int, vocabulary: Vocabulary, k: int
+) -> float:
+    """Seconds of one head the plain way: for every relation E·W_V·W_O·U, then the top k of both signs.
+
+    In float32, as the published reference does it (arXiv:2412.11965): each relation by itself.
+    """
+    W_V = inputs.heads.W_V[inputs.dims.kv_head(head)]
+    W_O = inputs.output(head).to(torch.float32)
+    U = vocabulary.float32(slice(None)).T
+    start = time.perf_counter()
+    for relation in questions.relations:
+        rows = torch.from_numpy(np.unique(questions.own_row[relation.own]))
+        for part in torch.split(inputs.states[rows], ROWS):
+            logits = part @ W_V @ W_O @ U
+            torch.topk(logits, k)
+            torch.topk(logits, k, largest=False)
+    return time.perf_counter() - start
+
+
+def ranks(outputs: torch.Tensor, columns: Ints, vocabulary: Vocabulary, ceiling: int) -> tuple[Ints, Ints]:
+    """What :func:`headatlas.mapping.oracle.ranks_of` says, with a part of U in float64 at a time.
+
+    Args:
+        outputs: [n, d_model] float64 rows, ready for U.
+        columns: [m] target columns, the same for every row.
+        vocabulary: Competing rows of U.
+        ceiling: Ranks from here on are ``RANK_BEYOND``.
+
+    Returns:
+        Promotion and suppression ranks, [n, m] each.
+    """
+    tie = TIE * vocabulary.longest * torch.linalg.vector_norm(outputs, dim=1, keepdim=True)
+    target = outputs @ vocabulary.float64(columns).T
+    # A target is counted among those that reach it.
+    at_least, at_most = torch.full(target.shape, -1), torch.full(target.shape, -1)
+    for rows in torch.split(vocabulary.rows, COLUMNS):
+        ordered = torch.from_numpy(np.sort((outputs @ rows.to(torch.float64).T).numpy(), axis=1))
+        at_least += len(rows) - torch.searchsorted(ordered, target - tie)
+        at_most += torch.searchsorted(ordered, target + tie, right=True)
+    found = (torch.where(each < ceiling, each, RANK_BEYOND).numpy() for each in (at_least, at_most))
+    promotion, suppression = found
+    return promotion, suppression
+
+
+def check(
+    job: Job, inputs: LayerInputs, vocabulary: Vocabulary, atlas: Atlas, layer: int, head: int, rows: Ints
+) -> int:
+    """Stop unless an atlas holds the ranks that float64 finds for one head, and for the layer's control.
+
+    Args:
+        job: What was mapped.
+        inputs: The layer's states and weights.
+        vocabulary: Competing rows of U.
+        atlas: The map.
+        layer, head: Which head.
+        rows: Which rows of the source stack, ascending.
+
+    Returns:
+        The number of ranks compared.
+    """
+    questions, ceiling = job.questions, job.options.ceiling
+    at = np.full(len(questions.sources), -1)
+    at[rows] = np.arange(len(rows))
+    index = torch.from_numpy(rows)
+    outputs = inputs.values(head)[index] @ inputs.output(head)
+    stored = {name: atlas.dataset[name].values[layer] for name in atlas.dataset if name.endswith("_rank")}
+    expected = ranks(outputs, questions.targets, vocabulary, ceiling)
+    compared = 0
+    for verb, square in zip(("promotion", "suppression"), expected, strict=True):
+        own = stored[f"{verb}_rank"][head]
+        compared += _check_own(questions, own, square, at, f"{verb} of head {layer}.{head}")
+        compared += _check_cells(questions, own, stored[f"cell_{verb}_rank"][head], square, at, ceiling)
+    square, _ = ranks(inputs.control[index], questions.targets, vocabulary, ceiling)
+    return compared + _check_own(questions, stored["control_rank"], square, at, f"control of layer {layer}")
+
+
+def _check_own(questions: Questions, stored: NDArray[np.int16], square: Ints, at: Ints, what: str) -> int:
+    mine = np.flatnonzero(at[questions.own_row] >= 0)
+    expected = square[at[questions.own_row[mine]], questions.own_column[mine]]
+    np.testing.assert_array_equal(stored[questions.own_pair[mine]], expected, err_msg=what)
+    return len(mine)
+
+
+def _check_cells(
+    questions: Questions,
+    own: NDArray[np.int16],
+    stored: NDArray[np.uint8],
+    square: Ints,
+    at: Ints,
+    ceiling: int,
+) -> int:
+    """Cells of relations that reach the floor by their own ranks; those of others are blank."""
+    compared = 0
+    for relation in questions.relations:
+        block = relation.block
+        cells = stored[block.cells].reshape(len(block.rows), len(block.columns))
+        mine = np.flatnonzero(at[block.rows] >= 0)
+        expected = square[np.ix_(at[block.rows[mine]], block.columns)]
+        pairs = own[questions.own_pair[relation.own]]
+        if source_hits(pairs, relation.source, relation.n_sources, ceiling).mean() < FLOOR:
+            expected = np.full_like(expected, RANK_BEYOND)
+        expected = np.where(expected == RANK_BEYOND, CELL_BEYOND, expected)
+        np.testing.assert_array_equal(cells[mine], expected, err_msg=f"cells of {relation.block.cells}")
+        compared += expected.size
+    return compared

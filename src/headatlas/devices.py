@@ -1,0 +1,133 @@
+"""Where is computed: the device by its name, how much memory it has left, and float32 that is float32.
+
+torch is imported when a function is called, so importing this module costs nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from headatlas.errors import HeadatlasError
+
+if TYPE_CHECKING:
+    import torch
+
+MPS_SHARE = 0.5
+"""Of the memory of a machine whose GPU shares it with the processor: what the GPU may take at most."""
+
+
+def pick_device(name: str | torch.device = "auto") -> torch.device:
+    """A device of this machine, with its number where it is a GPU, as tensors on it report it.
+
+    Args:
+        name: ``"auto"`` (CUDA or ROCm if there is such a GPU, then Apple's MPS, then the CPU), ``"cpu"``,
+            ``"cuda"``, ``"cuda:N"`` or ``"mps"``; or a device of torch.
+
+    Raises:
+        HeadatlasError: The name means nothing, or this machine has no such device.
+    """
+    import torch
+
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if cuda else "mps" if mps else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise HeadatlasError(f"--device {name}: there is no such device; use auto, cpu, cuda, cuda:N or mps.")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    there = cuda if device.type == "cuda" else int(mps)
+    unnumbered = str(device) == device.type
+    if unnumbered and there:
+        return torch.device(device.type, torch.cuda.current_device() if device.type == "cuda" else 0)
+    if unnumbered or device.index >= there:
+        kind = "GPU for CUDA" if device.type == "cuda" else "GPU for MPS"
+        found = f"{there} {kind} (numbered from 0)" if there else f"no {kind} that torch can use"
+        raise HeadatlasError(f"--device {name}: this machine has {found}; use auto or cpu.")
+    return device
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be taken on a device: of a GPU's own memory, or of the machine's."""
+    import torch
+
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What torch holds and does not use is free as well.
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    available = int(psutil.virtual_memory().available)
+    return int(available * MPS_SHARE) if device.type == "mps" else available
+
+
+class _Settings:
+    """torch's settings for what float32 and bfloat16 products may lose, switched off while anyone asks.
+
+    They are global. Threads that work on several GPUs ask at the same time: the first switches them, the last
+    puts them back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asking = 0
+        self._before: list[tuple[Any, str, Any]] = []
+
+    @staticmethod
+    def _strict() -> list[tuple[Any, str, Any]]:
+        import torch
+
+        backends: Any = torch.backends
+        return [
+            (backends.cuda.matmul, "fp32_precision", "ieee"),
+            (backends.mkldnn.matmul, "fp32_precision", "ieee"),
+            (backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
+            (backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False),
+        ]
+
+    def switch(self) -> None:
+        """Make products strict."""
+        with self._lock:
+            if not self._asking:
+                strict = self._strict()
+                self._before = [(where, name, getattr(where, name)) for where, name, _ in strict]
+                for where, name, value in strict:
+                    setattr(where, name, value)
+            self._asking += 1
+
+    def put_back(self) -> None:
+        """What it was before the first asked."""
+        with self._lock:
+            self._asking -= 1
+            if not self._asking:
+                for where, name, value in self._before:
+                    setattr(where, name, value)
+
+
+_SETTINGS = _Settings()
+
+
+@contextmanager
+def strict_products() -> Iterator[None]:
+    """Products of float32 are those of float32 during the block, and sums of bfloat16 products are float32.
+
+    TF32 and its like on the CPU are off, partial sums are not rounded to half precision, and no autocast
+    applies. Error bounds rest on that. Afterwards everything is as it was. May be nested, and used by several
+    threads at a time.
+    """
+    import torch
+
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        _SETTINGS.switch()
+        stack.callback(_SETTINGS.put_back)
+        yield

@@ -1,0 +1,191 @@
+"""What a few hundred tokens prove: that a target is at or above the ceiling.
+
+``ceiling`` tokens that surely beat a target are proof enough, whichever tokens they are. So any set is valid;
+a good one eliminates more. It starts with the tokens that top and bottom a few typical rows of the head, and
+grows by those that beat the targets looked at so far: similar sources are beaten by similar tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headatlas.mapping.bounds import Columns, head_error, in_head, roughly
+from headatlas.mapping.final import kth
+from headatlas.mapping.questions import Block, Questions
+from headatlas.mapping.stats import Stats
+from headatlas.mapping.vocabulary import Vocabulary, dot_error
+
+SAMPLED_ROWS = 4
+TOKENS_PER_ROW = 48
+LONGEST_TOKENS = 128
+MOST_TOKENS = 3000
+LOGITS_AT_ONCE = 32 << 20
+
+Ints = NDArray[np.int64]
+
+
+@dataclass
+class Space:
+    """The outputs of one head for all sources, in an orthonormal basis of what the head can write.
+
+    The no-head control is such a space too: its rows are there as they are, without a basis.
+
+    Attributes:
+        rows: [n, q] float64, of length one or zero.
+        basis: [q, d_model] float64 orthonormal rows, or None for rows in the model's dimension.
+        questions: What is asked.
+        vocabulary: Competing rows of U.
+        target_rows: [T, d_model] float32 rows of U of the distinct targets, on the device.
+        tokens: [S] the screening set.
+    """
+
+    rows: torch.Tensor
+    basis: torch.Tensor | None
+    questions: Questions
+    vocabulary: Vocabulary
+    target_rows: torch.Tensor
+    tokens: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    _screens: list[torch.Tensor] = field(default_factory=list)
+
+    @classmethod
+    def of_head(
+        cls,
+        values: torch.Tensor,
+        output: torch.Tensor,
+        questions: Questions,
+        vocabulary: Vocabulary,
+        target_rows: torch.Tensor,
+    ) -> Space:
+        """The space of a head.
+
+        Args:
+            values: [n, d_head] float64 value vectors, of any scale.
+            output: [d_head, d_model] float64 output weights after the right map, of any scale.
+            questions, vocabulary, target_rows: As above.
+        """
+        largest = output.abs().max()
+        # Weight decay leaves dead heads with entries near the smallest float32.
+        output = output / torch.where(largest > 0, largest, torch.ones_like(largest))
+        basis, triangle = torch.linalg.qr(output.T)
+        return cls(unit(unit(values) @ triangle.T), basis.T, questions, vocabulary, target_rows)
+
+    @cached_property
+    def error(self) -> float:
+        """Error of float32 logits of rows of length one, as a share of the length of the row of U."""
+        return dot_error(self.rows.shape[1]) if self.basis is None else head_error(self.basis)
+
+    @cached_property
+    def columns(self) -> Columns | None:
+        """U in this space, for many rows; None where that is U itself."""
+        return None if self.basis is None else in_head(self.basis, self.vocabulary)
+
+    def of_tokens(self, tokens: Ints) -> torch.Tensor:
+        """[n, q] float64 rows of U in this space."""
+        rows = self.vocabulary.float64(tokens)
+        return rows if self.basis is None else rows @ self.basis.T
+
+    def outputs(self, rows: Ints) -> torch.Tensor:
+        """[n, d_model] float64 rows in the model's dimension."""
+        mine = self.rows[torch.from_numpy(rows)]
+        return mine if self.basis is None else mine @ self.basis
+
+    @cached_property
+    def _narrow(self) -> torch.Tensor:
+        return self.rows.to(torch.float32).to(self.vocabulary.device)
+
+    @cached_property
+    def _narrow_basis(self) -> torch.Tensor | None:
+        return None if self.basis is None else self.basis.to(torch.float32).T.to(self.vocabulary.device)
+
+    @cached_property
+    def _targets(self) -> torch.Tensor:
+        """[T, q] float32 targets in this space."""
+        return self._projected(self.target_rows)
+
+    def _projected(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows if self._narrow_basis is None else rows @ self._narrow_basis
+
+    def learn(self, tokens: Ints) -> None:
+        """Screen with these tokens too, up to ``MOST_TOKENS`` in all."""
+        new = np.setdiff1d(tokens, self.tokens)[: max(0, MOST_TOKENS - len(self.tokens))]
+        self.tokens = np.concatenate([self.tokens, new])
+        self._screens.append(self._projected(self.vocabulary.float32(new).to(self.vocabulary.device)))
+
+    def alive_own(self, pairs: Ints, ceiling: int, stats: Stats) -> list[NDArray[np.bool_]]:
+        """For promotion and suppression, which of the pairs the screening set does not eliminate.
+
+        Args:
+            pairs: [p] positions in ``questions.own_row``.
+            ceiling: First rank that is not told apart.
+            stats: Counters.
+        """
+        row, column = self.questions.own_row[pairs], self.questions.own_column[pairs]
+        rows, place = np.unique(row, return_inverse=True)
+        upper, lower = self._thresholds(rows, ceiling, stats)
+        at = torch.from_numpy(row), torch.from_numpy(column)
+        logits = torch.einsum("pd,pd->p", self._narrow[at[0]], self._targets[at[1]]).cpu().numpy()
+        return [logits >= upper[place], logits <= lower[place]]
+
+    def alive_cells(self, block: Block, ceiling: int, stats: Stats) -> list[NDArray[np.bool_]]:
+        """For promotion and suppression, [rows, columns] of a calibration block that are not eliminated."""
+        upper, lower = self._thresholds(block.rows, ceiling, stats)
+        rows, columns = torch.from_numpy(block.rows), torch.from_numpy(block.columns)
+        logits = (self._narrow[rows] @ self._targets[columns].T).cpu().numpy()
+        stats.products += logits.size * self.rows.shape[1]
+        return [logits >= upper[:, None], logits <= lower[:, None]]
+
+    def _thresholds(
+        self, rows: Ints, ceiling: int, stats: Stats
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """[n] what a float32 logit must reach, or not exceed, to be a rank that may be below the ceiling."""
+        n_tokens = len(self.tokens)
+        if n_tokens <= ceiling:
+            infinite = np.full(len(rows), np.inf, dtype=np.float32)
+            return -infinite, infinite
+        mine = self._narrow if len(rows) == len(self.rows) else self._narrow[torch.from_numpy(rows)]
+        upper, lower = kth(mine @ torch.cat(self._screens).T, ceiling)
+        stats.products += len(rows) * n_tokens * self.rows.shape[1]
+        # The target's own logit has an error as well; the rest covers the rounding of these lines.
+        guard = 2.1 * self.error * self.vocabulary.longest
+        return (upper - guard).numpy(), (lower + guard).numpy()
+
+
+def typical_tokens(spaces: Sequence[Space], stats: Stats) -> None:
+    """Give every space its first screening set.
+
+    Typical rows are the mean output of each relation's sources and a few single sources; their first and last
+    tokens are taken, and the longest rows of U. All spaces go through U in one product.
+    """
+    first = spaces[0]
+    questions, vocabulary = first.questions, first.vocabulary
+    n = len(questions.sources)
+    picked = np.linspace(0, n - 1, num=min(SAMPLED_ROWS, n)).astype(np.int64)
+    outputs = []
+    for space in spaces:
+        means = [
+            space.rows[torch.from_numpy(relation.block.rows)].mean(dim=0) for relation in questions.relations
+        ]
+        rows = torch.cat([torch.stack(means), space.rows[torch.from_numpy(picked)]])
+        outputs.append((rows if space.basis is None else rows @ space.basis).to(torch.float32))
+    longest = vocabulary.norms.topk(min(LONGEST_TOKENS, len(vocabulary))).indices.numpy()
+    k = min(TOKENS_PER_ROW, len(vocabulary))
+    found = []
+    for rows in torch.split(torch.cat(outputs), max(32, LOGITS_AT_ONCE // len(vocabulary))):
+        logits = roughly(rows, vocabulary)
+        stats.products += logits.numel() * rows.shape[1]
+        ends = [logits.topk(k, largest=largest).indices for largest in (True, False)]
+        found.append(torch.cat(ends, dim=1).cpu().numpy())
+    for space, tokens in zip(spaces, np.split(np.concatenate(found), len(spaces)), strict=True):
+        space.learn(np.union1d(tokens, longest))
+
+
+def unit(rows: torch.Tensor) -> torch.Tensor:
+    """Rows scaled to length one; zero rows stay zero."""
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / torch.where(norms > 0, norms, torch.ones_like(norms))

@@ -1,0 +1,89 @@
+"""Source states of a map: who makes them, whether they fit, and a layer as the engine sees it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from headatlas.architectures import RightMap
+from headatlas.errors import HeadatlasError
+from headatlas.lenses import MapsStates, NeutralStates, States, StreamedStates
+from headatlas.mapping.inputs import LayerInputs
+from headatlas.mapping.job import Job
+from headatlas.mapping.machine import Machine
+from headatlas.mapping.plan import memory_least, streams
+from headatlas.mapping.progress import Progress, Report
+from headatlas.weights import can_stream
+
+
+def make_states(
+    job: Job, folder: Path, tell: Report, machine: Machine, *, stream: bool | None, last: int
+) -> States:
+    """Source states of all layers, made or taken up where an earlier run stopped.
+
+    Args:
+        job: What to map.
+        folder: Where states are saved until all layers are done.
+        tell: Called with progress.
+        machine: Where it computes.
+        stream: Layer by layer, whole, or (None) by the memory there is.
+        last: Last layer wanted; a pass layer by layer ends there.
+
+    Raises:
+        HeadatlasError: The memory that may be taken does not suffice.
+    """
+    lens, model, sources = job.options.lens, job.model, job.questions.sources
+    streamed = streams(model, lens, len(sources), stream, machine)
+    need, have = memory_least(model, lens, len(sources), streamed=streamed), machine.memory
+    if need > have:
+        how = "runs the model layer by layer" if streamed else "loads the whole model"
+        instead = "leave out --no-stream, or " if stream is False and can_stream(model.checkpoint) else ""
+        whose = "--max-memory allows" if machine.limited else "this machine has"
+        need_GB, have_GB = f"{need / 1e9:.1f} GB", f"{have / 1e9:.1f} GB"
+        if lens.weights_only:
+            raise HeadatlasError(
+                f"{model.checkpoint.spec}: the map needs about {need_GB} of memory, {whose} {have_GB}."
+            )
+        raise HeadatlasError(
+            f"{model.checkpoint.spec}: the neutral lens {how} and needs about {need_GB} of memory, "
+            f"{whose} {have_GB}; {instead}use --lens maps."
+        )
+    if lens.weights_only:
+        return MapsStates(model, sources)
+    make = partial(StreamedStates, last=last) if streamed else NeutralStates.compute
+    return make(
+        model,
+        sources,
+        lens.prefixes,
+        folder,
+        identity=f"{job.provenance['model']['weights_hash']} {job.provenance['tokenizer_hash']}",
+        device=machine.devices[0],
+        progress=lambda done, total: tell(Progress("states", done, total)),
+    )
+
+
+def layer_inputs(job: Job, states: States, layer: int) -> LayerInputs:
+    """What the engine needs for one layer; its weights are read here and released by the caller."""
+    seen = states.layer(layer)
+    heads = job.model.heads(layer) if seen.heads is None else seen.heads
+    if not all(bool(torch.isfinite(part).all()) for part in (heads.W_V, heads.W_O)):
+        raise HeadatlasError(
+            f"{job.model.checkpoint.spec}: the attention weights of layer {layer} are not finite; "
+            "the file is damaged, fetch it again."
+        )
+    right: RightMap | None = None
+    control_right: RightMap | None = None
+    if job.options.lens.right_map:
+        right = job.model.right_map(layer)
+        control_right = RightMap(None, right.centre, right.final_gain)
+    return LayerInputs(
+        dims=job.model.dims,
+        states=seen.x,
+        heads=heads,
+        right=right,
+        use_bias=job.options.lens.right_map,
+        control_states=seen.control,
+        control_right=control_right,
+    )

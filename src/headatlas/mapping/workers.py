@@ -1,0 +1,151 @@
+"""The layers of a map on this machine: several at a time on its cores, one at a time on each GPU."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from headatlas.atlas.store import LayerRanks
+from headatlas.devices import strict_products
+from headatlas.mapping.bounds import whole
+from headatlas.mapping.engine import map_layer
+from headatlas.mapping.inputs import LayerInputs
+from headatlas.mapping.machine import Machine, Shares
+from headatlas.mapping.questions import Questions
+from headatlas.mapping.stats import Stats
+from headatlas.mapping.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from headatlas.architectures import RightMap
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One layer at a time.
+
+    Attributes:
+        vocabulary: Competing rows of U, on the worker's device.
+        threads: Processor cores it uses.
+        heads: Heads of a layer that it has in work at a time.
+    """
+
+    vocabulary: Vocabulary
+    threads: int
+    heads: int
+
+
+def workers_for(vocabulary: Vocabulary, machine: Machine, share: Shares) -> list[Worker]:
+    """The workers of this machine.
+
+    Args:
+        vocabulary: Competing rows of U.
+        machine: Where to compute.
+        share: What fits.
+    """
+    devices = [device for device in machine.devices if device.type != "cpu"][: share.workers]
+    each = max(1, machine.cores // share.workers)
+    if devices:
+        return [Worker(replace(vocabulary, device=device), each, share.heads) for device in devices]
+    return [Worker(vocabulary, each, share.heads)] * share.workers
+
+
+class _Controls:
+    """Ranks of the no-head control, for layers that share the states it reads (as those of ``maps`` do)."""
+
+    def __init__(self) -> None:
+        self._known: tuple[torch.Tensor, RightMap | None, NDArray[np.int16]] | None = None
+
+    def of(self, inputs: LayerInputs) -> NDArray[np.int16] | None:
+        known = self._known
+        if known is None or known[0] is not inputs.control_states or known[1] is not inputs.control_right:
+            return None
+        return known[2]
+
+    def remember(self, inputs: LayerInputs, ranks: NDArray[np.int16]) -> None:
+        self._known = inputs.control_states, inputs.control_right, ranks
+
+
+def rank_here(
+    questions: Questions,
+    workers: Sequence[Worker],
+    layers: Iterator[tuple[int, LayerInputs]],
+    *,
+    ceiling: int,
+    stats: Stats,
+) -> Generator[tuple[int, LayerRanks], None, None]:
+    """Ranks of layers as they get done, in any order. This thread reads the next layer while others rank.
+
+    Args:
+        questions, ceiling: As for :func:`headatlas.mapping.engine.map_layer`.
+        workers: From :func:`workers_for`.
+        layers: Layers and their inputs.
+        stats: Gets the counts of all workers; times are added up over workers.
+    """
+    free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+    for worker in workers:
+        _ = whole(worker.vocabulary), worker.vocabulary.lengths  # once, before threads ask for them
+        free.put(worker)
+    controls = _Controls()
+
+    def rank(inputs: LayerInputs) -> tuple[LayerRanks, Stats]:
+        worker, mine = free.get(), Stats()
+        try:
+            torch.set_num_threads(worker.threads)
+            known = controls.of(inputs)
+            with strict_products():
+                ranks = map_layer(
+                    questions,
+                    inputs,
+                    worker.vocabulary,
+                    ceiling=ceiling,
+                    control=known,
+                    heads_at_once=worker.heads,
+                    stats=mine,
+                )
+            if known is None:
+                controls.remember(inputs, ranks.control)
+            return ranks, mine
+        finally:
+            free.put(worker)
+
+    def delivered(
+        futures: Iterable[Future[tuple[LayerRanks, Stats]]],
+    ) -> Iterator[tuple[int, LayerRanks]]:
+        for future in futures:
+            layer = waiting.pop(future)
+            ranks, mine = future.result()
+            stats.add(mine)
+            yield layer, ranks
+
+    cores = torch.get_num_threads()
+    pool = ThreadPoolExecutor(len(workers), thread_name_prefix="layer")
+    waiting: dict[Future[tuple[LayerRanks, Stats]], int] = {}
+    exhausted = False
+    try:
+        while waiting or not exhausted:
+            # One more than can be in work, so that no worker waits while this thread reads.
+            try:
+                room = not exhausted and len(waiting) <= len(workers)
+                given = next(layers, None) if room else None
+                exhausted |= room and given is None
+                if given is not None:
+                    waiting[pool.submit(rank, given[1])] = given[0]
+                del given  # the worker alone holds the layer
+                still_room = not exhausted and len(waiting) <= len(workers)
+                done, _ = wait(waiting, timeout=0 if still_room else None, return_when=FIRST_COMPLETED)
+            except BaseException:
+                # What is in work is not lost; what waits is not begun.
+                yield from delivered([future for future in waiting if not future.cancel()])
+                raise
+            yield from delivered(done)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(cores)

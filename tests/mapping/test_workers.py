@@ -1,0 +1,122 @@
+"""Layers side by side: the same ranks whatever the machine, nothing lost when something stops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+
+from headatlas.architectures.model import Dims
+from headatlas.errors import HeadatlasError
+from headatlas.mapping import machine as machines
+from headatlas.mapping import oracle
+from headatlas.mapping.inputs import LayerInputs
+from headatlas.mapping.machine import Machine, Shares, head_bytes, memory_of, shares, this_machine
+from headatlas.mapping.stats import Stats
+from headatlas.mapping.workers import rank_here, workers_for
+from tests.mapping.cases import random_problem
+
+CPU = torch.device("cpu")
+GB = 10**9
+LLAMA_8B = Dims(32, 32, 8, 4096, 128, 128256)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("6GB", 6 * GB), ("6 gb", 6 * GB), ("1.5G", 3 * GB // 2), ("512MiB", 2**29), ("6e9", 6 * GB), (7, 7)],
+)
+def test_amounts_of_memory(text: str | int, expected: int) -> None:
+    assert memory_of(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "6XB", "GB", "-1GB", "0", "1..5G", "6GBs", "lots"])
+def test_what_is_no_amount_of_memory(text: str) -> None:
+    with pytest.raises(HeadatlasError, match=r"--max-memory .*: not an amount of memory; write it like 6GB"):
+        memory_of(text)
+
+
+def test_a_limit_is_not_above_what_there_is() -> None:
+    there = this_machine("cpu").memory
+    assert this_machine("cpu", "1000TB").memory == there
+    assert this_machine("cpu", "1GB") == Machine((CPU,), GB, limited=True)
+
+
+def test_all_gpus_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(
+        machines, "pick_device", lambda name: torch.device("cuda", int(name[5:]) if ":" in name else 0)
+    )
+    assert [device.index for device in this_machine("cuda").devices] == [0, 1, 2]
+    assert [device.index for device in this_machine("auto").devices] == [0, 1, 2]
+    assert [device.index for device in this_machine("cuda:1").devices] == [1]
+
+
+def test_less_memory_means_fewer_layers_then_fewer_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Machine, "cores", 4)
+    held, found = 3 * GB, []
+    for limit in (64 * GB, 6 * GB, 5 * GB, 4 * GB, 7 * GB // 2, 3 * GB + 300 * 10**6):
+        share = shares(LLAMA_8B, 3000, Machine((CPU,), limit), held)
+        assert held + share.bytes <= limit or share.heads == 1
+        found.append((share.workers, share.heads))
+    assert found[0] == (4, 32)
+    assert found == sorted(found, reverse=True) and len(set(found)) > 3
+    assert head_bytes(LLAMA_8B, 3000) < 20 * 10**6
+
+
+def test_gpus_take_a_layer_each() -> None:
+    _, _, _, vocabulary = random_problem(0)
+    gpus = tuple(torch.device("cuda", i) for i in range(2))
+    machine = Machine(gpus, 64 * GB)
+    workers = workers_for(vocabulary, machine, shares(LLAMA_8B, 3000, machine, 0))
+    assert [worker.vocabulary.device for worker in workers] == list(gpus)
+    assert all(worker.vocabulary.stored is vocabulary.stored for worker in workers)
+
+
+def layers(n: int, fails_at: int | None = None) -> Iterator[tuple[int, LayerInputs]]:
+    for seed in range(n):
+        if seed == fails_at:
+            raise HeadatlasError("no more")
+        _, _, inputs, _ = random_problem(7)
+        yield seed, replace(inputs, states=inputs.states + seed)
+
+
+@pytest.mark.parametrize("n_workers", [1, 3])
+@pytest.mark.parametrize("heads", [1, 4])
+def test_every_layer_once_and_exact(n_workers: int, heads: int) -> None:
+    _, questions, _, vocabulary = random_problem(7)
+    workers = workers_for(vocabulary, Machine((CPU,), GB), Shares(n_workers, heads, 0))
+    stats, threads = Stats(), torch.get_num_threads()
+    found = dict(rank_here(questions, workers, layers(5), ceiling=32, stats=stats))
+    assert sorted(found) == list(range(5)) and stats.products > 0 and "screening" in stats.seconds
+    assert torch.get_num_threads() == threads
+    for layer, inputs in layers(5):
+        expected = oracle.map_layer(questions, inputs, vocabulary, ceiling=32)
+        for field in fields(expected):
+            np.testing.assert_array_equal(getattr(found[layer], field.name), getattr(expected, field.name))
+
+
+def test_layers_with_the_same_control_rank_it_once() -> None:
+    _, questions, inputs, vocabulary = random_problem(7)
+    workers = workers_for(vocabulary, Machine((CPU,), GB), Shares(1, 4, 0))
+    rows = []
+    for same in (True, False):
+        stats = Stats()
+        other = inputs.control_states if same else inputs.control_states.clone()
+        given = iter([(0, inputs), (1, replace(inputs, control_states=other))])
+        found = dict(rank_here(questions, workers, given, ceiling=32, stats=stats))
+        np.testing.assert_array_equal(found[0].control, found[1].control)
+        rows.append(stats.rows)
+    assert rows[0] < rows[1]
+
+
+def test_what_is_in_work_is_kept_when_reading_fails() -> None:
+    _, questions, _, vocabulary = random_problem(7)
+    workers = workers_for(vocabulary, Machine((CPU,), GB), Shares(2, 4, 0))
+    kept = []
+    with pytest.raises(HeadatlasError, match="no more"):
+        for layer, _ in rank_here(questions, workers, layers(5, fails_at=2), ceiling=32, stats=Stats()):
+            kept.append(layer)
+    assert sorted(kept) == [0, 1]
