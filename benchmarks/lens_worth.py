@@ -17,10 +17,13 @@ from pathlib import Path
 from benchmarks.worth_ablation import ablation_table
 from benchmarks.worth_agreement import as_markdown, by_relation, table
 from benchmarks.worth_gap import gap_tables
-from benchmarks.worth_scores import Bench
+from benchmarks.worth_scores import Bench, choose_words
 from benchmarks.worth_variants import dynamic_scores, static_scores
+from headatlas.architectures import open_model
+from headatlas.evidence.templates import read_templates
 from headatlas.lenses.neutral import running
 from headatlas.relations import core
+from headatlas.weights import open_checkpoint
 
 RELATIONS = (
     *("name_copying", "word_to_first_letter", "country_to_capital", "country_to_language"),
@@ -38,10 +41,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("lens-worth"))
     parser.add_argument("--relations", choices=["chosen", "rest"], default="chosen")
     arguments = parser.parse_args()
-    rest = [relation.name for relation in core() if relation.name not in RELATIONS]
-    names = list(RELATIONS) if arguments.relations == "chosen" else rest
-    folder = claimed(arguments.out / arguments.relations, arguments.model, names)
-    bench = Bench(arguments.model, names, SOURCES, folder)
+    wanted = [each for each in core() if (each.name in RELATIONS) == (arguments.relations == "chosen")]
+    folder = claimed(arguments.out / arguments.relations, arguments.model, [each.name for each in wanted])
+    model = open_model(open_checkpoint(arguments.model))
+    bench = Bench(model, choose_words(model, wanted, read_templates().context, SOURCES), folder)
     found = [f"{each.relation.name} {len(each.pairs)}" for each in bench.words.relations]
     print(f"{arguments.model}; sources: {', '.join(found)}", flush=True)
     PART[arguments.part](bench)

@@ -28,6 +28,7 @@ from benchmarks.worth_variants import (
     texts_after,
     watched,
 )
+from headatlas.architectures import Model
 from headatlas.evidence.texts import Ids
 from headatlas.lenses import NEUTRAL_PREFIXES
 from headatlas.relations.tokenising import word_ids
@@ -80,14 +81,16 @@ class Layout:
 
     def values(self, states: torch.Tensor) -> torch.Tensor:
         """[n_heads, n, d_head], repeated in the same way."""
-        values = self.module.v_proj(states).unflatten(-1, (-1, self.module.head_dim)).transpose(0, 1)
+        rows: torch.Tensor = self.module.v_proj(states)
+        values = rows.unflatten(-1, (-1, self.module.head_dim)).transpose(0, 1)
         return values.repeat_interleave(self.module.num_key_value_groups, dim=0)
 
     def _split(self, states: torch.Tensor, kind: str) -> torch.Tensor:
-        rows = self.module.get_submodule(f"{kind}_proj")(states)
+        rows: torch.Tensor = self.module.get_submodule(f"{kind}_proj")(states)
         rows = rows.unflatten(-1, (-1, self.module.head_dim)).transpose(0, 1)
         norm = getattr(self.module, f"{kind}_norm", None)
-        return rows if norm is None else norm(rows)
+        normed: torch.Tensor = rows if norm is None else norm(rows)
+        return normed
 
 
 @contextmanager
@@ -112,11 +115,9 @@ def catching(modules: PreTrainedModel, paths: Sequence[str]) -> Iterator[dict[st
             handle.remove()
 
 
-def layouts(bench_model: Any, modules: PreTrainedModel, length: int = LENGTH) -> list[Layout]:
+def layouts(model: Model, modules: PreTrainedModel, length: int = LENGTH) -> list[Layout]:
     """How every layer makes queries and keys, for models whose attention is called as Llama's and Gemma's."""
-    paths = [
-        bench_model.value_input_module(layer).rpartition(".")[0] for layer in range(bench_model.dims.n_layers)
-    ]
+    paths = [model.value_input_module(layer).rpartition(".")[0] for layer in range(model.dims.n_layers)]
     with catching(modules, paths) as caught, torch.inference_mode():
         modules.base_model(input_ids=torch.zeros((1, length), dtype=torch.int64), use_cache=False)
     found = []
@@ -133,8 +134,8 @@ def _rotation(
 
     def rotate(rows: torch.Tensor, position: int) -> torch.Tensor:
         at = slice(position, position + 1)
-        turned, _ = apply(rows[None], rows[None], cos[:, at], sin[:, at])
-        return turned[0]  # type: ignore[no-any-return]
+        turned: torch.Tensor = apply(rows[None], rows[None], cos[:, at], sin[:, at])[0]
+        return turned[0]
 
     return rotate
 

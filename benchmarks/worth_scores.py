@@ -10,19 +10,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headatlas.architectures import LayerHeads, Model, RightMap, open_model
+from headatlas.architectures import LayerHeads, Model, RightMap
 from headatlas.atlas.layout import build_layout
 from headatlas.evidence.inference import from_states, rank_layers
-from headatlas.evidence.templates import Template, read_templates
+from headatlas.evidence.templates import Template
 from headatlas.evidence.texts import Ids, Text, place
 from headatlas.mapping.given import given_values
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.questions import Questions, ask
 from headatlas.mapping.vocabulary import Vocabulary
-from headatlas.relations import TokenisedPair, TokenisedRelation, competing_tokens, core, tokenise
+from headatlas.relations import Relation, TokenisedPair, TokenisedRelation, competing_tokens, tokenise
 from headatlas.relations.tokenising import reduced
 from headatlas.scoring.scores import source_hits
-from headatlas.weights import open_checkpoint
 
 K, K_COPY = 10, 1
 Scores = NDArray[np.float64]
@@ -54,19 +53,19 @@ class Words:
         return [relation.relation.name for relation in self.relations]
 
 
-def choose_words(model: Model, names: Sequence[str], most: int) -> Words:
-    """Sources of one token that every context template can use, at most so many a relation, evenly spaced.
+def choose_words(
+    model: Model, relations: Sequence[Relation], templates: Sequence[Template], most: int
+) -> Words:
+    """Sources of one token that every template can use, at most so many a relation, evenly spaced.
 
     Relations for which fewer than 30 are left are left out.
     """
     tokenizer = model.tokenizer()
     competing, _ = competing_tokens(tokenizer, model.dims.vocab_size)
-    by_name = {relation.name: relation for relation in core()}
-    templates = read_templates().context
     texts: dict[Template, dict[Ids, Text]] = {template: {} for template in templates}
     kept = []
-    for name in names:
-        found = tokenise(by_name[name], tokenizer, competing=competing, max_source_tokens=1)
+    for asked in relations:
+        found = tokenise(asked, tokenizer, competing=competing, max_source_tokens=1)
         words = [found.relation.pairs[pair.index].source for pair in found.pairs]
         ids = [pair.source_ids for pair in found.pairs]
         placed = {template: place(tokenizer, template, words, ids) for template in templates}
@@ -107,9 +106,9 @@ class Bench:
         heads, rights: Weights and right maps of every layer.
     """
 
-    def __init__(self, spec: str, names: Sequence[str], most: int, folder: Path) -> None:
-        self.model: Model = open_model(open_checkpoint(spec))
-        self.words = choose_words(self.model, names, most)
+    def __init__(self, model: Model, words: Words, folder: Path) -> None:
+        self.model = model
+        self.words = words
         self.folder = folder
         competing, _ = competing_tokens(self.model.tokenizer(), self.model.dims.vocab_size)
         self._vocabulary = Vocabulary.competing(self.model.unembed(), competing)

@@ -50,8 +50,10 @@ def watched(bench: Bench, modules: PreTrainedModel, name: str, texts: Sequence[T
 
 def input_norm(model: Model, modules: PreTrainedModel, layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """The norm before the attention of a block, of models that call it as Llama and Gemma do."""
-    norm: Any = modules.get_submodule(model.block_module(layer)).get_submodule("input_layernorm")
-    return norm  # type: ignore[no-any-return]
+    norm: Callable[[torch.Tensor], torch.Tensor] = modules.get_submodule(
+        f"{model.block_module(layer)}.input_layernorm"
+    )
+    return norm
 
 
 def without_heads(
