@@ -45,7 +45,8 @@ def test_scores_are_those_of_a_map(model: tuple[Model, PreTrainedModel], tmp_pat
     atlas = ha.map_heads(modules, word_tokenizer(), relations=random_relations(several_tokens=False))
     assert found.max() > 0
     for at, name in enumerate(bench.words.names):
-        np.testing.assert_allclose(found[0, :, :, at], atlas.scores[name].promotion)
+        np.testing.assert_allclose(found[0, :, :, at], atlas.scores[name].score)
+        np.testing.assert_allclose(found[1, :, :, at], atlas.scores[name].suppression)
 
 
 def test_heads_at_zero_leave_the_mlps(model: tuple[Model, PreTrainedModel], tmp_path: Path) -> None:
@@ -69,7 +70,8 @@ def test_heads_at_zero_leave_the_mlps(model: tuple[Model, PreTrainedModel], tmp_
 
 def test_predicted_attention_is_the_models(model: tuple[Model, PreTrainedModel], tmp_path: Path) -> None:
     """From the states of a real text, at their places, come its own attention and head outputs."""
-    opened, _ = model
+    opened, modules = model
+    modules.config.sliding_window = 2 * LENGTH  # made-up texts are shorter than any real window
     ids = torch.randint(10, 300, (LENGTH,), generator=torch.Generator().manual_seed(0)).tolist()
     with running(opened) as run:
         # What enters the value projection at position p, p = 0 … 7: the same text, watched at each place.
