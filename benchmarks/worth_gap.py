@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -29,6 +30,7 @@ from benchmarks.worth_variants import (
     watched,
 )
 from headatlas.architectures import Model
+from headatlas.evidence.statistics import Estimate
 from headatlas.evidence.texts import Ids
 from headatlas.lenses import NEUTRAL_PREFIXES
 from headatlas.relations.tokenising import word_ids
@@ -41,6 +43,7 @@ FIRST = "The"
 QUERIES = ("is", "the", "of", "and")
 COMMON = ("time", "people", "way", "day", "work")
 PLACES = (3, 4, 5, 6)
+DRAWS = 200
 
 
 @dataclass(frozen=True)
@@ -215,21 +218,48 @@ def gap_tables(bench: Bench, modules: PreTrainedModel) -> Iterator[pd.DataFrame]
     context, _, measured = dynamic_scores(bench, modules)
     neutral = bench.of_states("neutral", mean_states(neutral_parts(bench, modules)), right=True)
     attention, mixture = predictors(bench, modules)
+    product = neutral[0] * attention
     yield _judged(
         {
             "neutral": neutral[0],
-            "product": neutral[0] * attention,
+            "product": product,
             "mixture": mixture[0],
+            "root": neutral[0] * np.sqrt(attention),
+            "neutral + mixture": neutral[0] + mixture[0],
+            "product + mixture": product / product.std() + mixture[0] / mixture[0].std(),
             "not static: × attention in the text": neutral[0] * measured,
         },
         context[0],
     )
+    yield _shuffled(neutral[0], attention, context[0])
     yield pd.DataFrame(
         {
             "layers": ["all", *THIRDS],
             "r of predicted and measured attention": [
                 shown(known_mean(over_heads(attention[part], measured[part])))
                 for part in (slice(None), *thirds(len(attention)))
+            ],
+        }
+    )
+
+
+def _shuffled(score: Floats, attention: Floats, context: Floats) -> pd.DataFrame:
+    """The product with the predicted attention of other heads: what a factor that knows nothing gives."""
+    rng = np.random.default_rng(0)
+    heads = attention.reshape(-1, attention.shape[-1])
+    base = over_heads(score, context)
+    found = []
+    for _ in range(DRAWS):
+        product = score * rng.permutation(heads).reshape(attention.shape)
+        r = over_heads(product, context)
+        partial = given(r, base, over_heads(product, score))
+        found.append((known_mean(r).value, known_mean(partial).value))
+    low, middle, high = np.quantile(found, [0.025, 0.5, 0.975], axis=0)
+    return pd.DataFrame(
+        {
+            "attention of other heads": ["r with context", "partial r"],
+            f"median and 95 % of {DRAWS} draws": [
+                shown(Estimate(*map(float, each))) for each in zip(middle, low, high, strict=True)
             ],
         }
     )
