@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.worth_ablation import ablation_table
 from benchmarks.worth_agreement import as_markdown, by_relation, table
-from benchmarks.worth_gap import gap_tables
+from benchmarks.worth_gap import gap_tables, predicted_scores, predictors
 from benchmarks.worth_scores import Bench, choose_words
 from benchmarks.worth_variants import dynamic_scores, static_scores
 from headatlas.architectures import open_model
@@ -80,7 +80,10 @@ def ablation_part(bench: Bench) -> None:
     """Metric (b)."""
     with running(bench.model) as modules:
         static = static_scores(bench, modules)
-        print(as_markdown(ablation_table(bench, modules, static)))
+        attention, mixture, _ = predicted_scores(bench, modules)
+        found = predictors(static["neutral"][0], attention, mixture[0])
+        extra = {name: found[name] for name in ("mixture", "product + mixture")}
+        print(as_markdown(ablation_table(bench, modules, static, extra)))
 
 
 def gap_part(bench: Bench) -> None:

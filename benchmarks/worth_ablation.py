@@ -52,8 +52,17 @@ class _Asked:
         return np.stack([self.without(heads[:n]) for n in STEPS])
 
 
-def ablation_table(bench: Bench, modules: PreTrainedModel, static: Mapping[str, Scores]) -> pd.DataFrame:
-    """One row a task and variant, and one for random heads: accuracy after 0, 1, 2, 4, 8 heads, and area."""
+def ablation_table(
+    bench: Bench, modules: PreTrainedModel, static: Mapping[str, Scores], extra: Mapping[str, Floats]
+) -> pd.DataFrame:
+    """One row a task and order, and one for random heads: accuracy after 0, 1, 2, 4, 8 heads, and area.
+
+    Args:
+        bench: Model and words.
+        modules: The model's modules.
+        static: Scores of the variants; random heads are drawn from those that no variant puts first.
+        extra: Further orders, [layer, head, relation].
+    """
     rows = []
     templates = read_templates().tasks
     for at, relation in enumerate(bench.words.relations):
@@ -68,6 +77,7 @@ def ablation_table(bench: Bench, modules: PreTrainedModel, static: Mapping[str, 
             continue
         orders = {each: first_heads(static[each][0, :, :, at], STEPS[-1]) for each in VARIANTS}
         taken = {head for heads in orders.values() for head in heads}
+        orders |= {each: first_heads(extra[each][:, :, at], STEPS[-1]) for each in extra}
         dims = bench.model.dims
         everything = [(layer, head) for layer in range(dims.n_layers) for head in range(dims.n_heads)]
         free = [head for head in everything if head not in taken]

@@ -143,8 +143,16 @@ def _rotation(
     return rotate
 
 
-def predicted(layout: Layout, made_up: MadeUp, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+def predicted(
+    layout: Layout, made_up: MadeUp, layer: int, *, uniform: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention and output that a made-up text predicts, means over queries and places.
+
+    Args:
+        layout: How the layer makes queries and keys.
+        made_up: What the texts consist of.
+        layer: Which.
+        uniform: Give every position the same weight instead, as a control.
 
     Returns:
         [n_heads, n] the weight of the source, and [n_heads, n, d_head] the mixture of value vectors.
@@ -169,7 +177,7 @@ def predicted(layout: Layout, made_up: MadeUp, layer: int) -> tuple[torch.Tensor
             around = torch.cat([fixed, own_keys[:, q : q + 1]], dim=1)
             others = (query @ around.transpose(1, 2)).expand(-1, keys.shape[1], -1)
             logits = torch.cat([(keys * query).sum(dim=-1, keepdim=True), others], dim=-1)
-            weight = logits.softmax(dim=-1)
+            weight = (torch.zeros_like(logits) if uniform else logits).softmax(dim=-1)
             around_values = torch.cat([fixed_values, query_values[:, q : q + 1]], dim=1)
             weights.append(weight[..., 0])
             mixtures.append(weight[..., :1] * source_values + weight[..., 1:] @ around_values)
@@ -201,36 +209,45 @@ def made_up_of(bench: Bench, modules: PreTrainedModel) -> MadeUp:
     return MadeUp(alone.states, neutral("queries", QUERIES), neutral("common", COMMON), sources)
 
 
-def predictors(bench: Bench, modules: PreTrainedModel) -> tuple[Scores, Scores]:
-    """[layer, head, relation] predicted attention, and the scores of the predicted mixtures."""
+def predicted_scores(bench: Bench, modules: PreTrainedModel) -> tuple[Scores, Scores, Scores]:
+    """[layer, head, relation] predicted attention, and the scores of the predicted mixtures and of mixtures
+    with the same weight everywhere.
+    """
     made_up = made_up_of(bench, modules)
     by_layer = layouts(bench.model, modules)
 
-    def both(layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return predicted(by_layer[layer], made_up, layer)
+    def both(layer: int, *, uniform: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        return predicted(by_layer[layer], made_up, layer, uniform=uniform)
 
     attention = bench.kept("predicted attention", lambda: by_relation(bench, lambda layer: both(layer)[0]))
-    return attention, bench.of_outputs("mixture", lambda layer: both(layer)[1])
+    mixture = bench.of_outputs("mixture", lambda layer: both(layer)[1])
+    uniform = bench.of_outputs("uniform mixture", lambda layer: both(layer, uniform=True)[1])
+    return attention, mixture, uniform
+
+
+def predictors(score: Floats, attention: Floats, mixture: Floats) -> dict[str, Floats]:
+    """Predictors of scores in context by name, each [layer, head, relation], from the static parts."""
+    product = score * attention
+    return {
+        "neutral": score,
+        "product": product,
+        "mixture": mixture,
+        "root": score * np.sqrt(attention),
+        "neutral + mixture": score + mixture,
+        "product + mixture": product / product.std() + mixture / mixture.std(),
+    }
 
 
 def gap_tables(bench: Bench, modules: PreTrainedModel) -> Iterator[pd.DataFrame]:
     """How well the predictors do, and how well attention itself is predicted."""
     context, _, measured = dynamic_scores(bench, modules)
     neutral = bench.of_states("neutral", mean_states(neutral_parts(bench, modules)), right=True)
-    attention, mixture = predictors(bench, modules)
-    product = neutral[0] * attention
-    yield _judged(
-        {
-            "neutral": neutral[0],
-            "product": product,
-            "mixture": mixture[0],
-            "root": neutral[0] * np.sqrt(attention),
-            "neutral + mixture": neutral[0] + mixture[0],
-            "product + mixture": product / product.std() + mixture[0] / mixture[0].std(),
-            "not static: × attention in the text": neutral[0] * measured,
-        },
-        context[0],
-    )
+    attention, mixture, uniform = predicted_scores(bench, modules)
+    found = predictors(neutral[0], attention, mixture[0])
+    found["control: uniform mixture"] = uniform[0]
+    found["control: neutral + uniform mixture"] = neutral[0] + uniform[0]
+    found["not static: × attention in the text"] = neutral[0] * measured
+    yield _judged(found, context[0])
     yield _shuffled(neutral[0], attention, context[0])
     yield pd.DataFrame(
         {
