@@ -80,17 +80,17 @@ class Layout:
     def keys(self, states: torch.Tensor, position: int) -> torch.Tensor:
         """[n_heads, n, d_head], each key repeated for the query heads of its group."""
         keys = self.rotate(self._split(states, "k"), position)
-        return keys.repeat_interleave(self.module.num_key_value_groups, dim=0)
+        return keys.repeat_interleave(int(self.module.num_key_value_groups), dim=0)
 
     def values(self, states: torch.Tensor) -> torch.Tensor:
         """[n_heads, n, d_head], repeated in the same way."""
         rows: torch.Tensor = self.module.v_proj(states)
-        values = rows.unflatten(-1, (-1, self.module.head_dim)).transpose(0, 1)
-        return values.repeat_interleave(self.module.num_key_value_groups, dim=0)
+        values = rows.reshape(len(rows), -1, self.module.head_dim).transpose(0, 1)
+        return values.repeat_interleave(int(self.module.num_key_value_groups), dim=0)
 
     def _split(self, states: torch.Tensor, kind: str) -> torch.Tensor:
         rows: torch.Tensor = self.module.get_submodule(f"{kind}_proj")(states)
-        rows = rows.unflatten(-1, (-1, self.module.head_dim)).transpose(0, 1)
+        rows = rows.reshape(len(rows), -1, self.module.head_dim).transpose(0, 1)
         norm = getattr(self.module, f"{kind}_norm", None)
         normed: torch.Tensor = rows if norm is None else norm(rows)
         return normed
