@@ -14,11 +14,12 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
   if "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
   command -v "$$name"; break; fi; done)
 
-.PHONY: help demo test test-cluster lint bench bench-shape bench-scaling docs clean
+.PHONY: help demo test test-all test-cluster lint bench bench-shape bench-scaling docs clean
 
 help:
 	@echo "make demo    map SmolLM2-135M and write the figure, the atlas and the page into $(DEMO)/"
 	@echo "make test    run every check: format, lint, types, tests"
+	@echo "make test-all  the same, with every variant of every model family and format"
 	@echo "make test-cluster   install Ray and run the tests of --cluster"
 	@echo "make lint    format, lint and types only"
 	@echo "make bench   time and memory of the mapping"
@@ -34,7 +35,10 @@ demo: $(VENV)/.installed
 	@echo "Ask more: $(BIN)/headatlas heads $(DEMO)"
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not exhaustive"
+
+test-all: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 # Not part of `make test`: Ray takes 240 MB.
 test-cluster: $(VENV)/.installed-dev

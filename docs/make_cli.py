@@ -50,6 +50,8 @@ EXAMPLES = {
     ],
     "report": ["headatlas report demo -o page.html --tau 0.3"],
     "export": ["headatlas export demo -o heads.csv", "headatlas export demo -o heads.parquet --k 5"],
+    "structure": ["headatlas structure demo", "headatlas structure demo --json -o structure.pdf"],
+    "compare": ["headatlas compare demo other", "headatlas compare demo other -o compare.pdf"],
     "relations list": ["headatlas relations list"],
     "relations check": [
         "headatlas relations check my_relations/",
@@ -57,6 +59,11 @@ EXAMPLES = {
     ],
     "relations show": ["headatlas relations show country_to_capital"],
     "families list": ["headatlas families list"],
+    "families check": [
+        "headatlas families check ./my-model",
+        "headatlas families check ./my-model --write my_family.toml",
+        "headatlas families check ./my-model --family my_family.toml --json",
+    ],
     "evidence inference": [
         "headatlas evidence inference demo",
         "headatlas evidence inference demo --relations country_to_capital,verb_to_past_tense --json",

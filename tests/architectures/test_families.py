@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,10 @@ from headatlas.architectures import Model, open_model
 from headatlas.weights import Checkpoint, open_checkpoint
 
 from .oracle import CHECKS, check_direct_contribution, check_final_norm, check_first_mlp, check_values
-from .tiny import MODELS, checkpoint_of, tiny_model
+from .tiny import ALL, checkpoint_of, marked, tiny_model
 
 Check = Callable[[Model, PreTrainedModel], None]
-cached_model = cache(tiny_model)
+cached_model = lru_cache(2)(tiny_model)
 
 
 def saved(model: PreTrainedModel, folder: Path) -> Checkpoint:
@@ -26,7 +26,7 @@ def saved(model: PreTrainedModel, folder: Path) -> Checkpoint:
     return open_checkpoint(folder)
 
 
-@pytest.fixture(scope="module", params=sorted(MODELS))
+@pytest.fixture(scope="module", params=marked(ALL))
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Model, PreTrainedModel]:
@@ -49,16 +49,19 @@ def test_modules_of_a_saved_model(pair: tuple[Model, PreTrainedModel]) -> None:
 
 def test_counts_and_bytes(pair: tuple[Model, PreTrainedModel]) -> None:
     opened, model = pair
+    kept = model.state_dict()
+    buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
     text = {
-        name: parameter
-        for name, parameter in model.named_parameters()
+        name: tensor
+        for name, tensor in (*model.named_parameters(), *buffers)
         if "vision" not in name and "multi_modal" not in name
     }
-    assert opened.n_parameters == sum(parameter.numel() for parameter in text.values())
-    assert opened.bytes_needed("maps") < opened.bytes_needed("neutral") == 8 * opened.n_parameters
+    assert opened.n_parameters == sum(tensor.numel() for tensor in text.values())
+    size = next(model.parameters()).element_size()
+    assert opened.bytes_needed("maps") < opened.bytes_needed("neutral") == size * opened.n_parameters
 
 
-@pytest.mark.parametrize("case", sorted(MODELS))
+@pytest.mark.parametrize("case", marked(ALL))
 def test_loaded_module(case: str) -> None:
     """A module in memory has other names than its file (tied weights twice, renamed modules)."""
     model = cached_model(case)

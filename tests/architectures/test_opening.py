@@ -34,11 +34,11 @@ def refused(tensors: Tensors, config: dict[str, Any], architecture: str | None =
     return str(caught.value)
 
 
-def test_unsupported_architecture_lists_the_supported_ones(parts: tuple[Tensors, dict[str, Any]]) -> None:
+def test_unsupported_architecture_says_why_and_what_is_near(parts: tuple[Tensors, dict[str, Any]]) -> None:
     message = refused(*parts, architecture="MambaForCausalLM")
-    assert "'MambaForCausalLM'" in message
-    for name in ("LlamaForCausalLM", "GPT2LMHeadModel", "Gemma3ForCausalLM", "PhiForCausalLM"):
-        assert name in message
+    assert "'MambaForCausalLM' is not supported, because it has no attention heads;" in message
+    assert "see headatlas families list" in message
+    assert "among them LlamaForCausalLM" in refused(*parts, architecture="LlamasForCausalLM")
 
 
 def test_hugging_face_names_are_not_gguf_names(parts: tuple[Tensors, dict[str, Any]]) -> None:
@@ -156,7 +156,7 @@ def gguf(tmp_path: Path) -> Checkpoint:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architecture": "mamba"}, "supported are gemma3, gpt2, gptneox, llama, phi2, qwen2"),
+        ({"architecture": "mamba"}, "'mamba' is not supported; supported are"),
         ({"architecture": "LlamaForCausalLM"}, "not supported"),
         ({"config": {}}, "no 'llama.block_count' (n_layers)"),
     ],
@@ -164,16 +164,6 @@ def gguf(tmp_path: Path) -> Checkpoint:
 def test_gguf_headers_that_make_no_sense(gguf: Checkpoint, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(HeadatlasError, match=re.escape(words)):
         open_model(replace(gguf, **changes))
-
-
-def test_mixture_of_experts_under_the_name_llama(gguf: Checkpoint) -> None:
-    """GGUF calls Mixtral a llama; its tensors tell."""
-    tensors = {name: gguf.source.read(name) for name in gguf.source.infos()}
-    tensors["blk.0.ffn_gate_exps.weight"] = tensors.pop("blk.0.ffn_gate.weight")
-    with pytest.raises(
-        HeadatlasError, match=re.escape("missing: blk.0.ffn_gate.weight; unknown tensors: blk.0")
-    ):
-        open_model(replace(gguf, source=DictSource(tensors)))
 
 
 def test_opening_reads_no_tensor(
@@ -194,3 +184,79 @@ def test_unknown_lens_and_layer(parts: tuple[Tensors, dict[str, Any]]) -> None:
         opened.heads(3)
     with pytest.raises(IndexError):
         opened.right_map(-1)
+
+
+RELATIVES = [
+    # A family's tensors under the name of a close relative.
+    ("qwen3", "LlamaForCausalLM", "unknown tensors: model.layers.0.self_attn.k_norm.weight"),
+    ("olmo2", "LlamaForCausalLM", "missing: model.layers.0.input_layernorm.weight"),
+    ("gemma2", "GemmaForCausalLM", "unknown tensors: model.layers.0.post_feedforward_layernorm.weight"),
+    ("gemma2", "VaultGemmaForCausalLM", "unknown tensors: model.layers.0.post_attention_layernorm.weight"),
+    ("qwen2", "LlamaForCausalLM", "unknown tensors: model.layers.0.self_attn.k_proj.bias"),
+    ("llama", "Qwen3ForCausalLM", "missing: model.layers.0.self_attn.q_norm.weight"),
+    ("glm4", "GlmForCausalLM", "unknown tensors: model.layers.0.post_mlp_layernorm.weight"),
+    ("qwen3_moe", "Qwen3ForCausalLM", "missing: model.layers.0.mlp.gate_proj.weight"),
+    ("qwen2_moe", "Qwen3MoeForCausalLM", "missing: model.layers.0.self_attn.q_norm.weight"),
+    ("dots1", "Glm4MoeForCausalLM", "unknown tensors: model.layers.0.self_attn.k_norm.weight"),
+    ("granite_swa", "GraniteForCausalLM", "unknown tensors: model.layers.0.self_attn.sinks"),
+    ("deepseek_v3", "DeepseekV2ForCausalLM", "unknown tensors: model.layers.0.mlp.gate.e_score"),
+    ("cohere2", "LlamaForCausalLM", "missing: model.layers.0.post_attention_layernorm.weight"),
+    ("falcon", "BloomForCausalLM", "missing: transformer.word_embeddings_layernorm.weight"),
+    ("jamba", "BambaForCausalLM", "missing: model.layers.0.feed_forward.gate_proj.weight"),
+]
+
+
+@pytest.mark.parametrize(("case", "architecture", "words"), RELATIVES)
+def test_a_close_relative_is_refused(case: str, architecture: str, words: str, tmp_path: Path) -> None:
+    tiny_model(case).save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    with pytest.raises(HeadatlasError, match=re.escape(words)):
+        open_model(replace(checkpoint, architecture=architecture))
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "words"),
+    [
+        ("opt", {"do_layer_norm_before": False}, "norms the residual stream after each block"),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, "takes the residual stream after"),
+        ("stablelm", {"use_parallel_residual": True}, "parallel blocks"),
+        ("mixtral", {"num_local_experts": 5}, "missing: model.layers.0.block_sparse_moe.experts.4.w1.weight"),
+        ("mixtral", {"num_local_experts": 3}, "unknown tensors: model.layers.0.block_sparse_moe.experts.3."),
+        ("deepseek_v3", {"kv_lora_rank": 16}, "kv_b_proj.weight' has shape [80, 20]"),
+    ],
+)
+def test_variants_that_are_not_what_they_seem(
+    case: str, change: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    tiny_model(case).save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    with pytest.raises(HeadatlasError, match=re.escape(words)):
+        open_model(replace(checkpoint, config={**checkpoint.config, **change}))
+
+
+def test_what_w_v_leaves_out_is_said(tmp_path: Path) -> None:
+    tiny_model("olmo").save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    assert open_model(checkpoint).checkpoint.notes == ()
+    clipped = replace(checkpoint, config={**checkpoint.config, "clip_qkv": 8.0})
+    assert "clips values at ±clip_qkv" in open_model(clipped).checkpoint.notes[0]
+
+
+def test_layers_for_further_tokens_are_left_alone(tmp_path: Path) -> None:
+    tiny_model("deepseek_v3").save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    tensors = {name: checkpoint.source.read(name) for name in checkpoint.source.infos()}
+    more = {name.replace("layers.1.", "layers.2."): tensor for name, tensor in tensors.items()}
+    extended = replace(checkpoint, source=DictSource(tensors | more))
+    said, unsaid = ({**checkpoint.config, "num_nextn_predict_layers": count} for count in (1, 0))
+    assert open_model(replace(extended, config=said)).dims.n_layers == 2
+    with pytest.raises(HeadatlasError, match=re.escape("unknown tensors: model.layers.2.")):
+        open_model(replace(extended, config=unsaid))
+
+
+def test_a_layer_without_heads_says_so(tmp_path: Path) -> None:
+    tiny_model("lfm2").save_pretrained(tmp_path)
+    opened = open_model(open_checkpoint(tmp_path))
+    assert opened.layers_with_heads == (0,) and not opened.every_layer_has_heads
+    with pytest.raises(HeadatlasError, match="layer 1 has no attention heads; heads are in layers 0"):
+        opened.heads(1)

@@ -15,9 +15,11 @@ LLAMA = (resources.files("headatlas.architectures") / "families" / "llama.toml")
 
 
 def test_all_families_are_there() -> None:
-    assert [family.name for family in families()] == ["gemma3", "gpt2", "gpt_neox", "llama", "phi", "qwen2"]
+    names = [family.name for family in families()]
+    assert names == sorted(names)
+    assert {"gemma3", "gpt2", "gpt_neox", "llama", "phi", "qwen2"} <= set(names)
     assert "MistralForCausalLM" in supported()
-    assert supported(gguf=True) == ["gemma3", "gpt2", "gptneox", "llama", "phi2", "qwen2"]
+    assert {"gemma3", "gpt2", "gptneox", "llama", "phi2", "qwen2"} <= set(supported(gguf=True))
 
 
 @pytest.mark.parametrize(
@@ -45,3 +47,25 @@ def test_an_alias_belongs_to_one_family() -> None:
         check_distinct([llama, other])
     with pytest.raises(HeadatlasError, match="already claimed"):
         check_distinct([llama, llama])
+
+
+QWEN3 = (resources.files("headatlas.architectures") / "families" / "qwen3.toml").read_text("utf-8")
+
+
+def test_a_family_takes_over_what_it_does_not_say() -> None:
+    llama, qwen3 = parse_family(LLAMA, "llama.toml"), parse_family(QWEN3, "qwen3.toml")
+    assert qwen3.safetensors.embed == llama.safetensors.embed
+    assert qwen3.safetensors.config.d_mlp == llama.safetensors.config.d_mlp
+    assert qwen3.safetensors.config.d_head != llama.safetensors.config.d_head
+    assert qwen3.aliases.architectures == ("Qwen3ForCausalLM",)
+
+
+def test_the_gguf_section_comes_along_only_with_a_name() -> None:
+    alone = parse_family(QWEN3.replace('gguf = ["qwen3"]', ""), "qwen3.toml")
+    assert alone.gguf is None
+
+
+@pytest.mark.parametrize("base", ["qwen3", "nothing", "../llama"])
+def test_a_family_is_like_another_one(base: str) -> None:
+    with pytest.raises(HeadatlasError, match="is no other family"):
+        parse_family(QWEN3.replace('like = "llama"', f'like = "{base}"'), "qwen3.toml")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     Gemma3Config,
     Gemma3ForCausalLM,
     Gemma3ForConditionalGeneration,
@@ -30,7 +34,8 @@ from transformers import (
 
 from headatlas.weights.source import Checkpoint, TensorInfo
 
-VOCAB = 50
+from .cases import CASES, SINGLE, VOCAB
+
 _COMMON = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
@@ -120,6 +125,15 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 }
 
 
+def _from_config(kind: str, changes: dict[str, Any]) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **changes))
+    return model
+
+
+ALL = MODELS | {case: functools.partial(_from_config, *of) for case, of in CASES.items()}
+"""Also the cases that are written down as data."""
+
+
 def tiny_model(case: str) -> PreTrainedModel:
     """A random model in float64, ready for hooks.
 
@@ -127,12 +141,37 @@ def tiny_model(case: str) -> PreTrainedModel:
     float32, so that a file in float32 holds the same model.
     """
     torch.manual_seed(sum(map(ord, case)))
-    model = MODELS[case]()
+    model = ALL[case]()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.3 if parameter.ndim == 1 else 0.0, 0.4 if parameter.ndim == 1 else 0.25)
+        _open_gates(model, case)
+        for name, buffer in model.named_buffers():
+            if name.endswith(("correction_bias", "expert_bias")):  # zeros would hide that they are read
+                buffer.normal_(0.0, 0.2)
     model.set_attn_implementation("eager")
-    return model.double().eval()
+    model.set_experts_implementation("eager")  # the faster one knows no float64
+    return (model if case in SINGLE else model.double()).eval()
+
+
+def _open_gates(model: PreTrainedModel, case: str) -> None:
+    """Make every gate on a head's output one half; see ``GATED``."""
+    name = case.partition("-")[0]
+    for path, parameter in model.named_parameters():
+        if name == "afmoe" and "self_attn.gate_proj" in path:
+            parameter.zero_()
+        if name in ("qwen3_next", "qwen3_5", "qwen3_5_moe") and "self_attn.q_proj" in path:
+            # Head by head: its query, then its gate.
+            heads = parameter.view(model.config.num_attention_heads, 2, -1, *parameter.shape[1:])
+            heads[:, 1] = 0
+
+
+def marked(cases: Iterable[str]) -> list[Any]:
+    """The cases in order, as parameters of a test; variants run with the marker ``exhaustive`` only."""
+    return [
+        pytest.param(case, marks=[] if "-" not in case or "-gguf" in case else [pytest.mark.exhaustive])
+        for case in sorted(cases)
+    ]
 
 
 @dataclass

@@ -29,7 +29,7 @@ def test_states_are_embedding_rows_and_the_first_mlp_of_them(case: str) -> None:
     expected = _first_mlp(model, opened.block_module(0), opened.o_proj_module(0), opened.mlp_module(0), rows)
     for layer in range(1, opened.dims.n_layers):
         found = states.layer(layer)
-        torch.testing.assert_close(found.x, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.x, expected.float(), rtol=1e-4, atol=1e-5)
         assert found.control is found.x
 
 

@@ -190,11 +190,11 @@ def test_the_same_states_made_by_another_process_meanwhile_are_used(
     ours, folder = opened(tiny_model("llama")), tmp_path / "states"
     forward = neutral._forward
 
-    def overtaken(*args: Any) -> None:
+    def overtaken(*args: Any, **options: Any) -> None:
         monkeypatch.undo()
         compute(ours, folder)
         (folder / "made by the other").touch()
-        forward(*args)
+        forward(*args, **options)
 
     monkeypatch.setattr(neutral, "_forward", overtaken)
     compute(ours, folder)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -41,6 +42,10 @@ def word_tokenizer(vocab: int = VOCAB, template: str = "<s> $A") -> PreTrainedTo
 
 def tiny_model(case: str, vocab: int = VOCAB, *, layers: int = 3) -> PreTrainedModel:
     """A random float32 model of a family (tests/architectures/tiny.py) with a larger vocabulary."""
+    if case in tiny.CASES:
+        kind, changes = tiny.CASES[case]
+        with patch.dict(tiny.ALL, {case: partial(tiny._from_config, kind, changes | {"vocab_size": vocab})}):
+            return tiny.tiny_model(case).float()
     sizes = {"vocab_size": vocab, "num_hidden_layers": layers}
     with (
         patch.dict(tiny._COMMON, sizes),

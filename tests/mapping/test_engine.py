@@ -12,6 +12,7 @@ from headatlas.architectures.model import Dims, LayerHeads
 from headatlas.atlas.store import LayerRanks
 from headatlas.mapping import bounds, engine, final, oracle
 from headatlas.mapping.stats import Stats
+from headatlas.mapping.vocabulary import Vocabulary, summing_error
 from tests.mapping.cases import random_problem
 
 
@@ -164,3 +165,18 @@ def test_kv_groups_share_values_but_not_outputs() -> None:
     after = engine.map_layer(questions, changed, vocabulary, ceiling=32)
     np.testing.assert_array_equal(before.promotion[:2], after.promotion[:2])
     assert (before.promotion[2:] != after.promotion[2:]).any()
+
+
+def test_other_devices_have_wider_bounds() -> None:
+    """Tensor cores do not round their sums: the bounds allow for it, whether U is kept in bfloat16 or not."""
+    for exact in (True, False):
+        _, _, _, vocabulary = random_problem(7)
+        rows = vocabulary.rows.to(torch.bfloat16).to(torch.float32) if exact else vocabulary.rows
+        here = Vocabulary.competing(rows, np.ones(len(rows), dtype=bool))
+        assert (here.stored.dtype == torch.bfloat16) is exact
+        there = replace(here, device=torch.device("meta"))
+        assert there.bfloat16.device.type == "meta"
+        assert summing_error(24, there.device) == 4 * summing_error(24, here.device)
+        lost = torch.linalg.vector_norm(rows - rows.to(torch.bfloat16).to(torch.float32), dim=1)
+        assert (here.bfloat16_lost >= lost).all()
+        np.testing.assert_allclose(here.bfloat16_lost, lost, atol=2e-2 * float(here.norms.max()), rtol=0)

@@ -178,6 +178,7 @@ def test_provenance_says_what_was_done(mapped: Map, model: Path, whole: Path) ->
     provenance = Atlas.open(whole).provenance
     assert provenance["model"]["spec"] == str(model) and provenance["model"]["family"] == "llama"
     assert provenance["model"]["weights_hash"].startswith("sha256:")
+    assert provenance["model"]["self_check"].startswith("layer 0: values of all")
     assert provenance["lens"]["name"] == "neutral" and len(provenance["lens"]["prefixes"]) == 4
     assert provenance["masked_ids"] == [0, 1, 2, 3]
     assert list(provenance["relations"]) == ["one_to_one", "several", "few", "copy"]

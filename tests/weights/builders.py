@@ -62,9 +62,10 @@ def write_gguf(
     tensors: dict[str, tuple[np.ndarray, Kind]],
     metadata: dict[str, Any] | None = None,
     arch: str = "llama",
+    split: int = 0,
 ) -> Path:
-    """A GGUF file with tensors quantised to the given types."""
-    writer = gguf.GGUFWriter(path, arch)
+    """A GGUF file with tensors quantised to the given types, or its parts of so many tensors each."""
+    writer = gguf.GGUFWriter(path, arch, split_max_tensors=split)
     for key, value in (metadata or {}).items():
         if isinstance(value, str):
             writer.add_string(key, value)
@@ -97,7 +98,9 @@ def tiny_qwen2() -> PreTrainedModel:
     return model
 
 
-def qwen2_gguf(path: Path, model: PreTrainedModel, kind: Kind = Kind.F32, tokenizer: bool = True) -> Path:
+def qwen2_gguf(
+    path: Path, model: PreTrainedModel, kind: Kind = Kind.F32, tokenizer: bool = True, split: int = 0
+) -> Path:
     """The model as llama.cpp would write it (Qwen2 permutes nothing)."""
     config = model.config
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
@@ -129,7 +132,7 @@ def qwen2_gguf(path: Path, model: PreTrainedModel, kind: Kind = Kind.F32, tokeni
             "tokenizer.ggml.bos_token_id": 0,
             "tokenizer.ggml.eos_token_id": 1,
         }
-    return write_gguf(path, tensors, metadata, "qwen2")
+    return write_gguf(path, tensors, metadata, "qwen2", split)
 
 
 def make_wheel(

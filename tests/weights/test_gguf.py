@@ -42,6 +42,38 @@ def test_equals_the_reference_reader_whole_and_by_rows(tmp_path: Path, kind: Kin
     assert torch.equal(source.read("norm", slice(3, 9)), torch.from_numpy(values(1)[0])[3:9])
 
 
+EVERY_KIND = [Kind.F16, *gguf.quants._type_traits]
+
+
+def blocks_of(kind: Kind, rows: int = 3) -> np.ndarray:
+    """Rows of 512 values in random blocks, without those bytes that would make scales infinite."""
+    size, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    random = np.random.default_rng(int(kind)).integers(0, 256, (rows, 512 // size * nbytes), dtype=np.uint8)
+    random[..., 1::2] &= 0xBF  # no half-precision number with these high bytes is infinite or no number
+    return random
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND, ids=lambda kind: kind.name)
+def test_every_type_that_gguf_dequantises(tmp_path: Path, kind: Kind) -> None:
+    """Random blocks of every type, whole and by rows, against gguf's own dequantisation of all of them."""
+    stored = blocks_of(kind)
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_tensor("w", stored, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with np.errstate(all="ignore"):
+        expected = torch.from_numpy(gguf.quants.dequantize(stored, kind).astype(np.float32))
+    assert expected.shape == (3, 512)
+    assert expected.isfinite().float().mean() > 0.9 and expected.unique().numel() > 9
+    source = GgufSource(tmp_path / "x.gguf")
+    assert (source.infos()["w"].shape, source.infos()["w"].dtype) == ((3, 512), kind.name)
+    for rows in (None, slice(1, 3), [2, 0, 2]):
+        wanted = expected if rows is None else expected[rows]
+        assert torch.equal(source.read("w", rows).nan_to_num(7e37), wanted.nan_to_num(7e37))
+
+
 def test_three_axes_and_float64(tmp_path: Path) -> None:
     cube = np.arange(2 * 3 * 32, dtype=np.float32).reshape(2, 3, 32)
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
@@ -112,6 +144,34 @@ def test_split_files_are_read_as_one(tmp_path: Path) -> None:
     odd = builders.write_gguf(tmp_path / "m-00003-of-00000.gguf", {"a": (values(2), Kind.F32)})
     with pytest.raises(HeadatlasError, match="proper name"):
         open_checkpoint(odd)
+
+
+def split_file(path: Path, tensors: dict[str, int], **about: int) -> Path:
+    metadata = {f"split.{key.replace('_', '.')}": value for key, value in about.items()}
+    return builders.write_gguf(
+        path, {name: (values(rows), Kind.F32) for name, rows in tensors.items()}, metadata
+    )
+
+
+def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    first, second = (tmp_path / f"m-0000{number}-of-00002.gguf" for number in (1, 2))
+    split_file(first, {"a": 2}, no=0, count=2, tensors_count=2)
+    split_file(second, {"b": 2}, no=1, count=2, tensors_count=2)
+    assert set(open_checkpoint(second).source.infos()) == {"a", "b"}
+    split_file(second, {"b": 2, "c": 2}, no=1, count=2, tensors_count=2)
+    with pytest.raises(HeadatlasError, match="has 2 tensors by its header, its 2 files hold 3"):
+        open_checkpoint(first)
+    split_file(second, {"b": 2}, no=0, count=2)
+    with pytest.raises(
+        HeadatlasError, match=r"m-00002.*it is part 0 of 2, counted from 0, by its name 1 of 2"
+    ):
+        open_checkpoint(first)
+    split_file(second, {"b": 2}, no=1, count=3)
+    with pytest.raises(HeadatlasError, match="part 1 of 3"):
+        open_checkpoint(first)
+    renamed = split_file(tmp_path / "renamed.gguf", {"a": 2}, no=0, count=2)
+    with pytest.raises(HeadatlasError, match=r"by its name 0 of 1; give the parts their names back"):
+        open_checkpoint(renamed)
 
 
 def test_several_models_in_a_folder(tmp_path: Path) -> None:

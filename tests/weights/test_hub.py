@@ -75,6 +75,9 @@ def test_a_repository_with_one_gguf(hub: Hub, tmp_path: Path) -> None:
     file = builders.qwen2_gguf(tmp_path / "tiny.gguf", builders.tiny_qwen2())
     hub.repos["org/tiny-gguf"] = {"tiny.gguf": file.read_bytes()}
     assert open_checkpoint("org/tiny-gguf").format == "gguf"
+    for part in builders.qwen2_gguf(tmp_path / "s.gguf", builders.tiny_qwen2(), split=10).parent.glob("s-*"):
+        hub.repos.setdefault("org/split", {"mmproj-s.gguf": b""})[part.name] = part.read_bytes()
+    assert len(open_checkpoint("org/split").source.infos()) == 27
     hub.repos["org/many"] = {"a.gguf": b"", "b.gguf": b""}
     with pytest.raises(
         HeadatlasError, match=r"several GGUF files; fetch one with `hf download org/many a\.gguf`"

@@ -152,16 +152,26 @@ def test_gguf_loads_without_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert converted.gguf_config(tmp_path / "tiny.gguf", checkpoint.source.header).vocab_size == 264  # type: ignore[attr-defined]
 
 
-def test_gguf_without_tokenizer_split_or_unknown(tmp_path: Path) -> None:
+def test_a_split_gguf_is_one_model(tmp_path: Path) -> None:
+    """Opened by any part; tokenizer, modules and tensors are those of the whole."""
+    model = builders.tiny_qwen2()
+    builders.qwen2_gguf(tmp_path / "tiny.gguf", model, split=10)
+    parts = sorted(tmp_path.glob("*.gguf"))
+    assert [part.name for part in parts] == [f"tiny-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    assert "output.weight" not in open_checkpoint(tmp_path).source.header.tensors  # type: ignore[attr-defined]
+    for spec in (*parts, tmp_path):
+        checkpoint = open_checkpoint(spec)
+        assert checkpoint.path == parts[0]
+        assert len(checkpoint.source.infos()) == len(model.state_dict())
+    same_modules(checkpoint, model)
+    assert len(load_tokenizer(checkpoint)) == len(builders.vocabulary())
+
+
+def test_gguf_without_tokenizer_or_unknown(tmp_path: Path) -> None:
     model = builders.tiny_qwen2()
     bare = open_checkpoint(builders.qwen2_gguf(tmp_path / "bare.gguf", model, tokenizer=False))
     with pytest.raises(HeadatlasError, match="holds no tokenizer"):
         load_tokenizer(bare)
-    for part in (1, 2):
-        file = tmp_path / f"s-0000{part}-of-00002.gguf"
-        builders.write_gguf(file, {f"w{part}": (torch.ones(2, 32).numpy(), Kind.F32)})
-    with pytest.raises(HeadatlasError, match="is a split GGUF"):
-        load_modules(open_checkpoint(tmp_path / "s-00001-of-00002.gguf"))
     alien = builders.write_gguf(
         tmp_path / "a.gguf", {"w": (torch.ones(2, 32).numpy(), Kind.F32)}, arch="alien"
     )

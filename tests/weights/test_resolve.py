@@ -10,6 +10,7 @@ import pytest
 
 from headatlas.errors import HeadatlasError
 from headatlas.weights import open_checkpoint
+from tests.weights import builders
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ from headatlas.weights import open_checkpoint
         ("models/not/there", "looks like a file or folder"),
         ("not-there.gguf", "looks like a file or folder"),
         ("a\\b", "looks like a file or folder"),
-        ("ollama:llama3", "ollama: is no source of models"),
+        ("hub:llama3", r"hub: is no source of models that headatlas knows \(there are pypi: and ollama:\)"),
         ("pypi:", "is not understood"),
         ("org/name@@x", "written org/name"),
         ("x" * 5000, "no usable name"),
@@ -37,9 +38,33 @@ def test_specs_that_cannot_be_opened(spec: str, problem: str) -> None:
 def test_a_path_is_never_looked_up_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(HeadatlasError, match="there is none"):
         open_checkpoint(Path("org/name"))
-    (tmp_path / "x.bin").write_bytes(b"")
+    (tmp_path / "x.txt").write_bytes(b"")
     with pytest.raises(HeadatlasError, match=r"give a \.safetensors or \.gguf file"):
-        open_checkpoint(tmp_path / "x.bin")
+        open_checkpoint(tmp_path / "x.txt")
+
+
+@pytest.mark.parametrize("kind", ["bin", "pt", "pth", "ckpt"])
+def test_no_pickle_is_ever_loaded(tmp_path: Path, kind: str) -> None:
+    """Opening this one would leave a file behind."""
+    trace = tmp_path / "trace"
+    bomb = b"cpathlib\nPath\n(V" + str(trace).encode() + b"\ntR."
+    harmful = b"cbuiltins\nexec\n(Vopen(" + repr(str(trace)).encode() + b", 'w')\ntR."
+    for content in (bomb, harmful):
+        (tmp_path / f"model.{kind}").write_bytes(content)
+        for spec in (tmp_path, tmp_path / f"model.{kind}"):
+            with pytest.raises(
+                HeadatlasError, match=rf"model\.{kind}.*never opens.*save_pretrained\(FOLDER\)"
+            ):
+                open_checkpoint(spec)
+    assert not trace.exists()
+
+
+def test_a_gguf_by_any_name(tmp_path: Path) -> None:
+    file = builders.qwen2_gguf(tmp_path / "blob", builders.tiny_qwen2())
+    assert open_checkpoint(file).format == "gguf"
+    builders.qwen2_gguf(tmp_path / "tiny.gguf", builders.tiny_qwen2())
+    (tmp_path / "mmproj-tiny.gguf").write_bytes(b"a vision encoder")
+    assert open_checkpoint(tmp_path).path == tmp_path / "tiny.gguf"
 
 
 def test_an_existing_folder_comes_before_the_hub(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +77,10 @@ def test_an_existing_folder_comes_before_the_hub(llama_folder: Path, monkeypatch
     ("files", "problem"),
     [
         ([], r"holds no model\.safetensors"),
-        (["pytorch_model.bin"], "as a pickle, which headatlas never opens; convert"),
+        (
+            ["pytorch_model.bin"],
+            r"as a pickle \(pytorch_model\.bin\), which headatlas never opens, .* convert",
+        ),
         (["adapter_config.json", "adapter_model.safetensors"], "holds an adapter"),
         (["a.safetensors", "b.safetensors"], r"2 \.safetensors files and no"),
     ],

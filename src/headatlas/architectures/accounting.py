@@ -6,17 +6,37 @@ the config implies for each, and checks the headers against it. Nothing here rea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from headatlas.architectures.config import Settings, read_settings
-from headatlas.architectures.family import Linear, Norm, Prefix, Section, Value
+from headatlas.architectures.family import MLP, Experts, Linear, Norm, Prefix, Section, Value
 from headatlas.architectures.layouts import linear_shape, value_shape, value_width
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint, TensorInfo
 
-Shape = tuple[int, ...]
+Shape = tuple[int | None, ...]
+"""Expected sizes; None for a size that neither the config nor the family says."""
+XIELU = ("alpha_p", "alpha_n", "beta", "eps")
+"""Names of the parameters of the activation xIELU."""
 _NAMED = 5
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """Which of the family's alternatives a layer has.
+
+    Attributes:
+        value: The value projection; None in a layer without attention heads.
+        experts: The mixture of experts; None where the MLP is dense.
+        feeds: Whether the layer has an MLP at all.
+    """
+
+    value: Value | None
+    experts: Experts | None
+    feeds: bool
 
 
 class Inventory:
@@ -25,7 +45,7 @@ class Inventory:
     Attributes:
         section: The part of the family file for the checkpoint's format.
         settings: Numbers of the config.
-        value: The alternative of the value projection that is stored.
+        layers: What each layer has.
         unembed_stem: Stem of the stored unembedding; None if it is tied and absent.
         stored: Header entries by name.
         expected: Names of all tensors a forward pass needs, with their shapes (None: not checked).
@@ -36,16 +56,19 @@ class Inventory:
         self.section = section
         self.stored: Mapping[str, TensorInfo] = checkpoint.source.infos()
         self.prefix = self._find_prefix()
-        embedding = self.stored.get(self.name(section.embed))
-        rows = embedding.shape[0] if embedding is not None and embedding.shape else None
-        self.settings: Settings = read_settings(checkpoint, section.config, rows)
-        self.value = self._find_value()
+        self.settings: Settings = read_settings(checkpoint, section.config, dict(self._stored_sizes()))
+        self._check_counts()
+        self._elsewhere = self._tensors_of_layers_without_heads()
+        self.layers = [self._find_parts(layer) for layer in range(self.settings.dims.n_layers)]
         self.unembed_stem = self._find_unembed()
         self.expected: dict[str, Shape | None] = dict(self._expected())
 
     def name(self, stem: str, layer: int | None = None, kind: str = "weight") -> str:
         """The stored name of a stem's weight or bias."""
-        return f"{self._fill(stem, layer, self.prefix)}.{kind}"
+        filled = self._fill(stem, layer, self.prefix)
+        if filled.endswith("!"):
+            return filled[:-1] if kind == "weight" else f"{filled[:-1]}_{kind}"
+        return f"{filled}.{kind}"
 
     def block(self, layer: int) -> str:
         """How the stored names of a decoder block's tensors begin."""
@@ -57,10 +80,24 @@ class Inventory:
             return condition == "always"
         return name in self.stored if condition == "stored" else self.settings.flags[condition]
 
+    def holds(self, condition: str) -> bool:
+        """Whether a condition on the config alone holds."""
+        return self.has(condition, "")
+
+    def weight(self, norm: Norm, layer: int | None = None) -> str | None:
+        """The name of a norm's weight, or None if it has none."""
+        name = self.name(self._stem(norm, layer), layer)
+        return name if self.has(norm.weight, name) else None
+
     def bias(self, part: Linear | Norm | Value, layer: int | None = None) -> str | None:
         """The name of a part's bias, or None if it has none."""
-        name = self.name(part.stem, layer, "bias")
+        name = self.name(self._stem(part, layer), layer, "bias")
         return name if self.has(part.bias, name) else None
+
+    def _stem(self, part: Linear | Norm | Value, layer: int | None) -> str:
+        """A part's stem; of alternatives the first that is stored, else the last."""
+        stems = part.stems if isinstance(part, Norm) else (part.stem,)
+        return next((stem for stem in stems if self.name(stem, layer) in self.stored), stems[-1])
 
     def check(self) -> None:
         """Compare the headers with what the family and the config say.
@@ -80,17 +117,67 @@ class Inventory:
                 "belong together and that the file is complete."
             )
         for name, shape in self.expected.items():
-            if shape is not None and tuple(self.stored[name].shape) != shape:
+            if shape is not None and not _fits(self.stored[name].shape, shape):
+                implied = ", ".join("any" if size is None else str(size) for size in shape)
                 raise HeadatlasError(
                     f"{self._where(name)}: tensor {name!r} has shape {list(self.stored[name].shape)}, but "
-                    f"the config implies {list(shape)}; check that config and weights belong together."
+                    f"the config implies [{implied}]; check that config and weights belong together."
                 )
 
-    def mlp_linears(self) -> list[tuple[Linear, int, int]]:
-        """The MLP's projections with their output and input sizes."""
-        mlp, d_model, d_mlp = self.section.mlp, self.settings.dims.d_model, self.settings.d_mlp
-        gate = [(mlp.gate, d_mlp, d_model)] if mlp.gate is not None else []
-        return [*gate, (mlp.up, d_mlp, d_model), (mlp.down, d_model, d_mlp)]
+    def linears_of(self, mlp: MLP, width: int) -> list[tuple[Linear, int, int]]:
+        """The projections of an MLP of this hidden width, with their output and input sizes."""
+        d_model = self.settings.dims.d_model
+        sizes = [(mlp.gate, width, d_model), (mlp.gate_up, 2 * width, d_model)]
+        sizes += [(mlp.up, width, d_model), (mlp.down, d_model, width)]
+        return [(linear, d_out, d_in) for linear, d_out, d_in in sizes if linear is not None]
+
+    def feeding(self, layer: int) -> Iterator[tuple[str, Shape | None]]:
+        """Names and shapes of all tensors of a layer's MLP or mixture of experts, its norm included."""
+        parts, mlp = self.layers[layer], self.section.mlp
+        if not parts.feeds:
+            return
+        if mlp.norm is not None:
+            yield from self._norm(mlp.norm, layer)
+        if parts.experts is None:
+            yield from self._linears(self.linears_of(mlp, self.settings.d_mlp), layer)
+            if mlp.xielu is not None:
+                for name in XIELU:
+                    yield f"{self._fill(mlp.xielu, layer, self.prefix)}.{name}", None
+        else:
+            yield from self._experts(parts.experts, layer)
+
+    def attending(self, layer: int) -> Iterator[tuple[str, Shape | None]]:
+        """Names and shapes of the tensors that make a layer's W_V, b_V and W_O, and of b_O."""
+        value, dims = self.layers[layer].value, self.settings.dims
+        if value is None:
+            return
+        if value.down is not None and value.norm is not None:
+            latent = self.settings.latent
+            by_head = value.layout == "latent_by_head"
+            shape = (dims.n_heads, dims.d_head, latent) if by_head else (None, latent)
+            yield self.name(value.stem, layer), shape
+            yield self.name(value.down.stem, layer), (None, dims.d_model)
+            if (bias := self.bias(value.down, layer)) is not None:
+                yield bias, (None,)
+            yield self.name(self._stem(value.norm, layer), layer), (latent,)
+        else:
+            yield self.name(value.stem, layer), value_shape(value.layout, dims)
+            if (bias := self.bias(value, layer)) is not None:
+                yield bias, (value_width(value.layout, dims),)
+        output = [(self.section.output, dims.d_model, dims.n_heads * dims.d_head)]
+        yield from self._linears(output, layer)
+
+    def _check_counts(self) -> None:
+        """Every layer and expert has a tensor of its own; no count of the config is believed blindly."""
+        counts = {"layers": self.settings.dims.n_layers}
+        if self.settings.experts is not None and any(e.layout == "separate" for e in self.section.experts):
+            counts["experts"] = self.settings.experts.n_experts
+        for what, count in counts.items():
+            if count > len(self.stored):
+                raise HeadatlasError(
+                    f"{self.checkpoint.spec}: the config speaks of {count:,} {what}, but only "
+                    f"{len(self.stored):,} tensors are stored; check that config and weights belong together."
+                )
 
     def _fill(self, stem: str, layer: int | None, prefix: Prefix) -> str:
         # {block} itself holds {body} and {layer}, hence two rounds.
@@ -100,6 +187,7 @@ class Inventory:
                 body=prefix.body,
                 head=prefix.head,
                 layer="{layer}" if layer is None else layer,
+                expert="{expert}",
             )
         return stem
 
@@ -110,11 +198,51 @@ class Inventory:
                 return prefix
         return self.section.prefixes[0]
 
-    def _find_value(self) -> Value:
-        for value in self.section.value:
-            if self.name(value.stem, 0) in self.stored:
-                return value
-        return self.section.value[0]
+    def _stored_sizes(self) -> Iterator[tuple[str, int]]:
+        """Numbers of rows that a family file may take from the tensors themselves."""
+        up = self.section.mlp.up
+        names = {"embed_rows": self.name(self.section.embed)}
+        if up is not None:
+            names["mlp_rows"] = self.name(up.stem, 0)
+        for size, name in names.items():
+            if name in self.stored and self.stored[name].shape:
+                yield size, self.stored[name].shape[0]
+
+    def _find_parts(self, layer: int) -> LayerParts:
+        """The alternatives of a layer, known by what is stored; the first of each where nothing is."""
+        section = self.section
+        values = [value for value in section.value if self.holds(value.when)]
+        stored = [value for value in values if self.name(value.stem, layer) in self.stored]
+        value = (stored or values)[0] if stored or layer not in self._elsewhere else None
+        experts = self._find_experts(layer)
+        dense = [linear.stem for linear in section.mlp.linears]
+        if not dense and experts is None and section.experts:
+            experts = section.experts[0]
+        absent = section.sparse and not any(self.name(stem, layer) in self.stored for stem in dense)
+        return LayerParts(value, experts, feeds=experts is not None or not absent)
+
+    def _find_experts(self, layer: int) -> Experts | None:
+        """The form of a layer's mixture of experts; None where no router is stored."""
+        forms = [each for each in self.section.experts if self.holds(each.when)]
+        routed = [each for each in forms if self.name(each.router.stem, layer) in self.stored]
+        for each in routed:
+            if self.name(of_expert(each.down, 0).stem, layer) in self.stored:
+                return each
+        return routed[0] if routed else None
+
+    def _tensors_of_layers_without_heads(self) -> dict[int, list[str]]:
+        """Layer → its tensors that take the place of attention."""
+        found: dict[int, list[str]] = {}
+        if not self.section.without_heads:
+            return found
+        names = sorted(self.stored)
+        for layer in range(self.settings.dims.n_layers):
+            patterns = [self._fill(each, layer, self.prefix) for each in self.section.without_heads]
+            block = self.block(layer)
+            within = names[bisect_left(names, block) : bisect_left(names, f"{block}\uffff")]
+            if there := [name for name in within if _matches(name, patterns)]:
+                found[layer] = there
+        return found
 
     def _find_unembed(self) -> str | None:
         """A stored unembedding counts even if the config calls it tied: so does transformers."""
@@ -132,7 +260,9 @@ class Inventory:
         bias = self.name(self.unembed_stem or section.unembed.stems[0], kind="bias")
         if self.has(section.unembed.bias, bias):
             yield bias, (dims.vocab_size,)
-        yield from self._norm(section.final_norm, None)
+        for norm in (section.final_norm, section.embed_norm):
+            if norm is not None:
+                yield from self._norm(norm, None)
         for block in range(dims.n_layers):
             yield from self._layer(block)
         for other in section.other:
@@ -144,27 +274,65 @@ class Inventory:
                         yield bias, None
 
     def _layer(self, layer: int) -> Iterator[tuple[str, Shape | None]]:
-        section, dims = self.section, self.settings.dims
-        for norm in (section.attention_norm, section.post_attention_norm, section.mlp.norm):
+        section = self.section
+        norms = [section.attention_norm]
+        if (value := self.layers[layer].value) is not None:
+            norms.append(section.post_attention_norm)
+            yield from self.attending(layer)
+            for stem in value.beside:
+                yield self.name(stem, layer), None
+                bias = self.name(stem, layer, "bias")
+                if self.has(value.bias, bias):
+                    yield bias, None
+        for norm in norms:
             if norm is not None:
                 yield from self._norm(norm, layer)
-        value = self.value
-        yield self.name(value.stem, layer), value_shape(value.layout, dims)
-        if (bias := self.bias(value, layer)) is not None:
-            yield bias, (value_width(value.layout, dims),)
-        for stem in value.beside:
-            yield self.name(stem, layer), None
-            bias = self.name(stem, layer, "bias")
-            if self.has(value.bias, bias):
-                yield bias, None
-        linears = [(section.output, dims.d_model, dims.n_heads * dims.d_head), *self.mlp_linears()]
+        yield from self.feeding(layer)
+        yield from ((name, None) for name in self._elsewhere.get(layer, ()))
+
+    def _linears(
+        self, linears: list[tuple[Linear, int, int]], layer: int
+    ) -> Iterator[tuple[str, Shape | None]]:
         for linear, d_out, d_in in linears:
             yield self.name(linear.stem, layer), linear_shape(linear.layout, d_out, d_in)
             if (bias := self.bias(linear, layer)) is not None:
                 yield bias, (d_out,)
 
+    def _experts(self, experts: Experts, layer: int) -> Iterator[tuple[str, Shape | None]]:
+        sizes = self.settings.experts
+        if sizes is None:
+            raise HeadatlasError(
+                f"{self.checkpoint.spec}: layer {layer} has a mixture of experts, but the config speaks of "
+                "none; check that config and weights belong together."
+            )
+        count, d_model = sizes.n_experts, self.settings.dims.d_model
+        yield from self._linears([(experts.router, count, d_model)], layer)
+        if experts.correction is not None:
+            yield self.name(experts.correction, layer), (*[1] * (experts.correction_axes - 1), count)
+        as_mlp = MLP(gate=experts.gate, gate_up=experts.gate_up, up=experts.up, down=experts.down)
+        linears = self.linears_of(as_mlp, sizes.width)
+        if experts.layout == "separate":
+            for linear, d_out, d_in in linears:
+                shape = linear_shape(linear.layout, d_out, d_in)
+                weight, biases = (self.name(linear.stem, layer, kind) for kind in ("weight", "bias"))
+                for number in map(str, range(count)):
+                    yield weight.replace("{expert}", number), shape
+                    if self.has(linear.bias, of_bias := biases.replace("{expert}", number)):
+                        yield of_bias, (d_out,)
+        else:
+            for linear, d_out, d_in in linears:
+                shape = (d_out, d_in) if experts.layout == "stacked" else (d_in, d_out)
+                yield self.name(linear.stem, layer), (count, *shape)
+                if (bias := self.bias(linear, layer)) is not None:
+                    yield bias, (count, d_out)
+        if experts.shared is not None and sizes.shared_width:
+            yield from self._linears(self.linears_of(experts.shared, sizes.shared_width), layer)
+            if experts.shared_gate is not None:
+                yield from self._linears([(experts.shared_gate, 1, d_model)], layer)
+
     def _norm(self, norm: Norm, layer: int | None) -> Iterator[tuple[str, Shape]]:
-        yield self.name(norm.stem, layer), (self.settings.dims.d_model,)
+        if (weight := self.weight(norm, layer)) is not None:
+            yield weight, (self.settings.dims.d_model,)
         if (bias := self.bias(norm, layer)) is not None:
             yield bias, (self.settings.dims.d_model,)
 
@@ -172,7 +340,8 @@ class Inventory:
         patterns = []
         for pattern in self.section.ignored:
             patterns += [self._fill(pattern, layer, self.prefix) for layer in self._layers_of(pattern)]
-        return patterns
+        first, more = self.settings.dims.n_layers, self.settings.further_layers
+        return patterns + [f"{self.block(layer)}*" for layer in range(first, first + more)]
 
     def _layers_of(self, stem: str) -> list[int | None]:
         """Every layer for a stem inside the blocks, else one entry for the whole model."""
@@ -181,6 +350,15 @@ class Inventory:
     def _where(self, name: str | None) -> str:
         """The file of a tensor, or what the user typed."""
         return self.stored[name].file if name is not None else self.checkpoint.spec
+
+
+def of_expert(linear: Linear, expert: int) -> Linear:
+    """The projection of one expert."""
+    return linear.model_copy(update={"stem": linear.stem.replace("{expert}", str(expert))})
+
+
+def _fits(found: Sequence[int], wanted: Shape) -> bool:
+    return len(found) == len(wanted) and all(b is None or a == b for a, b in zip(found, wanted, strict=True))
 
 
 def _matches(name: str, patterns: list[str]) -> bool:

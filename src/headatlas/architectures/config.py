@@ -5,15 +5,29 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
-from headatlas.architectures.family import ConfigKeys, ConfigValue
+from headatlas.architectures.family import ConfigKeys, ConfigValue, ExpertKeys, Flag
 from headatlas.architectures.model import Dims
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint
 
 _SIZES = ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_head", "d_mlp", "vocab_size")
-_EXPRESSION = re.compile(r"(?:(?P<factor>\d+) \* )?(?P<a>\w+)(?: / (?P<b>\w+))?")
+_EXPRESSION = re.compile(r"(?:(?P<factor>\w+) \* )?(?P<a>\w+)(?: / (?P<b>\w+))?")
+
+
+@dataclass(frozen=True)
+class ExpertSettings:
+    """Sizes of a mixture of experts; ``shared_width`` is 0 where no experts are shared."""
+
+    n_experts: int
+    top_k: int
+    width: int
+    shared_width: int
+    scale: float
+    groups: int
+    top_groups: int
 
 
 @dataclass(frozen=True)
@@ -26,6 +40,9 @@ class Settings:
         activation: Name in transformers' ``ACT2FN``.
         tied: Whether the unembedding may be absent because it is the embedding.
         flags: The family's switches, e.g. ``attention_bias``.
+        latent: Width of the latent that values are made from; None where they are not.
+        experts: None where the config says there are none.
+        further_layers: Layers after the last, for predicting further tokens.
     """
 
     dims: Dims
@@ -34,18 +51,27 @@ class Settings:
     activation: str
     tied: bool
     flags: Mapping[str, bool]
+    latent: int | None = None
+    experts: ExpertSettings | None = None
+    further_layers: int = 0
 
 
-def read_settings(checkpoint: Checkpoint, keys: ConfigKeys, embed_rows: int | None) -> Settings:
+def read_settings(checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str, int]) -> Settings:
     """The settings of a checkpoint.
 
     Args:
-        embed_rows: Rows of the stored embedding, None if it is not stored.
+        checkpoint: The checkpoint.
+        keys: Where its family has them.
+        stored: Sizes of stored tensors that expressions may use, by name.
 
     Raises:
         HeadatlasError: A key is missing, is of the wrong type, or numbers contradict each other.
     """
-    reader = _Reader(checkpoint, keys, embed_rows)
+    reader = _Reader(checkpoint, keys, stored)
+    flags = {name: reader.switch(name, value) for name, value in keys.flags.items()}
+    reader.flags = flags
+    for name, value in keys.numbers.items():
+        reader.size(name, value)
     sizes = {name: reader.size(name, getattr(keys, name)) for name in _SIZES}
     d_mlp = sizes.pop("d_mlp")
     dims = Dims(**sizes)
@@ -60,26 +86,61 @@ def read_settings(checkpoint: Checkpoint, keys: ConfigKeys, embed_rows: int | No
         eps=reader.number("eps", keys.eps),
         activation=reader.word("activation", keys.activation),
         tied=reader.flag("tied", keys.tied),
-        flags={name: reader.flag(name, value) for name, value in keys.flags.items()},
+        flags=flags,
+        latent=None if keys.latent is None else reader.size("latent", keys.latent),
+        experts=None if keys.experts is None else _experts(reader, keys.experts),
+        further_layers=0 if keys.further_layers is None else reader.size("further", keys.further_layers, 0),
+    )
+
+
+def _experts(reader: _Reader, keys: ExpertKeys) -> ExpertSettings | None:
+    """The sizes of the experts; None where a config of the family speaks of none."""
+    if not reader.there(keys.n_experts):
+        return None
+    n_experts, top_k = reader.size("n_experts", keys.n_experts), reader.size("top_k", keys.top_k)
+    width = reader.size("width", keys.width)
+    if keys.shared_count is not None:
+        reader.size("shared_count", keys.shared_count, least=0)
+    return ExpertSettings(
+        n_experts=n_experts,
+        top_k=top_k,
+        width=width,
+        shared_width=0 if keys.shared_width is None else reader.size("shared_width", keys.shared_width, 0),
+        scale=reader.number("scale", keys.scale, most=None),
+        groups=reader.size("groups", keys.groups),
+        top_groups=reader.size("top_groups", keys.top_groups),
     )
 
 
 class _Reader:
-    def __init__(self, checkpoint: Checkpoint, keys: ConfigKeys, embed_rows: int | None) -> None:
+    def __init__(self, checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str, int]) -> None:
         self.spec = checkpoint.spec
         self.config: Mapping[str, Any] = checkpoint.config
         self.prefix = f"{checkpoint.architecture}." if checkpoint.format == "gguf" else ""
         if keys.nested is not None and isinstance(self.config.get(keys.nested), Mapping):
             self.config = self.config[keys.nested]
-        self.known: dict[str, int] = {} if embed_rows is None else {"embed_rows": embed_rows}
+        self.flags: Mapping[str, bool] = {}
+        self.known: dict[str, int] = dict(stored)
 
     def _stored(self, value: ConfigValue) -> tuple[str, Any]:
         """The key that is there and what it holds, else the first key and the default."""
         for key in value.keys:
-            found = self.config.get(self.prefix + key)
+            found = self._at(key)
             if found is not None:
                 return self.prefix + key, found
         return self.prefix + (value.keys[0] if value.keys else ""), value.default
+
+    def _at(self, key: str) -> Any:
+        """What the config holds under a key; ``a.b`` may be a key itself (GGUF) or lead into a table."""
+        found = self.config.get(self.prefix + key)
+        table, dot, inner = key.partition(".")
+        if found is None and dot and isinstance(self.config.get(table), Mapping):
+            return self.config[table].get(inner)
+        return found
+
+    def there(self, value: ConfigValue) -> bool:
+        """Whether the config has the key, with more than nothing in it, or the family knows a default."""
+        return bool(self._stored(value)[1])
 
     def _wrong(self, name: str, key: str, found: object, wanted: str) -> HeadatlasError:
         if found is None:
@@ -88,11 +149,12 @@ class _Reader:
             )
         return HeadatlasError(f"{self.spec}: config key {key!r} ({name}) is {found!r}, but must be {wanted}.")
 
-    def size(self, name: str, value: ConfigValue) -> int:
+    def size(self, name: str, value: ConfigValue, least: int = 1) -> int:
+        value = next((case for case in value.cases if self.flags[case.when]), value)
         key, found = self._stored(value)
         if found is None and value.derive is not None:
             found = self._derived(name, value.derive, key)
-        if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        if not isinstance(found, int) or isinstance(found, bool) or found < least:
             raise self._wrong(name, key, found, "a positive whole number")
         self.known[name] = found
         return found
@@ -101,9 +163,10 @@ class _Reader:
         match = _EXPRESSION.fullmatch(expression)
         if match is None:
             raise ValueError(f"family file: cannot read the expression {expression!r}")
-        if match["a"] not in self.known:
+        factor = match["factor"] or "1"
+        if match["a"] not in self.known or not (factor.isdigit() or factor in self.known):
             return None
-        result = int(match["factor"] or 1) * self.known[match["a"]]
+        result = (int(factor) if factor.isdigit() else self.known[factor]) * self.known[match["a"]]
         if match["b"] is None:
             return result
         divisor = self.known[match["b"]]
@@ -114,10 +177,10 @@ class _Reader:
             )
         return result // divisor
 
-    def number(self, name: str, value: ConfigValue) -> float:
+    def number(self, name: str, value: ConfigValue, most: float | None = 1.0) -> float:
         key, found = self._stored(value)
-        if not isinstance(found, int | float) or isinstance(found, bool) or not 0 <= found < 1:
-            raise self._wrong(name, key, found, "a small positive number")
+        if not isinstance(found, int | float) or isinstance(found, bool) or not 0 <= found < (most or inf):
+            raise self._wrong(name, key, found, f"a {'small ' if most else ''}positive number")
         return float(found)
 
     def word(self, name: str, value: ConfigValue) -> str:
@@ -131,3 +194,14 @@ class _Reader:
         if not isinstance(found, bool):
             raise self._wrong(name, key, found, "true or false")
         return found
+
+    def switch(self, name: str, flag: Flag) -> bool:
+        """A flag: what the config says, or whether it says something."""
+        _, found = self._stored(flag)
+        if flag.given is not None:
+            return (found is not None) == flag.given
+        if flag.equals is not None:
+            return found in flag.equals
+        if flag.unequal is not None:
+            return found is not None and found != flag.unequal
+        return self.flag(name, flag)

@@ -1,8 +1,9 @@
 """The shape of a family file: what may stand in `families/*.toml`, validated on reading.
 
 A *stem* is a tensor name without its ``.weight`` or ``.bias``. In stems and patterns ``{block}`` is the
-prefix of a layer, ``{layer}`` its number, ``{body}`` and ``{head}`` the prefixes of the decoder and of the
-unembedding, which differ between checkpoints of one family.
+prefix of a layer, ``{layer}`` its number, ``{expert}`` an expert's number, ``{body}`` and ``{head}`` the
+prefixes of the decoder and of the unembedding, which differ between checkpoints of one family. A stem that
+ends in ``!`` is the whole name: ``{block}self_attn.sinks!``.
 
 A *condition* says when a tensor is there: ``always``, ``never``, ``stored`` (both are legal) or the name of
 a flag of the config.
@@ -28,14 +29,17 @@ class ConfigValue(_Strict):
 
     Attributes:
         key: Key or alternative keys, the first that is there and not null counts. Empty: never stored.
+            ``a.b`` is the key ``b`` of the table ``a``.
         default: Value if the key is absent.
-        derive: Or an expression over values read before: ``a``, ``a / b`` or ``4 * a``; ``embed_rows`` is
-            the number of rows of the embedding tensor.
+        derive: Or an expression over values read before: ``a``, ``a / b``, ``4 * a`` or ``a * b``;
+            ``embed_rows`` and ``mlp_rows`` are numbers of rows of the embedding and the first ``up``.
+        cases: What counts instead under a flag of the config; the first whose flag is set.
     """
 
     key: str | tuple[str, ...] = ()
     default: bool | int | float | str | None = None
     derive: str | None = None
+    cases: tuple[ConfigCase, ...] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -43,14 +47,63 @@ class ConfigValue(_Strict):
         return (self.key,) if isinstance(self.key, str) else self.key
 
 
+class ConfigCase(ConfigValue):
+    """A value that counts where a flag of the config is set."""
+
+    when: str
+
+
+class Flag(ConfigValue):
+    """A switch: true or false in the config, or a statement about what is there.
+
+    Attributes:
+        equals: If given, the flag says whether the stored value is one of these.
+        unequal: If given, the flag says whether the stored value is another than this.
+        given: If true, the flag says whether the key is there and not null; if false, whether it is not.
+    """
+
+    equals: tuple[bool | int | float | str, ...] | None = None
+    unequal: bool | int | float | str | None = None
+    given: bool | None = None
+
+
+class ExpertKeys(_Strict):
+    """Which config keys describe the mixture of experts.
+
+    Attributes:
+        n_experts: Experts to choose from.
+        top_k: Experts a token is sent to.
+        width: Hidden width of one expert.
+        shared_count: Experts every token passes, where the config counts them in experts.
+        shared_width: Hidden width of the experts every token passes; only where the family has them.
+        scale: Factor on the weights of the chosen experts.
+        groups: Groups that experts are divided into; only a few of them may be chosen from.
+        top_groups: Groups to choose from.
+    """
+
+    n_experts: ConfigValue
+    top_k: ConfigValue
+    width: ConfigValue
+    shared_count: ConfigValue | None = None
+    shared_width: ConfigValue | None = None
+    scale: ConfigValue = ConfigValue(default=1.0)
+    groups: ConfigValue = ConfigValue(default=1)
+    top_groups: ConfigValue = ConfigValue(default=1)
+
+
 class ConfigKeys(_Strict):
     """Which config keys hold the numbers headatlas needs.
 
     Attributes:
         nested: Name of a sub-config to read from if the config has it (multimodal models).
+        latent: Width of the latent that keys and values are made from, where there is one.
+        experts: Where the family has a mixture of experts.
+        numbers: Further numbers that expressions use.
+        further_layers: Number of layers after the last that predict further tokens; they are ignored.
     """
 
     nested: str | None = None
+    numbers: dict[str, ConfigValue] = {}
     n_layers: ConfigValue
     n_heads: ConfigValue
     n_kv_heads: ConfigValue
@@ -58,10 +111,13 @@ class ConfigKeys(_Strict):
     d_head: ConfigValue
     d_mlp: ConfigValue
     vocab_size: ConfigValue
+    latent: ConfigValue | None = None
+    further_layers: ConfigValue | None = None
+    experts: ExpertKeys | None = None
     eps: ConfigValue
     activation: ConfigValue
     tied: ConfigValue
-    flags: dict[str, ConfigValue] = {}
+    flags: dict[str, Flag] = {}
 
 
 class Prefix(_Strict):
@@ -79,24 +135,45 @@ class Linear(_Strict):
     bias: str = "never"
 
 
+class Norm(_Strict):
+    """A norm over d_model with a gain and a bias where ``weight`` and ``bias`` say so.
+
+    Attributes:
+        stem: One stem, or alternatives; in each layer the first that is stored counts.
+    """
+
+    stem: str | tuple[str, ...]
+    weight: str = "always"
+    bias: str = "never"
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """The alternatives in order."""
+        return (self.stem,) if isinstance(self.stem, str) else self.stem
+
+
 class Value(_Strict):
     """The projection that makes the values, alone or fused with queries and keys.
 
     Attributes:
+        when: Condition on the config under which this alternative may be the one.
+        down: For the latent layouts: the projection to the latent and the norm on it.
         beside: Stems of the query and key projections where they are separate; they share ``bias``.
     """
 
     stem: str
     layout: ValueLayout
     bias: str = "never"
+    when: str = "always"
+    down: Linear | None = None
+    norm: Norm | None = None
     beside: tuple[str, ...] = ()
 
-
-class Norm(_Strict):
-    """A norm over d_model with a gain, and a bias where ``bias`` says so."""
-
-    stem: str
-    bias: str = "never"
+    @model_validator(mode="after")
+    def _latent_is_whole(self) -> Self:
+        if self.layout.startswith("latent") != (self.down is not None and self.norm is not None):
+            raise ValueError("'down' and 'norm' belong to the latent layouts")
+        return self
 
 
 class Unembed(_Strict):
@@ -111,12 +188,73 @@ class MLP(_Strict):
 
     Attributes:
         norm: The norm whose output feeds it; None where the MLP reads the residual stream as it is.
+        gate_up: Gate and up in one tensor, the gate's rows first, instead of the two.
+        up, down: None where no layer has a dense MLP.
+        xielu: Stem of the activation's own parameters, for the activation of that name.
     """
 
-    norm: Norm | None
+    norm: Norm | None = None
     gate: Linear | None = None
-    up: Linear
+    gate_up: Linear | None = None
+    up: Linear | None = None
+    down: Linear | None = None
+    xielu: str | None = None
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """The projections there are."""
+        return tuple(each for each in (self.gate, self.gate_up, self.up, self.down) if each is not None)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.linears and ((self.up is None) == (self.gate_up is None) or self.down is None):
+            raise ValueError("an MLP needs 'down' and one of 'up' and 'gate_up'")
+        return self
+
+
+class Experts(_Strict):
+    """A mixture of experts in one form; in each layer the form whose router and experts are stored counts.
+
+    Attributes:
+        when: Condition on the config under which this form may be the one.
+        router: From d_model to one logit an expert.
+        scores: What makes logits to scores. ``softmax`` over the chosen equals ``softmax`` with
+            ``normalise``.
+        normalise: Condition under which the weights of the chosen experts are divided by their sum.
+        correction: Stem of a vector that is added to the scores for choosing only.
+        correction_axes: Its number of axes, all but the last of size one.
+        grouped: Condition under which the config's groups of experts count.
+        group_score: What ranks groups of experts: their best score, or the sum of their best two.
+        layout: ``separate`` (a tensor an expert, ``{expert}`` in the stems), ``stacked`` ([experts, out,
+            in]) or ``stacked_in_out`` ([experts, in, out]).
+        gate_up: Gate and up in one tensor instead of the two, its halves or alternating (``interleaved``).
+        glu: ``plain``: act(gate) * up. ``clamped``: GPT-OSS's, with its constants.
+        shared: Experts every token passes.
+        shared_gate: Projection to one number whose sigmoid scales the shared experts.
+    """
+
+    when: str = "always"
+    router: Linear
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    normalise: str = "always"
+    correction: str | None = None
+    correction_axes: int = 1
+    grouped: str = "always"
+    group_score: Literal["best", "best_two"] = "best"
+    layout: Literal["separate", "stacked", "stacked_in_out"] = "separate"
+    gate: Linear | None = None
+    gate_up: Linear | None = None
+    up: Linear | None = None
     down: Linear
+    interleaved: bool = False
+    glu: Literal["plain", "clamped"] = "plain"
+    shared: MLP | None = None
+    shared_gate: Linear | None = None
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """The projections of an expert."""
+        return tuple(each for each in (self.gate, self.gate_up, self.up, self.down) if each is not None)
 
 
 class Other(_Strict):
@@ -127,13 +265,33 @@ class Other(_Strict):
     present: str = "always"
 
 
+class Caveat(_Strict):
+    """What a reader must know about some models of the family, in one sentence.
+
+    Attributes:
+        when: Condition on the config.
+        text: The sentence. ``refuse`` completes “SPEC: …”.
+        refuse: Whether such a model is not opened at all.
+    """
+
+    when: str
+    text: str
+    refuse: bool = False
+
+
 class Section(_Strict):
     """Tensor names, layouts and config keys in one file format.
 
     Attributes:
         gain_offset: What to add to stored norm weights to get the gain.
-        value: Alternatives; the one whose weight is stored counts.
+        embed_norm: The norm on the embedding, where there is one.
+        attention_norm: The norm before the attention; None where the attention reads the residual stream.
         post_attention_norm: The norm on the attention's output, before the residual, where there is one.
+        value: Alternatives; in each layer the first whose weight is stored counts.
+        experts: Alternatives; a layer without any of their routers has the dense MLP.
+        without_heads: Patterns of the tensors that layers without attention heads have in its place. A
+            layer with such tensors and no value projection has no heads.
+        sparse: Whether some layers have no MLP.
         ignored: Patterns of tensors that may be there and are never read; ``*`` matches anything.
     """
 
@@ -142,23 +300,44 @@ class Section(_Strict):
     block: str
     gain_offset: float = 0.0
     embed: str
+    embed_norm: Norm | None = None
     unembed: Unembed
     final_norm: Norm
-    attention_norm: Norm
+    attention_norm: Norm | None = None
     post_attention_norm: Norm | None = None
     value: tuple[Value, ...]
     output: Linear
     mlp: MLP
+    experts: tuple[Experts, ...] = ()
     other: tuple[Other, ...] = ()
+    without_heads: tuple[str, ...] = ()
+    sparse: bool = False
     ignored: tuple[str, ...] = ()
+    caveats: tuple[Caveat, ...] = ()
 
     def conditions(self) -> set[str]:
         """Every condition named in the section."""
-        linears = [self.output, self.mlp.up, self.mlp.down, *([self.mlp.gate] if self.mlp.gate else [])]
-        norms = [self.final_norm, self.attention_norm]
-        norms += [norm for norm in (self.post_attention_norm, self.mlp.norm) if norm]
-        parts: list[Linear | Norm | Value | Other | Unembed] = [*linears, *norms, *self.value, *self.other]
-        return {part.bias for part in [*parts, self.unembed]} | {other.present for other in self.other}
+        linears = [self.output, *self.mlp.linears]
+        for experts in self.experts:
+            linears += [experts.router, *experts.linears, *(experts.shared.linears if experts.shared else ())]
+        downs = [value.down for value in self.value if value.down]
+        norms = [
+            self.final_norm,
+            self.embed_norm,
+            self.attention_norm,
+            self.post_attention_norm,
+            self.mlp.norm,
+        ]
+        there = [norm for norm in norms if norm]
+        parts: list[Linear | Norm | Value | Other | Unembed] = [
+            *linears, *downs, *there, *self.value, *self.other, self.unembed,
+        ]  # fmt: skip
+        found = {part.bias for part in parts} | {norm.weight for norm in there}
+        found |= {value.when for value in self.value} | {caveat.when for caveat in self.caveats}
+        found |= {other.present for other in self.other}
+        for experts in self.experts:
+            found |= {experts.when, experts.normalise, experts.grouped}
+        return found
 
     @model_validator(mode="after")
     def _conditions_are_known(self) -> Self:
@@ -167,6 +346,8 @@ class Section(_Strict):
             raise ValueError(f"conditions {sorted(unknown)} are neither {PLAIN_CONDITIONS} nor config flags")
         if not self.prefixes or not self.value:
             raise ValueError("at least one prefix and one value projection are needed")
+        if self.experts and self.config.experts is None:
+            raise ValueError("experts need their config keys")
         return self
 
 
@@ -176,6 +357,8 @@ class Modules(_Strict):
     Attributes:
         value_input: The module whose input is the source state x_l.
         output: The module whose input is the concatenated outputs of the heads.
+        mlp: The module whose output is the MLP's.
+        mlp_beside: A second one in layers with experts, whose output is added to it.
         body_of: Prefix of the decoder for architectures where it differs from ``body``.
     """
 
@@ -185,6 +368,7 @@ class Modules(_Strict):
     value_input: str
     output: str
     mlp: str
+    mlp_beside: str | None = None
     final_norm: str
 
 

@@ -9,6 +9,11 @@ linear          [out, in]       values only, grouped by key/value head
 stacked_qkv     [out, in]       all queries, then all keys, then all values
 conv1d_qkv      [in, out]       the same, transposed: GPT-2's Conv1D
 per_head_qkv    [out, in]       head by head: query, key, value (GPT-NeoX)
+conv1d_per_head [in, out]       the same, transposed
+grouped_qkv     [out, in]       by key/value head: its queries, its key, its value (Falcon)
+blocks_qvk      [out, in]       four blocks of heads: their queries, values, keys (CodeGen)
+latent          [out, latent]   head by head: key, value; from a latent that a second projection makes
+latent_by_head  [head, out, l.] the values alone, l. the latent
 ==============  ==============  ===================================================================
 """
 
@@ -21,17 +26,33 @@ if TYPE_CHECKING:
 
     from headatlas.architectures.model import Dims
 
-LinearLayout = Literal["linear", "conv1d"]
-ValueLayout = Literal["linear", "stacked_qkv", "conv1d_qkv", "per_head_qkv"]
+LinearLayout = Literal["linear", "conv1d", "vector"]
+"""[out, in]; [in, out]; or [in] for a projection to one number."""
+ValueLayout = Literal[
+    "linear",
+    "stacked_qkv",
+    "conv1d_qkv",
+    "per_head_qkv",
+    "conv1d_per_head",
+    "grouped_qkv",
+    "blocks_qvk",
+    "latent",
+    "latent_by_head",
+]
+_TRANSPOSED = ("conv1d_qkv", "conv1d_per_head")
 
 
-def linear_shape(layout: LinearLayout, d_out: int, d_in: int) -> tuple[int, int]:
+def linear_shape(layout: LinearLayout, d_out: int, d_in: int) -> tuple[int, ...]:
     """Stored shape of a projection from ``d_in`` to ``d_out``."""
+    if layout == "vector":
+        return (d_in,)
     return (d_in, d_out) if layout == "conv1d" else (d_out, d_in)
 
 
 def as_linear(stored: torch.Tensor, layout: LinearLayout) -> torch.Tensor:
     """The weight as [out, in]."""
+    if layout == "vector":
+        return stored.unsqueeze(0)
     return stored.T if layout == "conv1d" else stored
 
 
@@ -42,10 +63,10 @@ def value_width(layout: ValueLayout, dims: Dims) -> int:
     return (dims.n_heads + 2 * dims.n_kv_heads) * dims.d_head
 
 
-def value_shape(layout: ValueLayout, dims: Dims) -> tuple[int, int]:
-    """Stored shape of the projection that makes the values."""
+def value_shape(layout: ValueLayout, dims: Dims) -> tuple[int, ...]:
+    """Stored shape of the projection that makes the values from the source state."""
     return linear_shape(
-        "conv1d" if layout == "conv1d_qkv" else "linear", value_width(layout, dims), dims.d_model
+        "conv1d" if layout in _TRANSPOSED else "linear", value_width(layout, dims), dims.d_model
     )
 
 
@@ -58,7 +79,7 @@ def value_rows(layout: ValueLayout, dims: Dims) -> slice | None:
 
 def split_values(stored: torch.Tensor, layout: ValueLayout, dims: Dims) -> torch.Tensor:
     """W_V [n_kv_heads, d_model, d_head] from the stored weight (or its :func:`value_rows`)."""
-    weight = stored.T if layout == "conv1d_qkv" else stored
+    weight = stored.T if layout in _TRANSPOSED else stored
     return _value_outputs(weight, layout, dims).transpose(1, 2).contiguous()
 
 
@@ -67,10 +88,39 @@ def split_value_bias(stored: torch.Tensor, layout: ValueLayout, dims: Dims) -> t
     return _value_outputs(stored, layout, dims).contiguous()
 
 
+def split_latent(
+    up: torch.Tensor, down: torch.Tensor, down_bias: torch.Tensor | None, gain: torch.Tensor, dims: Dims
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """W_V and b_V of values made from a latent: multi-head latent attention, arXiv:2405.04434 §2.1.
+
+    The latent of a source is ``norm(x @ down.T)``. Its norm divides by one positive number per source, the
+    same for all heads; ranks do not change with it and it is left out. What is left is linear:
+    ``W_V = down.T * gain @ up_value.T``.
+
+    Args:
+        up: [n_heads * (key + d_head), latent]: for each head the rows of its key, then of its value; or
+            [n_heads, d_head, latent].
+        down: [latent + rotary key, d_model]: the latent's rows come first.
+        down_bias: [latent + rotary key] or None; it goes through the same norm, so it folds in as well.
+        gain: [latent] gain of the norm.
+        dims: Sizes.
+
+    Returns:
+        W_V [n_heads, d_model, d_head], b_V [n_heads, d_head] or None.
+    """
+    latent = gain.shape[0]
+    values = up.reshape(dims.n_heads, -1, latent)[:, -dims.d_head :] * gain  # [n_heads, d_head, latent]
+    weight = (values @ down[:latent]).transpose(1, 2).contiguous()
+    return weight, None if down_bias is None else values @ down_bias[:latent]
+
+
 def _value_outputs(outputs: torch.Tensor, layout: ValueLayout, dims: Dims) -> torch.Tensor:
     """[n_kv_heads, d_head, ...] from a tensor with the projection's outputs on its first axis."""
-    if layout == "per_head_qkv":
-        return outputs.reshape(dims.n_heads, 3, dims.d_head, *outputs.shape[1:])[:, 2]
+    if layout in ("per_head_qkv", "conv1d_per_head", "grouped_qkv"):
+        return outputs.reshape(dims.n_kv_heads, -1, dims.d_head, *outputs.shape[1:])[:, -1]
+    if layout == "blocks_qvk":
+        values = outputs.reshape(4, 3, -1, *outputs.shape[1:])[:, 1]
+        return values.reshape(dims.n_kv_heads, dims.d_head, *outputs.shape[1:])
     # Values come last in every other layout, so this also holds when only their rows were read.
     values = outputs[-dims.n_kv_heads * dims.d_head :]
     return values.reshape(dims.n_kv_heads, dims.d_head, *outputs.shape[1:])

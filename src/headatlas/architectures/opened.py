@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
 from headatlas.architectures.accounting import Inventory
-from headatlas.architectures.family import Family, Linear, Norm
+from headatlas.architectures.family import Family, Norm, Value
+from headatlas.architectures.feeding import Feeding
 from headatlas.architectures.layouts import (
-    as_linear,
+    split_latent,
     split_outputs,
     split_value_bias,
     split_values,
     value_rows,
 )
-from headatlas.architectures.mlp import LinearWeights, MLPWeights, NormWeights, activation_function
+from headatlas.architectures.mlp import NormWeights, in_parts
 from headatlas.architectures.model import Dims, LayerHeads, RightMap
 from headatlas.architectures.registry import find_family
 from headatlas.errors import HeadatlasError
@@ -35,7 +37,14 @@ def open_model(checkpoint: Checkpoint) -> OpenedModel:
     """
     family, section = find_family(checkpoint)
     inventory = Inventory(checkpoint, section)
+    said = [caveat for caveat in section.caveats if inventory.holds(caveat.when)]
+    for caveat in said:
+        if caveat.refuse:
+            raise HeadatlasError(f"{checkpoint.spec}: {caveat.text}")
     inventory.check()
+    if said:
+        notes = (*checkpoint.notes, *(caveat.text for caveat in said))
+        checkpoint = replace(checkpoint, notes=notes)
     return OpenedModel(checkpoint, family, inventory)
 
 
@@ -59,8 +68,13 @@ class OpenedModel:
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     def embed(self, ids: Sequence[int] | None = None) -> torch.Tensor:
-        """Raw rows of E [len(ids) or vocab, d_model], without any embedding scale."""
-        return self._read(self._inventory.name(self._section.embed), ids)
+        """Rows of E [len(ids) or vocab, d_model] as stored, without any embedding scale.
+
+        Where the family norms the embedding before the first block (BLOOM), the rows are normed.
+        """
+        rows = self._read(self._inventory.name(self._section.embed), ids)
+        norm = self._section.embed_norm
+        return rows if norm is None else self._norm(norm)(rows)
 
     def unembed(self, rows: slice | None = None) -> torch.Tensor:
         """U transposed: [vocab, d_model], one row a token, or some rows of it. Read anew at every call."""
@@ -68,15 +82,45 @@ class OpenedModel:
         return self._read(self._inventory.name(stem), rows)
 
     def heads(self, layer: int) -> LayerHeads:
-        """Value and output weights of all heads of a layer."""
-        value, output = self._inventory.value, self._section.output
+        """Value and output weights of all heads of a layer.
+
+        Raises:
+            HeadatlasError: The layer has none.
+        """
         self._check_layer(layer)
-        stored = self._read(self._inventory.name(value.stem, layer), value_rows(value.layout, self.dims))
-        bias = self._inventory.bias(value, layer)
-        return LayerHeads(
-            W_V=split_values(stored, value.layout, self.dims),
-            b_V=None if bias is None else split_value_bias(self._read(bias), value.layout, self.dims),
-            W_O=split_outputs(self._read(self._inventory.name(output.stem, layer)), output.layout, self.dims),
+        value, output = self._inventory.layers[layer].value, self._section.output
+        if value is None:
+            raise HeadatlasError(
+                f"{self.checkpoint.spec}: layer {layer} has no attention heads; heads are in layers "
+                f"{', '.join(map(str, self.layers_with_heads))}."
+            )
+        W_V, b_V = self._values(value, layer)
+        stored = self._read(self._inventory.name(output.stem, layer))
+        return LayerHeads(W_V, b_V, W_O=split_outputs(stored, output.layout, self.dims))
+
+    @property
+    def layers_with_heads(self) -> tuple[int, ...]:
+        """The layers that have attention heads: all but in hybrid models."""
+        return tuple(at for at, parts in enumerate(self._inventory.layers) if parts.value is not None)
+
+    @property
+    def every_layer_has_heads(self) -> bool:
+        """False for hybrid models."""
+        return len(self.layers_with_heads) == self.dims.n_layers
+
+    def _values(self, value: Value, layer: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """W_V and b_V of a layer."""
+        names, read = self._inventory, self._read
+        if value.down is not None and value.norm is not None:
+            up, down = read(names.name(value.stem, layer)), read(names.name(value.down.stem, layer))
+            bias = names.bias(value.down, layer)
+            gain = read(names.weight(value.norm, layer) or "") + self._section.gain_offset
+            return split_latent(up, down, None if bias is None else read(bias), gain, self.dims)
+        stored = read(names.name(value.stem, layer), value_rows(value.layout, self.dims))
+        bias = names.bias(value, layer)
+        return (
+            split_values(stored, value.layout, self.dims),
+            None if bias is None else split_value_bias(read(bias), value.layout, self.dims),
         )
 
     def right_map(self, layer: int) -> RightMap:
@@ -90,15 +134,19 @@ class OpenedModel:
         )
 
     def first_mlp(self, rows: torch.Tensor) -> torch.Tensor:
-        """``mlp_0(norm(rows))``: the first block's MLP on rows [n, d_model], in at least float32."""
-        mlp, settings = self._section.mlp, self._inventory.settings
-        return MLPWeights(
-            norm=None if mlp.norm is None else self._norm(mlp.norm, 0),
-            gate=None if mlp.gate is None else self._linear(mlp.gate, 0),
-            up=self._linear(mlp.up, 0),
-            down=self._linear(mlp.down, 0),
-            activation=activation_function(settings.activation, self.checkpoint.spec),
-        )(rows)
+        """``mlp_0(norm(rows))``: the first block's MLP on rows [n, d_model], in at least float32.
+
+        Raises:
+            HeadatlasError: The first block has none.
+        """
+        if not self._inventory.layers[0].feeds:
+            raise HeadatlasError(
+                f"{self.checkpoint.spec}: the first block has no MLP, which the lens maps needs; "
+                "use --lens neutral."
+            )
+        norm = self._section.mlp.norm
+        feed = Feeding(self._inventory, self._read).of(0)
+        return in_parts(rows, None if norm is None else self._norm(norm, 0), feed)
 
     def final_norm(self, rows: torch.Tensor) -> torch.Tensor:
         """The whole final norm, with its scale and bias, on rows [..., d_model]."""
@@ -127,8 +175,14 @@ class OpenedModel:
         return self._module(self.family.modules.output, layer)
 
     def mlp_module(self, layer: int) -> str:
-        """Path of the Hugging Face module of a block's MLP."""
-        return self._module(self.family.modules.mlp, layer)
+        """Path of the Hugging Face module of a block's MLP; the first of :meth:`mlp_modules`."""
+        return self.mlp_modules(layer)[0]
+
+    def mlp_modules(self, layer: int) -> tuple[str, ...]:
+        """Paths of the Hugging Face modules of a block's MLP; the sum of their outputs is the MLP's."""
+        modules = self.family.modules
+        beside = modules.mlp_beside if self._inventory.layers[layer].experts is not None else None
+        return tuple(self._module(path, layer) for path in (modules.mlp, beside) if path)
 
     def final_norm_module(self) -> str:
         """Path of the Hugging Face module of the final norm."""
@@ -182,13 +236,8 @@ class OpenedModel:
         names, section = self._inventory, self._section
         found = {names.name(section.embed), names.name(names.unembed_stem or section.embed)}
         for layer in range(self.dims.n_layers):
-            found |= {names.name(names.value.stem, layer), names.name(section.output.stem, layer)}
-        parts: list[Linear | Norm] = [linear for linear, _, _ in names.mlp_linears()]
-        for part in parts + ([section.mlp.norm] if section.mlp.norm else []):
-            found.add(names.name(part.stem, 0))
-            if (bias := names.bias(part, 0)) is not None:
-                found.add(bias)
-        return found
+            found |= {name for name, _ in names.attending(layer)}
+        return found | {name for name, _ in names.feeding(0)}
 
     def _check_layer(self, layer: int) -> None:
         if not 0 <= layer < self.dims.n_layers:
@@ -203,8 +252,9 @@ class OpenedModel:
     def _read(self, name: str, rows: slice | Sequence[int] | None = None) -> torch.Tensor:
         return self.checkpoint.source.read(name, rows)
 
-    def _gain(self, norm: Norm, layer: int | None = None) -> torch.Tensor:
-        return self._read(self._inventory.name(norm.stem, layer)) + self._section.gain_offset
+    def _gain(self, norm: Norm, layer: int | None = None) -> torch.Tensor | None:
+        weight = self._inventory.weight(norm, layer)
+        return None if weight is None else self._read(weight) + self._section.gain_offset
 
     def _norm(self, norm: Norm, layer: int | None = None) -> NormWeights:
         bias = self._inventory.bias(norm, layer)
@@ -212,12 +262,5 @@ class OpenedModel:
             kind=self.family.norm,
             eps=self._inventory.settings.eps,
             gain=self._gain(norm, layer),
-            bias=None if bias is None else self._read(bias),
-        )
-
-    def _linear(self, linear: Linear, layer: int) -> LinearWeights:
-        bias = self._inventory.bias(linear, layer)
-        return LinearWeights(
-            weight=as_linear(self._read(self._inventory.name(linear.stem, layer)), linear.layout),
             bias=None if bias is None else self._read(bias),
         )

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from pydantic import ValidationError
 
+from headatlas.architectures.coverage import unsupported
 from headatlas.architectures.family import Family, Section
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint
+
+Table = dict[str, Any]
+_JOINED = ("safetensors", "gguf", "config", "flags", "experts", "mlp", "modules")
 
 
 @cache
@@ -23,19 +29,44 @@ def families() -> tuple[Family, ...]:
     """
     folder = resources.files("headatlas.architectures") / "families"
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda f: f.name)
-    return check_distinct(parse_family(file.read_text("utf-8"), file.name) for file in files)
+    tables = {file.name: _table(file.read_text("utf-8"), file.name) for file in files}
+    return check_distinct(_family(tables[name], name, tables) for name in tables)
 
 
 def parse_family(text: str, file: str) -> Family:
-    """One family from the text of its TOML file.
+    """One family from the text of its TOML file; ``like`` may name any shipped family.
 
     Raises:
         HeadatlasError: The text is no TOML, or a key is unknown, missing or of the wrong type.
     """
+    table = _table(text, file)
+    folder = resources.files("headatlas.architectures") / "families"
+    tables: dict[str, Table] = {}
+    base = table.get("like")
+    while isinstance(base, str) and f"{base}.toml" not in tables:
+        found = folder / f"{base}.toml"
+        if not found.is_file():
+            break
+        tables[found.name] = _table(found.read_text("utf-8"), found.name)
+        base = tables[found.name].get("like")
+    return _family(table, file, tables)
+
+
+def _table(text: str, file: str) -> Table:
     try:
-        family = Family.model_validate(tomllib.loads(text))
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise HeadatlasError(f"{file}: not valid TOML ({error}); correct the file.") from error
+
+
+def _family(table: Table, file: str, tables: Mapping[str, Table]) -> Family:
+    """The family of a table, with what it takes over from the family it is like."""
+    whole = _completed(table, file, tables)
+    aliases = table.get("aliases")
+    if "like" in table and isinstance(aliases, dict) and not aliases.get("gguf"):
+        whole.pop("gguf", None)
+    try:
+        family = Family.model_validate(whole)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -43,6 +74,38 @@ def parse_family(text: str, file: str) -> Family:
     if f"{family.name}.toml" != file:
         raise HeadatlasError(f"{file}: the family is called {family.name!r}; file and name must agree.")
     return family
+
+
+def _completed(table: Table, file: str, tables: Mapping[str, Table], behind: tuple[str, ...] = ()) -> Table:
+    """The table over that of the family it is like, table by table; ``false`` takes a table away.
+
+    Names, title and aliases are a family's own. The GGUF section comes along only where the family says which
+    GGUF architectures are its.
+    """
+    if "like" not in table:
+        return table
+    base = f"{table['like']}.toml"
+    if base not in tables or base in (file, *behind):
+        raise HeadatlasError(f"{file}: like = {table['like']!r} is no other family; correct the family file.")
+    under = _completed(tables[base], base, tables, (file, *behind))
+    own = ("like", "name", "title", "aliases")
+    whole = _over({key: part for key, part in under.items() if key not in own}, table)
+    del whole["like"]
+    return whole
+
+
+def _over(under: Table, over: Table) -> Table:
+    """A table with another laid over it: tables of parts are joined, parts are replaced as a whole."""
+    merged = dict(under)
+    for key, part in over.items():
+        there = merged.get(key)
+        if part is False and isinstance(there, dict | list):
+            del merged[key]
+        elif isinstance(part, dict) and isinstance(there, dict):
+            merged[key] = _over(there, part) if key in _JOINED else part
+        else:
+            merged[key] = part
+    return merged
 
 
 def check_distinct(found: Iterable[Family]) -> tuple[Family, ...]:
@@ -72,7 +135,7 @@ def find_family(checkpoint: Checkpoint) -> tuple[Family, Section]:
     """The family of a checkpoint and the section for its format (a loaded module counts as safetensors).
 
     Raises:
-        HeadatlasError: No family claims the architecture; the message lists those that are supported.
+        HeadatlasError: No family claims the architecture; the message says why, if that is known.
     """
     wanted = checkpoint.architecture
     for family in families():
@@ -81,9 +144,14 @@ def find_family(checkpoint: Checkpoint) -> tuple[Family, Section]:
                 return family, family.gguf
         elif wanted in family.aliases.architectures or wanted in family.aliases.model_types:
             return family, family.safetensors
+    names = supported(checkpoint.format == "gguf")
+    because = unsupported().get(wanted)
+    near = get_close_matches(wanted, names, n=3)
+    why = f", because {because}" if because else ""
+    among = f", among them {', '.join(near)}" if near else ""
     raise HeadatlasError(
-        f"{checkpoint.spec}: the architecture {wanted!r} is not supported; supported are "
-        f"{', '.join(supported(checkpoint.format == 'gguf'))}."
+        f"{checkpoint.spec}: the architecture {wanted!r} is not supported{why}; supported are {len(names)} "
+        f"others{among}, see headatlas families list."
     )
 
 

@@ -319,10 +319,19 @@ class Atlas:
                 rows.append((*key, len(which), which, relations.get(key, ())))
         return pd.DataFrame(rows, columns=["layer", "head", "n_categories", "which", "relations"])
 
+    @property
+    def layers_without_heads(self) -> tuple[int, ...]:
+        """Layers of a hybrid model that have no attention heads; they are never mapped."""
+        there = self.provenance.get("model", {}).get("layers_with_heads")
+        return () if there is None else tuple(sorted(set(range(self.n_layers)) - set(there)))
+
     def caption(self) -> str:
         """The line that belongs under every figure and table of this atlas."""
         parts = [self.model_name, f"lens {self.lens}", self.settings.describe()]
-        missing = int((~self.layers_done).sum())
+        headless = self.layers_without_heads
+        if headless:
+            parts.append(f"{len(headless)} of {self.n_layers} layers have no attention heads")
+        missing = int((~self.layers_done).sum()) - len(headless)
         if missing:
             parts.append(f"{missing} of {self.n_layers} layers not mapped")
         if self.provenance.get("target_policy", "single") != "single":

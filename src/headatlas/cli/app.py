@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from headatlas import __version__
-from headatlas.cli import catalogue, drawing, evidence, making, reading
+from headatlas.cli import arranging, catalogue, drawing, evidence, making, reading
 from headatlas.cli.output import say
 from headatlas.errors import HeadatlasError
 
@@ -68,6 +68,7 @@ def _global(
 making.register(app)
 reading.register(app)
 drawing.register(app)
+arranging.register(app)
 catalogue.register(app)
 evidence.register(app)
 

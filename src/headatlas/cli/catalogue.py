@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headatlas.cli.families import register as register_check
 from headatlas.cli.options import AsJson, Lens
 from headatlas.cli.output import print_json, print_table, say
 from headatlas.errors import HeadatlasError
@@ -29,6 +30,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(relations, name="relations")
     families = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The models that can be read.")
     families.command("list")(list_families)
+    register_check(families)
     app.add_typer(families, name="families")
 
 
@@ -96,23 +98,42 @@ def show_relation(
 
 
 def list_families(as_json: AsJson = False) -> None:
-    """List the model families by architecture name."""
+    """List the model families: architectures, formats, and the oracles they passed.
+
+    An oracle is a tiny random model whose heads, norms and first MLP, as headatlas reads them from a file,
+    equal what the Hugging Face modules compute. The numbers say how many of a family passed, per format.
+    """
+    from headatlas.architectures.coverage import oracles, tested_with
     from headatlas.architectures.registry import families
 
-    rows = [
-        {
-            "family": family.name,
-            "architectures": sorted(family.aliases.architectures),
-            "gguf": sorted(family.aliases.gguf) if family.gguf else [],
-        }
-        for family in families()
-    ]
+    known = [(family, oracles(family)) for family in families()]
     if as_json:
-        print_json(rows)
+        print_json(
+            [
+                {
+                    "family": family.name,
+                    "title": family.title,
+                    "architectures": sorted(family.aliases.architectures),
+                    "gguf": sorted(family.aliases.gguf) if family.gguf else [],
+                    "oracles": proof.model_dump(mode="json"),
+                    "transformers": tested_with(),
+                }
+                for family, proof in known
+            ]
+        )
         return
     print_table(
-        ["family", "architectures", "GGUF"],
-        [[row["family"], ", ".join(row["architectures"]), ", ".join(row["gguf"]) or "–"] for row in rows],
+        ["family", "architectures", "safetensors oracles", "GGUF", "GGUF oracles"],
+        [
+            [
+                family.name,
+                ", ".join(sorted(family.aliases.architectures)),
+                len(proof.safetensors),
+                ", ".join(sorted(family.aliases.gguf)) if family.gguf else "–",
+                len(proof.gguf) if family.gguf else "–",
+            ]
+            for family, proof in known
+        ],
     )
 
 

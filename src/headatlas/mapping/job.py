@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from headatlas import __version__
 from headatlas.architectures import Model, open_model
+from headatlas.architectures.selfcheck import self_check
 from headatlas.atlas.layout import Layout, build_layout
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import Lens, lens_named
@@ -152,6 +153,7 @@ def prepare(
     """
     asked = relations_asked(relations)
     opened = open_for(chosen.lens, model, tokenizer, remote=remote)
+    checked = self_check(opened)
     words = opened.tokenizer()
     competing, masked = competing_tokens(words, opened.dims.vocab_size)
     if not chosen.mask:
@@ -179,11 +181,13 @@ def prepare(
         layout,
         ask(layout, competing),
         competing,
-        _provenance(opened, chosen, layout, [int(i) for i in masked]),
+        _provenance(opened, chosen, layout, [int(i) for i in masked], checked),
     )
 
 
-def _provenance(model: Model, chosen: Options, layout: Layout, masked: list[int]) -> dict[str, Any]:
+def _provenance(
+    model: Model, chosen: Options, layout: Layout, masked: list[int], checked: str
+) -> dict[str, Any]:
     checkpoint = model.checkpoint
     return {
         "model": {
@@ -193,8 +197,10 @@ def _provenance(model: Model, chosen: Options, layout: Layout, masked: list[int]
             "revision": checkpoint.revision,
             "family": model.family.name,
             "dims": asdict(model.dims),
+            **({} if model.every_layer_has_heads else {"layers_with_heads": list(model.layers_with_heads)}),
             "weights_hash": fingerprint(checkpoint),
             "notes": list(checkpoint.notes),
+            "self_check": checked,
         },
         "tokenizer_hash": tokenizer_hash(model.tokenizer()),
         "lens": {

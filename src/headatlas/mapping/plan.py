@@ -146,6 +146,13 @@ def streams(model: Model, lens: Lens, sources: int, stream: bool | None, machine
         if stream:
             raise HeadatlasError(f"--stream: the lens {lens.name!r} has no forward pass; leave it out.")
         return False
+    if not model.every_layer_has_heads:
+        if stream:
+            raise HeadatlasError(
+                f"{model.checkpoint.spec}: a model with layers without attention heads does not go through "
+                "layer by layer; leave out --stream."
+            )
+        return False
     possible = can_stream(model.checkpoint)
     if stream is None:
         fits = memory_least(model, lens, sources) <= machine.memory
@@ -238,6 +245,9 @@ def _seconds(model: Model, lens: Lens, sources: int) -> float:
 
 def _notes(model: Model, lens: Lens, streamed: bool) -> tuple[str, ...]:
     notes = list(model.checkpoint.notes)
+    if not model.every_layer_has_heads:
+        there = ", ".join(map(str, model.layers_with_heads))
+        notes.append(f"attention heads are in layers {there} only; the others have none and are not mapped")
     if streamed:
         notes.append(
             "the neutral lens runs the whole model once per (prefix, source) row, layer by layer: each layer "

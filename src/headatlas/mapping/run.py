@@ -152,7 +152,8 @@ def run(
     _open_or_create(path, job)
     writer = AtlasWriter(path)
     done = writer.done()
-    todo = [layer for layer in wanted if not done[layer]]
+    with_heads = job.model.layers_with_heads
+    todo = [layer for layer in wanted if layer in with_heads and not done[layer]]
     if todo:
         with stats.timed("states"):
             states = make_states(job, saved_states, tell, machine, stream=stream, last=todo[-1])
@@ -171,7 +172,7 @@ def run(
                 tell(Progress("heads", int(writer.done()[todo].sum()), len(todo), f"layer {layer} done"))
         del vocabulary, layers, ranked  # before calibration needs memory
         tell(Progress("heads", len(todo), len(todo)))
-    if writer.done().all():
+    if writer.done()[list(with_heads)].all():
         discard_states(saved_states)
         # What a process left that was killed while it made the atlas.
         for left in out.glob(f".{ATLAS_NAME}." + 8 * "[0-9a-f]") if isinstance(out, Path) else ():

@@ -15,14 +15,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headatlas.mapping.bounds import Columns, head_error, in_head, roughly
+from headatlas.mapping.bounds import head_error, roughly
 from headatlas.mapping.final import kth
-from headatlas.mapping.questions import Block, Questions
+from headatlas.mapping.questions import Questions
 from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import Vocabulary, dot_error
 
 SAMPLED_ROWS = 4
+MEAN_ROWS = 10
 TOKENS_PER_ROW = 48
+FIRST_PER_ROW = 8
 LONGEST_TOKENS = 128
 MOST_TOKENS = 3000
 LOGITS_AT_ONCE = 32 << 20
@@ -43,6 +45,9 @@ class Space:
         vocabulary: Competing rows of U.
         target_rows: [T, d_model] float32 rows of U of the distinct targets, on the device.
         tokens: [S] the screening set.
+        n_first: How many of them, learned first, are enough for most rows.
+        upper, lower: [n] float32: what a target's float32 logit must reach, or not exceed, for a rank that
+            may be below the ceiling.
     """
 
     rows: torch.Tensor
@@ -51,7 +56,13 @@ class Space:
     vocabulary: Vocabulary
     target_rows: torch.Tensor
     tokens: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    n_first: int = 0
     _screens: list[torch.Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        n = len(self.rows)
+        self.upper: NDArray[np.float32] = np.full(n, -np.inf, dtype=np.float32)
+        self.lower: NDArray[np.float32] = np.full(n, np.inf, dtype=np.float32)
 
     @classmethod
     def of_head(
@@ -80,16 +91,6 @@ class Space:
         """Error of float32 logits of rows of length one, as a share of the length of the row of U."""
         return dot_error(self.rows.shape[1]) if self.basis is None else head_error(self.basis)
 
-    @cached_property
-    def columns(self) -> Columns | None:
-        """U in this space, for many rows; None where that is U itself."""
-        return None if self.basis is None else in_head(self.basis, self.vocabulary)
-
-    def of_tokens(self, tokens: Ints) -> torch.Tensor:
-        """[n, q] float64 rows of U in this space."""
-        rows = self.vocabulary.float64(tokens)
-        return rows if self.basis is None else rows @ self.basis.T
-
     def outputs(self, rows: Ints) -> torch.Tensor:
         """[n, d_model] float64 rows in the model's dimension."""
         mine = self.rows[torch.from_numpy(rows)]
@@ -113,65 +114,69 @@ class Space:
 
     def learn(self, tokens: Ints) -> None:
         """Screen with these tokens too, up to ``MOST_TOKENS`` in all."""
-        new = np.setdiff1d(tokens, self.tokens)[: max(0, MOST_TOKENS - len(self.tokens))]
+        new = tokens[~np.isin(tokens, self.tokens)][: max(0, MOST_TOKENS - len(self.tokens))]
         self.tokens = np.concatenate([self.tokens, new])
         self._screens.append(self._projected(self.vocabulary.float32(new).to(self.vocabulary.device)))
 
-    def alive_own(self, pairs: Ints, ceiling: int, stats: Stats) -> list[NDArray[np.bool_]]:
-        """For promotion and suppression, which of the pairs the screening set does not eliminate.
+    def screen(self, rows: Ints, ceiling: int, stats: Stats, *, first: int | None = None) -> None:
+        """Find out how far rows can be screened: raise ``upper`` and lower ``lower``.
+
+        Args:
+            rows: [n] distinct rows.
+            ceiling: First rank that is not told apart.
+            stats: Counters.
+            first: Use so many of the tokens learned first, all if None.
+        """
+        tokens = torch.cat(self._screens)[:first]
+        if len(tokens) <= ceiling or not len(rows):
+            return
+        mine = self._narrow if len(rows) == len(self.rows) else self._narrow[torch.from_numpy(rows)]
+        largest, smallest = (found.numpy() for found in kth(mine @ tokens.T, ceiling))
+        stats.products += len(rows) * len(tokens) * self.rows.shape[1]
+        # The target's own logit has an error as well; the rest covers the rounding of these lines.
+        guard = np.float32(2.1 * self.error * self.vocabulary.longest)
+        self.upper[rows] = np.maximum(self.upper[rows], largest - guard)
+        self.lower[rows] = np.minimum(self.lower[rows], smallest + guard)
+
+    def alive_own(self, pairs: Ints) -> list[NDArray[np.bool_]]:
+        """For promotion and suppression, which of the pairs screening has not eliminated.
 
         Args:
             pairs: [p] positions in ``questions.own_row``.
-            ceiling: First rank that is not told apart.
-            stats: Counters.
         """
         row, column = self.questions.own_row[pairs], self.questions.own_column[pairs]
-        rows, place = np.unique(row, return_inverse=True)
-        upper, lower = self._thresholds(rows, ceiling, stats)
         at = torch.from_numpy(row), torch.from_numpy(column)
         logits = torch.einsum("pd,pd->p", self._narrow[at[0]], self._targets[at[1]]).cpu().numpy()
-        return [logits >= upper[place], logits <= lower[place]]
+        return [logits >= self.upper[row], logits <= self.lower[row]]
 
-    def alive_cells(self, block: Block, ceiling: int, stats: Stats) -> list[NDArray[np.bool_]]:
-        """For promotion and suppression, [rows, columns] of a calibration block that are not eliminated."""
-        upper, lower = self._thresholds(block.rows, ceiling, stats)
-        rows, columns = torch.from_numpy(block.rows), torch.from_numpy(block.columns)
-        logits = (self._narrow[rows] @ self._targets[columns].T).cpu().numpy()
+    def alive_cells(self, rows: Ints, columns: Ints, sign: int, stats: Stats) -> NDArray[np.bool_]:
+        """[rows, columns] which targets screening has not eliminated for a sign."""
+        pair = self._narrow[torch.from_numpy(rows)], self._targets[torch.from_numpy(columns)]
+        logits = (pair[0] @ pair[1].T).cpu().numpy()
         stats.products += logits.size * self.rows.shape[1]
-        return [logits >= upper[:, None], logits <= lower[:, None]]
-
-    def _thresholds(
-        self, rows: Ints, ceiling: int, stats: Stats
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """[n] what a float32 logit must reach, or not exceed, to be a rank that may be below the ceiling."""
-        n_tokens = len(self.tokens)
-        if n_tokens <= ceiling:
-            infinite = np.full(len(rows), np.inf, dtype=np.float32)
-            return -infinite, infinite
-        mine = self._narrow if len(rows) == len(self.rows) else self._narrow[torch.from_numpy(rows)]
-        upper, lower = kth(mine @ torch.cat(self._screens).T, ceiling)
-        stats.products += len(rows) * n_tokens * self.rows.shape[1]
-        # The target's own logit has an error as well; the rest covers the rounding of these lines.
-        guard = 2.1 * self.error * self.vocabulary.longest
-        return (upper - guard).numpy(), (lower + guard).numpy()
+        limit = self.upper if sign > 0 else self.lower
+        alive: NDArray[np.bool_] = (
+            logits >= limit[rows][:, None] if sign > 0 else logits <= limit[rows][:, None]
+        )
+        return alive
 
 
 def typical_tokens(spaces: Sequence[Space], stats: Stats) -> None:
     """Give every space its first screening set.
 
-    Typical rows are the mean output of each relation's sources and a few single sources; their first and last
-    tokens are taken, and the longest rows of U. All spaces go through U in one product.
+    Typical rows are the mean outputs of some relations' sources and a few single sources; their first and
+    last tokens are taken, the very first of all rows at the beginning of the set, and the longest rows of U
+    at its end. All spaces go through U in one product.
     """
-    first = spaces[0]
-    questions, vocabulary = first.questions, first.vocabulary
+    questions, vocabulary = spaces[0].questions, spaces[0].vocabulary
     n = len(questions.sources)
     picked = np.linspace(0, n - 1, num=min(SAMPLED_ROWS, n)).astype(np.int64)
+    which = np.linspace(0, len(questions.relations) - 1, num=min(MEAN_ROWS, len(questions.relations)))
+    blocks = [torch.from_numpy(questions.relations[int(at)].block.rows) for at in which]
     outputs = []
     for space in spaces:
-        means = [
-            space.rows[torch.from_numpy(relation.block.rows)].mean(dim=0) for relation in questions.relations
-        ]
-        rows = torch.cat([torch.stack(means), space.rows[torch.from_numpy(picked)]])
+        means = torch.stack([space.rows[block].mean(dim=0) for block in blocks])
+        rows = torch.cat([means, space.rows[torch.from_numpy(picked)]])
         outputs.append((rows if space.basis is None else rows @ space.basis).to(torch.float32))
     longest = vocabulary.norms.topk(min(LONGEST_TOKENS, len(vocabulary))).indices.numpy()
     k = min(TOKENS_PER_ROW, len(vocabulary))
@@ -180,8 +185,11 @@ def typical_tokens(spaces: Sequence[Space], stats: Stats) -> None:
         logits = roughly(rows, vocabulary)
         stats.products += logits.numel() * rows.shape[1]
         ends = [logits.topk(k, largest=largest).indices for largest in (True, False)]
-        found.append(torch.cat(ends, dim=1).cpu().numpy())
+        found.append(torch.stack(ends, dim=1).cpu().numpy())
     for space, tokens in zip(spaces, np.split(np.concatenate(found), len(spaces)), strict=True):
+        first = np.unique(tokens[:, :, :FIRST_PER_ROW])
+        space.learn(first)
+        space.n_first = len(first)
         space.learn(np.union1d(tokens, longest))
 
 

@@ -81,7 +81,7 @@ class Vocabulary:
                 kept = kept[:, :d_model].to(torch.float32)
             into = kept[filled : filled + len(found)]
             if kept.dtype == torch.bfloat16:
-                _round(found, into)
+                _round(found, into, torch.device("cpu"))
             else:
                 into[:] = found
             filled += len(found)
@@ -124,19 +124,20 @@ class Vocabulary:
 
     @cached_property
     def on_device(self) -> torch.Tensor:
-        """The rows as stored, on the device."""
-        return self.rows.to(self.device)
+        """What is stored, on the device."""
+        return self.stored.to(self.device)
 
     @cached_property
     def bfloat16(self) -> torch.Tensor:
         """[V, d_model + 32] bfloat16 on the device: U rounded, then two columns with bounds of the length of
         what rounding lost and of the length of the row, then zeros."""
-        if self.stored.dtype == torch.bfloat16:
-            return self.stored.to(self.device)
+        if self.stored.dtype == torch.bfloat16 and self.device.type == "cpu":
+            return self.stored
         n, d_model = self.rows.shape
         out = torch.zeros((n, d_model + CARRIED), dtype=torch.bfloat16, device=self.device)
         for start in range(0, n, ROWS_AT_ONCE):
-            _round(self.stored[start : start + ROWS_AT_ONCE], out[start : start + ROWS_AT_ONCE])
+            part = slice(start, start + ROWS_AT_ONCE)
+            _round(self.rows[part].to(torch.float32), out[part], self.device)
         return out
 
     @cached_property
@@ -144,6 +145,12 @@ class Vocabulary:
         """The two columns of bounds of :attr:`bfloat16` as float32 [V] each."""
         first, second = (self.bfloat16[:, self.d_model + i].to(torch.float32).cpu() for i in range(2))
         return first, second
+
+    @cached_property
+    def bfloat16_lost(self) -> torch.Tensor:
+        """[V] float32 bounds of the length of what rounding to bfloat16 lost."""
+        summing = summing_error(self.d_model, self.device) * self.norms
+        return (self.bfloat16_errors[0] - summing).clamp(min=0)
 
     def float32(self, tokens: NDArray[np.int64] | torch.Tensor | slice) -> torch.Tensor:
         """[n, d_model] float32 rows of the given columns, exact."""
@@ -157,8 +164,8 @@ class Vocabulary:
         return self.rows[tokens if isinstance(tokens, slice) else torch.as_tensor(tokens)]
 
 
-def _round(rows: torch.Tensor, into: torch.Tensor) -> None:
-    """Fill rows of :attr:`Vocabulary.bfloat16` from float32 rows [n, d_model]."""
+def _round(rows: torch.Tensor, into: torch.Tensor, device: torch.device) -> None:
+    """Fill rows of :attr:`Vocabulary.bfloat16`, for products on a device, from float32 rows [n, d_model]."""
     d_model = rows.shape[1]
     # Twice the rounding of a bfloat16 number keeps the stored bounds above what they bound.
     up = 1 + 2.0**-7
@@ -166,7 +173,7 @@ def _round(rows: torch.Tensor, into: torch.Tensor) -> None:
     norms = torch.linalg.vector_norm(rows, dim=1)
     lost = torch.linalg.vector_norm(rows - rounded.to(torch.float32), dim=1)
     into[:, :d_model] = rounded
-    into[:, d_model] = (lost * 1.01 + 4 * dot_error(d_model) * norms) * up
+    into[:, d_model] = (lost * 1.01 + summing_error(d_model, device) * norms) * up
     into[:, d_model + 1] = norms * 1.001 * up
 
 
@@ -178,3 +185,13 @@ def dot_error(length: int) -> float:
     """
     n = length + 8
     return n * UNIT_ROUNDOFF / (1 - n * UNIT_ROUNDOFF)
+
+
+def summing_error(length: int, device: torch.device) -> float:
+    """The same for products of bfloat16 numbers that a device sums in float32.
+
+    Processors round every sum. Tensor cores cut off instead, and align products before they add them (Fasi,
+    Higham, Mikaitis and Pranesh, *Numerical behavior of NVIDIA tensor cores*, PeerJ Computer Science 7,
+    2021): four times as much covers that.
+    """
+    return dot_error(length) * (1.0 if device.type == "cpu" else 4.0)

@@ -126,6 +126,9 @@ def rank_here(
             yield layer, ranks
 
     cores = torch.get_num_threads()
+    if len(workers) > 1:
+        # With more threads than cores, each waits for the others at every product.
+        torch.set_num_threads(workers[0].threads)
     pool = ThreadPoolExecutor(len(workers), thread_name_prefix="layer")
     waiting: dict[Future[tuple[LayerRanks, Stats]], int] = {}
     exhausted = False

@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from headatlas.errors import HeadatlasError
+from headatlas.weights.gguf_header import MAGIC
 from headatlas.weights.gguf_source import GgufSource, parts_of
 from headatlas.weights.jsonfile import read_json_object
 from headatlas.weights.safetensors_source import INDEX_NAME, SafetensorsSource, read_weight_map
 from headatlas.weights.source import Checkpoint
 
 SINGLE_NAME = "model.safetensors"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_CONVERT = (
+    "which headatlas never opens, for reading it can run what is in it; convert the model once, where you "
+    "trust it, with AutoModelForCausalLM.from_pretrained(…).save_pretrained(FOLDER), and give that folder"
+)
 
 
 def open_path(path: Path, spec: str) -> Checkpoint:
@@ -25,13 +30,25 @@ def open_path(path: Path, spec: str) -> Checkpoint:
     if path.is_dir():
         return _open_folder(path, spec)
     if path.suffix == ".gguf" and path.is_file():
-        return _open_gguf(path, spec)
+        return open_gguf(path, spec)
     if path.suffix == ".safetensors" and path.is_file():
         return _open_safetensors_file(path, spec)
+    if path.suffix in _PICKLES:
+        raise HeadatlasError(f"{path} is a pickle, {_CONVERT}.")
+    if _starts_like_gguf(path):
+        return open_gguf(path, spec)
     raise HeadatlasError(
         f"{path} is not a model that headatlas opens; give a .safetensors or .gguf "
         "file, or the model's folder."
     )
+
+
+def _starts_like_gguf(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(4) == MAGIC
+    except OSError:
+        return False
 
 
 def _open_folder(folder: Path, spec: str) -> Checkpoint:
@@ -56,17 +73,20 @@ def _open_folder(folder: Path, spec: str) -> Checkpoint:
 
 
 def _open_gguf_folder(folder: Path, spec: str) -> Checkpoint:
-    found = sorted(folder.glob("*.gguf"))
-    if found and len(parts_of(found[0])) == len(found):
-        return _open_gguf(found[0], spec)
-    if found:
-        raise HeadatlasError(f"{folder} holds {len(found)} GGUF models; give the path of one file.")
-    if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
+    # A vision encoder in a file of its own is called mmproj-….gguf.
+    found = sorted(file for file in folder.glob("*.gguf") if not file.name.startswith("mmproj"))
+    models = sorted({parts_of(file)[0] for file in found})
+    if len(models) == 1:
+        return open_gguf(models[0], spec)
+    if models:
+        named = ", ".join(file.name for file in models[:5])
         raise HeadatlasError(
-            f"{folder} holds its weights as a pickle, which headatlas never opens; convert them once, "
-            "where you trust them, with AutoModelForCausalLM.from_pretrained(…).save_pretrained(FOLDER), "
-            "and give that folder."
+            f"{folder} holds {len(models)} GGUF models ({named}{' …' if len(models) > 5 else ''}); "
+            "give the path of one file."
         )
+    pickle = next((file for kind in _PICKLES for file in sorted(folder.glob(f"*{kind}"))), None)
+    if pickle is not None:
+        raise HeadatlasError(f"{folder} holds its weights as a pickle ({pickle.name}), {_CONVERT}.")
     raise HeadatlasError(
         f"{folder} holds no {SINGLE_NAME}, {INDEX_NAME} or .gguf file; give the folder of a model."
     )
@@ -84,6 +104,7 @@ def _with_config(source: SafetensorsSource, folder: Path, spec: str, path: Path 
     if not config_file.is_file():
         raise HeadatlasError(f"{config_file} is missing; it says what the tensors mean, fetch it.")
     config = read_json_object(config_file)
+    source.unpack(config)
     return Checkpoint(
         spec=spec,
         name=folder.resolve().name,
@@ -118,7 +139,12 @@ def architecture_of(config: Mapping[str, Any], file: Path | str) -> str:
     )
 
 
-def _open_gguf(path: Path, spec: str) -> Checkpoint:
+def open_gguf(path: Path, spec: str) -> Checkpoint:
+    """Open a GGUF file, whatever it is called.
+
+    Raises:
+        HeadatlasError: It is broken, or a part of it is missing.
+    """
     source = GgufSource(path)
     metadata = source.header.metadata
     architecture, name = metadata.get("general.architecture"), metadata.get("general.name")

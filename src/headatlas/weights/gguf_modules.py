@@ -10,54 +10,72 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
 from typing import Any
 
-from headatlas.errors import HeadatlasError
 from headatlas.weights.converted import gguf_config
 from headatlas.weights.gguf_source import GgufSource
 
 LONG_ARRAY = 256
 
 
-def gguf_modules(source: GgufSource, options: dict[str, Any]) -> Any:
-    """What ``AutoModelForCausalLM.from_pretrained`` returns for the file of a source.
+def gguf_modules(
+    source: GgufSource,
+    options: dict[str, Any],
+    *,
+    change: Callable[[Any], Any] | None = None,
+    wanted: Callable[[str], bool] | None = None,
+) -> Any:
+    """What ``AutoModelForCausalLM.from_pretrained`` returns for the files of a source.
 
     Args:
-        source: An opened GGUF, whose header is thereby known to be sound.
+        source: An opened GGUF, whose header is thereby known to be sound; a split one is read as one file.
         options: Keyword arguments for ``from_pretrained``.
-
-    Raises:
-        HeadatlasError: The model is split over several files.
+        change: Changes the config before the modules are made.
+        wanted: Says by name which tensors to load; all if None.
     """
     from transformers import AutoModelForCausalLM
 
     file = source.files[0]
-    if len(source.files) > 1:
-        raise HeadatlasError(
-            f"{file} is a split GGUF, which transformers does not run; join the parts with llama-gguf-split."
-        )
-    config = gguf_config(file, source.header)
+    with _reading(source.files, None, tokens=True):
+        config = gguf_config(file, source.header)
+    config = config if change is None else change(config)
     # The progress bar of this route knows no switch; it writes to sys.stderr.
-    with _without_detours(), redirect_stderr(io.StringIO()):
+    with _reading(source.files, wanted, tokens=False), redirect_stderr(io.StringIO()):
         return AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, config=config, **options
         )
 
 
 @contextmanager
-def _without_detours() -> Iterator[None]:
+def _reading(files: Sequence[Path], wanted: Callable[[str], bool] | None, *, tokens: bool) -> Iterator[None]:
+    """Let transformers see all parts of a split file, the tensors wanted, and no tokens unless told so."""
     import gguf
 
     module: Any = gguf
     reader, names = module.GGUFReader, module.get_tensor_name_map
-    module.GGUFReader = _reader_without_tokens(reader)
+    plain = reader if tokens else _reader_without_tokens(reader)
+    module.GGUFReader = _reader_of_parts(plain, files, wanted)
     module.get_tensor_name_map = functools.cache(names)
     try:
         yield
     finally:
         module.GGUFReader, module.get_tensor_name_map = reader, names
+
+
+def _reader_of_parts(reader: Any, files: Sequence[Path], wanted: Callable[[str], bool] | None) -> Any:
+    """A subclass of a reader whose tensors are those of all files, when it is asked for the first."""
+
+    def init(self: Any, path: Any, *args: Any) -> None:
+        reader.__init__(self, path, *args)
+        if Path(path) == files[0]:
+            for part in files[1:]:
+                self.tensors += reader(part, *args).tensors
+        self.tensors = [tensor for tensor in self.tensors if wanted is None or wanted(tensor.name)]
+
+    return type("ReaderOfParts", (reader,), {"__init__": init})
 
 
 def _reader_without_tokens(reader: Any) -> Any:

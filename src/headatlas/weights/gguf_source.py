@@ -40,6 +40,7 @@ class GgufSource:
         """
         self.files = parts_of(path)
         headers = [read_gguf_header(file) for file in self.files]
+        _check_split(self.files, headers)
         self.header: GgufHeader = headers[0]
         self._tensors: dict[str, tuple[Path, GgufTensor]] = {}
         for file, header in zip(self.files, headers, strict=True):
@@ -133,6 +134,33 @@ def _dequantise(
             "package cannot dequantise; use another quantisation of the model."
         ) from error
     return values.reshape(*stored.shape[:-1], n_in)
+
+
+def _check_split(files: Sequence[Path], headers: Sequence[GgufHeader]) -> None:
+    """Compare what the headers of the parts say about the split with the files that are there.
+
+    Raises:
+        HeadatlasError: A part belongs to another split or has another place in it, or tensors are missing.
+    """
+    for place, (file, header) in enumerate(zip(files, headers, strict=True)):
+        count, number = (
+            header.metadata.get(f"split.{key}", usual) for key, usual in (("count", 0), ("no", place))
+        )
+        if count and (count, number) != (len(files), place):
+            raise HeadatlasError(
+                f"{file}: by its header it is part {number} of {count}, counted from 0, by its name {place} "
+                f"of {len(files)}; give the parts their names back, …-00001-of-0000N.gguf, or fetch "
+                "them again."
+            )
+    total, found = (
+        headers[0].metadata.get("split.tensors.count", 0),
+        sum(len(each.tensors) for each in headers),
+    )
+    if total and total != found:
+        raise HeadatlasError(
+            f"{files[0]}: the model has {total} tensors by its header, its {len(files)} files hold {found}; "
+            "fetch the parts again."
+        )
 
 
 def parts_of(path: Path) -> tuple[Path, ...]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from headatlas.errors import HeadatlasError
+from headatlas.weights.gguf_source import SPLIT_NAME
 from headatlas.weights.safetensors_source import INDEX_NAME, read_weight_map
 
 HUB_ID = re.compile(
@@ -123,8 +124,8 @@ def _weight_files(repo: str, revision: str | None, names: list[str]) -> list[str
             f"{repo} on the Hub is an adapter, not a whole model; merge it into its base model "
             "and give the result."
         )
-    gguf = sorted(name for name in names if name.endswith(".gguf"))
-    if len(gguf) == 1:
+    gguf = sorted(name for name in names if name.endswith(".gguf") and not name.startswith("mmproj"))
+    if len(gguf) == 1 or len({_split_model(name) for name in gguf}) == 1:
         return gguf
     if gguf:
         raise HeadatlasError(
@@ -138,6 +139,12 @@ def _weight_files(repo: str, revision: str | None, names: list[str]) -> list[str
             ".save_pretrained(FOLDER), and give the folder."
         )
     raise HeadatlasError(f"{repo} on the Hub holds no .safetensors weights.")
+
+
+def _split_model(name: str) -> str:
+    """What the parts of a split GGUF have in common; for another file its name."""
+    split = SPLIT_NAME.match(name)
+    return name if split is None else f"{split['stem']} of {split['parts']}"
 
 
 def _cached(repo: str, revision: str | None) -> Path:

@@ -15,12 +15,13 @@ from headatlas.weights.converted import gguf_tokenizer
 from headatlas.weights.folder import SINGLE_NAME
 from headatlas.weights.gguf_modules import gguf_modules
 from headatlas.weights.gguf_source import GgufSource
+from headatlas.weights.packed import PACKED, PLAIN
 from headatlas.weights.safetensors_source import SafetensorsSource
 from headatlas.weights.source import Checkpoint
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # What transformers, tokenizers and safetensors raise when a file does not hold what they expect.
 _LIBRARY_ERRORS = (
@@ -46,10 +47,10 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         )
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    with _transformers_at_work(f"The tokenizer of {checkpoint.path}"):
+    with transformers_at_work(f"The tokenizer of {checkpoint.path}"):
         if isinstance(checkpoint.source, GgufSource):
             return gguf_tokenizer(checkpoint.source.files[0], checkpoint.source.header)
-        folder = _folder_of(checkpoint.path)
+        folder = _folder_of(checkpoint)
         if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
             raise HeadatlasError(f"{folder} holds no tokenizer; put the model's tokenizer.json there.")
         # tokenizer.json says how text is cut. For some model types AutoTokenizer would build the cutter of
@@ -78,7 +79,7 @@ def load_modules(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> Pr
     import torch
 
     wanted = torch.float32 if dtype is None else dtype
-    with _transformers_at_work(f"The model {checkpoint.path}"):
+    with transformers_at_work(f"The model {checkpoint.path}"):
         model, report = _from_pretrained(checkpoint, wanted)
     missing, mismatched = sorted(report["missing_keys"]), sorted(map(str, report["mismatched_keys"]))
     if missing or mismatched:
@@ -101,22 +102,46 @@ def load_skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
     Raises:
         HeadatlasError: The weights are not safetensors, or transformers does not know the architecture.
     """
-    if not can_stream(checkpoint) or checkpoint.path is None:
+    if not can_stream(checkpoint):
         raise HeadatlasError(
             f"{checkpoint.spec}: only safetensors are read layer by layer, this is {checkpoint.format}; "
             "leave out --stream."
         )
+    return skeleton_of(checkpoint, local_config(checkpoint))
+
+
+def local_config(checkpoint: Checkpoint) -> PretrainedConfig:
+    """The transformers config beside safetensors, as of a model that is not quantised.
+
+    Raises:
+        HeadatlasError: transformers does not know it, or only with code from the model's folder.
+    """
+    from transformers import AutoConfig
+
+    with transformers_at_work(f"The model {checkpoint.path}"):
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            str(_folder_of(checkpoint)), local_files_only=True, trust_remote_code=False
+        )
+    parts: list[Any] = [config, getattr(config, "text_config", None)]
+    for part in parts:
+        if hasattr(part, "quantization_config"):  # what the source reads is plain
+            del part.quantization_config
+    return config
+
+
+def skeleton_of(checkpoint: Checkpoint, config: PretrainedConfig) -> PreTrainedModel:
+    """The modules that a config asks for, as :func:`load_skeleton` returns them.
+
+    Raises:
+        HeadatlasError: transformers cannot make them.
+    """
     import torch
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    with _transformers_at_work(f"The model {checkpoint.path}"):
-        config = AutoConfig.from_pretrained(
-            str(_folder_of(checkpoint.path)), local_files_only=True, trust_remote_code=False
-        )
-        with init_empty_weights(include_buffers=False):
-            auto: Any = AutoModelForCausalLM
-            skeleton: PreTrainedModel = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    with transformers_at_work(f"The model {checkpoint.path}"), init_empty_weights(include_buffers=False):
+        auto: Any = AutoModelForCausalLM
+        skeleton: PreTrainedModel = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
     skeleton.requires_grad_(False)
     skeleton.train(mode=False)
     return skeleton
@@ -160,8 +185,10 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTra
     }  # fmt: skip
     if isinstance(checkpoint.source, GgufSource):
         loaded: Any = gguf_modules(checkpoint.source, options)
-    elif isinstance(checkpoint.source, SafetensorsSource) and checkpoint.path is not None:
-        with _as_folder(checkpoint.source, _folder_of(checkpoint.path)) as folder:
+    elif isinstance(checkpoint.source, SafetensorsSource) and checkpoint.source.packed:
+        loaded = _from_tensors(checkpoint, checkpoint.source, options)
+    elif isinstance(checkpoint.source, SafetensorsSource):
+        with _as_folder(checkpoint.source, _folder_of(checkpoint)) as folder:
             loaded = AutoModelForCausalLM.from_pretrained(str(folder), use_safetensors=True, **options)
     else:
         raise TypeError(f"transformers cannot load a {type(checkpoint.source).__name__}")
@@ -169,8 +196,31 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTra
     return model, report
 
 
-def _folder_of(path: Path) -> Path:
-    return path if path.is_dir() else path.parent
+def _from_tensors(checkpoint: Checkpoint, source: SafetensorsSource, options: dict[str, Any]) -> Any:
+    """What ``from_pretrained`` returns for the plain tensors that packed ones stand for.
+
+    So FP8 and MXFP4 need none of the packages and devices that transformers asks for, and the modules
+    hold the numbers that the source reads.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config = local_config(checkpoint)
+    tensors = {
+        name: source.read(name).to(options["dtype"])
+        for name, info in source.infos().items()
+        if info.dtype in PLAIN or info.dtype in PACKED
+    }
+    known: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    classes = known if isinstance(known, tuple) else (known,)
+    named = [each for each in classes if each.__name__ == checkpoint.architecture]
+    return (named or classes)[0].from_pretrained(None, config=config, state_dict=tensors, **options)
+
+
+def _folder_of(checkpoint: Checkpoint) -> Path:
+    """Where config and tokenizer are."""
+    if checkpoint.path is None:
+        raise TypeError("a loaded model has no folder")
+    return checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
 
 
 @contextmanager
@@ -187,7 +237,7 @@ def _as_folder(source: SafetensorsSource, folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _transformers_at_work(what: str) -> Iterator[None]:
+def transformers_at_work(what: str) -> Iterator[None]:
     """Silence transformers, and turn what it raises into one sentence."""
     from huggingface_hub.errors import StrictDataclassError
 

@@ -61,6 +61,7 @@ def open_url(spec: str) -> Checkpoint:
         files = opened_files(store, shards, INDEX_NAME)
     config = read_json_object(folder / CONFIG)
     source = RemoteSafetensorsSource(store, files, weight_map)
+    source.unpack(config)
     return Checkpoint(
         spec=shown(spec),
         name=address.name,
@@ -99,6 +100,7 @@ def open_hub_remotely(spec: str, repo: str, revision: str | None) -> Checkpoint:
         files = opened_files(store, [f"{repo}@{commit}/{shard}" for shard in shards], INDEX_NAME)
         source = RemoteSafetensorsSource(store, files, weight_map)
     config = read_json_object(folder / CONFIG)
+    source.unpack(config)
     return Checkpoint(
         spec=spec,
         name=repo.partition("/")[2],

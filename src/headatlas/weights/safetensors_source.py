@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from headatlas.errors import HeadatlasError
 from headatlas.weights.jsonfile import read_json_object
+from headatlas.weights.packed import PLAIN, Packed, unpacked
 from headatlas.weights.safetensors_header import read_safetensors_header
 from headatlas.weights.source import TensorInfo
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     import torch
 
 INDEX_NAME = "model.safetensors.index.json"
-READABLE = frozenset({"F16", "BF16", "F32", "F64"})
 
 
 class SafetensorsSource:
@@ -39,7 +39,9 @@ class SafetensorsSource:
         self.files = tuple(files)
         self.index = index
         self._handles: dict[str, Any] = {}
-        self._infos = joined({str(file): read_safetensors_header(file) for file in self.files})
+        self._stored_infos = joined({str(file): read_safetensors_header(file) for file in self.files})
+        self._infos = self._stored_infos
+        self._packed: dict[str, Packed] = {}
 
     @classmethod
     def from_index(cls, index: Path) -> SafetensorsSource:
@@ -60,36 +62,69 @@ class SafetensorsSource:
         check_weight_map(index, weight_map, source._infos)
         return source
 
+    def unpack(self, config: Mapping[str, Any]) -> None:
+        """From now on show packed weights (FP8, MXFP4) as the plain tensors they stand for.
+
+        Args:
+            config: The model's config.json.
+
+        Raises:
+            HeadatlasError: The weights are quantised in a way that is not read.
+        """
+        self._infos, self._packed = unpacked(self._stored_infos, config, str(self.files[0].parent))
+
+    @property
+    def packed(self) -> bool:
+        """Whether some tensors are stored as values and scales."""
+        return bool(self._packed)
+
     def infos(self) -> Mapping[str, TensorInfo]:
-        """Every stored tensor by name."""
+        """Every tensor by name."""
         return self._infos
 
     def read(self, name: str, rows: slice | Sequence[int] | None = None) -> torch.Tensor:
-        """See :meth:`headatlas.weights.source.TensorSource.read`; FP8 and integer tensors are refused."""
+        """See :meth:`headatlas.weights.source.TensorSource.read`; integer tensors are refused."""
         import torch
 
-        stored = self.stored(name)  # only the pages of the rows asked for are read
-        if rows is not None:
-            stored = stored[rows if isinstance(rows, slice) else list(rows)]
+        if name in self._packed:
+            return self._packed[name].read(self._stored, rows)
+        readable(self._infos, name, str(self.files[0].parent))
+        stored = self._stored(name, rows)
         wanted = torch.float64 if stored.dtype == torch.float64 else torch.float32
         return stored.to(wanted, copy=True)
 
     def stored(self, name: str) -> torch.Tensor:
         """A tensor in the dtype it is stored in, as a view of the mapped file; not to be written to.
 
-        Its pages are read when they are used, and the system may take them back meanwhile.
+        Its pages are read when they are used, and the system may take them back meanwhile. A packed tensor is
+        unpacked.
 
         Raises:
             HeadatlasError: It is not there, of a type that is not read, or cannot be read.
         """
+        if name in self._packed:
+            return self._packed[name].read(self._stored, None)
+        readable(self._infos, name, str(self.files[0].parent))
+        return self._stored(name)
+
+    def _stored(self, name: str, rows: slice | Sequence[int] | None = None) -> torch.Tensor:
+        """A stored tensor, or rows of it, in the type it is stored in."""
+        import torch
         from safetensors import SafetensorError
 
-        info = readable(self._infos, name, str(self.files[0].parent))
+        info = self._stored_infos[name]
         try:
-            view: torch.Tensor = self._handle(info.file).get_tensor(name)
+            # A view of the memory-mapped file: only the pages of the rows asked for are read.
+            stored: torch.Tensor = self._handle(info.file).get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise HeadatlasError(f"{info.file}: tensor {name!r} cannot be read ({error}).") from error
-        return view
+        if rows is None:
+            return stored
+        if isinstance(rows, slice):
+            return stored[rows]
+        if stored.element_size() == 1:  # torch does not index every type of one byte
+            return stored.view(torch.uint8)[list(rows)].view(stored.dtype)
+        return stored[list(rows)]
 
     def release(self) -> None:
         """Unmap the files until the next read: what no view holds is no memory of this process then."""
@@ -132,7 +167,7 @@ def readable(infos: Mapping[str, TensorInfo], name: str, where: str) -> TensorIn
     info = infos.get(name)
     if info is None:
         raise HeadatlasError(f"{where} holds no tensor {name!r}.")
-    if info.dtype not in READABLE:
+    if info.dtype not in PLAIN:
         raise HeadatlasError(
             f"{info.file}: tensor {name!r} is stored as {info.dtype}, which headatlas does not read; "
             "use a checkpoint in BF16, F16, F32 or F64."

@@ -62,7 +62,8 @@ def restrict(data: xr.Dataset, keep: Bools) -> xr.Dataset:
         cell_index[stays] = np.searchsorted(kept, cell_index[stays])
         keep_row |= stays
     small = data.isel(cell=_cells(data, keep_row), cell_source=keep_row)
-    return small.assign(
+    # Scores stored beside the ranks are those of all sources; without their key, readers compute anew.
+    return small.assign_attrs(scores_of="").assign(
         pair_source=("pair", new_source),
         n_sources=("relation", n_sources),
         n_targets=("relation", n_targets),

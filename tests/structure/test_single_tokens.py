@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from headatlas.atlas import Atlas
+from headatlas.atlas.derived import store_scores
 from headatlas.figures import describe
-from headatlas.figures.single_tokens import all_single, single_token_atlas
+from headatlas.structure.single_tokens import all_single, single_token_atlas
 from tests.figures.planted import N_SOURCES, Plant, Spec, plant_atlas
 
 SPECS = (
@@ -48,6 +50,14 @@ def test_calibration_equals_that_of_an_atlas_made_of_these_sources(tmp_path: Pat
     assert bool(
         single.table.set_index(["relation", "layer", "head"])["implements"]["country_to_capital", 2, 1]
     )
+
+
+def test_scores_stored_for_all_sources_are_not_taken_for_those_of_some(tmp_path: Path) -> None:
+    store_scores(plant_atlas(tmp_path / "a.zarr", PLANTS, specs=SPECS))
+    single = single_token_atlas(Atlas.open(tmp_path / "a.zarr"))
+    scores = single.table.set_index(["relation", "layer", "head"])["score"]
+    assert scores["country_to_capital", 1, 0] == 0
+    assert scores["country_to_capital", 2, 1] == pytest.approx((22 - 4) / (N_SOURCES - 4))
 
 
 def test_the_given_atlas_is_untouched(tmp_path: Path) -> None:

@@ -1,0 +1,177 @@
+"""``families check``: a look at a checkpoint that headatlas does not know yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headatlas.cli.options import AsJson
+from headatlas.cli.output import print_json, print_table, say
+from headatlas.errors import HeadatlasError
+
+if TYPE_CHECKING:
+    from headatlas.architectures.family import Family
+    from headatlas.architectures.recognition import Seen
+    from headatlas.architectures.trial import Outcome
+    from headatlas.weights import Checkpoint
+
+NOT_EXPLAINED = 1
+"""Exit code when tensors stay unexplained or the comparison with transformers finds a difference."""
+
+
+def register(families: typer.Typer) -> None:
+    """Add the command to the group ``families``."""
+    families.command("check")(check_family)
+
+
+def check_family(
+    path: Annotated[
+        str,
+        typer.Argument(metavar="PATH", help="A folder, a file, or any other form of MODEL."),
+    ],
+    write: Annotated[
+        Path | None,
+        typer.Option(
+            "--write", metavar="FILE.toml", help="Write the proposed file; the family gets its name."
+        ),
+    ] = None,
+    family: Annotated[
+        Path | None,
+        typer.Option(
+            "--family", metavar="FILE.toml", help="Check this family file instead of proposing one."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what headatlas recognises in a checkpoint, tensor by tensor, and propose a family file.
+
+    The names of the tensors are compared with those of every family. What is proposed is then held against
+    the checkpoint's headers and, if transformers can build the architecture, against a tiny random model of
+    the same config. Only headers are read. The exit code is 0 if everything is explained and agrees, else 1.
+    """
+    from headatlas.architectures.recognition import roles_in
+    from headatlas.architectures.trial import best
+    from headatlas.weights import open_checkpoint
+
+    checkpoint = open_checkpoint(path)
+    if family is not None:
+        result = _own(checkpoint, family)
+    else:
+        proposal, outcomes, not_run = best(checkpoint)
+        result = _result(checkpoint, proposal.family(), outcomes, not_run) | {
+            "closest": proposal.base.name,
+            "tensors": _tensors(proposal.seen, roles_in(proposal.family(), checkpoint)),
+            "unexplained": list(proposal.unexplained),
+            "proposal": proposal.text or None,
+        }
+    if write is not None:
+        _write(write, result["proposal"])
+    if as_json:
+        print_json(result)
+    else:
+        _print(result, write)
+    if result["accounting"] is not None or any(each["problem"] for each in result["oracle"]):
+        raise typer.Exit(NOT_EXPLAINED)
+
+
+def _own(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
+    """What is printed about a family file of the user's own."""
+    from headatlas.architectures.recognition import look, roles_in
+    from headatlas.architectures.registry import parse_family
+    from headatlas.architectures.trial import try_family
+
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise HeadatlasError(f"{file}: cannot be read as text ({error}); give a family file.") from error
+    family = parse_family(text, file.name)
+    outcomes, not_run = [], None
+    try:
+        outcomes = try_family(family, checkpoint)
+    except HeadatlasError as error:
+        not_run = str(error)
+    return _result(checkpoint, family, outcomes, not_run) | {
+        "closest": None,
+        "tensors": _tensors(look(checkpoint), roles_in(family, checkpoint)),
+        "unexplained": [],
+        "proposal": None,
+    }
+
+
+def _result(
+    checkpoint: Checkpoint, family: Family, outcomes: list[Outcome], not_run: str | None
+) -> dict[str, Any]:
+    """What is printed in any case; ``accounting`` and ``oracle_not_run`` are None where all is well."""
+    from headatlas.architectures.trial import accounting
+
+    return {
+        "model": checkpoint.name,
+        "format": checkpoint.format,
+        "architecture": checkpoint.architecture,
+        "family": family.name,
+        "accounting": accounting(family, checkpoint),
+        "oracle": [vars(each) for each in outcomes],
+        "oracle_not_run": not_run,
+    }
+
+
+def _tensors(seen: tuple[Seen, ...], roles: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The tensors with what the chosen family calls them, and what all families do."""
+    return [
+        {
+            "name": each.pattern,
+            "count": each.count,
+            "shapes": [list(shape) for shape in each.shapes],
+            "dtype": each.dtype,
+            "is": roles.get(each.pattern),
+            "meanings": {role: list(by) for role, by in each.meanings.items()},
+        }
+        for each in seen
+    ]
+
+
+def _print(result: dict[str, Any], write: Path | None) -> None:
+    new = f", which is not known; closest is {result['closest']}" if result["proposal"] else ""
+    say(f"{result['model']} ({result['format']}): {result['architecture']}{new}; family {result['family']}")
+    rows = []
+    for each in result["tensors"]:
+        shapes = ", ".join("×".join(map(str, shape)) for shape in each["shapes"])
+        means = each["is"] or "; ".join(each["meanings"]) or "not known"
+        by = sorted({name for names in each["meanings"].values() for name in names})
+        rows.append([each["name"], each["count"], shapes, means, _some(by)])
+    print_table(["tensor", "count", "shape", "is", "as in"], rows)
+    if result["proposal"]:
+        typer.echo("\n" + result["proposal"].rstrip("\n") + "\n")
+    if write is not None:
+        say(f"written: {write}")
+    say(f"accounting: {result['accounting'] or 'every tensor is used or declared ignored'}")
+    for each in result["oracle"]:
+        how = each["problem"] or "agrees"
+        far = "" if each["distance"] is None else f" (relative difference {each['distance']:.1e})"
+        say(f"tiny model, {each['part']}: {how}{far}")
+    if result["oracle_not_run"]:
+        say(f"tiny model: not compared. {result['oracle_not_run']}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _write(path: Path, text: str | None) -> None:
+    """Write a proposal under its own name, which is that of the file."""
+    import re
+
+    from headatlas.files import replacing
+
+    if not text:
+        raise HeadatlasError("--write: there is nothing to propose, the family is known; leave it out.")
+    if path.suffix != ".toml" or not re.fullmatch(r"\w+", path.stem):
+        raise HeadatlasError(f"--write {path}: give a file name like my_family.toml.")
+    if path.exists():
+        raise HeadatlasError(f"--write {path}: the file is there already; choose another name.")
+    named = re.sub(r'^name = ".*"$', f'name = "{path.stem}"', text, count=1, flags=re.MULTILINE)
+    with replacing(path) as temporary:
+        temporary.write_text(named, encoding="utf-8")

@@ -1,0 +1,141 @@
+"""The comparison figure: each relation's best score and its depth, for several atlases side by side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from headatlas.errors import HeadatlasError
+from headatlas.figures.colours import INK
+from headatlas.figures.page import LINE, MARGIN, AtlasFigure, Key, Page, style, text_width, wrap
+from headatlas.figures.words import p_value
+from headatlas.structure.across import Agreement, Comparison
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+MARKS = ("o", "s", "^", "D", "v", "P")
+COLOURS = ("#1f7674", "#cf8a45", "#083d2e", "#56aaa8", "#542500", "#8c8c8c")
+"""Told apart by shape as well as by colour."""
+ROW = 3.4
+"""Height of a relation's row."""
+NARROW = 110.0
+"""From this width down the two panels go under each other."""
+
+
+@style()
+def draw_comparison(found: Comparison, width_mm: float) -> AtlasFigure:
+    """Rows are relations, by category. Left: best score and interval. Right: relative depth of that head.
+
+    Raises:
+        HeadatlasError: There are more atlases than can be told apart.
+    """
+    if len(found.labels) > len(MARKS):
+        raise HeadatlasError(
+            f"{len(found.labels)} atlases: a figure shows at most {len(MARKS)}; --json has them all."
+        )
+    page = Page(width_mm, title="The same relations in several models", description=describe(found))
+    titles = list(dict.fromkeys(found.table["title"]))
+    longest = 0.42 * page.width
+    left = MARGIN + min(max(text_width(title) for title in titles), longest) + 2.2
+    height = len(titles) * ROW
+    wide = page.width > NARROW
+    width = (page.width - MARGIN - left - 4.0) / 2 if wide else page.width - MARGIN - left
+    x, y = left, MARGIN + LINE + 0.6
+    for number, (name, column) in enumerate((("Best score", "score"), ("Depth of the best head", "depth"))):
+        page.text(x + width / 2, y - LINE - 0.6, name, ha="center")
+        ax = page.axes(x, y, width, height)
+        _panel(ax, found, titles, column)
+        labels = [_short(title, longest) for title in titles] if number == 0 or not wide else []
+        ax.set_yticks(range(len(titles)), labels or [""] * len(titles))
+        ticks = ["0", "0.5", "1"] if column == "score" else ["first layer", "", "last"]
+        ax.set_xticks([0.0, 0.5, 1.0], ticks)
+        if column == "depth":
+            first, _, last = ax.get_xticklabels()
+            first.set_horizontalalignment("left")
+            last.set_horizontalalignment("right")
+        if wide:
+            x += width + 4.0
+        elif number == 0:
+            y += height + 2.6 * LINE + 1.2
+    y += height + 1.2 + 1.3 * LINE
+    y = page.legend(MARGIN, y, page.inner, _keys(found)) + 0.4 * LINE
+    return page.finish(page.caption(y, describe(found)) + MARGIN)
+
+
+def describe(found: Comparison) -> str:
+    """What is drawn, and how far the atlases agree."""
+    parts = [
+        "Filled: heads implement the relation; hollow: none does, and the best head is shown all the same. "
+        "Lines are 95 % intervals over sources."
+    ]
+    parts += [_agreement(pair) for pair in found.agreement if pair.score is not None]
+    return " ".join([*parts, *(f"{caption}." for caption in found.captions)])
+
+
+def _agreement(pair: Agreement) -> str:
+    text = f"{pair.first} and {pair.second}: Spearman correlation of best scores "
+    text += f"{_with_p(pair.score, pair.score_p)} over {pair.n_score} relations"
+    if pair.depth is not None:
+        text += f", of depths {_with_p(pair.depth, pair.depth_p)} over {pair.n_depth}"
+    return f"{text}."
+
+
+def _with_p(value: float | None, p: float | None) -> str:
+    return "–" if value is None or p is None else f"{value:.2f} ({p_value(p)})"
+
+
+def _panel(ax: Axes, found: Comparison, titles: list[str], column: str) -> None:
+    n = len(found.labels)
+    ax.set_facecolor("white")
+    ax.set_ylim(len(titles) - 0.5, -0.5)
+    ax.set_xlim(-0.03, 1.03)
+    table = found.table
+    first_of_category = table.drop_duplicates("category")["title"].tolist()
+    for title in titles:
+        at = titles.index(title)
+        ax.axhline(
+            at - 0.5, color=INK if title in first_of_category and at else "#dddddd", linewidth=0.3, zorder=0
+        )
+    for number, label in enumerate(found.labels):
+        rows = table[table["atlas"] == label]
+        offset = (number - (n - 1) / 2) * min(0.24, 0.7 / n)
+        _points(ax, rows, [titles.index(title) + offset for title in rows["title"]], number, column)
+
+
+def _points(ax: Axes, rows: pd.DataFrame, at: list[float], number: int, column: str) -> None:
+    colour = COLOURS[number]
+    if column == "score":
+        ax.hlines(at, rows["low"], rows["high"], color=colour, linewidth=0.7, zorder=1)
+    implemented = (rows["n_implementing"] > 0).tolist()
+    for filled in (True, False):
+        chosen = [i for i, yes in enumerate(implemented) if yes == filled]
+        look: dict[str, Any] = {"markerfacecolor": colour if filled else "white", "markeredgecolor": colour}
+        ax.plot(
+            rows[column].to_numpy(float)[chosen],
+            [at[i] for i in chosen],
+            linestyle="none",
+            marker=MARKS[number],
+            markersize=3.2,
+            markeredgewidth=0.6,
+            zorder=2,
+            **look,
+        )
+
+
+def _keys(found: Comparison) -> list[Key]:
+    looks = zip(MARKS, COLOURS, strict=True)
+    return [
+        Key(
+            label,
+            {"color": colour, "linewidth": 0.0, "marker": mark, "markersize": 3.6, "markevery": [1]},
+            line=True,
+        )
+        for label, (mark, colour) in zip(found.labels, looks, strict=False)
+    ]
+
+
+def _short(title: str, width: float) -> str:
+    """A title that fits into its column."""
+    lines = wrap(title, width)
+    return title if len(lines) == 1 else f"{lines[0]} …"

@@ -1,0 +1,189 @@
+"""The same relation in several atlases: its best head, how deep that sits, how many heads, and agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from headatlas.errors import HeadatlasError
+
+if TYPE_CHECKING:
+    from headatlas.atlas import Atlas
+
+Floats = NDArray[np.float64]
+
+FEWEST = 5
+"""Agreement over fewer relations is not computed."""
+RESAMPLES = 9_999
+
+COLUMNS = (
+    *("relation", "title", "category", "atlas", "layer", "head", "depth", "score", "low", "high", "q"),
+    *("control", "added", "n_sources", "n_implementing", "median_depth"),
+)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Spearman correlations between two atlases over relations; None where there are fewer than five.
+
+    Attributes:
+        first, second: Labels of the atlases.
+        score, score_p, n_score: Of the best scores, over all relations that both have; p by permutation.
+        depth, depth_p, n_depth: Of the relative depths of the best heads, over relations that both implement.
+    """
+
+    first: str
+    second: str
+    score: float | None
+    score_p: float | None
+    n_score: int
+    depth: float | None
+    depth_p: float | None
+    n_depth: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several atlases side by side.
+
+    Attributes:
+        labels: What each atlas is called, in the order given.
+        table: A row per relation and atlas: its best head (layer, head), that head's relative depth (0 the
+            first layer, 1 the last), score, 95 % interval, q, control, added, number of sources; number of
+            heads that implement the relation and their median relative depth (NaN if none does).
+        agreement: Every pair of atlases.
+        left_out: Relation → why it is not compared.
+        captions: What each atlas is and how it is read.
+    """
+
+    labels: tuple[str, ...]
+    table: pd.DataFrame
+    agreement: tuple[Agreement, ...]
+    left_out: dict[str, str]
+    captions: tuple[str, ...]
+
+
+def compare_atlases(atlases: Sequence[Atlas]) -> Comparison:
+    """Put the relations of several atlases side by side.
+
+    Raises:
+        HeadatlasError: Fewer than two atlases, or no relation that two of them share.
+    """
+    if len(atlases) < 2:
+        raise HeadatlasError("a comparison needs at least two atlases; give their folders.")
+    labels = labels_of(atlases)
+    names, left_out = _shared_relations(atlases)
+    if not names:
+        why = "; ".join(f"{name}: {reason}" for name, reason in list(left_out.items())[:3])
+        raise HeadatlasError(f"these atlases share no relation that is scored in two of them ({why}).")
+    rows = [
+        _row(atlas, label, name)
+        for name in names
+        for atlas, label in zip(atlases, labels, strict=True)
+        if name in set(atlas.included["relation"])
+    ]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    pairs = tuple(_agreement(table, first, second) for first, second in combinations(labels, 2))
+    return Comparison(labels, table, pairs, left_out, tuple(atlas.caption() for atlas in atlases))
+
+
+def labels_of(atlases: Sequence[Atlas]) -> tuple[str, ...]:
+    """Short different names: the model's, with the lens or a number where models repeat."""
+    names = [atlas.model_name for atlas in atlases]
+    if len(set(names)) < len(names):
+        names = [f"{atlas.model_name} ({atlas.lens})" for atlas in atlases]
+    return tuple(
+        f"{name} #{names[: at + 1].count(name)}" if names.count(name) > 1 else name
+        for at, name in enumerate(names)
+    )
+
+
+def _shared_relations(atlases: Sequence[Atlas]) -> tuple[list[str], dict[str, str]]:
+    """Relations scored in two atlases or more with the same pairs, by category; others with the reason."""
+    order: dict[str, str] = {}
+    for atlas in atlases:
+        for category in atlas.category_names:
+            rows = atlas.relations
+            for name in rows["relation"][rows["category"] == category]:
+                order.setdefault(name, category)
+    categories = list(dict.fromkeys(order.values()))
+    names, left_out = [], {}
+    for name in sorted(order, key=lambda name: categories.index(order[name])):
+        hashes = {_hash(atlas, name) for atlas in atlases if name in set(atlas.relations["relation"])}
+        scored = sum(name in set(atlas.included["relation"]) for atlas in atlases)
+        if len(hashes) > 1:
+            left_out[name] = "its pairs differ between the atlases"
+        elif scored < 2:
+            left_out[name] = f"scored in {scored} of {len(atlases)} atlases"
+        elif not all(atlas.layers_done.any() for atlas in atlases):
+            left_out[name] = "an atlas has no mapped layer"
+        else:
+            names.append(name)
+    return names, left_out
+
+
+def _hash(atlas: Atlas, name: str) -> str:
+    data = atlas.dataset
+    at = data["relation"].values.tolist().index(name)
+    return str(data["relation_sha256"].values[at])
+
+
+def _row(atlas: Atlas, label: str, name: str) -> dict[str, Any]:
+    rows = atlas.table[atlas.table["relation"] == name].reset_index(drop=True)
+    best = rows.to_dict("records")[int(rows["score"].to_numpy(dtype=float).argmax())]
+    info = atlas.included[atlas.included["relation"] == name].to_dict("records")[0]
+    implementing = rows["layer"][rows["implements"].to_numpy(dtype=bool)].to_numpy(dtype=float)
+    deepest = max(1, atlas.n_layers - 1)
+    return {
+        "relation": name,
+        "title": info["title"],
+        "category": info["category"],
+        "atlas": label,
+        "layer": int(best["layer"]),
+        "head": int(best["head"]),
+        "depth": float(best["layer"]) / deepest,
+        **{column: float(best[column]) for column in ("score", "low", "high", "q", "control", "added")},
+        "n_sources": int(info["n_sources"]),
+        "n_implementing": len(implementing),
+        "median_depth": float(np.median(implementing)) / deepest if len(implementing) else float("nan"),
+    }
+
+
+def _agreement(table: pd.DataFrame, first: str, second: str) -> Agreement:
+    one, other = (table[table["atlas"] == label] for label in (first, second))
+    both = one.merge(other, on="relation", suffixes=("_1", "_2"))
+    implemented = both[(both["n_implementing_1"] > 0) & (both["n_implementing_2"] > 0)]
+    score, score_p = spearman(both["score_1"].to_numpy(float), both["score_2"].to_numpy(float))
+    depth, depth_p = spearman(implemented["depth_1"].to_numpy(float), implemented["depth_2"].to_numpy(float))
+    return Agreement(first, second, score, score_p, len(both), depth, depth_p, len(implemented))
+
+
+def spearman(x: Floats, y: Floats) -> tuple[float | None, float | None]:
+    """Rank correlation and its two-sided permutation p; None with too few values, or where all are equal."""
+    from scipy import stats
+
+    if len(x) < FEWEST or len(np.unique(x)) == 1 or len(np.unique(y)) == 1:
+        return None, None
+    first, second = stats.rankdata(x), stats.rankdata(y)
+    # Pearson of the ranks; centred, so that each pairing costs one product.
+    first, second = first - first.mean(), second - second.mean()
+    scale = float(np.linalg.norm(first) * np.linalg.norm(second))
+
+    def correlation(ranks: Floats, axis: int = -1) -> Floats:
+        return np.asarray((ranks * second).sum(axis=axis) / scale)
+
+    found = stats.permutation_test(
+        (first,),
+        correlation,
+        permutation_type="pairings",
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        random_state=0,
+    )
+    return float(found.statistic), float(found.pvalue)

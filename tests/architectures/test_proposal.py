@@ -1,0 +1,198 @@
+"""A family that headatlas does not know: what it recognises, proposes, and refuses to guess."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner, Result
+
+from headatlas.architectures import open_model, proposal, recognition, trial
+from headatlas.architectures.registry import families, parse_family
+from headatlas.cli import app
+from headatlas.errors import HeadatlasError
+from headatlas.weights import open_checkpoint
+from tests.architectures.tiny import tiny_model
+from tests.weights import builders
+
+WRONG = """
+like = "gemma3"
+name = "wrong"
+title = "Wrong"
+[aliases]
+architectures = ["Wrong"]
+model_types = ["wrong"]
+[safetensors]
+"""
+KNOWN = ["llama", "gemma3", "gemma3-multimodal", "gpt2", "gpt_neox", "phi", "qwen2"]
+
+
+def run(*args: str) -> Result:
+    return CliRunner().invoke(app, args)
+
+
+def saved(case: str, folder: Path) -> Path:
+    tiny_model(case).float().save_pretrained(folder)
+    return folder
+
+
+def renamed(folder: Path, **config: object) -> Path:
+    """The same checkpoint under an architecture that no family claims (but transformers builds)."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"architectures": ["NewForCausalLM"]} | config))
+    return folder
+
+
+def forget(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    left = tuple(family for family in families() if family.name not in names)
+    for module in (proposal, recognition):
+        monkeypatch.setattr(module, "families", lambda: left)
+
+
+@pytest.mark.parametrize("case", KNOWN)
+def test_a_known_family_agrees_with_a_tiny_model_of_the_config(case: str, tmp_path: Path) -> None:
+    found, outcomes, not_run = trial.best(open_checkpoint(saved(case, tmp_path)))
+    assert found.known and not_run is None
+    assert [each.part for each in outcomes] == [
+        "embedding and unembedding", "values of every head", "outputs of every head", "norms after attention",
+        "final norm", "first MLP",
+    ]  # fmt: skip
+    assert not [each for each in outcomes if each.problem]
+    assert {each.pattern for each in found.seen if not each.meanings} == set()
+
+
+def test_a_new_name_for_a_known_layout(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(renamed(saved("llama", tmp_path)))
+    found, outcomes, not_run = trial.best(checkpoint)
+    assert not found.known and not_run is None and not found.unexplained
+    assert trial.accounting(found.family(), checkpoint) is None
+    assert not [each for each in outcomes if each.problem]
+    table = tomllib.loads(found.text)
+    assert table["aliases"]["model_types"] == []  # a family has it already
+    assert table["aliases"]["architectures"] == ["NewForCausalLM"]
+    assert found.family().safetensors.value[0].stem.endswith("v_proj")
+
+
+def test_norms_beside_and_offsets_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 3 without its file: Gemma 2 with norms on queries and keys.
+
+    The gains' offset is no name: only the comparison with transformers tells such families apart.
+    """
+    forget(monkeypatch, "gemma3")
+    monkeypatch.setattr(proposal, "_claiming", lambda _: None)
+    found, outcomes, _ = trial.best(open_checkpoint(renamed(saved("gemma3", tmp_path))))
+    assert found.base.safetensors.gain_offset == 1.0
+    assert {"{block}self_attn.q_norm", "{block}self_attn.k_norm"} <= {
+        each.stem for each in found.family().safetensors.other
+    }
+    assert outcomes and not [each for each in outcomes if each.problem]
+
+
+def test_a_wrong_offset_is_noticed(tmp_path: Path) -> None:
+    """Names and shapes fit a Gemma without the offset; what the norms compute does not."""
+    checkpoint = open_checkpoint(saved("gemma3", tmp_path))
+    wrong = parse_family(WRONG + "gain_offset = 0.0\n", "wrong.toml")
+    assert trial.accounting(wrong, checkpoint) is None
+    problems = {each.part: each.problem for each in trial.try_family(wrong, checkpoint) if each.problem}
+    assert set(problems) == {"norms after attention", "final norm", "first MLP"}
+
+
+def test_a_missed_norm_after_attention_is_noticed(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(saved("gemma3", tmp_path))
+    part = 'post_attention_norm = false\nother = [{ stem = "{block}self_attn.q_norm" }, '
+    part += '{ stem = "{block}self_attn.k_norm" }, { stem = "{block}post_feedforward_layernorm" }, '
+    part += '{ stem = "{block}post_attention_layernorm" }]\n'
+    wrong = parse_family(WRONG + part, "wrong.toml")
+    outcomes = {each.part: each.problem for each in trial.try_family(wrong, checkpoint)}
+    assert "has 1 norms on the attention's output, the file says none" in outcomes["norms after attention"]
+
+
+def test_a_tensor_that_no_family_knows_stays_unexplained(tmp_path: Path) -> None:
+    folder = renamed(saved("llama", tmp_path))
+    tensors = load_file(folder / "model.safetensors")
+    tensors |= {f"model.layers.{n}.self_attn.mystery.weight": torch.ones(4) for n in range(3)}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = open_checkpoint(folder)
+    found, _, _ = trial.best(checkpoint)
+    assert found.unexplained == ("model.layers.{layer}.self_attn.mystery.weight",)
+    assert "# Not explained: model.layers.{layer}.self_attn.mystery.weight" in found.text
+    assert "unknown tensors: model.layers.0.self_attn.mystery.weight" in (
+        trial.accounting(found.family(), checkpoint) or ""
+    )
+
+
+def test_a_new_prefix_and_new_biases(tmp_path: Path) -> None:
+    folder = renamed(saved("llama", tmp_path))
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name.replace("model.", "decoder.inner."): tensor for name, tensor in tensors.items()}
+    for name in [name for name in tensors if name.endswith("o_proj.weight")]:
+        tensors[name.replace(".weight", ".bias")] = torch.ones(tensors[name].shape[0])
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = open_checkpoint(folder)
+    found = proposal.proposals(checkpoint)[0]
+    assert found.unexplained == ()
+    section = found.family().safetensors
+    assert section.prefixes[0].body == "decoder.inner." and section.output.bias == "stored"
+    assert trial.accounting(found.family(), checkpoint) is None
+
+
+def test_a_gguf_is_recognised_but_not_compared(tmp_path: Path) -> None:
+    builders.qwen2_gguf(tmp_path / "tiny.gguf", builders.tiny_qwen2())
+    found, outcomes, not_run = trial.best(open_checkpoint(tmp_path / "tiny.gguf"))
+    assert found.known and outcomes == []
+    assert not_run is not None and "needs safetensors" in not_run
+
+
+def test_nothing_known_at_all(tmp_path: Path) -> None:
+    save_file({"x": torch.ones(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architectures": ["NewForCausalLM"]}')
+    with pytest.raises(HeadatlasError, match="no tensor has a name that any family knows"):
+        proposal.proposals(open_checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"num_hidden_layers": 10**15}, "speaks of 1,000,000,000,000,000 layers, but only"),
+        ({"num_hidden_layers": 2}, "unknown tensors"),
+        ({"hidden_size": 10**18}, "the config implies"),
+        ({"num_attention_heads": 0}, "must be a positive whole number"),
+    ],
+)
+def test_counts_of_a_config_are_not_believed(tmp_path: Path, change: dict[str, int], problem: str) -> None:
+    folder = saved("llama", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(HeadatlasError, match=problem):
+        open_model(open_checkpoint(folder))
+
+
+def test_the_command(tmp_path: Path) -> None:
+    folder = renamed(saved("llama", tmp_path / "tiny"))
+    written = tmp_path / "my_family.toml"
+    result = run("families", "check", str(folder), "--write", str(written))
+    assert result.exit_code == 0
+    assert "model.layers.{layer}.self_attn.v_proj.weight" in result.stdout and "values" in result.stdout
+    assert "accounting: every tensor is used or declared ignored" in result.stderr
+    assert "tiny model, values of every head: agrees" in result.stderr
+    assert tomllib.loads(written.read_text())["name"] == "my_family"
+    again = run("families", "check", str(folder), "--write", str(written))
+    assert again.exit_code == 2 and "is there already" in again.stderr
+    own = run("families", "check", str(folder), "--family", str(written), "--json")
+    assert own.exit_code == 0
+    told = json.loads(own.stdout)
+    assert told["family"] == "my_family" and told["accounting"] is None and len(told["oracle"]) == 6
+    named = {each["name"]: each["is"] for each in told["tensors"]}
+    assert named["model.layers.{layer}.post_attention_layernorm.weight"] == "norm before the MLP"
+    written.write_text(written.read_text() + '[safetensors]\nother = [{ stem = "{block}nothing" }]\n')
+    wrong = run("families", "check", str(folder), "--family", str(written), "--json")
+    assert wrong.exit_code == 1
+    assert "tensors missing: model.layers.0.nothing.weight" in json.loads(wrong.stdout)["accounting"]
+    known = run(
+        "families", "check", str(saved("llama", tmp_path / "known")), "--write", str(tmp_path / "x.toml")
+    )
+    assert known.exit_code == 2 and "nothing to propose" in known.stderr
