@@ -17,6 +17,7 @@ from headatlas.cli.options import (
     Profile,
     QMax,
     Tau,
+    Width,
     read_atlas,
 )
 from headatlas.cli.output import number, parse_width, print_json, print_table, say
@@ -29,7 +30,6 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", metavar="FILE", help="Also draw it: .png, .svg or .pdf.", show_default=False),
 ]
-Width = Annotated[str, typer.Option("--width", metavar="LENGTH", help="Printed width: 170mm, 17cm or 6.7in.")]
 
 
 def register(app: typer.Typer) -> None:

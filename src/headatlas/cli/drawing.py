@@ -14,6 +14,7 @@ from headatlas.cli.options import (
     Profile,
     QMax,
     Tau,
+    Width,
     read_atlas,
 )
 from headatlas.cli.output import parse_width, say
@@ -39,9 +40,7 @@ def plot(
     kind: Annotated[
         Kind, typer.Option("--kind", help="Panels per category, panels per relation, or layer profiles.")
     ] = "categories",
-    width: Annotated[
-        str, typer.Option("--width", metavar="LENGTH", help="Printed width: 170mm, 17cm or 6.7in.")
-    ] = "170mm",
+    width: Width = "170mm",
     data: Annotated[
         str | None, typer.Option("--data", metavar="FILE", help="Also write the plotted data, as CSV.")
     ] = None,

@@ -85,6 +85,7 @@ Profile = Annotated[
         "--profile", metavar="NAME", help="A named pair of k: default, maps-paper, maps-paper-llama3."
     ),
 ]
+Width = Annotated[str, typer.Option("--width", metavar="LENGTH", help="Printed width: 170mm, 17cm or 6.7in.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

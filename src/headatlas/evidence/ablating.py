@@ -10,7 +10,7 @@ import torch
 
 from headatlas.architectures import Model
 from headatlas.evidence.texts import BATCH_TOKENS, Ids
-from headatlas.lenses.neutral import batches, by_length
+from headatlas.lenses.neutral import batches, by_length, pre_hooks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,17 +33,12 @@ def ablated(
     by_layer: dict[int, list[int]] = {}
     for layer, head in heads:
         by_layer.setdefault(layer, []).append(head)
-    handles = []
+    hooks = []
     for layer, chosen in by_layer.items():
         instead = None if means is None else means[layer][chosen]
-        hook = _replacing(model.dims.n_heads, chosen, instead)
-        module = modules.get_submodule(model.o_proj_module(layer))
-        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-    try:
+        hooks.append((model.o_proj_module(layer), _replacing(model.dims.n_heads, chosen, instead)))
+    with pre_hooks(modules, hooks):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _replacing(n_heads: int, chosen: list[int], instead: torch.Tensor | None) -> Callable[..., Any]:
@@ -73,20 +68,11 @@ def mean_outputs(model: Model, modules: PreTrainedModel, prompts: Sequence[Ids])
 
         return hook
 
-    handles = [
-        modules.get_submodule(model.o_proj_module(layer)).register_forward_pre_hook(
-            adding(layer), with_kwargs=True
-        )
-        for layer in range(dims.n_layers)
-    ]
-    try:
-        with torch.inference_mode():
-            for length, members in by_length(prompts).items():
-                for batch in batches(members, length, BATCH_TOKENS):
-                    ids = torch.tensor([prompts[at] for at in batch], device=modules.device)
-                    modules.base_model(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = [(model.o_proj_module(layer), adding(layer)) for layer in range(dims.n_layers)]
+    with pre_hooks(modules, hooks), torch.inference_mode():
+        for length, members in by_length(prompts).items():
+            for batch in batches(members, length, BATCH_TOKENS):
+                ids = torch.tensor([prompts[at] for at in batch], device=modules.device)
+                modules.base_model(input_ids=ids, use_cache=False)
     n_tokens = sum(len(prompt) for prompt in prompts)
     return (sums / n_tokens).to(torch.float32).view(dims.n_layers, dims.n_heads, dims.d_head)

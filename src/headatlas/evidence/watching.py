@@ -18,7 +18,7 @@ import torch
 from headatlas.architectures import Model
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.texts import BATCH_TOKENS, Text
-from headatlas.lenses.neutral import batches, by_length
+from headatlas.lenses.neutral import batches, by_length, pre_hooks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -140,16 +140,13 @@ class _Watcher:
 
     @contextmanager
     def hooked(self, modules: PreTrainedModel) -> Iterator[None]:
-        handles = []
-        for layer, (value_input, o_proj) in enumerate(self._paths):
-            for path, take in ((value_input, self._take_state), (o_proj, self._take_outputs)):
-                module = modules.get_submodule(path)
-                handles.append(module.register_forward_pre_hook(_reader(take, layer), with_kwargs=True))
-        try:
+        hooks = [
+            (path, _reader(take, layer))
+            for layer, paths in enumerate(self._paths)
+            for path, take in zip(paths, (self._take_state, self._take_outputs), strict=True)
+        ]
+        with pre_hooks(modules, hooks):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def take_attention(self, weights: Sequence[torch.Tensor]) -> None:
         """[n_heads, T, T] a row and layer."""

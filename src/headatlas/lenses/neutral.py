@@ -14,7 +14,7 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -339,16 +339,13 @@ class Collector:
     @contextmanager
     def hooked(self, modules: PreTrainedModel) -> Iterator[None]:
         """Collect while the block runs."""
-        handles = []
-        for layer, (value_input, block) in self._paths.items():
-            for path, take in ((value_input, self.take_x), (block, self.take_control)):
-                module = modules.get_submodule(path)
-                handles.append(module.register_forward_pre_hook(_reader(take, layer), with_kwargs=True))
-        try:
+        hooks = [
+            (path, _reader(take, layer))
+            for layer, paths in self._paths.items()
+            for path, take in zip(paths, (self.take_x, self.take_control), strict=True)
+        ]
+        with pre_hooks(modules, hooks):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def take_x(self, layer: int, state: torch.Tensor) -> None:
         """Add the value projection's input of the rows at hand; nothing while a prefix goes through."""
@@ -385,6 +382,24 @@ class Collector:
             means = self.means(layer)
             for kind, rows in zip(KINDS, (means.x, means.control), strict=True):
                 np.save(folder / state_file(kind, layer), rows.numpy(), allow_pickle=False)
+
+
+@contextmanager
+def pre_hooks(modules: torch.nn.Module, hooks: Iterable[tuple[str, Callable[..., Any]]]) -> Iterator[None]:
+    """Have hooks see, or change, what enters submodules while the block runs.
+
+    Args:
+        modules: The model.
+        hooks: Paths of submodules, each with a forward pre-hook that takes keyword arguments as well.
+    """
+    handles = [
+        modules.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True) for path, hook in hooks
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _reader(take: Callable[[int, torch.Tensor], None], layer: int) -> Callable[..., None]:

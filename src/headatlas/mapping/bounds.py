@@ -129,9 +129,9 @@ def single_logits(
     return out
 
 
-def single_error(vocabulary: Vocabulary) -> NDArray[np.float64]:
-    """[V] error of :func:`single_logits` in float32 for rows of length one."""
-    return 1.001 * dot_error(min(SUMMED, vocabulary.d_model)) * vocabulary.lengths
+def single_error(vocabulary: Vocabulary, token: Ints) -> NDArray[np.float64]:
+    """[n] error of :func:`single_logits` in float32 for rows of length one and these tokens."""
+    return 1.001 * dot_error(min(SUMMED, vocabulary.d_model)) * vocabulary.lengths[token]
 
 
 def whole(vocabulary: Vocabulary) -> Columns:
@@ -171,6 +171,12 @@ def in_head(basis: torch.Tensor, vocabulary: Vocabulary) -> Columns:
         return stored[part, : vocabulary.d_model].to(torch.float32) @ right
 
     return _in_float32(_Kept(project, len(vocabulary)), vocabulary, head_error(basis))
+
+
+def projecting_pays(n_rows: int, d_head: int, d_model: int) -> bool:
+    """Whether a logit of so many rows costs less through d_head, with U projected for them, than through
+    d_model."""
+    return n_rows * (d_model - d_head) > d_model * d_head
 
 
 def head_error(basis: torch.Tensor) -> float:

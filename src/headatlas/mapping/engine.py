@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from headatlas.atlas.calibrate import CELL_BEYOND
 from headatlas.atlas.store import LayerRanks
-from headatlas.mapping.bounds import Bounded, in_head
+from headatlas.mapping.bounds import Bounded, in_head, projecting_pays
 from headatlas.mapping.final import Entries, rank_entries
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.questions import Questions, RelationPairs
@@ -276,7 +276,7 @@ def _many_rows(head: _Head) -> bool:
         return False
     d_head, d_model = head.space.basis.shape
     lines = len(np.unique(head.entries.row * 2 + (head.entries.sign > 0)))
-    return lines * (d_model - d_head) > d_model * d_head
+    return projecting_pays(lines, d_head, d_model)
 
 
 def _rank_alone(head: _Head, ceiling: int, stats: Stats) -> None:

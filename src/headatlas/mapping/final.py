@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headatlas.mapping.bounds import Bounded, single_error, single_logits, whole
+from headatlas.mapping.bounds import Bounded, projecting_pays, single_error, single_logits, whole
 from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import TIE, Vocabulary
 from headatlas.scoring.scores import RANK_BEYOND
@@ -145,7 +145,7 @@ class _Block:
         """The cheaper bounds for ``n`` of the lines, where U would have to be projected for them."""
         if len(self.routes) > 1:
             d_model, d_head = (route.rows.shape[1] for route in self.routes)
-            if n * (d_model - d_head) > d_model * d_head:
+            if projecting_pays(n, d_head, d_model):
                 return self.routes[1]
         return self.routes[0]
 
@@ -367,7 +367,6 @@ def _count(
     doubtful &= candidates.token[which] != block.target[entry][at]
     ranks = np.bincount(at[surely], minlength=len(entry))
     at, which, limit = at[doubtful], which[doubtful], (logit - margin)[doubtful]
-    errors = single_error(vocabulary)
     for dtype in (torch.float32, torch.float64):
         token = candidates.token[which]
         found = single_logits(block.rows, candidates.line[which], vocabulary, token, dtype)
@@ -375,7 +374,7 @@ def _count(
             stats.rechecked += len(which)
             ranks += np.bincount(at[found >= limit], minlength=len(entry))
             break
-        error = errors[token]
+        error = single_error(vocabulary, token)
         ranks += np.bincount(at[found - error > limit], minlength=len(entry))
         still = np.abs(found - limit) <= error
         at, which, limit = at[still], which[still], limit[still]
