@@ -190,7 +190,7 @@ def _ablation_table(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
         "control",
         "− control",
     ]
-    columns += ["area", "95 %", "added area", "95 %"]
+    columns += ["area", "95 %", "added area", "95 %", "hurts more"]
     rows = [
         [
             *(row[name] for name in ("relation", "shots", "sources", "heads", "base")),
@@ -200,6 +200,7 @@ def _ablation_table(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
             _interval(row, "area"),
             row["added_area"],
             _interval(row, "added_area"),
+            row["hurts_more"],
         ]
         for row in _records(frame)
     ]
