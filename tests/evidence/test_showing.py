@@ -21,8 +21,8 @@ from tests.evidence.planted import HEADS, LAYER
 __all__ = ["run"]
 
 
-def test_the_inference_command(mapped: Planted, run: Run, tmp_path: Path) -> None:
-    planted = mapped.copied(tmp_path / "out")
+def test_the_inference_command(examined: Planted, run: Run, tmp_path: Path) -> None:
+    planted = examined.copied(tmp_path / "out")
     result = run("evidence", "inference", planted.folder, "--templates", planted.templates, "--json")
     rows = parsed(result)
     assert {row["relation"] for row in rows} == {"first", "second", "mean"}
@@ -107,11 +107,11 @@ def test_the_page_says_what_is_confirmed(examined: Planted, mapped: Planted) -> 
 
 def test_reading_evidence_needs_no_torch(examined: Planted, tmp_path: Path) -> None:
     code = (
-        "import sys; from headatlas.atlas import Atlas; from headatlas.outputs import write_outputs\n"
+        "import sys; from headatlas.atlas import Atlas; from headatlas.report import write_report\n"
         "from headatlas.evidence.agreement import agreement; from headatlas.evidence.curves import summary\n"
         f"atlas = Atlas.open({str(examined.folder)!r})\n"
         "assert len(agreement(atlas)) and len(summary(atlas.evidence.ablations)) == 2\n"
-        f"write_outputs(atlas, {str(tmp_path)!r})\n"
+        f"write_report(atlas, {str(tmp_path / 'report.html')!r})\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=240)
