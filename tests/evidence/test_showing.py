@@ -68,6 +68,8 @@ def test_heads_show_what_is_confirmed(examined: Planted, mapped: Planted, run: R
     shown = run("heads", examined.folder)
     assert "with context, by ablation" in shown.stdout
     assert all(text in shown.stderr for text in CRITERIA)
+    refused = run("heads", examined.folder, "--k", 1, "--tau", 0.03, "--criterion", "tau")
+    assert "not with context" in refused.stdout
     row = parsed(run("head", examined.folder, f"{LAYER}.{HEADS['first']}", "--json"))[0]
     assert row["confirmed_by_ablation"] is True and row["confirmed_with_context"] is True
     assert row["loss_alone"] > 0.9 and 0 <= row["attention"] <= 1
@@ -100,7 +102,8 @@ def test_the_page_says_what_is_confirmed(examined: Planted, mapped: Planted) -> 
     for relation in data["relations"]:
         cells = relation["cells"]
         assert len(cells["confirmed"]) == len(cells["at"])
-        assert sorted(cells["confirmed"])[-2:] == [0, 3]
+        # Asked and confirmed, both ways: 1 + 2 + 4 + 8. Of heads that are not called nothing is asked.
+        assert sorted(cells["confirmed"])[-2:] == [0, 15]
     without = page_data(mapped.atlas, alternative="", in_words="")
     assert without["evidence"] is None and "confirmed" not in without["relations"][0]["cells"]
 
