@@ -99,11 +99,11 @@ def curves(each: Ablation) -> pd.DataFrame:
     """
     rows: list[tuple[str, int, float, float, float]] = []
     for name in (RELATION, ADDED):
-        right = each.correct(name).sum(axis=1)
-        low, high = wilson(right, len(each.base))
+        right, n = each.correct(name).sum(axis=1), len(each.base)
+        ends = np.stack(wilson(right, n), axis=1)
         rows += [
-            (name, int(n), *map(float, values))
-            for n, *values in zip(each.steps, right / len(each.base), low, high, strict=True)
+            (name, int(step), float(value), float(low), float(high))
+            for step, value, (low, high) in zip(each.steps, right / n, ends, strict=True)
         ]
     draws = each.random.mean(axis=2)
     rows += [

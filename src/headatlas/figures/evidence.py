@@ -38,7 +38,7 @@ _CURVES: dict[str, tuple[str, dict[str, Any]]] = {
         {"color": _GREY, "linewidth": 1.0, "marker": "s"},
     ),
 }
-_MARK = {"markersize": 2.4, "markeredgewidth": 0.0}
+_MARK: dict[str, Any] = {"markersize": 2.4, "markeredgewidth": 0.0}
 _CONTROL = {"color": INK, "linewidth": 0.7}
 _CONTROL_DASHES = ((1.0, 1.5), (5.0, 1.5, 1.0, 1.5))
 
