@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from headatlas.architectures import RightMap
 
 
-TURN = 0.0005
+TURN = 0.0001
 """Seconds that a thread may keep the interpreter while another waits for it, where layers are side by side.
 
 Their steps are short and mostly in compiled code: with Python's 5 ms, threads waited a tenth of their time.
