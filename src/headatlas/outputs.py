@@ -145,7 +145,8 @@ def write_ablations(
     titles = dict(zip(atlas.relations["relation"], atlas.relations["title"], strict=True))
     for each in ablations:
         how = "its output is 0" if each.method == "zero" else "its output is its mean"
-        asked = f"“{each.provenance['template']}” after {each.shots} examples, {len(each.base)} sources asked"
+        examples = f"after {each.shots} examples" if each.shots else "without examples"
+        asked = f"“{each.provenance['template']}” {examples}, {len(each.base)} sources asked"
         caption = f"{asked}; ablated: {how}; {_area_words(each)}; heads: {atlas.caption()}"
         figure = draw_ablation(curves(each), titles, title=titles[each.relation], caption=caption)
         written += _save(figure, folder / f"ablation-{each.relation}-shots{each.shots}-{each.method}")
