@@ -179,7 +179,7 @@ def test_an_atlas_in_object_storage_is_copied_first(mapped: Planted) -> None:
     url = "memory://evidence/out"
     atlas = Atlas(mapped.atlas.dataset, mapped.atlas.provenance, mapped.atlas.settings, atlas_path(url))
     for measure in (inference, ablation):
-        with pytest.raises(HeadatlasError, match="memory://evidence/out.*stored in folders only; copy the atlas"):
+        with pytest.raises(HeadatlasError, match=r"memory://evidence/out.*in folders only; copy the atlas"):
             measure(atlas, templates=mapped.templates)
 
 
