@@ -16,7 +16,7 @@ from headatlas.figures.grids import relation_grids
 from headatlas.report.data import page_data
 from tests.cli.conftest import Run, parsed, run
 from tests.evidence.conftest import Planted
-from tests.evidence.planted import HEADS, LAYER
+from tests.evidence.planted import HEADS, LAYER, template_file
 
 __all__ = ["run"]
 
@@ -45,6 +45,10 @@ def test_the_ablation_command(examined: Planted, run: Run, tmp_path: Path) -> No
     assert {"ablation.csv", "ablation-second-shots0-zero.svg"} <= names
     assert set(pd.read_csv(planted.folder / "evidence" / "ablation.csv")["relation"]) == {"first", "second"}
     assert "− relation" in run(*arguments, "--no-figures").stdout
+    file = template_file(tmp_path, tasks={"first": "of {} ,"})
+    nothing = run(*arguments[:3], "--templates", file, "--shots", 0, "--relations", "first")
+    assert "skipped: first (base accuracy is 0." in nothing.stderr and "no task was ablated" in nothing.stderr
+    assert not nothing.stdout
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,10 @@ def ablation(
         print_json({"tasks": _records(frame), "skipped": found.skipped})
     else:
         say(atlas.caption())
-        print_table(*_ablation_table(frame))
+        if found.done:
+            print_table(*_ablation_table(frame))
+        else:
+            say("no task was ablated")
     if written:
         say(f"written to {_beside(atlas)}: {', '.join(path.name for path in written)}")
 

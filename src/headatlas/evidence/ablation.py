@@ -187,7 +187,7 @@ class _Run:
             why = f": {gone}" if gone else ""
             return f"{len(task.words)} pairs can be asked, at least {MIN_SOURCES} needed{why}"
         if (base := float(self._base[name].mean())) < MIN_BASE:
-            return f"base accuracy is {base:.2f}, at least {MIN_BASE:g} needed"
+            return f"base accuracy is {base:.2f}, at least {MIN_BASE:g} needed; see --shots and --templates"
         if not self._heads(name):
             return "the atlas calls no head for it"
         return None
