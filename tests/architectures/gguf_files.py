@@ -5,7 +5,7 @@ Names come from gguf's own name map, not from headatlas's family files, so that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,14 @@ def _is_quantised(shape: Sequence[int]) -> bool:
     return len(shape) >= 2 and all(size % 32 == 0 for size in shape[-2:])
 
 
-def write_gguf(model: PreTrainedModel, path: Path, form: str = "", quantisation: str = "F32") -> None:
-    """Write a model.
+def write_gguf(
+    model: PreTrainedModel,
+    path: Path,
+    form: str = "",
+    quantisation: str = "F32",
+    also: Callable[[gguf.GGUFWriter], None] | None = None,
+) -> None:
+    """Write a model; ``also`` adds keys and tensors.
 
     Forms: ``fused`` stacks separate projections, as early Phi-2 files have them; ``split`` keeps keys and
     values from a latent apart, as newer DeepSeek files do.
@@ -110,6 +116,8 @@ def write_gguf(model: PreTrainedModel, path: Path, form: str = "", quantisation:
                 writer.add_tensor(stored, rows)
             else:
                 writer.add_tensor(stored, gguf.quants.quantize(rows, kind), raw_dtype=kind)
+    if also is not None:
+        also(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -162,7 +170,8 @@ def _write_config(writer: gguf.GGUFWriter, config: Any) -> None:
         if ARCHITECTURES[kind] in ("llama", "minimax-m2"):
             writer.add_rope_dimension_count(d_head)
     if kind in ("stablelm", "phi3"):
-        writer.add_rope_dimension_count(config.hidden_size // heads)
+        share = config.rope_parameters.get("partial_rotary_factor", 1.0)
+        writer.add_rope_dimension_count(int(share * config.hidden_size // heads))
     if hasattr(config, "rms_norm_eps"):
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     else:

@@ -42,9 +42,15 @@ def open_model(checkpoint: Checkpoint) -> OpenedModel:
         if caveat.refuse:
             raise HeadatlasError(f"{checkpoint.spec}: {caveat.text}")
     inventory.check()
-    if said:
-        notes = (*checkpoint.notes, *(caveat.text for caveat in said))
-        checkpoint = replace(checkpoint, notes=notes)
+    notes = [caveat.text for caveat in said]
+    if aside := inventory.aside():
+        begin = ", ".join(sorted({f"{name.partition('.')[0]}.*" for name in aside}))
+        notes.append(
+            f"{len(aside)} tensors that read images or sound ({begin}) are left aside; the heads are those "
+            "of the text model."
+        )
+    if notes:
+        checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *notes))
     return OpenedModel(checkpoint, family, inventory)
 
 

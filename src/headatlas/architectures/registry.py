@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from headatlas.architectures.coverage import unsupported
 from headatlas.architectures.family import Family, Section
 from headatlas.errors import HeadatlasError
+from headatlas.weights.gguf_settings import BESIDE_TEXT
 from headatlas.weights.source import Checkpoint
 
 Table = dict[str, Any]
@@ -73,7 +74,11 @@ def _family(table: Table, file: str, tables: Mapping[str, Table]) -> Family:
         raise HeadatlasError(f"{file}: {where}: {first['msg']}; correct the family file.") from error
     if f"{family.name}.toml" != file:
         raise HeadatlasError(f"{file}: the family is called {family.name!r}; file and name must agree.")
-    return family
+    if family.gguf is None:
+        return family
+    # In GGUF, what reads images or sound has the same names beside every language model.
+    gguf = family.gguf.model_copy(update={"aside": (*family.gguf.aside, *BESIDE_TEXT)})
+    return family.model_copy(update={"gguf": gguf})
 
 
 def _completed(table: Table, file: str, tables: Mapping[str, Table], behind: tuple[str, ...] = ()) -> Table:

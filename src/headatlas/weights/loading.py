@@ -14,6 +14,7 @@ from headatlas.storage import is_url
 from headatlas.weights.converted import gguf_tokenizer
 from headatlas.weights.folder import SINGLE_NAME
 from headatlas.weights.gguf_modules import gguf_modules
+from headatlas.weights.gguf_settings import finish
 from headatlas.weights.gguf_source import GgufSource
 from headatlas.weights.packed import PACKED, PLAIN
 from headatlas.weights.safetensors_source import SafetensorsSource
@@ -185,6 +186,8 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTra
     }  # fmt: skip
     if isinstance(checkpoint.source, GgufSource):
         loaded: Any = gguf_modules(checkpoint.source, options)
+        if not loaded[1]["missing_keys"] and not loaded[1]["mismatched_keys"]:
+            finish(loaded[0], checkpoint.source)
     elif isinstance(checkpoint.source, SafetensorsSource) and checkpoint.source.packed:
         loaded = _from_tensors(checkpoint, checkpoint.source, options)
     elif isinstance(checkpoint.source, SafetensorsSource):
