@@ -49,6 +49,7 @@ ARCHITECTURES = {
     "phi3": "phi3",
     "qwen2": "qwen2",
     "qwen2_moe": "qwen2moe",
+    "qwen2_vl_text": "qwen2vl",
     "qwen3": "qwen3",
     "qwen3_moe": "qwen3moe",
     "seed_oss": "seed_oss",
@@ -89,14 +90,15 @@ def write_gguf(
     Forms: ``fused`` stacks separate projections, as early Phi-2 files have them; ``split`` keeps keys and
     values from a latent apart, as newer DeepSeek files do.
     """
-    config = model.config
+    config = model.config.get_text_config()
     name = ARCHITECTURES[config.model_type]
     arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
     writer = gguf.GGUFWriter(path, name)
     _write_config(writer, config)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     tensors = {name: tensor.float().numpy() for name, tensor in model.state_dict().items()}
-    if config.tie_word_embeddings:
+    tensors = {name.replace(".language_model.", "."): tensor for name, tensor in tensors.items()}
+    if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
     if form == "split":
         tensors = dict(_apart(tensors, config))
@@ -107,6 +109,9 @@ def write_gguf(
             if name.endswith("e_score_correction_bias"):
                 layer = name.split(".layers.")[1].split(".")[0]
                 writer.add_tensor(f"blk.{layer}.exp_probs_b.bias", part)
+                continue
+            if name.startswith("model.visual."):  # Ollama keeps a tower beside the language model
+                writer.add_tensor(f"v.{name.removeprefix('model.visual.')}", part)
                 continue
             stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
             assert stored is not None, name

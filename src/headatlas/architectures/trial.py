@@ -27,7 +27,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.weights.first_block import TooLargeError, first_layers, in_first_layers, small_ids
 from headatlas.weights.folder import open_path
 from headatlas.weights.gguf_source import GgufSource
-from headatlas.weights.loading import local_config, transformers_at_work
+from headatlas.weights.loading import auto_class, local_config, transformers_at_work
 from headatlas.weights.source import Checkpoint, TensorInfo
 
 if TYPE_CHECKING:
@@ -212,13 +212,13 @@ def _outcome(
 def _tiny(checkpoint: Checkpoint) -> PreTrainedModel:
     """A random model of the checkpoint's architecture with small sizes."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     config = local_config(checkpoint)
     with transformers_at_work(f"A tiny model of the config of {checkpoint.spec}"):
         _shrink(config.get_text_config())
-        auto: Any = AutoModelForCausalLM
-        model: PreTrainedModel = auto.from_config(config, dtype=torch.float32, attn_implementation="eager")
+        model: PreTrainedModel = auto_class(checkpoint).from_config(
+            config, dtype=torch.float32, attn_implementation="eager"
+        )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -251,6 +251,8 @@ def _shrink(config: Any) -> None:
     if isinstance(rope := getattr(config, "rope_parameters", None), dict) and "rope_type" in rope:
         kept = {key: value for key, value in rope.items() if not isinstance(value, list)}
         config.rope_parameters = {**kept, "rope_type": "default"}
+        if "mrope_section" in rope:
+            config.rope_parameters["mrope_section"] = [_D_HEAD // 8, _D_HEAD // 8, _D_HEAD // 4]
 
 
 def _layers(config: Any) -> int:
