@@ -150,9 +150,16 @@ def test_numbers_without_a_place_in_the_modules_are_refused(tmp_path: Path) -> N
         load_modules(checkpoint)
 
 
+def long_keys(writer: gguf.GGUFWriter) -> None:
+    """Modules of this size are not made."""
+    writer.kv_data[0].pop("llama.attention.key_length", None)
+    writer.add_key_length(1 << 20)
+
+
 @pytest.mark.parametrize(
     ("also", "problem"),
     [
+        (long_keys, r"4 heads with keys of 1\.04858e\+06 numbers, and it holds queries of 32"),
         (lambda w: w.add_residual_scale(0.5), r"llama\.residual_scale = 0\.5"),
         (lambda w: w.add_attention_scale(0.5), r"llama\.attention\.scale = 0\.5"),
         (lambda w: w.add_attn_logit_softcapping(5.0), r"caps attention scores"),

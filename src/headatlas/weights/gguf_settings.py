@@ -107,12 +107,28 @@ def completed(config: PretrainedConfig, source: GgufSource) -> PretrainedConfig:
     # transformers takes these to be tied whatever is stored.
     untyped.tie_word_embeddings = "output.weight" not in source.infos()
     _complete_scores(untyped, header)
+    _check_keys(header, source)
     rope = getattr(config, "rope_parameters", None)
     if isinstance(rope, dict):
         _complete_positions(untyped, rope, header, source)
     elif header.get("rope.scaling.type") not in (None, "none"):
         raise header.refusal("its header scales rotary positions")
     return config
+
+
+def _check_keys(header: _Header, source: GgufSource) -> None:
+    """Modules are made as large as the header says: it must fit the queries before they are.
+
+    Raises:
+        HeadatlasError: It does not.
+    """
+    heads, width = header.number("attention.head_count"), header.number("attention.key_length")
+    queries = source.infos().get("blk.0.attn_q.weight")
+    if heads and width and queries is not None and queries.shape[0] != heads * width:
+        raise header.refusal(
+            f"its header speaks of {heads:g} heads with keys of {width:g} numbers, and it holds queries of "
+            f"{queries.shape[0]} in all"
+        )
 
 
 def _complete_scores(config: Any, header: _Header) -> None:
