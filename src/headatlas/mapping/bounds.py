@@ -25,7 +25,7 @@ GATHERED = 1 << 20
 """Numbers of U that are gathered at a time for single logits; they should fit into a cache."""
 PROJECTED = 8192
 SUMMED = 1024
-"""Products that are summed in one go. The worst case of a sum grows with its length, so that a long one is made of
+"""Products that are summed in one go. The worst case of a sum grows with its length, so a long one is made of
 parts, which are added up afterwards: for single logits in float64, for projections in float32."""
 
 Ints = NDArray[np.int64]
@@ -181,15 +181,15 @@ def projecting_pays(n_rows: int, d_head: int, d_model: int) -> bool:
 
 
 def projected(rows: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
-    """[n, d_head] float32 product of rows [n, d_model] and a basis [d_model, d_head], summed in parts.
+    """[n, d_head] float32 product of rows [n, d_model] and a basis [d_model, d_head], in parts of the sum.
 
-    A sum of K products costs at most γ_K, and that of the parts one unit each: γ_(K + parts) in all, where one
-    long sum has γ_d_model.
+    A sum of K products costs at most γ_K, and that of the parts one unit each: γ_(K + parts) in all, where
+    one long sum has γ_d_model.
     """
     if rows.shape[1] <= SUMMED:
         return rows @ basis
     out = rows.new_zeros((len(rows), basis.shape[1]))
-    for left, right in zip(rows.split(SUMMED, dim=1), basis.split(SUMMED), strict=True):
+    for left, right in zip(torch.split(rows, SUMMED, dim=1), torch.split(basis, SUMMED), strict=True):
         out.addmm_(left, right)
     return out
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from headatlas.architectures import RightMap
 
 WORTH_TRIMMING = 128 << 20
-"""Bytes of a worker's heads from which freed memory goes back to the system after every layer. To get it anew costs a
-few hundredths of a second for every 100 MB."""
+"""Bytes of a worker's heads from which freed memory goes back to the system after every layer. Small layers
+would spend more time on getting it anew than it is worth."""
 
 
 @dataclass(frozen=True)
