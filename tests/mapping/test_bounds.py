@@ -100,6 +100,22 @@ def test_roundings_that_add_up_are_allowed_for(
     assert exact - stored <= float(columns.first[0]) <= 1.1 * lost + 2.0**-8 * 1.1 * sum(parts)
 
 
+def test_a_row_along_what_rounding_took_from_the_basis_is_allowed_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bounds, "bfloat16_pays", lambda _: True)
+    basis = random_basis(4, 1024, torch.Generator().manual_seed(0))
+    taken = basis - basis.to(torch.bfloat16).to(torch.float64)
+    vocabulary = vocabulary_of(taken.to(torch.bfloat16).to(torch.float32))
+    columns = in_head(basis, vocabulary)
+    stored = columns.chunk(0, 4)[:, :4].to(torch.float64)
+    rows = vocabulary.float64(slice(None))
+    error = torch.linalg.vector_norm(rows @ basis.T - stored, dim=1)
+    worst = torch.linalg.vector_norm(rows, dim=1) * torch.linalg.matrix_norm(taken, ord=2)
+    assert (error >= 0.8 * worst).all(), "the case is as bad as it is meant to be"
+    assert (error <= columns.first).all()
+
+
 def test_projections_in_parts_are_as_exact_as_they_say() -> None:
     """Sums of many positive numbers, whose roundings do not cancel as those of random signs do."""
     generator = torch.Generator().manual_seed(0)

@@ -85,6 +85,12 @@ class _Controls:
         self._known = inputs.control_states, inputs.control_right, ranks
 
 
+def _give_back(n_bytes: int) -> None:
+    """After a layer whose heads took so many bytes."""
+    if n_bytes >= WORTH_TRIMMING:
+        trim_heap()
+
+
 def rank_here(
     questions: Questions,
     workers: Sequence[Worker],
@@ -126,8 +132,7 @@ def rank_here(
                 controls.remember(inputs, ranks.control)
             return ranks, mine
         finally:
-            if worker.heads * head_bytes(inputs.dims, len(questions.sources)) >= WORTH_TRIMMING:
-                trim_heap()
+            _give_back(worker.heads * head_bytes(inputs.dims, len(questions.sources)))
             free.put(worker)
 
     def delivered(
