@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from headatlas.weights.converted import gguf_config
+from headatlas.weights.gguf_settings import completed, of_text
 from headatlas.weights.gguf_source import GgufSource
 
 LONG_ARRAY = 256
@@ -34,16 +35,16 @@ def gguf_modules(
         source: An opened GGUF, whose header is thereby known to be sound; a split one is read as one file.
         options: Keyword arguments for ``from_pretrained``.
         change: Changes the config before the modules are made.
-        wanted: Says by name which tensors to load; all if None.
+        wanted: Says by name which tensors to load; all of the language model if None.
     """
     from transformers import AutoModelForCausalLM
 
     file = source.files[0]
     with _reading(source.files, None, tokens=True):
-        config = gguf_config(file, source.header)
+        config = completed(gguf_config(file, source.header), source)
     config = config if change is None else change(config)
     # The progress bar of this route knows no switch; it writes to sys.stderr.
-    with _reading(source.files, wanted, tokens=False), redirect_stderr(io.StringIO()):
+    with _reading(source.files, wanted or of_text, tokens=False), redirect_stderr(io.StringIO()):
         return AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, config=config, **options
         )
