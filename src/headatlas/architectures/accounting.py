@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from headatlas.architectures.config import Settings, read_settings
+from headatlas.architectures.config import ExpertSettings, Settings, read_settings
 from headatlas.architectures.family import MLP, Experts, Linear, Norm, Prefix, Section, Value
 from headatlas.architectures.layouts import linear_shape, value_shape, value_width
 from headatlas.errors import HeadatlasError
@@ -49,6 +49,7 @@ class Inventory:
         unembed_stem: Stem of the stored unembedding; None if it is tied and absent.
         stored: Header entries by name.
         expected: Names of all tensors a forward pass needs, with their shapes (None: not checked).
+        elsewhere: Layer → its tensors that do in place of attention, or beside it, what attention does.
     """
 
     def __init__(self, checkpoint: Checkpoint, section: Section) -> None:
@@ -58,7 +59,7 @@ class Inventory:
         self.prefix = self._find_prefix()
         self.settings: Settings = read_settings(checkpoint, section.config, dict(self._stored_sizes()))
         self._check_counts()
-        self._elsewhere = self._tensors_of_layers_without_heads()
+        self.elsewhere = self._tensors_of_layers_without_heads()
         self.layers = [self._find_parts(layer) for layer in range(self.settings.dims.n_layers)]
         self.unembed_stem = self._find_unembed()
         self.expected: dict[str, Shape | None] = dict(self._expected())
@@ -83,6 +84,15 @@ class Inventory:
     def holds(self, condition: str) -> bool:
         """Whether a condition on the config alone holds."""
         return self.has(condition, "")
+
+    @property
+    def mlp_norm(self) -> Norm | None:
+        """The norm whose output feeds the MLP."""
+        return self.section.attention_norm if self.holds(self.section.mlp.parallel) else self.section.mlp.norm
+
+    def stands(self, norm: Norm | None, layer: int) -> bool:
+        """Whether a layer has a norm."""
+        return norm is not None and (norm.layers == "all" or self.layers[layer].value is None)
 
     def weight(self, norm: Norm, layer: int | None = None) -> str | None:
         """The name of a norm's weight, or None if it has none."""
@@ -136,8 +146,8 @@ class Inventory:
         parts, mlp = self.layers[layer], self.section.mlp
         if not parts.feeds:
             return
-        if mlp.norm is not None:
-            yield from self._norm(mlp.norm, layer)
+        if (norm := self.mlp_norm) is not None and self.stands(norm, layer):
+            yield from self._norm(norm, layer)
         if parts.experts is None:
             yield from self._linears(self.linears_of(mlp, self.settings.d_mlp), layer)
             if mlp.xielu is not None:
@@ -213,7 +223,7 @@ class Inventory:
         section = self.section
         values = [value for value in section.value if self.holds(value.when)]
         stored = [value for value in values if self.name(value.stem, layer) in self.stored]
-        value = (stored or values)[0] if stored or layer not in self._elsewhere else None
+        value = (stored or values)[0] if stored or layer not in self.elsewhere else None
         experts = self._find_experts(layer)
         dense = [linear.stem for linear in section.mlp.linears]
         if not dense and experts is None and section.experts:
@@ -267,7 +277,11 @@ class Inventory:
             yield from self._layer(block)
         for other in section.other:
             for layer in self._layers_of(other.stem):
-                if self.has(other.present, self.name(other.stem, layer)):
+                if "*" in other.stem:
+                    pattern = self._fill(other.stem, layer, self.prefix)
+                    if self.holds(other.present):
+                        yield from ((name, None) for name in self.stored if fnmatchcase(name, pattern))
+                elif self.has(other.present, self.name(other.stem, layer)):
                     yield self.name(other.stem, layer), None
                     bias = self.name(other.stem, layer, "bias")
                     if self.has(other.bias, bias):
@@ -285,10 +299,10 @@ class Inventory:
                 if self.has(value.bias, bias):
                     yield bias, None
         for norm in norms:
-            if norm is not None:
+            if norm is not None and self.stands(norm, layer):
                 yield from self._norm(norm, layer)
         yield from self.feeding(layer)
-        yield from ((name, None) for name in self._elsewhere.get(layer, ()))
+        yield from ((name, None) for name in self.elsewhere.get(layer, ()))
 
     def _linears(
         self, linears: list[tuple[Linear, int, int]], layer: int
@@ -320,15 +334,24 @@ class Inventory:
                     if self.has(linear.bias, of_bias := biases.replace("{expert}", number)):
                         yield of_bias, (d_out,)
         else:
-            for linear, d_out, d_in in linears:
-                shape = (d_out, d_in) if experts.layout == "stacked" else (d_in, d_out)
-                yield self.name(linear.stem, layer), (count, *shape)
-                if (bias := self.bias(linear, layer)) is not None:
-                    yield bias, (count, d_out)
+            yield from self._together(experts, linears, layer, sizes)
         if experts.shared is not None and sizes.shared_width:
             yield from self._linears(self.linears_of(experts.shared, sizes.shared_width), layer)
             if experts.shared_gate is not None:
                 yield from self._linears([(experts.shared_gate, 1, d_model)], layer)
+
+    def _together(
+        self, experts: Experts, linears: list[tuple[Linear, int, int]], layer: int, sizes: ExpertSettings
+    ) -> Iterator[tuple[str, Shape | None]]:
+        """Projections of all experts in one tensor each."""
+        for linear, d_out, d_in in linears:
+            name, shape = self.name(linear.stem, layer), (d_out, d_in)
+            if experts.layout == "flat":
+                yield name, (sizes.n_experts * sizes.width, self.settings.dims.d_model)
+                continue
+            yield name, (sizes.n_experts, *(shape if experts.layout == "stacked" else shape[::-1]))
+            if (bias := self.bias(linear, layer)) is not None:
+                yield bias, (sizes.n_experts, d_out)
 
     def _norm(self, norm: Norm, layer: int | None) -> Iterator[tuple[str, Shape]]:
         if (weight := self.weight(norm, layer)) is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from headatlas.architectures.family import ConfigKeys, ConfigValue, ExpertKeys, Flag
+from headatlas.architectures.family_config import ConfigKeys, ConfigValue, ExpertKeys, Flag
 from headatlas.architectures.model import Dims
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint
@@ -28,6 +28,7 @@ class ExpertSettings:
     scale: float
     groups: int
     top_groups: int
+    jitter: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Settings:
         latent: Width of the latent that values are made from; None where they are not.
         experts: None where the config says there are none.
         further_layers: Layers after the last, for predicting further tokens.
+        gate_scale: Factor inside the activation of the MLP's gate.
     """
 
     dims: Dims
@@ -54,6 +56,7 @@ class Settings:
     latent: int | None = None
     experts: ExpertSettings | None = None
     further_layers: int = 0
+    gate_scale: float = 1.0
 
 
 def read_settings(checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str, int]) -> Settings:
@@ -90,6 +93,7 @@ def read_settings(checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str,
         latent=None if keys.latent is None else reader.size("latent", keys.latent),
         experts=None if keys.experts is None else _experts(reader, keys.experts),
         further_layers=0 if keys.further_layers is None else reader.size("further", keys.further_layers, 0),
+        gate_scale=reader.number("gate_scale", keys.gate_scale, most=None),
     )
 
 
@@ -109,6 +113,7 @@ def _experts(reader: _Reader, keys: ExpertKeys) -> ExpertSettings | None:
         scale=reader.number("scale", keys.scale, most=None),
         groups=reader.size("groups", keys.groups),
         top_groups=reader.size("top_groups", keys.top_groups),
+        jitter=reader.number("jitter", keys.jitter),
     )
 
 
@@ -133,9 +138,12 @@ class _Reader:
     def _at(self, key: str) -> Any:
         """What the config holds under a key; ``a.b`` may be a key itself (GGUF) or lead into a table."""
         found = self.config.get(self.prefix + key)
-        table, dot, inner = key.partition(".")
-        if found is None and dot and isinstance(self.config.get(table), Mapping):
-            return self.config[table].get(inner)
+        outer, dot, inner = key.partition(".")
+        table = self.config.get(outer) if found is None and dot else None
+        if isinstance(table, Mapping):
+            return table.get(inner)
+        if isinstance(table, list) and inner.isdigit():
+            return table[int(inner)] if int(inner) < len(table) else None
         return found
 
     def there(self, value: ConfigValue) -> bool:
@@ -152,6 +160,8 @@ class _Reader:
     def size(self, name: str, value: ConfigValue, least: int = 1) -> int:
         value = next((case for case in value.cases if self.flags[case.when]), value)
         key, found = self._stored(value)
+        if value.count and isinstance(found, list | str):
+            found = len(found)
         if found is None and value.derive is not None:
             found = self._derived(name, value.derive, key)
         if not isinstance(found, int) or isinstance(found, bool) or found < least:

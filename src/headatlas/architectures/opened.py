@@ -108,6 +108,11 @@ class OpenedModel:
         """False for hybrid models."""
         return len(self.layers_with_heads) == self.dims.n_layers
 
+    @property
+    def only_attention(self) -> bool:
+        """Whether nothing but attention carries anything from token to token, in any layer."""
+        return self.every_layer_has_heads and not self._inventory.elsewhere
+
     def _values(self, value: Value, layer: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """W_V and b_V of a layer."""
         names, read = self._inventory, self._read
@@ -144,9 +149,10 @@ class OpenedModel:
                 f"{self.checkpoint.spec}: the first block has no MLP, which the lens maps needs; "
                 "use --lens neutral."
             )
-        norm = self._section.mlp.norm
+        norm = self._inventory.mlp_norm
         feed = Feeding(self._inventory, self._read).of(0)
-        return in_parts(rows, None if norm is None else self._norm(norm, 0), feed)
+        stands = norm is not None and self._inventory.stands(norm, 0)
+        return in_parts(rows, self._norm(norm, 0) if norm is not None and stands else None, feed)
 
     def final_norm(self, rows: torch.Tensor) -> torch.Tensor:
         """The whole final norm, with its scale and bias, on rows [..., d_model]."""
@@ -179,10 +185,21 @@ class OpenedModel:
         return self.mlp_modules(layer)[0]
 
     def mlp_modules(self, layer: int) -> tuple[str, ...]:
-        """Paths of the Hugging Face modules of a block's MLP; the sum of their outputs is the MLP's."""
+        """Paths of the Hugging Face modules of a block's MLP; the sum of their outputs is the MLP's.
+
+        None where the block has no MLP.
+        """
         modules = self.family.modules
+        if not self._inventory.layers[layer].feeds:
+            return ()
         beside = modules.mlp_beside if self._inventory.layers[layer].experts is not None else None
         return tuple(self._module(path, layer) for path in (modules.mlp, beside) if path)
+
+    def attention_modules(self, layer: int) -> tuple[str, ...]:
+        """Paths of the modules that write what a block adds before its MLP, as far as they are known."""
+        inventory, mixer = self._inventory, self.family.modules.mixer
+        heads = () if inventory.layers[layer].value is None else (self.o_proj_module(layer),)
+        return (*heads, *((self._module(mixer, layer),) if mixer and layer in inventory.elsewhere else ()))
 
     def final_norm_module(self) -> str:
         """Path of the Hugging Face module of the final norm."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from headatlas.weights.converted import gguf_config
+from headatlas.weights.gguf_settings import check_convertible, completed
 from headatlas.weights.gguf_source import GgufSource
 
 LONG_ARRAY = 256
@@ -35,12 +36,16 @@ def gguf_modules(
         options: Keyword arguments for ``from_pretrained``.
         change: Changes the config before the modules are made.
         wanted: Says by name which tensors to load; all if None.
+
+    Raises:
+        HeadatlasError: The modules would not be those that the file was made from.
     """
     from transformers import AutoModelForCausalLM
 
     file = source.files[0]
+    check_convertible(source)
     with _reading(source.files, None, tokens=True):
-        config = gguf_config(file, source.header)
+        config = completed(gguf_config(file, source.header), source)
     config = config if change is None else change(config)
     # The progress bar of this route knows no switch; it writes to sys.stderr.
     with _reading(source.files, wanted, tokens=False), redirect_stderr(io.StringIO()):

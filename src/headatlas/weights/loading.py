@@ -14,6 +14,7 @@ from headatlas.storage import is_url
 from headatlas.weights.converted import gguf_tokenizer
 from headatlas.weights.folder import SINGLE_NAME
 from headatlas.weights.gguf_modules import gguf_modules
+from headatlas.weights.gguf_settings import check_all_taken
 from headatlas.weights.gguf_source import GgufSource
 from headatlas.weights.packed import PACKED, PLAIN
 from headatlas.weights.safetensors_source import SafetensorsSource
@@ -89,6 +90,8 @@ def load_modules(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> Pr
             f"{checkpoint.path} {what}{f' and {more} more tensors' if more else ''}, which a "
             f"{type(model).__name__} needs; fetch the model again."
         )
+    if isinstance(checkpoint.source, GgufSource):
+        check_all_taken(model, checkpoint.source)
     model.requires_grad_(False)
     model.train(mode=False)
     return model
