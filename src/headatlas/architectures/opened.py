@@ -20,6 +20,7 @@ from headatlas.architectures.layouts import (
 from headatlas.architectures.mlp import NormWeights, in_parts
 from headatlas.architectures.model import Dims, LayerHeads, RightMap
 from headatlas.architectures.registry import find_family
+from headatlas.architectures.renamed import Pieces, pieces_of
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint
 
@@ -167,6 +168,26 @@ class OpenedModel:
     def stored_name(self, path: str) -> str:
         """The stored name (safetensors) of what has this path, inside the decoder, among the modules."""
         return self._inventory.prefix.body + path.removeprefix(f"{self.body_module()}.")
+
+    def stored_pieces(self, layer: int) -> dict[str, Pieces]:
+        """A layer's tensors that files have in pieces or under another name than :meth:`stored_name` says."""
+        return pieces_of(self._inventory, layer)
+
+    def largest_mixture(self) -> tuple[int, int]:
+        """The layer whose experts have most parameters, and how many; in one module. (0, 0): none."""
+        names = self._inventory
+        sizes = [(0, 0)]
+        for layer, parts in enumerate(names.layers):
+            if (form := parts.experts) is None:
+                continue
+            beside = (form.router, form.shared_gate, *(form.shared.linears if form.shared else ()))
+            skip = {names.name(each.stem, layer) for each in beside if each is not None}
+            large = (
+                name for name, shape in names.feeding(layer) if name not in skip and len(shape or ()) > 1
+            )
+            sizes.append((sum(prod(names.stored[name].shape) for name in large), layer))
+        most, layer = max(sizes)
+        return layer, most
 
     def value_input_module(self, layer: int) -> str:
         """Path of the Hugging Face module whose input is x_l."""
