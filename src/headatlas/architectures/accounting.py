@@ -22,6 +22,7 @@ Shape = tuple[int | None, ...]
 XIELU = ("alpha_p", "alpha_n", "beta", "eps")
 """Names of the parameters of the activation xIELU."""
 _NAMED = 5
+_LATENT = ("latent", "key_width", "rotary_width")
 
 
 @dataclass(frozen=True)
@@ -162,13 +163,15 @@ class Inventory:
         if value is None:
             return
         if value.down is not None and value.norm is not None:
-            latent = self.settings.latent
+            latent, key, rotary = (getattr(self.settings, each) for each in _LATENT)
+            rows = None if key is None else dims.n_heads * (key + dims.d_head)
+            beside = None if rotary is None or latent is None else latent + rotary
             by_head = value.layout == "latent_by_head"
-            shape = (dims.n_heads, dims.d_head, latent) if by_head else (None, latent)
+            shape = (dims.n_heads, dims.d_head, latent) if by_head else (rows, latent)
             yield self.name(value.stem, layer), shape
-            yield self.name(value.down.stem, layer), (None, dims.d_model)
+            yield self.name(value.down.stem, layer), (beside, dims.d_model)
             if (bias := self.bias(value.down, layer)) is not None:
-                yield bias, (None,)
+                yield bias, (beside,)
             yield self.name(self._stem(value.norm, layer), layer), (latent,)
         else:
             yield self.name(value.stem, layer), value_shape(value.layout, dims)

@@ -42,6 +42,7 @@ class Settings:
         tied: Whether the unembedding may be absent because it is the embedding.
         flags: The family's switches, e.g. ``attention_bias``.
         latent: Width of the latent that values are made from; None where they are not.
+        key_width, rotary_width: Sizes of the two parts of a key beside it; None where the config is silent.
         experts: None where the config says there are none.
         further_layers: Layers after the last, for predicting further tokens.
         gate_scale: Factor inside the activation of the MLP's gate.
@@ -54,6 +55,8 @@ class Settings:
     tied: bool
     flags: Mapping[str, bool]
     latent: int | None = None
+    key_width: int | None = None
+    rotary_width: int | None = None
     experts: ExpertSettings | None = None
     further_layers: int = 0
     gate_scale: float = 1.0
@@ -91,6 +94,8 @@ def read_settings(checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str,
         tied=reader.flag("tied", keys.tied),
         flags=flags,
         latent=None if keys.latent is None else reader.size("latent", keys.latent),
+        key_width=reader.perhaps("key_width", keys.key_width),
+        rotary_width=reader.perhaps("rotary_width", keys.rotary_width),
         experts=None if keys.experts is None else _experts(reader, keys.experts),
         further_layers=0 if keys.further_layers is None else reader.size("further", keys.further_layers, 0),
         gate_scale=reader.number("gate_scale", keys.gate_scale, most=None),
@@ -105,13 +110,19 @@ def _experts(reader: _Reader, keys: ExpertKeys) -> ExpertSettings | None:
     width = reader.size("width", keys.width)
     if keys.shared_count is not None:
         reader.size("shared_count", keys.shared_count, least=0)
+    groups = reader.size("groups", keys.groups)
+    if n_experts % groups:
+        raise HeadatlasError(
+            f"{reader.spec}: {n_experts} experts are no {groups} groups of one size; the config contradicts "
+            "itself, check it against the model's source."
+        )
     return ExpertSettings(
         n_experts=n_experts,
         top_k=top_k,
         width=width,
         shared_width=0 if keys.shared_width is None else reader.size("shared_width", keys.shared_width, 0),
         scale=reader.number("scale", keys.scale, most=None),
-        groups=reader.size("groups", keys.groups),
+        groups=groups,
         top_groups=reader.size("top_groups", keys.top_groups),
         jitter=reader.number("jitter", keys.jitter),
     )
@@ -168,6 +179,10 @@ class _Reader:
             raise self._wrong(name, key, found, "a positive whole number")
         self.known[name] = found
         return found
+
+    def perhaps(self, name: str, value: ConfigValue | None) -> int | None:
+        """A size that the config need not say."""
+        return self.size(name, value, 0) if value is not None and self._stored(value)[1] is not None else None
 
     def _derived(self, name: str, expression: str, key: str) -> int | None:
         match = _EXPRESSION.fullmatch(expression)

@@ -88,6 +88,8 @@ class ConfigKeys(Strict):
     Attributes:
         nested: Name of a sub-config to read from if the config has it (multimodal models).
         latent: Width of the latent that keys and values are made from, where there is one.
+        key_width: Size of the part of a head's key that is made from the latent, where the config says it.
+        rotary_width: Size of the part of the key that is not, and stands beside the latent.
         experts: Where the family has a mixture of experts.
         numbers: Further numbers that expressions use.
         further_layers: Number of layers after the last that predict further tokens; they are ignored.
@@ -104,6 +106,8 @@ class ConfigKeys(Strict):
     d_mlp: ConfigValue
     vocab_size: ConfigValue
     latent: ConfigValue | None = None
+    key_width: ConfigValue | None = None
+    rotary_width: ConfigValue | None = None
     further_layers: ConfigValue | None = None
     experts: ExpertKeys | None = None
     eps: ConfigValue
