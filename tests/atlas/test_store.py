@@ -139,6 +139,29 @@ def test_two_writers_of_different_layers(path: Path, layout: Layout) -> None:
         assert_holds(path, layer, each)
 
 
+def test_one_flag_at_a_time(path: Path, layout: Layout) -> None:
+    writer = AtlasWriter(path)
+    writer.write(1, some_ranks(layout, 1))
+    assert [writer.is_done(layer) for layer in range(len(writer.done()))] == writer.done().tolist()
+    assert writer.is_done(1)
+
+
+def test_arrays_are_opened_once(path: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    open_array = zarr.Group.__getitem__
+
+    def counted(self: zarr.Group, name: str) -> Any:
+        opened.append(name)
+        return open_array(self, name)
+
+    monkeypatch.setattr(zarr.Group, "__getitem__", counted)
+    writer = AtlasWriter(path)
+    for layer in (0, 1):
+        writer.write(layer, some_ranks(layout, layer))
+        writer.is_done(layer)
+    assert len(opened) == len(set(opened)) == 6
+
+
 def test_every_layer_has_its_own_chunk(path: Path) -> None:
     group = zarr.open_group(path, mode="r")
     for name in (*store._LAYER_ARRAYS, "layer_done"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import fields, replace
 
@@ -88,10 +89,10 @@ def layers(n: int, fails_at: int | None = None) -> Iterator[tuple[int, LayerInpu
 def test_every_layer_once_and_exact(n_workers: int, heads: int) -> None:
     _, questions, _, vocabulary = random_problem(7)
     workers = workers_for(vocabulary, Machine((CPU,), GB), Shares(n_workers, heads, 0))
-    stats, threads = Stats(), torch.get_num_threads()
+    stats, threads, turn = Stats(), torch.get_num_threads(), sys.getswitchinterval()
     found = dict(rank_here(questions, workers, layers(5), ceiling=32, stats=stats))
     assert sorted(found) == list(range(5)) and stats.products > 0 and "screening" in stats.seconds
-    assert torch.get_num_threads() == threads
+    assert (torch.get_num_threads(), sys.getswitchinterval()) == (threads, turn)
     for layer, inputs in layers(5):
         expected = oracle.map_layer(questions, inputs, vocabulary, ceiling=32)
         for field in fields(expected):

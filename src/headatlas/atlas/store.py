@@ -231,10 +231,16 @@ class AtlasWriter:
             raise
         except OSError as error:
             raise _unwritable(path, error, "make it with `headatlas map MODEL -o DIR`") from error
+        # Opening an array takes as long as writing a small one.
+        self._opened: dict[str, zarr.Array[Any]] = {}
 
     def done(self) -> NDArray[np.bool_]:
         """[n_layers] which layers are complete."""
         return np.asarray(self._array("layer_done")[:]).astype(bool)
+
+    def is_done(self, layer: int) -> bool:
+        """Whether one layer is complete."""
+        return bool(self._array("layer_done")[layer])
 
     def write(self, layer: int, ranks: LayerRanks) -> None:
         """Write one layer, its flag last.
@@ -252,10 +258,13 @@ class AtlasWriter:
             raise _unwritable(self._path, error, saved) from error
 
     def _array(self, name: str) -> zarr.Array[Any]:
-        array = self._group[name]
-        if not isinstance(array, zarr.Array):
-            raise HeadatlasError(f"{self._group.store}: {name} is not an array; this is no atlas.")
-        return array
+        if name not in self._opened:
+            array = self._group[name]
+            if not isinstance(array, zarr.Array):
+                raise HeadatlasError(f"{self._group.store}: {name} is not an array; this is no atlas.")
+            # To find out whether a chunk is empty takes ten times as long as writing it.
+            self._opened[name] = array.with_config({"write_empty_chunks": True})
+        return self._opened[name]
 
 
 def read_store(path: Place) -> tuple[xr.Dataset, dict[str, Any]]:

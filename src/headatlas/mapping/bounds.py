@@ -21,7 +21,7 @@ from headatlas.mapping.vocabulary import CARRIED, Vocabulary, dot_error, summing
 
 _UP = 1 + 2.0**-7
 """Keeps a bound above what it bounds when it is rounded to bfloat16."""
-GATHERED = 1 << 20
+GATHERED = 1 << 18
 """Numbers of U that are gathered at a time for single logits; they should fit into a cache."""
 PROJECTED = 8192
 SUMMED = 1024
@@ -120,11 +120,12 @@ def single_logits(
     each = max(1, GATHERED // vocabulary.d_model)
     for start in range(0, len(row), each):
         part = slice(start, start + each)
-        left, right = rows[torch.from_numpy(row[part])], vocabulary.rows[torch.from_numpy(token[part])]
+        left = rows.index_select(0, torch.from_numpy(row[part]))
+        right = vocabulary.rows.index_select(0, torch.from_numpy(token[part]))
         total = torch.zeros(len(left), dtype=torch.float64)
         for at in range(0, vocabulary.d_model, SUMMED):
             some = slice(at, at + SUMMED)
-            total += torch.einsum("ed,ed->e", left[:, some], right[:, some].to(dtype))
+            total += torch.linalg.vecdot(left[:, some], right[:, some].to(dtype))
         out[part] = total.numpy()
     return out
 

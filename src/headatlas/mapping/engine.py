@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from headatlas.atlas.calibrate import CELL_BEYOND
 from headatlas.atlas.store import LayerRanks
 from headatlas.mapping.bounds import Bounded, in_head, projecting_pays
+from headatlas.mapping.distinct import distinct, numbered
 from headatlas.mapping.final import Entries, rank_entries
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.questions import Questions, RelationPairs
@@ -175,7 +176,7 @@ def _screen_all(head: _Head, ceiling: int, stats: Stats) -> None:
 def _screen_again(head: _Head, ceiling: int, stats: Stats) -> None:
     """Screen the open pairs with all that has been learned."""
     space, questions = head.space, head.space.questions
-    space.screen(np.unique(questions.own_row[np.concatenate(head.open)]), ceiling, stats)
+    space.screen(distinct(questions.own_row[np.concatenate(head.open)], len(space.rows)), ceiling, stats)
     for at, pairs in enumerate(head.open):
         if len(pairs):
             head.open[at] = pairs[space.alive_own(pairs)[at]]
@@ -183,15 +184,15 @@ def _screen_again(head: _Head, ceiling: int, stats: Stats) -> None:
 
 def _own(head: _Head, lines: int | None, stats: Stats) -> list[_Wanted]:
     """The open pairs of some evenly spaced lines, or of all, and the calibration cells of these lines."""
-    questions = head.space.questions
+    questions, n_rows = head.space.questions, len(head.space.rows)
     possible = [_possible(head, at) for at in range(len(head.ranks))]
-    n_lines = [len(np.unique(questions.own_row[pairs])) for pairs in head.open]
-    share = 1.0 if lines is None or sum(n_lines) <= 2 * lines else lines / sum(n_lines)
+    open_rows = [distinct(questions.own_row[pairs], n_rows) for pairs in head.open]
+    n_lines = sum(len(rows) for rows in open_rows)
+    share = 1.0 if lines is None or n_lines <= 2 * lines else lines / n_lines
     wanted = []
-    for at, pairs in enumerate(head.open):
-        rows = np.unique(questions.own_row[pairs])
+    for at, (pairs, rows) in enumerate(zip(head.open, open_rows, strict=True)):
         chosen = rows[np.linspace(0, len(rows) - 1, int(np.ceil(share * len(rows)))).astype(np.int64)]
-        among = np.zeros(len(head.space.rows), dtype=np.bool_)
+        among = np.zeros(n_rows, dtype=np.bool_)
         among[chosen] = True
         mine = among[questions.own_row[pairs]]
         head.open[at], asked = pairs[~mine], pairs[mine]
@@ -233,7 +234,7 @@ def _other_cells(head: _Head, ceiling: int, stats: Stats) -> list[_Wanted]:
     rows = np.concatenate(
         [relation.block.rows[~head.through[at][relation.block.rows]] for relation, at in asked]
     )
-    head.space.screen(np.unique(rows), ceiling, stats)
+    head.space.screen(distinct(rows, len(head.space.rows)), ceiling, stats)
     return [_cells(head, relation, at, ~head.through[at], stats) for relation, at in asked]
 
 
@@ -275,7 +276,7 @@ def _many_rows(head: _Head) -> bool:
     if head.space.basis is None or head.entries is None:
         return False
     d_head, d_model = head.space.basis.shape
-    lines = len(np.unique(head.entries.row * 2 + (head.entries.sign > 0)))
+    lines = len(distinct(head.entries.row * 2 + (head.entries.sign > 0), 2 * len(head.space.rows)))
     return projecting_pays(lines, d_head, d_model)
 
 
@@ -283,7 +284,7 @@ def _rank_alone(head: _Head, ceiling: int, stats: Stats) -> None:
     space, entries = head.space, head.entries
     if entries is None or space.basis is None:
         return
-    rows, local = np.unique(entries.row, return_inverse=True)
+    rows, local = numbered(entries.row, len(space.rows))
     ranked = rank_entries(
         unit(space.outputs(rows)),
         replace(entries, row=local),
@@ -294,7 +295,7 @@ def _rank_alone(head: _Head, ceiling: int, stats: Stats) -> None:
         in_head=Bounded(in_head(space.basis, space.vocabulary), space.rows[torch.from_numpy(rows)]),
     )
     head.fill(ranked.ranks)
-    space.learn(np.unique(ranked.beating_token))
+    space.learn(ranked.beating_token)
 
 
 def _rank_together(heads: Sequence[_Head], ceiling: int, stats: Stats) -> None:
@@ -303,7 +304,7 @@ def _rank_together(heads: Sequence[_Head], ceiling: int, stats: Stats) -> None:
     for head in heads:
         if head.entries is None:
             continue
-        rows, local = np.unique(head.entries.row, return_inverse=True)
+        rows, local = numbered(head.entries.row, len(head.space.rows))
         outputs.append(unit(head.space.outputs(rows)))
         parts.append(replace(head.entries, row=local + n_rows[-1]))
         n_rows.append(n_rows[-1] + len(rows))
@@ -319,4 +320,4 @@ def _rank_together(heads: Sequence[_Head], ceiling: int, stats: Stats) -> None:
     of_head = np.searchsorted(n_rows, ranked.beating_row, side="right") - 1
     for at, (head, ranks) in enumerate(zip(heads, np.split(ranked.ranks, ends), strict=True)):
         head.fill(ranks)
-        head.space.learn(np.unique(ranked.beating_token[of_head == at]))
+        head.space.learn(ranked.beating_token[of_head == at])

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from headatlas.mapping.bounds import Bounded, projecting_pays, single_error, single_logits, whole
+from headatlas.mapping.distinct import distinct, numbered
 from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import TIE, Vocabulary
 from headatlas.scoring.scores import RANK_BEYOND
@@ -92,7 +93,7 @@ def rank_entries(
             not results.
     """
     # A line is a row with a sign; its logits are those of the row times the sign.
-    key, line = np.unique(entries.row * 2 + (entries.sign < 0), return_inverse=True)
+    key, line = numbered(entries.row * 2 + (entries.sign < 0), 2 * len(outputs))
     sign = torch.from_numpy(1.0 - 2.0 * (key % 2))
     rows = outputs[torch.from_numpy(key // 2)] * sign[:, None]
     logit = single_logits(rows, line, vocabulary, targets[entries.column], torch.float64)
@@ -116,7 +117,7 @@ def rank_entries(
         ranks[chosen], best = _rank_block(block, vocabulary, ceiling, stats)
         row.append(key[best.line + start] // 2)
         token.append(best.token)
-    stats.hit_rows += len(np.unique(line[ranks >= 0]))
+    stats.hit_rows += len(distinct(line[ranks >= 0], len(rows)))
     return Ranked(ranks, np.concatenate(row), np.concatenate(token))
 
 
@@ -240,7 +241,7 @@ def _collect(
     best = np.full((n_lines, ceiling), -np.inf)
     parts: list[_Candidates] = []
     held, start, chunk = 0, 0, FIRST_CHUNK
-    index = np.unique(block.line[open_])
+    index = distinct(block.line[open_], n_lines)
     stats.rows += len(index)
     while start < n_tokens and len(index):
         stop = min(start + chunk, n_tokens)
@@ -261,7 +262,7 @@ def _collect(
         _keep_best(best, part)
         open_ &= block.logit >= best[block.line, -1]
         start, chunk = stop, min(chunk * 2, LARGEST_CHUNK)
-        before, index = index, np.unique(block.line[open_])
+        before, index = index, distinct(block.line[open_], n_lines)
         stats.rows_dropped += len(before) - len(index) if start < n_tokens else 0
     return _Candidates.joined(parts), best[:, -1]
 
@@ -335,7 +336,8 @@ def _keep_best(best: NDArray[np.float64], part: _Candidates) -> None:
     """Merge bounds from below into the ``ceiling`` best of each line, best first, in place."""
     if not len(part.line):
         return
-    lines, place, counts = np.unique(part.line, return_inverse=True, return_counts=True)
+    lines, place = numbered(part.line, len(best))
+    counts = np.bincount(place)
     slot = np.arange(len(part.line)) - (np.cumsum(counts) - counts)[place]
     new = np.full((len(lines), int(counts.max())), -np.inf)
     new[place, slot] = part.lower

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from headatlas.atlas import Atlas
 from headatlas.atlas.derived import store_scores
@@ -160,8 +161,8 @@ def run(
         with stats.timed("reading"):
             vocabulary = Vocabulary.read(job.model.unembed, job.competing)
             job.model.checkpoint.release()
-        layers = _layers(job, states, todo, writer, stats)
-        tell(Progress("heads", int(writer.done()[todo].sum()), len(todo)))
+        layers = _layers(job, states, todo, writer, done, stats)
+        tell(Progress("heads", 0, len(todo)))
         ranked = _ranked(
             job, vocabulary, layers, len(todo), stats, machine, isinstance(states, StreamedStates), on_cluster
         )
@@ -169,7 +170,8 @@ def run(
             for layer, ranks in ranked:
                 with stats.timed("writing"):
                     writer.write(layer, ranks)
-                tell(Progress("heads", int(writer.done()[todo].sum()), len(todo), f"layer {layer} done"))
+                done[layer] = True
+                tell(Progress("heads", int(done[todo].sum()), len(todo), f"layer {layer} done"))
         del vocabulary, layers, ranked  # before calibration needs memory
         tell(Progress("heads", len(todo), len(todo)))
     if writer.done()[list(with_heads)].all():
@@ -185,11 +187,20 @@ def run(
 
 
 def _layers(
-    job: Job, states: States, todo: list[int], writer: AtlasWriter, stats: Stats
+    job: Job,
+    states: States,
+    todo: list[int],
+    writer: AtlasWriter,
+    done: NDArray[np.bool_],
+    stats: Stats,
 ) -> Iterator[tuple[int, LayerInputs]]:
-    """The layers to do with what the engine needs for them, each read when it is asked for."""
+    """The layers to do with what the engine needs for them, each read when it is asked for.
+
+    Those that another process has done in the meantime are marked in ``done`` and left out.
+    """
     for layer in todo:
-        if not writer.done()[layer]:  # by another process in the meantime
+        done[layer] = writer.is_done(layer)
+        if not done[layer]:
             with stats.timed("states" if isinstance(states, StreamedStates) else "reading"):
                 inputs = layer_inputs(job, states, layer)
                 job.model.checkpoint.release()

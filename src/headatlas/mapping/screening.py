@@ -109,12 +109,23 @@ class Space:
         """[T, q] float32 targets in this space."""
         return self._projected(self.target_rows)
 
+    @cached_property
+    def _own_logits(self) -> NDArray[np.float32]:
+        """[P] float32 logits of the targets of ``questions.own_row``."""
+        row, column = (torch.from_numpy(at) for at in (self.questions.own_row, self.questions.own_column))
+        pairs = self._narrow.index_select(0, row), self._targets.index_select(0, column)
+        logits: NDArray[np.float32] = torch.linalg.vecdot(*pairs).cpu().numpy()
+        return logits
+
     def _projected(self, rows: torch.Tensor) -> torch.Tensor:
         return rows if self._narrow_basis is None else rows @ self._narrow_basis
 
     def learn(self, tokens: Ints) -> None:
-        """Screen with these tokens too, up to ``MOST_TOKENS`` in all."""
-        new = tokens[~np.isin(tokens, self.tokens)][: max(0, MOST_TOKENS - len(self.tokens))]
+        """Screen with these tokens too, which may repeat, up to ``MOST_TOKENS`` in all."""
+        wanted = np.zeros(len(self.vocabulary), dtype=np.bool_)
+        wanted[tokens] = True
+        wanted[self.tokens] = False
+        new = np.flatnonzero(wanted)[: max(0, MOST_TOKENS - len(self.tokens))]
         self.tokens = np.concatenate([self.tokens, new])
         self._screens.append(self._projected(self.vocabulary.float32(new).to(self.vocabulary.device)))
 
@@ -144,9 +155,7 @@ class Space:
         Args:
             pairs: [p] positions in ``questions.own_row``.
         """
-        row, column = self.questions.own_row[pairs], self.questions.own_column[pairs]
-        at = torch.from_numpy(row), torch.from_numpy(column)
-        logits = torch.einsum("pd,pd->p", self._narrow[at[0]], self._targets[at[1]]).cpu().numpy()
+        row, logits = self.questions.own_row[pairs], self._own_logits[pairs]
         return [logits >= self.upper[row], logits <= self.lower[row]]
 
     def alive_cells(self, rows: Ints, columns: Ints, sign: int, stats: Stats) -> NDArray[np.bool_]:
@@ -187,10 +196,9 @@ def typical_tokens(spaces: Sequence[Space], stats: Stats) -> None:
         ends = [logits.topk(k, largest=largest).indices for largest in (True, False)]
         found.append(torch.stack(ends, dim=1).cpu().numpy())
     for space, tokens in zip(spaces, np.split(np.concatenate(found), len(spaces)), strict=True):
-        first = np.unique(tokens[:, :, :FIRST_PER_ROW])
-        space.learn(first)
-        space.n_first = len(first)
-        space.learn(np.union1d(tokens, longest))
+        space.learn(tokens[:, :, :FIRST_PER_ROW].ravel())
+        space.n_first = len(space.tokens)
+        space.learn(np.concatenate([tokens.ravel(), longest]))
 
 
 def unit(rows: torch.Tensor) -> torch.Tensor:
