@@ -1,7 +1,7 @@
 """A checkpoint close to a known family but not equal is refused, or read as transformers runs it.
 
 Mutations of a saved tiny model: tensors more, fewer, turned or renamed, and every switch and small number of
-the config. What still opens must give the heads, norms and first MLP that the modules of that checkpoint have.
+the config. What still opens must give the heads, norms and first MLP that its modules have.
 """
 
 from __future__ import annotations
