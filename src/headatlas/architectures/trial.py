@@ -86,7 +86,10 @@ def try_family(family: Family, checkpoint: Checkpoint) -> list[Outcome]:
         except HeadatlasError as error:
             return [Outcome("accounting of the tiny model", None, str(error))]
         opened = OpenedModel(saved, family, inventory)
-        return [_outcome(part, check, opened, model) for part, check in _CHECKS.items()]
+        # Without an MLP, or with a mixer of unknown place before it, there is nothing to compare.
+        mlp = bool(opened.mlp_modules(0) and opened.attention_modules(0))
+        checks = {part: check for part, check in _CHECKS.items() if mlp or check is not _first_mlp}
+        return [_outcome(part, check, opened, model) for part, check in checks.items()]
 
 
 def best(checkpoint: Checkpoint) -> tuple[Proposal, list[Outcome], str | None]:
@@ -339,8 +342,6 @@ def _first_mlp(opened: OpenedModel, model: Any) -> Iterator[float]:
     def silence(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(output)
 
-    if not opened.mlp_modules(0) or not opened.attention_modules(0):
-        return
     hooks = [
         *(model.get_submodule(at).register_forward_hook(silence) for at in opened.attention_modules(0)),
         model.get_submodule(opened.block_module(0)).register_forward_pre_hook(replace, with_kwargs=True),
