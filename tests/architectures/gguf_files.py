@@ -5,7 +5,7 @@ Names come from gguf's own name map, not from headatlas's family files, so that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ ARCHITECTURES = {
     "phi3": "phi3",
     "qwen2": "qwen2",
     "qwen2_moe": "qwen2moe",
+    "qwen2_vl_text": "qwen2vl",
     "qwen3": "qwen3",
     "qwen3_moe": "qwen3moe",
     "seed_oss": "seed_oss",
@@ -84,13 +85,14 @@ def write_gguf(
     quantisation: str = "F32",
     header: Mapping[str, Any] | None = None,
     beside: Mapping[str, np.ndarray] | None = None,
+    also: Callable[[gguf.GGUFWriter], None] | None = None,
 ) -> None:
-    """Write a model; ``header`` has more keys of its architecture, ``beside`` more tensors.
+    """Write a model; ``header`` has more keys of its architecture, ``beside`` tensors, ``also`` adds any.
 
     Forms: ``fused`` stacks separate projections, as early Phi-2 files have them; ``split`` keeps keys and
     values from a latent apart, as newer DeepSeek files do.
     """
-    config = model.config
+    config = model.config.get_text_config()
     name = ARCHITECTURES[config.model_type]
     arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
     writer = gguf.GGUFWriter(path, name)
@@ -107,7 +109,8 @@ def write_gguf(
         writer.add_tensor(key, array)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     tensors = {name: tensor.float().numpy() for name, tensor in model.state_dict().items()}
-    if config.tie_word_embeddings:
+    tensors = {name.replace(".language_model.", "."): tensor for name, tensor in tensors.items()}
+    if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
     if form == "split":
         tensors = dict(_apart(tensors, config))
@@ -119,6 +122,9 @@ def write_gguf(
                 layer = name.split(".layers.")[1].split(".")[0]
                 writer.add_tensor(f"blk.{layer}.exp_probs_b.bias", part)
                 continue
+            if name.startswith("model.visual."):  # Ollama keeps a tower beside the language model
+                writer.add_tensor(f"v.{name.removeprefix('model.visual.')}", part)
+                continue
             stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
             assert stored is not None, name
             kind = gguf.GGMLQuantizationType[quantisation if _is_quantised(part.shape) else "F32"]
@@ -127,6 +133,8 @@ def write_gguf(
                 writer.add_tensor(stored, rows)
             else:
                 writer.add_tensor(stored, gguf.quants.quantize(rows, kind), raw_dtype=kind)
+    if also is not None:
+        also(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -179,7 +187,8 @@ def _write_config(writer: gguf.GGUFWriter, config: Any) -> None:
         if ARCHITECTURES[kind] in ("llama", "minimax-m2"):
             writer.add_rope_dimension_count(d_head)
     if kind in ("stablelm", "phi3"):
-        writer.add_rope_dimension_count(config.hidden_size // heads)
+        share = config.rope_parameters.get("partial_rotary_factor", 1.0)
+        writer.add_rope_dimension_count(int(share * config.hidden_size // heads))
     if hasattr(config, "rms_norm_eps"):
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     else:

@@ -68,6 +68,7 @@ OTHERS = [
     "phi",
     "phi-fused",
     "phi-grouped",
+    "qwen2_vl",
     "seed_oss",
     "smollm3",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,29 @@ def test_unsupported_architecture_says_why_and_what_is_near(parts: tuple[Tensors
     assert "'MambaForCausalLM' is not supported, because it has no attention heads;" in message
     assert "see headatlas families list" in message
     assert "among them LlamaForCausalLM" in refused(*parts, architecture="LlamasForCausalLM")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    ("part", "read"),
+    [
+        ("lm_head", lambda model: model.unembed()),
+        ("model.embed_tokens", lambda model: model.embed([0, 7])),
+        ("model.norm", lambda model: model.right_map(1)),
+        ("model.layers.0.mlp.up_proj", lambda model: model.first_mlp(torch.ones(1, 32))),
+        ("model.layers.2.self_attn.o_proj", lambda model: model.heads(2)),
+    ],
+)
+def test_numbers_that_are_not_finite_are_no_weights(
+    parts: tuple[Tensors, dict[str, Any]], part: str, read: Callable[[Any], object], bad: float
+) -> None:
+    """As float16 has them after an overflow. A row of U that is not a number would never compete."""
+    tensors, config = parts
+    tensor = tensors[f"{part}.weight"].clone()
+    tensor.view(-1)[7 * tensor.shape[-1] if tensor.ndim > 1 else 7] = bad
+    model = open_model(checkpoint_of(tensors | {f"{part}.weight": tensor}, config))
+    with pytest.raises(HeadatlasError, match=rf"tensor '{part}.weight' holds numbers that are not finite"):
+        read(model)
 
 
 def test_hugging_face_names_are_not_gguf_names(parts: tuple[Tensors, dict[str, Any]]) -> None:

@@ -16,8 +16,8 @@ from headatlas.architectures.registry import families, find_family, parse_family
 from headatlas.cli import app
 from headatlas.errors import HeadatlasError
 from headatlas.weights import open_checkpoint
+from tests.architectures.gguf_files import write_gguf
 from tests.architectures.tiny import tiny_model
-from tests.weights import builders
 
 WRONG = """
 like = "gemma3"
@@ -28,7 +28,7 @@ architectures = ["Wrong"]
 model_types = ["wrong"]
 [safetensors]
 """
-KNOWN = ["llama", "gemma3", "gemma3-multimodal", "gpt2", "gpt_neox", "phi", "qwen2"]
+KNOWN = ["llama", "gemma3", "gemma3-multimodal", "qwen2_vl", "mistral3", "gpt2", "gpt_neox", "phi", "qwen2"]
 
 
 def run(*args: str) -> Result:
@@ -74,6 +74,40 @@ def test_a_known_family_agrees_with_a_tiny_model_of_the_config(case: str, tmp_pa
     ]  # fmt: skip
     assert not [each for each in outcomes if each.problem]
     assert {each.pattern for each in found.seen if not each.meanings} == set()
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma3", "gpt2"])
+def test_the_first_layers_of_a_gguf_are_held_against_what_transformers_makes_of_them(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(tiny_model(case).float(), tmp_path / "tiny.gguf")
+    shown = run("families", "check", str(tmp_path / "tiny.gguf"))
+    assert shown.exit_code == 0, shown.stdout
+    said = " ".join(shown.output.split())
+    for part in ("embedding and unembedding", "values of every head", "outputs of every head", "first MLP"):
+        assert f"first 2 layers, {part}: agrees (relative difference" in said
+    assert "accounting: every tensor is used or declared ignored" in said
+    monkeypatch.setattr(trial, "_MOST_BYTES", 1000)
+    told = run("families", "check", str(tmp_path / "tiny.gguf"))
+    assert told.exit_code == 0 and "first 2 layers: not compared." in " ".join(told.output.split())
+
+
+def test_a_gguf_read_wrongly_is_noticed(tmp_path: Path) -> None:
+    """Gemma 2 has Gemma 3's names, but for the norms of queries and keys; gains and shapes are alike."""
+    write_gguf(tiny_model("gemma3").float(), tmp_path / "tiny.gguf")
+    checkpoint = open_checkpoint(tmp_path / "tiny.gguf")
+    family = parse_family(
+        WRONG.replace("[safetensors]", 'gguf = ["gemma3"]\n[gguf]\ngain_offset = 1.0'), "wrong.toml"
+    )
+    wrong = {each.part for each in trial.try_family(family, checkpoint) if each.problem}
+    assert wrong == {"norms after attention", "final norm", "first MLP"}
+
+
+def test_a_gguf_that_transformers_does_not_read(tmp_path: Path) -> None:
+    write_gguf(tiny_model("gptj").float(), tmp_path / "tiny.gguf")
+    result = json.loads(run("families", "check", str(tmp_path / "tiny.gguf"), "--json").stdout)
+    assert result["accounting"] is None and result["oracle"] == []
+    assert "cannot convert GGUF files" in result["oracle_not_run"]
 
 
 def test_a_new_name_for_a_known_layout(tmp_path: Path) -> None:
@@ -149,13 +183,6 @@ def test_a_new_prefix_and_new_biases(tmp_path: Path) -> None:
     section = found.family().safetensors
     assert section.prefixes[0].body == "decoder.inner." and section.output.bias == "stored"
     assert trial.accounting(found.family(), checkpoint) is None
-
-
-def test_a_gguf_is_recognised_but_not_compared(tmp_path: Path) -> None:
-    builders.qwen2_gguf(tmp_path / "tiny.gguf", builders.tiny_qwen2())
-    found, outcomes, not_run = trial.best(open_checkpoint(tmp_path / "tiny.gguf"))
-    assert found.known and outcomes == []
-    assert not_run is not None and "needs safetensors" in not_run
 
 
 def test_nothing_known_at_all(tmp_path: Path) -> None:

@@ -32,6 +32,10 @@ def test_all_families_are_there() -> None:
         ('name = "llama"', 'name = "lama"', "file and name must agree"),
         ("[aliases]", "[aliases", "not valid TOML"),
         ("[modules]", "[paths]", "modules: Field required"),
+        ("{block}self_attn.v_proj", "{}v_proj", "'{}v_proj' cannot be filled in; in braces may stand block,"),
+        ("{block}self_attn.v_proj", "{bock}v_proj", "'{bock}v_proj' cannot be filled in"),
+        ("{block}self_attn.v_proj", "{block.x}v_proj", "'{block.x}v_proj' cannot be filled in"),
+        ("{block}self_attn.v_proj", "{block", "'{block' cannot be filled in"),
     ],
 )
 def test_mistakes_in_a_family_file_are_refused(old: str, new: str, words: str) -> None:

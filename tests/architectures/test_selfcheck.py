@@ -17,7 +17,17 @@ from tests.architectures.tiny import tiny_model
 from tests.weights.test_packed import quantised_llama
 
 RAN = r"layer 0: values of all 4 heads and output of head 2 as \w+ of transformers computes them"
-FAMILIES = ["llama", "qwen2", "gemma3", "gemma3-multimodal", "gpt2", "gpt_neox", "phi-grouped"]
+FAMILIES = [
+    "llama",
+    "qwen2",
+    "gemma3",
+    "gemma3-multimodal",
+    "qwen2_vl",
+    "mistral3",
+    "gpt2",
+    "gpt_neox",
+    "phi-grouped",
+]
 
 
 def saved(case: str, folder: Path) -> Model:

@@ -23,6 +23,8 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     MistralConfig,
     MistralForCausalLM,
     PhiConfig,
@@ -30,6 +32,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
 )
 
 from headatlas.weights.source import Checkpoint, TensorInfo
@@ -77,6 +81,28 @@ def _gemma3_multimodal() -> Gemma3ForConditionalGeneration:
     return Gemma3ForConditionalGeneration(config)
 
 
+def _qwen2_vl() -> Qwen2VLForConditionalGeneration:
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [1, 1, 2]}
+    text = _COMMON | {"num_key_value_heads": 2, "rope_parameters": rope}
+    vision = {"embed_dim": 16, "hidden_size": 32, "depth": 1, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2}
+    return Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision))
+
+
+def _mistral3() -> Mistral3ForConditionalGeneration:
+    text = _COMMON | {"num_key_value_heads": 2, "head_dim": 12, "model_type": "mistral"}
+    vision = {
+        "model_type": "pixtral",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 4,
+    }
+    config = Mistral3Config(text_config=text, vision_config=vision, tie_word_embeddings=False)
+    return Mistral3ForConditionalGeneration(config)
+
+
 # Every legal variation that changes which tensors there are or how they are laid out.
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**_COMMON, num_key_value_heads=2)),
@@ -108,6 +134,8 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
         _gemma3_text(tie_word_embeddings=False, attention_bias=True, num_key_value_heads=4)
     ),
     "gemma3-multimodal": _gemma3_multimodal,
+    "qwen2_vl": _qwen2_vl,
+    "mistral3": _mistral3,
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**_GPT2)),
     "gpt2-untied-n_inner": lambda: GPT2LMHeadModel(
         GPT2Config(**_GPT2, n_inner=40, tie_word_embeddings=False, activation_function="relu")

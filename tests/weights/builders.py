@@ -99,12 +99,17 @@ def tiny_qwen2() -> PreTrainedModel:
 
 
 def qwen2_gguf(
-    path: Path, model: PreTrainedModel, kind: Kind = Kind.F32, tokenizer: bool = True, split: int = 0
+    path: Path,
+    model: PreTrainedModel,
+    kind: Kind = Kind.F32,
+    tokenizer: bool = True,
+    split: int = 0,
+    also: dict[str, tuple[np.ndarray, Kind]] | None = None,
 ) -> Path:
-    """The model as llama.cpp would write it (Qwen2 permutes nothing)."""
+    """The model as llama.cpp would write it (Qwen2 permutes nothing), and further tensors."""
     config = model.config
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
-    tensors = {}
+    tensors = dict(also or {})
     for name, tensor in model.state_dict().items():
         stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert stored is not None, name

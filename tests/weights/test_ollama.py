@@ -7,11 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from gguf import GGMLQuantizationType as Kind
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from headatlas.architectures import open_model
+from headatlas.architectures.selfcheck import self_check
 from headatlas.errors import HeadatlasError
 from headatlas.weights import load_modules, load_tokenizer, ollama, open_checkpoint
 from tests.weights import builders
@@ -85,6 +89,27 @@ def test_tokenizer_and_modules_come_out_of_the_blob(store: Store, model: bytes) 
     checkpoint = open_checkpoint("ollama:tiny")
     assert load_tokenizer(checkpoint).get_vocab() == builders.tiny_tokenizer().get_vocab()
     assert load_modules(checkpoint).config.num_hidden_layers == 2
+
+
+def test_what_reads_images_is_left_aside(store: Store, tmp_path: Path) -> None:
+    """Inside the file, as Ollama's own converter writes it, or in a file of its own."""
+    tiny, kind = builders.tiny_qwen2(), Kind.F32
+    names = ("v.blk.0.attn_q.weight", "v.patch_embedding.weight", "mm.mm_input_projection.weight")
+    tower = {name: (np.ones((4, 32)), kind) for name in names}
+    whole = builders.qwen2_gguf(tmp_path / "whole.gguf", tiny, also=tower).read_bytes()
+    text = builders.qwen2_gguf(tmp_path / "text.gguf", tiny).read_bytes()
+    store.add(f"{LIBRARY}/whole/latest", store.blob(whole, "model"))
+    store.add(f"{LIBRARY}/apart/latest", store.blob(text, "model"), store.blob(b"GGUF", "projector"))
+    inside, apart = (open_model(open_checkpoint(f"ollama:{name}")) for name in ("whole", "apart"))
+    told = "3 tensors that read images or sound (mm.*, v.*) are left aside; the heads are those of the text"
+    assert inside.checkpoint.notes[-1] == f"{told} model."
+    assert "reads images, a file of its own, is left aside" in apart.checkpoint.notes[-1]
+    assert torch.equal(inside.heads(1).W_V, apart.heads(1).W_V)
+    ids = torch.tensor([[5, 9, 3]])
+    with torch.no_grad():
+        wanted, found = (each(ids).logits for each in (tiny, load_modules(inside.checkpoint)))
+    torch.testing.assert_close(found, wanted)
+    assert self_check(inside).startswith("layer 0")
 
 
 def test_unknown_names_list_what_is_there(store: Store, model: bytes) -> None:

@@ -180,6 +180,11 @@ REFUSED: list[tuple[dict[str, Any], dict[str, torch.Tensor], str]] = [
         r"bitsandbytes.*\.dequantize\(\)\.save_pretrained",
     ),
     (
+        {"quantization_config": {"quant_method": "bitnet", "quantization_mode": "online"}},
+        {"a.weight": ones(2)},
+        "quantised in the forward pass .bitnet",
+    ),
+    (
         {"quantization_config": {"quant_method": "torchao"}},
         {"a.weight": ones(2, dtype=torch.int8)},
         "torchao",
@@ -227,6 +232,19 @@ def test_fp8_without_a_scale_is_not_read(tmp_path: Path) -> None:
     source = source_of(tmp_path, {"a.weight": random_fp8(4, 4)})
     with pytest.raises(HeadatlasError, match="stored as F8_E4M3"):
         source.read("a.weight")
+
+
+def test_settings_left_over_from_a_quantised_model_do_not_keep_plain_weights_from_running(
+    tmp_path: Path,
+) -> None:
+    model = builders.tiny_llama()
+    builders.save(model, tmp_path)
+    file = tmp_path / "config.json"
+    left = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | left))
+    ids = torch.tensor([[3, 5]])
+    with torch.no_grad():
+        assert torch.equal(load_modules(open_checkpoint(tmp_path))(ids).logits, model(ids).logits)
 
 
 def test_masks_in_bytes_and_leftover_settings_are_no_quantisation(tmp_path: Path) -> None:

@@ -135,6 +135,11 @@ class Inventory:
                     f"the config implies [{implied}]; check that config and weights belong together."
                 )
 
+    def aside(self) -> list[str]:
+        """Names of the stored tensors that belong to towers for images or sound."""
+        aside = list(self.section.aside)
+        return [name for name in self.stored if name not in self.expected and _matches(name, aside)]
+
     def linears_of(self, mlp: MLP, width: int) -> list[tuple[Linear, int, int]]:
         """The projections of an MLP of this hidden width, with their output and input sizes."""
         d_model = self.settings.dims.d_model
@@ -364,7 +369,7 @@ class Inventory:
 
     def _ignored_patterns(self) -> list[str]:
         patterns = []
-        for pattern in self.section.ignored:
+        for pattern in (*self.section.ignored, *self.section.aside):
             patterns += [self._fill(pattern, layer, self.prefix) for layer in self._layers_of(pattern)]
         first, more = self.settings.dims.n_layers, self.settings.further_layers
         return patterns + [f"{self.block(layer)}*" for layer in range(first, first + more)]

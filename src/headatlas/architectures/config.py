@@ -91,7 +91,7 @@ def read_settings(checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str,
         d_mlp=d_mlp,
         eps=reader.number("eps", keys.eps),
         activation=reader.word("activation", keys.activation),
-        tied=reader.flag("tied", keys.tied),
+        tied=reader.tied(keys.tied),
         flags=flags,
         latent=None if keys.latent is None else reader.size("latent", keys.latent),
         key_width=reader.perhaps("key_width", keys.key_width),
@@ -107,6 +107,11 @@ def _experts(reader: _Reader, keys: ExpertKeys) -> ExpertSettings | None:
     if not reader.there(keys.n_experts):
         return None
     n_experts, top_k = reader.size("n_experts", keys.n_experts), reader.size("top_k", keys.top_k)
+    if top_k > n_experts:
+        raise HeadatlasError(
+            f"{reader.spec}: the config sends a token to {top_k:,} of {n_experts:,} experts; it contradicts "
+            "itself, check it against the model's source."
+        )
     width = reader.size("width", keys.width)
     if keys.shared_count is not None:
         reader.size("shared_count", keys.shared_count, least=0)
@@ -132,6 +137,7 @@ class _Reader:
     def __init__(self, checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str, int]) -> None:
         self.spec = checkpoint.spec
         self.config: Mapping[str, Any] = checkpoint.config
+        self.outer = checkpoint.config
         self.prefix = f"{checkpoint.architecture}." if checkpoint.format == "gguf" else ""
         if keys.nested is not None and isinstance(self.config.get(keys.nested), Mapping):
             self.config = self.config[keys.nested]
@@ -219,6 +225,15 @@ class _Reader:
         if not isinstance(found, bool):
             raise self._wrong(name, key, found, "true or false")
         return found
+
+    def tied(self, value: ConfigValue) -> bool:
+        """Whether the unembedding is the embedding; the outer of two configs is that of the unembedding."""
+        inner = self.config
+        self.config = self.outer if any(key in self.outer for key in value.keys) else inner
+        try:
+            return self.flag("tied", value)
+        finally:
+            self.config = inner
 
     def switch(self, name: str, flag: Flag) -> bool:
         """A flag: what the config says, or whether it says something."""

@@ -5,8 +5,7 @@ prefix of a layer, ``{layer}`` its number, ``{expert}`` an expert's number, ``{b
 prefixes of the decoder and of the unembedding, which differ between checkpoints of one family. A stem that
 ends in ``!`` is the whole name: ``{block}self_attn.sinks!``.
 
-A *condition* says when a tensor is there: ``always``, ``never``, ``stored`` (both are legal) or the name of
-a flag of the config.
+A *condition* says when a tensor is there: ``always``, ``never``, ``stored`` (both are legal) or a flag.
 """
 
 from __future__ import annotations
@@ -203,6 +202,7 @@ class Section(Strict):
             others beside it. A layer with such tensors and no value projection has no heads.
         sparse: Whether some layers have no MLP.
         ignored: Patterns of tensors that may be there and are never read; ``*`` matches anything.
+        aside: The same for towers that read images or sound; whoever opens such a model is told.
     """
 
     config: ConfigKeys
@@ -223,6 +223,7 @@ class Section(Strict):
     without_heads: tuple[str, ...] = ()
     sparse: bool = False
     ignored: tuple[str, ...] = ()
+    aside: tuple[str, ...] = ()
     caveats: tuple[Caveat, ...] = ()
 
     def conditions(self) -> set[str]:

@@ -43,9 +43,15 @@ def open_model(checkpoint: Checkpoint) -> OpenedModel:
         if caveat.refuse:
             raise HeadatlasError(f"{checkpoint.spec}: {caveat.text}")
     inventory.check()
-    if said:
-        notes = (*checkpoint.notes, *(caveat.text for caveat in said))
-        checkpoint = replace(checkpoint, notes=notes)
+    notes = [caveat.text for caveat in said]
+    if aside := inventory.aside():
+        begin = ", ".join(sorted({f"{name.partition('.')[0]}.*" for name in aside}))
+        notes.append(
+            f"{len(aside)} tensors that read images or sound ({begin}) are left aside; the heads are those "
+            "of the text model."
+        )
+    if notes:
+        checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *notes))
     return OpenedModel(checkpoint, family, inventory)
 
 
@@ -288,7 +294,21 @@ class OpenedModel:
         return path
 
     def _read(self, name: str, rows: slice | Sequence[int] | None = None) -> torch.Tensor:
-        return self.checkpoint.source.read(name, rows)
+        """A tensor or some of its rows.
+
+        Raises:
+            HeadatlasError: Not all of its numbers are finite; compared with such a one, nothing has a rank.
+        """
+        import torch
+
+        tensor = self.checkpoint.source.read(name, rows)
+        # Not isfinite over all of them, which would take as much memory again.
+        if tensor.numel() and not all(bool(torch.isfinite(each)) for each in torch.aminmax(tensor)):
+            raise HeadatlasError(
+                f"{self._inventory.stored[name].file}: tensor {name!r} holds numbers that are not finite; it "
+                "is damaged, or overflowed when it was converted to a smaller type; use another file."
+            )
+        return tensor
 
     def _gain(self, norm: Norm, layer: int | None = None) -> torch.Tensor | None:
         weight = self._inventory.weight(norm, layer)

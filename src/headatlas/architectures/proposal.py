@@ -236,7 +236,9 @@ def _stem(section: Section, name: str, prefix: Mapping[str, str]) -> str:
 
 
 def _ignored(section: Section, name: str, prefix: Mapping[str, str]) -> bool:
-    patterns = (filled(section, each, prefix["body"], prefix["head"]) for each in section.ignored)
+    patterns = (
+        filled(section, each, prefix["body"], prefix["head"]) for each in (*section.ignored, *section.aside)
+    )
     return any(fnmatchcase(name, each) for each in patterns)
 
 

@@ -90,6 +90,7 @@ def roles(section: Section) -> Iterator[tuple[str, str, bool]]:
         yield from _expert_roles(experts)
     yield from (("beside (read by no head)", other.stem, True) for other in section.other)
     yield from (("ignored", pattern, False) for pattern in (*section.ignored, *section.without_heads))
+    yield from (("beside the language model", pattern, False) for pattern in section.aside)
 
 
 def _expert_roles(experts: Experts) -> Iterator[tuple[str, str, bool]]:

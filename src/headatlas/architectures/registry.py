@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
 from importlib import resources
+from string import Formatter
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,9 +15,11 @@ from pydantic import ValidationError
 from headatlas.architectures.coverage import unsupported
 from headatlas.architectures.family import Family, Section
 from headatlas.errors import HeadatlasError
+from headatlas.weights.gguf_settings import BESIDE_TEXT
 from headatlas.weights.source import Checkpoint
 
 Table = dict[str, Any]
+_FILLED_IN = ("block", "body", "head", "layer", "expert")
 _JOINED = ("safetensors", "gguf", "config", "flags", "experts", "mlp", "modules")
 
 
@@ -73,7 +76,41 @@ def _family(table: Table, file: str, tables: Mapping[str, Table]) -> Family:
         raise HeadatlasError(f"{file}: {where}: {first['msg']}; correct the family file.") from error
     if f"{family.name}.toml" != file:
         raise HeadatlasError(f"{file}: the family is called {family.name!r}; file and name must agree.")
-    return family
+    _check_braces(family, file)
+    if family.gguf is None:
+        return family
+    # In GGUF, what reads images or sound has the same names beside every language model.
+    gguf = family.gguf.model_copy(update={"aside": (*family.gguf.aside, *BESIDE_TEXT)})
+    return family.model_copy(update={"gguf": gguf})
+
+
+def _check_braces(family: Family, file: str) -> None:
+    """Names are filled in: what stands in braces must be something to fill in.
+
+    Raises:
+        HeadatlasError: Something else does, or braces are not closed.
+    """
+
+    def texts(part: Any) -> Iterator[str]:
+        inside = (
+            part.values() if isinstance(part, Mapping) else part if isinstance(part, list | tuple) else ()
+        )
+        for each in inside:
+            yield from texts(each)
+        if isinstance(part, str):
+            yield part
+
+    for text in texts(family.model_dump(exclude={"title": True, "name": True})):
+        try:
+            fields = [
+                (name, spec, form) for _, name, spec, form in Formatter().parse(text) if name is not None
+            ]
+        except ValueError:
+            fields = [(text, "", None)]
+        if any(name not in _FILLED_IN or spec or form for name, spec, form in fields):
+            raise HeadatlasError(
+                f"{file}: {text!r} cannot be filled in; in braces may stand {', '.join(_FILLED_IN)}."
+            )
 
 
 def _completed(table: Table, file: str, tables: Mapping[str, Table], behind: tuple[str, ...] = ()) -> Table:

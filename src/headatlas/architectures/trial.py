@@ -3,27 +3,32 @@
 transformers makes the model with all parameters drawn anew; it is saved as it would be published, opened
 through the family file, and every part that headatlas reads of it must be what the Hugging Face modules
 compute. So a norm, bias or layout that the file forgets is found without the large weights.
+
+Nothing writes GGUF files here, so of those the first layers themselves are compared with what transformers
+makes of them.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headatlas.architectures.accounting import Inventory
+from headatlas.architectures.checks import CHECKS
 from headatlas.architectures.family import Family
 from headatlas.architectures.opened import OpenedModel
 from headatlas.architectures.proposal import Proposal, proposals
 from headatlas.architectures.recognition import section_for
 from headatlas.errors import HeadatlasError
-from headatlas.weights.first_block import small_ids
+from headatlas.weights.first_block import TooLargeError, first_layers, in_first_layers, small_ids
 from headatlas.weights.folder import open_path
-from headatlas.weights.loading import local_config, transformers_at_work
-from headatlas.weights.source import Checkpoint
+from headatlas.weights.gguf_source import GgufSource
+from headatlas.weights.loading import auto_class, local_config, transformers_at_work
+from headatlas.weights.source import Checkpoint, TensorInfo
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +44,8 @@ _SIZES = {
 _HEADS, _D_HEAD, _MOST_LAYERS = 4, 8, 8
 _TOLERANCE = 1e-3  # float32; what is wrong differs by far more
 _TRIED = 12
+_GGUF_LAYERS = 2
+_MOST_BYTES = 4 << 30  # memory for the weights of these layers, the embedding and the unembedding
 
 
 @dataclass(frozen=True)
@@ -57,23 +64,25 @@ class Outcome:
 
 
 def try_family(family: Family, checkpoint: Checkpoint) -> list[Outcome]:
-    """Hold a family file against a tiny model of a checkpoint's config.
+    """Hold a family file against a tiny model of a checkpoint's config, or against a GGUF's first layers.
 
     Args:
         family: What is to be tried.
-        checkpoint: Safetensors with a config.json; their weights are not read.
+        checkpoint: Safetensors with a config.json, whose weights are not read; or GGUF.
 
     Returns:
         An outcome for each part, those with a ``problem`` among them.
 
     Raises:
-        HeadatlasError: transformers cannot build the architecture, not even tiny, or the checkpoint is not
-            safetensors.
+        HeadatlasError: transformers cannot build the architecture, not even tiny, or the checkpoint is
+            neither.
     """
+    if isinstance(checkpoint.source, GgufSource):
+        return _try_gguf(family, checkpoint, checkpoint.source)
     if checkpoint.format != "safetensors" or checkpoint.traffic is not None:
         raise HeadatlasError(
             f"{checkpoint.spec}: the comparison with transformers needs safetensors and their "
-            "config.json on disk."
+            "config.json on disk, or GGUF."
         )
     model = _tiny(checkpoint)
     with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
@@ -81,19 +90,73 @@ def try_family(family: Family, checkpoint: Checkpoint) -> list[Outcome]:
             model.save_pretrained(folder)
         try:
             saved = open_path(Path(folder), "the tiny model")
-            inventory = Inventory(saved, family.safetensors)
-            inventory.check()
         except HeadatlasError as error:
-            return [Outcome("accounting of the tiny model", None, str(error))]
-        opened = OpenedModel(saved, family, inventory)
-        # Without an MLP, or with a mixer of unknown place before it, there is nothing to compare.
-        mlp = bool(opened.mlp_modules(0) and opened.attention_modules(0))
-        checks = {part: check for part, check in _CHECKS.items() if mlp or check is not _first_mlp}
-        return [_outcome(part, check, opened, model) for part, check in checks.items()]
+            return [Outcome("accounting", None, str(error))]
+        return _outcomes(family, saved, model)
+
+
+def subject(checkpoint: Checkpoint) -> str:
+    """What :func:`try_family` compares with, in words."""
+    return f"first {_GGUF_LAYERS} layers" if checkpoint.format == "gguf" else "tiny model"
+
+
+def _try_gguf(family: Family, checkpoint: Checkpoint, source: GgufSource) -> list[Outcome]:
+    """The first layers of a GGUF file as the family reads them and as transformers does."""
+    section, key = family.gguf, f"{checkpoint.architecture}.block_count"
+    stored = checkpoint.config.get(key)
+    if section is None or not isinstance(stored, int):
+        raise HeadatlasError(
+            f"{checkpoint.spec}: the family {family.name!r} or the file does not say how many layers "
+            "there are."
+        )
+    layers = min(stored, _GGUF_LAYERS)
+    try:
+        model = first_layers(source, layers, _MOST_BYTES)
+    except TooLargeError as error:
+        raise HeadatlasError(
+            f"{checkpoint.spec}: its first layers would take {error.args[0] / 1e9:.1f} GB of memory; a "
+            "smaller model of the family can be compared."
+        ) from error
+    part = replace(
+        checkpoint,
+        config={**checkpoint.config, key: layers},
+        source=_FirstLayers(source, layers),
+    )
+    return _outcomes(family, part, model)
+
+
+class _FirstLayers:
+    """The tensors of a GGUF file without those of later layers."""
+
+    def __init__(self, source: GgufSource, layers: int) -> None:
+        self._source = source
+        self._infos = {name: info for name, info in source.infos().items() if in_first_layers(name, layers)}
+
+    def infos(self) -> Mapping[str, TensorInfo]:
+        return self._infos
+
+    def read(self, name: str, rows: slice | Sequence[int] | None = None) -> torch.Tensor:
+        return self._source.read(name, rows)
+
+
+def _outcomes(family: Family, checkpoint: Checkpoint, model: PreTrainedModel) -> list[Outcome]:
+    """Every part of a checkpoint as a family reads it, compared with modules."""
+    section = section_for(family, checkpoint)
+    assert section is not None  # noqa: S101 (who calls has seen to it)
+    try:
+        inventory = Inventory(checkpoint, section)
+        inventory.check()
+    except HeadatlasError as error:
+        return [Outcome("accounting", None, str(error))]
+    opened = OpenedModel(checkpoint, family, inventory)
+    # Without an MLP, or with a mixer of unknown place before it, there is nothing to compare.
+    mlp = bool(opened.mlp_modules(0) and opened.attention_modules(0))
+    checks = {part: check for part, check in CHECKS.items() if mlp or part != "first MLP"}
+    return [_outcome(part, check, opened, model) for part, check in checks.items()]
 
 
 def best(checkpoint: Checkpoint) -> tuple[Proposal, list[Outcome], str | None]:
-    """The proposal to show for a checkpoint: the first that is whole and agrees with a tiny model, if any is.
+    """The proposal to show for a checkpoint: the first that is whole and agrees with transformers, if any is.
 
     Returns:
         The proposal, the outcomes of its comparison, and why there was none where there is none.
@@ -152,13 +215,13 @@ def _outcome(
 def _tiny(checkpoint: Checkpoint) -> PreTrainedModel:
     """A random model of the checkpoint's architecture with small sizes."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     config = local_config(checkpoint)
     with transformers_at_work(f"A tiny model of the config of {checkpoint.spec}"):
         _shrink(config.get_text_config())
-        auto: Any = AutoModelForCausalLM
-        model: PreTrainedModel = auto.from_config(config, dtype=torch.float32, attn_implementation="eager")
+        model: PreTrainedModel = auto_class(checkpoint).from_config(
+            config, dtype=torch.float32, attn_implementation="eager"
+        )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -191,6 +254,8 @@ def _shrink(config: Any) -> None:
     if isinstance(rope := getattr(config, "rope_parameters", None), dict) and "rope_type" in rope:
         kept = {key: value for key, value in rope.items() if not isinstance(value, list)}
         config.rope_parameters = {**kept, "rope_type": "default"}
+        if "mrope_section" in rope:
+            config.rope_parameters["mrope_section"] = [_D_HEAD // 8, _D_HEAD // 8, _D_HEAD // 4]
 
 
 def _layers(config: Any) -> int:
@@ -199,169 +264,3 @@ def _layers(config: Any) -> int:
     firsts = [kinds.index(kind) for kind in set(kinds)]
     wanted = max([2, *(first + 1 for first in firsts)])
     return min(int(config.num_hidden_layers), wanted, _MOST_LAYERS)
-
-
-@contextmanager
-def _recorded(
-    model: PreTrainedModel, paths: Sequence[str]
-) -> Iterator[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]]:
-    """First inputs and outputs of the named modules during the block."""
-    inputs: dict[str, torch.Tensor] = {}
-    outputs: dict[str, torch.Tensor] = {}
-
-    def recorder(path: str) -> Any:
-        def record(_: Any, args: Any, kwargs: Any, output: Any) -> None:
-            given: Any = args[0] if args else next(iter(kwargs.values()), None)
-            left = output[0] if isinstance(output, tuple) else output
-            inputs.setdefault(path, given)
-            outputs.setdefault(path, left)
-
-        return record
-
-    hooks = [
-        model.get_submodule(path).register_forward_hook(recorder(path), with_kwargs=True)
-        for path in set(paths)
-    ]
-    try:
-        yield inputs, outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    ours, theirs = ours.double(), theirs.double()
-    if ours.shape != theirs.shape:
-        raise ValueError(f"shape {list(ours.shape)} instead of {list(theirs.shape)}")
-    return float((ours - theirs).norm() / theirs.norm().clamp_min(1e-30))
-
-
-def _unit(rows: torch.Tensor) -> torch.Tensor:
-    """Rows of length one: positive factors change no rank."""
-    import torch
-
-    return torch.nn.functional.normalize(rows.double(), dim=-1)
-
-
-def _ids(rows: int) -> torch.Tensor:
-    import torch
-
-    return torch.arange(3, 3 + rows).unsqueeze(1)
-
-
-def _embeddings(opened: OpenedModel, model: Any) -> Iterator[float]:
-    if opened._section.embed_norm is None:
-        yield _distance(opened.embed([7, 3]), model.get_input_embeddings().weight[[7, 3]])
-    yield _distance(opened.unembed(), model.get_output_embeddings().weight)
-
-
-def _values(opened: OpenedModel, model: Any) -> Iterator[float]:
-    """One token a row: a head passes its value on."""
-    dims, layers = opened.dims, opened.layers_with_heads
-    sources = {layer: opened.value_input_module(layer) for layer in layers}
-    outputs = {layer: opened.o_proj_module(layer) for layer in layers}
-    with _recorded(model, [*sources.values(), *outputs.values()]) as (entering, _):
-        model(_ids(5))
-    for layer in layers:
-        heads, x, passed = opened.heads(layer), entering[sources[layer]], entering[outputs[layer]]
-        for head in range(dims.n_heads):
-            part = slice(head * dims.d_head, (head + 1) * dims.d_head)
-            ours = x @ heads.W_V[dims.kv_head(head)]
-            if heads.b_V is not None:
-                ours = ours + heads.b_V[dims.kv_head(head)]
-            yield _distance(_unit(ours).reshape(5, -1), _unit(passed[..., part]).reshape(5, -1))
-
-
-def _outputs(opened: OpenedModel, model: Any) -> Iterator[float]:
-    import torch
-
-    dims = opened.dims
-    for layer in opened.layers_with_heads:
-        projection, heads = model.get_submodule(opened.o_proj_module(layer)), opened.heads(layer)
-        nothing = torch.zeros(2, 1, dims.n_heads * dims.d_head)
-        for head in range(dims.n_heads):
-            alone = nothing.clone()
-            part = slice(head * dims.d_head, (head + 1) * dims.d_head)
-            alone[..., part] = torch.randn(2, 1, dims.d_head)
-            written = projection(alone) - projection(nothing)
-            yield _distance(alone[..., part] @ heads.W_O[head], written)
-
-
-def _right_maps(opened: OpenedModel, model: Any) -> Iterator[float]:
-    """The norm on the attention's output, found among the modules by what goes into it."""
-    for layer in opened.layers_with_heads:
-        block, output = opened.block_module(layer), opened.o_proj_module(layer)
-        norms = [
-            f"{block}.{name}"
-            for name, module in model.get_submodule(block).named_modules()
-            if "norm" in type(module).__name__.lower()
-        ]
-        with _recorded(model, [output, *norms]) as (entering, left):
-            model(_ids(5))
-        after = [path for path in norms if path in entering and _same(entering[path], left[output])]
-        gain = opened.right_map(layer).post_gain
-        if (gain is None) != (not after):
-            said = "none" if gain is None else "one"
-            raise HeadatlasError(
-                f"layer {layer} has {len(after)} norms on the attention's output, the file says {said}"
-            )
-        if gain is not None:
-            yield _distance(_unit(left[output] * gain), _unit(left[after[0]]))
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    import torch
-
-    return a.shape == b.shape and torch.equal(a, b)
-
-
-def _final_norm(opened: OpenedModel, model: Any) -> Iterator[float]:
-    import torch
-
-    rows = torch.randn(4, opened.dims.d_model)
-    theirs = model.get_submodule(opened.final_norm_module())(rows)
-    yield _distance(opened.final_norm(rows), theirs)
-    right = opened.right_map(opened.layers_with_heads[0])
-    centred = rows - rows.mean(-1, keepdim=True) if right.centre else rows
-    gain = 1.0 if right.final_gain is None else right.final_gain
-    bias = getattr(model.get_submodule(opened.final_norm_module()), "bias", None)
-    yield _distance(_unit(centred * gain), _unit(theirs if bias is None else theirs - bias))
-
-
-def _first_mlp(opened: OpenedModel, model: Any) -> Iterator[float]:
-    """With the first attention silenced, its block's MLP sees norm(rows)."""
-    import torch
-
-    rows = torch.randn(3, 5, opened.dims.d_model)
-
-    def replace(_: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        if args:
-            return (rows, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": rows}
-
-    def silence(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(output)
-
-    hooks = [
-        *(model.get_submodule(at).register_forward_hook(silence) for at in opened.attention_modules(0)),
-        model.get_submodule(opened.block_module(0)).register_forward_pre_hook(replace, with_kwargs=True),
-    ]
-    try:
-        with _recorded(model, opened.mlp_modules(0)) as (_, left):
-            model(_ids(3).expand(3, 5))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    ours = opened.first_mlp(rows.reshape(15, -1))
-    theirs = torch.stack([left[path].reshape(15, -1) for path in opened.mlp_modules(0)]).sum(dim=0)
-    yield _distance(ours.reshape(15, -1), theirs)
-
-
-_CHECKS: dict[str, Callable[[OpenedModel, Any], Iterator[float]]] = {
-    "embedding and unembedding": _embeddings,
-    "values of every head": _values,
-    "outputs of every head": _outputs,
-    "norms after attention": _right_maps,
-    "final norm": _final_norm,
-    "first MLP": _first_mlp,
-}

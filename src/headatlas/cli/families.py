@@ -50,7 +50,8 @@ def check_family(
 
     The names of the tensors are compared with those of every family. What is proposed is then held against
     the checkpoint's headers and, if transformers can build the architecture, against a tiny random model of
-    the same config. Only headers are read. The exit code is 0 if everything is explained and agrees, else 1.
+    the same config; of a GGUF file, against its own first layers as transformers converts them. The exit
+    code is 0 if everything is explained and agrees, else 1.
     """
     from headatlas.architectures.recognition import roles_in
     from headatlas.architectures.trial import best
@@ -105,7 +106,7 @@ def _result(
     checkpoint: Checkpoint, family: Family, outcomes: list[Outcome], not_run: str | None
 ) -> dict[str, Any]:
     """What is printed in any case; ``accounting`` and ``oracle_not_run`` are None where all is well."""
-    from headatlas.architectures.trial import accounting
+    from headatlas.architectures.trial import accounting, subject
 
     return {
         "model": checkpoint.name,
@@ -113,6 +114,7 @@ def _result(
         "architecture": checkpoint.architecture,
         "family": family.name,
         "accounting": accounting(family, checkpoint),
+        "oracle_of": subject(checkpoint),
         "oracle": [vars(each) for each in outcomes],
         "oracle_not_run": not_run,
     }
@@ -151,9 +153,9 @@ def _print(result: dict[str, Any], write: Path | None) -> None:
     for each in result["oracle"]:
         how = each["problem"] or "agrees"
         far = "" if each["distance"] is None else f" (relative difference {each['distance']:.1e})"
-        say(f"tiny model, {each['part']}: {how}{far}")
+        say(f"{result['oracle_of']}, {each['part']}: {how}{far}")
     if result["oracle_not_run"]:
-        say(f"tiny model: not compared. {result['oracle_not_run']}")
+        say(f"{result['oracle_of']}: not compared. {result['oracle_not_run']}")
 
 
 def _some(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The modules of a model up to its first block, with the weights that transformers gives them.
+"""The modules of a model up to its first blocks, with the weights that transformers gives them.
 
 The tensors find their modules by transformers' own names and conversions, not by a family file, so what the
 modules compute says whether the family file is right.
@@ -7,10 +7,12 @@ modules compute says whether the family file is right.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from headatlas.errors import HeadatlasError
 from headatlas.weights.gguf_modules import gguf_modules
+from headatlas.weights.gguf_settings import of_text
 from headatlas.weights.gguf_source import GgufSource
 from headatlas.weights.loading import local_config, skeleton_of, transformers_at_work
 from headatlas.weights.safetensors_source import SafetensorsSource
@@ -63,7 +65,7 @@ def first_block(
         raise HeadatlasError(f"{checkpoint.spec}: the weights are not on disk.")
     config = local_config(checkpoint)
     with transformers_at_work(f"The first block of {checkpoint.spec}"):
-        one_layer(config)
+        with_layers(config)
     model = skeleton_of(checkpoint, config)
     decoder: Any = model.get_submodule(body)
     embedding = decoder.get_input_embeddings()
@@ -88,14 +90,42 @@ def first_block(
     return model
 
 
-def one_layer(config: Any) -> Any:
-    """The config cut down to its first layer; what is said layer by layer is cut as well."""
+def first_layers(source: GgufSource, layers: int, most_bytes: int) -> PreTrainedModel:
+    """A transformers model of the first layers of a GGUF file, in float32 and evaluation mode.
+
+    Args:
+        source: The file.
+        layers: How many layers.
+        most_bytes: How much memory the weights may take.
+
+    Raises:
+        HeadatlasError: transformers cannot make the modules.
+        TooLargeError: The weights would take more than ``most_bytes``.
+    """
+
+    def wanted(name: str) -> bool:
+        return of_text(name) and in_first_layers(name, layers)
+
+    size = sum(4 * prod(info.shape) for name, info in source.infos().items() if wanted(name))
+    if size > most_bytes:
+        raise TooLargeError(size)
+    return _modules_of_gguf(source, lambda config: with_layers(config, layers), wanted)
+
+
+def in_first_layers(name: str, layers: int) -> bool:
+    """Whether a tensor of a GGUF file belongs to the first layers or to none."""
+    block, number = name.split(".")[:2]
+    return block != "blk" or not number.isdigit() or int(number) < layers
+
+
+def with_layers(config: Any, layers: int = 1) -> Any:
+    """The config cut down to its first layers; what is said layer by layer is cut as well."""
     text = config.get_text_config()
-    layers = text.num_hidden_layers
+    every = text.num_hidden_layers
     for key, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == layers:
-            setattr(text, key, value[:1])
-    text.num_hidden_layers = 1
+        if isinstance(value, list) and len(value) == every:
+            setattr(text, key, value[:layers])
+    text.num_hidden_layers = layers
     return config
 
 
@@ -116,7 +146,6 @@ def _fill(model: PreTrainedModel, tensors: dict[str, Any]) -> None:
 
 def _of_gguf(source: GgufSource, most_bytes: int) -> PreTrainedModel:
     """As transformers converts it. What is not read is made up, and small."""
-    import torch
 
     def wanted(name: str) -> bool:
         if name.startswith("blk."):
@@ -128,16 +157,25 @@ def _of_gguf(source: GgufSource, most_bytes: int) -> PreTrainedModel:
         raise TooLargeError(size)
 
     def smaller(config: Any) -> Any:
-        text = one_layer(config).get_text_config()
+        text = with_layers(config).get_text_config()
         for key in _WIDTHS:
             if isinstance(getattr(text, key, None), int):
                 setattr(text, key, _FEW)
         small_ids(text)
         return config
 
+    return _modules_of_gguf(source, smaller, wanted)
+
+
+def _modules_of_gguf(
+    source: GgufSource, change: Callable[[Any], Any], wanted: Callable[[str], bool]
+) -> PreTrainedModel:
+    """Modules of a changed config with some of a file's tensors."""
+    import torch
+
     options = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": False}
     with transformers_at_work(f"The model {source.files[0]}"):
-        model: PreTrainedModel = gguf_modules(source, options, change=smaller, wanted=wanted)
+        model: PreTrainedModel = gguf_modules(source, options, change=change, wanted=wanted)
     model.requires_grad_(False)
     model.train(mode=False)
     return model

@@ -150,6 +150,13 @@ def open_gguf(path: Path, spec: str) -> Checkpoint:
     architecture, name = metadata.get("general.architecture"), metadata.get("general.name")
     if not isinstance(architecture, str) or not architecture:
         raise HeadatlasError(f"{path} names no general.architecture; convert the model again.")
+    # Whoever makes a config of the header makes a list of this length.
+    layers = metadata.get(f"{architecture}.block_count")
+    if isinstance(layers, int) and layers > len(source.infos()):
+        raise HeadatlasError(
+            f"{path}: its header speaks of {layers:,} layers, and it holds {len(source.infos()):,} tensors; "
+            "fetch or convert the file again."
+        )
     licence = metadata.get("general.license")
     return Checkpoint(
         spec=spec,

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from headatlas.weights.converted import gguf_config
-from headatlas.weights.gguf_settings import check_convertible, completed
+from headatlas.weights.gguf_keys import check_convertible, check_keys, with_every_key
+from headatlas.weights.gguf_settings import completed, of_text
 from headatlas.weights.gguf_source import GgufSource
 
 LONG_ARRAY = 256
@@ -35,20 +36,18 @@ def gguf_modules(
         source: An opened GGUF, whose header is thereby known to be sound; a split one is read as one file.
         options: Keyword arguments for ``from_pretrained``.
         change: Changes the config before the modules are made.
-        wanted: Says by name which tensors to load; all if None.
-
-    Raises:
-        HeadatlasError: The modules would not be those that the file was made from.
+        wanted: Says by name which tensors to load; all of the language model if None.
     """
     from transformers import AutoModelForCausalLM
 
     file = source.files[0]
     check_convertible(source)
     with _reading(source.files, None, tokens=True):
-        config = completed(gguf_config(file, source.header), source)
+        config = completed(with_every_key(gguf_config(file, source.header), source), source)
+    check_keys(source)
     config = config if change is None else change(config)
     # The progress bar of this route knows no switch; it writes to sys.stderr.
-    with _reading(source.files, wanted, tokens=False), redirect_stderr(io.StringIO()):
+    with _reading(source.files, wanted or of_text, tokens=False), redirect_stderr(io.StringIO()):
         return AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, config=config, **options
         )

@@ -14,7 +14,7 @@ from headatlas.storage import is_url
 from headatlas.weights.converted import gguf_tokenizer
 from headatlas.weights.folder import SINGLE_NAME
 from headatlas.weights.gguf_modules import gguf_modules
-from headatlas.weights.gguf_settings import check_all_taken
+from headatlas.weights.gguf_settings import finish
 from headatlas.weights.gguf_source import GgufSource
 from headatlas.weights.packed import PACKED, PLAIN
 from headatlas.weights.safetensors_source import SafetensorsSource
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # What transformers, tokenizers and safetensors raise when a file does not hold what they expect.
 _LIBRARY_ERRORS = (
     OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, ImportError,
-    AssertionError,
+    AssertionError, ArithmeticError,
 )  # fmt: skip
 
 # What a tokenizer is made of: whole, SentencePiece, or a list of words.
@@ -90,8 +90,6 @@ def load_modules(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> Pr
             f"{checkpoint.path} {what}{f' and {more} more tensors' if more else ''}, which a "
             f"{type(model).__name__} needs; fetch the model again."
         )
-    if isinstance(checkpoint.source, GgufSource):
-        check_all_taken(model, checkpoint.source)
     model.requires_grad_(False)
     model.train(mode=False)
     return model
@@ -140,14 +138,27 @@ def skeleton_of(checkpoint: Checkpoint, config: PretrainedConfig) -> PreTrainedM
     """
     import torch
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
 
     with transformers_at_work(f"The model {checkpoint.path}"), init_empty_weights(include_buffers=False):
-        auto: Any = AutoModelForCausalLM
+        auto = auto_class(checkpoint)
         skeleton: PreTrainedModel = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
     skeleton.requires_grad_(False)
     skeleton.train(mode=False)
     return skeleton
+
+
+def auto_class(checkpoint: Checkpoint) -> Any:
+    """The class of transformers that makes the checkpoint's modules: images may go into them or not."""
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    def made_by(names: Any) -> bool:
+        return any(checkpoint.architecture in (n if isinstance(n, tuple) else (n,)) for n in names.values())
+
+    text = made_by(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    images = made_by(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    untyped: Any = transformers
+    return untyped.AutoModelForImageTextToText if images and not text else untyped.AutoModelForCausalLM
 
 
 def can_stream(checkpoint: Checkpoint) -> bool:
@@ -181,18 +192,18 @@ def need_on_disk(checkpoint: Checkpoint, what: str) -> None:
 
 def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Model and loading report."""
-    from transformers import AutoModelForCausalLM
-
     options: dict[str, Any] = {
         "dtype": dtype, "local_files_only": True, "trust_remote_code": False, "output_loading_info": True,
     }  # fmt: skip
     if isinstance(checkpoint.source, GgufSource):
         loaded: Any = gguf_modules(checkpoint.source, options)
-    elif isinstance(checkpoint.source, SafetensorsSource) and checkpoint.source.packed:
+        if not loaded[1]["missing_keys"] and not loaded[1]["mismatched_keys"]:
+            finish(loaded[0], checkpoint.source)
+    elif isinstance(checkpoint.source, SafetensorsSource) and checkpoint.source.quantised:
         loaded = _from_tensors(checkpoint, checkpoint.source, options)
     elif isinstance(checkpoint.source, SafetensorsSource):
         with _as_folder(checkpoint.source, _folder_of(checkpoint)) as folder:
-            loaded = AutoModelForCausalLM.from_pretrained(str(folder), use_safetensors=True, **options)
+            loaded = auto_class(checkpoint).from_pretrained(str(folder), use_safetensors=True, **options)
     else:
         raise TypeError(f"transformers cannot load a {type(checkpoint.source).__name__}")
     model, report = loaded
@@ -200,20 +211,18 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTra
 
 
 def _from_tensors(checkpoint: Checkpoint, source: SafetensorsSource, options: dict[str, Any]) -> Any:
-    """What ``from_pretrained`` returns for the plain tensors that packed ones stand for.
+    """What ``from_pretrained`` returns for the plain tensors that a source shows.
 
     So FP8 and MXFP4 need none of the packages and devices that transformers asks for, and the modules
     hold the numbers that the source reads.
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
     config = local_config(checkpoint)
     tensors = {
         name: source.read(name).to(options["dtype"])
         for name, info in source.infos().items()
         if info.dtype in PLAIN or info.dtype in PACKED
     }
-    known: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    known = auto_class(checkpoint)._model_mapping[type(config)]
     classes = known if isinstance(known, tuple) else (known,)
     named = [each for each in classes if each.__name__ == checkpoint.architecture]
     return (named or classes)[0].from_pretrained(None, config=config, state_dict=tensors, **options)
@@ -247,7 +256,11 @@ def transformers_at_work(what: str) -> Iterator[None]:
     with _quiet():
         try:
             yield
-        except (*_LIBRARY_ERRORS, StrictDataclassError) as error:
+        except BaseException as error:
+            # tokenizers raises plain Exceptions.
+            known = isinstance(error, (*_LIBRARY_ERRORS, StrictDataclassError)) or type(error) is Exception
+            if not known:
+                raise
             lines = str(error).strip().splitlines()
             reason = lines[0].rstrip(".:") if lines else type(error).__name__
             if isinstance(error, KeyError):

@@ -113,7 +113,10 @@ def _model(store: Path, manifest: Path) -> OllamaModel:
         )
     blob, digest = _blob(store, manifest, found[0])
     _check_digest(blob, digest)
-    return OllamaModel(blob, _shown(store, manifest), digest, tuple(_licences(store, manifest, layers)))
+    notes = list(_licences(store, manifest, layers))
+    if any(layer["mediaType"] == _TYPE + "projector" for layer in layers):
+        notes.append("The part of the model that reads images, a file of its own, is left aside.")
+    return OllamaModel(blob, _shown(store, manifest), digest, tuple(notes))
 
 
 def _layers(manifest: Path) -> list[dict[str, Any]]:

@@ -38,6 +38,8 @@ _BLOCK = 128
 _EXPONENT_BIAS = 127
 
 _READ = frozenset({"fp8", "fbgemm_fp8", "mxfp4", "mxfp8", "compressed-tensors", "modelopt"})
+# Plain weights that the modules round each time they are used.
+_IN_THE_FORWARD_PASS = frozenset({"bitnet"})
 # Tensors that only a quantised checkpoint of the kind has, by how their names end.
 _TELLTALES = {
     "qweight": "GPTQ or AWQ",
@@ -129,6 +131,11 @@ def unpacked(
     hidden |= {name for name in infos if name.endswith(tuple(f".{end}" for end in _OF_ACTIVATIONS))}
     plain = {name: info for name, info in infos.items() if name not in hidden}
     return plain | {name: each.info for name, each in packed.items()}, packed
+
+
+def speaks_of_quantisation(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json has settings of a quantised model; plain weights may have kept them."""
+    return bool(_settings(config))
 
 
 def _settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -233,6 +240,11 @@ def _refuse_others(
         raise _refusal(where, method or telling[0])
     if method and method not in _READ and others:
         raise _refusal(where, method)
+    if method in _IN_THE_FORWARD_PASS:
+        raise HeadatlasError(
+            f"{where}: its weights are quantised in the forward pass ({method}), so that the stored ones are "
+            "not those that act; such a model is not mapped."
+        )
     for key in ("transform_config", "sparsity_config"):
         changed = settings.get(key)
         if isinstance(changed, Mapping) and changed and changed.get("format") != "dense":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from headatlas.errors import HeadatlasError
 from headatlas.weights.jsonfile import read_json_object
-from headatlas.weights.packed import PLAIN, Packed, unpacked
+from headatlas.weights.packed import PLAIN, Packed, speaks_of_quantisation, unpacked
 from headatlas.weights.safetensors_header import read_safetensors_header
 from headatlas.weights.source import TensorInfo
 
@@ -24,6 +24,7 @@ class SafetensorsSource:
     Attributes:
         files: The files, in order.
         index: The index file of a sharded checkpoint, else None.
+        quantised: Whether some tensors are stored as values and scales, or the config speaks of it.
     """
 
     def __init__(self, files: Sequence[Path], index: Path | None = None) -> None:
@@ -42,6 +43,7 @@ class SafetensorsSource:
         self._stored_infos = joined({str(file): read_safetensors_header(file) for file in self.files})
         self._infos = self._stored_infos
         self._packed: dict[str, Packed] = {}
+        self.quantised = False
 
     @classmethod
     def from_index(cls, index: Path) -> SafetensorsSource:
@@ -72,11 +74,7 @@ class SafetensorsSource:
             HeadatlasError: The weights are quantised in a way that is not read.
         """
         self._infos, self._packed = unpacked(self._stored_infos, config, str(self.files[0].parent))
-
-    @property
-    def packed(self) -> bool:
-        """Whether some tensors are stored as values and scales."""
-        return bool(self._packed)
+        self.quantised = bool(self._packed) or speaks_of_quantisation(config)
 
     def infos(self) -> Mapping[str, TensorInfo]:
         """Every tensor by name."""
