@@ -1,7 +1,8 @@
 """Map a checkpoint of benchmarks.checkpoints; print time, memory, work, planted heads, ratio to brute force.
 
     python -m benchmarks.checkpoints shapes/8b --shape 8b
-    python -m benchmarks.map_shape shapes/8b [--lens maps] [--stream] [--layers A-B] [--sample 2]
+    python -m benchmarks.map_shape shapes/8b [--lens maps] [--layers A-B] [--sample 2]
+    python -m benchmarks.map_shape shapes/8b --lens neutral --stream --prefixes 1 --sources 2000
 
 Mapping runs in a process of its own, whose memory is measured. Then the plain way (every relation's
 E·W_V·W_O·U in float32 and the top of both signs) is timed on a few heads and scaled to all, and the ranks of
@@ -25,7 +26,7 @@ import torch
 
 from benchmarks.checkpoints import INDEX, Planted, planted_in
 from benchmarks.comparison import check, plain_seconds, states_of
-from benchmarks.measuring import Measured, measure, median_run, print_work
+from benchmarks.measuring import Measured, first_prefixes, measure, median_run, print_work
 from headatlas.atlas import Atlas
 from headatlas.mapping.job import Job, layer_range, options, prepare
 from headatlas.mapping.states import layer_inputs
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="where to compute, as for map")
     parser.add_argument("--max-memory", help="memory to stay below, as for map")
     parser.add_argument("--sources", type=int, help="only so many of the sources")
+    parser.add_argument("--prefixes", type=int, help="neutral: only so many of the prefixes")
     parser.add_argument("--repeats", type=int, default=1, help="maps; the median in time is printed")
     parser.add_argument("--sample", type=int, default=2, help="heads timed the plain way and checked")
     parser.add_argument("--check-sources", type=int, default=128, help="sources of each that are checked")
@@ -72,6 +74,7 @@ def _run(given: argparse.Namespace, out: Path) -> None:
             each,
             relations=str(relations),
             sources=given.sources,
+            prefixes=given.prefixes,
             lens=given.lens,
             layers=given.layers,
             stream=True if given.stream else None,
@@ -81,7 +84,9 @@ def _run(given: argparse.Namespace, out: Path) -> None:
         for each in outs
     ]
     measured, out = median_run(runs), outs[-1]
-    job = prepare(given.checkpoint, None, _first(load(relations), given.sources), options(lens=given.lens))
+    with first_prefixes(given.prefixes):
+        asked = options(lens=given.lens)
+    job = prepare(given.checkpoint, None, _first(load(relations), given.sources), asked)
     layers = layer_range(given.layers, job.model.dims.n_layers)
     atlas = Atlas.open(out)
     print_header(given.checkpoint, job, layers)
@@ -103,10 +108,15 @@ def print_header(checkpoint: Path, job: Job, layers: range) -> None:
     print(
         f"{checkpoint}: {dims.n_layers} layers × {dims.n_heads} heads, {dims.n_kv_heads} value groups, "
         f"d {dims.d_model:,}, d_head {dims.d_head}, vocabulary {dims.vocab_size:,}\n"
-        f"lens {job.options.lens.name}, layers {layers[0]} to {layers[-1]}, "
+        f"lens {_lens(job)}, layers {layers[0]} to {layers[-1]}, "
         f"{len(job.questions.sources):,} sources in {len(job.questions.relations)} relations\n"
         f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
+
+
+def _lens(job: Job) -> str:
+    lens = job.options.lens
+    return lens.name if lens.weights_only else f"{lens.name} (prefixes: {len(lens.prefixes)})"
 
 
 def print_measured(measured: Measured, job: Job) -> None:

@@ -9,8 +9,8 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from unittest.mock import patch
 import psutil
 
 from headatlas.atlas import Atlas
+from headatlas.lenses.lens import LENSES
 from headatlas.mapping.run import map_heads
 from headatlas.mapping.stats import Stats
 from headatlas.relations import load
@@ -55,16 +56,19 @@ class Measured:
         return self.stats.seconds["ranking"]
 
 
-def measure(model: str | Path, out: Path, *, sources: int | None = None, **options: Any) -> Measured:
+def measure(
+    model: str | Path, out: Path, *, sources: int | None = None, prefixes: int | None = None, **options: Any
+) -> Measured:
     """Map a model into ``out`` in a new process.
 
     Args:
         model: As for ``map_heads``.
         out: Output folder; the saved states of sources stay in it.
         sources: Use the first sources of every relation only, about so many in all.
+        prefixes: Use the first prefixes of the lens only.
         options: Further arguments of ``map_heads``; paths as text.
     """
-    asked = {"model": str(model), "out": str(out), "sources": sources, **options}
+    asked = {"model": str(model), "out": str(out), "sources": sources, "prefixes": prefixes, **options}
     command = [sys.executable, "-m", "benchmarks.measuring"]
     anonymous = 0
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -109,7 +113,7 @@ def _anonymous(process: psutil.Process) -> int:
 
 def _map(asked: Mapping[str, Any]) -> dict[str, Any]:
     options = dict(asked)
-    sources = options.pop("sources")
+    sources, prefixes = options.pop("sources"), options.pop("prefixes")
     if sources is not None:
         relations = load(options["relations"])
         each = sources // len(relations)
@@ -117,7 +121,7 @@ def _map(asked: Mapping[str, Any]) -> dict[str, Any]:
     stats = Stats()
     start = time.perf_counter()
     # The comparison reads the states that were mapped: computed again, their last bits could differ.
-    with patch("headatlas.mapping.run.discard_states"):
+    with patch("headatlas.mapping.run.discard_states"), first_prefixes(prefixes):
         atlas = map_heads(options.pop("model"), stats=stats, **options)
     seconds = time.perf_counter() - start
     return {
@@ -127,6 +131,14 @@ def _map(asked: Mapping[str, Any]) -> dict[str, Any]:
         "delivered": _delivered(),
         "hits": hits(atlas),
     }
+
+
+@contextmanager
+def first_prefixes(n: int | None) -> Iterator[None]:
+    """Lenses have their first n prefixes only during the block; all if None."""
+    fewer = {name: replace(lens, prefixes=lens.prefixes[:n]) for name, lens in LENSES.items()}
+    with patch.dict(LENSES, fewer):
+        yield
 
 
 def hits(atlas: Atlas) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import platform
 import threading
 from collections.abc import Iterator
 
+import psutil
 import pytest
 import torch
 
-from headatlas.devices import free_memory, pick_device, strict_products
+from headatlas.devices import free_memory, pick_device, strict_products, trim_heap
 from headatlas.errors import HeadatlasError
 
 MATMULS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
@@ -60,6 +62,27 @@ def test_an_apple_gpu_is_found() -> None:
 def test_names_that_mean_nothing(name: str) -> None:
     with pytest.raises(HeadatlasError, match=rf"--device {name}: there is no such device; use auto, cpu"):
         pick_device(name)
+
+
+def test_what_threads_freed_goes_back_to_the_system() -> None:
+    """Blocks smaller than glibc maps alone stay in the heap of their thread while a later one is in use."""
+    process, last = psutil.Process(), []
+
+    def work() -> None:
+        blocks = [torch.ones(25_000) for _ in range(3000)]
+        last.append(blocks.pop())
+
+    before = process.memory_info().rss
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    kept = process.memory_info().rss - before
+    glibc = platform.libc_ver()[0] == "glibc"
+    assert trim_heap() is glibc
+    if glibc:
+        assert kept > 150e6, "glibc kept it; else this test shows nothing"
+        assert process.memory_info().rss - before < 50e6
+    assert bool(last[0].all())
 
 
 def test_memory_that_is_free() -> None:

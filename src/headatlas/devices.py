@@ -1,13 +1,15 @@
-"""Where is computed: the device by its name, how much memory it has left, and float32 that is float32.
+"""Where is computed: the device by its name, the memory there and how to return it, float32 that is float32.
 
 torch is imported when a function is called, so importing this module costs nothing.
 """
 
 from __future__ import annotations
 
+import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -66,6 +68,29 @@ def free_memory(device: torch.device) -> int:
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     available = int(psutil.virtual_memory().available)
     return int(available * MPS_SHARE) if device.type == "mps" else available
+
+
+def trim_heap() -> bool:
+    """Give memory that the process has freed back to the system; whether the C library could.
+
+    glibc keeps what threads free for their next request, in a heap for each thread. Of blocks of megabytes in
+    changing sizes it ends up keeping as much as is in use. Other libraries have no such function and, as far
+    as is known, no such need.
+    """
+    trim = _malloc_trim()
+    return trim is not None and bool(trim(0))
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """glibc's malloc_trim, which gives back free pages anywhere in the heaps; None elsewhere."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # no glibc; Windows wants a name
+        return None
+    trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int
+    found: Callable[[int], int] = trim
+    return found
 
 
 class _Settings:

@@ -138,12 +138,13 @@ def test_the_benchmark_runs_from_end_to_end(
     tiny: Path, lens: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the process that maps
-    stream = ["--stream"] if lens == "neutral" else []
+    stream = ["--stream", "--prefixes", "1"] if lens == "neutral" else []
     map_shape.main([str(tiny), "--lens", lens, *stream, "--check-sources", "600"])
     printed = capsys.readouterr().out
     n = len(checkpoints.planted_in(tiny))
     assert f"planted heads called {n} of {n} (recall 1.000)" in printed
     assert "(precision 1.000)" in printed
+    assert ("lens neutral (prefixes: 1), layers 0 to 1, 600 sources" in printed) is (lens == "neutral")
     assert "equal float64 arithmetic's" in printed
     assert "× faster" in printed
 

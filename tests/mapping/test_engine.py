@@ -51,6 +51,7 @@ def test_results_do_not_depend_on_rounds_routes_or_chunks(
     monkeypatch.setattr(final, "LARGEST_CHUNK", 50)
     monkeypatch.setattr(final, "BLOCK_ROWS", 13)
     monkeypatch.setattr(final, "MOST_CANDIDATES", 2000)
+    monkeypatch.setattr(bounds, "SUMMED", 5)
     monkeypatch.setattr(engine, "PILOTS", pilots)
     monkeypatch.setattr(engine, "_many_rows", lambda head: alone and head.space.basis is not None)
     assert_same(engine.map_layer(questions, inputs, vocabulary, ceiling=32), expected)

@@ -14,6 +14,7 @@ from headatlas.architectures.model import Dims
 from headatlas.errors import HeadatlasError
 from headatlas.mapping import machine as machines
 from headatlas.mapping import oracle
+from headatlas.mapping import workers as side_by_side
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.machine import Machine, Shares, head_bytes, memory_of, shares, this_machine
 from headatlas.mapping.stats import Stats
@@ -121,3 +122,18 @@ def test_what_is_in_work_is_kept_when_reading_fails() -> None:
         for layer, _ in rank_here(questions, workers, layers(5, fails_at=2), ceiling=32, stats=Stats()):
             kept.append(layer)
     assert sorted(kept) == [0, 1]
+
+
+@pytest.mark.parametrize(("worth", "expected"), [(0, 4), (side_by_side.WORTH_TRIMMING, 0)])
+def test_large_layers_give_back_what_they_freed(
+    worth: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each of them; small ones keep it."""
+    trimmed: list[None] = []
+    monkeypatch.setattr(side_by_side, "WORTH_TRIMMING", worth)
+    monkeypatch.setattr(side_by_side, "trim_heap", lambda: trimmed.append(None))
+    _, questions, _, vocabulary = random_problem(0)
+    workers = workers_for(vocabulary, Machine((CPU,), 64 * GB), Shares(2, 4, 0))
+    done = list(rank_here(questions, workers, layers(4), ceiling=32, stats=Stats()))
+    assert len(done) == 4 and len(trimmed) == expected
+    assert head_bytes(LLAMA_8B, 3000) * LLAMA_8B.n_heads > side_by_side.WORTH_TRIMMING

@@ -25,7 +25,8 @@ GATHERED = 1 << 18
 """Numbers of U that are gathered at a time for single logits; they should fit into a cache."""
 PROJECTED = 8192
 SUMMED = 1024
-"""Products that are summed in float32 before float64 goes on: keeps the worst case of the sum small."""
+"""Products that are summed in one go. The worst case of a sum grows with its length, so a long one is made of
+parts, which are added up afterwards: for single logits in float64, for projections in float32."""
 
 Ints = NDArray[np.int64]
 
@@ -169,7 +170,7 @@ def in_head(basis: torch.Tensor, vocabulary: Vocabulary) -> Columns:
     right, stored = basis.to(torch.float32).T.to(vocabulary.device), vocabulary.on_device
 
     def project(part: slice) -> torch.Tensor:
-        return stored[part, : vocabulary.d_model].to(torch.float32) @ right
+        return projected(stored[part, : vocabulary.d_model].to(torch.float32), right)
 
     return _in_float32(_Kept(project, len(vocabulary)), vocabulary, head_error(basis))
 
@@ -180,14 +181,29 @@ def projecting_pays(n_rows: int, d_head: int, d_model: int) -> bool:
     return n_rows * (d_model - d_head) > d_model * d_head
 
 
+def projected(rows: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+    """[n, d_head] float32 product of rows [n, d_model] and a basis [d_model, d_head], in parts of the sum.
+
+    A sum of K products costs at most γ_K, and that of the parts one unit each: γ_(K + parts) in all, where
+    one long sum has γ_d_model.
+    """
+    if rows.shape[1] <= SUMMED:
+        return rows @ basis
+    out = rows.new_zeros((len(rows), basis.shape[1]))
+    for left, right in zip(torch.split(rows, SUMMED, dim=1), torch.split(basis, SUMMED), strict=True):
+        out.addmm_(left, right)
+    return out
+
+
 def head_error(basis: torch.Tensor) -> float:
-    """Relative error of float32 logits through a head's output space.
+    """Relative error of float32 logits through a head's output space, of rows from :func:`projected`.
 
     Each of the d_head coordinates of a projected row of U has the error of one dot product, and the second
     product its own.
     """
     d_head, d_model = basis.shape
-    return float(d_head**0.5 * dot_error(d_model) + 2 * dot_error(d_head))
+    parts = -(-d_model // SUMMED)
+    return float(d_head**0.5 * dot_error(min(d_model, SUMMED) + parts) + 2 * dot_error(d_head))
 
 
 class _Kept:
@@ -222,7 +238,8 @@ def _head_in_bfloat16(basis: torch.Tensor, vocabulary: Vocabulary) -> Columns:
 
     With the rounded basis Q̃ and Ũ and the stored projection P of Q̃·Ũ,
     ‖Q·U - P‖ ≤ ‖Q - Q̃‖·‖U‖ + ‖Q̃‖·‖U - Ũ‖ + ‖Q̃·Ũ - P‖: the first norm is the largest singular value, the last
-    at most a unit roundoff of ‖P‖.
+    that of the sums of each part, at most γ·‖Q̃‖_F·‖Ũ‖ as the parts of both are, of the rounding of their
+    results, at most a unit roundoff of each, and of the rounding of P, which is measured.
     """
     right, device = vocabulary.bfloat16, vocabulary.device
     d_head, d_model = basis.shape
@@ -230,23 +247,44 @@ def _head_in_bfloat16(basis: torch.Tensor, vocabulary: Vocabulary) -> Columns:
     rounded[:d_model] = basis.T
     lost = basis - rounded[:d_model].T.to(torch.float64)
     spread = 1.001 * float(torch.linalg.eigvalsh(lost @ lost.T)[-1].clamp(min=0)) ** 0.5
-    # The sums of both products.
-    relative = d_head**0.5 * summing_error(d_model, device) + 2 * summing_error(d_head, device)
+    size = float(torch.linalg.vector_norm(rounded, dtype=torch.float64)) * (1 + 2.0**-7)
+    relative = size * summing_error(min(d_model, SUMMED), device) + 2 * summing_error(d_head, device)
     of_U = (spread + relative) * vocabulary.norms + (1 + spread) * vocabulary.bfloat16_lost
     of_U, rounded = (1.001 * of_U).to(device), rounded.to(device)
     first, second = torch.zeros(len(vocabulary)), torch.zeros(len(vocabulary))
 
     def project(part: slice) -> torch.Tensor:
-        projected = right[part] @ rounded
-        length = torch.linalg.vector_norm(projected, dim=1, dtype=torch.float32) * 1.001
-        factors = projected.new_zeros((len(projected), d_head + CARRIED))
-        factors[:, :d_head] = projected
-        factors[:, d_head] = (of_U[part] + 2.0**-8 * 1.02 * length) * _UP
+        found, taken = _in_parts(right[part], rounded, d_model)
+        length = torch.linalg.vector_norm(found, dim=1, dtype=torch.float32) * 1.001
+        factors = found.new_zeros((len(found), d_head + CARRIED))
+        factors[:, :d_head] = found
+        factors[:, d_head] = (of_U[part] + taken) * _UP
         factors[:, d_head + 1] = length * _UP
         first[part], second[part] = (factors[:, d_head + i].to(torch.float32).cpu() for i in range(2))
         return factors
 
     return Columns(_Kept(project, len(vocabulary)), True, first, second, device, 2.0**-7)
+
+
+def _in_parts(left: torch.Tensor, right: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The product of bfloat16 matrices [v, n + zeros] and [n + zeros, d_head], summed in parts.
+
+    Returns:
+        [v, d_head] bfloat16, and [v] float32 bounds of the length of what rounding took from each row, of the
+        parts and of their sum. What float32 took from the sums of the parts is not in it.
+    """
+    edges = [*range(0, n, SUMMED)][1:]
+    pairs = zip(left.tensor_split(edges, dim=1), right.tensor_split(edges), strict=True)
+    parts = [some @ other for some, other in pairs]
+    total = parts[0].to(torch.float32)
+    sizes = total.abs()
+    for part in parts[1:]:
+        total += part
+        sizes += part.abs()
+    out = total.to(torch.bfloat16)
+    # 1.02 covers the sums over parts as well: a few units of float32.
+    taken = 2.0**-8 * 1.02 * torch.linalg.vector_norm(sizes, dim=1)
+    return out, taken + 1.001 * torch.linalg.vector_norm(total - out.to(torch.float32), dim=1)
 
 
 def roughly(rows: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headatlas.mapping.bounds import head_error, roughly
+from headatlas.mapping.bounds import head_error, projected, roughly
 from headatlas.mapping.final import kth
 from headatlas.mapping.questions import Questions
 from headatlas.mapping.stats import Stats
@@ -118,7 +118,7 @@ class Space:
         return logits
 
     def _projected(self, rows: torch.Tensor) -> torch.Tensor:
-        return rows if self._narrow_basis is None else rows @ self._narrow_basis
+        return rows if self._narrow_basis is None else projected(rows, self._narrow_basis)
 
     def learn(self, tokens: Ints) -> None:
         """Screen with these tokens too, which may repeat, up to ``MOST_TOKENS`` in all."""

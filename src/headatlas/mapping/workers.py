@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from headatlas.atlas.store import LayerRanks
-from headatlas.devices import strict_products
+from headatlas.devices import strict_products, trim_heap
 from headatlas.mapping.bounds import whole
 from headatlas.mapping.engine import map_layer
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.machine import Machine, Shares
+from headatlas.mapping.machine import Machine, Shares, head_bytes
 from headatlas.mapping.questions import Questions
 from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import Vocabulary
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from headatlas.architectures import RightMap
+
+WORTH_TRIMMING = 128 << 20
+"""Bytes of a worker's heads from which freed memory goes back to the system after every layer. Small layers
+would spend more time on getting it anew than it is worth."""
 
 
 TURN = 0.0001
@@ -81,6 +85,12 @@ class _Controls:
         self._known = inputs.control_states, inputs.control_right, ranks
 
 
+def _give_back(n_bytes: int) -> None:
+    """After a layer whose heads took so many bytes."""
+    if n_bytes >= WORTH_TRIMMING:
+        trim_heap()
+
+
 def rank_here(
     questions: Questions,
     workers: Sequence[Worker],
@@ -122,6 +132,7 @@ def rank_here(
                 controls.remember(inputs, ranks.control)
             return ranks, mine
         finally:
+            _give_back(worker.heads * head_bytes(inputs.dims, len(questions.sources)))
             free.put(worker)
 
     def delivered(
