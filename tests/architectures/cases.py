@@ -76,6 +76,42 @@ _LINEAR = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
 }
+_ROPE = {"rope_type": "default", "rope_theta": 100.0}
+_INDEXER = {"index_n_heads": 2, "index_head_dim": 8, "index_topk": 64, "head_dim": 4}
+_KIMI = {
+    "layer_types": ["full_attention", "linear_attention"],
+    "num_local_experts": 8,
+    "linear_head_dim": 8,
+    "linear_num_heads": 4,
+    "rope_parameters": None,
+}
+_LFM3 = _HEAD | {"layer_types": ["full_attention", "conv"], "sliding_window": 4}
+_NEMOTRON_H = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "ssm_state_size": 8,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 8,
+    "n_groups": 1,
+    "chunk_size": 8,
+    "n_routed_experts": 4,
+    "moe_intermediate_size": 24,
+    "moe_shared_expert_intermediate_size": 20,
+    "use_mamba_kernels": False,
+    "pad_token_id": None,
+}
+_DBRX = {
+    "vocab_size": VOCAB,
+    "d_model": 32,
+    "n_heads": 4,
+    "n_layers": 2,
+    "max_seq_len": 64,
+    "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
+}
 # Their modules do not run in float64.
 SINGLE = ("xglm",)
 
@@ -128,6 +164,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("smollm3", _GQA),
     "stablelm": ("stablelm", _GQA),
     "stablelm-qkv_bias": ("stablelm", _GQA | {"use_qkv_bias": True}),
+    "stablelm-parallel-qk_layernorm": (
+        "stablelm",
+        _GQA | {"use_parallel_residual": True, "qk_layernorm": True},
+    ),
     "starcoder2": ("starcoder2", _GQA),
     "starcoder2-unbiased": ("starcoder2", _GQA | {"use_bias": False, "tie_word_embeddings": False}),
     "vaultgemma": ("vaultgemma", _HEAD),
@@ -262,4 +302,72 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         _HEAD | _LINEAR | _EXPERTS | {"shared_expert_intermediate_size": 20},
     ),
     "qwen3_next": ("qwen3_next", _HEAD | _LINEAR | _EXPERTS | {"shared_expert_intermediate_size": 20}),
+    # Attention and a mixer side by side, layers of one part each, recurrences.
+    "falcon_h1": (
+        "falcon_h1",
+        _HEAD | _MAMBA2 | {"mamba_d_ssm": 64, "mlp_multipliers": [0.7, 1.0], "attention_in_multiplier": 0.8},
+    ),
+    "falcon_h1-biased": (
+        "falcon_h1",
+        _HEAD | _MAMBA2 | {"mamba_d_ssm": 64, "attention_bias": True, "mlp_bias": True},
+    ),
+    "kimi_linear": (
+        "kimi_linear",
+        _COMMON | _LATENT | _ROUTED | _KIMI | {"mlp_layer_types": ["sparse", "sparse"]},
+    ),
+    "lfm2_moe": (
+        "lfm2_moe",
+        _GQA | _EXPERTS | {"layer_types": ["full_attention", "conv"], "num_dense_layers": 0},
+    ),
+    "lfm2_moe-dense-uncorrected": (
+        "lfm2_moe",
+        _GQA
+        | _EXPERTS
+        | {"layer_types": ["full_attention", "conv"], "num_dense_layers": 1, "use_expert_bias": False},
+    ),
+    "lfm3": ("lfm3", _LFM3),
+    "lfm3-plain": ("lfm3", _LFM3 | {"use_sandwich_norm": False, "use_attention_gate": False}),
+    "nemotron_h": (
+        "nemotron_h",
+        _NEMOTRON_H | {"layers_block_type": ["full_attention", "linear_attention", "mlp", "moe"]},
+    ),
+    "olmo_hybrid": ("olmo_hybrid", _GQA | _LINEAR),
+    "olmo_hybrid-linear_first": (
+        "olmo_hybrid",
+        _GQA | _LINEAR | {"layer_types": ["linear_attention", "full_attention"]},
+    ),
+    "recurrent_gemma": ("recurrent_gemma", _GQA | {"block_types": ["attention", "recurrent"]}),
+    # More mixtures.
+    "cohere_compass": (
+        "cohere_compass_text",
+        _HEAD | {"logit_scale": 0.25, "rope_parameters": {"full_attention": _ROPE}},
+    ),
+    "ctrl": (
+        "ctrl",
+        {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "dff": 48, "n_positions": 64},
+    ),
+    "dbrx": ("dbrx", _DBRX | {"attn_config": {"kv_n_heads": 2, "rope_theta": 100.0, "clip_qkv": 1000.0}}),
+    "deepseek_v32": ("deepseek_v32", _COMMON | _LATENT | _ROUTED | _FIRST | _INDEXER),
+    "glm_moe_dsa": (
+        "glm_moe_dsa",
+        _COMMON | _LATENT | _ROUTED | _INDEXER | {"mlp_layer_types": ["sparse", "dense"]},
+    ),
+    "hy_v3": (
+        "hy_v3",
+        _HEAD | _EXPERTS | {"num_shared_experts": 2, "mlp_layer_types": ["sparse", "dense"]},
+    ),
+    "llama4": (
+        "llama4_text",
+        _HEAD
+        | {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_layers": [0], "intermediate_size_mlp": 40},
+    ),
+    "llama4-dense": (
+        "llama4_text",
+        _HEAD | {"num_local_experts": 4, "moe_layers": [1], "intermediate_size_mlp": 40},
+    ),
+    "phimoe": ("phimoe", _GQA | {"num_local_experts": 4, "router_jitter_noise": 0.2}),
+    "phimoe-biased": (
+        "phimoe",
+        _GQA | {"num_local_experts": 4, "attention_bias": True, "lm_head_bias": True},
+    ),
 }

@@ -5,7 +5,7 @@ Names come from gguf's own name map, not from headatlas's family files, so that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +83,11 @@ def write_gguf(
     path: Path,
     form: str = "",
     quantisation: str = "F32",
+    header: Mapping[str, Any] | None = None,
+    beside: Mapping[str, np.ndarray] | None = None,
     also: Callable[[gguf.GGUFWriter], None] | None = None,
 ) -> None:
-    """Write a model; ``also`` adds keys and tensors.
+    """Write a model; ``header`` has more keys of its architecture, ``beside`` tensors, ``also`` adds any.
 
     Forms: ``fused`` stacks separate projections, as early Phi-2 files have them; ``split`` keeps keys and
     values from a latent apart, as newer DeepSeek files do.
@@ -95,6 +97,16 @@ def write_gguf(
     arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
     writer = gguf.GGUFWriter(path, name)
     _write_config(writer, config)
+    for key, value in (header or {}).items():
+        add = {
+            bool: writer.add_bool,
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            str: writer.add_string,
+        }
+        add.get(type(value), writer.add_array)(f"{name}.{key}", value)
+    for key, array in (beside or {}).items():
+        writer.add_tensor(key, array)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     tensors = {name: tensor.float().numpy() for name, tensor in model.state_dict().items()}
     tensors = {name.replace(".language_model.", "."): tensor for name, tensor in tensors.items()}
@@ -183,8 +195,6 @@ def _write_config(writer: gguf.GGUFWriter, config: Any) -> None:
         keys = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
         eps = next((getattr(config, key) for key in keys if hasattr(config, key)), 1e-5)
         writer.add_layer_norm_eps(eps)
-        if kind == "nemotron":
-            writer.add_layer_norm_rms_eps(eps)  # where transformers looks for it
     _write_experts(writer, config)
     # transformers takes the size of GPT-2's vocabulary from the tokenizer's list.
     writer.add_tokenizer_model("gpt2")

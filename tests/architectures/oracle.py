@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from transformers import PreTrainedModel
 
 from headatlas.architectures import Model
+from headatlas.errors import HeadatlasError
 
 from .tiny import VOCAB, module
 
@@ -68,8 +70,8 @@ def check_values(opened: Model, model: PreTrainedModel) -> None:
     dims = opened.dims
     section = opened.family.safetensors
     latent = any(value.layout == "latent" for value in section.value)
-    # Some modules with sinks return attention before the sink took its share.
-    sinks = any(other.stem.endswith("sinks!") for other in section.other)
+    # Some modules with sinks return attention before the sink took its share; LFM3 scales whole heads.
+    sinks = any(other.stem.endswith(("sinks!", "g_proj")) for other in section.other)
     gated = any("gate between 0 and 1" in caveat.text for caveat in section.caveats)
     for layer in opened.layers_with_heads:
         heads = opened.heads(layer)
@@ -184,6 +186,10 @@ def silenced(model: PreTrainedModel, paths: list[str]) -> Iterator[None]:
 def check_first_mlp(opened: Model, model: PreTrainedModel) -> None:
     """With the first attention silenced, its block's MLP sees norm(rows)."""
     rows = torch.randn(3, 5, opened.dims.d_model, dtype=torch.float64)
+    if not opened.mlp_modules(0):
+        with pytest.raises(HeadatlasError, match="the first block has no MLP"):
+            opened.first_mlp(rows[0])
+        return
 
     def enter(_module: Any, args: Any, kwargs: Any) -> Any:
         if args:
@@ -193,7 +199,7 @@ def check_first_mlp(opened: Model, model: PreTrainedModel) -> None:
     replace = module(model, opened.block_module(0)).register_forward_pre_hook(enter, with_kwargs=True)
     try:
         with (
-            silenced(model, [opened.o_proj_module(0)]),
+            silenced(model, list(opened.attention_modules(0))),
             recorded(model, list(opened.mlp_modules(0))) as (_, outputs),
         ):
             model(_ids(5))
@@ -231,7 +237,7 @@ def _post_norm(opened: Model, layer: int) -> str | None:
     norm = opened.family.safetensors.post_attention_norm
     if norm is None or opened.right_map(layer).post_gain is None:
         return None
-    return f"{opened.block_module(layer)}.{norm.stem.removeprefix('{block}')}"
+    return f"{opened.block_module(layer)}.{norm.stems[0].removeprefix('{block}')}"
 
 
 def _written_by(projection: Any, inputs: torch.Tensor, head: int, d_head: int) -> torch.Tensor:

@@ -243,7 +243,11 @@ def test_a_close_relative_is_refused(case: str, architecture: str, words: str, t
     [
         ("opt", {"do_layer_norm_before": False}, "norms the residual stream after each block"),
         ("bloom", {"apply_residual_connection_post_layernorm": True}, "takes the residual stream after"),
-        ("stablelm", {"use_parallel_residual": True}, "parallel blocks"),
+        (
+            "stablelm",
+            {"use_parallel_residual": True},
+            "unknown tensors: model.layers.0.post_attention_layernorm",
+        ),
         ("mixtral", {"num_local_experts": 5}, "missing: model.layers.0.block_sparse_moe.experts.4.w1.weight"),
         ("mixtral", {"num_local_experts": 3}, "unknown tensors: model.layers.0.block_sparse_moe.experts.3."),
         ("deepseek_v3", {"kv_lora_rank": 16}, "kv_b_proj.weight' has shape [80, 20]"),

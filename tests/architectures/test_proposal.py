@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from headatlas.architectures import open_model, proposal, recognition, trial
-from headatlas.architectures.registry import families, parse_family
+from headatlas.architectures.registry import families, find_family, parse_family
 from headatlas.cli import app
 from headatlas.errors import HeadatlasError
 from headatlas.weights import open_checkpoint
@@ -51,6 +51,17 @@ def forget(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     left = tuple(family for family in families() if family.name not in names)
     for module in (proposal, recognition):
         monkeypatch.setattr(module, "families", lambda: left)
+
+
+@pytest.mark.parametrize(("case", "compared"), [("nemotron_h", False), ("falcon_h1", True)])
+def test_a_first_mlp_that_is_not_there_is_not_said_to_agree(
+    case: str, compared: bool, tmp_path: Path
+) -> None:
+    tiny_model(case).float().save_pretrained(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    outcomes = trial.try_family(find_family(checkpoint)[0], checkpoint)
+    assert not any(outcome.problem for outcome in outcomes)
+    assert ("first MLP" in {outcome.part for outcome in outcomes}) is compared
 
 
 @pytest.mark.parametrize("case", KNOWN)
@@ -96,7 +107,7 @@ def test_a_gguf_that_transformers_does_not_read(tmp_path: Path) -> None:
     write_gguf(tiny_model("gptj").float(), tmp_path / "tiny.gguf")
     result = json.loads(run("families", "check", str(tmp_path / "tiny.gguf"), "--json").stdout)
     assert result["accounting"] is None and result["oracle"] == []
-    assert "is not supported yet" in result["oracle_not_run"]
+    assert "cannot convert GGUF files" in result["oracle_not_run"]
 
 
 def test_a_new_name_for_a_known_layout(tmp_path: Path) -> None:

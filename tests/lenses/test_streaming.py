@@ -28,6 +28,7 @@ from headatlas.mapping.machine import Machine
 from headatlas.mapping.run import STATES_NAME, map_heads
 from headatlas.weights import open_checkpoint
 from headatlas.weights.safetensors_source import SafetensorsSource
+from tests.architectures.cases import CASES
 from tests.architectures.tiny import MODELS
 from tests.mapping.checkpoints import random_relations, save, tiny_model, word_tokenizer
 from tests.mapping.slow_run import started
@@ -130,6 +131,33 @@ class Calls:
 def test_states_are_those_of_the_pass_in_memory(case: str, tmp_path: Path) -> None:
     model = opened(save(tiny_model(case), tmp_path / "model"))
     same_states(model, streamed(model, tmp_path / "b"), in_memory(model, tmp_path / "a"))
+
+
+# Experts that files have one by one, in other names, below each other, with corrections; and blocks that
+# expect masks for as many rows as there are, or tuples of each other.
+PUT_TOGETHER = ["mixtral", "qwen3_moe", "deepseek_v3", "minimax_m2"]
+REFUSED = ("aria_text", "flint", "glm_moe_dsa")
+OTHERS = sorted(case for case in CASES if "-" not in case and case not in (*PUT_TOGETHER, *REFUSED))
+
+
+@pytest.mark.parametrize(
+    "case", [*PUT_TOGETHER, *(pytest.param(case, marks=pytest.mark.exhaustive) for case in OTHERS)]
+)
+def test_every_family(case: str, tmp_path: Path) -> None:
+    """Equal to the pass in memory, or refused where something beside attention works on the tokens."""
+    model = opened(save(tiny_model(case), tmp_path / "model"))
+    if model.only_attention:
+        same_states(model, streamed(model, tmp_path / "b"), in_memory(model, tmp_path / "a"))
+        return
+    with pytest.raises(HeadatlasError, match="mixers beside attention does not go through layer by layer"):
+        plan.plan(tmp_path / "model", relations=random_relations(), stream=True)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_the_blocks_need_beyond_the_file_is_refused(case: str, tmp_path: Path) -> None:
+    model = opened(save(tiny_model(case), tmp_path / "model"))
+    with pytest.raises(HeadatlasError, match="leave out --stream"):
+        streamed(model, tmp_path / "states").layer(0)
 
 
 @pytest.mark.parametrize("case", MODELS)

@@ -175,8 +175,12 @@ def test_gguf_without_tokenizer_or_unknown(tmp_path: Path) -> None:
     alien = builders.write_gguf(
         tmp_path / "a.gguf", {"w": (torch.ones(2, 32).numpy(), Kind.F32)}, arch="alien"
     )
-    with pytest.raises(HeadatlasError, match="cannot be loaded by transformers"):
+    with pytest.raises(HeadatlasError, match=r"cannot convert GGUF files of this architecture \(alien\)"):
         load_modules(open_checkpoint(alien))
+    sizes = {"llama.block_count": 1, "llama.embedding_length": 32}
+    without = builders.write_gguf(tmp_path / "b.gguf", {"w": (torch.ones(2, 32).numpy(), Kind.F32)}, sizes)
+    with pytest.raises(HeadatlasError, match=r"header has no llama\.feed_forward_length, without which"):
+        load_modules(open_checkpoint(without))
 
 
 def test_the_settings_of_transformers_are_put_back(

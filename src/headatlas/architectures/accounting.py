@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from headatlas.architectures.config import Settings, read_settings
+from headatlas.architectures.config import ExpertSettings, Settings, read_settings
 from headatlas.architectures.family import MLP, Experts, Linear, Norm, Prefix, Section, Value
 from headatlas.architectures.layouts import linear_shape, value_shape, value_width
 from headatlas.errors import HeadatlasError
@@ -22,6 +22,7 @@ Shape = tuple[int | None, ...]
 XIELU = ("alpha_p", "alpha_n", "beta", "eps")
 """Names of the parameters of the activation xIELU."""
 _NAMED = 5
+_LATENT = ("latent", "key_width", "rotary_width")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Inventory:
         unembed_stem: Stem of the stored unembedding; None if it is tied and absent.
         stored: Header entries by name.
         expected: Names of all tensors a forward pass needs, with their shapes (None: not checked).
+        elsewhere: Layer → its tensors that do in place of attention, or beside it, what attention does.
     """
 
     def __init__(self, checkpoint: Checkpoint, section: Section) -> None:
@@ -58,7 +60,7 @@ class Inventory:
         self.prefix = self._find_prefix()
         self.settings: Settings = read_settings(checkpoint, section.config, dict(self._stored_sizes()))
         self._check_counts()
-        self._elsewhere = self._tensors_of_layers_without_heads()
+        self.elsewhere = self._tensors_of_layers_without_heads()
         self.layers = [self._find_parts(layer) for layer in range(self.settings.dims.n_layers)]
         self.unembed_stem = self._find_unembed()
         self.expected: dict[str, Shape | None] = dict(self._expected())
@@ -83,6 +85,15 @@ class Inventory:
     def holds(self, condition: str) -> bool:
         """Whether a condition on the config alone holds."""
         return self.has(condition, "")
+
+    @property
+    def mlp_norm(self) -> Norm | None:
+        """The norm whose output feeds the MLP."""
+        return self.section.attention_norm if self.holds(self.section.mlp.parallel) else self.section.mlp.norm
+
+    def stands(self, norm: Norm | None, layer: int) -> bool:
+        """Whether a layer has a norm."""
+        return norm is not None and (norm.layers == "all" or self.layers[layer].value is None)
 
     def weight(self, norm: Norm, layer: int | None = None) -> str | None:
         """The name of a norm's weight, or None if it has none."""
@@ -141,8 +152,8 @@ class Inventory:
         parts, mlp = self.layers[layer], self.section.mlp
         if not parts.feeds:
             return
-        if mlp.norm is not None:
-            yield from self._norm(mlp.norm, layer)
+        if (norm := self.mlp_norm) is not None and self.stands(norm, layer):
+            yield from self._norm(norm, layer)
         if parts.experts is None:
             yield from self._linears(self.linears_of(mlp, self.settings.d_mlp), layer)
             if mlp.xielu is not None:
@@ -157,13 +168,15 @@ class Inventory:
         if value is None:
             return
         if value.down is not None and value.norm is not None:
-            latent = self.settings.latent
+            latent, key, rotary = (getattr(self.settings, each) for each in _LATENT)
+            rows = None if key is None else dims.n_heads * (key + dims.d_head)
+            beside = None if rotary is None or latent is None else latent + rotary
             by_head = value.layout == "latent_by_head"
-            shape = (dims.n_heads, dims.d_head, latent) if by_head else (None, latent)
+            shape = (dims.n_heads, dims.d_head, latent) if by_head else (rows, latent)
             yield self.name(value.stem, layer), shape
-            yield self.name(value.down.stem, layer), (None, dims.d_model)
+            yield self.name(value.down.stem, layer), (beside, dims.d_model)
             if (bias := self.bias(value.down, layer)) is not None:
-                yield bias, (None,)
+                yield bias, (beside,)
             yield self.name(self._stem(value.norm, layer), layer), (latent,)
         else:
             yield self.name(value.stem, layer), value_shape(value.layout, dims)
@@ -218,7 +231,7 @@ class Inventory:
         section = self.section
         values = [value for value in section.value if self.holds(value.when)]
         stored = [value for value in values if self.name(value.stem, layer) in self.stored]
-        value = (stored or values)[0] if stored or layer not in self._elsewhere else None
+        value = (stored or values)[0] if stored or layer not in self.elsewhere else None
         experts = self._find_experts(layer)
         dense = [linear.stem for linear in section.mlp.linears]
         if not dense and experts is None and section.experts:
@@ -272,7 +285,11 @@ class Inventory:
             yield from self._layer(block)
         for other in section.other:
             for layer in self._layers_of(other.stem):
-                if self.has(other.present, self.name(other.stem, layer)):
+                if "*" in other.stem:
+                    pattern = self._fill(other.stem, layer, self.prefix)
+                    if self.holds(other.present):
+                        yield from ((name, None) for name in self.stored if fnmatchcase(name, pattern))
+                elif self.has(other.present, self.name(other.stem, layer)):
                     yield self.name(other.stem, layer), None
                     bias = self.name(other.stem, layer, "bias")
                     if self.has(other.bias, bias):
@@ -290,10 +307,10 @@ class Inventory:
                 if self.has(value.bias, bias):
                     yield bias, None
         for norm in norms:
-            if norm is not None:
+            if norm is not None and self.stands(norm, layer):
                 yield from self._norm(norm, layer)
         yield from self.feeding(layer)
-        yield from ((name, None) for name in self._elsewhere.get(layer, ()))
+        yield from ((name, None) for name in self.elsewhere.get(layer, ()))
 
     def _linears(
         self, linears: list[tuple[Linear, int, int]], layer: int
@@ -325,15 +342,24 @@ class Inventory:
                     if self.has(linear.bias, of_bias := biases.replace("{expert}", number)):
                         yield of_bias, (d_out,)
         else:
-            for linear, d_out, d_in in linears:
-                shape = (d_out, d_in) if experts.layout == "stacked" else (d_in, d_out)
-                yield self.name(linear.stem, layer), (count, *shape)
-                if (bias := self.bias(linear, layer)) is not None:
-                    yield bias, (count, d_out)
+            yield from self._together(experts, linears, layer, sizes)
         if experts.shared is not None and sizes.shared_width:
             yield from self._linears(self.linears_of(experts.shared, sizes.shared_width), layer)
             if experts.shared_gate is not None:
                 yield from self._linears([(experts.shared_gate, 1, d_model)], layer)
+
+    def _together(
+        self, experts: Experts, linears: list[tuple[Linear, int, int]], layer: int, sizes: ExpertSettings
+    ) -> Iterator[tuple[str, Shape | None]]:
+        """Projections of all experts in one tensor each."""
+        for linear, d_out, d_in in linears:
+            name, shape = self.name(linear.stem, layer), (d_out, d_in)
+            if experts.layout == "flat":
+                yield name, (sizes.n_experts * sizes.width, self.settings.dims.d_model)
+                continue
+            yield name, (sizes.n_experts, *(shape if experts.layout == "stacked" else shape[::-1]))
+            if (bias := self.bias(linear, layer)) is not None:
+                yield bias, (sizes.n_experts, d_out)
 
     def _norm(self, norm: Norm, layer: int | None) -> Iterator[tuple[str, Shape]]:
         if (weight := self.weight(norm, layer)) is not None:

@@ -159,7 +159,7 @@ def _first_mlp(opened: OpenedModel, model: Any) -> Iterator[float]:
         return torch.zeros_like(output)
 
     hooks = [
-        model.get_submodule(opened.o_proj_module(0)).register_forward_hook(silence),
+        *(model.get_submodule(at).register_forward_hook(silence) for at in opened.attention_modules(0)),
         model.get_submodule(opened.block_module(0)).register_forward_pre_hook(replace, with_kwargs=True),
     ]
     try:

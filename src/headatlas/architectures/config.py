@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from headatlas.architectures.family import ConfigKeys, ConfigValue, ExpertKeys, Flag
+from headatlas.architectures.family_config import ConfigKeys, ConfigValue, ExpertKeys, Flag
 from headatlas.architectures.model import Dims
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint
@@ -28,6 +28,7 @@ class ExpertSettings:
     scale: float
     groups: int
     top_groups: int
+    jitter: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,10 @@ class Settings:
         tied: Whether the unembedding may be absent because it is the embedding.
         flags: The family's switches, e.g. ``attention_bias``.
         latent: Width of the latent that values are made from; None where they are not.
+        key_width, rotary_width: Sizes of the two parts of a key beside it; None where the config is silent.
         experts: None where the config says there are none.
         further_layers: Layers after the last, for predicting further tokens.
+        gate_scale: Factor inside the activation of the MLP's gate.
     """
 
     dims: Dims
@@ -52,8 +55,11 @@ class Settings:
     tied: bool
     flags: Mapping[str, bool]
     latent: int | None = None
+    key_width: int | None = None
+    rotary_width: int | None = None
     experts: ExpertSettings | None = None
     further_layers: int = 0
+    gate_scale: float = 1.0
 
 
 def read_settings(checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str, int]) -> Settings:
@@ -88,8 +94,11 @@ def read_settings(checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str,
         tied=reader.tied(keys.tied),
         flags=flags,
         latent=None if keys.latent is None else reader.size("latent", keys.latent),
+        key_width=reader.perhaps("key_width", keys.key_width),
+        rotary_width=reader.perhaps("rotary_width", keys.rotary_width),
         experts=None if keys.experts is None else _experts(reader, keys.experts),
         further_layers=0 if keys.further_layers is None else reader.size("further", keys.further_layers, 0),
+        gate_scale=reader.number("gate_scale", keys.gate_scale, most=None),
     )
 
 
@@ -106,14 +115,21 @@ def _experts(reader: _Reader, keys: ExpertKeys) -> ExpertSettings | None:
     width = reader.size("width", keys.width)
     if keys.shared_count is not None:
         reader.size("shared_count", keys.shared_count, least=0)
+    groups = reader.size("groups", keys.groups)
+    if n_experts % groups:
+        raise HeadatlasError(
+            f"{reader.spec}: {n_experts} experts are no {groups} groups of one size; the config contradicts "
+            "itself, check it against the model's source."
+        )
     return ExpertSettings(
         n_experts=n_experts,
         top_k=top_k,
         width=width,
         shared_width=0 if keys.shared_width is None else reader.size("shared_width", keys.shared_width, 0),
         scale=reader.number("scale", keys.scale, most=None),
-        groups=reader.size("groups", keys.groups),
+        groups=groups,
         top_groups=reader.size("top_groups", keys.top_groups),
+        jitter=reader.number("jitter", keys.jitter),
     )
 
 
@@ -139,9 +155,12 @@ class _Reader:
     def _at(self, key: str) -> Any:
         """What the config holds under a key; ``a.b`` may be a key itself (GGUF) or lead into a table."""
         found = self.config.get(self.prefix + key)
-        table, dot, inner = key.partition(".")
-        if found is None and dot and isinstance(self.config.get(table), Mapping):
-            return self.config[table].get(inner)
+        outer, dot, inner = key.partition(".")
+        table = self.config.get(outer) if found is None and dot else None
+        if isinstance(table, Mapping):
+            return table.get(inner)
+        if isinstance(table, list) and inner.isdigit():
+            return table[int(inner)] if int(inner) < len(table) else None
         return found
 
     def there(self, value: ConfigValue) -> bool:
@@ -158,12 +177,18 @@ class _Reader:
     def size(self, name: str, value: ConfigValue, least: int = 1) -> int:
         value = next((case for case in value.cases if self.flags[case.when]), value)
         key, found = self._stored(value)
+        if value.count and isinstance(found, list | str):
+            found = len(found)
         if found is None and value.derive is not None:
             found = self._derived(name, value.derive, key)
         if not isinstance(found, int) or isinstance(found, bool) or found < least:
             raise self._wrong(name, key, found, "a positive whole number")
         self.known[name] = found
         return found
+
+    def perhaps(self, name: str, value: ConfigValue | None) -> int | None:
+        """A size that the config need not say."""
+        return self.size(name, value, 0) if value is not None and self._stored(value)[1] is not None else None
 
     def _derived(self, name: str, expression: str, key: str) -> int | None:
         match = _EXPRESSION.fullmatch(expression)

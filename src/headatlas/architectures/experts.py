@@ -29,23 +29,45 @@ def clamped_glu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return (up + 1) * gate * torch.sigmoid(gate * _ALPHA)
 
 
+def sparse_mixer(logits: torch.Tensor, top_k: int, jitter: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Phi-3.5-MoE's choice (arXiv:2409.12136): one expert after another, the best of those that are left.
+
+    The weight of a chosen expert is its softmax among those left that are within twice the jitter of it.
+
+    Returns:
+        Weights and numbers, both [n, top_k], for logits [n, n_experts].
+    """
+    import torch
+
+    left, weights, chosen = logits, [], []
+    for _ in range(top_k):
+        best, number = left.max(dim=-1, keepdim=True)
+        far = (best - logits) / logits.abs().clamp(min=best) > 2 * jitter
+        near = left.masked_fill(far, float("-inf")).softmax(dim=-1)
+        weights.append(near.gather(-1, number))
+        chosen.append(number)
+        left = left.scatter(-1, number, float("-inf"))
+    return torch.cat(weights, dim=-1), torch.cat(chosen, dim=-1)
+
+
 @dataclass(frozen=True)
 class Router:
     """Which experts a row is sent to, and with what weight.
 
     Attributes:
         logits: From d_model to one logit an expert.
-        scores: ``softmax`` or ``sigmoid`` of the logits.
+        scores: ``softmax`` or ``sigmoid`` of the logits, or ``sparsemixer`` (:func:`sparse_mixer`).
         top_k: How many are chosen.
         normalise: Whether the weights of the chosen are divided by their sum.
         correction: [n_experts] added to the scores for choosing only (arXiv:2408.15664), or None.
         groups, top_groups: Experts are divided into groups, and only the best may be chosen from.
         group_score: A group is as good as its best expert, or as its best two together.
         scale: Factor on the weights.
+        jitter: What ``sparsemixer`` calls near the best.
     """
 
     logits: LinearWeights
-    scores: Literal["softmax", "sigmoid"]
+    scores: Literal["softmax", "sigmoid", "sparsemixer"]
     top_k: int
     normalise: bool
     correction: torch.Tensor | None
@@ -53,10 +75,13 @@ class Router:
     top_groups: int
     group_score: Literal["best", "best_two"]
     scale: float
+    jitter: float = 0.0
 
     def __call__(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights and numbers of the chosen experts, both [n, top_k], for rows [n, d_model]."""
         logits = self.logits(rows)
+        if self.scores == "sparsemixer":
+            return sparse_mixer(logits, self.top_k, self.jitter)
         scores = logits.softmax(dim=-1) if self.scores == "softmax" else logits.sigmoid()
         eligible = scores if self.correction is None else scores + self.correction.to(scores)
         if self.groups > self.top_groups:
@@ -89,12 +114,14 @@ class ExpertsWeights:
         expert: Reads one expert.
         shared: Experts every row passes, or None.
         shared_gate: To one number whose sigmoid scales what they add, or None.
+        weighs_input: Whether weights multiply what goes into an expert and not what comes out (Llama 4).
     """
 
     router: Router
     expert: Callable[[int], MLPWeights]
     shared: MLPWeights | None
     shared_gate: LinearWeights | None
+    weighs_input: bool = False
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """Map normed rows [n, d_model] to [n, d_model]."""
@@ -104,7 +131,8 @@ class ExpertsWeights:
         out = torch.zeros_like(rows)
         for number in sorted(set(chosen.flatten().tolist())):
             row, place = (chosen == number).nonzero(as_tuple=True)
-            out[row] += self.expert(number)(rows[row]) * weights[row, place].unsqueeze(1)
+            weight, expert = weights[row, place].unsqueeze(1), self.expert(number)
+            out[row] += expert(rows[row] * weight) if self.weighs_input else expert(rows[row]) * weight
         if self.shared is not None:
             more = self.shared(rows)
             out += more if self.shared_gate is None else more * self.shared_gate(rows).sigmoid()

@@ -12,121 +12,22 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import Field, model_validator
 
+from headatlas.architectures.family_config import ConfigKeys, Strict
 from headatlas.architectures.layouts import LinearLayout, ValueLayout
 
 PLAIN_CONDITIONS = ("always", "never", "stored")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ConfigValue(_Strict):
-    """Where one number or word of the config is.
-
-    Attributes:
-        key: Key or alternative keys, the first that is there and not null counts. Empty: never stored.
-            ``a.b`` is the key ``b`` of the table ``a``.
-        default: Value if the key is absent.
-        derive: Or an expression over values read before: ``a``, ``a / b``, ``4 * a`` or ``a * b``;
-            ``embed_rows`` and ``mlp_rows`` are numbers of rows of the embedding and the first ``up``.
-        cases: What counts instead under a flag of the config; the first whose flag is set.
-    """
-
-    key: str | tuple[str, ...] = ()
-    default: bool | int | float | str | None = None
-    derive: str | None = None
-    cases: tuple[ConfigCase, ...] = ()
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The alternative keys in order."""
-        return (self.key,) if isinstance(self.key, str) else self.key
-
-
-class ConfigCase(ConfigValue):
-    """A value that counts where a flag of the config is set."""
-
-    when: str
-
-
-class Flag(ConfigValue):
-    """A switch: true or false in the config, or a statement about what is there.
-
-    Attributes:
-        equals: If given, the flag says whether the stored value is one of these.
-        unequal: If given, the flag says whether the stored value is another than this.
-        given: If true, the flag says whether the key is there and not null; if false, whether it is not.
-    """
-
-    equals: tuple[bool | int | float | str, ...] | None = None
-    unequal: bool | int | float | str | None = None
-    given: bool | None = None
-
-
-class ExpertKeys(_Strict):
-    """Which config keys describe the mixture of experts.
-
-    Attributes:
-        n_experts: Experts to choose from.
-        top_k: Experts a token is sent to.
-        width: Hidden width of one expert.
-        shared_count: Experts every token passes, where the config counts them in experts.
-        shared_width: Hidden width of the experts every token passes; only where the family has them.
-        scale: Factor on the weights of the chosen experts.
-        groups: Groups that experts are divided into; only a few of them may be chosen from.
-        top_groups: Groups to choose from.
-    """
-
-    n_experts: ConfigValue
-    top_k: ConfigValue
-    width: ConfigValue
-    shared_count: ConfigValue | None = None
-    shared_width: ConfigValue | None = None
-    scale: ConfigValue = ConfigValue(default=1.0)
-    groups: ConfigValue = ConfigValue(default=1)
-    top_groups: ConfigValue = ConfigValue(default=1)
-
-
-class ConfigKeys(_Strict):
-    """Which config keys hold the numbers headatlas needs.
-
-    Attributes:
-        nested: Name of a sub-config to read from if the config has it (multimodal models).
-        latent: Width of the latent that keys and values are made from, where there is one.
-        experts: Where the family has a mixture of experts.
-        numbers: Further numbers that expressions use.
-        further_layers: Number of layers after the last that predict further tokens; they are ignored.
-    """
-
-    nested: str | None = None
-    numbers: dict[str, ConfigValue] = {}
-    n_layers: ConfigValue
-    n_heads: ConfigValue
-    n_kv_heads: ConfigValue
-    d_model: ConfigValue
-    d_head: ConfigValue
-    d_mlp: ConfigValue
-    vocab_size: ConfigValue
-    latent: ConfigValue | None = None
-    further_layers: ConfigValue | None = None
-    experts: ExpertKeys | None = None
-    eps: ConfigValue
-    activation: ConfigValue
-    tied: ConfigValue
-    flags: dict[str, Flag] = {}
-
-
-class Prefix(_Strict):
+class Prefix(Strict):
     """One way checkpoints of the family begin their names."""
 
     body: str
     head: str = ""
 
 
-class Linear(_Strict):
+class Linear(Strict):
     """A projection: its stem, how the weight is stored, when it has a bias."""
 
     stem: str
@@ -134,16 +35,18 @@ class Linear(_Strict):
     bias: str = "never"
 
 
-class Norm(_Strict):
+class Norm(Strict):
     """A norm over d_model with a gain and a bias where ``weight`` and ``bias`` say so.
 
     Attributes:
         stem: One stem, or alternatives; in each layer the first that is stored counts.
+        layers: Which layers have it, where it stands in a layer.
     """
 
     stem: str | tuple[str, ...]
     weight: str = "always"
     bias: str = "never"
+    layers: Literal["all", "without_heads"] = "all"
 
     @property
     def stems(self) -> tuple[str, ...]:
@@ -151,7 +54,7 @@ class Norm(_Strict):
         return (self.stem,) if isinstance(self.stem, str) else self.stem
 
 
-class Value(_Strict):
+class Value(Strict):
     """The projection that makes the values, alone or fused with queries and keys.
 
     Attributes:
@@ -175,24 +78,26 @@ class Value(_Strict):
         return self
 
 
-class Unembed(_Strict):
+class Unembed(Strict):
     """Alternative stems of the unembedding; it may be absent where the embedding is tied."""
 
     stems: tuple[str, ...]
     bias: str = "never"
 
 
-class MLP(_Strict):
+class MLP(Strict):
     """The block's MLP: gated (``down(act(gate(x)) * up(x))``) if ``gate`` is there, else plain.
 
     Attributes:
         norm: The norm whose output feeds it; None where the MLP reads the residual stream as it is.
+        parallel: Condition on the config under which the norm before the attention feeds it instead.
         gate_up: Gate and up in one tensor, the gate's rows first, instead of the two.
         up, down: None where no layer has a dense MLP.
         xielu: Stem of the activation's own parameters, for the activation of that name.
     """
 
     norm: Norm | None = None
+    parallel: str = "never"
     gate: Linear | None = None
     gate_up: Linear | None = None
     up: Linear | None = None
@@ -211,21 +116,22 @@ class MLP(_Strict):
         return self
 
 
-class Experts(_Strict):
+class Experts(Strict):
     """A mixture of experts in one form; in each layer the form whose router and experts are stored counts.
 
     Attributes:
         when: Condition on the config under which this form may be the one.
         router: From d_model to one logit an expert.
         scores: What makes logits to scores. ``softmax`` over the chosen equals ``softmax`` with
-            ``normalise``.
+            ``normalise``; ``sparsemixer`` is Phi-3.5-MoE's.
+        weighs_input: Whether weights multiply what goes into an expert and not what comes out.
         normalise: Condition under which the weights of the chosen experts are divided by their sum.
         correction: Stem of a vector that is added to the scores for choosing only.
         correction_axes: Its number of axes, all but the last of size one.
         grouped: Condition under which the config's groups of experts count.
         group_score: What ranks groups of experts: their best score, or the sum of their best two.
         layout: ``separate`` (a tensor an expert, ``{expert}`` in the stems), ``stacked`` ([experts, out,
-            in]) or ``stacked_in_out`` ([experts, in, out]).
+            in]), ``stacked_in_out`` ([experts, in, out]) or ``flat`` ([experts * width, d_model], DBRX).
         gate_up: Gate and up in one tensor instead of the two, its halves or alternating (``interleaved``).
         glu: ``plain``: act(gate) * up. ``clamped``: GPT-OSS's, with its constants.
         shared: Experts every token passes.
@@ -234,13 +140,14 @@ class Experts(_Strict):
 
     when: str = "always"
     router: Linear
-    scores: Literal["softmax", "sigmoid"] = "softmax"
+    scores: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
+    weighs_input: bool = False
     normalise: str = "always"
     correction: str | None = None
     correction_axes: int = 1
     grouped: str = "always"
     group_score: Literal["best", "best_two"] = "best"
-    layout: Literal["separate", "stacked", "stacked_in_out"] = "separate"
+    layout: Literal["separate", "stacked", "stacked_in_out", "flat"] = "separate"
     gate: Linear | None = None
     gate_up: Linear | None = None
     up: Linear | None = None
@@ -256,15 +163,18 @@ class Experts(_Strict):
         return tuple(each for each in (self.gate, self.gate_up, self.up, self.down) if each is not None)
 
 
-class Other(_Strict):
-    """A tensor pair the model needs to run but no head's formula reads (query norms, positions)."""
+class Other(Strict):
+    """A tensor pair the model needs to run but no head's formula reads (query norms, positions).
+
+    A stem with ``*`` stands for all stored tensors whose names it fits, biases included.
+    """
 
     stem: str
     bias: str = "never"
     present: str = "always"
 
 
-class Caveat(_Strict):
+class Caveat(Strict):
     """What a reader must know about some models of the family, in one sentence.
 
     Attributes:
@@ -278,7 +188,7 @@ class Caveat(_Strict):
     refuse: bool = False
 
 
-class Section(_Strict):
+class Section(Strict):
     """Tensor names, layouts and config keys in one file format.
 
     Attributes:
@@ -288,8 +198,8 @@ class Section(_Strict):
         post_attention_norm: The norm on the attention's output, before the residual, where there is one.
         value: Alternatives; in each layer the first whose weight is stored counts.
         experts: Alternatives; a layer without any of their routers has the dense MLP.
-        without_heads: Patterns of the tensors that layers without attention heads have in its place. A
-            layer with such tensors and no value projection has no heads.
+        without_heads: Patterns of the tensors that layers without attention heads have in its place, or
+            others beside it. A layer with such tensors and no value projection has no heads.
         sparse: Whether some layers have no MLP.
         ignored: Patterns of tensors that may be there and are never read; ``*`` matches anything.
         aside: The same for towers that read images or sound; whoever opens such a model is told.
@@ -335,7 +245,7 @@ class Section(_Strict):
         ]  # fmt: skip
         found = {part.bias for part in parts} | {norm.weight for norm in there}
         found |= {value.when for value in self.value} | {caveat.when for caveat in self.caveats}
-        found |= {other.present for other in self.other}
+        found |= {other.present for other in self.other} | {self.mlp.parallel}
         for experts in self.experts:
             found |= {experts.when, experts.normalise, experts.grouped}
         return found
@@ -352,7 +262,7 @@ class Section(_Strict):
         return self
 
 
-class Modules(_Strict):
+class Modules(Strict):
     """Dotted paths in the Hugging Face module tree.
 
     Attributes:
@@ -360,20 +270,22 @@ class Modules(_Strict):
         output: The module whose input is the concatenated outputs of the heads.
         mlp: The module whose output is the MLP's.
         mlp_beside: A second one in layers with experts, whose output is added to it.
+        mixer: The module that layers without heads have in place of attention, or all beside it.
         body_of: Prefix of the decoder for architectures where it differs from ``body``.
     """
 
     body: str
-    body_of: dict[str, str] = {}
+    body_of: dict[str, str] = Field(default_factory=dict)
     block: str
     value_input: str
     output: str
     mlp: str
     mlp_beside: str | None = None
+    mixer: str | None = None
     final_norm: str
 
 
-class Aliases(_Strict):
+class Aliases(Strict):
     """Names under which a checkpoint may ask for the family."""
 
     architectures: tuple[str, ...]
@@ -381,7 +293,7 @@ class Aliases(_Strict):
     gguf: tuple[str, ...] = ()
 
 
-class Family(_Strict):
+class Family(Strict):
     """One model family, as its TOML file describes it.
 
     Attributes:

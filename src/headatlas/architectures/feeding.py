@@ -25,7 +25,9 @@ class Feeding:
         self._inventory = inventory
         self._read = read
         if inventory.section.mlp.xielu is None:
-            self._activation = activation_function(inventory.settings.activation, inventory.checkpoint.spec)
+            self._activation = activation_function(
+                inventory.settings.activation, inventory.checkpoint.spec, inventory.settings.gate_scale
+            )
         else:
             stem = inventory.section.mlp.xielu
             numbers = [read(inventory.name(f"{stem}.{name}!", 0), None).double() for name in XIELU]
@@ -55,12 +57,14 @@ class Feeding:
             top_groups=sizes.top_groups,
             group_score=experts.group_score,
             scale=sizes.scale,
+            jitter=sizes.jitter,
         )
         return ExpertsWeights(
             router=router,
             expert=lambda number: self._expert(experts, layer, number),
             shared=None if shared is None else self._mlp(shared, layer),
             shared_gate=None if gate is None else self._linear(gate, layer),
+            weighs_input=experts.weighs_input,
         )
 
     def _expert(self, experts: Experts, layer: int, number: int) -> MLPWeights:
@@ -69,6 +73,8 @@ class Feeding:
                 return None
             if experts.layout == "separate":
                 return self._linear(of_expert(linear, number), layer)
+            if experts.layout == "flat":
+                return self._flat(linear, layer, number, transposed=linear is experts.down)
             one, bias = [number], self._inventory.bias(linear, layer)
             weight = self._read(self._inventory.name(linear.stem, layer), one)[0]
             return LinearWeights(
@@ -80,6 +86,14 @@ class Feeding:
         if (both := of(experts.gate_up)) is not None:
             gate, up = _interleaved(both) if experts.interleaved else _halves(both)
         return self._whole(gate, up, down, clamped=experts.glu == "clamped")
+
+    def _flat(self, linear: Linear, layer: int, number: int, *, transposed: bool) -> LinearWeights:
+        """One expert's rows out of all experts' below each other; what goes out is stored transposed."""
+        sizes = self._inventory.settings.experts
+        width = 0 if sizes is None else sizes.width
+        rows = slice(number * width, (number + 1) * width)
+        weight = self._read(self._inventory.name(linear.stem, layer), rows)
+        return LinearWeights(weight.T if transposed else weight, None)
 
     def _mlp(self, mlp: MLP, layer: int) -> MLPWeights:
         def of(linear: Linear | None) -> LinearWeights | None:

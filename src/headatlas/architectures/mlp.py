@@ -87,8 +87,8 @@ def in_parts(
     return out
 
 
-def activation_function(name: str, spec: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The activation that transformers knows under this name.
+def activation_function(name: str, spec: str, scale: float = 1.0) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The activation that transformers knows under this name, of its argument times ``scale``.
 
     Raises:
         HeadatlasError: There is none.
@@ -98,7 +98,7 @@ def activation_function(name: str, spec: str) -> Callable[[torch.Tensor], torch.
     if name not in ACT2FN:
         raise HeadatlasError(f"{spec}: the config names an unknown activation {name!r}; update transformers.")
     function: Callable[[torch.Tensor], torch.Tensor] = ACT2FN[name]
-    return function
+    return function if scale == 1 else lambda x: function(x * scale)
 
 
 def xielu(

@@ -20,6 +20,7 @@ from headatlas.architectures.layouts import (
 from headatlas.architectures.mlp import NormWeights, in_parts
 from headatlas.architectures.model import Dims, LayerHeads, RightMap
 from headatlas.architectures.registry import find_family
+from headatlas.architectures.renamed import Pieces, pieces_of
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint
 
@@ -114,6 +115,11 @@ class OpenedModel:
         """False for hybrid models."""
         return len(self.layers_with_heads) == self.dims.n_layers
 
+    @property
+    def only_attention(self) -> bool:
+        """Whether nothing but attention carries anything from token to token, in any layer."""
+        return self.every_layer_has_heads and not self._inventory.elsewhere
+
     def _values(self, value: Value, layer: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """W_V and b_V of a layer."""
         names, read = self._inventory, self._read
@@ -150,9 +156,10 @@ class OpenedModel:
                 f"{self.checkpoint.spec}: the first block has no MLP, which the lens maps needs; "
                 "use --lens neutral."
             )
-        norm = self._section.mlp.norm
+        norm = self._inventory.mlp_norm
         feed = Feeding(self._inventory, self._read).of(0)
-        return in_parts(rows, None if norm is None else self._norm(norm, 0), feed)
+        stands = norm is not None and self._inventory.stands(norm, 0)
+        return in_parts(rows, self._norm(norm, 0) if norm is not None and stands else None, feed)
 
     def final_norm(self, rows: torch.Tensor) -> torch.Tensor:
         """The whole final norm, with its scale and bias, on rows [..., d_model]."""
@@ -167,6 +174,26 @@ class OpenedModel:
     def stored_name(self, path: str) -> str:
         """The stored name (safetensors) of what has this path, inside the decoder, among the modules."""
         return self._inventory.prefix.body + path.removeprefix(f"{self.body_module()}.")
+
+    def stored_pieces(self, layer: int) -> dict[str, Pieces]:
+        """A layer's tensors that files have in pieces or under another name than :meth:`stored_name` says."""
+        return pieces_of(self._inventory, layer)
+
+    def largest_mixture(self) -> tuple[int, int]:
+        """The layer whose experts have most parameters, and how many; in one module. (0, 0): none."""
+        names = self._inventory
+        sizes = [(0, 0)]
+        for layer, parts in enumerate(names.layers):
+            if (form := parts.experts) is None:
+                continue
+            beside = (form.router, form.shared_gate, *(form.shared.linears if form.shared else ()))
+            skip = {names.name(each.stem, layer) for each in beside if each is not None}
+            large = (
+                name for name, shape in names.feeding(layer) if name not in skip and len(shape or ()) > 1
+            )
+            sizes.append((sum(prod(names.stored[name].shape) for name in large), layer))
+        most, layer = max(sizes)
+        return layer, most
 
     def value_input_module(self, layer: int) -> str:
         """Path of the Hugging Face module whose input is x_l."""
@@ -185,10 +212,21 @@ class OpenedModel:
         return self.mlp_modules(layer)[0]
 
     def mlp_modules(self, layer: int) -> tuple[str, ...]:
-        """Paths of the Hugging Face modules of a block's MLP; the sum of their outputs is the MLP's."""
+        """Paths of the Hugging Face modules of a block's MLP; the sum of their outputs is the MLP's.
+
+        None where the block has no MLP.
+        """
         modules = self.family.modules
+        if not self._inventory.layers[layer].feeds:
+            return ()
         beside = modules.mlp_beside if self._inventory.layers[layer].experts is not None else None
         return tuple(self._module(path, layer) for path in (modules.mlp, beside) if path)
+
+    def attention_modules(self, layer: int) -> tuple[str, ...]:
+        """Paths of the modules that write what a block adds before its MLP, as far as they are known."""
+        inventory, mixer = self._inventory, self.family.modules.mixer
+        heads = () if inventory.layers[layer].value is None else (self.o_proj_module(layer),)
+        return (*heads, *((self._module(mixer, layer),) if mixer and layer in inventory.elsewhere else ()))
 
     def final_norm_module(self) -> str:
         """Path of the Hugging Face module of the final norm."""

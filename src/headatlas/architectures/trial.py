@@ -149,7 +149,10 @@ def _outcomes(family: Family, checkpoint: Checkpoint, model: PreTrainedModel) ->
     except HeadatlasError as error:
         return [Outcome("accounting", None, str(error))]
     opened = OpenedModel(checkpoint, family, inventory)
-    return [_outcome(part, check, opened, model) for part, check in CHECKS.items()]
+    # Without an MLP, or with a mixer of unknown place before it, there is nothing to compare.
+    mlp = bool(opened.mlp_modules(0) and opened.attention_modules(0))
+    checks = {part: check for part, check in CHECKS.items() if mlp or part != "first MLP"}
+    return [_outcome(part, check, opened, model) for part, check in checks.items()]
 
 
 def best(checkpoint: Checkpoint) -> tuple[Proposal, list[Outcome], str | None]:

@@ -27,6 +27,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from headatlas.architectures import LayerHeads, Model
+from headatlas.architectures.renamed import Pieces
 from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
 from headatlas.lenses.neutral import CPU, Collector, batch_tokens, batches, by_length
@@ -65,13 +66,13 @@ class _Group:
         members: Places of the sources; empty for the prefix itself.
         length: Tokens a row.
         start: Where its rows begin among the states of all tokens.
-        calls: What each block is called with.
+        calls: What each block is called with, by the number of rows: masks and positions may depend on it.
     """
 
     members: list[int]
     length: int
     start: int
-    calls: list[_Call]
+    calls: dict[int, list[_Call]]
 
 
 class _EnoughError(Exception):
@@ -184,7 +185,7 @@ class BlockPass:
         """Some rows of a group through the next block, in place."""
         part = self.hidden[group.start + rows.start * group.length : group.start + rows.stop * group.length]
         entering = part.view(rows.stop - rows.start, group.length, -1).to(self._device)
-        args, kwargs = group.calls[self.next].on(self._device).filled(entering, cache)
+        args, kwargs = group.calls[len(entering)][self.next].on(self._device).filled(entering, cache)
         try:
             left: Any = self._blocks[self.next](*args, **kwargs)
         except _EnoughError:
@@ -209,13 +210,33 @@ class BlockPass:
     def _read(self, layer: int) -> dict[str, torch.Tensor]:
         """The stored weights of a block, views of the mapped files, by their paths in its module."""
         weights = {}
-        path = self._model.block_module(layer)
-        for name, parameter in self._blocks[layer].named_parameters(remove_duplicate=False):
-            stored = self._model.stored_name(f"{path}.{name}")
-            self._check(stored, tuple(parameter.shape))
-            weights[name] = self._source.stored(stored)
+        path, pieces = self._model.block_module(layer), self._model.stored_pieces(layer)
+        # Persistent buffers, too, are of the file: corrections of a router, for one.
+        for name, tensor in self._blocks[layer].state_dict(keep_vars=True).items():
+            stored, shape = self._model.stored_name(f"{path}.{name}"), tuple(tensor.shape)
+            if stored not in self._source.infos() and stored in pieces:
+                weights[name] = self._put_together(pieces[stored], shape)
+            else:
+                self._check(stored, shape)
+                weights[name] = self._source.stored(stored)
         self._source.release()  # what these views do not hold
         return weights
+
+    def _put_together(self, pieces: Pieces, shape: tuple[int, ...]) -> torch.Tensor:
+        """A tensor of this shape out of one that is stored under another name, or one for each expert."""
+        first = self._source.infos().get(pieces[0][0])
+        if first is not None and len(first.shape) == len(shape):
+            self._check(pieces[0][0], shape)
+            return self._source.stored(pieces[0][0])
+        rows = shape[1] // len(pieces[0])
+        for name in (name for piece in pieces for name in piece):
+            self._check(name, (rows, *shape[2:]))
+        if len(pieces) != shape[0]:
+            raise HeadatlasError(
+                f"{self._model.checkpoint.spec}: {len(pieces)} experts are stored, transformers expects "
+                f"{shape[0]}; leave out --stream, or use --lens maps."
+            )
+        return torch.stack([torch.cat([self._source.stored(name) for name in piece]) for piece in pieces])
 
     def _check(self, stored: str, shape: tuple[int, ...]) -> None:
         """Make sure that a tensor is there and has the shape of the module's."""
@@ -262,10 +283,10 @@ class BlockPass:
         found = []
         for members, length, start in groups:
             rows = [self._sources[at] for at in members] or [tuple(prefix)]
-            _, calls = self._rehearse(rows[:1], cache)
+            calls: dict[int, list[_Call]] = {}
             at = start
             for batch in batches(list(range(len(rows))), length, self._tokens):
-                entering, _ = self._rehearse([rows[row] for row in batch], cache)
+                entering, calls[len(batch)] = self._rehearse([rows[row] for row in batch], cache)
                 self.hidden[at : at + length * len(batch)] = entering.reshape(length * len(batch), -1)
                 at += length * len(batch)
             if not members:
@@ -288,15 +309,28 @@ class BlockPass:
             def opened(value: Any) -> Any:
                 return _HIDDEN if value is hidden else _CACHE if value is cache else value
 
-            entering.append(hidden)
+            entering.append(hidden if type(hidden) is torch.Tensor else hidden.as_subclass(torch.Tensor))
             names = {name: opened(value) for name, value in kwargs.items()}
             calls.append(_Call(tuple(map(opened, args)), names))
-            return hidden
+            return hidden.as_subclass(_First)
 
         with _played_by(self._blocks, write_down):
             embedded = self._body.get_input_embeddings()(places)
-            self._body(inputs_embeds=embedded, past_key_values=cache, use_cache=True)
+            try:
+                self._body(inputs_embeds=embedded, past_key_values=cache, use_cache=True)
+            except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
+                raise HeadatlasError(
+                    f"{self._model.checkpoint.spec}: the blocks of this model hand on more than their hidden "
+                    f"states ({error}), so that it does not go through layer by layer; leave out --stream."
+                ) from error
         return entering[0], calls
+
+
+class _First(torch.Tensor):
+    """Hidden states that are their own first item: some bodies expect a tuple of their blocks."""
+
+    def __getitem__(self, key: Any) -> Any:
+        return self if isinstance(key, int) and key == 0 else super().__getitem__(key)
 
 
 @contextmanager

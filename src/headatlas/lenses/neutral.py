@@ -84,7 +84,7 @@ class NeutralStates:
         if model.checkpoint.loaded is None:
             torch.nn.Module.to(modules, device)
         tokens = batch_tokens(model, modules.device)
-        once = model.every_layer_has_heads
+        once = model.only_attention
         with _evaluating(modules), collector.hooked(modules), torch.inference_mode(), strict_products():
             _forward(modules, rows, sources, collector, tokens, progress, once=once)
         del modules

@@ -146,11 +146,11 @@ def streams(model: Model, lens: Lens, sources: int, stream: bool | None, machine
         if stream:
             raise HeadatlasError(f"--stream: the lens {lens.name!r} has no forward pass; leave it out.")
         return False
-    if not model.every_layer_has_heads:
+    if not model.only_attention:
         if stream:
             raise HeadatlasError(
-                f"{model.checkpoint.spec}: a model with layers without attention heads does not go through "
-                "layer by layer; leave out --stream."
+                f"{model.checkpoint.spec}: a model with mixers beside attention does not go through layer by "
+                "layer, because they do not keep a prefix as attention does; leave out --stream."
             )
         return False
     possible = can_stream(model.checkpoint)
@@ -227,10 +227,16 @@ def _forward(model: Model, lens: Lens, sources: int, *, streamed: bool) -> int:
 
 
 def _block_bytes(model: Model) -> int:
-    """Bytes of the first decoder block as it is stored, and of its largest tensor in float32."""
-    start = f"{model.stored_name(model.block_module(0))}."
+    """Bytes of a decoder block as it is stored, and of its largest module in float32.
+
+    The first block; where there are experts, the one with most. They are in one module, and put together from
+    their pieces before.
+    """
+    layer, experts = model.largest_mixture()
+    start = f"{model.stored_name(model.block_module(layer))}."
     infos = [info for name, info in model.checkpoint.source.infos().items() if name.startswith(start)]
-    return sum(info.nbytes for info in infos) + BYTES * max(prod(info.shape) for info in infos)
+    stored = sum(info.nbytes for info in infos) * (2 if experts else 1)
+    return stored + BYTES * max(experts, *(prod(info.shape) for info in infos))
 
 
 def _seconds(model: Model, lens: Lens, sources: int) -> float:

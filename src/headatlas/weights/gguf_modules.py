@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from headatlas.weights.converted import gguf_config
+from headatlas.weights.gguf_keys import check_convertible, check_keys, with_every_key
 from headatlas.weights.gguf_settings import completed, of_text
 from headatlas.weights.gguf_source import GgufSource
 
@@ -40,8 +41,10 @@ def gguf_modules(
     from transformers import AutoModelForCausalLM
 
     file = source.files[0]
+    check_convertible(source)
     with _reading(source.files, None, tokens=True):
-        config = completed(gguf_config(file, source.header), source)
+        config = completed(with_every_key(gguf_config(file, source.header), source), source)
+    check_keys(source)
     config = config if change is None else change(config)
     # The progress bar of this route knows no switch; it writes to sys.stderr.
     with _reading(source.files, wanted or of_text, tokens=False), redirect_stderr(io.StringIO()):
