@@ -6,6 +6,7 @@ import queue
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -85,10 +86,57 @@ class _Controls:
         self._known = inputs.control_states, inputs.control_right, ranks
 
 
-def _give_back(n_bytes: int) -> None:
-    """After a layer whose heads took so many bytes."""
-    if n_bytes >= WORTH_TRIMMING:
-        trim_heap()
+class _Ranker:
+    """What the pool's threads call: a layer, by whichever worker is free."""
+
+    def __init__(self, questions: Questions, workers: Sequence[Worker], ceiling: int) -> None:
+        self._questions, self._ceiling = questions, ceiling
+        self._controls = _Controls()
+        self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        for worker in workers:
+            _ = whole(worker.vocabulary), worker.vocabulary.lengths  # once, before threads ask for them
+            self._free.put(worker)
+
+    def rank(self, inputs: LayerInputs) -> tuple[LayerRanks, Stats]:
+        worker, stats = self._free.get(), Stats()
+        try:
+            torch.set_num_threads(worker.threads)
+            known = self._controls.of(inputs)
+            with strict_products():
+                ranks = map_layer(
+                    self._questions,
+                    inputs,
+                    worker.vocabulary,
+                    ceiling=self._ceiling,
+                    control=known,
+                    heads_at_once=worker.heads,
+                    stats=stats,
+                )
+            if known is None:
+                self._controls.remember(inputs, ranks.control)
+            return ranks, stats
+        finally:
+            if worker.heads * head_bytes(inputs.dims, len(self._questions.sources)) >= WORTH_TRIMMING:
+                trim_heap()
+            self._free.put(worker)
+
+
+@contextmanager
+def _cores_shared(workers: Sequence[Worker]) -> Iterator[None]:
+    """Few threads for this thread's own products, and short turns, while several workers are at work."""
+    cores, turn = torch.get_num_threads(), sys.getswitchinterval()
+    if len(workers) > 1:
+        # With more threads than cores, each waits for the others at every product.
+        torch.set_num_threads(workers[0].threads)
+        sys.setswitchinterval(TURN)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(cores)
+        sys.setswitchinterval(turn)
+
+
+_Waiting = dict["Future[tuple[LayerRanks, Stats]]", int]
 
 
 def rank_here(
@@ -107,52 +155,10 @@ def rank_here(
         layers: Layers and their inputs.
         stats: Gets the counts of all workers; times are added up over workers.
     """
-    free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-    for worker in workers:
-        _ = whole(worker.vocabulary), worker.vocabulary.lengths  # once, before threads ask for them
-        free.put(worker)
-    controls = _Controls()
-
-    def rank(inputs: LayerInputs) -> tuple[LayerRanks, Stats]:
-        worker, mine = free.get(), Stats()
-        try:
-            torch.set_num_threads(worker.threads)
-            known = controls.of(inputs)
-            with strict_products():
-                ranks = map_layer(
-                    questions,
-                    inputs,
-                    worker.vocabulary,
-                    ceiling=ceiling,
-                    control=known,
-                    heads_at_once=worker.heads,
-                    stats=mine,
-                )
-            if known is None:
-                controls.remember(inputs, ranks.control)
-            return ranks, mine
-        finally:
-            _give_back(worker.heads * head_bytes(inputs.dims, len(questions.sources)))
-            free.put(worker)
-
-    def delivered(
-        futures: Iterable[Future[tuple[LayerRanks, Stats]]],
-    ) -> Iterator[tuple[int, LayerRanks]]:
-        for future in futures:
-            layer = waiting.pop(future)
-            ranks, mine = future.result()
-            stats.add(mine)
-            yield layer, ranks
-
-    cores, turn = torch.get_num_threads(), sys.getswitchinterval()
-    if len(workers) > 1:
-        # With more threads than cores, each waits for the others at every product.
-        torch.set_num_threads(workers[0].threads)
-        sys.setswitchinterval(TURN)
-    pool = ThreadPoolExecutor(len(workers), thread_name_prefix="layer")
-    waiting: dict[Future[tuple[LayerRanks, Stats]], int] = {}
+    ranker = _Ranker(questions, workers, ceiling)
+    waiting: _Waiting = {}
     exhausted = False
-    try:
+    with _cores_shared(workers), _pool(len(workers)) as pool:
         while waiting or not exhausted:
             # One more than can be in work, so that no worker waits while this thread reads.
             try:
@@ -160,16 +166,33 @@ def rank_here(
                 given = next(layers, None) if room else None
                 exhausted |= room and given is None
                 if given is not None:
-                    waiting[pool.submit(rank, given[1])] = given[0]
+                    waiting[pool.submit(ranker.rank, given[1])] = given[0]
                 del given  # the worker alone holds the layer
                 still_room = not exhausted and len(waiting) <= len(workers)
                 done, _ = wait(waiting, timeout=0 if still_room else None, return_when=FIRST_COMPLETED)
             except BaseException:
                 # What is in work is not lost; what waits is not begun.
-                yield from delivered([future for future in waiting if not future.cancel()])
+                yield from _delivered(waiting, [one for one in waiting if not one.cancel()], stats)
                 raise
-            yield from delivered(done)
+            yield from _delivered(waiting, done, stats)
+
+
+@contextmanager
+def _pool(n: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads; what they have begun ends before the block does, what waits is not begun."""
+    pool = ThreadPoolExecutor(n, thread_name_prefix="layer")
+    try:
+        yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(cores)
-        sys.setswitchinterval(turn)
+
+
+def _delivered(
+    waiting: _Waiting, futures: Iterable[Future[tuple[LayerRanks, Stats]]], stats: Stats
+) -> Iterator[tuple[int, LayerRanks]]:
+    """Layers that are done, taken out of those waited for."""
+    for future in futures:
+        layer = waiting.pop(future)
+        ranks, mine = future.result()
+        stats.add(mine)
+        yield layer, ranks
