@@ -205,10 +205,12 @@ def _check_model_type(checkpoint: Checkpoint, family: Family) -> None:
         return
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    if said in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or any(said in each.aliases.model_types for each in families()):
+    if said in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or any(
+        said in each.aliases.model_types for each in families()
+    ):
         raise HeadatlasError(
-            f"{checkpoint.spec}: its config names the architecture {checkpoint.architecture!r}, but the model "
-            f"type {said!r}, which is that of other models; correct the one that is wrong."
+            f"{checkpoint.spec}: its config names the architecture {checkpoint.architecture!r}, but the "
+            f"model type {said!r}, which is that of other models; correct the one that is wrong."
         )
 
 

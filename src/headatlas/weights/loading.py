@@ -94,10 +94,10 @@ def load_modules(
             f"{type(model).__name__} needs; fetch the model again."
         )
     if over := sorted(set(report["unexpected_keys"]) & set(needed)):
-        more = f" and {len(over) - 1} more tensors" if len(over) > 1 else ""
+        also = f" and {len(over) - 1} more tensors" if len(over) > 1 else ""
         raise HeadatlasError(
-            f"{checkpoint.path} holds {over[0]!r}{more}, for which a {type(model).__name__} of its config has "
-            "no place; check that config and weights belong together."
+            f"{checkpoint.path} holds {over[0]!r}{also}, for which a {type(model).__name__} of its config "
+            "has no place; check that config and weights belong together."
         )
     model.requires_grad_(False)
     model.train(mode=False)
