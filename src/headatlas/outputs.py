@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -100,19 +99,26 @@ def write_inference(
             scores = {sign: both for sign, both in found.items() if both is not None}
             if len(scores) == 2:
                 rows = agreement[(agreement["relation"] == relation) & (agreement["kind"] == kind)]
-                r = float(rows.loc[rows["sign"] == "promotion", "pearson"].iloc[0])
+                r = {
+                    str(sign): float(value) for sign, value in zip(rows["sign"], rows["pearson"], strict=True)
+                }
                 panels.append(
                     Scatter(
                         titles[relation],
                         {sign: both[0] for sign, both in scores.items()},
                         {sign: both[1] for sign, both in scores.items()},
-                        "r –" if math.isnan(r) else f"r {r:.2f}",
+                        r,
                     )
                 )
         if panels:
-            caption = f"{atlas.caption()}; mean over {len(dynamics)} templates; r of promotion over heads"
+            templates = f"mean over {len(dynamics)} templates" if len(dynamics) > 1 else "1 template"
+            caption = (
+                f"{atlas.caption()}; {templates}; axes: square root of the score; "
+                "r: Pearson's, of the scores, over heads"
+            )
             title = f"{name} against score of the map, {atlas.model_name}"
-            figure = draw_agreement(panels, title=title, dynamic=name, caption=caption)
+            tau = atlas.settings.tau
+            figure = draw_agreement(panels, title=title, dynamic=name, tau=tau, caption=caption)
             written += _save(figure, folder / kind)
     return written
 
@@ -139,11 +145,26 @@ def write_ablations(
     titles = dict(zip(atlas.relations["relation"], atlas.relations["title"], strict=True))
     for each in ablations:
         how = "its output is 0" if each.method == "zero" else "its output is its mean"
-        asked = f"“{each.provenance['template']}” after {each.shots} examples, {len(each.base)} sources asked"
-        caption = f"{asked}; ablated: {how}; heads: {atlas.caption()}"
+        examples = f"after {each.shots} examples" if each.shots else "without examples"
+        asked = f"“{each.provenance['template']}” {examples}, {len(each.base)} sources asked"
+        caption = f"{asked}; ablated: {how}; {_area_words(each)}; heads: {atlas.caption()}"
         figure = draw_ablation(curves(each), titles, title=titles[each.relation], caption=caption)
         written += _save(figure, folder / f"ablation-{each.relation}-shots{each.shots}-{each.method}")
     return written
+
+
+def _area_words(each: Ablation) -> str:
+    """The areas of a task, and what bars and axis of its figure are."""
+    from headatlas.evidence.curves import SAME_HEADS, areas, hurts_more
+    from headatlas.figures.words import with_interval
+
+    between, orders = areas(each)
+    if hurts_more(each, orders) == SAME_HEADS:
+        second = "both orders take the same heads at every step"
+    else:
+        second = f"order by score minus order by added {with_interval(orders.value, orders.low, orders.high)}"
+    first = f"area: random minus order by score {with_interval(between.value, between.low, between.high)}"
+    return f"{first}; {second}; bars: 95 % (Wilson) over sources; axis: log₂(1 + heads)"
 
 
 def _table(frame: pd.DataFrame, path: Place) -> Place:

@@ -12,6 +12,7 @@ import pytest
 
 from headatlas.atlas import Atlas
 from headatlas.atlas.evidence import COLUMNS, CONTEXT, WITHOUT
+from headatlas.atlas.store import atlas_path, read_array
 from headatlas.errors import HeadatlasError
 from headatlas.evidence import ablation as ablation_module
 from headatlas.evidence import inference as inference_module
@@ -111,6 +112,7 @@ class Killed(BaseException):
 
 def test_a_killed_inference_goes_on(mapped: Planted, examined: Planted, tmp_path: Path) -> None:
     planted = mapped.copied(tmp_path / "out")
+    templates = ["a {}", "{} of"]
     real, calls = inference_module.map_layer, []
 
     def dying(*args, **kwargs):
@@ -120,13 +122,17 @@ def test_a_killed_inference_goes_on(mapped: Planted, examined: Planted, tmp_path
         return real(*args, **kwargs)
 
     with patch.object(inference_module, "map_layer", dying), pytest.raises(Killed):
-        inference(planted.atlas, templates=planted.templates)
-    assert len(planted.atlas.evidence.dynamics) == 1  # the template that was finished
+        inference(planted.atlas, templates=templates)
+    assert [each.template for each in planted.atlas.evidence.dynamics] == templates[:1]  # the finished one
     with patch.object(inference_module, "map_layer", side_effect=real) as counted:
-        inference(planted.atlas, templates=planted.templates)
-    assert counted.call_count == 2 * 3 * 3 - 9
-    whole = examined.atlas.table
-    np.testing.assert_array_equal(planted.atlas.table["context"], whole["context"])
+        inference(planted.atlas, templates=templates)
+    assert counted.call_count == 2 * 2 * 3 - 9
+    whole = {each.template: each for each in examined.atlas.evidence.dynamics}
+    for each in planted.atlas.evidence.dynamics:
+        for kind in (CONTEXT, WITHOUT):
+            for name in ("promotion_rank", "suppression_rank"):
+                ranks = [read_array(one.of(kind).dataset, name) for one in (each, whole[each.template])]
+                np.testing.assert_array_equal(*ranks)
 
 
 def test_a_killed_ablation_goes_on(mapped: Planted, tmp_path: Path) -> None:
@@ -167,6 +173,14 @@ def test_an_atlas_in_memory_cannot_hold_evidence(mapped: Planted) -> None:
     atlas = mapped.atlas
     with pytest.raises(HeadatlasError, match="into a folder"):
         inference(Atlas(atlas.dataset, atlas.provenance, atlas.settings))
+
+
+def test_an_atlas_in_object_storage_is_copied_first(mapped: Planted) -> None:
+    url = "memory://evidence/out"
+    atlas = Atlas(mapped.atlas.dataset, mapped.atlas.provenance, mapped.atlas.settings, atlas_path(url))
+    for measure in (inference, ablation):
+        with pytest.raises(HeadatlasError, match=r"memory://evidence/out.*in folders only; copy the atlas"):
+            measure(atlas, templates=mapped.templates)
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ from headatlas.figures.grids import relation_grids
 from headatlas.report.data import page_data
 from tests.cli.conftest import Run, parsed, run
 from tests.evidence.conftest import Planted
-from tests.evidence.planted import HEADS, LAYER
+from tests.evidence.planted import HEADS, LAYER, template_file
 
 __all__ = ["run"]
 
 
-def test_the_inference_command(mapped: Planted, run: Run, tmp_path: Path) -> None:
-    planted = mapped.copied(tmp_path / "out")
+def test_the_inference_command(examined: Planted, run: Run, tmp_path: Path) -> None:
+    planted = examined.copied(tmp_path / "out")
     result = run("evidence", "inference", planted.folder, "--templates", planted.templates, "--json")
     rows = parsed(result)
     assert {row["relation"] for row in rows} == {"first", "second", "mean"}
@@ -45,6 +45,10 @@ def test_the_ablation_command(examined: Planted, run: Run, tmp_path: Path) -> No
     assert {"ablation.csv", "ablation-second-shots0-zero.svg"} <= names
     assert set(pd.read_csv(planted.folder / "evidence" / "ablation.csv")["relation"]) == {"first", "second"}
     assert "− relation" in run(*arguments, "--no-figures").stdout
+    file = template_file(tmp_path, tasks={"first": "of {} ,"})
+    nothing = run(*arguments[:3], "--templates", file, "--shots", 0, "--relations", "first")
+    assert "skipped: first (base accuracy is 0." in nothing.stderr and "no task was ablated" in nothing.stderr
+    assert not nothing.stdout
 
 
 @pytest.mark.parametrize(
@@ -68,6 +72,8 @@ def test_heads_show_what_is_confirmed(examined: Planted, mapped: Planted, run: R
     shown = run("heads", examined.folder)
     assert "with context, by ablation" in shown.stdout
     assert all(text in shown.stderr for text in CRITERIA)
+    refused = run("heads", examined.folder, "--k", 1, "--tau", 0.03, "--criterion", "tau")
+    assert "not with context" in refused.stdout
     row = parsed(run("head", examined.folder, f"{LAYER}.{HEADS['first']}", "--json"))[0]
     assert row["confirmed_by_ablation"] is True and row["confirmed_with_context"] is True
     assert row["loss_alone"] > 0.9 and 0 <= row["attention"] <= 1
@@ -100,18 +106,19 @@ def test_the_page_says_what_is_confirmed(examined: Planted, mapped: Planted) -> 
     for relation in data["relations"]:
         cells = relation["cells"]
         assert len(cells["confirmed"]) == len(cells["at"])
-        assert sorted(cells["confirmed"])[-2:] == [0, 3]
+        # Asked and confirmed, both ways: 1 + 2 + 4 + 8. Of heads that are not called nothing is asked.
+        assert sorted(cells["confirmed"])[-2:] == [0, 15]
     without = page_data(mapped.atlas, alternative="", in_words="")
     assert without["evidence"] is None and "confirmed" not in without["relations"][0]["cells"]
 
 
 def test_reading_evidence_needs_no_torch(examined: Planted, tmp_path: Path) -> None:
     code = (
-        "import sys; from headatlas.atlas import Atlas; from headatlas.outputs import write_outputs\n"
+        "import sys; from headatlas.atlas import Atlas; from headatlas.report import write_report\n"
         "from headatlas.evidence.agreement import agreement; from headatlas.evidence.curves import summary\n"
         f"atlas = Atlas.open({str(examined.folder)!r})\n"
         "assert len(agreement(atlas)) and len(summary(atlas.evidence.ablations)) == 2\n"
-        f"write_outputs(atlas, {str(tmp_path)!r})\n"
+        f"write_report(atlas, {str(tmp_path / 'report.html')!r})\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=240)

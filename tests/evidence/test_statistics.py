@@ -111,12 +111,29 @@ def test_the_summary_of_a_task() -> None:
     assert [row["area"], row["added_area"]] == pytest.approx(wanted)
     between, orders = areas(made_up())
     assert between.low < between.value < between.high
-    assert orders.high < 0, "the order by score hurts more here"
+    assert orders.high < 0 and row["hurts_more"] == "score"
+
+
+def test_which_order_hurts_more() -> None:
+    """Only where the orders take different heads, and the interval is on one side of 0."""
+    one = made_up()
+    same, swapped = one.data.copy(deep=True), one.data.copy(deep=True)
+    for name in ("layer", "head", "correct"):
+        same[name][1] = same[name][0]
+        swapped[name][[0, 1]] = swapped[name][[1, 0]].values
+    tied = one.data.copy(deep=True)
+    tied["correct"][1] = tied["correct"][0]
+    found = summary([Ablation(data, one.provenance) for data in (same, swapped, tied)])
+    assert found["hurts_more"].tolist() == ["same heads", "added", "undecided"]
 
 
 def test_the_curves_of_a_task() -> None:
     frame = curves(made_up())
-    assert frame[frame["curve"] == "relation"]["accuracy"].tolist() == [1.0, 0.5, 0.25]
+    relation = frame[frame["curve"] == "relation"]
+    assert relation["accuracy"].tolist() == [1.0, 0.5, 0.25]
+    for _, row in relation.iterrows():
+        found = stats.binomtest(round(40 * row["accuracy"]), 40).proportion_ci(method="wilson")
+        assert (row["low"], row["high"]) == pytest.approx((found.low, found.high))
     random = frame[frame["curve"] == "random"]
     assert random[["low", "high"]].to_numpy().tolist() == [[1.0, 1.0], [0.95, 1.0], [0.95, 0.95]]
     assert frame[frame["curve"] == "control: other"]["accuracy"].tolist() == [1.0, 0.9, 0.8]

@@ -161,8 +161,11 @@ class Evidence:
             without = folder / context.name.replace(CONTEXT, WITHOUT, 1)
             if without.is_dir():
                 dynamic = read_dynamic(context, without, atlas.settings)
-                whole = dynamic.context.layers_done.all() and dynamic.without.layers_done.all()
-                if whole and "attention" in dynamic.context.dataset:
+                if (
+                    _whole(dynamic.context)
+                    and _whole(dynamic.without)
+                    and "attention" in dynamic.context.dataset
+                ):
                     dynamics.append(dynamic)
         return cls(atlas, dynamics, read_ablations(folder))
 
@@ -268,6 +271,11 @@ class Evidence:
         return single_heads(self.ablations, SINGLE_HEAD_Q)
 
 
+def _whole(dynamic: Atlas) -> bool:
+    """Whether all layers that have heads are there."""
+    return set(np.flatnonzero(~dynamic.layers_done)) <= set(dynamic.layers_without_heads)
+
+
 def static_on(atlas: Atlas, dynamic: Atlas, relation: str, sign: str) -> Floats:
     """[n_layers, n_heads] scores of an atlas over those sources of a relation that a dynamic atlas uses."""
     mine, theirs = (
@@ -289,5 +297,7 @@ def static_on(atlas: Atlas, dynamic: Atlas, relation: str, sign: str) -> Floats:
 def _called(dynamic: Atlas, name: str, verb: str) -> NDArray[np.bool_]:
     """[n_layers, n_heads] which heads satisfy the criterion by their dynamic scores."""
     table = dynamic.called
-    values = table.loc[table["relation"] == name, verb].to_numpy(dtype=bool)
-    return values.reshape(dynamic.n_layers, dynamic.n_heads)
+    rows = table[(table["relation"] == name) & table[verb]]
+    out = np.zeros((dynamic.n_layers, dynamic.n_heads), dtype=bool)
+    out[rows["layer"].to_numpy(dtype=int), rows["head"].to_numpy(dtype=int)] = True
+    return out

@@ -37,6 +37,14 @@ TemplateFile = Annotated[
     Path | None,
     typer.Option("--templates", metavar="FILE", help="JSON with your own texts. Default: the shipped ones."),
 ]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="auto|cpu|cuda|cuda:N|mps",
+        help="Where the model runs and heads are ranked. auto: a GPU if there is one.",
+    ),
+]
 NoFigures = Annotated[bool, typer.Option("--no-figures", help="Draw nothing.")]
 
 
@@ -55,6 +63,7 @@ def inference(
     model: ModelOption = None,
     relations: RelationNames = None,
     templates: TemplateFile = None,
+    device: DeviceOption = "auto",
     no_figures: NoFigures = False,
     as_json: AsJson = False,
 ) -> None:
@@ -73,7 +82,14 @@ def inference(
 
     atlas = Atlas.open(folder)
     with _stopping(), MapProgress() as progress:
-        found = run(atlas, model, relations=_names(relations), templates=templates, progress=progress)
+        found = run(
+            atlas,
+            model,
+            relations=_names(relations),
+            templates=templates,
+            device=device,
+            progress=progress,
+        )
     atlas = Atlas.open(folder)
     frame = agreement(atlas, found)
     written = write_inference(atlas, frame, found, _beside(atlas), figures=not no_figures)
@@ -108,6 +124,7 @@ def ablation(
     ] = 32,
     draws: Annotated[int, typer.Option("--draws", metavar="N", help="Draws of random heads.")] = 5,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the draws.")] = 0,
+    device: DeviceOption = "auto",
     no_figures: NoFigures = False,
     as_json: AsJson = False,
 ) -> None:
@@ -129,7 +146,13 @@ def ablation(
     atlas = Atlas.open(folder)
     with _stopping(), MapProgress() as progress:
         found = run(
-            atlas, model, relations=_names(relations), templates=templates, choices=choices, progress=progress
+            atlas,
+            model,
+            relations=_names(relations),
+            templates=templates,
+            choices=choices,
+            device=device,
+            progress=progress,
         )
     frame = summary(found.done)
     written = write_ablations(atlas, found.done, _beside(atlas), figures=not no_figures)
@@ -139,7 +162,10 @@ def ablation(
         print_json({"tasks": _records(frame), "skipped": found.skipped})
     else:
         say(atlas.caption())
-        print_table(*_ablation_table(frame))
+        if found.done:
+            print_table(*_ablation_table(frame))
+        else:
+            say("no task was ablated")
     if written:
         say(f"written to {_beside(atlas)}: {', '.join(path.name for path in written)}")
 
@@ -190,7 +216,7 @@ def _ablation_table(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
         "control",
         "− control",
     ]
-    columns += ["area", "95 %", "added area", "95 %"]
+    columns += ["area", "95 %", "added area", "95 %", "hurts more"]
     rows = [
         [
             *(row[name] for name in ("relation", "shots", "sources", "heads", "base")),
@@ -200,6 +226,7 @@ def _ablation_table(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
             _interval(row, "area"),
             row["added_area"],
             _interval(row, "added_area"),
+            row["hurts_more"],
         ]
         for row in _records(frame)
     ]

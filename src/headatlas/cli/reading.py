@@ -177,12 +177,12 @@ def _evidence(record: dict[str, Any]) -> list[Any]:
     """The cells of the evidence columns; the side that decides, promotion or suppression."""
     suppresses = record["suppresses"] and not record["implements"]
     confirmed = [
-        word
+        word if record[column] else f"not {word}"
         for word, column in (
             ("with context", "confirmed_with_context"),
             ("by ablation", "confirmed_by_ablation"),
         )
-        if record.get(column)
+        if record.get(column) is not None
     ]
     context = record.get("context_suppression" if suppresses else "context")
     return [context, record.get("attention"), record.get("loss_alone"), ", ".join(confirmed) or None]

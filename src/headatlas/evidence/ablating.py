@@ -56,7 +56,7 @@ def _replacing(n_heads: int, chosen: list[int], instead: torch.Tensor | None) ->
 
 def mean_outputs(model: Model, modules: PreTrainedModel, prompts: Sequence[Ids]) -> torch.Tensor:
     """[n_layers, n_heads, d_head] float32 what heads bring to the output projection, mean over all positions
-    of all prompts, the whole model running.
+    of all prompts, the whole model running; zeros where a layer has no heads.
     """
     dims = model.dims
     sums = torch.zeros(dims.n_layers, dims.n_heads * dims.d_head, dtype=torch.float64)
@@ -64,11 +64,11 @@ def mean_outputs(model: Model, modules: PreTrainedModel, prompts: Sequence[Ids])
     def adding(layer: int) -> Callable[..., None]:
         def hook(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             entering = args[0] if args else kwargs["hidden_states"]
-            sums[layer] += entering.flatten(0, -2).sum(dim=0, dtype=torch.float64).cpu()
+            sums[layer] += entering.flatten(0, -2).cpu().sum(dim=0, dtype=torch.float64)
 
         return hook
 
-    hooks = [(model.o_proj_module(layer), adding(layer)) for layer in range(dims.n_layers)]
+    hooks = [(model.o_proj_module(layer), adding(layer)) for layer in model.layers_with_heads]
     with pre_hooks(modules, hooks), torch.inference_mode():
         for length, members in by_length(prompts).items():
             for batch in batches(members, length, BATCH_TOKENS):

@@ -101,6 +101,7 @@ def ablation(
     relations: Sequence[str] | None = None,
     templates: str | Path | None = None,
     choices: Choices | None = None,
+    device: str = "auto",
     progress: Report | None = None,
 ) -> Ablations:
     """Ablate the heads of relations and store what their tasks lose; what is stored is not measured again.
@@ -112,6 +113,8 @@ def ablation(
         relations: Names or titles; all scored relations by default. Control tasks come from all of them.
         templates: A file; the shipped templates by default.
         choices: How; see docs/evidence.md for what the defaults are and why.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``; a model in memory stays where it
+            is.
         progress: Called with :class:`~headatlas.mapping.progress.Progress`.
 
     Raises:
@@ -122,11 +125,11 @@ def ablation(
     chosen.check()
     found = read_templates(templates)
     tell(Progress("open", 0, 0, atlas.model_name))
-    subject = open_subject(atlas, model, tokenizer)
+    subject = open_subject(atlas, model, tokenizer, device=device)
     names = list(dict.fromkeys(atlas.known(name) for name in relations)) if relations else list(atlas.scores)
     folder = evidence_group(subject.path)
     out = Ablations()
-    with running(subject.job.model) as modules:
+    with running(subject.job.model, subject.device) as modules:
         run = _Run(subject, modules, found, chosen)
         todo = [task.relation for task in run.tasks.values()]
         for at, name in enumerate(todo):
@@ -172,7 +175,7 @@ class _Run:
         """Ask a task of the whole model."""
         task = self.tasks[name]
         if len(task.words) >= MIN_SOURCES:
-            self._base[name] = task.correct(answers(self._modules, task.prompts))
+            self._base[name] = task.correct(self._answers(task))
 
     def problem(self, name: str) -> str | None:
         """Why a relation cannot be ablated, or None."""
@@ -184,7 +187,7 @@ class _Run:
             why = f": {gone}" if gone else ""
             return f"{len(task.words)} pairs can be asked, at least {MIN_SOURCES} needed{why}"
         if (base := float(self._base[name].mean())) < MIN_BASE:
-            return f"base accuracy is {base:.2f}, at least {MIN_BASE:g} needed"
+            return f"base accuracy is {base:.2f}, at least {MIN_BASE:g} needed; see --shots and --templates"
         if not self._heads(name):
             return "the atlas calls no head for it"
         return None
@@ -284,8 +287,11 @@ class _Run:
         if key not in self._known:
             task = self.tasks[name]
             with ablated(self._subject.job.model, self._modules, sorted(key[1]), self._replacement(name)):
-                self._known[key] = task.correct(answers(self._modules, task.prompts))
+                self._known[key] = task.correct(self._answers(task))
         return self._known[key]
+
+    def _answers(self, task: Task) -> NDArray[np.int64]:
+        return answers(self._modules, task.prompts, share=self._subject.job.model.every_layer_has_heads)
 
     def _replacement(self, name: str) -> torch.Tensor | None:
         """What stands in for ablated heads in a task; the last task's means are kept."""

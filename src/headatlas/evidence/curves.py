@@ -10,12 +10,18 @@ import pandas as pd
 
 from headatlas.atlas.ablations import ADDED, RELATION, Ablation
 from headatlas.evidence.statistics import Estimate, area, mean
+from headatlas.scoring.scores import wilson
 
 SUMMARY_COLUMNS = (
     *("relation", "shots", "method", "sources", "heads", "base", "without_relation", "without_added"),
     *("without_random", "without_random_low", "without_random_high", "control_base", "without_control"),
     *("controls", "area", "area_low", "area_high", "added_area", "added_area_low", "added_area_high"),
+    "hurts_more",
 )
+
+SAME_HEADS, BY_SCORE, BY_ADDED, UNDECIDED = "same heads", "score", "added", "undecided"
+"""Which order of heads hurts more: both take the same heads at every step; one, with an interval on its side
+of 0; or neither surely."""
 
 
 def summary(ablations: Sequence[Ablation]) -> pd.DataFrame:
@@ -25,7 +31,8 @@ def summary(ablations: Sequence[Ablation]) -> pd.DataFrame:
     it without the relation's heads, without as many by *added*, without as many random heads (mean, lowest
     and highest draw); control_base and without_control (means over control tasks, NaN without any), controls
     (their names); area between random heads and the relation's, added_area between the order by score and
-    that by *added* (positive: *added* hurts more), each with its interval.
+    that by *added* (positive: *added* hurts more), each with its interval; hurts_more, which of the two
+    orders: ``score``, ``added``, ``undecided`` (the interval includes 0), or ``same heads``.
     """
     return pd.DataFrame([_row(each) for each in ablations], columns=list(SUMMARY_COLUMNS))
 
@@ -51,7 +58,23 @@ def _row(each: Ablation) -> dict[str, Any]:
         "controls": ", ".join(each.controls),
         **_named("area", against_random),
         **_named("added_area", against_added),
+        "hurts_more": hurts_more(each, against_added),
     }
+
+
+def hurts_more(each: Ablation, between: Estimate) -> str:
+    """Which order of heads hurts a task more.
+
+    Args:
+        each: The task.
+        between: Area between the order by score and that by *added*, as :func:`areas` has it.
+    """
+    by_score, by_added = each.heads(RELATION), each.heads(ADDED)
+    if all(set(by_score[:n]) == set(by_added[:n]) for n in each.steps):
+        return SAME_HEADS
+    if between.low > 0:
+        return BY_ADDED
+    return BY_SCORE if between.high < 0 else UNDECIDED
 
 
 def _named(name: str, estimate: Estimate) -> dict[str, float]:
@@ -69,12 +92,18 @@ def areas(each: Ablation) -> tuple[Estimate, Estimate]:
 
 
 def curves(each: Ablation) -> pd.DataFrame:
-    """What the figure of a task plots: curve, heads (ablated), accuracy; ``random`` also low and high."""
+    """What the figure of a task plots: curve, heads (ablated), accuracy, low, high.
+
+    Low and high are, for the two orders, Wilson's 95 % interval over the pairs asked; for ``random`` the
+    lowest and highest draw; for control tasks nothing.
+    """
     rows: list[tuple[str, int, float, float, float]] = []
     for name in (RELATION, ADDED):
+        right, n = each.correct(name).sum(axis=1), len(each.base)
+        ends = np.stack(wilson(right, n), axis=1)
         rows += [
-            (name, int(n), value, np.nan, np.nan)
-            for n, value in zip(each.steps, each.correct(name).mean(axis=1), strict=True)
+            (name, int(step), float(value), float(low), float(high))
+            for step, value, (low, high) in zip(each.steps, right / n, ends, strict=True)
         ]
     draws = each.random.mean(axis=2)
     rows += [

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -60,6 +61,7 @@ def inference(
     *,
     relations: Sequence[str] | None = None,
     templates: str | Path | Sequence[str] | None = None,
+    device: str = "auto",
     progress: Report | None = None,
 ) -> list[Dynamic]:
     """Measure dynamic scores and store them in the atlas; those that are there are not measured again.
@@ -70,6 +72,8 @@ def inference(
         tokenizer: Needed with a loaded model.
         relations: Names or titles; all scored relations by default.
         templates: A file, or texts with one ``{}``; the shipped ones by default.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``; a model in memory stays where it
+            is.
         progress: Called with :class:`~headatlas.mapping.progress.Progress`.
 
     Returns:
@@ -82,19 +86,21 @@ def inference(
     tell = progress or silent
     chosen = context_templates(templates)
     tell(Progress("open", 0, 0, atlas.model_name))
-    subject = open_subject(atlas, model, tokenizer, relations=relations)
+    subject = open_subject(atlas, model, tokenizer, relations=relations, device=device)
     evidence_group(subject.path)
     plans = [_Plan(subject, template) for template in chosen]
     todo = [plan for plan in plans if not plan.complete()]
     if todo:
-        vocabulary = Vocabulary.competing(subject.job.model.unembed(), subject.job.competing)
-        with running(subject.job.model) as modules:
+        vocabulary = replace(
+            Vocabulary.competing(subject.job.model.unembed(), subject.job.competing), device=subject.device
+        )
+        with running(subject.job.model, subject.device) as modules:
             for at, plan in enumerate(todo):
                 with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
                     seen = _counting("states", sum(len(each.texts) for each in todo[:at]), todo, tell)
                     watched = watch(subject.job.model, modules, plan.texts, Path(folder), seen)
-                    n_layers = subject.job.model.dims.n_layers
-                    plan.run(watched, vocabulary, _counting("heads", at * n_layers, todo, tell))
+                    before = at * len(plan.layers)
+                    plan.run(watched, vocabulary, _counting("heads", before, todo, tell))
     return [read_dynamic(plan.path(CONTEXT), plan.path(WITHOUT), atlas.settings) for plan in plans]
 
 
@@ -115,7 +121,7 @@ def _counting(
     stage: Literal["states", "heads"], before: int, todo: list[_Plan], tell: Report
 ) -> Callable[[int, int], None]:
     """Tells of one template's progress as part of all of them."""
-    whole = sum(len(plan.texts) if stage == "states" else plan.n_layers for plan in todo)
+    whole = sum(len(plan.texts) if stage == "states" else len(plan.layers) for plan in todo)
     return lambda done, _: tell(Progress(stage, before + done, whole))
 
 
@@ -147,7 +153,7 @@ class _Plan:
         """Whether everything is there, from this model and these words."""
         for kind in (CONTEXT, WITHOUT):
             path = self.path(kind)
-            if not path.exists() or not AtlasWriter(path).done().all():
+            if not path.exists() or not AtlasWriter(path).done()[list(self.layers)].all():
                 return False
             self._check(path, kind)
             if "attention" not in read_store(path)[0] and kind == CONTEXT:
@@ -155,8 +161,9 @@ class _Plan:
         return True
 
     @property
-    def n_layers(self) -> int:
-        return self._subject.job.model.dims.n_layers
+    def layers(self) -> tuple[int, ...]:
+        """Those that have heads."""
+        return self._subject.job.model.layers_with_heads
 
     def run(self, watched: Watched, vocabulary: Vocabulary, tell: Callable[[int, int], None]) -> None:
         """Rank all layers that are not done, then score; ``tell`` gets (layers done, layers in all)."""
@@ -164,8 +171,8 @@ class _Plan:
         writers = {kind: self._writer(kind) for kind in (CONTEXT, WITHOUT)}
         ceiling = job.options.ceiling
         store_attention(self.path(CONTEXT), self._attention(watched))
-        for layer in range(self.n_layers):
-            tell(layer, self.n_layers)
+        for at, layer in enumerate(self.layers):
+            tell(at, len(self.layers))
             todo = [kind for kind, writer in writers.items() if not writer.done()[layer]]
             if todo:
                 inputs = layer_as_watched(job.model, watched, layer)
@@ -173,7 +180,7 @@ class _Plan:
                     writers[kind].write(
                         layer, map_layer(self.questions, inputs[kind], vocabulary, ceiling=ceiling)
                     )
-        tell(self.n_layers, self.n_layers)
+        tell(len(self.layers), len(self.layers))
         for kind in (CONTEXT, WITHOUT):
             dynamic = Atlas.open(self.path(kind))
             store_scores(dynamic.with_settings(k=job.options.settings.k, k_copy=job.options.settings.k_copy))
@@ -217,7 +224,7 @@ class _Plan:
         row_of = {source: row for row, source in enumerate(self.questions.sources)}
         dims = self._subject.job.model.dims
         out = np.full((dims.n_layers, dims.n_heads, len(self.layout.relations)), np.nan)
-        for layer in range(dims.n_layers):
+        for layer in self.layers:
             weights = watched.attention(layer).to(torch.float64).numpy()
             for at in self.layout.included:
                 rows = [row_of[source] for source in self.layout.source_ids[at]]

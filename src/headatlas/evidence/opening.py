@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from headatlas.atlas import Atlas
 from headatlas.atlas.store import read_array
+from headatlas.devices import free_memory, pick_device
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import lens_named
 from headatlas.mapping.job import Job, differences, options, prepare
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+GPU_REST = 2 << 30
+"""Bytes of a GPU for activations and for the unembedding that heads are ranked with, at least."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """An atlas with the model it is of.
@@ -32,12 +38,14 @@ class Subject:
         path: That store.
         job: The model, and what the map asked of it.
         relations: The scored relations asked for, as the tokenizer sees them.
+        device: Where the model runs and heads are ranked.
     """
 
     atlas: Atlas
     path: Path
     job: Job
     relations: tuple[TokenisedRelation, ...]
+    device: torch.device
 
 
 def open_subject(
@@ -46,6 +54,7 @@ def open_subject(
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     relations: Sequence[str] | None = None,
+    device: str = "auto",
 ) -> Subject:
     """Open the model of an atlas; only headers, tokenizer and hashes are read.
 
@@ -54,11 +63,13 @@ def open_subject(
         model: The model; by default the one that the atlas names.
         tokenizer: Needed with a loaded model.
         relations: Names or titles; all scored relations by default.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
 
     Raises:
-        HeadatlasError: The model is not the atlas's, is not on disk, or is too large for this machine's
-            memory.
+        HeadatlasError: The model is not the atlas's, is not on disk, or is too large for the memory of this
+            machine or of its GPU; or there is no such device.
     """
+    where = pick_device(device)
     if atlas.path is None:
         raise HeadatlasError("evidence is stored with the atlas: map the model into a folder (out=…) first.")
     if not isinstance(atlas.path, Path):
@@ -85,8 +96,8 @@ def open_subject(
             "give the model that was mapped with --model."
         )
     need_on_disk(job.model.checkpoint, "evidence")
-    check_memory(job)
-    return Subject(atlas, atlas.path, job, _tokenised(job, relations_of(atlas), wanted))
+    check_memory(job, where)
+    return Subject(atlas, atlas.path, job, _tokenised(job, relations_of(atlas), wanted), where)
 
 
 def relations_of(atlas: Atlas) -> list[Relation]:
@@ -104,8 +115,11 @@ def relations_of(atlas: Atlas) -> list[Relation]:
     return found
 
 
-def check_memory(job: Job) -> None:
+def check_memory(job: Job, device: torch.device) -> None:
     """Refuse a model that does not fit, before it is loaded.
+
+    A GPU that shares the machine's memory is covered by the machine's; one with memory of its own must hold
+    the float32 weights, and as much again is not asked for: batches are small.
 
     Raises:
         HeadatlasError: With the need.
@@ -117,6 +131,13 @@ def check_memory(job: Job) -> None:
             f"{job.model.checkpoint.spec}: evidence loads the whole model and needs about {need / 1e9:.0f} "
             f"GB of memory, this machine has {have / 1e9:.0f} GB; use a machine with more."
         )
+    if device.type == "cuda" and job.model.checkpoint.loaded is None:
+        weights, free = 4 * job.model.n_parameters, free_memory(device)
+        if weights + GPU_REST > free:
+            raise HeadatlasError(
+                f"{job.model.checkpoint.spec}: evidence puts the whole model on {device} and needs about "
+                f"{(weights + GPU_REST) / 1e9:.0f} GB there, {free / 1e9:.0f} GB are free; use --device cpu."
+            )
 
 
 def _tokenised(

@@ -119,12 +119,18 @@ def _spread(n: int, wanted: int) -> list[int]:
     return sorted({int((at + 0.5) * n / wanted) for at in range(wanted)}) if n > wanted else list(range(n))
 
 
-def answers(modules: PreTrainedModel, prompts: Sequence[Ids]) -> NDArray[np.int64]:
+def answers(modules: PreTrainedModel, prompts: Sequence[Ids], *, share: bool = True) -> NDArray[np.int64]:
     """[n] the token with the highest logit after each prompt.
 
-    What all prompts begin with goes through the model once; prompts of one length go together.
+    Prompts of one length go together.
+
+    Args:
+        modules: The running model.
+        prompts: Token ids.
+        share: Send what all prompts begin with through the model once. Not for hybrid models: what other
+            mixers than attention keep of it does not continue over several tokens in every family.
     """
-    shared = _shared(prompts)
+    shared = _shared(prompts) if share else 0
     out = np.empty(len(prompts), dtype=np.int64)
     run: Any = modules
     device = modules.device
@@ -139,7 +145,7 @@ def answers(modules: PreTrainedModel, prompts: Sequence[Ids]) -> NDArray[np.int6
             mine = copy.deepcopy(past)
             if mine is not None:
                 mine.batch_repeat_interleave(len(ids))
-            logits = run(input_ids=ids, past_key_values=mine, use_cache=True, logits_to_keep=1).logits
+            logits = run(input_ids=ids, past_key_values=mine, use_cache=share, logits_to_keep=1).logits
             out[members] = logits[:, -1].argmax(dim=-1).cpu().numpy()
     return out
 

@@ -117,18 +117,19 @@ class _Watcher:
     def __init__(self, model: Model, n_texts: int, folder: Path) -> None:
         dims = model.dims
         self._spec = model.checkpoint.spec
-        self._paths = [
-            (model.value_input_module(layer), model.o_proj_module(layer)) for layer in range(dims.n_layers)
-        ]
+        self._paths = {
+            layer: (model.value_input_module(layer), model.o_proj_module(layer))
+            for layer in model.layers_with_heads
+        }
         widths = dict(zip(_KINDS, (dims.d_model, dims.n_heads * dims.d_head, dims.n_heads), strict=True))
         try:
-            self._arrays: dict[str, list[Any]] = {
-                kind: [
-                    np.lib.format.open_memmap(
+            self._arrays: dict[str, dict[int, Any]] = {
+                kind: {
+                    layer: np.lib.format.open_memmap(
                         _file(folder, kind, layer), mode="w+", dtype=np.float32, shape=(n_texts, width)
                     )
-                    for layer in range(dims.n_layers)
-                ]
+                    for layer in self._paths
+                }
                 for kind, width in widths.items()
             }
         except OSError as error:
@@ -142,28 +143,42 @@ class _Watcher:
     def hooked(self, modules: PreTrainedModel) -> Iterator[None]:
         hooks = [
             (path, _reader(take, layer))
-            for layer, paths in enumerate(self._paths)
+            for layer, paths in self._paths.items()
             for path, take in zip(paths, (self._take_state, self._take_outputs), strict=True)
         ]
         with pre_hooks(modules, hooks):
             yield
 
-    def take_attention(self, weights: Sequence[torch.Tensor]) -> None:
-        """[n_heads, T, T] a row and layer."""
-        at = torch.arange(len(self.rows))
-        for layer, each in enumerate(weights):
-            self._arrays["attention"][layer][self.rows] = each[at, :, -1, self.sources].cpu().float().numpy()
+    def take_attention(self, weights: Sequence[torch.Tensor | None] | None) -> None:
+        """[row, n_heads, T, T] a layer that has heads.
+
+        Raises:
+            HeadatlasError: The model does not give them.
+        """
+        given = [each for each in weights or () if each is not None]
+        if len(given) != len(self._paths):
+            raise HeadatlasError(
+                f"{self._spec}: the model gives attention weights of {len(given)} layers, and "
+                f"{len(self._paths)} have heads; inference needs them all, ablation does without."
+            )
+        for layer, each in zip(self._paths, given, strict=True):
+            at, sources = self._places(each.device)
+            self._arrays["attention"][layer][self.rows] = each[at, :, -1, sources].cpu().float().numpy()
 
     def _take_state(self, layer: int, entering: torch.Tensor) -> None:
-        at = torch.arange(len(self.rows))
-        self._arrays["states"][layer][self.rows] = entering[at, self.sources].cpu().float().numpy()
+        seen = entering[self._places(entering.device)]
+        self._arrays["states"][layer][self.rows] = seen.cpu().float().numpy()
+
+    def _places(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each row, and where its source is."""
+        return torch.arange(len(self.rows), device=device), self.sources.to(device)
 
     def _take_outputs(self, layer: int, entering: torch.Tensor) -> None:
         self._arrays["outputs"][layer][self.rows] = entering[:, -1].cpu().float().numpy()
 
     def check(self) -> None:
         for kind in ("states", "outputs"):
-            for layer, rows in enumerate(self._arrays[kind]):
+            for layer, rows in self._arrays[kind].items():
                 if not np.isfinite(rows).all():
                     raise HeadatlasError(
                         f"{self._spec}: the {kind} of layer {layer} are not finite; "

@@ -15,24 +15,30 @@ from numpy.typing import NDArray
 from headatlas.figures.categories import row_of_titles
 from headatlas.figures.colours import INK
 from headatlas.figures.page import LINE, MARGIN, AtlasFigure, Key, Page, columns, style, text_width
+from headatlas.figures.words import decimal
 
-_PROMOTION, _SUPPRESSION, _GREY = "#1f7674", "#cf8a45", "#8c8c8c"
+_PROMOTION, _SUPPRESSION, _GREY = "#1f7674", "#9c5310", "#8c8c8c"
 _POINT: dict[str, dict[str, Any]] = {
-    "promotion": {"color": _PROMOTION, "marker": "o"},
-    "suppression": {"color": _SUPPRESSION, "marker": "_"},
+    "promotion": {"color": _PROMOTION, "marker": "o", "markersize": 2.2},
+    "suppression": {"color": _SUPPRESSION, "marker": "v", "markersize": 2.4},
 }
-PANEL = 29.0
+PANEL, LARGEST_PANEL = 28.0, 42.0
+TICKS = (0.0, 0.1, 0.5, 1.0)
 CURVE_HEIGHT = 42.0
 CURVE_WIDTH = 85.0
 
 _CURVES: dict[str, tuple[str, dict[str, Any]]] = {
-    "relation": ("heads in order of score", {"color": _PROMOTION, "linewidth": 1.4}),
+    "relation": ("heads in order of score", {"color": _PROMOTION, "linewidth": 1.4, "marker": "o"}),
     "added": (
         "in order of added over the no-head control",
-        {"color": "#9c5310", "linewidth": 1.0, "linestyle": (0, (4.0, 1.5))},
+        {"color": _SUPPRESSION, "linewidth": 1.0, "linestyle": (0, (4.0, 1.5)), "marker": "D"},
     ),
-    "random": ("random heads: mean; band: lowest to highest draw", {"color": _GREY, "linewidth": 1.0}),
+    "random": (
+        "random heads: mean; band: lowest to highest draw",
+        {"color": _GREY, "linewidth": 1.0, "marker": "s"},
+    ),
 }
+_MARK: dict[str, Any] = {"markersize": 2.4, "markeredgewidth": 0.0}
 _CONTROL = {"color": INK, "linewidth": 0.7}
 _CONTROL_DASHES = ((1.0, 1.5), (5.0, 1.5, 1.0, 1.5))
 
@@ -44,74 +50,105 @@ class Scatter:
     Attributes:
         title: Above it.
         static, dynamic: Sign → [n_heads] scores.
-        note: Written inside, e.g. ``"r 0.94"``.
+        r: Sign → Pearson's r, NaN where there is none.
     """
 
     title: str
     static: Mapping[str, NDArray[np.float64]]
     dynamic: Mapping[str, NDArray[np.float64]]
-    note: str
+    r: Mapping[str, float]
+
+    def notes(self) -> dict[str, str]:
+        """Sign → r in words."""
+        return {sign: f"r {decimal(value)}" for sign, value in self.r.items()}
 
 
 @style()
 def draw_agreement(
-    panels: Sequence[Scatter], *, title: str, dynamic: str, caption: str, width_mm: float = 170.0
+    panels: Sequence[Scatter],
+    *,
+    title: str,
+    dynamic: str,
+    tau: float,
+    caption: str,
+    width_mm: float = 170.0,
 ) -> AtlasFigure:
     """A panel a relation, a point a head and sign: static score along x, dynamic score along y.
+
+    Most heads score nearly 0 and few score high, so both axes show the square root.
 
     Args:
         panels: What to draw.
         title: Of the figure, for the file.
         dynamic: Name of the y axis.
+        tau: Smallest score at which a head is called; a grey line on both axes.
         caption: The line under it.
         width_mm: Width as printed.
     """
-    described = "; ".join(f"{panel.title}: {panel.note}" for panel in panels)
+    described = "; ".join(
+        f"{panel.title}: " + ", ".join(f"{sign} {note}" for sign, note in panel.notes().items())
+        for panel in panels
+    )
     page = Page(width_mm, title=title, description=f"{dynamic} against score of the map. {described}.")
     left = MARGIN + LINE + text_width("0.5") + 2.4
-    layout = columns(page, len(panels), 1, left=left, smallest=PANEL, balance=False)
+    layout = columns(page, len(panels), 1, left=left, smallest=PANEL, largest=LARGEST_PANEL)
+    rows = layout.rows(panels)
     y = MARGIN
-    for row in layout.rows(panels):
+    for row, below in zip(rows, [*rows[1:], ()], strict=True):
         y = row_of_titles(page, layout, y, [panel.title for panel in row])
         for number, (x, panel) in enumerate(zip(layout.lefts, row, strict=False)):
             ax = page.axes(x, y, layout.width, layout.width)
-            _scatter(ax, panel)
-            page.text(x + layout.width / 2, y + layout.width + 3.2, "Score of the map", ha="center")
+            _scatter(ax, panel, tau)
+            if number >= len(below):
+                page.text(x + layout.width / 2, y + layout.width + 3.2, "Score of the map", ha="center")
             if number:
                 ax.set_yticklabels([])
             else:
                 middle = y + layout.width / 2 - 0.8 * LINE
                 at = x - 2.2 - text_width("0.5") - 0.35 * LINE
                 page.text(at, middle, dynamic, rotation=90, ha="center", va="center")
-        y += layout.width + 3.2 + LINE + 1.5
+        y += layout.width + 3.2 + (1.5 if len(below) == len(row) else LINE + 1.5)
     keys = [
-        Key("promotion, a point a head", {"facecolor": _PROMOTION}),
-        Key("suppression", {"facecolor": _SUPPRESSION}),
+        Key(f"{sign}, a point a head", {**look, "linewidth": 0.0, "markevery": [1]}, line=True)
+        for sign, look in _POINT.items()
     ]
+    keys.append(Key(f"τ = {tau:g}", _TAU, line=True))
     y = page.legend(MARGIN, y, page.inner, keys) + 0.4 * LINE
     return page.finish(page.caption(y, caption) + MARGIN)
 
 
-def _scatter(ax: Axes, panel: Scatter) -> None:
-    ax.set_xlim(-0.03, 1.03)
-    ax.set_ylim(-0.03, 1.03)
-    ticks = [0.0, 0.5, 1.0]
-    for set_ticks in (ax.set_xticks, ax.set_yticks):
-        set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+_TAU: dict[str, Any] = {"color": "#b5b5b5", "linewidth": 0.5, "linestyle": (0, (3.0, 2.0))}
+
+
+def _scatter(ax: Axes, panel: Scatter, tau: float) -> None:
+    for set_limits, set_ticks in ((ax.set_xlim, ax.set_xticks), (ax.set_ylim, ax.set_yticks)):
+        set_limits(-0.035, 1.035)
+        set_ticks(np.sqrt(TICKS), [f"{tick:g}" for tick in TICKS])
     ax.plot([0, 1], [0, 1], color=_GREY, linewidth=0.4, zorder=1)
+    ax.axvline(np.sqrt(tau), zorder=1, **_TAU)
+    ax.axhline(np.sqrt(tau), zorder=1, **_TAU)
     for sign, look in _POINT.items():
         ax.plot(
-            panel.static[sign].ravel(),
-            panel.dynamic[sign].ravel(),
+            np.sqrt(panel.static[sign].ravel()),
+            np.sqrt(panel.dynamic[sign].ravel()),
             linestyle="none",
-            markersize=2.2,
-            markeredgewidth=0.7 if look["marker"] == "_" else 0.0,
+            markeredgewidth=0.0,
             alpha=0.7,
             zorder=2,
             label=sign,
             **look,
         )
-    ax.text(0.03, 0.97, panel.note, va="top", ha="left", transform=ax.transAxes)
+    for line, (sign, note) in enumerate(panel.notes().items()):
+        ax.annotate(
+            note,
+            (0.0, 1.0),
+            (2.0, -2.0 - 8.5 * line),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            color=_POINT[sign]["color"],
+            va="top",
+            ha="left",
+        )
 
 
 @style()
@@ -157,6 +194,7 @@ def _curves(ax: Axes, curves: pd.DataFrame, titles: Mapping[str, str]) -> list[K
     dashes = cycle(_CONTROL_DASHES)
     for name, rows in curves.groupby("curve", sort=False):
         at = np.log2(1.0 + rows["heads"].to_numpy(dtype=np.float64))
+        low, high = (rows[end].to_numpy(dtype=np.float64) for end in ("low", "high"))
         if str(name) in _CURVES:
             label, look = _CURVES[str(name)]
         else:
@@ -164,12 +202,13 @@ def _curves(ax: Axes, curves: pd.DataFrame, titles: Mapping[str, str]) -> list[K
             label = f"control task: {titles.get(control, control)}"
             look = {**_CONTROL, "linestyle": (0, next(dashes))}
         if str(name) == "random":
-            low, high = rows["low"].to_numpy(dtype=float), rows["high"].to_numpy(dtype=float)
             ax.fill_between(at, low, high, color=_GREY, alpha=0.25, linewidth=0.0)
+        if str(name) == "relation":
+            ax.vlines(at, low, high, color=look["color"], linewidth=0.6, zorder=3)
         # Dashes over the solid line: both are seen where they agree.
         above = {"added": 4, "relation": 3}.get(str(name), 2)
-        ax.plot(at, rows["accuracy"], label=label, zorder=above, **look)
-        keys.append(Key(label, dict(look), line=True))
+        ax.plot(at, rows["accuracy"], label=label, zorder=above, clip_on=False, **_MARK, **look)
+        keys.append(Key(label, {"markevery": [], **look}, line=True))
     steps = curves["heads"].unique()
     ax.set_xticks(np.log2(1.0 + steps.astype(np.float64)), [str(n) for n in steps])
     ax.set_xlim(0.0, float(np.log2(1.0 + steps.max())))

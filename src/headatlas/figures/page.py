@@ -239,20 +239,29 @@ class Columns:
 
 
 def columns(
-    page: Page, n_panels: int, n_cells: int, *, left: float, smallest: float = 22.0, balance: bool = True
+    page: Page,
+    n_panels: int,
+    n_cells: int,
+    *,
+    left: float,
+    smallest: float = 22.0,
+    largest: float | None = None,
+    balance: bool = True,
 ) -> Columns:
     """Divide a page's width into panels of n cells each.
 
     Args:
         left: Room for what stands left of the first panel.
         smallest: Panels are not narrower than this, unless the page is.
+        largest: Nor wider than this; by default n cells of a very small model.
         balance: Whether rows get about equally many panels.
     """
     gap = 3.0
     room = page.width - MARGIN - left
     most = max(1, min(n_panels, int((room + gap) // (smallest + gap))))
     n = math.ceil(n_panels / math.ceil(n_panels / most)) if balance else most
-    largest = max(smallest, n_cells * LARGEST_CELL * max(1.0, page.width / 170.0))
+    if largest is None:
+        largest = max(smallest, n_cells * LARGEST_CELL * max(1.0, page.width / 170.0))
     width = min((room - gap * (n - 1)) / n, largest)
     dots = int(width / n_cells / DOT)
     # Whole dots per cell make sharp edges in a PNG; not at the price of a much smaller panel.

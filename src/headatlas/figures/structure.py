@@ -18,7 +18,7 @@ from headatlas.figures.page import (
     text_width,
     wrap,
 )
-from headatlas.figures.words import p_value
+from headatlas.figures.words import decimal, p_value
 from headatlas.structure.depth import CategoryDepth
 from headatlas.structure.groups import Likeness
 from headatlas.structure.summary import Structure
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from headatlas.atlas import Atlas
 
+_PAIRS = "Larger points are means of more pairs."
+_DEPTHS = "Layers: bars are quartiles, dots layers with such a head, in brackets the number of heads."
 HEIGHT = 30.0
 SMALLEST = 36.0
 """Panels narrower than this go under each other."""
@@ -44,10 +46,10 @@ def draw_structure(atlas: Atlas, found: Structure, width_mm: float) -> AtlasFigu
     """Panels for what could be computed; the others say why not."""
     description = f"{describe_structure(found)} {atlas.caption()}."
     page = Page(width_mm, title=f"Structure of the heads of {atlas.model_name}", description=description)
-    names = [row.category for row in found.depth.categories]
+    names = [_counted(row) for row in found.depth.categories]
     lefts = [
         MARGIN + LINE + text_width("0.5") + 2.2,
-        MARGIN + LINE + text_width("1000") + 2.2,
+        MARGIN + LINE + text_width(str(_most(found))) + 2.2,
         MARGIN + max([text_width(name) for name in names], default=0.0) + 2.2,
     ]
     together = sum(lefts) + 3 * SMALLEST + 2 * GAP <= page.width
@@ -61,7 +63,7 @@ def draw_structure(atlas: Atlas, found: Structure, width_mm: float) -> AtlasFigu
             (
                 "Likeness of heads of one key/value group and of different groups",
                 "Relations per head",
-                "Layers of each category's heads",
+                "Layers by category",
             ),
             (_groups_panel, _per_head_panel, _depth_panel),
             strict=True,
@@ -81,7 +83,8 @@ def draw_structure(atlas: Atlas, found: Structure, width_mm: float) -> AtlasFigu
             x += left + width + GAP
         elif number < 2:
             y = bottom + 0.8 * LINE
-    y = page.caption(bottom + 0.4 * LINE, describe_structure(found))
+    reading = [_PAIRS] * bool(found.groups) + [_DEPTHS] * bool(found.depth.categories)
+    y = page.caption(bottom + 0.4 * LINE, " ".join([describe_structure(found), *reading]))
     return page.finish(page.caption(y, atlas.caption()) + MARGIN)
 
 
@@ -106,11 +109,13 @@ def describe_structure(found: Structure) -> str:
 def _likeness_words(likeness: Likeness) -> str:
     what = {"signed": "with the sign", "unsigned": "whatever the sign"}[likeness.measure]
     interval = (
-        f"95 % interval {likeness.low:.2f} to {likeness.high:.2f}, " if likeness.low is not None else ""
+        ""
+        if likeness.low is None or likeness.high is None
+        else f"95 % interval {decimal(likeness.low)} to {decimal(likeness.high)}, "
     )
     return (
-        f"Cosine of scores {what}: {likeness.within:.2f} within groups, {likeness.between:.2f} between "
-        f"(difference {likeness.difference:.2f}, {interval}{p_value(likeness.p)})."
+        f"Cosine of scores {what}: {decimal(likeness.within)} within groups, {decimal(likeness.between)} "
+        f"between (difference {decimal(likeness.difference)}, {interval}{p_value(likeness.p)})."
     )
 
 
@@ -142,7 +147,14 @@ def _groups_panel(ax: Axes, atlas: Atlas, found: Structure, width: float) -> Dra
     ax.set_ylim(-0.05, 1.05)
     ax.set_yticks([0.0, 0.5, 1.0], ["0", "0.5", "1"])
     _layer_axis(ax, atlas, width)
-    keys = [Key(name, {"facecolor": colour}) for name, colour, _ in _KINDS]
+    keys = [
+        Key(
+            name,
+            {"color": colour, "linewidth": 0.0, "marker": marker, "markersize": 3.6, "markevery": [1]},
+            line=True,
+        )
+        for name, colour, marker in _KINDS
+    ]
     return keys, ("Layer", "Mean cosine")
 
 
@@ -160,9 +172,9 @@ def _per_head_panel(ax: Axes, _atlas: Atlas, found: Structure, width: float) -> 
     look: dict[str, Any] = {"color": INK, "linewidth": 1.4}
     ax.hlines(per_head.expected[1:], number - 0.4, number + 0.4, label="by chance", zorder=2, **look)
     ax.set_xlim(0.4, len(per_head.observed) - 0.4)
-    ticks = [at + 1 for at in round_ticks(len(number), width, text_width("10"))]
+    ticks = [max(1, at) for at in round_ticks(len(number) + 1, width, text_width("10"))]
     ax.set_xticks(ticks, [str(at) for at in ticks])
-    top = int(np.ceil(max(*per_head.observed[1:], *per_head.expected[1:], 2)))
+    top = _most(found)
     step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if top / s <= 4)
     ax.set_ylim(0.0, top * 1.25)  # room for the note above the bars
     ax.set_yticks(range(0, top + 1, step), [str(at) for at in range(0, top + 1, step)])
@@ -190,12 +202,24 @@ def _depth_panel(ax: Axes, atlas: Atlas, found: Structure, width: float) -> Draw
         if row.category in single:
             _box(ax, single[row.category], at - 0.17, SINGLE)
     ax.set_ylim(-0.6, len(rows) - 0.4)
-    ax.set_yticks(range(len(rows)), [row.category for row in reversed(rows)])
+    ax.set_yticks(range(len(rows)), [_counted(row) for row in reversed(rows)])
     _layer_axis(ax, atlas, width)
     keys = [Key("all sources", {"facecolor": WITHIN})] if single else []
     keys += [Key("sources of one token", {"facecolor": SINGLE})] if single else []
     keys.append(Key("median", {"color": INK, "linewidth": 1.4}, line=True))
     return keys, ("Layer", "")
+
+
+def _most(found: Structure) -> int:
+    """The largest number on the axis of heads."""
+    per_head = found.per_head
+    if per_head is None or len(per_head.observed) == 1:
+        return 0
+    return int(np.ceil(max(*per_head.observed[1:], *per_head.expected[1:], 2)))
+
+
+def _counted(row: CategoryDepth) -> str:
+    return f"{row.category} ({len(row.layers)})"
 
 
 def _box(ax: Axes, row: CategoryDepth, at: float, colour: str) -> None:

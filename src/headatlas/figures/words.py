@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 _PLURALS = {"category": "categories", "short fixed prefix": "short fixed prefixes"}
@@ -25,6 +26,16 @@ def list_layers(first: int, last: int) -> str:
 def number(value: float) -> str:
     """At most two decimals, no trailing zeros: ``12``, ``12.5``."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def decimal(value: float) -> str:
+    """Two decimals with a true minus sign: ``0.25``, ``−0.03``; a dash for NaN."""
+    return "–" if math.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """``0.25 (0.19 … 0.32)``."""
+    return f"{decimal(value)} ({decimal(low)} … {decimal(high)})"
 
 
 def p_value(value: float, name: str = "p") -> str:

@@ -235,13 +235,16 @@ def _float32(modules: PreTrainedModel) -> PreTrainedModel:
 
 
 @contextmanager
-def running(model: Model) -> Iterator[PreTrainedModel]:
+def running(model: Model, device: torch.device = CPU) -> Iterator[PreTrainedModel]:
     """The model's modules, loaded whole, in float32 and evaluation mode, without gradients.
 
-    A model that was in memory already is used as it is and left as it was, or copied if of half precision.
+    A model that was in memory already is used as it is, where it is, and left as it was, or copied if of half
+    precision; another is put on the device.
     """
     modules = _float32(model.modules())
-    with _evaluating(modules), torch.inference_mode():
+    if model.checkpoint.loaded is None:
+        torch.nn.Module.to(modules, device)
+    with _evaluating(modules), torch.inference_mode(), strict_products():
         yield modules
 
 

@@ -133,12 +133,12 @@ def _listed(rows: pd.DataFrame) -> NDArray[np.int64]:
 
 
 def _confirmed(rows: pd.DataFrame) -> list[int]:
-    """For each listed cell 1 if confirmed with context, plus 2 if by ablation."""
+    """For each listed cell 1 if asked with context, plus 2 if by ablation; plus 4 and 8 where confirmed."""
     chosen = _listed(rows)
-    bits = [
-        rows[name].eq(True).to_numpy()[chosen] for name in ("confirmed_with_context", "confirmed_by_ablation")
-    ]
-    return [int(a) + 2 * int(b) for a, b in zip(*bits, strict=True)]
+    bits = np.zeros(len(chosen), dtype=np.int64)
+    for asked, yes, name in ((1, 4, "confirmed_with_context"), (2, 8, "confirmed_by_ablation")):
+        bits += yes * rows[name].eq(True).to_numpy()[chosen] + asked * rows[name].notna().to_numpy()[chosen]
+    return [int(each) for each in bits]
 
 
 def _round_up(values: NDArray[np.float64], digits: int) -> list[float | int | None]:

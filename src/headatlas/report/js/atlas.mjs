@@ -160,9 +160,22 @@ export function headName(atlas, cell) {
   return `${Math.floor(cell / atlas.nHeads)}.${cell % atlas.nHeads}`;
 }
 
-/** "with context", "by ablation", both, or nothing: what evidence confirms, at the atlas's own criterion. */
+/** What evidence was asked for (bits 1 and 2), and what it confirms at the atlas's own criterion (4 and 8). */
+const EVIDENCE = [
+  [1, 4, "with context"],
+  [2, 8, "by ablation"],
+];
+
+/** "with context, not by ablation", or a dash where no evidence was asked for. */
 export function confirmedName(bits) {
-  return ["–", "with context", "by ablation", "with context, by ablation"][bits];
+  const parts = EVIDENCE.filter(([asked]) => bits & asked);
+  return parts.map(([, yes, words]) => (bits & yes ? words : `not ${words}`)).join(", ") || "–";
+}
+
+/** The same without what was asked and not confirmed: "with context", or nothing. */
+export function confirmedOnly(bits) {
+  const parts = EVIDENCE.filter(([, yes]) => bits & yes);
+  return parts.map(([, , words]) => words).join(", ");
 }
 
 /** "promotes", "suppresses", both, or nothing. */

@@ -47,7 +47,7 @@ export function createHeads(atlas, handlers) {
   const table = {
     atlas,
     handlers,
-    columns: atlas.data.evidence ? [...COLUMNS, EVIDENCE] : COLUMNS,
+    columns: COLUMNS.flatMap((each) => (each.key === "best" && atlas.data.evidence ? [each, EVIDENCE] : [each])),
     sort: { key: "best", descending: true },
     page: 0,
     text: "",
@@ -253,6 +253,7 @@ function createRow(table, row) {
     el("td", { class: "words" }, relation.title),
     el("td", { class: "words" }, atlas.categories[relation.category]),
     el("td", { class: "words" }, effectName(effect)),
+    atlas.data.evidence && el("td", { class: "words" }, confirmedName(rows.confirmed[row])),
     number(share(rows.score[row]), interval(rows.hits[row], n), (effect & 1) > 0),
     number(rate(rows.q[row])),
     number(share(rows.suppression[row]), interval(rows.suppressed[row], n), (effect & 2) > 0),
@@ -260,7 +261,6 @@ function createRow(table, row) {
     number(share(rows.control[row])),
     number(share(rows.added[row])),
     number(String(n)),
-    atlas.data.evidence && el("td", { class: "words" }, confirmedName(rows.confirmed[row])),
   );
 }
 

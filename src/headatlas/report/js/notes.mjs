@@ -122,8 +122,9 @@ function evidenceCaveat(evidence) {
   }
   return [
     "Evidence confirms some heads.",
-    `${evidence.join("; ")}. Both hold for the atlas's own criterion, wherever τ is moved. A head that is not ` +
-      "confirmed may have others that do the same.",
+    `${evidence.map((each) => each[0].toUpperCase() + each.slice(1)).join(". ")}. Both hold for the atlas's own ` +
+      "criterion, wherever τ is moved. A dash: not asked. A head that is not confirmed may have others that do the " +
+      "same; ablation is not asked of heads that only suppress.",
   ];
 }
 

@@ -1,6 +1,6 @@
 /** What is known about one head: a small table beside it, and the same in a sentence for screen readers. */
 
-import { confirmedName, effectName, headName, rowsOfHead } from "./atlas.mjs";
+import { confirmedOnly, effectName, headName, rowsOfHead } from "./atlas.mjs";
 import { el } from "./dom.mjs";
 import { count, interval, listed, rate, share } from "./format.mjs";
 
@@ -77,8 +77,8 @@ function relationTable(atlas, listedRows, reading) {
         {},
         relation.title,
         down ? el("span", { class: "quiet" }, " suppresses") : null,
-        rows.confirmed[row]
-          ? el("span", { class: "quiet" }, ` confirmed ${confirmedName(rows.confirmed[row])}`)
+        confirmedOnly(rows.confirmed[row])
+          ? el("span", { class: "quiet" }, ` confirmed ${confirmedOnly(rows.confirmed[row])}`)
           : null,
       ),
       el("td", {}, share(down ? rows.suppression[row] : rows.score[row])),
