@@ -205,9 +205,9 @@ def _check_model_type(checkpoint: Checkpoint, family: Family) -> None:
         return
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    if said in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or any(
-        said in each.aliases.model_types for each in families()
-    ):
+    made = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(said)
+    others = any(said in each.aliases.model_types for each in families())
+    if (made or others) and made not in family.aliases.architectures:
         raise HeadatlasError(
             f"{checkpoint.spec}: its config names the architecture {checkpoint.architecture!r}, but the "
             f"model type {said!r}, which is that of other models; correct the one that is wrong."
