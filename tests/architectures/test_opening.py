@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -234,8 +235,31 @@ RELATIVES = [
 def test_a_close_relative_is_refused(case: str, architecture: str, words: str, tmp_path: Path) -> None:
     tiny_model(case).save_pretrained(tmp_path)
     checkpoint = open_checkpoint(tmp_path)
+    config = {key: value for key, value in checkpoint.config.items() if key != "model_type"}
     with pytest.raises(HeadatlasError, match=re.escape(words)):
-        open_model(replace(checkpoint, architecture=architecture))
+        open_model(replace(checkpoint, architecture=architecture, config=config))
+
+
+@pytest.mark.parametrize("model_type", ["gemma", "diffllama", "granite"])
+def test_a_model_type_of_other_modules_is_refused(
+    parts: tuple[Tensors, dict[str, Any]], model_type: str
+) -> None:
+    """All have Llama's tensors; heads would be read as Llama's, and states come from other modules."""
+    tensors, config = parts
+    words = f"names the architecture 'LlamaForCausalLM', but the model type '{model_type}'"
+    with pytest.raises(HeadatlasError, match=words):
+        open_model(checkpoint_of(tensors, config | {"model_type": model_type}))
+    assert open_model(checkpoint_of(tensors, config | {"model_type": "mistral"})).family.name == "llama"
+
+
+def test_modules_must_have_a_place_for_what_is_read(tmp_path: Path) -> None:
+    """transformers passes over a stored bias of a mixer without a word if the config knows of none."""
+    tiny_model("bamba").float().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"mamba_conv_bias": False}), "utf-8")
+    opened = open_model(open_checkpoint(tmp_path))
+    with pytest.raises(HeadatlasError, match=r"holds 'model\.layers\.1\.mamba\.conv1d\.bias', for which"):
+        opened.modules()
 
 
 @pytest.mark.parametrize(

@@ -161,10 +161,10 @@ def long_keys(writer: gguf.GGUFWriter) -> None:
 @pytest.mark.parametrize(
     ("also", "problem"),
     [
-        (long_keys, r"4 heads with keys of 1\.04858e\+06 numbers, and it holds queries of 32"),
+        (long_keys, r"4 heads with keys of 1,048,576 numbers, and it holds queries of 32"),
         (lambda w: w.add_residual_scale(0.5), r"llama\.residual_scale = 0\.5"),
         (lambda w: w.add_attention_scale(0.5), r"llama\.attention\.scale = 0\.5"),
-        (lambda w: w.add_attn_logit_softcapping(5.0), r"caps attention scores"),
+        (lambda w: w.add_attn_logit_softcapping(5.0), r"llama\.attn_logit_softcapping = 5\.0"),
         (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE), r"not read \(longrope\)"),
         (lambda w: w.add_string("llama.rope.freq_base", "x"), r"llama\.rope\.freq_base is no number"),
         (lambda w: w.add_tensor("rope_freqs.weight", np.ones(7, np.float32)), r"rope_freqs\.weight fits no"),

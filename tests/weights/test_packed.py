@@ -200,6 +200,12 @@ REFUSED: list[tuple[dict[str, Any], dict[str, torch.Tensor], str]] = [
         r"mlx.*mlx_lm\.convert --dequantize",
     ),
     (
+        {"quantization_config": {"quant_method": "compressed-tensors", "format": "int-quantized"}},
+        {"a.weight": ones(2, 2, dtype=torch.int8), "a.weight_scale": ones(2, 1)},
+        r"quantised \(compressed-tensors\)",
+    ),
+    ({}, {"a.weight": random_fp8(4, 4)}, r"quantised \('a\.weight' is F8_E4M3\)"),
+    (
         {"quantization_config": {"quant_method": "compressed-tensors", "transform_config": {"R1": 1}}},
         {"a.weight": random_fp8(2, 2), "a.weight_scale": ones(2, 1)},
         "transform_config",
@@ -226,12 +232,6 @@ def test_what_is_not_read_says_what_to_do(
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]} | config))
     with pytest.raises(HeadatlasError, match=problem):
         open_checkpoint(tmp_path)
-
-
-def test_fp8_without_a_scale_is_not_read(tmp_path: Path) -> None:
-    source = source_of(tmp_path, {"a.weight": random_fp8(4, 4)})
-    with pytest.raises(HeadatlasError, match="stored as F8_E4M3"):
-        source.read("a.weight")
 
 
 def test_settings_left_over_from_a_quantised_model_do_not_keep_plain_weights_from_running(

@@ -121,6 +121,13 @@ def _experts(reader: _Reader, keys: ExpertKeys) -> ExpertSettings | None:
             f"{reader.spec}: {n_experts} experts are no {groups} groups of one size; the config contradicts "
             "itself, check it against the model's source."
         )
+    top_groups = reader.size("top_groups", keys.top_groups)
+    if top_k > top_groups * (n_experts // groups):
+        raise HeadatlasError(
+            f"{reader.spec}: the config sends a token to {top_k:,} experts, but {top_groups:,} groups have "
+            f"only {top_groups * (n_experts // groups):,}; it contradicts itself, check it against the "
+            "model's source."
+        )
     return ExpertSettings(
         n_experts=n_experts,
         top_k=top_k,
@@ -128,7 +135,7 @@ def _experts(reader: _Reader, keys: ExpertKeys) -> ExpertSettings | None:
         shared_width=0 if keys.shared_width is None else reader.size("shared_width", keys.shared_width, 0),
         scale=reader.number("scale", keys.scale, most=None),
         groups=groups,
-        top_groups=reader.size("top_groups", keys.top_groups),
+        top_groups=top_groups,
         jitter=reader.number("jitter", keys.jitter),
     )
 
@@ -174,8 +181,12 @@ class _Reader:
             )
         return HeadatlasError(f"{self.spec}: config key {key!r} ({name}) is {found!r}, but must be {wanted}.")
 
+    def _case(self, value: ConfigValue) -> ConfigValue:
+        """What counts under the flags of this config."""
+        return next((case for case in value.cases if self.flags[case.when]), value)
+
     def size(self, name: str, value: ConfigValue, least: int = 1) -> int:
-        value = next((case for case in value.cases if self.flags[case.when]), value)
+        value = self._case(value)
         key, found = self._stored(value)
         if value.count and isinstance(found, list | str):
             found = len(found)
@@ -215,6 +226,7 @@ class _Reader:
         return float(found)
 
     def word(self, name: str, value: ConfigValue) -> str:
+        value = self._case(value)
         key, found = self._stored(value)
         if not isinstance(found, str):
             raise self._wrong(name, key, found, "a name")

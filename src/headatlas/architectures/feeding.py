@@ -11,6 +11,7 @@ from headatlas.architectures.experts import ExpertsWeights, Router, clamped_glu
 from headatlas.architectures.family import MLP, Experts, Linear
 from headatlas.architectures.layouts import as_linear
 from headatlas.architectures.mlp import LinearWeights, MLPWeights, activation_function, xielu
+from headatlas.errors import HeadatlasError
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +30,13 @@ class Feeding:
                 inventory.settings.activation, inventory.checkpoint.spec, inventory.settings.gate_scale
             )
         else:
-            stem = inventory.section.mlp.xielu
-            numbers = [read(inventory.name(f"{stem}.{name}!", 0), None).double() for name in XIELU]
+            names = [inventory.name(f"{inventory.section.mlp.xielu}.{each}!", 0) for each in XIELU]
+            numbers = [read(name, None).double() for name in names]
+            if many := [name for name, each in zip(names, numbers, strict=True) if each.numel() != 1]:
+                raise HeadatlasError(
+                    f"{inventory.stored[many[0]].file}: tensor {many[0]!r} must be one number; fetch the "
+                    "file again."
+                )
             self._activation = xielu(*numbers)
 
     def of(self, layer: int) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -246,7 +246,7 @@ class OpenedModel:
 
         from headatlas.weights import load_modules
 
-        return load_modules(self.checkpoint, dtype or torch.float32)
+        return load_modules(self.checkpoint, dtype or torch.float32, self._inventory.expected)
 
     @property
     def n_parameters(self) -> int:

@@ -172,7 +172,8 @@ def find_family(checkpoint: Checkpoint) -> tuple[Family, Section]:
     """The family of a checkpoint and the section for its format (a loaded module counts as safetensors).
 
     Raises:
-        HeadatlasError: No family claims the architecture; the message says why, if that is known.
+        HeadatlasError: No family claims the architecture; the message says why, if that is known. Or the
+            config's model type is that of other modules.
     """
     wanted = checkpoint.architecture
     for family in families():
@@ -180,6 +181,7 @@ def find_family(checkpoint: Checkpoint) -> tuple[Family, Section]:
             if family.gguf is not None and wanted in family.aliases.gguf:
                 return family, family.gguf
         elif wanted in family.aliases.architectures or wanted in family.aliases.model_types:
+            _check_model_type(checkpoint, family)
             return family, family.safetensors
     names = supported(checkpoint.format == "gguf")
     because = unsupported().get(wanted)
@@ -190,6 +192,26 @@ def find_family(checkpoint: Checkpoint) -> tuple[Family, Section]:
         f"{checkpoint.spec}: the architecture {wanted!r} is not supported{why}; supported are {len(names)} "
         f"others{among}, see headatlas families list."
     )
+
+
+def _check_model_type(checkpoint: Checkpoint, family: Family) -> None:
+    """The architecture says how tensors are read, the model type which modules transformers makes of them.
+
+    Raises:
+        HeadatlasError: They speak of different models.
+    """
+    said = checkpoint.config.get("model_type")
+    if not isinstance(said, str) or said in family.aliases.model_types:
+        return
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    made = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(said)
+    others = any(said in each.aliases.model_types for each in families())
+    if (made or others) and made not in family.aliases.architectures:
+        raise HeadatlasError(
+            f"{checkpoint.spec}: its config names the architecture {checkpoint.architecture!r}, but the "
+            f"model type {said!r}, which is that of other models; correct the one that is wrong."
+        )
 
 
 def supported(gguf: bool = False) -> list[str]:

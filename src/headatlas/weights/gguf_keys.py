@@ -21,6 +21,8 @@ from headatlas.weights.gguf_source import GgufSource
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+INSTEAD = "use --lens maps, which reads the tensors alone, or safetensors of the model"
+"""What to do where the modules would not be the model."""
 _HEADS = ("attention.head_count", "attention.head_count_kv")
 _SIZES = ("block_count", "embedding_length", "feed_forward_length", *_HEADS)
 _WITHOUT_EFFECT = (
@@ -158,7 +160,7 @@ def check_convertible(source: GgufSource) -> None:
     name, known = _name(source), _ARCHITECTURES.get(_name(source))
     if known is None:
         why = _REFUSED.get(name, "cannot convert GGUF files of this architecture")
-        raise HeadatlasError(f"{source.files[0]}: transformers {why} ({name}); {_INSTEAD}.")
+        raise HeadatlasError(f"{source.files[0]}: transformers {why} ({name}); {INSTEAD}.")
     said = _said(source)
     for key in (*known.needs, known.eps):
         value = said.get(key)
@@ -172,7 +174,7 @@ def check_convertible(source: GgufSource) -> None:
 
 
 def check_keys(source: GgufSource) -> None:
-    """Refuse a header with a key that nothing accounts for.
+    """Refuse a header with a key that nothing accounts for, or with heads of another size than stored.
 
     Raises:
         HeadatlasError: There is one, or the modules could not be told what it says.
@@ -181,6 +183,13 @@ def check_keys(source: GgufSource) -> None:
     for key, value in _said(source).items():
         _check_key(source, known, key, value)
     size = _head_size(source)
+    # Modules are made as large as the header says: it must fit the queries before they are.
+    heads, queries = _said(source)["attention.head_count"], source.infos().get("blk.0.attn_q.weight")
+    if queries is not None and queries.shape[0] != heads * size:
+        raise HeadatlasError(
+            f"{source.files[0]}: its header speaks of {heads:,} heads with keys of {size:,} numbers, and it "
+            f"holds queries of {queries.shape[0]:,} in all; {INSTEAD}."
+        )
     usual = size if known.head_dim else _usual_size(source)
     if size != usual or _said(source).get("attention.value_length", size) != usual:
         raise _not_carried(source, "attention.key_length", size)
@@ -214,9 +223,6 @@ def with_every_key(config: PretrainedConfig, source: GgufSource) -> PretrainedCo
     return type(config).from_dict(raw)
 
 
-_INSTEAD = "use the model's safetensors, or --lens maps, which reads the tensors alone"
-
-
 def _name(source: GgufSource) -> str:
     return str(source.header.metadata.get("general.architecture"))
 
@@ -234,7 +240,7 @@ def _said(source: GgufSource) -> dict[str, Any]:
 def _not_carried(source: GgufSource, key: str, value: object) -> HeadatlasError:
     return HeadatlasError(
         f"{source.files[0]}: the header says {_name(source)}.{key} = {value}, which transformers' modules of "
-        f"this architecture would not know, so that their states would be wrong; {_INSTEAD}."
+        f"this architecture would not know, so that their states would be wrong; {INSTEAD}."
     )
 
 

@@ -1,10 +1,10 @@
-"""What a GGUF header says about a model and transformers leaves out when it makes a config of it.
+"""How a GGUF header and its file say positions and the scale of scores, which transformers leaves out.
 
 transformers 5 takes over sizes, but not how positions are scaled (``rope.scaling.*`` and the tensors
 ``rope_freqs`` and ``rope_factors_*``), on how many dimensions they act, nor, for some architectures, their
 base; and it passes over tensors that its modules have no place for. Modules made that way run, and compute
-states that are not the model's. So the config is completed here, what the header says and no rule covers is
-refused, and the modules must have taken as many numbers as the file holds.
+states that are not the model's. So positions and scores are completed here, and the modules must have taken
+as many numbers as the file holds. All other keys, and that there are no others, is ``gguf_keys``'s.
 
 Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; what they mean: llama.cpp,
 src/llama-model.cpp.
@@ -17,6 +17,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from headatlas.errors import HeadatlasError
+from headatlas.weights.gguf_keys import INSTEAD
 from headatlas.weights.gguf_source import GgufSource
 
 if TYPE_CHECKING:
@@ -31,22 +32,6 @@ _ORIGINAL = "original_max_position_embeddings"
 _BY_LENGTH, _FACTORS = (_SHORT, _LONG), ("short_factor", "long_factor")
 _NO_PARAMETERS = (FREQUENCY_FACTORS, *_BY_LENGTH)
 
-# Where configs of transformers have the epsilon of their norms.
-_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
-# Each changes what a model computes, and no model that transformers reads from GGUF has it; with the value
-# under which it changes nothing.
-_NEUTRAL_VALUES = {
-    "attention.clamp_kqv": 0.0,
-    "attention.causal": True,
-    "attention.output_scale": 1.0,
-    "attention.temperature_scale": 0.0,
-    "embedding_scale": 1.0,
-    "residual_scale": 1.0,
-    "rope.scaling.alpha": 0.0,
-    "rope.scaling.yarn_attn_factor": 1.0,
-    "rope.scaling.yarn_ext_factor": 1.0,
-    "rope.scaling.yarn_log_multiplier": 0.0,
-}
 # Blocks of the models whose queries are scaled by d_model / n_heads instead of d_head. The header does not
 # say so; llama.cpp knows the two by their number of layers as well. Source: google/gemma_pytorch, config.py.
 _SCALED_BY_WIDTH = {("gemma2", 46), ("gemma3", 62)}
@@ -84,7 +69,7 @@ class _Header:
     def refusal(self, problem: str) -> HeadatlasError:
         return HeadatlasError(
             f"{self.file}: {problem}, so transformers would compute other states than the model does; "
-            "use --lens maps, or safetensors of the model."
+            f"{INSTEAD}."
         )
 
 
@@ -96,18 +81,7 @@ def completed(config: PretrainedConfig, source: GgufSource) -> PretrainedConfig:
     """
     header = _Header(source)
     untyped: Any = config
-    for key, usual in _NEUTRAL_VALUES.items():
-        value = header.get(key)
-        if value is not None and value != usual:
-            raise header.refusal(f"its header says {header.architecture}.{key} = {value!r}")
-    eps = header.number("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
-    for key in _EPS:
-        if eps is not None and hasattr(config, key):
-            setattr(config, key, eps)
-    # transformers takes these to be tied whatever is stored.
-    untyped.tie_word_embeddings = "output.weight" not in source.infos()
     _complete_scores(untyped, header)
-    _check_keys(header, source)
     rope = getattr(config, "rope_parameters", None)
     if isinstance(rope, dict):
         _complete_positions(untyped, rope, header, source)
@@ -116,28 +90,9 @@ def completed(config: PretrainedConfig, source: GgufSource) -> PretrainedConfig:
     return config
 
 
-def _check_keys(header: _Header, source: GgufSource) -> None:
-    """Modules are made as large as the header says: it must fit the queries before they are.
-
-    Raises:
-        HeadatlasError: It does not.
-    """
-    heads, width = header.number("attention.head_count"), header.number("attention.key_length")
-    queries = source.infos().get("blk.0.attn_q.weight")
-    if heads and width and queries is not None and queries.shape[0] != heads * width:
-        raise header.refusal(
-            f"its header speaks of {heads:g} heads with keys of {width:g} numbers, and it holds queries of "
-            f"{queries.shape[0]} in all"
-        )
-
-
 def _complete_scores(config: Any, header: _Header) -> None:
-    """How attention scores are scaled and capped."""
-    cap, scale = header.number("attn_logit_softcapping"), header.number("attention.scale")
-    if cap and hasattr(config, "attn_logit_softcapping"):
-        config.attn_logit_softcapping = cap
-    elif cap:
-        raise header.refusal("its header caps attention scores")
+    """How attention scores are scaled."""
+    scale = header.number("attention.scale")
     if hasattr(config, "query_pre_attn_scalar"):
         d_head = config.head_dim
         wide = (header.architecture, config.num_hidden_layers) in _SCALED_BY_WIDTH

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,16 +63,19 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_modules(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def load_modules(
+    checkpoint: Checkpoint, dtype: torch.dtype | None = None, needed: Collection[str] = ()
+) -> PreTrainedModel:
     """The checkpoint as a transformers model on the CPU, in evaluation mode.
 
     Args:
         checkpoint: What :func:`~headatlas.weights.open_checkpoint` returned.
         dtype: Type of the parameters; float32 if None. A model that was already loaded is returned as it is.
+        needed: Names of stored tensors that the modules must have a place for.
 
     Raises:
-        HeadatlasError: transformers does not know the architecture, tensors are missing, or the weights are
-            not on disk.
+        HeadatlasError: transformers does not know the architecture, tensors are missing or would be passed
+            over, or the weights are not on disk.
     """
     if checkpoint.loaded is not None:
         return checkpoint.loaded
@@ -89,6 +92,12 @@ def load_modules(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> Pr
         raise HeadatlasError(
             f"{checkpoint.path} {what}{f' and {more} more tensors' if more else ''}, which a "
             f"{type(model).__name__} needs; fetch the model again."
+        )
+    if over := sorted(set(report["unexpected_keys"]) & set(needed)):
+        also = f" and {len(over) - 1} more tensors" if len(over) > 1 else ""
+        raise HeadatlasError(
+            f"{checkpoint.path} holds {over[0]!r}{also}, for which a {type(model).__name__} of its config "
+            "has no place; check that config and weights belong together."
         )
     model.requires_grad_(False)
     model.train(mode=False)

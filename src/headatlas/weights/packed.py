@@ -240,6 +240,10 @@ def _refuse_others(
         raise _refusal(where, method or telling[0])
     if method and method not in _READ and others:
         raise _refusal(where, method)
+    # A matrix of whole numbers, or of eight bits without a scale: not a form that is read above.
+    stored = next((info for name, info in others.items() if name.endswith(".weight")), None)
+    if stored is not None:
+        raise _refusal(where, method or f"{stored.name!r} is {stored.dtype}")
     if method in _IN_THE_FORWARD_PASS:
         raise HeadatlasError(
             f"{where}: its weights are quantised in the forward pass ({method}), so that the stored ones are "
