@@ -123,18 +123,23 @@ def list_families(as_json: AsJson = False) -> None:
         )
         return
     print_table(
-        ["family", "architectures", "safetensors oracles", "GGUF", "GGUF oracles"],
+        ["family", "architectures", "oracles", "GGUF", "oracles"],
         [
             [
                 family.name,
-                ", ".join(sorted(family.aliases.architectures)),
+                _first(sorted(family.aliases.architectures)),
                 len(proof.safetensors),
-                ", ".join(sorted(family.aliases.gguf)) if family.gguf else "–",
+                _first(sorted(family.aliases.gguf)) if family.gguf else "–",
                 len(proof.gguf) if family.gguf else "–",
             ]
             for family, proof in known
         ],
     )
+
+
+def _first(names: list[str]) -> str:
+    """The first name and how many more there are; ``--json`` has them all."""
+    return names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "")
 
 
 def _relations(source: str) -> tuple[Relation, ...]:
