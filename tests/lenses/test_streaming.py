@@ -518,6 +518,22 @@ def test_a_tensor_of_a_shape_that_the_modules_do_not_have(folder: Path, tmp_path
         states.layer(1)
 
 
+def test_a_tensor_that_the_modules_have_no_place_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accounting takes its tensors from the family, modules theirs from the config: neither is passed over."""
+    model = opened(folder)
+    needed = model.needed_in_block
+    assert needed(1) == {name for name in model.checkpoint.source.infos() if ".layers.1." in name}
+    monkeypatch.setattr(
+        model, "needed_in_block", lambda layer: needed(layer) | {"more"} if layer else needed(0)
+    )
+    states = streamed(model, tmp_path / "states")
+    states.layer(0)
+    with pytest.raises(HeadatlasError, match="holds 'more', for which modules of its config have no place"):
+        states.layer(1)
+
+
 def test_progress_counts_rows_of_all_layers(folder: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     states = streamed(

@@ -179,6 +179,11 @@ class OpenedModel:
         """A layer's tensors that files have in pieces or under another name than :meth:`stored_name` says."""
         return pieces_of(self._inventory, layer)
 
+    def needed_in_block(self, layer: int) -> set[str]:
+        """Names of the stored tensors of a decoder block that a forward pass needs."""
+        start = self._inventory.block(layer)
+        return {name for name in self._inventory.expected if name.startswith(start)}
+
     def largest_mixture(self) -> tuple[int, int]:
         """The layer whose experts have most parameters, and how many; in one module. (0, 0): none."""
         names = self._inventory

@@ -209,16 +209,23 @@ class BlockPass:
 
     def _read(self, layer: int) -> dict[str, torch.Tensor]:
         """The stored weights of a block, views of the mapped files, by their paths in its module."""
-        weights = {}
+        weights, unread = {}, self._model.needed_in_block(layer)
         path, pieces = self._model.block_module(layer), self._model.stored_pieces(layer)
         # Persistent buffers, too, are of the file: corrections of a router, for one.
         for name, tensor in self._blocks[layer].state_dict(keep_vars=True).items():
             stored, shape = self._model.stored_name(f"{path}.{name}"), tuple(tensor.shape)
             if stored not in self._source.infos() and stored in pieces:
                 weights[name] = self._put_together(pieces[stored], shape)
+                unread.difference_update(*pieces[stored])
             else:
                 self._check(stored, shape)
                 weights[name] = self._source.stored(stored)
+                unread.discard(stored)
+        if unread:
+            raise HeadatlasError(
+                f"{self._model.checkpoint.spec} holds {min(unread)!r}, for which modules of its config have "
+                "no place; check that config and weights belong together."
+            )
         self._source.release()  # what these views do not hold
         return weights
 
