@@ -57,6 +57,7 @@ def test_a_file_replaces_what_it_holds(tmp_path: Path) -> None:
         ('{"tasks": {"copying": 3}}', "copying: the template 3 needs"),
         ('{"context": ["a {}", "a {}"]}', "the same template twice"),
         ('{"context": "a {}"}', '"context" must be a list'),
+        ('{"task": {}, "context": ["a {}"]}', "'task' means nothing here"),
         ("[]", 'must be an object with "context" or "tasks"'),
         ("{", "this is not JSON"),
         (None, "cannot be read"),

@@ -90,6 +90,8 @@ def _read(path: Path) -> Templates:
         raise HeadatlasError(f"{path}: this is not JSON ({error}).") from error
     if not isinstance(body, dict) or not {"context", "tasks"} & body.keys():
         raise HeadatlasError(f'{path}: must be an object with "context" or "tasks", or both.')
+    if unknown := sorted(body.keys() - {"context", "tasks", "note"}):
+        raise HeadatlasError(f'{path}: {unknown[0]!r} means nothing here; use "context", "tasks" and "note".')
     context, tasks = body.get("context", []), body.get("tasks", {})
     if not isinstance(context, list) or not isinstance(tasks, dict):
         raise HeadatlasError(f'{path}: "context" must be a list of texts, "tasks" an object of texts.')
