@@ -226,9 +226,7 @@ def test_of_several_runs_of_a_template_the_one_of_most_relations_is_read(
 ) -> None:
     """q is over a run's relations, so the answer must not depend on which run comes last."""
     planted = examined.copied(tmp_path / "out")
-    parts = [
-        inference(planted.atlas, relations=[name], templates=["a {}"])[0].context.path for name in HEADS
-    ]
+    parts = [inference(planted.atlas, relations=[name], templates=["a {}"])[0].context.path for name in HEADS]
     evidence = planted.atlas.evidence
     runs = {each.context.path for each in evidence.dynamics}
     assert len(runs) == 5 and runs >= set(parts)

@@ -56,6 +56,7 @@ def test_a_file_replaces_what_it_holds(tmp_path: Path) -> None:
         ('{"context": ["{} and {}"]}', "needs exactly one {}"),
         ('{"tasks": {"copying": 3}}', "copying: the template 3 needs"),
         ('{"context": ["a {}", "a {}"]}', "the same template twice"),
+        ('{"context": []}', '"context" holds no text'),
         ('{"context": "a {}"}', '"context" must be a list'),
         ('{"task": {}, "context": ["a {}"]}', "'task' means nothing here"),
         ("[]", 'must be an object with "context" or "tasks"'),

@@ -95,6 +95,8 @@ def _read(path: Path) -> Templates:
     context, tasks = body.get("context", []), body.get("tasks", {})
     if not isinstance(context, list) or not isinstance(tasks, dict):
         raise HeadatlasError(f'{path}: "context" must be a list of texts, "tasks" an object of texts.')
+    if "context" in body and not context:
+        raise HeadatlasError(f'{path}: "context" holds no text; leave it out for the shipped ones.')
     templates = tuple(Template.of(text, str(path)) for text in context)
     if len(set(templates)) < len(templates):
         raise HeadatlasError(f'{path}: "context" holds the same template twice.')
