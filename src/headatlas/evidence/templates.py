@@ -100,4 +100,14 @@ def _read(path: Path) -> Templates:
     templates = tuple(Template.of(text, str(path)) for text in context)
     if len(set(templates)) < len(templates):
         raise HeadatlasError(f'{path}: "context" holds the same template twice.')
-    return Templates(templates, {name: Template.of(text, f"{path}: {name}") for name, text in tasks.items()})
+    return Templates(templates, {name: _task(text, f"{path}: {name}") for name, text in tasks.items()})
+
+
+def _task(text: Any, where: str) -> Template:
+    """A task's template; after a space of its own the answer's space would be a second one."""
+    template = Template.of(text, where)
+    if template.after.endswith(" "):
+        raise HeadatlasError(
+            f"{where}: the template {text!r} ends with a space; leave it out, the answer brings its own."
+        )
+    return template
