@@ -172,6 +172,30 @@ class Evidence:
     def __bool__(self) -> bool:
         return bool(self.dynamics or self.ablations)
 
+    def provenance(self) -> dict[str, list[dict[str, Any]]]:
+        """What was measured and with what: an entry for each run of a template, and for each ablated task."""
+        runs = [
+            {
+                "template": each.template,
+                "relations": list(each.context.scores),
+                "versions": each.context.provenance["versions"],
+            }
+            for each in self.dynamics
+        ]
+        shown = (
+            "relation",
+            "template",
+            "shots",
+            "method",
+            "seed",
+            "controls",
+            "dropped",
+            "settings",
+            "versions",
+        )
+        tasks = [{name: each.provenance[name] for name in shown} for each in self.ablations]
+        return {"inference": runs, "ablation": tasks}
+
     def templates_of(self, relation: str) -> list[Dynamic]:
         """The dynamic scores of a relation, each template once: of several runs the one of most relations.
 

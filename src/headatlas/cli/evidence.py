@@ -159,6 +159,9 @@ def ablation(
     written = write_ablations(atlas, found.done, _beside(atlas), figures=not no_figures)
     for name, why in found.skipped.items():
         say(f"skipped: {name} ({why})")
+    for task in found.done:
+        if not task.controls:
+            say(f"no control task for {task.relation}: none has a similar base and few heads in common")
     if as_json:
         print_json({"tasks": _records(frame), "skipped": found.skipped})
     else:

@@ -43,8 +43,8 @@ def spearman(x: Floats, y: Floats, axis: int = -1) -> Floats:
     constant.
     """
     # Scores are means of a few shares: equal ones differ by rounding, which must not break their tie.
-    ranks = [stats.rankdata(np.round(each, 12), axis=axis) for each in (x, y)]
-    return pearson(*ranks, axis=axis)
+    first, second = (stats.rankdata(np.round(each, 12), axis=axis) for each in (x, y))
+    return pearson(first, second, axis=axis)
 
 
 def correlation(kind: Callable[..., Floats], x: Floats, y: Floats) -> Estimate:
