@@ -193,7 +193,11 @@ def test_an_atlas_in_object_storage_is_copied_first(mapped: Planted) -> None:
             NO_SHOTS,
             r"0 pairs can be asked, at least 20 needed: source is cut differently in the text \(35\)",
         ),
-        ("The {}", Choices(shots=20), r"15 pairs can be asked"),
+        (
+            "The {}",
+            Choices(shots=20),
+            r"15 pairs can be asked, at least 20 needed; examples are not asked, see --shots",
+        ),
     ],
 )
 def test_relations_that_cannot_be_ablated_are_listed(

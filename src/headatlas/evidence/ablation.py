@@ -192,7 +192,8 @@ class _Run:
         if name not in self._base:
             gone = "; ".join(f"{reason} ({len(words)})" for reason, words in task.dropped.items())
             why = f": {gone}" if gone else ""
-            return f"{len(task.words)} pairs can be asked, at least {MIN_SOURCES} needed{why}"
+            examples = "; examples are not asked, see --shots" if task.shots else ""
+            return f"{len(task.words)} pairs can be asked, at least {MIN_SOURCES} needed{why}{examples}"
         if (base := float(self._base[name].mean())) < MIN_BASE:
             return f"base accuracy is {base:.2f}, at least {MIN_BASE:g} needed; see --shots and --templates"
         if not self._heads(name):
