@@ -147,7 +147,8 @@ def write_ablations(
         how = "its output is 0" if each.method == "zero" else "its output is its mean"
         examples = f"after {each.shots} examples" if each.shots else "without examples"
         asked = f"“{each.provenance['template']}” {examples}, {len(each.base)} sources asked"
-        caption = f"{asked}; ablated: {how}; {_area_words(each)}; heads: {atlas.caption()}"
+        control = "" if each.controls else "; control task: none has a similar base and few heads in common"
+        caption = f"{asked}; ablated: {how}; {_area_words(each)}{control}; heads: {atlas.caption()}"
         figure = draw_ablation(curves(each), titles, title=titles[each.relation], caption=caption)
         written += _save(figure, folder / f"ablation-{each.relation}-shots{each.shots}-{each.method}")
     return written

@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest.mock import Mock, patch
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from headatlas.atlas import Atlas
@@ -192,7 +193,11 @@ def test_an_atlas_in_object_storage_is_copied_first(mapped: Planted) -> None:
             NO_SHOTS,
             r"0 pairs can be asked, at least 20 needed: source is cut differently in the text \(35\)",
         ),
-        ("The {}", Choices(shots=20), r"15 pairs can be asked"),
+        (
+            "The {}",
+            Choices(shots=20),
+            r"15 pairs can be asked, at least 20 needed; examples are not asked, see --shots",
+        ),
     ],
 )
 def test_relations_that_cannot_be_ablated_are_listed(
@@ -214,6 +219,36 @@ def test_relations_without_template_or_heads_are_listed(mapped: Planted, tmp_pat
         "first": "the atlas calls no head for it",
         "second": "there is no task template for it; give one with --templates",
     }
+    misspelt = template_file(tmp_path, tasks={"frist": "The {}"})
+    found = ablation(planted.atlas, templates=misspelt, choices=NO_SHOTS)
+    assert not found.done
+    assert found.skipped["frist"] == "a template is given for it, but the atlas has no such relation"
+
+
+def test_of_several_runs_of_a_template_the_one_of_most_relations_is_read(
+    examined: Planted, tmp_path: Path
+) -> None:
+    """q is over a run's relations, so the answer must not depend on which run comes last."""
+    planted = examined.copied(tmp_path / "out")
+    parts = [inference(planted.atlas, relations=[name], templates=["a {}"])[0].context.path for name in HEADS]
+    evidence = planted.atlas.evidence
+    runs = {each.context.path for each in evidence.dynamics}
+    assert len(runs) == 5 and runs >= set(parts)
+    for name in HEADS:
+        read = evidence.templates_of(name)
+        assert len(read) == 3 and all(set(each.context.scores) == set(HEADS) for each in read)
+
+
+def test_a_head_is_confirmed_if_any_of_its_tasks_confirms_it(examined: Planted) -> None:
+    """Another task may have the smaller q and be no better than a random head."""
+    evidence = examined.atlas.evidence
+    tests = evidence.single_heads
+    row = tests[tests["relation"] == "first"].iloc[0]
+    other = {**row, "shots": 5, "q": row["q"] / 2, "loss": 0.5, "loss_random": 0.6, "confirmed": False}
+    evidence.__dict__["single_heads"] = pd.concat([tests, pd.DataFrame([other])], ignore_index=True)
+    table = evidence.table
+    shown = table[(table["relation"] == "first") & table["loss_alone"].notna()].iloc[0]
+    assert shown["confirmed_by_ablation"] is True and shown["loss_alone"] == row["loss"]
 
 
 def test_a_template_in_which_no_source_is_itself(mapped: Planted, tmp_path: Path) -> None:

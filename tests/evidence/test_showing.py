@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,15 @@ def test_the_ablation_command(examined: Planted, run: Run, tmp_path: Path) -> No
     names = {path.name for path in (planted.folder / "evidence").iterdir()}
     assert {"ablation.csv", "ablation-second-shots0-zero.svg"} <= names
     assert set(pd.read_csv(planted.folder / "evidence" / "ablation.csv")["relation"]) == {"first", "second"}
-    assert "− relation" in run(*arguments, "--no-figures").stdout
+    shown = run(*arguments, "--no-figures")
+    assert "− relation" in shown.stdout and "no control task" not in shown.stderr
+    only = template_file(tmp_path, tasks={"second": "The {}"})
+    alone = run(*arguments[:3], "--templates", only, "--shots", 0, "--relations", "second")
+    assert "no control task for second: none has a similar base" in alone.stderr
+    figure = planted.folder / "evidence" / "ablation-second-shots0-zero.svg"
+    assert "control task: none has a similar base" in " ".join(
+        re.sub("<[^>]*>", " ", figure.read_text()).split()
+    )
     file = template_file(tmp_path, tasks={"first": "of {} ,"})
     nothing = run(*arguments[:3], "--templates", file, "--shots", 0, "--relations", "first")
     assert "skipped: first (base accuracy is 0." in nothing.stderr and "no task was ablated" in nothing.stderr
@@ -56,6 +65,7 @@ def test_the_ablation_command(examined: Planted, run: Run, tmp_path: Path) -> No
     [
         (("inference", "--relations", "capital"), "this atlas has no relation 'capital'"),
         (("ablation", "--max-heads", 0), "--max-heads is 0"),
+        (("ablation", "--relations", " ,"), "--relations ' ,' names no relation"),
         (("inference", "--templates", "nowhere.json"), "nowhere.json: cannot be read"),
         (("inference", "--model", "nowhere/at/all"), "nowhere/at/all"),
     ],
@@ -79,6 +89,16 @@ def test_heads_show_what_is_confirmed(examined: Planted, mapped: Planted, run: R
     assert row["loss_alone"] > 0.9 and 0 <= row["attention"] <= 1
     before = run("heads", mapped.folder)
     assert "confirmed" not in before.stdout and "confirmed" not in before.stderr
+
+
+def test_info_says_what_was_measured(examined: Planted, mapped: Planted, run: Run) -> None:
+    shown = run("info", examined.folder).stdout
+    assert shown.count("evidence: texts") == 3 and "'of a {}', 2 relations" in shown
+    assert "first, 0 examples, zero" in shown
+    body = parsed(run("info", examined.folder, "--json"))["evidence"]
+    assert [task["relation"] for task in body["ablation"]] == ["first", "second"]
+    assert all(each["versions"]["torch"] for each in body["ablation"] + body["inference"])
+    assert "evidence" not in run("info", mapped.folder).stdout
 
 
 def test_files_hold_the_evidence(examined: Planted, tmp_path: Path) -> None:

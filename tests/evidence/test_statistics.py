@@ -37,6 +37,12 @@ def test_correlations_are_scipys() -> None:
     np.testing.assert_allclose(together, apart, atol=1e-12)
 
 
+def test_rounding_breaks_no_tie() -> None:
+    x, y = np.array([0.3, 0.1 + 0.2, 0.0, 1.0]), np.array([0.2, 0.7, 0.0, 0.9])
+    assert x[0] != x[1]
+    assert float(spearman(x, y)) == pytest.approx(stats.spearmanr([1, 1, 0, 2], y).statistic, abs=1e-12)
+
+
 def test_a_constant_side_has_no_correlation() -> None:
     x, _ = scores()
     constant = np.full(len(x), 0.3)

@@ -54,9 +54,12 @@ def test_a_file_replaces_what_it_holds(tmp_path: Path) -> None:
     [
         ('{"context": ["About it"]}', "the template 'About it' needs exactly one {}"),
         ('{"context": ["{} and {}"]}', "needs exactly one {}"),
+        ('{"tasks": {"copying": "Repeat {}: "}}', "copying: the template 'Repeat {}: ' ends with a space"),
         ('{"tasks": {"copying": 3}}', "copying: the template 3 needs"),
         ('{"context": ["a {}", "a {}"]}', "the same template twice"),
+        ('{"context": []}', '"context" holds no text'),
         ('{"context": "a {}"}', '"context" must be a list'),
+        ('{"task": {}, "context": ["a {}"]}', "'task' means nothing here"),
         ("[]", 'must be an object with "context" or "tasks"'),
         ("{", "this is not JSON"),
         (None, "cannot be read"),

@@ -172,9 +172,37 @@ class Evidence:
     def __bool__(self) -> bool:
         return bool(self.dynamics or self.ablations)
 
+    def provenance(self) -> dict[str, list[dict[str, Any]]]:
+        """What was measured and with what: an entry for each run of a template, and for each ablated task."""
+        runs = [
+            {
+                "template": each.template,
+                "relations": list(each.context.scores),
+                "versions": each.context.provenance["versions"],
+            }
+            for each in self.dynamics
+        ]
+        shown = (
+            "relation",
+            "template",
+            "shots",
+            "method",
+            "seed",
+            "controls",
+            "dropped",
+            "settings",
+            "versions",
+        )
+        tasks = [{name: each.provenance[name] for name in shown} for each in self.ablations]
+        return {"inference": runs, "ablation": tasks}
+
     def templates_of(self, relation: str) -> list[Dynamic]:
-        """The dynamic scores of a relation, each template once."""
-        found = {each.template: each for each in self.dynamics if relation in each.context.scores}
+        """The dynamic scores of a relation, each template once: of several runs the one of most relations.
+
+        q is over all relations of a run, so which run is read must not depend on its name.
+        """
+        runs = sorted(self.dynamics, key=lambda each: len(each.context.scores))
+        found = {each.template: each for each in runs if relation in each.context.scores}
         return [found[template] for template in sorted(found)]
 
     def scores(self, relation: str, kind: str, sign: str) -> tuple[Floats, Floats] | None:
@@ -254,7 +282,9 @@ class Evidence:
         mine = tests[tests["relation"] == name]
         if len(mine) == 0:
             return {}
-        best = mine.sort_values(["q", "loss"], ascending=[True, False]).drop_duplicates(["layer", "head"])
+        # Of several tasks the one that confirms the head, then the clearest.
+        order = mine.sort_values(["confirmed", "q", "loss"], ascending=[False, True, False])
+        best = order.drop_duplicates(["layer", "head"])
         merged = rows[["layer", "head"]].merge(best, on=["layer", "head"], how="left")
         confirmed = merged["confirmed"].astype(object).where(merged["q"].notna(), None)
         return {

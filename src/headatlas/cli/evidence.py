@@ -13,6 +13,7 @@ import typer
 from headatlas.cli.options import AsJson, AtlasArgument
 from headatlas.cli.output import print_json, print_table, say
 from headatlas.cli.progress import MapProgress
+from headatlas.errors import HeadatlasError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,6 +159,9 @@ def ablation(
     written = write_ablations(atlas, found.done, _beside(atlas), figures=not no_figures)
     for name, why in found.skipped.items():
         say(f"skipped: {name} ({why})")
+    for task in found.done:
+        if not task.controls:
+            say(f"no control task for {task.relation}: none has a similar base and few heads in common")
     if as_json:
         print_json({"tasks": _records(frame), "skipped": found.skipped})
     else:
@@ -171,7 +175,12 @@ def ablation(
 
 
 def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise HeadatlasError(f"--relations {text!r} names no relation; leave it out for all of them.")
+    return names
 
 
 def _beside(atlas: Atlas) -> Place:

@@ -122,6 +122,7 @@ def info(folder: AtlasArgument, as_json: AsJson = False) -> None:
                 "layers_done": [int(layer) for layer in atlas.layers_done.nonzero()[0]],
                 "settings": atlas.settings_dict(),
                 "provenance": atlas.provenance,
+                "evidence": atlas.evidence.provenance(),
                 "relations": relations,
             }
         )
@@ -215,6 +216,15 @@ def _info_rows(atlas: Atlas) -> list[tuple[str, Any]]:
     ]
     for name, value in atlas.provenance.items():
         rows += _flat(name.replace("_", " "), value)
+    evidence = atlas.evidence.provenance()
+    rows += [
+        ("evidence: texts", f"{run['template']!r}, {len(run['relations'])} relations")
+        for run in evidence["inference"]
+    ]
+    rows += [
+        ("evidence: ablation", f"{task['relation']}, {task['shots']} examples, {task['method']}")
+        for task in evidence["ablation"]
+    ]
     return rows
 
 

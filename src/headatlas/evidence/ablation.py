@@ -128,7 +128,7 @@ def ablation(
     subject = open_subject(atlas, model, tokenizer, device=device)
     names = list(dict.fromkeys(atlas.known(name) for name in relations)) if relations else list(atlas.scores)
     folder = evidence_group(subject.path)
-    out = Ablations()
+    out = Ablations(skipped=_without_relation(atlas, found))
     with running(subject.job.model, subject.device) as modules:
         run = _Run(subject, modules, found, chosen)
         todo = [task.relation for task in run.tasks.values()]
@@ -143,6 +143,13 @@ def ablation(
                 out.done.append(run.stored(folder, name))
         tell(Progress("ablation", len(todo) + len(names), len(todo) + len(names)))
     return out
+
+
+def _without_relation(atlas: Atlas, templates: Templates) -> dict[str, str]:
+    """Task templates of the user's for which the atlas has no relation: most likely a name is misspelt."""
+    known = {*read_templates().tasks, *atlas.relations["relation"]}
+    why = "a template is given for it, but the atlas has no such relation"
+    return {name: why for name in templates.tasks if name not in known}
 
 
 class _Run:
@@ -185,7 +192,8 @@ class _Run:
         if name not in self._base:
             gone = "; ".join(f"{reason} ({len(words)})" for reason, words in task.dropped.items())
             why = f": {gone}" if gone else ""
-            return f"{len(task.words)} pairs can be asked, at least {MIN_SOURCES} needed{why}"
+            examples = "; examples are not asked, see --shots" if task.shots else ""
+            return f"{len(task.words)} pairs can be asked, at least {MIN_SOURCES} needed{why}{examples}"
         if (base := float(self._base[name].mean())) < MIN_BASE:
             return f"base accuracy is {base:.2f}, at least {MIN_BASE:g} needed; see --shots and --templates"
         if not self._heads(name):

@@ -42,7 +42,9 @@ def spearman(x: Floats, y: Floats, axis: int = -1) -> Floats:
     """Spearman's ρ along an axis: Pearson's r of the ranks, ties at their mean; 0 where one side is
     constant.
     """
-    return pearson(stats.rankdata(x, axis=axis), stats.rankdata(y, axis=axis), axis=axis)
+    # Scores are means of a few shares: equal ones differ by rounding, which must not break their tie.
+    first, second = (stats.rankdata(np.round(each, 12), axis=axis) for each in (x, y))
+    return pearson(first, second, axis=axis)
 
 
 def correlation(kind: Callable[..., Floats], x: Floats, y: Floats) -> Estimate:

@@ -90,10 +90,24 @@ def _read(path: Path) -> Templates:
         raise HeadatlasError(f"{path}: this is not JSON ({error}).") from error
     if not isinstance(body, dict) or not {"context", "tasks"} & body.keys():
         raise HeadatlasError(f'{path}: must be an object with "context" or "tasks", or both.')
+    if unknown := sorted(body.keys() - {"context", "tasks", "note"}):
+        raise HeadatlasError(f'{path}: {unknown[0]!r} means nothing here; use "context", "tasks" and "note".')
     context, tasks = body.get("context", []), body.get("tasks", {})
     if not isinstance(context, list) or not isinstance(tasks, dict):
         raise HeadatlasError(f'{path}: "context" must be a list of texts, "tasks" an object of texts.')
+    if "context" in body and not context:
+        raise HeadatlasError(f'{path}: "context" holds no text; leave it out for the shipped ones.')
     templates = tuple(Template.of(text, str(path)) for text in context)
     if len(set(templates)) < len(templates):
         raise HeadatlasError(f'{path}: "context" holds the same template twice.')
-    return Templates(templates, {name: Template.of(text, f"{path}: {name}") for name, text in tasks.items()})
+    return Templates(templates, {name: _task(text, f"{path}: {name}") for name, text in tasks.items()})
+
+
+def _task(text: Any, where: str) -> Template:
+    """A task's template; after a space of its own the answer's space would be a second one."""
+    template = Template.of(text, where)
+    if template.after.endswith(" "):
+        raise HeadatlasError(
+            f"{where}: the template {text!r} ends with a space; leave it out, the answer brings its own."
+        )
+    return template

@@ -204,7 +204,7 @@ def _curves(ax: Axes, curves: pd.DataFrame, titles: Mapping[str, str]) -> list[K
         if str(name) == "random":
             ax.fill_between(at, low, high, color=_GREY, alpha=0.25, linewidth=0.0)
         if str(name) == "relation":
-            ax.vlines(at, low, high, color=look["color"], linewidth=0.6, zorder=3)
+            ax.vlines(at, low, high, color=look["color"], linewidth=0.6, zorder=3, clip_on=False)
         # Dashes over the solid line: both are seen where they agree.
         above = {"added": 4, "relation": 3}.get(str(name), 2)
         ax.plot(at, rows["accuracy"], label=label, zorder=above, clip_on=False, **_MARK, **look)

@@ -155,7 +155,7 @@ def _groups_panel(ax: Axes, atlas: Atlas, found: Structure, width: float) -> Dra
         )
         for name, colour, marker in _KINDS
     ]
-    return keys, ("Layer", "Mean cosine")
+    return keys, ("Layer", "Mean cosine, sign ignored")
 
 
 def _per_head_panel(ax: Axes, _atlas: Atlas, found: Structure, width: float) -> Drawn:
