@@ -521,7 +521,7 @@ def test_a_tensor_of_a_shape_that_the_modules_do_not_have(folder: Path, tmp_path
 def test_a_tensor_that_the_modules_have_no_place_for(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Accounting takes its tensors from the family, modules theirs from the config: neither is passed over."""
+    """Accounting takes its tensors from the family, modules theirs from the config."""
     model = opened(folder)
     needed = model.needed_in_block
     assert needed(1) == {name for name in model.checkpoint.source.infos() if ".layers.1." in name}
