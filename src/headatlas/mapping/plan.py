@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 FLOPS = 1.5e11
 """Float32 operations per second that a two-core laptop reaches; used for estimates only."""
-FULL_ROWS_PER_HEAD = 0.13
-"""Share of (head, source) rows that needed the whole vocabulary on SmolLM2-135M; for estimates only."""
+RANKING_SHARE = 0.05
+"""Time of ranking as a share of that of all logits in float32: 0.033 and 0.05 on SmolLM2-135M (``maps`` and
+``neutral``), less in larger models (docs/engine.md); for estimates only."""
 BYTES = 4
 TOKENS_A_SOURCE = 2
 """Of the shipped relations, 1.1 to 1.8 with the tokenizers tried; for estimates only."""
@@ -241,11 +242,11 @@ def _block_bytes(model: Model) -> int:
 
 def _seconds(model: Model, lens: Lens, sources: int) -> float:
     dims = model.dims
-    rows = dims.n_layers * dims.n_heads * sources * FULL_ROWS_PER_HEAD
-    flops = 2.0 * rows * dims.vocab_size * dims.d_model
+    rows = dims.n_layers * dims.n_heads * sources
+    flops = 2.0 * rows * dims.vocab_size * dims.d_model * RANKING_SHARE
     if not lens.weights_only:
         body = model.n_parameters - dims.vocab_size * dims.d_model
-        flops += 2.0 * body * sources * len(lens.prefixes) * 2.5
+        flops += 2.0 * body * sources * len(lens.prefixes) * TOKENS_A_SOURCE
     return round(10 + flops / FLOPS, 1)
 
 
