@@ -23,6 +23,8 @@ from headatlas.cli.options import (
 from headatlas.cli.output import number, parse_width, print_json, print_table, say
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from headatlas.structure.depth import Depth
     from headatlas.structure.summary import Structure
 
@@ -59,10 +61,7 @@ def structure(
     atlas = read_atlas(folder, profile=profile, k=k, k_copy=k_copy, tau=tau, q=q, criterion=criterion)
     from headatlas.structure import structure as arrange
 
-    if out is not None:
-        from headatlas.figures.saving import figure_format
-
-        figure_format(out)
+    _check_format(out)
     found = arrange(atlas)
     if as_json:
         print_json(
@@ -78,10 +77,9 @@ def structure(
         say(atlas.caption())
         _print_structure(found)
     if out is not None:
-        from headatlas.figures.saving import save
         from headatlas.figures.structure import draw_structure
 
-        say(f"written: {save(draw_structure(atlas, found, width_mm), out)}")
+        _save(draw_structure(atlas, found, width_mm), out)
 
 
 def compare(
@@ -114,10 +112,7 @@ def compare(
     from headatlas.atlas.export import plain_records
     from headatlas.structure import compare_atlases
 
-    if out is not None:
-        from headatlas.figures.saving import figure_format
-
-        figure_format(out)
+    _check_format(out)
     found = compare_atlases(atlases)
     records = plain_records(found.table)
     if as_json:
@@ -140,9 +135,22 @@ def compare(
         _print_comparison(records, [asdict(pair) for pair in found.agreement])
     if out is not None:
         from headatlas.figures.compare import draw_comparison
-        from headatlas.figures.saving import save
 
-        say(f"written: {save(draw_comparison(found, width_mm), out)}")
+        _save(draw_comparison(found, width_mm), out)
+
+
+def _check_format(out: Path | None) -> None:
+    """Refuse a kind of file that cannot be drawn, before anything is computed."""
+    if out is not None:
+        from headatlas.figures.saving import figure_format
+
+        figure_format(out)
+
+
+def _save(figure: Figure, out: Path) -> None:
+    from headatlas.figures.saving import save
+
+    say(f"written: {save(figure, out)}")
 
 
 def _print_structure(found: Structure) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,7 +10,7 @@ import typer
 
 from headatlas.cli.options import AsJson, AtlasArgument
 from headatlas.cli.output import print_json, print_table, say
-from headatlas.cli.progress import MapProgress
+from headatlas.cli.progress import MapProgress, stopping
 from headatlas.errors import HeadatlasError
 
 if TYPE_CHECKING:
@@ -21,8 +19,7 @@ if TYPE_CHECKING:
     from headatlas.atlas import Atlas
     from headatlas.storage import Place
 
-STOPPED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+KEPT = "stopped; what was finished is stored in the atlas; the same command goes on"
 
 ModelOption = Annotated[
     str | None,
@@ -82,7 +79,7 @@ def inference(
     from headatlas.outputs import write_inference
 
     atlas = Atlas.open(folder)
-    with _stopping(), MapProgress() as progress:
+    with stopping(lambda: KEPT), MapProgress() as progress:
         found = run(
             atlas,
             model,
@@ -145,7 +142,7 @@ def ablation(
 
     choices = Choices(shots, method, sources, max_heads, draws, seed)
     atlas = Atlas.open(folder)
-    with _stopping(), MapProgress() as progress:
+    with stopping(lambda: KEPT), MapProgress() as progress:
         found = run(
             atlas,
             model,
@@ -245,13 +242,3 @@ def _ablation_table(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
 def _interval(row: Any, name: str) -> str:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     return "–" if low is None or math.isnan(low) else f"{low:.2f} … {high:.2f}"
-
-
-@contextmanager
-def _stopping() -> Iterator[None]:
-    """Ctrl-C inside the block says what is kept, and ends the command."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        say("stopped; what was finished is stored in the atlas; the same command goes on")
-        raise typer.Exit(STOPPED) from None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -25,15 +23,12 @@ from headatlas.cli.options import (
     Tau,
 )
 from headatlas.cli.output import print_fields, print_json, say
-from headatlas.cli.progress import MapProgress
+from headatlas.cli.progress import MapProgress, stopping
 from headatlas.cli.summary import plan_rows, summary
 from headatlas.errors import HeadatlasError
 
 if TYPE_CHECKING:
     from headatlas.storage import Place
-
-STOPPED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 
 
 def register(app: typer.Typer) -> None:
@@ -143,7 +138,7 @@ def map_model(
     began = time.monotonic()
     where = place(out)
     check_writable(where)
-    with _stopping(where), MapProgress() as progress:
+    with stopping(lambda: _stopped(where)), MapProgress() as progress:
         atlas = map_heads(
             model,
             out=where,
@@ -168,22 +163,13 @@ def map_model(
         )
     # The outputs follow this command line, whatever an earlier one, now resumed, said.
     atlas = atlas.with_settings(k=k, k_copy=k_copy, tau=tau, q_max=q, criterion=criterion)
-    with _stopping(where):
+    with stopping(lambda: _stopped(where)):
         written = write_outputs(atlas, where, figures=not no_figures)
     say(summary(atlas, where, written, time.monotonic() - began))
 
 
-@contextmanager
-def _stopping(out: Place) -> Iterator[None]:
-    """Ctrl-C inside the block says what is saved, and ends the command."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        say(_stopped(out))
-        raise typer.Exit(STOPPED) from None
-
-
 def _stopped(out: Place) -> str:
+    """What Ctrl-C left."""
     from headatlas.atlas import Atlas
 
     try:

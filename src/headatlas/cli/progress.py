@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
+
+import typer
 
 from headatlas.cli.output import say
 
@@ -16,6 +20,22 @@ if TYPE_CHECKING:
 
 _LABELS = {"states": "source states", "heads": "layers mapped", "ablation": "tasks run"}
 _SECONDS_BETWEEN_LINES = 5.0
+STOPPED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+@contextmanager
+def stopping(kept: Callable[[], str]) -> Iterator[None]:
+    """Ctrl-C inside the block says what is kept, and ends the command.
+
+    Args:
+        kept: What to say; asked when it has happened.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(kept())
+        raise typer.Exit(STOPPED) from None
 
 
 class MapProgress:
