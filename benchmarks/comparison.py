@@ -17,8 +17,8 @@ from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.job import Job
 from headatlas.mapping.questions import Questions
 from headatlas.mapping.vocabulary import TIE, Vocabulary
+from headatlas.options import FLOOR
 from headatlas.scoring.scores import RANK_BEYOND, source_hits
-from headatlas.scoring.settings import FLOOR
 
 ROWS = 512
 """Rows of logits that are in memory at a time."""

@@ -150,7 +150,7 @@ def print_planted(planted: Sequence[Planted], atlas: Atlas) -> None:
 
 def called(atlas: Atlas) -> set[tuple[int, int, str, str]]:
     """(layer, head, relation, verb) of all that an atlas calls."""
-    table = atlas.heads()
+    table = atlas.sel(called=True)
     return {
         (int(layer), int(head), str(relation), verb)
         for verb in ("implements", "suppresses")
@@ -179,7 +179,7 @@ def compare(
     seconds, compared = [], 0
     for layer, head in chosen:
         inputs = layer_inputs(job, states, layer)
-        seconds.append(plain_seconds(questions, inputs, head, vocabulary, job.options.settings.k))
+        seconds.append(plain_seconds(questions, inputs, head, vocabulary, job.options.thresholds.k))
         compared += check(job, inputs, vocabulary, atlas, layer, head, rows.astype(np.int64))
     n_heads = len(layers) * dims.n_heads
     plain = statistics.median(seconds) * n_heads

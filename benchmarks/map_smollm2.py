@@ -81,7 +81,7 @@ def _compare(lens: str, runs: list[Stats], total: float, atlas: Atlas, sample: i
     job = prepare(MODEL, None, "core", options(lens=lens))
     states = _states(job, folder / "states")
     vocabulary = Vocabulary.competing(job.model.unembed(), job.competing)
-    dims, k = job.model.dims, job.options.settings.k
+    dims, k = job.model.dims, job.options.thresholds.k
     n_heads, rows = dims.n_layers * dims.n_heads, np.arange(len(job.questions.sources))
     plain: list[float] = []
     shared: list[float] = []

@@ -10,7 +10,7 @@ import pandas as pd
 
 from benchmarks.worth_agreement import Floats, shown
 from benchmarks.worth_scores import Bench, Scores
-from headatlas.evidence.ablating import Head, ablated
+from headatlas.evidence.ablation_hooks import Head, ablated
 from headatlas.evidence.statistics import area, mean
 from headatlas.evidence.tasks import Task, answers, make_task
 from headatlas.evidence.templates import read_templates

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from headatlas.architectures import LayerHeads, Model, RightMap
 from headatlas.atlas.layout import build_layout
-from headatlas.evidence.inference import from_states, rank_layers
+from headatlas.evidence.inference_run import from_states, rank_layers
 from headatlas.evidence.templates import Template
 from headatlas.evidence.texts import Ids, Text, place
 from headatlas.mapping.given import given_values

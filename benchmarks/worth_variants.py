@@ -10,9 +10,9 @@ import torch
 
 from benchmarks.worth_scores import Bench, Scores
 from headatlas.architectures import Model
-from headatlas.evidence.ablating import ablated
+from headatlas.evidence.ablation_hooks import ablated
+from headatlas.evidence.recording import Watched, watch
 from headatlas.evidence.texts import Ids, Text
-from headatlas.evidence.watching import Watched, watch
 from headatlas.lenses import NEUTRAL_PREFIXES, MapsStates
 from headatlas.lenses.neutral import prefix_ids
 

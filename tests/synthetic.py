@@ -107,7 +107,8 @@ def make_atlas(
         "ceiling": 32,
         "masked_ids": [0, 1],
         "target_policy": "single",
-        "settings": {},
+        "thresholds": {},
+        "mask": True,
         "versions": {"headatlas": "0"},
     }
     create_store(path, layout, n_layers=n_layers, n_heads=n_heads, attributes=provenance)

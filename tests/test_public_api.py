@@ -55,7 +55,7 @@ def test_an_atlas_in_python(tmp_path: Path) -> None:
     make_atlas(tmp_path / "atlas.zarr", 2, 2)
     atlas = headatlas.open_atlas(tmp_path, tau=0.3)
     assert isinstance(atlas, headatlas.Atlas)
-    assert atlas.settings.tau == 0.3
+    assert atlas.thresholds.tau == 0.3
     assert list(atlas.top("country_to_capital", 1).columns[:3]) == ["layer", "head", "relation"]
     with pytest.raises(headatlas.HeadatlasError):
         headatlas.open_atlas(tmp_path / "missing")

@@ -80,7 +80,7 @@ def planted_cells(first_mlp: float, noise: float, seed: int) -> pd.DataFrame:
     parts = []
     for lens in ("maps", "neutral"):
         atlas = map_heads(model, word_tokenizer(VOCAB), lens=lens, relations=words.relations())
-        table = atlas.table
+        table = atlas.table()
         for sign, verb, kind in (
             ("score", "implements", "promotes"),
             ("suppression", "suppresses", "suppresses"),
@@ -90,7 +90,7 @@ def planted_cells(first_mlp: float, noise: float, seed: int) -> pd.DataFrame:
                 sign=kind,
                 score=table[sign],
                 called=table[verb].astype(bool),
-                called_tau=table[sign] >= atlas.settings.tau,
+                called_tau=table[sign] >= atlas.thresholds.tau,
             )
             parts.append(_with_truth(part, plants, kind))
     return pd.concat(parts, ignore_index=True).assign(first_mlp=first_mlp, noise=noise, seed=seed)

@@ -76,7 +76,7 @@ def trained_cells(case: Case, variant: str, seed: int) -> tuple[dict[str, Any], 
 def _cells(trained: Trained, task: Task, found: Effects, lens: str) -> pd.DataFrame:
     relations = task.relations()
     atlas = map_heads(trained.model, word_tokenizer(task.vocab), lens=lens, relations=relations)
-    table = atlas.table
+    table = atlas.table()
     names = [each.name for each in relations]
     at = (
         table["layer"].to_numpy(int),

@@ -3,6 +3,7 @@
 >>> import headatlas as ha
 >>> atlas = ha.map_heads("smollm2-135m")                 # doctest: +SKIP
 >>> atlas.top("country_to_capital")                      # doctest: +SKIP
+>>> atlas.save("mine")                                   # doctest: +SKIP
 
 The names below are the public API. They are loaded when first used, so ``import headatlas`` costs nothing.
 """
@@ -13,53 +14,58 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from headatlas.errors import HeadatlasError
+from headatlas.options import Compute, Thresholds
 
 if TYPE_CHECKING:
-    from headatlas.atlas import Atlas
-    from headatlas.atlas.opening import open_atlas
-    from headatlas.figures.describe import describe
+    from headatlas import evidence
+    from headatlas.arrangement import compare, structure
+    from headatlas.atlas import Atlas, concat, open_atlas
+    from headatlas.figures import describe, plot_categories
     from headatlas.mapping.plan import plan
     from headatlas.mapping.run import map_heads
     from headatlas.relations import Pair, Relation
-    from headatlas.relations import core as core_relations
-    from headatlas.relations import load as load_relations
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Atlas",
+    "Compute",
     "HeadatlasError",
     "Pair",
     "Relation",
+    "Thresholds",
     "__version__",
+    "compare",
+    "concat",
     "core_relations",
     "describe",
+    "evidence",
     "load_relations",
     "map_heads",
     "open_atlas",
     "plan",
+    "plot_categories",
+    "structure",
 ]
 
-# Where a name is defined, and what it is called there.
 _HOMES = {
-    "Atlas": ("headatlas.atlas", "Atlas"),
-    "Pair": ("headatlas.relations", "Pair"),
-    "Relation": ("headatlas.relations", "Relation"),
-    "core_relations": ("headatlas.relations", "core"),
-    "describe": ("headatlas.figures.describe", "describe"),
-    "load_relations": ("headatlas.relations", "load"),
-    "map_heads": ("headatlas.mapping.run", "map_heads"),
-    "open_atlas": ("headatlas.atlas.opening", "open_atlas"),
-    "plan": ("headatlas.mapping.plan", "plan"),
+    "headatlas.arrangement": ("compare", "structure"),
+    "headatlas.atlas": ("Atlas", "concat", "open_atlas"),
+    "headatlas.figures": ("describe", "plot_categories"),
+    "headatlas.mapping.plan": ("plan",),
+    "headatlas.mapping.run": ("map_heads",),
+    "headatlas.relations": ("Pair", "Relation", "core_relations", "load_relations"),
 }
+"""Where the names are defined."""
 
 
 def __getattr__(name: str) -> Any:
-    try:
-        module, attribute = _HOMES[name]
-    except KeyError:
-        raise AttributeError(f"module 'headatlas' has no attribute {name!r}") from None
-    return getattr(import_module(module), attribute)
+    if name == "evidence":
+        return import_module("headatlas.evidence")
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module 'headatlas' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -94,7 +94,7 @@ def write_inference(
     titles = dict(zip(atlas.relations["relation"], atlas.relations["title"], strict=True))
     for kind, name in DYNAMIC_TITLES.items():
         panels = []
-        for relation in atlas.scores:
+        for relation in atlas.relation_scores:
             found = {sign: evidence.scores(relation, kind, sign) for sign in ("promotion", "suppression")}
             scores = {sign: both for sign, both in found.items() if both is not None}
             if len(scores) == 2:
@@ -117,7 +117,7 @@ def write_inference(
                 "r: Pearson's, of the scores, over heads"
             )
             title = f"{name} against score of the map, {atlas.model_name}"
-            tau = atlas.settings.tau
+            tau = atlas.thresholds.tau
             figure = draw_agreement(panels, title=title, dynamic=name, tau=tau, caption=caption)
             written += _save(figure, folder / kind)
     return written

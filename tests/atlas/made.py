@@ -49,7 +49,8 @@ def provenance(**changes: Any) -> dict[str, Any]:
         "lens": {"name": "neutral", "prefixes": []},
         "ceiling": 32,
         "target_policy": "single",
-        "settings": {},
+        "thresholds": {},
+        "mask": True,
         **changes,
     }
 

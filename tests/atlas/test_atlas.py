@@ -46,9 +46,9 @@ def test_a_source_counts_once_however_many_targets_it_has(tmp_path: Path) -> Non
     squares = ranked_at(5, {(0, 2): 4, (2, 4): 0, (4, 5): 10, (4, 6): 31})
     layout = build_layout([relation])
     atlas = write_atlas(tmp_path / "a.zarr", [relation], {0: layer_from_squares(layout, squares)})
-    (row,) = atlas.table.to_dict("records")
+    (row,) = atlas.table().to_dict("records")
     assert (row["score"], row["n_sources"], row["suppression"]) == (2 / 4, 4, 0.0)
-    scores = [atlas.with_settings(k=k).table["score"][0] for k in (1, 4, 5, 10, 11, 32)]
+    scores = [atlas.at(k=k).table["score"][0] for k in (1, 4, 5, 10, 11, 32)]
     assert scores == [1 / 4, 1 / 4, 2 / 4, 2 / 4, 3 / 4, 3 / 4]
     assert (row["low"], row["high"]) == tuple(float(x) for x in wilson(np.array(2), 4))
 
@@ -58,8 +58,8 @@ def test_copying_relations_have_a_k_of_their_own(tmp_path: Path) -> None:
     squares = ranked_at(2, {(0, 0): 0, (1, 1): 5})
     layer = layer_from_squares(build_layout(relations), squares)
     atlas = write_atlas(tmp_path / "a.zarr", relations, {0: layer})
-    assert atlas.table["score"].tolist() == [0.5, 1.0]
-    assert atlas.with_settings(k_copy=6, k=1).table["score"].tolist() == [1.0, 0.5]
+    assert atlas.table()["score"].tolist() == [0.5, 1.0]
+    assert atlas.at(k_copy=6, k=1).table["score"].tolist() == [1.0, 0.5]
     assert atlas.relations["k"].tolist() == [1, 10]
 
 
@@ -93,7 +93,7 @@ def test_calibration_is_that_of_the_reference(synthetic: Atlas, k: int) -> None:
     own = (data["pair_relation"].values == 6) & (data["pair_source"].values >= 0)
     column = np.searchsorted(data["cell_target_id"].values[targets], data["pair_target_id"].values[own])
     order = reference.drawn(len(sources), str(sha))
-    null = synthetic.with_settings(k=k).scores[str(name)].promotion_null
+    null = synthetic.at(k=k).scores[str(name)].promotion_null
     start = sum(sizes)
     for layer in range(3):
         for head in range(3):
@@ -112,7 +112,7 @@ def test_calibration_is_that_of_the_reference(synthetic: Atlas, k: int) -> None:
 def test_heads_in_groups_equal_heads_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     atlas = make_atlas(tmp_path / "atlas.zarr", 3, 2)
     monkeypatch.setattr("headatlas.atlas.calibrate.HEADS_AT_A_TIME", 2)
-    assert Atlas.open(tmp_path).table.equals(atlas.table)
+    assert Atlas.open(tmp_path).table.equals(atlas.table())
     assert HEADS_AT_A_TIME > 2
 
 
@@ -127,7 +127,7 @@ def test_a_large_relation_is_calibrated_on_some_sources_and_scored_on_all(tmp_pa
     # The second head hits only sources that calibration does not look at.
     right[0, 1, left_out, left_out % words] = 0
     atlas = write_atlas(tmp_path / "a.zarr", [relation], {0: layer_from_squares(layout, right)}, n_heads=2)
-    table = atlas.table
+    table = atlas.table()
     assert table["score"].tolist() == [1.0, len(left_out) / n]
     shares = np.bincount(layout.blocks[0].sources % words) / MAX_CALIBRATION_SOURCES
     assert table["chance"][0] == pytest.approx((shares**2).sum())
@@ -153,10 +153,10 @@ def test_a_large_relation_is_calibrated_on_some_sources_and_scored_on_all(tmp_pa
 )
 def test_with_settings_equals_a_fresh_atlas(synthetic: Atlas, changes: dict[str, object]) -> None:
     _ = synthetic.table, synthetic.categories(), synthetic.relations  # What is cached must not leak.
-    other = synthetic.with_settings(**changes)  # type: ignore[arg-type]  # one table of changes for all types
+    other = synthetic.at(**changes)  # type: ignore[arg-type]  # one table of changes for all types
     assert synthetic.path is not None
     opened = Atlas.open(synthetic.path)
-    fresh = Atlas(opened.dataset, opened.provenance, other.settings)
+    fresh = Atlas(opened.dataset, opened.provenance, other.thresholds)
     assert other.table.equals(fresh.table)
     assert other.categories().equals(fresh.categories())
     assert other.relations.equals(fresh.relations)
@@ -165,10 +165,10 @@ def test_with_settings_equals_a_fresh_atlas(synthetic: Atlas, changes: dict[str,
 
 def test_k_above_the_ceiling_and_profiles_that_do_not_exist(synthetic: Atlas) -> None:
     with pytest.raises(HeadatlasError, match="--k is 33, above the ceiling 32"):
-        synthetic.with_settings(k=33)
+        synthetic.at(k=33)
     with pytest.raises(HeadatlasError, match="no profile 'bogus'"):
-        synthetic.with_settings(profile="bogus")
-    assert synthetic.with_settings(profile="maps-paper-llama3").settings.k == 25
+        synthetic.at(profile="bogus")
+    assert synthetic.at(profile="maps-paper-llama3").thresholds.k == 25
 
 
 def test_the_calibrated_criterion_also_asks_for_q(tmp_path: Path) -> None:
@@ -179,19 +179,21 @@ def test_the_calibrated_criterion_also_asks_for_q(tmp_path: Path) -> None:
     squares[0, 1, np.arange(40), np.arange(40) % 20] = 0
     layer = layer_from_squares(build_layout([relation]), squares)
     atlas = write_atlas(tmp_path / "a.zarr", [relation], {0: layer}, n_heads=2)
-    assert atlas.table["score"].tolist() == [0.5, 1.0]
-    assert atlas.table["chance"].tolist() == [0.5, pytest.approx(0.05)]
-    assert atlas.table["p"][0] == 1.0 and atlas.table["lift"][0] == 1.0
-    assert atlas.table["implements"].tolist() == [False, True]
-    assert atlas.with_settings(criterion="tau").table["implements"].tolist() == [True, True]
+    assert atlas.table()["score"].tolist() == [0.5, 1.0]
+    assert atlas.table()["chance"].tolist() == [0.5, pytest.approx(0.05)]
+    assert atlas.table()["p"][0] == 1.0 and atlas.table()["lift"][0] == 1.0
+    assert atlas.table()["implements"].tolist() == [False, True]
+    assert atlas.at(criterion="tau").table["implements"].tolist() == [True, True]
 
 
 def test_tau_is_met_at_equality(tmp_path: Path) -> None:
     atlas = plant_atlas(
         tmp_path / "a.zarr", [Plant(0, h, "country_to_capital", hits=5 + h) for h in range(3)]
     )
-    atlas = atlas.with_settings(criterion="tau")
-    assert atlas.heads("country_to_capital")["head"].tolist() == [2, 1], "6/40 = 0.15 counts, 5/40 does not"
+    atlas = atlas.at(criterion="tau")
+    assert atlas.sel(relation="country_to_capital", called=True)["head"].tolist() == [2, 1], (
+        "6/40 = 0.15 counts, 5/40 does not"
+    )
 
 
 def test_q_is_over_all_cells_of_both_signs(synthetic: Atlas) -> None:
@@ -202,7 +204,7 @@ def test_q_is_over_all_cells_of_both_signs(synthetic: Atlas) -> None:
 
 @pytest.mark.parametrize("q_max", [0.0001, 0.01, 0.2, 1.0])
 def test_called_means_score_and_q(synthetic: Atlas, q_max: float) -> None:
-    table = synthetic.with_settings(q_max=q_max).table
+    table = synthetic.at(q_max=q_max).table
     assert (table["implements"] == (table["score"] >= 0.15) & (table["q"] <= q_max)).all()
     assert (table["suppresses"] == (table["suppression"] >= 0.15) & (table["suppression_q"] <= q_max)).all()
     assert table["implements"].any() and not table["implements"].all()
@@ -239,8 +241,8 @@ def test_layers_that_are_not_mapped_have_no_rows(synthetic: Atlas) -> None:
 
 def test_an_atlas_without_any_layer_is_empty_and_no_error(tmp_path: Path) -> None:
     atlas = make_atlas(tmp_path / "atlas.zarr", 2, 2, layers=range(0))
-    assert atlas.table.empty and tuple(atlas.table.columns) == TABLE_COLUMNS
-    assert atlas.heads().empty and atlas.categories().empty and atlas.top("copying").empty
+    assert atlas.table().empty and tuple(atlas.table().columns) == TABLE_COLUMNS
+    assert atlas.sel(called=True).empty and atlas.categories().empty and atlas.top("copying").empty
     store_scores(atlas)
     assert Atlas.open(tmp_path).table.empty
 
@@ -264,21 +266,21 @@ def called(frame: pd.DataFrame) -> list[tuple[int, int, str]]:
 
 
 def test_heads_are_those_called_best_first(planted: Atlas) -> None:
-    assert called(planted.heads()) == [
+    assert called(planted.sel(called=True)) == [
         (1, 0, "country_to_capital"),
         (1, 0, "verb_to_past_tense"),
         (2, 3, "country_to_capital"),
         (1, 0, "word_to_first_letter"),
     ]
-    assert called(planted.heads("country_to_capital")) == [
+    assert called(planted.sel(relation="country_to_capital", called=True)) == [
         (1, 0, "country_to_capital"),
         (2, 3, "country_to_capital"),
     ]
-    assert called(planted.heads(category="linguistic")) == [(1, 0, "verb_to_past_tense")]
-    assert planted.heads(category="Translation").empty
-    everything = planted.heads("english_to_french", everything=True)
+    assert called(planted.sel(category="linguistic", called=True)) == [(1, 0, "verb_to_past_tense")]
+    assert planted.sel(category="Translation", called=True).empty
+    everything = planted.sel(relation="english_to_french")
     assert len(everything) == 4 * 4 and called(everything)[0] == (0, 2, "english_to_french")
-    row = planted.heads(category="Linguistic").iloc[0]
+    row = planted.sel(category="Linguistic", called=True).iloc[0]
     assert (row["score"], row["suppression"], row["implements"], row["suppresses"]) == (
         0.0,
         0.75,
@@ -292,18 +294,18 @@ def test_a_relation_may_be_named_as_figures_print_it(planted: Atlas) -> None:
     name = planted.relations["relation"][0]
     assert title != name
     assert planted.top(title).equals(planted.top(name))
-    assert planted.heads(title, everything=True).equals(planted.heads(name, everything=True))
+    assert planted.sel(relation=title).equals(planted.sel(relation=name))
 
 
 def test_unknown_names_are_answered_with_the_known_ones(planted: Atlas) -> None:
     with pytest.raises(
         HeadatlasError, match="no relation 'x'; it has word_to_first_letter, country_to_capital"
     ):
-        planted.heads("x")
+        planted.sel(relation="x", called=True)
     with pytest.raises(HeadatlasError, match="no relation 'x'"):
         planted.top("x")
     with pytest.raises(HeadatlasError, match="no category 'x'; it has Algorithmic, Knowledge, Linguistic"):
-        planted.heads(category="x")
+        planted.sel(category="x", called=True)
 
 
 def test_top_heads_are_the_highest_scores_called_or_not(planted: Atlas) -> None:
@@ -357,6 +359,6 @@ def test_the_caption_says_how_it_was_read(tmp_path: Path) -> None:
     assert atlas.caption() == (
         "Made; lens neutral; k = 10 (copying 1), score ≥ 0.15 and q ≤ 0.01; targets: first-token"
     )
-    paper = atlas.with_settings(profile="maps-paper-llama3", criterion="tau")
+    paper = atlas.at(profile="maps-paper-llama3", criterion="tau")
     assert "k = 25 (copying 3), score ≥ 0.15;" in paper.caption()
     assert repr(atlas).startswith("<Atlas of Made: 1 of 1 layers × 1 heads, 1 relations, lens neutral")

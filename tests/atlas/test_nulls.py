@@ -20,7 +20,7 @@ from headatlas.atlas.store import LayerRanks, create_store, read_store
 from headatlas.mapping.engine import map_layer
 from headatlas.mapping.questions import ask
 from headatlas.mapping.vocabulary import Vocabulary
-from headatlas.scoring.settings import Settings
+from headatlas.options import Thresholds
 from tests.atlas.made import layer_from_squares, provenance, tokenised
 from tests.mapping.cases import layer_inputs, random_problem, relation
 
@@ -40,7 +40,7 @@ def filled(empty: xr.Dataset, ranks: LayerRanks) -> Atlas:
         for field, name in zip(fields(LayerRanks), store._LAYER_ARRAYS, strict=True)
     }
     done = ("layer", np.ones(1, dtype=np.uint8))
-    return Atlas(empty.assign({**arrays, "layer_done": done}), provenance(), Settings())
+    return Atlas(empty.assign({**arrays, "layer_done": done}), provenance(), Thresholds())
 
 
 def empty_dataset(path: Path, layout: Layout, n_heads: int) -> xr.Dataset:
@@ -94,8 +94,8 @@ def test_simulated_atlases_call_nothing_beyond_the_nominal_rate(tmp_path: Path) 
         logits = KINDS[run % len(KINDS)](rng)[:, rng.permutation(N)]
         # All ids are ranked among 24 words: k = 3 leaves hits to chance.
         squares = np.stack([ranks_of(logits), ranks_of(-logits)])
-        atlas = filled(empty, layer_from_squares(layout, squares)).with_settings(k=3)
-        table = atlas.table
+        atlas = filled(empty, layer_from_squares(layout, squares)).at(k=3)
+        table = atlas.table()
         smallest = table[["q", "suppression_q"]].min(axis=None)
         by_score += int((table["score"] >= 0.15).sum())
         for level, found in any_call.items():
@@ -113,7 +113,7 @@ def test_random_weights_call_nothing_beyond_the_nominal_rate(norm: str, tmp_path
         layout, questions, inputs, vocabulary = random_problem(seed, vocab=300, norm=norm, dims=dims)
         ranks = map_layer(questions, inputs, vocabulary, ceiling=32)
         atlas = filled(empty_dataset(tmp_path / f"{seed}.zarr", layout, dims.n_heads), ranks)
-        table = atlas.with_settings(k=32, k_copy=32).table
+        table = atlas.at(k=32, k_copy=32).table
         hits += int((table["score"] >= 0.03).sum())
         calls.append(bool((table[["q", "suppression_q"]] <= 0.01).any(axis=None)))
     assert hits > 100, "there was something to call"
@@ -146,7 +146,7 @@ def test_planted_heads_alone_are_called_and_shuffled_targets_never(tmp_path: Pat
         questions, replace(inputs, heads=heads), Vocabulary.competing(unembed, competing), ceiling=32
     )
     atlas = filled(empty_dataset(tmp_path / "a.zarr", layout, 3), ranks)
-    table = atlas.table.set_index(["relation", "head"])
+    table = atlas.table().set_index(["relation", "head"])
     assert table.loc[("right", 0), "score"] == 1.0
     assert table.loc[("right", 1), "suppression"] == 1.0
     for head, q, called in ((0, "q", "implements"), (1, "suppression_q", "suppresses")):

@@ -152,7 +152,7 @@ def test_reading_that_fails_is_no_damage(path: Place, layout: Layout, before: Se
 
     before(fails)
     for read in (
-        lambda: atlas.scores,
+        lambda: atlas.relation_scores,
         lambda: Atlas.open(path),
         lambda: AtlasWriter(path),
         lambda: is_made(path),
@@ -282,11 +282,11 @@ def test_scores_of_two_processes_are_never_mixed(store: str, before: SetBefore) 
     store_scores(atlas)
     ours = objects()
     assert Atlas.open(store).dataset.attrs["scores_of"]
-    store_scores(atlas.with_settings(k=3))
+    store_scores(atlas.at(k=3))
     theirs = objects()
     differing = sorted(key for key in ours if ours[key] != theirs[key])
     assert len(differing) > 5
-    expected = {name: scores.score for name, scores in atlas.scores.items()}
+    expected = {name: scores.score for name, scores in atlas.relation_scores.items()}
     system, _ = fsspec.url_to_fs(store)
     for key in differing:
         if key == ROOT:

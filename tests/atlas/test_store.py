@@ -205,7 +205,7 @@ def test_an_atlas_of_left_out_relations_alone(tmp_path: Path) -> None:
     nothing = np.zeros((1, 0), dtype=np.uint8)
     AtlasWriter(tmp_path / "a.zarr").write(0, LayerRanks(pairs, pairs, pairs[0], nothing, nothing))
     atlas = Atlas.open(tmp_path / "a.zarr")
-    assert atlas.table.empty and atlas.heads().empty and atlas.scores == {}
+    assert atlas.table().empty and atlas.sel(called=True).empty and atlas.relation_scores == {}
     assert atlas.categories()["n_categories"].tolist() == [0]
     assert "left out: b" in atlas.caption()
 
@@ -394,16 +394,16 @@ def test_stored_scores_are_those_computed(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("headatlas.atlas.atlas.score_relation", None)
     stored = Atlas.open(tmp_path)
     assert stored.table.equals(computed.table)
-    tighter = stored.with_settings(tau=0.3, criterion="tau")
-    assert tighter.table.equals(computed.with_settings(tau=0.3, criterion="tau").table)
+    tighter = stored.at(tau=0.3, criterion="tau")
+    assert tighter.table.equals(computed.at(tau=0.3, criterion="tau").table)
 
 
 def test_scores_of_other_layers_or_another_k_are_not_used(tmp_path: Path) -> None:
     path = tmp_path / "atlas.zarr"
     whole = make_atlas(tmp_path / "whole.zarr", 3, 2)
     store_scores(make_atlas(path, 3, 2, layers=range(2)))
-    other = Atlas.open(path).with_settings(k=3).table
-    expected = whole.with_settings(k=3).table
+    other = Atlas.open(path).at(k=3).table
+    expected = whole.at(k=3).table
     # q and what follows from it depend on all layers there are; everything else does not.
     of_all = ["q", "suppression_q", "implements", "suppresses"]
     assert other.drop(columns=of_all).equals(
@@ -442,7 +442,7 @@ def test_arrays_that_disagree_are_computed_again(tmp_path: Path, name: str) -> N
     array = zarr.open_group(path, mode="r+")[name]
     assert isinstance(array, zarr.Array)
     array[2] = np.nan
-    assert Atlas.open(path).table.equals(atlas.table)
+    assert Atlas.open(path).table.equals(atlas.table())
 
 
 def test_scores_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,10 +453,10 @@ def test_scores_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
             HeadatlasError, match=r"scores cannot be written .No space left.*the ranks are saved"
         ):
             store_scores(atlas)
-    assert Atlas.open(tmp_path).table.equals(atlas.table)
+    assert Atlas.open(tmp_path).table.equals(atlas.table())
 
 
 def test_an_atlas_in_memory_has_no_store(tmp_path: Path) -> None:
     atlas = make_atlas(tmp_path / "atlas.zarr", 1, 1)
     with pytest.raises(ValueError, match="no store"):
-        store_scores(Atlas(atlas.dataset, atlas.provenance, atlas.settings))
+        store_scores(Atlas(atlas.dataset, atlas.provenance, atlas.thresholds))

@@ -16,9 +16,9 @@ from benchmarks.worth_gap import LENGTH, layouts
 from benchmarks.worth_scores import Bench, choose_words
 from benchmarks.worth_variants import input_norm, mean_states, neutral_parts, without_heads
 from headatlas.architectures import Model, open_model
+from headatlas.evidence.recording import watch
 from headatlas.evidence.templates import Template
 from headatlas.evidence.texts import Text
-from headatlas.evidence.watching import watch
 from headatlas.lenses.neutral import running
 from headatlas.weights import open_checkpoint
 from tests.mapping.checkpoints import random_relations, tiny_model, word_tokenizer
@@ -45,8 +45,8 @@ def test_scores_are_those_of_a_map(model: tuple[Model, PreTrainedModel], tmp_pat
     atlas = ha.map_heads(modules, word_tokenizer(), relations=random_relations(several_tokens=False))
     assert found.max() > 0
     for at, name in enumerate(bench.words.names):
-        np.testing.assert_allclose(found[0, :, :, at], atlas.scores[name].score)
-        np.testing.assert_allclose(found[1, :, :, at], atlas.scores[name].suppression)
+        np.testing.assert_allclose(found[0, :, :, at], atlas.relation_scores[name].score)
+        np.testing.assert_allclose(found[1, :, :, at], atlas.relation_scores[name].suppression)
 
 
 def test_heads_at_zero_leave_the_mlps(model: tuple[Model, PreTrainedModel], tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_export_keeps_every_number(run: Run, shared_folder: Path, tmp_path: Path
     path = tmp_path / "new" / f"heads{suffix}"
     run("export", shared_folder, "-o", path, "--tau", 0.3)
     frame = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".json": _read_json}[suffix](path)
-    table = Atlas.open(shared_folder).with_settings(tau=0.3).table
+    table = Atlas.open(shared_folder).at(tau=0.3).table
     assert len(frame) == len(table)
     for name in table.columns:
         if table[name].dtype.kind == "f":

@@ -14,12 +14,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from headatlas.cli.progress import ProgressDisplay, duration
+from headatlas.cli.summary import size
 
 from headatlas.atlas import Atlas
-from headatlas.cli.progress import MapProgress, duration
-from headatlas.cli.summary import size
 from headatlas.errors import HeadatlasError
-from headatlas.mapping.progress import Progress
+from headatlas.progress import Progress
 from tests.cli.conftest import Run
 from tests.synthetic import make_atlas
 
@@ -168,7 +168,7 @@ def test_plain_progress_is_short_and_has_the_time_left(
 ) -> None:
     clock = iter(range(0, 1000, 2))
     monkeypatch.setattr("headatlas.cli.progress.time.monotonic", lambda: float(next(clock)))
-    with MapProgress() as progress:
+    with ProgressDisplay() as progress:
         progress(Progress("open", 0, 0, "some-model"))
         progress(Progress("states", 0, 1, "prefix 1 of 4"))
         for done in range(11):
@@ -187,9 +187,9 @@ def test_plain_progress_is_short_and_has_the_time_left(
 def test_a_bar_on_a_terminal() -> None:
     """In a pseudo-terminal, as a person sees it."""
     code = (
-        "from headatlas.cli.progress import MapProgress\n"
-        "from headatlas.mapping.progress import Progress\n"
-        "with MapProgress() as progress:\n"
+        "from headatlas.cli.progress import ProgressDisplay\n"
+        "from headatlas.progress import Progress\n"
+        "with ProgressDisplay() as progress:\n"
         "    progress(Progress('open', 0, 0, 'some-model'))\n"
         "    for done in range(4): progress(Progress('heads', done, 3, 'layer note'))\n"
     )

@@ -28,7 +28,7 @@ def test_heads_json_has_the_fixed_fields_first(run: Run, shared_folder: Path) ->
 
 
 def test_heads_json_equals_the_atlas(run: Run, shared_folder: Path) -> None:
-    frame = Atlas.open(shared_folder).heads(everything=True)
+    frame = Atlas.open(shared_folder).sel()
     records = parsed(run("heads", shared_folder, "--all", "--json"))
     assert [(r["layer"], r["head"], r["relation"]) for r in records] == list(
         zip(frame["layer"], frame["head"], frame["relation"], strict=True)

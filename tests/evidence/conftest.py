@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from headatlas.atlas import Atlas
-from headatlas.evidence.ablation import Choices, ablation
-from headatlas.evidence.inference import inference
+from headatlas.evidence.ablation_run import Choices, ablation
+from headatlas.evidence.inference_run import inference
 from tests.evidence.planted import planted_atlas, template_file
 
 

@@ -13,13 +13,13 @@ from headatlas.architectures import open_model
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.evidence import opening
-from headatlas.evidence.ablating import ablated, mean_outputs
-from headatlas.evidence.ablation import Choices, ablation
+from headatlas.evidence.ablation_hooks import ablated, mean_outputs
+from headatlas.evidence.ablation_run import Choices, ablation
 from headatlas.evidence.agreement import agreement
-from headatlas.evidence.inference import inference
+from headatlas.evidence.inference_run import inference
+from headatlas.evidence.recording import watch
 from headatlas.evidence.tasks import answers
 from headatlas.evidence.texts import Text
-from headatlas.evidence.watching import watch
 from headatlas.lenses.neutral import running
 from headatlas.mapping.run import map_heads
 from headatlas.weights import open_checkpoint
@@ -50,7 +50,7 @@ def test_a_model_too_large_for_a_gpu_is_refused_before_it_is_loaded(mapped: Plan
     with (
         patch.object(opening, "pick_device", return_value=torch.device("cuda", 0)),
         patch.object(opening, "free_memory", return_value=10**9),
-        patch("headatlas.evidence.ablation.running", side_effect=AssertionError("loaded")),
+        patch("headatlas.evidence.ablation_run.running", side_effect=AssertionError("loaded")),
         pytest.raises(
             HeadatlasError, match=r"on cuda:0 and needs about 2 GB there, 1 GB are free; use --device"
         ),
@@ -73,9 +73,9 @@ def test_a_hybrid_model(family: str, tmp_path: Path) -> None:
     assert len(atlas.evidence.dynamics) == 1
     n_heads = (atlas.n_layers - len(atlas.layers_without_heads)) * atlas.n_heads
     assert (agreement(atlas, found)["n_heads"] == n_heads).all()
-    loose = atlas.with_settings(tau=0.0, criterion="tau")
+    loose = atlas.at(tau=0.0, criterion="tau")
     assert not loose.heads().empty
-    with patch("headatlas.evidence.ablation.MIN_BASE", 0.0):
+    with patch("headatlas.evidence.ablation_run.MIN_BASE", 0.0):
         done = ablation(
             loose,
             model,

@@ -17,10 +17,10 @@ from headatlas.atlas.store import atlas_path, read_array
 from headatlas.errors import HeadatlasError
 from headatlas.evidence import ablation as ablation_module
 from headatlas.evidence import inference as inference_module
-from headatlas.evidence.ablation import Choices, ablation, steps_to
+from headatlas.evidence.ablation_run import Choices, ablation, steps_to
 from headatlas.evidence.agreement import agree, agreement
 from headatlas.evidence.curves import summary
-from headatlas.evidence.inference import inference
+from headatlas.evidence.inference_run import inference
 from headatlas.evidence.opening import relations_of
 from headatlas.mapping.run import map_heads
 from headatlas.weights import load_modules, open_checkpoint
@@ -33,7 +33,7 @@ NO_SHOTS = Choices(shots=0)
 
 
 def test_what_evidence_says_of_the_planted_heads(examined: Planted) -> None:
-    called = examined.atlas.heads()
+    called = examined.atlas.sel(called=True)
     assert {name: (LAYER, head) for name, head in HEADS.items()} == {
         row["relation"]: (row["layer"], row["head"]) for _, row in called.iterrows()
     }
@@ -42,7 +42,7 @@ def test_what_evidence_says_of_the_planted_heads(examined: Planted) -> None:
     assert (called["context"] > 0.7).all() and (called["without_context"] > 0.7).all()
     # Two of three templates end with the source, and heads look there.
     assert (called["attention"] > 0.5).all()
-    others = examined.atlas.table.query("not implements and not suppresses")
+    others = examined.atlas.table().query("not implements and not suppresses")
     assert others["confirmed_with_context"].isna().all() and others["confirmed_by_ablation"].isna().all()
 
 
@@ -84,17 +84,17 @@ def test_the_mean_in_place_of_a_head(examined: Planted, tmp_path: Path) -> None:
 
 def test_evidence_is_read_with_other_settings(examined: Planted) -> None:
     """Dynamic ranks are stored, so k changes afterwards and confirmation follows the criterion."""
-    loose, strict = (examined.atlas.with_settings(k=k) for k in (30, 1))
+    loose, strict = (examined.atlas.at(k=k) for k in (30, 1))
     wide, narrow = (each.heads("first").iloc[0]["context"] for each in (loose, strict))
     assert wide > narrow > 0
-    never = examined.atlas.with_settings(tau=0.99).heads("first", everything=True)
+    never = examined.atlas.at(tau=0.99).sel(relation="first")
     assert not (never["confirmed_with_context"] == True).any()  # noqa: E712
 
 
 def test_an_atlas_without_evidence_has_its_old_table(mapped: Planted) -> None:
     atlas = mapped.atlas
     assert not atlas.evidence
-    assert not set(COLUMNS) & set(atlas.table.columns)
+    assert not set(COLUMNS) & set(atlas.table().columns)
     assert agreement(atlas).empty
 
 
@@ -164,7 +164,7 @@ def test_a_model_that_is_not_the_atlas_s(mapped: Planted) -> None:
 def test_a_model_too_large_for_memory_is_refused_before_it_is_loaded(mapped: Planted) -> None:
     with (
         patch("headatlas.evidence.opening.this_machine", return_value=Mock(memory=10**6)),
-        patch("headatlas.evidence.ablation.running", side_effect=AssertionError("loaded")),
+        patch("headatlas.evidence.ablation_run.running", side_effect=AssertionError("loaded")),
         pytest.raises(HeadatlasError, match=r"loads the whole model and needs about \d+ GB of memory"),
     ):
         ablation(mapped.atlas, templates=mapped.templates)
@@ -173,12 +173,12 @@ def test_a_model_too_large_for_memory_is_refused_before_it_is_loaded(mapped: Pla
 def test_an_atlas_in_memory_cannot_hold_evidence(mapped: Planted) -> None:
     atlas = mapped.atlas
     with pytest.raises(HeadatlasError, match="into a folder"):
-        inference(Atlas(atlas.dataset, atlas.provenance, atlas.settings))
+        inference(Atlas(atlas.dataset, atlas.provenance, atlas.thresholds))
 
 
 def test_an_atlas_in_object_storage_is_copied_first(mapped: Planted) -> None:
     url = "memory://evidence/out"
-    atlas = Atlas(mapped.atlas.dataset, mapped.atlas.provenance, mapped.atlas.settings, atlas_path(url))
+    atlas = Atlas(mapped.atlas.dataset, mapped.atlas.provenance, mapped.atlas.thresholds, atlas_path(url))
     for measure in (inference, ablation):
         with pytest.raises(HeadatlasError, match=r"memory://evidence/out.*in folders only; copy the atlas"):
             measure(atlas, templates=mapped.templates)
@@ -213,7 +213,7 @@ def test_relations_that_cannot_be_ablated_are_listed(
 def test_relations_without_template_or_heads_are_listed(mapped: Planted, tmp_path: Path) -> None:
     planted = mapped.copied(tmp_path / "out")
     file = template_file(tmp_path, tasks={"first": "The {}"})
-    atlas = planted.atlas.with_settings(tau=1.0, q_max=0.0)
+    atlas = planted.atlas.at(tau=1.0, q_max=0.0)
     found = ablation(atlas, templates=file, choices=NO_SHOTS)
     assert found.skipped == {
         "first": "the atlas calls no head for it",
@@ -236,7 +236,7 @@ def test_of_several_runs_of_a_template_the_one_of_most_relations_is_read(
     assert len(runs) == 5 and runs >= set(parts)
     for name in HEADS:
         read = evidence.templates_of(name)
-        assert len(read) == 3 and all(set(each.context.scores) == set(HEADS) for each in read)
+        assert len(read) == 3 and all(set(each.context.relation_scores) == set(HEADS) for each in read)
 
 
 def test_a_head_is_confirmed_if_any_of_its_tasks_confirms_it(examined: Planted) -> None:
@@ -307,4 +307,4 @@ def test_an_atlas_of_a_loaded_model_needs_it_again(tmp_path: Path, mapped: Plant
     with pytest.raises(HeadatlasError, match="made from a model in memory"):
         inference(atlas, templates=["a {}"])
     found = inference(atlas, model, word_tokenizer(VOCAB), templates=["a {}"], relations=["first"])
-    assert list(found[0].context.scores) == ["first"]
+    assert list(found[0].context.relation_scores) == ["first"]

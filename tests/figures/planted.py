@@ -78,7 +78,8 @@ def plant_atlas(
         "lens": {"name": lens, "prefixes": ["\n", "The", ","] if lens == "neutral" else []},
         "ceiling": 32,
         "target_policy": "single",
-        "settings": {},
+        "thresholds": {},
+        "mask": True,
     }
     create_store(path, layout, n_layers=n_layers, n_heads=n_heads, attributes=provenance)
     names = [item.relation.name for item in tokenised]

@@ -17,15 +17,15 @@ from tests.synthetic import make_atlas
 
 @pytest.fixture(scope="module")
 def larger(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
-    return make_atlas(tmp_path_factory.mktemp("describe") / "a.zarr", 12, 4, seed=3).with_settings(tau=0.3)
+    return make_atlas(tmp_path_factory.mktemp("describe") / "a.zarr", 12, 4, seed=3).at(tau=0.3)
 
 
 def members(atlas: Atlas) -> dict[tuple[int, int], set[str]]:
     """Head → categories, from the table alone."""
     found: dict[tuple[int, int], set[str]] = {}
-    for row in atlas.table.itertuples():
-        promotes = row.score >= atlas.settings.tau and row.q <= atlas.settings.q_max
-        suppresses = row.suppression >= atlas.settings.tau and row.suppression_q <= atlas.settings.q_max
+    for row in atlas.table().itertuples():
+        promotes = row.score >= atlas.thresholds.tau and row.q <= atlas.thresholds.q_max
+        suppresses = row.suppression >= atlas.thresholds.tau and row.suppression_q <= atlas.thresholds.q_max
         if promotes or suppresses:
             found.setdefault((row.layer, row.head), set()).add(row.category)
     return found
@@ -104,7 +104,7 @@ def test_suppression_and_control_counts(planted: Atlas) -> None:
 
 
 def test_other_taus_are_counted(larger: Atlas) -> None:
-    now, lower, higher = (len(members(larger.with_settings(tau=tau))) for tau in (0.3, 0.2, 0.5))
+    now, lower, higher = (len(members(larger.at(tau=tau))) for tau in (0.3, 0.2, 0.5))
     assert f"this would be {lower} heads at 0.2 and {higher} heads at 0.5 instead of {now}." in describe(
         larger
     )
@@ -124,7 +124,7 @@ def test_caveats_name_the_lens_and_the_criterion(tmp_path: Path, lens: str) -> N
     assert ("not a reading of the weights alone" in text) == (lens == "neutral")
     assert ("come from weights alone" in text) == (lens == "maps")
     assert "if it attends" in text
-    by_score = describe(atlas.with_settings(criterion="tau"))
+    by_score = describe(atlas.at(criterion="tau"))
     assert "0 of 1 promoting head–relation pairs have q > 0.01" in by_score
 
 

@@ -26,6 +26,7 @@ from headatlas.mapping import plan, states
 from headatlas.mapping.job import options
 from headatlas.mapping.machine import Machine
 from headatlas.mapping.run import STATES_NAME, map_heads
+from headatlas.options import Compute
 from headatlas.weights import open_checkpoint
 from headatlas.weights.safetensors_source import SafetensorsSource
 from tests.architectures.cases import CASES
@@ -150,7 +151,7 @@ def test_every_family(case: str, tmp_path: Path) -> None:
         same_states(model, streamed(model, tmp_path / "b"), in_memory(model, tmp_path / "a"))
         return
     with pytest.raises(HeadatlasError, match="mixers beside attention does not go through layer by layer"):
-        plan.plan(tmp_path / "model", relations=random_relations(), stream=True)
+        plan.plan(tmp_path / "model", relations=random_relations(), compute=Compute(stream=True))
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -213,9 +214,9 @@ def test_the_atlas_is_the_same(folder: Path, tmp_path: Path) -> None:
     """Also where only some layers are asked for at first."""
     relations = random_relations()
     expected = map_heads(folder, relations=relations)
-    map_heads(folder, relations=relations, stream=True, layers="2", out=tmp_path)
+    map_heads(folder, relations=relations, compute=Compute(stream=True), layers="2", out=tmp_path)
     assert Atlas.open(tmp_path).layers_done.tolist() == [False, False, True, False]
-    found = map_heads(folder, relations=relations, stream=True, out=tmp_path)
+    found = map_heads(folder, relations=relations, compute=Compute(stream=True), out=tmp_path)
     assert set(found.dataset.variables) == set(expected.dataset.variables)
     for name in found.dataset.variables:
         np.testing.assert_array_equal(found.dataset[name], expected.dataset[name], err_msg=str(name))
@@ -229,7 +230,7 @@ def test_every_layer_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch)
     """A whole map. Values and outputs are looked at again for the heads, while their pages are held."""
     monkeypatch.setenv("HEADATLAS_SELF_CHECK", "0")  # which reads the first block's attention, too
     reads = Reads(monkeypatch)
-    map_heads(folder, relations=random_relations(), stream=True)
+    map_heads(folder, relations=random_relations(), compute=Compute(stream=True))
     stored = opened(folder).checkpoint.source.infos()
     for name, info in stored.items():
         if ".layers." in name and len(info.shape) > 1:
@@ -357,7 +358,7 @@ def test_a_run_broken_off_within_a_layer_goes_on_there(
 
 def test_killed_at_writes(folder: Path, tmp_path: Path) -> None:
     """A map in a process of its own, killed at writes to atlas and states: the atlas is the same."""
-    expected = map_heads(folder, relations=random_relations(), stream=True)
+    expected = map_heads(folder, relations=random_relations(), compute=Compute(stream=True))
     out = tmp_path / "out"
     died = 0
     for at in (60, 25, 9):
@@ -365,7 +366,7 @@ def test_killed_at_writes(folder: Path, tmp_path: Path) -> None:
         process.join(60)
         died += process.exitcode == -signal.SIGKILL
     assert died >= 2
-    found = map_heads(folder, relations=random_relations(), out=out, stream=True)
+    found = map_heads(folder, relations=random_relations(), out=out, compute=Compute(stream=True))
     for name in expected.dataset.variables:
         np.testing.assert_array_equal(found.dataset[name], expected.dataset[name], err_msg=str(name))
 
@@ -468,10 +469,10 @@ def test_a_map_of_later_layers_goes_on_where_that_of_earlier_ones_ended(
 ) -> None:
     monkeypatch.setenv("HEADATLAS_SELF_CHECK", "0")  # which reads the first block's attention, too
     relations = random_relations()
-    expected = map_heads(folder, relations=relations, stream=True)
-    map_heads(folder, relations=relations, stream=True, layers="0-1", out=tmp_path)
+    expected = map_heads(folder, relations=relations, compute=Compute(stream=True))
+    map_heads(folder, relations=relations, compute=Compute(stream=True), layers="0-1", out=tmp_path)
     reads = Reads(monkeypatch)
-    found = map_heads(folder, relations=relations, stream=True, layers="2-3", out=tmp_path)
+    found = map_heads(folder, relations=relations, compute=Compute(stream=True), layers="2-3", out=tmp_path)
     assert not reads.of_layer(0) and reads.of_layer(2) and reads.of_layer(3)
     for name in expected.dataset.variables:
         np.testing.assert_array_equal(found.dataset[name], expected.dataset[name], err_msg=str(name))
@@ -570,7 +571,7 @@ def test_what_does_not_fit_is_streamed(folder: Path, monkeypatch: pytest.MonkeyP
 def test_what_fits_is_loaded(folder: Path) -> None:
     found = plan.plan(folder, relations=random_relations())
     assert not found.streams and any("must fit in memory" in note for note in found.notes)
-    assert plan.plan(folder, relations=random_relations(), stream=True).streams
+    assert plan.plan(folder, relations=random_relations(), compute=Compute(stream=True)).streams
 
 
 def test_a_model_that_the_gpu_does_not_hold_is_streamed(
@@ -599,6 +600,13 @@ def test_memory_does_not_grow_with_depth(folder: Path) -> None:
 
 def test_what_cannot_be_streamed_is_said(folder: Path) -> None:
     with pytest.raises(HeadatlasError, match="only safetensors go through layer by layer, this is module"):
-        map_heads(tiny_model("llama"), word_tokenizer(), relations=random_relations(), stream=True)
+        map_heads(
+            tiny_model("llama"), word_tokenizer(), relations=random_relations(), compute=Compute(stream=True)
+        )
     with pytest.raises(HeadatlasError, match="'maps' has no forward pass"):
-        map_heads(folder, relations=random_relations(several_tokens=False), lens="maps", stream=True)
+        map_heads(
+            folder,
+            relations=random_relations(several_tokens=False),
+            lens="maps",
+            compute=Compute(stream=True),
+        )

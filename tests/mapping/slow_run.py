@@ -15,6 +15,7 @@ import torch
 from zarr.storage import _local
 
 from headatlas.mapping import run, workers
+from headatlas.options import Compute
 from tests.mapping.checkpoints import random_relations
 
 SLEEP = 0.05
@@ -64,5 +65,5 @@ def _map(model: Path, out: Path, die_at_write: int | None, layers: str | None, s
         return map_layer(*args, **kwargs)
 
     workers.map_layer = slowly
-    run.map_heads(model, relations=random_relations(), out=out, layers=layers, stream=stream)
+    run.map_heads(model, relations=random_relations(), out=out, layers=layers, compute=Compute(stream=stream))
     (out / "writes").write_text(str(writes))

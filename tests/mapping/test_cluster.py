@@ -23,9 +23,10 @@ import torch
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.mapping import cluster
-from headatlas.mapping.progress import Progress
 from headatlas.mapping.run import map_heads
 from headatlas.mapping.stats import Stats
+from headatlas.options import Compute
+from headatlas.progress import Progress
 from headatlas.relations import Relation
 from tests.mapping.cases import random_problem
 from tests.mapping.checkpoints import random_relations, save, tiny_model
@@ -100,7 +101,12 @@ def test_the_same_atlas(
     told: list[Progress] = []
     stats = Stats()
     found = map_heads(
-        model, relations=relations, out=tmp_path, cluster="auto", progress=told.append, stats=stats
+        model,
+        relations=relations,
+        out=tmp_path,
+        compute=Compute(cluster="auto"),
+        progress=told.append,
+        stats=stats,
     )
     assert_same(found, Atlas.open(here))
     assert [path.name for path in tmp_path.iterdir()] == ["atlas.zarr"]
@@ -118,7 +124,7 @@ def test_the_workers_need_no_model(running: str, model: Path, relations: list[Re
 
     modules = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(model)
-    found = map_heads(modules, tokenizer, relations=relations, lens="maps", cluster="auto")
+    found = map_heads(modules, tokenizer, relations=relations, lens="maps", compute=Compute(cluster="auto"))
     expected = map_heads(modules, tokenizer, relations=relations, lens="maps")
     assert_same(found, expected)
 
@@ -152,7 +158,9 @@ def test_a_killed_worker_is_replaced(
             killed.append(int((doomed / "pid").read_text()))
             os.kill(killed[0], signal.SIGKILL)
 
-    found = map_heads(model, relations=relations, out=tmp_path, cluster="auto", progress=kill)
+    found = map_heads(
+        model, relations=relations, out=tmp_path, compute=Compute(cluster="auto"), progress=kill
+    )
     assert len(killed) == 1 and killed[0] != os.getpid()
     assert_same(found, Atlas.open(here))
 
@@ -162,7 +170,7 @@ def test_another_version_on_a_machine_is_refused(
 ) -> None:
     monkeypatch.setattr(cluster, "__version__", "0.0.7")
     with pytest.raises(HeadatlasError, match=r"layer \d on the cluster: a machine .* this one 0\.0\.7"):
-        map_heads(model, relations=relations, lens="maps", cluster="auto")
+        map_heads(model, relations=relations, lens="maps", compute=Compute(cluster="auto"))
 
 
 def test_ctrl_c_keeps_finished_layers(
@@ -173,10 +181,12 @@ def test_ctrl_c_keeps_finished_layers(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        map_heads(model, relations=relations, out=tmp_path, cluster="auto", progress=stop)
+        map_heads(model, relations=relations, out=tmp_path, compute=Compute(cluster="auto"), progress=stop)
     assert Atlas.open(tmp_path).layers_done.sum() == 1
     told: list[Progress] = []
-    found = map_heads(model, relations=relations, out=tmp_path, cluster="auto", progress=told.append)
+    found = map_heads(
+        model, relations=relations, out=tmp_path, compute=Compute(cluster="auto"), progress=told.append
+    )
     assert_same(found, Atlas.open(here))
     assert "states" not in {event.stage for event in told}, "saved states are reused"
     assert [event.total for event in told if event.stage == "heads"][-1] == 3
@@ -227,7 +237,9 @@ def test_a_layer_that_kills_every_worker_is_named(
     monkeypatch.setattr(cluster, "rank_one", always_dies)
     monkeypatch.setattr(cluster, "RETRIES", 0)
     with pytest.raises(HeadatlasError, match=r"layer 2 failed on the cluster \(WorkerCrashedError.*goes on"):
-        map_heads(model, relations=relations, out=tmp_path, lens="maps", layers="2", cluster="auto")
+        map_heads(
+            model, relations=relations, out=tmp_path, lens="maps", layers="2", compute=Compute(cluster="auto")
+        )
     assert not Atlas.open(tmp_path).layers_done.any()
 
 
@@ -245,7 +257,7 @@ def test_no_cluster_there(address: str, message: str, model: Path, tmp_path: Pat
     if ray.is_initialized():  # by the tests above
         ray.shutdown()
     with pytest.raises(HeadatlasError, match=message):
-        map_heads(model, out=tmp_path / "out", cluster=address)
+        map_heads(model, out=tmp_path / "out", compute=Compute(cluster=address))
     assert not (tmp_path / "out").exists()
 
 
@@ -254,7 +266,7 @@ def test_without_ray_it_is_said_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(HeadatlasError, match=r"--cluster needs Ray; .* pip install 'headatlas\[cluster\]'"):
-        map_heads(model, out=tmp_path / "out", cluster="auto")
+        map_heads(model, out=tmp_path / "out", compute=Compute(cluster="auto"))
     assert not (tmp_path / "out").exists()
 
 

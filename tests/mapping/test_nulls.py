@@ -39,8 +39,8 @@ def test_random_models_have_no_called_heads() -> None:
         )
         lens = ("maps", "neutral")[seed // 2 % 2]
         atlas = map_heads(random_model(family, seed), word_tokenizer(VOCAB), lens=lens, relations=relations)
-        with_calls += bool(len(atlas.heads()))
-        assert (atlas.table["score"] > 0.05).any(), "some heads do score, by chance"
+        with_calls += bool(len(atlas.sel(called=True)))
+        assert (atlas.table()["score"] > 0.05).any(), "some heads do score, by chance"
     assert with_calls <= 1
 
 
@@ -51,9 +51,9 @@ def test_a_zero_head_scores_nothing(lens: str) -> None:
         model.get_submodule("model.layers.1.self_attn.o_proj").weight[:, 40:80] = 0
     pairs = [(word(s), [word(s + 100), word(s + 101)]) for s in SOURCES]
     atlas = map_heads(model, word_tokenizer(VOCAB), lens=lens, relations=[relation("any", pairs)], k=32)
-    found = atlas.table.query("layer == 1 and head == 1")
+    found = atlas.table().query("layer == 1 and head == 1")
     assert found[["score", "suppression", "added"]].values.tolist() == [[0.0, 0.0, 0.0]]
-    assert (atlas.table["score"] > 0).sum() > 6
+    assert (atlas.table()["score"] > 0).sum() > 6
 
 
 @pytest.mark.parametrize("lens", ["maps", "neutral"])
@@ -70,9 +70,9 @@ def test_a_head_that_always_promotes_the_same_letters_is_not_called(lens: str, t
     atlas = map_heads(
         model, word_tokenizer(VOCAB), lens=lens, relations=[relation("word_to_first_letter", pairs)]
     )
-    head = atlas.table.query("layer == 1 and head == 0")
+    head = atlas.table().query("layer == 1 and head == 0")
     assert head["score"].item() > 0.7 and head["chance"].item() == pytest.approx(head["score"].item())
     assert head["q"].item() > 0.5 and not head["implements"].item()
-    assert not len(atlas.heads())
-    by_score = atlas.with_settings(criterion="tau").heads()
+    assert not len(atlas.sel(called=True))
+    by_score = atlas.at(criterion="tau").sel(called=True)
     assert by_score[["layer", "head"]].values.tolist()[0] == [1, 0], "the paper's criterion does call it"

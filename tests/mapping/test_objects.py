@@ -17,8 +17,8 @@ import torch
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.mapping import run
-from headatlas.mapping.progress import Progress
 from headatlas.mapping.run import map_heads
+from headatlas.progress import Progress
 from tests.mapping.checkpoints import random_relations, save, tiny_model
 from tests.storage import bucket
 from tests.storage.bucket import BucketFileSystem, keys

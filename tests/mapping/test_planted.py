@@ -39,7 +39,7 @@ def test_the_planted_head_is_the_only_one_called(
         relation("shuffled", [(word(s), [word(t)]) for s, t in zip(sources, shuffled, strict=True)]),
     ]
     atlas = map_heads(model, word_tokenizer(VOCAB), lens=lens, relations=relations)
-    called = atlas.heads()
+    called = atlas.sel(called=True)
     assert called[["layer", "head", "relation"]].values.tolist() == [[layer, HEAD, "planted"]]
     assert called[["implements", "suppresses"]].values.tolist() == [
         [verb == "implements", verb == "suppresses"]
@@ -47,5 +47,5 @@ def test_the_planted_head_is_the_only_one_called(
     column = {"implements": "score", "suppresses": "suppression"}[verb]
     assert called[column].item() == 1.0
     assert called[column.replace("score", "q") if verb == "implements" else "suppression_q"].item() < 1e-4
-    neighbour = atlas.table.query(f"layer == {layer} and head == {HEAD + 1} and relation == 'planted'")
+    neighbour = atlas.table().query(f"layer == {layer} and head == {HEAD + 1} and relation == 'planted'")
     assert neighbour[column].item() < 0.15

@@ -18,9 +18,10 @@ from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.mapping import plan, states
 from headatlas.mapping.job import layer_range, options
-from headatlas.mapping.progress import Progress
 from headatlas.mapping.run import map_heads
 from headatlas.mapping.stats import Stats
+from headatlas.options import Compute
+from headatlas.progress import Progress
 from headatlas.relations import Pair, Relation
 from tests.mapping.checkpoints import random_relations, save, tiny_model, word_tokenizer
 
@@ -133,10 +134,10 @@ def test_other_numbers_are_stored_without_computing_anything(
     assert found == changed.settings
     assert (found.k, found.k_copy, found.tau, found.q_max, found.criterion) == (3, 2, 0.4, 0.2, "tau")
     assert_same(changed, Atlas.open(whole), RANKS)
-    expected = Atlas.open(whole).with_settings(k=3, k_copy=2)
+    expected = Atlas.open(whole).at(k=3, k_copy=2)
     stored = changed.dataset["promotion_score"].values
     for at, name in enumerate(changed.included["relation"]):
-        np.testing.assert_array_equal(stored[..., at], expected.scores[name].score)
+        np.testing.assert_array_equal(stored[..., at], expected.relation_scores[name].score)
     assert_same(mapped(out=tmp_path), Atlas.open(whole))
 
 
@@ -144,7 +145,7 @@ def test_what_is_returned_is_what_is_on_disk(mapped: Map, tmp_path: Path) -> Non
     returned = mapped(out=tmp_path, k=5)
     opened = Atlas.open(tmp_path)
     assert returned.path == opened.path == tmp_path / "atlas.zarr"
-    assert returned.provenance == opened.provenance and returned.settings.k == 5
+    assert returned.provenance == opened.provenance and returned.thresholds.k == 5
     assert returned.table.equals(opened.table)
 
 
@@ -158,8 +159,8 @@ def test_without_a_folder_nothing_stays_on_disk(
     atlas = mapped()
     assert atlas.path is None and not list(tmp_path.iterdir())
     assert_same(atlas, Atlas.open(whole))
-    assert atlas.table.equals(Atlas.open(whole).table)
-    assert len(atlas.with_settings(k=2).table) == len(atlas.table)
+    assert atlas.table().equals(Atlas.open(whole).table)
+    assert len(atlas.at(k=2).table) == len(atlas.table())
 
 
 @pytest.mark.parametrize("lens", ["neutral", "maps"])
@@ -372,7 +373,7 @@ def test_a_model_too_large_for_the_machine_is_said(mapped: Map, monkeypatch: pyt
     with pytest.raises(HeadatlasError, match=r"by layer and needs about 1000000.0 GB .*; use --lens maps"):
         mapped()
     with pytest.raises(HeadatlasError, match=r"whole model and .* GB; leave out --no-stream, or use --lens"):
-        mapped(stream=False)
+        mapped(compute=Compute(stream=False))
     with pytest.raises(HeadatlasError, match=r"whole model and .* GB; use --lens maps"):
         mapped(tiny_model("llama"), word_tokenizer())
     assert mapped(lens="maps").layers_done.all()
@@ -387,6 +388,6 @@ def test_layer_ranges(text: str | None, expected: range) -> None:
 
 def test_options_come_from_the_preset_unless_given() -> None:
     paper = options(preset_name="maps-paper-llama3", k_copy=1)
-    assert (paper.lens.name, paper.settings.k, paper.settings.k_copy) == ("maps", 25, 1)
-    assert paper.settings.criterion == "tau" and not paper.mask
+    assert (paper.lens.name, paper.thresholds.k, paper.thresholds.k_copy) == ("maps", 25, 1)
+    assert paper.thresholds.criterion == "tau" and not paper.mask
     assert options(preset_name="maps-paper", lens="neutral", criterion="calibrated").lens.name == "neutral"

@@ -54,7 +54,7 @@ def test_the_model_is_the_one_expected(mapped: Mapped) -> None:
     assert (model["name"], model["family"], model["revision"]) == ("SmolLM2-135M-Instruct", "llama", "0.1.2")
     assert (mapped.atlas.n_layers, mapped.atlas.n_heads) == (30, 9)
     assert np.flatnonzero(mapped.atlas.layers_done).tolist() == list(LAYERS)
-    assert mapped.atlas.lens == mapped.lens and mapped.atlas.settings.criterion == "calibrated"
+    assert mapped.atlas.lens == mapped.lens and mapped.atlas.thresholds.criterion == "calibrated"
 
 
 @pytest.mark.parametrize(("relation", "least"), [("country_to_capital", 0.5), ("name_copying", 0.7)])
@@ -67,7 +67,7 @@ def test_layer_23_holds_the_known_heads(relation: str, least: float, mapped: Map
 
 def test_no_head_of_layer_0_knows_capitals(mapped: Mapped) -> None:
     """Layer 0 sees the word alone; with either lens it has nothing to look a capital up in."""
-    found = mapped.atlas.table.query("layer == 0 and relation == 'country_to_capital'")
+    found = mapped.atlas.table().query("layer == 0 and relation == 'country_to_capital'")
     assert len(found) == 9 and found["score"].max() < 0.15 and not found["implements"].any()
 
 
@@ -82,7 +82,7 @@ def test_only_what_the_tokenizer_cannot_write_is_left_out(mapped: Mapped) -> Non
 
 def test_control_and_added_are_what_they_say(mapped: Mapped) -> None:
     atlas = mapped.atlas
-    table = atlas.table
+    table = atlas.table()
     assert table["control"].between(0, 1).all()
     assert (table["added"] <= table["score"] + 1e-12).all()
     assert (table["added"] >= table["score"] - table["control"] - 1e-12).all()

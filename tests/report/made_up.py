@@ -35,7 +35,8 @@ def atlas_of(
         "model": {"name": model},
         "lens": {"name": "maps"},
         "ceiling": 32,
-        "settings": {"tau": 0.155, "criterion": "tau"},
+        "mask": True,
+        "thresholds": {"tau": 0.155, "criterion": "tau"},
         **provenance,
     }
     create_store(path, layout, n_layers=6, n_heads=4, attributes=attributes)
@@ -48,7 +49,13 @@ def atlas_of(
 def large_atlas(path: Path, n_layers: int, n_heads: int) -> Atlas:
     """An atlas whose every cell has hits, the worst case for the size of the page; its table is made up."""
     layout = build_layout(synthetic.tokenised_relations(left_out=()))
-    attributes = {"model": {"name": "Large"}, "lens": {"name": "neutral"}, "ceiling": 32, "settings": {}}
+    attributes = {
+        "model": {"name": "Large"},
+        "lens": {"name": "neutral"},
+        "ceiling": 32,
+        "thresholds": {},
+        "mask": True,
+    }
     create_store(path, layout, n_layers=n_layers, n_heads=n_heads, attributes=attributes)
     atlas = Atlas.open(path)
     rng = np.random.default_rng(0)

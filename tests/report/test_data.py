@@ -54,7 +54,7 @@ def test_the_rows_are_those_of_the_table(
 ) -> None:
     rows = as_table(data_of(page))
     keys = ["layer", "head", "relation"]
-    both = atlas.table.merge(rows, on=keys, how="left", suffixes=("", "_page"), indicator=True)
+    both = atlas.table().merge(rows, on=keys, how="left", suffixes=("", "_page"), indicator=True)
     listed = both[both["_merge"] == "both"]
     assert len(listed) == len(rows) > 100
     for column in ("category", "score", "suppression", "control", "added", "n_sources"):
@@ -98,7 +98,7 @@ def test_an_atlas_without_any_layer(tmp_path: Path, data_of: Callable[[str], dic
 def test_an_atlas_without_any_head_that_counts(
     atlas: Atlas, data_of: Callable[[str], dict[str, Any]]
 ) -> None:
-    nothing = atlas.with_settings(tau=1.0, q_max=0.0)
+    nothing = atlas.at(tau=1.0, q_max=0.0)
     assert (nothing.categories()["n_categories"] == 0).all()
     assert data_of(report_html(nothing))["settings"]["tau"] == 1.0
 

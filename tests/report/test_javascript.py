@@ -52,7 +52,7 @@ def test_the_bundle_is_a_module(tmp_path: Path) -> None:
 def test_the_same_heads_for_every_criterion(atlas: Atlas, checked: Any) -> None:
     assert len(checked["readings"]) == 2 * len(TAUS)
     for reading in checked["readings"]:
-        settings = atlas.with_settings(tau=reading["tau"], criterion=reading["criterion"])
+        settings = atlas.at(tau=reading["tau"], criterion=reading["criterion"])
         frame = settings.categories()
         level = np.zeros((atlas.n_layers, atlas.n_heads), dtype=int)
         level[frame["layer"], frame["head"]] = frame["n_categories"]
@@ -66,7 +66,7 @@ def test_the_same_heads_for_every_criterion(atlas: Atlas, checked: Any) -> None:
 
 
 def test_the_table_of_heads_is_in_the_atlas_order(atlas: Atlas, checked: Any) -> None:
-    expected = atlas.heads()[["layer", "head", "relation"]].to_numpy().tolist()
+    expected = atlas.sel(called=True)[["layer", "head", "relation"]].to_numpy().tolist()
     assert checked["best"] == expected
 
 
@@ -77,18 +77,18 @@ def test_the_table_can_be_filtered(atlas: Atlas, checked: Any) -> None:
     def got(name: str) -> set[tuple[Any, ...]]:
         return {tuple(row) for row in checked[name]}
 
-    assert got("capital") == rows(atlas.heads("country_to_capital"))
-    assert got("relation") == rows(atlas.heads(checked["relationName"]))
+    assert got("capital") == rows(atlas.sel(relation="country_to_capital", called=True))
+    assert got("relation") == rows(atlas.sel(relation=checked["relationName"], called=True))
     heads = {layer * atlas.n_heads + head for layer, head, _ in got("relation")}
     assert {cell for cell, on in enumerate(checked["relationHeads"]) if on} == heads
-    table = atlas.table
+    table = atlas.table()
     listed = table[(table["score"] > 0) | (table["suppression"] > 0)]
     one = listed[(listed["layer"] == 2) & (listed["head"] == 1)]
     assert got("head") == got("headByName") == got("headRows") == rows(one)
 
 
 def test_the_csv_holds_what_is_shown(atlas: Atlas, checked: Any) -> None:
-    frame = atlas.heads()
+    frame = atlas.sel(called=True)
     rows = list(csv.DictReader(io.StringIO(checked["csv"], newline="")))
     assert len(rows) == len(frame)
     columns = ("score", "low", "high", "suppression", "suppression_low", "control", "added", "n_sources", "q")
@@ -104,7 +104,7 @@ def test_the_csv_holds_what_is_shown(atlas: Atlas, checked: Any) -> None:
 def test_hostile_titles_in_the_csv_stay_one_field(
     hostile: Atlas, data_of: Callable[[str], Any], tmp_path: Path
 ) -> None:
-    data = data_of(report_html(hostile.with_settings(tau=0.0)))
+    data = data_of(report_html(hostile.at(tau=0.0)))
     data["relations"][0]["title"] = '=HYPERLINK("x"),\n'
     data["relations"].append(data["relations"][0])
     (tmp_path / "data.json").write_text(json.dumps({"data": data, "taus": []}), encoding="utf-8")

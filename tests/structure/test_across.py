@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from headatlas.arrangement import compare
+from headatlas.arrangement.across import labels_of, spearman
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.figures import save
 from headatlas.figures.compare import MARKS, draw_comparison
-from headatlas.structure import compare_atlases
-from headatlas.structure.across import labels_of, spearman
 from tests.figures.planted import FOUR, Plant, Spec, plant_atlas
 from tests.synthetic import make_atlas
 
@@ -25,7 +25,7 @@ def test_best_head_depth_and_count_of_each_relation(tmp_path: Path) -> None:
     large = plant_atlas(
         tmp_path / "b.zarr", [Plant(9, 3, "country_to_capital", 10)], n_layers=11, lens="maps", control=0.0
     )
-    found = compare_atlases([small, large])
+    found = compare(small, large)
     assert found.labels == ("Planted (neutral)", "Planted (maps)")
     rows = found.table[found.table["relation"] == "country_to_capital"].to_dict("records")
     picked = [[row[name] for name in ("layer", "head", "depth", "score", "n_implementing")] for row in rows]
@@ -42,7 +42,7 @@ def test_relations_that_cannot_be_compared_are_named(tmp_path: Path) -> None:
     gone = Spec("country → capital", "Knowledge", left_out="3 usable sources, at least 30 needed")
     first = plant_atlas(tmp_path / "a.zarr", [], specs=(*FOUR, other))
     second = plant_atlas(tmp_path / "b.zarr", [], specs=(FOUR[0], gone, FOUR[2]))
-    found = compare_atlases([first, second])
+    found = compare(first, second)
     assert set(found.table["relation"]) == {"word_to_first_letter", "verb_to_past_tense"}
     assert set(found.left_out) == {"country_to_capital", "english_to_french", "atom_to_number"}
     assert found.left_out["atom_to_number"] == "scored in 1 of 2 atlases"
@@ -52,12 +52,12 @@ def test_relations_of_one_name_with_other_pairs_are_not_compared(tmp_path: Path)
     first = plant_atlas(tmp_path / "a.zarr", [])
     second = make_atlas(tmp_path / "b.zarr", 4, 3)
     with pytest.raises(HeadatlasError, match="its pairs differ"):
-        compare_atlases([first, second])
+        compare(first, second)
 
 
 def test_one_atlas_is_no_comparison(tmp_path: Path) -> None:
     with pytest.raises(HeadatlasError, match="at least two"):
-        compare_atlases([plant_atlas(tmp_path / "a.zarr", [])])
+        compare(plant_atlas(tmp_path / "a.zarr", []))
 
 
 def test_labels_differ(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def three(tmp_path: Path) -> list[Atlas]:
 
 @pytest.mark.parametrize("width_mm", [60.0, 170.0])
 def test_the_figure_has_every_relation_and_atlas(three: list[Atlas], width_mm: float, tmp_path: Path) -> None:
-    found = compare_atlases(three)
+    found = compare(*three)
     figure = draw_comparison(found, width_mm)
     assert figure.get_figwidth() * 25.4 == pytest.approx(width_mm)
     words = " ".join(text.get_text() for text in figure.texts).replace("\u00a0", " ")
@@ -103,6 +103,6 @@ def test_the_figure_has_every_relation_and_atlas(three: list[Atlas], width_mm: f
 
 
 def test_more_atlases_than_marks_are_refused(three: list[Atlas]) -> None:
-    many = compare_atlases([three[0]] * (len(MARKS) + 1))
+    many = compare(*[three[0]] * (len(MARKS) + 1))
     with pytest.raises(HeadatlasError, match="at most 6"):
         draw_comparison(many, 170)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from headatlas.structure.bands import compare, holm, quartiles, shortest_band
+from headatlas.arrangement.bands import compare, holm, quartiles, shortest_band
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=30), st.sampled_from([0.5, 0.8, 1.0]))

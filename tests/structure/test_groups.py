@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from headatlas.arrangement import groups as module
+from headatlas.arrangement.groups import cosines, group_likeness, likeness_of, score_vectors, why_no_groups
 from headatlas.atlas import Atlas
-from headatlas.structure import groups as module
-from headatlas.structure.groups import cosines, group_likeness, likeness_of, score_vectors, why_no_groups
 from tests.synthetic import make_atlas
 
 GROUPS = np.repeat([0, 1, 2], 3)
@@ -18,7 +18,7 @@ GROUPS = np.repeat([0, 1, 2], 3)
 
 def with_groups(atlas: Atlas, n_groups: int | None) -> Atlas:
     model = {**atlas.provenance["model"], "dims": {"n_kv_heads": n_groups}}
-    return Atlas(atlas.dataset, {**atlas.provenance, "model": model}, atlas.settings)
+    return Atlas(atlas.dataset, {**atlas.provenance, "model": model}, atlas.thresholds)
 
 
 def alike(strength: float, seed: int, n_layers: int = 8) -> np.ndarray:
@@ -103,8 +103,8 @@ def test_two_layers_have_no_interval() -> None:
 
 def test_score_vectors_come_from_the_atlas(tmp_path: Path) -> None:
     atlas = with_groups(make_atlas(tmp_path / "a.zarr", 4, 4, layers=range(3)), 2)
-    table = atlas.table.set_index(["layer", "head", "relation"])
-    names = list(atlas.scores)
+    table = atlas.table().set_index(["layer", "head", "relation"])
+    names = list(atlas.relation_scores)
     row = table.loc[(1, 2, names[3])]
     floor = [0.0 if value < module.FLOOR else value for value in (row["score"], row["suppression"])]
     assert score_vectors(atlas, "signed")[1, 2, 3] == pytest.approx(floor[0] - floor[1])

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from headatlas.arrangement.single_tokens import all_single, single_token_atlas
 from headatlas.atlas import Atlas
 from headatlas.atlas.derived import store_scores
 from headatlas.figures import describe
-from headatlas.structure.single_tokens import all_single, single_token_atlas
 from tests.figures.planted import N_SOURCES, Plant, Spec, plant_atlas
 
 SPECS = (
@@ -75,4 +75,4 @@ def test_description_repeats_the_trend_or_says_why_not(tmp_path: Path) -> None:
     all_multi = plant_atlas(
         tmp_path / "b.zarr", PLANTS[:1], specs=[Spec("country → capital", "Knowledge", 40)]
     )
-    assert "no relation keeps enough sources" in describe(all_multi.with_settings(tau=0.05, criterion="tau"))
+    assert "no relation keeps enough sources" in describe(all_multi.at(tau=0.05, criterion="tau"))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from headatlas.arrangement import structure
 from headatlas.atlas import Atlas
 from headatlas.figures import describe
 from headatlas.figures.structure import draw_structure
-from headatlas.structure import structure
 from tests.cli.conftest import Run, parsed, run  # noqa: F401 (a fixture)
 from tests.figures.planted import Plant, Spec, plant_atlas
 from tests.structure.test_groups import with_groups

@@ -1,5 +1,5 @@
-"""The result: labelled arrays and provenance; open, select, export. Needs neither torch nor the model."""
+"""The result of a map: its axes, its store, and the class people use."""
 
-from headatlas.atlas.atlas import Atlas
+from headatlas.atlas.atlas import Atlas, concat, open_atlas
 
-__all__ = ["Atlas"]
+__all__ = ["Atlas", "concat", "open_atlas"]

@@ -2,16 +2,17 @@
 
 >>> atlas = Atlas.open("out")                          # doctest: +SKIP
 >>> atlas.top("country_to_capital")                    # doctest: +SKIP
->>> atlas.with_settings(k=5, tau=0.3).categories()     # doctest: +SKIP
+>>> atlas.at(k=5, tau=0.3).categories()                # doctest: +SKIP
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,91 +20,135 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headatlas.atlas.calibrate import Calibration
-from headatlas.atlas.derived import stored_scores
+from headatlas.atlas.derived import STORED, store_scores, stored_scores
 from headatlas.atlas.reading import SIGNS, Floats, RelationScores, score_relation
-from headatlas.atlas.store import atlas_path, read_array, read_store
+from headatlas.atlas.store import ATLAS_NAME, atlas_path, copy_store, read_array, read_store
 from headatlas.errors import HeadatlasError
+from headatlas.options import Thresholds
 from headatlas.relations.relation import CORE_CATEGORIES
 from headatlas.scoring.scores import false_discovery_rates, wilson
-from headatlas.scoring.settings import Criterion, Settings
 from headatlas.storage import Place
 
 if TYPE_CHECKING:
     from headatlas.atlas.evidence import Evidence
     from headatlas.figures import Plots
 
+_OF_K = ("relation_scores", "_q")
+"""What has been computed and depends on k alone."""
+
 
 class Atlas:
     """What every head of one model does, as far as the relations asked can tell.
 
-    An atlas is immutable; :meth:`with_settings` gives another reading of the same ranks.
+    An atlas is immutable; :meth:`at` gives another reading of the same ranks. Every number that can be
+    reached is one at :attr:`thresholds`, except :attr:`dataset`, which holds ranks and no scores.
+
+    ``atlas[23, 4]`` are the rows of one head, best first.
 
     Attributes:
-        dataset: The xarray dataset behind it; arrays are read from disk when used.
+        dataset: Ranks and axes, an xarray dataset; arrays are read from disk when used.
         provenance: What was mapped, how, with which versions.
-        settings: The k, τ, q and criterion it is read with.
-        path: The ``.zarr`` folder, or its address.
+        thresholds: The k, τ, q and criterion it is read with.
+        path: The ``.zarr`` folder or its address; None for an atlas in memory.
     """
 
     def __init__(
-        self, dataset: xr.Dataset, provenance: dict[str, Any], settings: Settings, path: Place | None = None
+        self,
+        dataset: xr.Dataset,
+        provenance: dict[str, Any],
+        thresholds: Thresholds,
+        path: Place | None = None,
     ) -> None:
-        settings.check(int(provenance["ceiling"]))
-        self.dataset = dataset
+        thresholds.check(int(provenance["ceiling"]))
+        scores = [name for name in STORED if name in dataset.variables]
+        self._stored = dataset[scores]
+        self.dataset = dataset.drop_vars(scores)
+        self.dataset.attrs = {
+            name: value for name, value in dataset.attrs.items() if not name.startswith("scores_")
+        }
+        self.dataset.encoding = dict(dataset.encoding)
         self.provenance = provenance
-        self.settings = settings
+        self.thresholds = thresholds
         self.path = path
 
     @classmethod
-    def open(cls, path: str | Place) -> Atlas:
+    def open(cls, path: str | Place, **changes: Any) -> Atlas:
         """Open an atlas from its output folder or its ``.zarr`` folder, or from the address of one.
 
+        Args:
+            path: Where it is.
+            changes: As for :meth:`at`: numbers that replace the stored ones.
+
         Raises:
-            HeadatlasError: There is no (complete) atlas.
+            HeadatlasError: There is no (complete) atlas, or a number is out of range.
         """
         where = atlas_path(path)
         dataset, provenance = read_store(where)
         try:
-            settings = Settings(**provenance["settings"])
+            thresholds = Thresholds(**provenance["thresholds"])
         except TypeError as error:
             raise HeadatlasError(
-                f"{where}: its settings cannot be read ({error}); use the headatlas version that made it."
+                f"{where}: its thresholds cannot be read ({error}); use the headatlas version that made it."
             ) from error
-        return cls(dataset, provenance, settings, where)
+        atlas = cls(dataset, provenance, thresholds, where)
+        return atlas.at(**changes) if changes else atlas
 
-    def with_settings(
-        self,
-        *,
-        profile: str | None = None,
-        k: int | None = None,
-        k_copy: int | None = None,
-        tau: float | None = None,
-        q_max: float | None = None,
-        criterion: Criterion | None = None,
-    ) -> Atlas:
+    def at(self, thresholds: Thresholds | None = None, **changes: Any) -> Atlas:
         """The same ranks read with other numbers; nothing is mapped again.
+
+        Args:
+            thresholds: In place of this atlas's.
+            changes: ``k``, ``k_copy``, ``tau``, ``q_max`` and ``criterion``; None leaves one as it is.
 
         Raises:
             HeadatlasError: k is above the ceiling, or a number is out of range.
         """
-        settings = self.settings
-        if profile is not None:
-            chosen = Settings.from_profile(profile)
-            settings = replace(settings, profile=profile, k=chosen.k, k_copy=chosen.k_copy)
-        settings = settings.changed(k=k, k_copy=k_copy, tau=tau, q_max=q_max, criterion=criterion)
-        other = Atlas(self.dataset, self.provenance, settings, self.path)
-        if (settings.k, settings.k_copy) == (self.settings.k, self.settings.k_copy):
-            # Scores depend on k alone; share what has been computed.
-            other.__dict__.update(
-                {name: self.__dict__[name] for name in ("scores", "_q") if name in self.__dict__}
-            )
+        new = (thresholds or self.thresholds).changed(**changes)
+        new.check(int(self.provenance["ceiling"]))
+        kept: tuple[str, ...] = ("dataset", "_stored", "provenance", "path", "layers_done")
+        if (new.k, new.k_copy) == (self.thresholds.k, self.thresholds.k_copy):
+            kept += _OF_K
+        other = object.__new__(Atlas)
+        other.__dict__ = {name: self.__dict__[name] for name in kept if name in self.__dict__}
+        other.thresholds = new
         return other
+
+    def load(self) -> Atlas:
+        """A copy in memory that needs no files; it has no evidence."""
+        scores = self.relation_scores
+        other = Atlas(self.dataset.load(), self.provenance, self.thresholds)
+        other.__dict__["relation_scores"] = scores
+        return other
+
+    def save(self, path: str | Path) -> Path:
+        """Write the atlas, with its evidence, into a folder; commands and :meth:`open` then read it there.
+
+        Args:
+            path: An output folder; the atlas becomes ``path/atlas.zarr``.
+
+        Returns:
+            The ``.zarr`` folder.
+
+        Raises:
+            HeadatlasError: There is an atlas already, or the folder cannot be written.
+        """
+        where = Path(path) / ATLAS_NAME
+        copy_store(self.dataset, self.provenance, where, self.path)
+        store_scores(Atlas(*read_store(where), self.thresholds, where))
+        return where
 
     # What was mapped ------------------------------------------------------------------------------
 
     @property
     def model_name(self) -> str:
         return str(self.provenance["model"]["name"])
+
+    @property
+    def folder(self) -> Place:
+        """The output folder, where figures and page lie beside the atlas; ``DIR`` for one in memory."""
+        if self.path is None:
+            return Path("DIR")
+        return self.path.parent if self.path.name == ATLAS_NAME else self.path
 
     @property
     def lens(self) -> str:
@@ -122,6 +167,12 @@ class Atlas:
         """[n_layers] which layers have been mapped."""
         return np.asarray(read_array(self.dataset, "layer_done")).astype(bool)
 
+    @property
+    def layers_without_heads(self) -> tuple[int, ...]:
+        """Layers of a hybrid model that have no attention heads; they are never mapped."""
+        there = self.provenance.get("model", {}).get("layers_with_heads")
+        return () if there is None else tuple(sorted(set(range(self.n_layers)) - set(there)))
+
     @cached_property
     def relations(self) -> pd.DataFrame:
         """One row per relation, in atlas order.
@@ -132,7 +183,7 @@ class Atlas:
         names = ["title", "category", "copying", "n_pairs", "n_sources", "n_targets", "left_out", "dropped"]
         frame = pd.DataFrame({name: read_array(self.dataset, name).tolist() for name in names})
         frame.insert(0, "relation", read_array(self.dataset, "relation").tolist())
-        frame.insert(4, "k", [self.settings.k_for(copying) for copying in frame["copying"]])
+        frame.insert(4, "k", [self.thresholds.k_for(copying) for copying in frame["copying"]])
         frame["dropped"] = [json.loads(text) for text in frame["dropped"]]
         return frame
 
@@ -157,11 +208,11 @@ class Atlas:
     # Scores ---------------------------------------------------------------------------------------
 
     @cached_property
-    def scores(self) -> dict[str, RelationScores]:
-        """Scores of every relation that is in, by name; computed once, or read where they are stored."""
+    def relation_scores(self) -> dict[str, RelationScores]:
+        """Scores, control and calibration of every relation that is in, by name; read if they are stored."""
         included = self.included
         names = dict(zip(included["relation"], included.index.tolist(), strict=True))
-        stored = stored_scores(self.dataset, self.settings, self.layers_done, names)
+        stored = stored_scores(self._stored, self.thresholds, self.layers_done, names)
         if stored is not None:
             return stored
         return {
@@ -170,12 +221,40 @@ class Atlas:
         }
 
     @cached_property
+    def scores(self) -> xr.DataArray:
+        """[sign, layer, head, relation] float64 scores; NaN in layers that are not mapped.
+
+        ``atlas.scores.sel(sign="promotion", relation="country_to_capital")`` is [layer, head]. Relations that
+        were left out are not there; ``category`` is a coordinate along ``relation``.
+        """
+        found = self.relation_scores
+        shape = (2, self.n_layers, self.n_heads, len(found))
+        values = np.full(shape, np.nan)
+        for at, each in enumerate(found.values()):
+            values[0, ..., at], values[1, ..., at] = each.score, each.suppression
+        return xr.DataArray(
+            values,
+            dims=("sign", "layer", "head", "relation"),
+            coords={
+                "sign": list(SIGNS),
+                "layer": np.arange(self.n_layers),
+                "head": np.arange(self.n_heads),
+                "relation": list(found),
+                "category": ("relation", self.included["category"].tolist()),
+            },
+            name="score",
+            attrs={"model": self.model_name, "lens": self.lens, "thresholds": self.thresholds.describe()},
+        )
+
+    @cached_property
     def _q(self) -> dict[str, dict[str, Floats]]:
         """q per sign and relation: Benjamini–Hochberg over all cells of both signs together."""
-        names = list(self.scores)
+        names = list(self.relation_scores)
         if not names:
             return {sign: {} for sign in SIGNS}
-        p = np.array([[getattr(self.scores[name], f"{sign}_null").p for name in names] for sign in SIGNS])
+        p = np.array(
+            [[getattr(self.relation_scores[name], f"{sign}_null").p for name in names] for sign in SIGNS]
+        )
         q = false_discovery_rates(p)
         return {sign: dict(zip(names, q[i], strict=True)) for i, sign in enumerate(SIGNS)}
 
@@ -186,22 +265,32 @@ class Atlas:
 
         return Evidence.of(self)
 
-    @cached_property
+    def forget_evidence(self) -> None:
+        """Read the evidence from disk again when it is next asked for: some has been added."""
+        for name in ("evidence", "_table"):
+            self.__dict__.pop(name, None)
+
     def table(self) -> pd.DataFrame:
-        """:attr:`called`, and where there is evidence the columns of ``headatlas.atlas.evidence.COLUMNS``."""
-        if not self.evidence:
-            return self.called
-        return self.called.merge(self.evidence.table, on=["layer", "head", "relation"], how="left")
+        """One row per mapped head × scored relation, in the order of layers and heads.
+
+        Columns: layer, head, relation, score (promotion), q, added (share of sources that the head hits and
+        the state does not), called (``"implements"``, ``"suppresses"``, both, or nothing); then category, low
+        and high (Wilson 95 %), chance, lift, p; suppression and suppression_low … suppression_q; control
+        (score of the state itself at that layer), n_sources, implements and suppresses. chance and lift are
+        NaN below the calibration floor. Where there is evidence, the columns of
+        ``headatlas.atlas.evidence.COLUMNS`` follow.
+        """
+        return self._table.copy()
 
     @cached_property
-    def called(self) -> pd.DataFrame:
-        """One row per mapped head × scored relation.
+    def _table(self) -> pd.DataFrame:
+        if not self.evidence:
+            return self.without_evidence
+        return self.without_evidence.merge(self.evidence.table, on=["layer", "head", "relation"], how="left")
 
-        Columns: layer, head, relation, category; score (promotion), low, high (Wilson 95 %), chance, lift, p,
-        q; suppression and suppression_low … suppression_q; control (score of the state itself at that
-        layer), added (share of sources the head hits and the state does not), n_sources, implements and
-        suppresses (under the criterion). chance and lift are NaN below the calibration floor.
-        """
+    @cached_property
+    def without_evidence(self) -> pd.DataFrame:
+        """:meth:`table` without the columns of evidence."""
         layers, heads = np.meshgrid(np.arange(self.n_layers), np.arange(self.n_heads), indexing="ij")
         parts = []
         included = self.included
@@ -209,23 +298,15 @@ class Atlas:
             included["relation"], included["category"], included["n_sources"], strict=True
         ):
             columns = self._columns(name, n_sources)
-            parts.append(
-                pd.DataFrame(
-                    {
-                        "layer": layers.ravel(),
-                        "head": heads.ravel(),
-                        "relation": name,
-                        "category": category,
-                        **{column: values.ravel() for column, values in columns.items()},
-                    }
-                )[np.repeat(self.layers_done, self.n_heads)]
-            )
+            columns |= {"layer": layers, "head": heads}
+            part = {column: values[self.layers_done].ravel() for column, values in columns.items()}
+            parts.append(pd.DataFrame({**part, "relation": name, "category": category}))
         if not parts:
             return pd.DataFrame(columns=list(TABLE_COLUMNS))
         return pd.concat(parts, ignore_index=True)[list(TABLE_COLUMNS)]
 
     def _columns(self, name: str, n_sources: int) -> dict[str, NDArray[Any]]:
-        scores = self.scores[name]
+        scores = self.relation_scores[name]
         columns: dict[str, NDArray[Any]] = {
             "control": np.broadcast_to(scores.control[:, None], scores.score.shape),
             "added": scores.added,
@@ -239,9 +320,9 @@ class Atlas:
             null: Calibration = getattr(scores, f"{sign}_null")
             q = self._q[sign][name]
             low, high = wilson(np.nan_to_num(value * n_sources).round().astype(int), n_sources)
-            called = value >= self.settings.tau
-            if self.settings.criterion == "calibrated":
-                called &= q <= self.settings.q_max
+            called = value >= self.thresholds.tau
+            if self.thresholds.criterion == "calibrated":
+                called &= q <= self.thresholds.q_max
             with np.errstate(divide="ignore", invalid="ignore"):
                 lift = np.where(null.chance > 0, value / null.chance, np.nan)
             columns.update(
@@ -256,31 +337,84 @@ class Atlas:
                     verb: called,
                 }
             )
+        columns["called"] = CALLED[columns["implements"] + 2 * columns["suppresses"]]
         return columns
 
-    def heads(
-        self, relation: str | None = None, category: str | None = None, *, everything: bool = False
+    # Asking ---------------------------------------------------------------------------------------
+
+    def sel(
+        self,
+        *,
+        layer: int | None = None,
+        head: int | None = None,
+        relation: str | Sequence[str] | None = None,
+        category: str | None = None,
+        called: bool = False,
     ) -> pd.DataFrame:
-        """Rows of :attr:`table`, best first: those called (promoting or suppressing), or all of them.
+        """Rows of :meth:`table`, best first: those of a layer, a head, a relation, a category.
+
+        Args:
+            layer, head: Both from 0.
+            relation: Its name or title, or several.
+            category: Its name.
+            called: Only heads that implement or suppress.
 
         Raises:
-            HeadatlasError: No such relation or category in this atlas.
+            HeadatlasError: No such layer, head, relation or category in this atlas.
         """
-        frame = self.table
+        frame = self._table
         if relation is not None:
-            name = self.known(relation)
-            frame = frame[frame["relation"] == name]
+            names = [relation] if isinstance(relation, str) else relation
+            frame = frame[frame["relation"].isin([self.known(name) for name in names])]
         if category is not None:
             known = {name.lower(): name for name in self.category_names}
             if category.lower() not in known:
-                names = ", ".join(known.values())
-                raise HeadatlasError(f"this atlas has no category {category!r}; it has {names}.")
+                there = ", ".join(known.values())
+                raise HeadatlasError(f"this atlas has no category {category!r}; it has {there}.")
             frame = frame[frame["category"] == known[category.lower()]]
-        if not everything:
+        for name, value, n in (("layer", layer, self.n_layers), ("head", head, self.n_heads)):
+            if value is not None:
+                if not 0 <= value < n:
+                    raise HeadatlasError(
+                        f"there is no {name} {value}: {self.model_name} has {name}s 0 to {n - 1}."
+                    )
+                frame = frame[frame[name] == value]
+        if called:
             frame = frame[frame["implements"] | frame["suppresses"]]
         best = frame[["score", "suppression"]].max(axis=1)
         order = np.lexsort((frame["head"], frame["layer"], -best.to_numpy()))
         return frame.iloc[order].reset_index(drop=True)
+
+    def __getitem__(self, head: tuple[int, int]) -> pd.DataFrame:
+        """The rows of one head, ``atlas[layer, head]``, best first."""
+        if not isinstance(head, tuple) or len(head) != 2:
+            raise TypeError("write atlas[layer, head], for example atlas[23, 4]")
+        return self.sel(layer=head[0], head=head[1])
+
+    def heads(
+        self,
+        relation: str | None = None,
+        *,
+        category: str | None = None,
+        sign: Literal["promotion", "suppression"] = "promotion",
+    ) -> list[tuple[int, int]]:
+        """(layer, head) of the heads that implement a relation, best first, for one's own hooks.
+
+        Args:
+            relation: Its name or title; any relation by default.
+            category: Relations of this category.
+            sign: ``"suppression"`` for the heads that suppress it.
+
+        Raises:
+            HeadatlasError: No such relation or category in this atlas.
+        """
+        if sign not in SIGNS:
+            raise HeadatlasError(f"`sign` is {sign!r}: use {' or '.join(SIGNS)}.")
+        frame = self.sel(relation=relation, category=category)
+        verb, value = ("implements", "score") if sign == "promotion" else ("suppresses", "suppression")
+        frame = frame[frame[verb]].sort_values(value, ascending=False, kind="stable")
+        rows = zip(frame["layer"].tolist(), frame["head"].tolist(), strict=True)
+        return list(dict.fromkeys(rows))
 
     def top(self, relation: str, n: int = 10) -> pd.DataFrame:
         """The n heads that score highest on a relation (promotion), called or not.
@@ -288,9 +422,40 @@ class Atlas:
         Raises:
             HeadatlasError: The relation is not in this atlas, or was left out (with the reason).
         """
-        name = self.known(relation)
-        frame = self.table[self.table["relation"] == name]
+        frame = self._table[self._table["relation"] == self.known(relation)]
         return frame.sort_values("score", ascending=False, kind="stable").head(n).reset_index(drop=True)
+
+    def pairs(self, layer: int, head: int, relation: str) -> pd.DataFrame:
+        """Which words of a relation a head gets right: one row per source and accepted target.
+
+        Columns: source, target, rank (number of other tokens at least as high; missing at the ceiling and
+        beyond), hit (rank below k), control_rank and control_hit (of the state itself, without any head),
+        suppression_rank, suppression_hit. A source counts as hit if any of its targets is. Pairs that the
+        tokenizer cannot use are not there (see :attr:`relations`).
+
+        Raises:
+            HeadatlasError: No such head or relation, or the layer is not mapped.
+        """
+        self.sel(layer=layer, head=head)
+        if not self.layers_done[layer]:
+            raise HeadatlasError(f"layer {layer} is not mapped in this atlas.")
+        name = self.known(relation)
+        at = self.relations.index[self.relations["relation"] == name][0]
+        k = int(self.relations["k"][at])
+        data = self.dataset
+        usable = (read_array(data, "pair_relation") == at) & (read_array(data, "pair_source") >= 0)
+        ranks = {
+            "": read_array(data, "promotion_rank")[layer, head],
+            "control_": read_array(data, "control_rank")[layer],
+            "suppression_": read_array(data, "suppression_rank")[layer, head],
+        }
+        columns: dict[str, Any] = {word: read_array(data, word)[usable] for word in ("source", "target")}
+        for prefix, all_ranks in ranks.items():
+            rank = all_ranks[usable]
+            columns[f"{prefix}rank"] = pd.array(rank, dtype="Int16")
+            columns[f"{prefix}rank"][rank < 0] = pd.NA
+            columns[f"{prefix}hit"] = (rank >= 0) & (rank < k)
+        return pd.DataFrame(columns)
 
     def known(self, relation: str) -> str:
         """The name of a scored relation, given by its name or by the title that figures print."""
@@ -307,7 +472,8 @@ class Atlas:
     def categories(self) -> pd.DataFrame:
         """One row per mapped head: layer, head, n_categories, which (tuple of categories, in panel order),
         relations (tuple of the relations it promotes or suppresses)."""
-        called = self.called[self.called["implements"] | self.called["suppresses"]]
+        frame = self.without_evidence
+        called = frame[frame["implements"] | frame["suppresses"]]
         by_head = called.groupby(["layer", "head"], sort=False)
         relations = {key: tuple(group["relation"]) for key, group in by_head}
         found = {key: set(group["category"]) for key, group in by_head}
@@ -319,15 +485,11 @@ class Atlas:
                 rows.append((*key, len(which), which, relations.get(key, ())))
         return pd.DataFrame(rows, columns=["layer", "head", "n_categories", "which", "relations"])
 
-    @property
-    def layers_without_heads(self) -> tuple[int, ...]:
-        """Layers of a hybrid model that have no attention heads; they are never mapped."""
-        there = self.provenance.get("model", {}).get("layers_with_heads")
-        return () if there is None else tuple(sorted(set(range(self.n_layers)) - set(there)))
+    # Showing --------------------------------------------------------------------------------------
 
     def caption(self) -> str:
         """The line that belongs under every figure and table of this atlas."""
-        parts = [self.model_name, f"lens {self.lens}", self.settings.describe()]
+        parts = [self.model_name, f"lens {self.lens}", self.thresholds.describe()]
         headless = self.layers_without_heads
         if headless:
             parts.append(f"{len(headless)} of {self.n_layers} layers have no attention heads")
@@ -352,22 +514,65 @@ class Atlas:
         mapped = int(self.layers_done.sum())
         return (
             f"<Atlas of {self.model_name}: {mapped} of {self.n_layers} layers × {self.n_heads} heads, "
-            f"{len(self.included)} relations, lens {self.lens}, {self.settings.describe()}>"
+            f"{len(self.included)} relations, lens {self.lens}, {self.thresholds.describe()}>"
         )
 
-    def settings_dict(self) -> dict[str, Any]:
-        """The settings as plain values, for files and pages."""
-        return asdict(self.settings)
+    def _repr_html_(self) -> str:
+        """The caption, how many heads each category has, and the best head of the strongest relations."""
+        from html import escape
+
+        heads = self.categories()
+        called = int((heads["n_categories"] > 0).sum())
+        per_category = heads["which"].explode().value_counts()
+        counts = ", ".join(f"{name} {int(per_category.get(name, 0))}" for name in self.category_names)
+        best = self.sel(called=True).drop_duplicates("relation").head(N_SHOWN)
+        columns = ["layer", "head", "relation", "score", "suppression", "q", "added", "called"]
+        return (
+            f"<p><b>{escape(self.caption())}</b><br>"
+            f"{called} of {len(heads)} heads belong to a category: {escape(counts)}</p>"
+            + best[columns].to_html(index=False, float_format="{:.2f}".format, border=0)
+        )
+
+
+open_atlas = Atlas.open
+
+
+def concat(atlases: Sequence[Atlas]) -> pd.DataFrame:
+    """The tables of several atlases as one, with model, lens and thresholds on every row.
+
+    Raises:
+        HeadatlasError: No atlas was given.
+    """
+    if not atlases:
+        raise HeadatlasError("`atlases` is empty: give two or more.")
+    return pd.concat([with_thresholds(atlas) for atlas in atlases], ignore_index=True)
+
+
+def with_thresholds(atlas: Atlas) -> pd.DataFrame:
+    """:meth:`Atlas.table` with the numbers it was read with on every row, so that tables can be joined.
+
+    Added columns: model, lens, k (that of the relation), tau, q_max, criterion.
+    """
+    frame = atlas.table()
+    k = dict(zip(atlas.relations["relation"], atlas.relations["k"], strict=True))
+    named = {name: value for name, value in asdict(atlas.thresholds).items() if not name.startswith("k")}
+    return frame.assign(
+        model=atlas.model_name, lens=atlas.lens, k=frame["relation"].map(k).astype("int64"), **named
+    )
+
+
+N_SHOWN = 8
+CALLED = np.array(["", "implements", "suppresses", "implements, suppresses"], dtype=object)
 
 
 def _sign_columns(prefix: str) -> Sequence[str]:
-    return [f"{prefix}{name}" for name in ("low", "high", "chance", "lift", "p", "q")]
+    return [f"{prefix}{name}" for name in ("low", "high", "chance", "lift", "p")]
 
 
 TABLE_COLUMNS = (
-    *("layer", "head", "relation", "category", "score"),
+    *("layer", "head", "relation", "score", "q", "added", "called", "category"),
     *_sign_columns(""),
     "suppression",
     *_sign_columns("suppression_"),
-    *("control", "added", "n_sources", "implements", "suppresses"),
+    *("suppression_q", "control", "n_sources", "implements", "suppresses"),
 )

@@ -16,8 +16,8 @@ from headatlas.atlas.calibrate import Calibration
 from headatlas.atlas.reading import SIGNS, RelationScores
 from headatlas.atlas.store import AtlasWriter, read_array
 from headatlas.errors import HeadatlasError
+from headatlas.options import FLOOR, Thresholds
 from headatlas.scoring.calibration import CALIBRATION
-from headatlas.scoring.settings import FLOOR, Settings
 from headatlas.storage import Place
 from headatlas.storage.zarr_store import zarr_store
 
@@ -34,6 +34,8 @@ _ARRAYS = {
     "suppression_p": "upper tail of the reassignment null for suppression_score",
 }
 _CONTROL = "control_score"
+STORED = (*_ARRAYS, _CONTROL)
+"""Arrays of scores in the store of an atlas."""
 
 
 def store_scores(atlas: Atlas) -> None:
@@ -49,8 +51,8 @@ def store_scores(atlas: Atlas) -> None:
     arrays = {name: np.full(shape, np.nan) for name in _ARRAYS}
     control = np.full((shape[0], shape[2]), np.nan)
     for at, name in enumerate(names):
-        if name in atlas.scores:
-            found = atlas.scores[name]
+        if name in atlas.relation_scores:
+            found = atlas.relation_scores[name]
             control[:, at] = found.control
             for array, values in _parts(found).items():
                 arrays[array][..., at] = values
@@ -79,14 +81,14 @@ def _write(
     _replace(group, _CONTROL, control, ("layer", "relation"), "score of the state itself, without any head")
     group.attrs.update(
         {
-            "scores_of": _key(atlas.settings, atlas.layers_done),
+            "scores_of": _key(atlas.thresholds, atlas.layers_done),
             "scores_sha256": _digest({**arrays, _CONTROL: control}),
         }
     )
 
 
 def stored_scores(
-    data: xr.Dataset, settings: Settings, layers_done: NDArray[np.bool_], names: dict[str, int]
+    data: xr.Dataset, thresholds: Thresholds, layers_done: NDArray[np.bool_], names: dict[str, int]
 ) -> dict[str, RelationScores] | None:
     """The stored scores if they belong to these settings and layers and fit together, else None.
 
@@ -94,16 +96,16 @@ def stored_scores(
     then are not those of the attributes, which are written in one piece.
 
     Args:
-        data: The atlas's dataset.
-        settings: The settings it is read with.
+        data: The arrays of :data:`STORED`, with the attributes of the store.
+        thresholds: How it is read.
         layers_done: [n_layers] which layers are mapped.
         names: Scored relations with their positions.
     """
-    if data.attrs.get("scores_of") != _key(settings, layers_done):
+    if data.attrs.get("scores_of") != _key(thresholds, layers_done):
         return None
-    if not {*_ARRAYS, _CONTROL} <= set(data.variables):
+    if not set(STORED) <= set(data.variables):
         return None
-    arrays = {name: read_array(data, name) for name in (*_ARRAYS, _CONTROL)}
+    arrays = {name: read_array(data, name) for name in STORED}
     if data.attrs.get("scores_sha256") != _digest(arrays):
         return None
     scores = {
@@ -151,15 +153,15 @@ def _parts(scores: RelationScores) -> dict[str, NDArray[np.float64]]:
 
 
 def _provenance(atlas: Atlas) -> dict[str, Any]:
-    return {**atlas.provenance, "settings": asdict(atlas.settings)}
+    return {**atlas.provenance, "thresholds": asdict(atlas.thresholds)}
 
 
-def _key(settings: Settings, layers_done: NDArray[np.bool_]) -> str:
+def _key(thresholds: Thresholds, layers_done: NDArray[np.bool_]) -> str:
     layers = np.flatnonzero(layers_done).tolist()
     return json.dumps(
         {
-            "k": settings.k,
-            "k_copy": settings.k_copy,
+            "k": thresholds.k,
+            "k_copy": thresholds.k_copy,
             "layers": layers,
             "calibration": CALIBRATION,
             "floor": FLOOR,

@@ -25,8 +25,8 @@ from headatlas.atlas.atlas import Atlas
 from headatlas.atlas.reading import Floats
 from headatlas.atlas.store import read_array, read_store
 from headatlas.errors import HeadatlasError
+from headatlas.options import Thresholds
 from headatlas.scoring.scores import source_hits
-from headatlas.scoring.settings import Settings
 
 GROUP = "evidence"
 CONTEXT = "context"
@@ -116,7 +116,7 @@ class Dynamic:
         return {
             name: values[..., at]
             for at, name in enumerate(self.context.relations["relation"])
-            if name in self.context.scores
+            if name in self.context.relation_scores
         }
 
     def of(self, kind: str) -> Atlas:
@@ -124,7 +124,7 @@ class Dynamic:
         return self.context if kind == CONTEXT else self.without
 
 
-def read_dynamic(context: Path, without: Path, settings: Settings) -> Dynamic:
+def read_dynamic(context: Path, without: Path, thresholds: Thresholds) -> Dynamic:
     """Open the two atlases of a template, read with these settings.
 
     Raises:
@@ -133,7 +133,7 @@ def read_dynamic(context: Path, without: Path, settings: Settings) -> Dynamic:
     both = []
     for path in (context, without):
         dataset, provenance = read_store(path)
-        both.append(Atlas(dataset, provenance, settings, path))
+        both.append(Atlas(dataset, provenance, thresholds, path))
     return Dynamic(str(both[0].provenance["lens"].get("template", "")), both[0], both[1])
 
 
@@ -160,7 +160,7 @@ class Evidence:
         for context in sorted(folder.glob(f"{CONTEXT}-*.zarr")):
             without = folder / context.name.replace(CONTEXT, WITHOUT, 1)
             if without.is_dir():
-                dynamic = read_dynamic(context, without, atlas.settings)
+                dynamic = read_dynamic(context, without, atlas.thresholds)
                 if (
                     _whole(dynamic.context)
                     and _whole(dynamic.without)
@@ -177,7 +177,7 @@ class Evidence:
         runs = [
             {
                 "template": each.template,
-                "relations": list(each.context.scores),
+                "relations": list(each.context.relation_scores),
                 "versions": each.context.provenance["versions"],
             }
             for each in self.dynamics
@@ -201,8 +201,8 @@ class Evidence:
 
         q is over all relations of a run, so which run is read must not depend on its name.
         """
-        runs = sorted(self.dynamics, key=lambda each: len(each.context.scores))
-        found = {each.template: each for each in runs if relation in each.context.scores}
+        runs = sorted(self.dynamics, key=lambda each: len(each.context.relation_scores))
+        found = {each.template: each for each in runs if relation in each.context.relation_scores}
         return [found[template] for template in sorted(found)]
 
     def scores(self, relation: str, kind: str, sign: str) -> tuple[Floats, Floats] | None:
@@ -223,7 +223,7 @@ class Evidence:
         field = "score" if sign == "promotion" else "suppression"
         static = [static_on(self._atlas, dynamic, relation, sign) for dynamic in dynamics]
         return np.mean(static, axis=0), np.mean(
-            [getattr(d.scores[relation], field) for d in dynamics], axis=0
+            [getattr(d.relation_scores[relation], field) for d in dynamics], axis=0
         )
 
     @cached_property
@@ -232,10 +232,10 @@ class Evidence:
 
         The two ``confirmed_…`` columns are True or False for heads that the atlas calls, else None.
         """
-        base = self._atlas.called
+        base = self._atlas.without_evidence
         parts = [
             part
-            for name in self._atlas.scores
+            for name in self._atlas.relation_scores
             if (part := self._rows(name, base[base["relation"] == name])) is not None
         ]
         if not parts:
@@ -326,7 +326,7 @@ def static_on(atlas: Atlas, dynamic: Atlas, relation: str, sign: str) -> Floats:
 
 def _called(dynamic: Atlas, name: str, verb: str) -> NDArray[np.bool_]:
     """[n_layers, n_heads] which heads satisfy the criterion by their dynamic scores."""
-    table = dynamic.called
+    table = dynamic.without_evidence
     rows = table[(table["relation"] == name) & table[verb]]
     out = np.zeros((dynamic.n_layers, dynamic.n_heads), dtype=bool)
     out[rows["layer"].to_numpy(dtype=int), rows["head"].to_numpy(dtype=int)] = True

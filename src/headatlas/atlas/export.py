@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from headatlas.atlas.atlas import Atlas
+from headatlas.atlas.atlas import Atlas, with_thresholds
 from headatlas.errors import HeadatlasError
 from headatlas.files import replacing
 from headatlas.storage import Place, place
@@ -25,9 +26,9 @@ RECORD_FIELDS = (
 def export(atlas: Atlas, path: str | Place) -> Place:
     """Write one row per mapped head × scored relation; the file's suffix says the format.
 
-    ``.parquet`` and ``.csv`` hold :func:`export_table`; Parquet also carries :func:`header` as JSON in its
-    schema metadata under ``headatlas``. ``.json`` is an object: the fields of :func:`header`, then ``heads``,
-    a list of records.
+    ``.parquet`` and ``.csv`` hold the rows of :func:`~headatlas.atlas.atlas.with_thresholds`; Parquet also
+    carries :func:`header` as JSON in its schema metadata under ``headatlas``. ``.json`` is an object: the
+    fields of :func:`header`, then ``rows``, a list of records.
 
     Returns:
         The path written.
@@ -47,30 +48,12 @@ def export(atlas: Atlas, path: str | Place) -> Place:
     return path
 
 
-def export_table(atlas: Atlas) -> pd.DataFrame:
-    """:attr:`Atlas.table` with the numbers it was read with on every row, so that tables can be joined.
-
-    Added columns: model, lens, k (that of the relation), tau, q_max, criterion.
-    """
-    frame = atlas.table
-    k = dict(zip(atlas.relations["relation"], atlas.relations["k"], strict=True))
-    settings = atlas.settings
-    return frame.assign(
-        model=atlas.model_name,
-        lens=atlas.lens,
-        k=frame["relation"].map(k).astype("int64"),
-        tau=settings.tau,
-        q_max=settings.q_max,
-        criterion=settings.criterion,
-    )
-
-
 def header(atlas: Atlas) -> dict[str, Any]:
-    """What a table needs beside it: model, lens, settings, caption, relations left out, provenance."""
+    """What a table needs beside it: model, lens, thresholds, caption, relations left out, provenance."""
     return {
         "model": atlas.model_name,
         "lens": atlas.lens,
-        "settings": atlas.settings_dict(),
+        "thresholds": asdict(atlas.thresholds),
         "caption": atlas.caption(),
         "left_out": atlas.left_out,
         "provenance": atlas.provenance,
@@ -103,18 +86,18 @@ def _write_parquet(atlas: Atlas, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pandas(export_table(atlas), preserve_index=False)
+    table = pa.Table.from_pandas(with_thresholds(atlas), preserve_index=False)
     metadata = dict(table.schema.metadata or {})
     metadata[b"headatlas"] = json.dumps(header(atlas), ensure_ascii=False).encode()
     pq.write_table(table.replace_schema_metadata(metadata), path)
 
 
 def _write_csv(atlas: Atlas, path: Path) -> None:
-    export_table(atlas).to_csv(path, index=False)
+    with_thresholds(atlas).to_csv(path, index=False)
 
 
 def _write_json(atlas: Atlas, path: Path) -> None:
-    body = {**header(atlas), "heads": heads_json(atlas.table)}
+    body = {**header(atlas), "rows": heads_json(atlas.table())}
     path.write_text(json.dumps(body, ensure_ascii=False, allow_nan=False, indent=1) + "\n", encoding="utf-8")
 
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from headatlas.atlas.calibrate import BlockTargets, Calibration, CellsDisagreeError, calibrate_relation
 from headatlas.atlas.store import damaged, read_array
+from headatlas.options import FLOOR
 from headatlas.scoring.calibration import Permutations
 from headatlas.scoring.scores import RANK_MISSING, source_hits
-from headatlas.scoring.settings import FLOOR
 
 Floats = NDArray[np.float64]
 SIGNS = ("promotion", "suppression")

@@ -12,7 +12,8 @@ import shutil
 import tempfile
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ _REQUIRED = (
     *("pair_target_id", "pair_source_tokens", "source", "target", "cell_source_relation"),
     *("cell_source_index", "cell_target_relation", "cell_target_id"),
 )
-_PROVENANCE = ("model", "lens", "ceiling", "settings")
+_PROVENANCE = ("model", "lens", "ceiling", "thresholds", "mask")
 
 _DESCRIPTIONS = {
     "promotion_rank": "tokens whose logit is at least the target's; below the ceiling exact",
@@ -113,15 +114,11 @@ def create_store(
             create_store(made, layout, n_layers=n_layers, n_heads=n_heads, attributes=attributes)
             publish(made, path)
         return
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _fill(temporary, layout, n_layers, n_heads, attributes)
-        temporary.replace(path)
+        with atomic_folder(path) as temporary:
+            _fill(temporary, layout, n_layers, n_heads, attributes)
     except OSError as error:
-        raise _unwritable(path, error, "choose another output folder with -o") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        raise _unwritable(path, error, "choose another `out`") from error
 
 
 def _fill(path: Path, layout: Layout, n_layers: int, n_heads: int, attributes: Mapping[str, Any]) -> None:
@@ -155,6 +152,40 @@ def _flags(name: str) -> dict[str, Any]:
     if name.startswith("cell"):
         return {"flag_values": [CELL_BEYOND], "flag_meanings": "beyond_ceiling_or_not_examined"}
     return {"flag_values": list(RANK_FLAGS.values()), "flag_meanings": " ".join(RANK_FLAGS)}
+
+
+def copy_store(dataset: xr.Dataset, provenance: Mapping[str, Any], path: Path, source: Place | None) -> None:
+    """Write an atlas at ``path``: a copy of the folder ``source``, or of what is in memory.
+
+    Raises:
+        HeadatlasError: There is something already, or it cannot be written.
+    """
+    if path.exists():
+        raise HeadatlasError(f"{path}: there is an atlas already; choose another folder.")
+    try:
+        with atomic_folder(path) as temporary:
+            if isinstance(source, Path):
+                shutil.copytree(source, temporary)
+                return
+            chunks = {name: (1, *dataset[name].shape[1:]) for name in (*_LAYER_ARRAYS, "layer_done")}
+            encoding = {name: {"chunks": tuple(max(1, n) for n in each)} for name, each in chunks.items()}
+            plain = dataset.drop_encoding()
+            plain.attrs = {SCHEMA: SCHEMA_VERSION, "provenance": json.dumps(dict(provenance))}
+            plain.to_zarr(temporary, mode="w", consolidated=False, encoding=encoding)
+    except OSError as error:
+        raise _unwritable(path, error, "choose another folder") from error
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Atomic creation of a folder: yields a temporary path beside it, renames that to ``path`` on success."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _strings(values: Sequence[str]) -> NDArray[Any]:
@@ -287,7 +318,7 @@ def read_store(path: Place) -> tuple[xr.Dataset, dict[str, Any]]:
                 f"{path}: the atlas is being made, or was left when it was; run the map command again."
             )
         version = int(dataset.attrs[SCHEMA])
-        provenance: dict[str, Any] = dict(json.loads(dataset.attrs["provenance"]))
+        provenance = _renamed(dict(json.loads(dataset.attrs["provenance"])))
     except StorageError:
         raise
     except (OSError, KeyError, ValueError, TypeError) as error:
@@ -312,6 +343,15 @@ def read_store(path: Place) -> tuple[xr.Dataset, dict[str, Any]]:
     return dataset, provenance
 
 
+def _renamed(provenance: dict[str, Any]) -> dict[str, Any]:
+    """A provenance with today's names: development versions wrote ``settings`` and ``preset``."""
+    if isinstance(settings := provenance.pop("settings", None), dict):
+        kept = {name: value for name, value in settings.items() if name != "profile"}
+        provenance.setdefault("thresholds", kept)
+        provenance.setdefault("mask", provenance.pop("preset", "default") == "default")
+    return provenance
+
+
 def _is_there(path: Place) -> bool:
     return path.is_dir() if isinstance(path, Path) else root_attributes(path) is not None
 
@@ -321,7 +361,7 @@ def _strange(provenance: dict[str, Any]) -> str | None:
     kinds: tuple[tuple[str, str | None, type], ...] = (
         *(("model", None, dict), ("model", "name", str)),
         *(("lens", None, dict), ("lens", "name", str)),
-        *(("ceiling", None, int), ("settings", None, dict)),
+        *(("ceiling", None, int), ("thresholds", None, dict)),
     )
     for name, key, kind in kinds:
         value = provenance[name] if key is None else provenance[name].get(key)

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from headatlas import __version__
-from headatlas.cli import arranging, catalogue, drawing, evidence, making, reading
-from headatlas.cli.output import say
+from headatlas.cli import evidence, families, heads, map, plot, relations, structure
+from headatlas.cli.options import as_options
+from headatlas.cli.output import set_level
 from headatlas.errors import HeadatlasError
+
+GLOBAL = ("--debug", "--quiet", "-q", "--verbose", "-v")
+"""Options that people add to the end of a command; they are taken at any place."""
 
 
 class _Commands(TyperGroup):
-    """Turns a HeadatlasError into one line and exit code 2, and takes ``--debug`` at any place."""
+    """Turns a HeadatlasError into one line and exit code 2, and takes global options at any place."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        # People add --debug to the end of the command that failed.
         end = args.index("--") if "--" in args else len(args)
-        if "--debug" in args[:end]:
-            args = ["--debug", *(arg for arg in args[:end] if arg != "--debug"), *args[end:]]
-        return super().parse_args(ctx, args)
+        first = [arg for arg in args[:end] if arg in GLOBAL]
+        rest = [arg for arg in args[:end] if arg not in GLOBAL]
+        return super().parse_args(ctx, [*first, *rest, *args[end:]])
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -29,7 +33,7 @@ class _Commands(TyperGroup):
         except HeadatlasError as error:
             if ctx.params.get("debug"):
                 raise
-            say(f"error: {error}")
+            typer.echo(f"error: {as_options(str(error))}", err=True)
             raise typer.Exit(2) from error
 
 
@@ -58,21 +62,25 @@ def _global(
         bool,
         typer.Option("--debug", envvar="HEADATLAS_DEBUG", help="Show the traceback of an error."),
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say more, such as the time of each stage.")
+    ] = False,
 ) -> None:
     """Say what every attention head of a language model does.
 
     Start with `headatlas map smollm2-135m -o demo`, then `headatlas heads demo`.
     """
+    set_level(quiet=quiet, verbose=verbose)
 
 
-making.register(app)
-reading.register(app)
-drawing.register(app)
-arranging.register(app)
-catalogue.register(app)
-evidence.register(app)
+for _commands in (map, heads, plot, structure, relations, families, evidence):
+    _commands.register(app)
 
 
 def main() -> None:
     """The entry point of the ``headatlas`` command."""
-    app(prog_name="headatlas")
+    try:
+        app(prog_name="headatlas")
+    finally:
+        gc.freeze()  # without it the interpreter visits every object of torch once more before it ends

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from headatlas.cli.options import AsJson, AtlasArgument
-from headatlas.cli.output import print_json, print_table, say
-from headatlas.cli.progress import MapProgress, stopping
-from headatlas.errors import HeadatlasError
+from headatlas.cli.options import AsJson, AtlasArgument, Only, computes, names_of
+from headatlas.cli.output import print_rows, print_table, say, stopping
+from headatlas.options import Compute
+from headatlas.progress import ProgressDisplay
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,21 +27,9 @@ ModelOption = Annotated[
         "--model", metavar="MODEL", help="The model that was mapped. Default: as the atlas names it."
     ),
 ]
-RelationNames = Annotated[
-    str | None,
-    typer.Option("--relations", metavar="NAME,…", help="Only these relations of the atlas. Default: all."),
-]
 TemplateFile = Annotated[
     Path | None,
     typer.Option("--templates", metavar="FILE", help="JSON with your own texts. Default: the shipped ones."),
-]
-DeviceOption = Annotated[
-    str,
-    typer.Option(
-        "--device",
-        metavar="auto|cpu|cuda|cuda:N|mps",
-        help="Where the model runs and heads are ranked. auto: a GPU if there is one.",
-    ),
 ]
 NoFigures = Annotated[bool, typer.Option("--no-figures", help="Draw nothing.")]
 
@@ -56,12 +44,13 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="evidence")
 
 
+@computes("device")
 def inference(
     folder: AtlasArgument,
+    compute: Compute,
     model: ModelOption = None,
-    relations: RelationNames = None,
+    only: Only = None,
     templates: TemplateFile = None,
-    device: DeviceOption = "auto",
     no_figures: NoFigures = False,
     as_json: AsJson = False,
 ) -> None:
@@ -75,17 +64,17 @@ def inference(
     """
     from headatlas.atlas import Atlas
     from headatlas.evidence.agreement import agreement
-    from headatlas.evidence.inference import inference as run
+    from headatlas.evidence.inference_run import run_inference
     from headatlas.outputs import write_inference
 
     atlas = Atlas.open(folder)
-    with stopping(lambda: KEPT), MapProgress() as progress:
-        found = run(
+    with stopping(lambda: KEPT), ProgressDisplay() as progress:
+        found = run_inference(
             atlas,
             model,
-            relations=_names(relations),
+            only=names_of(only),
             templates=templates,
-            device=device,
+            compute=compute,
             progress=progress,
         )
     atlas = Atlas.open(folder)
@@ -95,17 +84,19 @@ def inference(
         for name, why in dynamic.context.left_out.items():
             say(f"skipped in {dynamic.template!r}: {name} ({why})")
     if as_json:
-        print_json(_records(frame))
+        print_rows([atlas], _records(frame))
     else:
         say(f"{atlas.caption()}; {len(found)} templates")
         print_table(*_agreement_table(frame))
     say(f"written: {', '.join(str(path) for path in written)}")
 
 
+@computes("device")
 def ablation(
     folder: AtlasArgument,
+    compute: Compute,
     model: ModelOption = None,
-    relations: RelationNames = None,
+    only: Only = None,
     templates: TemplateFile = None,
     shots: Annotated[
         int, typer.Option("--shots", metavar="N", min=0, help="Examples before each question.")
@@ -122,7 +113,6 @@ def ablation(
     ] = 32,
     draws: Annotated[int, typer.Option("--draws", metavar="N", help="Draws of random heads.")] = 5,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the draws.")] = 0,
-    device: DeviceOption = "auto",
     no_figures: NoFigures = False,
     as_json: AsJson = False,
 ) -> None:
@@ -135,21 +125,20 @@ def ablation(
     and a figure per relation go to DIR/evidence.
     """
     from headatlas.atlas import Atlas
-    from headatlas.evidence.ablation import Choices
-    from headatlas.evidence.ablation import ablation as run
+    from headatlas.evidence.ablation_run import Choices, run_ablation
     from headatlas.evidence.curves import summary
     from headatlas.outputs import write_ablations
 
     choices = Choices(shots, method, sources, max_heads, draws, seed)
     atlas = Atlas.open(folder)
-    with stopping(lambda: KEPT), MapProgress() as progress:
-        found = run(
+    with stopping(lambda: KEPT), ProgressDisplay() as progress:
+        found = run_ablation(
             atlas,
             model,
-            relations=_names(relations),
+            only=names_of(only),
             templates=templates,
             choices=choices,
-            device=device,
+            compute=compute,
             progress=progress,
         )
     frame = summary(found.done)
@@ -160,7 +149,7 @@ def ablation(
         if not task.controls:
             say(f"no control task for {task.relation}: none has a similar base and few heads in common")
     if as_json:
-        print_json({"tasks": _records(frame), "skipped": found.skipped})
+        print_rows([atlas], _records(frame), skipped=found.skipped)
     else:
         say(atlas.caption())
         if found.done:
@@ -171,20 +160,9 @@ def ablation(
         say(f"written to {_beside(atlas)}: {', '.join(path.name for path in written)}")
 
 
-def _names(text: str | None) -> list[str] | None:
-    if text is None:
-        return None
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise HeadatlasError(f"--relations {text!r} names no relation; leave it out for all of them.")
-    return names
-
-
 def _beside(atlas: Atlas) -> Place:
     """The folder for tables and figures."""
-    from headatlas.cli.summary import atlas_folder
-
-    return atlas_folder(atlas) / "evidence"
+    return atlas.folder / "evidence"
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""``families check``: a look at a checkpoint that headatlas does not know yet."""
+"""``families``: which models can be read, and a look at one that cannot yet."""
 
 from __future__ import annotations
 
@@ -22,9 +22,57 @@ NOT_EXPLAINED = 1
 """Exit code when tensors stay unexplained or the comparison with transformers finds a difference."""
 
 
-def register(families: typer.Typer) -> None:
-    """Add the command to the group ``families``."""
-    families.command("check")(check_family)
+def register(app: typer.Typer) -> None:
+    """Add the command group of this module."""
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The models that can be read.")
+    group.command("list")(list_families)
+    group.command("check")(check_family)
+    app.add_typer(group, name="families")
+
+
+def list_families(as_json: AsJson = False) -> None:
+    """List the model families: architectures, formats, and the oracles they passed.
+
+    An oracle is a tiny random model whose heads, norms and first MLP, as headatlas reads them from a file,
+    equal what the Hugging Face modules compute. The numbers say how many of a family passed, per format.
+    """
+    from headatlas.architectures.coverage import oracles, tested_with
+    from headatlas.architectures.registry import families
+
+    known = [(family, oracles(family)) for family in families()]
+    if as_json:
+        print_json(
+            [
+                {
+                    "family": family.name,
+                    "title": family.title,
+                    "architectures": sorted(family.aliases.architectures),
+                    "gguf": sorted(family.aliases.gguf) if family.gguf else [],
+                    "oracles": proof.model_dump(mode="json"),
+                    "transformers": tested_with(),
+                }
+                for family, proof in known
+            ]
+        )
+        return
+    print_table(
+        ["family", "architectures", "oracles", "GGUF", "oracles"],
+        [
+            [
+                family.name,
+                _first(sorted(family.aliases.architectures)),
+                len(proof.safetensors),
+                _first(sorted(family.aliases.gguf)) if family.gguf else "–",
+                len(proof.gguf) if family.gguf else "–",
+            ]
+            for family, proof in known
+        ],
+    )
+
+
+def _first(names: list[str]) -> str:
+    """The first name and how many more there are; ``--json`` has them all."""
+    return names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "")
 
 
 def check_family(

@@ -1,16 +1,46 @@
-"""Arguments and options that several commands share, and opening the atlas they speak of."""
+"""Options that several commands share, each declared once.
+
+The options of :class:`~headatlas.options.Thresholds` and :class:`~headatlas.options.Compute` are made from
+their fields. :func:`reads_atlas` and :func:`computes` add them to a command, which gets the finished
+objects.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+import inspect
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from headatlas.errors import HeadatlasError
+from headatlas.options import PRESETS, Compute, Thresholds, choices, preset
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
 
 Lens = Literal["neutral", "maps"]
-Criterion = Literal["calibrated", "tau"]
+
+
+def shipped_names(incomplete: str) -> list[str]:
+    """Names of shipped relations, for the shell's completion."""
+    from headatlas.relations import core
+
+    return [relation.name for relation in core() if relation.name.startswith(incomplete)]
+
+
+def not_dash(path: Any) -> Any:
+    """An output path as it was given; ``-`` is refused, here for all commands.
+
+    Raises:
+        HeadatlasError: It is ``-``.
+    """
+    if str(path) == "-":
+        raise HeadatlasError("`out` -: files are not written to standard output; give the name of a file.")
+    return path
+
 
 ModelArgument = Annotated[
     str,
@@ -31,32 +61,34 @@ AtlasArgument = Annotated[
     ),
 ]
 Relations = Annotated[
-    str, typer.Option("--relations", metavar="core|PATH", help="The shipped relations, or a file or folder.")
+    list[str] | None,
+    typer.Option(
+        "--relations",
+        metavar="core|NAME|PATH,…",
+        help="What to look for: the shipped relations (core), some of them by name, files, folders. "
+        "Several with commas, or the option again. Default: core.",
+        autocompletion=shipped_names,
+    ),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only",
+        metavar="NAME,…",
+        help="Only these relations of the atlas, by name, title or a part of it. Default: all.",
+        autocompletion=shipped_names,
+    ),
 ]
 LensOption = Annotated[
     Lens | None, typer.Option("--lens", help="How a head sees a token. Default: the preset's (neutral).")
 ]
-Stream = Annotated[
-    bool | None,
-    typer.Option(
-        "--stream/--no-stream",
-        help="neutral: run the model layer by layer, or load it whole. Default: by the memory there is.",
-    ),
-]
-Device = Annotated[
-    str,
-    typer.Option(
-        "--device",
-        metavar="auto|cpu|cuda|cuda:N|mps",
-        help="Where to compute. cuda: all GPUs, layers shared out. auto: a GPU if there is one.",
-    ),
-]
-MaxMemory = Annotated[
+PresetOption = Annotated[
     str | None,
     typer.Option(
-        "--max-memory",
-        metavar="SIZE",
-        help="Main memory to stay below, such as 6GB: fewer heads at a time, streaming. Default: all.",
+        "--preset",
+        metavar="NAME",
+        help=f"A named set of these numbers: {', '.join(PRESETS)}.",
+        show_default=False,
     ),
 ]
 Remote = Annotated[
@@ -66,40 +98,207 @@ Remote = Annotated[
         help="Read only the tensors needed of a Hugging Face id, without downloading it (lens maps).",
     ),
 ]
-K = Annotated[
-    int | None,
-    typer.Option("--k", metavar="N", help="A target counts in the top N (all relations but copying)."),
-]
-KCopy = Annotated[int | None, typer.Option("--k-copy", metavar="N", help="The same for copying relations.")]
-Tau = Annotated[
-    float | None, typer.Option("--tau", metavar="X", help="Smallest score at which a head is called.")
-]
-QMax = Annotated[float | None, typer.Option("--q", metavar="X", help="Largest q at which a head is called.")]
-CriterionOption = Annotated[
-    Criterion | None,
-    typer.Option("--criterion", help="calibrated: score and q decide. tau: the score alone."),
-]
-Profile = Annotated[
-    str | None,
-    typer.Option(
-        "--profile", metavar="NAME", help="A named pair of k: default, maps-paper, maps-paper-llama3."
-    ),
-]
 Width = Annotated[str, typer.Option("--width", metavar="LENGTH", help="Printed width: 170mm, 17cm or 6.7in.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+OutFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="FILE",
+        help="Also draw it: .png, .svg or .pdf.",
+        show_default=False,
+        callback=not_dash,
+    ),
+]
+
+_KINDS: dict[str, Any] = {
+    "k": int,
+    "k_copy": int,
+    "tau": float,
+    "q_max": float,
+    "criterion": Literal["calibrated", "tau"],
+    "device": str,
+    "max_memory": str,
+    "stream": bool,
+    "cluster": str,
+}
+PARAMETERS = {
+    **{name: f"--{name.replace('_', '-')}" for name in _KINDS},
+    "out": "-o",
+    "width_mm": "--width",
+    **{
+        name: f"--{name.replace('_', '-')}"
+        for name in (
+            *("lens", "preset", "relations", "only", "layers", "ceiling", "target_policy", "remote", "force"),
+            *("adapter", "templates", "model", "kind", "method", "shots", "sources", "max_heads", "draws"),
+            *("seed", "data", "write", "family", "category", "limit"),
+        )
+    },
+}
+"""What a parameter of the Python functions is called on the command line."""
 
 
-def read_atlas(
-    folder: str,
-    *,
-    profile: str | None,
-    k: int | None,
-    k_copy: int | None,
-    tau: float | None,
-    q: float | None,
-    criterion: Criterion | None,
-) -> Atlas:
-    """The atlas in `folder`, read with the numbers given on the command line."""
-    from headatlas.atlas.opening import open_atlas
+def as_options(message: str) -> str:
+    """An error's text with the parameters that it names in backticks as options of the command line.
 
-    return open_atlas(folder, profile=profile, k=k, k_copy=k_copy, tau=tau, q_max=q, criterion=criterion)
+    ``\\`max_memory\\``` becomes ``--max-memory``, ``\\`lens=maps\\``` ``--lens maps``, ``\\`stream=False\\```
+    ``--no-stream``, ``\\`force=True\\``` ``--force``.
+    """
+    import re
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found[1], found[2]
+        if name not in PARAMETERS:
+            return found[0]
+        if value in (None, "True"):
+            return PARAMETERS[name]
+        if value == "False":
+            return f"--no-{name}"
+        return f"{PARAMETERS[name]} {value}"
+
+    return re.sub(r"`(\w+)(?:=([^`]+))?`", option, message)
+
+
+def names_of(given: Sequence[str] | None, parameter: str = "only") -> list[str] | None:
+    """Names given with commas, or by repeating the option; None if it was left out.
+
+    Raises:
+        HeadatlasError: Nothing but commas was given.
+    """
+    if not given:
+        return None
+    names = [name.strip() for text in given for name in text.split(",") if name.strip()]
+    if not names:
+        raise HeadatlasError(f"`{parameter}` names nothing; leave it out for all.")
+    return names
+
+
+def reads_atlas(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command read an atlas: it takes DIR and the options of Thresholds, and gets an Atlas."""
+
+    @wraps(command)
+    def run(folder: str, preset: str | None, **given: Any) -> None:
+        from headatlas.atlas import Atlas
+
+        changes, rest = _split(given, Thresholds)
+        command(read_as(Atlas.open(folder), preset, changes), **rest)
+
+    return _with(run, command, "atlas", [_argument("folder", AtlasArgument), *_thresholds()])
+
+
+def reads_atlases(command: Callable[..., None]) -> Callable[..., None]:
+    """As :func:`reads_atlas`, for a command that takes several DIR and gets a list of atlases."""
+    folders = Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DIR DIR …", help="Two or more folders or addresses that `headatlas map` wrote to."
+        ),
+    ]
+
+    @wraps(command)
+    def run(folders: list[str], preset: str | None, **given: Any) -> None:
+        from headatlas.atlas import Atlas
+
+        changes, rest = _split(given, Thresholds)
+        command([read_as(Atlas.open(folder), preset, changes) for folder in folders], **rest)
+
+    return _with(run, command, "atlases", [_argument("folders", folders), *_thresholds()])
+
+
+def sets_thresholds(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of Thresholds; it gets ``preset`` (a Preset) and ``thresholds``."""
+
+    @wraps(command)
+    def run(preset: str | None, **given: Any) -> None:
+        changes, rest = _split(given, Thresholds)
+        command(preset=_preset(preset), thresholds=_preset(preset).thresholds.changed(**changes), **rest)
+
+    return _with(run, command, "thresholds", _thresholds(), also="preset")
+
+
+def computes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command these options of Compute; it gets ``compute``."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def run(**given: Any) -> None:
+            chosen, rest = _split(given, Compute)
+            command(compute=Compute(**chosen), **rest)
+
+        added = [
+            _parameter(each.name, each.default, Compute) for each in choices(Compute) if each.name in names
+        ]
+        return _with(run, command, "compute", added)
+
+    return decorate
+
+
+def read_as(atlas: Atlas, name: str | None, changes: dict[str, Any]) -> Atlas:
+    """An atlas with the thresholds of a preset, if one is named, and with the changes given."""
+    return atlas.at(None if name is None else _preset(name).thresholds, **changes)
+
+
+def _preset(name: str | None) -> Any:
+    return preset("default" if name is None else name)
+
+
+def _split(given: dict[str, Any], kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What belongs to a class of choices, and the rest."""
+    own = {each.name for each in choices(kind)}
+    return {name: given[name] for name in given if name in own}, {
+        name: value for name, value in given.items() if name not in own
+    }
+
+
+def _argument(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+
+
+def _thresholds() -> list[inspect.Parameter]:
+    """The options of Thresholds; left out, each is what the atlas or the preset says."""
+    fields = [_parameter(each.name, None, Thresholds) for each in choices(Thresholds)]
+    named = inspect.Parameter("preset", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=PresetOption)
+    return [*fields, named]
+
+
+def _parameter(name: str, default: Any, kind: type) -> inspect.Parameter:
+    """One field as an option."""
+    declared = next(each for each in choices(kind) if each.name == name).metadata
+    flag = PARAMETERS[name]
+    option = typer.Option(
+        f"{flag}/--no-{name}" if _KINDS[name] is bool else flag,
+        metavar=declared["metavar"],
+        help=declared["help"],
+        show_default=default is not None,
+    )
+    value = _KINDS[name] if default is not None else _KINDS[name] | None
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[value, option]
+    )
+
+
+def _with(
+    run: Callable[..., None],
+    command: Callable[..., None],
+    replaced: str,
+    added: list[inspect.Parameter],
+    also: str | None = None,
+) -> Callable[..., None]:
+    """``run`` with the parameters of ``command``, of which one gives way to those that are added.
+
+    Arguments come first, then the command's own options, then what was added.
+    """
+    own = []
+    for each in inspect.signature(command).parameters.values():
+        if each.name not in (replaced, also):
+            kind = each.annotation
+            kind = eval(kind, command.__globals__) if isinstance(kind, str) else kind  # noqa: S307
+            own.append(each.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
+    arguments = [each for each in added if each.default is inspect.Parameter.empty]
+    options = [each for each in added if each.default is not inspect.Parameter.empty]
+    parameters = [*arguments, *own, *options]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    del run.__wrapped__  # type: ignore[attr-defined]
+    return run

@@ -6,24 +6,79 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from headatlas.errors import HeadatlasError
 
+if TYPE_CHECKING:
+    from headatlas.atlas import Atlas
+
 _MM = {"": 1.0, "mm": 1.0, "cm": 10.0, "in": 25.4, "pt": 25.4 / 72}
 
 
+_level = 1
+STOPPED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+def set_level(*, quiet: bool, verbose: bool) -> None:
+    """How much is said on stderr: errors only, the usual, or more."""
+    global _level  # noqa: PLW0603
+    _level = 0 if quiet else 2 if verbose else 1
+
+
 def say(message: str) -> None:
-    """A message for people, on stderr."""
-    typer.echo(message, err=True)
+    """A message for people, on stderr, unless they asked for quiet."""
+    if _level >= 1:
+        typer.echo(message, err=True)
+
+
+def say_more(message: str) -> None:
+    """A message for people who asked for more."""
+    if _level >= 2:
+        typer.echo(message, err=True)
+
+
+@contextmanager
+def stopping(kept: Callable[[], str]) -> Iterator[None]:
+    """Ctrl-C inside the block says what is kept, and ends the command.
+
+    Args:
+        kept: What to say; asked when it has happened.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(kept())
+        raise typer.Exit(STOPPED) from None
 
 
 def print_json(value: Any) -> None:
     """Data as JSON on stdout. Characters stay readable; NaN is not allowed."""
     typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2))
+
+
+def print_rows(atlases: Sequence[Atlas], rows: Sequence[Any] | None = None, **more: Any) -> None:
+    """An object as JSON on stdout: model, lens, thresholds, caption, rows, and what else there is.
+
+    Of one atlas they are fields of the object; of several they are in its list ``atlases``.
+    """
+    heads = [
+        {
+            "model": atlas.model_name,
+            "lens": atlas.lens,
+            "thresholds": asdict(atlas.thresholds),
+            "caption": atlas.caption(),
+        }
+        for atlas in atlases
+    ]
+    body: dict[str, Any] = heads[0] if len(heads) == 1 else {"atlases": heads}
+    print_json(body | ({} if rows is None else {"rows": rows}) | more)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -85,8 +140,8 @@ def parse_width(text: str) -> float:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
     if match is None or match[2] not in _MM:
-        raise HeadatlasError(f"--width: {text!r} is not a width; write it like 170mm, 17cm or 6.7in.")
+        raise HeadatlasError(f"`width_mm`: {text!r} is not a width; write it like 170mm, 17cm or 6.7in.")
     width = float(match[1]) * _MM[match[2]]
     if not 20 <= width <= 2000:
-        raise HeadatlasError(f"--width: {text!r} is {width:g} mm; it must be between 20 mm and 2000 mm.")
+        raise HeadatlasError(f"`width_mm`: {text!r} is {width:g} mm; it must be between 20 mm and 2000 mm.")
     return width

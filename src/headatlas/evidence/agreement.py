@@ -62,7 +62,7 @@ def agreement(atlas: Atlas, dynamics: tuple[Dynamic, ...] | list[Dynamic] | None
 
 
 def _rows(atlas: Atlas, evidence: Evidence) -> Iterator[tuple[object, ...]]:
-    for name in atlas.scores:
+    for name in atlas.relation_scores:
         for kind in KINDS:
             for sign in SIGNS:
                 scores = evidence.scores(name, kind, sign)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from headatlas.lenses import lens_named
 from headatlas.mapping.job import Job, differences, options, prepare
 from headatlas.mapping.machine import this_machine
 from headatlas.mapping.plan import memory_least
+from headatlas.options import Compute
 from headatlas.relations import Pair, Relation, TokenisedRelation, tokenise
 from headatlas.weights import need_on_disk
 
@@ -53,8 +54,8 @@ def open_subject(
     model: str | Path | PreTrainedModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
-    relations: Sequence[str] | None = None,
-    device: str = "auto",
+    only: Sequence[str] | None = None,
+    compute: Compute | None = None,
 ) -> Subject:
     """Open the model of an atlas; only headers, tokenizer and hashes are read.
 
@@ -62,14 +63,14 @@ def open_subject(
         atlas: An atlas from a folder.
         model: The model; by default the one that the atlas names.
         tokenizer: Needed with a loaded model.
-        relations: Names or titles; all scored relations by default.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``.
+        only: Names or titles of relations; all scored relations by default.
+        compute: Where the model runs and heads are ranked.
 
     Raises:
         HeadatlasError: The model is not the atlas's, is not on disk, or is too large for the memory of this
             machine or of its GPU; or there is no such device.
     """
-    where = pick_device(device)
+    where = pick_device((compute or Compute()).device)
     if atlas.path is None:
         raise HeadatlasError("evidence is stored with the atlas: map the model into a folder (out=…) first.")
     if not isinstance(atlas.path, Path):
@@ -78,22 +79,23 @@ def open_subject(
         )
     lens = lens_named(atlas.lens)
     chosen = options(
-        preset_name=atlas.provenance.get("preset", "default"),
         lens=lens.name,
+        thresholds=atlas.thresholds,
+        mask=bool(atlas.provenance["mask"]),
         ceiling=int(atlas.provenance["ceiling"]),
         target_policy=atlas.provenance.get("target_policy", "single"),
     )
-    wanted = [atlas.known(name) for name in relations] if relations else list(atlas.included["relation"])
+    wanted = [atlas.known(name) for name in only] if only else list(atlas.included["relation"])
     if model is None and atlas.provenance["model"].get("format") == "module":
         raise HeadatlasError(
             f"{atlas.path}: this atlas was made from a model in memory; give the model and its tokenizer."
         )
     spec = str(atlas.provenance["model"]["spec"]) if model is None else model
-    job = prepare(spec, tokenizer, relations_of(atlas), replace(chosen, settings=atlas.settings))
+    job = prepare(spec, tokenizer, relations_of(atlas), chosen)
     if different := differences(atlas.provenance, job.provenance):
         raise HeadatlasError(
             f"{spec}: this model differs from the atlas's in {', '.join(different)}; "
-            "give the model that was mapped with --model."
+            "give the model that was mapped with `model`."
         )
     need_on_disk(job.model.checkpoint, "evidence")
     check_memory(job, where)
@@ -125,7 +127,7 @@ def check_memory(job: Job, device: torch.device) -> None:
         HeadatlasError: With the need.
     """
     need = memory_least(job.model, lens_named("neutral"), len(job.questions.sources))
-    have = this_machine("cpu").memory
+    have = this_machine().memory
     if need > have:
         raise HeadatlasError(
             f"{job.model.checkpoint.spec}: evidence loads the whole model and needs about {need / 1e9:.0f} "
@@ -136,7 +138,7 @@ def check_memory(job: Job, device: torch.device) -> None:
         if weights + GPU_REST > free:
             raise HeadatlasError(
                 f"{job.model.checkpoint.spec}: evidence puts the whole model on {device} and needs about "
-                f"{(weights + GPU_REST) / 1e9:.0f} GB there, {free / 1e9:.0f} GB are free; use --device cpu."
+                f"{(weights + GPU_REST) / 1e9:.0f} GB there, {free / 1e9:.0f} GB are free; use `device=cpu`."
             )
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 
 from headatlas.figures import cells
 from headatlas.figures.colours import BLANK, level_colours
-from headatlas.figures.grids import CategoryGrid, category_grid, choose
+from headatlas.figures.grids import CategoryGrid, choose
 from headatlas.figures.page import (
     FONT_PT,
     LINE,
@@ -26,24 +25,27 @@ from headatlas.figures.page import (
     wrap,
 )
 
-if TYPE_CHECKING:
-    from headatlas.atlas import Atlas
-
 LAYER_BELOW = 1.2 + 0.9 * LINE
 """From the lower edge of a panel to the word “Layer”: ticks and their labels."""
 
 
 @style()
 def draw_categories(
-    atlas: Atlas, width_mm: float, which: str | Sequence[str] | None, description: str
+    grid: CategoryGrid,
+    width_mm: float,
+    which: str | Sequence[str] | None,
+    *,
+    title: str,
+    description: str,
+    caption: str,
 ) -> AtlasFigure:
-    """The whole figure; ``which`` chooses panels."""
-    grid = category_grid(atlas)
+    """The whole figure; ``which`` chooses panels, an empty caption leaves no room for one."""
+    n_layers, n_heads = grid.count.shape
     panels = choose(which, grid.panels, "panel")
-    page = Page(width_mm, title=f"Categories of the heads of {atlas.model_name}", description=description)
-    left = axis_room(atlas.n_heads)
-    layout = columns(page, len(panels), atlas.n_layers, left=left)
-    height = panel_height(atlas.n_heads, layout.cell, layout.width)
+    page = Page(width_mm, title=title, description=description)
+    left = axis_room(n_heads)
+    layout = columns(page, len(panels), n_layers, left=left)
+    height = panel_height(n_heads, layout.cell, layout.width)
     y = MARGIN
     rows = layout.rows(panels)
     keys = category_keys(grid)
@@ -51,7 +53,7 @@ def draw_categories(
         y = row_of_titles(page, layout, y, row)
         for number, (x, panel) in enumerate(zip(layout.lefts, row, strict=False)):
             ax = page.axes(x, y, layout.width, height)
-            draw_category_panel(ax, grid, panel, lines=min(layout.cell, height / atlas.n_heads))
+            draw_category_panel(ax, grid, panel, lines=min(layout.cell, height / n_heads))
             finish_axes(page, ax, (x, y, layout.width, height), grid.count.shape, first=number == 0)
         top, y = y, y + height + axis_height() + 1.5
     free = layout.lefts[len(rows[-1]) :]
@@ -59,7 +61,7 @@ def draw_categories(
         page.legend(free[0], top, page.width - MARGIN - free[0], keys)
     else:
         y = page.legend(MARGIN, y, page.inner, keys) + 0.4 * LINE
-    return page.finish(page.caption(y, atlas.caption()) + MARGIN)
+    return page.finish(page.caption(y, caption) + MARGIN)
 
 
 def draw_category_panel(ax: Axes, grid: CategoryGrid, panel: str, *, lines: float = 0.0) -> None:

@@ -31,7 +31,7 @@ def caveats(atlas: Atlas) -> list[str]:
         "A score says what a head writes if it attends to the source. It does not say whether, or when, "
         "it attends.",
         _control(atlas),
-        _settings(atlas),
+        _thresholds(atlas),
         "A blank cell means that none of the relations asked was found there. The head may do something "
         "else.",
         *_targets(atlas),
@@ -54,55 +54,55 @@ def _control(atlas: Atlas) -> str:
         "The control is the score of the state itself without any head, and added the share of sources that "
         "the head hits and the state does not. Suppression has no such control."
     )
-    table = atlas.table
+    table = atlas.table()
     called = table[table["implements"].to_numpy(dtype=bool)]
     if len(called) == 0:
         return text
     score, control, added = (called[name].to_numpy(dtype=float) for name in ("score", "control", "added"))
     held = int((control >= score).sum())
-    little = int((added < atlas.settings.tau).sum())
+    little = int((added < atlas.thresholds.tau).sum())
     return (
         f"{text} Of {amount(len(called), 'promoting head–relation pair')}, {held} score no higher than "
-        f"the state alone, and {little} add less than {atlas.settings.tau:g}."
+        f"the state alone, and {little} add less than {atlas.thresholds.tau:g}."
     )
 
 
-def _settings(atlas: Atlas) -> str:
-    settings = atlas.settings
-    text = f"What is called depends on the settings ({settings.describe()})."
-    table = atlas.table
+def _thresholds(atlas: Atlas) -> str:
+    thresholds = atlas.thresholds
+    text = f"What is called depends on the settings ({thresholds.describe()})."
+    table = atlas.table()
     if len(table) == 0:
         return text
-    others = [tau for tau in (0.05, 0.1, 0.15, 0.2, 0.3, 0.5) if abs(tau - settings.tau) > 1e-9]
-    near = [tau for tau in others if tau < settings.tau][-1:] + [tau for tau in others if tau > settings.tau][
-        :1
-    ]
+    others = [tau for tau in (0.05, 0.1, 0.15, 0.2, 0.3, 0.5) if abs(tau - thresholds.tau) > 1e-9]
+    near = [tau for tau in others if tau < thresholds.tau][-1:] + [
+        tau for tau in others if tau > thresholds.tau
+    ][:1]
     counts = [f"{amount(_called_heads(atlas, tau), 'head')} at {tau:g}" for tau in near]
-    now = _called_heads(atlas, settings.tau)
+    now = _called_heads(atlas, thresholds.tau)
     text += f" With another smallest score this would be {joined(counts)} instead of {now}."
-    if settings.criterion == "calibrated":
+    if thresholds.criterion == "calibrated":
         return (
             f"{text} q compares a head with one that promotes the same targets whatever the source; of the "
-            f"head–relation pairs with q ≤ {settings.q_max:g} a share of about {settings.q_max:g} or less is "
+            f"head–relation pairs with q ≤ {thresholds.q_max:g} about that share or less is "
             "expected to be such chance. It does not speak of the choice of words."
         )
     called = table[table["implements"].to_numpy(dtype=bool)]
-    doubtful = int((called["q"].to_numpy(dtype=float) > settings.q_max).sum())
+    doubtful = int((called["q"].to_numpy(dtype=float) > thresholds.q_max).sum())
     return (
         f"{text} The criterion asks for the score alone: {doubtful} of "
-        f"{len(called)} promoting head–relation pairs have q > {settings.q_max:g}, as a head would "
+        f"{len(called)} promoting head–relation pairs have q > {thresholds.q_max:g}, as a head would "
         "that promotes the same targets whatever the source."
     )
 
 
 def _called_heads(atlas: Atlas, tau: float) -> int:
     """Heads that would be called at another τ."""
-    table = atlas.table
+    table = atlas.table()
     called = np.zeros(len(table), dtype=bool)
     for score, q in (("score", "q"), ("suppression", "suppression_q")):
         hit = table[score].to_numpy(dtype=float) >= tau
-        if atlas.settings.criterion == "calibrated":
-            hit &= table[q].to_numpy(dtype=float) <= atlas.settings.q_max
+        if atlas.thresholds.criterion == "calibrated":
+            hit &= table[q].to_numpy(dtype=float) <= atlas.thresholds.q_max
         called |= hit
     return len(set(zip(table["layer"][called], table["head"][called], strict=True)))
 

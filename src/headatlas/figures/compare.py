@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from headatlas.arrangement.across import Agreement, Comparison
 from headatlas.errors import HeadatlasError
 from headatlas.figures.colours import INK
 from headatlas.figures.page import LINE, MARGIN, AtlasFigure, Key, Page, style, text_width, wrap
 from headatlas.figures.words import p_value
-from headatlas.structure.across import Agreement, Comparison
 
 if TYPE_CHECKING:
     import pandas as pd

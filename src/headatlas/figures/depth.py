@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from headatlas.arrangement.bands import SMALLEST_GROUP, Comparison, Ints, compare, quartiles
+from headatlas.arrangement.depth import layers_by_category
+from headatlas.arrangement.single_tokens import all_single, single_token_atlas
 from headatlas.figures.words import amount, joined, number, p_value
-from headatlas.structure.bands import SMALLEST_GROUP, Comparison, Ints, compare, quartiles
-from headatlas.structure.depth import layers_by_category
-from headatlas.structure.single_tokens import all_single, single_token_atlas
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas

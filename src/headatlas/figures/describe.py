@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from headatlas.arrangement.bands import Band, shortest_band
 from headatlas.figures.caveats import caveats
 from headatlas.figures.depth import depth
 from headatlas.figures.words import amount, joined, list_layers, p_value
-from headatlas.structure.bands import Band, shortest_band
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
@@ -83,7 +83,7 @@ def alt_text(atlas: Atlas, kind: str = "categories") -> str:
 def caption_head(atlas: Atlas) -> str:
     """Model, size, lens and criterion in one phrase."""
     size = f"{amount(atlas.n_layers, 'layer')} × {amount(atlas.n_heads, 'head')}"
-    return f"{atlas.model_name}, {size}, lens {atlas.lens}, {atlas.settings.describe()}"
+    return f"{atlas.model_name}, {size}, lens {atlas.lens}, {atlas.thresholds.describe()}"
 
 
 def _opening(atlas: Atlas) -> str:
@@ -182,7 +182,7 @@ def _most(heads: pd.DataFrame) -> str:
 def _best(atlas: Atlas) -> str:
     lines = []
     titles = dict(zip(atlas.included["relation"], atlas.included["title"], strict=True))
-    table = atlas.table
+    table = atlas.table()
     counts = table.groupby("relation")[["implements", "suppresses"]].sum()
     for category in atlas.category_names:
         for name in atlas.included["relation"][atlas.included["category"] == category]:
@@ -207,7 +207,7 @@ def _score(row: pd.Series) -> str:
 
 
 def _suppression(atlas: Atlas) -> str:
-    table = atlas.table
+    table = atlas.table()
     rows = table[table["suppresses"]]
     if len(rows) == 0:
         return "No head suppresses a relation."

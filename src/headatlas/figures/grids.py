@@ -79,8 +79,47 @@ def category_grid(atlas: Atlas) -> CategoryGrid:
     )
 
 
+def grid_of_table(table: pd.DataFrame, shape: tuple[int, int] | None = None) -> CategoryGrid:
+    """The arrays behind the categories figure, from a table of layer, head and category; no control.
+
+    Raises:
+        HeadatlasError: A column is missing, or a number is no layer or head.
+    """
+    missing = [name for name in ("layer", "head", "category") if name not in table]
+    if missing:
+        there = ", ".join(str(name) for name in table.columns) or "none"
+        raise HeadatlasError(f"the table lacks {', '.join(missing)}; its columns are {there}.")
+    try:
+        at = [table[name].to_numpy(dtype=np.int64) for name in ("layer", "head")]
+        whole = all((each == table[name]).all() for each, name in zip(at, ("layer", "head"), strict=True))
+    except (TypeError, ValueError):
+        whole = False
+    size = tuple(int(each.max(initial=0)) + 1 for each in at) if whole and shape is None else shape
+    if (
+        not whole
+        or size is None
+        or any((each < 0).any() or (each >= n).any() for each, n in zip(at, size, strict=True))
+    ):
+        of = "" if shape is None else f" of {shape[0]} layers of {shape[1]} heads"
+        raise HeadatlasError(f"the table names a layer or head that is no whole number{of}, counted from 0.")
+    member = {}
+    for name in dict.fromkeys(str(each) for each in table["category"]):
+        member[name] = np.zeros(size, dtype=bool)
+        rows = (table["category"].astype(str) == name).to_numpy()
+        member[name][at[0][rows], at[1][rows]] = True
+    count = np.asarray(sum(member.values(), start=np.zeros(size, dtype=np.int64)), dtype=np.int64)
+    none = np.full(size[0], np.nan)
+    return CategoryGrid(
+        count=count,
+        member=member,
+        mapped=np.ones(size[0], dtype=bool),
+        control=dict.fromkeys((ALL, *member), none),
+        n_relations=dict.fromkeys((ALL, *member), 1),
+    )
+
+
 def _control(atlas: Atlas, panel: str) -> Floats:
-    table = atlas.table
+    table = atlas.table()
     if panel != ALL:
         table = table[table["category"] == panel]
     mean = table.groupby("layer")["control"].mean()
@@ -121,10 +160,10 @@ def relation_grids(atlas: Atlas) -> list[RelationGrid]:
         name for category in atlas.category_names for name in rows["relation"][rows["category"] == category]
     ]
     titles = dict(zip(rows["relation"], rows["title"], strict=True))
-    groups = dict(list(atlas.table.groupby("relation", sort=False)))
+    groups = dict(list(atlas.table().groupby("relation", sort=False)))
     grids = []
     for name in order:
-        frame = groups.get(name, atlas.table.iloc[:0])
+        frame = groups.get(name, atlas.table().iloc[:0])
         at = (frame["layer"].to_numpy(dtype=int), frame["head"].to_numpy(dtype=int))
 
         def grid(column: str, empty: Any, frame: pd.DataFrame = frame, at: Any = at) -> NDArray[Any]:

@@ -44,7 +44,7 @@ PANEL_HEIGHT = 26.0
 
 @style()
 def draw_layers(
-    atlas: Atlas, width_mm: float, which: str | Sequence[str] | None, description: str
+    atlas: Atlas, width_mm: float, which: str | Sequence[str] | None, *, description: str, caption: str
 ) -> AtlasFigure:
     """The whole figure; ``which`` chooses panels."""
     grid = category_grid(atlas)
@@ -70,7 +70,7 @@ def draw_layers(
                 page.text(at, middle, "Share of heads", rotation=90, ha="center", va="center")
         y += PANEL_HEIGHT + axis_height() + 1.5
     y = page.legend(MARGIN, y, page.inner, profile_keys(grid)) + 0.4 * LINE
-    return page.finish(page.caption(y, atlas.caption()) + MARGIN)
+    return page.finish(page.caption(y, caption) + MARGIN)
 
 
 def profile_limit(grid: CategoryGrid, panels: Sequence[str]) -> float:

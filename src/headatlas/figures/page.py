@@ -196,7 +196,9 @@ class Page:
             self.figure.add_artist(dot)
 
     def caption(self, y: float, text: str) -> float:
-        """The line under the figure, wrapped to its width; returns the height below it."""
+        """The line under the figure, wrapped to its width, if there is one; returns the height below it."""
+        if not text:
+            return y
         return self.lines(MARGIN, y, wrap(text, self.inner))
 
     def finish(self, height: float) -> AtlasFigure:

@@ -49,17 +49,21 @@ class Plots:
             ax: Draw one panel here (``which``; All Categories by default).
             width_mm: Width of the figure, 30 to 1000.
             which: Panels, by name (``"All Categories"`` or a category); all by default.
-            caption: Whether to write the caption under ``ax``.
+            caption: Whether to write the caption under it.
 
         Raises:
             HeadatlasError: The width is out of range, or there is no such panel.
         """
         from headatlas.figures import axes_mode
         from headatlas.figures.categories import draw_categories
+        from headatlas.figures.grids import category_grid
 
         if ax is not None:
             return axes_mode.categories(self._atlas, ax, which, caption=caption)
-        return draw_categories(self._atlas, width_mm, which, alt_text(self._atlas, "categories"))
+        title = f"Categories of the heads of {self._atlas.model_name}"
+        return draw_categories(
+            category_grid(self._atlas), width_mm, which, title=title, **self._words("categories", caption)
+        )
 
     def relations(
         self, *, ax: Axes | None = None, width_mm: float = WIDTH_MM, which: Which = None, caption: bool = True
@@ -71,7 +75,7 @@ class Plots:
             ax: Draw one relation here (``which``; required).
             width_mm: Width of the figure, 30 to 1000.
             which: Relations (name or title) or categories; all by default.
-            caption: Whether to write the caption under ``ax``.
+            caption: Whether to write the caption under it.
 
         Raises:
             HeadatlasError: The width is out of range, or there is no such relation, or none is scored.
@@ -81,7 +85,7 @@ class Plots:
 
         if ax is not None:
             return axes_mode.relation(self._atlas, ax, which, caption=caption)
-        return draw_relations(self._atlas, width_mm, which, alt_text(self._atlas, "relations"))
+        return draw_relations(self._atlas, width_mm, which, **self._words("relations", caption))
 
     def layers(
         self, *, ax: Axes | None = None, width_mm: float = WIDTH_MM, which: Which = None, caption: bool = True
@@ -93,7 +97,7 @@ class Plots:
             ax: Draw one panel here (``which``; All Categories by default).
             width_mm: Width of the figure, 30 to 1000.
             which: Panels, by name; all by default.
-            caption: Whether to write the caption under ``ax``.
+            caption: Whether to write the caption under it.
 
         Raises:
             HeadatlasError: The width is out of range, or there is no such panel.
@@ -103,7 +107,14 @@ class Plots:
 
         if ax is not None:
             return axes_mode.profile(self._atlas, ax, which, caption=caption)
-        return draw_layers(self._atlas, width_mm, which, alt_text(self._atlas, "layers"))
+        return draw_layers(self._atlas, width_mm, which, **self._words("layers", caption))
+
+    def _words(self, kind: str, caption: bool) -> dict[str, str]:
+        """The alternative text of a figure, and its caption if it is to have one."""
+        return {
+            "description": alt_text(self._atlas, kind),
+            "caption": self._atlas.caption() if caption else "",
+        }
 
     def data(self, kind: str) -> pd.DataFrame:
         """What a figure plots, as a table; the columns are described in :mod:`headatlas.figures.tables`.
@@ -112,6 +123,37 @@ class Plots:
             HeadatlasError: There is no such figure.
         """
         return TABLES[check_kind(kind)](self._atlas)
+
+
+def plot_categories(
+    table: pd.DataFrame,
+    *,
+    width_mm: float = WIDTH_MM,
+    which: Which = None,
+    shape: tuple[int, int] | None = None,
+    title: str = "Categories of attention heads",
+    caption: str = "",
+) -> Figure:
+    """The categories figure of any table: which heads belong to which categories, however that was found.
+
+    Args:
+        table: One row per head and category that it belongs to: columns ``layer``, ``head`` (from 0) and
+            ``category``; others are ignored, repeated rows count once.
+        width_mm: Width of the figure, 30 to 1000.
+        which: Panels, by name (``"All Categories"`` or a category); all by default. Categories are in the
+            order of their first row.
+        shape: (layers, heads per layer) of the model; by default up to the last layer and head of the table.
+        title: Of the file, for screen readers.
+        caption: The line under the figure.
+
+    Raises:
+        HeadatlasError: A column is missing, a number is no layer or head, or there is no such panel.
+    """
+    from headatlas.figures.categories import draw_categories
+    from headatlas.figures.grids import grid_of_table
+
+    grid = grid_of_table(table, shape)
+    return draw_categories(grid, width_mm, which, title=title, description=caption or title, caption=caption)
 
 
 def plot(
@@ -166,5 +208,5 @@ def check_kind(kind: str) -> str:
         HeadatlasError: There is no such figure.
     """
     if kind not in KINDS:
-        raise HeadatlasError(f"--kind: there is no figure {kind!r}; choose from {', '.join(KINDS)}.")
+        raise HeadatlasError(f"`kind`: there is no figure {kind!r}; choose from {', '.join(KINDS)}.")
     return kind

@@ -50,7 +50,7 @@ BAR = 2.4
 
 @style()
 def draw_relations(
-    atlas: Atlas, width_mm: float, which: str | Sequence[str] | None, description: str
+    atlas: Atlas, width_mm: float, which: str | Sequence[str] | None, *, description: str, caption: str
 ) -> AtlasFigure:
     """The whole figure; ``which`` chooses relations or whole categories."""
     grids = chosen_grids(atlas, which)
@@ -72,7 +72,7 @@ def draw_relations(
             finish_axes(page, ax, (x, y, layout.width, height), grid.score.shape, first=number == 0)
         top, y, filled = y, y + height + axis_height() + 1.5, len(row)
     y = _scale(page, layout, keys, (top, height, y), filled)
-    return page.finish(page.caption(y, atlas.caption()) + MARGIN)
+    return page.finish(page.caption(y, caption) + MARGIN)
 
 
 def pack(grids: Sequence[RelationGrid], n_columns: int) -> list[list[tuple[str, RelationGrid]]]:

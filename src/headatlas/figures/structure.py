@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from headatlas.arrangement.depth import CategoryDepth
+from headatlas.arrangement.groups import Likeness
+from headatlas.arrangement.summary import Structure
 from headatlas.figures.colours import BLANK, INK, level_colours, score_colours
 from headatlas.figures.page import (
     LINE,
@@ -19,9 +22,6 @@ from headatlas.figures.page import (
     wrap,
 )
 from headatlas.figures.words import decimal, p_value
-from headatlas.structure.depth import CategoryDepth
-from headatlas.structure.groups import Likeness
-from headatlas.structure.summary import Structure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

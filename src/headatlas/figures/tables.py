@@ -27,11 +27,11 @@ def categories_table(atlas: Atlas) -> pd.DataFrame:
 def relations_table(atlas: Atlas) -> pd.DataFrame:
     """One row per mapped head × scored relation: layer, head, relation, category, score, suppression, shown
     (the plotted number: the score, or minus the suppression where that is larger), implements, suppresses."""
-    table = atlas.table[["layer", "head", "relation", "category", "score", "suppression"]].copy()
+    table = atlas.table()[["layer", "head", "relation", "category", "score", "suppression"]].copy()
     score, suppression = (table[name].to_numpy(dtype=float) for name in ("score", "suppression"))
     table["shown"] = np.where(suppression > score, -suppression, score)
     for name in ("implements", "suppresses"):
-        table[name] = atlas.table[name].to_numpy(dtype=bool)
+        table[name] = atlas.table()[name].to_numpy(dtype=bool)
     return table
 
 

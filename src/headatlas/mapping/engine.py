@@ -25,8 +25,8 @@ from headatlas.mapping.questions import Questions, RelationPairs
 from headatlas.mapping.screening import Space, typical_tokens, unit
 from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import Vocabulary
+from headatlas.options import FLOOR
 from headatlas.scoring.scores import RANK_BEYOND, RANK_UNUSABLE, source_hits
-from headatlas.scoring.settings import FLOOR
 
 PILOTS = 32
 """Lines (rows with a sign) of a head that go through the vocabulary before the others."""

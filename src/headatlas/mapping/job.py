@@ -19,8 +19,8 @@ from headatlas.atlas.layout import Layout, build_layout
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import Lens, lens_named
 from headatlas.mapping.questions import Questions, ask
-from headatlas.relations import Relation, TargetPolicy, competing_tokens, core, load, tokenise
-from headatlas.scoring.settings import CEILING, MAX_CEILING, Criterion, Settings, preset
+from headatlas.options import CEILING, MAX_CEILING, TargetPolicy, Thresholds
+from headatlas.relations import Relation, competing_tokens, core, load, tokenise
 from headatlas.weights import fingerprint, need_on_disk, open_checkpoint, tokenizer_hash
 
 if TYPE_CHECKING:
@@ -33,49 +33,40 @@ class Options:
 
     Attributes:
         lens: How heads see sources.
-        settings: How the atlas is read at first.
+        thresholds: How the atlas is read at first.
         mask: Whether ids that no text can produce are kept from competing.
         ceiling: Ranks are exact below it.
         target_policy: ``"single"``, or ``"first-token"``: targets of several tokens count by their first.
-        preset: Where the defaults came from.
     """
 
     lens: Lens
-    settings: Settings
+    thresholds: Thresholds
     mask: bool
     ceiling: int
     target_policy: TargetPolicy
-    preset: str
 
 
 def options(
     *,
-    preset_name: str = "default",
-    lens: str | None = None,
-    k: int | None = None,
-    k_copy: int | None = None,
-    tau: float | None = None,
-    q_max: float | None = None,
-    criterion: Criterion | None = None,
+    lens: str = "neutral",
+    thresholds: Thresholds | None = None,
+    mask: bool = True,
     ceiling: int = CEILING,
     target_policy: TargetPolicy = "single",
 ) -> Options:
-    """Options from a preset, with what is given replacing it.
+    """The choices of a map, checked.
 
     Raises:
         HeadatlasError: A name is unknown or a number out of range.
     """
-    base = preset(preset_name)
     if not 1 <= ceiling <= MAX_CEILING:
-        raise HeadatlasError(f"--ceiling is {ceiling}: it must lie between 1 and {MAX_CEILING}.")
+        raise HeadatlasError(f"`ceiling` is {ceiling}: it must lie between 1 and {MAX_CEILING}.")
     if target_policy not in get_args(TargetPolicy):
         known = ", ".join(get_args(TargetPolicy))
-        raise HeadatlasError(f"--target-policy: there is no policy {target_policy!r}; use one of {known}.")
-    settings = Settings.from_profile(base.profile, criterion=base.criterion).changed(
-        k=k, k_copy=k_copy, tau=tau, q_max=q_max, criterion=criterion
-    )
-    settings.check(ceiling)
-    return Options(lens_named(lens or base.lens), settings, base.mask, ceiling, target_policy, preset_name)
+        raise HeadatlasError(f"`target_policy`: there is no policy {target_policy!r}; use one of {known}.")
+    thresholds = Thresholds() if thresholds is None else thresholds
+    thresholds.check(ceiling)
+    return Options(lens_named(lens), thresholds, mask, ceiling, target_policy)
 
 
 @dataclass(frozen=True)
@@ -209,8 +200,8 @@ def _provenance(
             "summary": chosen.lens.summary,
             "weights_only": chosen.lens.weights_only,
         },
-        "preset": chosen.preset,
-        "settings": asdict(chosen.settings),
+        "mask": chosen.mask,
+        "thresholds": asdict(chosen.thresholds),
         "ceiling": chosen.ceiling,
         "target_policy": chosen.target_policy,
         "masked_ids": masked,
@@ -261,23 +252,3 @@ def differences(there: dict[str, Any], asked: dict[str, Any]) -> list[str]:
             shown = [str(_SHOWN[name](p)) if name in _SHOWN else "" for p in (there, asked)]
             found.append(f"{name} ({shown[0]}, not {shown[1]})" if shown[0] != shown[1] else name)
     return found
-
-
-def layer_range(text: str | None, n_layers: int) -> range:
-    """``"A-B"`` (inclusive), ``"A"`` or None (all layers).
-
-    Raises:
-        HeadatlasError: Not of that form, or outside the model.
-    """
-    if text is None:
-        return range(n_layers)
-    if not isinstance(text, str):
-        raise HeadatlasError(f"--layers {text!r}: write A-B as text, for example '0-15', or one layer.")
-    first, dash, last = text.partition("-")
-    try:
-        start, stop = int(first), int(last) if dash else int(first)
-    except ValueError:
-        raise HeadatlasError(f"--layers {text!r}: write A-B, for example 0-15, or one layer.") from None
-    if not 0 <= start <= stop < n_layers:
-        raise HeadatlasError(f"--layers {text!r}: the model has layers 0 to {n_layers - 1}.")
-    return range(start, stop + 1)

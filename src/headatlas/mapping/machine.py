@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import psutil
@@ -10,8 +9,8 @@ import torch
 
 from headatlas.architectures.model import Dims
 from headatlas.devices import pick_device
-from headatlas.errors import HeadatlasError
 from headatlas.mapping.screening import MOST_TOKENS
+from headatlas.options import Compute
 
 WORKING_BYTES = 256 << 20
 """Bounds, candidates and sorted screens of a layer in work, at most; for estimates."""
@@ -56,37 +55,23 @@ class Shares:
     bytes: int
 
 
-def this_machine(device: str = "auto", max_memory: str | int | None = None) -> Machine:
-    """The machine, as far as the user lets us have it.
+def this_machine(compute: Compute | None = None) -> Machine:
+    """The machine, as far as the user lets us have it; all of it by default.
 
-    Args:
-        device: ``"auto"``, ``"cpu"``, ``"cuda"`` (all GPUs of the machine), ``"cuda:N"`` or ``"mps"``.
-        max_memory: Bytes, or text such as ``"6GB"``; None: what the machine has.
+    With a cluster, its machines have the device: this one only reads and writes.
 
     Raises:
-        HeadatlasError: There is no such device, or the memory means nothing.
+        HeadatlasError: There is no such device.
     """
+    compute = Compute() if compute is None else compute
+    device = compute.device if compute.cluster is None else "cpu"
     first = pick_device(device)
     devices: tuple[torch.device, ...] = (first,)
     if first.type == "cuda" and device in ("auto", "cuda"):
         devices = tuple(torch.device("cuda", i) for i in range(torch.cuda.device_count()))
     there = int(psutil.virtual_memory().total)
-    limit = there if max_memory is None else min(there, memory_of(max_memory))
-    return Machine(devices, limit, max_memory is not None)
-
-
-def memory_of(text: str | int) -> int:
-    """Bytes of ``"6GB"``, ``"512 MiB"``, ``"6e9"``."""
-    units = {"": 1, "B": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-    units |= {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-    found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?I?)B?\s*", str(text).upper().replace("E", "e"))
-    try:
-        n_bytes = float(found[1]) * units[found[2]] if found else 0.0
-    except (KeyError, ValueError):
-        n_bytes = 0.0
-    if n_bytes < 1:
-        raise HeadatlasError(f"--max-memory {text}: not an amount of memory; write it like 6GB or 800MB.")
-    return int(n_bytes)
+    limit = there if compute.memory is None else min(there, compute.memory)
+    return Machine(devices, limit, compute.memory is not None)
 
 
 def head_bytes(dims: Dims, sources: int) -> int:

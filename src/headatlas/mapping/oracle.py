@@ -14,8 +14,8 @@ from headatlas.atlas.store import LayerRanks
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.questions import Questions
 from headatlas.mapping.vocabulary import TIE, Vocabulary
+from headatlas.options import FLOOR
 from headatlas.scoring.scores import RANK_BEYOND, RANK_UNUSABLE, source_hits
-from headatlas.scoring.settings import FLOOR
 
 
 def ranks_of(

@@ -14,6 +14,7 @@ from headatlas.lenses import Lens, lens_named
 from headatlas.lenses.neutral import ACTIVATIONS
 from headatlas.mapping.job import open_for, relations_asked
 from headatlas.mapping.machine import WORKING_BYTES, Machine, Shares, head_bytes, shares, this_machine
+from headatlas.options import Compute
 from headatlas.relations import Relation
 from headatlas.weights import can_stream
 
@@ -82,9 +83,7 @@ def plan(
     *,
     lens: str = "neutral",
     relations: str | Path | Sequence[Relation] = "core",
-    stream: bool | None = None,
-    device: str = "auto",
-    max_memory: str | int | None = None,
+    compute: Compute | None = None,
     remote: bool = False,
 ) -> Plan:
     """Open a model's headers and say what mapping it takes; nothing is computed.
@@ -94,8 +93,8 @@ def plan(
         tokenizer: Needed with a loaded model.
         lens: ``"neutral"`` or ``"maps"``.
         relations: ``"core"``, a file or folder, or relations.
-        stream: Layer by layer, or the whole model in memory; None: what the memory of this machine allows.
-        device, max_memory: Where it would be computed, with how much memory.
+        compute: Where it would be computed, with how much memory, streamed or not.
+        remote: Read a Hugging Face id in place.
 
     Raises:
         HeadatlasError: The model, lens or relations cannot be used.
@@ -105,8 +104,8 @@ def plan(
     opened = open_for(chosen, model, tokenizer, remote=remote)
     dims = opened.dims
     sources = len({pair.source for relation in asked for pair in relation.pairs})
-    machine = this_machine(device, max_memory)
-    streamed = streams(opened, chosen, sources, stream, machine)
+    machine = this_machine(compute)
+    streamed = streams(opened, chosen, sources, None if compute is None else compute.stream, machine)
     return Plan(
         model=opened.checkpoint.name,
         family=opened.family.name,

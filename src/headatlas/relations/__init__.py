@@ -3,7 +3,7 @@
 from headatlas.relations.readers import load
 from headatlas.relations.relation import CORE_CATEGORIES, Pair, Relation, TokenisedPair, TokenisedRelation
 from headatlas.relations.shipped import core
-from headatlas.relations.tokenising import MIN_SOURCES, MIN_TARGETS, TargetPolicy, tokenise
+from headatlas.relations.tokenising import MIN_SOURCES, MIN_TARGETS, tokenise
 from headatlas.relations.vocabulary import competing_tokens
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "MIN_TARGETS",
     "Pair",
     "Relation",
-    "TargetPolicy",
     "TokenisedPair",
     "TokenisedRelation",
     "competing_tokens",

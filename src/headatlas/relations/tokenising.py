@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from headatlas.options import TargetPolicy
 from headatlas.relations.relation import Pair, Relation, TokenisedPair, TokenisedRelation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-TargetPolicy = Literal["single", "first-token"]
 
 MIN_SOURCES = 30
 MIN_TARGETS = 3

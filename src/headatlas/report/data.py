@@ -8,6 +8,7 @@ scores are 0 and their q is 1.
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
@@ -42,11 +43,11 @@ def page_data(atlas: Atlas, *, alternative: str, in_words: str) -> dict[str, Any
         ``control``, a number of sources per layer, null where the layer is not mapped. Where there is
         evidence, ``evidence`` holds what its words mean, and cells have ``confirmed``.
     """
-    table = atlas.table
+    table = atlas.table()
     by_relation = dict(iter(table.groupby("relation", sort=False)))
     categories = list(atlas.category_names)
     evidence = list(CRITERIA) if atlas.evidence else None
-    digits = max(Q_DIGITS, _significant_digits(atlas.settings.q_max))
+    digits = max(Q_DIGITS, _significant_digits(atlas.thresholds.q_max))
     relations = []
     for entry in atlas.relations.itertuples(index=False):
         item: dict[str, Any] = {
@@ -73,13 +74,13 @@ def page_data(atlas: Atlas, *, alternative: str, in_words: str) -> dict[str, Any
         "model": atlas.model_name,
         "lens": atlas.lens,
         "caption": atlas.caption(),
-        "rule": atlas.settings.describe(),
+        "rule": atlas.thresholds.describe(),
         "alternative": alternative,
         "in_words": in_words,
         "n_layers": atlas.n_layers,
         "n_heads": atlas.n_heads,
         "layers_done": [int(done) for done in atlas.layers_done],
-        "settings": atlas.settings_dict(),
+        "thresholds": asdict(atlas.thresholds),
         "evidence": evidence,
         "categories": categories,
         "relations": relations,

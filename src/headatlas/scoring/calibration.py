@@ -30,7 +30,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln
 
 CALIBRATION = 1
 """Changes with any change of what p is, so that stored values of an older rule are computed again."""
@@ -117,6 +116,8 @@ def _log_factorial_bound(counts: Ints, observed: Ints) -> Floats:
     """Log of the bound by factorial moments, [heads]; counts as above."""
     n = counts.shape[1]
     most = int(observed.max(initial=0))
+    from scipy.special import gammaln  # its import takes longer than reading an atlas
+
     # Elementary symmetric polynomials of counts / n; below the smallest number kept, that number bounds them.
     symmetric = np.zeros((len(counts), most + 1))
     symmetric[:, 0] = 1.0

@@ -31,7 +31,7 @@ def single_token_atlas(atlas: Atlas) -> Atlas:
     """
     data = atlas.dataset.load()
     keep = (data["pair_source"].values >= 0) & (data["pair_source_tokens"].values == 1)
-    return Atlas(restrict(data, keep), atlas.provenance, atlas.settings, atlas.path)
+    return Atlas(restrict(data, keep), atlas.provenance, atlas.thresholds, atlas.path)
 
 
 def restrict(data: xr.Dataset, keep: Bools) -> xr.Dataset:

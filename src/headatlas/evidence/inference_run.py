@@ -33,17 +33,18 @@ from headatlas.atlas.layout import Layout, build_layout
 from headatlas.atlas.store import AtlasWriter, LayerRanks, create_store, read_store
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import Subject, open_subject
+from headatlas.evidence.recording import Watched, watch
 from headatlas.evidence.templates import Template, read_templates
 from headatlas.evidence.texts import Ids, Text, in_template
-from headatlas.evidence.watching import Watched, watch
 from headatlas.lenses.neutral import running
 from headatlas.mapping.engine import map_layer
 from headatlas.mapping.given import given_values
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.job import differences
-from headatlas.mapping.progress import Progress, Report, silent
 from headatlas.mapping.questions import Questions, ask
 from headatlas.mapping.vocabulary import Vocabulary
+from headatlas.options import Compute
+from headatlas.progress import Progress, Report, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,14 +55,14 @@ SUMMARIES = {
 }
 
 
-def inference(
+def run_inference(
     atlas: Atlas,
     model: str | Path | PreTrainedModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
-    relations: Sequence[str] | None = None,
+    only: Sequence[str] | None = None,
     templates: str | Path | Sequence[str] | None = None,
-    device: str = "auto",
+    compute: Compute | None = None,
     progress: Report | None = None,
 ) -> list[Dynamic]:
     """Measure dynamic scores and store them in the atlas; those that are there are not measured again.
@@ -70,11 +71,10 @@ def inference(
         atlas: An atlas from a folder.
         model: Its model; by default the one that the atlas names.
         tokenizer: Needed with a loaded model.
-        relations: Names or titles; all scored relations by default.
+        only: Names or titles of relations; all scored relations by default.
         templates: A file, or texts with one ``{}``; the shipped ones by default.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``; a model in memory stays where it
-            is.
-        progress: Called with :class:`~headatlas.mapping.progress.Progress`.
+        compute: Its device; a model in memory stays where it is.
+        progress: Called with each step.
 
     Returns:
         One entry for each template.
@@ -83,10 +83,10 @@ def inference(
         HeadatlasError: The model is not the atlas's or does not fit into memory, a template has no slot, or
             no relation can be used in it. What was measured before stays.
     """
-    tell = progress or silent
     chosen = context_templates(templates)
+    tell = progress or silent
     tell(Progress("open", 0, 0, atlas.model_name))
-    subject = open_subject(atlas, model, tokenizer, relations=relations, device=device)
+    subject = open_subject(atlas, model, tokenizer, only=only, compute=compute)
     evidence_group(subject.path)
     plans = [_Plan(subject, template) for template in chosen]
     todo = [plan for plan in plans if not plan.complete()]
@@ -101,7 +101,7 @@ def inference(
                     watched = watch(subject.job.model, modules, plan.texts, Path(folder), seen)
                     before = at * len(plan.layers)
                     plan.run(watched, vocabulary, _counting("heads", before, todo, tell))
-    return [read_dynamic(plan.path(CONTEXT), plan.path(WITHOUT), atlas.settings) for plan in plans]
+    return [read_dynamic(plan.path(CONTEXT), plan.path(WITHOUT), atlas.thresholds) for plan in plans]
 
 
 def context_templates(given: str | Path | Sequence[str] | None) -> list[Template]:
@@ -183,7 +183,7 @@ class _Plan:
         tell(len(self.layers), len(self.layers))
         for kind in (CONTEXT, WITHOUT):
             dynamic = Atlas.open(self.path(kind))
-            store_scores(dynamic.with_settings(k=job.options.settings.k, k_copy=job.options.settings.k_copy))
+            store_scores(dynamic.at(k=job.options.thresholds.k, k_copy=job.options.thresholds.k_copy))
 
     def _writer(self, kind: str) -> AtlasWriter:
         path, dims = self.path(kind), self._subject.job.model.dims

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from headatlas.structure.bands import Comparison, Ints, compare, quartiles
+from headatlas.arrangement.bands import Comparison, Ints, compare, quartiles
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas

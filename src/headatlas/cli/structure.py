@@ -4,34 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from headatlas.cli.options import (
-    AsJson,
-    AtlasArgument,
-    CriterionOption,
-    K,
-    KCopy,
-    Profile,
-    QMax,
-    Tau,
-    Width,
-    read_atlas,
-)
-from headatlas.cli.output import number, parse_width, print_json, print_table, say
+from headatlas.cli.options import AsJson, OutFile, Width, reads_atlas, reads_atlases
+from headatlas.cli.output import number, parse_width, print_rows, print_table, say
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from headatlas.structure.depth import Depth
-    from headatlas.structure.summary import Structure
-
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", metavar="FILE", help="Also draw it: .png, .svg or .pdf.", show_default=False),
-]
+    from headatlas.arrangement.depth import Depth
+    from headatlas.arrangement.summary import Structure
+    from headatlas.atlas import Atlas
 
 
 def register(app: typer.Typer) -> None:
@@ -40,39 +25,20 @@ def register(app: typer.Typer) -> None:
     app.command("compare")(compare)
 
 
-def structure(
-    folder: AtlasArgument,
-    out: Out = None,
-    width: Width = "170mm",
-    k: K = None,
-    k_copy: KCopy = None,
-    tau: Tau = None,
-    q: QMax = None,
-    criterion: CriterionOption = None,
-    profile: Profile = None,
-    as_json: AsJson = False,
-) -> None:
+@reads_atlas
+def structure(atlas: Atlas, out: OutFile = None, width: Width = "170mm", as_json: AsJson = False) -> None:
     """Show how what the heads do is arranged.
 
     Whether heads of one key/value group are more alike than others of their layer, how many relations a head
     carries, and how deep each category sits, each with a test.
     """
     width_mm = parse_width(width)
-    atlas = read_atlas(folder, profile=profile, k=k, k_copy=k_copy, tau=tau, q=q, criterion=criterion)
-    from headatlas.structure import structure as arrange
-
     _check_format(out)
+    from headatlas.arrangement import structure as arrange
+
     found = arrange(atlas)
     if as_json:
-        print_json(
-            {
-                "model": atlas.model_name,
-                "lens": atlas.lens,
-                "settings": atlas.settings_dict(),
-                "caption": atlas.caption(),
-                **found.to_dict(),
-            }
-        )
+        print_rows([atlas], **found.to_dict())
     else:
         say(atlas.caption())
         _print_structure(found)
@@ -82,22 +48,9 @@ def structure(
         _save(draw_structure(atlas, found, width_mm), out)
 
 
+@reads_atlases
 def compare(
-    folders: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="DIR DIR …", help="Two or more folders or addresses that `headatlas map` wrote to."
-        ),
-    ],
-    out: Out = None,
-    width: Width = "170mm",
-    k: K = None,
-    k_copy: KCopy = None,
-    tau: Tau = None,
-    q: QMax = None,
-    criterion: CriterionOption = None,
-    profile: Profile = None,
-    as_json: AsJson = False,
+    atlases: list[Atlas], out: OutFile = None, width: Width = "170mm", as_json: AsJson = False
 ) -> None:
     """Put the same relations of several models, or lenses, side by side.
 
@@ -105,34 +58,21 @@ def compare(
     implement it; then how far the models agree.
     """
     width_mm = parse_width(width)
-    atlases = [
-        read_atlas(folder, profile=profile, k=k, k_copy=k_copy, tau=tau, q=q, criterion=criterion)
-        for folder in folders
-    ]
-    from headatlas.atlas.export import plain_records
-    from headatlas.structure import compare_atlases
-
     _check_format(out)
-    found = compare_atlases(atlases)
+    from headatlas.arrangement import compare as put_side_by_side
+    from headatlas.atlas.export import plain_records
+
+    found = put_side_by_side(*atlases)
     records = plain_records(found.table)
+    agreement = [asdict(pair) for pair in found.agreement]
     if as_json:
-        print_json(
-            {
-                "atlases": [
-                    {"label": label, "caption": atlas.caption(), "settings": atlas.settings_dict()}
-                    for label, atlas in zip(found.labels, atlases, strict=True)
-                ],
-                "relations": records,
-                "agreement": [asdict(pair) for pair in found.agreement],
-                "left_out": found.left_out,
-            }
-        )
+        print_rows(atlases, records, labels=found.labels, agreement=agreement, left_out=found.left_out)
     else:
         for atlas in atlases:
             say(atlas.caption())
         for name, why in found.left_out.items():
             say(f"not compared: {name} ({why})")
-        _print_comparison(records, [asdict(pair) for pair in found.agreement])
+        _print_comparison(records, agreement)
     if out is not None:
         from headatlas.figures.compare import draw_comparison
 

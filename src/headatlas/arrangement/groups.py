@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from headatlas.scoring.settings import FLOOR
+from headatlas.options import FLOOR
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
@@ -113,7 +113,7 @@ def group_likeness(atlas: Atlas) -> tuple[Likeness, ...]:
 def score_vectors(atlas: Atlas, measure: str) -> Floats:
     """[n_layers, n_heads, n_relations] what is compared; NaN in layers that are not mapped."""
     shape = (atlas.n_layers, atlas.n_heads, 0)
-    scores = list(atlas.scores.values())
+    scores = list(atlas.relation_scores.values())
     if not scores:
         return np.zeros(shape)
     promotion, suppression = (

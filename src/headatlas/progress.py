@@ -1,4 +1,8 @@
-"""How far a map is: a bar with the time left on a terminal, a plain line every few seconds elsewhere."""
+"""How far a run is: what it tells, and how that is shown.
+
+A run tells a callable of its steps. :class:`ProgressDisplay` shows them: a bar with the time left on a
+terminal, a plain line every few seconds elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -6,39 +10,62 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-import typer
-
-from headatlas.cli.output import say
+from headatlas.errors import HeadatlasError
 
 if TYPE_CHECKING:
     import rich.progress
 
-    from headatlas.mapping.progress import Progress
-
 _LABELS = {"states": "source states", "heads": "layers mapped", "ablation": "tasks run"}
 _SECONDS_BETWEEN_LINES = 5.0
-STOPPED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A step of a run.
+
+    Attributes:
+        stage: ``"open"``, ``"states"`` (rows through the model), ``"heads"`` (layers) or ``"ablation"``
+            (runs of a task).
+        done, total: How far; total is 0 where it is not known.
+        note: What to tell people, e.g. ``"layer 12"``.
+    """
+
+    stage: Literal["open", "states", "heads", "ablation"]
+    done: int
+    total: int
+    note: str = ""
+
+
+Report = Callable[[Progress], None]
+
+
+def silent(_: Progress) -> None:
+    """Tell nobody."""
 
 
 @contextmanager
-def stopping(kept: Callable[[], str]) -> Iterator[None]:
-    """Ctrl-C inside the block says what is kept, and ends the command.
+def reporting(progress: Report | bool | None) -> Iterator[Report]:
+    """Whom to tell of the steps of a run: True shows them on stderr, a callable gets them.
 
-    Args:
-        kept: What to say; asked when it has happened.
+    Raises:
+        HeadatlasError: It is none of these.
     """
-    try:
-        yield
-    except KeyboardInterrupt:
-        say(kept())
-        raise typer.Exit(STOPPED) from None
+    if progress is True:
+        with ProgressDisplay() as display:
+            yield display
+    elif callable(progress):
+        yield progress
+    elif progress in (None, False):
+        yield silent
+    else:
+        raise HeadatlasError(f"`progress` is {progress!r}: give True, or a function that takes each step.")
 
 
-class MapProgress:
+class ProgressDisplay:
     """Shows the events of a map on stderr; use it as a context manager and call it with each event."""
 
     def __init__(self) -> None:
@@ -115,7 +142,7 @@ class _Lines:
         pass
 
     def note(self, text: str) -> None:
-        say(text)
+        _say(text)
 
     def update(self, event: Progress, label: str) -> None:
         now = time.monotonic()
@@ -125,7 +152,7 @@ class _Lines:
         if first or event.done >= event.total or now - self._printed >= _SECONDS_BETWEEN_LINES:
             self._printed = now
             parts = [f"{label}: {event.done} of {event.total}", self._left(event, now), event.note]
-            say(", ".join(part for part in parts if part))
+            _say(", ".join(part for part in parts if part))
 
     def _left(self, event: Progress, now: float) -> str:
         began, at = self._began[event.stage]
@@ -143,3 +170,7 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

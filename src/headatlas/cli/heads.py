@@ -7,18 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headatlas.cli.options import (
-    AsJson,
-    AtlasArgument,
-    CriterionOption,
-    K,
-    KCopy,
-    Profile,
-    QMax,
-    Tau,
-    read_atlas,
-)
-from headatlas.cli.output import number, print_fields, print_json, print_table, say
+from headatlas.cli.options import AsJson, AtlasArgument, Only, names_of, reads_atlas
+from headatlas.cli.output import number, print_fields, print_rows, print_table, say
 from headatlas.errors import HeadatlasError
 
 if TYPE_CHECKING:
@@ -26,7 +16,7 @@ if TYPE_CHECKING:
 
     from headatlas.atlas import Atlas
 
-_HEADS_COLUMNS = ("head", "relation", "category", "score", "suppression", "q", "control", "sources", "called")
+_COLUMNS = ("head", "relation", "category", "score", "suppression", "q", "control", "sources", "called")
 _EVIDENCE_COLUMNS = ("with context", "attention", "loss alone", "confirmed")
 
 
@@ -38,11 +28,10 @@ def register(app: typer.Typer) -> None:
     app.command("info")(info)
 
 
+@reads_atlas
 def heads(
-    folder: AtlasArgument,
-    relation: Annotated[
-        str | None, typer.Option("--relation", metavar="NAME", help="Only this relation.")
-    ] = None,
+    atlas: Atlas,
+    only: Only = None,
     category: Annotated[
         str | None, typer.Option("--category", metavar="NAME", help="Only this category.")
     ] = None,
@@ -50,12 +39,6 @@ def heads(
     limit: Annotated[
         int | None, typer.Option("--limit", "-n", metavar="N", min=1, help="Only the first N rows.")
     ] = None,
-    k: K = None,
-    k_copy: KCopy = None,
-    tau: Tau = None,
-    q: QMax = None,
-    criterion: CriterionOption = None,
-    profile: Profile = None,
     as_json: AsJson = False,
 ) -> None:
     """List the heads that implement a relation, best first.
@@ -63,40 +46,23 @@ def heads(
     A head implements a relation when it raises the right target among the top k of the vocabulary for enough
     sources; it suppresses it when it lowers it as far.
     """
-    atlas = read_atlas(folder, profile=profile, k=k, k_copy=k_copy, tau=tau, q=q, criterion=criterion)
-    frame = atlas.heads(relation, category, everything=everything)
+    frame = atlas.sel(relation=names_of(only), category=category, called=not everything)
     _print_heads(atlas, frame if limit is None else frame.head(limit), as_json)
 
 
+@reads_atlas
 def head(
-    folder: AtlasArgument,
+    atlas: Atlas,
     name: Annotated[str, typer.Argument(metavar="LAYER.HEAD", help="For example 23.4.", show_default=False)],
-    k: K = None,
-    k_copy: KCopy = None,
-    tau: Tau = None,
-    q: QMax = None,
-    criterion: CriterionOption = None,
-    profile: Profile = None,
     as_json: AsJson = False,
 ) -> None:
     """Show one head: its score on every relation, best first."""
-    atlas = read_atlas(folder, profile=profile, k=k, k_copy=k_copy, tau=tau, q=q, criterion=criterion)
-    layer, at = _parse_head(name, atlas)
-    frame = atlas.heads(everything=True)
-    _print_heads(atlas, frame[(frame["layer"] == layer) & (frame["head"] == at)], as_json)
+    _print_heads(atlas, atlas[_parse_head(name, atlas)], as_json)
 
 
-def describe(
-    folder: AtlasArgument,
-    k: K = None,
-    k_copy: KCopy = None,
-    tau: Tau = None,
-    q: QMax = None,
-    criterion: CriterionOption = None,
-    profile: Profile = None,
-) -> None:
+@reads_atlas
+def describe(atlas: Atlas) -> None:
     """Say in words what the figure shows."""
-    atlas = read_atlas(folder, profile=profile, k=k, k_copy=k_copy, tau=tau, q=q, criterion=criterion)
     from headatlas.figures.describe import describe as in_words
 
     typer.echo(in_words(atlas).rstrip("\n"))
@@ -105,7 +71,7 @@ def describe(
 def info(folder: AtlasArgument, as_json: AsJson = False) -> None:
     """Show where an atlas comes from.
 
-    Model, lens, versions, settings, and for each relation what the tokenizer could use and why not the rest.
+    Model, lens, versions, thresholds; for each relation what the tokenizer could use and why not the rest.
     """
     from headatlas.atlas import Atlas
 
@@ -114,17 +80,15 @@ def info(folder: AtlasArgument, as_json: AsJson = False) -> None:
         {str(name): value for name, value in row.items()} for row in atlas.relations.to_dict("records")
     ]
     if as_json:
-        print_json(
-            {
-                "path": str(atlas.path),
-                "layers": atlas.n_layers,
-                "heads": atlas.n_heads,
-                "layers_done": [int(layer) for layer in atlas.layers_done.nonzero()[0]],
-                "settings": atlas.settings_dict(),
-                "provenance": atlas.provenance,
-                "evidence": atlas.evidence.provenance(),
-                "relations": relations,
-            }
+        print_rows(
+            [atlas],
+            relations,
+            path=str(atlas.path),
+            layers=atlas.n_layers,
+            heads=atlas.n_heads,
+            layers_done=[int(layer) for layer in atlas.layers_done.nonzero()[0]],
+            provenance=atlas.provenance,
+            evidence=atlas.evidence.provenance(),
         )
         return
     print_fields(_info_rows(atlas))
@@ -143,10 +107,10 @@ def _print_heads(atlas: Atlas, frame: pd.DataFrame, as_json: bool) -> None:
 
     records = heads_json(frame)
     if as_json:
-        print_json(records)
+        print_rows([atlas], records)
         return
     say(atlas.caption())
-    columns = (*_HEADS_COLUMNS, *_EVIDENCE_COLUMNS) if atlas.evidence else _HEADS_COLUMNS
+    columns = (*_COLUMNS, *_EVIDENCE_COLUMNS) if atlas.evidence else _COLUMNS
     if atlas.evidence:
         from headatlas.atlas.evidence import CRITERIA
 
@@ -212,7 +176,7 @@ def _info_rows(atlas: Atlas) -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = [
         ("atlas", atlas.path),
         ("mapped", f"{done} of {atlas.n_layers} layers, {atlas.n_heads} heads each"),
-        ("read with", atlas.settings.describe()),
+        ("read with", atlas.thresholds.describe()),
     ]
     for name, value in atlas.provenance.items():
         rows += _flat(name.replace("_", " "), value)

@@ -69,14 +69,14 @@ class Comparison:
     captions: tuple[str, ...]
 
 
-def compare_atlases(atlases: Sequence[Atlas]) -> Comparison:
+def compare(*atlases: Atlas) -> Comparison:
     """Put the relations of several atlases side by side.
 
     Raises:
         HeadatlasError: Fewer than two atlases, or no relation that two of them share.
     """
     if len(atlases) < 2:
-        raise HeadatlasError("a comparison needs at least two atlases; give their folders.")
+        raise HeadatlasError("a comparison needs at least two atlases.")
     labels = labels_of(atlases)
     names, left_out = _shared_relations(atlases)
     if not names:
@@ -135,7 +135,7 @@ def _hash(atlas: Atlas, name: str) -> str:
 
 
 def _row(atlas: Atlas, label: str, name: str) -> dict[str, Any]:
-    rows = atlas.table[atlas.table["relation"] == name].reset_index(drop=True)
+    rows = atlas.table()[atlas.table()["relation"] == name].reset_index(drop=True)
     best = rows.to_dict("records")[int(rows["score"].to_numpy(dtype=float).argmax())]
     info = atlas.included[atlas.included["relation"] == name].to_dict("records")[0]
     implementing = rows["layer"][rows["implements"].to_numpy(dtype=bool)].to_numpy(dtype=float)

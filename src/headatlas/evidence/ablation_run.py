@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -22,12 +22,13 @@ from headatlas.atlas import Atlas
 from headatlas.atlas.ablations import ADDED, PREFIX, RANDOM, RELATION, Ablation, read_ablation, store_ablation
 from headatlas.atlas.evidence import evidence_group
 from headatlas.errors import HeadatlasError
-from headatlas.evidence.ablating import Head, ablated, mean_outputs
+from headatlas.evidence.ablation_hooks import Head, ablated, mean_outputs
 from headatlas.evidence.opening import Subject, open_subject
 from headatlas.evidence.tasks import Task, answers, make_task
 from headatlas.evidence.templates import Templates, read_templates
 from headatlas.lenses.neutral import running
-from headatlas.mapping.progress import Progress, Report, silent
+from headatlas.options import Compute
+from headatlas.progress import Progress, Report, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -93,15 +94,15 @@ class Ablations:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def ablation(
+def run_ablation(
     atlas: Atlas,
     model: str | Path | PreTrainedModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
-    relations: Sequence[str] | None = None,
+    only: Sequence[str] | None = None,
     templates: str | Path | None = None,
     choices: Choices | None = None,
-    device: str = "auto",
+    compute: Compute | None = None,
     progress: Report | None = None,
 ) -> Ablations:
     """Ablate the heads of relations and store what their tasks lose; what is stored is not measured again.
@@ -110,12 +111,11 @@ def ablation(
         atlas: An atlas from a folder; its settings say which heads are called.
         model: Its model; by default the one that the atlas names.
         tokenizer: Needed with a loaded model.
-        relations: Names or titles; all scored relations by default. Control tasks come from all of them.
+        only: Names or titles of relations; all scored ones by default. Control tasks come from all.
         templates: A file; the shipped templates by default.
         choices: How; see docs/evidence.md for what the defaults are and why.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``; a model in memory stays where it
-            is.
-        progress: Called with :class:`~headatlas.mapping.progress.Progress`.
+        compute: Its device; a model in memory stays where it is.
+        progress: Called with each step.
 
     Raises:
         HeadatlasError: The model is not the atlas's or does not fit into memory, a template has no slot, or a
@@ -125,8 +125,8 @@ def ablation(
     chosen.check()
     found = read_templates(templates)
     tell(Progress("open", 0, 0, atlas.model_name))
-    subject = open_subject(atlas, model, tokenizer, device=device)
-    names = list(dict.fromkeys(atlas.known(name) for name in relations)) if relations else list(atlas.scores)
+    subject = open_subject(atlas, model, tokenizer, compute=compute)
+    names = list(dict.fromkeys(atlas.known(name) for name in only)) if only else list(atlas.relation_scores)
     folder = evidence_group(subject.path)
     out = Ablations(skipped=_without_relation(atlas, found))
     with running(subject.job.model, subject.device) as modules:
@@ -217,7 +217,7 @@ class _Run:
 
     def _heads(self, name: str) -> list[Head]:
         """Called heads, best first, no more than asked and than there are others to draw from."""
-        table = self._subject.atlas.called
+        table = self._subject.atlas.without_evidence
         mine = table[(table["relation"] == name) & table["implements"]]
         ordered = mine.sort_values("score", ascending=False, kind="stable")[["layer", "head"]].to_numpy()
         n_all = int((table["relation"] == name).sum())
@@ -226,7 +226,7 @@ class _Run:
 
     def _orders(self, name: str) -> dict[str, list[Head]]:
         """Heads in the order in which they are ablated, for every curve."""
-        table = self._subject.atlas.called
+        table = self._subject.atlas.without_evidence
         rows = table[table["relation"] == name]
         heads = self._heads(name)
         by_added = rows.sort_values(["added", "score"], ascending=False, kind="stable")
@@ -244,7 +244,7 @@ class _Run:
 
     def _controls(self, name: str, heads: list[Head]) -> list[str]:
         base = float(self._base[name].mean())
-        table = self._subject.atlas.called
+        table = self._subject.atlas.without_evidence
         near = []
         for other, answered in self._base.items():
             rows = table[(table["relation"] == other) & table["implements"]]
@@ -317,7 +317,7 @@ class _Run:
             "template": task.template,
             "shots": task.shots,
             "method": self._choices.method,
-            "settings": self._subject.atlas.settings_dict(),
+            "thresholds": asdict(self._subject.atlas.thresholds),
             "seed": self._choices.seed,
             "controls": controls,
             "model": job["model"],

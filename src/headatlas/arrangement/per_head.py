@@ -57,7 +57,7 @@ def relations_per_head(atlas: Atlas) -> RelationsPerHead | None:
 def called_cells(atlas: Atlas) -> Bools:
     """[mapped layers, n_heads, n_relations] whether a head implements or suppresses a relation."""
     names = list(atlas.included["relation"])
-    table = atlas.table
+    table = atlas.table()
     mapped = np.flatnonzero(atlas.layers_done)
     cells = np.zeros((len(mapped), atlas.n_heads, len(names)), dtype=bool)
     called = table[(table["implements"] | table["suppresses"]).to_numpy(dtype=bool)]

@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 
 from headatlas.architectures import Model, open_model
 from headatlas.atlas.layout import build_layout
-from headatlas.evidence.ablating import ablated, mean_outputs
-from headatlas.evidence.inference import layer_as_watched
+from headatlas.evidence.ablation_hooks import ablated, mean_outputs
+from headatlas.evidence.inference_run import layer_as_watched
+from headatlas.evidence.recording import watch
 from headatlas.evidence.tasks import answers
 from headatlas.evidence.texts import Text
-from headatlas.evidence.watching import watch
 from headatlas.mapping import engine, oracle
 from headatlas.mapping.questions import ask
 from headatlas.mapping.vocabulary import Vocabulary

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from headatlas.structure.depth import Depth, depth_by_category
-from headatlas.structure.groups import Likeness, group_likeness, why_no_groups
-from headatlas.structure.per_head import RelationsPerHead, relations_per_head
-from headatlas.structure.single_tokens import all_single, single_token_atlas
+from headatlas.arrangement.depth import Depth, depth_by_category
+from headatlas.arrangement.groups import Likeness, group_likeness, why_no_groups
+from headatlas.arrangement.per_head import RelationsPerHead, relations_per_head
+from headatlas.arrangement.single_tokens import all_single, single_token_atlas
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas

@@ -1,4 +1,4 @@
-"""``relations`` and ``families``: what headatlas looks for, and in which models."""
+"""``relations``: what headatlas looks for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headatlas.cli.families import register as register_check
 from headatlas.cli.options import AsJson, Lens
 from headatlas.cli.output import print_json, print_table, say
 from headatlas.errors import HeadatlasError
@@ -28,10 +27,6 @@ def register(app: typer.Typer) -> None:
     relations.command("check")(check_relations)
     relations.command("show")(show_relation)
     app.add_typer(relations, name="relations")
-    families = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The models that can be read.")
-    families.command("list")(list_families)
-    register_check(families)
-    app.add_typer(families, name="families")
 
 
 def list_relations(source: Source = "core", as_json: AsJson = False) -> None:
@@ -95,51 +90,6 @@ def show_relation(
         for key, text in relation.provenance.items():
             say(f"{key}: {text}")
         print_table(["source", "targets"], [[p.source, " | ".join(p.targets)] for p in relation.pairs])
-
-
-def list_families(as_json: AsJson = False) -> None:
-    """List the model families: architectures, formats, and the oracles they passed.
-
-    An oracle is a tiny random model whose heads, norms and first MLP, as headatlas reads them from a file,
-    equal what the Hugging Face modules compute. The numbers say how many of a family passed, per format.
-    """
-    from headatlas.architectures.coverage import oracles, tested_with
-    from headatlas.architectures.registry import families
-
-    known = [(family, oracles(family)) for family in families()]
-    if as_json:
-        print_json(
-            [
-                {
-                    "family": family.name,
-                    "title": family.title,
-                    "architectures": sorted(family.aliases.architectures),
-                    "gguf": sorted(family.aliases.gguf) if family.gguf else [],
-                    "oracles": proof.model_dump(mode="json"),
-                    "transformers": tested_with(),
-                }
-                for family, proof in known
-            ]
-        )
-        return
-    print_table(
-        ["family", "architectures", "oracles", "GGUF", "oracles"],
-        [
-            [
-                family.name,
-                _first(sorted(family.aliases.architectures)),
-                len(proof.safetensors),
-                _first(sorted(family.aliases.gguf)) if family.gguf else "–",
-                len(proof.gguf) if family.gguf else "–",
-            ]
-            for family, proof in known
-        ],
-    )
-
-
-def _first(names: list[str]) -> str:
-    """The first name and how many more there are; ``--json`` has them all."""
-    return names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "")
 
 
 def _relations(source: str) -> tuple[Relation, ...]:

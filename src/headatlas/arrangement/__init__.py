@@ -1,0 +1,12 @@
+"""How what the heads do is arranged: by key/value group, by head, by depth, and across models.
+
+>>> from headatlas.arrangement import compare, structure      # doctest: +SKIP
+>>> structure(atlas).groups                                          # doctest: +SKIP
+
+Everything is computed from stored scores; neither the model nor torch is needed.
+"""
+
+from headatlas.arrangement.across import Comparison, compare
+from headatlas.arrangement.summary import Structure, structure
+
+__all__ = ["Comparison", "Structure", "compare", "structure"]

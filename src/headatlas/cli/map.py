@@ -1,0 +1,252 @@
+"""``plan`` and ``map``: from a model to an atlas."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from headatlas.cli.options import (
+    AsJson,
+    Lens,
+    LensOption,
+    ModelArgument,
+    Relations,
+    Remote,
+    computes,
+    names_of,
+    not_dash,
+    sets_thresholds,
+)
+from headatlas.cli.output import number, print_fields, print_json, say, say_more, stopping
+from headatlas.errors import HeadatlasError
+from headatlas.options import CEILING, Compute, Preset, Thresholds
+from headatlas.progress import duration
+
+if TYPE_CHECKING:
+    from headatlas.atlas import Atlas
+    from headatlas.storage import Place
+
+_N_BEST = 5
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("plan")(plan)
+    app.command("map")(map_model)
+
+
+@computes("device", "max_memory", "stream")
+def plan(
+    model: ModelArgument,
+    compute: Compute,
+    lens: Annotated[Lens, typer.Option("--lens", help="How a head sees a token.")] = "neutral",
+    relations: Relations = None,
+    remote: Remote = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what mapping a model will take; nothing is computed.
+
+    Family, heads, bytes to read, memory and time. Only the headers of the weights are read.
+    """
+    asked = _relations(relations)
+    from headatlas.mapping.plan import plan as make_plan
+
+    found = make_plan(model, lens=lens, relations=asked, compute=compute, remote=remote).to_dict()
+    if as_json:
+        print_json(found)
+    else:
+        print_fields(plan_rows(found))
+
+
+@computes("device", "max_memory", "stream", "cluster")
+@sets_thresholds
+def map_model(
+    model: ModelArgument,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR",
+            help="Folder for the atlas, figures and page.",
+            show_default=False,
+            callback=not_dash,
+        ),
+    ],
+    preset: Preset,
+    thresholds: Thresholds,
+    compute: Compute,
+    lens: LensOption = None,
+    relations: Relations = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", metavar="A-B", help="Map only these layers, both ends included.")
+    ] = None,
+    target_policy: Annotated[
+        Literal["single", "first-token"],
+        typer.Option("--target-policy", help="Whether a target of several tokens may count by its first."),
+    ] = "single",
+    ceiling: Annotated[
+        int,
+        typer.Option("--ceiling", metavar="N", help="Ranks are stored exactly below N; k can be up to N."),
+    ] = CEILING,
+    remote: Remote = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Delete the atlas in DIR and start over, instead of resuming.")
+    ] = False,
+    no_figures: Annotated[
+        bool, typer.Option("--no-figures", help="Write the atlas and the tables only.")
+    ] = False,
+) -> None:
+    """Map every head of a model into a folder.
+
+    DIR gets the atlas (atlas.zarr), the figure (categories.png, .svg, .pdf), its data (categories.csv), the
+    figure in words (description.txt), the interactive page (report.html) and the table (heads.parquet).
+
+    Each layer is saved when it is done. After Ctrl-C or a crash, the same command goes on where it stopped.
+    """
+    asked = _relations(relations)
+    from headatlas.mapping.run import map_heads
+    from headatlas.mapping.stats import Stats
+    from headatlas.outputs import write_outputs
+    from headatlas.progress import ProgressDisplay
+
+    stats = Stats()
+    with stopping(lambda: _stopped(out)):
+        with ProgressDisplay() as progress:
+            atlas = map_heads(
+                model,
+                out=out,
+                lens=lens or preset.lens,
+                mask=preset.mask,
+                relations=asked,
+                thresholds=thresholds,
+                layers=layers,
+                ceiling=ceiling,
+                target_policy=target_policy,
+                compute=compute,
+                remote=remote,
+                force=force,
+                progress=progress,
+                stats=stats,
+            )
+        # The outputs follow this command line, whatever an earlier one, now resumed, said.
+        atlas = atlas.at(thresholds)
+        with stats.timed("outputs"):
+            written = write_outputs(atlas, out, figures=not no_figures)
+    say_more("; ".join(f"{stage} {duration(seconds)}" for stage, seconds in stats.seconds.items()))
+    say(summary(atlas, out, written, _since_start()))
+
+
+def _relations(given: list[str] | None) -> Any:
+    """What is asked for, read before anything heavy is imported."""
+    from headatlas.relations import resolve_relations
+
+    return resolve_relations(names_of(given, "relations") or "core")
+
+
+def _since_start() -> float:
+    """Seconds since the process began: what a person has waited."""
+    import psutil
+
+    return time.time() - psutil.Process().create_time()
+
+
+def _stopped(out: Path) -> str:
+    """What Ctrl-C left."""
+    from headatlas.atlas import Atlas
+
+    try:
+        done = Atlas.open(out).layers_done
+    except HeadatlasError:
+        return "stopped; nothing saved yet; the same command starts again"
+    return f"stopped; {int(done.sum())} of {len(done)} layers saved; the same command resumes"
+
+
+def summary(atlas: Atlas, out: Place, written: Sequence[Place], seconds: float) -> str:
+    """What was found, what was left out and why, what was written, how long it took."""
+    lines = [atlas.caption(), *_counts(atlas), *_best(atlas), *_missing(atlas)]
+    lines += _fetched(atlas)
+    names = ", ".join(path.name for path in written)
+    lines.append(f"written to {out}: {atlas.path.name if atlas.path else 'atlas'}, {names}")
+    lines.append(f"time: {duration(seconds)}")
+    return "\n".join(lines)
+
+
+def _counts(atlas: Atlas) -> list[str]:
+    heads = atlas.categories()
+    called = int((heads["n_categories"] > 0).sum())
+    per_category = heads["which"].explode().value_counts()
+    parts = [f"{name} {int(per_category.get(name, 0))}" for name in atlas.category_names]
+    return [f"{called} of {len(heads)} heads belong to a category: {', '.join(parts)}"]
+
+
+def _best(atlas: Atlas) -> list[str]:
+    """The best head of the relations that have the strongest ones; each head once."""
+    from headatlas.atlas.export import heads_json
+
+    called = atlas.table()[atlas.table()["implements"]]
+    best = called.sort_values("score", ascending=False, kind="stable")
+    best = best.drop_duplicates("relation").drop_duplicates(["layer", "head"]).head(_N_BEST)
+    titles = dict(zip(atlas.relations["relation"], atlas.relations["title"], strict=True))
+    return [
+        f"  head {record['layer']}.{record['head']}  {titles[record['relation']]}  "
+        f"score {record['score']:.2f}  q {number(record['q'])}"
+        for record in heads_json(best)
+    ]
+
+
+def _missing(atlas: Atlas) -> list[str]:
+    titles = dict(zip(atlas.relations["relation"], atlas.relations["title"], strict=True))
+    lines = [f"left out: {titles[name]} ({why})" for name, why in atlas.left_out.items()]
+    dropped: dict[str, int] = {}
+    for reasons in atlas.included["dropped"]:
+        for reason, sources in reasons.items():
+            dropped[reason] = dropped.get(reason, 0) + len(sources)
+    counted = ", ".join(f"{reason} ({count})" for reason, count in dropped.items() if count)
+    if counted:
+        folder = shlex.quote(str(atlas.folder))
+        lines.append(f"sources not used: {counted}; `headatlas info {folder}` has the details")
+    return lines
+
+
+def _fetched(atlas: Atlas) -> list[str]:
+    """How much of a model that is not on disk was read."""
+    model = atlas.provenance["model"]
+    read, stored = model.get("fetched_bytes"), model.get("stored_bytes")
+    if not read or not stored:
+        return []
+    return [f"read {size(read)} of {size(stored)} of weights ({100 * read / stored:.3g} %)"]
+
+
+def plan_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    """The fields of a plan for people: sizes in units, time in words, each note on a row."""
+    rows = []
+    for name, value in plan.items():
+        if name == "notes":
+            continue
+        label = name.replace("bytes_to_read", "to read").replace("memory_bytes", "memory")
+        label = label.replace("seconds_estimate", "time").replace("_", " ")
+        if value is None:
+            text = "–"
+        elif name in ("bytes_to_read", "memory_bytes"):
+            text = size(value)
+        elif name == "seconds_estimate":
+            text = f"about {duration(value)}"
+        else:
+            text = f"{value:,}" if isinstance(value, int) else str(value)
+        rows.append((label, text))
+    return rows + [("note", str(note)) for note in plan.get("notes", ())]
+
+
+def size(n_bytes: float) -> str:
+    """``512 kB``, ``1.4 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} TB"

@@ -1,0 +1,107 @@
+"""``plot``, ``report`` and ``export``: an atlas as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from headatlas.cli.options import Width, not_dash, reads_atlas
+from headatlas.cli.output import parse_width, say
+
+if TYPE_CHECKING:
+    from headatlas.atlas import Atlas
+
+Kind = Literal["categories", "relations", "layers"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("plot")(plot)
+    app.command("report")(report)
+    app.command("export")(export)
+
+
+@reads_atlas
+def plot(
+    atlas: Atlas,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="The figure: .png, .svg or .pdf.",
+            show_default=False,
+            callback=not_dash,
+        ),
+    ],
+    kind: Annotated[
+        Kind, typer.Option("--kind", help="Panels per category, panels per relation, or layer profiles.")
+    ] = "categories",
+    width: Width = "170mm",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", metavar="FILE", help="Also write the plotted data, as CSV.", callback=not_dash
+        ),
+    ] = None,
+) -> None:
+    """Draw a figure into a file."""
+    from headatlas.figures import plot as draw
+    from headatlas.figures.plots import write_data
+
+    draw(atlas, kind, out, parse_width(width))
+    say(f"written: {out}")
+    if data is not None:
+        write_data(atlas, kind, data)
+        say(f"written: {data}")
+
+
+@reads_atlas
+def report(
+    atlas: Atlas,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="Default: report.html beside the atlas.",
+            callback=not_dash,
+        ),
+    ] = None,
+) -> None:
+    """Write the interactive page.
+
+    It is one HTML file that needs no network: hover, a slider for tau, a sortable table of heads.
+    """
+    from headatlas.report import write_report
+
+    say(f"written: {write_report(atlas, out or atlas.folder / 'report.html')}")
+
+
+@reads_atlas
+def export(
+    atlas: Atlas,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="The table: .parquet, .csv or .json.",
+            show_default=False,
+            callback=not_dash,
+        ),
+    ],
+) -> None:
+    """Write the whole table: a row per head and relation.
+
+    CSV and Parquet repeat model, lens, k, tau, q and criterion on every row, so that tables of several
+    models can be joined; JSON has them once, beside the rows.
+    """
+    from headatlas.atlas.export import export as write
+
+    say(f"written: {write(atlas, out)}")
