@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from headatlas.figures.describe import describe
     from headatlas.mapping.plan import plan
     from headatlas.mapping.run import map_heads
-    from headatlas.relations import Pair, Relation
-    from headatlas.relations import core as core_relations
+    from headatlas.relations import Pair, Relation, core_relations
     from headatlas.relations import load as load_relations
 
 __version__ = "0.1.0"
@@ -45,7 +44,7 @@ _HOMES = {
     "Atlas": ("headatlas.atlas", "Atlas"),
     "Pair": ("headatlas.relations", "Pair"),
     "Relation": ("headatlas.relations", "Relation"),
-    "core_relations": ("headatlas.relations", "core"),
+    "core_relations": ("headatlas.relations", "core_relations"),
     "describe": ("headatlas.figures.describe", "describe"),
     "load_relations": ("headatlas.relations", "load"),
     "map_heads": ("headatlas.mapping.run", "map_heads"),

@@ -20,6 +20,7 @@ from headatlas.cli.progress import MapProgress, duration
 from headatlas.cli.summary import size
 from headatlas.errors import HeadatlasError
 from headatlas.mapping.progress import Progress
+from headatlas.relations import core_relations, load
 from tests.cli.conftest import Run
 from tests.synthetic import make_atlas
 
@@ -78,7 +79,9 @@ def test_map_writes_everything_and_says_so(run: Run, mapped: Any, tmp_path: Path
 
 def test_options_reach_the_mapping(run: Run, mapped: Any, tmp_path: Path) -> None:
     calls = mapped(four_layers)
-    options = "--lens maps --preset maps-paper --relations mine --k 5 --k-copy 2 --tau 0.4 --criterion tau"
+    file = tmp_path / "mine.csv"
+    file.write_text("source,target\nsky,blue\n")
+    options = f"--relations {file},capital --lens maps --preset maps-paper --k 5 --k-copy 2 --tau 0.4 --criterion tau"
     more = "--layers 0-5 --target-policy first-token --ceiling 40 --no-figures"
     more += " --no-stream --cluster auto --remote"
     run("map", "m", "-o", tmp_path, *options.split(), *more.split())
@@ -88,7 +91,7 @@ def test_options_reach_the_mapping(run: Run, mapped: Any, tmp_path: Path) -> Non
         "out": tmp_path,
         "preset": "maps-paper",
         "lens": "maps",
-        "relations": "mine",
+        "relations": (*load(file), *core_relations("country_to_capital")),
         "k": 5,
         "k_copy": 2,
         "tau": 0.4,
@@ -226,7 +229,7 @@ def test_plan(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     module.__dict__["plan"] = lambda model, **rest: asked.append((model, rest)) or Plan()
     monkeypatch.setitem(sys.modules, "headatlas.mapping.plan", module)
     text = run("plan", "tiny", "--lens", "maps").stdout
-    options = {"lens": "maps", "relations": "core", "stream": None, "remote": False}
+    options = {"lens": "maps", "relations": core_relations(), "stream": None, "remote": False}
     assert asked == [("tiny", options | {"device": "auto", "max_memory": None})]
     for part in ("2.5 GB", "1 MB", "about 1 min 15 s", "attribution"):
         assert part in text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,7 @@ from headatlas.cli.options import (
     Relations,
     Remote,
     Stream,
+    TargetPolicyOption,
     Tau,
 )
 from headatlas.cli.output import print_fields, print_json, say
@@ -40,7 +41,7 @@ def register(app: typer.Typer) -> None:
 def plan(
     model: ModelArgument,
     lens: LensOption = None,
-    relations: Relations = "core",
+    relations: Relations = None,
     stream: Stream = None,
     device: Device = "auto",
     max_memory: MaxMemory = None,
@@ -51,12 +52,15 @@ def plan(
 
     Family, heads, bytes to read, memory and time. Only the headers of the weights are read.
     """
+    from headatlas.relations import resolve_relations
+
+    asked = resolve_relations(relations or "core")  # before anything heavy is imported
     from headatlas.mapping.plan import plan as make_plan
 
     found = make_plan(
         model,
         lens=lens or "neutral",
-        relations=relations,
+        relations=asked,
         stream=stream,
         device=device,
         max_memory=max_memory,
@@ -87,7 +91,7 @@ def map_model(
             "--preset", metavar="NAME", help="default, or all the paper's choices: maps-paper[-llama3]."
         ),
     ] = "default",
-    relations: Relations = "core",
+    relations: Relations = None,
     k: K = None,
     k_copy: KCopy = None,
     tau: Tau = None,
@@ -96,10 +100,7 @@ def map_model(
     layers: Annotated[
         str | None, typer.Option("--layers", metavar="A-B", help="Map only these layers, both ends included.")
     ] = None,
-    target_policy: Annotated[
-        Literal["single", "first-token"],
-        typer.Option("--target-policy", help="Whether a target of several tokens may count by its first."),
-    ] = "single",
+    target_policy: TargetPolicyOption = "single",
     ceiling: Annotated[
         int,
         typer.Option("--ceiling", metavar="N", help="Ranks are stored exactly below N; k can be up to N."),
@@ -131,6 +132,9 @@ def map_model(
     Each layer is saved when it is done. After Ctrl-C or a crash, the same command goes on where it stopped.
     """
     from headatlas.files import check_writable
+    from headatlas.relations import resolve_relations
+
+    asked = resolve_relations(relations or "core")  # before anything heavy is imported
     from headatlas.mapping.run import map_heads
     from headatlas.outputs import write_outputs
     from headatlas.storage import place
@@ -144,7 +148,7 @@ def map_model(
             out=where,
             preset=preset,
             lens=lens,
-            relations=relations,
+            relations=asked,
             k=k,
             k_copy=k_copy,
             tau=tau,

@@ -31,7 +31,19 @@ AtlasArgument = Annotated[
     ),
 ]
 Relations = Annotated[
-    str, typer.Option("--relations", metavar="core|PATH", help="The shipped relations, or a file or folder.")
+    list[str] | None,
+    typer.Option(
+        "--relations",
+        metavar="core|NAME|PATH,…",
+        help="core (all shipped relations), names of shipped ones, files or folders; several with commas or "
+        "by repeating the option. Default: core.",
+        show_default=False,
+    ),
+]
+TargetPolicy = Literal["single", "first-token"]
+TargetPolicyOption = Annotated[
+    TargetPolicy,
+    typer.Option("--target-policy", help="Whether a target of several tokens may count by its first."),
 ]
 LensOption = Annotated[
     Lens | None, typer.Option("--lens", help="How a head sees a token. Default: the preset's (neutral).")

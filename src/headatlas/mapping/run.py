@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +34,7 @@ from headatlas.mapping.states import layer_inputs, make_states
 from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.mapping.workers import rank_here, workers_for
-from headatlas.relations import Relation, TargetPolicy
+from headatlas.relations import RelationSpec, TargetPolicy, resolve_relations
 from headatlas.scoring.settings import CEILING, Criterion
 from headatlas.storage import Place, place, shown
 from headatlas.weights.cache import cache_dir
@@ -52,7 +52,7 @@ def map_heads(
     out: str | Place | None = None,
     preset: str = "default",
     lens: str | None = None,
-    relations: str | Path | Sequence[Relation] = "core",
+    relations: RelationSpec = "core",
     k: int | None = None,
     k_copy: int | None = None,
     tau: float | None = None,
@@ -79,7 +79,8 @@ def map_heads(
             Layers found there are not computed again. None keeps the atlas in memory only.
         preset: ``"default"``, ``"maps-paper"`` or ``"maps-paper-llama3"``.
         lens: ``"neutral"`` or ``"maps"``; replaces the preset's.
-        relations: ``"core"``, a file or folder, or relations.
+        relations: ``"core"``, the name of a shipped relation, a file or folder, relations, ``(name, pairs)``,
+            or several of these: all that :func:`~headatlas.relations.resolve_relations` accepts.
         k, k_copy, tau, q_max, criterion: How the atlas is read; all can be changed afterwards.
         layers: ``"A-B"``: only these layers (inclusive).
         ceiling: Ranks are exact below this; the largest k that can be asked later.
@@ -114,6 +115,7 @@ def map_heads(
         ceiling=ceiling,
         target_policy=target_policy,
     )
+    asked = resolve_relations(relations)
     if out is not None:
         check_writable(out)
     tell = progress or silent
@@ -126,7 +128,7 @@ def map_heads(
     on_cluster = None if cluster is None else "cuda" if device.startswith("cuda") else "cpu"
     with nullcontext() if cluster is None else connected(cluster):
         with stats.timed("opening"):
-            job = prepare(model, tokenizer, relations, chosen, remote=remote)
+            job = prepare(model, tokenizer, asked, chosen, remote=remote)
         wanted = layer_range(layers, job.model.dims.n_layers)
         if out is not None:
             if force:
