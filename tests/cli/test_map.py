@@ -81,7 +81,8 @@ def test_options_reach_the_mapping(run: Run, mapped: Any, tmp_path: Path) -> Non
     calls = mapped(four_layers)
     file = tmp_path / "mine.csv"
     file.write_text("source,target\nsky,blue\n")
-    options = f"--relations {file},capital --lens maps --preset maps-paper --k 5 --k-copy 2 --tau 0.4 --criterion tau"
+    options = f"--relations {file},capital --lens maps --preset maps-paper"
+    options += " --k 5 --k-copy 2 --tau 0.4 --criterion tau"
     more = "--layers 0-5 --target-policy first-token --ceiling 40 --no-figures"
     more += " --no-stream --cluster auto --remote"
     run("map", "m", "-o", tmp_path, *options.split(), *more.split())
