@@ -31,7 +31,7 @@ from headatlas.atlas import Atlas
 from headatlas.mapping.job import Job, layer_range, options, prepare
 from headatlas.mapping.states import layer_inputs
 from headatlas.mapping.vocabulary import Vocabulary
-from headatlas.relations import Relation, load
+from headatlas.relations import Relation, load_relations
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -86,7 +86,7 @@ def _run(given: argparse.Namespace, out: Path) -> None:
     measured, out = median_run(runs), outs[-1]
     with first_prefixes(given.prefixes):
         asked = options(lens=given.lens)
-    job = prepare(given.checkpoint, None, _first(load(relations), given.sources), asked)
+    job = prepare(given.checkpoint, None, _first(load_relations(relations), given.sources), asked)
     layers = layer_range(given.layers, job.model.dims.n_layers)
     atlas = Atlas.open(out)
     print_header(given.checkpoint, job, layers)

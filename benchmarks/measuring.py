@@ -22,7 +22,7 @@ from headatlas.atlas import Atlas
 from headatlas.lenses.lens import LENSES
 from headatlas.mapping.run import map_heads
 from headatlas.mapping.stats import Stats
-from headatlas.relations import load
+from headatlas.relations import load_relations
 
 STAGES = (
     *("opening", "states", "reading", "ranking", "screening", "survivors", "writing"),
@@ -115,7 +115,7 @@ def _map(asked: Mapping[str, Any]) -> dict[str, Any]:
     options = dict(asked)
     sources, prefixes = options.pop("sources"), options.pop("prefixes")
     if sources is not None:
-        relations = load(options["relations"])
+        relations = load_relations(options["relations"])
         each = sources // len(relations)
         options["relations"] = [replace(relation, pairs=relation.pairs[:each]) for relation in relations]
     stats = Stats()

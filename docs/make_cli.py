@@ -31,7 +31,7 @@ EXAMPLES = {
     "plan": ["headatlas plan smollm2-135m", "headatlas plan ./my-model --lens maps --json"],
     "map": [
         "headatlas map smollm2-135m -o demo",
-        "headatlas map ./my-model --relations my_relations/ -o mine",
+        "headatlas map ./my-model --relations core,my_relations/ -o mine",
         "headatlas map openai-community/gpt2-xl --preset maps-paper -o gpt2-xl-paper",
         "headatlas map ./my-model --layers 0-15 -o mine    # another machine can do --layers 16-31",
         "headatlas map ./my-model -o mine --cluster auto    # on the machines of a Ray cluster",
@@ -52,12 +52,14 @@ EXAMPLES = {
     "export": ["headatlas export demo -o heads.csv", "headatlas export demo -o heads.parquet --k 5"],
     "structure": ["headatlas structure demo", "headatlas structure demo --json -o structure.pdf"],
     "compare": ["headatlas compare demo other", "headatlas compare demo other -o compare.pdf"],
-    "relations list": ["headatlas relations list"],
+    "relations list": ["headatlas relations list", "headatlas relations list my_relations/ --long"],
     "relations check": [
         "headatlas relations check my_relations/",
         "headatlas relations check my_relations/ --model smollm2-135m",
     ],
-    "relations show": ["headatlas relations show country_to_capital"],
+    "relations show": ["headatlas relations show capital"],
+    "relations new": ["headatlas relations new metal_symbol --category Chemistry -o metal_symbol.json"],
+    "relations export": ["headatlas relations export copying,capital -o my_relations"],
     "families list": ["headatlas families list"],
     "families check": [
         "headatlas families check ./my-model",

@@ -10,10 +10,10 @@ from types import ModuleType
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 import headatlas
 from headatlas.cli import app
-from headatlas.relations import load
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -88,10 +88,21 @@ def test_python_examples_use_names_that_exist(page: Path) -> None:
             )
 
 
-def test_relation_files_in_the_docs_can_be_read(tmp_path: Path) -> None:
+def test_relation_files_in_the_docs_are_read_by_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = (ROOT / "docs" / "relations.md").read_text(encoding="utf-8")
     examples = re.findall(r"`(\w+\.(?:csv|tsv|json))`:\n\n```\w*\n(.*?)```", text, re.DOTALL)
-    assert len(examples) >= 4
+    assert len(examples) == 5
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_relations").mkdir()
     for name, content in examples:
-        (tmp_path / name).write_text(content, encoding="utf-8")
-    assert len(load(tmp_path)) == len(examples)
+        (tmp_path / "my_relations" / name).write_text(content, encoding="utf-8")
+    after = text[text.index(examples[-1][1]) :]
+    command, printed = re.findall(r"```sh\n(.*?)```\n\n```text\n(.*?)```", after, re.DOTALL)[0]
+    result = CliRunner().invoke(app, shlex.split(command)[1:])
+    assert result.exit_code == 0
+    assert result.stdout == printed
+    said = result.stderr.splitlines()
+    assert len(said) == len(examples) and all("at least 30 needed" in line for line in said)
+    assert "```text\n" + said[1] + "\n```" in after

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from headatlas.figures import describe, plot_categories
     from headatlas.mapping.plan import plan
     from headatlas.mapping.run import map_heads
-    from headatlas.relations import Pair, Relation
+    from headatlas.relations import Pair, Relation, core_relations, load_relations
 
 __version__ = "0.1.0"
 

@@ -5,25 +5,133 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from headatlas.relations import core, load_relations
 from tests.cli.conftest import Run, parsed
+from tests.mapping import checkpoints
 
 
 def test_list_has_the_shipped_relations(run: Run) -> None:
-    rows = parsed(run("relations", "list", "--json"))
+    rows = parsed(run("relations", "list", "--json"))["rows"]
     assert {"country_to_capital", "word_to_first_letter"} <= {row["relation"] for row in rows}
     assert all(row["provenance"]["licence"] for row in rows)
     assert "country → capital" in run("relations", "list").stdout
+    head, *lines = run("relations", "list", "capital", "copying", "--long").stdout.splitlines()
+    assert head.split() == [
+        "relation",
+        "title",
+        "category",
+        "sources",
+        "targets",
+        "copying",
+        "licence",
+        "source",
+    ]
+    assert [line.split()[0] for line in lines] == ["country_to_capital", "copying"]
+    assert all("CC0-1.0  written by hand" in line for line in lines)
 
 
 def test_check_counts_what_is_in_a_folder(run: Run, tmp_path: Path) -> None:
     (tmp_path / "colour.csv").write_text("source,target\nsky,blue\ngrass,green\nsea,blue|green\n")
     (tmp_path / "same.json").write_text(json.dumps([["a", "a"], ["b", "b"]]))
-    rows = {row["relation"]: row for row in parsed(run("relations", "check", tmp_path, "--json"))}
+    rows = {row["relation"]: row for row in parsed(run("relations", "check", tmp_path, "--json"))["rows"]}
     assert rows["colour"]["n_sources"] == 3 and rows["colour"]["n_targets"] == 2
     assert not rows["colour"]["copying"] and rows["same"]["copying"]
     lines = run("relations", "check", tmp_path).stdout.splitlines()
     assert lines[0].split() == ["relation", "category", "sources", "targets", "copying"]
     assert lines[1].split() == ["colour", "User", "3", "2", "no"]
+
+
+def test_check_says_what_is_too_small_or_doubtful(run: Run, tmp_path: Path) -> None:
+    pairs = [[f"s{at}", f"t{at}"] for at in range(29)]
+    (tmp_path / "a.json").write_text(json.dumps(pairs))
+    (tmp_path / "b.json").write_text(json.dumps([*pairs, ["x", ["y", "x"]]]))
+    (tmp_path / "c.json").write_text(json.dumps([[f"s{at}", f"t{at % 2}"] for at in range(30)]))
+    assert run("relations", "check", tmp_path).stderr.splitlines() == [
+        "below the minimum, an atlas leaves it out: a (29 sources, at least 30 needed)",
+        "b: 'x' is its own target; heads that copy score there too",
+        "below the minimum, an atlas leaves it out: c (2 distinct targets, at least 3 needed)",
+    ]
+    rows = parsed(run("relations", "check", tmp_path, "--json"))["rows"]
+    assert [row["too_small"] is None for row in rows] == [False, True, False]
+
+
+def test_check_goes_on_after_a_broken_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "bad.csv").write_text("source,target\nsky\n")
+    (tmp_path / "good.csv").write_text("source,target\nsky,blue\n")
+    (tmp_path / "worse.json").write_text("[")
+    result = run("relations", "check", tmp_path, "captial", code=2)
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["relation", "good"]
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert [error.split(": ")[1] for error in errors[:2]] == [
+        f"{tmp_path / 'bad.csv'}, line 2",
+        f"{tmp_path / 'worse.json'}, line 1",
+    ]
+    assert "did you mean country_to_capital?" in errors[2]
+    found = parsed(run("relations", "check", tmp_path, "--json", code=2))
+    assert [row["relation"] for row in found["rows"]] == ["good"]
+    assert len(found["problems"]) == 2
+
+
+@pytest.mark.parametrize(("policy", "usable"), [("single", 30), ("first-token", 31)])
+def test_check_with_a_model(run: Run, tmp_path: Path, policy: str, usable: int) -> None:
+    model = checkpoints.save(checkpoints.tiny_model("llama"), tmp_path / "model")
+    pairs = [[f"w{at}", f"w{at + 50}"] for at in range(20, 50)]
+    (tmp_path / "r.json").write_text(json.dumps([*pairs, ["w100", "w101 w102"], ["nothing", "w103"]]))
+    args = ("relations", "check", tmp_path / "r.json", "--model", model, "--target-policy", policy)
+    found = parsed(run(*args, "--json"))
+    assert (found["model"], found["lens"], found["target_policy"]) == (str(model), "neutral", policy)
+    assert found["rows"][0]["usable_sources"] == usable
+    assert found["rows"][0]["left_out"] is None
+    (tmp_path / "s.json").write_text(json.dumps([*pairs[1:], ["nothing", "w103"]]))
+    result = run("relations", "check", tmp_path / "s.json", "--model", model)
+    assert "left out with this model: s (29 usable sources, at least 30 needed)" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["my_colour.json", "my_colour.csv", "my_colour.tsv"])
+def test_new_writes_a_file_that_is_read(run: Run, tmp_path: Path, name: str) -> None:
+    more = ("--category", "Colours") if name.endswith("json") else ()
+    run("relations", "new", "My colour", "-o", tmp_path / "new" / name, *more)
+    (relation,) = load_relations(tmp_path / "new" / name)
+    assert (relation.name, relation.category) == ("my_colour", "Colours" if more else "User")
+    assert [(pair.source, pair.targets) for pair in relation.pairs] == [
+        ("hot", ("cold",)),
+        ("big", ("small", "little")),
+    ]
+    again = run("relations", "new", "My colour", "-o", tmp_path / "new" / name, code=2)
+    assert "there already" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["x", "-o", "x.txt"], "a relation file ends in .json, .csv or .tsv"),
+        (["x", "-o", "y.csv"], "a table is named after its file; call it x.csv"),
+        (["x", "-o", "x.csv", "--category", "C"], "no place for a category"),
+        (["→", "-o", "x.json"], "the name '' is not made of"),
+        (["x", "-o", "x.json", "--category", " C"], "the category begins or ends with a space"),
+    ],
+)
+def test_new_refuses(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in run("relations", "new", *args, code=2).stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_gives_the_same_relations(run: Run, tmp_path: Path) -> None:
+    run("relations", "export", "core", "-o", tmp_path / "all")
+    assert {each.sha256 for each in load_relations(tmp_path / "all")} == {each.sha256 for each in core()}
+    run("relations", "export", "capital,copying", "-o", tmp_path / "two")
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
+        "copying.json",
+        "country_to_capital.json",
+    ]
+    again = run("relations", "export", "copying", "antonym", "-o", tmp_path / "two", code=2)
+    assert "copying.json: there already" in again.stderr
+    assert not (tmp_path / "two" / "word_to_antonym.json").exists()
 
 
 def test_show_prints_pairs_and_their_origin(run: Run, tmp_path: Path) -> None:
@@ -40,7 +148,9 @@ def test_show_prints_pairs_and_their_origin(run: Run, tmp_path: Path) -> None:
 def test_show_of_a_folder_asks_for_one(run: Run, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.csv").write_text("source,target\nsky,blue\n")
-    assert "folder of 2 relations" in run("relations", "show", tmp_path, code=2).stderr
+    assert (
+        "these are 2 relations (a, b); give one of them" in run("relations", "show", tmp_path, code=2).stderr
+    )
 
 
 def test_families(run: Run) -> None:

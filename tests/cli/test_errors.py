@@ -31,7 +31,13 @@ from tests.cli.conftest import Run
         (["plot", "{dir}", "-o", "x.pdf", "--width", "3mm"], ["--width", "20 mm"]),
         (["export", "{dir}", "-o", "x.xlsx"], ["x.xlsx", ".parquet, .csv, .json"]),
         (["export", "{dir}", "-o", "/proc/x/heads.csv"], ["/proc/x/heads.csv", "cannot be written"]),
+        (["heads", "{dir}", "--relation", "captial"], ["'captial'", "did you mean country_to_capital?"]),
         (["relations", "check", "{no}"], ["no such file"]),
+        (
+            ["map", "smollm2-135m", "-o", "{no}", "--relations", "captial"],
+            ["did you mean country_to_capital?"],
+        ),
+        (["plan", "smollm2-135m", "--relations", "core,{no}"], ["no such file"]),
         (["relations", "show", "bogus"], ["bogus", "headatlas relations list"]),
         (["map", "smollm2-135m", "-o", "/proc/x"], ["/proc/x", "cannot be written", "-o"]),
         (["map", "smollm2-135m", "-o", "{file}"], ["is a file, not a folder"]),

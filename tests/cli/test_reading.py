@@ -42,7 +42,7 @@ def test_nan_becomes_null(run: Run, shared_folder: Path) -> None:
 
 
 def test_heads_can_be_narrowed(run: Run, shared_folder: Path) -> None:
-    one = parsed(run("heads", shared_folder, "--relation", "country_to_capital", "--all", "--json"))
+    one = parsed(run("heads", shared_folder, "--relation", "Capital", "--all", "--json"))
     assert {record["relation"] for record in one} == {"country_to_capital"}
     assert len(one) == 12
     category = parsed(run("heads", shared_folder, "--category", "knowledge", "--json"))

@@ -275,7 +275,9 @@ def replaced(old: str, new: str) -> Any:
         ({"layers": "-1"}, r"--layers '-1': write A-B"),
         ({"layers": (0, 1)}, r"--layers \(0, 1\): write A-B"),
         ({"relations": []}, r"no relations were given"),
-        ({"relations": ["a.csv"]}, r"relations holds 'a.csv'"),
+        ({"relations": 3}, r"relations is a number; give 'core'"),
+        ({"relations": ["core", None]}, r"relations\[1\] is nothing; give"),
+        ({"relations": ["a.csv"]}, r"a\.csv: no such file or folder"),
     ],
 )
 def test_options_out_of_range(given: dict[str, Any], message: str, mapped: Map, tmp_path: Path) -> None:
@@ -285,7 +287,7 @@ def test_options_out_of_range(given: dict[str, Any], message: str, mapped: Map, 
 
 
 def test_relations_of_one_name_are_refused(mapped: Map, relations: list[Relation]) -> None:
-    with pytest.raises(HeadatlasError, match=r"several relations are called few.*rename"):
+    with pytest.raises(HeadatlasError, match=r"the name 'few' comes from relations\[2\] too; rename"):
         mapped(relations=[*relations, replace(relations[2], category="Other")])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from headatlas.errors import HeadatlasError
-from headatlas.relations import Pair, Relation, load, readers
+from headatlas.relations import Pair, Relation, load_relations, readers
 
 FRANCE = Pair("France", ("Paris",))
 BOLIVIA = Pair("Bolivia", ("Sucre", "La Paz"))
@@ -21,7 +21,7 @@ def write(path: Path, text: str | bytes) -> Path:
 
 
 def one(path: Path) -> Relation:
-    (relation,) = load(path)
+    (relation,) = load_relations(path)
     return relation
 
 
@@ -32,7 +32,16 @@ def one(path: Path) -> Relation:
         ("capitals.csv", "source,target\r\nFrance,Paris\r\n\r\nBolivia,Sucre\r\nBolivia,La Paz\r\n"),
         ("capitals.csv", '\ufeffTarget, Source\n" Paris ", France\nSucre | La Paz, "Bolivia"\n'),
         ("capitals.CSV", "category,source,target\nx,France,Paris\nx,Bolivia,Sucre|La Paz|Sucre\n"),
+        ("capitals.csv", '\n"source","target"\n"France","Paris"\n"Bolivia","Sucre|La Paz"\n'),
+        ("capitals.csv", "source;target\r\nFrance;Paris\r\nBolivia;Sucre|La Paz\r\n"),
+        ("capitals.csv", '"target";"source";""\n"Paris";"France";"x"\n"Sucre|La Paz";Bolivia;\n'),
+        ("capitals.csv", "source\ttarget\rFrance\tParis\rBolivia\tSucre|La Paz\r"),
+        ("capitals.csv", "source,target\nFrance,Paris\nBolivia,Sucre|La Paz\n".encode("utf-16")),
+        ("capitals.tsv", "\ufeffSource\tTarget\nFrance\tParis\nBolivia\tSucre|La Paz\n".encode("utf-16-be")),
+        ("capitals.json", '[["France", "Paris"], ["Bolivia", ["Sucre", "La Paz"]]]'.encode("utf-32")),
         ("capitals.tsv", "source\ttarget\nFrance\tParis\nBolivia\tSucre|La Paz\n"),
+        ("capitals.tsv", "source,target\nFrance,Paris\nBolivia,Sucre|La Paz\n"),
+        ("capitals.json", '\ufeff[["France", "Paris"],\r\n["Bolivia", ["Sucre", "La Paz"]]]'),
         ("capitals.json", '[["France", "Paris"], ["Bolivia", ["Sucre", "La Paz"]]]'),
         ("capitals.json", '[["France", "Paris"], ["Bolivia", "Sucre"], ["Bolivia", "La Paz"]]'),
         ("capitals.json", '{"pairs": [["France", ["Paris"]], ["Bolivia", ["Sucre", "La Paz"]]]}'),
@@ -43,7 +52,7 @@ def one(path: Path) -> Relation:
         ),
     ],
 )
-def test_every_form_gives_the_same_relation(tmp_path: Path, name: str, text: str) -> None:
+def test_every_form_gives_the_same_relation(tmp_path: Path, name: str, text: str | bytes) -> None:
     relation = one(write(tmp_path / name, text))
     assert relation == Relation("capitals", "capitals", "User", (FRANCE, BOLIVIA))
     assert relation.file == str(tmp_path / name)
@@ -70,6 +79,38 @@ def test_own_format_says_everything(tmp_path: Path) -> None:
     assert relation.provenance == {"source": "me", "licence": "CC0-1.0", "note": "two\nlines"}
 
 
+def test_words_from_right_to_left_are_kept(tmp_path: Path) -> None:
+    relation = one(
+        write(tmp_path / "rtl.csv", "source,target\nצרפת,פריז|עיר האורות\nمصر,القاهرة\nمی‌خواهم,می‌خواهی\n")
+    )
+    assert relation.pairs == (
+        Pair("צרפת", ("פריז", "עיר האורות")),
+        Pair("مصر", ("القاهرة",)),
+        Pair("می‌خواهم", ("می‌خواهی",)),
+    )
+
+
+def test_a_word_may_hold_the_separator_and_quotes_in_quotes(tmp_path: Path) -> None:
+    text = 'source;target\n"a;b";"say ""c"""\nd,e;f\n'
+    assert one(write(tmp_path / "q.csv", text)).pairs == (Pair("a;b", ('say "c"',)), Pair("d,e", ("f",)))
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_a_hundred_thousand_pairs(tmp_path: Path, form: str) -> None:
+    pairs = [[f"s{at}", f"t{at % 1000}"] for at in range(100_000)]
+    rows = "source,target\n" + "".join(f"{source},{target}\n" for source, target in pairs)
+    relation = one(write(tmp_path / f"many.{form}", rows if form == "csv" else json.dumps(pairs)))
+    assert len(relation.pairs) == 100_000
+    assert relation.n_targets == 1000
+    assert relation.pairs[-1] == Pair("s99999", ("t999",))
+
+
+def test_a_source_on_several_rows_has_all_targets_also_itself(tmp_path: Path) -> None:
+    relation = one(write(tmp_path / "m.csv", "source,target\na,a\nb,c\na,d|a\n"))
+    assert relation.pairs == (Pair("a", ("a", "d")), Pair("b", ("c",)))
+    assert not relation.copying
+
+
 def test_numbers_need_no_quotes_in_json(tmp_path: Path) -> None:
     assert one(write(tmp_path / "years.json", "[[1990, 1991]]")).pairs == (Pair("1990", ("1991",)),)
 
@@ -93,7 +134,7 @@ def test_folder_flat_nested_and_by_category(tmp_path: Path) -> None:
     write(tmp_path / "said.json", '{"category": "Own", "pairs": [["a", "b"]]}')
     for ignored in ("README.md", "alone/data_source.txt", ".DS_Store", ".hidden/x.json", "knowledge/.x.json"):
         write(tmp_path / ignored, b"\xff not a relation")
-    assert {relation.name: relation.category for relation in load(tmp_path)} == {
+    assert {relation.name: relation.category for relation in load_relations(tmp_path)} == {
         "flat": "User",
         "alone": "User",
         "capitals": "Knowledge",
@@ -107,7 +148,26 @@ def test_folder_flat_nested_and_by_category(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "", "line 1: the header must name"),
+        ("a.csv", "", "line 1: the file is empty"),
+        ("a.csv", "\ufeff\r\n", "line 1: the file is empty"),
+        ("a.csv", ",,\n", "line 1: the header must name"),
+        (
+            "a.csv",
+            "\nSources,target\na,b\n",
+            'line 2: the header must name "source" and "target" once each; it has',
+        ),
+        ("a.csv", "source;target\na;b\nc,d\n", "line 3: 1 columns where the header has 2"),
+        ("a.csv", "source,target\na,b\n".encode("utf-16-le"), "line 1: holds zero bytes"),
+        (
+            "a.csv",
+            "source,target\na,b\n".encode("utf-16")[:-1],
+            "line 2: not UTF-16 text; save the file as UTF-8",
+        ),
+        (
+            "a.csv",
+            "source,target\nא,ב\u200f\n",
+            "line 2: the target holds the invisible character U+200F (right-to-left",
+        ),
         ("a.csv", "France,Paris\n", "line 1: the header must name"),
         ("a.csv", "source,target,source\na,b,c\n", "line 1: the header must name"),
         ("a.csv", "source,target\n", "there are no pairs"),
@@ -122,15 +182,15 @@ def test_folder_flat_nested_and_by_category(tmp_path: Path) -> None:
         ("a.csv", 'source,target\n"a\nb",c\n', "line 3: the source holds the control"),
         ("a.tsv", "source\ttarget\na\t" + "b" * 201 + "\n", "line 2: the target is longer than"),
         ("a.csv", b"source,target\nFran\xe7a,b\n", "line 2: not UTF-8"),
-        ("a.csv", "source,target\na,b\n".encode("utf-16"), "line 1: not UTF-8"),
-        ("a.json", "", "line 1: not valid JSON"),
+        ("a.json", "", "line 1: the file is empty"),
+        ("a.json", "{", "line 1: not valid JSON"),
         ("a.json", '[\n["France", "Paris"],\n]', "line 3: not valid JSON"),
         ("a.json", '[\n["France", "Paris"],\n["Italy", ""]\n]', "line 3: the target is empty"),
         ("a.json", '[\n["France", "Paris"],\n\n["Italy", []]\n]', "line 4: the source has no target"),
         ("a.json", '{"x": [\n], "pairs": [\n["a", "b"], ["c", "d"],\n["e"]]}', "line 4: not a pair"),
         ("a.json", '{"samples": [\n{"subject": "a"}]}', "line 2: not a pair"),
-        ("a.json", '[["a", null]]', "line 1: the target is not a word but NoneType"),
-        ("a.json", "[[true, 1]]", "line 1: the source is not a word but bool"),
+        ("a.json", '[["a", null]]', "line 1: the target is not a word but nothing"),
+        ("a.json", "[[true, 1]]", "line 1: the source is not a word but true or false"),
         ("a.json", '[["a", "\\ud800"]]', "line 1: the target holds the control or invalid character U+D800"),
         ("a.json", "[]", "there are no pairs"),
         ("a.json", '{"France": "Paris"}', "not a relation"),
@@ -138,9 +198,10 @@ def test_folder_flat_nested_and_by_category(tmp_path: Path) -> None:
         ("a.json", "[" * 100_000, "cannot be read"),
         ("a.json", "[" + "1" * 5000 + "]", "cannot be read"),
         ("a.json", '{"name": "No Name", "pairs": [["a", "b"]]}', "the name 'No Name' is not made of"),
-        ("a.json", '{"title": 3, "pairs": [["a", "b"]]}', '"title" is no text'),
-        ("a.json", '{"category": " x", "pairs": [["a", "b"]]}', '"category" begins or ends'),
-        ("a.json", '{"copying": "no", "pairs": [["a", "b"]]}', "\"copying\" is 'no'"),
+        ("a.json", '{"title": 3, "pairs": [["a", "b"]]}', 'line 1: "title" is no text'),
+        ("a.json", '{"samples": [],\n"name": 3}', 'line 2: "title" is no text'),
+        ("a.json", '{"pairs": [["a", "b"]],\n"category": " x"}', 'line 2: "category" begins or ends'),
+        ("a.json", '{"pairs": [["a", "b"]],\n\n"copying": "no"}', "line 3: \"copying\" is 'no'"),
         ("法.csv", "source,target\na,b\n", "the name '' is not made of"),
         ("a.txt", "France Paris", "a relation file ends in"),
     ],
@@ -150,7 +211,7 @@ def test_mistakes_are_named_with_file_and_line(
 ) -> None:
     path = write(tmp_path / name, text)
     with pytest.raises(HeadatlasError) as caught:
-        load(path)
+        load_relations(path)
     assert str(caught.value).startswith(str(path))
     assert message in str(caught.value)
 
@@ -158,15 +219,17 @@ def test_mistakes_are_named_with_file_and_line(
 def test_two_relations_of_one_name(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", "source,target\na,b\n")
     write(tmp_path / "a" / "a.json", '[["a", "b"]]')
-    with pytest.raises(HeadatlasError, match="has the name 'a' too; rename one"):
-        load(tmp_path)
+    with pytest.raises(
+        HeadatlasError, match=r"a\.csv: a relation with the name 'a' comes from .*a\.json too"
+    ):
+        load_relations(tmp_path)
 
 
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(HeadatlasError, match="no such file or folder"):
-        load(tmp_path / "missing")
+        load_relations(tmp_path / "missing")
     with pytest.raises(HeadatlasError, match="no relation file"):
-        load(tmp_path)
+        load_relations(tmp_path)
 
 
 def test_too_large_is_said_before_reading(tmp_path: Path) -> None:
@@ -174,4 +237,4 @@ def test_too_large_is_said_before_reading(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(readers.MAX_BYTES + 1)  # sparse: takes no space on disk
     with pytest.raises(HeadatlasError, match="too large for a relation"):
-        load(path)
+        load_relations(path)

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from headatlas.errors import HeadatlasError
-from headatlas.relations import CORE_CATEGORIES, Relation, core, load, shipped
-from headatlas.relations.words import relation_problem
+from headatlas.relations import CORE_CATEGORIES, Relation, core, core_relations, load_relations, shipped
 
 MIN_SOURCES = 100
 # Closed classes: the language has no more of them, or no more that are common.
@@ -32,7 +31,6 @@ def test_categories_come_in_order_and_names_are_distinct() -> None:
 
 @pytest.mark.parametrize("relation", core(), ids=by_name)
 def test_enough_valid_pairs(relation: Relation) -> None:
-    assert relation_problem(relation) is None
     assert len(relation.pairs) >= SMALL.get(relation.name, MIN_SOURCES)
     assert len({target for pair in relation.pairs for target in pair.targets}) >= 3
 
@@ -86,8 +84,24 @@ def test_years_are_followed_by_the_next() -> None:
     assert all(pair.targets == (str(int(pair.source) + 1),) for pair in years.pairs)
 
 
+def test_what_is_written_is_the_file() -> None:
+    assert [each.to_json() for each in core()] == [Path(each.file).read_text("utf-8") for each in core()]
+
+
+def test_core_relations_are_asked_for_by_name() -> None:
+    assert core_relations() == core()
+    assert [each.name for each in core_relations("COPYING", "capital", "copying")] == [
+        "copying",
+        "country_to_capital",
+    ]
+    with pytest.raises(HeadatlasError, match="did you mean country_to_capital or country_to_language"):
+        core_relations("country")
+
+
 def test_the_shipped_folder_reads_as_a_users_would() -> None:
-    assert {relation.sha256 for relation in load(shipped.DATA)} == {relation.sha256 for relation in core()}
+    assert {relation.sha256 for relation in load_relations(shipped.DATA)} == {
+        relation.sha256 for relation in core()
+    }
 
 
 @pytest.mark.parametrize(

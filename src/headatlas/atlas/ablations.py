@@ -165,4 +165,4 @@ def at_least(hits: int, n: int) -> float:
 
     Whole numbers until the division, so it is exact; 1 for no throw.
     """
-    return sum(comb(n, i) for i in range(hits, n + 1)) / 2**n
+    return float(sum(comb(n, i) for i in range(hits, n + 1)) / 2**n)

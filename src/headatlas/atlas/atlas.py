@@ -26,6 +26,7 @@ from headatlas.atlas.store import ATLAS_NAME, atlas_path, copy_store, read_array
 from headatlas.errors import HeadatlasError
 from headatlas.options import Thresholds
 from headatlas.relations.relation import CORE_CATEGORIES
+from headatlas.relations.selection import match_relation
 from headatlas.scoring.scores import false_discovery_rates, wilson
 from headatlas.storage import Place
 
@@ -458,16 +459,15 @@ class Atlas:
         return pd.DataFrame(columns)
 
     def known(self, relation: str) -> str:
-        """The name of a scored relation, given by its name or by the title that figures print."""
+        """The name of a scored relation, given by its name, in any case, by a part that no other name has, or
+        by the title that figures print."""
         frame = self.relations
-        titled = frame["relation"][frame["title"] == relation].tolist()
-        name = titled[0] if len(titled) == 1 and relation not in set(frame["relation"]) else relation
+        names, titled = list(frame["relation"]), frame["relation"][frame["title"] == relation].tolist()
+        exact = len(titled) == 1 and relation not in names
+        name = str(titled[0]) if exact else match_relation(relation, names)
         if name in self.left_out:
-            raise HeadatlasError(f"relation {relation!r} was left out of this atlas: {self.left_out[name]}.")
-        if name not in set(self.included["relation"]):
-            known = ", ".join(self.included["relation"])
-            raise HeadatlasError(f"this atlas has no relation {relation!r}; it has {known}.")
-        return str(name)
+            raise HeadatlasError(f"relation {name!r} was left out of this atlas: {self.left_out[name]}.")
+        return name
 
     def categories(self) -> pd.DataFrame:
         """One row per mapped head: layer, head, n_categories, which (tuple of categories, in panel order),

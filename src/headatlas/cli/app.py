@@ -55,10 +55,10 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _global(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - its callback prints it
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
-    debug: Annotated[
+    debug: Annotated[  # noqa: ARG001 - read where errors are caught
         bool,
         typer.Option("--debug", envvar="HEADATLAS_DEBUG", help="Show the traceback of an error."),
     ] = False,

@@ -6,7 +6,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,8 +17,8 @@ from headatlas.cli.options import (
     ModelArgument,
     Relations,
     Remote,
+    TargetPolicyOption,
     computes,
-    names_of,
     not_dash,
     sets_thresholds,
 )
@@ -86,10 +86,7 @@ def map_model(
     layers: Annotated[
         str | None, typer.Option("--layers", metavar="A-B", help="Map only these layers, both ends included.")
     ] = None,
-    target_policy: Annotated[
-        Literal["single", "first-token"],
-        typer.Option("--target-policy", help="Whether a target of several tokens may count by its first."),
-    ] = "single",
+    target_policy: TargetPolicyOption = "single",
     ceiling: Annotated[
         int,
         typer.Option("--ceiling", metavar="N", help="Ranks are stored exactly below N; k can be up to N."),
@@ -146,7 +143,7 @@ def _relations(given: list[str] | None) -> Any:
     """What is asked for, read before anything heavy is imported."""
     from headatlas.relations import resolve_relations
 
-    return resolve_relations(names_of(given, "relations") or "core")
+    return resolve_relations(given or "core")
 
 
 def _since_start() -> float:

@@ -91,6 +91,10 @@ PresetOption = Annotated[
         show_default=False,
     ),
 ]
+TargetPolicyOption = Annotated[
+    Literal["single", "first-token"],
+    typer.Option("--target-policy", help="Whether a target of several tokens may count by its first."),
+]
 Remote = Annotated[
     bool,
     typer.Option(

@@ -7,17 +7,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headatlas.cli.options import AsJson, Lens
+from headatlas.cli.options import AsJson, Lens, TargetPolicyOption, not_dash, shipped_names
 from headatlas.cli.output import print_json, print_table, say
 from headatlas.errors import HeadatlasError
+from headatlas.options import TargetPolicy
 
 if TYPE_CHECKING:
     from headatlas.relations import Relation
 
-Source = Annotated[
-    str,
-    typer.Argument(metavar="PATH", help="A relation file or a folder of them; core for the shipped ones."),
+Specs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[core|NAME|PATH]…",
+        help="core, names of shipped relations, files or folders. Default: core.",
+        show_default=False,
+        autocompletion=shipped_names,
+    ),
 ]
+
+SCAFFOLD_PAIRS = [("hot", "cold"), ("big", ["small", "little"])]
+"""What a new file holds, to be replaced: a source with one target, and one with several."""
 
 
 def register(app: typer.Typer) -> None:
@@ -26,23 +35,34 @@ def register(app: typer.Typer) -> None:
     relations.command("list")(list_relations)
     relations.command("check")(check_relations)
     relations.command("show")(show_relation)
+    relations.command("new")(new_relation)
+    relations.command("export")(export_relations)
     app.add_typer(relations, name="relations")
 
 
-def list_relations(source: Source = "core", as_json: AsJson = False) -> None:
-    """List the shipped relations, or those in PATH."""
-    found = _relations(source)
+def list_relations(
+    specs: Specs = None,
+    long: Annotated[
+        bool, typer.Option("--long", help="Also targets, copying, licence and where the pairs come from.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the shipped relations, or those given."""
+    from headatlas.relations import resolve_relations
+
+    records = [_record(relation) for relation in resolve_relations(specs or "core")]
     if as_json:
-        print_json([_record(relation) for relation in found])
+        print_json({"rows": records})
         return
-    print_table(
-        ["relation", "title", "category", "sources"],
-        [[each.name, each.title, each.category, len(each.pairs)] for each in found],
-    )
+    columns = {"relation": "relation", "title": "title", "category": "category", "sources": "n_sources"}
+    if long:
+        columns |= {"targets": "n_targets", "copying": "copying", "licence": "licence", "source": "source"}
+    rows = [{**record, **record["provenance"], "copying": _yes(record["copying"])} for record in records]
+    print_table(list(columns), [[row.get(key) for key in columns.values()] for row in rows])
 
 
 def check_relations(
-    source: Source = "core",
+    specs: Specs = None,
     model: Annotated[
         str | None,
         typer.Option("--model", metavar="MODEL", help="Also count what this model's tokenizer can use."),
@@ -50,28 +70,35 @@ def check_relations(
     lens: Annotated[
         Lens, typer.Option("--lens", help="The lens to check for: maps needs sources of one token.")
     ] = "neutral",
+    target_policy: TargetPolicyOption = "single",
     as_json: AsJson = False,
 ) -> None:
     """Check relation files, and what a model can use of them.
 
-    Without --model the files are read and counted. With it, its tokenizer says which sources and targets can
-    be used, and why the others cannot. No weights are read.
+    Every file is read, also after one that is broken. The relations that are too small for an atlas (30
+    sources, 3 targets) are named. With --model, its tokenizer says which sources and targets can be used, and
+    why the others cannot; no weights are read. The exit code is 2 if something could not be read, else 0.
     """
-    found = _relations(source)
-    rows = [_record(relation) for relation in found]
-    if model is not None:
-        for row, usable in zip(rows, _usable(found, model, lens), strict=True):
+    from headatlas.relations import try_relations
+
+    found, problems = try_relations(specs or "core")
+    rows = [{**_record(relation), **_size(relation)} for relation in found]
+    if model is not None and found:
+        for row, usable in zip(rows, _usable(found, model, lens, target_policy), strict=True):
             row.update(usable)
+    asked = {"model": model, "lens": lens, "target_policy": target_policy}
     if as_json:
-        print_json(rows)
-        return
-    columns = ["relation", "category", "sources", "targets", "copying"]
-    if model is not None:
-        columns += ["usable", "usable targets", "not used"]
-    print_table(columns, [_check_row(row) for row in rows])
-    left_out = [row for row in rows if row.get("left_out")]
-    for row in left_out:
-        say(f"left out: {row['relation']} ({row['left_out']})")
+        print_json({**asked, "rows": rows, "problems": [str(problem) for problem in problems]})
+    elif rows:
+        columns = ["relation", "category", "sources", "targets", "copying"]
+        if model is not None:
+            columns += ["usable", "usable targets", "not used"]
+        print_table(columns, [_check_row(row) for row in rows])
+        _say_remarks(rows)
+    for problem in problems:
+        say(f"error: {problem}")
+    if problems:
+        raise typer.Exit(2)
 
 
 def show_relation(
@@ -81,37 +108,113 @@ def show_relation(
     as_json: AsJson = False,
 ) -> None:
     """Print the pairs of one relation."""
-    for relation in _named(name):
-        if as_json:
-            pairs = [[pair.source, list(pair.targets)] for pair in relation.pairs]
-            print_json({**_record(relation), "pairs": pairs})
-            continue
-        say(f"{relation.title} ({relation.category}), {len(relation.pairs)} sources")
-        for key, text in relation.provenance.items():
-            say(f"{key}: {text}")
-        print_table(["source", "targets"], [[p.source, " | ".join(p.targets)] for p in relation.pairs])
+    from headatlas.relations import resolve_relations
 
-
-def _relations(source: str) -> tuple[Relation, ...]:
-    from headatlas.relations import core, load
-
-    return core() if source == "core" else load(source)
-
-
-def _named(name: str) -> list[Relation]:
-    from headatlas.relations import core, load
-
-    shipped = [relation for relation in core() if relation.name == name]
-    if shipped:
-        return shipped
-    if not Path(name).exists():
-        raise HeadatlasError(
-            f"{name}: neither a shipped relation nor a file; `headatlas relations list` has the names."
-        )
-    found = load(name)
+    found = resolve_relations(name)
     if len(found) > 1:
-        raise HeadatlasError(f"{name}: a folder of {len(found)} relations; give one of its files.")
-    return list(found)
+        names = ", ".join(relation.name for relation in found[:5]) + (", …" if len(found) > 5 else "")
+        raise HeadatlasError(f"{name}: these are {len(found)} relations ({names}); give one of them.")
+    relation = found[0]
+    if as_json:
+        pairs = [[pair.source, list(pair.targets)] for pair in relation.pairs]
+        print_json({**_record(relation), "pairs": pairs})
+        return
+    say(f"{relation.title} ({relation.category}), {len(relation.pairs)} sources")
+    for key, text in relation.provenance.items():
+        say(f"{key}: {text}")
+    print_table(["source", "targets"], [[p.source, " | ".join(p.targets)] for p in relation.pairs])
+
+
+def new_relation(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The relation's name or title.", show_default=False)
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="A .json, .csv or .tsv.",
+            show_default=False,
+            callback=not_dash,
+        ),
+    ],
+    category: Annotated[
+        str | None, typer.Option("--category", metavar="NAME", help="Its panel. Default: User.")
+    ] = None,
+) -> None:
+    """Write a small relation file to begin with.
+
+    It holds two example pairs, to be replaced. JSON has room for a category, the source and the licence of
+    the pairs; a CSV or TSV is named after its file and its category is User.
+    """
+    from dataclasses import replace
+
+    from headatlas.relations import Relation
+
+    relation = Relation.from_pairs(name, SCAFFOLD_PAIRS, category=category or "User")
+    relation = replace(relation, provenance={"source": "", "licence": "", "note": ""})
+    kind = out.suffix.lower()
+    if kind == ".json":
+        text = relation.to_json()
+    elif kind in (".csv", ".tsv"):
+        if category is not None:
+            raise HeadatlasError(f"{out}: a table has no place for a category; end the name in .json.")
+        if out.stem != relation.name:
+            raise HeadatlasError(f"{out}: a table is named after its file; call it {relation.name}{kind}.")
+        separator = "," if kind == ".csv" else "\t"
+        rows = [("source", "target"), *((pair.source, "|".join(pair.targets)) for pair in relation.pairs)]
+        text = "".join(f"{separator.join(row)}\n" for row in rows)
+    else:
+        raise HeadatlasError(f"{out}: a relation file ends in .json, .csv or .tsv.")
+    _write_new({out: text})
+    say(f"written: {out}; replace its pairs, then: headatlas relations check {out}")
+
+
+def export_relations(
+    specs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="core|NAME|PATH…",
+            help="core, names of shipped relations, files or folders.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FOLDER",
+            help="Folder for the files.",
+            show_default=False,
+            callback=not_dash,
+        ),
+    ],
+) -> None:
+    """Write relations as JSON files, one each, to read or to change them.
+
+    What is written gives the same relations again: the same names, categories, pairs and hashes.
+    """
+    from headatlas.relations import resolve_relations
+
+    found = resolve_relations(specs)
+    _write_new({out / f"{relation.name}.json": relation.to_json() for relation in found})
+    say(f"written: {len(found)} {'file' if len(found) == 1 else 'files'} to {out}")
+
+
+def _write_new(texts: dict[Path, str]) -> None:
+    """Write files, none of which may be there already."""
+    from headatlas.files import replacing
+
+    there = [path for path in texts if path.exists()]
+    if there:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise HeadatlasError(f"{there[0]}{more}: there already; choose another `out`.")
+    for path, text in texts.items():
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _record(relation: Relation) -> dict[str, Any]:
@@ -121,10 +224,34 @@ def _record(relation: Relation) -> dict[str, Any]:
         "category": relation.category,
         "copying": relation.copying,
         "n_sources": len(relation.pairs),
-        "n_targets": len({target for pair in relation.pairs for target in pair.targets}),
+        "n_targets": relation.n_targets,
         "provenance": relation.provenance,
         "sha256": relation.sha256,
     }
+
+
+def _size(relation: Relation) -> dict[str, Any]:
+    """What is too small or doubtful about a relation before any tokenizer has seen it."""
+    from headatlas.relations import too_small
+
+    own = [pair.source for pair in relation.pairs if not relation.copying and pair.source in pair.targets]
+    return {"too_small": too_small(len(relation.pairs), relation.n_targets), "own_targets": own}
+
+
+def _say_remarks(rows: list[dict[str, Any]]) -> None:
+    """What keeps relations out of an atlas, and what would make their scores doubtful."""
+    for row in rows:
+        if why := row["too_small"]:
+            say(f"below the minimum, an atlas leaves it out: {row['relation']} ({why})")
+        elif why := row.get("left_out"):
+            say(f"left out with this model: {row['relation']} ({why})")
+        if own := row["own_targets"]:
+            words = f"{own[0]!r} is its own target" if len(own) == 1 else f"{len(own)} sources are their own"
+            say(f"{row['relation']}: {words}; heads that copy score there too")
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def _check_row(row: dict[str, Any]) -> list[Any]:
@@ -133,7 +260,7 @@ def _check_row(row: dict[str, Any]) -> list[Any]:
         row["category"],
         row["n_sources"],
         row["n_targets"],
-        "yes" if row["copying"] else "no",
+        _yes(row["copying"]),
     ]
     if "usable_sources" in row:
         reasons = [f"{reason} ({len(sources)})" for reason, sources in row["dropped"].items() if sources]
@@ -141,7 +268,9 @@ def _check_row(row: dict[str, Any]) -> list[Any]:
     return cells
 
 
-def _usable(relations: tuple[Relation, ...], model: str, lens: Lens) -> list[dict[str, Any]]:
+def _usable(
+    relations: tuple[Relation, ...], model: str, lens: Lens, target_policy: TargetPolicy
+) -> list[dict[str, Any]]:
     """What a model's tokenizer can use of each relation."""
     from headatlas.architectures import open_model
     from headatlas.lenses.lens import lens_named
@@ -154,7 +283,13 @@ def _usable(relations: tuple[Relation, ...], model: str, lens: Lens) -> list[dic
     longest = lens_named(lens).max_source_tokens
     rows = []
     for relation in relations:
-        seen = tokenise(relation, tokenizer, competing=competing, max_source_tokens=longest)
+        seen = tokenise(
+            relation,
+            tokenizer,
+            competing=competing,
+            max_source_tokens=longest,
+            target_policy=target_policy,
+        )
         rows.append(
             {
                 "usable_sources": len(seen.pairs),

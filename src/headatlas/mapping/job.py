@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.lenses import Lens, lens_named
 from headatlas.mapping.questions import Questions, ask
 from headatlas.options import CEILING, MAX_CEILING, TargetPolicy, Thresholds
-from headatlas.relations import Relation, competing_tokens, core, load, tokenise
+from headatlas.relations import RelationSpec, competing_tokens, resolve_relations, tokenise
 from headatlas.weights import fingerprint, need_on_disk, open_checkpoint, tokenizer_hash
 
 if TYPE_CHECKING:
@@ -90,27 +90,6 @@ class Job:
     provenance: dict[str, Any]
 
 
-def relations_asked(relations: str | Path | Sequence[Relation]) -> tuple[Relation, ...]:
-    """``"core"``, a file or folder, or relations already read."""
-    if isinstance(relations, (str, Path)):
-        return core() if str(relations) == "core" else load(relations)
-    if not relations:
-        raise HeadatlasError("no relations were given; use 'core', a file, a folder, or a list of Relation.")
-    for relation in relations:
-        if not isinstance(relation, Relation):
-            raise HeadatlasError(
-                f"relations holds {relation!r}; give one file or folder, or Relation objects as "
-                "headatlas.load_relations returns them."
-            )
-    names = [relation.name for relation in relations]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise HeadatlasError(
-            f"several relations are called {', '.join(repeated)}; an atlas tells them apart by name: "
-            "rename all but one."
-        )
-    return tuple(relations)
-
-
 def open_for(
     lens: Lens,
     model: str | Path | PreTrainedModel,
@@ -132,7 +111,7 @@ def open_for(
 def prepare(
     model: str | Path | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
-    relations: str | Path | Sequence[Relation],
+    relations: RelationSpec,
     chosen: Options,
     *,
     remote: bool = False,
@@ -142,7 +121,7 @@ def prepare(
     Raises:
         HeadatlasError: The model or the relations cannot be used.
     """
-    asked = relations_asked(relations)
+    asked = resolve_relations(relations)
     opened = open_for(chosen.lens, model, tokenizer, remote=remote)
     checked = self_check(opened)
     words = opened.tokenizer()

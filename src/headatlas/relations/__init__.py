@@ -1,9 +1,16 @@
 """What do we look for? Relations: shipped ones, the user's own, and how a tokenizer sees them."""
 
-from headatlas.relations.readers import load
 from headatlas.relations.relation import CORE_CATEGORIES, Pair, Relation, TokenisedPair, TokenisedRelation
+from headatlas.relations.selection import (
+    RelationSpec,
+    core_relations,
+    load_relations,
+    match_relation,
+    resolve_relations,
+    try_relations,
+)
 from headatlas.relations.shipped import core
-from headatlas.relations.tokenising import MIN_SOURCES, MIN_TARGETS, tokenise
+from headatlas.relations.tokenising import MIN_SOURCES, MIN_TARGETS, tokenise, too_small
 from headatlas.relations.vocabulary import competing_tokens
 
 __all__ = [
@@ -12,10 +19,16 @@ __all__ = [
     "MIN_TARGETS",
     "Pair",
     "Relation",
+    "RelationSpec",
     "TokenisedPair",
     "TokenisedRelation",
     "competing_tokens",
     "core",
-    "load",
+    "core_relations",
+    "load_relations",
+    "match_relation",
+    "resolve_relations",
     "tokenise",
+    "too_small",
+    "try_relations",
 ]

@@ -1,81 +1,115 @@
-"""The user's own relations: one file, or a folder of files.
+"""Relation files: which of a folder are read, and how the text of each becomes a relation.
 
-A folder may be flat, hold one folder per relation (``name/name.json``), or one folder per category.
+A file is a table (CSV, TSV) or JSON: headatlas' own format, a list of pairs, or the samples of the LRE data
+sets. A folder may be flat, hold one folder per relation (``name/name.json``), or one folder per category.
+Every mistake is said with the file and, where there is one, the line.
 """
 
 from __future__ import annotations
 
+import codecs
+import csv
+import io
+import json
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from headatlas.errors import HeadatlasError
-from headatlas.relations.json_reader import read_json
-from headatlas.relations.relation import CORE_CATEGORIES, Relation
-from headatlas.relations.table_reader import read_table
-from headatlas.relations.words import relation_problem
+from headatlas.relations.relation import (
+    CORE_CATEGORIES,
+    PROVENANCE,
+    USER_CATEGORY,
+    Pair,
+    Relation,
+    as_pair,
+    is_copying,
+    kind,
+    merge,
+    slug,
+    word_problem,
+)
 
-USER_CATEGORY = "User"
 MAX_BYTES = 64 * 2**20
 
-_READERS: dict[str, Callable[[str, Path, str], Relation]] = {
-    ".json": read_json,
-    ".csv": read_table,
-    ".tsv": read_table,
-}
 _FORMATS = ".json, .csv or .tsv"
 _DEPTH = 3  # folder/category/name/name.json
+# The longer mark first: UTF-32 begins as UTF-16 does.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_SEPARATORS = (",", ";", "\t")
+_NO_ROW: tuple[int, list[str]] = (1, [])
+_SPACE = re.compile(r"[ \t\n\r]*")
 
 
-def load(path: Path | str) -> tuple[Relation, ...]:
-    """The relations in a file, or in a folder and its subfolders, in the order of their paths.
+def relation_files(path: Path) -> list[tuple[Path, str]]:
+    """The relation files of a file or folder, in the order of their paths, each with its default category.
 
-    A relation is named after its file unless the file says otherwise. Its category is the one the file
-    gives; else, if the folder's subfolder it is in holds several relations, that subfolder's name; else
-    ``"User"``. Files with other endings (README, notes) and hidden files are ignored in a folder.
-
-    Args:
-        path: A ``.json``, ``.csv`` or ``.tsv`` file, or a folder.
+    In a folder that is the name of the subfolder that several relations share; elsewhere ``"User"``. Files
+    with other endings (README, notes) and hidden files are ignored in a folder.
 
     Raises:
-        HeadatlasError: Nothing there, a malformed file (with the line), two relations of one name.
+        HeadatlasError: Nothing there, or no relation file in the folder.
     """
-    path = Path(path)
-    if path.is_dir():
-        files = _files(path)
-    elif path.is_file():
-        files = [(path, USER_CATEGORY)]
-    else:
-        raise HeadatlasError(
-            f"{path}: no such file or folder; give a relation file ({_FORMATS}) or a folder of them."
-        )
-    relations = [_read(file, category) for file, category in files]
-    _check_names(relations)
-    return tuple(relations)
-
-
-def _files(folder: Path) -> list[tuple[Path, str]]:
-    """Every relation file of `folder` with the category its place gives it."""
     patterns = ["/".join(["*"] * (depth + 1)) for depth in range(_DEPTH)]
     try:
+        if path.is_file():
+            return [(path, USER_CATEGORY)]
+        if not path.is_dir():
+            raise HeadatlasError(
+                f"{path}: no such file or folder; give a relation file ({_FORMATS}) or a folder of them."
+            )
         found = sorted(
-            path
+            each
             for pattern in patterns
-            for path in folder.glob(pattern)
-            if path.suffix.lower() in _READERS
-            and path.is_file()
-            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+            for each in path.glob(pattern)
+            if looks_like_a_file(each.name)
+            and each.is_file()
+            and not any(part.startswith(".") for part in each.relative_to(path).parts)
         )
     except OSError as error:
-        raise HeadatlasError(f"{folder}: cannot be read ({error.strerror}).") from None
+        raise HeadatlasError(f"{path}: cannot be read ({error.strerror}).") from None
     if not found:
-        raise HeadatlasError(f"{folder}: no relation file ({_FORMATS}) in this folder; put one there.")
-    tops = [path.relative_to(folder).parts[0] for path in found]
+        raise HeadatlasError(f"{path}: no relation file ({_FORMATS}) in this folder; put one there.")
+    tops = [each.relative_to(path).parts[0] for each in found]
     members = Counter(tops)  # a file directly in the folder counts once under its own name
     return [
-        (path, _category(top) if members[top] > 1 else USER_CATEGORY)
-        for path, top in zip(found, tops, strict=True)
+        (each, _category(top) if members[top] > 1 else USER_CATEGORY)
+        for each, top in zip(found, tops, strict=True)
     ]
+
+
+def looks_like_a_file(name: str) -> bool:
+    """Whether a name ends as relation files do."""
+    return Path(name).suffix.lower() in _READERS
+
+
+def read_relation(path: Path, category: str = USER_CATEGORY) -> Relation:
+    """The relation in a file. It is named after the file unless the file says otherwise.
+
+    Args:
+        path: A ``.json``, ``.csv`` or ``.tsv`` file in UTF-8, or in UTF-16 with its byte order mark.
+        category: For a file that gives none.
+
+    Raises:
+        HeadatlasError: The file cannot be read or is malformed; names the file, and the line of a bad pair.
+    """
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise HeadatlasError(f"{path}: a relation file ends in {_FORMATS}.")
+    text = _text(path)
+    if not text.strip():
+        raise HeadatlasError(f"{path}, line 1: the file is empty.")
+    return reader(text, path, category)
 
 
 def _category(folder: str) -> str:
@@ -86,18 +120,8 @@ def _category(folder: str) -> str:
     )
 
 
-def _read(path: Path, category: str) -> Relation:
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise HeadatlasError(f"{path}: a relation file ends in {_FORMATS}.")
-    relation = reader(_text(path), path, category)
-    problem = relation_problem(relation)
-    if problem:
-        raise HeadatlasError(f"{path}: {problem}.")
-    return relation
-
-
 def _text(path: Path) -> str:
+    """A file's text: UTF-8, or what its byte order mark says."""
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
@@ -108,17 +132,246 @@ def _text(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise HeadatlasError(f"{path}: cannot be read ({error.strerror}).") from None
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise HeadatlasError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8.") from None
+        before = data[: error.start].decode(encoding, errors="ignore")
+        raise HeadatlasError(
+            f"{path}, line {before.count(chr(10)) + 1}: not {encoding[:6].rstrip('-').upper()} text; "
+            "save the file as UTF-8."
+        ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise HeadatlasError(
+            f"{path}, line {line}: holds zero bytes, as UTF-16 without its byte order mark does; "
+            "save the file as UTF-8."
+        )
+    return text
 
 
-def _check_names(relations: list[Relation]) -> None:
-    first: dict[str, str] = {}
-    for relation in relations:
-        if relation.name in first:
-            other = first[relation.name]
-            raise HeadatlasError(f"{relation.file}: {other} has the name {relation.name!r} too; rename one.")
-        first[relation.name] = relation.file
+# Tables
+
+
+def _read_table(text: str, path: Path, category: str) -> Relation:
+    """The relation in a table: a header with ``source`` and ``target``, a pair a row, targets apart by ``|``.
+
+    Columns other than the two are ignored, as are blank lines. The separator is the one by which the header
+    has both columns. A source on several rows has all their targets.
+    """
+    merged = merge(_table_pairs(_rows(text, _separator(text, path), path), path))
+    title = path.stem.replace("_", " ")
+    return Relation(slug(path.stem), title, category, merged, is_copying(merged), file=str(path))
+
+
+def _separator(text: str, path: Path) -> str:
+    """The separator by which the header names both columns; the one of the file's ending if none does."""
+    by_ending = "\t" if path.suffix.lower() == ".tsv" else ","
+    for separator in sorted(_SEPARATORS, key=lambda each: each != by_ending):
+        with suppress(HeadatlasError):  # quotes that end elsewhere: not this separator
+            if _columns(next(_rows(text, separator, path), _NO_ROW)[1]):
+                return separator
+    return by_ending
+
+
+def _rows(text: str, separator: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not blank, each with the number of its last line."""
+    # newline="" keeps line breaks inside quotes; skipinitialspace allows `France, "Paris"`.
+    rows = csv.reader(
+        io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=separator != "\t", strict=True
+    )
+    try:
+        for row in rows:
+            if any(cell.strip() for cell in row):
+                yield rows.line_num, row
+    except csv.Error as error:
+        raise HeadatlasError(
+            f"{path}, line {rows.line_num}: not a valid table ({error}); check the quotes."
+        ) from None
+
+
+def _columns(header: list[str]) -> tuple[int, int] | None:
+    """The positions of ``source`` and ``target`` (case does not matter), or None if not there once each."""
+    names = [column.strip().lower() for column in header]
+    if names.count("source") != 1 or names.count("target") != 1:
+        return None
+    return names.index("source"), names.index("target")
+
+
+def _table_pairs(rows: Iterator[tuple[int, list[str]]], path: Path) -> list[Pair]:
+    """The pairs of numbered rows, the first of which is the header."""
+    line, header = next(rows, _NO_ROW)
+    columns = _columns(header)
+    if columns is None:
+        found = ", ".join(repr(column.strip()) for column in header)
+        found = found if len(found) <= 80 else found[:79] + "…"
+        raise HeadatlasError(
+            f'{path}, line {line}: the header must name "source" and "target" once each; it has {found}.'
+        )
+    source, target = columns
+    pairs = []
+    for line, row in rows:
+        where = f"{path}, line {line}"
+        if len(row) != len(header):
+            raise HeadatlasError(
+                f"{where}: {len(row)} columns where the header has {len(header)}; "
+                "quote a word that holds the separator."
+            )
+        pairs.append(as_pair((row[source], row[target].split("|")), where))
+    return pairs
+
+
+# JSON
+
+
+@dataclass(frozen=True)
+class _Document:
+    """A JSON document that knows lines, which the standard parser forgets.
+
+    Attributes:
+        value: The parsed value.
+        line_of_key: The 1-based line of each value of the top object.
+        item_lines: The line of each item of the list of pairs: the top list, or the one under ``pairs`` or
+            ``samples``.
+    """
+
+    value: Any
+    line_of_key: dict[str, int]
+    item_lines: tuple[int, ...]
+
+
+def _read_json(text: str, path: Path, category: str) -> Relation:
+    """The relation in a JSON text; the three formats are told apart by what they hold."""
+    document = _parse(text, path)
+    value = document.value
+    if isinstance(value, list):
+        return _from_json({}, value, document, path, category)
+    if isinstance(value, dict) and isinstance(value.get("pairs"), list):
+        return _from_json(value, value["pairs"], document, path, category)
+    if isinstance(value, dict) and isinstance(value.get("samples"), list):
+        head = {"title": value["name"]} if "name" in value else {}
+        return _from_json(head, value["samples"], document, path, category)
+    raise HeadatlasError(
+        f'{path}, line 1: not a relation. Give a list of pairs ([["France", "Paris"], …]), an object with '
+        '"pairs", or one with "samples" of "subject" and "object".'
+    )
+
+
+def _from_json(
+    head: dict[str, Any], items: list[Any], document: _Document, path: Path, category: str
+) -> Relation:
+    pairs = merge(
+        [
+            as_pair(_sample(item), f"{path}, line {line}")
+            for item, line in zip(items, document.item_lines, strict=True)
+        ]
+    )
+    texts = {key: _head_text(head, key, document, path) for key in ("name", "title", "category", *PROVENANCE)}
+    copying = head.get("copying", is_copying(pairs))
+    if not isinstance(copying, bool):
+        where = f"{path}, line {document.line_of_key['copying']}"
+        raise HeadatlasError(f'{where}: "copying" is {kind(copying)}; write true or false.')
+    name = texts["name"] or slug(path.stem)
+    return Relation(
+        name=name,
+        title=texts["title"] or name.replace("_", " "),
+        category=texts["category"] or category,
+        pairs=pairs,
+        copying=copying,
+        provenance={key: texts[key] for key in PROVENANCE if texts[key]},
+        file=str(path),
+    )
+
+
+def _sample(item: Any) -> Any:
+    """An item of the LRE kind as a pair; anything else as it is."""
+    if isinstance(item, dict) and "subject" in item and "object" in item:
+        return item["subject"], item["object"]
+    return item
+
+
+def _head_text(head: dict[str, Any], key: str, document: _Document, path: Path) -> str:
+    """The text under a key of the top object, ``""`` if there is none."""
+    value = head.get(key, "")
+    if not isinstance(value, str):
+        problem: str | None = "is no text"
+    else:
+        problem = word_problem(value) if value and key not in PROVENANCE else None
+    if problem:
+        line = document.line_of_key.get(key, document.line_of_key.get("name"))
+        raise HeadatlasError(f'{path}, line {line}: "{key}" {problem}.')
+    return str(value)
+
+
+def _parse(text: str, path: Path) -> _Document:
+    """Parse `text`, and find the lines of keys and pairs by walking it item by item once more."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise HeadatlasError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from None
+    except (ValueError, RecursionError) as error:  # an endless number; thousands of nested brackets
+        raise HeadatlasError(f"{path}: JSON that cannot be read ({error}).") from None
+    start = _skip(text, 0)
+    keys = _value_starts(text, start) if isinstance(value, dict) else {}
+    lists = [keys[key] for key in ("pairs", "samples") if key in keys and text[keys[key]] == "["]
+    if isinstance(value, list):
+        lists = [start]
+    items = _item_starts(text, lists[0]) if lists else []
+    return _Document(
+        value,
+        {key: text.count("\n", 0, position) + 1 for key, position in keys.items()},
+        tuple(_lines(text, items)),
+    )
+
+
+def _lines(text: str, positions: list[int]) -> Iterator[int]:
+    """The 1-based lines of ascending positions."""
+    line, done = 1, 0
+    for position in positions:
+        line += text.count("\n", done, position)
+        done = position
+        yield line
+
+
+def _skip(text: str, position: int) -> int:
+    """The position of the next character that is not white space."""
+    found = _SPACE.match(text, position)
+    return found.end() if found else position
+
+
+def _item_starts(text: str, position: int) -> list[int]:
+    """Where each item of the (valid) array at `position` begins."""
+    decoder = json.JSONDecoder()
+    starts = []
+    position = _skip(text, position + 1)
+    while text[position] != "]":
+        starts.append(position)
+        position = _skip(text, decoder.raw_decode(text, position)[1])
+        if text[position] == ",":
+            position = _skip(text, position + 1)
+    return starts
+
+
+def _value_starts(text: str, position: int) -> dict[str, int]:
+    """Where the value of each key of the (valid) object at `position` begins.
+
+    Of a key given twice the last counts, as it does for the standard parser.
+    """
+    decoder = json.JSONDecoder()
+    found: dict[str, int] = {}
+    position = _skip(text, position + 1)
+    while text[position] != "}":
+        key, position = decoder.raw_decode(text, position)
+        position = _skip(text, _skip(text, position) + 1)  # the colon
+        found[key] = position
+        position = _skip(text, decoder.raw_decode(text, position)[1])
+        if text[position] == ",":
+            position = _skip(text, position + 1)
+    return found
+
+
+_READERS: dict[str, Callable[[str, Path, str], Relation]] = {
+    ".json": _read_json,
+    ".csv": _read_table,
+    ".tsv": _read_table,
+}

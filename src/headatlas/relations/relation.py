@@ -1,13 +1,31 @@
-"""A relation: a name, a category, and pairs of a source word with its accepted targets."""
+"""A relation: a name, a category, and pairs of a source word with its accepted targets; and its checks."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
+
+from headatlas.errors import HeadatlasError
 
 CORE_CATEGORIES = ("Algorithmic", "Knowledge", "Linguistic", "Translation")
+USER_CATEGORY = "User"
+PROVENANCE = ("source", "licence", "note")
+MAX_WORD_CHARACTERS = 200
+
+_NOT_TEXT = {"Cc", "Cs", "Zl", "Zp"}
+# Zero-width characters and marks of writing direction: nobody sees them, and every tokenizer does. The
+# joiners U+200C and U+200D are not among them: Persian words and emoji need them.
+_INVISIBLE = frozenset(
+    "\u00ad\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
+)
+_NAME = re.compile(r"[a-z0-9_]+")
+_FROM_PAIRS = "Relation.from_pairs(name, [(source, target), …]) makes a relation from plain pairs"
 
 
 @dataclass(frozen=True)
@@ -20,7 +38,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Relation:
-    """What one operation looks like from outside: pairs of words.
+    """One operation seen from outside: pairs of words. Checked when it is made.
 
     Attributes:
         name: Identifier, ``[a-z0-9_]+``.
@@ -30,21 +48,75 @@ class Relation:
         copying: Whether the target is the source itself (scored with the profile's copying k).
         provenance: ``source``, ``licence`` and free notes.
         file: Where it was read from, for messages.
+
+    Raises:
+        HeadatlasError: An argument has the wrong type, a word cannot be used, a source is there twice.
     """
 
     name: str
     title: str
-    category: str
-    pairs: tuple[Pair, ...]
+    category: str = USER_CATEGORY
+    pairs: tuple[Pair, ...] = ()
     copying: bool = False
     provenance: dict[str, str] = field(default_factory=dict, compare=False)
     file: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        problem = _type_problem(self) or _problem(self)
+        if problem:
+            raise HeadatlasError(f"{self.file or f'relation {self.name!r}'}: {problem}.")
+
+    @classmethod
+    def from_pairs(
+        cls,
+        name: str,
+        pairs: Iterable[tuple[str, str | Sequence[str]]],
+        category: str = USER_CATEGORY,
+    ) -> Relation:
+        """A relation from plain pairs; a source given several times has all its targets.
+
+        It counts as copying if every source is its own only target.
+
+        Args:
+            name: Its title; made plain (``"My colours"`` → ``my_colours``) it is its name.
+            pairs: ``(source, target)`` or ``(source, [targets])``.
+            category: The panel it belongs to.
+
+        Raises:
+            HeadatlasError: Not a name, not pairs, or a word that cannot be used; names the pair.
+
+        >>> Relation.from_pairs("colour", [("sky", "blue"), ("sea", ["blue", "green"])]).pairs[1]
+        Pair(source='sea', targets=('blue', 'green'))
+        """
+        if not isinstance(name, str):
+            raise HeadatlasError(f"a relation's name is text, not {kind(name)}; {_FROM_PAIRS}.")
+        where = f"relation {name!r}"
+        given: Any = pairs
+        if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+            raise HeadatlasError(f"{where}: the pairs are {kind(given)}; {_FROM_PAIRS}.")
+        merged = merge([as_pair(item, f"{where}, pair {at}") for at, item in enumerate(given, 1)])
+        return cls(slug(name), name.replace("_", " "), category, merged, is_copying(merged))
 
     @cached_property
     def sha256(self) -> str:
         """Hash of everything that can change a score: name, category, copying, pairs in order."""
         body = [self.name, self.category, self.copying, [[p.source, list(p.targets)] for p in self.pairs]]
         return hashlib.sha256(json.dumps(body, ensure_ascii=False).encode()).hexdigest()
+
+    @property
+    def n_targets(self) -> int:
+        """How many different targets there are."""
+        return len({target for pair in self.pairs for target in pair.targets})
+
+    def to_json(self) -> str:
+        """The relation in headatlas' own JSON, one pair a line, as a file holds it."""
+        head: dict[str, Any] = {"name": self.name, "title": self.title, "category": self.category}
+        if self.copying or is_copying(self.pairs):
+            head["copying"] = self.copying
+        head |= {key: self.provenance[key] for key in PROVENANCE if key in self.provenance}
+        lines = [f"  {_json(key)}: {_json(value)},\n" for key, value in head.items()]
+        pairs = ",\n".join(f"    {_json([pair.source, list(pair.targets)])}" for pair in self.pairs)
+        return f'{{\n{"".join(lines)}  "pairs": [\n{pairs}\n  ]\n}}\n'
 
 
 @dataclass(frozen=True)
@@ -69,7 +141,7 @@ class TokenisedRelation:
     """A relation as one tokenizer sees it.
 
     Attributes:
-        relation: What was tokenised.
+        relation: The relation that was tokenised.
         pairs: The usable pairs.
         dropped: Reason → sources that could not be used, e.g. ``"target is several tokens"``.
         left_out: Why the whole relation is left out (too few sources or targets), or None.
@@ -79,3 +151,141 @@ class TokenisedRelation:
     pairs: tuple[TokenisedPair, ...]
     dropped: dict[str, tuple[str, ...]]
     left_out: str | None
+
+
+def word_problem(word: str) -> str | None:
+    """Why `word` cannot be a source or a target (the end of a sentence), or None if it can."""
+    if not word:
+        return "is empty"
+    if len(word) > MAX_WORD_CHARACTERS:
+        return f"is longer than {MAX_WORD_CHARACTERS} characters"
+    for character in "" if word.isprintable() else word:
+        if unicodedata.category(character) in _NOT_TEXT:
+            return f"holds the control or invalid character U+{ord(character):04X}"
+        if character in _INVISIBLE:
+            name = unicodedata.name(character).lower()
+            return f"holds the invisible character U+{ord(character):04X} ({name}); delete it"
+    if word != word.strip():
+        return "begins or ends with a space"
+    return None
+
+
+def as_pair(item: Any, where: str) -> Pair:
+    """A pair from ``(source, target)`` or ``(source, [targets])``; numbers are taken as they are written.
+
+    Raises:
+        HeadatlasError: It is something else, or holds a word that cannot be used; begins with `where`.
+    """
+    if isinstance(item, Pair):
+        item = (item.source, item.targets)
+    if not isinstance(item, list | tuple) or len(item) != 2:
+        raise HeadatlasError(
+            f"{where}: not a pair of a source and its target (or list of targets) but {kind(item)}."
+        )
+    source, targets = item
+    targets = list(targets) if isinstance(targets, list | tuple) else [targets]
+    if not targets:
+        raise HeadatlasError(f"{where}: the source has no target.")
+    words = [_word(target, "target", where) for target in targets]
+    return Pair(_word(source, "source", where), tuple(dict.fromkeys(words)))
+
+
+def _word(value: Any, role: str, where: str) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)  # years and numbers, written without quotes
+    if not isinstance(value, str):
+        raise HeadatlasError(f"{where}: the {role} is not a word but {kind(value)}.")
+    word = value.strip(" ")
+    problem = word_problem(word)
+    if problem:
+        raise HeadatlasError(f"{where}: the {role} {problem}.")
+    return word
+
+
+def kind(value: Any) -> str:
+    """A value's type in plain words, for messages; short text is quoted."""
+    if value is None or isinstance(value, bool):
+        return "nothing" if value is None else "true or false"
+    if isinstance(value, str):
+        return repr(value) if len(value) <= 40 else "a long text"
+    names = {int: "a number", float: "a number", list: "a list", tuple: "a tuple", dict: "an object"}
+    name = names.get(type(value), f"of the type {type(value).__name__}")
+    return f"{name} of {len(value)}" if isinstance(value, list | tuple) else name
+
+
+def slug(text: str) -> str:
+    """`text` as a relation's name: lower case, accents removed, everything else turned into ``_``."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "_", plain).strip("_")
+
+
+def merge(pairs: list[Pair]) -> tuple[Pair, ...]:
+    """One pair per source, in the order of first appearance, with every target given for it once."""
+    targets: dict[str, dict[str, None]] = {}
+    for pair in pairs:
+        targets.setdefault(pair.source, {}).update(dict.fromkeys(pair.targets))
+    return tuple(Pair(source, tuple(words)) for source, words in targets.items())
+
+
+def is_copying(pairs: tuple[Pair, ...]) -> bool:
+    """Whether every source is its own only target: such a relation is scored with the copying k."""
+    return bool(pairs) and all(pair.targets == (pair.source,) for pair in pairs)
+
+
+def _type_problem(relation: Any) -> str | None:
+    """Why the arguments of a relation have the wrong types, or None."""
+    for role in ("name", "title", "category"):
+        value = getattr(relation, role)
+        if not isinstance(value, str):
+            return f"the {role} is {kind(value)}, not text; {_FROM_PAIRS}"
+    pairs = relation.pairs
+    if not isinstance(pairs, tuple) or not all(isinstance(pair, Pair) for pair in pairs):
+        return f"the pairs are {kind(pairs)}, not a tuple of Pair; {_FROM_PAIRS}"
+    for pair in pairs:
+        if not isinstance(pair.targets, tuple):
+            return f"the targets of {pair.source!r} are {kind(pair.targets)}, not a tuple of words"
+        if not all(isinstance(word, str) for word in (pair.source, *pair.targets)):
+            return f"{pair!r} holds something that is not text"
+    if not isinstance(relation.copying, bool):
+        return f"copying is {kind(relation.copying)}; it is True or False"
+    return None
+
+
+def _problem(relation: Relation) -> str | None:
+    """Why `relation` cannot be used, or None: the name, the texts, the pairs, repetitions."""
+    if not _NAME.fullmatch(relation.name):
+        return f"the name {relation.name!r} is not made of a–z, 0–9 and _; rename it or its file"
+    for role, text in [("title", relation.title), ("category", relation.category)]:
+        problem = word_problem(text)
+        if problem:
+            return f"the {role} {problem}"
+    if not relation.pairs:
+        return "there are no pairs"
+    seen: set[str] = set()
+    for pair in relation.pairs:
+        problem = _pair_problem(pair)
+        if problem:
+            return problem
+        if pair.source in seen:
+            return f"the source {pair.source!r} is there twice"
+        seen.add(pair.source)
+    return None
+
+
+def _pair_problem(pair: Pair) -> str | None:
+    problem = word_problem(pair.source)
+    if problem:
+        return f"the source {pair.source!r} {problem}"
+    if not pair.targets:
+        return f"the source {pair.source!r} has no target"
+    for target in pair.targets:
+        problem = word_problem(target)
+        if problem:
+            return f"the target {target!r} of {pair.source!r} {problem}"
+    if len(set(pair.targets)) < len(pair.targets):
+        return f"the source {pair.source!r} has the same target twice"
+    return None
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

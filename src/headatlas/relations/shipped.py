@@ -6,9 +6,8 @@ from functools import cache
 from pathlib import Path
 
 from headatlas.errors import HeadatlasError
-from headatlas.relations.json_reader import read_json
+from headatlas.relations.readers import read_relation
 from headatlas.relations.relation import CORE_CATEGORIES, Relation
-from headatlas.relations.words import relation_problem
 
 DATA = Path(__file__).parent / "data"
 
@@ -18,7 +17,7 @@ def core() -> tuple[Relation, ...]:
     """The shipped relations, by category in the order of `CORE_CATEGORIES`, then by name.
 
     Raises:
-        HeadatlasError: A shipped file is damaged: names the file and what is wrong.
+        HeadatlasError: A shipped file is damaged: names the file and the fault.
     """
     files = sorted(DATA.glob("*/*.json"))
     relations = [_read(path) for path in files]
@@ -29,9 +28,11 @@ def core() -> tuple[Relation, ...]:
 
 def _read(path: Path) -> Relation:
     """One shipped file, held to more than a user's: its place and its provenance must be right too."""
-    relation = read_json(path.read_text(encoding="utf-8"), path, category="")
-    problem = relation_problem(relation) or _place_problem(relation, path)
-    if problem:
+    try:
+        relation = read_relation(path)
+    except HeadatlasError as error:
+        raise HeadatlasError(f"{str(error).rstrip('.')}; install headatlas again.") from error
+    if problem := _place_problem(relation, path):
         raise HeadatlasError(f"{path}: {problem}; install headatlas again.")
     return relation
 

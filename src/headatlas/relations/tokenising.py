@@ -154,13 +154,18 @@ def _all_known(tokens: Sequence[int], known: npt.NDArray[np.bool_]) -> bool:
     return bool(tokens) and all(token < len(known) and known[token] for token in tokens)
 
 
-def _left_out(usable: list[TokenisedPair]) -> str | None:
-    if len(usable) < MIN_SOURCES:
-        return f"{len(usable)} usable sources, at least {MIN_SOURCES} needed"
-    targets = len({token for pair in usable for token in pair.target_ids})
+def too_small(sources: int, targets: int, usable: str = "") -> str | None:
+    """Why so many (usable) sources and distinct targets are too few for an atlas, or None."""
+    if sources < MIN_SOURCES:
+        return f"{sources} {usable}sources, at least {MIN_SOURCES} needed"
     if targets < MIN_TARGETS:
         return f"{targets} distinct targets, at least {MIN_TARGETS} needed"
     return None
+
+
+def _left_out(usable: list[TokenisedPair]) -> str | None:
+    targets = {token for pair in usable for token in pair.target_ids}
+    return too_small(len(usable), len(targets), "usable ")
 
 
 def _ids_after(

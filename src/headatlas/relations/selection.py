@@ -1,0 +1,249 @@
+"""From a person's words to relations: shipped names, files, folders, plain pairs, and several of these."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from headatlas.errors import HeadatlasError
+from headatlas.relations.readers import looks_like_a_file, read_relation, relation_files
+from headatlas.relations.relation import Relation, kind
+from headatlas.relations.shipped import core
+
+Pairs = Iterable[tuple[str, str | Sequence[str]]]
+OneRelationSpec = str | Path | Relation | tuple[str, Pairs]
+RelationSpec = OneRelationSpec | Sequence[OneRelationSpec]
+"""Everything that `resolve_relations` accepts."""
+
+CORE = "core"
+_ACCEPTED = (
+    "'core', the name of a shipped relation, a file or folder, a Relation, (name, [(source, target), …]), "
+    "or a list of these"
+)
+_Read = tuple[str, Callable[[], Sequence[Relation]]]
+_T = TypeVar("_T")
+
+
+def resolve_relations(spec: RelationSpec) -> tuple[Relation, ...]:
+    """The relations that `spec` means, in the order given. All types are checked before a file is read.
+
+    Args:
+        spec: ``"core"`` (all shipped relations); the name of a shipped relation, in any case, or a part that
+            only one name has; a path to a file or folder; a :class:`Relation`; ``(name, pairs)`` with pairs
+            as for :meth:`Relation.from_pairs`; a list of these; or text with several of them, separated by
+            commas. A shipped relation goes before a file of that name: write ``./name`` for the file.
+
+    Raises:
+        HeadatlasError: Something else, nothing at all, no such relation or file (with names that are near), a
+            malformed file, or two relations of one name (with both origins).
+    """
+    return _gather(spec, None)
+
+
+def try_relations(spec: RelationSpec) -> tuple[tuple[Relation, ...], tuple[HeadatlasError, ...]]:
+    """As `resolve_relations`, but going on after an error: the relations that can be read, and all errors.
+
+    Raises:
+        HeadatlasError: `spec` has the wrong type or is empty.
+    """
+    problems: list[HeadatlasError] = []
+    return _gather(spec, problems), tuple(problems)
+
+
+def load_relations(path: Path | str) -> tuple[Relation, ...]:
+    """The relations in a file, or in a folder and its subfolders, in the order of their paths.
+
+    A relation is named after its file unless the file says otherwise. Its category is the one the file
+    gives; else, if the folder's subfolder it is in holds several relations, that subfolder's name; else
+    ``"User"``. Files with other endings (README, notes) and hidden files are ignored in a folder.
+
+    Args:
+        path: A ``.json``, ``.csv`` or ``.tsv`` file, or a folder.
+
+    Raises:
+        HeadatlasError: Nothing there, a malformed file (with the line), two relations of one name.
+    """
+    return resolve_relations(Path(path))
+
+
+def core_relations(*names: str) -> tuple[Relation, ...]:
+    """The shipped relations, all of them or those named, in the order given.
+
+    Args:
+        names: Names in any case, or parts that only one name has.
+
+    Raises:
+        HeadatlasError: A name is not known or is a part of several; says which names are near.
+
+    >>> [relation.title for relation in core_relations("country_to_capital")]
+    ['country → capital']
+    """
+    by_name = {relation.name: relation for relation in core()}
+    wanted = [match_relation(name, list(by_name), where="headatlas") for name in names]
+    return tuple(by_name[name] for name in dict.fromkeys(wanted)) if names else core()
+
+
+def match_relation(name: str, names: Sequence[str], *, where: str = "this atlas") -> str:
+    """The one of `names` that a person means: itself, in any case, or by a part that no other name has.
+
+    Spaces and hyphens count as ``_``.
+
+    Args:
+        name: The name as it was written.
+        names: The names there are.
+        where: The place they are in, for the message.
+
+    Raises:
+        HeadatlasError: None or several are meant; says which are near.
+
+    >>> match_relation("Capital", ["country_to_capital", "country_to_language"])
+    'country_to_capital'
+    """
+    if not isinstance(name, str):
+        raise HeadatlasError(f"a relation is asked for by its name, not by {kind(name)}.")
+    found, near = _find(name, names)
+    if found is not None:
+        return found
+    others = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(names)}."
+    raise HeadatlasError(f"{where} has no relation {name!r}; {others}")
+
+
+def _find(name: str, names: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The name that is meant, or None and those that may be."""
+    if name in names:
+        return name, []
+    key = _key(name)
+    same = [each for each in names if _key(each) == key]
+    parts = same or [each for each in names if key and key in _key(each)]
+    if len(parts) == 1:
+        return parts[0], []
+    return None, parts or _near(key, names)
+
+
+def _key(name: str) -> str:
+    return name.strip().casefold().replace(" ", "_").replace("-", "_")
+
+
+def _near(key: str, names: Sequence[str], most: int = 3) -> list[str]:
+    """Up to `most` names that are like `key`, or that have a word like it, the most alike first."""
+
+    def likeness(name: str) -> float:
+        parts = [name, *name.split("_")]
+        return max(difflib.SequenceMatcher(None, key, _key(part)).ratio() for part in parts)
+
+    scored = sorted(((likeness(name), name) for name in names), key=lambda each: -each[0])
+    return [name for score, name in scored[:most] if score >= 0.7]
+
+
+def _gather(spec: RelationSpec, problems: list[HeadatlasError] | None) -> tuple[Relation, ...]:
+    """The relations; errors go to `problems`, or stop everything where that is None."""
+    found: dict[str, tuple[str, Relation]] = {}
+    for place, item in list(_items(spec)):
+        for origin, read in _attempt(partial(_reads, item, place), problems):
+            for relation in _attempt(read, problems):
+                _attempt(partial(_add, found, origin, relation), problems)
+    return tuple(relation for _, relation in found.values())
+
+
+def _attempt(action: Callable[[], Sequence[_T]], problems: list[HeadatlasError] | None) -> Sequence[_T]:
+    try:
+        return action()
+    except HeadatlasError as error:
+        if problems is None:
+            raise
+        problems.append(error)
+        return ()
+
+
+def _add(found: dict[str, tuple[str, Relation]], origin: str, relation: Relation) -> Sequence[None]:
+    if relation.name in found:
+        raise HeadatlasError(
+            f"{origin}: a relation with the name {relation.name!r} comes from {found[relation.name][0]} too; "
+            "rename one or leave it out."
+        )
+    found[relation.name] = origin, relation
+    return ()
+
+
+def _items(spec: Any) -> Iterator[tuple[str, Any]]:
+    """The single items of a specification, each with its place in it for messages."""
+    listed = [("relations", spec)]
+    if isinstance(spec, Sequence) and not isinstance(spec, str | bytes) and not _named_pairs(spec):
+        listed = [(f"relations[{at}]", item) for at, item in enumerate(spec)]
+    count = 0
+    for place, item in listed:
+        if isinstance(item, str):
+            parts: list[Any] = [item] if _there(item) else [part.strip() for part in item.split(",")]
+        elif isinstance(item, Path | Relation) or _named_pairs(item):
+            parts = [item]
+        else:
+            raise HeadatlasError(f"{place} is {kind(item)}; give {_ACCEPTED}.")
+        for part in parts:
+            if part != "":
+                count += 1
+                yield place, part
+    if not count:
+        raise HeadatlasError(f"no relations were given; give {_ACCEPTED}.")
+
+
+def _named_pairs(item: Any) -> bool:
+    """Whether this is ``(name, pairs)``."""
+    return (
+        isinstance(item, tuple)
+        and len(item) == 2
+        and isinstance(item[0], str)
+        and isinstance(item[1], Iterable)
+        and not isinstance(item[1], str | bytes | Path | Relation)
+    )
+
+
+def _reads(item: OneRelationSpec, place: str) -> list[_Read]:
+    """The readings that give the relations of one item, each with the origin that messages name."""
+    if isinstance(item, Relation):
+        return [(item.file or place, lambda: (item,))]
+    if isinstance(item, tuple):
+        return [(place, lambda: (Relation.from_pairs(*item),))]
+    if isinstance(item, Path):
+        return _files(item)
+    if item.casefold() == CORE:
+        return [(CORE, core)]
+    by_name = {relation.name: relation for relation in core()}
+    found, near = _find(item, list(by_name))
+    if _key(item) not in by_name:
+        if _there(item) or looks_like_a_file(item) or "/" in item or os.sep in item:
+            return _files(_path(item))
+        if found is None:
+            others = f" did you mean {' or '.join(near)}?" if near else ""
+            raise HeadatlasError(
+                f"{kind(item)} is neither a file or folder nor the name of a shipped relation;{others} "
+                "`headatlas relations list` has the names."
+            )
+    shipped = by_name[str(found)]
+    return [(item, lambda: (shipped,))]
+
+
+def _files(path: Path) -> list[_Read]:
+    def read(file: Path, category: str) -> Sequence[Relation]:
+        return (read_relation(file, category),)
+
+    return [(str(file), partial(read, file, category)) for file, category in relation_files(path)]
+
+
+def _there(text: str) -> bool:
+    """Whether there is a file or folder of that name. Text that cannot be a path is none."""
+    try:
+        return _path(text).exists()
+    except (OSError, ValueError):  # too long for a name; a zero byte
+        return False
+
+
+def _path(text: str) -> Path:
+    """The path that is written in `text`, ``~`` being the user's folder."""
+    with suppress(RuntimeError):  # no such user
+        return Path(text).expanduser()
+    return Path(text)
