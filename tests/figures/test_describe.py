@@ -33,7 +33,7 @@ def members(atlas: Atlas) -> dict[tuple[int, int], set[str]]:
 
 def test_counts_by_level_and_panel(larger: Atlas) -> None:
     text, found = describe(larger), members(larger)
-    assert f"Mapped heads in a category: {len(found)} of 48 (" in text
+    assert text.startswith(f"{len(found)} of 48 mapped heads (")
     levels = [len(categories) for categories in found.values()]
     for level in range(1, max(levels) + 1):
         noun = "category" if level == 1 else "categories"
@@ -44,15 +44,15 @@ def test_counts_by_level_and_panel(larger: Atlas) -> None:
 
 def test_bands_hold_what_they_say(larger: Atlas) -> None:
     text, layers = describe(larger), [layer for layer, _ in members(larger)]
-    said = re.search(r"holds half of these heads is layers? (\d+)(?:–(\d+))? \((\d+) heads?\)", text)
+    said = re.search(r"Half of them \((?P<n>\d+)\) are in layers? (\d+)(?:–(\d+))?", text)
     assert said is not None
-    first, last = int(said[1]), int(said[2] or said[1])
-    assert sum(first <= layer <= last for layer in layers) == int(said[3]) >= len(layers) / 2
+    first, last = int(said[2]), int(said[3] or said[2])
+    assert sum(first <= layer <= last for layer in layers) == int(said["n"]) >= len(layers) / 2
     for start in range(12):
         shorter = range(start, start + last - first)
         assert sum(layer in shorter for layer in layers) < len(layers) / 2
     counts = np.bincount(layers)
-    assert f"Layer {counts.argmax()} has most: {counts.max()} of 4" in text
+    assert f"layer {counts.argmax()} has most, {counts.max()} of 4." in text
 
 
 def test_quartiles_and_kruskal_wallis(larger: Atlas) -> None:
@@ -63,7 +63,7 @@ def test_quartiles_and_kruskal_wallis(larger: Atlas) -> None:
     }
     for name, layers in groups.items():
         low, middle, high = (f"{np.percentile(layers, at):g}" for at in (25, 50, 75))
-        assert f"{name} {middle} ({low}–{high}, {len(layers)} heads)" in text
+        assert f"{name} {middle} ({low}–{high})" in text
     h, p = stats.kruskal(*groups.values())
     n = sum(map(len, groups.values()))
     assert f"H = {h:.1f}, p = {p:.2g}, ε² = {h / (n - 1):.2f}" in text
@@ -71,32 +71,33 @@ def test_quartiles_and_kruskal_wallis(larger: Atlas) -> None:
 
 
 def test_best_heads_and_their_numbers(larger: Atlas) -> None:
-    text = describe(larger)
-    for name, rows in larger.table.groupby("relation"):
+    lines = describe(larger).splitlines()
+    for name, rows in larger.table().groupby("relation"):
         best = rows.loc[rows["score"].idxmax()]
         title = larger.relations.set_index("relation").loc[name, "title"]
-        line = next(line for line in text.splitlines() if line.startswith(f"- {title} ("))
-        assert f": {best['layer']}.{best['head']} scores {best['score']:.2f} " in line
-        assert f"95 % interval {best['low']:.2f}–{best['high']:.2f}" in line
-        assert f"the state alone {best['control']:.2f}, added {best['added']:.2f}" in line
-        assert f"implement it: {int(rows['implements'].sum())}, " in line
-        assert line.endswith(f"suppress it: {int(rows['suppresses'].sum())}")
+        at = f"{best['layer']}.{best['head']} {best['score']:.2f}"
+        implement, suppress = int(rows["implements"].sum()), int(rows["suppresses"].sum())
+        if implement + suppress == 0:
+            nobody = next(line for line in lines if line.startswith("Done by no head (best score): "))
+            assert f"{title} ({at}" in nobody
+            continue
+        line = next(line for line in lines if line.startswith(f"- {title}: "))
+        interval = f"({best['low']:.2f}–{best['high']:.2f})"
+        assert line.endswith(f": {at} {interval}, added {best['added']:.2f}; {implement} + {suppress}")
 
 
 def test_heads_that_carry_most_come_first(larger: Atlas) -> None:
     found = members(larger)
-    said = re.search(r"Heads that carry most \(layer\.head\): (\d+)\.(\d+) \((\d+) categor", describe(larger))
+    said = re.search(r"Carrying most: (\d+)\.(\d+) \((\d+) categor", describe(larger))
     assert said is not None
     assert len(found[int(said[1]), int(said[2])]) == int(said[3]) == max(map(len, found.values()))
 
 
 def test_suppression_and_control_counts(planted: Atlas) -> None:
     text = describe(planted)
-    assert (
-        "Heads that suppress at least one relation: 1 (1 head–relation pair); heads that only suppress: 0."
-        in text
-    )
-    assert "Strongest: 5.2 English → French (0.30)." in text
+    assert "1 head suppress a relation, 0 of them do nothing else." not in text
+    assert "1 head suppresses a relation, 0 of them nothing else." in text
+    assert "Suppressing: 5.2 English → French (0.30)." in text
     assert (
         "Of 6 promoting head–relation pairs, 0 score no higher than the state alone, and 0 add less" in text
     )
@@ -105,7 +106,7 @@ def test_suppression_and_control_counts(planted: Atlas) -> None:
 
 def test_other_taus_are_counted(larger: Atlas) -> None:
     now, lower, higher = (len(members(larger.at(tau=tau))) for tau in (0.3, 0.2, 0.5))
-    assert f"this would be {lower} heads at 0.2 and {higher} heads at 0.5 instead of {now}." in describe(
+    assert f"there would be {lower} heads at 0.2 and {higher} heads at 0.5 instead of {now}." in describe(
         larger
     )
 
@@ -130,17 +131,18 @@ def test_caveats_name_the_lens_and_the_criterion(tmp_path: Path, lens: str) -> N
 
 def test_first_token_targets_are_named(planted: Atlas) -> None:
     provenance = planted.provenance | {"target_policy": "first-token"}
-    text = describe(Atlas(planted.dataset, provenance, planted.settings))
+    text = describe(Atlas(planted.dataset, provenance, planted.thresholds))
     assert "count by their first token alone (target policy first-token)" in text
     assert "first-token" not in describe(planted)
 
 
 def test_nothing_called_says_so_and_claims_nothing(nothing_called: Atlas) -> None:
     text = describe(nothing_called)
-    assert "None of the 24 mapped heads implements or suppresses a relation: every panel is blank." in text
-    assert text.count("no head scores above 0") == 4
+    assert "None of the 24 mapped heads implements or suppresses one of the 4 relations asked" in text
+    nobody = next(line for line in text.splitlines() if line.startswith("Done by no head (best score): "))
+    assert nobody.count("(0)") == 4
     assert "Kruskal" not in text
-    assert "Median" not in text
+    assert "edian" not in text
 
 
 @pytest.mark.parametrize(

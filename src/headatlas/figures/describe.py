@@ -1,7 +1,4 @@
-"""The figure in words, from the numbers alone.
-
-It says what the atlas shows, with the number for each statement, and then what may not be concluded from it.
-"""
+"""The figure in words, from the numbers alone: findings first, then what they do not say."""
 
 from __future__ import annotations
 
@@ -11,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from headatlas.arrangement.bands import Band, shortest_band
-from headatlas.figures.caveats import caveats
-from headatlas.figures.depth import depth
-from headatlas.figures.words import amount, joined, list_layers, p_value
+from headatlas.arrangement.bands import SMALLEST_GROUP, Comparison, Ints, compare, quartiles, shortest_band
+from headatlas.arrangement.depth import layers_by_category
+from headatlas.arrangement.single_tokens import all_single, single_token_atlas
+from headatlas.figures.words import amount, joined, list_layers, number, p_value
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
@@ -23,6 +20,20 @@ ALT_LIMIT = 600
 """Longest alternative text, in characters: what a screen reader says in half a minute."""
 MOST = 5
 """How many heads lists name."""
+OTHER_TAUS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+
+_LENSES = {
+    "neutral": (
+        "The states are the model's own after {prefixes}: inference without the context of a real text, "
+        "not a "
+        "reading of the weights alone. Behaviour in context, attention and ablation are separate evidence."
+    ),
+    "maps": (
+        "The states come from weights alone: the embedding in layer 0, the first block's MLP on it later. "
+        "Where "
+        "the model's own states differ from these, heads score low without being idle."
+    ),
+}
 
 
 def describe(atlas: Atlas) -> str:
@@ -30,13 +41,13 @@ def describe(atlas: Atlas) -> str:
 
     Every number is computed from the atlas as it is read now (k, τ, criterion).
     """
-    parts = [_opening(atlas)]
     if not atlas.layers_done.any() or len(atlas.included) == 0:
         what = "No layer has been mapped yet" if len(atlas.included) else "No relation could be scored"
-        return "\n\n".join([*parts, f"{what}, so nothing can be said about any head.", *caveats(atlas)])
-    heads = atlas.categories()
-    parts += [_counts(atlas, heads), _bands(atlas, heads), *depth(atlas, heads), _most(heads)]
-    parts += [_best(atlas), _suppression(atlas), *caveats(atlas)]
+        parts = [f"{what}, so nothing can be said about any head of {caption_head(atlas)}."]
+    else:
+        heads = atlas.categories()
+        parts = [_finding(atlas, heads), _strongest(atlas, heads), _relations(atlas), *_depth(atlas, heads)]
+    parts += [_not_mapped(atlas), f"Read with: {caption_head(atlas)}.", _caveats(atlas)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -86,28 +97,34 @@ def caption_head(atlas: Atlas) -> str:
     return f"{atlas.model_name}, {size}, lens {atlas.lens}, {atlas.thresholds.describe()}"
 
 
-def _opening(atlas: Atlas) -> str:
-    included = atlas.included
-    categories = amount(included["category"].nunique(), "category")
-    text = (
-        f"{caption_head(atlas)}. Scored: {amount(len(included), 'relation')} in {categories}. A head belongs "
-        "to a category if it implements (promotes) or suppresses at least one of its relations."
-    )
-    headless = atlas.layers_without_heads
-    if headless:
-        text += (
-            f" No attention heads: {amount(len(headless), 'layer')} ({_runs(headless)}); they are left out."
+# The findings -------------------------------------------------------------------------------------
+
+
+def _finding(atlas: Atlas, heads: pd.DataFrame) -> str:
+    """How many heads do something, in which categories and layers."""
+    called = heads[heads["n_categories"] > 0]
+    asked = amount(len(atlas.included), "relation")
+    if len(called) == 0:
+        mapped = amount(len(heads), "mapped head")
+        return (
+            f"None of the {mapped} implements or suppresses one of the {asked} asked: every panel is blank."
         )
-    missing = np.setdiff1d(np.flatnonzero(~atlas.layers_done), headless)
-    if len(missing):
-        text += f" Not mapped: {amount(len(missing), 'layer')} ({_runs(missing)}); nothing below counts them."
-    return text
-
-
-def _runs(layers: Sequence[int] | np.typing.NDArray[np.intp]) -> str:
-    """Sorted layers as runs: 0–3, 7."""
-    groups = np.split(np.asarray(layers), np.flatnonzero(np.diff(layers) > 1) + 1)
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in groups)
+    layers = called["layer"].to_numpy()
+    half, most = shortest_band(layers, 0.5), shortest_band(layers, 0.8)
+    per_layer = called["layer"].value_counts().sort_index()
+    fullest = int(per_layer.to_numpy().argmax())
+    text = (
+        f"{len(called)} of {amount(len(heads), 'mapped head')} ({100 * len(called) / len(heads):.0f} %) "
+        f"implement "
+        f"or suppress at least one of the {asked} asked: {_levels(atlas, called)}. "
+        f"By category: {_panels(atlas, called)}. "
+        f"Half of them ({half.inside}) are in {list_layers(half.first, half.last)}, 80 % ({most.inside}) in "
+        f"{list_layers(most.first, most.last)} of {amount(atlas.n_layers, 'layer')}; layer "
+        f"{per_layer.index[fullest]} has most, {per_layer.iloc[fullest]} of {atlas.n_heads}."
+    )
+    scored = set(atlas.included["category"])
+    empty = [name for name in atlas.category_names if name not in scored]
+    return text + (f" No relation of {joined(empty)} is scored." if empty else "")
 
 
 def _levels(atlas: Atlas, called: pd.DataFrame) -> str:
@@ -125,103 +142,225 @@ def _panels(atlas: Atlas, called: pd.DataFrame) -> str:
     return joined([f"{name} {n}" for name, n in counts])
 
 
-def _counts(atlas: Atlas, heads: pd.DataFrame) -> str:
-    called = heads[heads["n_categories"] > 0]
-    if len(called) == 0:
-        mapped = amount(len(heads), "mapped head")
-        return f"None of the {mapped} implements or suppresses a relation: every panel is blank."
-    share = f"{100 * len(called) / len(heads):.0f} %"
-    text = (
-        f"Mapped heads in a category: {len(called)} of {len(heads)} ({share}), {_levels(atlas, called)}. "
-        f"Heads by panel: {_panels(atlas, called)}."
-    )
-    scored = set(atlas.included["category"])
-    empty = [name for name in atlas.category_names if name not in scored]
-    return text + (f" No relation of {joined(empty)} is scored." if empty else "")
-
-
-def _bands(atlas: Atlas, heads: pd.DataFrame) -> str:
+def _strongest(atlas: Atlas, heads: pd.DataFrame) -> str:
+    """The heads that score highest, promoting and suppressing, and those that carry most."""
     called = heads[heads["n_categories"] > 0]
     if len(called) == 0:
         return ""
-    layers, numbers = called["layer"].to_numpy(), called["head"].to_numpy()
-    half, most = shortest_band(layers, 0.5), shortest_band(layers, 0.8)
-    wide = shortest_band(numbers, 0.8)
-    per_layer = called["layer"].value_counts().sort_index()
-    at = int(per_layer.to_numpy().argmax())
-    fullest, largest = int(per_layer.index[at]), int(per_layer.iloc[at])
-    run = list_layers(most.first, most.last)
-    return (
-        f"The shortest run of layers that holds half of these heads is {list_layers(half.first, half.last)} "
-        f"({amount(half.inside, 'head')}); 80 % need {run} ({amount(most.inside, 'head')}, {most.length} of "
-        f"{amount(atlas.n_layers, 'layer')}). Layer {fullest} has most: {largest} of {atlas.n_heads}. "
-        f"Along the head axis 80 % need {heads_run(wide)} ({wide.length} of {atlas.n_heads}); the numbering "
-        "of heads has no meaning of its own."
-    )
-
-
-def heads_run(band: Band) -> str:
-    """``head 3`` or ``heads 3–7``."""
-    return list_layers(band.first, band.last).replace("layer", "head")
-
-
-def _most(heads: pd.DataFrame) -> str:
-    called = heads[heads["n_categories"] > 0]
-    if len(called) == 0:
-        return ""
+    table, parts = atlas.table(), []
+    for verb, column, word in (
+        ("implements", "score", "Strongest"),
+        ("suppresses", "suppression", "Suppressing"),
+    ):
+        rows = table[table[verb]]
+        if len(rows):
+            best = (
+                rows.sort_values(column, ascending=False, kind="stable")
+                .drop_duplicates("relation")
+                .head(MOST)
+            )
+            named = [
+                f"{row['layer']}.{row['head']} {_titles(atlas)[row['relation']]} ({row[column]:.2f})"
+                for row in best.to_dict("records")
+            ]
+            parts.append(f"{word}: {joined(named)}.")
+    suppressing, promoting = (_pairs(table[table[verb]]) for verb in ("suppresses", "implements"))
+    if suppressing:
+        only, verb = len(suppressing - promoting), "suppresses" if len(suppressing) == 1 else "suppress"
+        parts.append(f"{amount(len(suppressing), 'head')} {verb} a relation, {only} of them nothing else.")
     n_relations = called["relations"].map(len).to_numpy()
     order = np.lexsort((called["head"], called["layer"], -n_relations, -called["n_categories"].to_numpy()))
-    rows = []
-    for at in order[:MOST]:
-        row = called.iloc[at]
-        carried = f"{amount(row['n_categories'], 'category')}, {amount(len(row['relations']), 'relation')}"
-        rows.append(f"{row['layer']}.{row['head']} ({carried})")
-    return f"Heads that carry most (layer.head): {joined(rows)}."
+    carried = [
+        f"{row['layer']}.{row['head']} ({amount(row['n_categories'], 'category')}, "
+        f"{amount(len(row['relations']), 'relation')})"
+        for row in called.iloc[order[:MOST]].to_dict("records")
+    ]
+    return " ".join([*parts, f"Carrying most: {joined(carried)}."])
 
 
-def _best(atlas: Atlas) -> str:
-    lines = []
-    titles = dict(zip(atlas.included["relation"], atlas.included["title"], strict=True))
-    table = atlas.table()
-    counts = table.groupby("relation")[["implements", "suppresses"]].sum()
+def _pairs(rows: pd.DataFrame) -> set[tuple[int, int]]:
+    return set(zip(rows["layer"], rows["head"], strict=True))
+
+
+def _titles(atlas: Atlas) -> dict[str, str]:
+    return dict(zip(atlas.relations["relation"], atlas.relations["title"], strict=True))
+
+
+def _relations(atlas: Atlas) -> str:
+    """The best head of each relation that some head does; the others in one line."""
+    titles, table = _titles(atlas), atlas.table()
+    lines, below = [], []
     for category in atlas.category_names:
         for name in atlas.included["relation"][atlas.included["category"] == category]:
             rows = table[table["relation"] == name].reset_index(drop=True)
             best = rows.loc[int(rows["score"].to_numpy().argmax())]
-            implement, suppress = (int(counts.loc[name, column]) for column in ("implements", "suppresses"))
-            lines.append(
-                f"- {titles[name]} ({category}): {_score(best)}; "
-                f"heads that implement it: {implement}, that suppress it: {suppress}"
-            )
-    return "Best head of each relation (layer.head):\n" + "\n".join(lines)
+            at = f"{best['layer']}.{best['head']} {best['score']:.2f}"
+            implement, suppress = int(rows["implements"].sum()), int(rows["suppresses"].sum())
+            if implement or suppress:
+                lines.append(
+                    f"- {titles[name]}: {at} ({best['low']:.2f}–{best['high']:.2f}), added "
+                    f"{best['added']:.2f}; "
+                    f"{implement} + {suppress}"
+                )
+            else:
+                why = f", {p_value(best['q'], 'q')}" if best["score"] >= atlas.thresholds.tau else ""
+                below.append(f"{titles[name]} ({at}{why})" if best["score"] > 0 else f"{titles[name]} (0)")
+    said = []
+    if lines:
+        said.append(
+            "Best head of each relation (layer.head, score, 95 % interval, added over the state alone; how "
+            "many "
+            "heads implement + suppress it):"
+        )
+    rest = [f"Done by no head (best score): {joined(below)}."] if below else []
+    return "\n".join([*said, *lines, *rest])
 
 
-def _score(row: pd.Series) -> str:
-    if row["score"] == 0:
-        return "no head scores above 0"
-    interval = f"95 % interval {row['low']:.2f}–{row['high']:.2f}, {p_value(row['q'], 'q')}"
-    return (
-        f"{row['layer']}.{row['head']} scores {row['score']:.2f} ({interval}), the state alone "
-        f"{row['control']:.2f}, added {row['added']:.2f}"
-    )
+# Depth --------------------------------------------------------------------------------------------
 
 
-def _suppression(atlas: Atlas) -> str:
-    table = atlas.table()
-    rows = table[table["suppresses"]]
-    if len(rows) == 0:
-        return "No head suppresses a relation."
-    titles = dict(zip(atlas.included["relation"], atlas.included["title"], strict=True))
-    heads = set(zip(rows["layer"], rows["head"], strict=True))
-    promoting = table[table["implements"]]
-    only = heads - set(zip(promoting["layer"], promoting["head"], strict=True))
-    order = np.lexsort((rows["head"], rows["layer"], -rows["suppression"].to_numpy()))
-    named = [
-        f"{row['layer']}.{row['head']} {titles[row['relation']]} ({row['suppression']:.2f})"
-        for _, row in rows.iloc[order[:MOST]].iterrows()
+def _depth(atlas: Atlas, heads: pd.DataFrame) -> list[str]:
+    """Layers per category and their comparison, and the same on sources of one token."""
+    groups = _groups(atlas, heads)
+    if not groups:
+        return []
+    texts = []
+    for name, layers in groups.items():
+        low, middle, high = quartiles(layers)
+        texts.append(f"{name} {number(middle)} ({number(low)}–{number(high)})")
+    text = f"Depth, median layer (quartiles): {joined(texts)}; {_comparison(compare(groups), groups)}"
+    return [f"{text} {_on_single_tokens(atlas)}".rstrip()]
+
+
+def _groups(atlas: Atlas, heads: pd.DataFrame) -> dict[str, Ints]:
+    return {name: layers for name, layers in layers_by_category(atlas, heads).items() if len(layers)}
+
+
+def _comparison(found: Comparison | None, groups: dict[str, Ints]) -> str:
+    if found is None:
+        if len(groups) < 2:
+            return "one category alone cannot be compared."
+        return f"not compared: fewer than two have {SMALLEST_GROUP} heads, or all are in one layer."
+    test = f"Kruskal–Wallis H = {found.h:.1f}, {p_value(found.p)}, ε² = {found.epsilon2:.2f}"
+    left = [name for name in groups if name not in found.sizes]
+    aside = f"; too few heads of {joined(left)}" if left else ""
+    differ = []
+    for pair in found.pairs:
+        if pair.p <= 0.05:
+            early, late = (pair.second, pair.first) if pair.r > 0 else (pair.first, pair.second)
+            effect = f"rank-biserial r = {abs(pair.r):.2f}, Holm {p_value(pair.p)}"
+            differ.append(f"{late} heads sit later than {early} heads ({effect})")
+    said = joined(differ) if differ else "no pair of categories is shown to differ"
+    return f"{said} ({test}{aside}; a head of several categories counts in each)."
+
+
+def _on_single_tokens(atlas: Atlas) -> str:
+    if all_single(atlas):
+        return "All sources are single tokens."
+    single = single_token_atlas(atlas)
+    n_before, n_after = int(atlas.included["n_sources"].sum()), int(single.included["n_sources"].sum())
+    text = f"On sources of one token alone ({n_after} of {n_before})"
+    groups = _groups(single, single.categories()) if len(single.included) else {}
+    if not groups:
+        return f"{text} this cannot be repeated."
+    medians = joined([f"{name} {number(quartiles(layers)[1])}" for name, layers in groups.items()])
+    found = compare(groups)
+    tested = "" if found is None else f", {p_value(found.p)}"
+    return f"{text}: {medians}{tested}."
+
+
+# What they do not say -----------------------------------------------------------------------------
+
+
+def _not_mapped(atlas: Atlas) -> str:
+    headless = atlas.layers_without_heads
+    missing = np.setdiff1d(np.flatnonzero(~atlas.layers_done), headless)
+    parts = []
+    if headless:
+        parts.append(f"No attention heads: {amount(len(headless), 'layer')} ({_runs(headless)}).")
+    if len(missing):
+        parts.append(
+            f"Not mapped: {amount(len(missing), 'layer')} ({_runs(missing)}); nothing above counts them."
+        )
+    return " ".join(parts)
+
+
+def _runs(layers: Sequence[int] | np.typing.NDArray[np.intp]) -> str:
+    """Sorted layers as runs: 0–3, 7."""
+    groups = np.split(np.asarray(layers), np.flatnonzero(np.diff(layers) > 1) + 1)
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in groups)
+
+
+def _caveats(atlas: Atlas) -> str:
+    points = [
+        "A score says what a head writes if it attends to the source, not whether it does. A blank head "
+        "may do "
+        "something that was not asked.",
+        _lens(atlas),
+        _control(atlas),
+        _other_thresholds(atlas),
     ]
-    return (
-        f"Heads that suppress at least one relation: {len(heads)} "
-        f"({amount(len(rows), 'head–relation pair')}); heads "
-        f"that only suppress: {len(only)}. Strongest: {joined(named)}."
+    if atlas.provenance.get("target_policy", "single") == "first-token":
+        points.append(
+            "Targets of several tokens count by their first token alone (target policy first-token), which "
+            "may "
+            "begin many words."
+        )
+    if atlas.left_out:
+        reasons = "; ".join(f"{_titles(atlas)[name]} ({why})" for name, why in atlas.left_out.items())
+        points.append(f"Nothing is known about relations left out: {reasons}.")
+    return "What this does not say:\n" + "\n".join(f"- {point}" for point in points)
+
+
+def _lens(atlas: Atlas) -> str:
+    prefixes = atlas.provenance["lens"].get("prefixes") or []
+    said = amount(len(prefixes), "short fixed prefix") if prefixes else "a short prefix"
+    return _LENSES.get(atlas.lens, "The source states are those of the lens named above.").format(
+        prefixes=said
     )
+
+
+def _control(atlas: Atlas) -> str:
+    """How many calls the states themselves could explain."""
+    text = (
+        "Late states may already hold the answer; added is the share of sources that the head hits and the "
+        "state "
+        "alone does not. Suppression has no such control."
+    )
+    table = atlas.table()
+    called = table[table["implements"].to_numpy(dtype=bool)]
+    if len(called) == 0:
+        return text
+    score, control, added = (called[name].to_numpy(dtype=float) for name in ("score", "control", "added"))
+    return (
+        f"{text} Of {amount(len(called), 'promoting head–relation pair')}, {int((control >= score).sum())} "
+        f"score "
+        f"no higher than the state alone, and {int((added < atlas.thresholds.tau).sum())} add less than "
+        f"{atlas.thresholds.tau:g}."
+    )
+
+
+def _other_thresholds(atlas: Atlas) -> str:
+    thresholds, table = atlas.thresholds, atlas.table()
+    near = [tau for tau in OTHER_TAUS if tau < thresholds.tau - 1e-9][-1:]
+    near += [tau for tau in OTHER_TAUS if tau > thresholds.tau + 1e-9][:1]
+    counts = [f"{amount(len(_called_heads(atlas, tau)), 'head')} at {tau:g}" for tau in near]
+    text = f"With another smallest score there would be {joined(counts)} instead of "
+    text += f"{len(_called_heads(atlas, thresholds.tau))}."
+    if thresholds.criterion == "calibrated":
+        against = "q is against heads that promote the same targets whatever the source"
+        return f"{text} {against}, not against the choice of words."
+    called = table[table["implements"].to_numpy(dtype=bool)]
+    doubtful = int((called["q"].to_numpy(dtype=float) > thresholds.q_max).sum())
+    return (
+        f"{text} The criterion asks for the score alone: {doubtful} of {len(called)} promoting "
+        f"head–relation pairs "
+        f"have q > {thresholds.q_max:g}, as a head would that promotes the same targets whatever the source."
+    )
+
+
+def _called_heads(atlas: Atlas, tau: float) -> list[tuple[int, int]]:
+    """Heads that would be called at another τ."""
+    found = atlas.at(tau=tau).categories()
+    rows = found[found["n_categories"] > 0]
+    return list(zip(rows["layer"], rows["head"], strict=True))
