@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from headatlas.cli.options import (
+    Adapter,
     AsJson,
     CriterionOption,
     Device,
@@ -45,6 +46,7 @@ def plan(
     device: Device = "auto",
     max_memory: MaxMemory = None,
     remote: Remote = False,
+    adapter: Adapter = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what mapping a model will take; nothing is computed.
@@ -61,6 +63,7 @@ def plan(
         device=device,
         max_memory=max_memory,
         remote=remote,
+        adapter=adapter,
     ).to_dict()
     if as_json:
         print_json(found)
@@ -116,6 +119,7 @@ def map_model(
         ),
     ] = None,
     remote: Remote = False,
+    adapter: Adapter = None,
     force: Annotated[
         bool, typer.Option("--force", help="Delete the atlas in DIR and start over, instead of resuming.")
     ] = False,
@@ -158,6 +162,7 @@ def map_model(
             target_policy=target_policy,
             cluster=cluster,
             remote=remote,
+            adapter=adapter,
             force=force,
             progress=progress,
         )

@@ -66,6 +66,14 @@ Remote = Annotated[
         help="Read only the tensors needed of a Hugging Face id, without downloading it (lens maps).",
     ),
 ]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter",
+        metavar="FOLDER",
+        help="A LoRA adapter of PEFT to merge into the weights of MODEL (safetensors) before they are read.",
+    ),
+]
 K = Annotated[
     int | None,
     typer.Option("--k", metavar="N", help="A target counts in the top N (all relations but copying)."),

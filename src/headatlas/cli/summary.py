@@ -21,6 +21,7 @@ def summary(atlas: Atlas, out: Place, written: Sequence[Place], seconds: float) 
     """What was found, what was left out and why, what was written, how long it took."""
     lines = [atlas.caption(), *_counts(atlas), *_best(atlas), *_missing(atlas)]
     lines += _fetched(atlas)
+    lines += [f"note: {note}" for note in atlas.provenance["model"].get("notes", ())]
     names = ", ".join(path.name for path in written)
     lines.append(f"written to {out}: {atlas.path.name if atlas.path else 'atlas'}, {names}")
     lines.append(f"time: {duration(seconds)}")

@@ -21,7 +21,7 @@ from headatlas.lenses import Lens, lens_named
 from headatlas.mapping.questions import Questions, ask
 from headatlas.relations import Relation, TargetPolicy, competing_tokens, core, load, tokenise
 from headatlas.scoring.settings import CEILING, MAX_CEILING, Criterion, Settings, preset
-from headatlas.weights import fingerprint, need_on_disk, open_checkpoint, tokenizer_hash
+from headatlas.weights import MergedAdapter, fingerprint, need_on_disk, open_checkpoint, tokenizer_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -126,13 +126,14 @@ def open_for(
     tokenizer: PreTrainedTokenizerBase | None,
     *,
     remote: bool,
+    adapter: str | Path | None = None,
 ) -> Model:
     """Open a model that a lens can read.
 
     Raises:
         HeadatlasError: It cannot be opened, or the lens needs all of it and it is not on disk.
     """
-    checkpoint = open_checkpoint(model, tokenizer, remote=remote)
+    checkpoint = open_checkpoint(model, tokenizer, remote=remote, adapter=adapter)
     if not lens.weights_only:
         need_on_disk(checkpoint, f"the {lens.name} lens")
     return open_model(checkpoint)
@@ -145,6 +146,7 @@ def prepare(
     chosen: Options,
     *,
     remote: bool = False,
+    adapter: str | Path | None = None,
 ) -> Job:
     """Open the model and lay out what will be asked of it. Reads headers, tokenizer and relations.
 
@@ -152,7 +154,7 @@ def prepare(
         HeadatlasError: The model or the relations cannot be used.
     """
     asked = relations_asked(relations)
-    opened = open_for(chosen.lens, model, tokenizer, remote=remote)
+    opened = open_for(chosen.lens, model, tokenizer, remote=remote, adapter=adapter)
     checked = self_check(opened)
     words = opened.tokenizer()
     competing, masked = competing_tokens(words, opened.dims.vocab_size)
@@ -199,6 +201,7 @@ def _provenance(
             "dims": asdict(model.dims),
             **({} if model.every_layer_has_heads else {"layers_with_heads": list(model.layers_with_heads)}),
             "weights_hash": fingerprint(checkpoint),
+            **_adapter(checkpoint.adapter),
             "notes": list(checkpoint.notes),
             "self_check": checked,
         },
@@ -221,6 +224,14 @@ def _provenance(
             **{name: version(name) for name in ("torch", "transformers", "numpy", "scipy", "zarr")},
         },
     }
+
+
+def _adapter(merged: MergedAdapter | None) -> dict[str, Any]:
+    """An adapter that is merged into the weights, for the provenance."""
+    if merged is None:
+        return {}
+    shown = {name: getattr(merged, name) for name in ("name", "folder", "base", "hash")}
+    return {"adapter": {**shown, "n_tensors": len(merged.tensors)}}
 
 
 def with_traffic(provenance: dict[str, Any], model: Model) -> dict[str, Any]:

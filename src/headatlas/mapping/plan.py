@@ -86,6 +86,7 @@ def plan(
     device: str = "auto",
     max_memory: str | int | None = None,
     remote: bool = False,
+    adapter: str | Path | None = None,
 ) -> Plan:
     """Open a model's headers and say what mapping it takes; nothing is computed.
 
@@ -102,7 +103,7 @@ def plan(
     """
     chosen = lens_named(lens)
     asked = relations_asked(relations)
-    opened = open_for(chosen, model, tokenizer, remote=remote)
+    opened = open_for(chosen, model, tokenizer, remote=remote, adapter=adapter)
     dims = opened.dims
     sources = len({pair.source for relation in asked for pair in relation.pairs})
     machine = this_machine(device, max_memory)
@@ -237,6 +238,8 @@ def _block_bytes(model: Model) -> int:
     start = f"{model.stored_name(model.block_module(layer))}."
     infos = [info for name, info in model.checkpoint.source.infos().items() if name.startswith(start)]
     stored = sum(info.nbytes for info in infos) * (2 if experts else 1)
+    if (adapter := model.checkpoint.adapter) is not None:  # merged weights are copies in float32
+        stored += BYTES * sum(prod(info.shape) for info in infos if info.name in adapter.tensors)
     return stored + BYTES * max(experts, *(prod(info.shape) for info in infos))
 
 

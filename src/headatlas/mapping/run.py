@@ -66,6 +66,7 @@ def map_heads(
     max_memory: str | int | None = None,
     cluster: str | None = None,
     remote: bool = False,
+    adapter: str | Path | None = None,
     force: bool = False,
     progress: Report | None = None,
     stats: Stats | None = None,
@@ -93,6 +94,7 @@ def map_heads(
         cluster: ``"auto"`` or the address of a running Ray cluster, whose machines rank the layers; this
             process reads the model and writes the atlas. None computes here.
         remote: Read a Hugging Face id in place, tensor by tensor (lens ``maps``). Addresses always are.
+        adapter: Folder of a LoRA adapter of PEFT to merge into the weights (safetensors).
         force: Delete the atlas in ``out`` and start over, once all that was given has been checked.
         progress: Called with :class:`Progress`.
         stats: Filled with counts of what the engine did.
@@ -126,7 +128,7 @@ def map_heads(
     on_cluster = None if cluster is None else "cuda" if device.startswith("cuda") else "cpu"
     with nullcontext() if cluster is None else connected(cluster):
         with stats.timed("opening"):
-            job = prepare(model, tokenizer, relations, chosen, remote=remote)
+            job = prepare(model, tokenizer, relations, chosen, remote=remote, adapter=adapter)
         wanted = layer_range(layers, job.model.dims.n_layers)
         if out is not None:
             if force:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from headatlas.errors import HeadatlasError
 from headatlas.storage import is_url
+from headatlas.weights.adapter import AdaptedSource
 from headatlas.weights.converted import gguf_tokenizer
 from headatlas.weights.folder import SINGLE_NAME
 from headatlas.weights.gguf_modules import gguf_modules
@@ -18,7 +19,7 @@ from headatlas.weights.gguf_settings import finish
 from headatlas.weights.gguf_source import GgufSource
 from headatlas.weights.packed import PACKED, PLAIN
 from headatlas.weights.safetensors_source import SafetensorsSource
-from headatlas.weights.source import Checkpoint
+from headatlas.weights.source import Checkpoint, TensorSource
 
 if TYPE_CHECKING:
     import torch
@@ -175,7 +176,7 @@ def can_stream(checkpoint: Checkpoint) -> bool:
 
     transformers converts what is in a GGUF file when it loads it, so the stored tensors are not the modules'.
     """
-    return isinstance(checkpoint.source, SafetensorsSource)
+    return isinstance(checkpoint.source, SafetensorsSource | AdaptedSource)
 
 
 def need_on_disk(checkpoint: Checkpoint, what: str) -> None:
@@ -208,7 +209,9 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTra
         loaded: Any = gguf_modules(checkpoint.source, options)
         if not loaded[1]["missing_keys"] and not loaded[1]["mismatched_keys"]:
             finish(loaded[0], checkpoint.source)
-    elif isinstance(checkpoint.source, SafetensorsSource) and checkpoint.source.quantised:
+    elif isinstance(checkpoint.source, AdaptedSource) or (
+        isinstance(checkpoint.source, SafetensorsSource) and checkpoint.source.quantised
+    ):
         loaded = _from_tensors(checkpoint, checkpoint.source, options)
     elif isinstance(checkpoint.source, SafetensorsSource):
         with _as_folder(checkpoint.source, _folder_of(checkpoint)) as folder:
@@ -219,11 +222,11 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTra
     return model, report
 
 
-def _from_tensors(checkpoint: Checkpoint, source: SafetensorsSource, options: dict[str, Any]) -> Any:
+def _from_tensors(checkpoint: Checkpoint, source: TensorSource, options: dict[str, Any]) -> Any:
     """What ``from_pretrained`` returns for the plain tensors that a source shows.
 
-    So FP8 and MXFP4 need none of the packages and devices that transformers asks for, and the modules
-    hold the numbers that the source reads.
+    So FP8 and MXFP4 need none of the packages and devices that transformers asks for, an adapter not PEFT,
+    and the modules hold the numbers that the source reads.
     """
     config = local_config(checkpoint)
     tensors = {
