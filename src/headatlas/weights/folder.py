@@ -180,6 +180,11 @@ def open_gguf(path: Path, spec: str) -> Checkpoint:
     """
     source = GgufSource(path)
     metadata = source.header.metadata
+    if (kind := metadata.get("general.type", "model")) != "model":
+        raise HeadatlasError(
+            f"{path} is no model: by its header (general.type) it is {kind!r}; give the file of the model"
+            f"{', with the adapter merged in (llama-export-lora)' if kind == 'adapter' else ''}."
+        )
     architecture, name = metadata.get("general.architecture"), metadata.get("general.name")
     if not isinstance(architecture, str) or not architecture:
         raise HeadatlasError(f"{path} names no general.architecture; convert the model again.")

@@ -17,6 +17,7 @@ from headatlas.weights.folder import SINGLE_NAME
 from headatlas.weights.gguf_modules import gguf_modules
 from headatlas.weights.gguf_settings import finish
 from headatlas.weights.gguf_source import GgufSource
+from headatlas.weights.jsonfile import refuse_pointer
 from headatlas.weights.packed import PACKED, PLAIN
 from headatlas.weights.safetensors_source import SafetensorsSource
 from headatlas.weights.source import Checkpoint, TensorSource
@@ -57,7 +58,11 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
             raise HeadatlasError(f"{folder} holds no tokenizer; put the model's tokenizer.json there.")
         # tokenizer.json says how text is cut. For some model types AutoTokenizer would build the cutter of
         # the type's own tokenizer class from its vocabulary instead, whatever the file says.
-        kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
+        whole = folder / "tokenizer.json"
+        kind = PreTrainedTokenizerFast if whole.is_file() else AutoTokenizer
+        if whole.is_file():
+            with whole.open("rb") as stream:
+                refuse_pointer(whole, stream.read(8))
         tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
