@@ -80,7 +80,7 @@ def test_options_reach_the_mapping(run: Run, mapped: Any, tmp_path: Path) -> Non
     calls = mapped(four_layers)
     options = "--lens maps --preset maps-paper --relations mine --k 5 --k-copy 2 --tau 0.4 --criterion tau"
     more = "--layers 0-5 --target-policy first-token --ceiling 40 --no-figures"
-    more += " --no-stream --cluster auto --remote"
+    more += " --no-stream --cluster auto --remote --adapter mine"
     run("map", "m", "-o", tmp_path, *options.split(), *more.split())
     given = {name: value for name, value in calls[0].items() if name != "progress"}
     assert given == {
@@ -102,6 +102,7 @@ def test_options_reach_the_mapping(run: Run, mapped: Any, tmp_path: Path) -> Non
         "stream": False,
         "cluster": "auto",
         "remote": True,
+        "adapter": "mine",
         "force": False,
     }
 
@@ -225,8 +226,8 @@ def test_plan(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("headatlas.mapping.plan")
     module.__dict__["plan"] = lambda model, **rest: asked.append((model, rest)) or Plan()
     monkeypatch.setitem(sys.modules, "headatlas.mapping.plan", module)
-    text = run("plan", "tiny", "--lens", "maps").stdout
-    options = {"lens": "maps", "relations": "core", "stream": None, "remote": False}
+    text = run("plan", "tiny", "--lens", "maps", "--adapter", "mine").stdout
+    options = {"lens": "maps", "relations": "core", "stream": None, "remote": False, "adapter": "mine"}
     assert asked == [("tiny", options | {"device": "auto", "max_memory": None})]
     for part in ("2.5 GB", "1 MB", "about 1 min 15 s", "attribution"):
         assert part in text

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from headatlas.relations import competing_tokens
 from headatlas.relations.vocabulary import is_reserved
@@ -24,6 +28,20 @@ def test_padding_rows_special_and_reserved_tokens_are_masked() -> None:
 def test_a_model_with_fewer_rows_than_tokens() -> None:
     tokenizer = byte_level_bpe()
     assert competing_tokens(tokenizer, 10)[1] == (0, 1)
+
+
+def test_an_id_of_two_tokens_competes_if_one_is_text(tmp_path: Path) -> None:
+    tokenizer = word_piece()
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text())
+    cat, dog = (tokenizer.convert_tokens_to_ids(word) for word in ("cat", "dog"))
+    content["model"]["vocab"] |= {"[unused7]": cat, "[unused8]": dog}
+    file.write_text(json.dumps(content))
+    doubled = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert doubled.get_vocab()["[unused7]"] == doubled.get_vocab()["cat"] == cat
+    size = len(tokenizer)
+    assert competing_tokens(doubled, size)[1] == competing_tokens(tokenizer, size)[1]
 
 
 def test_byte_fallback_competes_and_added_special_tokens_do_not() -> None:

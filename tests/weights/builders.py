@@ -105,8 +105,12 @@ def qwen2_gguf(
     tokenizer: bool = True,
     split: int = 0,
     also: dict[str, tuple[np.ndarray, Kind]] | None = None,
+    changed: dict[str, Any] | None = None,
 ) -> Path:
-    """The model as llama.cpp would write it (Qwen2 permutes nothing), and further tensors."""
+    """The model as llama.cpp would write it (Qwen2 permutes nothing), and further tensors.
+
+    ``changed`` replaces keys of the header; None leaves one out.
+    """
     config = model.config
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, config.num_hidden_layers)
     tensors = dict(also or {})
@@ -137,7 +141,8 @@ def qwen2_gguf(
             "tokenizer.ggml.bos_token_id": 0,
             "tokenizer.ggml.eos_token_id": 1,
         }
-    return write_gguf(path, tensors, metadata, "qwen2", split)
+    metadata |= changed or {}
+    return write_gguf(path, tensors, {k: v for k, v in metadata.items() if v is not None}, "qwen2", split)
 
 
 def make_wheel(

@@ -71,6 +71,20 @@ def test_shards_are_taken_from_the_index(hub: Hub, sharded_folder: Path) -> None
     assert "consolidated.safetensors" not in hub.fetched
 
 
+def test_a_repository_with_weights_and_an_adapter(hub: Hub, llama_folder: Path) -> None:
+    hub.repos["org/both"] = files_of(llama_folder) | {"adapter_config.json": b"{}"}
+    for remote in (False, True):
+        with pytest.raises(HeadatlasError, match=r"adapter that is not merged into it \(adapter_config"):
+            open_checkpoint("org/both", remote=remote)
+
+
+def test_a_repository_with_weights_twice(hub: Hub, llama_folder: Path, sharded_folder: Path) -> None:
+    hub.repos["org/twice"] = files_of(sharded_folder) | files_of(llama_folder)
+    (note,) = open_checkpoint("org/twice").notes
+    assert note.endswith(f"{INDEX_NAME} names files that are not here.")
+    assert not any("-of-" in name for name in hub.fetched)
+
+
 def test_a_repository_with_one_gguf(hub: Hub, tmp_path: Path) -> None:
     file = builders.qwen2_gguf(tmp_path / "tiny.gguf", builders.tiny_qwen2())
     hub.repos["org/tiny-gguf"] = {"tiny.gguf": file.read_bytes()}
@@ -93,7 +107,11 @@ def test_a_repository_with_one_gguf(hub: Hub, tmp_path: Path) -> None:
         ({"README.md": b""}, r"has no config\.json"),
         (
             {"config.json": b"{}", "adapter_config.json": b"{}", "adapter_model.safetensors": b""},
-            "is an adapter",
+            "org/odd on the Hub holds an adapter, not a whole model, and does not name its base",
+        ),
+        (
+            {"adapter_config.json": b'{"base_model_name_or_path": "org/base"}'},
+            "org/odd on the Hub holds an adapter of 'org/base', not a whole model; give 'org/base'",
         ),
         (
             {"config.json": b"{}", "model.safetensors": b"junk"},

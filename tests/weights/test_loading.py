@@ -6,6 +6,7 @@ import importlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import gguf
 import huggingface_hub
@@ -92,6 +93,58 @@ def test_tied_and_half_precision(tmp_path: Path) -> None:
     assert "lm_head.weight" not in checkpoint.source.infos()
     same_modules(checkpoint, model.float())
     assert load_modules(checkpoint, torch.bfloat16).dtype == torch.bfloat16
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_pointers_of_git_lfs_say_what_they_are(llama_folder: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(llama_folder, folder)
+    (folder / name).write_text(POINTER)
+    with pytest.raises(
+        HeadatlasError, match=rf"{name} is a pointer of Git LFS, .*fetch it with `git lfs pull`"
+    ):
+        load_tokenizer(open_checkpoint(folder))
+
+
+def test_a_gguf_that_is_a_pointer(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_text(POINTER)
+    with pytest.raises(HeadatlasError, match=r"a\.gguf is a pointer of Git LFS"):
+        open_checkpoint(tmp_path / "a.gguf")
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"tokenizer.ggml.merges": None}, r"its tokenizer \(gpt2\) lacks tokenizer\.ggml\.merges, so that"),
+        (
+            {"tokenizer.ggml.model": "llama", "tokenizer.ggml.merges": None},
+            r"\(llama\) lacks tokenizer\.ggml\.scores and tokenizer\.ggml\.merges",
+        ),
+        ({"tokenizer.ggml.model": "rwkv"}, "cannot be loaded by transformers: .*'rwkv'"),
+        ({"tokenizer.ggml.bos_token_id": 99999}, "cannot be loaded by transformers: list index out of range"),
+    ],
+)
+def test_gguf_tokenizers_that_are_not_whole(tmp_path: Path, changed: dict[str, Any], problem: str) -> None:
+    model = builders.tiny_qwen2()
+    checkpoint = open_checkpoint(builders.qwen2_gguf(tmp_path / "t.gguf", model, changed=changed))
+    with pytest.raises(HeadatlasError, match=problem):
+        load_tokenizer(checkpoint)
+    own = builders.tiny_tokenizer()
+    assert load_tokenizer(open_checkpoint(checkpoint.path, own)) is own
+
+
+@pytest.mark.parametrize("kind", ["adapter", "imatrix", "mmproj"])
+def test_a_gguf_that_is_no_model(tmp_path: Path, kind: str) -> None:
+    file = builders.qwen2_gguf(tmp_path / "t.gguf", builders.tiny_qwen2(), changed={"general.type": kind})
+    with pytest.raises(
+        HeadatlasError, match=rf"t\.gguf is no model: by its header \(general.type\) it is '{kind}'"
+    ):
+        open_checkpoint(file)
+    model = builders.qwen2_gguf(tmp_path / "m.gguf", builders.tiny_qwen2(), changed={"general.type": "model"})
+    assert open_checkpoint(model).architecture == "qwen2"
 
 
 @pytest.mark.parametrize("kind", [Kind.F32, Kind.Q8_0])

@@ -185,12 +185,16 @@ def test_models_that_are_no_single_gguf(store: Store, model: bytes) -> None:
     store.add(f"{LIBRARY}/adapted/latest", whole, store.blob(b"x", "adapter"))
     store.add(f"{LIBRARY}/tensors/latest", store.blob(b"x", "tensor"))
     store.add(f"{LIBRARY}/cloud/latest")
+    store.manifest(f"{LIBRARY}/null/latest", {"schemaVersion": 2, "config": {}, "layers": None})
+    store.add(f"{LIBRARY}/parts/latest", store.blob(b"x", "license"))
     store.add(f"{LIBRARY}/two/latest", whole, whole)
     store.add(f"{LIBRARY}/text/latest", store.blob(b"no GGUF at all, but long enough for a header", "model"))
     for name, problem in {
         "adapted": "is a base model and an adapter",
         "tensors": "is stored tensor by tensor",
-        "cloud": "lists no model files",
+        "cloud": "lists no files: this is a model that runs in Ollama's cloud, and its weights are not",
+        "null": "runs in Ollama's cloud",
+        "parts": "lists no model files where one is needed",
         "two": "lists 2 model files",
         "text": "not a GGUF file",
     }.items():

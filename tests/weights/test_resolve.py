@@ -81,13 +81,13 @@ def test_an_existing_folder_comes_before_the_hub(llama_folder: Path, monkeypatch
             ["pytorch_model.bin"],
             r"as a pickle \(pytorch_model\.bin\), which headatlas never opens, .* convert",
         ),
-        (["adapter_config.json", "adapter_model.safetensors"], "holds an adapter"),
+        (["adapter_config.json", "adapter_model.safetensors"], "does not name its base"),
         (["a.safetensors", "b.safetensors"], r"2 \.safetensors files and no"),
     ],
 )
 def test_folders_without_one_clear_model(tmp_path: Path, files: list[str], problem: str) -> None:
     for name in files:
-        (tmp_path / name).write_bytes(b"")
+        (tmp_path / name).write_bytes(b"{}" if name.endswith(".json") else b"")
     with pytest.raises(HeadatlasError, match=problem):
         open_checkpoint(tmp_path)
 

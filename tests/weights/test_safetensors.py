@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from headatlas.errors import HeadatlasError
 from headatlas.weights import open_checkpoint
@@ -69,6 +69,49 @@ def test_sharded_equals_single(sharded_folder: Path, llama_folder: Path) -> None
     assert set(sharded.source.infos()) == set(single.source.infos())
     for name in single.source.infos():
         assert torch.equal(sharded.source.read(name), single.source.read(name))
+
+
+@pytest.fixture
+def twice(sharded_folder: Path, llama_folder: Path, tmp_path: Path) -> Path:
+    """The same weights in one file and in shards with an index."""
+    shutil.copytree(sharded_folder, tmp_path / "twice")
+    shutil.copy(llama_folder / "model.safetensors", tmp_path / "twice")
+    return tmp_path / "twice"
+
+
+def test_one_file_beside_an_index(twice: Path, sharded_folder: Path) -> None:
+    shards = sorted(twice.glob("*-of-*.safetensors"))
+    checkpoint = open_checkpoint(twice)
+    (note,) = checkpoint.notes
+    assert {info.file for info in checkpoint.source.infos().values()} == {str(twice / "model.safetensors")}
+    assert note == (
+        f"model.safetensors is read, as transformers does, and not the {len(shards)} shards beside it; "
+        f"{INDEX_NAME} gives the same names and shapes."
+    )
+    shards[0].unlink()
+    assert open_checkpoint(twice).notes[0].endswith("names files that are not here.")
+    assert open_checkpoint(sharded_folder).notes == ()
+    names = open_checkpoint(twice).source.infos()
+    (twice / INDEX_NAME).write_text(json.dumps({"weight_map": dict.fromkeys(names, "model.safetensors")}))
+    assert open_checkpoint(twice).notes == ()
+
+
+def test_one_file_beside_an_index_of_another_model(twice: Path) -> None:
+    file = twice / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {"model.norm.weight": torch.ones(31)}, file)
+    with pytest.raises(
+        HeadatlasError, match=r"'model\.norm\.weight' is in one of them only, or has another sh"
+    ):
+        open_checkpoint(twice)
+    save_file({name: tensors[name] for name in tensors if name != "lm_head.weight"}, file)
+    for _ in range(2):
+        with pytest.raises(
+            HeadatlasError, match=r"of different models: 'lm_head\.weight' is in one of them only"
+        ):
+            open_checkpoint(twice)
+        for shard in twice.glob("*-of-*.safetensors"):
+            shard.unlink()
 
 
 def test_a_single_file_by_any_name(llama_folder: Path, tmp_path: Path) -> None:

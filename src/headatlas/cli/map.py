@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headatlas.cli.options import (
+    Adapter,
     AsJson,
     Lens,
     LensOption,
@@ -47,6 +48,7 @@ def plan(
     lens: Annotated[Lens, typer.Option("--lens", help="How a head sees a token.")] = "neutral",
     relations: Relations = None,
     remote: Remote = False,
+    adapter: Adapter = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what mapping a model will take; nothing is computed.
@@ -56,7 +58,9 @@ def plan(
     asked = _relations(relations)
     from headatlas.mapping.plan import plan as make_plan
 
-    found = make_plan(model, lens=lens, relations=asked, compute=compute, remote=remote).to_dict()
+    found = make_plan(
+        model, lens=lens, relations=asked, compute=compute, remote=remote, adapter=adapter
+    ).to_dict()
     if as_json:
         print_json(found)
     else:
@@ -92,6 +96,7 @@ def map_model(
         typer.Option("--ceiling", metavar="N", help="Ranks are stored exactly below N; k can be up to N."),
     ] = CEILING,
     remote: Remote = False,
+    adapter: Adapter = None,
     force: Annotated[
         bool, typer.Option("--force", help="Delete the atlas in DIR and start over, instead of resuming.")
     ] = False,
@@ -127,6 +132,7 @@ def map_model(
                 target_policy=target_policy,
                 compute=compute,
                 remote=remote,
+                adapter=adapter,
                 force=force,
                 progress=progress,
                 stats=stats,
@@ -168,6 +174,7 @@ def summary(atlas: Atlas, out: Place, written: Sequence[Place], seconds: float) 
     """What was found, what was left out and why, what was written, how long it took."""
     lines = [atlas.caption(), *_counts(atlas), *_best(atlas), *_missing(atlas)]
     lines += _fetched(atlas)
+    lines += [f"note: {note}" for note in atlas.provenance["model"].get("notes", ())]
     names = ", ".join(path.name for path in written)
     lines.append(f"written to {out}: {atlas.path.name if atlas.path else 'atlas'}, {names}")
     lines.append(f"time: {duration(seconds)}")

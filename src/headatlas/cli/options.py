@@ -102,6 +102,14 @@ Remote = Annotated[
         help="Read only the tensors needed of a Hugging Face id, without downloading it (lens maps).",
     ),
 ]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter",
+        metavar="FOLDER",
+        help="A LoRA adapter of PEFT to merge into the weights of MODEL (safetensors) before they are read.",
+    ),
+]
 Width = Annotated[str, typer.Option("--width", metavar="LENGTH", help="Printed width: 170mm, 17cm or 6.7in.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 OutFile = Annotated[

@@ -91,7 +91,9 @@ def open_subject(
             f"{atlas.path}: this atlas was made from a model in memory; give the model and its tokenizer."
         )
     spec = str(atlas.provenance["model"]["spec"]) if model is None else model
-    job = prepare(spec, tokenizer, relations_of(atlas), chosen)
+    # What was mapped is the model with its adapter merged in.
+    adapter = atlas.provenance["model"].get("adapter", {}).get("folder")
+    job = prepare(spec, tokenizer, relations_of(atlas), chosen, adapter=adapter)
     if different := differences(atlas.provenance, job.provenance):
         raise HeadatlasError(
             f"{spec}: this model differs from the atlas's in {', '.join(different)}; "

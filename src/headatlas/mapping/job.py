@@ -21,7 +21,7 @@ from headatlas.lenses import Lens, lens_named
 from headatlas.mapping.questions import Questions, ask
 from headatlas.options import CEILING, MAX_CEILING, TargetPolicy, Thresholds
 from headatlas.relations import RelationSpec, competing_tokens, resolve_relations, tokenise
-from headatlas.weights import fingerprint, need_on_disk, open_checkpoint, tokenizer_hash
+from headatlas.weights import MergedAdapter, fingerprint, need_on_disk, open_checkpoint, tokenizer_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -96,13 +96,14 @@ def open_for(
     tokenizer: PreTrainedTokenizerBase | None,
     *,
     remote: bool,
+    adapter: str | Path | None = None,
 ) -> Model:
     """Open a model that a lens can read.
 
     Raises:
         HeadatlasError: It cannot be opened, or the lens needs all of it and it is not on disk.
     """
-    checkpoint = open_checkpoint(model, tokenizer, remote=remote)
+    checkpoint = open_checkpoint(model, tokenizer, remote=remote, adapter=adapter)
     if not lens.weights_only:
         need_on_disk(checkpoint, f"the {lens.name} lens")
     return open_model(checkpoint)
@@ -115,6 +116,7 @@ def prepare(
     chosen: Options,
     *,
     remote: bool = False,
+    adapter: str | Path | None = None,
 ) -> Job:
     """Open the model and lay out what will be asked of it. Reads headers, tokenizer and relations.
 
@@ -122,7 +124,7 @@ def prepare(
         HeadatlasError: The model or the relations cannot be used.
     """
     asked = resolve_relations(relations)
-    opened = open_for(chosen.lens, model, tokenizer, remote=remote)
+    opened = open_for(chosen.lens, model, tokenizer, remote=remote, adapter=adapter)
     checked = self_check(opened)
     words = opened.tokenizer()
     competing, masked = competing_tokens(words, opened.dims.vocab_size)
@@ -169,6 +171,7 @@ def _provenance(
             "dims": asdict(model.dims),
             **({} if model.every_layer_has_heads else {"layers_with_heads": list(model.layers_with_heads)}),
             "weights_hash": fingerprint(checkpoint),
+            **_adapter(checkpoint.adapter),
             "notes": list(checkpoint.notes),
             "self_check": checked,
         },
@@ -191,6 +194,14 @@ def _provenance(
             **{name: version(name) for name in ("torch", "transformers", "numpy", "scipy", "zarr")},
         },
     }
+
+
+def _adapter(merged: MergedAdapter | None) -> dict[str, Any]:
+    """An adapter that is merged into the weights, for the provenance."""
+    if merged is None:
+        return {}
+    shown = {name: getattr(merged, name) for name in ("name", "folder", "base", "hash")}
+    return {"adapter": {**shown, "n_tensors": len(merged.tensors)}}
 
 
 def with_traffic(provenance: dict[str, Any], model: Model) -> dict[str, Any]:

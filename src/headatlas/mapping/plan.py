@@ -84,6 +84,7 @@ def plan(
     relations: RelationSpec = "core",
     compute: Compute | None = None,
     remote: bool = False,
+    adapter: str | Path | None = None,
 ) -> Plan:
     """Open a model's headers and say what mapping it takes; nothing is computed.
 
@@ -93,14 +94,14 @@ def plan(
         lens: ``"neutral"`` or ``"maps"``.
         relations: All that :func:`~headatlas.relations.resolve_relations` accepts.
         compute: Where it would be computed, with how much memory, streamed or not.
-        remote: Read a Hugging Face id in place.
+        remote, adapter: Read a Hugging Face id in place; merge a LoRA adapter.
 
     Raises:
         HeadatlasError: The model, lens or relations cannot be used.
     """
     chosen = lens_named(lens)
     asked = resolve_relations(relations)
-    opened = open_for(chosen, model, tokenizer, remote=remote)
+    opened = open_for(chosen, model, tokenizer, remote=remote, adapter=adapter)
     dims = opened.dims
     sources = len({pair.source for relation in asked for pair in relation.pairs})
     machine = this_machine(compute)
@@ -235,6 +236,8 @@ def _block_bytes(model: Model) -> int:
     start = f"{model.stored_name(model.block_module(layer))}."
     infos = [info for name, info in model.checkpoint.source.infos().items() if name.startswith(start)]
     stored = sum(info.nbytes for info in infos) * (2 if experts else 1)
+    if (adapter := model.checkpoint.adapter) is not None:  # merged weights are copies in float32
+        stored += BYTES * sum(prod(info.shape) for info in infos if info.name in adapter.tensors)
     return stored + BYTES * max(experts, *(prod(info.shape) for info in infos))
 
 

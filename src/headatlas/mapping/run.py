@@ -60,6 +60,7 @@ def map_heads(
     ceiling: int = CEILING,
     target_policy: TargetPolicy = "single",
     remote: bool = False,
+    adapter: str | Path | None = None,
     force: bool = False,
     stats: Stats | None = None,
 ) -> Atlas:
@@ -81,6 +82,7 @@ def map_heads(
         ceiling: Ranks are exact below this; the largest k that can be asked later.
         target_policy: ``"single"``, or ``"first-token"``: targets of several tokens count by their first.
         remote: Read a Hugging Face id in place, tensor by tensor (lens ``maps``). Addresses always are.
+        adapter: Folder of a LoRA adapter of PEFT to merge into the weights (safetensors).
         force: Delete the atlas in ``out`` and start over, once all that was given has been checked.
         stats: Filled with counts of what the engine did.
 
@@ -103,7 +105,7 @@ def map_heads(
         name = shown(str(model)) if isinstance(model, (str, Path)) else type(model).__name__
         tell(Progress("open", 0, 0, name))
         with stats.timed("opening"):
-            job = prepare(model, tokenizer, asked, chosen, remote=remote)
+            job = prepare(model, tokenizer, asked, chosen, remote=remote, adapter=adapter)
         wanted = layers_asked(layers, job.model.dims.n_layers)
         if out is not None:
             if force:

@@ -41,8 +41,9 @@ def competing_tokens(
         A boolean array [vocab_size], and the ids where it is False, ascending.
     """
     competing = np.zeros(vocab_size, dtype=np.bool_)
-    names = {index: token for token, index in tokenizer.get_vocab().items() if index < vocab_size}
-    competing[[index for index, token in names.items() if not is_reserved(token)]] = True
+    # Several tokens may have one id: it competes if any of them is text.
+    named = [index for token, index in tokenizer.get_vocab().items() if not is_reserved(token)]
+    competing[[index for index in named if 0 <= index < vocab_size]] = True
     special = set(tokenizer.all_special_ids)
     special.update(index for index, token in tokenizer.added_tokens_decoder.items() if token.special)
     competing[[index for index in special if index < vocab_size]] = False

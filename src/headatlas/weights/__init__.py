@@ -14,10 +14,11 @@ from headatlas.weights.loading import (
     need_on_disk,
 )
 from headatlas.weights.resolve import open_checkpoint
-from headatlas.weights.source import Checkpoint, TensorInfo, TensorSource
+from headatlas.weights.source import Checkpoint, MergedAdapter, TensorInfo, TensorSource
 
 __all__ = [
     "Checkpoint",
+    "MergedAdapter",
     "TensorInfo",
     "TensorSource",
     "can_stream",

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _TOKENS = "tokenizer.ggml.tokens"
+_NEEDS = {"gpt2": ("merges",), "llama": ("scores", "merges"), "t5": ("scores",)}
+"""Arrays one of which each kind of tokenizer needs beside its tokens, as transformers 5.23 builds them."""
 
 
 def gguf_tokenizer(path: Path, header: GgufHeader) -> PreTrainedTokenizerBase:
@@ -32,6 +34,13 @@ def gguf_tokenizer(path: Path, header: GgufHeader) -> PreTrainedTokenizerBase:
 
     if not header.arrays.get(_TOKENS):
         raise HeadatlasError(f"{path} holds no tokenizer ({_TOKENS} is missing); convert the model again.")
+    kind = header.metadata.get("tokenizer.ggml.model")
+    needs = [f"tokenizer.ggml.{each}" for each in _NEEDS.get(str(kind), ())]
+    if needs and not any(header.arrays.get(each) for each in needs):
+        raise HeadatlasError(
+            f"{path}: its tokenizer ({kind}) lacks {' and '.join(needs)}, so that no text can be cut into "
+            "its tokens; convert the model again, or pass a tokenizer (tokenizer=… in Python)."
+        )
     kept = _place(path, header) / "tokenizer"
     if kept.is_dir():
         # The plain class, because a model's own class would build its tokenizer anew.

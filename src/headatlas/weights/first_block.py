@@ -14,8 +14,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.weights.gguf_modules import gguf_modules
 from headatlas.weights.gguf_settings import of_text
 from headatlas.weights.gguf_source import GgufSource
-from headatlas.weights.loading import local_config, skeleton_of, transformers_at_work
-from headatlas.weights.safetensors_source import SafetensorsSource
+from headatlas.weights.loading import can_stream, local_config, skeleton_of, transformers_at_work
 from headatlas.weights.source import Checkpoint
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def first_block(
     """
     if isinstance(checkpoint.source, GgufSource):
         return _of_gguf(checkpoint.source, most_bytes)
-    if not isinstance(checkpoint.source, SafetensorsSource):
+    if not can_stream(checkpoint) or checkpoint.traffic is not None:
         raise HeadatlasError(f"{checkpoint.spec}: the weights are not on disk.")
     config = local_config(checkpoint)
     with transformers_at_work(f"The first block of {checkpoint.spec}"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from headatlas.errors import HeadatlasError
+from headatlas.weights.adapter import CONFIG_NAME, WEIGHTS_NAME, adapter_alone
 from headatlas.weights.gguf_header import MAGIC
 from headatlas.weights.gguf_source import GgufSource, parts_of
 from headatlas.weights.jsonfile import read_json_object
@@ -54,13 +55,11 @@ def _starts_like_gguf(path: Path) -> bool:
 def _open_folder(folder: Path, spec: str) -> Checkpoint:
     single, index = folder / SINGLE_NAME, folder / INDEX_NAME
     if single.is_file():
-        return _with_config(SafetensorsSource([single]), folder, spec)
+        return _with_config(SafetensorsSource([single]), folder, spec, notes=_beside(single, index))
     if index.is_file():
         return _with_config(SafetensorsSource.from_index(index), folder, spec)
-    if (folder / "adapter_config.json").is_file():
-        raise HeadatlasError(
-            f"{folder} holds an adapter, not a whole model; merge it into its base model and give the result."
-        )
+    if (folder / CONFIG_NAME).is_file():
+        raise adapter_alone(folder, folder / CONFIG_NAME)
     found = sorted(folder.glob("*.safetensors"))
     if len(found) == 1:
         return _with_config(SafetensorsSource(found), folder, spec)
@@ -70,6 +69,35 @@ def _open_folder(folder: Path, spec: str) -> Checkpoint:
             "fetch the index or give one file."
         )
     return _open_gguf_folder(folder, spec)
+
+
+def _beside(single: Path, index: Path) -> tuple[str, ...]:
+    """Notes on weights in one file beside an index that names others.
+
+    Raises:
+        HeadatlasError: The two are not the same model.
+    """
+    if not index.is_file():
+        return ()
+    weight_map = read_weight_map(index)
+    shards = sorted({name for name in weight_map.values() if name != SINGLE_NAME})
+    if not shards:
+        return ()
+    there = [index.parent / name for name in shards if (index.parent / name).is_file()]
+    one = SafetensorsSource([single]).infos()
+    others = SafetensorsSource(there).infos() if there else {}
+    different = sorted(set(one) ^ set(weight_map))
+    different += sorted(name for name in one if name in others and one[name].shape != others[name].shape)
+    if different:
+        raise HeadatlasError(
+            f"{single} and {index.name} beside it are of different models: {different[0]!r} is in one of "
+            "them only, or has another shape; remove the one that does not belong."
+        )
+    what = "gives the same names and shapes" if len(there) == len(shards) else "names files that are not here"
+    return (
+        f"{SINGLE_NAME} is read, as transformers does, and not the {len(shards)} shards beside it; "
+        f"{index.name} {what}.",
+    )
 
 
 def _open_gguf_folder(folder: Path, spec: str) -> Checkpoint:
@@ -94,12 +122,16 @@ def _open_gguf_folder(folder: Path, spec: str) -> Checkpoint:
 
 def _open_safetensors_file(path: Path, spec: str) -> Checkpoint:
     index = path.parent / INDEX_NAME
+    if path.name == WEIGHTS_NAME:
+        raise adapter_alone(path, path.parent / CONFIG_NAME)
     if index.is_file() and path.name in read_weight_map(index).values():
         raise HeadatlasError(f"{path} is one shard of a model; give its folder {path.parent}.")
     return _with_config(SafetensorsSource([path]), path.parent, spec, path)
 
 
-def _with_config(source: SafetensorsSource, folder: Path, spec: str, path: Path | None = None) -> Checkpoint:
+def _with_config(
+    source: SafetensorsSource, folder: Path, spec: str, path: Path | None = None, notes: tuple[str, ...] = ()
+) -> Checkpoint:
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise HeadatlasError(f"{config_file} is missing; it says what the tensors mean, fetch it.")
@@ -114,6 +146,7 @@ def _with_config(source: SafetensorsSource, folder: Path, spec: str, path: Path 
         architecture=architecture_of(config, config_file),
         config=config,
         source=source,
+        notes=notes,
     )
 
 
@@ -147,6 +180,11 @@ def open_gguf(path: Path, spec: str) -> Checkpoint:
     """
     source = GgufSource(path)
     metadata = source.header.metadata
+    if (kind := metadata.get("general.type", "model")) != "model":
+        raise HeadatlasError(
+            f"{path} is no model: by its header (general.type) it is {kind!r}; give the file of the model"
+            f"{', with the adapter merged in (llama-export-lora)' if kind == 'adapter' else ''}."
+        )
     architecture, name = metadata.get("general.architecture"), metadata.get("general.name")
     if not isinstance(architecture, str) or not architecture:
         raise HeadatlasError(f"{path} names no general.architecture; convert the model again.")

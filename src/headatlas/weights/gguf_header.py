@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from headatlas.errors import HeadatlasError
+from headatlas.weights.jsonfile import refuse_pointer
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -145,6 +146,7 @@ class _HeaderReader:
 
     def read(self) -> GgufHeader:
         if self.view[:4] != MAGIC:
+            refuse_pointer(self.path, self.view[:8])
             self.fail(f"not a GGUF file (it starts with {self.view[:4]!r}, not {MAGIC!r})")
         self.position = 4
         version = self.number("<I", "the version")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from headatlas.errors import HeadatlasError
+from headatlas.weights.adapter import CONFIG_NAME, adapter_alone
 from headatlas.weights.gguf_source import SPLIT_NAME
 from headatlas.weights.safetensors_source import INDEX_NAME, read_weight_map
 
@@ -15,7 +16,7 @@ HUB_ID = re.compile(
     r"^(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@(?P<revision>[A-Za-z0-9][\w./-]*))?$", re.ASCII
 )
 _SMALL_FILES = re.compile(
-    r"^(config\.json|tokenizer.*\.(json|model)|[\w.-]+\.model|special_tokens_map\.json|added_tokens\.json|"
+    r"^(config\.json|adapter_config\.json|tokenizer.*\.(json|model)|[\w.-]+\.model|special_tokens_map\.json|added_tokens\.json|"
     r"vocab\.(json|txt)|merges\.txt|.*\.tiktoken)$"
 )
 _UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx")
@@ -98,7 +99,11 @@ def _file_names(repo: str, revision: str | None) -> list[str] | None:
 def _fetch(repo: str, revision: str | None, names: list[str]) -> Path:
     import huggingface_hub
 
-    if "config.json" not in names and not any(name.endswith(".gguf") for name in names):
+    if (
+        CONFIG_NAME not in names
+        and "config.json" not in names
+        and not any(name.endswith(".gguf") for name in names)
+    ):
         raise HeadatlasError(
             f"{repo} on the Hub has no config.json; it does not hold a model for transformers."
         )
@@ -115,15 +120,13 @@ def _weight_files(repo: str, revision: str | None, names: list[str]) -> list[str
     import huggingface_hub
 
     if "model.safetensors" in names:
-        return ["model.safetensors"]
+        return ["model.safetensors", *([INDEX_NAME] if INDEX_NAME in names else [])]
     if INDEX_NAME in names:
         index = huggingface_hub.hf_hub_download(repo, INDEX_NAME, revision=revision)
         return [INDEX_NAME, *sorted(set(read_weight_map(Path(index)).values()))]
-    if "adapter_config.json" in names:
-        raise HeadatlasError(
-            f"{repo} on the Hub is an adapter, not a whole model; merge it into its base model "
-            "and give the result."
-        )
+    if CONFIG_NAME in names:
+        config = huggingface_hub.hf_hub_download(repo, CONFIG_NAME, revision=revision)
+        raise adapter_alone(f"{repo} on the Hub", Path(config))
     gguf = sorted(name for name in names if name.endswith(".gguf") and not name.startswith("mmproj"))
     if len(gguf) == 1 or len({_split_model(name) for name in gguf}) == 1:
         return gguf

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headatlas.errors import HeadatlasError
+from headatlas.weights.adapter import AdaptedSource
 from headatlas.weights.cache import sha256_of_file
 from headatlas.weights.gguf_source import GgufSource
 from headatlas.weights.remote_source import RemoteSafetensorsSource
@@ -33,6 +35,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
       not prove that every byte is the same.
     * Files that are not on disk: ``remote-sha256:`` over names, sizes, what the store says identifies their
       content, headers, and a mebibyte of evenly spaced windows.
+    * With an adapter merged in: ``adapted-sha256:`` over the base's own and the adapter's hash.
     * A loaded model: ``sampled-sha256:`` over names, types, shapes and some 4,096 evenly spaced values of
       every tensor.
 
@@ -42,6 +45,10 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     if checkpoint.loaded is not None:
         return f"sampled-sha256:{_of_module(checkpoint.loaded)}"
     source = checkpoint.source
+    if checkpoint.adapter is not None and isinstance(source, AdaptedSource):
+        base = fingerprint(replace(checkpoint, source=source.base, adapter=None))
+        body = f"{base}\n{checkpoint.adapter.hash}\n"
+        return f"adapted-sha256:{hashlib.sha256(body.encode()).hexdigest()}"
     if isinstance(source, RemoteSafetensorsSource):
         return source.fingerprint()
     if not isinstance(source, SafetensorsSource | GgufSource):

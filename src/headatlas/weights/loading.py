@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from headatlas.errors import HeadatlasError
 from headatlas.storage import is_url
+from headatlas.weights.adapter import AdaptedSource
 from headatlas.weights.converted import gguf_tokenizer
 from headatlas.weights.folder import SINGLE_NAME
 from headatlas.weights.gguf_modules import gguf_modules
 from headatlas.weights.gguf_settings import finish
 from headatlas.weights.gguf_source import GgufSource
+from headatlas.weights.jsonfile import refuse_pointer
 from headatlas.weights.packed import PACKED, PLAIN
 from headatlas.weights.safetensors_source import SafetensorsSource
-from headatlas.weights.source import Checkpoint
+from headatlas.weights.source import Checkpoint, TensorSource
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +58,11 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
             raise HeadatlasError(f"{folder} holds no tokenizer; put the model's tokenizer.json there.")
         # tokenizer.json says how text is cut. For some model types AutoTokenizer would build the cutter of
         # the type's own tokenizer class from its vocabulary instead, whatever the file says.
-        kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else AutoTokenizer
+        whole = folder / "tokenizer.json"
+        kind = PreTrainedTokenizerFast if whole.is_file() else AutoTokenizer
+        if whole.is_file():
+            with whole.open("rb") as stream:
+                refuse_pointer(whole, stream.read(8))
         tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
@@ -175,7 +181,7 @@ def can_stream(checkpoint: Checkpoint) -> bool:
 
     transformers converts what is in a GGUF file when it loads it, so the stored tensors are not the modules'.
     """
-    return isinstance(checkpoint.source, SafetensorsSource)
+    return isinstance(checkpoint.source, SafetensorsSource | AdaptedSource)
 
 
 def need_on_disk(checkpoint: Checkpoint, what: str) -> None:
@@ -208,7 +214,9 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTra
         loaded: Any = gguf_modules(checkpoint.source, options)
         if not loaded[1]["missing_keys"] and not loaded[1]["mismatched_keys"]:
             finish(loaded[0], checkpoint.source)
-    elif isinstance(checkpoint.source, SafetensorsSource) and checkpoint.source.quantised:
+    elif isinstance(checkpoint.source, AdaptedSource) or (
+        isinstance(checkpoint.source, SafetensorsSource) and checkpoint.source.quantised
+    ):
         loaded = _from_tensors(checkpoint, checkpoint.source, options)
     elif isinstance(checkpoint.source, SafetensorsSource):
         with _as_folder(checkpoint.source, _folder_of(checkpoint)) as folder:
@@ -219,11 +227,11 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTra
     return model, report
 
 
-def _from_tensors(checkpoint: Checkpoint, source: SafetensorsSource, options: dict[str, Any]) -> Any:
+def _from_tensors(checkpoint: Checkpoint, source: TensorSource, options: dict[str, Any]) -> Any:
     """What ``from_pretrained`` returns for the plain tensors that a source shows.
 
-    So FP8 and MXFP4 need none of the packages and devices that transformers asks for, and the modules
-    hold the numbers that the source reads.
+    So FP8 and MXFP4 need none of the packages and devices that transformers asks for, an adapter not PEFT,
+    and the modules hold the numbers that the source reads.
     """
     config = local_config(checkpoint)
     tensors = {

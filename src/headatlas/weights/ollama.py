@@ -105,11 +105,15 @@ def _model(store: Path, manifest: Path) -> OllamaModel:
     }.items():
         if any(layer["mediaType"] == _TYPE + kind for layer in layers):
             raise HeadatlasError(f"{manifest}: the model {why}.")
+    if not layers:
+        raise HeadatlasError(
+            f"{manifest} lists no files: this is a model that runs in Ollama's cloud, and its weights are "
+            "not on this machine; give a model for which `ollama list` shows a size."
+        )
     found = [layer for layer in layers if layer["mediaType"] == _TYPE + "model"]
     if len(found) != 1:
         raise HeadatlasError(
-            f"{manifest} lists {len(found) or 'no'} model files where one is needed (a model that runs in "
-            "the cloud has none); give another model."
+            f"{manifest} lists {len(found) or 'no'} model files where one is needed; give another model."
         )
     blob, digest = _blob(store, manifest, found[0])
     _check_digest(blob, digest)
@@ -120,7 +124,7 @@ def _model(store: Path, manifest: Path) -> OllamaModel:
 
 
 def _layers(manifest: Path) -> list[dict[str, Any]]:
-    """The layers of a manifest, each with a media type, a digest and a size.
+    """The layers of a manifest, each with a media type, a digest and a size; none of a model in the cloud.
 
     Raises:
         HeadatlasError: The manifest is no such list.
@@ -129,7 +133,10 @@ def _layers(manifest: Path) -> list[dict[str, Any]]:
         raise HeadatlasError(
             f"{manifest} is no manifest, it is too large; fetch the model again with `ollama pull`."
         )
-    layers = read_json_object(manifest).get("layers")
+    content = read_json_object(manifest)
+    if "layers" in content and content["layers"] is None:
+        return []
+    layers = content.get("layers")
     if not isinstance(layers, list) or not all(map(_is_layer, layers)):
         raise HeadatlasError(
             f"{manifest} does not list media type, digest and size of every layer; "

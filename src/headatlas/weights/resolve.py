@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from headatlas.errors import HeadatlasError
 from headatlas.storage import is_url
+from headatlas.weights.adapter import refuse_adapter_beside, with_adapter
 from headatlas.weights.aliases import aliases
 from headatlas.weights.source import Checkpoint
+from headatlas.weights.wrapped import refuse_wrapped, unwrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,6 +26,7 @@ def open_checkpoint(
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     remote: bool = False,
+    adapter: str | Path | None = None,
 ) -> Checkpoint:
     """Open a model: headers are read, tensors are not.
 
@@ -35,6 +38,7 @@ def open_checkpoint(
         tokenizer: Used instead of the model's own; needed with a loaded model.
         remote: Read a Hugging Face id in place, tensor by tensor, instead of downloading it. Addresses
             always are.
+        adapter: Folder of a LoRA adapter of PEFT to merge into the weights (safetensors).
 
     Returns:
         The checkpoint; its ``notes`` hold what the user should be told.
@@ -53,6 +57,11 @@ def open_checkpoint(
         checkpoint = _open_string(spec.strip(), remote)
     else:
         checkpoint = _open_module(spec)
+    refuse_wrapped(checkpoint)
+    if adapter is None:
+        refuse_adapter_beside(checkpoint)
+    else:
+        checkpoint = with_adapter(checkpoint, adapter)
     return checkpoint if tokenizer is None else replace(checkpoint, loaded_tokenizer=tokenizer)
 
 
@@ -170,8 +179,7 @@ def _open_module(model: object) -> Checkpoint:
 
     if not isinstance(model, PreTrainedModel):
         raise HeadatlasError(
-            f"A {type(model).__name__} is no model that headatlas opens; give a path, a name "
-            "or a PreTrainedModel."
+            f"A {type(model).__name__} is no model that headatlas opens; give {unwrapped(model)}."
         )
     # A subclass of the user's own still has the tensors of the class in transformers that it extends.
     known = next(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from headatlas.errors import HeadatlasError
+from headatlas.weights.jsonfile import refuse_pointer
 from headatlas.weights.source import TensorInfo
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the format's reference implementation
@@ -72,10 +73,11 @@ def header_length(path: Path | str, first: bytes, size: int) -> int:
             f"{path} is truncated: a safetensors file has at least 8 bytes, found {size}; fetch it again."
         )
     length = int.from_bytes(first, "little")
+    refuse_pointer(path, first)
     if length > MAX_HEADER_BYTES:
         raise HeadatlasError(
             f"{path} is not a safetensors file: its header would be {length:,} bytes "
-            f"(at most {MAX_HEADER_BYTES:,} are allowed)."
+            f"(at most {MAX_HEADER_BYTES:,} are allowed; it starts with {first!r}); fetch it again."
         )
     if 8 + length > size:
         raise HeadatlasError(

@@ -90,6 +90,25 @@ class Traffic:
 
 
 @dataclass(frozen=True)
+class MergedAdapter:
+    """An adapter (LoRA) that is merged into a checkpoint's weights when they are read.
+
+    Attributes:
+        name: Name of its folder.
+        folder: What the user typed.
+        base: The model that it names as its base, if it does.
+        hash: ``sha256:`` and the SHA-256 of the lines ``<sha256>  <name>`` of its config and its weights.
+        tensors: Names of the stored tensors that it changes.
+    """
+
+    name: str
+    folder: str
+    base: str | None
+    hash: str
+    tensors: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """An opened model: where its bytes are, its config, and how to get tokenizer and modules.
 
@@ -108,6 +127,7 @@ class Checkpoint:
         loaded_tokenizer: Its tokenizer.
         notes: Things to tell the user, e.g. licence terms that apply.
         traffic: For weights that are not on disk and fetched tensor by tensor: how much was. Else None.
+        adapter: The adapter that is merged into the weights, if one is.
     """
 
     spec: str
@@ -122,6 +142,7 @@ class Checkpoint:
     loaded_tokenizer: PreTrainedTokenizerBase | None = None
     notes: tuple[str, ...] = field(default=())
     traffic: Traffic | None = None
+    adapter: MergedAdapter | None = None
 
     def release(self) -> None:
         """Unmap files that were read: pages of them are no memory of this process then."""
