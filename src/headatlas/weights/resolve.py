@@ -166,17 +166,14 @@ def _open_hub(spec: str, remote: bool) -> Checkpoint:
 def _open_module(model: object) -> Checkpoint:
     from transformers import PreTrainedModel
 
-    from headatlas.weights.module_source import ModuleSource
+    from headatlas.weights.module_source import ModuleSource, stock_class, unwrapped
 
+    model = unwrapped(model)
     if not isinstance(model, PreTrainedModel):
         raise HeadatlasError(
             f"A {type(model).__name__} is no model that headatlas opens; give a path, a name "
             "or a PreTrainedModel."
         )
-    # A subclass of the user's own still has the tensors of the class in transformers that it extends.
-    known = next(
-        (c for c in type(model).__mro__ if c.__module__.startswith("transformers.models.")), type(model)
-    )
     name = str(getattr(model.config, "_name_or_path", "") or "").rstrip("/")
     return Checkpoint(
         spec=name or type(model).__name__,
@@ -184,7 +181,7 @@ def _open_module(model: object) -> Checkpoint:
         format="module",
         path=None,
         revision=getattr(model.config, "_commit_hash", None),
-        architecture=known.__name__,
+        architecture=stock_class(model).__name__,
         config=model.config.to_dict(),
         source=ModuleSource(model),
         loaded=model,
