@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from headatlas.architectures import Model, open_model
+from headatlas.architectures import opened as opened_models
 from headatlas.errors import HeadatlasError
-from headatlas.lenses import NEUTRAL_PREFIXES, NeutralStates, neutral
+from headatlas.lenses import NEUTRAL_PREFIXES, NeutralStates, StreamedStates, neutral
 from headatlas.lenses.neutral import discard_states, prefix_ids
 from headatlas.weights import open_checkpoint
 from tests.architectures.tiny import MODELS
 from tests.lenses.oracles import direct_logits, neutral_states
-from tests.mapping.checkpoints import tiny_model, word_tokenizer
+from tests.mapping.checkpoints import save, tiny_model, word_tokenizer
 
 SOURCES = [(20,), (21,), (30, 31), (40, 41, 42, 43, 44, 45), (22,), (20, 30), (23,), (24,)]
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -213,10 +216,94 @@ def test_leftovers_of_killed_processes_are_discarded_with_the_states(tmp_path: P
 def test_states_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     model = tiny_model("llama")
     with torch.no_grad():
-        model.get_submodule("model.layers.1.mlp.down_proj").weight[0] = torch.inf
+        model.get_submodule("model.layers.1.mlp.down_proj").weight[0] = 3e38
     with pytest.raises(HeadatlasError, match=r"the states of layer 2 are not finite"):
         compute(opened(model), tmp_path / "states")
     assert not (tmp_path / "states" / "states.json").exists()
+
+
+# Of tensors that only the forward pass reads; attention makes finite states of the first two.
+BROKEN = {
+    "model.layers.1.self_attn.q_proj.weight": torch.nan,
+    "model.layers.1.self_attn.k_proj.weight": torch.nan,
+    "model.layers.1.input_layernorm.weight": torch.inf,
+    "model.layers.2.mlp.up_proj.weight": -torch.inf,
+    "model.norm.weight": torch.nan,
+}
+
+
+@pytest.mark.parametrize("route", ["loaded", "in memory", "layer by layer"])
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_tensor_that_is_not_finite_is_named(name: str, route: str, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.get_parameter(name).view(-1)[5] = BROKEN[name]
+    where = "The loaded LlamaForCausalLM"
+    if route != "loaded":
+        where = "model.safetensors"
+        ours = open_model(open_checkpoint(save(model, tmp_path / "model")))
+    else:
+        ours = opened(model)
+    with pytest.raises(HeadatlasError, match=rf"{where}: tensor '{name}' holds numbers that are not finite"):
+        if route == "layer by layer":
+            states = StreamedStates(ours, SOURCES, ["The"], tmp_path / "states", identity="")
+            for layer in range(ours.dims.n_layers):
+                states.layer(layer)
+            ours.right_map(0)
+        else:
+            compute(ours, tmp_path / "states")
+    assert not (tmp_path / "states" / "x_002.npy").exists() or name == "model.norm.weight"
+
+
+def test_of_experts_the_stored_tensor_is_named(tmp_path: Path) -> None:
+    """Modules have all experts in one tensor."""
+    folder = save(tiny_model("mixtral"), tmp_path / "model")
+    file, name = folder / "model.safetensors", "model.layers.1.block_sparse_moe.experts.2.w2.weight"
+    tensors = load_file(file)
+    tensors[name][1, 1] = torch.nan
+    save_file(tensors, file, {"format": "pt"})
+    ours = open_model(open_checkpoint(folder))
+    with pytest.raises(HeadatlasError, match=rf"tensor '{re.escape(name)}' holds numbers"):
+        compute(ours, tmp_path / "a")
+    states = StreamedStates(ours, SOURCES, ["The"], tmp_path / "b", identity="")
+    states.layer(0)
+    with pytest.raises(HeadatlasError, match=rf"tensor '{re.escape(name)}' holds numbers"):
+        states.layer(1)
+
+
+@pytest.mark.parametrize("route", ["loaded", "in memory", "layer by layer"])
+@pytest.mark.parametrize("case", ["llama", "gemma3"])
+def test_every_number_is_looked_at_once(
+    case: str, route: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the states, and by what the engine reads afterwards: heads, right map, U (tied in Gemma)."""
+    model, looked, look = tiny_model(case), [0], opened_models._is_finite
+
+    def counting(tensor: torch.Tensor) -> bool:
+        looked[0] += tensor.numel()
+        return look(tensor)
+
+    monkeypatch.setattr(opened_models, "_is_finite", counting)
+    ours = (
+        opened(model) if route == "loaded" else open_model(open_checkpoint(save(model, tmp_path / "model")))
+    )
+    rows = 0
+    if route == "layer by layer":
+        states: Any = StreamedStates(ours, SOURCES, ["The"], tmp_path / "states", identity="")
+        # Of E the rows of these tokens; all of it where U is stored in it.
+        tokens = {1, 4, *(token for source in SOURCES for token in source)}
+        rows = len(tokens) * ours.dims.d_model
+        rows -= 0 if case == "gemma3" else ours.dims.vocab_size * ours.dims.d_model
+    else:
+        states = compute(ours, tmp_path / "states")
+    for layer in range(ours.dims.n_layers):
+        states.layer(layer)
+        ours.heads(layer)
+        ours.right_map(layer)
+    ours.unembed()
+    if (case, route) == ("gemma3", "loaded"):  # a module in memory shows E by a second name, too
+        rows += ours.dims.vocab_size * ours.dims.d_model
+    assert looked[0] == ours.n_parameters + rows
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

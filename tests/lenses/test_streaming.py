@@ -484,7 +484,7 @@ def test_a_map_of_later_layers_goes_on_where_that_of_earlier_ones_ended(
 def test_states_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     broken = tiny_model("llama")
     with torch.no_grad():
-        broken.get_submodule("model.layers.1.mlp.down_proj").weight[0] = torch.inf
+        broken.get_submodule("model.layers.1.mlp.down_proj").weight[0] = 3e38
     states = streamed(opened(save(broken, tmp_path / "model")), tmp_path / "states")
     states.layer(1)
     with pytest.raises(HeadatlasError, match=r"the states of layer 2 are not finite"):

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from headatlas.errors import HeadatlasError
+from headatlas.mapping import plan as plans
 from headatlas.mapping.plan import plan
+from headatlas.mapping.rates import Rates
 from headatlas.weights import safetensors_source
 from tests.mapping.checkpoints import VOCAB, random_relations, save, tiny_model, word_tokenizer
 
@@ -45,7 +47,35 @@ def test_a_plan_says_what_a_map_reads(model: Path, monkeypatch: pytest.MonkeyPat
 def test_larger_questions_need_more(model: Path) -> None:
     small, large = (plan(model, relations=items) for items in (random_relations()[3:], random_relations()))
     assert large.sources > small.sources and large.memory_bytes > small.memory_bytes
-    assert large.seconds_estimate >= small.seconds_estimate > 0
+    assert large.seconds_least >= small.seconds_least > 0
+    assert large.seconds_most >= small.seconds_most > small.seconds_least
+
+
+def test_time_follows_from_the_measured_speed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """32 dimensions, 3 × 4 heads, a vocabulary of 300; rates so low that every part shows."""
+    relations = random_relations()
+    parameters = sum(p.numel() for p in tiny_model("llama").parameters())
+    sources = len({pair.source for item in relations for pair in item.pairs})
+    logits, steps = 2 * 12 * sources * VOCAB * 32, 12 * sources * 32
+    forward = 2 * (parameters - VOCAB * 32) * sources * 4
+
+    def planned(lens: str, *speed: float) -> tuple[float, float]:
+        monkeypatch.setattr(plans, "rates", lambda _: Rates(*speed))
+        found = plan(model, relations=relations, lens=lens)
+        assert any(f"{speed[0] / 1e9:.3g} (float32)" in note for note in found.notes)
+        return found.seconds_least, found.seconds_most
+
+    maps = 2 + logits / 54 / 1e5 + 90 * steps / 1e6, 10 + logits / 18 / 1e5 + 520 * steps / 1e6
+    assert planned("maps", 1e5, 1.9e5, 1e6) == pytest.approx(maps, abs=0.1)
+    halved = 2 + logits / 54 / 4e5 + 90 * steps / 1e6, 10 + logits / 18 / 4e5 + 520 * steps / 1e6
+    assert planned("maps", 1e5, 4e5, 1e6) == pytest.approx(halved, abs=0.1), "bfloat16 pays"
+    neutral = (
+        2 + logits / 37 / 1e5 + 90 * steps / 1e6 + 1.1 * forward / 1e5,
+        10 + logits / 13 / 1e5 + 520 * steps / 1e6 + 1.8 * forward / 0.8e5,
+    )
+    assert planned("neutral", 1e5, 1e5, 1e6) == pytest.approx(neutral, abs=0.1)
+    slower = planned("neutral", 0.5e5, 0.5e5, 0.5e6)
+    assert slower == pytest.approx((2 * neutral[0] - 2, 2 * neutral[1] - 10), abs=0.1)
 
 
 def test_a_loaded_model_has_a_plan() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -324,23 +323,10 @@ class PeftModel(torch.nn.Module):
         self.base_model = model
 
 
-class DataParallel(torch.nn.Module):
-    """What parallel training wraps a model in, by its name."""
-
-
-def compiled(model: torch.nn.Module) -> torch.nn.Module:
-    with warnings.catch_warnings():  # those of torch's own parts about each other
-        warnings.simplefilter("ignore", DeprecationWarning)
-        whole: torch.nn.Module = torch.compile(model)
-    return whole
-
-
 @pytest.mark.parametrize(
     ("wrap", "problem"),
     [
         (PeftModel, r"A PeftModel is no model .*give what PEFT's merge_and_unload\(\) makes of a copy"),
-        (compiled, r"A OptimizedModule is no model .*\(model\._orig_mod\)"),
-        (lambda _: DataParallel(), r"give the model inside \(model\.module\)"),
         (lambda _: 3, "A int is no model .*give a path, a name or a PreTrainedModel"),
     ],
 )
@@ -355,10 +341,6 @@ def test_wrapped_models_say_how_to_get_at_the_model(wrap: Callable[[Any], Any], 
 
 def test_parts_of_a_loaded_model_that_are_wrapped() -> None:
     model: Any = builders.tiny_llama()
-    model.model = compiled(model.model)
-    with pytest.raises(HeadatlasError, match=r"'model\._orig_mod\..*a compiled part was put into the model"):
-        open_checkpoint(model, builders.tiny_tokenizer())
-    model = builders.tiny_llama()
     projection = model.model.layers[0].self_attn
     inner, projection.q_proj = projection.q_proj, torch.nn.Module()
     projection.q_proj.base_layer = inner

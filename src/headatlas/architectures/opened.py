@@ -73,6 +73,7 @@ class OpenedModel:
         self._inventory = inventory
         self._section = inventory.section
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._finite: set[str] = set()
 
     def embed(self, ids: Sequence[int] | None = None) -> torch.Tensor:
         """Rows of E [len(ids) or vocab, d_model] as stored, without any embedding scale.
@@ -127,7 +128,13 @@ class OpenedModel:
             up, down = read(names.name(value.stem, layer)), read(names.name(value.down.stem, layer))
             bias = names.bias(value.down, layer)
             gain = read(names.weight(value.norm, layer) or "") + self._section.gain_offset
-            return split_latent(up, down, None if bias is None else read(bias), gain, self.dims)
+            W_V, b_V = split_latent(up, down, None if bias is None else read(bias), gain, self.dims)
+            if not _is_finite(W_V):
+                raise HeadatlasError(
+                    f"{self.checkpoint.spec}: the value weights of layer {layer} multiply to numbers that "
+                    "are not finite; the file is damaged, fetch it again."
+                )
+            return W_V, b_V
         stored = read(names.name(value.stem, layer), value_rows(value.layout, self.dims))
         bias = names.bias(value, layer)
         return (
@@ -246,12 +253,40 @@ class OpenedModel:
         return self._tokenizer
 
     def modules(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
-        """The whole model as Hugging Face modules on the CPU; float32 unless told otherwise."""
+        """The whole model as Hugging Face modules, in evaluation mode; float32 unless told otherwise.
+
+        On the CPU, or where the parameters of a model in memory are.
+
+        Raises:
+            HeadatlasError: They cannot be made, or the decoder holds a number that is not finite.
+        """
         import torch
 
         from headatlas.weights import load_modules
 
-        return load_modules(self.checkpoint, dtype or torch.float32, self._inventory.expected)
+        modules = load_modules(self.checkpoint, dtype or torch.float32, self._inventory.expected)
+        self._check_decoder(modules)
+        return modules
+
+    def check_finite(self, name: str, tensor: torch.Tensor, *, whole: bool = True) -> None:
+        """Look at a stored tensor or a part of it, in any floating type, unless all of it has been looked at.
+
+        States need not show such a number: of scores that are NaN, kernels of attention make finite ones.
+
+        Raises:
+            HeadatlasError: Not all of its numbers are finite; compared with such a one, nothing has a rank.
+        """
+        if name not in self._finite:
+            if not _is_finite(tensor):
+                where = self._inventory.stored[name].file
+                if self.checkpoint.format == "module":
+                    where = f"The loaded {self.checkpoint.architecture}"
+                raise HeadatlasError(
+                    f"{where}: tensor {name!r} holds numbers that are not finite; it is damaged, or "
+                    "overflowed when it was converted to a smaller type; use another file."
+                )
+            if whole:
+                self._finite.add(name)
 
     @property
     def n_parameters(self) -> int:
@@ -302,18 +337,33 @@ class OpenedModel:
         """A tensor or some of its rows.
 
         Raises:
-            HeadatlasError: Not all of its numbers are finite; compared with such a one, nothing has a rank.
+            HeadatlasError: Not all of its numbers are finite.
         """
-        import torch
-
         tensor = self.checkpoint.source.read(name, rows)
-        # Not isfinite over all of them, which would take as much memory again.
-        if tensor.numel() and not all(bool(torch.isfinite(each)) for each in torch.aminmax(tensor)):
-            raise HeadatlasError(
-                f"{self._inventory.stored[name].file}: tensor {name!r} holds numbers that are not finite; it "
-                "is damaged, or overflowed when it was converted to a smaller type; use another file."
-            )
+        self.check_finite(name, tensor, whole=rows is None)
         return tensor
+
+    def _check_decoder(self, modules: PreTrainedModel) -> None:
+        """Look at every tensor of the decoder as the modules hold it.
+
+        Raises:
+            HeadatlasError: One is not finite; it is named as it is stored, wherever modules have other names.
+        """
+        body = self.body_module()
+        for name, tensor in modules.get_submodule(body).state_dict().items():
+            if tensor.is_floating_point() and not _is_finite(tensor):
+                path = f"{body}.{name}".lstrip(".")
+                same = self.stored_name(path)
+                for stored in sorted(self._inventory.expected, key=lambda each: each != same):
+                    self._read(stored)
+                raise HeadatlasError(
+                    f"{self.checkpoint.spec}: parameter {path!r} of the modules is not finite, though all "
+                    "that is stored is: numbers are too large for float32; use --lens maps."
+                )
+        # That was all that is expected, but for an unembedding of its own.
+        stem = self._inventory.unembed_stem
+        beside = {self._inventory.name(stem, kind=kind) for kind in ("weight", "bias")} if stem else set()
+        self._finite |= self._inventory.expected.keys() - beside
 
     def _gain(self, norm: Norm, layer: int | None = None) -> torch.Tensor | None:
         weight = self._inventory.weight(norm, layer)
@@ -327,3 +377,10 @@ class OpenedModel:
             gain=self._gain(norm, layer),
             bias=None if bias is None else self._read(bias),
         )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all numbers are finite; asking isfinite of each takes fifty times as long, and memory."""
+    import torch
+
+    return not tensor.numel() or all(bool(torch.isfinite(each)) for each in torch.aminmax(tensor))

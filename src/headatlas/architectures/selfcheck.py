@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from headatlas.errors import HeadatlasError
 from headatlas.weights.first_block import TooLargeError, first_block
+from headatlas.weights.loading import load_modules
 
 if TYPE_CHECKING:
     import torch
@@ -71,7 +72,9 @@ def _modules(model: OpenedModel) -> PreTrainedModel | str:
     checkpoint = model.checkpoint
     if checkpoint.loaded is not None:
         placed = getattr(checkpoint.loaded, "hf_device_map", None)
-        return "the loaded model is spread over devices" if placed else checkpoint.loaded
+        if placed:
+            return "the loaded model is spread over devices"
+        return load_modules(checkpoint, checkpoint.loaded.dtype)  # in its own type nothing is copied
     if checkpoint.traffic is not None:
         return "the weights are not on disk"
     return first_block(

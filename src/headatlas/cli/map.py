@@ -231,16 +231,16 @@ def plan_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     """The fields of a plan for people: sizes in units, time in words, each note on a row."""
     rows = []
     for name, value in plan.items():
-        if name == "notes":
+        if name in ("notes", "seconds_most"):
             continue
         label = name.replace("bytes_to_read", "to read").replace("memory_bytes", "memory")
-        label = label.replace("seconds_estimate", "time").replace("_", " ")
+        label = label.replace("seconds_least", "time").replace("_", " ")
         if value is None:
             text = "–"
         elif name in ("bytes_to_read", "memory_bytes"):
             text = size(value)
-        elif name == "seconds_estimate":
-            text = f"about {duration(value)}"
+        elif name == "seconds_least":
+            text = f"{duration(value)} to {duration(plan['seconds_most'])}"
         else:
             text = f"{value:,}" if isinstance(value, int) else str(value)
         rows.append((label, text))

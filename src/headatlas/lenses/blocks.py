@@ -219,7 +219,7 @@ class BlockPass:
                 unread.difference_update(*pieces[stored])
             else:
                 self._check(stored, shape)
-                weights[name] = self._source.stored(stored)
+                weights[name] = self._stored(stored)
                 unread.discard(stored)
         if unread:
             raise HeadatlasError(
@@ -229,12 +229,18 @@ class BlockPass:
         self._source.release()  # what these views do not hold
         return weights
 
+    def _stored(self, name: str) -> torch.Tensor:
+        """A stored tensor, whose numbers are finite."""
+        tensor = self._source.stored(name)
+        self._model.check_finite(name, tensor)
+        return tensor
+
     def _put_together(self, pieces: Pieces, shape: tuple[int, ...]) -> torch.Tensor:
         """A tensor of this shape out of one that is stored under another name, or one for each expert."""
         first = self._source.infos().get(pieces[0][0])
         if first is not None and len(first.shape) == len(shape):
             self._check(pieces[0][0], shape)
-            return self._source.stored(pieces[0][0])
+            return self._stored(pieces[0][0])
         rows = shape[1] // len(pieces[0])
         for name in (name for piece in pieces for name in piece):
             self._check(name, (rows, *shape[2:]))
@@ -243,7 +249,7 @@ class BlockPass:
                 f"{self._model.checkpoint.spec}: {len(pieces)} experts are stored, transformers expects "
                 f"{shape[0]}; leave out --stream, or use --lens maps."
             )
-        return torch.stack([torch.cat([self._source.stored(name) for name in piece]) for piece in pieces])
+        return torch.stack([torch.cat([self._stored(name) for name in piece]) for piece in pieces])
 
     def _check(self, stored: str, shape: tuple[int, ...]) -> None:
         """Make sure that a tensor is there and has the shape of the module's."""
@@ -268,6 +274,7 @@ class BlockPass:
             stored = self._model.stored_name(f"{self._model.body_module()}.{name}")
             self._check(stored, tuple(parameter.shape))
             tensor = self._source.read(stored, rows).to(torch.float32)
+            self._model.check_finite(stored, tensor, whole=rows is None)
             setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
         embedding.padding_idx = None  # it would count rows of the whole embedding
 

@@ -60,8 +60,8 @@ class NeutralStates:
         """Run the model over every (prefix, source) row and save the states; reuse them if they are there.
 
         Args:
-            model: The opened model; it is loaded whole, in float32. One that is in memory already is used as
-                it is, in evaluation mode, or copied to float32 if it is of half precision.
+            model: The opened model; it is loaded whole, in float32. One that is in memory already shares its
+                parameters if they are of that type.
             sources: Token ids of each source.
             prefixes: Texts, each put after what the tokenizer itself puts first.
             folder: Where the states go.
@@ -70,8 +70,8 @@ class NeutralStates:
             device: Where the model is put. One that is in memory already stays where it is.
 
         Raises:
-            HeadatlasError: The states are not finite, a prefix has no tokens, or the folder cannot be written
-                or holds something else.
+            HeadatlasError: A tensor or the states are not finite, a prefix has no tokens, or the folder
+                cannot be written or holds something else.
         """
         wanted = fingerprint(sources, prefixes, identity)
         shape = (len(sources), model.dims.d_model)
@@ -80,13 +80,8 @@ class NeutralStates:
             return cls(folder)
         rows = [prefix_row(model, prefix) for prefix in prefixes]
         collector = Collector(model, layers, len(sources), len(prefixes))
-        modules = _float32(model.modules())
-        if model.checkpoint.loaded is None:
-            torch.nn.Module.to(modules, device)
-        tokens = batch_tokens(model, modules.device)
-        once = model.only_attention
-        with _evaluating(modules), collector.hooked(modules), torch.inference_mode(), strict_products():
-            _forward(modules, rows, sources, collector, tokens, progress, once=once)
+        with running(model, device) as modules, collector.hooked(modules):
+            _forward(model, modules, rows, sources, collector, progress)
         del modules
 
         def complete() -> bool:
@@ -225,39 +220,17 @@ def prefix_row(model: Model, prefix: str) -> list[int]:
     return ids
 
 
-def _float32(modules: PreTrainedModel) -> PreTrainedModel:
-    """The modules, or a copy in float32 if they compute in half precision."""
-    if modules.dtype not in (torch.float16, torch.bfloat16):
-        return modules
-    copied = copy.deepcopy(modules)
-    torch.nn.Module.to(copied, torch.float32)
-    return copied
-
-
 @contextmanager
 def running(model: Model, device: torch.device = CPU) -> Iterator[PreTrainedModel]:
     """The model's modules, loaded whole, in float32 and evaluation mode, without gradients.
 
-    A model that was in memory already is used as it is, where it is, and left as it was, or copied if of half
-    precision; another is put on the device.
+    Those of a model that was in memory already are where it is; others are put on the device.
     """
-    modules = _float32(model.modules())
+    modules = model.modules()
     if model.checkpoint.loaded is None:
         torch.nn.Module.to(modules, device)
-    with _evaluating(modules), torch.inference_mode(), strict_products():
+    with torch.inference_mode(), strict_products():
         yield modules
-
-
-@contextmanager
-def _evaluating(modules: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode (no dropout) during the block; every module is then put back as it was."""
-    training = [module for module in modules.modules() if module.training]
-    modules.train(mode=False)
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def by_length(sources: Sequence[tuple[int, ...]]) -> dict[int, list[int]]:
@@ -286,21 +259,20 @@ def batches(members: list[int], length: int, tokens: int) -> Iterator[list[int]]
 
 
 def _forward(
+    model: Model,
     modules: PreTrainedModel,
     prefixes: Sequence[list[int]],
     sources: Sequence[tuple[int, ...]],
     collector: Collector,
-    tokens: int,
     progress: Callable[[int, int], None] | None,
-    *,
-    once: bool,
 ) -> None:
-    """Send all rows through; ``once``: each prefix a single time, its keys and values serving all sources.
+    """Send all rows through; where there is only attention, each prefix a single time for all sources.
 
     What other mixers than attention keep of a prefix does not continue over several tokens in every family:
     in hybrid models the prefix goes through with each source.
     """
     body, device = modules.base_model, modules.device
+    tokens, once = batch_tokens(model, device), model.only_attention
     done, total = 0, len(prefixes) * len(sources)
     for prefix in prefixes:
         collector.members = []

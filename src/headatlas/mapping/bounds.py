@@ -8,15 +8,15 @@ in float64.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from headatlas.mapping.rates import rates
 from headatlas.mapping.vocabulary import CARRIED, Vocabulary, dot_error, summing_error
 
 _UP = 1 + 2.0**-7
@@ -298,19 +298,6 @@ def roughly(rows: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
     return left @ vocabulary.bfloat16.T
 
 
-@cache
 def bfloat16_pays(device: torch.device) -> bool:
     """Whether bfloat16 matrices multiply much faster than float32 ones: yes on CUDA, measured on a CPU."""
-    if device.type != "cpu":
-        return device.type == "cuda"
-    left, right = torch.ones(256, 512), torch.ones(4096, 512)
-    seconds = []
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = left.to(dtype), right.to(dtype).T
-        times = []
-        for _ in range(4):
-            start = time.perf_counter()
-            a @ b
-            times.append(time.perf_counter() - start)
-        seconds.append(min(times))
-    return seconds[1] < 0.5 * seconds[0]
+    return device.type == "cuda" or (device.type == "cpu" and rates(device).bfloat16_pays)

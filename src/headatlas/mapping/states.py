@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from headatlas.architectures import RightMap
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import MapsStates, NeutralStates, States, StreamedStates
@@ -68,11 +66,6 @@ def layer_inputs(job: Job, states: States, layer: int) -> LayerInputs:
     """What the engine needs for one layer; its weights are read here and released by the caller."""
     seen = states.layer(layer)
     heads = job.model.heads(layer) if seen.heads is None else seen.heads
-    if not all(bool(torch.isfinite(part).all()) for part in (heads.W_V, heads.W_O)):
-        raise HeadatlasError(
-            f"{job.model.checkpoint.spec}: the attention weights of layer {layer} are not finite; "
-            "the file is damaged, fetch it again."
-        )
     right: RightMap | None = None
     control_right: RightMap | None = None
     if job.options.lens.right_map:

@@ -12,12 +12,13 @@ from headatlas.errors import HeadatlasError
 from headatlas.weights.adapter import AdaptedSource
 from headatlas.weights.cache import sha256_of_file
 from headatlas.weights.gguf_source import GgufSource
+from headatlas.weights.module_source import ModuleSource
 from headatlas.weights.remote_source import RemoteSafetensorsSource
 from headatlas.weights.safetensors_source import SafetensorsSource
 from headatlas.weights.source import Checkpoint
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 FULL_LIMIT = 2 << 30
 SAMPLED_WINDOWS = 256
@@ -42,13 +43,13 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     Raises:
         HeadatlasError: A file cannot be read.
     """
-    if checkpoint.loaded is not None:
-        return f"sampled-sha256:{_of_module(checkpoint.loaded)}"
     source = checkpoint.source
     if checkpoint.adapter is not None and isinstance(source, AdaptedSource):
         base = fingerprint(replace(checkpoint, source=source.base, adapter=None))
         body = f"{base}\n{checkpoint.adapter.hash}\n"
         return f"adapted-sha256:{hashlib.sha256(body.encode()).hexdigest()}"
+    if isinstance(source, ModuleSource):
+        return f"sampled-sha256:{_of_module(source)}"
     if isinstance(source, RemoteSafetensorsSource):
         return source.fingerprint()
     if not isinstance(source, SafetensorsSource | GgufSource):
@@ -84,11 +85,11 @@ def _sampled(files: tuple[Path, ...]) -> str:
     return digest.hexdigest()
 
 
-def _of_module(model: PreTrainedModel) -> str:
+def _of_module(source: ModuleSource) -> str:
     import torch
 
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in source.tensors().items():
         if tensor.is_meta:
             raise HeadatlasError(
                 f"Tensor {name!r} of the loaded model has no data; load it fully into memory."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from headatlas.weights.gguf_modules import gguf_modules
 from headatlas.weights.gguf_settings import finish
 from headatlas.weights.gguf_source import GgufSource
 from headatlas.weights.jsonfile import refuse_pointer
+from headatlas.weights.module_source import ModuleSource, stock_class
 from headatlas.weights.packed import PACKED, PLAIN
 from headatlas.weights.safetensors_source import SafetensorsSource
 from headatlas.weights.source import Checkpoint, TensorSource
@@ -74,21 +75,25 @@ def load_modules(
 ) -> PreTrainedModel:
     """The checkpoint as a transformers model on the CPU, in evaluation mode.
 
+    For a model that is already in memory, other modules of its class and config, on its device, which share
+    parameters of this type and copy others. So its mode, hooks, compiled code and settings play no part, and
+    it stays as it is.
+
     Args:
         checkpoint: What :func:`~headatlas.weights.open_checkpoint` returned.
-        dtype: Type of the parameters; float32 if None. A model that was already loaded is returned as it is.
+        dtype: Type of the parameters; float32 if None.
         needed: Names of stored tensors that the modules must have a place for.
 
     Raises:
         HeadatlasError: transformers does not know the architecture, tensors are missing or would be passed
             over, or the weights are not on disk.
     """
-    if checkpoint.loaded is not None:
-        return checkpoint.loaded
     need_on_disk(checkpoint, "loading its modules")
     import torch
 
     wanted = torch.float32 if dtype is None else dtype
+    if isinstance(checkpoint.source, ModuleSource):
+        return _beside(checkpoint.source, wanted, needed)
     with transformers_at_work(f"The model {checkpoint.path}"):
         model, report = _from_pretrained(checkpoint, wanted)
     missing, mismatched = sorted(report["missing_keys"]), sorted(map(str, report["mismatched_keys"]))
@@ -99,15 +104,63 @@ def load_modules(
             f"{checkpoint.path} {what}{f' and {more} more tensors' if more else ''}, which a "
             f"{type(model).__name__} needs; fetch the model again."
         )
-    if over := sorted(set(report["unexpected_keys"]) & set(needed)):
+    _check_places(str(checkpoint.path), model, set(report["unexpected_keys"]) & set(needed))
+    return _at_rest(model)
+
+
+def _check_places(where: str, model: PreTrainedModel, over: Collection[str]) -> None:
+    """Refuse needed tensors that modules have no place for."""
+    if over:
         also = f" and {len(over) - 1} more tensors" if len(over) > 1 else ""
         raise HeadatlasError(
-            f"{checkpoint.path} holds {over[0]!r}{also}, for which a {type(model).__name__} of its config "
+            f"{where} holds {min(over)!r}{also}, for which a {type(model).__name__} of its config "
             "has no place; check that config and weights belong together."
         )
+
+
+def _at_rest(model: PreTrainedModel) -> PreTrainedModel:
+    """The model in evaluation mode (no dropout), without gradients."""
     model.requires_grad_(False)
     model.train(mode=False)
     return model
+
+
+def _beside(source: ModuleSource, dtype: torch.dtype, needed: Collection[str]) -> PreTrainedModel:
+    """New modules for the parameters of a model in memory, as they would be loaded from its saved files."""
+    from torch import nn
+
+    loaded, name = source.module, f"The loaded {type(source.module).__name__}"
+    with transformers_at_work(name):
+        # What a saved config does not hold, such as the implementation of attention, is left behind.
+        config = _plain(type(loaded.config).from_dict(loaded.config.to_dict()))
+    kind: Any = stock_class(loaded)
+    model = _without_weights(name, lambda: kind._from_config(config, dtype=dtype))
+    tensors, made = source.tensors(), dict[int, nn.Parameter]()
+    places = model.state_dict(keep_vars=True)
+    for path, place in places.items():
+        tensor = tensors.get(path)
+        if tensor is None or tensor.shape != place.shape:
+            found = "lacks" if tensor is None else f"has the shape {list(tensor.shape)} for"
+            raise HeadatlasError(
+                f"{name} {found} {path!r}, which its config wants in {list(place.shape)}; check that config "
+                "and weights belong together."
+            )
+        owner, _, leaf = path.rpartition(".")
+        module = model.get_submodule(owner)
+        if not isinstance(place, nn.Parameter):
+            setattr(module, leaf, tensor.detach().to(place.dtype))
+            continue
+        if id(tensor) not in made:
+            made[id(tensor)] = nn.Parameter(source.floating(path).to(dtype), requires_grad=False)
+        setattr(module, leaf, made[id(tensor)])
+    _check_places(name, model, (tensors.keys() - places.keys()) & set(needed))
+    devices = {tensor.device for tensor in tensors.values()}
+    if len(devices) > 1:
+        raise HeadatlasError(
+            f"{name} is spread over {len(devices)} devices; move it to one, or use the lens maps."
+        )
+    nn.Module.to(model, devices.pop())
+    return _at_rest(model)
 
 
 def load_skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
@@ -138,9 +191,14 @@ def local_config(checkpoint: Checkpoint) -> PretrainedConfig:
         config: PretrainedConfig = AutoConfig.from_pretrained(
             str(_folder_of(checkpoint)), local_files_only=True, trust_remote_code=False
         )
+    return _plain(config)
+
+
+def _plain(config: PretrainedConfig) -> PretrainedConfig:
+    """A config of plain tensors, which is what the sources read."""
     parts: list[Any] = [config, getattr(config, "text_config", None)]
     for part in parts:
-        if hasattr(part, "quantization_config"):  # what the source reads is plain
+        if hasattr(part, "quantization_config"):
             del part.quantization_config
     return config
 
@@ -152,14 +210,21 @@ def skeleton_of(checkpoint: Checkpoint, config: PretrainedConfig) -> PreTrainedM
         HeadatlasError: transformers cannot make them.
     """
     import torch
+
+    auto, options = auto_class(checkpoint), {"dtype": torch.float32, "trust_remote_code": False}
+    return _without_weights(f"The model {checkpoint.path}", lambda: auto.from_config(config, **options))
+
+
+def _without_weights(what: str, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """Modules whose parameters take no memory, at rest.
+
+    Raises:
+        HeadatlasError: transformers cannot make them.
+    """
     from accelerate import init_empty_weights
 
-    with transformers_at_work(f"The model {checkpoint.path}"), init_empty_weights(include_buffers=False):
-        auto = auto_class(checkpoint)
-        skeleton: PreTrainedModel = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    skeleton.requires_grad_(False)
-    skeleton.train(mode=False)
-    return skeleton
+    with transformers_at_work(what), init_empty_weights(include_buffers=False):
+        return _at_rest(make())
 
 
 def auto_class(checkpoint: Checkpoint) -> Any:

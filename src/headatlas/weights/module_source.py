@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import TensorInfo
@@ -13,14 +13,43 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_COMPILED = "_orig_mod."
+
+
+def unwrapped(model: object) -> Any:
+    """The model inside what ``torch.compile`` and data parallelism put around it; anything else as it is."""
+    from torch import nn
+
+    while isinstance(model, nn.Module):
+        around = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        inner = model._modules.get("module" if around else "_orig_mod")
+        if inner is None:
+            break
+        model = inner
+    return model
+
+
+def stock_class(model: PreTrainedModel) -> type[PreTrainedModel]:
+    """The class of transformers that a model is of: a subclass of the user's own still has its tensors."""
+    return next(
+        (each for each in type(model).__mro__ if each.__module__.startswith("transformers.models.")),
+        type(model),
+    )
+
+
 class ModuleSource:
     """Reads tensors out of a loaded module by their ``state_dict`` names; tied names are all there.
 
+    Modules within it that ``torch.compile`` has wrapped keep the names they had before.
+
     Nothing is copied until it is read, and what is read is a copy on the CPU.
+
+    Attributes:
+        module: The model, which is only looked at.
     """
 
     def __init__(self, module: PreTrainedModel) -> None:
-        self._module = module
+        self.module = module
         self._infos = {
             name: TensorInfo(
                 name,
@@ -29,33 +58,49 @@ class ModuleSource:
                 tensor.numel() * tensor.element_size(),
                 "memory",
             )
-            for name, tensor in module.state_dict().items()
+            for name, tensor in self.tensors().items()
         }
 
     def infos(self) -> Mapping[str, TensorInfo]:
         """Every tensor of the module's ``state_dict`` by name."""
         return self._infos
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The parameters and stored buffers themselves, by name; tied ones are one object."""
+        stored: dict[str, torch.Tensor] = self.module.state_dict(keep_vars=True)
+        return {name.replace(_COMPILED, ""): tensor for name, tensor in stored.items()}
+
+    def floating(self, name: str) -> torch.Tensor:
+        """The tensor itself, of whatever floating type it is.
+
+        Raises:
+            HeadatlasError: It is not there, has no data, or is of a type that is not read.
+        """
+        import torch
+
+        # The module is asked anew: `.to(device)` replaces storage between two reads.
+        stored = self.tensors().get(name)
+        kind = type(self.module).__name__
+        if stored is None:
+            raise HeadatlasError(f"The loaded {kind} holds no tensor {name!r}.")
+        if stored.is_meta:
+            raise HeadatlasError(
+                f"Tensor {name!r} of the loaded {kind} has no data (it is on the meta device or offloaded); "
+                "load the model fully into memory."
+            )
+        if stored.dtype not in {torch.float16, torch.bfloat16, torch.float32, torch.float64}:
+            raise HeadatlasError(
+                f"Tensor {name!r} of the loaded {kind} is {stored.dtype}, which headatlas does not read; "
+                "load the model without quantisation."
+            )
+        return stored.detach()
+
     def read(self, name: str, rows: slice | Sequence[int] | None = None) -> torch.Tensor:
         """See :meth:`headatlas.weights.source.TensorSource.read`."""
         import torch
 
-        # The module is asked anew: `.to(device)` replaces storage between two reads.
-        stored = self._module.state_dict().get(name)
-        if stored is None:
-            raise HeadatlasError(f"The loaded {type(self._module).__name__} holds no tensor {name!r}.")
-        if stored.is_meta:
-            raise HeadatlasError(
-                f"Tensor {name!r} of the loaded {type(self._module).__name__} has no data (it is on the meta "
-                "device or offloaded); load the model fully into memory."
-            )
-        if stored.dtype not in {torch.float16, torch.bfloat16, torch.float32, torch.float64}:
-            raise HeadatlasError(
-                f"Tensor {name!r} of the loaded {type(self._module).__name__} is {stored.dtype}, which "
-                "headatlas does not read; load the model without quantisation."
-            )
+        stored = self.floating(name)
         if rows is not None:
             stored = stored[rows if isinstance(rows, slice) else list(rows)]
         wanted = torch.float64 if stored.dtype == torch.float64 else torch.float32
-        result: torch.Tensor = stored.detach().to("cpu", wanted, copy=True)
-        return result
+        return stored.to("cpu", wanted, copy=True)

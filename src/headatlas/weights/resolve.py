@@ -13,7 +13,7 @@ from headatlas.storage import is_url
 from headatlas.weights.adapter import refuse_adapter_beside, with_adapter
 from headatlas.weights.aliases import aliases
 from headatlas.weights.source import Checkpoint
-from headatlas.weights.wrapped import refuse_wrapped, unwrapped
+from headatlas.weights.wrapped import instead_of, refuse_wrapped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -175,16 +175,13 @@ def _open_hub(spec: str, remote: bool) -> Checkpoint:
 def _open_module(model: object) -> Checkpoint:
     from transformers import PreTrainedModel
 
-    from headatlas.weights.module_source import ModuleSource
+    from headatlas.weights.module_source import ModuleSource, stock_class, unwrapped
 
+    model = unwrapped(model)
     if not isinstance(model, PreTrainedModel):
         raise HeadatlasError(
-            f"A {type(model).__name__} is no model that headatlas opens; give {unwrapped(model)}."
+            f"A {type(model).__name__} is no model that headatlas opens; give {instead_of(model)}."
         )
-    # A subclass of the user's own still has the tensors of the class in transformers that it extends.
-    known = next(
-        (c for c in type(model).__mro__ if c.__module__.startswith("transformers.models.")), type(model)
-    )
     name = str(getattr(model.config, "_name_or_path", "") or "").rstrip("/")
     return Checkpoint(
         spec=name or type(model).__name__,
@@ -192,7 +189,7 @@ def _open_module(model: object) -> Checkpoint:
         format="module",
         path=None,
         revision=getattr(model.config, "_commit_hash", None),
-        architecture=known.__name__,
+        architecture=stock_class(model).__name__,
         config=model.config.to_dict(),
         source=ModuleSource(model),
         loaded=model,

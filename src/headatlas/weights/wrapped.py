@@ -41,15 +41,10 @@ def refuse_wrapped(checkpoint: Checkpoint) -> None:
         )
 
 
-def unwrapped(model: object) -> str:
+def instead_of(model: object) -> str:
     """What to give instead of an object that is no model of transformers."""
-    classes = {cls.__name__ for cls in type(model).__mro__}
-    if "PeftModel" in classes or "BaseTuner" in classes:
+    if {"PeftModel", "BaseTuner"} & {cls.__name__ for cls in type(model).__mro__}:
         return _MERGED
-    if "OptimizedModule" in classes:
-        return "the model that was compiled (model._orig_mod)"
-    if classes & {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"}:
-        return "the model inside (model.module)"
     return "a path, a name or a PreTrainedModel"
 
 
