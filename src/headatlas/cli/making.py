@@ -132,7 +132,7 @@ def map_model(
     """
     from headatlas.files import check_writable
     from headatlas.mapping.run import map_heads
-    from headatlas.outputs import write_outputs
+    from headatlas.outputs import UnwrittenError, write_outputs
     from headatlas.storage import place
 
     began = time.monotonic()
@@ -164,7 +164,11 @@ def map_model(
     # The outputs follow this command line, whatever an earlier one, now resumed, said.
     atlas = atlas.with_settings(k=k, k_copy=k_copy, tau=tau, q_max=q, criterion=criterion)
     with stopping(lambda: _stopped(where)):
-        written = write_outputs(atlas, where, figures=not no_figures)
+        try:
+            written = write_outputs(atlas, where, figures=not no_figures)
+        except UnwrittenError as error:
+            say(summary(atlas, where, error.written, time.monotonic() - began))
+            raise
     say(summary(atlas, where, written, time.monotonic() - began))
 
 

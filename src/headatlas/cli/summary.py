@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from headatlas.storage import Place
 
 _N_BEST = 5
+_FEW = 0.6
+"""Relations that use a smaller share of their sources are named."""
 
 
 def summary(atlas: Atlas, out: Place, written: Sequence[Place], seconds: float) -> str:
     """What was found, what was left out and why, what was written, how long it took."""
     lines = [atlas.caption(), *_counts(atlas), *_best(atlas), *_missing(atlas)]
     lines += _fetched(atlas)
-    names = ", ".join(path.name for path in written)
-    lines.append(f"written to {out}: {atlas.path.name if atlas.path else 'atlas'}, {names}")
+    names = [atlas.path.name if atlas.path else "atlas", *(path.name for path in written)]
+    lines.append(f"written to {out}: {', '.join(names)}")
     lines.append(f"time: {duration(seconds)}")
     return "\n".join(lines)
 
@@ -61,6 +63,13 @@ def _missing(atlas: Atlas) -> list[str]:
     if counted:
         folder = shlex.quote(str(atlas_folder(atlas)))
         lines.append(f"sources not used: {counted}; `headatlas info {folder}` has the details")
+    few = [
+        f"{row['title']} {row['n_sources']} of {row['n_pairs']}"
+        for row in atlas.included.to_dict("records")
+        if row["n_sources"] < _FEW * row["n_pairs"]
+    ]
+    if few:
+        lines.append(f"under {100 * _FEW:.0f} % of the sources used: {', '.join(few)}")
     return lines
 
 
