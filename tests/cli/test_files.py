@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import resource
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.files import replacing
 from headatlas.outputs import UnwrittenError, write_outputs
 from tests.cli.conftest import Run
+from tests.full_disk import file_size_limit
 
 OUTPUTS = {
     *("heads.parquet", "categories.csv", "categories.png", "categories.svg", "categories.pdf"),
@@ -138,7 +136,6 @@ def test_a_fault_in_one_output_costs_no_other(
 
 
 def test_a_full_disk_costs_no_other_output(folder: Path) -> None:
-    """The system refuses to make files larger than so many bytes, as it does on a full disk."""
     write_outputs(Atlas.open(folder), folder, figures=False)
     old = (folder / "heads.parquet").read_bytes()
     sizes = {path.name: path.stat().st_size for path in write_outputs(Atlas.open(folder), folder)}
@@ -153,16 +150,6 @@ def test_a_full_disk_costs_no_other_output(folder: Path) -> None:
     assert (folder / "heads.parquet").read_bytes() == old
     assert (folder / "description.txt").exists()
     assert {path.name for path in folder.iterdir()} == OUTPUTS | {"atlas.zarr"}
-
-
-@contextmanager
-def file_size_limit(n_bytes: int) -> Iterator[None]:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
