@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from headatlas.errors import HeadatlasError
 from headatlas.storage import Place, StoragePath, place
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -33,9 +36,8 @@ def replacing(path: Place) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise HeadatlasError(
-            f"{path}: cannot be written ({error.strerror or error}); choose another place with -o."
-        ) from error
+        remedy = "make room" if error.errno in _NO_ROOM else "choose another place with -o"
+        raise HeadatlasError(f"{path}: cannot be written ({error.strerror or error}); {remedy}.") from error
     finally:
         # Where a folder on the way is a file, there is nothing to remove, and the error above says so.
         with suppress(OSError):

@@ -1,24 +1,47 @@
-"""The files that a map leaves beside its atlas: figures, their data, the description, the page, the table."""
+"""The files beside an atlas: figures, their data, the description, the page, the tables.
+
+They are written one by one. A fault in one says nothing about the atlas and stops no other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
 
 from headatlas.atlas import Atlas
 from headatlas.atlas.export import export
+from headatlas.errors import HeadatlasError
 from headatlas.files import check_writable, replacing
 from headatlas.storage import Place, place
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from headatlas.atlas.ablations import Ablation
     from headatlas.atlas.evidence import Dynamic
-    from headatlas.figures.page import AtlasFigure
+    from headatlas.figures.evidence import Scatter
 
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 WIDTH_MM = 170.0
+EVIDENCE_FOLDER = "evidence"
+
+Task = Callable[[Place], object]
+"""Writes one file."""
+
+
+class UnwrittenError(HeadatlasError):
+    """Some outputs could not be written; the message says which and why.
+
+    Attributes:
+        written: The files that were.
+    """
+
+    def __init__(self, message: str, written: Sequence[Place]) -> None:
+        super().__init__(message)
+        self.written = tuple(written)
 
 
 def write_outputs(atlas: Atlas, folder: str | Place, figures: bool = True) -> list[Place]:
@@ -31,127 +54,214 @@ def write_outputs(atlas: Atlas, folder: str | Place, figures: bool = True) -> li
         The files written.
 
     Raises:
-        HeadatlasError: A file cannot be written.
+        HeadatlasError: The folder cannot be written.
+        UnwrittenError: A file could not be written; all others were.
     """
-    from headatlas.figures.plots import write_data
-
     folder = place(folder)
     check_writable(folder)
-    written: list[Place] = [
-        export(atlas, folder / "heads.parquet"),
-        write_data(atlas, "categories", folder / "categories.csv"),
-    ]
+    tasks: dict[str, Task] = {
+        "heads.parquet": partial(export, atlas),
+        "categories.csv": partial(_write_data, atlas),
+    }
     if figures:
-        from headatlas.report import write_report
-
-        written += _write_figures(atlas, folder)
-        written.append(_write_text(atlas, folder / "description.txt"))
-        written.append(write_report(atlas, folder / "report.html"))
-    return written
-
-
-def _write_figures(atlas: Atlas, folder: Place) -> list[Place]:
-    from headatlas.figures import save
-
-    figure = atlas.plot.categories(width_mm=WIDTH_MM)
-    paths = [folder / f"categories{suffix}" for suffix in FIGURE_SUFFIXES]
-    return [save(figure, path) for path in paths]
-
-
-def _write_text(atlas: Atlas, path: Place) -> Place:
-    from headatlas.figures.describe import describe
-
-    with replacing(path) as temporary:
-        temporary.write_text(describe(atlas).rstrip("\n") + "\n", encoding="utf-8")
-    return path
-
-
-DYNAMIC_TITLES = {"context": "Score with context", "without-context": "Score without context"}
+        tasks |= _figure_tasks("categories", lambda: atlas.plot.categories(width_mm=WIDTH_MM))
+        tasks["description.txt"] = partial(_write_description, atlas)
+        tasks["report.html"] = partial(_write_page, atlas)
+    return _write_all(folder, tasks)
 
 
 def write_inference(
     atlas: Atlas, agreement: pd.DataFrame, dynamics: Sequence[Dynamic], folder: Place, *, figures: bool = True
 ) -> list[Place]:
-    """Write ``agreement.csv`` and, unless ``figures`` is False, the scatter plots with and without context.
+    """Write ``evidence/agreement.csv`` and, unless ``figures`` is False, the scatter plots with and without
+    context; and write the table and the page again that lie in ``folder``, for they show evidence.
 
     Args:
-        atlas: The atlas.
+        atlas: The atlas, opened since the scores were stored.
         agreement: What :func:`headatlas.evidence.agreement.agreement` found.
         dynamics: The dynamic scores it was found with.
-        folder: Where to.
+        folder: The atlas's output folder.
 
     Raises:
-        HeadatlasError: A file cannot be written.
+        UnwrittenError: A file could not be written; all others were.
     """
-    from headatlas.atlas.evidence import Evidence
-
-    written: list[Place] = [_table(agreement, folder / "agreement.csv")]
-    if not figures:
-        return written
-    from headatlas.figures.evidence import Scatter, draw_agreement
-
-    evidence = Evidence(atlas, dynamics, ())
-    titles = dict(zip(atlas.relations["relation"], atlas.relations["title"], strict=True))
-    for kind, name in DYNAMIC_TITLES.items():
-        panels = []
-        for relation in atlas.relation_scores:
-            found = {sign: evidence.scores(relation, kind, sign) for sign in ("promotion", "suppression")}
-            scores = {sign: both for sign, both in found.items() if both is not None}
-            if len(scores) == 2:
-                rows = agreement[(agreement["relation"] == relation) & (agreement["kind"] == kind)]
-                r = {
-                    str(sign): float(value) for sign, value in zip(rows["sign"], rows["pearson"], strict=True)
-                }
-                panels.append(
-                    Scatter(
-                        titles[relation],
-                        {sign: both[0] for sign, both in scores.items()},
-                        {sign: both[1] for sign, both in scores.items()},
-                        r,
-                    )
-                )
-        if panels:
-            templates = f"mean over {len(dynamics)} templates" if len(dynamics) > 1 else "1 template"
-            caption = (
-                f"{atlas.caption()}; {templates}; axes: square root of the score; "
-                "r: Pearson's, of the scores, over heads"
-            )
-            title = f"{name} against score of the map, {atlas.model_name}"
-            tau = atlas.thresholds.tau
-            figure = draw_agreement(panels, title=title, dynamic=name, tau=tau, caption=caption)
-            written += _save(figure, folder / kind)
-    return written
+    tasks: dict[str, Task] = {f"{EVIDENCE_FOLDER}/agreement.csv": partial(_write_table, agreement)}
+    for kind in DYNAMIC_TITLES if figures and dynamics else ():
+        draw = partial(_draw_agreement, atlas, agreement, dynamics, kind)
+        tasks |= _figure_tasks(f"{EVIDENCE_FOLDER}/{kind}", draw)
+    return _write_all(folder, tasks | _showing_evidence(atlas, folder))
 
 
 def write_ablations(
     atlas: Atlas, ablations: Sequence[Ablation], folder: Place, *, figures: bool = True
 ) -> list[Place]:
-    """Write ``ablation.csv`` (a row a task stored in the atlas) and, unless ``figures`` is False, a figure a
-    task.
+    """Write ``evidence/ablation.csv`` (a row a task stored in the atlas) and, unless ``figures`` is False, a
+    figure a task; and write the table and the page again that lie in ``folder``, for they show evidence.
+
+    Args:
+        atlas: The atlas, opened since the tasks were stored.
+        ablations: The tasks to draw.
+        folder: The atlas's output folder.
 
     Raises:
-        HeadatlasError: A file cannot be written.
+        UnwrittenError: A file could not be written; all others were.
     """
     if not ablations:
         return []
-    from headatlas.evidence.curves import curves, summary
+    from headatlas.evidence.curves import summary
 
-    stored = Atlas.open(atlas.path).evidence.ablations if atlas.path is not None else ablations
-    written: list[Place] = [_table(summary(list(stored)), folder / "ablation.csv")]
-    if not figures:
-        return written
+    stored = atlas.evidence.ablations or tuple(ablations)
+    tasks: dict[str, Task] = {
+        f"{EVIDENCE_FOLDER}/ablation.csv": lambda path: _write_table(summary(list(stored)), path)
+    }
+    for each in ablations if figures else ():
+        stem = f"{EVIDENCE_FOLDER}/ablation-{each.relation}-shots{each.shots}-{each.method}"
+        tasks |= _figure_tasks(stem, partial(_draw_ablation, atlas, each))
+    return _write_all(folder, tasks | _showing_evidence(atlas, folder))
+
+
+# One by one ---------------------------------------------------------------------------------------
+
+
+def _write_all(folder: Place, tasks: dict[str, Task]) -> list[Place]:
+    """Write each file, whatever becomes of the others."""
+    written: list[Place] = []
+    failed: dict[str, Exception] = {}
+    for name, write in tasks.items():
+        path = folder / name
+        try:
+            write(path)
+        except Exception as error:  # noqa: BLE001  a defect in one output must not cost the others
+            failed[name] = error
+        else:
+            written.append(path)
+    if failed:
+        first = next(iter(failed.values()))
+        raise UnwrittenError(_unwritten(folder, failed, some=bool(written)), written) from first
+    return written
+
+
+def _unwritten(folder: Place, failed: dict[str, Exception], *, some: bool) -> str:
+    """One sentence: which files are missing and why; files with one reason together."""
+    reasons: dict[str, list[str]] = {}
+    for name, error in failed.items():
+        said = str(error).removeprefix(f"{folder / name}: ").rstrip(".")
+        if not isinstance(error, HeadatlasError):
+            said = f"a fault in headatlas, {type(error).__name__}: {said}; --debug shows where"
+        reasons.setdefault(said, []).append(name)
+    parts = [f"{_names(names)} ({why})" for why, names in reasons.items()]
+    rest = "; all other outputs are written" if some else ""
+    return f"{folder}: not written: {'; '.join(parts)}{rest}."
+
+
+def _names(names: Sequence[str]) -> str:
+    """Names of files; those that differ in the suffix alone as one: ``categories.png, .svg, .pdf``."""
+    suffixes: dict[str, list[str]] = {}
+    for name in names:
+        suffix = PurePath(name).suffix
+        suffixes.setdefault(name.removesuffix(suffix), []).append(suffix)
+    return ", ".join(stem + ", ".join(each) for stem, each in suffixes.items())
+
+
+def _figure_tasks(stem: str, draw: Callable[[], Figure]) -> dict[str, Task]:
+    """A figure in each format; it is drawn once."""
+    drawn = cache(draw)
+
+    def write(path: Place) -> object:
+        from headatlas.figures import save
+
+        return save(drawn(), path)
+
+    return {f"{stem}{suffix}": write for suffix in FIGURE_SUFFIXES}
+
+
+def _showing_evidence(atlas: Atlas, folder: Place) -> dict[str, Task]:
+    """Those outputs of the map that show evidence, as far as they are there."""
+    tasks: dict[str, Task] = {
+        "heads.parquet": partial(export, atlas),
+        "report.html": partial(_write_page, atlas),
+    }
+    return {name: write for name, write in tasks.items() if (folder / name).exists()}
+
+
+# The files of a map -------------------------------------------------------------------------------
+
+
+def _write_data(atlas: Atlas, path: Place) -> None:
+    from headatlas.figures.plots import write_data
+
+    write_data(atlas, "categories", path)
+
+
+def _write_description(atlas: Atlas, path: Place) -> None:
+    from headatlas.figures.describe import describe
+
+    text = describe(atlas).rstrip("\n") + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _write_page(atlas: Atlas, path: Place) -> None:
+    from headatlas.report import write_report
+
+    write_report(atlas, path)
+
+
+def _write_table(frame: pd.DataFrame, path: Place) -> None:
+    with replacing(path) as temporary:
+        frame.to_csv(temporary, index=False)
+
+
+# The files of evidence ----------------------------------------------------------------------------
+
+DYNAMIC_TITLES = {"context": "Score with context", "without-context": "Score without context"}
+
+
+def _scatters(atlas: Atlas, agreement: pd.DataFrame, dynamics: Sequence[Dynamic], kind: str) -> list[Scatter]:
+    """A panel for each relation that has dynamic scores of this kind."""
+    from headatlas.atlas.evidence import Evidence
+    from headatlas.figures.evidence import Scatter
+
+    evidence = Evidence(atlas, dynamics, ())
+    titles = dict(zip(atlas.relations["relation"], atlas.relations["title"], strict=True))
+    panels = []
+    for relation in atlas.relation_scores:
+        found = {sign: evidence.scores(relation, kind, sign) for sign in ("promotion", "suppression")}
+        scores = {sign: both for sign, both in found.items() if both is not None}
+        if len(scores) < 2:
+            continue
+        rows = agreement[(agreement["relation"] == relation) & (agreement["kind"] == kind)]
+        r = {str(sign): float(value) for sign, value in zip(rows["sign"], rows["pearson"], strict=True)}
+        static, dynamic = ({sign: both[at] for sign, both in scores.items()} for at in (0, 1))
+        panels.append(Scatter(titles[relation], static, dynamic, r))
+    return panels
+
+
+def _draw_agreement(atlas: Atlas, agreement: pd.DataFrame, dynamics: Sequence[Dynamic], kind: str) -> Figure:
+    from headatlas.figures.evidence import draw_agreement
+
+    panels = _scatters(atlas, agreement, dynamics, kind)
+    name = DYNAMIC_TITLES[kind]
+    templates = f"mean over {len(dynamics)} templates" if len(dynamics) > 1 else "1 template"
+    caption = (
+        f"{atlas.caption()}; {templates}; axes: square root of the score; "
+        "r: Pearson's, of the scores, over heads"
+    )
+    title = f"{name} against score of the map, {atlas.model_name}"
+    return draw_agreement(panels, title=title, dynamic=name, tau=atlas.thresholds.tau, caption=caption)
+
+
+def _draw_ablation(atlas: Atlas, each: Ablation) -> Figure:
+    from headatlas.evidence.curves import curves
     from headatlas.figures.evidence import draw_ablation
 
-    titles = dict(zip(atlas.relations["relation"], atlas.relations["title"], strict=True))
-    for each in ablations:
-        how = "its output is 0" if each.method == "zero" else "its output is its mean"
-        examples = f"after {each.shots} examples" if each.shots else "without examples"
-        asked = f"“{each.provenance['template']}” {examples}, {len(each.base)} sources asked"
-        control = "" if each.controls else "; control task: none has a similar base and few heads in common"
-        caption = f"{asked}; ablated: {how}; {_area_words(each)}{control}; heads: {atlas.caption()}"
-        figure = draw_ablation(curves(each), titles, title=titles[each.relation], caption=caption)
-        written += _save(figure, folder / f"ablation-{each.relation}-shots{each.shots}-{each.method}")
-    return written
+    titles: dict[str, Any] = dict(zip(atlas.relations["relation"], atlas.relations["title"], strict=True))
+    how = "its output is 0" if each.method == "zero" else "its output is its mean"
+    examples = f"after {each.shots} examples" if each.shots else "without examples"
+    asked = f"“{each.provenance['template']}” {examples}, {len(each.base)} sources asked"
+    control = "" if each.controls else "; control task: none has a similar base and few heads in common"
+    caption = f"{asked}; ablated: {how}; {_area_words(each)}{control}; heads: {atlas.caption()}"
+    return draw_ablation(curves(each), titles, title=titles[each.relation], caption=caption)
 
 
 def _area_words(each: Ablation) -> str:
@@ -166,15 +276,3 @@ def _area_words(each: Ablation) -> str:
         second = f"order by score minus order by added {with_interval(orders.value, orders.low, orders.high)}"
     first = f"area: random minus order by score {with_interval(between.value, between.low, between.high)}"
     return f"{first}; {second}; bars: 95 % (Wilson) over sources; axis: log₂(1 + heads)"
-
-
-def _table(frame: pd.DataFrame, path: Place) -> Place:
-    with replacing(path) as temporary:
-        frame.to_csv(temporary, index=False)
-    return path
-
-
-def _save(figure: AtlasFigure, stem: Place) -> list[Place]:
-    from headatlas.figures import save
-
-    return [save(figure, stem.parent / f"{stem.name}{suffix}") for suffix in FIGURE_SUFFIXES]

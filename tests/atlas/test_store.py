@@ -244,19 +244,50 @@ def test_no_atlas(tmp_path: Path) -> None:
     assert "not a complete headatlas atlas" in refused(tmp_path / "other.zarr")
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"zarr_format": 3, "node_type": "group", "attributes": {}}']
-)
+@pytest.mark.parametrize("text", ["", "{", "[]"])
 def test_broken_metadata(path: Path, text: str) -> None:
     (path / "zarr.json").write_text(text)
     assert "remove the folder and map again" in refused(path)
 
 
-@pytest.mark.parametrize("version", [0, 2, 99])
-def test_another_schema(path: Path, version: int) -> None:
+def test_a_group_of_something_else_is_not_to_be_removed(path: Path) -> None:
+    (path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
+    message = refused(path)
+    assert "its attributes lack headatlas_schema" in message and "remove" not in message
+
+
+@pytest.mark.parametrize("version", [0, 2, 99, "2.1", None])
+@pytest.mark.parametrize("gone", [(), ("provenance",)])
+def test_another_schema(path: Path, version: object, gone: tuple[str, ...]) -> None:
+    """Whatever else differs: what this version needs may not be there."""
     edit(path, lambda attributes: attributes.update(headatlas_schema=version))
+    if gone:
+        body = json.loads((path / "zarr.json").read_text())
+        del body["attributes"]["provenance"]
+        (path / "zarr.json").write_text(json.dumps(body))
+        (path / "promotion_rank" / "zarr.json").write_text('{"zarr_format": 4}')
     message = refused(path)
     assert f"the atlas has schema {version}, this headatlas reads 1" in message
+    assert "use the headatlas version that made it" in message and "remove" not in message
+
+
+def test_what_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    """A link that leads to itself is an error of the file system, for root as well."""
+    make_atlas(tmp_path / "atlas.zarr", 2, 2)
+    chunk = tmp_path / "atlas.zarr" / "promotion_rank" / "c" / "1" / "0" / "0"
+    kept = chunk.read_bytes()
+    chunk.unlink()
+    chunk.symlink_to(chunk)
+    message = r"atlas\.zarr: promotion_rank cannot be read \(Too many levels.*it may be sound"
+    with pytest.raises(HeadatlasError, match=message):
+        _ = Atlas.open(tmp_path).scores
+    chunk.unlink()
+    chunk.write_bytes(kept)
+    _ = Atlas.open(tmp_path).scores
+    root = tmp_path / "atlas.zarr" / "zarr.json"
+    root.unlink()
+    root.symlink_to(root)
+    assert "cannot be read (Too many levels" in refused(tmp_path / "atlas.zarr")
 
 
 @pytest.mark.parametrize("name", store._REQUIRED)

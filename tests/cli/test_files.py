@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from headatlas.atlas.export import export, export_table
 from headatlas.atlas.removing import remove_atlas
 from headatlas.errors import HeadatlasError
 from headatlas.files import replacing
-from headatlas.outputs import write_outputs
+from headatlas.outputs import UnwrittenError, write_outputs
 from tests.cli.conftest import Run
+from tests.full_disk import file_size_limit
 
 OUTPUTS = {
     *("heads.parquet", "categories.csv", "categories.png", "categories.svg", "categories.pdf"),
@@ -100,10 +102,60 @@ def test_outputs_without_figures(folder: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("part", "lost"),
+    [
+        ("headatlas.figures.plots.write_data", {"categories.csv"}),
+        ("headatlas.figures.saving.figure_bytes", {f"categories{s}" for s in (".png", ".svg", ".pdf")}),
+        ("headatlas.figures.describe.describe", {"description.txt", "report.html"}),
+        ("headatlas.report.page.page_data", {"report.html"}),
+        ("headatlas.atlas.export.export_table", {"heads.parquet"}),
+    ],
+)
+@pytest.mark.parametrize("error", [ZeroDivisionError("no heads"), HeadatlasError("a font is missing.")])
+def test_a_fault_in_one_output_costs_no_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, part: str, lost: set[str], error: Exception
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    module, _, name = part.rpartition(".")
+    monkeypatch.setattr(import_module(module), name, broken)
+    with pytest.raises(UnwrittenError) as caught:
+        write_outputs(Atlas.open(folder), folder)
+    assert {path.name for path in caught.value.written} == OUTPUTS - lost
+    assert {path.name for path in folder.iterdir()} == OUTPUTS - lost | {"atlas.zarr"}
+    message = str(caught.value)
+    assert message.startswith(f"{folder}: not written: ") and message.endswith(
+        "; all other outputs are written."
+    )
+    assert message.count(str(error).rstrip(".")) == 1 and "remove" not in message
+    assert ("a fault in headatlas, ZeroDivisionError: no heads" in message) is isinstance(
+        error, ArithmeticError
+    )
+
+
+def test_a_full_disk_costs_no_other_output(folder: Path) -> None:
+    write_outputs(Atlas.open(folder), folder, figures=False)
+    old = (folder / "heads.parquet").read_bytes()
+    sizes = {path.name: path.stat().st_size for path in write_outputs(Atlas.open(folder), folder)}
+    (folder / "description.txt").unlink()
+    limit = sum(sorted(sizes.values())[2:4]) // 2
+    with file_size_limit(limit), pytest.raises(UnwrittenError) as caught:
+        write_outputs(Atlas.open(folder).with_settings(tau=0.16), folder)
+    fits = {name for name, size in sizes.items() if size <= limit}
+    assert fits < {*sizes} and "heads.parquet" not in fits and "description.txt" in fits
+    assert {path.name for path in caught.value.written} == fits
+    assert "cannot be written (File too large); make room" in str(caught.value)
+    assert (folder / "heads.parquet").read_bytes() == old
+    assert (folder / "description.txt").exists()
+    assert {path.name for path in folder.iterdir()} == OUTPUTS | {"atlas.zarr"}
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("old")
-    full = pytest.raises(HeadatlasError, match=r"table\.csv: cannot be written \(No space left")
+    full = pytest.raises(HeadatlasError, match=r"table\.csv: cannot be written \(No space left.*; make room")
     with full, replacing(path) as temporary:
         temporary.write_text("half")
         raise OSError(28, "No space left on device")

@@ -9,17 +9,19 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from headatlas.cli.progress import ProgressDisplay, duration
-from headatlas.cli.summary import size
 
 from headatlas.atlas import Atlas
+from headatlas.cli.map import size, summary
 from headatlas.errors import HeadatlasError
-from headatlas.progress import Progress
+from headatlas.progress import Progress, ProgressDisplay, duration
+from headatlas.relations.relation import TokenisedRelation
+from tests.atlas.made import tokenised, write_atlas
 from tests.cli.conftest import Run
 from tests.synthetic import make_atlas
 
@@ -74,6 +76,40 @@ def test_map_writes_everything_and_says_so(run: Run, mapped: Any, tmp_path: Path
         assert part in result.stderr
     assert "report.html" in result.stderr and "time: " in result.stderr
     assert "\x1b" not in result.stderr
+
+
+def test_an_output_that_fails_is_said_after_what_was_found(
+    run: Run, mapped: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Atlas) -> str:
+        raise ValueError("no median of nothing")
+
+    monkeypatch.setattr(import_module("headatlas.figures.describe"), "describe", broken)
+    mapped(four_layers)
+    stderr = run("map", "some-model", "-o", tmp_path, code=2).stderr
+    assert "heads belong to a category" in stderr
+    written = next(line for line in stderr.splitlines() if line.startswith("written to"))
+    assert "categories.pdf" in written and "report.html" not in written
+    assert stderr.splitlines()[-1] == (
+        f"error: {tmp_path}: not written: description.txt, report.html (a fault in headatlas, ValueError: "
+        "no median of nothing; --debug shows where); all other outputs are written."
+    )
+    assert len(Atlas.open(tmp_path).scores) == 19
+
+
+def test_relations_of_which_few_sources_are_used_are_named(tmp_path: Path) -> None:
+    def of(name: str, used: int, given: int) -> TokenisedRelation:
+        return tokenised(name, [[at] for at in range(used)] + [[]] * (given - used))
+
+    relations = [of("few", 57, 167), of("just_under", 59, 100), of("enough", 60, 100)]
+    atlas = write_atlas(
+        tmp_path / "atlas.zarr", [*relations, tokenised("gone", [[1]] * 9, left_out="why")], {}
+    )
+    lines = summary(atlas, tmp_path, [], 1.0).splitlines()
+    assert "under 60 % of the sources used: few 57 of 167, just under 59 of 100" in lines
+    assert "left out: gone (why)" in lines
+    every = write_atlas(tmp_path / "every.zarr", [of("enough", 60, 100)], {})
+    assert "under 60 %" not in summary(every, tmp_path, [], 1.0)
 
 
 def test_options_reach_the_mapping(run: Run, mapped: Any, tmp_path: Path) -> None:

@@ -11,9 +11,12 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
+from headatlas.atlas import Atlas
 from headatlas.atlas.evidence import COLUMNS, CRITERIA
 from headatlas.atlas.export import export
 from headatlas.figures.grids import relation_grids
+from headatlas.outputs import write_outputs
+from headatlas.report import write_report
 from headatlas.report.data import page_data
 from tests.cli.conftest import Run, parsed, run
 from tests.evidence.conftest import Planted
@@ -33,6 +36,55 @@ def test_the_inference_command(examined: Planted, run: Run, tmp_path: Path) -> N
     assert written == {"agreement.csv", *(kind + suffix for kind in kinds for suffix in suffixes)}
     table = run("evidence", "inference", planted.folder, "--templates", planted.templates, "--no-figures")
     assert "r with context" in table.stdout and "mean" in table.stdout
+
+
+@pytest.mark.parametrize("command", [("inference",), ("ablation", "--shots", 0)])
+def test_outputs_that_show_evidence_are_written_again(
+    mapped: Planted, run: Run, tmp_path: Path, command: tuple[object, ...]
+) -> None:
+    planted = mapped.copied(tmp_path / "out")
+    write_outputs(planted.atlas, planted.folder)
+    stale = {name: (planted.folder / name).read_bytes() for name in ("report.html", "heads.parquet")}
+    kind, *rest = command
+    result = run("evidence", kind, planted.folder, "--templates", planted.templates, "--no-figures", *rest)
+    assert "heads.parquet, report.html" in result.stderr
+    for name, old in stale.items():
+        write = {"report.html": write_report, "heads.parquet": export}[name]
+        fresh = write(planted.atlas, tmp_path / name).read_bytes()
+        assert (planted.folder / name).read_bytes() == fresh != old
+    column = {"inference": "confirmed_with_context", "ablation": "confirmed_by_ablation"}[str(kind)]
+    assert pd.read_parquet(planted.folder / "heads.parquet")[column].sum() == 2
+
+
+def test_evidence_adds_no_output_that_was_not_there(examined: Planted, run: Run, tmp_path: Path) -> None:
+    """And it goes beside an atlas of any name, not among its arrays."""
+    planted = examined.copied(tmp_path / "out")
+    (planted.folder / "atlas.zarr").rename(planted.folder / "mine.zarr")
+    mine = planted.folder / "mine.zarr"
+    arguments = ("--templates", planted.templates, "--model", planted.model)
+    run("evidence", "ablation", mine, *arguments, "--shots", 0)
+    assert {path.name for path in planted.folder.iterdir()} == {"mine.zarr", "evidence"}
+    assert (planted.folder / "evidence" / "ablation.csv").exists()
+    assert Atlas.open(mine).evidence
+
+
+def test_a_fault_in_one_output_of_evidence_costs_no_other(
+    examined: Planted, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = examined.copied(tmp_path / "out")
+    write_outputs(planted.atlas, planted.folder, figures=False)
+
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("no axis")
+
+    monkeypatch.setattr("headatlas.figures.evidence.draw_agreement", broken)
+    result = run("evidence", "inference", planted.folder, "--templates", planted.templates, code=2)
+    assert "r with context" in result.stdout
+    assert f"written to {planted.folder}: evidence/agreement.csv, heads.parquet" in result.stderr
+    assert (
+        "not written: evidence/context.png, .svg, .pdf, evidence/without-context.png, .svg, .pdf "
+        "(a fault in headatlas, ValueError: no axis"
+    ) in result.stderr.splitlines()[-1]
 
 
 def test_the_ablation_command(examined: Planted, run: Run, tmp_path: Path) -> None:

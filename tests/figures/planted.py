@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from headatlas.options import FLOOR
 
 from headatlas.atlas import Atlas
 from headatlas.atlas.calibrate import CELL_BEYOND
@@ -21,13 +22,18 @@ N_SOURCES = 40
 
 @dataclass(frozen=True)
 class Plant:
-    """A head that hits this many of a relation's sources (the first ones), and none of any other."""
+    """A head that hits this many of a relation's sources, from ``first`` on, and none of any other."""
 
     layer: int
     head: int
     relation: str
     hits: int = N_SOURCES
     sign: Literal["promotion", "suppression"] = "promotion"
+    first: int = 0
+
+    @property
+    def sources(self) -> range:
+        return range(self.first, self.first + self.hits)
 
 
 @dataclass(frozen=True)
@@ -94,12 +100,14 @@ def plant_atlas(
         }
         for plant in (p for p in plants if p.layer == layer):
             at = names.index(plant.relation)
-            hit = (layout.pair_relation == at) & (source >= 0) & (source < plant.hits)
+            hit = (layout.pair_relation == at) & np.isin(source, plant.sources)
             ranks[plant.sign][plant.head, hit] = 0
+            if plant.hits < FLOOR * N_SOURCES:
+                continue  # the engine stores no cells of these
             block = next(b for b in layout.blocks if b.relation == at)
             square = np.full((len(block.sources), len(block.targets)), CELL_BEYOND, dtype=np.uint8)
             for i, s in enumerate(block.sources):
-                if s < plant.hits:
+                if s in plant.sources:
                     square[i, np.searchsorted(block.targets, 500 + s)] = 0
             cells[plant.sign][plant.head, block.slice] = square.ravel()
         state = np.where((source >= round((1 - control) * N_SOURCES)), 0, usable).astype(np.int16)

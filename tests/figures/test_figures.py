@@ -25,6 +25,7 @@ from headatlas.figures.cells import cells_path, outline_path
 from headatlas.figures.colours import BLANK, level_colours, score_colours
 from headatlas.figures.page import round_ticks, text_width, wrap
 from headatlas.figures.relations import STEPS
+from tests.figures.planted import Plant, plant_atlas
 
 SVG = "{http://www.w3.org/2000/svg}"
 PANELS = ["All Categories", "Algorithmic", "Knowledge", "Linguistic", "Translation"]
@@ -112,8 +113,21 @@ def test_users_categories_add_panels_and_extend_the_scale(users: Atlas) -> None:
     assert [text.get_text() for text in figure.axes[-1].texts] == ["no relation\nscored"]
 
 
+def test_an_empty_panel_says_of_how_many_heads(tmp_path: Path) -> None:
+    plants = [Plant(1, 0, "country_to_capital")]
+    atlas = plant_atlas(tmp_path / "a.zarr", plants, mapped=range(5))
+    said = [[text.get_text() for text in ax.texts] for ax in atlas.plot.categories().axes]
+    empty = ["0 of 20\nheads"]  # 5 of 6 layers are mapped, 4 heads each
+    assert said == [[], empty, [], empty, empty]
+    nothing_mapped = plant_atlas(tmp_path / "b.zarr", plants, mapped=())
+    assert not any(ax.texts for ax in nothing_mapped.plot.categories().axes)
+
+
 def test_nothing_called_is_a_blank_figure(nothing_called: Atlas) -> None:
     figure = nothing_called.plot.categories()
+    assert [[text.get_text() for text in ax.texts] for ax in figure.axes] == 5 * [["0 of 24\nheads"]]
+    for ax in figure.axes:
+        ax.texts[0].remove()
     pixels = painted(figure)
     for ax in figure.axes:
         assert (cell_colours(figure, ax, pixels, (6, 4)) == BLANK).all()

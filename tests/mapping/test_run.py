@@ -23,6 +23,7 @@ from headatlas.mapping.stats import Stats
 from headatlas.options import Compute
 from headatlas.progress import Progress
 from headatlas.relations import Pair, Relation
+from tests.full_disk import file_size_limit
 from tests.mapping.checkpoints import random_relations, save, tiny_model, word_tokenizer
 
 RANKS = (
@@ -364,6 +365,20 @@ def test_a_full_disk_is_said_and_loses_no_layer(
         with pytest.raises(HeadatlasError, match=r"cannot be written \(No space left on device\)"):
             mapped(out=tmp_path)
     assert Atlas.open(tmp_path).layers_done.tolist() == [True, False, False]
+    assert_same(mapped(out=tmp_path), Atlas.open(whole))
+
+
+@pytest.mark.parametrize(("n_bytes", "what"), [(0, "atlas.zarr"), (1200, "atlas.zarr"), (3000, "states")])
+def test_files_that_the_system_refuses_to_write_are_said(
+    mapped: Map, whole: Path, tmp_path: Path, n_bytes: int, what: str
+) -> None:
+    """The larger the limit, the farther the run comes; the next one goes on."""
+    with (
+        file_size_limit(n_bytes),
+        pytest.raises(HeadatlasError, match=rf"{what}: cannot be written \(.*(another|room)"),
+    ):
+        mapped(out=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == ({"atlas.zarr"} if what == "states" else set())
     assert_same(mapped(out=tmp_path), Atlas.open(whole))
 
 

@@ -44,6 +44,7 @@ console.log(
     relationHeads: Array.from(headsOf(atlas, reading, new Set([one]))),
     relationName: atlas.relations[one].name,
     wilson: [wilson(0, 40), wilson(13, 40), wilson(40, 40)],
+    ends: Array.from({ length: 500 }, (_, n) => [wilson(0, n + 1)[0], wilson(n + 1, n + 1)[1]]),
     plans: [
       [1232, 1, 30, 9],
       [1232, 1, 80, 64],

@@ -119,6 +119,7 @@ def test_hostile_titles_in_the_csv_stay_one_field(
 def test_intervals_are_wilson(checked: Any) -> None:
     low, high = wilson(np.array([0, 13, 40]), 40)
     np.testing.assert_allclose(checked["wilson"], np.stack([low, high], axis=1), atol=1e-12)
+    assert checked["ends"] == [[0, 1]] * 500  # no 1.7e-18 for 0
 
 
 def test_panels_fit_the_room_with_whole_pixels(checked: Any) -> None:

@@ -60,6 +60,16 @@ def test_one_atlas_is_no_comparison(tmp_path: Path) -> None:
         compare(plant_atlas(tmp_path / "a.zarr", []))
 
 
+@pytest.mark.parametrize("again", ["a.zarr", "link.zarr", "./a.zarr"])
+def test_an_atlas_is_not_compared_with_itself(tmp_path: Path, again: str) -> None:
+    first = plant_atlas(tmp_path / "a.zarr", [])
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "a.zarr")
+    with pytest.raises(HeadatlasError, match=f"{again.removeprefix('./')}: the same atlas is given twice"):
+        compare(first, plant_atlas(tmp_path / "b.zarr", []), Atlas.open(tmp_path / again))
+    other_reading = compare(first, Atlas.open(tmp_path / again).at(k=5))
+    assert other_reading.labels == ("Planted (neutral) #1", "Planted (neutral) #2")
+
+
 def test_labels_differ(tmp_path: Path) -> None:
     one = make_atlas(tmp_path / "a.zarr", 2, 2)
     other = plant_atlas(tmp_path / "b.zarr", [])
@@ -103,6 +113,6 @@ def test_the_figure_has_every_relation_and_atlas(three: list[Atlas], width_mm: f
 
 
 def test_more_atlases_than_marks_are_refused(three: list[Atlas]) -> None:
-    many = compare(*[three[0]] * (len(MARKS) + 1))
+    many = compare(*(three[0].at(tau=at / 100) for at in range(len(MARKS) + 1)))
     with pytest.raises(HeadatlasError, match="at most 6"):
         draw_comparison(many, 170)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from headatlas.arrangement.single_tokens import all_single, single_token_atlas
 from headatlas.atlas import Atlas
 from headatlas.atlas.derived import store_scores
+from headatlas.errors import HeadatlasError
 from headatlas.figures import describe
 from tests.figures.planted import N_SOURCES, Plant, Spec, plant_atlas
 
@@ -50,6 +53,58 @@ def test_calibration_equals_that_of_an_atlas_made_of_these_sources(tmp_path: Pat
     assert bool(
         single.table.set_index(["relation", "layer", "head"])["implements"]["country_to_capital", 2, 1]
     )
+
+
+@pytest.mark.parametrize("sign", ["promotion", "suppression"])
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_head_below_the_floor_on_all_sources_was_not_examined(
+    tmp_path: Path, sign: Literal["promotion", "suppression"], stored: bool
+) -> None:
+    """1 of 40 sources is below 3 %, 1 of the 30 single-token ones is above: no cells are stored of it."""
+    specs = (Spec("country → capital", "Knowledge", multi=10),)
+    plants = [
+        Plant(1, 0, "country_to_capital", hits=1, first=20, sign=sign),
+        Plant(1, 1, "country_to_capital", hits=2, first=20, sign=sign),
+    ]
+    atlas = plant_atlas(tmp_path / "a.zarr", plants, specs=specs)
+    if stored:
+        store_scores(atlas)
+    single = single_token_atlas(Atlas.open(tmp_path / "a.zarr"))
+    rows = single.called.set_index(["layer", "head"])
+    score, prefix = ("score", "") if sign == "promotion" else ("suppression", "suppression_")
+    assert rows[score][1, 0] == pytest.approx(1 / 30) and rows[score][1, 1] == pytest.approx(2 / 30)
+    assert rows[f"{prefix}p"][1, 0] == 1.0 and np.isnan(rows[f"{prefix}chance"][1, 0])
+    # Examined: two of 30 sources promote their own target, so 2/30 of a hit is expected by chance.
+    assert rows[f"{prefix}chance"][1, 1] == pytest.approx(2 / 30 / 30)
+    assert rows[f"{prefix}p"][1, 1] < 0.01
+    assert "On sources of one token alone" in describe(atlas.with_settings(tau=0.05, criterion="tau"))
+
+
+def test_a_part_of_a_part_asks_the_whole(tmp_path: Path) -> None:
+    specs = (Spec("country → capital", "Knowledge", multi=10),)
+    atlas = plant_atlas(tmp_path / "a.zarr", [Plant(1, 0, "country_to_capital", 1, first=20)], specs=specs)
+    twice = single_token_atlas(single_token_atlas(atlas))
+    assert twice.called.set_index(["layer", "head"])["p"][1, 0] == 1.0
+
+
+def test_cells_that_are_gone_are_still_noticed(tmp_path: Path) -> None:
+    """A score at the floor on all sources says that cells were stored: their bytes are proved missing."""
+    atlas = plant_atlas(tmp_path / "a.zarr", PLANTS, specs=SPECS)
+    store_scores(atlas)
+    shutil.rmtree(tmp_path / "a.zarr" / "cell_promotion_rank" / "c" / "2")
+    whole = Atlas.open(tmp_path / "a.zarr")
+    assert whole.table["score"].max() == 0.75  # as stored
+    with pytest.raises(HeadatlasError, match=r"a\.zarr: cell_promotion_rank is damaged .*map again"):
+        _ = single_token_atlas(whole).called
+
+
+def test_a_chunk_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    atlas = plant_atlas(tmp_path / "a.zarr", PLANTS, specs=SPECS)
+    store_scores(atlas)
+    chunk = tmp_path / "a.zarr" / "cell_promotion_rank" / "c" / "2" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:9])
+    with pytest.raises(HeadatlasError, match=r"a\.zarr: cell_promotion_rank is damaged"):
+        single_token_atlas(Atlas.open(tmp_path / "a.zarr"))
 
 
 def test_scores_stored_for_all_sources_are_not_taken_for_those_of_some(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,10 +74,16 @@ def compare(*atlases: Atlas) -> Comparison:
     """Put the relations of several atlases side by side.
 
     Raises:
-        HeadatlasError: Fewer than two atlases, or no relation that two of them share.
+        HeadatlasError: Fewer than two atlases, one given twice, or no relation that two of them share.
     """
     if len(atlases) < 2:
         raise HeadatlasError("a comparison needs at least two atlases.")
+    for first, second in combinations(atlases, 2):
+        if _same(first, second):
+            raise HeadatlasError(
+                f"{second.path or second.model_name}: the same atlas is given twice, so there is nothing to "
+                "compare; give each once."
+            )
     labels = labels_of(atlases)
     names, left_out = _shared_relations(atlases)
     if not names:
@@ -91,6 +98,16 @@ def compare(*atlases: Atlas) -> Comparison:
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     pairs = tuple(_agreement(table, first, second) for first, second in combinations(labels, 2))
     return Comparison(labels, table, pairs, left_out, tuple(atlas.caption() for atlas in atlases))
+
+
+def _same(first: Atlas, second: Atlas) -> bool:
+    """Whether two are one atlas, read alike; a link to a folder is that folder."""
+    if first.thresholds != second.thresholds:
+        return False
+    if first.dataset is second.dataset:
+        return True
+    paths = [path.resolve() if isinstance(path, Path) else path for path in (first.path, second.path)]
+    return paths[0] is not None and paths[0] == paths[1]
 
 
 def labels_of(atlases: Sequence[Atlas]) -> tuple[str, ...]:

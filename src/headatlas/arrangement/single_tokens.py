@@ -6,11 +6,15 @@ so a trend over layers could come from such sources alone. Reading the stored ra
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from headatlas.atlas.atlas import Atlas
+from headatlas.atlas.reading import EXAMINED, SIGNS, examined
+from headatlas.atlas.store import load, read_array
 from headatlas.relations.tokenising import MIN_SOURCES, MIN_TARGETS
 
 Bools = NDArray[np.bool_]
@@ -18,28 +22,32 @@ Bools = NDArray[np.bool_]
 
 def all_single(atlas: Atlas) -> bool:
     """Whether every usable source is one token."""
-    data = atlas.dataset
-    usable = data["pair_source"].values >= 0
-    return bool((data["pair_source_tokens"].values[usable] == 1).all())
+    usable = read_array(atlas.dataset, "pair_source") >= 0
+    return bool((read_array(atlas.dataset, "pair_source_tokens")[usable] == 1).all())
 
 
 def single_token_atlas(atlas: Atlas) -> Atlas:
     """The atlas restricted to sources of one token; nothing is mapped again.
 
     Relations left with too few sources or targets are left out, with the reason. A head whose score on all
-    sources was below the calibration floor was not examined, so it cannot be called here either.
+    sources was below the calibration floor was not examined: its p is 1 here, too, whatever its score.
+
+    Raises:
+        HeadatlasError: A file of the atlas is damaged or cannot be read.
     """
-    data = atlas.dataset.load()
+    data = load(atlas.dataset)
     keep = (data["pair_source"].values >= 0) & (data["pair_source_tokens"].values == 1)
-    return Atlas(restrict(data, keep), atlas.provenance, atlas.thresholds, atlas.path)
+    small = restrict(data, keep, int(atlas.provenance["ceiling"]))
+    return Atlas(small, atlas.provenance, atlas.thresholds, atlas.path)
 
 
-def restrict(data: xr.Dataset, keep: Bools) -> xr.Dataset:
+def restrict(data: xr.Dataset, keep: Bools, ceiling: int) -> xr.Dataset:
     """A copy of an atlas's dataset in which only some pairs are usable.
 
     Args:
         data: The dataset, loaded.
         keep: [pair] which usable pairs stay.
+        ceiling: The atlas's ceiling.
     """
     relation, source = data["pair_relation"].values, data["pair_source"].values
     new_source = np.full_like(source, -1)
@@ -62,14 +70,17 @@ def restrict(data: xr.Dataset, keep: Bools) -> xr.Dataset:
         cell_index[stays] = np.searchsorted(kept, cell_index[stays])
         keep_row |= stays
     small = data.isel(cell=_cells(data, keep_row), cell_source=keep_row)
+    changed: dict[str, tuple[str | tuple[str, ...], NDArray[Any]]] = {
+        "pair_source": ("pair", new_source),
+        "n_sources": ("relation", n_sources),
+        "n_targets": ("relation", n_targets),
+        "left_out": ("relation", left_out),
+        "cell_source_index": ("cell_source", cell_index[keep_row]),
+    }
+    for sign in SIGNS:
+        changed[EXAMINED.format(sign=sign)] = ("layer", "head", "relation"), examined(data, sign, ceiling)
     # Scores stored beside the ranks are those of all sources; without their key, readers compute anew.
-    return small.assign_attrs(scores_of="").assign(
-        pair_source=("pair", new_source),
-        n_sources=("relation", n_sources),
-        n_targets=("relation", n_targets),
-        left_out=("relation", left_out),
-        cell_source_index=("cell_source", cell_index[keep_row]),
-    )
+    return small.assign_attrs(scores_of="").assign(changed)
 
 
 def _why_left_out(n_sources: int, n_targets: int, n_calibrated: int) -> str:

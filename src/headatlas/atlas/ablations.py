@@ -113,20 +113,26 @@ def read_ablation(path: Path) -> Ablation:
     """One stored task.
 
     Raises:
-        HeadatlasError: It is damaged.
+        HeadatlasError: It is damaged, or cannot be read.
     """
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".* is not recognized as a component of a Zarr")
             data = xr.open_zarr(path, consolidated=False, chunks=None).load()
         return Ablation(data, dict(json.loads(data.attrs["provenance"])))
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise HeadatlasError(f"{path}: is damaged ({error}); remove the folder.") from error
+    except FileNotFoundError as error:
+        raise HeadatlasError(f"{path}: this is no stored ablation; move it elsewhere.") from error
+    except OSError as error:
+        raise HeadatlasError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise HeadatlasError(
+            f"{path}: is damaged ({error}); remove this folder, and run `headatlas evidence ablation` again."
+        ) from error
 
 
 def read_ablations(folder: Path) -> list[Ablation]:
     """All stored tasks of an atlas's evidence folder, by name."""
-    return [read_ablation(path) for path in sorted(folder.glob(f"{PREFIX}*"))]
+    return [read_ablation(path) for path in sorted(folder.glob(f"{PREFIX}*")) if path.is_dir()]
 
 
 def single_heads(ablations: Sequence[Ablation], q_max: float) -> pd.DataFrame:

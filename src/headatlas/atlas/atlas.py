@@ -149,7 +149,7 @@ class Atlas:
         """The output folder, where figures and page lie beside the atlas; ``DIR`` for one in memory."""
         if self.path is None:
             return Path("DIR")
-        return self.path.parent if self.path.name == ATLAS_NAME else self.path
+        return self.path.parent
 
     @property
     def lens(self) -> str:

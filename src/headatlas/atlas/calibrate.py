@@ -51,7 +51,7 @@ def calibrate_relation(
     *,
     own: NDArray[np.bool_],
     k: int,
-    floor: float,
+    examined: NDArray[np.bool_],
     permutations: Permutations,
 ) -> Calibration:
     """Calibrate all heads for one relation and one sign.
@@ -62,7 +62,8 @@ def calibrate_relation(
         scores: [n_layers, n_heads] relation scores at this k; NaN where not mapped.
         own: [n_layers, n_heads, n] which of the block's sources the head hits, by the ranks of the pairs.
         k: Ranks below k are hits.
-        floor: Cells scoring below this get p = 1 and, since their null was not examined, no chance level.
+        examined: [n_layers, n_heads] whose null is fitted. The others get p = 1 and no chance level; their
+            cells are not looked at.
         permutations: The relation's permutations, of n sources.
 
     Raises:
@@ -71,8 +72,8 @@ def calibrate_relation(
     n, m = len(accepted.start), accepted.n_targets
     chance = np.full(scores.shape, np.nan)
     p = np.where(np.isnan(scores), np.nan, 1.0)
-    examined = np.argwhere(scores >= floor)
-    for group in np.split(examined, range(HEADS_AT_A_TIME, len(examined), HEADS_AT_A_TIME)):
+    heads = np.argwhere(examined)
+    for group in np.split(heads, range(HEADS_AT_A_TIME, len(heads), HEADS_AT_A_TIME)):
         where = tuple(group.T)
         below = cells[where].reshape(len(group), n, m) < k
         hits = np.logical_or.reduceat(below[:, :, accepted.column], accepted.start, axis=2)

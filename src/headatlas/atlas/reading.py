@@ -15,7 +15,12 @@ from headatlas.scoring.calibration import Permutations
 from headatlas.scoring.scores import RANK_MISSING, source_hits
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 SIGNS = ("promotion", "suppression")
+
+
+EXAMINED = "{sign}_examined"
+"""Array of a dataset made by leaving pairs out: what :func:`examined` says of the whole."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ def score_relation(data: xr.Dataset, at: int, k: int) -> RelationScores:
                 scores[sign],
                 own=hits[sign][..., chosen],
                 k=k,
-                floor=FLOOR,
+                examined=(scores[sign] >= FLOOR) & _stored_cells(data, at, sign),
                 permutations=permutations,
             )
         except CellsDisagreeError:
@@ -82,7 +87,42 @@ def score_relation(data: xr.Dataset, at: int, k: int) -> RelationScores:
     )
 
 
-def _check_mapped(data: xr.Dataset, usable: NDArray[np.bool_], done: NDArray[np.bool_]) -> None:
+def _stored_cells(data: xr.Dataset, at: int, sign: str) -> Bools:
+    """[n_layers, n_heads] whose cells of a relation are stored, whatever the score on the pairs at hand.
+
+    Of a whole atlas that is everything at the floor, for a score at any k is at most that at the ceiling. Of
+    a part of one, :func:`examined` was asked of the whole.
+    """
+    name = EXAMINED.format(sign=sign)
+    if name in data:
+        return np.asarray(read_array(data, name)[..., at])
+    return np.ones((data.sizes["layer"], data.sizes["head"]), dtype=bool)
+
+
+def examined(data: xr.Dataset, sign: str, ceiling: int) -> Bools:
+    """Whose calibration cells were stored: those at or above the floor at k = ceiling, on all sources.
+
+    Args:
+        data: The atlas's dataset, or one made of it by leaving pairs out.
+        sign: ``"promotion"`` or ``"suppression"``.
+        ceiling: The atlas's ceiling.
+
+    Returns:
+        [n_layers, n_heads, n_relations] bool.
+    """
+    if EXAMINED.format(sign=sign) in data:
+        return np.asarray(read_array(data, EXAMINED.format(sign=sign)))
+    ranks, source = read_array(data, f"{sign}_rank"), read_array(data, "pair_source")
+    relation, n_sources = read_array(data, "pair_relation"), read_array(data, "n_sources").tolist()
+    out = np.zeros((*ranks.shape[:2], len(n_sources)), dtype=bool)
+    for at in np.flatnonzero(read_array(data, "left_out") == ""):
+        mine = (relation == at) & (source >= 0)
+        hits = source_hits(ranks[..., mine], source[mine], n_sources[at], ceiling)
+        out[..., at] = hits.mean(axis=-1) >= FLOOR
+    return out
+
+
+def _check_mapped(data: xr.Dataset, usable: Bools, done: Bools) -> None:
     """Refuse ranks that a finished layer lacks: a chunk file that is gone reads as "not mapped"."""
     for name in ("promotion_rank", "suppression_rank", "control_rank"):
         gone = (read_array(data, name)[done][..., usable] == RANK_MISSING).any()
@@ -90,16 +130,14 @@ def _check_mapped(data: xr.Dataset, usable: NDArray[np.bool_], done: NDArray[np.
             raise damaged(data, name, "a finished layer has no ranks there")
 
 
-def _share(hits: NDArray[np.bool_], missing: NDArray[np.bool_]) -> Floats:
+def _share(hits: Bools, missing: Bools) -> Floats:
     """Mean over sources; NaN in layers that are not mapped."""
     share = hits.mean(axis=-1)
     share[missing] = np.nan
     return np.asarray(share, dtype=np.float64)
 
 
-def _block(
-    data: xr.Dataset, at: int, usable: NDArray[np.bool_]
-) -> tuple[BlockTargets, NDArray[np.int32], slice]:
+def _block(data: xr.Dataset, at: int, usable: Bools) -> tuple[BlockTargets, NDArray[np.int32], slice]:
     """The calibration block of a relation: accepted targets, its sources, its slice of the cell axis."""
     source_relation = read_array(data, "cell_source_relation")
     target_relation = read_array(data, "cell_target_relation")

@@ -302,7 +302,7 @@ def read_store(path: Place) -> tuple[xr.Dataset, dict[str, Any]]:
     """Open an atlas: its dataset (arrays read when used) and its provenance.
 
     Raises:
-        HeadatlasError: There is no atlas, it is half written, or its schema is newer than this headatlas.
+        HeadatlasError: There is no atlas, it is incomplete or of another schema, or it cannot be read.
     """
     if not _is_there(path):
         raise HeadatlasError(f"{path}: there is no atlas here; make one with `headatlas map MODEL -o DIR`.")
@@ -311,34 +311,28 @@ def read_store(path: Place) -> tuple[xr.Dataset, dict[str, Any]]:
             # A killed process may leave a half-written file beside the whole one that it was to replace.
             warnings.filterwarnings("ignore", message=".* is not recognized as a component of a Zarr")
             store = zarr_store(path, read_only=True)
+            # An atlas of another version may be one that this version cannot open.
+            _check_root(path, zarr.open_group(store, mode="r").attrs.asdict())
             dataset = xr.open_zarr(store, consolidated=False, chunks=None)
         dataset.encoding["source"] = str(path)
-        if CLAIM in dataset.attrs:
-            raise HeadatlasError(
-                f"{path}: the atlas is being made, or was left when it was; run the map command again."
-            )
-        version = int(dataset.attrs[SCHEMA])
         provenance = _renamed(dict(json.loads(dataset.attrs["provenance"])))
-    except StorageError:
+    except (StorageError, HeadatlasError):
         raise
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except FileNotFoundError as error:
+        raise _no_atlas(path, "zarr.json is missing") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (AttributeError, KeyError, ValueError, TypeError) as error:
         raise HeadatlasError(
-            f"{path}: this is not a complete headatlas atlas ({error}); remove the folder and map again."
+            f"{path}: this is not a complete headatlas atlas ({error}); {_over(path)}."
         ) from error
-    if version != SCHEMA_VERSION:
-        raise HeadatlasError(
-            f"{path}: the atlas has schema {version}, this headatlas reads {SCHEMA_VERSION}; "
-            "use the headatlas version that made it, or map again."
-        )
     missing = [name for name in _REQUIRED if name not in dataset.variables]
     missing += [f"provenance {name!r}" for name in _PROVENANCE if name not in provenance]
     if missing:
-        raise HeadatlasError(
-            f"{path}: the atlas lacks {', '.join(missing)}; remove the folder and map again."
-        )
+        raise HeadatlasError(f"{path}: the atlas lacks {', '.join(missing)}; {_over(path)}.")
     if strange := _strange(provenance):
         raise HeadatlasError(
-            f"{path}: its provenance {strange} is not what headatlas writes; remove the folder and map again."
+            f"{path}: its provenance {strange} is not what headatlas writes; map again into another folder."
         )
     return dataset, provenance
 
@@ -350,6 +344,28 @@ def _renamed(provenance: dict[str, Any]) -> dict[str, Any]:
         provenance.setdefault("thresholds", kept)
         provenance.setdefault("mask", provenance.pop("preset", "default") == "default")
     return provenance
+
+
+def _check_root(path: Place, attributes: Mapping[str, Any]) -> None:
+    """Refuse a group that is no atlas, no finished one, or one of another schema."""
+    if CLAIM in attributes:
+        raise HeadatlasError(
+            f"{path}: the atlas is being made, or was left when it was; run the map command again."
+        )
+    if SCHEMA not in attributes:
+        raise _no_atlas(path, f"its attributes lack {SCHEMA}")
+    if attributes[SCHEMA] != SCHEMA_VERSION:
+        raise HeadatlasError(
+            f"{path}: the atlas has schema {attributes[SCHEMA]}, this headatlas reads {SCHEMA_VERSION}; "
+            "use the headatlas version that made it, or map again into another folder."
+        )
+
+
+def _no_atlas(path: Place, why: str) -> HeadatlasError:
+    return HeadatlasError(
+        f"{path}: this is not a complete headatlas atlas ({why}); choose another folder, "
+        "or make an atlas with `headatlas map MODEL -o DIR`."
+    )
 
 
 def _is_there(path: Place) -> bool:
@@ -376,17 +392,48 @@ def read_array(data: xr.Dataset, name: str) -> NDArray[Any]:
     """The values of an array, read from disk if they have not been.
 
     Raises:
-        HeadatlasError: A file of the atlas is damaged.
+        HeadatlasError: A file of the atlas is damaged, or cannot be read.
     """
     try:
         return np.asarray(data[name].values)
     except StorageError:
         raise
-    except (OSError, RuntimeError, ValueError) as error:
+    except OSError as error:
+        raise _unreadable(f"{_source(data)}: {name}", error) from error
+    except (RuntimeError, ValueError) as error:
         raise damaged(data, name, error) from error
 
 
+def load(data: xr.Dataset) -> xr.Dataset:
+    """The dataset, every array of it read into memory.
+
+    Raises:
+        HeadatlasError: A file of the atlas is damaged, or cannot be read.
+    """
+    for name in data.variables:
+        read_array(data, str(name))
+    return data.load()
+
+
 def damaged(data: xr.Dataset, name: str, why: object) -> HeadatlasError:
-    """What to raise for an array that cannot be believed."""
-    where = data.encoding.get("source", "the atlas")
-    return HeadatlasError(f"{where}: {name} is damaged ({why}); remove the folder and map again.")
+    """What to raise for an array proved wrong: it cannot be decoded, or contradicts others."""
+    where = _source(data)
+    return HeadatlasError(f"{where}: {name} is damaged ({why}); {_over(place(where))}.")
+
+
+def _over(path: Place) -> str:
+    """What to do about a store that is proved damaged; the atlas around damaged evidence is not."""
+    if path.parent.name == "evidence":
+        return "remove this folder and run `headatlas evidence` again"
+    return "remove the folder and map again"
+
+
+def _source(data: xr.Dataset) -> str:
+    return str(data.encoding.get("source", "the atlas"))
+
+
+def _unreadable(what: object, error: OSError) -> HeadatlasError:
+    # A disk that does not answer, or a right that is missing, says nothing about the bytes.
+    return HeadatlasError(
+        f"{what} cannot be read ({error.strerror or error}); it may be sound: check the disk and its rights."
+    )

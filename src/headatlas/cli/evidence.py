@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -59,8 +60,8 @@ def inference(
     With context: what a head adds at the last position of a text. Without: the value vector at the source.
     Pearson's r and Spearman's rho over heads, with 95 % bootstrap intervals, attention on the source.
 
-    The scores are stored in the atlas; a table and scatter plots go to DIR/evidence. The same command goes on
-    after Ctrl-C.
+    The scores are stored in the atlas; a table and scatter plots go to DIR/evidence, and DIR's page and table
+    of heads are written again with them. The same command goes on after Ctrl-C.
     """
     from headatlas.atlas import Atlas
     from headatlas.evidence.agreement import agreement
@@ -79,7 +80,6 @@ def inference(
         )
     atlas = Atlas.open(folder)
     frame = agreement(atlas, found)
-    written = write_inference(atlas, frame, found, _beside(atlas), figures=not no_figures)
     for dynamic in found:
         for name, why in dynamic.context.left_out.items():
             say(f"skipped in {dynamic.template!r}: {name} ({why})")
@@ -88,7 +88,8 @@ def inference(
     else:
         say(f"{atlas.caption()}; {len(found)} templates")
         print_table(*_agreement_table(frame))
-    say(f"written: {', '.join(str(path) for path in written)}")
+    beside = _beside(atlas)
+    _write(beside, lambda: write_inference(atlas, frame, found, beside, figures=not no_figures))
 
 
 @computes("device")
@@ -122,7 +123,7 @@ def ablation(
     beside as many random heads and beside other tasks.
 
     Each relation is stored in the atlas when it is done, so the same command goes on after Ctrl-C. A table
-    and a figure per relation go to DIR/evidence.
+    and a figure per relation go to DIR/evidence; DIR's page and table of heads are written again with them.
     """
     from headatlas.atlas import Atlas
     from headatlas.evidence.ablation_run import Choices, run_ablation
@@ -141,8 +142,8 @@ def ablation(
             compute=compute,
             progress=progress,
         )
+    atlas = Atlas.open(folder)
     frame = summary(found.done)
-    written = write_ablations(atlas, found.done, _beside(atlas), figures=not no_figures)
     for name, why in found.skipped.items():
         say(f"skipped: {name} ({why})")
     for task in found.done:
@@ -156,13 +157,29 @@ def ablation(
             print_table(*_ablation_table(frame))
         else:
             say("no task was ablated")
-    if written:
-        say(f"written to {_beside(atlas)}: {', '.join(path.name for path in written)}")
+    beside = _beside(atlas)
+    _write(beside, lambda: write_ablations(atlas, found.done, beside, figures=not no_figures))
 
 
 def _beside(atlas: Atlas) -> Place:
-    """The folder for tables and figures."""
-    return atlas.folder / "evidence"
+    """The folder of the outputs of the map; those of evidence are in a folder of it."""
+    return atlas.folder
+
+
+def _write(folder: Place, write: Callable[[], list[Place]]) -> None:
+    """Write outputs and say which, also where some cannot be written."""
+    from headatlas.outputs import UnwrittenError
+
+    written: Sequence[Place] = ()
+    try:
+        written = write()
+    except UnwrittenError as error:
+        written = error.written
+        raise
+    finally:
+        if written:
+            names = (str(path).removeprefix(f"{folder}/") for path in written)
+            say(f"written to {folder}: {', '.join(names)}")
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from headatlas.storage import Place
 
 _N_BEST = 5
+_FEW = 0.6
+"""Relations that use a smaller share of their sources are named."""
 
 
 def register(app: typer.Typer) -> None:
@@ -114,7 +116,7 @@ def map_model(
     asked = _relations(relations)
     from headatlas.mapping.run import map_heads
     from headatlas.mapping.stats import Stats
-    from headatlas.outputs import write_outputs
+    from headatlas.outputs import UnwrittenError, write_outputs
     from headatlas.progress import ProgressDisplay
 
     stats = Stats()
@@ -139,8 +141,12 @@ def map_model(
             )
         # The outputs follow this command line, whatever an earlier one, now resumed, said.
         atlas = atlas.at(thresholds)
-        with stats.timed("outputs"):
-            written = write_outputs(atlas, out, figures=not no_figures)
+        try:
+            with stats.timed("outputs"):
+                written = write_outputs(atlas, out, figures=not no_figures)
+        except UnwrittenError as error:
+            say(summary(atlas, out, error.written, _since_start()))
+            raise
     say_more("; ".join(f"{stage} {duration(seconds)}" for stage, seconds in stats.seconds.items()))
     say(summary(atlas, out, written, _since_start()))
 
@@ -175,8 +181,8 @@ def summary(atlas: Atlas, out: Place, written: Sequence[Place], seconds: float) 
     lines = [atlas.caption(), *_counts(atlas), *_best(atlas), *_missing(atlas)]
     lines += _fetched(atlas)
     lines += [f"note: {note}" for note in atlas.provenance["model"].get("notes", ())]
-    names = ", ".join(path.name for path in written)
-    lines.append(f"written to {out}: {atlas.path.name if atlas.path else 'atlas'}, {names}")
+    names = [atlas.path.name if atlas.path else "atlas", *(path.name for path in written)]
+    lines.append(f"written to {out}: {', '.join(names)}")
     lines.append(f"time: {duration(seconds)}")
     return "\n".join(lines)
 
@@ -215,6 +221,13 @@ def _missing(atlas: Atlas) -> list[str]:
     if counted:
         folder = shlex.quote(str(atlas.folder))
         lines.append(f"sources not used: {counted}; `headatlas info {folder}` has the details")
+    few = [
+        f"{row['title']} {row['n_sources']} of {row['n_pairs']}"
+        for row in atlas.included.to_dict("records")
+        if row["n_sources"] < _FEW * row["n_pairs"]
+    ]
+    if few:
+        lines.append(f"under {100 * _FEW:.0f} % of the sources used: {', '.join(few)}")
     return lines
 
 

@@ -80,15 +80,23 @@ def draw_category_panel(ax: Axes, grid: CategoryGrid, panel: str, *, lines: floa
         cells.separate(ax, *shown.shape)
     if grid.n_relations[panel] == 0:
         say_nothing_scored(ax)
+    elif grid.mapped.any() and not shown.any():
+        n_heads = int(grid.mapped.sum()) * shown.shape[1]
+        say_empty(ax, f"0 of {n_heads:,}\n{'head' if n_heads == 1 else 'heads'}")
 
 
 def say_nothing_scored(ax: Axes) -> None:
-    """In an empty panel: it is empty because nothing was asked."""
+    """In a panel: it is empty because nothing was asked."""
+    say_empty(ax, "no relation\nscored")
+
+
+def say_empty(ax: Axes, why: str) -> None:
+    """In an empty panel: why it is."""
     ground = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
     ax.text(
         0.5,
         0.5,
-        "no relation\nscored",
+        why,
         transform=ax.transAxes,
         ha="center",
         va="center",

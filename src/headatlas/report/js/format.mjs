@@ -19,7 +19,8 @@ export function wilson(hits, n) {
   const z2 = Z * Z;
   const centre = (portion + z2 / (2 * n)) / (1 + z2 / n);
   const half = (Z * Math.sqrt((portion * (1 - portion)) / n + z2 / (4 * n * n))) / (1 + z2 / n);
-  return [Math.min(1, Math.max(0, centre - half)), Math.min(1, Math.max(0, centre + half))];
+  // Exactly 0 and 1 at the ends, whatever the rounding.
+  return [hits === 0 ? 0 : Math.max(0, centre - half), hits === n ? 1 : Math.min(1, centre + half)];
 }
 
 /** A false discovery rate; small ones are only said to be small. */
