@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headatlas.addresses import output_path
 from headatlas.atlas import Atlas
 from headatlas.atlas.export import export
 from headatlas.files import check_writable, replacing
-from headatlas.storage import Place, place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +22,7 @@ FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 WIDTH_MM = 170.0
 
 
-def write_outputs(atlas: Atlas, folder: str | Place, figures: bool = True) -> list[Place]:
+def write_outputs(atlas: Atlas, folder: str | Path, figures: bool = True) -> list[Path]:
     """Write everything a reader wants to see first; each file replaces its predecessor whole.
 
     ``heads.parquet`` (one row per head × relation), ``categories.csv`` (the plotted data), and, unless
@@ -35,9 +36,9 @@ def write_outputs(atlas: Atlas, folder: str | Place, figures: bool = True) -> li
     """
     from headatlas.figures.plots import write_data
 
-    folder = place(folder)
+    folder = output_path(folder)
     check_writable(folder)
-    written: list[Place] = [
+    written: list[Path] = [
         export(atlas, folder / "heads.parquet"),
         write_data(atlas, "categories", folder / "categories.csv"),
     ]
@@ -50,7 +51,7 @@ def write_outputs(atlas: Atlas, folder: str | Place, figures: bool = True) -> li
     return written
 
 
-def _write_figures(atlas: Atlas, folder: Place) -> list[Place]:
+def _write_figures(atlas: Atlas, folder: Path) -> list[Path]:
     from headatlas.figures import save
 
     figure = atlas.plot.categories(width_mm=WIDTH_MM)
@@ -58,7 +59,7 @@ def _write_figures(atlas: Atlas, folder: Place) -> list[Place]:
     return [save(figure, path) for path in paths]
 
 
-def _write_text(atlas: Atlas, path: Place) -> Place:
+def _write_text(atlas: Atlas, path: Path) -> Path:
     from headatlas.figures.describe import describe
 
     with replacing(path) as temporary:
@@ -70,8 +71,8 @@ DYNAMIC_TITLES = {"context": "Score with context", "without-context": "Score wit
 
 
 def write_inference(
-    atlas: Atlas, agreement: pd.DataFrame, dynamics: Sequence[Dynamic], folder: Place, *, figures: bool = True
-) -> list[Place]:
+    atlas: Atlas, agreement: pd.DataFrame, dynamics: Sequence[Dynamic], folder: Path, *, figures: bool = True
+) -> list[Path]:
     """Write ``agreement.csv`` and, unless ``figures`` is False, the scatter plots with and without context.
 
     Args:
@@ -85,7 +86,7 @@ def write_inference(
     """
     from headatlas.atlas.evidence import Evidence
 
-    written: list[Place] = [_table(agreement, folder / "agreement.csv")]
+    written: list[Path] = [_table(agreement, folder / "agreement.csv")]
     if not figures:
         return written
     from headatlas.figures.evidence import Scatter, draw_agreement
@@ -124,8 +125,8 @@ def write_inference(
 
 
 def write_ablations(
-    atlas: Atlas, ablations: Sequence[Ablation], folder: Place, *, figures: bool = True
-) -> list[Place]:
+    atlas: Atlas, ablations: Sequence[Ablation], folder: Path, *, figures: bool = True
+) -> list[Path]:
     """Write ``ablation.csv`` (a row a task stored in the atlas) and, unless ``figures`` is False, a figure a
     task.
 
@@ -137,7 +138,7 @@ def write_ablations(
     from headatlas.evidence.curves import curves, summary
 
     stored = Atlas.open(atlas.path).evidence.ablations if atlas.path is not None else ablations
-    written: list[Place] = [_table(summary(list(stored)), folder / "ablation.csv")]
+    written: list[Path] = [_table(summary(list(stored)), folder / "ablation.csv")]
     if not figures:
         return written
     from headatlas.figures.evidence import draw_ablation
@@ -168,13 +169,13 @@ def _area_words(each: Ablation) -> str:
     return f"{first}; {second}; bars: 95 % (Wilson) over sources; axis: log₂(1 + heads)"
 
 
-def _table(frame: pd.DataFrame, path: Place) -> Place:
+def _table(frame: pd.DataFrame, path: Path) -> Path:
     with replacing(path) as temporary:
         frame.to_csv(temporary, index=False)
     return path
 
 
-def _save(figure: AtlasFigure, stem: Place) -> list[Place]:
+def _save(figure: AtlasFigure, stem: Path) -> list[Path]:
     from headatlas.figures import save
 
     return [save(figure, stem.parent / f"{stem.name}{suffix}") for suffix in FIGURE_SUFFIXES]

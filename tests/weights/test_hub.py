@@ -12,8 +12,8 @@ import torch
 from huggingface_hub import constants
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights import fingerprint, load_modules, load_tokenizer, open_checkpoint, remote_files
-from headatlas.weights.remote_files import Patience
+from headatlas.weights import fingerprint, load_modules, load_tokenizer, open_checkpoint, remote
+from headatlas.weights.remote import Patience
 from headatlas.weights.safetensors_source import INDEX_NAME
 from tests.weights import builders
 from tests.weights.hub_server import SHA, Hub, serving
@@ -166,7 +166,7 @@ def test_a_model_is_read_in_place(hub: Hub, tmp_path: Path, shards: str | None) 
 def test_reading_in_place_needs_the_hub(
     hub: Hub, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_files, "PATIENCE", Patience(attempts=2, first_pause=0.01))
+    monkeypatch.setattr(remote, "PATIENCE", Patience(attempts=2, first_pause=0.01))
     hub.repos["org/tiny"] = files_of(llama_folder)
     source = open_checkpoint("org/tiny", remote=True).source
     hub.repos["org/tiny"]["model.safetensors"] = b"short"

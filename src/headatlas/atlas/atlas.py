@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,6 @@ from headatlas.errors import HeadatlasError
 from headatlas.relations.relation import CORE_CATEGORIES
 from headatlas.scoring.scores import false_discovery_rates, wilson
 from headatlas.scoring.settings import Criterion, Settings
-from headatlas.storage import Place
 
 if TYPE_CHECKING:
     from headatlas.atlas.evidence import Evidence
@@ -42,11 +42,11 @@ class Atlas:
         dataset: The xarray dataset behind it; arrays are read from disk when used.
         provenance: What was mapped, how, with which versions.
         settings: The k, τ, q and criterion it is read with.
-        path: The ``.zarr`` folder, or its address.
+        path: The ``.zarr`` folder; None for an atlas in memory or at an address.
     """
 
     def __init__(
-        self, dataset: xr.Dataset, provenance: dict[str, Any], settings: Settings, path: Place | None = None
+        self, dataset: xr.Dataset, provenance: dict[str, Any], settings: Settings, path: Path | None = None
     ) -> None:
         settings.check(int(provenance["ceiling"]))
         self.dataset = dataset
@@ -55,7 +55,7 @@ class Atlas:
         self.path = path
 
     @classmethod
-    def open(cls, path: str | Place) -> Atlas:
+    def open(cls, path: str | Path) -> Atlas:
         """Open an atlas from its output folder or its ``.zarr`` folder, or from the address of one.
 
         Raises:
@@ -69,7 +69,7 @@ class Atlas:
             raise HeadatlasError(
                 f"{where}: its settings cannot be read ({error}); use the headatlas version that made it."
             ) from error
-        return cls(dataset, provenance, settings, where)
+        return cls(dataset, provenance, settings, where if isinstance(where, Path) else None)
 
     def with_settings(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +19,6 @@ from headatlas.atlas.store import AtlasWriter, read_array
 from headatlas.errors import HeadatlasError
 from headatlas.scoring.calibration import CALIBRATION
 from headatlas.scoring.settings import FLOOR, Settings
-from headatlas.storage import Place
-from headatlas.storage.zarr_store import zarr_store
 
 if TYPE_CHECKING:
     from headatlas.atlas.atlas import Atlas
@@ -64,9 +63,9 @@ def store_scores(atlas: Atlas) -> None:
 
 
 def _write(
-    path: Place, atlas: Atlas, arrays: dict[str, NDArray[np.float64]], control: NDArray[np.float64]
+    path: Path, atlas: Atlas, arrays: dict[str, NDArray[np.float64]], control: NDArray[np.float64]
 ) -> None:
-    group = zarr.open_group(zarr_store(path), mode="r+")
+    group = zarr.open_group(path, mode="r+")
     on_disk = AtlasWriter(path).done()  # not through xarray, which warns of what killed processes leave
     if not np.array_equal(on_disk, atlas.layers_done):
         # Another process has added layers since; it stores the scores of all when it ends.

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from headatlas.addresses import output_path
 from headatlas.atlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.files import replacing
-from headatlas.storage import Place, place
 
 RECORD_FIELDS = (
     *("layer", "head", "relation", "category", "score", "suppression", "q", "control", "n_sources"),
@@ -22,7 +22,7 @@ RECORD_FIELDS = (
 """The first fields of every record of :func:`heads_json`. Scripts rely on them."""
 
 
-def export(atlas: Atlas, path: str | Place) -> Place:
+def export(atlas: Atlas, path: str | Path) -> Path:
     """Write one row per mapped head × scored relation; the file's suffix says the format.
 
     ``.parquet`` and ``.csv`` hold :func:`export_table`; Parquet also carries :func:`header` as JSON in its
@@ -35,7 +35,7 @@ def export(atlas: Atlas, path: str | Place) -> Place:
     Raises:
         HeadatlasError: The suffix is none of the three, or the file cannot be written.
     """
-    path = place(path)
+    path = output_path(path)
     writer = _WRITERS.get(path.suffix.lower())
     if writer is None:
         known = ", ".join(_WRITERS)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from headatlas.atlas.atlas import Atlas
 from headatlas.scoring.settings import Criterion
-from headatlas.storage import Place
 
 
 def open_atlas(
-    path: str | Place,
+    path: str | Path,
     *,
     profile: str | None = None,
     k: int | None = None,

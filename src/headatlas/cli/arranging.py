@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from headatlas.structure.summary import Structure
 
 Out = Annotated[
-    Path | None,
+    str | None,
     typer.Option("--out", "-o", metavar="FILE", help="Also draw it: .png, .svg or .pdf.", show_default=False),
 ]
 
@@ -139,7 +138,7 @@ def compare(
         _save(draw_comparison(found, width_mm), out)
 
 
-def _check_format(out: Path | None) -> None:
+def _check_format(out: str | None) -> None:
     """Refuse a kind of file that cannot be drawn, before anything is computed."""
     if out is not None:
         from headatlas.figures.saving import figure_format
@@ -147,7 +146,7 @@ def _check_format(out: Path | None) -> None:
         figure_format(out)
 
 
-def _save(figure: Figure, out: Path) -> None:
+def _save(figure: Figure, out: str) -> None:
     from headatlas.figures.saving import save
 
     say(f"written: {save(figure, out)}")

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from headatlas.addresses import shown
 from headatlas.cli.options import (
     AtlasArgument,
     CriterionOption,
@@ -18,6 +19,8 @@ from headatlas.cli.options import (
     read_atlas,
 )
 from headatlas.cli.output import parse_width, say
+from headatlas.cli.summary import atlas_folder
+from headatlas.errors import HeadatlasError
 
 Kind = Literal["categories", "relations", "layers"]
 
@@ -56,13 +59,12 @@ def plot(
     atlas = read_atlas(folder, profile=profile, k=k, k_copy=k_copy, tau=tau, q=q, criterion=criterion)
     from headatlas.figures import plot as draw
     from headatlas.figures.plots import write_data
-    from headatlas.storage import place
 
     draw(atlas, kind, out, width_mm)
-    say(f"written: {place(out)}")
+    say(f"written: {out}")
     if data is not None:
         write_data(atlas, kind, data)
-        say(f"written: {place(data)}")
+        say(f"written: {data}")
 
 
 def report(
@@ -84,9 +86,12 @@ def report(
     """
     atlas = read_atlas(folder, profile=profile, k=k, k_copy=k_copy, tau=tau, q=q, criterion=criterion)
     from headatlas.report import write_report
-    from headatlas.storage import place
 
-    path = write_report(atlas, out or (atlas.path or place(folder)).parent / "report.html")
+    if out is None and atlas.path is None:
+        raise HeadatlasError(
+            f"{shown(folder)}: this atlas is at an address; say with -o where the page goes."
+        )
+    path = write_report(atlas, out or atlas_folder(atlas) / "report.html")
     say(f"written: {path}")
 
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from headatlas.atlas import Atlas
-    from headatlas.storage import Place
 
 KEPT = "stopped; what was finished is stored in the atlas; the same command goes on"
 
@@ -180,7 +179,7 @@ def _names(text: str | None) -> list[str] | None:
     return names
 
 
-def _beside(atlas: Atlas) -> Place:
+def _beside(atlas: Atlas) -> Path:
     """The folder for tables and figures."""
     from headatlas.cli.summary import atlas_folder
 

@@ -28,7 +28,7 @@ from headatlas.cli.summary import plan_rows, summary
 from headatlas.errors import HeadatlasError
 
 if TYPE_CHECKING:
-    from headatlas.storage import Place
+    from pathlib import Path
 
 
 def register(app: typer.Typer) -> None:
@@ -76,7 +76,7 @@ def map_model(
             "--out",
             "-o",
             metavar="DIR",
-            help="Folder for the atlas, figures and page; or an address (s3://bucket/folder).",
+            help="Folder for the atlas, figures and page.",
             show_default=False,
         ),
     ],
@@ -130,13 +130,13 @@ def map_model(
 
     Each layer is saved when it is done. After Ctrl-C or a crash, the same command goes on where it stopped.
     """
+    from headatlas.addresses import output_path
     from headatlas.files import check_writable
     from headatlas.mapping.run import map_heads
     from headatlas.outputs import write_outputs
-    from headatlas.storage import place
 
     began = time.monotonic()
-    where = place(out)
+    where = output_path(out)
     check_writable(where)
     with stopping(lambda: _stopped(where)), MapProgress() as progress:
         atlas = map_heads(
@@ -168,7 +168,7 @@ def map_model(
     say(summary(atlas, where, written, time.monotonic() - began))
 
 
-def _stopped(out: Place) -> str:
+def _stopped(out: Path) -> str:
     """What Ctrl-C left."""
     from headatlas.atlas import Atlas
 

@@ -12,12 +12,11 @@ from headatlas.cli.progress import duration
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
-    from headatlas.storage import Place
 
 _N_BEST = 5
 
 
-def summary(atlas: Atlas, out: Place, written: Sequence[Place], seconds: float) -> str:
+def summary(atlas: Atlas, out: Path, written: Sequence[Path], seconds: float) -> str:
     """What was found, what was left out and why, what was written, how long it took."""
     lines = [atlas.caption(), *_counts(atlas), *_best(atlas), *_missing(atlas)]
     lines += _fetched(atlas)
@@ -73,7 +72,7 @@ def _fetched(atlas: Atlas) -> list[str]:
     return [f"read {size(read)} of {size(stored)} of weights ({100 * read / stored:.3g} %)"]
 
 
-def atlas_folder(atlas: Atlas) -> Place:
+def atlas_folder(atlas: Atlas) -> Path:
     """The folder to give to later commands."""
     if atlas.path is None:
         return Path("DIR")

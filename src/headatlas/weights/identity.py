@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from headatlas.errors import HeadatlasError
 from headatlas.weights.cache import sha256_of_file
 from headatlas.weights.gguf_source import GgufSource
-from headatlas.weights.remote_source import RemoteSafetensorsSource
+from headatlas.weights.remote_safetensors import RemoteSafetensorsSource
 from headatlas.weights.safetensors_source import SafetensorsSource
 from headatlas.weights.source import Checkpoint
 
