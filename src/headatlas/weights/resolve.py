@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from headatlas.addresses import is_url
 from headatlas.errors import HeadatlasError
-from headatlas.weights.aliases import aliases
+from headatlas.weights.packages import aliases
 from headatlas.weights.source import Checkpoint
 
 if TYPE_CHECKING:
