@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from benchmarks.worth_scores import Bench, Scores
+from experiments.worth_scores import Bench, Scores
 from headatlas.architectures import Model
 from headatlas.evidence.ablating import ablated
 from headatlas.evidence.texts import Ids, Text
