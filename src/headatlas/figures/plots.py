@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from headatlas.addresses import output_path
 from headatlas.errors import HeadatlasError
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 KINDS = tuple(TABLES)
 WIDTH_MM = 170.0
 
-Kind = Literal["categories", "relations", "layers"]
 Which = str | Sequence[str] | None
 
 
