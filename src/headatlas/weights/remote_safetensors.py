@@ -10,24 +10,23 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from headatlas.addresses import shown
 from headatlas.errors import HeadatlasError
 from headatlas.weights.cache import cache_dir, filled_folder, locked
 from headatlas.weights.folder import SINGLE_NAME, architecture_of
 from headatlas.weights.jsonfile import read_json_object
-from headatlas.weights.packed import Packed, unpacked
 from headatlas.weights.remote import Address, RemoteFile, RemoteStore
 from headatlas.weights.safetensors_header import PlacedTensor, header_length, placed_tensors
 from headatlas.weights.safetensors_source import (
     INDEX_NAME,
+    StoredTensors,
     check_weight_map,
     joined,
     read_weight_map,
-    readable,
 )
-from headatlas.weights.source import Checkpoint, TensorInfo, Traffic
+from headatlas.weights.source import Checkpoint, Traffic
 
 if TYPE_CHECKING:
     import torch
@@ -173,8 +172,10 @@ def _kept(store: RemoteStore, address: Address, files: list[RemoteFile]) -> Path
     return final
 
 
-class RemoteSafetensorsSource:
+class RemoteSafetensorsSource(StoredTensors):
     """Reads tensors out of one or several safetensors files by byte ranges; opening reads headers only.
+
+    A file that changed since it was opened is never read on.
 
     Attributes:
         files: The files, in order.
@@ -199,101 +200,44 @@ class RemoteSafetensorsSource:
         self.traffic = Traffic(sum(file.size for file in self.files))
         self._store = store
         self._headers: dict[str, str] = {}
-        self._placed: dict[str, tuple[RemoteFile, PlacedTensor]] = {}
-        found = store.map(self._header, self.files)
-        self._infos = joined(
-            {
-                file.label: {name: placed.info for name, placed in tensors.items()}
-                for file, tensors in zip(self.files, found, strict=True)
-            }
-        )
-        self._packed: dict[str, Packed] = {}
-        for file, tensors in zip(self.files, found, strict=True):
-            self._placed |= {name: (file, placed) for name, placed in tensors.items()}
+        found = dict(zip(self.files, store.map(self._header, self.files), strict=True))
+        headers = {
+            file.label: {name: each.info for name, each in placed.items()} for file, placed in found.items()
+        }
+        super().__init__(joined(headers), self.files[0].label.rpartition("/")[0])
+        self._placed = {name: (file, each) for file, placed in found.items() for name, each in placed.items()}
         if weight_map is not None:
             check_weight_map(f"The index beside {self.files[0].label}", weight_map, self._infos)
 
-    def unpack(self, config: Mapping[str, Any]) -> None:
-        """As :meth:`headatlas.weights.safetensors_source.SafetensorsSource.unpack`."""
-        stored = {name: placed.info for name, (_, placed) in self._placed.items()}
-        self._infos, self._packed = unpacked(stored, config, self._folder())
-
-    def infos(self) -> Mapping[str, TensorInfo]:
-        """Every tensor by name."""
-        return self._infos
-
-    def read(self, name: str, rows: slice | Sequence[int] | None = None) -> torch.Tensor:
-        """See :meth:`headatlas.weights.source.TensorSource.read`.
-
-        Of the rows asked for, those close together are fetched in one request, and each only once.
-
-        Raises:
-            HeadatlasError: There is no such tensor, it is of a type that is not read (integers), or the
-                bytes cannot be had; a file that changed since it was opened is never read on.
-        """
-        import torch
-
-        if name in self._packed:
-            return self._packed[name].read(self._stored, rows)
-        info = readable(self._infos, name, self._folder())
-        return self._fetched(name, rows, torch.float64 if info.dtype == "F64" else torch.float32)
-
-    def _stored(self, name: str, rows: slice | Sequence[int] | None) -> torch.Tensor:
-        """A stored tensor, or rows of it, in the type it is stored in."""
-        import torch
-
-        kind = _torch_type(self._placed[name][1].info.dtype)
-        # torch does not index every type of one byte.
-        return self._fetched(name, rows, torch.uint8 if kind.itemsize == 1 else kind).view(kind)
-
-    def _fetched(self, name: str, rows: slice | Sequence[int] | None, dtype: torch.dtype) -> torch.Tensor:
-        """A stored tensor, or rows of it, in another type, or as bytes."""
-        import torch
-
-        info = self._placed[name][1].info
-        shape = info.shape or (1,)
-        if rows is None:
-            unique, inverse = None, None
-        else:
-            # Indexing a range gives negative, repeated and out-of-range rows the meaning they have on disk.
-            wanted = torch.arange(shape[0])[rows if isinstance(rows, slice) else list(rows)]
-            unique, inverse = torch.unique(wanted, return_inverse=True)
-        n_rows = shape[0] if unique is None else len(unique)
-        result = torch.empty((n_rows, *shape[1:]), dtype=dtype)
-        if result.numel():
-            stored_type = dtype if dtype == torch.uint8 else _torch_type(info.dtype)
-            self._fill(name, result, unique, info.nbytes // shape[0], stored_type)
-        if inverse is not None:
-            return result if torch.equal(inverse, torch.arange(n_rows)) else result[inverse]
-        return result.reshape(info.shape)
-
-    def _fill(
-        self,
-        name: str,
-        result: torch.Tensor,
-        unique: torch.Tensor | None,
-        row_bytes: int,
-        stored_type: torch.dtype,
-    ) -> None:
-        """Fetch the rows ``unique`` (sorted; all if None) of a tensor into ``result``."""
+    def _stored(self, name: str, rows: slice | Sequence[int] | None = None) -> torch.Tensor:
+        """Of the rows asked for, those close together are fetched in one request, and each only once."""
         import torch
 
         file, placed = self._placed[name]
+        shape = placed.info.shape or (1,)
+        row_bytes = placed.info.nbytes // max(1, shape[0])
+        # Indexing a range gives negative, repeated and out-of-range rows the meaning they have on disk.
+        wanted = torch.arange(shape[0])[slice(None) if rows is None else rows]
+        unique, inverse = torch.unique(wanted, return_inverse=True)
+        found = torch.empty((len(unique), row_bytes), dtype=torch.uint8)
 
         def fetch(block: tuple[int, int]) -> None:
             first, end = block
             body = self._read(file, placed.start + first * row_bytes, placed.start + end * row_bytes)
+            low, high = torch.searchsorted(unique, torch.tensor([first, end])).tolist()
             # A copy, because torch wants memory that may be written to.
-            stored = torch.frombuffer(bytearray(body), dtype=stored_type).view(-1, *result.shape[1:])
-            if unique is None:
-                result[first:end] = stored
-            else:
-                low, high = torch.searchsorted(unique, torch.tensor([first, end])).tolist()
-                result[low:high] = stored[unique[low:high] - first]
+            stored = torch.frombuffer(bytearray(body), dtype=torch.uint8).view(-1, row_bytes)
+            found[low:high] = stored if high - low == len(stored) else stored[unique[low:high] - first]
 
-        kept = [(0, len(result))] if unique is None else spans(unique.tolist(), row_bytes)
-        self._store.map(fetch, blocks(kept, row_bytes))
-        self._store.check_unchanged(file)
+        if found.numel():
+            self._store.map(fetch, blocks(spans(unique.tolist(), row_bytes), row_bytes))
+            self._store.check_unchanged(file)
+        if not torch.equal(wanted, unique):
+            found = found[inverse]
+        kind = _torch_type(placed.info.dtype)
+        return (
+            found.flatten().view(kind).view(placed.info.shape if rows is None else (len(wanted), *shape[1:]))
+        )
 
     def fingerprint(self) -> str:
         """What identifies the weights; see :func:`headatlas.weights.identity.fingerprint`.
@@ -316,9 +260,6 @@ class RemoteSafetensorsSource:
         for body in bodies:
             digest.update(body)
         return f"remote-sha256:{digest.hexdigest()}"
-
-    def _folder(self) -> str:
-        return self.files[0].label.rpartition("/")[0]
 
     def _header(self, file: RemoteFile) -> dict[str, PlacedTensor]:
         length = header_length(file.label, self._read(file, 0, min(8, file.size)), file.size)
