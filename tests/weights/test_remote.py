@@ -29,6 +29,7 @@ from headatlas.weights.remote import Address, Patience, RemoteStore
 from tests.mapping import checkpoints
 from tests.weights import builders
 from tests.weights.range_server import Server, serving
+from tests.weights.test_packed import quantised_llama
 
 WEIGHTS = "model/model.safetensors"
 QUICK = Patience(attempts=3, first_pause=0.01, longest_pause=0.05, timeout=0.3)
@@ -70,6 +71,13 @@ def test_every_tensor_is_the_same(server: Server, llama_folder: Path) -> None:
 
 def test_shards_are_the_same(server: Server, sharded_folder: Path) -> None:
     assert_same_tensors(server.serve(sharded_folder), sharded_folder)
+
+
+def test_packed_weights_are_the_same(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_safetensors, "BLOCK_BYTES", 500)
+    folder = quantised_llama(tmp_path / "fp8")
+    assert "F8_E4M3" in {info.dtype for info in open_checkpoint(folder).source.infos().values()}
+    assert_same_tensors(server.serve(folder), folder)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -343,6 +351,23 @@ def test_one_file_and_redirects(server: Server, llama_folder: Path) -> None:
     for name in list(server.files):
         server.redirects[name.replace("elsewhere", "moved")] = f"{server.url}/{name}"
     assert_same_tensors(f"{server.url}/moved/model.safetensors", llama_folder)
+
+
+def test_a_redirect_from_https_to_http_is_not_used() -> None:
+    """No server here has a certificate: the answer is made up."""
+    import asyncio
+    from types import SimpleNamespace
+    from unittest.mock import AsyncMock, MagicMock
+
+    answer = MagicMock(status=206, url=SimpleNamespace(scheme="http"))
+    answer.history = [SimpleNamespace(url=SimpleNamespace(scheme="https"))]
+    session = MagicMock()
+    session.get.return_value.__aenter__.return_value = answer
+    system = SimpleNamespace(set_session=AsyncMock(return_value=session), encode_url=str)
+    file = remote.RemoteFile("https://h/m", "https://h/m", 8, None, "")
+    with pytest.raises(remote.UnusableAnswerError, match="redirects from https to http"):
+        asyncio.run(remote._http_part(system, file, 0, 8))
+    answer.read.assert_not_called()
 
 
 def test_one_hopeless_part_ends_the_others(
