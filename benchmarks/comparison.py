@@ -78,7 +78,7 @@ def _seconds(asked: list[Ints], inputs: LayerInputs, head: int, vocabulary: Voca
 
 
 def ranks(outputs: torch.Tensor, columns: Ints, vocabulary: Vocabulary, ceiling: int) -> tuple[Ints, Ints]:
-    """What :func:`headatlas.mapping.oracle.ranks_of` says, with a part of U in float64 at a time.
+    """What :func:`tests.mapping.oracle.ranks_of` says, with a part of U in float64 at a time.
 
     Args:
         outputs: [n, d_model] float64 rows, ready for U.

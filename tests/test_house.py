@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
 
 ORDER = (
-    *("errors", "storage", "files", "devices"),
+    *("errors", "addresses", "files", "devices"),
     *("weights", "architectures", "relations", "scoring", "atlas", "structure"),
     *("lenses", "mapping", "evidence", "figures", "report", "outputs", "cli"),
 )
@@ -29,7 +29,7 @@ UPWARD = {
 }
 """Exceptions, allowed inside functions only."""
 
-NO_TORCH = ("errors", "storage", "files", "scoring", "relations", "atlas", "structure", "figures", "report")
+NO_TORCH = ("errors", "addresses", "files", "scoring", "relations", "atlas", "structure", "figures", "report")
 MOST_LINES = 450
 
 # Installed for transformers, which imports them when a model or tokenizer asks for it.

@@ -9,27 +9,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from headatlas.addresses import output_path
 from headatlas.errors import HeadatlasError
-from headatlas.storage import Place, StoragePath, place
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def replacing(path: Place) -> Iterator[Path]:
-    """A temporary file with the suffix of ``path`` that takes its place when the block ends well.
-
-    It is beside ``path``, or on this machine if that is in object storage.
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside ``path``, with its suffix, that takes its place when the block ends well.
 
     Raises:
         HeadatlasError: The file cannot be written; ``path`` is then what it was before.
     """
-    if isinstance(path, StoragePath):
-        with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
-            made = Path(folder) / path.name
-            yield made
-            path.write_bytes(made.read_bytes())
-        return
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,18 +36,13 @@ def replacing(path: Place) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def check_writable(folder: str | Place) -> None:
+def check_writable(folder: str | Path) -> None:
     """Make sure that files can be created in ``folder``, or that it can be created. Leaves no trace.
 
     Raises:
-        HeadatlasError: It is a file, or nothing can be written there.
+        HeadatlasError: It is an address or a file, or nothing can be written there.
     """
-    folder = place(folder)
-    if isinstance(folder, StoragePath):
-        probe = folder / f".headatlas-{uuid.uuid4().hex[:8]}"
-        probe.write_bytes(b"")
-        probe.unlink()
-        return
+    folder = output_path(folder)
     nearest = folder.absolute()
     while not nearest.exists():
         nearest = nearest.parent

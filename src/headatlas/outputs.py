@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from headatlas.addresses import output_path
 from headatlas.atlas import Atlas
 from headatlas.atlas.export import export
 from headatlas.errors import HeadatlasError
 from headatlas.files import check_writable, replacing
-from headatlas.storage import Place, place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,7 @@ FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 WIDTH_MM = 170.0
 EVIDENCE_FOLDER = "evidence"
 
-Task = Callable[[Place], object]
+Task = Callable[[Path], object]
 """Writes one file."""
 
 
@@ -39,12 +39,12 @@ class UnwrittenError(HeadatlasError):
         written: The files that were.
     """
 
-    def __init__(self, message: str, written: Sequence[Place]) -> None:
+    def __init__(self, message: str, written: Sequence[Path]) -> None:
         super().__init__(message)
         self.written = tuple(written)
 
 
-def write_outputs(atlas: Atlas, folder: str | Place, figures: bool = True) -> list[Place]:
+def write_outputs(atlas: Atlas, folder: str | Path, figures: bool = True) -> list[Path]:
     """Write everything a reader wants to see first; each file replaces its predecessor whole.
 
     ``heads.parquet`` (one row per head × relation), ``categories.csv`` (the plotted data), and, unless
@@ -57,7 +57,7 @@ def write_outputs(atlas: Atlas, folder: str | Place, figures: bool = True) -> li
         HeadatlasError: The folder cannot be written.
         UnwrittenError: A file could not be written; all others were.
     """
-    folder = place(folder)
+    folder = output_path(folder)
     check_writable(folder)
     tasks: dict[str, Task] = {
         "heads.parquet": partial(export, atlas),
@@ -71,8 +71,8 @@ def write_outputs(atlas: Atlas, folder: str | Place, figures: bool = True) -> li
 
 
 def write_inference(
-    atlas: Atlas, agreement: pd.DataFrame, dynamics: Sequence[Dynamic], folder: Place, *, figures: bool = True
-) -> list[Place]:
+    atlas: Atlas, agreement: pd.DataFrame, dynamics: Sequence[Dynamic], folder: Path, *, figures: bool = True
+) -> list[Path]:
     """Write ``evidence/agreement.csv`` and, unless ``figures`` is False, the scatter plots with and without
     context; and write the table and the page again that lie in ``folder``, for they show evidence.
 
@@ -93,8 +93,8 @@ def write_inference(
 
 
 def write_ablations(
-    atlas: Atlas, ablations: Sequence[Ablation], folder: Place, *, figures: bool = True
-) -> list[Place]:
+    atlas: Atlas, ablations: Sequence[Ablation], folder: Path, *, figures: bool = True
+) -> list[Path]:
     """Write ``evidence/ablation.csv`` (a row a task stored in the atlas) and, unless ``figures`` is False, a
     figure a task; and write the table and the page again that lie in ``folder``, for they show evidence.
 
@@ -123,9 +123,9 @@ def write_ablations(
 # One by one ---------------------------------------------------------------------------------------
 
 
-def _write_all(folder: Place, tasks: dict[str, Task]) -> list[Place]:
+def _write_all(folder: Path, tasks: dict[str, Task]) -> list[Path]:
     """Write each file, whatever becomes of the others."""
-    written: list[Place] = []
+    written: list[Path] = []
     failed: dict[str, Exception] = {}
     for name, write in tasks.items():
         path = folder / name
@@ -141,7 +141,7 @@ def _write_all(folder: Place, tasks: dict[str, Task]) -> list[Place]:
     return written
 
 
-def _unwritten(folder: Place, failed: dict[str, Exception], *, some: bool) -> str:
+def _unwritten(folder: Path, failed: dict[str, Exception], *, some: bool) -> str:
     """One sentence: which files are missing and why; files with one reason together."""
     reasons: dict[str, list[str]] = {}
     for name, error in failed.items():
@@ -167,7 +167,7 @@ def _figure_tasks(stem: str, draw: Callable[[], Figure]) -> dict[str, Task]:
     """A figure in each format; it is drawn once."""
     drawn = cache(draw)
 
-    def write(path: Place) -> object:
+    def write(path: Path) -> object:
         from headatlas.figures import save
 
         return save(drawn(), path)
@@ -175,7 +175,7 @@ def _figure_tasks(stem: str, draw: Callable[[], Figure]) -> dict[str, Task]:
     return {f"{stem}{suffix}": write for suffix in FIGURE_SUFFIXES}
 
 
-def _showing_evidence(atlas: Atlas, folder: Place) -> dict[str, Task]:
+def _showing_evidence(atlas: Atlas, folder: Path) -> dict[str, Task]:
     """Those outputs of the map that show evidence, as far as they are there."""
     tasks: dict[str, Task] = {
         "heads.parquet": partial(export, atlas),
@@ -187,13 +187,13 @@ def _showing_evidence(atlas: Atlas, folder: Place) -> dict[str, Task]:
 # The files of a map -------------------------------------------------------------------------------
 
 
-def _write_data(atlas: Atlas, path: Place) -> None:
+def _write_data(atlas: Atlas, path: Path) -> None:
     from headatlas.figures.plots import write_data
 
     write_data(atlas, "categories", path)
 
 
-def _write_description(atlas: Atlas, path: Place) -> None:
+def _write_description(atlas: Atlas, path: Path) -> None:
     from headatlas.figures.describe import describe
 
     text = describe(atlas).rstrip("\n") + "\n"
@@ -201,13 +201,13 @@ def _write_description(atlas: Atlas, path: Place) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _write_page(atlas: Atlas, path: Place) -> None:
+def _write_page(atlas: Atlas, path: Path) -> None:
     from headatlas.report import write_report
 
     write_report(atlas, path)
 
 
-def _write_table(frame: pd.DataFrame, path: Place) -> None:
+def _write_table(frame: pd.DataFrame, path: Path) -> None:
     with replacing(path) as temporary:
         frame.to_csv(temporary, index=False)
 

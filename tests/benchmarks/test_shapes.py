@@ -15,13 +15,13 @@ from benchmarks.comparison import check, ranks
 from headatlas.architectures import open_model
 from headatlas.atlas import Atlas
 from headatlas.lenses import MapsStates
-from headatlas.mapping import oracle
 from headatlas.mapping.job import options, prepare
 from headatlas.mapping.run import map_heads
 from headatlas.mapping.states import layer_inputs
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.relations import load_relations
 from headatlas.weights import open_checkpoint
+from tests.mapping import oracle
 from tests.mapping.cases import random_problem
 
 TINY = checkpoints.SHAPES["tiny"]

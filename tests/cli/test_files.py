@@ -14,7 +14,7 @@ import pytest
 
 from headatlas.atlas import Atlas
 from headatlas.atlas.export import export, export_table
-from headatlas.atlas.removing import remove_atlas
+from headatlas.atlas.store import remove_atlas
 from headatlas.errors import HeadatlasError
 from headatlas.files import replacing
 from headatlas.outputs import UnwrittenError, write_outputs

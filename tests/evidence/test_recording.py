@@ -17,10 +17,11 @@ from headatlas.evidence.inference_run import layer_as_watched
 from headatlas.evidence.recording import watch
 from headatlas.evidence.tasks import answers
 from headatlas.evidence.texts import Text
-from headatlas.mapping import engine, oracle
+from headatlas.mapping import engine
 from headatlas.mapping.questions import ask
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.weights import open_checkpoint
+from tests.mapping import oracle
 from tests.mapping.cases import random_relations
 from tests.mapping.checkpoints import VOCAB, tiny_model, word_tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from headatlas.figures.colours import BLANK, contrast, level_colours, lightness, luminance, score_colours
+from headatlas.figures.colours import BLANK, _to_lab, level_colours, luminance, score_colours
 
 # Machado, Oliveira & Fernandes (2009), severity 1, for linear RGB.
 BLINDNESS = {
@@ -25,6 +25,17 @@ BLINDNESS = {
         [0.004733, 0.691367, 0.303900],
     ],
 }
+
+
+def lightness(colour: str) -> float:
+    """CIE L*: 0 black, 100 white; what a colour becomes when printed in grey."""
+    return float(_to_lab(colour)[0])
+
+
+def contrast(first: str, second: str) -> float:
+    """WCAG 2 contrast ratio, 1 to 21."""
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
 
 
 def seen(colour: str, blindness: str) -> np.ndarray:

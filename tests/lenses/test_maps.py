@@ -26,7 +26,9 @@ def test_states_are_embedding_rows_and_the_first_mlp_of_them(case: str) -> None:
     states = MapsStates(opened, SOURCES)
     rows = model.get_input_embeddings().weight.detach()[[s[0] for s in SOURCES]]
     torch.testing.assert_close(states.layer(0).x, rows)
-    expected = _first_mlp(model, opened.block_module(0), opened.o_proj_module(0), opened.mlp_module(0), rows)
+    expected = _first_mlp(
+        model, opened.block_module(0), opened.o_proj_module(0), opened.mlp_modules(0)[0], rows
+    )
     for layer in range(1, opened.dims.n_layers):
         found = states.layer(layer)
         torch.testing.assert_close(found.x, expected.float(), rtol=1e-4, atol=1e-5)

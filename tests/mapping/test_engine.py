@@ -10,9 +10,10 @@ import torch
 
 from headatlas.architectures.model import Dims, LayerHeads
 from headatlas.atlas.store import LayerRanks
-from headatlas.mapping import bounds, engine, final, oracle
+from headatlas.mapping import bounds, engine, final
 from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import Vocabulary, summing_error
+from tests.mapping import oracle
 from tests.mapping.cases import random_problem
 
 

@@ -12,12 +12,12 @@ import torch
 from headatlas.atlas import Atlas
 from headatlas.atlas.store import LayerRanks
 from headatlas.lenses import MapsStates, NeutralStates, States
-from headatlas.mapping import oracle
 from headatlas.mapping.job import Job, options, prepare
 from headatlas.mapping.run import map_heads
 from headatlas.mapping.states import layer_inputs
 from headatlas.mapping.vocabulary import Vocabulary
 from tests.architectures.tiny import ALL, MODELS
+from tests.mapping import oracle
 from tests.mapping.checkpoints import random_relations, save, tiny_model
 
 VOCAB = 200

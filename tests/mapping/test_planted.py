@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from headatlas.options import FLOOR
 from headatlas.structure.single_tokens import single_token_atlas
 
 from headatlas.mapping.run import map_heads
+from headatlas.options import FLOOR
 from headatlas.outputs import write_outputs
 from tests.mapping.checkpoints import FIRST_WORD, relation, word, word_tokenizer
 from tests.mapping.planting import FAMILIES, VOCAB, opened, plant, random_model, random_pairs, states_of

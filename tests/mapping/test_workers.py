@@ -13,12 +13,12 @@ import torch
 from headatlas.architectures.model import Dims
 from headatlas.errors import HeadatlasError
 from headatlas.mapping import machine as machines
-from headatlas.mapping import oracle
 from headatlas.mapping import workers as side_by_side
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.machine import Machine, Shares, head_bytes, memory_of, shares, this_machine
 from headatlas.mapping.stats import Stats
 from headatlas.mapping.workers import rank_here, workers_for
+from tests.mapping import oracle
 from tests.mapping.cases import random_problem
 
 CPU = torch.device("cpu")

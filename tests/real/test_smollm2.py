@@ -17,13 +17,14 @@ from headatlas.architectures import LayerHeads
 from headatlas.atlas import Atlas
 from headatlas.atlas.store import LayerRanks
 from headatlas.lenses import MapsStates, NeutralStates
-from headatlas.mapping import engine, oracle
+from headatlas.mapping import engine
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.job import Job, options, prepare
 from headatlas.mapping.run import STATES_NAME, map_heads
 from headatlas.mapping.states import layer_inputs
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.relations import core
+from tests.mapping import oracle
 
 MODEL = "smollm2-135m"
 LAYERS = (0, 22, 23)

@@ -12,8 +12,8 @@ import torch
 from huggingface_hub import constants
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights import fingerprint, load_modules, load_tokenizer, open_checkpoint, remote_files
-from headatlas.weights.remote_files import Patience
+from headatlas.weights import fingerprint, load_modules, load_tokenizer, open_checkpoint, remote
+from headatlas.weights.remote import Patience
 from headatlas.weights.safetensors_source import INDEX_NAME
 from tests.weights import builders
 from tests.weights.hub_server import SHA, Hub, serving
@@ -73,9 +73,9 @@ def test_shards_are_taken_from_the_index(hub: Hub, sharded_folder: Path) -> None
 
 def test_a_repository_with_weights_and_an_adapter(hub: Hub, llama_folder: Path) -> None:
     hub.repos["org/both"] = files_of(llama_folder) | {"adapter_config.json": b"{}"}
-    for remote in (False, True):
+    for from_afar in (False, True):
         with pytest.raises(HeadatlasError, match=r"adapter that is not merged into it \(adapter_config"):
-            open_checkpoint("org/both", remote=remote)
+            open_checkpoint("org/both", remote=from_afar)
 
 
 def test_a_repository_with_weights_twice(hub: Hub, llama_folder: Path, sharded_folder: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_model_is_read_in_place(hub: Hub, tmp_path: Path, shards: str | None) 
 def test_reading_in_place_needs_the_hub(
     hub: Hub, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_files, "PATIENCE", Patience(attempts=2, first_pause=0.01))
+    monkeypatch.setattr(remote, "PATIENCE", Patience(attempts=2, first_pause=0.01))
     hub.repos["org/tiny"] = files_of(llama_folder)
     source = open_checkpoint("org/tiny", remote=True).source
     hub.repos["org/tiny"]["model.safetensors"] = b"short"

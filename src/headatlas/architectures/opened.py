@@ -219,10 +219,6 @@ class OpenedModel:
         """Path of the Hugging Face module whose input is the concatenated head outputs."""
         return self._module(self.family.modules.output, layer)
 
-    def mlp_module(self, layer: int) -> str:
-        """Path of the Hugging Face module of a block's MLP; the first of :meth:`mlp_modules`."""
-        return self.mlp_modules(layer)[0]
-
     def mlp_modules(self, layer: int) -> tuple[str, ...]:
         """Paths of the Hugging Face modules of a block's MLP; the sum of their outputs is the MLP's.
 

@@ -19,6 +19,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from headatlas.addresses import output_path
 from headatlas.atlas.calibrate import Calibration
 from headatlas.atlas.derived import STORED, store_scores, stored_scores
 from headatlas.atlas.reading import SIGNS, Floats, RelationScores, score_relation
@@ -28,7 +29,6 @@ from headatlas.options import Thresholds
 from headatlas.relations.relation import CORE_CATEGORIES
 from headatlas.relations.selection import match_relation
 from headatlas.scoring.scores import false_discovery_rates, wilson
-from headatlas.storage import Place
 
 if TYPE_CHECKING:
     from headatlas.atlas.evidence import Evidence
@@ -50,7 +50,7 @@ class Atlas:
         dataset: Ranks and axes, an xarray dataset; arrays are read from disk when used.
         provenance: What was mapped, how, with which versions.
         thresholds: The k, τ, q and criterion it is read with.
-        path: The ``.zarr`` folder or its address; None for an atlas in memory.
+        path: The ``.zarr`` folder; None for an atlas in memory or at an address.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Atlas:
         dataset: xr.Dataset,
         provenance: dict[str, Any],
         thresholds: Thresholds,
-        path: Place | None = None,
+        path: Path | None = None,
     ) -> None:
         thresholds.check(int(provenance["ceiling"]))
         scores = [name for name in STORED if name in dataset.variables]
@@ -73,7 +73,7 @@ class Atlas:
         self.path = path
 
     @classmethod
-    def open(cls, path: str | Place, **changes: Any) -> Atlas:
+    def open(cls, path: str | Path, **changes: Any) -> Atlas:
         """Open an atlas from its output folder or its ``.zarr`` folder, or from the address of one.
 
         Args:
@@ -91,7 +91,7 @@ class Atlas:
             raise HeadatlasError(
                 f"{where}: its thresholds cannot be read ({error}); use the headatlas version that made it."
             ) from error
-        atlas = cls(dataset, provenance, thresholds, where)
+        atlas = cls(dataset, provenance, thresholds, where if isinstance(where, Path) else None)
         return atlas.at(**changes) if changes else atlas
 
     def at(self, thresholds: Thresholds | None = None, **changes: Any) -> Atlas:
@@ -133,7 +133,7 @@ class Atlas:
         Raises:
             HeadatlasError: There is an atlas already, or the folder cannot be written.
         """
-        where = Path(path) / ATLAS_NAME
+        where = output_path(path) / ATLAS_NAME
         copy_store(self.dataset, self.provenance, where, self.path)
         store_scores(Atlas(*read_store(where), self.thresholds, where))
         return where
@@ -145,8 +145,8 @@ class Atlas:
         return str(self.provenance["model"]["name"])
 
     @property
-    def folder(self) -> Place:
-        """The output folder, where figures and page lie beside the atlas; ``DIR`` for one in memory."""
+    def folder(self) -> Path:
+        """The output folder, where figures and page lie beside the atlas; ``DIR`` for one without."""
         if self.path is None:
             return Path("DIR")
         return self.path.parent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,13 +14,11 @@ import zarr
 from numpy.typing import NDArray
 
 from headatlas.atlas.calibrate import Calibration
-from headatlas.atlas.reading import SIGNS, RelationScores
+from headatlas.atlas.reading import RelationScores
 from headatlas.atlas.store import AtlasWriter, read_array
 from headatlas.errors import HeadatlasError
 from headatlas.options import FLOOR, Thresholds
 from headatlas.scoring.calibration import CALIBRATION
-from headatlas.storage import Place
-from headatlas.storage.zarr_store import zarr_store
 
 if TYPE_CHECKING:
     from headatlas.atlas.atlas import Atlas
@@ -66,9 +65,9 @@ def store_scores(atlas: Atlas) -> None:
 
 
 def _write(
-    path: Place, atlas: Atlas, arrays: dict[str, NDArray[np.float64]], control: NDArray[np.float64]
+    path: Path, atlas: Atlas, arrays: dict[str, NDArray[np.float64]], control: NDArray[np.float64]
 ) -> None:
-    group = zarr.open_group(zarr_store(path), mode="r+")
+    group = zarr.open_group(path, mode="r+")
     on_disk = AtlasWriter(path).done()  # not through xarray, which warns of what killed processes leave
     if not np.array_equal(on_disk, atlas.layers_done):
         # Another process has added layers since; it stores the scores of all when it ends.
@@ -90,7 +89,7 @@ def _write(
 def stored_scores(
     data: xr.Dataset, thresholds: Thresholds, layers_done: NDArray[np.bool_], names: dict[str, int]
 ) -> dict[str, RelationScores] | None:
-    """The stored scores if they belong to these settings and layers and fit together, else None.
+    """The stored scores if they belong to these settings and layers and are whole, else None.
 
     Processes that end at the same time may have written over each other where there are no locks: the arrays
     then are not those of the attributes, which are written in one piece.
@@ -108,7 +107,7 @@ def stored_scores(
     arrays = {name: read_array(data, name) for name in STORED}
     if data.attrs.get("scores_sha256") != _digest(arrays):
         return None
-    scores = {
+    return {
         name: RelationScores(
             score=arrays["promotion_score"][..., at],
             suppression=arrays["suppression_score"][..., at],
@@ -121,23 +120,6 @@ def stored_scores(
         )
         for name, at in names.items()
     }
-    return scores if all(_coherent(each, layers_done) for each in scores.values()) else None
-
-
-def _coherent(scores: RelationScores, layers_done: NDArray[np.bool_]) -> bool:
-    """Whether all arrays are of the same layers, and calibrated from the floor on."""
-    parts = _parts(scores)
-    for sign in SIGNS:
-        examined = parts.pop(f"{sign}_score") >= FLOOR
-        if not np.array_equal(~np.isnan(parts.pop(f"{sign}_chance")), examined):
-            return False
-        if not (parts[f"{sign}_p"][~examined & layers_done[:, None]] == 1.0).all():
-            return False
-    mapped = np.broadcast_to(layers_done[:, None], scores.score.shape)
-    values = [scores.score, scores.suppression, *parts.values()]
-    return np.array_equal(~np.isnan(scores.control), layers_done) and all(
-        np.array_equal(~np.isnan(each), mapped) for each in values
-    )
 
 
 def _parts(scores: RelationScores) -> dict[str, NDArray[np.float64]]:

@@ -153,7 +153,7 @@ class Evidence:
     @classmethod
     def of(cls, atlas: Atlas) -> Evidence:
         """The evidence stored in an atlas; what is not complete is left out."""
-        folder = atlas.path / GROUP if isinstance(atlas.path, Path) else None
+        folder = None if atlas.path is None else atlas.path / GROUP
         if folder is None or not folder.is_dir():
             return cls(atlas, (), ())
         dynamics = []

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from headatlas.addresses import output_path
 from headatlas.atlas.atlas import Atlas, with_thresholds
 from headatlas.errors import HeadatlasError
 from headatlas.files import replacing
-from headatlas.storage import Place, place
 
 RECORD_FIELDS = (
     *("layer", "head", "relation", "category", "score", "suppression", "q", "control", "n_sources"),
@@ -23,7 +23,7 @@ RECORD_FIELDS = (
 """The first fields of every record of :func:`heads_json`. Scripts rely on them."""
 
 
-def export(atlas: Atlas, path: str | Place) -> Place:
+def export(atlas: Atlas, path: str | Path) -> Path:
     """Write one row per mapped head × scored relation; the file's suffix says the format.
 
     ``.parquet`` and ``.csv`` hold the rows of :func:`~headatlas.atlas.atlas.with_thresholds`; Parquet also
@@ -36,7 +36,7 @@ def export(atlas: Atlas, path: str | Place) -> Place:
     Raises:
         HeadatlasError: The suffix is none of the three, or the file cannot be written.
     """
-    path = place(path)
+    path = output_path(path)
     writer = _WRITERS.get(path.suffix.lower())
     if writer is None:
         known = ", ".join(_WRITERS)

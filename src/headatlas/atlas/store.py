@@ -1,15 +1,14 @@
 """The atlas on disk: a Zarr group that xarray opens, one chunk per layer, written layer by layer.
 
 A layer's arrays are written first and its ``layer_done`` flag last, so a layer is either complete or will be
-done again. In a folder the group is created under another name and renamed; in object storage its root is
-written last (:mod:`headatlas.atlas.publishing`). So it is either complete or not there.
+done again. The group is created under another name and renamed, so it is either complete or not there. It can
+also be read at an address, through fsspec.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,15 +21,16 @@ import numpy as np
 import xarray as xr
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.store import Store
+from zarr.storage import FsspecStore
 
+from headatlas.addresses import failures, is_url, shown
 from headatlas.atlas.calibrate import CELL_BEYOND
 from headatlas.atlas.layout import Layout
-from headatlas.atlas.publishing import CLAIM, SCHEMA, publish, root_attributes
 from headatlas.errors import HeadatlasError
 from headatlas.scoring.scores import RANK_FLAGS, RANK_MISSING
-from headatlas.storage import Place, StorageError, StoragePath, place
-from headatlas.storage.zarr_store import zarr_store
 
+SCHEMA = "headatlas_schema"
 SCHEMA_VERSION = 1
 ATLAS_NAME = "atlas.zarr"
 
@@ -78,42 +78,24 @@ _DESCRIPTIONS = {
 }
 
 
-def atlas_path(path: str | Place) -> Place:
-    """The ``.zarr`` folder meant by an output folder, or by the folder itself; addresses work, too."""
-    given = place(path)
+def atlas_path(path: str | Path) -> Path | str:
+    """The ``.zarr`` folder meant by an output folder, or by the folder itself; an address stays one."""
+    if isinstance(path, str) and is_url(path):
+        address = path.rstrip("/")
+        return address if address.endswith(".zarr") else f"{address}/{ATLAS_NAME}"
+    given = Path(path)
     inside = given / ATLAS_NAME
     return inside if given.suffix != ".zarr" or inside.is_dir() else given
 
 
-def is_made(path: Place) -> bool:
-    """Whether something is at the place of an atlas that need not, or must not, be created.
-
-    Raises:
-        HeadatlasError: Something else is there, or the store does not answer.
-    """
-    if isinstance(path, Path):
-        return path.exists()
-    attributes = root_attributes(path)
-    return attributes is not None and SCHEMA in attributes
-
-
 def create_store(
-    path: Place, layout: Layout, *, n_layers: int, n_heads: int, attributes: Mapping[str, Any]
+    path: Path, layout: Layout, *, n_layers: int, n_heads: int, attributes: Mapping[str, Any]
 ) -> None:
     """Write an empty atlas (every rank “not mapped”) at ``path``, which must not exist.
-
-    In object storage an atlas that another process makes, or has just made, there is taken for this one if it
-    has the same axes.
 
     Raises:
         HeadatlasError: It cannot be written there.
     """
-    if isinstance(path, StoragePath):
-        with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
-            made = Path(folder) / ATLAS_NAME
-            create_store(made, layout, n_layers=n_layers, n_heads=n_heads, attributes=attributes)
-            publish(made, path)
-        return
     try:
         with atomic_folder(path) as temporary:
             _fill(temporary, layout, n_layers, n_heads, attributes)
@@ -154,7 +136,7 @@ def _flags(name: str) -> dict[str, Any]:
     return {"flag_values": list(RANK_FLAGS.values()), "flag_meanings": " ".join(RANK_FLAGS)}
 
 
-def copy_store(dataset: xr.Dataset, provenance: Mapping[str, Any], path: Path, source: Place | None) -> None:
+def copy_store(dataset: xr.Dataset, provenance: Mapping[str, Any], path: Path, source: Path | None) -> None:
     """Write an atlas at ``path``: a copy of the folder ``source``, or of what is in memory.
 
     Raises:
@@ -164,7 +146,7 @@ def copy_store(dataset: xr.Dataset, provenance: Mapping[str, Any], path: Path, s
         raise HeadatlasError(f"{path}: there is an atlas already; choose another folder.")
     try:
         with atomic_folder(path) as temporary:
-            if isinstance(source, Path):
+            if source is not None:
                 shutil.copytree(source, temporary)
                 return
             chunks = {name: (1, *dataset[name].shape[1:]) for name in (*_LAYER_ARRAYS, "layer_done")}
@@ -243,7 +225,7 @@ def _join(parts: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
     return np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype)
 
 
-def _unwritable(path: Place, error: OSError, what_to_do: str) -> HeadatlasError:
+def _unwritable(path: Path, error: OSError, what_to_do: str) -> HeadatlasError:
     return HeadatlasError(f"{path}: cannot be written ({error.strerror or error}); {what_to_do}.")
 
 
@@ -254,12 +236,10 @@ class AtlasWriter:
         HeadatlasError: There is no store at ``path``, or it cannot be written.
     """
 
-    def __init__(self, path: Place) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._group = zarr.open_group(zarr_store(path), mode="r+")
-        except StorageError:
-            raise
+            self._group = zarr.open_group(path, mode="r+")
         except OSError as error:
             raise _unwritable(path, error, "make it with `headatlas map MODEL -o DIR`") from error
         # Opening an array takes as long as writing a small one.
@@ -284,8 +264,9 @@ class AtlasWriter:
                 self._array(name)[layer] = getattr(ranks, attribute)
             self._array("layer_done")[layer] = np.uint8(1)
         except OSError as error:
-            remedy = "" if isinstance(error, StorageError) else "make room and "
-            saved = f"layer {layer} is not saved, finished layers are: {remedy}run the same command again"
+            saved = (
+                f"layer {layer} is not saved, finished layers are: make room and run the same command again"
+            )
             raise _unwritable(self._path, error, saved) from error
 
     def _array(self, name: str) -> zarr.Array[Any]:
@@ -298,41 +279,50 @@ class AtlasWriter:
         return self._opened[name]
 
 
-def read_store(path: Place) -> tuple[xr.Dataset, dict[str, Any]]:
+def read_store(path: Path | str) -> tuple[xr.Dataset, dict[str, Any]]:
     """Open an atlas: its dataset (arrays read when used) and its provenance.
+
+    Args:
+        path: The ``.zarr`` folder, or its address (text).
 
     Raises:
         HeadatlasError: There is no atlas, it is incomplete or of another schema, or it cannot be read.
     """
-    if not _is_there(path):
-        raise HeadatlasError(f"{path}: there is no atlas here; make one with `headatlas map MODEL -o DIR`.")
+    where = shown(str(path))
+    missing = f"{where}: there is no atlas here; make one with `headatlas map MODEL -o DIR`."
+    if isinstance(path, Path) and not path.is_dir():
+        raise HeadatlasError(missing)
     try:
         with warnings.catch_warnings():
             # A killed process may leave a half-written file beside the whole one that it was to replace.
             warnings.filterwarnings("ignore", message=".* is not recognized as a component of a Zarr")
-            store = zarr_store(path, read_only=True)
+            store = path if isinstance(path, Path) else _at_address(path)
             # An atlas of another version may be one that this version cannot open.
-            _check_root(path, zarr.open_group(store, mode="r").attrs.asdict())
+            _check_root(where, zarr.open_group(store, mode="r").attrs.asdict())
             dataset = xr.open_zarr(store, consolidated=False, chunks=None)
-        dataset.encoding["source"] = str(path)
+        dataset.encoding["source"] = where
         provenance = _renamed(dict(json.loads(dataset.attrs["provenance"])))
-    except (StorageError, HeadatlasError):
+    except HeadatlasError:
         raise
-    except FileNotFoundError as error:
-        raise _no_atlas(path, "zarr.json is missing") from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except (AttributeError, KeyError, ValueError, TypeError) as error:
+    except failures(AttributeError, KeyError, TypeError) as error:
+        if isinstance(path, str):
+            # The error's own text may hold the address with its credentials.
+            why = f"{where}: the atlas cannot be read ({type(error).__name__}); check address and access."
+            raise HeadatlasError(missing if isinstance(error, FileNotFoundError) else why) from None
+        if isinstance(error, FileNotFoundError):
+            raise _no_atlas(where, "zarr.json is missing") from error
+        if isinstance(error, OSError):
+            raise _unreadable(where, error) from error
         raise HeadatlasError(
-            f"{path}: this is not a complete headatlas atlas ({error}); {_over(path)}."
+            f"{where}: this is not a complete headatlas atlas ({error}); {_over(where)}."
         ) from error
-    missing = [name for name in _REQUIRED if name not in dataset.variables]
-    missing += [f"provenance {name!r}" for name in _PROVENANCE if name not in provenance]
-    if missing:
-        raise HeadatlasError(f"{path}: the atlas lacks {', '.join(missing)}; {_over(path)}.")
+    lacking = [name for name in _REQUIRED if name not in dataset.variables]
+    lacking += [f"provenance {name!r}" for name in _PROVENANCE if name not in provenance]
+    if lacking:
+        raise HeadatlasError(f"{where}: the atlas lacks {', '.join(lacking)}; {_over(where)}.")
     if strange := _strange(provenance):
         raise HeadatlasError(
-            f"{path}: its provenance {strange} is not what headatlas writes; map again into another folder."
+            f"{where}: its provenance {strange} is not what headatlas writes; map again into another folder."
         )
     return dataset, provenance
 
@@ -346,30 +336,34 @@ def _renamed(provenance: dict[str, Any]) -> dict[str, Any]:
     return provenance
 
 
-def _check_root(path: Place, attributes: Mapping[str, Any]) -> None:
-    """Refuse a group that is no atlas, no finished one, or one of another schema."""
-    if CLAIM in attributes:
-        raise HeadatlasError(
-            f"{path}: the atlas is being made, or was left when it was; run the map command again."
-        )
+def _check_root(where: str, attributes: Mapping[str, Any]) -> None:
+    """Refuse a group that is no atlas, or one of another schema."""
     if SCHEMA not in attributes:
-        raise _no_atlas(path, f"its attributes lack {SCHEMA}")
+        raise _no_atlas(where, f"its attributes lack {SCHEMA}")
     if attributes[SCHEMA] != SCHEMA_VERSION:
         raise HeadatlasError(
-            f"{path}: the atlas has schema {attributes[SCHEMA]}, this headatlas reads {SCHEMA_VERSION}; "
+            f"{where}: the atlas has schema {attributes[SCHEMA]}, this headatlas reads {SCHEMA_VERSION}; "
             "use the headatlas version that made it, or map again into another folder."
         )
 
 
-def _no_atlas(path: Place, why: str) -> HeadatlasError:
+def _no_atlas(where: str, why: str) -> HeadatlasError:
     return HeadatlasError(
-        f"{path}: this is not a complete headatlas atlas ({why}); choose another folder, "
+        f"{where}: this is not a complete headatlas atlas ({why}); choose another folder, "
         "or make an atlas with `headatlas map MODEL -o DIR`."
     )
 
 
-def _is_there(path: Place) -> bool:
-    return path.is_dir() if isinstance(path, Path) else root_attributes(path) is not None
+def _at_address(address: str) -> Store:
+    """The store of an address; its listings are not those of an earlier call."""
+    try:
+        return FsspecStore.from_url(
+            address,
+            read_only=True,
+            storage_options={"skip_instance_cache": True, "use_listings_cache": False},
+        )
+    except ImportError as error:
+        raise HeadatlasError(f"{shown(address)}: a package is missing ({error}).") from None
 
 
 def _strange(provenance: dict[str, Any]) -> str | None:
@@ -392,15 +386,18 @@ def read_array(data: xr.Dataset, name: str) -> NDArray[Any]:
     """The values of an array, read from disk if they have not been.
 
     Raises:
-        HeadatlasError: A file of the atlas is damaged, or cannot be read.
+        HeadatlasError: A file of the atlas is damaged, or it cannot be read.
     """
     try:
         return np.asarray(data[name].values)
-    except StorageError:
-        raise
-    except OSError as error:
-        raise _unreadable(f"{_source(data)}: {name}", error) from error
-    except (RuntimeError, ValueError) as error:
+    except failures() as error:
+        where = _source(data)
+        if is_url(where):
+            raise HeadatlasError(
+                f"{where}: {name} cannot be read ({type(error).__name__}); try again later."
+            ) from None
+        if isinstance(error, OSError):
+            raise _unreadable(f"{where}: {name}", error) from error
         raise damaged(data, name, error) from error
 
 
@@ -418,12 +415,12 @@ def load(data: xr.Dataset) -> xr.Dataset:
 def damaged(data: xr.Dataset, name: str, why: object) -> HeadatlasError:
     """What to raise for an array proved wrong: it cannot be decoded, or contradicts others."""
     where = _source(data)
-    return HeadatlasError(f"{where}: {name} is damaged ({why}); {_over(place(where))}.")
+    return HeadatlasError(f"{where}: {name} is damaged ({why}); {_over(where)}.")
 
 
-def _over(path: Place) -> str:
+def _over(where: str) -> str:
     """What to do about a store that is proved damaged; the atlas around damaged evidence is not."""
-    if path.parent.name == "evidence":
+    if Path(where).parent.name == "evidence":
         return "remove this folder and run `headatlas evidence` again"
     return "remove the folder and map again"
 
@@ -437,3 +434,29 @@ def _unreadable(what: object, error: OSError) -> HeadatlasError:
     return HeadatlasError(
         f"{what} cannot be read ({error.strerror or error}); it may be sound: check the disk and its rights."
     )
+
+
+def remove_atlas(folder: str | Path) -> bool:
+    """Delete the atlas in an output folder, and nothing else; True if there was one.
+
+    Raises:
+        HeadatlasError: What is there is not an atlas of headatlas, or cannot be deleted.
+    """
+    given = Path(folder)
+    path = given if given.suffix == ".zarr" else given / ATLAS_NAME
+    if not path.exists() and not path.is_symlink():
+        return False
+    try:
+        attributes = json.loads((path / "zarr.json").read_text("utf-8"))["attributes"]
+        is_atlas = not path.is_symlink() and SCHEMA in attributes
+    except (OSError, ValueError, KeyError, TypeError):
+        is_atlas = False
+    if not is_atlas:
+        raise HeadatlasError(
+            f"{path}: this is not an atlas of headatlas, so `force=True` does not delete it."
+        )
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        raise HeadatlasError(f"{path}: cannot be deleted ({error.strerror or error}).") from error
+    return True

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from headatlas.atlas import Atlas
-    from headatlas.storage import Place
 
 KEPT = "stopped; what was finished is stored in the atlas; the same command goes on"
 
@@ -161,16 +160,16 @@ def ablation(
     _write(beside, lambda: write_ablations(atlas, found.done, beside, figures=not no_figures))
 
 
-def _beside(atlas: Atlas) -> Place:
+def _beside(atlas: Atlas) -> Path:
     """The folder of the outputs of the map; those of evidence are in a folder of it."""
     return atlas.folder
 
 
-def _write(folder: Place, write: Callable[[], list[Place]]) -> None:
+def _write(folder: Path, write: Callable[[], list[Path]]) -> None:
     """Write outputs and say which, also where some cannot be written."""
     from headatlas.outputs import UnwrittenError
 
-    written: Sequence[Place] = ()
+    written: Sequence[Path] = ()
     try:
         written = write()
     except UnwrittenError as error:

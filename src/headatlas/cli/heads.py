@@ -83,7 +83,7 @@ def info(folder: AtlasArgument, as_json: AsJson = False) -> None:
         print_rows(
             [atlas],
             relations,
-            path=str(atlas.path),
+            path=atlas.dataset.encoding["source"],
             layers=atlas.n_layers,
             heads=atlas.n_heads,
             layers_done=[int(layer) for layer in atlas.layers_done.nonzero()[0]],
@@ -174,7 +174,7 @@ def _parse_head(name: str, atlas: Atlas) -> tuple[int, int]:
 def _info_rows(atlas: Atlas) -> list[tuple[str, Any]]:
     done = int(atlas.layers_done.sum())
     rows: list[tuple[str, Any]] = [
-        ("atlas", atlas.path),
+        ("atlas", atlas.dataset.encoding["source"]),
         ("mapped", f"{done} of {atlas.n_layers} layers, {atlas.n_heads} heads each"),
         ("read with", atlas.thresholds.describe()),
     ]

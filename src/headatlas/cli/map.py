@@ -20,8 +20,8 @@ from headatlas.cli.options import (
     Remote,
     TargetPolicyOption,
     computes,
-    not_dash,
     sets_thresholds,
+    writable,
 )
 from headatlas.cli.output import number, print_fields, print_json, say, say_more, stopping
 from headatlas.errors import HeadatlasError
@@ -30,7 +30,6 @@ from headatlas.progress import duration
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
-    from headatlas.storage import Place
 
 _N_BEST = 5
 _FEW = 0.6
@@ -81,7 +80,7 @@ def map_model(
             metavar="DIR",
             help="Folder for the atlas, figures and page.",
             show_default=False,
-            callback=not_dash,
+            callback=writable,
         ),
     ],
     preset: Preset,
@@ -176,7 +175,7 @@ def _stopped(out: Path) -> str:
     return f"stopped; {int(done.sum())} of {len(done)} layers saved; the same command resumes"
 
 
-def summary(atlas: Atlas, out: Place, written: Sequence[Place], seconds: float) -> str:
+def summary(atlas: Atlas, out: Path, written: Sequence[Path], seconds: float) -> str:
     """What was found, what was left out and why, what was written, how long it took."""
     lines = [atlas.caption(), *_counts(atlas), *_best(atlas), *_missing(atlas)]
     lines += _fetched(atlas)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from headatlas.addresses import output_path
 from headatlas.errors import HeadatlasError
 from headatlas.options import PRESETS, Compute, Thresholds, choices, preset
 
@@ -31,14 +32,10 @@ def shipped_names(incomplete: str) -> list[str]:
     return [relation.name for relation in core() if relation.name.startswith(incomplete)]
 
 
-def not_dash(path: Any) -> Any:
-    """An output path as it was given; ``-`` is refused, here for all commands.
-
-    Raises:
-        HeadatlasError: It is ``-``.
-    """
-    if str(path) == "-":
-        raise HeadatlasError("`out` -: files are not written to standard output; give the name of a file.")
+def writable(path: Any) -> Any:
+    """An output path as it was given; ``-`` and addresses are refused, here for all commands."""
+    if path is not None:
+        output_path(path)
     return path
 
 
@@ -120,7 +117,7 @@ OutFile = Annotated[
         metavar="FILE",
         help="Also draw it: .png, .svg or .pdf.",
         show_default=False,
-        callback=not_dash,
+        callback=writable,
     ),
 ]
 

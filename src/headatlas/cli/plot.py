@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from headatlas.cli.options import Width, not_dash, reads_atlas
+from headatlas.cli.options import Width, reads_atlas, writable
 from headatlas.cli.output import parse_width, say
+from headatlas.errors import HeadatlasError
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
@@ -34,7 +35,7 @@ def plot(
             metavar="FILE",
             help="The figure: .png, .svg or .pdf.",
             show_default=False,
-            callback=not_dash,
+            callback=writable,
         ),
     ],
     kind: Annotated[
@@ -44,7 +45,7 @@ def plot(
     data: Annotated[
         Path | None,
         typer.Option(
-            "--data", metavar="FILE", help="Also write the plotted data, as CSV.", callback=not_dash
+            "--data", metavar="FILE", help="Also write the plotted data, as CSV.", callback=writable
         ),
     ] = None,
 ) -> None:
@@ -69,7 +70,7 @@ def report(
             "-o",
             metavar="FILE",
             help="Default: report.html beside the atlas.",
-            callback=not_dash,
+            callback=writable,
         ),
     ] = None,
 ) -> None:
@@ -79,6 +80,11 @@ def report(
     """
     from headatlas.report import write_report
 
+    if out is None and atlas.path is None:
+        raise HeadatlasError(
+            f"{atlas.dataset.encoding['source']}: this atlas is at an address; say with `out` where the page "
+            "goes."
+        )
     say(f"written: {write_report(atlas, out or atlas.folder / 'report.html')}")
 
 
@@ -93,7 +99,7 @@ def export(
             metavar="FILE",
             help="The table: .parquet, .csv or .json.",
             show_default=False,
-            callback=not_dash,
+            callback=writable,
         ),
     ],
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headatlas.cli.options import AsJson, Lens, TargetPolicyOption, not_dash, shipped_names
+from headatlas.cli.options import AsJson, Lens, TargetPolicyOption, shipped_names, writable
 from headatlas.cli.output import print_json, print_table, say
 from headatlas.errors import HeadatlasError
 from headatlas.options import TargetPolicy
@@ -137,7 +137,7 @@ def new_relation(
             metavar="FILE",
             help="A .json, .csv or .tsv.",
             show_default=False,
-            callback=not_dash,
+            callback=writable,
         ),
     ],
     category: Annotated[
@@ -189,7 +189,7 @@ def export_relations(
             metavar="FOLDER",
             help="Folder for the files.",
             show_default=False,
-            callback=not_dash,
+            callback=writable,
         ),
     ],
 ) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -336,8 +336,3 @@ class _Run:
 def steps_to(n: int) -> list[int]:
     """1, 2, 4, 8, … and n."""
     return [*(2**power for power in range(n.bit_length()) if 2**power < n), n]
-
-
-def with_defaults(**given: Any) -> Choices:
-    """Choices with what is given, and not None, in place of the defaults."""
-    return replace(Choices(), **{name: value for name, value in given.items() if value is not None})

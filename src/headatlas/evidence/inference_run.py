@@ -9,7 +9,7 @@ killed run goes on.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,7 +30,7 @@ from headatlas.atlas.evidence import (
     store_attention,
 )
 from headatlas.atlas.layout import Layout, build_layout
-from headatlas.atlas.store import AtlasWriter, LayerRanks, create_store, read_store
+from headatlas.atlas.store import AtlasWriter, create_store, read_store
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import Subject, open_subject
 from headatlas.evidence.recording import Watched, watch
@@ -254,11 +254,3 @@ def from_states(
         control_states=torch.zeros_like(states),
         control_right=None,
     )
-
-
-def rank_layers(
-    questions: Questions, layers: Iterator[LayerInputs], vocabulary: Vocabulary, *, ceiling: int
-) -> Iterator[LayerRanks]:
-    """Ranks of layers given one after another, for lens variants that are stored nowhere."""
-    for inputs in layers:
-        yield map_layer(questions, inputs, vocabulary, ceiling=ceiling)

@@ -72,10 +72,9 @@ def open_subject(
     """
     where = pick_device((compute or Compute()).device)
     if atlas.path is None:
-        raise HeadatlasError("evidence is stored with the atlas: map the model into a folder (out=…) first.")
-    if not isinstance(atlas.path, Path):
         raise HeadatlasError(
-            f"{atlas.path}: evidence is stored in folders only; copy the atlas to this machine."
+            "evidence is stored with the atlas: map the model into a folder (out=…), or copy the atlas from "
+            "its address, first."
         )
     lens = lens_named(atlas.lens)
     chosen = options(

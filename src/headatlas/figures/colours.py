@@ -55,17 +55,6 @@ def luminance(colour: str) -> float:
     return float(_to_linear(_rgb(colour)) @ _TO_XYZ[1])
 
 
-def lightness(colour: str) -> float:
-    """CIE L*: 0 black, 100 white; what a colour becomes when printed in grey."""
-    return float(_to_lab(colour)[0])
-
-
-def contrast(first: str, second: str) -> float:
-    """WCAG 2 contrast ratio, 1 to 21."""
-    low, high = sorted((luminance(first), luminance(second)))
-    return (high + 0.05) / (low + 0.05)
-
-
 def _ramp(anchors: tuple[str, ...], n: int) -> tuple[str, ...]:
     """n colours along the anchors, evenly spaced in L*."""
     lab = np.array([_to_lab(colour) for colour in anchors])

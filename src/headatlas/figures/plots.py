@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from headatlas.addresses import output_path
 from headatlas.errors import HeadatlasError
 from headatlas.figures.describe import alt_text
 from headatlas.figures.saving import figure_format, save
 from headatlas.figures.tables import TABLES
 from headatlas.files import replacing
-from headatlas.storage import Place, place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 KINDS = tuple(TABLES)
 WIDTH_MM = 170.0
 
-Kind = Literal["categories", "relations", "layers"]
 Which = str | Sequence[str] | None
 
 
@@ -159,12 +159,12 @@ def plot_categories(
 def plot(
     atlas: Atlas,
     kind: str,
-    path: str | Place,
+    path: str | Path,
     width_mm: float = WIDTH_MM,
     *,
     which: Which = None,
     data: bool = False,
-) -> list[Place]:
+) -> list[Path]:
     """Draw a figure into a file, and with ``data`` write the plotted numbers beside it as CSV.
 
     Args:
@@ -184,18 +184,18 @@ def plot(
     figure_format(path)
     written = [save(draw[check_kind(kind)](width_mm=width_mm, which=which), path)]
     if data:
-        written.append(write_data(atlas, kind, place(path).with_suffix(".csv")))
+        written.append(write_data(atlas, kind, output_path(path).with_suffix(".csv")))
     return written
 
 
-def write_data(atlas: Atlas, kind: str, path: str | Place) -> Place:
+def write_data(atlas: Atlas, kind: str, path: str | Path) -> Path:
     """Write the numbers that a figure plots as CSV (UTF-8).
 
     Raises:
         HeadatlasError: There is no such figure, or the file cannot be written.
     """
     table = Plots(atlas).data(kind)
-    where = place(path)
+    where = output_path(path)
     with replacing(where) as temporary:
         table.to_csv(temporary, index=False)
     return where

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
+from headatlas.addresses import output_path
 from headatlas.errors import HeadatlasError
 from headatlas.files import replacing
-from headatlas.storage import Place, place
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,20 +18,20 @@ if TYPE_CHECKING:
 FORMATS = ("png", "svg", "pdf")
 
 
-def figure_format(path: str | Place) -> str:
+def figure_format(path: str | Path) -> str:
     """The format a file name asks for.
 
     Raises:
         HeadatlasError: Its suffix is none of .png, .svg and .pdf.
     """
-    suffix = place(path).suffix.lower().removeprefix(".")
+    suffix = output_path(path).suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
         found = f"the suffix is .{suffix}" if suffix else "there is no suffix"
         raise HeadatlasError(f"{path}: {found}; a figure can be .png, .svg or .pdf.")
     return suffix
 
 
-def save(figure: Figure, path: str | Place) -> Place:
+def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure; the format follows the suffix. PNG has 300 dots per inch.
 
     The file holds the figure's title and description: ``<title>`` and ``<desc>`` in SVG, Title and Subject in
@@ -39,7 +40,7 @@ def save(figure: Figure, path: str | Place) -> Place:
     Raises:
         HeadatlasError: The suffix is not known, or the file cannot be written.
     """
-    target = place(path)
+    target = output_path(path)
     data = figure_bytes(figure, figure_format(target))
     with replacing(target) as temporary:
         temporary.write_bytes(data)

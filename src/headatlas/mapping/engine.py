@@ -64,9 +64,9 @@ class _Head:
         if not sum(len(each.row) for each in wanted):
             return
         keys = [(each.row * n_targets + each.column) * 2 + (each.sign > 0) for each in wanted]
-        distinct, where = np.unique(np.concatenate(keys), return_inverse=True)
-        row, column = np.divmod(distinct // 2, n_targets)
-        self.entries = Entries(row, column, np.where(distinct % 2, 1, -1).astype(np.int8))
+        asked, where = np.unique(np.concatenate(keys), return_inverse=True)
+        row, column = np.divmod(asked // 2, n_targets)
+        self.entries = Entries(row, column, np.where(asked % 2, 1, -1).astype(np.int8))
         parts = np.split(where, np.cumsum([len(key) for key in keys])[:-1])
         self.sinks = [(each.into, each.at, part) for each, part in zip(wanted, parts, strict=True)]
 
@@ -98,7 +98,7 @@ def map_layer(
     heads_at_once: int | None = None,
     stats: Stats | None = None,
 ) -> LayerRanks:
-    """Every rank of one layer below the ceiling; equal to :func:`headatlas.mapping.oracle.map_layer`.
+    """Every rank of one layer below the ceiling; equal to float64 arithmetic on every logit.
 
     Args:
         questions: What is asked.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -16,10 +14,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from headatlas.addresses import output_path, shown
 from headatlas.atlas import Atlas
 from headatlas.atlas.derived import store_scores
-from headatlas.atlas.removing import remove_atlas
-from headatlas.atlas.store import ATLAS_NAME, AtlasWriter, LayerRanks, create_store, is_made, read_store
+from headatlas.atlas.store import ATLAS_NAME, AtlasWriter, LayerRanks, create_store, read_store, remove_atlas
 from headatlas.errors import HeadatlasError
 from headatlas.files import check_writable
 from headatlas.lenses import States, StreamedStates
@@ -36,8 +34,6 @@ from headatlas.mapping.workers import rank_here, workers_for
 from headatlas.options import CEILING, Compute, Layers, TargetPolicy, Thresholds, layers_asked
 from headatlas.progress import Progress, Report, reporting
 from headatlas.relations import RelationSpec, resolve_relations
-from headatlas.storage import Place, place, shown
-from headatlas.weights.cache import cache_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,7 +48,7 @@ def map_heads(
     relations: RelationSpec = "core",
     lens: str = "neutral",
     thresholds: Thresholds | None = None,
-    out: str | Place | None = None,
+    out: str | Path | None = None,
     layers: Layers = None,
     compute: Compute | None = None,
     progress: Report | bool | None = None,
@@ -112,7 +108,7 @@ def map_heads(
         if out is not None:
             if force:
                 remove_atlas(out)
-            return run(job, place(out), wanted, tell, stats, machine, compute)
+            return run(job, output_path(out), wanted, tell, stats, machine, compute)
         with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
             return run(job, Path(folder), wanted, tell, stats, machine, compute).load()
 
@@ -124,7 +120,7 @@ def _cluster(compute: Compute) -> AbstractContextManager[None]:
 
 def run(
     job: Job,
-    out: Place,
+    out: Path,
     wanted: Sequence[int],
     tell: Report,
     stats: Stats,
@@ -132,7 +128,7 @@ def run(
     compute: Compute,
 ) -> Atlas:
     """Map the wanted layers that are not done yet into ``out/atlas.zarr``, here or on a cluster's devices."""
-    path, saved_states = out / ATLAS_NAME, _states_folder(out, job)
+    path, saved_states = out / ATLAS_NAME, out / STATES_NAME
     _open_or_create(path, job)
     writer = AtlasWriter(path)
     done = writer.done()
@@ -160,7 +156,7 @@ def run(
     if writer.done()[list(with_heads)].all():
         discard_states(saved_states)
         # What a process left that was killed while it made the atlas.
-        for left in out.glob(f".{ATLAS_NAME}." + 8 * "[0-9a-f]") if isinstance(out, Path) else ():
+        for left in out.glob(f".{ATLAS_NAME}." + 8 * "[0-9a-f]"):
             shutil.rmtree(left, ignore_errors=True)
     with _alone(path), stats.timed("calibration"):
         atlas = Atlas.open(path)
@@ -215,15 +211,12 @@ def _ranked(
 
 
 @contextmanager
-def _alone(path: Place) -> Iterator[None]:
+def _alone(path: Path) -> Iterator[None]:
     """Keep the other processes of a job array from writing or reading scores during the block.
 
     The lock is on the folder itself: nothing is left behind, and a killed process holds nothing. Where a file
-    system knows no locks, the block runs without one; so it does in object storage.
+    system knows no locks, the block runs without one.
     """
-    if not isinstance(path, Path):
-        yield
-        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with suppress(ImportError, OSError):
@@ -235,23 +228,9 @@ def _alone(path: Place) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _states_folder(out: Place, job: Job) -> Path:
-    """Where source states are kept until all layers are done: in the output folder.
-
-    For an output in object storage they stay on this machine, in the cache, in a folder for that output and
-    that map.
-    """
-    if isinstance(out, Path):
-        return out / STATES_NAME
-    of = [str(out), job.provenance["model"]["weights_hash"], job.provenance["tokenizer_hash"]]
-    of += [job.provenance["lens"], job.provenance["relations"]]
-    key = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:32]
-    return cache_dir() / STATES_NAME / key
-
-
-def _open_or_create(path: Place, job: Job) -> None:
+def _open_or_create(path: Path, job: Job) -> None:
     """Make the atlas, or check that the one there is of the same map."""
-    if not is_made(path):
+    if not path.exists():
         try:
             create_store(
                 path,
@@ -262,7 +241,7 @@ def _open_or_create(path: Place, job: Job) -> None:
             )
         except HeadatlasError:
             # Another process of a job array may have made it in the meantime.
-            if not is_made(path):
+            if not path.exists():
                 raise
     with _alone(path) if path.is_dir() else nullcontext():
         dataset, provenance = read_store(path)

@@ -8,13 +8,14 @@ import html
 import json
 import re
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
+from headatlas.addresses import output_path
 from headatlas.atlas import Atlas
 from headatlas.figures.colours import BLANK, level_colours
 from headatlas.files import replacing
 from headatlas.report.data import page_data
-from headatlas.storage import Place, place
 
 MODULES = (
     "dom",
@@ -40,7 +41,7 @@ _EXPORT = re.compile(r"^export (?=(?:function|const) (\w+))", re.MULTILINE)
 _HOLE = re.compile(r"\{\{(\w+)\}\}")
 
 
-def write_report(atlas: Atlas, path: str | Place) -> Place:
+def write_report(atlas: Atlas, path: str | Path) -> Path:
     """Write the interactive page of an atlas; the same atlas always gives the same bytes.
 
     Args:
@@ -53,7 +54,7 @@ def write_report(atlas: Atlas, path: str | Place) -> Place:
     Raises:
         HeadatlasError: The file cannot be written.
     """
-    where = place(path)
+    where = output_path(path)
     if where.is_dir():
         where = where / "report.html"
     page = report_html(atlas)

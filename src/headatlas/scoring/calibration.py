@@ -35,11 +35,10 @@ CALIBRATION = 1
 """Changes with any change of what p is, so that stored values of an older rule are computed again."""
 ANALYTIC_BELOW = 1e-4
 """An analytic bound at or below this is used as p; above it, permutations decide."""
-MAX_PERMUTATIONS = 9_999
 STOP_AFTER = 40
 """Sequential Monte Carlo stops once this many permutations reached the observed count."""
 _BLOCKS = (64, 64, 128, 256, 512, 1_024, 2_048, 2_048, 2_048, 1_807)
-"""Permutations are looked at in blocks of these sizes; the sizes change the speed and no number."""
+"""The 9,999 permutations are looked at in blocks of these sizes, which change the speed and no number."""
 _THETAS = np.geomspace(0.01, 30.0, 80)
 
 Bools = NDArray[np.bool_]

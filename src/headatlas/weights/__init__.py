@@ -4,7 +4,7 @@
 unpickles a file or runs code that comes with a model.
 """
 
-from headatlas.storage import shown
+from headatlas.addresses import shown
 from headatlas.weights.identity import fingerprint, tokenizer_hash
 from headatlas.weights.loading import (
     can_stream,

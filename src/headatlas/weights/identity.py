@@ -13,7 +13,7 @@ from headatlas.weights.adapter import AdaptedSource
 from headatlas.weights.cache import sha256_of_file
 from headatlas.weights.gguf_source import GgufSource
 from headatlas.weights.module_source import ModuleSource
-from headatlas.weights.remote_source import RemoteSafetensorsSource
+from headatlas.weights.remote_safetensors import RemoteSafetensorsSource
 from headatlas.weights.safetensors_source import SafetensorsSource
 from headatlas.weights.source import Checkpoint
 

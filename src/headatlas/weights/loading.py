@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headatlas.addresses import is_url
 from headatlas.errors import HeadatlasError
-from headatlas.storage import is_url
 from headatlas.weights.adapter import AdaptedSource
 from headatlas.weights.converted import gguf_tokenizer
 from headatlas.weights.folder import SINGLE_NAME

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headatlas.addresses import is_url
 from headatlas.errors import HeadatlasError
-from headatlas.storage import is_url
 from headatlas.weights.adapter import refuse_adapter_beside, with_adapter
-from headatlas.weights.aliases import aliases
+from headatlas.weights.packages import aliases
 from headatlas.weights.source import Checkpoint
 from headatlas.weights.wrapped import instead_of, refuse_wrapped
 
@@ -79,7 +79,7 @@ def _open_string(spec: str, remote: bool) -> Checkpoint:
     if spec in aliases():
         return _open_alias(spec)
     if is_url(spec):
-        from headatlas.weights.remote_open import open_url
+        from headatlas.weights.remote_safetensors import open_url
 
         return open_url(spec)
     prefixed = _PREFIX.match(spec)
@@ -161,7 +161,7 @@ def _open_hub(spec: str, remote: bool) -> Checkpoint:
             "a model on the Hub is written org/name or org/name@revision."
         )
     if remote:
-        from headatlas.weights.remote_open import open_hub_remotely
+        from headatlas.weights.remote_safetensors import open_hub_remotely
 
         return open_hub_remotely(spec, match["repo"], match["revision"])
     folder, commit = download(match["repo"], match["revision"])

@@ -18,13 +18,61 @@ if TYPE_CHECKING:
 INDEX_NAME = "model.safetensors.index.json"
 
 
-class SafetensorsSource:
+class StoredTensors:
+    """Tensors of safetensors files, wherever these are; packed ones can be shown as what they stand for.
+
+    Attributes:
+        quantised: Whether some tensors are stored as values and scales, or the config speaks of it.
+    """
+
+    def __init__(self, infos: dict[str, TensorInfo], where: str) -> None:
+        """Hold the tensors of all files; ``where`` is their folder, for messages."""
+        self._stored_infos, self._infos, self._where = infos, infos, where
+        self._packed: dict[str, Packed] = {}
+        self.quantised = False
+
+    def unpack(self, config: Mapping[str, Any]) -> None:
+        """From now on show packed weights (FP8, MXFP4) as the plain tensors they stand for.
+
+        Args:
+            config: The model's config.json.
+
+        Raises:
+            HeadatlasError: The weights are quantised in a way that is not read.
+        """
+        self._infos, self._packed = unpacked(self._stored_infos, config, self._where)
+        self.quantised = bool(self._packed) or speaks_of_quantisation(config)
+
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by name."""
+        return self._infos
+
+    def read(self, name: str, rows: slice | Sequence[int] | None = None) -> torch.Tensor:
+        """See :meth:`headatlas.weights.source.TensorSource.read`; integer tensors are refused.
+
+        Raises:
+            HeadatlasError: There is no such tensor, its type is not read, or its bytes cannot be had.
+        """
+        import torch
+
+        if name in self._packed:
+            return self._packed[name].read(self._stored, rows)
+        readable(self._infos, name, self._where)
+        stored = self._stored(name, rows)
+        wanted = torch.float64 if stored.dtype == torch.float64 else torch.float32
+        return stored.to(wanted, copy=True)
+
+    def _stored(self, name: str, rows: slice | Sequence[int] | None = None) -> torch.Tensor:
+        """A stored tensor, or rows of it, in the type it is stored in."""
+        raise NotImplementedError
+
+
+class SafetensorsSource(StoredTensors):
     """Reads tensors out of one or several safetensors files; opening reads headers only.
 
     Attributes:
         files: The files, in order.
         index: The index file of a sharded checkpoint, else None.
-        quantised: Whether some tensors are stored as values and scales, or the config speaks of it.
     """
 
     def __init__(self, files: Sequence[Path], index: Path | None = None) -> None:
@@ -40,10 +88,8 @@ class SafetensorsSource:
         self.files = tuple(files)
         self.index = index
         self._handles: dict[str, Any] = {}
-        self._stored_infos = joined({str(file): read_safetensors_header(file) for file in self.files})
-        self._infos = self._stored_infos
-        self._packed: dict[str, Packed] = {}
-        self.quantised = False
+        headers = {str(file): read_safetensors_header(file) for file in self.files}
+        super().__init__(joined(headers), str(self.files[0].parent))
 
     @classmethod
     def from_index(cls, index: Path) -> SafetensorsSource:
@@ -64,33 +110,6 @@ class SafetensorsSource:
         check_weight_map(index, weight_map, source._infos)
         return source
 
-    def unpack(self, config: Mapping[str, Any]) -> None:
-        """From now on show packed weights (FP8, MXFP4) as the plain tensors they stand for.
-
-        Args:
-            config: The model's config.json.
-
-        Raises:
-            HeadatlasError: The weights are quantised in a way that is not read.
-        """
-        self._infos, self._packed = unpacked(self._stored_infos, config, str(self.files[0].parent))
-        self.quantised = bool(self._packed) or speaks_of_quantisation(config)
-
-    def infos(self) -> Mapping[str, TensorInfo]:
-        """Every tensor by name."""
-        return self._infos
-
-    def read(self, name: str, rows: slice | Sequence[int] | None = None) -> torch.Tensor:
-        """See :meth:`headatlas.weights.source.TensorSource.read`; integer tensors are refused."""
-        import torch
-
-        if name in self._packed:
-            return self._packed[name].read(self._stored, rows)
-        readable(self._infos, name, str(self.files[0].parent))
-        stored = self._stored(name, rows)
-        wanted = torch.float64 if stored.dtype == torch.float64 else torch.float32
-        return stored.to(wanted, copy=True)
-
     def stored(self, name: str) -> torch.Tensor:
         """A tensor in the dtype it is stored in, as a view of the mapped file; not to be written to.
 
@@ -102,11 +121,10 @@ class SafetensorsSource:
         """
         if name in self._packed:
             return self._packed[name].read(self._stored, None)
-        readable(self._infos, name, str(self.files[0].parent))
+        readable(self._infos, name, self._where)
         return self._stored(name)
 
     def _stored(self, name: str, rows: slice | Sequence[int] | None = None) -> torch.Tensor:
-        """A stored tensor, or rows of it, in the type it is stored in."""
         import torch
         from safetensors import SafetensorError
 

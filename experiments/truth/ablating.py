@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import LlamaForCausalLM
 
-from benchmarks.truth.tasks import Batch, Task
+from experiments.truth.tasks import Batch, Task
 
 Change = Callable[[int, torch.Tensor], torch.Tensor | None]
 """Given the layer and the heads' joint output [n, length, n_heads, d_head], what to put in its place."""

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from benchmarks.truth.recovery import by_group
+from experiments.truth.recovery import by_group
 from headatlas.figures import save
 from headatlas.figures.page import LINE, MARGIN, AtlasFigure, Key, Page, style, text_width
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.truth.ablating import Effects, effects
-from benchmarks.truth.tasks import Induction, Lookup, Task
-from benchmarks.truth.training import Shape, Trained, train
+from experiments.truth.ablating import Effects, effects
+from experiments.truth.tasks import Induction, Lookup, Task
+from experiments.truth.training import Shape, Trained, train
 from headatlas.mapping.run import map_heads
 from tests.mapping.checkpoints import word_tokenizer
 

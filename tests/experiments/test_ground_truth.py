@@ -11,13 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.truth.ablating import banzhaf, kept_sets
-from benchmarks.truth.figure import figure
-from benchmarks.truth.planted import planted_cells
-from benchmarks.truth.recovery import auroc, by_group, recovery
-from benchmarks.truth.tasks import Induction, Lookup
-from benchmarks.truth.trained import Case, trained_cells
-from benchmarks.truth.training import Shape
+from experiments.truth.ablating import banzhaf, kept_sets
+from experiments.truth.figure import figure
+from experiments.truth.planted import planted_cells
+from experiments.truth.recovery import auroc, by_group, recovery
+from experiments.truth.tasks import Induction, Lookup
+from experiments.truth.trained import Case, trained_cells
+from experiments.truth.training import Shape
 from tests.mapping.checkpoints import FIRST_WORD
 
 

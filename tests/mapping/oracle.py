@@ -1,6 +1,6 @@
 """The definition of a rank, computed without any cleverness: every logit in float64.
 
-The engine must equal this, source by source. It is slow; tests and benchmarks use it.
+The engine must equal this, source by source.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.truth.tasks import Task
+from experiments.truth.tasks import Task
 
 
 @dataclass(frozen=True)

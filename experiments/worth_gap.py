@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.worth_agreement import THIRDS, Floats, given, known_mean, over_heads, shown, thirds
-from benchmarks.worth_scores import Bench, Scores
-from benchmarks.worth_variants import (
+from experiments.worth_agreement import THIRDS, Floats, given, known_mean, over_heads, shown, thirds
+from experiments.worth_scores import Bench, Scores
+from experiments.worth_variants import (
     States,
     by_relation,
     dynamic_scores,

@@ -10,11 +10,11 @@ import torch
 from transformers import PreTrainedModel
 
 import headatlas as ha
-from benchmarks.worth_ablation import first_heads
-from benchmarks.worth_agreement import given, over_heads, thirds
-from benchmarks.worth_gap import LENGTH, layouts
-from benchmarks.worth_scores import Bench, choose_words
-from benchmarks.worth_variants import input_norm, mean_states, neutral_parts, without_heads
+from experiments.worth_ablation import first_heads
+from experiments.worth_agreement import given, over_heads, thirds
+from experiments.worth_gap import LENGTH, layouts
+from experiments.worth_scores import Bench, choose_words
+from experiments.worth_variants import input_norm, mean_states, neutral_parts, without_heads
 from headatlas.architectures import Model, open_model
 from headatlas.evidence.recording import watch
 from headatlas.evidence.templates import Template

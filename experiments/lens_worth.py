@@ -1,8 +1,8 @@
 """What a lens is worth: variants compared by agreement with text and by ablation; what explains the gap.
 
-    python -m benchmarks.lens_worth agreement [--model smollm2-135m] [--out lens-worth]
-    python -m benchmarks.lens_worth ablation
-    python -m benchmarks.lens_worth gap [--relations rest]
+    python -m experiments.lens_worth agreement [--model smollm2-135m] [--out lens-worth]
+    python -m experiments.lens_worth ablation
+    python -m experiments.lens_worth gap [--relations rest]
 
 Variants, words and metrics are fixed in docs/lenses.md. Scores are kept in the folder ``--out`` and not
 computed again; give each model a folder of its own.
@@ -14,11 +14,11 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks.worth_ablation import ablation_table
-from benchmarks.worth_agreement import as_markdown, by_relation, table
-from benchmarks.worth_gap import gap_tables, predicted_scores, predictors
-from benchmarks.worth_scores import Bench, choose_words
-from benchmarks.worth_variants import dynamic_scores, static_scores
+from experiments.worth_ablation import ablation_table
+from experiments.worth_agreement import as_markdown, by_relation, table
+from experiments.worth_gap import gap_tables, predicted_scores, predictors
+from experiments.worth_scores import Bench, choose_words
+from experiments.worth_variants import dynamic_scores, static_scores
 from headatlas.architectures import open_model
 from headatlas.evidence.templates import read_templates
 from headatlas.lenses.neutral import running

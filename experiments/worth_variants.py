@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from benchmarks.worth_scores import Bench, Scores
+from experiments.worth_scores import Bench, Scores
 from headatlas.architectures import Model
 from headatlas.evidence.ablation_hooks import ablated
 from headatlas.evidence.recording import Watched, watch

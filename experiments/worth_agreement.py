@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmarks.worth_scores import Scores
+from experiments.worth_scores import Scores
 from headatlas.evidence.statistics import Estimate, mean, pearson
 
 Floats = NDArray[np.float64]

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from headatlas.architectures import LayerHeads, Model, RightMap
 from headatlas.atlas.layout import build_layout
-from headatlas.evidence.inference_run import from_states, rank_layers
+from headatlas.evidence.inference_run import from_states
 from headatlas.evidence.templates import Template
 from headatlas.evidence.texts import Ids, Text, place
+from headatlas.mapping.engine import map_layer
 from headatlas.mapping.given import given_values
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.questions import Questions, ask
@@ -154,8 +155,8 @@ class Bench:
     def _scores(self, inputs: Callable[[int], LayerInputs]) -> Scores:
         questions, dims = self.words.questions, self.model.dims
         out = np.zeros((2, dims.n_layers, dims.n_heads, len(questions.relations)))
-        layers = (inputs(layer) for layer in range(dims.n_layers))
-        for layer, ranks in enumerate(rank_layers(questions, layers, self._vocabulary, ceiling=K)):
+        for layer in range(dims.n_layers):
+            ranks = map_layer(questions, inputs(layer), self._vocabulary, ceiling=K)
             for sign, each in enumerate((ranks.promotion, ranks.suppression)):
                 for at, relation in enumerate(questions.relations):
                     k = K_COPY if self.words.relations[at].relation.copying else K

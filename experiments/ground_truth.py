@@ -1,6 +1,6 @@
 """How well the lenses find heads whose job is known: written into the weights, or proved by ablation.
 
-    python -m benchmarks.ground_truth -o DIR [--seeds 2] [--only planted|trained]
+    python -m experiments.ground_truth -o DIR [--seeds 2] [--only planted|trained]
 
 Writes DIR/planted.csv and DIR/trained.csv (a row per model, lens, head and relation), DIR/training.csv,
 DIR/tables.md and DIR/ground-truth.png. Everything is seeded and runs on the CPU.
@@ -16,9 +16,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks.truth.planted import planted_cells
-from benchmarks.truth.recovery import auroc, by_group
-from benchmarks.truth.trained import CASES, VARIANTS, trained_cells
+from experiments.truth.planted import planted_cells
+from experiments.truth.recovery import auroc, by_group
+from experiments.truth.trained import CASES, VARIANTS, trained_cells
 
 FIRST_MLP = (0.1, 0.5, 2.0)
 NOISE = (0.0, 4.0, 8.0)
@@ -74,7 +74,7 @@ def trained(seeds: int) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def report(out: Path) -> None:
     """Tables and the figure from the files in ``out``."""
-    from benchmarks.truth.figure import draw
+    from experiments.truth.figure import draw
 
     planted_, trained_ = pd.read_csv(out / "planted.csv"), pd.read_csv(out / "trained.csv")
     text = "\n\n".join(

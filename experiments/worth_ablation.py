@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from benchmarks.worth_agreement import Floats, shown
-from benchmarks.worth_scores import Bench, Scores
+from experiments.worth_agreement import Floats, shown
+from experiments.worth_scores import Bench, Scores
 from headatlas.evidence.ablation_hooks import Head, ablated
 from headatlas.evidence.statistics import area, mean
 from headatlas.evidence.tasks import Task, answers, make_task

@@ -1,0 +1,426 @@
+"""Files that are not on disk, read in parts through fsspec.
+
+A read returns exactly the bytes asked for, of the file as it was when it was found, or ends in one sentence.
+There is one policy for failures: those that may pass are tried again with growing pauses, everywhere.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from threading import Event
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies
+
+from headatlas.addresses import failures, shown
+from headatlas.errors import HeadatlasError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+    from fsspec.asyn import AsyncFileSystem
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+HTTP = ("http", "https")
+PARALLEL = 8
+"""Requests under way at a time, where the file system allows several."""
+_HUB_PAGE = re.compile(r"/(resolve|raw|blob|tree)/[^/]+$")
+_CONTENT_RANGE = re.compile(r"\s*bytes\s+(\d+)-(\d+)/(\d+|\*)\s*", re.IGNORECASE)
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
+_LASTING = {401: "forbidden", 403: "forbidden", 404: "missing", 410: "missing"}
+_MARKS = ("ETag", "etag", "blob_id", "md5Hash", "content_md5", "Content-MD5")
+_TIMES = ("Last-Modified", "LastModified", "last_modified", "updated", "mtime", "ino", "created")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How often to try (in all), seconds of the first pause (doubled each time) and of the longest one, and
+    seconds without a byte after which a request has failed."""
+
+    attempts: int = 6
+    first_pause: float = 0.5
+    longest_pause: float = 30.0
+    timeout: float = 30.0
+
+
+PATIENCE = Patience()
+
+
+@dataclass(frozen=True)
+class Address:
+    """A model's folder, or one file of it.
+
+    Attributes:
+        folder: Address of the folder, without a query and a slash at its end; may hold credentials.
+        query: What follows the path (``?…``), sent with every file; may hold credentials.
+        file: Name of the file given, or None for the folder.
+    """
+
+    folder: str
+    query: str
+    file: str | None
+
+    @classmethod
+    def parse(cls, spec: str) -> Address:
+        """Take an address apart.
+
+        Raises:
+            HeadatlasError: It is a chain of file systems, names no place, or a file that is not safetensors.
+        """
+        try:
+            parts = urlsplit(spec)
+        except ValueError:
+            raise HeadatlasError(f"{shown(spec)} is no usable address; check it.") from None
+        scheme, path, file = parts.scheme.lower(), parts.path.rstrip("/"), None
+        what = ""
+        if re.search(r"^[\w+.-]+::|::[\w+.-]+://", spec):
+            what = "is a chain of file systems (::), which is not followed; give the address of a folder"
+        elif not parts.netloc and not path:
+            what = "names no folder; give the address of a model's folder"
+        elif scheme not in HTTP and (parts.query or parts.fragment):
+            what = "has a query (?…) or fragment (#…), as only http and https addresses may"
+        elif path.endswith(".gguf"):
+            what = "is a GGUF file, and only safetensors are read from afar; download it"
+        if what:
+            raise HeadatlasError(f"{shown(spec.rpartition('::')[2])} {what}.")
+        if path.endswith(".safetensors"):
+            path, _, file = path.rpartition("/")
+        query = f"?{parts.query}" if parts.query else ""
+        return cls(f"{scheme}://{parts.netloc}{path}", query, file and unquote(file))
+
+    @property
+    def name(self) -> str:
+        """Short name of the model: the last part of the folder."""
+        return unquote(_HUB_PAGE.sub("", shown(self.folder)).rpartition("/")[2]) or shown(self.folder)
+
+    def of(self, file: str) -> str:
+        """The whole address of a file in the folder; may hold credentials."""
+        return f"{self.folder}/{file}{self.query}"
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file as it was when it was looked up.
+
+    Attributes:
+        address: For the file system; may hold credentials.
+        label: For people.
+        size: Bytes.
+        content_mark: What its store says identifies the content (ETag, a hash), or None.
+        change_mark: What differs when the file has been written again, as far as the store tells.
+    """
+
+    address: str
+    label: str
+    size: int
+    content_mark: str | None
+    change_mark: str
+
+
+class UnusableAnswerError(OSError):
+    """An answer that must not be used: why, and whether asking again may help."""
+
+    def __init__(self, reason: str, *, transient: bool = False) -> None:
+        super().__init__(reason)
+        self.transient = transient
+
+
+class RemoteStore:
+    """A file system of fsspec, asked with patience.
+
+    Attributes:
+        parallel: Requests that may be under way at a time.
+    """
+
+    def __init__(self, system: AbstractFileSystem, *, fixed: bool = False) -> None:
+        """Wrap a file system; ``fixed`` says that files behind an address cannot change (a commit)."""
+        from fsspec.asyn import AsyncFileSystem
+
+        # Others may hand out one file object to all who open a file, so they are asked one by one.
+        self.parallel = PARALLEL if fixed or isinstance(system, AsyncFileSystem) else 1
+        self._system, self._fixed = system, fixed
+        self._giving_up = Event()
+
+    @classmethod
+    def at(cls, address: str) -> RemoteStore:
+        """The file system that an address belongs to.
+
+        Raises:
+            HeadatlasError: fsspec knows no such scheme, a package is missing, or it cannot be set up.
+        """
+        import fsspec
+
+        scheme = address.partition("://")[0].lower()
+        if scheme in HTTP:
+            return cls(_http_filesystem(encoded="%" in address))
+        try:
+            return cls(fsspec.url_to_fs(address)[0])
+        except ImportError as error:
+            raise HeadatlasError(f"{shown(address)}: a package is missing ({error}).") from None
+        except failures(TypeError) as error:
+            raise HeadatlasError(
+                f"{shown(address)} cannot be opened by fsspec ({type(error).__name__}); "
+                f"check that {scheme}:// is a scheme it knows and that access to it is set up."
+            ) from None
+
+    def find(self, address: str, *, forbidden_is_missing: bool = False) -> RemoteFile | None:
+        """Look a file up; None if there is none.
+
+        Args:
+            address: Of the file.
+            forbidden_is_missing: Whether “forbidden” counts as “not there”: object stores answer so for
+                files that do not exist when the folder may not be listed.
+
+        Raises:
+            HeadatlasError: The store cannot be asked, or does not say how large the file is.
+        """
+        label = shown(address)
+        options = {"expand_info": True} if self._fixed else {}
+
+        def ask() -> dict[str, Any]:
+            try:
+                return dict(self._system.info(address, **options))
+            except failures() as error:
+                _, kind = _verdict(error)
+                if kind == "missing" or (forbidden_is_missing and kind == "forbidden"):
+                    return {}
+                raise
+
+        info = self._patiently(label, ask)
+        if not info or info.get("type") == "directory":
+            return None
+        size = info.get("size")
+        if not isinstance(size, int) or size < 0:
+            raise HeadatlasError(
+                f"{label}: the server does not say how large it is, so parts of it cannot be read; download "
+                "the model and give its folder."
+            )
+        lfs = info.get("lfs")
+        mark = str(lfs["sha256"]) if lfs else next((str(info[key]) for key in _MARKS if info.get(key)), None)
+        times = " ".join(str(info[key]) for key in _TIMES if info.get(key))
+        return RemoteFile(address, label, size, mark, mark or times)
+
+    def found(self, addresses: Iterable[str], named_by: str = "") -> list[RemoteFile]:
+        """Look several files up, all of which must be there.
+
+        Raises:
+            HeadatlasError: One is not there.
+        """
+        tasks = list(addresses)
+        files = self.map(self.find, tasks)
+        for address, file in zip(tasks, files, strict=True):
+            if file is None:
+                by = f", which {named_by} names" if named_by else ""
+                raise HeadatlasError(f"{shown(address)}{by} is not there; check the address.")
+        return [file for file in files if file is not None]
+
+    def read(self, file: RemoteFile, start: int, end: int) -> bytes:
+        """Bytes ``start`` to ``end`` (excluded) of a file.
+
+        Raises:
+            HeadatlasError: They cannot be had, after all tries.
+        """
+        if not 0 <= start <= end <= file.size:
+            raise ValueError(f"bytes {start} to {end} of a file of {file.size}")
+        if start == end:
+            return b""
+
+        def ask() -> bytes:
+            body = self._fetch(file, start, end)
+            if len(body) != end - start:
+                raise UnusableAnswerError(f"asked for {end - start} bytes, got {len(body)}", transient=True)
+            return body
+
+        return self._patiently(file.label, ask)
+
+    def check_unchanged(self, file: RemoteFile) -> None:
+        """Make sure that a file is still the one that was opened; over HTTP every answer was checked.
+
+        Raises:
+            HeadatlasError: It has changed or gone.
+        """
+        if self._fixed or _is_http(file.address):
+            return
+        now = self.find(file.address)
+        if now is None or (now.size, now.change_mark) != (file.size, file.change_mark):
+            raise HeadatlasError(f"{file.label} has changed since it was opened; run the command again.")
+
+    def map(self, work: Callable[[T], U], items: Iterable[T]) -> list[U]:
+        """``work`` on every item, several at a time where that is safe; the first error ends it."""
+        tasks = list(items)
+        if self.parallel == 1 or len(tasks) < 2:
+            return [work(item) for item in tasks]
+        with ThreadPoolExecutor(min(self.parallel, len(tasks))) as pool:
+            futures = [pool.submit(work, item) for item in tasks]
+            try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+            except BaseException:
+                # Those still under way are not worth more tries, and Ctrl-C should not wait for them.
+                self._giving_up.set()
+                raise
+            finally:
+                pool.shutdown(cancel_futures=True)
+                self._giving_up.clear()
+        return [future.result() for future in futures]
+
+    def _fetch(self, file: RemoteFile, start: int, end: int) -> bytes:
+        from fsspec.asyn import AsyncFileSystem, sync
+
+        if _is_http(file.address):
+            return bytes(sync(self._system.loop, _http_part, self._system, file, start, end))
+        if isinstance(self._system, AsyncFileSystem):
+            return bytes(self._system.cat_file(file.address, start=start, end=end))
+        # Without a cache, which would read ahead what nobody asked for.
+        with self._system.open(file.address, "rb", cache_type="none") as stream:
+            stream.seek(start)
+            return bytes(stream.read(end - start))
+
+    def _patiently(self, label: str, ask: Callable[[], T]) -> T:
+        patience = PATIENCE
+        for attempt in range(1, patience.attempts + 1):
+            try:
+                return ask()
+            except failures() as error:
+                reason, kind = _verdict(error)
+                # The error itself is not chained: its text may hold the address with its credentials.
+                if kind != "passing" or attempt == patience.attempts or self._giving_up.is_set():
+                    tried = f" ({attempt} attempts)" if attempt > 1 else ""
+                    message = f"{label} cannot be read: {reason}{tried}; {_ADVICE[kind]}."
+                    raise HeadatlasError(message) from None
+                pause = patience.first_pause * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)  # noqa: S311
+                pause = min(max(pause, _asked_to_wait(error)), patience.longest_pause)
+            self._giving_up.wait(pause)
+        raise AssertionError("the loop returns or raises")
+
+
+# Over HTTP ------------------------------------------------------------------------------------------
+
+
+def _is_http(address: str) -> bool:
+    return address.partition("://")[0].lower() in HTTP
+
+
+def _http_filesystem(*, encoded: bool) -> AsyncFileSystem:
+    """fsspec's file system for http and https; ``encoded``: addresses are percent-encoded already."""
+    import aiohttp
+    from fsspec.implementations.http import HTTPFileSystem
+
+    timeout = PATIENCE.timeout
+    return HTTPFileSystem(
+        encoded=encoded,
+        skip_instance_cache=True,
+        client_kwargs={
+            # What a compressed answer would be a range of, nobody can say.
+            "headers": {"Accept-Encoding": "identity"},
+            "timeout": aiohttp.ClientTimeout(total=600, sock_connect=timeout, sock_read=timeout),
+            # Asked for only where there is a proxy: it costs a thread hop per request to look for ~/.netrc.
+            "trust_env": bool(getproxies()),
+        },
+    )
+
+
+async def _http_part(system: Any, file: RemoteFile, start: int, end: int) -> bytes:
+    """A range of a file, the answer's headers checked before its body is read; fsspec looks at neither."""
+    session, url = await system.set_session(), system.encode_url(file.address)
+    async with session.get(url, headers={"Range": f"bytes={start}-{end - 1}"}) as answer:
+        answer.raise_for_status()
+        if answer.url.scheme != "https" and any(step.url.scheme == "https" for step in answer.history):
+            raise UnusableAnswerError("the server redirects from https to http")
+        if answer.status != 206:
+            raise UnusableAnswerError(
+                f"the server does not send parts of files (it answered {answer.status} instead of 206)"
+            )
+        if answer.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+            raise UnusableAnswerError("the server sends it compressed")
+        _check_part(answer.headers, file, start, end)
+        return bytes(await answer.read())
+
+
+def _check_part(headers: Mapping[str, str], file: RemoteFile, start: int, end: int) -> None:
+    """Compare the part that an answer announces with what was asked for, and with the file as it was."""
+    found = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+    if found is None or (int(found[1]), int(found[2])) != (start, end - 1):
+        what = "a part without saying which" if found is None else f"{found[1]}-{found[2]}"
+        raise UnusableAnswerError(
+            f"asked for bytes {start}-{end - 1}, the server sends {what}", transient=True
+        )
+    length = headers.get("Content-Length", "").strip()
+    if length and length != str(end - start):
+        raise UnusableAnswerError(
+            f"asked for {end - start} bytes, the server announces {length[:20]}", transient=True
+        )
+    changed, etag = "", headers.get("ETag")
+    if found[3] != "*" and int(found[3]) != file.size:
+        changed = f"from {file.size:,} to {int(found[3]):,} bytes"
+    elif etag and file.content_mark and etag != file.content_mark:
+        changed = "it has another ETag"
+    if changed:
+        raise UnusableAnswerError(f"the file has changed since it was opened ({changed})")
+
+
+# What failures mean ---------------------------------------------------------------------------------
+
+_ADVICE = {
+    "passing": "try again later",
+    "missing": "check the address",
+    "forbidden": "check the address and your credentials",
+    "unusable": "check the address and how access to it is set up",
+    "lasting": "download the model and give its folder",
+}
+
+
+def _verdict(error: BaseException) -> tuple[str, str]:
+    """What happened, and its kind in ``_ADVICE``. Never the error's own text, which may hold credentials."""
+    if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, failures()):
+        # fsspec says “not found” of every failed look-up over HTTP; the cause knows better.
+        error = error.__cause__
+    if isinstance(error, UnusableAnswerError):
+        return str(error), "passing" if error.transient else "lasting"
+    # aiohttp gives status 400, which no server sent, to answers that it cannot parse.
+    garbled = type(error.__cause__).__module__ == "aiohttp.http_exceptions"
+    status = None if garbled else _status(error)
+    if status is not None:
+        kind = "passing" if status in _PASSING else _LASTING.get(status, "lasting")
+        return f"the server answered {status}", kind
+    name, waited = type(error).__name__, PATIENCE.timeout
+    absent, refused = (FileNotFoundError, IsADirectoryError, NotADirectoryError), PermissionError
+    cases = (
+        (garbled, "the server's answer is garbled", "passing"),
+        (name.startswith("NonHttp"), "the server redirects to something other than http", "lasting"),
+        (isinstance(error, absent), "there is no such file", "missing"),
+        (isinstance(error, refused) or "Cred" in name, f"access is refused ({name})", "forbidden"),
+        (
+            isinstance(error, TimeoutError) or "Timeout" in name,
+            f"no data for {waited:g} s",
+            "passing",
+        ),
+        ("SSL" in name or "Cert" in name, f"no secure connection can be made ({name})", "unusable"),
+        (isinstance(error, (ValueError, RuntimeError)), f"it cannot be asked for ({name})", "unusable"),
+    )
+    lasting = next(((reason, kind) for is_it, reason, kind in cases if is_it), None)
+    return lasting or (f"the connection failed ({name})", "passing")
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status of an error, wherever its library keeps it."""
+    response = getattr(error, "response", None)
+    if isinstance(response, Mapping):  # botocore's
+        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return found if isinstance(found, int) else None
+    places = [(error, "status"), (response, "status_code"), (error, "status_code"), (error, "code")]
+    values = (getattr(holder, name, None) for holder, name in places)
+    return next((each for each in values if isinstance(each, int) and 100 <= each < 600), None)
+
+
+def _asked_to_wait(error: BaseException) -> float:
+    """Seconds that the server asks to wait, or 0."""
+    headers = getattr(error, "headers", None) or getattr(getattr(error, "response", None), "headers", None)
+    asked = str((headers or {}).get("Retry-After", ""))
+    return float(asked) if asked.isascii() and asked.isdigit() and len(asked) < 6 else 0.0
