@@ -161,7 +161,7 @@ class OpenedModel:
         if not self._inventory.layers[0].feeds:
             raise HeadatlasError(
                 f"{self.checkpoint.spec}: the first block has no MLP, which the lens maps needs; "
-                "use --lens neutral."
+                "use `lens=neutral`."
             )
         norm = self._inventory.mlp_norm
         feed = Feeding(self._inventory, self._read).of(0)
@@ -354,7 +354,7 @@ class OpenedModel:
                     self._read(stored)
                 raise HeadatlasError(
                     f"{self.checkpoint.spec}: parameter {path!r} of the modules is not finite, though all "
-                    "that is stored is: numbers are too large for float32; use --lens maps."
+                    "that is stored is: numbers are too large for float32; use `lens=maps`."
                 )
         # That was all that is expected, but for an unembedding of its own.
         stem = self._inventory.unembed_stem

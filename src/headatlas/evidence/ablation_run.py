@@ -72,7 +72,7 @@ class Choices:
             HeadatlasError: A number is out of range, or there is no such method.
         """
         if self.method not in get_args(Method):
-            raise HeadatlasError(f"--method: there is no method {self.method!r}; use zero or mean.")
+            raise HeadatlasError(f"`method`: there is no method {self.method!r}; use zero or mean.")
         least = {"shots": 0, "sources": MIN_SOURCES, "max_heads": 1, "draws": 1, "seed": 0}
         for name, low in least.items():
             value = getattr(self, name)
@@ -187,15 +187,15 @@ class _Run:
     def problem(self, name: str) -> str | None:
         """Why a relation cannot be ablated, or None."""
         if name not in self.tasks:
-            return "there is no task template for it; give one with --templates"
+            return "there is no task template for it; give one with `templates`"
         task = self.tasks[name]
         if name not in self._base:
             gone = "; ".join(f"{reason} ({len(words)})" for reason, words in task.dropped.items())
             why = f": {gone}" if gone else ""
-            examples = "; examples are not asked, see --shots" if task.shots else ""
+            examples = "; examples are not asked, see `shots`" if task.shots else ""
             return f"{len(task.words)} pairs can be asked, at least {MIN_SOURCES} needed{why}{examples}"
         if (base := float(self._base[name].mean())) < MIN_BASE:
-            return f"base accuracy is {base:.2f}, at least {MIN_BASE:g} needed; see --shots and --templates"
+            return f"base accuracy is {base:.2f}, at least {MIN_BASE:g} needed; see `shots` and `templates`"
         if not self._heads(name):
             return "the atlas calls no head for it"
         return None

@@ -158,13 +158,13 @@ def streams(model: Model, lens: Lens, sources: int, stream: bool | None, machine
     """
     if lens.weights_only:
         if stream:
-            raise HeadatlasError(f"--stream: the lens {lens.name!r} has no forward pass; leave it out.")
+            raise HeadatlasError(f"`stream`: the lens {lens.name!r} has no forward pass; leave it out.")
         return False
     if not model.only_attention:
         if stream:
             raise HeadatlasError(
                 f"{model.checkpoint.spec}: a model with mixers beside attention does not go through layer by "
-                "layer, because they do not keep a prefix as attention does; leave out --stream."
+                "layer, because they do not keep a prefix as attention does; leave out `stream`."
             )
         return False
     possible = can_stream(model.checkpoint)
@@ -177,7 +177,7 @@ def streams(model: Model, lens: Lens, sources: int, stream: bool | None, machine
     if stream and not possible:
         raise HeadatlasError(
             f"{model.checkpoint.spec}: only safetensors go through layer by layer, this is "
-            f"{model.checkpoint.format}; leave out --stream."
+            f"{model.checkpoint.format}; leave out `stream`."
         )
     return stream
 

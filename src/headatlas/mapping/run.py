@@ -251,7 +251,7 @@ def _open_or_create(path: Path, job: Job) -> None:
     if different:
         raise HeadatlasError(
             f"{path}: the atlas there differs in {', '.join(different)}; "
-            "choose another folder with -o, or start over with --force."
+            "choose another folder with `out`, or start over with `force=True`."
         )
 
 

@@ -75,7 +75,7 @@ def refuse_adapter_beside(checkpoint: Checkpoint) -> None:
     if found := [name for name in _FILES if (folder / name).is_file()]:
         raise HeadatlasError(
             f"{folder} holds a model and an adapter that is not merged into it ({', '.join(found)}); give "
-            f"--adapter {shlex.quote(str(folder))} to map the two together, or {_MERGE}; to map the base "
+            f"`adapter` {shlex.quote(str(folder))} to map the two together, or {_MERGE}; to map the base "
             "alone, move the adapter's files away."
         )
 
@@ -91,11 +91,11 @@ def adapter_alone(where: Path | str, config: Path) -> HeadatlasError:
     if not isinstance(base, str) or not base:
         return HeadatlasError(
             f"{where} holds an adapter, not a whole model, and does not name its base; give the base model "
-            "and the adapter's folder with --adapter."
+            "and the adapter's folder with `adapter`."
         )
     return HeadatlasError(
         f"{where} holds an adapter of {base!r}, not a whole model; give {base!r} (or its folder) as the "
-        "model, and the adapter's folder with --adapter."
+        "model, and the adapter's folder with `adapter`."
     )
 
 
@@ -112,7 +112,7 @@ def with_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
     if checkpoint.format != "safetensors":
         what = "a loaded model" if checkpoint.format == "module" else "a GGUF file"
         raise HeadatlasError(
-            f"--adapter: an adapter is merged into safetensors, and {checkpoint.spec} is {what}; give the "
+            f"`adapter`: an adapter is merged into safetensors, and {checkpoint.spec} is {what}; give the "
             "folder of the model that the adapter was trained on."
         )
     home = Path(folder).expanduser()
@@ -222,7 +222,7 @@ def _config(home: Path) -> dict[str, Any]:
         known = (
             "" if home.is_dir() else " (give a folder on this machine; `hf download org/name` fetches one)"
         )
-        raise HeadatlasError(f"--adapter {home}: there is no {CONFIG_NAME}{known}.")
+        raise HeadatlasError(f"`adapter` {home}: there is no {CONFIG_NAME}{known}.")
     config = read_json_object(file)
     if config.get("peft_type") != "LORA":
         raise HeadatlasError(
