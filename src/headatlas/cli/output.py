@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from headatlas.cli.options import as_options
 from headatlas.errors import HeadatlasError
 
 if TYPE_CHECKING:
@@ -33,9 +34,9 @@ def set_level(*, quiet: bool, verbose: bool) -> None:
 
 
 def say(message: str) -> None:
-    """A message for people, on stderr, unless they asked for quiet."""
+    """A message for people, on stderr, unless they asked for quiet; parameters are written as options."""
     if _level >= 1:
-        typer.echo(message, err=True)
+        typer.echo(as_options(message), err=True)
 
 
 def say_more(message: str) -> None:
