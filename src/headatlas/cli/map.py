@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headatlas.addresses import output_path
 from headatlas.cli.options import (
     Adapter,
     AsJson,
@@ -21,7 +22,6 @@ from headatlas.cli.options import (
     TargetPolicyOption,
     computes,
     sets_thresholds,
-    writable,
 )
 from headatlas.cli.output import number, print_fields, print_json, say, say_more, stopping
 from headatlas.errors import HeadatlasError
@@ -80,7 +80,7 @@ def map_model(
             metavar="DIR",
             help="Folder for the atlas, figures and page.",
             show_default=False,
-            callback=writable,
+            parser=output_path,
         ),
     ],
     preset: Preset,

@@ -32,13 +32,6 @@ def shipped_names(incomplete: str) -> list[str]:
     return [relation.name for relation in core() if relation.name.startswith(incomplete)]
 
 
-def writable(path: Any) -> Any:
-    """An output path as it was given; ``-`` and addresses are refused, here for all commands."""
-    if path is not None:
-        output_path(path)
-    return path
-
-
 ModelArgument = Annotated[
     str,
     typer.Argument(
@@ -117,7 +110,7 @@ OutFile = Annotated[
         metavar="FILE",
         help="Also draw it: .png, .svg or .pdf.",
         show_default=False,
-        callback=writable,
+        parser=output_path,
     ),
 ]
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from headatlas.cli.options import Width, reads_atlas, writable
+from headatlas.addresses import output_path
+from headatlas.cli.options import Width, reads_atlas
 from headatlas.cli.output import parse_width, say
 from headatlas.errors import HeadatlasError
 
@@ -35,7 +36,7 @@ def plot(
             metavar="FILE",
             help="The figure: .png, .svg or .pdf.",
             show_default=False,
-            callback=writable,
+            parser=output_path,
         ),
     ],
     kind: Annotated[
@@ -45,7 +46,7 @@ def plot(
     data: Annotated[
         Path | None,
         typer.Option(
-            "--data", metavar="FILE", help="Also write the plotted data, as CSV.", callback=writable
+            "--data", metavar="FILE", help="Also write the plotted data, as CSV.", parser=output_path
         ),
     ] = None,
 ) -> None:
@@ -70,7 +71,7 @@ def report(
             "-o",
             metavar="FILE",
             help="Default: report.html beside the atlas.",
-            callback=writable,
+            parser=output_path,
         ),
     ] = None,
 ) -> None:
@@ -99,7 +100,7 @@ def export(
             metavar="FILE",
             help="The table: .parquet, .csv or .json.",
             show_default=False,
-            callback=writable,
+            parser=output_path,
         ),
     ],
 ) -> None:

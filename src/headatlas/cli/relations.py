@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headatlas.cli.options import AsJson, Lens, TargetPolicyOption, shipped_names, writable
+from headatlas.addresses import output_path
+from headatlas.cli.options import AsJson, Lens, TargetPolicyOption, shipped_names
 from headatlas.cli.output import print_json, print_table, say
 from headatlas.errors import HeadatlasError
 from headatlas.options import TargetPolicy
@@ -137,7 +138,7 @@ def new_relation(
             metavar="FILE",
             help="A .json, .csv or .tsv.",
             show_default=False,
-            callback=writable,
+            parser=output_path,
         ),
     ],
     category: Annotated[
@@ -189,7 +190,7 @@ def export_relations(
             metavar="FOLDER",
             help="Folder for the files.",
             show_default=False,
-            callback=writable,
+            parser=output_path,
         ),
     ],
 ) -> None:
