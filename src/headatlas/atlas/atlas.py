@@ -38,6 +38,36 @@ _OF_K = ("relation_scores", "_q")
 """What has been computed and depends on k alone."""
 
 
+class HeadTable(pd.DataFrame):
+    """A DataFrame whose printed form shows the columns one looks for; pandas would show the outer ones."""
+
+    @property
+    def _constructor(self) -> type[HeadTable]:
+        return HeadTable
+
+    def __repr__(self) -> str:
+        shown, rest = self._parted()
+        if not rest:
+            return super().__repr__()
+        rows = {"max_rows": pd.get_option("display.max_rows"), "min_rows": pd.get_option("display.min_rows")}
+        text = pd.DataFrame(self)[shown].to_string(float_format="{:.3g}".format, **rows)
+        return f"{text}\n{len(self)} rows; {len(rest)} more columns: {', '.join(rest)}"
+
+    def _repr_html_(self) -> str | None:
+        shown, rest = self._parted()
+        frame: Any = pd.DataFrame(self)[shown]
+        text: str | None = frame._repr_html_()
+        more = f"<p>{len(rest)} more columns: {', '.join(rest)}</p>" if rest else ""
+        return text if text is None else text + more
+
+    def _parted(self) -> tuple[list[str], list[str]]:
+        """The columns that are printed and the others; all of them where some of the usual are not there."""
+        names = [str(name) for name in self.columns]
+        if set(SHOWN) <= set(names):
+            return list(SHOWN), [name for name in names if name not in SHOWN]
+        return names, []
+
+
 class Atlas:
     """What every head of one model does, as far as the relations asked can tell.
 
@@ -286,8 +316,9 @@ class Atlas:
     @cached_property
     def _table(self) -> pd.DataFrame:
         if not self.evidence:
-            return self.without_evidence
-        return self.without_evidence.merge(self.evidence.table, on=["layer", "head", "relation"], how="left")
+            return HeadTable(self.without_evidence)
+        keys = ["layer", "head", "relation"]
+        return HeadTable(self.without_evidence.merge(self.evidence.table, on=keys, how="left"))
 
     @cached_property
     def without_evidence(self) -> pd.DataFrame:
@@ -561,6 +592,7 @@ def with_thresholds(atlas: Atlas) -> pd.DataFrame:
     )
 
 
+SHOWN = ("layer", "head", "relation", "score", "q", "added", "called")
 N_SHOWN = 8
 CALLED = np.array(["", "implements", "suppresses", "implements, suppresses"], dtype=object)
 
@@ -570,7 +602,8 @@ def _sign_columns(prefix: str) -> Sequence[str]:
 
 
 TABLE_COLUMNS = (
-    *("layer", "head", "relation", "score", "q", "added", "called", "category"),
+    *SHOWN,
+    "category",
     *_sign_columns(""),
     "suppression",
     *_sign_columns("suppression_"),
