@@ -83,7 +83,7 @@ def test_python_examples_use_names_that_exist(page: Path) -> None:
         for name in re.findall(r"\bha\.(\w+)", block):
             assert name in headatlas.__all__, name
         for name in re.findall(r"\batlas\.(\w+)", block):
-            assert hasattr(headatlas.Atlas, name) or name in ("dataset", "provenance", "settings", "path"), (
+            assert hasattr(headatlas.Atlas, name) or name in ("dataset", "provenance", "thresholds", "path"), (
                 name
             )
 

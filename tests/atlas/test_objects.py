@@ -281,7 +281,7 @@ def test_scores_of_two_processes_are_never_mixed(store: str, before: SetBefore) 
     atlas = make_atlas(path, 2, 2)
     store_scores(atlas)
     ours = objects()
-    assert Atlas.open(store).dataset.attrs["scores_of"]
+    assert Atlas.open(store)._stored.attrs["scores_of"]
     store_scores(atlas.at(k=3))
     theirs = objects()
     differing = sorted(key for key in ours if ours[key] != theirs[key])

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from headatlas.atlas import Atlas
-from headatlas.atlas.export import export, export_table
+from headatlas.atlas.atlas import with_thresholds
+from headatlas.atlas.export import export
 from headatlas.atlas.removing import remove_atlas
 from headatlas.errors import HeadatlasError
 from headatlas.files import replacing
@@ -30,7 +31,7 @@ def test_export_keeps_every_number(run: Run, shared_folder: Path, tmp_path: Path
     path = tmp_path / "new" / f"heads{suffix}"
     run("export", shared_folder, "-o", path, "--tau", 0.3)
     frame = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".json": _read_json}[suffix](path)
-    table = Atlas.open(shared_folder).at(tau=0.3).table
+    table = Atlas.open(shared_folder).at(tau=0.3).table()
     assert len(frame) == len(table)
     for name in table.columns:
         if table[name].dtype.kind == "f":
@@ -43,13 +44,13 @@ def test_export_keeps_every_number(run: Run, shared_folder: Path, tmp_path: Path
 def _read_json(path: Path) -> pd.DataFrame:
     body = json.loads(path.read_text())
     assert body["model"] == "Synthetic-1M" and body["lens"] == "neutral"
-    assert body["settings"]["tau"] == 0.3
+    assert body["thresholds"]["tau"] == 0.3
     assert "year_to_following" in body["left_out"]
-    return pd.DataFrame(body["heads"])
+    return pd.DataFrame(body["rows"])
 
 
 def test_exported_rows_say_what_they_were_read_with(shared_folder: Path) -> None:
-    frame = export_table(Atlas.open(shared_folder))
+    frame = with_thresholds(Atlas.open(shared_folder))
     assert set(frame.loc[frame["relation"] == "copying", "k"]) == {1}
     assert set(frame.loc[frame["relation"] == "country_to_capital", "k"]) == {10}
     assert set(zip(frame["model"], frame["lens"], frame["tau"], frame["criterion"], strict=True)) == {

@@ -130,7 +130,7 @@ def test_caveats_name_the_lens_and_the_criterion(tmp_path: Path, lens: str) -> N
 
 def test_first_token_targets_are_named(planted: Atlas) -> None:
     provenance = planted.provenance | {"target_policy": "first-token"}
-    text = describe(Atlas(planted.dataset, provenance, planted.settings))
+    text = describe(Atlas(planted.dataset, provenance, planted.thresholds))
     assert "count by their first token alone (target policy first-token)" in text
     assert "first-token" not in describe(planted)
 

@@ -13,7 +13,7 @@ from headatlas.figures import describe
 from headatlas.figures.structure import draw_structure
 from tests.cli.conftest import Run, parsed, run  # noqa: F401 (a fixture)
 from tests.figures.planted import Plant, Spec, plant_atlas
-from tests.structure.test_groups import with_groups
+from tests.arrangement.test_groups import with_groups
 from tests.synthetic import make_atlas
 
 PLANTS = [
@@ -68,7 +68,7 @@ def test_command_structure(run: Run, tmp_path: Path) -> None:  # noqa: F811
     assert "Relations per head" in text and "Kruskal–Wallis" in text
     assert (tmp_path / "figure.svg").is_file()
     found = parsed(run("structure", tmp_path / "out", "--json", "--tau", 0.5))
-    assert found["model"] == "Synthetic-1M" and found["settings"]["tau"] == 0.5
+    assert found["model"] == "Synthetic-1M" and found["thresholds"]["tau"] == 0.5
     assert "a figure can be" in run("structure", tmp_path / "out", "-o", "x.gif", code=2).stderr
 
 
