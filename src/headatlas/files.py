@@ -34,7 +34,7 @@ def replacing(path: Place) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         raise HeadatlasError(
-            f"{path}: cannot be written ({error.strerror or error}); choose another place with -o."
+            f"{path}: cannot be written ({error.strerror or error}); choose another `out`."
         ) from error
     finally:
         # Where a folder on the way is a file, there is nothing to remove, and the error above says so.
@@ -58,11 +58,11 @@ def check_writable(folder: str | Place) -> None:
     while not nearest.exists():
         nearest = nearest.parent
     if not nearest.is_dir():
-        raise HeadatlasError(f"{folder}: {nearest} is a file, not a folder; choose another folder with -o.")
+        raise HeadatlasError(f"{folder}: {nearest} is a file, not a folder; choose another `out`.")
     try:
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
         raise HeadatlasError(
-            f"{folder}: cannot be written ({error.strerror or error}); choose another folder with -o."
+            f"{folder}: cannot be written ({error.strerror or error}); choose another `out`."
         ) from error

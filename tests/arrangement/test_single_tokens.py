@@ -32,30 +32,30 @@ def test_scores_equal_those_on_the_sources_that_stay(tmp_path: Path) -> None:
     single = single_token_atlas(atlas)
     assert single.left_out == {"verb_to_past_tense": "25 sources of one token, at least 30 needed"}
     kept = N_SOURCES - 4
-    scores = single.table.set_index(["relation", "layer", "head"])["score"]
+    scores = single.table().set_index(["relation", "layer", "head"])["score"]
     assert scores["country_to_capital", 1, 0] == 0
     assert scores["country_to_capital", 2, 1] == pytest.approx((22 - 4) / kept)
     assert scores["word_to_first_letter", 2, 2] == pytest.approx(10 / N_SOURCES)
     assert list(single.included["n_sources"]) == [kept, N_SOURCES]
-    control = single.table.set_index(["relation", "layer", "head"])["control"]
+    control = single.table().set_index(["relation", "layer", "head"])["control"]
     assert control["country_to_capital", 0, 0] == pytest.approx(10 / kept)
 
 
 def test_calibration_equals_that_of_an_atlas_made_of_these_sources(tmp_path: Path) -> None:
     atlas = plant_atlas(tmp_path / "a.zarr", PLANTS, specs=SPECS)
     single = single_token_atlas(atlas)
-    chance = single.table.set_index(["relation", "layer", "head"])["chance"]
+    chance = single.table().set_index(["relation", "layer", "head"])["chance"]
     # Each of 18 sources promotes its own target: n · mean of the 36 × 36 hits / n.
     assert chance["country_to_capital", 2, 1] == pytest.approx(18 / 36 / 36)
     assert bool(
-        single.table.set_index(["relation", "layer", "head"])["implements"]["country_to_capital", 2, 1]
+        single.table().set_index(["relation", "layer", "head"])["implements"]["country_to_capital", 2, 1]
     )
 
 
 def test_scores_stored_for_all_sources_are_not_taken_for_those_of_some(tmp_path: Path) -> None:
     store_scores(plant_atlas(tmp_path / "a.zarr", PLANTS, specs=SPECS))
     single = single_token_atlas(Atlas.open(tmp_path / "a.zarr"))
-    scores = single.table.set_index(["relation", "layer", "head"])["score"]
+    scores = single.table().set_index(["relation", "layer", "head"])["score"]
     assert scores["country_to_capital", 1, 0] == 0
     assert scores["country_to_capital", 2, 1] == pytest.approx((22 - 4) / (N_SOURCES - 4))
 

@@ -80,6 +80,6 @@ def test_command_compare(run: Run, tmp_path: Path) -> None:  # noqa: F811
     assert "Spearman" in result.stdout and "not compared: year_to_following" in result.stderr
     assert (tmp_path / "figure.png").is_file()
     found = parsed(run("compare", *folders, "--json"))
-    assert len(found["relations"]) == 2 * 19
-    assert {row["atlas"] for row in found["relations"]} == {each["label"] for each in found["atlases"]}
+    assert len(found["rows"]) == 2 * 19
+    assert {row["atlas"] for row in found["rows"]} == set(found["labels"])
     assert "at least two" in run("compare", folders[0], code=2).stderr

@@ -167,8 +167,8 @@ def test_another_reading_equals_a_fresh_atlas(synthetic: Atlas, changes: dict[st
 def test_k_above_the_ceiling(synthetic: Atlas) -> None:
     with pytest.raises(HeadatlasError, match="`k` is 33, above the ceiling 32"):
         synthetic.at(k=33)
-    with pytest.raises(HeadatlasError, match="no profile 'bogus'"):
-        synthetic.at(Thresholds.preset("bogus"))
+    with pytest.raises(TypeError, match="no field kk"):
+        synthetic.at(kk=3)
     assert synthetic.at(Thresholds.preset("maps-paper-llama3")).thresholds.k == 25
 
 
@@ -221,7 +221,8 @@ def test_the_table_has_its_columns_in_order(synthetic: Atlas) -> None:
     assert {name for name, kind in kinds.items() if kind == "i"} == {"layer", "head", "n_sources"}
     assert {name for name, kind in kinds.items() if kind == "b"} == {"implements", "suppresses"}
     assert all(isinstance(value, str) for value in table["relation"])
-    floats = set(table) - {"relation", "category", "layer", "head", "n_sources", "implements", "suppresses"}
+    text = {"relation", "category", "called"}
+    floats = set(table) - text - {"layer", "head", "n_sources", "implements", "suppresses"}
     assert all(table[name].dtype == np.float64 for name in floats)
     may_be_empty = {"chance", "lift", "suppression_chance", "suppression_lift"}
     assert not table.drop(columns=list(may_be_empty)).isna().any(axis=None)

@@ -293,7 +293,7 @@ def test_scores_of_two_processes_are_never_mixed(store: str, before: SetBefore) 
             continue
         for name, data in ours.items():
             system.pipe_file(name, theirs[key] if name == key else data)
-        found = Atlas.open(store).scores
+        found = Atlas.open(store).relation_scores
         for name, score in expected.items():
             np.testing.assert_array_equal(found[name].score, score)
 

@@ -52,7 +52,7 @@ def test_a_model_too_large_for_a_gpu_is_refused_before_it_is_loaded(mapped: Plan
         patch.object(opening, "free_memory", return_value=10**9),
         patch("headatlas.evidence.ablation_run.running", side_effect=AssertionError("loaded")),
         pytest.raises(
-            HeadatlasError, match=r"on cuda:0 and needs about 2 GB there, 1 GB are free; use --device"
+            HeadatlasError, match=r"on cuda:0 and needs about 2 GB there, 1 GB are free; use `device=cpu`"
         ),
     ):
         run_ablation(mapped.atlas, templates=mapped.templates)

@@ -196,7 +196,7 @@ def test_an_atlas_in_object_storage_is_copied_first(mapped: Planted) -> None:
         (
             "The {}",
             Choices(shots=20),
-            r"15 pairs can be asked, at least 20 needed; examples are not asked, see --shots",
+            r"15 pairs can be asked, at least 20 needed; examples are not asked, see `shots`",
         ),
     ],
 )
@@ -217,7 +217,7 @@ def test_relations_without_template_or_heads_are_listed(mapped: Planted, tmp_pat
     found = run_ablation(atlas, templates=file, choices=NO_SHOTS)
     assert found.skipped == {
         "first": "the atlas calls no head for it",
-        "second": "there is no task template for it; give one with --templates",
+        "second": "there is no task template for it; give one with `templates`",
     }
     misspelt = template_file(tmp_path, tasks={"frist": "The {}"})
     found = run_ablation(planted.atlas, templates=misspelt, choices=NO_SHOTS)
@@ -230,7 +230,7 @@ def test_of_several_runs_of_a_template_the_one_of_most_relations_is_read(
 ) -> None:
     """q is over a run's relations, so the answer must not depend on which run comes last."""
     planted = examined.copied(tmp_path / "out")
-    parts = [run_inference(planted.atlas, relations=[name], templates=["a {}"])[0].context.path for name in HEADS]
+    parts = [run_inference(planted.atlas, only=[name], templates=["a {}"])[0].context.path for name in HEADS]
     evidence = planted.atlas.evidence
     runs = {each.context.path for each in evidence.dynamics}
     assert len(runs) == 5 and runs >= set(parts)
@@ -281,10 +281,10 @@ def test_steps() -> None:
 @pytest.mark.parametrize(
     ("choices", "option"),
     [
-        (Choices(shots=-1), "--shots is -1"),
-        (Choices(max_heads=0), "--max-heads is 0"),
-        (Choices(sources=5), "--sources is 5"),
-        (Choices(draws=0), "--draws is 0"),
+        (Choices(shots=-1), "`shots` is -1"),
+        (Choices(max_heads=0), "`max_heads` is 0"),
+        (Choices(sources=5), "`sources` is 5"),
+        (Choices(draws=0), "`draws` is 0"),
         (Choices(method="resample"), "no method 'resample'"),  # type: ignore[arg-type]
     ],
 )
@@ -306,5 +306,5 @@ def test_an_atlas_of_a_loaded_model_needs_it_again(tmp_path: Path, mapped: Plant
     atlas = map_heads(model, word_tokenizer(VOCAB), relations=relations, out=tmp_path, layers="2")
     with pytest.raises(HeadatlasError, match="made from a model in memory"):
         run_inference(atlas, templates=["a {}"])
-    found = run_inference(atlas, model, word_tokenizer(VOCAB), templates=["a {}"], relations=["first"])
+    found = run_inference(atlas, model, word_tokenizer(VOCAB), templates=["a {}"], only=["first"])
     assert list(found[0].context.relation_scores) == ["first"]

@@ -72,7 +72,7 @@ def test_quartiles_and_kruskal_wallis(larger: Atlas) -> None:
 
 def test_best_heads_and_their_numbers(larger: Atlas) -> None:
     text = describe(larger)
-    for name, rows in larger.table.groupby("relation"):
+    for name, rows in larger.table().groupby("relation"):
         best = rows.loc[rows["score"].idxmax()]
         title = larger.relations.set_index("relation").loc[name, "title"]
         line = next(line for line in text.splitlines() if line.startswith(f"- {title} ("))

@@ -376,11 +376,11 @@ def test_the_command_line(server: Server, mapped_folder: Path) -> None:
 
 def test_what_needs_the_whole_model_is_refused(server: Server, llama_folder: Path) -> None:
     address = server.serve(llama_folder)
-    with pytest.raises(HeadatlasError, match=r"neutral lens needs the whole model .*--lens maps"):
+    with pytest.raises(HeadatlasError, match=r"neutral lens needs the whole model .*`lens=maps`"):
         map_heads(address)
     with pytest.raises(HeadatlasError, match="download it"):
         load_modules(open_checkpoint(address))
-    with pytest.raises(HeadatlasError, match="--remote reads a model of the Hub"):
+    with pytest.raises(HeadatlasError, match="`remote=True` reads a model of the Hub"):
         open_checkpoint(str(llama_folder), remote=True)
 
 

@@ -154,7 +154,7 @@ class OpenedModel:
         if not self._inventory.layers[0].feeds:
             raise HeadatlasError(
                 f"{self.checkpoint.spec}: the first block has no MLP, which the lens maps needs; "
-                "use --lens neutral."
+                "use `lens=neutral`."
             )
         norm = self._inventory.mlp_norm
         feed = Feeding(self._inventory, self._read).of(0)

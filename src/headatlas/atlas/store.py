@@ -318,7 +318,7 @@ def read_store(path: Place) -> tuple[xr.Dataset, dict[str, Any]]:
                 f"{path}: the atlas is being made, or was left when it was; run the map command again."
             )
         version = int(dataset.attrs[SCHEMA])
-        provenance = _renamed(dict(json.loads(dataset.attrs["provenance"])))
+        provenance = renamed(dict(json.loads(dataset.attrs["provenance"])))
     except StorageError:
         raise
     except (OSError, KeyError, ValueError, TypeError) as error:
@@ -343,12 +343,13 @@ def read_store(path: Place) -> tuple[xr.Dataset, dict[str, Any]]:
     return dataset, provenance
 
 
-def _renamed(provenance: dict[str, Any]) -> dict[str, Any]:
+def renamed(provenance: dict[str, Any]) -> dict[str, Any]:
     """A provenance with today's names: development versions wrote ``settings`` and ``preset``."""
     if isinstance(settings := provenance.pop("settings", None), dict):
         kept = {name: value for name, value in settings.items() if name != "profile"}
         provenance.setdefault("thresholds", kept)
-        provenance.setdefault("mask", provenance.pop("preset", "default") == "default")
+    if "preset" in provenance:
+        provenance.setdefault("mask", provenance.pop("preset") == "default")
     return provenance
 
 

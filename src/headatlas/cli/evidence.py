@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from headatlas.cli.options import AsJson, AtlasArgument, Only, computes, names_of
+from headatlas.cli.options import AsJson, AtlasArgument, Only, as_options, computes, names_of
 from headatlas.cli.output import print_rows, print_table, say, stopping
 from headatlas.options import Compute
 from headatlas.progress import ProgressDisplay
@@ -143,13 +143,14 @@ def ablation(
         )
     frame = summary(found.done)
     written = write_ablations(atlas, found.done, _beside(atlas), figures=not no_figures)
-    for name, why in found.skipped.items():
+    skipped = {name: as_options(why) for name, why in found.skipped.items()}
+    for name, why in skipped.items():
         say(f"skipped: {name} ({why})")
     for task in found.done:
         if not task.controls:
             say(f"no control task for {task.relation}: none has a similar base and few heads in common")
     if as_json:
-        print_rows([atlas], _records(frame), skipped=found.skipped)
+        print_rows([atlas], _records(frame), skipped=skipped)
     else:
         say(atlas.caption())
         if found.done:

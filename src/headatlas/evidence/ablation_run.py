@@ -72,13 +72,12 @@ class Choices:
             HeadatlasError: A number is out of range, or there is no such method.
         """
         if self.method not in get_args(Method):
-            raise HeadatlasError(f"--method: there is no method {self.method!r}; use zero or mean.")
+            raise HeadatlasError(f"`method`: there is no method {self.method!r}; use zero or mean.")
         least = {"shots": 0, "sources": MIN_SOURCES, "max_heads": 1, "draws": 1, "seed": 0}
         for name, low in least.items():
             value = getattr(self, name)
             if not isinstance(value, int) or value < low:
-                option = name.replace("_", "-")
-                raise HeadatlasError(f"--{option} is {value!r}: it must be a whole number of at least {low}.")
+                raise HeadatlasError(f"`{name}` is {value!r}: it must be a whole number of at least {low}.")
 
 
 @dataclass
@@ -108,7 +107,7 @@ def run_ablation(
     """Ablate the heads of relations and store what their tasks lose; what is stored is not measured again.
 
     Args:
-        atlas: An atlas from a folder; its settings say which heads are called.
+        atlas: An atlas from a folder; its thresholds say which heads are called.
         model: Its model; by default the one that the atlas names.
         tokenizer: Needed with a loaded model.
         only: Names or titles of relations; all scored ones by default. Control tasks come from all.
@@ -187,15 +186,15 @@ class _Run:
     def problem(self, name: str) -> str | None:
         """Why a relation cannot be ablated, or None."""
         if name not in self.tasks:
-            return "there is no task template for it; give one with --templates"
+            return "there is no task template for it; give one with `templates`"
         task = self.tasks[name]
         if name not in self._base:
             gone = "; ".join(f"{reason} ({len(words)})" for reason, words in task.dropped.items())
             why = f": {gone}" if gone else ""
-            examples = "; examples are not asked, see --shots" if task.shots else ""
+            examples = "; examples are not asked, see `shots`" if task.shots else ""
             return f"{len(task.words)} pairs can be asked, at least {MIN_SOURCES} needed{why}{examples}"
         if (base := float(self._base[name].mean())) < MIN_BASE:
-            return f"base accuracy is {base:.2f}, at least {MIN_BASE:g} needed; see --shots and --templates"
+            return f"base accuracy is {base:.2f}, at least {MIN_BASE:g} needed; see `shots` and `templates`"
         if not self._heads(name):
             return "the atlas calls no head for it"
         return None

@@ -1,4 +1,4 @@
-"""What may and may not be concluded from an atlas, as far as its lens, settings and numbers say."""
+"""What may and may not be concluded from an atlas, as far as its lens, thresholds and numbers say."""
 
 from __future__ import annotations
 

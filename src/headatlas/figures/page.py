@@ -298,7 +298,7 @@ def check_width(width_mm: float) -> float:
     """
     low, high = WIDTHS
     if not low <= width_mm <= high:
-        raise HeadatlasError(f"--width is {width_mm:g} mm: a figure is {low:g} to {high:g} mm wide.")
+        raise HeadatlasError(f"`width_mm` is {width_mm:g} mm: a figure is {low:g} to {high:g} mm wide.")
     return float(width_mm)
 
 

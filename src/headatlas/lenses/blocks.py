@@ -241,7 +241,7 @@ class BlockPass:
         if len(pieces) != shape[0]:
             raise HeadatlasError(
                 f"{self._model.checkpoint.spec}: {len(pieces)} experts are stored, transformers expects "
-                f"{shape[0]}; leave out --stream, or use --lens maps."
+                f"{shape[0]}; leave out `stream=True`, or use `lens=maps`."
             )
         return torch.stack([torch.cat([self._source.stored(name) for name in piece]) for piece in pieces])
 
@@ -252,7 +252,7 @@ class BlockPass:
             found = "is missing" if info is None else f"has the shape {list(info.shape)}"
             raise HeadatlasError(
                 f"{self._model.checkpoint.spec}: tensor {stored!r} {found}, but transformers expects "
-                f"{list(shape)}; leave out --stream, or use --lens maps."
+                f"{list(shape)}; leave out `stream=True`, or use `lens=maps`."
             )
 
     def _fill_in(self) -> None:

@@ -71,7 +71,7 @@ def lens_named(name: str) -> Lens:
     try:
         return LENSES[name]
     except KeyError:
-        raise HeadatlasError(f"--lens: there is no lens {name!r}; use {' or '.join(LENSES)}.") from None
+        raise HeadatlasError(f"`lens`: there is no lens {name!r}; use {' or '.join(LENSES)}.") from None
 
 
 @dataclass(frozen=True)

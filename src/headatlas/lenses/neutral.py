@@ -220,7 +220,7 @@ def prefix_row(model: Model, prefix: str) -> list[int]:
     if not ids:
         raise HeadatlasError(
             f"{model.checkpoint.spec}: the tokenizer makes no token of the neutral prefix {prefix!r} and "
-            "puts none first, but a source needs something before it; use --lens maps."
+            "puts none first, but a source needs something before it; use `lens=maps`."
         )
     return ids
 

@@ -143,7 +143,7 @@ def streams(model: Model, lens: Lens, sources: int, stream: bool | None, machine
     """
     if lens.weights_only:
         if stream:
-            raise HeadatlasError(f"--stream: the lens {lens.name!r} has no forward pass; leave it out.")
+            raise HeadatlasError(f"`stream`: the lens {lens.name!r} has no forward pass; leave it out.")
         return False
     if not model.only_attention:
         if stream:

@@ -21,7 +21,7 @@ from headatlas.weights.gguf_source import GgufSource
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-INSTEAD = "use --lens maps, which reads the tensors alone, or safetensors of the model"
+INSTEAD = "use `lens=maps`, which reads the tensors alone, or safetensors of the model"
 """What to do where the modules would not be the model."""
 _HEADS = ("attention.head_count", "attention.head_count_kv")
 _SIZES = ("block_count", "embedding_length", "feed_forward_length", *_HEADS)

@@ -195,7 +195,7 @@ def need_on_disk(checkpoint: Checkpoint, what: str) -> None:
     )
     raise HeadatlasError(
         f"{checkpoint.spec}: {what} needs the whole model ({checkpoint.traffic.total / 1e9:.3g} GB), "
-        f"which is read in place here; {how}, or use --lens maps."
+        f"which is read in place here; {how}, or use `lens=maps`."
     )
 
 
