@@ -119,7 +119,9 @@ def _map(asked: Mapping[str, Any]) -> dict[str, Any]:
         relations = load_relations(options["relations"])
         each = sources // len(relations)
         options["relations"] = [replace(relation, pairs=relation.pairs[:each]) for relation in relations]
-    compute = Compute(**{each.name: options.pop(each.name) for each in fields(Compute) if each.name in options})
+    compute = Compute(
+        **{each.name: options.pop(each.name) for each in fields(Compute) if each.name in options}
+    )
     stats = Stats()
     start = time.perf_counter()
     # The comparison reads the states that were mapped: computed again, their last bits could differ.

@@ -23,9 +23,10 @@ What was given wrongly is said in one line that begins with `error:`, with exit 
 the command line, shows the traceback instead; so does the environment variable `HEADATLAS_DEBUG=1`. Ctrl-C
 during `map` ends with exit code 130; what was done is saved, and the same command goes on.
 
-`--quiet` (`-q`) says nothing but errors; `--verbose` (`-v`) says more, such as the time of each stage. Both work
-anywhere on the command line. `--json` prints an object: of commands that read an atlas with `model`, `lens`,
-`thresholds` and `caption` (in a list `atlases` where there are several), and what would be a table under `rows`.
+`--quiet` (`-q`) says nothing but errors; `--verbose` (`-v`) says more, such as the time of each stage. Both
+work anywhere on the command line. `--json` prints an object: of commands that read an atlas with `model`,
+`lens`, `thresholds` and `caption` (in a list `atlases` where there are several), and what would be a table
+under `rows`.
 
 `headatlas --install-completion` makes the shell complete commands and options. `python -m headatlas` is the
 same as `headatlas`.

@@ -49,7 +49,9 @@ def test_gpus_are_numbered() -> None:
     assert pick_device() == pick_device("cuda") == torch.device("cuda", 1)
     assert pick_device("cuda:0") == torch.device("cuda", 0)
     assert pick_device("cpu").type == "cpu"
-    with pytest.raises(HeadatlasError, match=r"`device=cuda:2`: this machine has 2 GPU for CUDA \(numbered from 0\)"):
+    with pytest.raises(
+        HeadatlasError, match=r"`device=cuda:2`: this machine has 2 GPU for CUDA \(numbered from 0\)"
+    ):
         pick_device("cuda:2")
 
 

@@ -11,9 +11,9 @@ from headatlas.arrangement import structure
 from headatlas.atlas import Atlas
 from headatlas.figures import describe
 from headatlas.figures.structure import draw_structure
+from tests.arrangement.test_groups import with_groups
 from tests.cli.conftest import Run, parsed, run  # noqa: F401 (a fixture)
 from tests.figures.planted import Plant, Spec, plant_atlas
-from tests.arrangement.test_groups import with_groups
 from tests.synthetic import make_atlas
 
 PLANTS = [

@@ -333,9 +333,7 @@ def test_provenance_edited_into_something_else(tmp_path: Path, name: str, value:
 @pytest.mark.parametrize("inside", ["atlas.zarr", "deeper/atlas.zarr"])
 def test_a_place_where_nothing_can_be_written(tmp_path: Path, layout: Layout, inside: str) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(
-        HeadatlasError, match=r"file.*cannot be written .*choose another `out`"
-    ):
+    with pytest.raises(HeadatlasError, match=r"file.*cannot be written .*choose another `out`"):
         create_store(tmp_path / "file" / inside, layout, n_layers=1, n_heads=1, attributes=provenance())
     assert (tmp_path / "file").read_text() == "mine"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -79,7 +79,8 @@ def test_map_writes_everything_and_says_so(run: Run, mapped: Any, tmp_path: Path
 
 def test_options_reach_the_mapping(run: Run, mapped: Any, tmp_path: Path) -> None:
     calls = mapped(four_layers)
-    options = "--lens maps --preset maps-paper --relations capital,{mine} --k 5 --k-copy 2 --tau 0.4 --criterion tau"
+    options = "--lens maps --preset maps-paper --relations capital,{mine}"
+    options += " --k 5 --k-copy 2 --tau 0.4 --criterion tau"
     more = "--layers 0-5 --target-policy first-token --ceiling 40 --no-figures"
     more += " --no-stream --cluster auto --remote"
     mine = tmp_path / "mine.csv"
@@ -222,9 +223,9 @@ def test_plan(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "headatlas.mapping.plan", module)
     text = run("plan", "tiny", "--lens", "maps").stdout
     options = {"lens": "maps", "compute": Compute(), "remote": False}
-    assert [(model, {name: value for name, value in rest.items() if name != "relations"}) for model, rest in asked] == [
-        ("tiny", options)
-    ]
+    assert [
+        (model, {name: value for name, value in rest.items() if name != "relations"}) for model, rest in asked
+    ] == [("tiny", options)]
     assert asked[0][1]["relations"] == core()
     for part in ("2.5 GB", "1 MB", "about 1 min 15 s", "attribution"):
         assert part in text

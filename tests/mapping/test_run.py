@@ -234,7 +234,9 @@ def test_another_map_into_the_same_folder(
     with pytest.raises(HeadatlasError) as caught:
         mapped(out=out, **change)
     message = str(caught.value)
-    assert str(out / "atlas.zarr") in message and f"differs in {named}" in message and "`force=True`" in message
+    assert (
+        str(out / "atlas.zarr") in message and f"differs in {named}" in message and "`force=True`" in message
+    )
     assert everything(out) == before
     mapped(out=out)
 
@@ -376,7 +378,9 @@ def test_a_model_too_large_for_the_machine_is_said(mapped: Map, monkeypatch: pyt
         )
     with pytest.raises(HeadatlasError, match=r"by layer and needs about 1000000.0 GB .*; use `lens=maps`"):
         mapped()
-    with pytest.raises(HeadatlasError, match=r"whole model and .* GB; leave out `stream=False`, or use `lens"):
+    with pytest.raises(
+        HeadatlasError, match=r"whole model and .* GB; leave out `stream=False`, or use `lens"
+    ):
         mapped(compute=Compute(stream=False))
     with pytest.raises(HeadatlasError, match=r"whole model and .* GB; use `lens=maps`"):
         mapped(tiny_model("llama"), word_tokenizer())

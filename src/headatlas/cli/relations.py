@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headatlas.cli.options import AsJson, Lens, TargetPolicyOption, not_dash, shipped_names
+from headatlas.cli.options import AsJson, Lens, TargetPolicyOption, as_options, not_dash, shipped_names
 from headatlas.cli.output import print_json, print_table, say
 from headatlas.errors import HeadatlasError
 from headatlas.options import TargetPolicy
@@ -96,7 +96,7 @@ def check_relations(
         print_table(columns, [_check_row(row) for row in rows])
         _say_remarks(rows)
     for problem in problems:
-        say(f"error: {problem}")
+        typer.echo(f"error: {as_options(str(problem))}", err=True)
     if problems:
         raise typer.Exit(2)
 
