@@ -44,6 +44,13 @@ from tests.cli.conftest import Run
         (["map", "smollm2-135m", "-o", "{file}/inside"], ["is a file, not a folder"]),
         (["map", "smollm2-135m", "-o", "{no}", "--k", "40"], ["--k is 40", "ceiling 32"]),
         (["map", "smollm2-135m", "-o", "{no}", "--q-max", "7"], ["--q-max is 7"]),
+        (["map", "smollm2-135m", "-o", "{no}", "--preset", "bogus"], ["--preset:", "'bogus'", "maps-paper"]),
+        (["map", "smollm2-135m", "-o", "{no}", "--max-memory", "6"], ["--max-memory 6: 6 bytes", "like 6GB"]),
+        (["plan", "smollm2-135m", "--max-memory", "6XB"], ["--max-memory 6XB", "like 6GB or 800MB"]),
+        (["plan", "smollm2-135m", "--device", "gpu"], ["--device is 'gpu'", "cuda:N"]),
+        (["heads", "{dir}", "--only", ","], ["--only names nothing"]),
+        (["heads", "{dir}", "--category", ""], ["no category ''"]),
+        (["structure", "{dir}", "-o", "x.gif"], ["x.gif", ".png"]),
     ],
 )
 def test_one_clear_line(
