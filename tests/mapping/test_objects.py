@@ -108,7 +108,7 @@ def test_processes_that_share_an_atlas(model: Path, here: Atlas, store: str, cac
 def test_another_map_there_is_refused_and_force_starts_over(model: Path, store: str, cache: Path) -> None:
     map_heads(model, relations=random_relations(), out=store, lens="maps", layers="0")
     with pytest.raises(
-        HeadatlasError, match=r"^bucket://somewhere/out/atlas.zarr: .* differs in ceiling .*--force"
+        HeadatlasError, match=r"^bucket://somewhere/out/atlas.zarr: .* differs in ceiling .*`force=True`"
     ):
         map_heads(model, relations=random_relations(), out=store, lens="maps", ceiling=16)
     found = map_heads(model, relations=random_relations(), out=store, lens="maps", ceiling=16, force=True)

@@ -328,7 +328,7 @@ class BlockPass:
             except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
                 raise HeadatlasError(
                     f"{self._model.checkpoint.spec}: the blocks of this model hand on more than their hidden "
-                    f"states ({error}), so that it does not go through layer by layer; leave out --stream."
+                    f"states ({error}), so it does not go through layer by layer; leave out `stream=True`."
                 ) from error
         return entering[0], calls
 
