@@ -28,9 +28,10 @@ from benchmarks.checkpoints import INDEX, Planted, planted_in
 from benchmarks.comparison import check, plain_seconds, states_of
 from benchmarks.measuring import Measured, first_prefixes, measure, median_run, print_work
 from headatlas.atlas import Atlas
-from headatlas.mapping.job import Job, layer_range, options, prepare
+from headatlas.mapping.job import Job, options, prepare
 from headatlas.mapping.states import layer_inputs
 from headatlas.mapping.vocabulary import Vocabulary
+from headatlas.options import layers_asked
 from headatlas.relations import Relation, load_relations
 
 
@@ -87,7 +88,7 @@ def _run(given: argparse.Namespace, out: Path) -> None:
     with first_prefixes(given.prefixes):
         asked = options(lens=given.lens)
     job = prepare(given.checkpoint, None, _first(load_relations(relations), given.sources), asked)
-    layers = layer_range(given.layers, job.model.dims.n_layers)
+    layers = layers_asked(given.layers, job.model.dims.n_layers)
     atlas = Atlas.open(out)
     print_header(given.checkpoint, job, layers)
     print_measured(measured, job)
@@ -102,7 +103,7 @@ def _first(relations: Sequence[Relation], sources: int | None) -> list[Relation]
     return [replace(relation, pairs=relation.pairs[:each]) for relation in relations]
 
 
-def print_header(checkpoint: Path, job: Job, layers: range) -> None:
+def print_header(checkpoint: Path, job: Job, layers: Sequence[int]) -> None:
     """What is mapped, and on what."""
     dims = job.model.dims
     print(
@@ -163,7 +164,7 @@ def compare(
     job: Job,
     atlas: Atlas,
     out: Path,
-    layers: range,
+    layers: Sequence[int],
     planted: Sequence[Planted],
     sample: int,
     check_sources: int,

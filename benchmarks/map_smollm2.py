@@ -37,6 +37,7 @@ from headatlas.mapping.run import map_heads
 from headatlas.mapping.states import layer_inputs
 from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import Vocabulary
+from headatlas.options import Compute
 
 MODEL = "smollm2-135m"
 
@@ -62,7 +63,9 @@ def benchmark(lens: str, repeats: int, sample: int, device: str) -> None:
         for repeat in range(repeats):
             stats = Stats()
             start = time.perf_counter()
-            atlas = map_heads(MODEL, out=Path(folder) / str(repeat), lens=lens, device=device, stats=stats)
+            atlas = map_heads(
+                MODEL, out=Path(folder) / str(repeat), lens=lens, compute=Compute(device), stats=stats
+            )
             totals.append(time.perf_counter() - start)
             runs.append(stats)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "linux" else 1e9)

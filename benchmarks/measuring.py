@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,6 +22,7 @@ from headatlas.atlas import Atlas
 from headatlas.lenses.lens import LENSES
 from headatlas.mapping.run import map_heads
 from headatlas.mapping.stats import Stats
+from headatlas.options import Compute
 from headatlas.relations import load_relations
 
 STAGES = (
@@ -66,7 +67,7 @@ def measure(
         out: Output folder; the saved states of sources stay in it.
         sources: Use the first sources of every relation only, about so many in all.
         prefixes: Use the first prefixes of the lens only.
-        options: Further arguments of ``map_heads``; paths as text.
+        options: Further arguments of ``map_heads``, and the fields of ``Compute``; paths as text.
     """
     asked = {"model": str(model), "out": str(out), "sources": sources, "prefixes": prefixes, **options}
     command = [sys.executable, "-m", "benchmarks.measuring"]
@@ -118,11 +119,14 @@ def _map(asked: Mapping[str, Any]) -> dict[str, Any]:
         relations = load_relations(options["relations"])
         each = sources // len(relations)
         options["relations"] = [replace(relation, pairs=relation.pairs[:each]) for relation in relations]
+    compute = Compute(
+        **{each.name: options.pop(each.name) for each in fields(Compute) if each.name in options}
+    )
     stats = Stats()
     start = time.perf_counter()
     # The comparison reads the states that were mapped: computed again, their last bits could differ.
     with patch("headatlas.mapping.run.discard_states"), first_prefixes(prefixes):
-        atlas = map_heads(options.pop("model"), stats=stats, **options)
+        atlas = map_heads(options.pop("model"), compute=compute, stats=stats, **options)
     seconds = time.perf_counter() - start
     return {
         "stats": asdict(stats),

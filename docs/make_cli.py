@@ -23,6 +23,11 @@ What was given wrongly is said in one line that begins with `error:`, with exit 
 the command line, shows the traceback instead; so does the environment variable `HEADATLAS_DEBUG=1`. Ctrl-C
 during `map` ends with exit code 130; what was done is saved, and the same command goes on.
 
+`--quiet` (`-q`) says nothing but errors; `--verbose` (`-v`) says more, such as the time of each stage. Both
+work anywhere on the command line. `--json` prints an object: of commands that read an atlas with `model`,
+`lens`, `thresholds` and `caption` (in a list `atlases` where there are several), and what would be a table
+under `rows`.
+
 `headatlas --install-completion` makes the shell complete commands and options. `python -m headatlas` is the
 same as `headatlas`.
 """
@@ -38,7 +43,7 @@ EXAMPLES = {
     ],
     "heads": [
         "headatlas heads demo",
-        "headatlas heads demo --relation country_to_capital --json",
+        "headatlas heads demo --only country_to_capital --json",
         "headatlas heads demo --category Knowledge --tau 0.3",
     ],
     "head": ["headatlas head demo 23.4"],
@@ -68,11 +73,11 @@ EXAMPLES = {
     ],
     "evidence inference": [
         "headatlas evidence inference demo",
-        "headatlas evidence inference demo --relations country_to_capital,verb_to_past_tense --json",
+        "headatlas evidence inference demo --only country_to_capital,verb_to_past_tense --json",
     ],
     "evidence ablation": [
         "headatlas evidence ablation demo",
-        "headatlas evidence ablation demo --relations country_to_capital --shots 0",
+        "headatlas evidence ablation demo --only country_to_capital --shots 0",
     ],
 }
 

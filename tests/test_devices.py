@@ -38,9 +38,9 @@ def apple(monkeypatch: pytest.MonkeyPatch, no_gpu: None) -> None:
 def test_without_a_gpu_there_is_the_cpu() -> None:
     for name in ("auto", "cpu", "cpu:0", torch.device("cpu")):
         assert pick_device(name) == torch.zeros(1).device
-    with pytest.raises(HeadatlasError, match=r"--device cuda: this machine has no GPU for CUDA.*use auto or"):
+    with pytest.raises(HeadatlasError, match=r"`device=cuda`: this machine has no GPU for CUDA.*use auto or"):
         pick_device("cuda")
-    with pytest.raises(HeadatlasError, match="--device mps: this machine has no GPU for MPS"):
+    with pytest.raises(HeadatlasError, match="`device=mps`: this machine has no GPU for MPS"):
         pick_device("mps")
 
 
@@ -49,7 +49,9 @@ def test_gpus_are_numbered() -> None:
     assert pick_device() == pick_device("cuda") == torch.device("cuda", 1)
     assert pick_device("cuda:0") == torch.device("cuda", 0)
     assert pick_device("cpu").type == "cpu"
-    with pytest.raises(HeadatlasError, match=r"cuda:2: this machine has 2 GPU for CUDA \(numbered from 0\)"):
+    with pytest.raises(
+        HeadatlasError, match=r"`device=cuda:2`: this machine has 2 GPU for CUDA \(numbered from 0\)"
+    ):
         pick_device("cuda:2")
 
 
@@ -60,7 +62,7 @@ def test_an_apple_gpu_is_found() -> None:
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:-1", "", "meta", "xpu"])
 def test_names_that_mean_nothing(name: str) -> None:
-    with pytest.raises(HeadatlasError, match=rf"--device {name}: there is no such device; use auto, cpu"):
+    with pytest.raises(HeadatlasError, match=rf"`device={name}`: there is no such device; use auto, cpu"):
         pick_device(name)
 
 

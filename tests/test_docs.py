@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import importlib.util
 import re
 import shlex
@@ -14,6 +16,7 @@ from typer.testing import CliRunner
 
 import headatlas
 from headatlas.cli import app
+from tests.test_house import modules
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -83,9 +86,12 @@ def test_python_examples_use_names_that_exist(page: Path) -> None:
         for name in re.findall(r"\bha\.(\w+)", block):
             assert name in headatlas.__all__, name
         for name in re.findall(r"\batlas\.(\w+)", block):
-            assert hasattr(headatlas.Atlas, name) or name in ("dataset", "provenance", "settings", "path"), (
-                name
-            )
+            assert hasattr(headatlas.Atlas, name) or name in (
+                "dataset",
+                "provenance",
+                "thresholds",
+                "path",
+            ), name
 
 
 def test_relation_files_in_the_docs_are_read_by_the_next_command(
@@ -106,3 +112,26 @@ def test_relation_files_in_the_docs_are_read_by_the_next_command(
     said = result.stderr.splitlines()
     assert len(said) == len(examples) and all("at least 30 needed" in line for line in said)
     assert "```text\n" + said[1] + "\n```" in after
+
+
+def documented() -> list[str]:
+    """Modules whose docstrings have examples."""
+    return [name for name, path in modules().items() if ">>> " in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("name", documented())
+def test_examples_in_docstrings_run(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
+
+
+def test_some_examples_do_run() -> None:
+    finder = doctest.DocTestFinder()
+    run = [
+        example
+        for name in documented()
+        for test in finder.find(importlib.import_module(name))
+        for example in test.examples
+        if not example.options.get(doctest.SKIP)
+    ]
+    assert len(run) >= 4

@@ -111,7 +111,7 @@ def test_amounts_of_memory(amount: str | int, n_bytes: int) -> None:
     assert memory_of(amount) == n_bytes == Compute(max_memory=amount).memory
 
 
-@pytest.mark.parametrize("amount", ["", "much", "GB", "6XB", "-6GB", "0", "1..5GB", "nanGB"])
+@pytest.mark.parametrize("amount", ["", "much", "GB", "6XB", "-6GB", "0", "1..5GB", "nanGB", "6GBs"])
 def test_what_is_no_amount(amount: str) -> None:
     with pytest.raises(HeadatlasError, match="not an amount of memory; write it like 6GB"):
         Compute(max_memory=amount)

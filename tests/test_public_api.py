@@ -12,22 +12,52 @@ from tests.synthetic import make_atlas
 
 NAMES = [
     "Atlas",
+    "Compute",
     "HeadatlasError",
     "Pair",
     "Relation",
+    "Thresholds",
     "__version__",
+    "compare",
+    "concat",
     "core_relations",
     "describe",
+    "evidence",
     "load_relations",
     "map_heads",
     "open_atlas",
     "plan",
+    "plot_categories",
+    "structure",
 ]
+ATLAS = {
+    *("open", "at", "load", "save"),
+    *("dataset", "provenance", "thresholds", "path"),
+    *("model_name", "lens", "folder", "n_layers", "n_heads", "layers_done", "layers_without_heads"),
+    *("relations", "included", "left_out", "category_names", "known"),
+    *("relation_scores", "scores", "table", "without_evidence", "evidence", "forget_evidence"),
+    *("sel", "heads", "top", "pairs", "categories"),
+    *("caption", "plot"),
+}
 
 
 def test_exported_names() -> None:
     assert headatlas.__all__ == NAMES
     assert dir(headatlas) == NAMES
+    assert len(NAMES) < 25
+
+
+def test_what_an_atlas_has(tmp_path: Path) -> None:
+    atlas = make_atlas(tmp_path / "atlas.zarr", 2, 2)
+    public = {name for name in {*dir(type(atlas)), *vars(atlas)} if not name.startswith("_")}
+    assert public == ATLAS
+    for name in ATLAS - {"dataset", "provenance", "thresholds", "path", "folder", "evidence"}:
+        assert inspect.getdoc(getattr(headatlas.Atlas, name)) or name in (
+            "model_name",
+            "lens",
+            "n_layers",
+            "n_heads",
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -44,9 +74,10 @@ def test_other_names_are_not_there() -> None:
 def test_arguments_of_map_heads() -> None:
     parameters = inspect.signature(headatlas.map_heads).parameters
     assert list(parameters)[:2] == ["model", "tokenizer"]
-    assert {"out", "preset", "lens", "relations", "k", "k_copy", "tau", "criterion", "layers"} <= set(
-        parameters
-    )
+    assert list(parameters)[2:] == [
+        *("relations", "lens", "thresholds", "out", "layers", "compute", "progress"),
+        *("mask", "ceiling", "target_policy", "remote", "force", "stats"),
+    ]
     keyword_only = [p for name, p in parameters.items() if name not in ("model", "tokenizer")]
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in keyword_only)
 
@@ -66,3 +97,19 @@ def test_relations_in_python() -> None:
     assert "country_to_capital" in names
     made = headatlas.Relation("mine", "mine", "User", (headatlas.Pair("sky", ("blue",)),))
     assert made.pairs[0].targets == ("blue",)
+
+
+def test_evidence_is_a_name_of_two_functions() -> None:
+    assert headatlas.evidence.__all__ == ["ablation", "inference"]
+    for name in headatlas.evidence.__all__:
+        parameters = inspect.signature(getattr(headatlas.evidence, name)).parameters
+        assert list(parameters)[:3] == ["atlas", "model", "tokenizer"]
+        assert {"only", "templates", "compute", "progress"} <= set(parameters)
+
+
+def test_structure_and_compare(tmp_path: Path) -> None:
+    first, second = (make_atlas(tmp_path / str(seed) / "atlas.zarr", 3, 2, seed=seed) for seed in (0, 1))
+    assert headatlas.structure(first).to_dict()["per_head"]
+    table = headatlas.compare(first, second).table
+    best = table[table["relation"] == "country_to_capital"]["score"].tolist()
+    assert best == [atlas.top("country_to_capital", 1)["score"][0] for atlas in (first, second)]

@@ -44,7 +44,7 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda", "mps"):
-        raise HeadatlasError(f"`device` {name}: there is no such device; use auto, cpu, cuda, cuda:N or mps.")
+        raise HeadatlasError(f"`device={name}`: there is no such device; use auto, cpu, cuda, cuda:N or mps.")
     if device.type == "cpu":
         return torch.device("cpu")
     there = cuda if device.type == "cuda" else int(mps)
@@ -54,7 +54,7 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     if unnumbered or device.index >= there:
         kind = "GPU for CUDA" if device.type == "cuda" else "GPU for MPS"
         found = f"{there} {kind} (numbered from 0)" if there else f"no {kind} that torch can use"
-        raise HeadatlasError(f"`device` {name}: this machine has {found}; use auto or cpu.")
+        raise HeadatlasError(f"`device={name}`: this machine has {found}; use auto or cpu.")
     return device
 
 

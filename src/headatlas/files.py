@@ -28,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        remedy = "make room" if error.errno in _NO_ROOM else "choose another place with `out`"
+        remedy = "make room" if error.errno in _NO_ROOM else "choose another `out`"
         raise HeadatlasError(f"{path}: cannot be written ({error.strerror or error}); {remedy}.") from error
     finally:
         # Where a folder on the way is a file, there is nothing to remove, and the error above says so.
@@ -47,13 +47,11 @@ def check_writable(folder: str | Path) -> None:
     while not nearest.exists():
         nearest = nearest.parent
     if not nearest.is_dir():
-        raise HeadatlasError(
-            f"{folder}: {nearest} is a file, not a folder; choose another folder with `out`."
-        )
+        raise HeadatlasError(f"{folder}: {nearest} is a file, not a folder; choose another `out`.")
     try:
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
         raise HeadatlasError(
-            f"{folder}: cannot be written ({error.strerror or error}); choose another folder with `out`."
+            f"{folder}: cannot be written ({error.strerror or error}); choose another `out`."
         ) from error

@@ -15,6 +15,7 @@ from headatlas.atlas.calibrate import HEADS_AT_A_TIME
 from headatlas.atlas.derived import store_scores
 from headatlas.atlas.layout import MAX_CALIBRATION_SOURCES, build_layout
 from headatlas.errors import HeadatlasError
+from headatlas.options import Thresholds
 from headatlas.scoring.scores import false_discovery_rates, wilson
 from tests.atlas.made import layer_from_squares, tokenised, write_atlas
 from tests.figures.planted import Plant, Spec, plant_atlas
@@ -48,7 +49,7 @@ def test_a_source_counts_once_however_many_targets_it_has(tmp_path: Path) -> Non
     atlas = write_atlas(tmp_path / "a.zarr", [relation], {0: layer_from_squares(layout, squares)})
     (row,) = atlas.table().to_dict("records")
     assert (row["score"], row["n_sources"], row["suppression"]) == (2 / 4, 4, 0.0)
-    scores = [atlas.at(k=k).table["score"][0] for k in (1, 4, 5, 10, 11, 32)]
+    scores = [atlas.at(k=k).table()["score"][0] for k in (1, 4, 5, 10, 11, 32)]
     assert scores == [1 / 4, 1 / 4, 2 / 4, 2 / 4, 3 / 4, 3 / 4]
     assert (row["low"], row["high"]) == tuple(float(x) for x in wilson(np.array(2), 4))
 
@@ -59,7 +60,7 @@ def test_copying_relations_have_a_k_of_their_own(tmp_path: Path) -> None:
     layer = layer_from_squares(build_layout(relations), squares)
     atlas = write_atlas(tmp_path / "a.zarr", relations, {0: layer})
     assert atlas.table()["score"].tolist() == [0.5, 1.0]
-    assert atlas.at(k_copy=6, k=1).table["score"].tolist() == [1.0, 0.5]
+    assert atlas.at(k_copy=6, k=1).table()["score"].tolist() == [1.0, 0.5]
     assert atlas.relations["k"].tolist() == [1, 10]
 
 
@@ -93,7 +94,7 @@ def test_calibration_is_that_of_the_reference(synthetic: Atlas, k: int) -> None:
     own = (data["pair_relation"].values == 6) & (data["pair_source"].values >= 0)
     column = np.searchsorted(data["cell_target_id"].values[targets], data["pair_target_id"].values[own])
     order = reference.drawn(len(sources), str(sha))
-    null = synthetic.at(k=k).scores[str(name)].promotion_null
+    null = synthetic.at(k=k).relation_scores[str(name)].promotion_null
     start = sum(sizes)
     for layer in range(3):
         for head in range(3):
@@ -112,7 +113,7 @@ def test_calibration_is_that_of_the_reference(synthetic: Atlas, k: int) -> None:
 def test_heads_in_groups_equal_heads_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     atlas = make_atlas(tmp_path / "atlas.zarr", 3, 2)
     monkeypatch.setattr("headatlas.atlas.calibrate.HEADS_AT_A_TIME", 2)
-    assert Atlas.open(tmp_path).table.equals(atlas.table())
+    assert Atlas.open(tmp_path).table().equals(atlas.table())
     assert HEADS_AT_A_TIME > 2
 
 
@@ -136,7 +137,7 @@ def test_a_large_relation_is_calibrated_on_some_sources_and_scored_on_all(tmp_pa
     assert table["implements"].tolist() == [True, False]
 
 
-# Settings -----------------------------------------------------------------------------------------
+# Thresholds ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -147,28 +148,28 @@ def test_a_large_relation_is_calibrated_on_some_sources_and_scored_on_all(tmp_pa
         {"tau": 0.4},
         {"q_max": 0.5},
         {"criterion": "tau"},
-        {"profile": "maps-paper-llama3"},
-        {"profile": "maps-paper", "k_copy": 2, "tau": 0.0, "criterion": "tau"},
+        {"thresholds": Thresholds.preset("maps-paper-llama3")},
+        {"thresholds": Thresholds.preset("maps-paper"), "k_copy": 2, "tau": 0.0, "criterion": "tau"},
     ],
 )
-def test_with_settings_equals_a_fresh_atlas(synthetic: Atlas, changes: dict[str, object]) -> None:
-    _ = synthetic.table, synthetic.categories(), synthetic.relations  # What is cached must not leak.
+def test_another_reading_equals_a_fresh_atlas(synthetic: Atlas, changes: dict[str, object]) -> None:
+    _ = synthetic.table(), synthetic.categories(), synthetic.relations  # What is cached must not leak.
     other = synthetic.at(**changes)  # type: ignore[arg-type]  # one table of changes for all types
     assert synthetic.path is not None
     opened = Atlas.open(synthetic.path)
     fresh = Atlas(opened.dataset, opened.provenance, other.thresholds)
-    assert other.table.equals(fresh.table)
+    assert other.table().equals(fresh.table())
     assert other.categories().equals(fresh.categories())
     assert other.relations.equals(fresh.relations)
     assert other.caption() == fresh.caption()
 
 
-def test_k_above_the_ceiling_and_profiles_that_do_not_exist(synthetic: Atlas) -> None:
-    with pytest.raises(HeadatlasError, match="--k is 33, above the ceiling 32"):
+def test_k_above_the_ceiling(synthetic: Atlas) -> None:
+    with pytest.raises(HeadatlasError, match="`k` is 33, above the ceiling 32"):
         synthetic.at(k=33)
-    with pytest.raises(HeadatlasError, match="no profile 'bogus'"):
-        synthetic.at(profile="bogus")
-    assert synthetic.at(profile="maps-paper-llama3").thresholds.k == 25
+    with pytest.raises(TypeError, match="no field kk"):
+        synthetic.at(kk=3)
+    assert synthetic.at(Thresholds.preset("maps-paper-llama3")).thresholds.k == 25
 
 
 def test_the_calibrated_criterion_also_asks_for_q(tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ def test_the_calibrated_criterion_also_asks_for_q(tmp_path: Path) -> None:
     assert atlas.table()["chance"].tolist() == [0.5, pytest.approx(0.05)]
     assert atlas.table()["p"][0] == 1.0 and atlas.table()["lift"][0] == 1.0
     assert atlas.table()["implements"].tolist() == [False, True]
-    assert atlas.at(criterion="tau").table["implements"].tolist() == [True, True]
+    assert atlas.at(criterion="tau").table()["implements"].tolist() == [True, True]
 
 
 def test_tau_is_met_at_equality(tmp_path: Path) -> None:
@@ -197,14 +198,14 @@ def test_tau_is_met_at_equality(tmp_path: Path) -> None:
 
 
 def test_q_is_over_all_cells_of_both_signs(synthetic: Atlas) -> None:
-    table = synthetic.table
+    table = synthetic.table()
     q = false_discovery_rates(np.concatenate([table["p"], table["suppression_p"]]))
     np.testing.assert_allclose(np.concatenate([table["q"], table["suppression_q"]]), q)
 
 
 @pytest.mark.parametrize("q_max", [0.0001, 0.01, 0.2, 1.0])
 def test_called_means_score_and_q(synthetic: Atlas, q_max: float) -> None:
-    table = synthetic.at(q_max=q_max).table
+    table = synthetic.at(q_max=q_max).table()
     assert (table["implements"] == (table["score"] >= 0.15) & (table["q"] <= q_max)).all()
     assert (table["suppresses"] == (table["suppression"] >= 0.15) & (table["suppression_q"] <= q_max)).all()
     assert table["implements"].any() and not table["implements"].all()
@@ -214,13 +215,14 @@ def test_called_means_score_and_q(synthetic: Atlas, q_max: float) -> None:
 
 
 def test_the_table_has_its_columns_in_order(synthetic: Atlas) -> None:
-    table = synthetic.table
+    table = synthetic.table()
     assert tuple(table.columns) == TABLE_COLUMNS
     kinds = {name: table[name].dtype.kind for name in table}
     assert {name for name, kind in kinds.items() if kind == "i"} == {"layer", "head", "n_sources"}
     assert {name for name, kind in kinds.items() if kind == "b"} == {"implements", "suppresses"}
     assert all(isinstance(value, str) for value in table["relation"])
-    floats = set(table) - {"relation", "category", "layer", "head", "n_sources", "implements", "suppresses"}
+    text = {"relation", "category", "called"}
+    floats = set(table) - text - {"layer", "head", "n_sources", "implements", "suppresses"}
     assert all(table[name].dtype == np.float64 for name in floats)
     may_be_empty = {"chance", "lift", "suppression_chance", "suppression_lift"}
     assert not table.drop(columns=list(may_be_empty)).isna().any(axis=None)
@@ -232,11 +234,11 @@ def test_the_table_has_its_columns_in_order(synthetic: Atlas) -> None:
 def test_layers_that_are_not_mapped_have_no_rows(synthetic: Atlas) -> None:
     assert synthetic.layers_done.tolist() == [True, True, True, False]
     n_relations = len(synthetic.included)
-    assert len(synthetic.table) == 3 * 3 * n_relations
-    assert set(synthetic.table["layer"]) == {0, 1, 2}
+    assert len(synthetic.table()) == 3 * 3 * n_relations
+    assert set(synthetic.table()["layer"]) == {0, 1, 2}
     assert set(synthetic.categories()["layer"]) == {0, 1, 2}
     assert "1 of 4 layers not mapped" in synthetic.caption()
-    assert all(np.isnan(scores.score[3]).all() for scores in synthetic.scores.values())
+    assert all(np.isnan(scores.score[3]).all() for scores in synthetic.relation_scores.values())
 
 
 def test_an_atlas_without_any_layer_is_empty_and_no_error(tmp_path: Path) -> None:
@@ -244,7 +246,7 @@ def test_an_atlas_without_any_layer_is_empty_and_no_error(tmp_path: Path) -> Non
     assert atlas.table().empty and tuple(atlas.table().columns) == TABLE_COLUMNS
     assert atlas.sel(called=True).empty and atlas.categories().empty and atlas.top("copying").empty
     store_scores(atlas)
-    assert Atlas.open(tmp_path).table.empty
+    assert Atlas.open(tmp_path).table().empty
 
 
 PLANTS = [
@@ -343,7 +345,7 @@ def test_categories_of_users_come_after_the_papers(tmp_path: Path) -> None:
 def test_relations_left_out_are_named_and_not_scored(synthetic: Atlas) -> None:
     reason = "0 usable sources, at least 30 needed"
     assert synthetic.left_out == {"year_to_following": reason}
-    assert "year_to_following" not in set(synthetic.table["relation"])
+    assert "year_to_following" not in set(synthetic.table()["relation"])
     assert synthetic.caption().endswith("left out: year → following")
     with pytest.raises(HeadatlasError, match=f"'year_to_following' was left out of this atlas: {reason}"):
         synthetic.top("year_to_following")
@@ -359,6 +361,6 @@ def test_the_caption_says_how_it_was_read(tmp_path: Path) -> None:
     assert atlas.caption() == (
         "Made; lens neutral; k = 10 (copying 1), score ≥ 0.15 and q ≤ 0.01; targets: first-token"
     )
-    paper = atlas.at(profile="maps-paper-llama3", criterion="tau")
+    paper = atlas.at(Thresholds.preset("maps-paper-llama3"))
     assert "k = 25 (copying 3), score ≥ 0.15;" in paper.caption()
     assert repr(atlas).startswith("<Atlas of Made: 1 of 1 layers × 1 heads, 1 relations, lens neutral")

@@ -113,7 +113,7 @@ def test_random_weights_call_nothing_beyond_the_nominal_rate(norm: str, tmp_path
         layout, questions, inputs, vocabulary = random_problem(seed, vocab=300, norm=norm, dims=dims)
         ranks = map_layer(questions, inputs, vocabulary, ceiling=32)
         atlas = filled(empty_dataset(tmp_path / f"{seed}.zarr", layout, dims.n_heads), ranks)
-        table = atlas.at(k=32, k_copy=32).table
+        table = atlas.at(k=32, k_copy=32).table()
         hits += int((table["score"] >= 0.03).sum())
         calls.append(bool((table[["q", "suppression_q"]] <= 0.01).any(axis=None)))
     assert hits > 100, "there was something to call"

@@ -296,7 +296,7 @@ def test_a_missing_array_is_named(path: Path, name: str) -> None:
     assert name in refused(path)
 
 
-@pytest.mark.parametrize("field", ["model", "lens", "ceiling", "settings"])
+@pytest.mark.parametrize("field", ["model", "lens", "ceiling", "thresholds", "mask"])
 def test_missing_provenance_is_named(path: Path, field: str) -> None:
     edit(path, lambda attributes: attributes["provenance"].pop(field))
     assert f"lacks provenance {field!r}" in refused(path)
@@ -308,9 +308,9 @@ def test_provenance_of_another_kind(path: Path, value: object) -> None:
     assert "map again" in refused(path)
 
 
-def test_settings_of_a_later_version(path: Path) -> None:
-    edit(path, lambda attributes: attributes["provenance"]["settings"].update(alpha=1))
-    assert "settings cannot be read" in refused(path) and "alpha" in refused(path)
+def test_thresholds_of_a_later_version(path: Path) -> None:
+    edit(path, lambda attributes: attributes["provenance"]["thresholds"].update(alpha=1))
+    assert "thresholds cannot be read" in refused(path) and "alpha" in refused(path)
 
 
 @pytest.mark.parametrize("stored", [True, False])
@@ -349,7 +349,7 @@ def test_calibration_cells_that_are_gone_are_noticed(tmp_path: Path) -> None:
         ("lens", {}),
         ("lens", {"name": "neutral", "prefixes": 5}),
         ("ceiling", "a"),
-        ("settings", 3),
+        ("thresholds", 3),
     ],
 )
 def test_provenance_edited_into_something_else(tmp_path: Path, name: str, value: object) -> None:
@@ -364,9 +364,7 @@ def test_provenance_edited_into_something_else(tmp_path: Path, name: str, value:
 @pytest.mark.parametrize("inside", ["atlas.zarr", "deeper/atlas.zarr"])
 def test_a_place_where_nothing_can_be_written(tmp_path: Path, layout: Layout, inside: str) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(
-        HeadatlasError, match=r"file.*cannot be written .*choose another output folder with -o"
-    ):
+    with pytest.raises(HeadatlasError, match=r"file.*cannot be written .*choose another `out`"):
         create_store(tmp_path / "file" / inside, layout, n_layers=1, n_heads=1, attributes=provenance())
     assert (tmp_path / "file").read_text() == "mine"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
@@ -424,17 +422,17 @@ def test_stored_scores_are_those_computed(tmp_path: Path, monkeypatch: pytest.Mo
     store_scores(computed)
     monkeypatch.setattr("headatlas.atlas.atlas.score_relation", None)
     stored = Atlas.open(tmp_path)
-    assert stored.table.equals(computed.table)
+    assert stored.table().equals(computed.table())
     tighter = stored.at(tau=0.3, criterion="tau")
-    assert tighter.table.equals(computed.at(tau=0.3, criterion="tau").table)
+    assert tighter.table().equals(computed.at(tau=0.3, criterion="tau").table())
 
 
 def test_scores_of_other_layers_or_another_k_are_not_used(tmp_path: Path) -> None:
     path = tmp_path / "atlas.zarr"
     whole = make_atlas(tmp_path / "whole.zarr", 3, 2)
     store_scores(make_atlas(path, 3, 2, layers=range(2)))
-    other = Atlas.open(path).at(k=3).table
-    expected = whole.at(k=3).table
+    other = Atlas.open(path).at(k=3).table()
+    expected = whole.at(k=3).table()
     # q and what follows from it depend on all layers there are; everything else does not.
     of_all = ["q", "suppression_q", "implements", "suppresses"]
     assert other.drop(columns=of_all).equals(
@@ -442,7 +440,7 @@ def test_scores_of_other_layers_or_another_k_are_not_used(tmp_path: Path) -> Non
     )
     data, _ = read_store(tmp_path / "whole.zarr")
     AtlasWriter(path).write(2, _layer_of(data, 2))
-    assert Atlas.open(path).table.equals(whole.table)
+    assert Atlas.open(path).table().equals(whole.table())
 
 
 def _layer_of(data: xr.Dataset, layer: int) -> LayerRanks:
@@ -452,7 +450,7 @@ def _layer_of(data: xr.Dataset, layer: int) -> LayerRanks:
 def test_an_older_view_does_not_replace_newer_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes end at about the same time: the one that saw fewer layers comes last."""
     path = tmp_path / "atlas.zarr"
-    expected = make_atlas(tmp_path / "whole.zarr", 3, 2).table
+    expected = make_atlas(tmp_path / "whole.zarr", 3, 2).table()
     older = make_atlas(path, 3, 2, layers=range(2))
     assert not older.layers_done.all()
     data, _ = read_store(tmp_path / "whole.zarr")
@@ -460,7 +458,7 @@ def test_an_older_view_does_not_replace_newer_scores(tmp_path: Path, monkeypatch
     store_scores(Atlas.open(path))
     store_scores(older)
     monkeypatch.setattr("headatlas.atlas.atlas.score_relation", None)
-    assert Atlas.open(path).table.equals(expected)
+    assert Atlas.open(path).table().equals(expected)
 
 
 @pytest.mark.parametrize(
@@ -473,7 +471,7 @@ def test_arrays_that_disagree_are_computed_again(tmp_path: Path, name: str) -> N
     array = zarr.open_group(path, mode="r+")[name]
     assert isinstance(array, zarr.Array)
     array[2] = np.nan
-    assert Atlas.open(path).table.equals(atlas.table())
+    assert Atlas.open(path).table().equals(atlas.table())
 
 
 def test_scores_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -484,7 +482,7 @@ def test_scores_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
             HeadatlasError, match=r"scores cannot be written .No space left.*the ranks are saved"
         ):
             store_scores(atlas)
-    assert Atlas.open(tmp_path).table.equals(atlas.table())
+    assert Atlas.open(tmp_path).table().equals(atlas.table())
 
 
 def test_an_atlas_in_memory_has_no_store(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_the_comparison_sees_one_wrong_rank(tiny: Path, mapped: Atlas, name: str
     first = wrong[name].values[at]
     first[0] = 5 if first[0] != 5 else 6
     with pytest.raises(AssertionError):
-        check(*asked, Atlas(wrong, mapped.provenance, mapped.settings), head.layer, head.head, rows)
+        check(*asked, Atlas(wrong, mapped.provenance, mapped.thresholds), head.layer, head.head, rows)
 
 
 @pytest.mark.parametrize("lens", ["maps", "neutral"])

@@ -39,7 +39,7 @@ def test_it_is_the_same_atlas(here: Path, there: str) -> None:
     local = Atlas.open(here)
     for address in (there, f"{there}/", f"{there}/atlas.zarr", f"file://{here}"):
         remote = Atlas.open(address)
-        assert remote.dataset.identical(local.dataset) and remote.table.equals(local.table)
+        assert remote.dataset.identical(local.dataset) and remote.table().equals(local.table())
         assert remote.path is None and not remote.evidence
     assert Atlas.open(there).dataset.encoding["source"] == PRINTED
 
@@ -76,7 +76,7 @@ def test_what_is_not_there_or_fails_is_said_without_credentials(
 
     fails("_rank/c/")
     with pytest.raises(HeadatlasError, match=r"_rank cannot be read \(Conn.*\); try again later") as caught:
-        Atlas.open(there).with_settings(k=3).scores  # noqa: B018
+        Atlas.open(there).at(k=3).scores  # noqa: B018
     said.append(caught.value)
     fails("")
     with pytest.raises(HeadatlasError, match=r"cannot be read \(ConnectionResetError\); check") as caught:

@@ -19,7 +19,9 @@ import pytest
 from headatlas.atlas import Atlas
 from headatlas.cli.map import size, summary
 from headatlas.errors import HeadatlasError
+from headatlas.options import Compute, Thresholds
 from headatlas.progress import Progress, ProgressDisplay, duration
+from headatlas.relations import core
 from headatlas.relations.relation import TokenisedRelation
 from tests.atlas.made import tokenised, write_atlas
 from tests.cli.conftest import Run
@@ -94,7 +96,7 @@ def test_an_output_that_fails_is_said_after_what_was_found(
         f"error: {tmp_path}: not written: description.txt, report.html (a fault in headatlas, ValueError: "
         "no median of nothing; --debug shows where); all other outputs are written."
     )
-    assert len(Atlas.open(tmp_path).scores) == 19
+    assert len(Atlas.open(tmp_path).relation_scores) == 19
 
 
 def test_relations_of_which_few_sources_are_used_are_named(tmp_path: Path) -> None:
@@ -114,29 +116,25 @@ def test_relations_of_which_few_sources_are_used_are_named(tmp_path: Path) -> No
 
 def test_options_reach_the_mapping(run: Run, mapped: Any, tmp_path: Path) -> None:
     calls = mapped(four_layers)
-    options = "--lens maps --preset maps-paper --relations mine --k 5 --k-copy 2 --tau 0.4 --criterion tau"
+    options = "--lens maps --preset maps-paper --relations capital,{mine}"
+    options += " --k 5 --k-copy 2 --tau 0.4 --criterion tau"
     more = "--layers 0-5 --target-policy first-token --ceiling 40 --no-figures"
     more += " --no-stream --cluster auto --remote --adapter mine"
-    run("map", "m", "-o", tmp_path, *options.split(), *more.split())
-    given = {name: value for name, value in calls[0].items() if name != "progress"}
+    mine = tmp_path / "mine.csv"
+    mine.write_text("source,target\nsky,blue\n")
+    run("map", "m", "-o", tmp_path, *options.format(mine=mine).split(), *more.split())
+    given = {name: value for name, value in calls[0].items() if name not in ("progress", "stats")}
+    assert [each.name for each in given.pop("relations")] == ["country_to_capital", "mine"]
     assert given == {
         "model": "m",
         "out": tmp_path,
-        "preset": "maps-paper",
         "lens": "maps",
-        "relations": "mine",
-        "k": 5,
-        "k_copy": 2,
-        "tau": 0.4,
-        "q_max": None,
-        "criterion": "tau",
+        "mask": False,
+        "thresholds": Thresholds(5, 2, 0.4, criterion="tau"),
         "layers": "0-5",
         "ceiling": 40,
         "target_policy": "first-token",
-        "device": "auto",
-        "max_memory": None,
-        "stream": False,
-        "cluster": "auto",
+        "compute": Compute(stream=False, cluster="auto"),
         "remote": True,
         "adapter": "mine",
         "force": False,
@@ -155,7 +153,7 @@ def test_every_argument_is_one_of_the_real_function(mapped: Any, run: Run, tmp_p
 
 def test_the_outputs_follow_the_command_line(run: Run, mapped: Any, tmp_path: Path) -> None:
     mapped(four_layers)
-    result = run("map", "m", "-o", tmp_path, "--tau", 0.5, "--q", 0.001, "--no-figures")
+    result = run("map", "m", "-o", tmp_path, "--tau", 0.5, "--q-max", 0.001, "--no-figures")
     assert "score ≥ 0.5 and q ≤ 0.001" in result.stderr
     assert not (tmp_path / "categories.png").exists()
 
@@ -204,7 +202,7 @@ def test_plain_progress_is_short_and_has_the_time_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(0, 1000, 2))
-    monkeypatch.setattr("headatlas.cli.progress.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("headatlas.progress.time.monotonic", lambda: float(next(clock)))
     with ProgressDisplay() as progress:
         progress(Progress("open", 0, 0, "some-model"))
         progress(Progress("states", 0, 1, "prefix 1 of 4"))
@@ -224,8 +222,7 @@ def test_plain_progress_is_short_and_has_the_time_left(
 def test_a_bar_on_a_terminal() -> None:
     """In a pseudo-terminal, as a person sees it."""
     code = (
-        "from headatlas.cli.progress import ProgressDisplay\n"
-        "from headatlas.progress import Progress\n"
+        "from headatlas.progress import Progress, ProgressDisplay\n"
         "with ProgressDisplay() as progress:\n"
         "    progress(Progress('open', 0, 0, 'some-model'))\n"
         "    for done in range(4): progress(Progress('heads', done, 3, 'layer note'))\n"
@@ -264,8 +261,11 @@ def test_plan(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     module.__dict__["plan"] = lambda model, **rest: asked.append((model, rest)) or Plan()
     monkeypatch.setitem(sys.modules, "headatlas.mapping.plan", module)
     text = run("plan", "tiny", "--lens", "maps", "--adapter", "mine").stdout
-    options = {"lens": "maps", "relations": "core", "stream": None, "remote": False, "adapter": "mine"}
-    assert asked == [("tiny", options | {"device": "auto", "max_memory": None})]
+    options = {"lens": "maps", "compute": Compute(), "remote": False, "adapter": "mine"}
+    assert [
+        (model, {name: value for name, value in rest.items() if name != "relations"}) for model, rest in asked
+    ] == [("tiny", options)]
+    assert asked[0][1]["relations"] == core()
     for part in ("2.5 GB", "1 MB", "15 s to 1 min 15 s", "attribution"):
         assert part in text
     assert '"bytes_to_read": 2500000000' in run("plan", "tiny", "--json").stdout

@@ -45,6 +45,25 @@ def test_help_imports_nothing_heavy(args: list[str]) -> None:
     assert not modules_after(code) & HEAVY
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["map", "smollm2-135m", "-o", "x", "--relations", "captial"],
+        ["map", "smollm2-135m", "-o", "x", "--max-memory", "6"],
+        ["map", "smollm2-135m", "-o", "-"],
+        ["plan", "smollm2-135m", "--device", "gpu"],
+        ["relations", "show", "captial"],
+    ],
+)
+def test_what_is_given_wrongly_is_said_without_torch(args: list[str]) -> None:
+    code = (
+        f"import sys; sys.argv = ['headatlas', *{args!r}]\n"
+        "from headatlas.cli import main\ntry: main()\nexcept SystemExit as end: assert end.code == 2\n"
+        "else: raise AssertionError('not refused')"
+    )
+    assert not modules_after(code) & {"torch", "transformers", "xarray", "zarr"}
+
+
 def test_help_answers_within_half_a_second() -> None:
     taken = []
     for _ in range(3):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from headatlas.atlas import Atlas
-from headatlas.evidence.ablation_run import Choices, ablation
-from headatlas.evidence.inference_run import inference
+from headatlas.evidence.ablation_run import Choices, run_ablation
+from headatlas.evidence.inference_run import run_inference
 from tests.evidence.planted import planted_atlas, template_file
 
 
@@ -51,6 +51,6 @@ def mapped(tmp_path_factory: pytest.TempPathFactory) -> Planted:
 def examined(mapped: Planted, tmp_path_factory: pytest.TempPathFactory) -> Planted:
     """The same with evidence of both kinds."""
     planted = mapped.copied(tmp_path_factory.mktemp("examined") / "out")
-    inference(planted.atlas, templates=planted.templates)
-    ablation(planted.atlas, templates=planted.templates, choices=Choices(shots=0))
+    run_inference(planted.atlas, templates=planted.templates)
+    run_ablation(planted.atlas, templates=planted.templates, choices=Choices(shots=0))
     return planted

@@ -14,9 +14,9 @@ from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.evidence import opening
 from headatlas.evidence.ablation_hooks import ablated, mean_outputs
-from headatlas.evidence.ablation_run import Choices, ablation
+from headatlas.evidence.ablation_run import Choices, run_ablation
 from headatlas.evidence.agreement import agreement
-from headatlas.evidence.inference_run import inference
+from headatlas.evidence.inference_run import run_inference
 from headatlas.evidence.recording import watch
 from headatlas.evidence.tasks import answers
 from headatlas.evidence.texts import Text
@@ -52,10 +52,10 @@ def test_a_model_too_large_for_a_gpu_is_refused_before_it_is_loaded(mapped: Plan
         patch.object(opening, "free_memory", return_value=10**9),
         patch("headatlas.evidence.ablation_run.running", side_effect=AssertionError("loaded")),
         pytest.raises(
-            HeadatlasError, match=r"on cuda:0 and needs about 2 GB there, 1 GB are free; use --device"
+            HeadatlasError, match=r"on cuda:0 and needs about 2 GB there, 1 GB are free; use `device=cpu`"
         ),
     ):
-        ablation(mapped.atlas, templates=mapped.templates)
+        run_ablation(mapped.atlas, templates=mapped.templates)
 
 
 @pytest.mark.parametrize("family", ["lfm2", "jamba"])
@@ -68,19 +68,19 @@ def test_a_hybrid_model(family: str, tmp_path: Path) -> None:
     ]
     atlas = map_heads(model, word_tokenizer(), relations=relations, out=tmp_path / "out")
     assert atlas.layers_without_heads
-    found = inference(atlas, model, word_tokenizer(), templates=["The {}"])
+    found = run_inference(atlas, model, word_tokenizer(), templates=["The {}"])
     atlas = Atlas.open(tmp_path / "out")
     assert len(atlas.evidence.dynamics) == 1
     n_heads = (atlas.n_layers - len(atlas.layers_without_heads)) * atlas.n_heads
     assert (agreement(atlas, found)["n_heads"] == n_heads).all()
     loose = atlas.at(tau=0.0, criterion="tau")
-    assert not loose.heads().empty
+    assert not loose.sel(called=True).empty
     with patch("headatlas.evidence.ablation_run.MIN_BASE", 0.0):
-        done = ablation(
+        done = run_ablation(
             loose,
             model,
             word_tokenizer(),
-            relations=["one"],
+            only=["one"],
             templates=template_file(tmp_path, tasks={"one": "The {}"}),
             choices=Choices(shots=2, max_heads=1, method="mean"),
         )

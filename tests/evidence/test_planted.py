@@ -15,12 +15,12 @@ from headatlas.atlas import Atlas
 from headatlas.atlas.evidence import COLUMNS, CONTEXT, WITHOUT
 from headatlas.atlas.store import read_array
 from headatlas.errors import HeadatlasError
-from headatlas.evidence import ablation as ablation_module
-from headatlas.evidence import inference as inference_module
-from headatlas.evidence.ablation_run import Choices, ablation, steps_to
+from headatlas.evidence import ablation_run as ablation_module
+from headatlas.evidence import inference_run as inference_module
+from headatlas.evidence.ablation_run import Choices, run_ablation, steps_to
 from headatlas.evidence.agreement import agree, agreement
 from headatlas.evidence.curves import summary
-from headatlas.evidence.inference_run import inference
+from headatlas.evidence.inference_run import run_inference
 from headatlas.evidence.opening import relations_of
 from headatlas.mapping.run import map_heads
 from headatlas.weights import load_modules, open_checkpoint
@@ -71,9 +71,9 @@ def test_ablation_kills_the_task_and_nothing_else(examined: Planted) -> None:
 def test_the_mean_in_place_of_a_head(examined: Planted, tmp_path: Path) -> None:
     """Other sources' answers are no answer; both methods stay beside each other in the atlas."""
     planted = examined.copied(tmp_path / "out")
-    done = ablation(
+    done = run_ablation(
         planted.atlas,
-        relations=["first"],
+        only=["first"],
         templates=planted.templates,
         choices=Choices(shots=0, method="mean"),
     ).done
@@ -82,10 +82,10 @@ def test_the_mean_in_place_of_a_head(examined: Planted, tmp_path: Path) -> None:
     assert kept == [("first", "mean"), ("first", "zero"), ("second", "zero")]
 
 
-def test_evidence_is_read_with_other_settings(examined: Planted) -> None:
+def test_evidence_is_read_with_other_thresholds(examined: Planted) -> None:
     """Dynamic ranks are stored, so k changes afterwards and confirmation follows the criterion."""
     loose, strict = (examined.atlas.at(k=k) for k in (30, 1))
-    wide, narrow = (each.heads("first").iloc[0]["context"] for each in (loose, strict))
+    wide, narrow = (each.sel(relation="first").iloc[0]["context"] for each in (loose, strict))
     assert wide > narrow > 0
     never = examined.atlas.at(tau=0.99).sel(relation="first")
     assert not (never["confirmed_with_context"] == True).any()  # noqa: E712
@@ -101,9 +101,9 @@ def test_an_atlas_without_evidence_has_its_old_table(mapped: Planted) -> None:
 def test_nothing_is_measured_twice(examined: Planted, tmp_path: Path) -> None:
     planted = examined.copied(tmp_path / "out")
     with patch.object(inference_module, "watch", side_effect=AssertionError("watched again")):
-        inference(planted.atlas, templates=planted.templates)
+        run_inference(planted.atlas, templates=planted.templates)
     with patch.object(ablation_module._Run, "_measured", side_effect=AssertionError("measured again")):
-        again = ablation(planted.atlas, templates=planted.templates, choices=NO_SHOTS)
+        again = run_ablation(planted.atlas, templates=planted.templates, choices=NO_SHOTS)
     assert len(again.done) == 2
 
 
@@ -123,10 +123,10 @@ def test_a_killed_inference_goes_on(mapped: Planted, examined: Planted, tmp_path
         return real(*args, **kwargs)
 
     with patch.object(inference_module, "map_layer", dying), pytest.raises(Killed):
-        inference(planted.atlas, templates=templates)
+        run_inference(planted.atlas, templates=templates)
     assert [each.template for each in planted.atlas.evidence.dynamics] == templates[:1]  # the finished one
     with patch.object(inference_module, "map_layer", side_effect=real) as counted:
-        inference(planted.atlas, templates=templates)
+        run_inference(planted.atlas, templates=templates)
     assert counted.call_count == 2 * 2 * 3 - 9
     whole = {each.template: each for each in examined.atlas.evidence.dynamics}
     for each in planted.atlas.evidence.dynamics:
@@ -147,10 +147,10 @@ def test_a_killed_ablation_goes_on(mapped: Planted, tmp_path: Path) -> None:
         return real(self, name, *rest)
 
     with patch.object(ablation_module._Run, "_measured", dying), pytest.raises(Killed):
-        ablation(planted.atlas, templates=planted.templates, choices=NO_SHOTS)
+        run_ablation(planted.atlas, templates=planted.templates, choices=NO_SHOTS)
     assert [each.relation for each in planted.atlas.evidence.ablations] == ["first"]
     with patch.object(ablation_module._Run, "_measured", autospec=True, side_effect=real) as counted:
-        found = ablation(planted.atlas, templates=planted.templates, choices=NO_SHOTS)
+        found = run_ablation(planted.atlas, templates=planted.templates, choices=NO_SHOTS)
     assert [call.args[1] for call in counted.call_args_list] == ["second"]
     assert [each.relation for each in found.done] == ["first", "second"]
 
@@ -158,7 +158,7 @@ def test_a_killed_ablation_goes_on(mapped: Planted, tmp_path: Path) -> None:
 def test_a_model_that_is_not_the_atlas_s(mapped: Planted) -> None:
     other = random_model("llama", seed=5)
     with pytest.raises(HeadatlasError, match="differs from the atlas's in weights"):
-        inference(mapped.atlas, other, word_tokenizer(VOCAB), templates=mapped.templates)
+        run_inference(mapped.atlas, other, word_tokenizer(VOCAB), templates=mapped.templates)
 
 
 def test_a_model_too_large_for_memory_is_refused_before_it_is_loaded(mapped: Planted) -> None:
@@ -167,13 +167,13 @@ def test_a_model_too_large_for_memory_is_refused_before_it_is_loaded(mapped: Pla
         patch("headatlas.evidence.ablation_run.running", side_effect=AssertionError("loaded")),
         pytest.raises(HeadatlasError, match=r"loads the whole model and needs about \d+ GB of memory"),
     ):
-        ablation(mapped.atlas, templates=mapped.templates)
+        run_ablation(mapped.atlas, templates=mapped.templates)
 
 
 def test_an_atlas_in_memory_cannot_hold_evidence(mapped: Planted) -> None:
     atlas = mapped.atlas
     with pytest.raises(HeadatlasError, match=r"into a folder .* or copy the atlas"):
-        inference(Atlas(atlas.dataset, atlas.provenance, atlas.thresholds))
+        run_inference(Atlas(atlas.dataset, atlas.provenance, atlas.thresholds))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_an_atlas_in_memory_cannot_hold_evidence(mapped: Planted) -> None:
         (
             "The {}",
             Choices(shots=20),
-            r"15 pairs can be asked, at least 20 needed; examples are not asked, see --shots",
+            r"15 pairs can be asked, at least 20 needed; examples are not asked, see `shots`",
         ),
     ],
 )
@@ -197,7 +197,7 @@ def test_relations_that_cannot_be_ablated_are_listed(
 ) -> None:
     planted = mapped.copied(tmp_path / "out")
     file = template_file(tmp_path, tasks={"first": task})
-    found = ablation(planted.atlas, relations=["first"], templates=file, choices=choices)
+    found = run_ablation(planted.atlas, only=["first"], templates=file, choices=choices)
     assert not found.done
     assert re.match(why, found.skipped["first"])
 
@@ -206,13 +206,13 @@ def test_relations_without_template_or_heads_are_listed(mapped: Planted, tmp_pat
     planted = mapped.copied(tmp_path / "out")
     file = template_file(tmp_path, tasks={"first": "The {}"})
     atlas = planted.atlas.at(tau=1.0, q_max=0.0)
-    found = ablation(atlas, templates=file, choices=NO_SHOTS)
+    found = run_ablation(atlas, templates=file, choices=NO_SHOTS)
     assert found.skipped == {
         "first": "the atlas calls no head for it",
-        "second": "there is no task template for it; give one with --templates",
+        "second": "there is no task template for it; give one with `templates`",
     }
     misspelt = template_file(tmp_path, tasks={"frist": "The {}"})
-    found = ablation(planted.atlas, templates=misspelt, choices=NO_SHOTS)
+    found = run_ablation(planted.atlas, templates=misspelt, choices=NO_SHOTS)
     assert not found.done
     assert found.skipped["frist"] == "a template is given for it, but the atlas has no such relation"
 
@@ -222,7 +222,7 @@ def test_of_several_runs_of_a_template_the_one_of_most_relations_is_read(
 ) -> None:
     """q is over a run's relations, so the answer must not depend on which run comes last."""
     planted = examined.copied(tmp_path / "out")
-    parts = [inference(planted.atlas, relations=[name], templates=["a {}"])[0].context.path for name in HEADS]
+    parts = [run_inference(planted.atlas, only=[name], templates=["a {}"])[0].context.path for name in HEADS]
     evidence = planted.atlas.evidence
     runs = {each.context.path for each in evidence.dynamics}
     assert len(runs) == 5 and runs >= set(parts)
@@ -246,17 +246,17 @@ def test_a_head_is_confirmed_if_any_of_its_tasks_confirms_it(examined: Planted) 
 def test_a_template_in_which_no_source_is_itself(mapped: Planted, tmp_path: Path) -> None:
     planted = mapped.copied(tmp_path / "out")
     with pytest.raises(HeadatlasError, match="cuts too many sources differently there"):
-        inference(planted.atlas, templates=["a{}"])
+        run_inference(planted.atlas, templates=["a{}"])
 
 
 def test_several_layers_missing(mapped: Planted, tmp_path: Path) -> None:
     """Of an atlas that is not whole, what is mapped is compared."""
     folder = tmp_path / "out"
     map_heads(mapped.model, relations=relations_of(mapped.atlas), out=folder, layers="1-2")
-    found = inference(Atlas.open(folder), templates=["a {}"])
+    found = run_inference(Atlas.open(folder), templates=["a {}"])
     frame = agreement(Atlas.open(folder), found)
     assert (frame["n_heads"] == 8).all()
-    assert len(Atlas.open(folder).table) == 2 * 8
+    assert len(Atlas.open(folder).table()) == 2 * 8
     shutil.rmtree(folder)
 
 
@@ -273,10 +273,10 @@ def test_steps() -> None:
 @pytest.mark.parametrize(
     ("choices", "option"),
     [
-        (Choices(shots=-1), "--shots is -1"),
-        (Choices(max_heads=0), "--max-heads is 0"),
-        (Choices(sources=5), "--sources is 5"),
-        (Choices(draws=0), "--draws is 0"),
+        (Choices(shots=-1), "`shots` is -1"),
+        (Choices(max_heads=0), "`max_heads` is 0"),
+        (Choices(sources=5), "`sources` is 5"),
+        (Choices(draws=0), "`draws` is 0"),
         (Choices(method="resample"), "no method 'resample'"),  # type: ignore[arg-type]
     ],
 )
@@ -297,6 +297,6 @@ def test_an_atlas_of_a_loaded_model_needs_it_again(tmp_path: Path, mapped: Plant
     relations = relations_of(mapped.atlas)
     atlas = map_heads(model, word_tokenizer(VOCAB), relations=relations, out=tmp_path, layers="2")
     with pytest.raises(HeadatlasError, match="made from a model in memory"):
-        inference(atlas, templates=["a {}"])
-    found = inference(atlas, model, word_tokenizer(VOCAB), templates=["a {}"], relations=["first"])
+        run_inference(atlas, templates=["a {}"])
+    found = run_inference(atlas, model, word_tokenizer(VOCAB), templates=["a {}"], only=["first"])
     assert list(found[0].context.relation_scores) == ["first"]

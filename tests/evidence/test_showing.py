@@ -28,7 +28,7 @@ __all__ = ["run"]
 def test_the_inference_command(examined: Planted, run: Run, tmp_path: Path) -> None:
     planted = examined.copied(tmp_path / "out")
     result = run("evidence", "inference", planted.folder, "--templates", planted.templates, "--json")
-    rows = parsed(result)
+    rows = parsed(result)["rows"]
     assert {row["relation"] for row in rows} == {"first", "second", "mean"}
     assert {"kind", "sign", "pearson", "pearson_low", "spearman", "n_heads"} <= rows[0].keys()
     written = {path.name for path in (planted.folder / "evidence").iterdir()}
@@ -90,24 +90,24 @@ def test_a_fault_in_one_output_of_evidence_costs_no_other(
 def test_the_ablation_command(examined: Planted, run: Run, tmp_path: Path) -> None:
     planted = examined.copied(tmp_path / "out")
     arguments = ("evidence", "ablation", planted.folder, "--templates", planted.templates, "--shots", 0)
-    result = run(*arguments, "--relations", "second", "--json")
+    result = run(*arguments, "--only", "second", "--json")
     body = parsed(result)
-    assert [task["relation"] for task in body["tasks"]] == ["second"] and body["skipped"] == {}
-    assert body["tasks"][0]["without_relation"] == 0
+    assert [task["relation"] for task in body["rows"]] == ["second"] and body["skipped"] == {}
+    assert body["rows"][0]["without_relation"] == 0
     names = {path.name for path in (planted.folder / "evidence").iterdir()}
     assert {"ablation.csv", "ablation-second-shots0-zero.svg"} <= names
     assert set(pd.read_csv(planted.folder / "evidence" / "ablation.csv")["relation"]) == {"first", "second"}
     shown = run(*arguments, "--no-figures")
     assert "− relation" in shown.stdout and "no control task" not in shown.stderr
     only = template_file(tmp_path, tasks={"second": "The {}"})
-    alone = run(*arguments[:3], "--templates", only, "--shots", 0, "--relations", "second")
+    alone = run(*arguments[:3], "--templates", only, "--shots", 0, "--only", "second")
     assert "no control task for second: none has a similar base" in alone.stderr
     figure = planted.folder / "evidence" / "ablation-second-shots0-zero.svg"
     assert "control task: none has a similar base" in " ".join(
         re.sub("<[^>]*>", " ", figure.read_text()).split()
     )
     file = template_file(tmp_path, tasks={"first": "of {} ,"})
-    nothing = run(*arguments[:3], "--templates", file, "--shots", 0, "--relations", "first")
+    nothing = run(*arguments[:3], "--templates", file, "--shots", 0, "--only", "first")
     assert "skipped: first (base accuracy is 0." in nothing.stderr and "no task was ablated" in nothing.stderr
     assert not nothing.stdout
 
@@ -115,9 +115,9 @@ def test_the_ablation_command(examined: Planted, run: Run, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("inference", "--relations", "capital"), "this atlas has no relation 'capital'"),
+        (("inference", "--only", "capital"), "this atlas has no relation 'capital'"),
         (("ablation", "--max-heads", 0), "--max-heads is 0"),
-        (("ablation", "--relations", " ,"), "--relations ' ,' names no relation"),
+        (("ablation", "--only", " ,"), "--only names nothing"),
         (("inference", "--templates", "nowhere.json"), "nowhere.json: cannot be read"),
         (("inference", "--model", "nowhere/at/all"), "nowhere/at/all"),
     ],
@@ -136,7 +136,7 @@ def test_heads_show_what_is_confirmed(examined: Planted, mapped: Planted, run: R
     assert all(text in shown.stderr for text in CRITERIA)
     refused = run("heads", examined.folder, "--k", 1, "--tau", 0.03, "--criterion", "tau")
     assert "not with context" in refused.stdout
-    row = parsed(run("head", examined.folder, f"{LAYER}.{HEADS['first']}", "--json"))[0]
+    row = parsed(run("head", examined.folder, f"{LAYER}.{HEADS['first']}", "--json"))["rows"][0]
     assert row["confirmed_by_ablation"] is True and row["confirmed_with_context"] is True
     assert row["loss_alone"] > 0.9 and 0 <= row["attention"] <= 1
     before = run("heads", mapped.folder)

@@ -60,5 +60,5 @@ def test_lenses_by_name() -> None:
     assert set(LENSES) == {"neutral", "maps"}
     assert LENSES["maps"].weights_only and not LENSES["maps"].right_map
     assert LENSES["neutral"].right_map and LENSES["neutral"].max_source_tokens > 1
-    with pytest.raises(HeadatlasError, match=r"--lens: there is no lens 'attention'; use neutral or maps"):
+    with pytest.raises(HeadatlasError, match=r"`lens`: there is no lens 'attention'; use neutral or maps"):
         lens_named("attention")

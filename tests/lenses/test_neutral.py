@@ -181,7 +181,7 @@ def test_a_foreign_folder_of_that_name_is_left_alone(tmp_path: Path) -> None:
 def test_a_prefix_without_tokens_needs_something_before_it(tmp_path: Path) -> None:
     tokenizer = word_tokenizer(template="$A")
     assert prefix_ids(tokenizer, " ") == []
-    with pytest.raises(HeadatlasError, match=r"no token of the neutral prefix ' '.*use --lens maps"):
+    with pytest.raises(HeadatlasError, match=r"no token of the neutral prefix ' '.*use `lens=maps`"):
         compute(opened(tiny_model("llama"), tokenizer), tmp_path / "states", prefixes=["The", " "])
     compute(opened(tiny_model("llama")), tmp_path / "states", prefixes=["The", " "])
 

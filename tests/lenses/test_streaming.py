@@ -157,7 +157,7 @@ def test_every_family(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_the_blocks_need_beyond_the_file_is_refused(case: str, tmp_path: Path) -> None:
     model = opened(save(tiny_model(case), tmp_path / "model"))
-    with pytest.raises(HeadatlasError, match="leave out --stream"):
+    with pytest.raises(HeadatlasError, match="leave out `stream=True`"):
         streamed(model, tmp_path / "states").layer(0)
 
 

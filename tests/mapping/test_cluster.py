@@ -246,8 +246,8 @@ def test_a_layer_that_kills_every_worker_is_named(
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("127.0.0.1:1", r"--cluster 127.0.0.1:1: no connection .*refused.*ray start --head"),
-        ("nonsense", r"--cluster nonsense: no connection"),
+        ("127.0.0.1:1", r"`cluster=127.0.0.1:1`: no connection .*refused.*ray start --head"),
+        ("nonsense", r"`cluster=nonsense`: no connection"),
         ("host:99999999", r"no connection"),
         ("ray://head:10001", r"runs on a machine of the cluster"),
     ],
@@ -265,7 +265,7 @@ def test_without_ray_it_is_said_how_to_get_it(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(HeadatlasError, match=r"--cluster needs Ray; .* pip install 'headatlas\[cluster\]'"):
+    with pytest.raises(HeadatlasError, match=r"`cluster` needs Ray; .* pip install 'headatlas\[cluster\]'"):
         map_heads(model, out=tmp_path / "out", compute=Compute(cluster="auto"))
     assert not (tmp_path / "out").exists()
 
@@ -307,7 +307,7 @@ def test_a_gpu_a_layer(machines: tuple[tuple[int, int], ...], expected: tuple[in
 
 def test_devices_that_no_machine_of_the_cluster_has() -> None:
     nodes = [{"Alive": True, "Resources": {"CPU": 8.0}}]
-    with pytest.raises(HeadatlasError, match=r"--device cuda: no machine .* GPU .* `ray start --num-gpus N`"):
+    with pytest.raises(HeadatlasError, match=r"`device=cuda`: no machine .* GPU .* `ray start --num-gpus N`"):
         cluster._shares(nodes, 32, "cuda")
-    with pytest.raises(HeadatlasError, match=r"--device mps: .* use cpu or cuda"):
+    with pytest.raises(HeadatlasError, match=r"`device=mps`: .* use cpu or cuda"):
         cluster._shares(nodes, 32, "mps")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from headatlas.mapping.run import map_heads
+from headatlas.options import Thresholds
 from tests.mapping.checkpoints import relation, word, word_tokenizer
 from tests.mapping.planting import FAMILIES, N_SOURCES, VOCAB, opened, plant, random_model, states_of
 
@@ -50,7 +51,13 @@ def test_a_zero_head_scores_nothing(lens: str) -> None:
     with torch.no_grad():
         model.get_submodule("model.layers.1.self_attn.o_proj").weight[:, 40:80] = 0
     pairs = [(word(s), [word(s + 100), word(s + 101)]) for s in SOURCES]
-    atlas = map_heads(model, word_tokenizer(VOCAB), lens=lens, relations=[relation("any", pairs)], k=32)
+    atlas = map_heads(
+        model,
+        word_tokenizer(VOCAB),
+        lens=lens,
+        relations=[relation("any", pairs)],
+        thresholds=Thresholds(k=32),
+    )
     found = atlas.table().query("layer == 1 and head == 1")
     assert found[["score", "suppression", "added"]].values.tolist() == [[0.0, 0.0, 0.0]]
     assert (atlas.table()["score"] > 0).sum() > 6

@@ -77,7 +77,7 @@ def test_a_head_that_hits_single_token_sources_alone(tmp_path: Path) -> None:
     assert row["score"] == 2 / 110 < FLOOR
     assert kept["score"] == 2 / 36 > FLOOR
     assert kept["p"] == 1.0 and np.isnan(kept["chance"])
-    called = atlas.with_settings(tau=0.015, criterion="tau")
+    called = atlas.at(tau=0.015, criterion="tau")
     written = {path.name for path in write_outputs(called, tmp_path)}
     assert {"description.txt", "report.html", "categories.pdf"} < written
     assert "On sources of one token alone (36 of 110 sources" in (tmp_path / "description.txt").read_text()

@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.mapping import plan, states
-from headatlas.mapping.job import layer_range, options
+from headatlas.mapping.job import options
 from headatlas.mapping.run import map_heads
 from headatlas.mapping.stats import Stats
-from headatlas.options import Compute
+from headatlas.options import Compute, Thresholds
 from headatlas.progress import Progress
 from headatlas.relations import Pair, Relation
 from tests.full_disk import file_size_limit
@@ -31,6 +31,7 @@ RANKS = (
     *("cell_promotion_rank", "cell_suppression_rank"),
 )
 SCORES = ("promotion_score", "suppression_score", "control_score", "promotion_p", "suppression_p")
+"""Of these an atlas keeps those that are stored, apart from its dataset."""
 Map = Callable[..., Atlas]
 
 
@@ -65,9 +66,10 @@ def mapped(model: Path, relations: list[Relation]) -> Map:
 
 def assert_same(left: Atlas, right: Atlas, names: tuple[str, ...] = RANKS + SCORES) -> None:
     for name in names:
-        np.testing.assert_array_equal(
-            left.dataset[name].values, right.dataset[name].values, err_msg=name, strict=True
+        found, expected = (
+            (each.dataset if name in RANKS else each._stored)[name].values for each in (left, right)
         )
+        np.testing.assert_array_equal(found, expected, err_msg=name, strict=True)
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -82,7 +84,7 @@ def test_layers_in_parts_are_the_whole(mapped: Map, whole: Path, tmp_path: Path)
     part = mapped(out=out, layers="0-1")
     assert part.layers_done.tolist() == [True, True, False]
     assert (part.dataset["promotion_rank"].values[2] == -3).all()
-    assert set(part.table["layer"]) == {0, 1} and (out / "states").is_dir()
+    assert set(part.table()["layer"]) == {0, 1} and (out / "states").is_dir()
     again = Stats()
     mapped(out=out, layers="1", stats=again)
     assert again.products == 0
@@ -129,25 +131,25 @@ def test_other_numbers_are_stored_without_computing_anything(
 ) -> None:
     mapped(out=tmp_path)
     stats = Stats()
-    changed = mapped(out=tmp_path, k=3, k_copy=2, tau=0.4, q_max=0.2, criterion="tau", stats=stats)
+    changed = mapped(out=tmp_path, thresholds=Thresholds(3, 2, 0.4, 0.2, "tau"), stats=stats)
     assert stats.products == stats.rows == 0
-    found = Atlas.open(tmp_path).settings
-    assert found == changed.settings
-    assert (found.k, found.k_copy, found.tau, found.q_max, found.criterion) == (3, 2, 0.4, 0.2, "tau")
+    found = Atlas.open(tmp_path).thresholds
+    assert found == changed.thresholds
+    assert found == Thresholds(3, 2, 0.4, 0.2, "tau")
     assert_same(changed, Atlas.open(whole), RANKS)
     expected = Atlas.open(whole).at(k=3, k_copy=2)
-    stored = changed.dataset["promotion_score"].values
+    stored = changed._stored["promotion_score"].values
     for at, name in enumerate(changed.included["relation"]):
         np.testing.assert_array_equal(stored[..., at], expected.relation_scores[name].score)
     assert_same(mapped(out=tmp_path), Atlas.open(whole))
 
 
 def test_what_is_returned_is_what_is_on_disk(mapped: Map, tmp_path: Path) -> None:
-    returned = mapped(out=tmp_path, k=5)
+    returned = mapped(out=tmp_path, thresholds=Thresholds(k=5))
     opened = Atlas.open(tmp_path)
     assert returned.path == opened.path == tmp_path / "atlas.zarr"
     assert returned.provenance == opened.provenance and returned.thresholds.k == 5
-    assert returned.table.equals(opened.table)
+    assert returned.table().equals(opened.table())
 
 
 # Where the model comes from, and where the atlas goes --------------------------------------------------
@@ -159,9 +161,9 @@ def test_without_a_folder_nothing_stays_on_disk(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     atlas = mapped()
     assert atlas.path is None and not list(tmp_path.iterdir())
-    assert_same(atlas, Atlas.open(whole))
-    assert atlas.table().equals(Atlas.open(whole).table)
-    assert len(atlas.at(k=2).table) == len(atlas.table())
+    assert_same(atlas, Atlas.open(whole), RANKS)
+    assert atlas.table().equals(Atlas.open(whole).table())
+    assert len(atlas.at(k=2).table()) == len(atlas.table())
 
 
 @pytest.mark.parametrize("lens", ["neutral", "maps"])
@@ -171,7 +173,9 @@ def test_a_loaded_model_gives_the_atlas_of_its_files(
     modules = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     before = {name: tensor.clone() for name, tensor in modules.state_dict().items()}
     loaded = mapped(modules, word_tokenizer(), lens=lens)
-    assert_same(loaded, mapped(lens=lens))
+    from_files = mapped(lens=lens)
+    assert_same(loaded, from_files, RANKS)
+    assert loaded.table().equals(from_files.table())
     for name, tensor in modules.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
@@ -184,7 +188,7 @@ def test_provenance_says_what_was_done(mapped: Map, model: Path, whole: Path) ->
     assert provenance["lens"]["name"] == "neutral" and len(provenance["lens"]["prefixes"]) == 4
     assert provenance["masked_ids"] == [0, 1, 2, 3]
     assert list(provenance["relations"]) == ["one_to_one", "several", "few", "copy"]
-    paper = mapped(preset="maps-paper").provenance
+    paper = mapped(lens="maps", mask=False).provenance
     assert paper["lens"]["name"] == "maps" and paper["masked_ids"] == []
     json.dumps(provenance, allow_nan=False)
 
@@ -206,7 +210,7 @@ def other_model(model: Path, place: Path) -> Path:
         ({"relations": "fewer"}, "relations"),
         ({"ceiling": 33}, "ceiling"),
         ({"target_policy": "first-token"}, "target policy"),
-        ({"preset": "maps-paper", "lens": "neutral"}, "masked token ids"),
+        ({"mask": False}, "masked token ids"),
         ({"model": "other"}, "weights"),
         ({"tokenizer": "other words"}, "tokenizer"),
         ({"tokenizer": "cut differently"}, "tokens of the relations"),
@@ -231,7 +235,9 @@ def test_another_map_into_the_same_folder(
     with pytest.raises(HeadatlasError) as caught:
         mapped(out=out, **change)
     message = str(caught.value)
-    assert str(out / "atlas.zarr") in message and f"differs in {named}" in message and "--force" in message
+    assert (
+        str(out / "atlas.zarr") in message and f"differs in {named}" in message and "`force=True`" in message
+    )
     assert everything(out) == before
     mapped(out=out)
 
@@ -260,21 +266,19 @@ def replaced(old: str, new: str) -> Any:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"k": 33}, r"--k is 33, above the ceiling 32"),
-        ({"k_copy": 40}, r"--k-copy is 40, above the ceiling 32"),
-        ({"k": 0}, r"--k is 0: it must be at least 1"),
-        ({"tau": 1.5}, r"--tau is 1.5"),
-        ({"tau": float("nan")}, r"--tau is nan"),
-        ({"ceiling": 251}, r"--ceiling is 251: it must lie between 1 and 250"),
-        ({"ceiling": 0}, r"--ceiling is 0"),
-        ({"preset": "paper"}, r"--preset: there is no preset 'paper'; use one of default, maps-paper"),
-        ({"lens": "logit"}, r"--lens: there is no lens 'logit'"),
-        ({"target_policy": "all"}, r"--target-policy: there is no policy 'all'"),
-        ({"layers": "2-3"}, r"--layers '2-3': the model has layers 0 to 2"),
-        ({"layers": "2-1"}, r"--layers '2-1'"),
-        ({"layers": "all"}, r"--layers 'all': write A-B"),
-        ({"layers": "-1"}, r"--layers '-1': write A-B"),
-        ({"layers": (0, 1)}, r"--layers \(0, 1\): write A-B"),
+        ({"thresholds": Thresholds(k=33)}, r"`k` is 33, above the ceiling 32"),
+        ({"thresholds": Thresholds(k_copy=40)}, r"`k_copy` is 40, above the ceiling 32"),
+        ({"ceiling": 251}, r"`ceiling` is 251: it must lie between 1 and 250"),
+        ({"ceiling": 0}, r"`ceiling` is 0"),
+        ({"lens": "logit"}, r"`lens`: there is no lens 'logit'"),
+        ({"target_policy": "all"}, r"`target_policy`: there is no policy 'all'"),
+        ({"layers": "2-3"}, r"`layers` is '2-3': the model has layers 0 to 2"),
+        ({"layers": "2-1"}, r"`layers` is '2-1': 1 comes before 2; write 1-2"),
+        ({"layers": "all"}, r"`layers` is 'all': write A-B"),
+        ({"layers": "-1"}, r"`layers` is '-1': write A-B"),
+        ({"layers": (0, 1.5)}, r"`layers` is \(0, 1\.5\): give A-B"),
+        ({"layers": []}, r"`layers` is \[\]: that is no layer"),
+        ({"progress": "yes"}, r"`progress` is 'yes': give True, or a function"),
         ({"relations": []}, r"no relations were given"),
         ({"relations": 3}, r"relations is a number; give 'core'"),
         ({"relations": ["core", None]}, r"relations\[1\] is nothing; give"),
@@ -304,7 +308,7 @@ def test_relations_that_cannot_be_used_are_named(mapped: Map, relations: list[Re
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/headatlas"])
 def test_a_folder_that_cannot_be_written(place: str, mapped: Map, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(HeadatlasError, match=r"(is a file|cannot be written).*-o"):
+    with pytest.raises(HeadatlasError, match=r"(is a file|cannot be written).*`out`"):
         mapped(out=tmp_path / place)
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -387,24 +391,89 @@ def test_a_model_too_large_for_the_machine_is_said(mapped: Map, monkeypatch: pyt
         monkeypatch.setattr(
             module, "memory_least", lambda _, lens, *__, **___: 1 if lens.weights_only else 10**15
         )
-    with pytest.raises(HeadatlasError, match=r"by layer and needs about 1000000.0 GB .*; use --lens maps"):
+    with pytest.raises(HeadatlasError, match=r"by layer and needs about 1000000.0 GB .*; use `lens=maps`"):
         mapped()
-    with pytest.raises(HeadatlasError, match=r"whole model and .* GB; leave out --no-stream, or use --lens"):
+    with pytest.raises(
+        HeadatlasError, match=r"whole model and .* GB; leave out `stream=False`, or use `lens"
+    ):
         mapped(compute=Compute(stream=False))
-    with pytest.raises(HeadatlasError, match=r"whole model and .* GB; use --lens maps"):
+    with pytest.raises(HeadatlasError, match=r"whole model and .* GB; use `lens=maps`"):
         mapped(tiny_model("llama"), word_tokenizer())
     assert mapped(lens="maps").layers_done.all()
 
 
+def test_too_little_memory_leaves_nothing_behind_and_deletes_nothing(mapped: Map, tmp_path: Path) -> None:
+    little, out = Compute(max_memory="2MB"), tmp_path / "out"
+    for lens in ("neutral", "maps"):
+        with pytest.raises(HeadatlasError, match=r"memory, `max_memory` allows 0\.0 GB"):
+            mapped(out=out, lens=lens, compute=little)
+        assert not out.exists()
+    mapped(out=out, layers=0)
+    before = everything(out)
+    for force in (False, True):
+        with pytest.raises(HeadatlasError, match="`max_memory` allows"):
+            mapped(out=out, compute=little, force=force)
+        assert everything(out) == before
+
+
 @pytest.mark.parametrize(
-    ("text", "expected"), [(None, range(12)), ("0-3", range(4)), ("5", range(5, 6)), ("11-11", range(11, 12))]
+    ("layers", "done"),
+    [
+        ("1", [1]),
+        ("0-1", [0, 1]),
+        (2, [2]),
+        (range(1, 3), [1, 2]),
+        (slice(None, None, 2), [0, 2]),
+        ([2, 0, 2], [0, 2]),
+        (np.array([1]), [1]),
+    ],
 )
-def test_layer_ranges(text: str | None, expected: range) -> None:
-    assert layer_range(text, 12) == expected
+def test_layers_in_any_form(mapped: Map, whole: Path, layers: Any, done: list[int]) -> None:
+    part = mapped(layers=layers, lens="neutral")
+    assert np.flatnonzero(part.layers_done).tolist() == done
+    full = Atlas.open(whole).dataset["promotion_rank"].values
+    np.testing.assert_array_equal(part.dataset["promotion_rank"].values[done], full[done])
 
 
-def test_options_come_from_the_preset_unless_given() -> None:
-    paper = options(preset_name="maps-paper-llama3", k_copy=1)
-    assert (paper.lens.name, paper.thresholds.k, paper.thresholds.k_copy) == ("maps", 25, 1)
-    assert paper.thresholds.criterion == "tau" and not paper.mask
-    assert options(preset_name="maps-paper", lens="neutral", criterion="calibrated").lens.name == "neutral"
+def test_progress_is_shown_when_it_is_asked_for(mapped: Map, capsys: pytest.CaptureFixture[str]) -> None:
+    mapped(lens="maps", layers=0, progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("opening ") and lines[-1].startswith("layers mapped: 1 of 1")
+    mapped(lens="maps", layers=0, progress=False)
+    mapped(lens="maps", layers=0)
+    captured = capsys.readouterr()
+    assert captured.err == captured.out == ""
+
+
+def test_plain_pairs_are_relations(mapped: Map, relations: list[Relation]) -> None:
+    name, pairs = relations[0].name, [(pair.source, list(pair.targets)) for pair in relations[0].pairs]
+    given = mapped(relations=[(name, pairs)], lens="maps")
+    expected = mapped(relations=[relations[0]], lens="maps")
+    np.testing.assert_array_equal(given.dataset["promotion_rank"], expected.dataset["promotion_rank"])
+    assert given.relations["relation"].tolist() == [name] and (given.scores > 0).any()
+
+
+def test_an_atlas_made_in_memory_is_saved_and_mapped_further(
+    mapped: Map, whole: Path, tmp_path: Path
+) -> None:
+    atlas = mapped(layers=[0, 2], thresholds=Thresholds(k=7))
+    assert atlas.save(tmp_path / "mine") == tmp_path / "mine" / "atlas.zarr"
+    opened = Atlas.open(tmp_path / "mine")
+    assert opened.thresholds == Thresholds(k=7) and opened.provenance == atlas.provenance
+    assert set(opened.dataset.variables) == set(atlas.dataset.variables)
+    for variable in atlas.dataset.variables:
+        np.testing.assert_array_equal(opened.dataset[variable], atlas.dataset[variable], strict=True)
+    assert opened.table().equals(atlas.table())
+    with pytest.raises(HeadatlasError, match=r"atlas\.zarr: there is an atlas already; choose another"):
+        atlas.save(tmp_path / "mine")
+    told: list[Progress] = []
+    further = mapped(out=tmp_path / "mine", progress=told.append)
+    assert [p.note for p in told if p.stage == "heads"] == ["", "layer 1 done", ""]
+    assert_same(further, Atlas.open(whole))
+
+
+@pytest.mark.parametrize("given", [{}, {"lens": "maps", "mask": False}])
+def test_options_are_kept(given: dict[str, Any]) -> None:
+    chosen = options(**given, thresholds=Thresholds.preset("maps-paper-llama3"))
+    assert (chosen.lens.name, chosen.mask) == (given.get("lens", "neutral"), given.get("mask", True))
+    assert chosen.thresholds == Thresholds(25, 3, criterion="tau")

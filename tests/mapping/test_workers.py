@@ -15,9 +15,10 @@ from headatlas.errors import HeadatlasError
 from headatlas.mapping import machine as machines
 from headatlas.mapping import workers as side_by_side
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.machine import Machine, Shares, head_bytes, memory_of, shares, this_machine
+from headatlas.mapping.machine import Machine, Shares, head_bytes, shares, this_machine
 from headatlas.mapping.stats import Stats
 from headatlas.mapping.workers import rank_here, workers_for
+from headatlas.options import Compute
 from tests.mapping import oracle
 from tests.mapping.cases import random_problem
 
@@ -26,24 +27,10 @@ GB = 10**9
 LLAMA_8B = Dims(32, 32, 8, 4096, 128, 128256)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("6GB", 6 * GB), ("6 gb", 6 * GB), ("1.5G", 3 * GB // 2), ("512MiB", 2**29), ("6e9", 6 * GB), (7, 7)],
-)
-def test_amounts_of_memory(text: str | int, expected: int) -> None:
-    assert memory_of(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "6XB", "GB", "-1GB", "0", "1..5G", "6GBs", "lots"])
-def test_what_is_no_amount_of_memory(text: str) -> None:
-    with pytest.raises(HeadatlasError, match=r"--max-memory .*: not an amount of memory; write it like 6GB"):
-        memory_of(text)
-
-
 def test_a_limit_is_not_above_what_there_is() -> None:
-    there = this_machine("cpu").memory
-    assert this_machine("cpu", "1000TB").memory == there
-    assert this_machine("cpu", "1GB") == Machine((CPU,), GB, limited=True)
+    there = this_machine(Compute("cpu")).memory
+    assert this_machine(Compute("cpu", "1000TB")).memory == there
+    assert this_machine(Compute("cpu", "1GB")) == Machine((CPU,), GB, limited=True)
 
 
 def test_all_gpus_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,9 +38,9 @@ def test_all_gpus_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         machines, "pick_device", lambda name: torch.device("cuda", int(name[5:]) if ":" in name else 0)
     )
-    assert [device.index for device in this_machine("cuda").devices] == [0, 1, 2]
-    assert [device.index for device in this_machine("auto").devices] == [0, 1, 2]
-    assert [device.index for device in this_machine("cuda:1").devices] == [1]
+    assert [device.index for device in this_machine(Compute("cuda")).devices] == [0, 1, 2]
+    assert [device.index for device in this_machine(Compute("auto")).devices] == [0, 1, 2]
+    assert [device.index for device in this_machine(Compute("cuda:1")).devices] == [1]
 
 
 def test_less_memory_means_fewer_layers_then_fewer_heads(monkeypatch: pytest.MonkeyPatch) -> None:

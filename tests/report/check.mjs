@@ -14,12 +14,12 @@ const { data, taus } = JSON.parse(readFileSync(file, "utf8"));
 const atlas = decode(data);
 const readings = taus.flatMap((tau) =>
   ["tau", "calibrated"].map((criterion) => {
-    const reading = read(atlas, { ...data.settings, tau, criterion });
+    const reading = read(atlas, { ...atlas.thresholds, tau, criterion });
     const member = reading.member.map((heads) => Array.from(heads));
     return { tau, criterion, level: Array.from(reading.level), member, counts: countHeads(atlas, reading) };
   }),
 );
-const reading = read(atlas, data.settings);
+const reading = read(atlas, atlas.thresholds);
 const filter = { chosen: null, cell: null, text: "", below: false };
 const best = filterRows(atlas, reading, sortRows(atlas, "best", true), filter);
 const name = (row) => [

@@ -15,7 +15,7 @@ from headatlas.atlas.store import AtlasWriter, create_store
 from headatlas.relations.relation import Pair, Relation, TokenisedPair, TokenisedRelation
 from tests import synthetic
 
-HOSTILE = "</script><img src=x onerror=alert(1)><!--{{script}}&amp;\u2028\u2029'\""
+HOSTILE = "</script><img src=x onerror=alert(1)><!--{{script}}&amp;'\""
 
 
 def relation(name: str, title: str, category: str) -> TokenisedRelation:
@@ -69,6 +69,6 @@ def large_atlas(path: Path, n_layers: int, n_heads: int) -> Atlas:
             frame[column] = rng.integers(1, 41, size) / 40
         parts.append(frame.assign(n_sources=40, q=rng.random(size) ** 9, suppression_q=rng.random(size) ** 9))
     # Both are computed once and kept; ranks of that many heads would take a minute to score.
-    vars(atlas)["called"] = vars(atlas)["table"] = pd.concat(parts, ignore_index=True)
+    vars(atlas)["without_evidence"] = vars(atlas)["_table"] = pd.concat(parts, ignore_index=True)
     vars(atlas)["layers_done"] = np.ones(n_layers, dtype=bool)
     return atlas

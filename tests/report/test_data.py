@@ -100,7 +100,7 @@ def test_an_atlas_without_any_head_that_counts(
 ) -> None:
     nothing = atlas.at(tau=1.0, q_max=0.0)
     assert (nothing.categories()["n_categories"] == 0).all()
-    assert data_of(report_html(nothing))["settings"]["tau"] == 1.0
+    assert data_of(report_html(nothing))["thresholds"]["tau"] == 1.0
 
 
 def test_long_lists_of_the_provenance_are_cut(hostile: Atlas) -> None:

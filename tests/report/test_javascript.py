@@ -52,11 +52,11 @@ def test_the_bundle_is_a_module(tmp_path: Path) -> None:
 def test_the_same_heads_for_every_criterion(atlas: Atlas, checked: Any) -> None:
     assert len(checked["readings"]) == 2 * len(TAUS)
     for reading in checked["readings"]:
-        settings = atlas.at(tau=reading["tau"], criterion=reading["criterion"])
-        frame = settings.categories()
+        other = atlas.at(tau=reading["tau"], criterion=reading["criterion"])
+        frame = other.categories()
         level = np.zeros((atlas.n_layers, atlas.n_heads), dtype=int)
         level[frame["layer"], frame["head"]] = frame["n_categories"]
-        assert reading["level"] == level.ravel().tolist(), settings
+        assert reading["level"] == level.ravel().tolist(), other
         for at, category in enumerate(atlas.category_names):
             mine = frame[[category in which for which in frame["which"]]]
             assert sum(reading["member"][at]) == reading["counts"][at + 1]["total"] == len(mine)

@@ -147,7 +147,7 @@ def test_numbers_without_a_place_in_the_modules_are_refused(tmp_path: Path) -> N
     norm = {"blk.0.attn_q_norm.weight": np.ones(192, dtype=np.float32)}
     write_gguf(model_of("llama"), tmp_path / "tiny.gguf", beside=norm)
     with pytest.raises(
-        HeadatlasError, match=r"a LlamaForCausalLM takes 18,720 numbers of the 18,912 in it.* --lens maps"
+        HeadatlasError, match=r"a LlamaForCausalLM takes 18,720 numbers of the 18,912 in it.* `lens=maps`"
     ):
         load_modules(open_checkpoint(tmp_path / "tiny.gguf"))
 
@@ -178,7 +178,7 @@ def test_what_is_not_known_is_refused(
     also: Callable[[gguf.GGUFWriter], None], problem: str, tmp_path: Path
 ) -> None:
     write_gguf(model_of("llama"), tmp_path / "tiny.gguf", also=also)
-    with pytest.raises(HeadatlasError, match=rf"{problem}.*use --lens maps"):
+    with pytest.raises(HeadatlasError, match=rf"{problem}.*use `lens=maps`"):
         load_modules(open_checkpoint(tmp_path / "tiny.gguf"))
 
 

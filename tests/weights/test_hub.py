@@ -177,7 +177,7 @@ def test_a_model_is_read_in_place(hub: Hub, tmp_path: Path, shards: str | None) 
     assert checkpoint.traffic is not None
     assert checkpoint.traffic.read == sent < checkpoint.traffic.total
     assert fingerprint(checkpoint) == fingerprint(open_checkpoint("org/tiny", remote=True))
-    with pytest.raises(HeadatlasError, match="leave out --remote to download it"):
+    with pytest.raises(HeadatlasError, match="leave out `remote=True` to download it"):
         load_modules(checkpoint)
 
 
@@ -197,5 +197,5 @@ def test_reading_in_place_needs_the_hub(
     with pytest.raises(HeadatlasError, match="holds a GGUF file"):
         open_checkpoint("org/gguf", remote=True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(HeadatlasError, match="leave out --remote"):
+    with pytest.raises(HeadatlasError, match="leave out `remote=True`"):
         open_checkpoint("org/tiny", remote=True)

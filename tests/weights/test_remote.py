@@ -153,7 +153,7 @@ def test_small_files_are_kept_until_they_change(
 def test_a_map_is_the_same_and_reads_less(
     server: Server, mapped_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from headatlas.cli.summary import summary
+    from headatlas.cli.map import summary
 
     relations = checkpoints.random_relations()
     address = server.serve(mapped_folder)
@@ -161,7 +161,7 @@ def test_a_map_is_the_same_and_reads_less(
     remote = map_heads(address, relations=relations, lens="maps", out=tmp_path / "out")
     for name in ("promotion_rank", "suppression_rank", "control_rank", "cell_promotion_rank"):
         assert np.array_equal(remote.dataset[name].values, local.dataset[name].values)
-    assert remote.table.equals(local.table)
+    assert remote.table().equals(local.table())
     model = remote.provenance["model"]
     assert model["fetched_bytes"] == server.sent[WEIGHTS]
     assert model["stored_bytes"] == len(server.files[WEIGHTS])
@@ -399,11 +399,11 @@ def test_the_command_line(server: Server, mapped_folder: Path) -> None:
 
 def test_what_needs_the_whole_model_is_refused(server: Server, llama_folder: Path) -> None:
     address = server.serve(llama_folder)
-    with pytest.raises(HeadatlasError, match=r"neutral lens needs the whole model .*--lens maps"):
+    with pytest.raises(HeadatlasError, match=r"neutral lens needs the whole model .*`lens=maps`"):
         map_heads(address)
     with pytest.raises(HeadatlasError, match="download it"):
         load_modules(open_checkpoint(address))
-    with pytest.raises(HeadatlasError, match="--remote reads a model of the Hub"):
+    with pytest.raises(HeadatlasError, match="`remote=True` reads a model of the Hub"):
         open_checkpoint(str(llama_folder), remote=True)
 
 

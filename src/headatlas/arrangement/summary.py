@@ -38,7 +38,7 @@ class Structure:
 
 
 def structure(atlas: Atlas) -> Structure:
-    """Everything about one atlas, under the settings that it is read with."""
+    """Everything about one atlas, with the thresholds that it is read with."""
     groups = group_likeness(atlas)
     why = why_no_groups(atlas)
     if not groups and why is None:

@@ -16,6 +16,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from headatlas.atlas.store import renamed
 from headatlas.errors import HeadatlasError
 from headatlas.scoring.scores import false_discovery_rates
 
@@ -119,7 +120,7 @@ def read_ablation(path: Path) -> Ablation:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".* is not recognized as a component of a Zarr")
             data = xr.open_zarr(path, consolidated=False, chunks=None).load()
-        return Ablation(data, dict(json.loads(data.attrs["provenance"])))
+        return Ablation(data, renamed(dict(json.loads(data.attrs["provenance"]))))
     except FileNotFoundError as error:
         raise HeadatlasError(f"{path}: this is no stored ablation; move it elsewhere.") from error
     except OSError as error:

@@ -38,7 +38,7 @@ STORED = (*_ARRAYS, _CONTROL)
 
 
 def store_scores(atlas: Atlas) -> None:
-    """Write the scores of an atlas, at its settings, into its store; :meth:`Atlas.open` then finds them.
+    """Write the scores of an atlas, at its thresholds, into its store; :meth:`Atlas.open` then finds them.
 
     The arrays are float64 [layer, head, relation] (``control_score``: [layer, relation]), NaN where a layer
     is not mapped or a relation is left out. They depend on k alone: q and what is implemented follow.
@@ -89,7 +89,7 @@ def _write(
 def stored_scores(
     data: xr.Dataset, thresholds: Thresholds, layers_done: NDArray[np.bool_], names: dict[str, int]
 ) -> dict[str, RelationScores] | None:
-    """The stored scores if they belong to these settings and layers and are whole, else None.
+    """The stored scores if they belong to these thresholds and layers and are whole, else None.
 
     Processes that end at the same time may have written over each other where there are no locks: the arrays
     then are not those of the attributes, which are written in one piece.

@@ -2,7 +2,7 @@
 
 Inside the atlas's Zarr group is a group ``evidence``. It holds, for each template, two small atlases
 (``context-…`` and ``without-context-…``), and for each ablated task a dataset (``ablation-…``). Each has its
-own provenance. What is confirmed follows from them and from the settings that the atlas is read with.
+own provenance. What is confirmed follows from them and from the thresholds that the atlas is read with.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Dynamic:
 
 
 def read_dynamic(context: Path, without: Path, thresholds: Thresholds) -> Dynamic:
-    """Open the two atlases of a template, read with these settings.
+    """Open the two atlases of a template, read with these thresholds.
 
     Raises:
         HeadatlasError: One is not there or is damaged.
@@ -190,7 +190,7 @@ class Evidence:
             "seed",
             "controls",
             "dropped",
-            "settings",
+            "thresholds",
             "versions",
         )
         tasks = [{name: each.provenance[name] for name in shown} for each in self.ablations]

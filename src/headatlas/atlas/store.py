@@ -301,7 +301,7 @@ def read_store(path: Path | str) -> tuple[xr.Dataset, dict[str, Any]]:
             _check_root(where, zarr.open_group(store, mode="r").attrs.asdict())
             dataset = xr.open_zarr(store, consolidated=False, chunks=None)
         dataset.encoding["source"] = where
-        provenance = _renamed(dict(json.loads(dataset.attrs["provenance"])))
+        provenance = renamed(dict(json.loads(dataset.attrs["provenance"])))
     except HeadatlasError:
         raise
     except failures(AttributeError, KeyError, TypeError) as error:
@@ -327,12 +327,13 @@ def read_store(path: Path | str) -> tuple[xr.Dataset, dict[str, Any]]:
     return dataset, provenance
 
 
-def _renamed(provenance: dict[str, Any]) -> dict[str, Any]:
+def renamed(provenance: dict[str, Any]) -> dict[str, Any]:
     """A provenance with today's names: development versions wrote ``settings`` and ``preset``."""
     if isinstance(settings := provenance.pop("settings", None), dict):
         kept = {name: value for name, value in settings.items() if name != "profile"}
         provenance.setdefault("thresholds", kept)
-        provenance.setdefault("mask", provenance.pop("preset", "default") == "default")
+    if "preset" in provenance:
+        provenance.setdefault("mask", provenance.pop("preset") == "default")
     return provenance
 
 

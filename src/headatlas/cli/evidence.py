@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from headatlas.cli.options import AsJson, AtlasArgument, Only, computes, names_of
-from headatlas.cli.output import print_rows, print_table, say, stopping
+from headatlas.cli.options import AsJson, AtlasArgument, Only, as_options, computes, names_of
+from headatlas.cli.output import print_rows, print_table, progress_shown, say, stopping
 from headatlas.options import Compute
-from headatlas.progress import ProgressDisplay
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +67,7 @@ def inference(
     from headatlas.outputs import write_inference
 
     atlas = Atlas.open(folder)
-    with stopping(lambda: KEPT), ProgressDisplay() as progress:
+    with stopping(lambda: KEPT), progress_shown() as progress:
         found = run_inference(
             atlas,
             model,
@@ -131,7 +130,7 @@ def ablation(
 
     choices = Choices(shots, method, sources, max_heads, draws, seed)
     atlas = Atlas.open(folder)
-    with stopping(lambda: KEPT), ProgressDisplay() as progress:
+    with stopping(lambda: KEPT), progress_shown() as progress:
         found = run_ablation(
             atlas,
             model,
@@ -143,13 +142,14 @@ def ablation(
         )
     atlas = Atlas.open(folder)
     frame = summary(found.done)
-    for name, why in found.skipped.items():
+    skipped = {name: as_options(why) for name, why in found.skipped.items()}
+    for name, why in skipped.items():
         say(f"skipped: {name} ({why})")
     for task in found.done:
         if not task.controls:
             say(f"no control task for {task.relation}: none has a similar base and few heads in common")
     if as_json:
-        print_rows([atlas], _records(frame), skipped=found.skipped)
+        print_rows([atlas], _records(frame), skipped=skipped)
     else:
         say(atlas.caption())
         if found.done:

@@ -41,19 +41,17 @@ def list_families(as_json: AsJson = False) -> None:
 
     known = [(family, oracles(family)) for family in families()]
     if as_json:
-        print_json(
-            [
-                {
-                    "family": family.name,
-                    "title": family.title,
-                    "architectures": sorted(family.aliases.architectures),
-                    "gguf": sorted(family.aliases.gguf) if family.gguf else [],
-                    "oracles": proof.model_dump(mode="json"),
-                    "transformers": tested_with(),
-                }
-                for family, proof in known
-            ]
-        )
+        rows = [
+            {
+                "family": family.name,
+                "title": family.title,
+                "architectures": sorted(family.aliases.architectures),
+                "gguf": sorted(family.aliases.gguf) if family.gguf else [],
+                "oracles": proof.model_dump(mode="json"),
+            }
+            for family, proof in known
+        ]
+        print_json({"transformers": tested_with(), "rows": rows})
         return
     print_table(
         ["family", "architectures", "oracles", "GGUF", "oracles"],
@@ -217,11 +215,11 @@ def _write(path: Path, text: str | None) -> None:
     from headatlas.files import replacing
 
     if not text:
-        raise HeadatlasError("--write: there is nothing to propose, the family is known; leave it out.")
+        raise HeadatlasError("`write`: there is nothing to propose, the family is known; leave it out.")
     if path.suffix != ".toml" or not re.fullmatch(r"\w+", path.stem):
-        raise HeadatlasError(f"--write {path}: give a file name like my_family.toml.")
+        raise HeadatlasError(f"`write={path}`: give a file name like my_family.toml.")
     if path.exists():
-        raise HeadatlasError(f"--write {path}: the file is there already; choose another name.")
+        raise HeadatlasError(f"`write={path}`: the file is there already; choose another name.")
     named = re.sub(r'^name = ".*"$', f'name = "{path.stem}"', text, count=1, flags=re.MULTILINE)
     with replacing(path) as temporary:
         temporary.write_text(named, encoding="utf-8")

@@ -23,7 +23,7 @@ from headatlas.cli.options import (
     computes,
     sets_thresholds,
 )
-from headatlas.cli.output import number, print_fields, print_json, say, say_more, stopping
+from headatlas.cli.output import number, print_fields, print_json, progress_shown, say, say_more, stopping
 from headatlas.errors import HeadatlasError
 from headatlas.options import CEILING, Compute, Preset, Thresholds
 from headatlas.progress import duration
@@ -116,11 +116,10 @@ def map_model(
     from headatlas.mapping.run import map_heads
     from headatlas.mapping.stats import Stats
     from headatlas.outputs import UnwrittenError, write_outputs
-    from headatlas.progress import ProgressDisplay
 
     stats = Stats()
     with stopping(lambda: _stopped(out)):
-        with ProgressDisplay() as progress:
+        with progress_shown() as progress:
             atlas = map_heads(
                 model,
                 out=out,

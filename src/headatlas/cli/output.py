@@ -18,6 +18,7 @@ from headatlas.errors import HeadatlasError
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
+    from headatlas.progress import Report
 
 _MM = {"": 1.0, "mm": 1.0, "cm": 10.0, "in": 25.4, "pt": 25.4 / 72}
 
@@ -43,6 +44,15 @@ def say_more(message: str) -> None:
     """A message for people who asked for more."""
     if _level >= 2:
         typer.echo(message, err=True)
+
+
+@contextmanager
+def progress_shown() -> Iterator[Report]:
+    """Progress on stderr, unless people asked for quiet."""
+    from headatlas.progress import reporting
+
+    with reporting(_level >= 1) as tell:
+        yield tell
 
 
 @contextmanager

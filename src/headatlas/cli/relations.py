@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headatlas.addresses import output_path
-from headatlas.cli.options import AsJson, Lens, TargetPolicyOption, shipped_names
+from headatlas.cli.options import AsJson, Lens, TargetPolicyOption, as_options, shipped_names
 from headatlas.cli.output import print_json, print_table, say
 from headatlas.errors import HeadatlasError
 from headatlas.options import TargetPolicy
@@ -97,7 +97,7 @@ def check_relations(
         print_table(columns, [_check_row(row) for row in rows])
         _say_remarks(rows)
     for problem in problems:
-        say(f"error: {problem}")
+        typer.echo(f"error: {as_options(str(problem))}", err=True)
     if problems:
         raise typer.Exit(2)
 

@@ -77,8 +77,7 @@ class Choices:
         for name, low in least.items():
             value = getattr(self, name)
             if not isinstance(value, int) or value < low:
-                option = name.replace("_", "-")
-                raise HeadatlasError(f"--{option} is {value!r}: it must be a whole number of at least {low}.")
+                raise HeadatlasError(f"`{name}` is {value!r}: it must be a whole number of at least {low}.")
 
 
 @dataclass
@@ -108,7 +107,7 @@ def run_ablation(
     """Ablate the heads of relations and store what their tasks lose; what is stored is not measured again.
 
     Args:
-        atlas: An atlas from a folder; its settings say which heads are called.
+        atlas: An atlas from a folder; its thresholds say which heads are called.
         model: Its model; by default the one that the atlas names.
         tokenizer: Needed with a loaded model.
         only: Names or titles of relations; all scored ones by default. Control tasks come from all.

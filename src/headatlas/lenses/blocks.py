@@ -247,7 +247,7 @@ class BlockPass:
         if len(pieces) != shape[0]:
             raise HeadatlasError(
                 f"{self._model.checkpoint.spec}: {len(pieces)} experts are stored, transformers expects "
-                f"{shape[0]}; leave out `stream`, or use `lens=maps`."
+                f"{shape[0]}; leave out `stream=True`, or use `lens=maps`."
             )
         return torch.stack([torch.cat([self._stored(name) for name in piece]) for piece in pieces])
 
@@ -258,7 +258,7 @@ class BlockPass:
             found = "is missing" if info is None else f"has the shape {list(info.shape)}"
             raise HeadatlasError(
                 f"{self._model.checkpoint.spec}: tensor {stored!r} {found}, but transformers expects "
-                f"{list(shape)}; leave out `stream`, or use `lens=maps`."
+                f"{list(shape)}; leave out `stream=True`, or use `lens=maps`."
             )
 
     def _fill_in(self) -> None:
@@ -335,7 +335,7 @@ class BlockPass:
             except (ValueError, TypeError, RuntimeError, AttributeError, IndexError) as error:
                 raise HeadatlasError(
                     f"{self._model.checkpoint.spec}: the blocks of this model hand on more than their hidden "
-                    f"states ({error}), so that it does not go through layer by layer; leave out `stream`."
+                    f"states ({error}), so it does not go through layer by layer; leave out `stream=True`."
                 ) from error
         return entering[0], calls
 

@@ -59,7 +59,7 @@ def connected(address: str) -> Iterator[None]:
         return
     if address.startswith("ray://"):
         raise HeadatlasError(
-            f"`cluster` {address}: the command runs on a machine of the cluster; start it there (by "
+            f"`cluster={address}`: the command runs on a machine of the cluster; start it there (by "
             "`ray job submit`, or in a shell of it) with `cluster=auto`."
         )
     try:
@@ -67,7 +67,7 @@ def connected(address: str) -> Iterator[None]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, OverflowError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise HeadatlasError(
-            f"`cluster` {address}: no connection to a Ray cluster ({_first_line(error)}); "
+            f"`cluster={address}`: no connection to a Ray cluster ({_first_line(error)}); "
             "start one with `ray start --head`, or give its address."
         ) from error
     try:
@@ -174,12 +174,12 @@ def _shares(nodes: list[dict[str, Any]], n_layers: int, device: str = "cpu") -> 
         shares = [(int(each.get("CPU", 0)), int(each["GPU"])) for each in alive if each.get("GPU", 0) >= 1]
         if not shares:
             raise HeadatlasError(
-                f"`device` {device}: no machine of the cluster has a GPU that Ray knows of; start one with "
+                f"`device={device}`: no machine of the cluster has a GPU that Ray knows of; start one with "
                 "`ray start --num-gpus N`, or use `device=cpu`."
             )
         return max(1, min(cpus // gpus for cpus, gpus in shares)), 1, sum(gpus for _, gpus in shares)
     if kind != "cpu":
-        raise HeadatlasError(f"`device` {device}: Ray shares out processors and CUDA GPUs; use cpu or cuda.")
+        raise HeadatlasError(f"`device={device}`: Ray shares out processors and CUDA GPUs; use cpu or cuda.")
     sizes = [int(each.get("CPU", 0)) for each in alive]
     sizes = [size for size in sizes if size] or [1]  # a cluster may start its machines only when asked
     cpus = max(1, min(*sizes, sum(sizes) // n_layers))

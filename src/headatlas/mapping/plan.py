@@ -164,7 +164,7 @@ def streams(model: Model, lens: Lens, sources: int, stream: bool | None, machine
         if stream:
             raise HeadatlasError(
                 f"{model.checkpoint.spec}: a model with mixers beside attention does not go through layer by "
-                "layer, because they do not keep a prefix as attention does; leave out `stream`."
+                "layer, because they do not keep a prefix as attention does; leave out `stream=True`."
             )
         return False
     possible = can_stream(model.checkpoint)
@@ -177,7 +177,7 @@ def streams(model: Model, lens: Lens, sources: int, stream: bool | None, machine
     if stream and not possible:
         raise HeadatlasError(
             f"{model.checkpoint.spec}: only safetensors go through layer by layer, this is "
-            f"{model.checkpoint.format}; leave out `stream`."
+            f"{model.checkpoint.format}; leave out `stream=True`."
         )
     return stream
 

@@ -27,7 +27,7 @@ from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.job import Job, differences, options, prepare, with_traffic
 from headatlas.mapping.machine import Machine, this_machine
 from headatlas.mapping.plan import share_of
-from headatlas.mapping.states import layer_inputs, make_states
+from headatlas.mapping.states import check_memory, layer_inputs, make_states
 from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.mapping.workers import rank_here, workers_for
@@ -106,6 +106,8 @@ def map_heads(
             job = prepare(model, tokenizer, asked, chosen, remote=remote, adapter=adapter)
         wanted = layers_asked(layers, job.model.dims.n_layers)
         if out is not None:
+            if force or not (output_path(out) / ATLAS_NAME).exists():
+                check_memory(job, machine, compute.stream)  # before anything is deleted or created
             if force:
                 remove_atlas(out)
             return run(job, output_path(out), wanted, tell, stats, machine, compute)
@@ -251,7 +253,7 @@ def _open_or_create(path: Path, job: Job) -> None:
     if different:
         raise HeadatlasError(
             f"{path}: the atlas there differs in {', '.join(different)}; "
-            "choose another folder with `out`, or start over with `force=True`."
+            "choose another `out`, or start over with `force=True`."
         )
 
 

@@ -32,6 +32,28 @@ def make_states(
     Raises:
         HeadatlasError: The memory that may be taken does not suffice.
     """
+    streamed = check_memory(job, machine, stream)
+    lens, model, sources = job.options.lens, job.model, job.questions.sources
+    if lens.weights_only:
+        return MapsStates(model, sources)
+    make = partial(StreamedStates, last=last) if streamed else NeutralStates.compute
+    return make(
+        model,
+        sources,
+        lens.prefixes,
+        folder,
+        identity=f"{job.provenance['model']['weights_hash']} {job.provenance['tokenizer_hash']}",
+        device=machine.devices[0],
+        progress=lambda done, total: tell(Progress("states", done, total)),
+    )
+
+
+def check_memory(job: Job, machine: Machine, stream: bool | None) -> bool:
+    """Refuse a map that the memory does not suffice for; whether sources go through layer by layer.
+
+    Raises:
+        HeadatlasError: It needs more memory than may be taken.
+    """
     lens, model, sources = job.options.lens, job.model, job.questions.sources
     streamed = streams(model, lens, len(sources), stream, machine)
     need, have = memory_least(model, lens, len(sources), streamed=streamed), machine.memory
@@ -48,18 +70,7 @@ def make_states(
             f"{model.checkpoint.spec}: the neutral lens {how} and needs about {need_GB} of memory, "
             f"{whose} {have_GB}; {instead}use `lens=maps`."
         )
-    if lens.weights_only:
-        return MapsStates(model, sources)
-    make = partial(StreamedStates, last=last) if streamed else NeutralStates.compute
-    return make(
-        model,
-        sources,
-        lens.prefixes,
-        folder,
-        identity=f"{job.provenance['model']['weights_hash']} {job.provenance['tokenizer_hash']}",
-        device=machine.devices[0],
-        progress=lambda done, total: tell(Progress("states", done, total)),
-    )
+    return streamed
 
 
 def layer_inputs(job: Job, states: States, layer: int) -> LayerInputs:

@@ -32,7 +32,7 @@ def page_data(atlas: Atlas, *, alternative: str, in_words: str) -> dict[str, Any
     """Everything the page shows, as plain JSON values without NaN.
 
     Args:
-        atlas: The atlas, read with its own settings (they are where the page starts).
+        atlas: The atlas, read with its own thresholds (they are where the page starts).
         alternative: The figure's text alternative.
         in_words: The figure in words, in full.
 

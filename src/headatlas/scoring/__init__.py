@@ -1,4 +1,4 @@
-"""What do the ranks say? Scores, intervals, calibration and the settings they are read with.
+"""What do the ranks say? Scores, intervals and calibration.
 
 Everything here is plain NumPy on small arrays: an atlas can be scored again, with another k or τ, on a
 machine that has neither torch nor the model.

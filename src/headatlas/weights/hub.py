@@ -65,13 +65,17 @@ def download_all_but_weights(repo: str, revision: str | None) -> tuple[Path, lis
         if names is None:
             raise HeadatlasError(
                 f"{repo} is to be read from the Hub, which cannot be reached (offline mode or no "
-                "connection); leave out `remote` to use what is in the cache."
+                "connection); leave out `remote=True` to use what is in the cache."
             )
         if "config.json" not in names:
-            raise HeadatlasError(f"{repo} on the Hub has no config.json; it cannot be read with `remote`.")
+            raise HeadatlasError(
+                f"{repo} on the Hub has no config.json; it cannot be read with `remote=True`."
+            )
         weights = _weight_files(repo, revision, names)[:1]
         if weights[0].endswith(".gguf"):
-            raise HeadatlasError(f"{repo} on the Hub holds a GGUF file; leave out `remote` to download it.")
+            raise HeadatlasError(
+                f"{repo} on the Hub holds a GGUF file; leave out `remote=True` to download it."
+            )
         wanted = [name for name in names if _SMALL_FILES.match(name)]
         wanted += [INDEX_NAME] if weights == [INDEX_NAME] else []
         folder = huggingface_hub.snapshot_download(

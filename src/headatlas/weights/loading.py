@@ -174,7 +174,7 @@ def load_skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
     if not can_stream(checkpoint):
         raise HeadatlasError(
             f"{checkpoint.spec}: only safetensors are read layer by layer, this is {checkpoint.format}; "
-            "leave out `stream`."
+            "leave out `stream=True`."
         )
     return skeleton_of(checkpoint, local_config(checkpoint))
 
@@ -262,7 +262,9 @@ def need_on_disk(checkpoint: Checkpoint, what: str) -> None:
     if checkpoint.traffic is None:
         return
     how = (
-        "download it and give its folder" if is_url(checkpoint.spec) else "leave out `remote` to download it"
+        "download it and give its folder"
+        if is_url(checkpoint.spec)
+        else "leave out `remote=True` to download it"
     )
     raise HeadatlasError(
         f"{checkpoint.spec}: {what} needs the whole model ({checkpoint.traffic.total / 1e9:.3g} GB), "

@@ -48,7 +48,7 @@ def open_checkpoint(
     """
     if remote and not (isinstance(spec, str) and _is_afar(spec.strip())):
         raise HeadatlasError(
-            f"`remote` reads a model of the Hub (org/name) in place, and {str(spec)[:100]!r} is none; "
+            f"`remote=True` reads a model of the Hub (org/name) in place, and {str(spec)[:100]!r} is none; "
             "leave it out."
         )
     if isinstance(spec, Path):

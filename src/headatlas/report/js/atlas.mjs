@@ -41,7 +41,7 @@ export function decode(data) {
     nHeads: data.n_heads,
     nCells: data.n_layers * data.n_heads,
     mapped: Uint8Array.from(data.layers_done),
-    settings: data.settings,
+    thresholds: data.thresholds,
     rows,
     rowsOfCell: indexByCell(rows, data.n_layers * data.n_heads),
   };
@@ -93,13 +93,13 @@ export function rowsOfHead(atlas, cell) {
 /**
  * Who counts under a criterion.
  *
- * @param settings tau, and criterion: "tau" (score alone) or "calibrated" (score and q ≤ q_max).
+ * @param thresholds tau, and criterion: "tau" (score alone) or "calibrated" (score and q ≤ q_max).
  * @returns effect: per row, PROMOTES and SUPPRESSES bits; member: per category, one byte a head;
  *     level: per head, its number of categories; everything: whether every mapped head counts, hits or not.
  */
-export function read(atlas, settings) {
+export function read(atlas, thresholds) {
   const { rows, relations, nCells } = atlas;
-  const { tau, criterion, q_max: qMax } = settings;
+  const { tau, criterion, q_max: qMax } = thresholds;
   const alone = criterion === "tau";
   const effect = new Uint8Array(rows.length);
   const member = atlas.categories.map(() => new Uint8Array(nCells));
@@ -119,7 +119,7 @@ export function read(atlas, settings) {
   for (const heads of member) {
     for (let cell = 0; cell < nCells; cell += 1) level[cell] += heads[cell];
   }
-  return { settings, effect, member, level, everything };
+  return { thresholds, effect, member, level, everything };
 }
 
 function markMapped(atlas, heads) {

@@ -10,7 +10,7 @@ import { count, plain } from "./format.mjs";
  * @returns node, sync(state).
  */
 export function createControls(atlas, change) {
-  const initial = atlas.settings;
+  const initial = atlas.thresholds;
   const tauId = freshId("tau");
   const output = el("output", { for: tauId });
   const slider = el("input", {

@@ -5,7 +5,7 @@ import { count, plain } from "./format.mjs";
 
 /** Model, lens, size and criterion, with the button for light and dark. */
 export function createHeader(atlas) {
-  const { data, settings } = atlas;
+  const { data, thresholds } = atlas;
   const missing = atlas.mapped.filter((done) => !done).length;
   const size = `${atlas.nLayers} layers × ${atlas.nHeads} heads`;
   const categories = count(atlas.categories.length, "category", "categories");
@@ -13,7 +13,7 @@ export function createHeader(atlas) {
     ["Lens", data.lens],
     ["Heads", missing ? `${size} (${missing} layers not mapped)` : size],
     ["Relations", `${atlas.scored.length} of ${atlas.relations.length}, ${categories}`],
-    ["Top k", `${settings.k}, copying ${settings.k_copy} (${settings.profile})`],
+    ["Top k", `${thresholds.k}, copying ${thresholds.k_copy}`],
   ];
   return el(
     "header",
@@ -50,7 +50,7 @@ function createSchemeButton() {
   return button;
 }
 
-/** The line under the panels; it follows the criterion. @returns node, sync(settings). */
+/** The line under the panels; it follows the criterion. @returns node, sync(thresholds). */
 export function createCaption(atlas) {
   const node = el("p", { class: "quiet caption" });
   return {
@@ -78,7 +78,7 @@ export function createCaveats(atlas) {
 }
 
 function caveats(data) {
-  const { tau, k, q_max: q } = data.settings;
+  const { tau, k, q_max: q } = data.thresholds;
   return [
     [
       "A colour is a count of categories.",

@@ -17,7 +17,7 @@ import { createTooltip } from "./tooltip.mjs";
  */
 export function mount(root, data) {
   const atlas = decode(data);
-  const { tau, criterion } = atlas.settings;
+  const { tau, criterion } = atlas.thresholds;
   const state = { tau, criterion, relation: "", pinned: null };
   const page = { atlas, state, reading: null, chosen: null, due: false };
   const change = (part) => {
@@ -89,9 +89,9 @@ function schedule(page) {
 
 function render(page) {
   const { atlas, state } = page;
-  const settings = { ...atlas.settings, tau: state.tau, criterion: state.criterion };
-  if (page.reading?.settings.tau !== state.tau || page.reading.settings.criterion !== state.criterion) {
-    page.reading = read(atlas, settings);
+  const thresholds = { ...atlas.thresholds, tau: state.tau, criterion: state.criterion };
+  if (page.reading?.thresholds.tau !== state.tau || page.reading.thresholds.criterion !== state.criterion) {
+    page.reading = read(atlas, thresholds);
   }
   if (page.relation !== state.relation) {
     page.relation = state.relation;
@@ -102,7 +102,7 @@ function render(page) {
   const mapped = atlas.mapped.reduce((sum, done) => sum + done, 0) * atlas.nHeads;
   page.controls.sync(state);
   page.legend.sync(all.levels, mapped - all.total);
-  page.caption.sync(settings);
+  page.caption.sync(thresholds);
   page.panels.draw(page.reading, only);
   page.panels.markPinned(state.pinned);
   page.heads.sync(page.reading, { chosen: page.chosen, cell: state.pinned, about: about(page) });

@@ -35,23 +35,23 @@ def test_scores_equal_those_on_the_sources_that_stay(tmp_path: Path) -> None:
     single = single_token_atlas(atlas)
     assert single.left_out == {"verb_to_past_tense": "25 sources of one token, at least 30 needed"}
     kept = N_SOURCES - 4
-    scores = single.table.set_index(["relation", "layer", "head"])["score"]
+    scores = single.table().set_index(["relation", "layer", "head"])["score"]
     assert scores["country_to_capital", 1, 0] == 0
     assert scores["country_to_capital", 2, 1] == pytest.approx((22 - 4) / kept)
     assert scores["word_to_first_letter", 2, 2] == pytest.approx(10 / N_SOURCES)
     assert list(single.included["n_sources"]) == [kept, N_SOURCES]
-    control = single.table.set_index(["relation", "layer", "head"])["control"]
+    control = single.table().set_index(["relation", "layer", "head"])["control"]
     assert control["country_to_capital", 0, 0] == pytest.approx(10 / kept)
 
 
 def test_calibration_equals_that_of_an_atlas_made_of_these_sources(tmp_path: Path) -> None:
     atlas = plant_atlas(tmp_path / "a.zarr", PLANTS, specs=SPECS)
     single = single_token_atlas(atlas)
-    chance = single.table.set_index(["relation", "layer", "head"])["chance"]
+    chance = single.table().set_index(["relation", "layer", "head"])["chance"]
     # Each of 18 sources promotes its own target: n · mean of the 36 × 36 hits / n.
     assert chance["country_to_capital", 2, 1] == pytest.approx(18 / 36 / 36)
     assert bool(
-        single.table.set_index(["relation", "layer", "head"])["implements"]["country_to_capital", 2, 1]
+        single.table().set_index(["relation", "layer", "head"])["implements"]["country_to_capital", 2, 1]
     )
 
 
@@ -77,7 +77,7 @@ def test_a_head_below_the_floor_on_all_sources_was_not_examined(
     # Examined: two of 30 sources promote their own target, so 2/30 of a hit is expected by chance.
     assert rows[f"{prefix}chance"][1, 1] == pytest.approx(2 / 30 / 30)
     assert rows[f"{prefix}p"][1, 1] < 0.01
-    assert "On sources of one token alone" in describe(atlas.with_settings(tau=0.05, criterion="tau"))
+    assert "On sources of one token alone" in describe(atlas.at(tau=0.05, criterion="tau"))
 
 
 def test_a_part_of_a_part_asks_the_whole(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_chunk_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
 def test_scores_stored_for_all_sources_are_not_taken_for_those_of_some(tmp_path: Path) -> None:
     store_scores(plant_atlas(tmp_path / "a.zarr", PLANTS, specs=SPECS))
     single = single_token_atlas(Atlas.open(tmp_path / "a.zarr"))
-    scores = single.table.set_index(["relation", "layer", "head"])["score"]
+    scores = single.table().set_index(["relation", "layer", "head"])["score"]
     assert scores["country_to_capital", 1, 0] == 0
     assert scores["country_to_capital", 2, 1] == pytest.approx((22 - 4) / (N_SOURCES - 4))
 

@@ -18,7 +18,7 @@ FIELDS = ["layer", "head", "relation", "category", "score", "suppression", "q", 
 
 def test_heads_json_has_the_fixed_fields_first(run: Run, shared_folder: Path) -> None:
     result = run("heads", shared_folder, "--json")
-    records = parsed(result)
+    records = parsed(result)["rows"]
     assert records
     assert result.stderr == ""
     for record in records:
@@ -29,7 +29,7 @@ def test_heads_json_has_the_fixed_fields_first(run: Run, shared_folder: Path) ->
 
 def test_heads_json_equals_the_atlas(run: Run, shared_folder: Path) -> None:
     frame = Atlas.open(shared_folder).sel()
-    records = parsed(run("heads", shared_folder, "--all", "--json"))
+    records = parsed(run("heads", shared_folder, "--all", "--json"))["rows"]
     assert [(r["layer"], r["head"], r["relation"]) for r in records] == list(
         zip(frame["layer"], frame["head"], frame["relation"], strict=True)
     )
@@ -37,30 +37,30 @@ def test_heads_json_equals_the_atlas(run: Run, shared_folder: Path) -> None:
 
 
 def test_nan_becomes_null(run: Run, shared_folder: Path) -> None:
-    records = parsed(run("heads", shared_folder, "--all", "--json"))
+    records = parsed(run("heads", shared_folder, "--all", "--json"))["rows"]
     assert any(record["chance"] is None for record in records)
 
 
 def test_heads_can_be_narrowed(run: Run, shared_folder: Path) -> None:
-    one = parsed(run("heads", shared_folder, "--relation", "Capital", "--all", "--json"))
+    one = parsed(run("heads", shared_folder, "--only", "Capital", "--all", "--json"))["rows"]
     assert {record["relation"] for record in one} == {"country_to_capital"}
     assert len(one) == 12
-    category = parsed(run("heads", shared_folder, "--category", "knowledge", "--json"))
+    category = parsed(run("heads", shared_folder, "--category", "knowledge", "--json"))["rows"]
     assert {record["category"] for record in category} == {"Knowledge"}
-    assert len(parsed(run("heads", shared_folder, "--limit", 3, "--json"))) == 3
+    assert len(parsed(run("heads", shared_folder, "--limit", 3, "--json"))["rows"]) == 3
 
 
 def test_numbers_can_be_changed_afterwards(run: Run, shared_folder: Path) -> None:
-    usual = len(parsed(run("heads", shared_folder, "--json")))
-    strict = parsed(run("heads", shared_folder, "--tau", 0.6, "--json"))
+    usual = len(parsed(run("heads", shared_folder, "--json"))["rows"])
+    strict = parsed(run("heads", shared_folder, "--tau", 0.6, "--json"))["rows"]
     assert 0 < len(strict) < usual
     assert all(max(r["score"], r["suppression"]) >= 0.6 for r in strict)
-    loose = parsed(run("heads", shared_folder, "--criterion", "tau", "--tau", 0.02, "--json"))
+    loose = parsed(run("heads", shared_folder, "--criterion", "tau", "--tau", 0.02, "--json"))["rows"]
     assert len(loose) > usual
-    k1 = parsed(run("heads", shared_folder, "--k", 1, "--all", "--json"))
-    k10 = parsed(run("heads", shared_folder, "--all", "--json"))
+    k1 = parsed(run("heads", shared_folder, "--k", 1, "--all", "--json"))["rows"]
+    k10 = parsed(run("heads", shared_folder, "--all", "--json"))["rows"]
     assert sum(r["score"] for r in k1) < sum(r["score"] for r in k10)
-    assert run("heads", shared_folder, "--profile", "maps-paper-llama3").stderr.count("k = 25 (copying 3)")
+    assert run("heads", shared_folder, "--preset", "maps-paper-llama3").stderr.count("k = 25 (copying 3)")
 
 
 def test_a_folder_and_its_zarr_are_the_same(run: Run, shared_folder: Path) -> None:
@@ -77,14 +77,14 @@ def test_table_is_plain_and_its_caption_is_on_stderr(run: Run, shared_folder: Pa
 
 
 def test_nothing_called_is_said(run: Run, shared_folder: Path) -> None:
-    result = run("heads", shared_folder, "--tau", 1, "--relation", "copying")
+    result = run("heads", shared_folder, "--tau", 1, "--only", "copying")
     assert result.stdout == ""
     assert "no head is called" in result.stderr
-    assert parsed(run("heads", shared_folder, "--tau", 1, "--relation", "copying", "--json")) == []
+    assert parsed(run("heads", shared_folder, "--tau", 1, "--only", "copying", "--json"))["rows"] == []
 
 
 def test_head_lists_every_relation(run: Run, shared_folder: Path) -> None:
-    records = parsed(run("head", shared_folder, "3.2", "--json"))
+    records = parsed(run("head", shared_folder, "3.2", "--json"))["rows"]
     assert {(r["layer"], r["head"]) for r in records} == {(3, 2)}
     assert len(records) == 19
     best = [max(r["score"], r["suppression"]) for r in records]
@@ -118,12 +118,12 @@ def test_info(run: Run, shared_folder: Path) -> None:
     assert "4 of 4 layers" in text and "neutral" in text and "0 usable sources" in text
     found = parsed(run("info", shared_folder, "--json"))
     assert found["provenance"]["model"]["name"] == "Synthetic-1M"
-    assert found["settings"]["k"] == 10
-    assert len(found["relations"]) == 20
+    assert found["thresholds"]["k"] == 10
+    assert len(found["rows"]) == 20
 
 
 def test_a_closed_pipe_is_no_traceback(shared_folder: Path) -> None:
     command = f"{sys.executable} -m headatlas heads {shared_folder} --all --json | head -n 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
-    assert done.stdout == "[\n"
+    assert done.stdout == "{\n"
     assert not re.search("Traceback|Error", done.stderr)

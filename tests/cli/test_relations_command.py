@@ -154,7 +154,7 @@ def test_show_of_a_folder_asks_for_one(run: Run, tmp_path: Path) -> None:
 
 
 def test_families(run: Run) -> None:
-    rows = {row["family"]: row for row in parsed(run("families", "list", "--json"))}
+    rows = {row["family"]: row for row in parsed(run("families", "list", "--json"))["rows"]}
     assert "LlamaForCausalLM" in rows["llama"]["architectures"]
     assert "llama" in rows["llama"]["gguf"]
     assert "LlamaForCausalLM" in run("families", "list").stdout

@@ -11,9 +11,9 @@ from headatlas.arrangement import structure
 from headatlas.atlas import Atlas
 from headatlas.figures import describe
 from headatlas.figures.structure import draw_structure
+from tests.arrangement.test_groups import with_groups
 from tests.cli.conftest import Run, parsed, run  # noqa: F401 (a fixture)
 from tests.figures.planted import Plant, Spec, plant_atlas
-from tests.structure.test_groups import with_groups
 from tests.synthetic import make_atlas
 
 PLANTS = [
@@ -68,7 +68,7 @@ def test_command_structure(run: Run, tmp_path: Path) -> None:  # noqa: F811
     assert "Relations per head" in text and "Kruskal–Wallis" in text
     assert (tmp_path / "figure.svg").is_file()
     found = parsed(run("structure", tmp_path / "out", "--json", "--tau", 0.5))
-    assert found["model"] == "Synthetic-1M" and found["settings"]["tau"] == 0.5
+    assert found["model"] == "Synthetic-1M" and found["thresholds"]["tau"] == 0.5
     assert "a figure can be" in run("structure", tmp_path / "out", "-o", "x.gif", code=2).stderr
 
 
@@ -80,6 +80,6 @@ def test_command_compare(run: Run, tmp_path: Path) -> None:  # noqa: F811
     assert "Spearman" in result.stdout and "not compared: year_to_following" in result.stderr
     assert (tmp_path / "figure.png").is_file()
     found = parsed(run("compare", *folders, "--json"))
-    assert len(found["relations"]) == 2 * 19
-    assert {row["atlas"] for row in found["relations"]} == {each["label"] for each in found["atlases"]}
+    assert len(found["rows"]) == 2 * 19
+    assert {row["atlas"] for row in found["rows"]} == set(found["labels"])
     assert "at least two" in run("compare", folders[0], code=2).stderr

@@ -1,0 +1,70 @@
+"""Evidence asked for in Python, and an atlas that is saved with its evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import headatlas as ha
+from headatlas.atlas import Atlas
+from headatlas.atlas.evidence import COLUMNS, CONTEXT, WITHOUT
+from headatlas.atlas.store import read_array
+from headatlas.errors import HeadatlasError
+from headatlas.evidence.agreement import agreement
+from headatlas.evidence.curves import summary
+from tests.evidence.conftest import Planted
+from tests.evidence.planted import HEADS, LAYER, template_file
+
+
+def test_inference_and_ablation(mapped: Planted, examined: Planted, tmp_path: Path) -> None:
+    planted = mapped.copied(tmp_path / "out")
+    atlas = planted.atlas
+    assert not atlas.evidence and not set(COLUMNS) & set(atlas.table())
+    found = ha.evidence.inference(atlas, templates=planted.templates)
+    assert found.equals(agreement(examined.atlas))
+    assert atlas.evidence and atlas.table()["context"].notna().any(), "the atlas at hand knows of it"
+    task = ha.evidence.ablation(atlas, only=["second"], templates=planted.templates, shots=0)
+    expected = summary(examined.atlas.evidence.ablations)
+    expected = expected[expected["relation"] == "second"].reset_index(drop=True)
+    names = ["relation", "shots", "sources", "heads", "base", "without_relation", "without_added"]
+    assert task[names].equals(expected[names]) and task.attrs["skipped"] == {}
+    row = atlas.sel(relation="second", called=True).iloc[0]
+    assert (row["layer"], row["head"], row["confirmed_by_ablation"]) == (LAYER, HEADS["second"], True)
+    none = ha.evidence.ablation(
+        atlas, only=["first"], templates=template_file(tmp_path, tasks={"first": "of {} ,"}), shots=0
+    )
+    assert none.empty and none.attrs["skipped"]["first"].startswith("base accuracy is 0.")
+    with pytest.raises(HeadatlasError, match="`max_heads` is 0"):
+        ha.evidence.ablation(atlas, max_heads=0)
+    with pytest.raises(TypeError, match="shot"):
+        ha.evidence.ablation(atlas, shot=0)
+
+
+def test_progress_is_told(mapped: Planted, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    atlas = mapped.copied(tmp_path / "out").atlas
+    ha.evidence.inference(atlas, templates=["a {}"], progress=True)
+    assert capsys.readouterr().err
+    ha.evidence.inference(atlas, templates=["{} of"])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_saved_atlas_keeps_its_evidence(examined: Planted, tmp_path: Path) -> None:
+    first = examined.atlas
+    first.at(tau=0.2).save(tmp_path / "mine")
+    saved = Atlas.open(tmp_path / "mine")
+    assert saved.at(tau=0.15).table().equals(first.table())
+    assert [each.template for each in saved.evidence.dynamics] == [
+        each.template for each in first.evidence.dynamics
+    ]
+    for ours, theirs in zip(saved.evidence.dynamics, first.evidence.dynamics, strict=True):
+        for kind in (CONTEXT, WITHOUT):
+            for name in ("promotion_rank", "suppression_rank"):
+                ranks = [read_array(each.of(kind).dataset, name) for each in (ours, theirs)]
+                np.testing.assert_array_equal(*ranks, strict=True)
+    for one, other in zip(saved.evidence.ablations, first.evidence.ablations, strict=True):
+        assert one.data.identical(other.data) and one.provenance == other.provenance
+    again = ha.evidence.ablation(saved, templates=examined.templates, shots=0)
+    assert len(again) == 2, "what was measured is there"
+    assert not first.load().evidence
