@@ -14,8 +14,8 @@ from headatlas.atlas.calibrate import CELL_BEYOND
 from headatlas.lenses import LayerStates, MapsStates, States
 from headatlas.lenses.neutral import saved_layer
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.job import Job
-from headatlas.mapping.questions import Questions
+from headatlas.mapping.pair_index import PairIndex
+from headatlas.mapping.prepared import PreparedMap
 from headatlas.mapping.vocabulary import TIE, Vocabulary
 from headatlas.options import FLOOR
 from headatlas.scoring.scores import RANK_BEYOND, source_hits
@@ -39,29 +39,29 @@ class SavedStates:
         return saved_layer(self._folder, layer)
 
 
-def states_of(job: Job, out: Path) -> States:
+def states_of(prepared: PreparedMap, out: Path) -> States:
     """The states that were mapped: of the lens ``maps`` anew, of ``neutral`` as they were saved."""
-    if job.options.lens.weights_only:
-        return MapsStates(job.model, job.questions.sources)
+    if prepared.options.lens.weights_only:
+        return MapsStates(prepared.model, prepared.pair_index.sources)
     return SavedStates(out / "states")
 
 
 def plain_seconds(
-    questions: Questions, inputs: LayerInputs, head: int, vocabulary: Vocabulary, k: int
+    pair_index: PairIndex, inputs: LayerInputs, head: int, vocabulary: Vocabulary, k: int
 ) -> float:
     """Seconds of one head the plain way: for every relation E·W_V·W_O·U, then the top k of both signs.
 
     In float32, as the published reference does it (arXiv:2412.11965): each relation by itself.
     """
-    asked = [np.unique(questions.own_row[relation.own]) for relation in questions.relations]
+    asked = [np.unique(pair_index.own_row[relation.own]) for relation in pair_index.relations]
     return _seconds(asked, inputs, head, vocabulary, k)
 
 
 def shared_seconds(
-    questions: Questions, inputs: LayerInputs, head: int, vocabulary: Vocabulary, k: int
+    pair_index: PairIndex, inputs: LayerInputs, head: int, vocabulary: Vocabulary, k: int
 ) -> float:
     """The same with each distinct source once, whatever number of relations has it."""
-    return _seconds([np.arange(len(questions.sources))], inputs, head, vocabulary, k)
+    return _seconds([np.arange(len(pair_index.sources))], inputs, head, vocabulary, k)
 
 
 def _seconds(asked: list[Ints], inputs: LayerInputs, head: int, vocabulary: Vocabulary, k: int) -> float:
@@ -103,12 +103,18 @@ def ranks(outputs: torch.Tensor, columns: Ints, vocabulary: Vocabulary, ceiling:
 
 
 def check(
-    job: Job, inputs: LayerInputs, vocabulary: Vocabulary, atlas: Atlas, layer: int, head: int, rows: Ints
+    prepared: PreparedMap,
+    inputs: LayerInputs,
+    vocabulary: Vocabulary,
+    atlas: Atlas,
+    layer: int,
+    head: int,
+    rows: Ints,
 ) -> int:
     """Stop unless an atlas holds the ranks that float64 finds for one head, and for the layer's control.
 
     Args:
-        job: What was mapped.
+        prepared: What was mapped.
         inputs: The layer's states and weights.
         vocabulary: Competing rows of U.
         atlas: The map.
@@ -118,31 +124,31 @@ def check(
     Returns:
         The number of ranks compared.
     """
-    questions, ceiling = job.questions, job.options.ceiling
-    at = np.full(len(questions.sources), -1)
+    pair_index, ceiling = prepared.pair_index, prepared.options.ceiling
+    at = np.full(len(pair_index.sources), -1)
     at[rows] = np.arange(len(rows))
     index = torch.from_numpy(rows)
     outputs = inputs.values(head)[index] @ inputs.output(head)
     stored = {name: atlas.dataset[name].values[layer] for name in atlas.dataset if name.endswith("_rank")}
-    expected = ranks(outputs, questions.targets, vocabulary, ceiling)
+    expected = ranks(outputs, pair_index.targets, vocabulary, ceiling)
     compared = 0
     for verb, square in zip(("promotion", "suppression"), expected, strict=True):
         own = stored[f"{verb}_rank"][head]
-        compared += _check_own(questions, own, square, at, f"{verb} of head {layer}.{head}")
-        compared += _check_cells(questions, own, stored[f"cell_{verb}_rank"][head], square, at, ceiling)
-    square, _ = ranks(inputs.control[index], questions.targets, vocabulary, ceiling)
-    return compared + _check_own(questions, stored["control_rank"], square, at, f"control of layer {layer}")
+        compared += _check_own(pair_index, own, square, at, f"{verb} of head {layer}.{head}")
+        compared += _check_cells(pair_index, own, stored[f"cell_{verb}_rank"][head], square, at, ceiling)
+    square, _ = ranks(inputs.control[index], pair_index.targets, vocabulary, ceiling)
+    return compared + _check_own(pair_index, stored["control_rank"], square, at, f"control of layer {layer}")
 
 
-def _check_own(questions: Questions, stored: NDArray[np.int16], square: Ints, at: Ints, what: str) -> int:
-    mine = np.flatnonzero(at[questions.own_row] >= 0)
-    expected = square[at[questions.own_row[mine]], questions.own_column[mine]]
-    np.testing.assert_array_equal(stored[questions.own_pair[mine]], expected, err_msg=what)
+def _check_own(pair_index: PairIndex, stored: NDArray[np.int16], square: Ints, at: Ints, what: str) -> int:
+    mine = np.flatnonzero(at[pair_index.own_row] >= 0)
+    expected = square[at[pair_index.own_row[mine]], pair_index.own_column[mine]]
+    np.testing.assert_array_equal(stored[pair_index.own_pair[mine]], expected, err_msg=what)
     return len(mine)
 
 
 def _check_cells(
-    questions: Questions,
+    pair_index: PairIndex,
     own: NDArray[np.int16],
     stored: NDArray[np.uint8],
     square: Ints,
@@ -151,12 +157,12 @@ def _check_cells(
 ) -> int:
     """Cells of relations that reach the floor by their own ranks; those of others are blank."""
     compared = 0
-    for relation in questions.relations:
+    for relation in pair_index.relations:
         block = relation.block
         cells = stored[block.cells].reshape(len(block.rows), len(block.columns))
         mine = np.flatnonzero(at[block.rows] >= 0)
         expected = square[np.ix_(at[block.rows[mine]], block.columns)]
-        pairs = own[questions.own_pair[relation.own]]
+        pairs = own[pair_index.own_pair[relation.own]]
         if source_hits(pairs, relation.source, relation.n_sources, ceiling).mean() < FLOOR:
             expected = np.full_like(expected, RANK_BEYOND)
         expected = np.where(expected == RANK_BEYOND, CELL_BEYOND, expected)

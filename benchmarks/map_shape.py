@@ -28,7 +28,7 @@ from benchmarks.checkpoints import INDEX, Planted, planted_in
 from benchmarks.comparison import check, plain_seconds, states_of
 from benchmarks.measuring import Measured, first_prefixes, measure, median_run, print_work
 from headatlas.atlas import Atlas
-from headatlas.mapping.job import Job, options, prepare
+from headatlas.mapping.prepared import PreparedMap, options, prepare
 from headatlas.mapping.states import layer_inputs
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.options import layers_asked
@@ -87,14 +87,14 @@ def _run(given: argparse.Namespace, out: Path) -> None:
     measured, out = median_run(runs), outs[-1]
     with first_prefixes(given.prefixes):
         asked = options(lens=given.lens)
-    job = prepare(given.checkpoint, None, _first(load_relations(relations), given.sources), asked)
-    layers = layers_asked(given.layers, job.model.dims.n_layers)
+    prepared = prepare(given.checkpoint, None, _first(load_relations(relations), given.sources), asked)
+    layers = layers_asked(given.layers, prepared.model.dims.n_layers)
     atlas = Atlas.open(out)
-    print_header(given.checkpoint, job, layers)
-    print_measured(measured, job)
+    print_header(given.checkpoint, prepared, layers)
+    print_measured(measured, prepared)
     planted = [head for head in planted_in(given.checkpoint) if head.layer in layers]
     print_planted(planted, atlas)
-    compare(measured, job, atlas, out, layers, planted, given.sample, given.check_sources)
+    compare(measured, prepared, atlas, out, layers, planted, given.sample, given.check_sources)
 
 
 def _first(relations: Sequence[Relation], sources: int | None) -> list[Relation]:
@@ -103,33 +103,33 @@ def _first(relations: Sequence[Relation], sources: int | None) -> list[Relation]
     return [replace(relation, pairs=relation.pairs[:each]) for relation in relations]
 
 
-def print_header(checkpoint: Path, job: Job, layers: Sequence[int]) -> None:
+def print_header(checkpoint: Path, prepared: PreparedMap, layers: Sequence[int]) -> None:
     """What is mapped, and on what."""
-    dims = job.model.dims
+    dims = prepared.model.dims
     print(
         f"{checkpoint}: {dims.n_layers} layers × {dims.n_heads} heads, {dims.n_kv_heads} value groups, "
         f"d {dims.d_model:,}, d_head {dims.d_head}, vocabulary {dims.vocab_size:,}\n"
-        f"lens {_lens(job)}, layers {layers[0]} to {layers[-1]}, "
-        f"{len(job.questions.sources):,} sources in {len(job.questions.relations)} relations\n"
+        f"lens {_lens(prepared)}, layers {layers[0]} to {layers[-1]}, "
+        f"{len(prepared.pair_index.sources):,} sources in {len(prepared.pair_index.relations)} relations\n"
         f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
 
 
-def _lens(job: Job) -> str:
-    lens = job.options.lens
+def _lens(prepared: PreparedMap) -> str:
+    lens = prepared.options.lens
     return lens.name if lens.weights_only else f"{lens.name} (prefixes: {len(lens.prefixes)})"
 
 
-def print_measured(measured: Measured, job: Job) -> None:
+def print_measured(measured: Measured, prepared: PreparedMap) -> None:
     """Time a stage, memory, bytes."""
     print_work(measured.stats, measured.seconds)
     print(
         f"\npeak memory {measured.peak / 1e9:.2f} GB, without mapped pages of files "
         f"{measured.anonymous / 1e9:.2f} GB"
     )
-    stored = sum(info.nbytes for info in job.model.checkpoint.source.infos().values())
+    stored = sum(info.nbytes for info in prepared.model.checkpoint.source.infos().values())
     print(
-        f"all layers need {job.model.bytes_needed(job.options.lens.name) / 1e9:.3g} GB "
+        f"all layers need {prepared.model.bytes_needed(prepared.options.lens.name) / 1e9:.3g} GB "
         f"of the {stored / 1e9:.3g} GB stored; the disk delivered {measured.delivered / 1e9:.3g} GB, "
         "the system's cache the rest"
     )
@@ -161,7 +161,7 @@ def called(atlas: Atlas) -> set[tuple[int, int, str, str]]:
 
 def compare(
     measured: Measured,
-    job: Job,
+    prepared: PreparedMap,
     atlas: Atlas,
     out: Path,
     layers: Sequence[int],
@@ -170,21 +170,21 @@ def compare(
     check_sources: int,
 ) -> None:
     """The plain way on some heads, the planted ones first, and their ranks in float64."""
-    dims, questions = job.model.dims, job.questions
-    vocabulary = Vocabulary.competing(job.model.unembed(), job.competing)
-    states = states_of(job, out)
+    dims, pair_index = prepared.model.dims, prepared.pair_index
+    vocabulary = Vocabulary.competing(prepared.model.unembed(), prepared.competing)
+    states = states_of(prepared, out)
     spread = np.linspace(layers[0] * dims.n_heads, layers[-1] * dims.n_heads + dims.n_heads - 1, sample)
     chosen = [(head.layer, head.head) for head in planted[: (sample + 1) // 2]]
     chosen += [divmod(int(at), dims.n_heads) for at in spread[: sample - len(chosen)]]
-    rows = np.linspace(0, len(questions.sources) - 1, min(check_sources, len(questions.sources)))
+    rows = np.linspace(0, len(pair_index.sources) - 1, min(check_sources, len(pair_index.sources)))
     seconds, compared = [], 0
     for layer, head in chosen:
-        inputs = layer_inputs(job, states, layer)
-        seconds.append(plain_seconds(questions, inputs, head, vocabulary, job.options.thresholds.k))
-        compared += check(job, inputs, vocabulary, atlas, layer, head, rows.astype(np.int64))
+        inputs = layer_inputs(prepared, states, layer)
+        seconds.append(plain_seconds(pair_index, inputs, head, vocabulary, prepared.options.thresholds.k))
+        compared += check(prepared, inputs, vocabulary, atlas, layer, head, rows.astype(np.int64))
     n_heads = len(layers) * dims.n_heads
     plain = statistics.median(seconds) * n_heads
-    full = n_heads * len(questions.sources) * len(vocabulary) * dims.d_model
+    full = n_heads * len(pair_index.sources) * len(vocabulary) * dims.d_model
     print(
         f"the plain way in float32, scaled from {len(chosen)} heads: {plain:,.0f} s; "
         f"engine {measured.engine_seconds:.1f} s (control included): "

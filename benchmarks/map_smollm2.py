@@ -32,7 +32,7 @@ from benchmarks.comparison import check, plain_seconds, shared_seconds
 from benchmarks.measuring import print_work
 from headatlas.atlas import Atlas
 from headatlas.lenses import MapsStates, NeutralStates, States
-from headatlas.mapping.job import Job, options, prepare
+from headatlas.mapping.prepared import PreparedMap, options, prepare
 from headatlas.mapping.run import map_heads
 from headatlas.mapping.states import layer_inputs
 from headatlas.mapping.stats import Stats
@@ -81,20 +81,20 @@ def _print_stages(lens: str, runs: list[Stats], totals: list[float], peak: float
 
 
 def _compare(lens: str, runs: list[Stats], total: float, atlas: Atlas, sample: int, folder: Path) -> None:
-    job = prepare(MODEL, None, "core", options(lens=lens))
-    states = _states(job, folder / "states")
-    vocabulary = Vocabulary.competing(job.model.unembed(), job.competing)
-    dims, k = job.model.dims, job.options.thresholds.k
-    n_heads, rows = dims.n_layers * dims.n_heads, np.arange(len(job.questions.sources))
+    prepared = prepare(MODEL, None, "core", options(lens=lens))
+    states = _states(prepared, folder / "states")
+    vocabulary = Vocabulary.competing(prepared.model.unembed(), prepared.competing)
+    dims, k = prepared.model.dims, prepared.options.thresholds.k
+    n_heads, rows = dims.n_layers * dims.n_heads, np.arange(len(prepared.pair_index.sources))
     plain: list[float] = []
     shared: list[float] = []
     compared = 0
     for number in np.linspace(0, n_heads - 1, sample).astype(int):
         layer, head = divmod(int(number), dims.n_heads)
-        inputs = layer_inputs(job, states, layer)
-        plain.append(plain_seconds(job.questions, inputs, head, vocabulary, k))
-        shared.append(shared_seconds(job.questions, inputs, head, vocabulary, k))
-        compared += check(job, inputs, vocabulary, atlas, layer, head, rows)
+        inputs = layer_inputs(prepared, states, layer)
+        plain.append(plain_seconds(prepared.pair_index, inputs, head, vocabulary, k))
+        shared.append(shared_seconds(prepared.pair_index, inputs, head, vocabulary, k))
+        compared += check(prepared, inputs, vocabulary, atlas, layer, head, rows)
     mapping = statistics.median(run.seconds["ranking"] for run in runs)
     for name, seconds in (("plain way", plain), ("each source once", shared)):
         brute = statistics.median(seconds) * n_heads
@@ -103,7 +103,7 @@ def _compare(lens: str, runs: list[Stats], total: float, atlas: Atlas, sample: i
             f"ranking here {mapping:.1f} s: {brute / mapping:.0f} × faster; all of the map {total:.1f} s: "
             f"{brute / total:.0f} ×"
         )
-    full = n_heads * len(job.questions.sources) * len(vocabulary) * dims.d_model
+    full = n_heads * len(prepared.pair_index.sources) * len(vocabulary) * dims.d_model
     print(
         f"multiply-adds {runs[0].products:.3g} of {full:.3g} (each source once): "
         f"1 in {full / runs[0].products:.0f}"
@@ -111,11 +111,15 @@ def _compare(lens: str, runs: list[Stats], total: float, atlas: Atlas, sample: i
     print(f"{compared:,} ranks and calibration cells of {sample} heads equal float64 arithmetic's")
 
 
-def _states(job: Job, folder: Path) -> States:
-    if job.options.lens.weights_only:
-        return MapsStates(job.model, job.questions.sources)
+def _states(prepared: PreparedMap, folder: Path) -> States:
+    if prepared.options.lens.weights_only:
+        return MapsStates(prepared.model, prepared.pair_index.sources)
     return NeutralStates.compute(
-        job.model, job.questions.sources, job.options.lens.prefixes, folder, identity="benchmark"
+        prepared.model,
+        prepared.pair_index.sources,
+        prepared.options.lens.prefixes,
+        folder,
+        identity="benchmark",
     )
 
 

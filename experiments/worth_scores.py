@@ -18,7 +18,7 @@ from headatlas.evidence.texts import Ids, Text, place
 from headatlas.mapping.engine import map_layer
 from headatlas.mapping.given import given_values
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.questions import Questions, ask
+from headatlas.mapping.pair_index import PairIndex, index_pairs
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.relations import Relation, TokenisedPair, TokenisedRelation, competing_tokens, tokenise
 from headatlas.relations.tokenising import reduced
@@ -40,7 +40,7 @@ class Words:
     """
 
     relations: tuple[TokenisedRelation, ...]
-    questions: Questions
+    questions: PairIndex
     texts: dict[Template, list[Text]]
 
     @property
@@ -78,7 +78,7 @@ def choose_words(
         relation = reduced(found, pairs, found.dropped)
         if relation.left_out is None:
             kept.append(relation)
-    questions = uncalibrated(ask(build_layout(kept), competing))
+    questions = uncalibrated(index_pairs(build_layout(kept), competing))
     rows = {template: [each[source] for source in questions.sources] for template, each in texts.items()}
     return Words(tuple(kept), questions, rows)
 
@@ -88,7 +88,7 @@ def evenly(n: int, most: int) -> list[int]:
     return sorted({int((at + 0.5) * n / most) for at in range(most)}) if n > most else list(range(n))
 
 
-def uncalibrated(questions: Questions) -> Questions:
+def uncalibrated(questions: PairIndex) -> PairIndex:
     """The same questions without calibration cells, which only cost time here."""
     none = np.zeros(0, dtype=np.int64)
     relations = tuple(

@@ -14,7 +14,7 @@ from headatlas.addresses import output_path
 from headatlas.atlas import Atlas
 from headatlas.atlas.export import export
 from headatlas.errors import HeadatlasError
-from headatlas.files import check_writable, replacing
+from headatlas.files import atomic_write, check_writable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -197,7 +197,7 @@ def _write_description(atlas: Atlas, path: Path) -> None:
     from headatlas.figures.describe import describe
 
     text = describe(atlas).rstrip("\n") + "\n"
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -208,7 +208,7 @@ def _write_page(atlas: Atlas, path: Path) -> None:
 
 
 def _write_table(frame: pd.DataFrame, path: Path) -> None:
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         frame.to_csv(temporary, index=False)
 
 

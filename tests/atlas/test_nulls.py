@@ -13,12 +13,12 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy import stats
 
-from headatlas.architectures.model import Dims, LayerHeads
+from headatlas.architectures.types import Dims, LayerHeads
 from headatlas.atlas import Atlas, store
 from headatlas.atlas.layout import Layout, build_layout
 from headatlas.atlas.store import LayerRanks, create_store, read_store
 from headatlas.mapping.engine import map_layer
-from headatlas.mapping.questions import ask
+from headatlas.mapping.pair_index import ask
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.options import Thresholds
 from tests.atlas.made import layer_from_squares, provenance, tokenised

@@ -15,7 +15,7 @@ from benchmarks.comparison import check, ranks
 from headatlas.architectures import open_model
 from headatlas.atlas import Atlas
 from headatlas.lenses import MapsStates
-from headatlas.mapping.job import options, prepare
+from headatlas.mapping.prepared import options, prepare
 from headatlas.mapping.run import map_heads
 from headatlas.mapping.states import layer_inputs
 from headatlas.mapping.vocabulary import Vocabulary
@@ -106,10 +106,10 @@ def test_planted_heads_are_found_and_nothing_else(tiny: Path, mapped: Atlas) -> 
 
 def test_ranks_in_parts_are_the_oracles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.comparison.COLUMNS", 97)
-    _, questions, inputs, vocabulary = random_problem(3)
+    _, pair_index, inputs, vocabulary = random_problem(3)
     outputs = inputs.values(0) @ inputs.output(0)
-    expected = oracle._all_targets(outputs, questions, vocabulary, 32)
-    for found, wanted in zip(ranks(outputs, questions.targets, vocabulary, 32), expected, strict=True):
+    expected = oracle._all_targets(outputs, pair_index, vocabulary, 32)
+    for found, wanted in zip(ranks(outputs, pair_index.targets, vocabulary, 32), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
 
 
@@ -118,12 +118,12 @@ def test_ranks_in_parts_are_the_oracles(monkeypatch: pytest.MonkeyPatch) -> None
     ["promotion_rank", "suppression_rank", "control_rank", "cell_promotion_rank", "cell_suppression_rank"],
 )
 def test_the_comparison_sees_one_wrong_rank(tiny: Path, mapped: Atlas, name: str) -> None:
-    job = prepare(tiny, None, tiny / "relations", options(lens="maps"))
+    prepared = prepare(tiny, None, tiny / "relations", options(lens="maps"))
     head = checkpoints.planted_in(tiny)[0]
-    inputs = layer_inputs(job, MapsStates(job.model, job.questions.sources), head.layer)
-    vocabulary = Vocabulary.competing(job.model.unembed(), job.competing)
+    inputs = layer_inputs(prepared, MapsStates(prepared.model, prepared.pair_index.sources), head.layer)
+    vocabulary = Vocabulary.competing(prepared.model.unembed(), prepared.competing)
     rows = np.arange(0, TINY.sources, 3)
-    asked = (job, inputs, vocabulary)
+    asked = (prepared, inputs, vocabulary)
     assert check(*asked, mapped, head.layer, head.head, rows) > TINY.sources
     wrong = mapped.dataset.load().copy(deep=True)
     at = (head.layer,) if name == "control_rank" else (head.layer, head.head)

@@ -17,7 +17,7 @@ from headatlas.atlas.atlas import with_thresholds
 from headatlas.atlas.export import export
 from headatlas.atlas.store import remove_atlas
 from headatlas.errors import HeadatlasError
-from headatlas.files import replacing
+from headatlas.files import atomic_write
 from headatlas.outputs import UnwrittenError, write_outputs
 from tests.cli.conftest import Run
 from tests.full_disk import file_size_limit
@@ -158,7 +158,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("old")
     full = pytest.raises(HeadatlasError, match=r"table\.csv: cannot be written \(No space left.*; make room")
-    with full, replacing(path) as temporary:
+    with full, atomic_write(path) as temporary:
         temporary.write_text("half")
         raise OSError(28, "No space left on device")
     assert path.read_text() == "old"

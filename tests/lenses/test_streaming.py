@@ -17,14 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from headatlas.architectures import Model, open_model
-from headatlas.architectures.opened import OpenedModel
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import NEUTRAL_PREFIXES, NeutralStates, StreamedStates, blocks, neutral
 from headatlas.lenses.blocks import BlockPass
 from headatlas.mapping import plan, states
-from headatlas.mapping.job import options
 from headatlas.mapping.machine import Machine
+from headatlas.mapping.prepared import options
 from headatlas.mapping.run import STATES_NAME, map_heads
 from headatlas.options import Compute
 from headatlas.weights import open_checkpoint
@@ -242,20 +241,20 @@ def test_heads_are_read_while_the_block_is_held(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     views: list[weakref.ref[torch.Tensor]] = []
-    stored, heads = SafetensorsSource.stored, OpenedModel.heads
+    stored, heads = SafetensorsSource.stored, Model.heads
 
     def noted(source: SafetensorsSource, name: str) -> torch.Tensor:
         view = stored(source, name)
         views.append(weakref.ref(view))
         return view
 
-    def read(model: OpenedModel, layer: int) -> Any:
+    def read(model: Model, layer: int) -> Any:
         alive.append(sum(view() is not None for view in views))
         return heads(model, layer)
 
     alive: list[int] = []
     monkeypatch.setattr(SafetensorsSource, "stored", noted)
-    monkeypatch.setattr(OpenedModel, "heads", read)
+    monkeypatch.setattr(Model, "heads", read)
     model = opened(folder)
     states = streamed(model, tmp_path / "states")
     of_a_block = sum(".layers.0." in name for name in model.checkpoint.source.infos())

@@ -71,8 +71,8 @@ def test_an_atlas_with_an_adapter_is_not_one_of_the_base(
     with pytest.raises(HeadatlasError, match=r"differs in weights \(base \+ mine, not base\)"):
         map_heads(base, relations=random_relations(), lens="maps", out=tmp_path)
     subject = open_subject(Atlas.open(tmp_path))
-    assert subject.job.model.checkpoint.adapter is not None
-    assert subject.job.model.checkpoint.adapter.folder == str(adapter)
+    assert subject.prepared.model.checkpoint.adapter is not None
+    assert subject.prepared.model.checkpoint.adapter.folder == str(adapter)
 
 
 def test_the_plan_counts_the_merged_copies(folders: tuple[Path, Path, Path]) -> None:

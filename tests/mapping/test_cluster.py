@@ -208,7 +208,7 @@ def test_the_command(running: str, model: Path, relations: list[Relation], tmp_p
 
 
 def what_it_gets(
-    questions: Any, vocabulary: Any, inputs: Any, options: dict[str, Any], cpus: int, version: str
+    pair_index: Any, vocabulary: Any, inputs: Any, options: dict[str, Any], cpus: int, version: str
 ) -> Any:
     """In place of `rank_one`."""
     return (cluster.import_ray().get_gpu_ids(), options, vocabulary.device.type), Stats()

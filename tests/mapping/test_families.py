@@ -12,7 +12,7 @@ import torch
 from headatlas.atlas import Atlas
 from headatlas.atlas.store import LayerRanks
 from headatlas.lenses import MapsStates, NeutralStates, States
-from headatlas.mapping.job import Job, options, prepare
+from headatlas.mapping.prepared import PreparedMap, options, prepare
 from headatlas.mapping.run import map_heads
 from headatlas.mapping.states import layer_inputs
 from headatlas.mapping.vocabulary import Vocabulary
@@ -58,27 +58,36 @@ def test_ranks_are_the_oracles(case: str, lens: str, folders: dict[str, Path], t
     assert list(atlas.included["relation"]) == ["one_to_one", "several", "few", "copy"]
     family = atlas.provenance["model"]["family"]
     assert family in case or (family == "llama" and "mistral" in case)
-    job = prepare(folders[case], None, relations, options(lens=lens))
+    prepared = prepare(folders[case], None, relations, options(lens=lens))
     states: States
     if lens == "maps":
-        states = MapsStates(job.model, job.questions.sources)
+        states = MapsStates(prepared.model, prepared.pair_index.sources)
     else:
         states = NeutralStates.compute(
-            job.model, job.questions.sources, job.options.lens.prefixes, tmp_path / "states", identity=""
+            prepared.model,
+            prepared.pair_index.sources,
+            prepared.options.lens.prefixes,
+            tmp_path / "states",
+            identity="",
         )
-    layers = job.model.layers_with_heads
+    layers = prepared.model.layers_with_heads
     assert atlas.layers_done.nonzero()[0].tolist() == list(layers)
-    assert_equal_to_oracle(atlas, job, states, layers)
+    assert_equal_to_oracle(atlas, prepared, states, layers)
     promotion = atlas.dataset["promotion_rank"].values[list(layers)]
     assert (promotion >= 0).any() and (promotion == -1).any() and (promotion != -3).all()
 
 
-def assert_equal_to_oracle(atlas: Atlas, job: Job, states: States, layers: Sequence[int]) -> None:
+def assert_equal_to_oracle(
+    atlas: Atlas, prepared: PreparedMap, states: States, layers: Sequence[int]
+) -> None:
     """The stored ranks of some layers equal brute force in float64."""
-    vocabulary = Vocabulary.competing(job.model.unembed(), job.competing)
+    vocabulary = Vocabulary.competing(prepared.model.unembed(), prepared.competing)
     for layer in layers:
         expected = oracle.map_layer(
-            job.questions, layer_inputs(job, states, layer), vocabulary, ceiling=job.options.ceiling
+            prepared.pair_index,
+            layer_inputs(prepared, states, layer),
+            vocabulary,
+            ceiling=prepared.options.ceiling,
         )
         assert_layer(atlas, layer, expected)
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.mapping import plan, states
-from headatlas.mapping.job import options
+from headatlas.mapping.prepared import options
 from headatlas.mapping.run import map_heads
 from headatlas.mapping.stats import Stats
 from headatlas.options import Compute, Thresholds

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from headatlas.architectures.model import Dims
+from headatlas.architectures.types import Dims
 from headatlas.errors import HeadatlasError
 from headatlas.mapping import machine as machines
 from headatlas.mapping import workers as side_by_side
@@ -75,38 +75,38 @@ def layers(n: int, fails_at: int | None = None) -> Iterator[tuple[int, LayerInpu
 @pytest.mark.parametrize("n_workers", [1, 3])
 @pytest.mark.parametrize("heads", [1, 4])
 def test_every_layer_once_and_exact(n_workers: int, heads: int) -> None:
-    _, questions, _, vocabulary = random_problem(7)
+    _, pair_index, _, vocabulary = random_problem(7)
     workers = workers_for(vocabulary, Machine((CPU,), GB), Shares(n_workers, heads, 0))
     stats, threads, turn = Stats(), torch.get_num_threads(), sys.getswitchinterval()
-    found = dict(rank_here(questions, workers, layers(5), ceiling=32, stats=stats))
+    found = dict(rank_here(pair_index, workers, layers(5), ceiling=32, stats=stats))
     assert sorted(found) == list(range(5)) and stats.products > 0 and "screening" in stats.seconds
     assert (torch.get_num_threads(), sys.getswitchinterval()) == (threads, turn)
     for layer, inputs in layers(5):
-        expected = oracle.map_layer(questions, inputs, vocabulary, ceiling=32)
+        expected = oracle.map_layer(pair_index, inputs, vocabulary, ceiling=32)
         for field in fields(expected):
             np.testing.assert_array_equal(getattr(found[layer], field.name), getattr(expected, field.name))
 
 
 def test_layers_with_the_same_control_rank_it_once() -> None:
-    _, questions, inputs, vocabulary = random_problem(7)
+    _, pair_index, inputs, vocabulary = random_problem(7)
     workers = workers_for(vocabulary, Machine((CPU,), GB), Shares(1, 4, 0))
     rows = []
     for same in (True, False):
         stats = Stats()
         other = inputs.control_states if same else inputs.control_states.clone()
         given = iter([(0, inputs), (1, replace(inputs, control_states=other))])
-        found = dict(rank_here(questions, workers, given, ceiling=32, stats=stats))
+        found = dict(rank_here(pair_index, workers, given, ceiling=32, stats=stats))
         np.testing.assert_array_equal(found[0].control, found[1].control)
         rows.append(stats.rows)
     assert rows[0] < rows[1]
 
 
 def test_what_is_in_work_is_kept_when_reading_fails() -> None:
-    _, questions, _, vocabulary = random_problem(7)
+    _, pair_index, _, vocabulary = random_problem(7)
     workers = workers_for(vocabulary, Machine((CPU,), GB), Shares(2, 4, 0))
     kept = []
     with pytest.raises(HeadatlasError, match="no more"):
-        for layer, _ in rank_here(questions, workers, layers(5, fails_at=2), ceiling=32, stats=Stats()):
+        for layer, _ in rank_here(pair_index, workers, layers(5, fails_at=2), ceiling=32, stats=Stats()):
             kept.append(layer)
     assert sorted(kept) == [0, 1]
 
@@ -119,8 +119,8 @@ def test_large_layers_give_back_what_they_freed(
     trimmed: list[None] = []
     monkeypatch.setattr(side_by_side, "WORTH_TRIMMING", worth)
     monkeypatch.setattr(side_by_side, "trim_heap", lambda: trimmed.append(None))
-    _, questions, _, vocabulary = random_problem(0)
+    _, pair_index, _, vocabulary = random_problem(0)
     workers = workers_for(vocabulary, Machine((CPU,), 64 * GB), Shares(2, 4, 0))
-    done = list(rank_here(questions, workers, layers(4), ceiling=32, stats=Stats()))
+    done = list(rank_here(pair_index, workers, layers(4), ceiling=32, stats=Stats()))
     assert len(done) == 4 and len(trimmed) == expected
     assert head_bytes(LLAMA_8B, 3000) * LLAMA_8B.n_heads > side_by_side.WORTH_TRIMMING

@@ -19,7 +19,7 @@ from headatlas.atlas.store import LayerRanks
 from headatlas.lenses import MapsStates, NeutralStates
 from headatlas.mapping import engine
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.job import Job, options, prepare
+from headatlas.mapping.prepared import PreparedMap, options, prepare
 from headatlas.mapping.run import STATES_NAME, map_heads
 from headatlas.mapping.states import layer_inputs
 from headatlas.mapping.vocabulary import Vocabulary
@@ -97,15 +97,15 @@ def test_control_and_added_are_what_they_say(mapped: Mapped) -> None:
 def test_ranks_equal_brute_force(layer: int, heads: tuple[int, ...], mapped: Mapped) -> None:
     """Two heads, source by source, in float64 over the whole vocabulary: engine and atlas."""
     chosen = options(lens=mapped.lens)
-    job = prepare(MODEL, None, [relation for relation in core() if relation.name in CHECKED], chosen)
-    inputs = _only(_inputs(job, mapped, layer), heads)
-    vocabulary = Vocabulary.competing(job.model.unembed(), job.competing)
-    expected = oracle.map_layer(job.questions, inputs, vocabulary, ceiling=chosen.ceiling)
-    found = engine.map_layer(job.questions, inputs, vocabulary, ceiling=chosen.ceiling)
+    prepared = prepare(MODEL, None, [relation for relation in core() if relation.name in CHECKED], chosen)
+    inputs = _only(_inputs(prepared, mapped, layer), heads)
+    vocabulary = Vocabulary.competing(prepared.model.unembed(), prepared.competing)
+    expected = oracle.map_layer(prepared.pair_index, inputs, vocabulary, ceiling=chosen.ceiling)
+    found = engine.map_layer(prepared.pair_index, inputs, vocabulary, ceiling=chosen.ceiling)
     for field in fields(LayerRanks):
         np.testing.assert_array_equal(getattr(found, field.name), getattr(expected, field.name))
     names = mapped.atlas.dataset["relation"].values.tolist()
-    positions = [names.index(entry.name) for entry in job.layout.relations]
+    positions = [names.index(entry.name) for entry in prepared.layout.relations]
     stored = np.isin(mapped.atlas.dataset["pair_relation"].values, positions)
     for name, ranks in (("promotion_rank", expected.promotion), ("suppression_rank", expected.suppression)):
         np.testing.assert_array_equal(mapped.atlas.dataset[name].values[layer, list(heads)][:, stored], ranks)
@@ -116,13 +116,13 @@ def test_ranks_equal_brute_force(layer: int, heads: tuple[int, ...], mapped: Map
         assert (expected.promotion >= 0).sum() > 50
 
 
-def _inputs(job: Job, mapped: Mapped, layer: int) -> LayerInputs:
-    """A layer with the states that the map saved, of the sources of a smaller job."""
+def _inputs(prepared: PreparedMap, mapped: Mapped, layer: int) -> LayerInputs:
+    """A layer with the states that the map saved, of the sources of a smaller prepared."""
     if mapped.lens == "maps":
-        return layer_inputs(job, MapsStates(job.model, job.questions.sources), layer)
-    everything = prepare(MODEL, None, "core", job.options).questions.sources
-    inputs = layer_inputs(job, NeutralStates(mapped.folder / STATES_NAME), layer)
-    rows = [everything.index(source) for source in job.questions.sources]
+        return layer_inputs(prepared, MapsStates(prepared.model, prepared.pair_index.sources), layer)
+    everything = prepare(MODEL, None, "core", prepared.options).pair_index.sources
+    inputs = layer_inputs(prepared, NeutralStates(mapped.folder / STATES_NAME), layer)
+    rows = [everything.index(source) for source in prepared.pair_index.sources]
     return replace(inputs, states=inputs.states[rows], control_states=inputs.control_states[rows])
 
 

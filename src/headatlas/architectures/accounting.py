@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from headatlas.architectures.config import ExpertSettings, Settings, read_settings
+from headatlas.architectures.config import ExpertSizes, ModelSizes, read_sizes
 from headatlas.architectures.family import MLP, Experts, Linear, Norm, Prefix, Section, Value
 from headatlas.architectures.layouts import linear_shape, value_shape, value_width
 from headatlas.errors import HeadatlasError
@@ -58,10 +58,10 @@ class Inventory:
         self.section = section
         self.stored: Mapping[str, TensorInfo] = checkpoint.source.infos()
         self.prefix = self._find_prefix()
-        self.settings: Settings = read_settings(checkpoint, section.config, dict(self._stored_sizes()))
+        self.sizes: ModelSizes = read_sizes(checkpoint, section.config, dict(self._stored_sizes()))
         self._check_counts()
         self.elsewhere = self._tensors_of_layers_without_heads()
-        self.layers = [self._find_parts(layer) for layer in range(self.settings.dims.n_layers)]
+        self.layers = [self._find_parts(layer) for layer in range(self.sizes.dims.n_layers)]
         self.unembed_stem = self._find_unembed()
         self.expected: dict[str, Shape | None] = dict(self._expected())
 
@@ -80,7 +80,7 @@ class Inventory:
         """Whether a tensor under this condition is part of the model."""
         if condition in ("always", "never"):
             return condition == "always"
-        return name in self.stored if condition == "stored" else self.settings.flags[condition]
+        return name in self.stored if condition == "stored" else self.sizes.flags[condition]
 
     def holds(self, condition: str) -> bool:
         """Whether a condition on the config alone holds."""
@@ -142,7 +142,7 @@ class Inventory:
 
     def linears_of(self, mlp: MLP, width: int) -> list[tuple[Linear, int, int]]:
         """The projections of an MLP of this hidden width, with their output and input sizes."""
-        d_model = self.settings.dims.d_model
+        d_model = self.sizes.dims.d_model
         sizes = [(mlp.gate, width, d_model), (mlp.gate_up, 2 * width, d_model)]
         sizes += [(mlp.up, width, d_model), (mlp.down, d_model, width)]
         return [(linear, d_out, d_in) for linear, d_out, d_in in sizes if linear is not None]
@@ -155,7 +155,7 @@ class Inventory:
         if (norm := self.mlp_norm) is not None and self.stands(norm, layer):
             yield from self._norm(norm, layer)
         if parts.experts is None:
-            yield from self._linears(self.linears_of(mlp, self.settings.d_mlp), layer)
+            yield from self._linears(self.linears_of(mlp, self.sizes.d_mlp), layer)
             if mlp.xielu is not None:
                 for name in XIELU:
                     yield f"{self._fill(mlp.xielu, layer, self.prefix)}.{name}", None
@@ -164,11 +164,11 @@ class Inventory:
 
     def attending(self, layer: int) -> Iterator[tuple[str, Shape | None]]:
         """Names and shapes of the tensors that make a layer's W_V, b_V and W_O, and of b_O."""
-        value, dims = self.layers[layer].value, self.settings.dims
+        value, dims = self.layers[layer].value, self.sizes.dims
         if value is None:
             return
         if value.down is not None and value.norm is not None:
-            latent, key, rotary = (getattr(self.settings, each) for each in _LATENT)
+            latent, key, rotary = (getattr(self.sizes, each) for each in _LATENT)
             rows = None if key is None else dims.n_heads * (key + dims.d_head)
             beside = None if rotary is None or latent is None else latent + rotary
             by_head = value.layout == "latent_by_head"
@@ -187,9 +187,9 @@ class Inventory:
 
     def _check_counts(self) -> None:
         """Every layer and expert has a tensor of its own; no count of the config is believed blindly."""
-        counts = {"layers": self.settings.dims.n_layers}
-        if self.settings.experts is not None and any(e.layout == "separate" for e in self.section.experts):
-            counts["experts"] = self.settings.experts.n_experts
+        counts = {"layers": self.sizes.dims.n_layers}
+        if self.sizes.experts is not None and any(e.layout == "separate" for e in self.section.experts):
+            counts["experts"] = self.sizes.experts.n_experts
         for what, count in counts.items():
             if count > len(self.stored):
                 raise HeadatlasError(
@@ -254,7 +254,7 @@ class Inventory:
         if not self.section.without_heads:
             return found
         names = sorted(self.stored)
-        for layer in range(self.settings.dims.n_layers):
+        for layer in range(self.sizes.dims.n_layers):
             patterns = [self._fill(each, layer, self.prefix) for each in self.section.without_heads]
             block = self.block(layer)
             within = names[bisect_left(names, block) : bisect_left(names, f"{block}\uffff")]
@@ -268,10 +268,10 @@ class Inventory:
         for stem in stems:
             if self.name(stem) in self.stored:
                 return stem
-        return None if self.settings.tied else stems[0]
+        return None if self.sizes.tied else stems[0]
 
     def _expected(self) -> Iterator[tuple[str, Shape | None]]:
-        section, dims = self.section, self.settings.dims
+        section, dims = self.section, self.sizes.dims
         yield self.name(section.embed), (dims.vocab_size, dims.d_model)
         if self.unembed_stem is not None:
             yield self.name(self.unembed_stem), (dims.vocab_size, dims.d_model)
@@ -321,13 +321,13 @@ class Inventory:
                 yield bias, (d_out,)
 
     def _experts(self, experts: Experts, layer: int) -> Iterator[tuple[str, Shape | None]]:
-        sizes = self.settings.experts
+        sizes = self.sizes.experts
         if sizes is None:
             raise HeadatlasError(
                 f"{self.checkpoint.spec}: layer {layer} has a mixture of experts, but the config speaks of "
                 "none; check that config and weights belong together."
             )
-        count, d_model = sizes.n_experts, self.settings.dims.d_model
+        count, d_model = sizes.n_experts, self.sizes.dims.d_model
         yield from self._linears([(experts.router, count, d_model)], layer)
         if experts.correction is not None:
             yield self.name(experts.correction, layer), (*[1] * (experts.correction_axes - 1), count)
@@ -349,13 +349,13 @@ class Inventory:
                 yield from self._linears([(experts.shared_gate, 1, d_model)], layer)
 
     def _together(
-        self, experts: Experts, linears: list[tuple[Linear, int, int]], layer: int, sizes: ExpertSettings
+        self, experts: Experts, linears: list[tuple[Linear, int, int]], layer: int, sizes: ExpertSizes
     ) -> Iterator[tuple[str, Shape | None]]:
         """Projections of all experts in one tensor each."""
         for linear, d_out, d_in in linears:
             name, shape = self.name(linear.stem, layer), (d_out, d_in)
             if experts.layout == "flat":
-                yield name, (sizes.n_experts * sizes.width, self.settings.dims.d_model)
+                yield name, (sizes.n_experts * sizes.width, self.sizes.dims.d_model)
                 continue
             yield name, (sizes.n_experts, *(shape if experts.layout == "stacked" else shape[::-1]))
             if (bias := self.bias(linear, layer)) is not None:
@@ -363,20 +363,20 @@ class Inventory:
 
     def _norm(self, norm: Norm, layer: int | None) -> Iterator[tuple[str, Shape]]:
         if (weight := self.weight(norm, layer)) is not None:
-            yield weight, (self.settings.dims.d_model,)
+            yield weight, (self.sizes.dims.d_model,)
         if (bias := self.bias(norm, layer)) is not None:
-            yield bias, (self.settings.dims.d_model,)
+            yield bias, (self.sizes.dims.d_model,)
 
     def _ignored_patterns(self) -> list[str]:
         patterns = []
         for pattern in (*self.section.ignored, *self.section.aside):
             patterns += [self._fill(pattern, layer, self.prefix) for layer in self._layers_of(pattern)]
-        first, more = self.settings.dims.n_layers, self.settings.further_layers
+        first, more = self.sizes.dims.n_layers, self.sizes.further_layers
         return patterns + [f"{self.block(layer)}*" for layer in range(first, first + more)]
 
     def _layers_of(self, stem: str) -> list[int | None]:
         """Every layer for a stem inside the blocks, else one entry for the whole model."""
-        return list(range(self.settings.dims.n_layers)) if "{block}" in stem else [None]
+        return list(range(self.sizes.dims.n_layers)) if "{block}" in stem else [None]
 
     def _where(self, name: str | None) -> str:
         """The file of a tensor, or what the user typed."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from headatlas.architectures.opened import OpenedModel
+from headatlas.architectures.model import Model
 from headatlas.errors import HeadatlasError
 
 if TYPE_CHECKING:
@@ -65,13 +65,13 @@ def _ids(rows: int) -> torch.Tensor:
     return torch.arange(3, 3 + rows).unsqueeze(1)
 
 
-def _embeddings(opened: OpenedModel, model: Any) -> Iterator[float]:
+def _embeddings(opened: Model, model: Any) -> Iterator[float]:
     if opened._section.embed_norm is None:
         yield _distance(opened.embed([7, 3]), model.get_input_embeddings().weight[[7, 3]])
     yield _distance(opened.unembed(), model.get_output_embeddings().weight)
 
 
-def _values(opened: OpenedModel, model: Any) -> Iterator[float]:
+def _values(opened: Model, model: Any) -> Iterator[float]:
     """One token a row: a head passes its value on."""
     dims, layers = opened.dims, opened.layers_with_heads
     sources = {layer: opened.value_input_module(layer) for layer in layers}
@@ -88,7 +88,7 @@ def _values(opened: OpenedModel, model: Any) -> Iterator[float]:
             yield _distance(_unit(ours).reshape(5, -1), _unit(passed[..., part]).reshape(5, -1))
 
 
-def _outputs(opened: OpenedModel, model: Any) -> Iterator[float]:
+def _outputs(opened: Model, model: Any) -> Iterator[float]:
     import torch
 
     dims = opened.dims
@@ -103,7 +103,7 @@ def _outputs(opened: OpenedModel, model: Any) -> Iterator[float]:
             yield _distance(alone[..., part] @ heads.W_O[head], written)
 
 
-def _right_maps(opened: OpenedModel, model: Any) -> Iterator[float]:
+def _right_maps(opened: Model, model: Any) -> Iterator[float]:
     """The norm on the attention's output, found among the modules by what goes into it."""
     for layer in opened.layers_with_heads:
         block, output = opened.block_module(layer), opened.o_proj_module(layer)
@@ -131,7 +131,7 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a, b)
 
 
-def _final_norm(opened: OpenedModel, model: Any) -> Iterator[float]:
+def _final_norm(opened: Model, model: Any) -> Iterator[float]:
     import torch
 
     rows = torch.randn(4, opened.dims.d_model)
@@ -144,7 +144,7 @@ def _final_norm(opened: OpenedModel, model: Any) -> Iterator[float]:
     yield _distance(_unit(centred * gain), _unit(theirs if bias is None else theirs - bias))
 
 
-def _first_mlp(opened: OpenedModel, model: Any) -> Iterator[float]:
+def _first_mlp(opened: Model, model: Any) -> Iterator[float]:
     """With the first attention silenced, its block's MLP sees norm(rows)."""
     import torch
 
@@ -173,7 +173,7 @@ def _first_mlp(opened: OpenedModel, model: Any) -> Iterator[float]:
     yield _distance(ours.reshape(15, -1), theirs)
 
 
-CHECKS: dict[str, Callable[[OpenedModel, Any], Iterator[float]]] = {
+CHECKS: dict[str, Callable[[Model, Any], Iterator[float]]] = {
     "embedding and unembedding": _embeddings,
     "values of every head": _values,
     "outputs of every head": _outputs,

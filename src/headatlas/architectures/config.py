@@ -9,7 +9,7 @@ from math import inf
 from typing import Any
 
 from headatlas.architectures.family_config import ConfigKeys, ConfigValue, ExpertKeys, Flag
-from headatlas.architectures.model import Dims
+from headatlas.architectures.types import Dims
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint
 
@@ -18,7 +18,7 @@ _EXPRESSION = re.compile(r"(?:(?P<factor>\w+) \* )?(?P<a>\w+)(?: / (?P<b>\w+))?"
 
 
 @dataclass(frozen=True)
-class ExpertSettings:
+class ExpertSizes:
     """Sizes of a mixture of experts; ``shared_width`` is 0 where no experts are shared."""
 
     n_experts: int
@@ -32,7 +32,7 @@ class ExpertSettings:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ModelSizes:
     """What a config says, in headatlas's names.
 
     Attributes:
@@ -57,12 +57,12 @@ class Settings:
     latent: int | None = None
     key_width: int | None = None
     rotary_width: int | None = None
-    experts: ExpertSettings | None = None
+    experts: ExpertSizes | None = None
     further_layers: int = 0
     gate_scale: float = 1.0
 
 
-def read_settings(checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str, int]) -> Settings:
+def read_sizes(checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str, int]) -> ModelSizes:
     """The settings of a checkpoint.
 
     Args:
@@ -86,7 +86,7 @@ def read_settings(checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str,
             f"{checkpoint.spec}: {dims.n_heads} attention heads cannot share {dims.n_kv_heads} key/value "
             "heads evenly; the config contradicts itself, check it against the model's source."
         )
-    return Settings(
+    return ModelSizes(
         dims=dims,
         d_mlp=d_mlp,
         eps=reader.number("eps", keys.eps),
@@ -102,7 +102,7 @@ def read_settings(checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str,
     )
 
 
-def _experts(reader: _Reader, keys: ExpertKeys) -> ExpertSettings | None:
+def _experts(reader: _Reader, keys: ExpertKeys) -> ExpertSizes | None:
     """The sizes of the experts; None where a config of the family speaks of none."""
     if not reader.there(keys.n_experts):
         return None
@@ -128,7 +128,7 @@ def _experts(reader: _Reader, keys: ExpertKeys) -> ExpertSettings | None:
             f"only {top_groups * (n_experts // groups):,}; it contradicts itself, check it against the "
             "model's source."
         )
-    return ExpertSettings(
+    return ExpertSizes(
         n_experts=n_experts,
         top_k=top_k,
         width=width,

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import torch
 
-    from headatlas.architectures.model import Dims
+    from headatlas.architectures.types import Dims
 
 LinearLayout = Literal["linear", "conv1d", "vector"]
 """[out, in]; [in, out]; or [in] for a projection to one number."""

@@ -1,70 +1,382 @@
-"""A model as headatlas sees it: dimensions, heads, right maps, embedding, unembedding, first MLP.
-
-Shapes follow the field's row-vector convention (source token on the left):
-``logits(s) = R_l((x_l(s) @ W_V + b_V) @ W_O) @ U``.
-"""
+"""A model opened for reading: what the lenses and the engine ask of it, whatever its family and format."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
 from typing import TYPE_CHECKING
+
+from headatlas.architectures.accounting import Inventory
+from headatlas.architectures.expert_parts import Pieces, pieces_of
+from headatlas.architectures.family import Family, Norm, Value
+from headatlas.architectures.layouts import (
+    split_latent,
+    split_outputs,
+    split_value_bias,
+    split_values,
+    value_rows,
+)
+from headatlas.architectures.mlp import NormWeights, in_parts
+from headatlas.architectures.mlp_reader import MlpReader
+from headatlas.architectures.registry import find_family
+from headatlas.architectures.types import Dims, LayerHeads, RightMap
+from headatlas.errors import HeadatlasError
+from headatlas.weights.source import Checkpoint
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True)
-class Dims:
-    """Sizes of a decoder. ``d_head`` is the size of one value vector."""
+def open_model(checkpoint: Checkpoint) -> Model:
+    """Open a checkpoint: find its family and account for every tensor. Reads headers only.
 
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    d_model: int
-    d_head: int
-    vocab_size: int
+    Raises:
+        HeadatlasError: The architecture is not supported, the config contradicts itself, or tensors are
+            unknown, missing or of the wrong shape.
+    """
+    family, section = find_family(checkpoint)
+    inventory = Inventory(checkpoint, section)
+    said = [caveat for caveat in section.caveats if inventory.holds(caveat.when)]
+    for caveat in said:
+        if caveat.refuse:
+            raise HeadatlasError(f"{checkpoint.spec}: {caveat.text}")
+    inventory.check()
+    notes = [caveat.text for caveat in said]
+    if aside := inventory.aside():
+        begin = ", ".join(sorted({f"{name.partition('.')[0]}.*" for name in aside}))
+        notes.append(
+            f"{len(aside)} tensors that read images or sound ({begin}) are left aside; the heads are those "
+            "of the text model."
+        )
+    if notes:
+        checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *notes))
+    return Model(checkpoint, family, inventory)
 
-    def kv_head(self, head: int) -> int:
-        """The key/value group that query head ``head`` reads its values from."""
-        return head // (self.n_heads // self.n_kv_heads)
 
+class Model:
+    """Weights of one model by their meaning. Tensors are read when asked for and not kept.
 
-@dataclass(frozen=True)
-class LayerHeads:
-    """Value and output weights of every head of one layer.
+    All tensors are float32 on the CPU (float64 where the checkpoint stores float64).
 
     Attributes:
-        W_V: [n_kv_heads, d_model, d_head] float32, shared by the query heads of a key/value group.
-        b_V: [n_kv_heads, d_head] float32, or None where the family has no value bias.
-        W_O: [n_heads, d_head, d_model] float32.
+        checkpoint: Where the bytes are.
+        family: The family file that explains them.
+        dims: Sizes.
     """
 
-    W_V: torch.Tensor
-    b_V: torch.Tensor | None  # noqa: N815 (the field's name)
-    W_O: torch.Tensor
+    def __init__(self, checkpoint: Checkpoint, family: Family, inventory: Inventory) -> None:
+        self.checkpoint = checkpoint
+        self.family = family
+        self.dims: Dims = inventory.sizes.dims
+        self._inventory = inventory
+        self._section = inventory.section
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._finite: set[str] = set()
+
+    def embed(self, ids: Sequence[int] | None = None) -> torch.Tensor:
+        """Rows of E [len(ids) or vocab, d_model] as stored, without any embedding scale.
+
+        Where the family norms the embedding before the first block (BLOOM), the rows are normed.
+        """
+        rows = self._read(self._inventory.name(self._section.embed), ids)
+        norm = self._section.embed_norm
+        return rows if norm is None else self._norm(norm)(rows)
+
+    def unembed(self, rows: slice | None = None) -> torch.Tensor:
+        """U transposed: [vocab, d_model], one row a token, or some rows of it. Read anew at every call."""
+        stem = self._inventory.unembed_stem or self._section.embed
+        return self._read(self._inventory.name(stem), rows)
+
+    def heads(self, layer: int) -> LayerHeads:
+        """Value and output weights of all heads of a layer.
+
+        Raises:
+            HeadatlasError: The layer has none.
+        """
+        self._check_layer(layer)
+        value, output = self._inventory.layers[layer].value, self._section.output
+        if value is None:
+            raise HeadatlasError(
+                f"{self.checkpoint.spec}: layer {layer} has no attention heads; heads are in layers "
+                f"{', '.join(map(str, self.layers_with_heads))}."
+            )
+        W_V, b_V = self._values(value, layer)
+        stored = self._read(self._inventory.name(output.stem, layer))
+        return LayerHeads(W_V, b_V, W_O=split_outputs(stored, output.layout, self.dims))
+
+    @property
+    def layers_with_heads(self) -> tuple[int, ...]:
+        """The layers that have attention heads: all but in hybrid models."""
+        return tuple(at for at, parts in enumerate(self._inventory.layers) if parts.value is not None)
+
+    @property
+    def every_layer_has_heads(self) -> bool:
+        """False for hybrid models."""
+        return len(self.layers_with_heads) == self.dims.n_layers
+
+    @property
+    def only_attention(self) -> bool:
+        """Whether nothing but attention carries anything from token to token, in any layer."""
+        return self.every_layer_has_heads and not self._inventory.elsewhere
+
+    def _values(self, value: Value, layer: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """W_V and b_V of a layer."""
+        names, read = self._inventory, self._read
+        if value.down is not None and value.norm is not None:
+            up, down = read(names.name(value.stem, layer)), read(names.name(value.down.stem, layer))
+            bias = names.bias(value.down, layer)
+            gain = read(names.weight(value.norm, layer) or "") + self._section.gain_offset
+            W_V, b_V = split_latent(up, down, None if bias is None else read(bias), gain, self.dims)
+            if not _is_finite(W_V):
+                raise HeadatlasError(
+                    f"{self.checkpoint.spec}: the value weights of layer {layer} multiply to numbers that "
+                    "are not finite; the file is damaged, fetch it again."
+                )
+            return W_V, b_V
+        stored = read(names.name(value.stem, layer), value_rows(value.layout, self.dims))
+        bias = names.bias(value, layer)
+        return (
+            split_values(stored, value.layout, self.dims),
+            None if bias is None else split_value_bias(read(bias), value.layout, self.dims),
+        )
+
+    def right_map(self, layer: int) -> RightMap:
+        """What a head's output of this layer passes on its way to U."""
+        self._check_layer(layer)
+        post = self._section.post_attention_norm
+        return RightMap(
+            post_gain=None if post is None else self._gain(post, layer),
+            centre=self.family.norm == "layer",
+            final_gain=self._gain(self._section.final_norm),
+        )
+
+    def first_mlp(self, rows: torch.Tensor) -> torch.Tensor:
+        """``mlp_0(norm(rows))``: the first block's MLP on rows [n, d_model], in at least float32.
+
+        Raises:
+            HeadatlasError: The first block has none.
+        """
+        if not self._inventory.layers[0].feeds:
+            raise HeadatlasError(
+                f"{self.checkpoint.spec}: the first block has no MLP, which the lens maps needs; "
+                "use `lens=neutral`."
+            )
+        norm = self._inventory.mlp_norm
+        feed = MlpReader(self._inventory, self._read).of(0)
+        stands = norm is not None and self._inventory.stands(norm, 0)
+        return in_parts(rows, self._norm(norm, 0) if norm is not None and stands else None, feed)
+
+    def final_norm(self, rows: torch.Tensor) -> torch.Tensor:
+        """The whole final norm, with its scale and bias, on rows [..., d_model]."""
+        norm = self._norm(self._section.final_norm)
+        return norm(rows)
+
+    def body_module(self) -> str:
+        """Path of the Hugging Face module of the decoder: embedding, blocks and final norm."""
+        modules = self.family.modules
+        return modules.body_of.get(self.checkpoint.architecture, modules.body).removesuffix(".")
+
+    def stored_name(self, path: str) -> str:
+        """The stored name (safetensors) of what has this path, inside the decoder, among the modules."""
+        return self._inventory.prefix.body + path.removeprefix(f"{self.body_module()}.")
+
+    def stored_pieces(self, layer: int) -> dict[str, Pieces]:
+        """A layer's tensors that files have in pieces or under another name than :meth:`stored_name` says."""
+        return pieces_of(self._inventory, layer)
+
+    def needed_in_block(self, layer: int) -> set[str]:
+        """Names of the stored tensors of a decoder block that a forward pass needs."""
+        start = self._inventory.block(layer)
+        return {name for name in self._inventory.expected if name.startswith(start)}
+
+    def largest_mixture(self) -> tuple[int, int]:
+        """The layer whose experts have most parameters, and how many; in one module. (0, 0): none."""
+        names = self._inventory
+        sizes = [(0, 0)]
+        for layer, parts in enumerate(names.layers):
+            if (form := parts.experts) is None:
+                continue
+            beside = (form.router, form.shared_gate, *(form.shared.linears if form.shared else ()))
+            skip = {names.name(each.stem, layer) for each in beside if each is not None}
+            large = (
+                name for name, shape in names.feeding(layer) if name not in skip and len(shape or ()) > 1
+            )
+            sizes.append((sum(prod(names.stored[name].shape) for name in large), layer))
+        most, layer = max(sizes)
+        return layer, most
+
+    def value_input_module(self, layer: int) -> str:
+        """Path of the Hugging Face module whose input is x_l."""
+        return self._module(self.family.modules.value_input, layer)
+
+    def block_module(self, layer: int) -> str:
+        """Path of the Hugging Face module of a block."""
+        return self._module(self.family.modules.block, layer)
+
+    def o_proj_module(self, layer: int) -> str:
+        """Path of the Hugging Face module whose input is the concatenated head outputs."""
+        return self._module(self.family.modules.output, layer)
+
+    def mlp_modules(self, layer: int) -> tuple[str, ...]:
+        """Paths of the Hugging Face modules of a block's MLP; the sum of their outputs is the MLP's.
+
+        None where the block has no MLP.
+        """
+        modules = self.family.modules
+        if not self._inventory.layers[layer].feeds:
+            return ()
+        beside = modules.mlp_beside if self._inventory.layers[layer].experts is not None else None
+        return tuple(self._module(path, layer) for path in (modules.mlp, beside) if path)
+
+    def attention_modules(self, layer: int) -> tuple[str, ...]:
+        """Paths of the modules that write what a block adds before its MLP, as far as they are known."""
+        inventory, mixer = self._inventory, self.family.modules.mixer
+        heads = () if inventory.layers[layer].value is None else (self.o_proj_module(layer),)
+        return (*heads, *((self._module(mixer, layer),) if mixer and layer in inventory.elsewhere else ()))
+
+    def final_norm_module(self) -> str:
+        """Path of the Hugging Face module of the final norm."""
+        return self._module(self.family.modules.final_norm, None)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's tokenizer, loaded once."""
+        from headatlas.weights import load_tokenizer
+
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.checkpoint)
+        return self._tokenizer
+
+    def modules(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        """The whole model as Hugging Face modules, in evaluation mode; float32 unless told otherwise.
+
+        On the CPU, or where the parameters of a model in memory are.
+
+        Raises:
+            HeadatlasError: They cannot be made, or the decoder holds a number that is not finite.
+        """
+        import torch
+
+        from headatlas.weights import load_modules
+
+        modules = load_modules(self.checkpoint, dtype or torch.float32, self._inventory.expected)
+        self._check_decoder(modules)
+        return modules
+
+    def check_finite(self, name: str, tensor: torch.Tensor, *, whole: bool = True) -> None:
+        """Look at a stored tensor or a part of it, in any floating type, unless all of it has been looked at.
+
+        States need not show such a number: of scores that are NaN, kernels of attention make finite ones.
+
+        Raises:
+            HeadatlasError: Not all of its numbers are finite; compared with such a one, nothing has a rank.
+        """
+        if name not in self._finite:
+            if not _is_finite(tensor):
+                where = self._inventory.stored[name].file
+                if self.checkpoint.format == "module":
+                    where = f"The loaded {self.checkpoint.architecture}"
+                raise HeadatlasError(
+                    f"{where}: tensor {name!r} holds numbers that are not finite; it is damaged, or "
+                    "overflowed when it was converted to a smaller type; use another file."
+                )
+            if whole:
+                self._finite.add(name)
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of parameters in use; a tied unembedding that a safetensors file repeats counts once."""
+        repeats = self._inventory.sizes.tied and self.checkpoint.format != "gguf"
+        twice = self._inventory.unembed_stem if repeats else None
+        skip = self._inventory.name(twice) if twice is not None else None
+        stored = self._inventory.stored
+        return sum(prod(stored[name].shape) for name in self._inventory.expected if name != skip)
+
+    @property
+    def n_block_parameters(self) -> int:
+        """Number of parameters of a decoder block, by the first one's."""
+        stored, start = self._inventory.stored, self._inventory.block(0)
+        return sum(prod(info.shape) for name, info in stored.items() if name.startswith(start))
+
+    def bytes_needed(self, lens: str) -> int:
+        """Stored bytes that a lens and the mapping read: heads and U for all, first MLP or whole model.
+
+        Raises:
+            HeadatlasError: The lens is unknown.
+        """
+        stored = self._inventory.stored
+        if lens == "neutral":
+            return sum(stored[name].nbytes for name in self._inventory.expected)
+        if lens != "maps":
+            raise HeadatlasError(f"lens {lens!r} is unknown; use 'neutral' or 'maps'.")
+        return sum(stored[name].nbytes for name in self._names_of_maps())
+
+    def _names_of_maps(self) -> set[str]:
+        names, section = self._inventory, self._section
+        found = {names.name(section.embed), names.name(names.unembed_stem or section.embed)}
+        for layer in range(self.dims.n_layers):
+            found |= {name for name, _ in names.attending(layer)}
+        return found | {name for name, _ in names.feeding(0)}
+
+    def _check_layer(self, layer: int) -> None:
+        if not 0 <= layer < self.dims.n_layers:
+            raise IndexError(f"layer {layer} of a model with {self.dims.n_layers} layers")
+
+    def _module(self, path: str, layer: int | None) -> str:
+        body = f"{self.body_module()}."
+        for _ in range(2):  # {block} itself holds {body} and {layer}
+            path = path.format(block=self.family.modules.block, body=body, layer=layer)
+        return path
+
+    def _read(self, name: str, rows: slice | Sequence[int] | None = None) -> torch.Tensor:
+        """A tensor or some of its rows.
+
+        Raises:
+            HeadatlasError: Not all of its numbers are finite.
+        """
+        tensor = self.checkpoint.source.read(name, rows)
+        self.check_finite(name, tensor, whole=rows is None)
+        return tensor
+
+    def _check_decoder(self, modules: PreTrainedModel) -> None:
+        """Look at every tensor of the decoder as the modules hold it.
+
+        Raises:
+            HeadatlasError: One is not finite; it is named as it is stored, wherever modules have other names.
+        """
+        body = self.body_module()
+        for name, tensor in modules.get_submodule(body).state_dict().items():
+            if tensor.is_floating_point() and not _is_finite(tensor):
+                path = f"{body}.{name}".lstrip(".")
+                same = self.stored_name(path)
+                for stored in sorted(self._inventory.expected, key=lambda each: each != same):
+                    self._read(stored)
+                raise HeadatlasError(
+                    f"{self.checkpoint.spec}: parameter {path!r} of the modules is not finite, though all "
+                    "that is stored is: numbers are too large for float32; use `lens=maps`."
+                )
+        # That was all that is expected, but for an unembedding of its own.
+        stem = self._inventory.unembed_stem
+        beside = {self._inventory.name(stem, kind=kind) for kind in ("weight", "bias")} if stem else set()
+        self._finite |= self._inventory.expected.keys() - beside
+
+    def _gain(self, norm: Norm, layer: int | None = None) -> torch.Tensor | None:
+        weight = self._inventory.weight(norm, layer)
+        return None if weight is None else self._read(weight) + self._section.gain_offset
+
+    def _norm(self, norm: Norm, layer: int | None = None) -> NormWeights:
+        bias = self._inventory.bias(norm, layer)
+        return NormWeights(
+            kind=self.family.norm,
+            eps=self._inventory.sizes.eps,
+            gain=self._gain(norm, layer),
+            bias=None if bias is None else self._read(bias),
+        )
 
 
-@dataclass(frozen=True)
-class RightMap:
-    """What happens to a head's output on its way to the unembedding, as far as it changes ranks.
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all numbers are finite; asking isfinite of each takes fifty times as long, and memory."""
+    import torch
 
-    Attributes:
-        post_gain: [d_model] effective gain of the norm after attention, where the family has one
-            (Gemma 2/3: ``1 + w``), else None.
-        centre: Whether the final norm subtracts the mean (LayerNorm).
-        final_gain: [d_model] effective gain of the final norm, or None if it has no weight.
-    """
-
-    post_gain: torch.Tensor | None
-    centre: bool
-    final_gain: torch.Tensor | None
-
-    def apply(self, rows: torch.Tensor) -> torch.Tensor:
-        """Map rows [..., d_model] of any float dtype; computed in that dtype, on the device of the rows."""
-        if self.post_gain is not None:
-            rows = rows * self.post_gain.to(rows)
-        if self.centre:
-            rows = rows - rows.mean(dim=-1, keepdim=True)
-        if self.final_gain is not None:
-            rows = rows * self.final_gain.to(rows)
-        return rows
+    return not tensor.numel() or all(bool(torch.isfinite(each)) for each in torch.aminmax(tensor))

@@ -18,16 +18,16 @@ from typing import Any
 
 from headatlas.architectures.accounting import Inventory, _fits
 from headatlas.architectures.family import MLP, Family, Linear, Norm, Section, Value
-from headatlas.architectures.recognition import (
-    Seen,
+from headatlas.architectures.registry import families, parse_family
+from headatlas.architectures.tensor_groups import (
+    TensorGroup,
     collapsed,
     filled,
-    look,
+    inspect_tensors,
     names_in,
     roles,
     section_for,
 )
-from headatlas.architectures.registry import families, parse_family
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint
 
@@ -46,7 +46,7 @@ class Proposal:
         unexplained: Patterns that the proposal does not explain.
     """
 
-    seen: tuple[Seen, ...]
+    seen: tuple[TensorGroup, ...]
     base: Family
     known: bool
     text: str
@@ -69,7 +69,7 @@ def proposals(checkpoint: Checkpoint) -> list[Proposal]:
     Raises:
         HeadatlasError: No family explains anything of it.
     """
-    seen = look(checkpoint)
+    seen = inspect_tensors(checkpoint)
     known = _claiming(checkpoint)
     if known is not None:
         return [Proposal(seen, known, True, "")]
@@ -121,7 +121,9 @@ def _misfits(family: Family, checkpoint: Checkpoint) -> int:
     return len(wrong)
 
 
-def _written(checkpoint: Checkpoint, base: Family, seen: tuple[Seen, ...]) -> tuple[str, tuple[str, ...]]:
+def _written(
+    checkpoint: Checkpoint, base: Family, seen: tuple[TensorGroup, ...]
+) -> tuple[str, tuple[str, ...]]:
     """The text of a family file for a checkpoint, and what it leaves unexplained."""
     section = section_for(base, checkpoint)
     assert section is not None  # noqa: S101 (the base was chosen among those that have one)
@@ -193,7 +195,7 @@ def _differences(
 def _flags(checkpoint: Checkpoint, section: Section) -> Mapping[str, bool]:
     """The section's conditions on the config; none where the config cannot be read that way."""
     try:
-        return Inventory(checkpoint, section).settings.flags
+        return Inventory(checkpoint, section).sizes.flags
     except HeadatlasError:
         return {}
 

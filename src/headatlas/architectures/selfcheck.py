@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from headatlas.architectures.model import LayerHeads
-    from headatlas.architectures.opened import OpenedModel
+    from headatlas.architectures.model import Model
+    from headatlas.architectures.types import LayerHeads
 
 VARIABLE = "HEADATLAS_SELF_CHECK"
 MOST_BYTES = 512 << 20
@@ -33,7 +33,7 @@ class _Reached(Exception):  # noqa: N818 (a signal, no error)
     """The output projection is about to run; the rest of the model is not needed."""
 
 
-def self_check(model: OpenedModel) -> str:
+def self_check(model: Model) -> str:
     """Hold the first block of a model against its Hugging Face modules, where that is cheap.
 
     Returns:
@@ -67,7 +67,7 @@ def self_check(model: OpenedModel) -> str:
     )
 
 
-def _modules(model: OpenedModel) -> PreTrainedModel | str:
+def _modules(model: Model) -> PreTrainedModel | str:
     """The modules to compare with, or why there are none."""
     checkpoint = model.checkpoint
     if checkpoint.loaded is not None:
@@ -86,7 +86,7 @@ def _modules(model: OpenedModel) -> PreTrainedModel | str:
     )
 
 
-def _recorded(model: OpenedModel, modules: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor] | str:
+def _recorded(model: Model, modules: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor] | str:
     """For random rows the source states [rows, d_model] and what enters the output projection, or why not."""
     import torch
 
@@ -123,7 +123,7 @@ def _recorded(model: OpenedModel, modules: PreTrainedModel) -> tuple[torch.Tenso
 
 
 def _check_values(
-    model: OpenedModel, heads: LayerHeads, x: torch.Tensor, passed: torch.Tensor, tolerance: float
+    model: Model, heads: LayerHeads, x: torch.Tensor, passed: torch.Tensor, tolerance: float
 ) -> None:
     dims = model.dims
     if passed.shape[1] != dims.n_heads * dims.d_head:
@@ -139,7 +139,7 @@ def _check_values(
 
 
 def _check_output(
-    model: OpenedModel, modules: PreTrainedModel, heads: LayerHeads, passed: torch.Tensor, tolerance: float
+    model: Model, modules: PreTrainedModel, heads: LayerHeads, passed: torch.Tensor, tolerance: float
 ) -> None:
     import torch
 
@@ -167,7 +167,7 @@ def _apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((unit(ours.double(), dim=-1) - unit(theirs.double(), dim=-1)).norm(dim=-1).max())
 
 
-def _check_unembedding(model: OpenedModel, modules: PreTrainedModel) -> None:
+def _check_unembedding(model: Model, modules: PreTrainedModel) -> None:
     """A stored unembedding is used; without one it is the embedding, if the modules tie the two."""
     untyped: Any = modules
     output, embedding = untyped.get_output_embeddings(), untyped.get_input_embeddings()
@@ -178,7 +178,7 @@ def _check_unembedding(model: OpenedModel, modules: PreTrainedModel) -> None:
         raise _disagreement(model, "an unembedding tied to the embedding", "one of its own")
 
 
-def _disagreement(model: OpenedModel, ours: str, theirs: str) -> HeadatlasError:
+def _disagreement(model: Model, ours: str, theirs: str) -> HeadatlasError:
     return HeadatlasError(
         f"{model.checkpoint.spec}: read as the family {model.family.name!r}, layer 0 would have "
         f"{ours}, where transformers has {theirs}; such a model is not mapped. "

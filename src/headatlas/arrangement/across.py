@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 FEWEST = 5
-"""Agreement over fewer relations is not computed."""
+"""RelationAgreement over fewer relations is not computed."""
 RESAMPLES = 9_999
 
 COLUMNS = (
@@ -30,7 +30,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Agreement:
+class RelationAgreement:
     """Spearman correlations between two atlases over relations; None where there are fewer than five.
 
     Attributes:
@@ -65,7 +65,7 @@ class Comparison:
 
     labels: tuple[str, ...]
     table: pd.DataFrame
-    agreement: tuple[Agreement, ...]
+    agreement: tuple[RelationAgreement, ...]
     left_out: dict[str, str]
     captions: tuple[str, ...]
 
@@ -172,16 +172,18 @@ def _row(atlas: Atlas, label: str, name: str) -> dict[str, Any]:
     }
 
 
-def _agreement(table: pd.DataFrame, first: str, second: str) -> Agreement:
+def _agreement(table: pd.DataFrame, first: str, second: str) -> RelationAgreement:
     one, other = (table[table["atlas"] == label] for label in (first, second))
     both = one.merge(other, on="relation", suffixes=("_1", "_2"))
     implemented = both[(both["n_implementing_1"] > 0) & (both["n_implementing_2"] > 0)]
-    score, score_p = spearman(both["score_1"].to_numpy(float), both["score_2"].to_numpy(float))
-    depth, depth_p = spearman(implemented["depth_1"].to_numpy(float), implemented["depth_2"].to_numpy(float))
-    return Agreement(first, second, score, score_p, len(both), depth, depth_p, len(implemented))
+    score, score_p = permutation_spearman(both["score_1"].to_numpy(float), both["score_2"].to_numpy(float))
+    depth, depth_p = permutation_spearman(
+        implemented["depth_1"].to_numpy(float), implemented["depth_2"].to_numpy(float)
+    )
+    return RelationAgreement(first, second, score, score_p, len(both), depth, depth_p, len(implemented))
 
 
-def spearman(x: Floats, y: Floats) -> tuple[float | None, float | None]:
+def permutation_spearman(x: Floats, y: Floats) -> tuple[float | None, float | None]:
     """Rank correlation and its two-sided permutation p; None with too few values, or where all are equal."""
     from scipy import stats
 

@@ -70,7 +70,7 @@ class PairTest:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class DepthTest:
     """Kruskal–Wallis test over groups, and all pairs of them.
 
     Attributes:
@@ -87,7 +87,7 @@ class Comparison:
     pairs: tuple[PairTest, ...]
 
 
-def compare(groups: Mapping[str, Ints]) -> Comparison | None:
+def compare(groups: Mapping[str, Ints]) -> DepthTest | None:
     """Compare groups of layers; those with fewer than five values are left out.
 
     Returns:
@@ -112,7 +112,7 @@ def compare(groups: Mapping[str, Ints]) -> Comparison | None:
         for (first, second), p_pair, r in zip(combinations(large, 2), holm(raw), effects, strict=True)
     )
     sizes = {name: len(values) for name, values in large.items()}
-    return Comparison(sizes, float(h), float(p), float(h) / (len(together) - 1), pairs)
+    return DepthTest(sizes, float(h), float(p), float(h) / (len(together) - 1), pairs)
 
 
 def holm(p: list[float]) -> list[float]:

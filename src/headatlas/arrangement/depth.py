@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from headatlas.arrangement.bands import Comparison, Ints, compare, quartiles
+from headatlas.arrangement.bands import DepthTest, Ints, compare, quartiles
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
@@ -44,7 +44,7 @@ class Depth:
     """Categories that have heads, and their comparison (None where there is nothing to compare)."""
 
     categories: tuple[CategoryDepth, ...]
-    comparison: Comparison | None
+    comparison: DepthTest | None
 
 
 def depth_by_category(atlas: Atlas) -> Depth:

@@ -15,7 +15,7 @@ import pandas as pd
 from headatlas.addresses import output_path
 from headatlas.atlas.atlas import Atlas, with_thresholds
 from headatlas.errors import HeadatlasError
-from headatlas.files import replacing
+from headatlas.files import atomic_write
 
 RECORD_FIELDS = (
     *("layer", "head", "relation", "category", "score", "suppression", "q", "control", "n_sources"),
@@ -43,7 +43,7 @@ def export(atlas: Atlas, path: str | Path) -> Path:
         raise HeadatlasError(
             f"{path}: the format {path.suffix or 'without a suffix'} is unknown; use {known}."
         )
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         writer(atlas, temporary)
     return path
 

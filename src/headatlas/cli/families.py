@@ -14,8 +14,8 @@ from headatlas.errors import HeadatlasError
 
 if TYPE_CHECKING:
     from headatlas.architectures.family import Family
-    from headatlas.architectures.recognition import Seen
-    from headatlas.architectures.trial import Outcome
+    from headatlas.architectures.family_check import Outcome
+    from headatlas.architectures.tensor_groups import TensorGroup
     from headatlas.weights import Checkpoint
 
 NOT_EXPLAINED = 1
@@ -99,8 +99,8 @@ def check_family(
     the same config; of a GGUF file, against its own first layers as transformers converts them. The exit
     code is 0 if everything is explained and agrees, else 1.
     """
-    from headatlas.architectures.recognition import roles_in
-    from headatlas.architectures.trial import best
+    from headatlas.architectures.family_check import best
+    from headatlas.architectures.tensor_groups import roles_in
     from headatlas.weights import open_checkpoint
 
     checkpoint = open_checkpoint(path)
@@ -126,9 +126,9 @@ def check_family(
 
 def _own(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
     """What is printed about a family file of the user's own."""
-    from headatlas.architectures.recognition import look, roles_in
+    from headatlas.architectures.family_check import try_family
     from headatlas.architectures.registry import parse_family
-    from headatlas.architectures.trial import try_family
+    from headatlas.architectures.tensor_groups import inspect_tensors, roles_in
 
     try:
         text = file.read_text(encoding="utf-8")
@@ -142,7 +142,7 @@ def _own(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
         not_run = str(error)
     return _result(checkpoint, family, outcomes, not_run) | {
         "closest": None,
-        "tensors": _tensors(look(checkpoint), roles_in(family, checkpoint)),
+        "tensors": _tensors(inspect_tensors(checkpoint), roles_in(family, checkpoint)),
         "unexplained": [],
         "proposal": None,
     }
@@ -152,7 +152,7 @@ def _result(
     checkpoint: Checkpoint, family: Family, outcomes: list[Outcome], not_run: str | None
 ) -> dict[str, Any]:
     """What is printed in any case; ``accounting`` and ``oracle_not_run`` are None where all is well."""
-    from headatlas.architectures.trial import accounting, subject
+    from headatlas.architectures.family_check import accounting, subject
 
     return {
         "model": checkpoint.name,
@@ -166,7 +166,7 @@ def _result(
     }
 
 
-def _tensors(seen: tuple[Seen, ...], roles: Mapping[str, str]) -> list[dict[str, Any]]:
+def _tensors(seen: tuple[TensorGroup, ...], roles: Mapping[str, str]) -> list[dict[str, Any]]:
     """The tensors with what the chosen family calls them, and what all families do."""
     return [
         {
@@ -212,7 +212,7 @@ def _write(path: Path, text: str | None) -> None:
     """Write a proposal under its own name, which is that of the file."""
     import re
 
-    from headatlas.files import replacing
+    from headatlas.files import atomic_write
 
     if not text:
         raise HeadatlasError("`write`: there is nothing to propose, the family is known; leave it out.")
@@ -221,5 +221,5 @@ def _write(path: Path, text: str | None) -> None:
     if path.exists():
         raise HeadatlasError(f"`write={path}`: the file is there already; choose another name.")
     named = re.sub(r'^name = ".*"$', f'name = "{path.stem}"', text, count=1, flags=re.MULTILINE)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(named, encoding="utf-8")

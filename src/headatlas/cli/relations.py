@@ -207,14 +207,14 @@ def export_relations(
 
 def _write_new(texts: dict[Path, str]) -> None:
     """Write files, none of which may be there already."""
-    from headatlas.files import replacing
+    from headatlas.files import atomic_write
 
     there = [path for path in texts if path.exists()]
     if there:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise HeadatlasError(f"{there[0]}{more}: there already; choose another `out`.")
     for path, text in texts.items():
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 

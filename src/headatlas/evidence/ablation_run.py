@@ -52,7 +52,7 @@ class Choices:
     Attributes:
         shots: Examples before each question.
         method: ``"zero"`` or ``"mean"``.
-        sources: Questions at most.
+        sources: PairIndex at most.
         max_heads: Heads ablated at most.
         draws: Draws of random heads.
         seed: Of the draws.
@@ -128,7 +128,7 @@ def run_ablation(
     names = list(dict.fromkeys(atlas.known(name) for name in only)) if only else list(atlas.relation_scores)
     folder = evidence_group(subject.path)
     out = Ablations(skipped=_without_relation(atlas, found))
-    with running(subject.job.model, subject.device) as modules:
+    with running(subject.prepared.model, subject.device) as modules:
         run = _Run(subject, modules, found, chosen)
         todo = [task.relation for task in run.tasks.values()]
         for at, name in enumerate(todo):
@@ -161,7 +161,7 @@ class _Run:
         self._modules = modules
         self._choices = choices
         self._templates = templates.tasks
-        words = subject.job.model.tokenizer()
+        words = subject.prepared.model.tokenizer()
         self.tasks: dict[str, Task] = {
             each.relation.name: make_task(
                 each,
@@ -293,12 +293,14 @@ class _Run:
         key = name, frozenset(heads)
         if key not in self._known:
             task = self.tasks[name]
-            with ablated(self._subject.job.model, self._modules, sorted(key[1]), self._replacement(name)):
+            with ablated(
+                self._subject.prepared.model, self._modules, sorted(key[1]), self._replacement(name)
+            ):
                 self._known[key] = task.correct(self._answers(task))
         return self._known[key]
 
     def _answers(self, task: Task) -> NDArray[np.int64]:
-        return answers(self._modules, task.prompts, share=self._subject.job.model.every_layer_has_heads)
+        return answers(self._modules, task.prompts, share=self._subject.prepared.model.every_layer_has_heads)
 
     def _replacement(self, name: str) -> torch.Tensor | None:
         """What stands in for ablated heads in a task; the last task's means are kept."""
@@ -306,11 +308,11 @@ class _Run:
             return None
         if self._means is None or self._means[0] != name:
             task = self.tasks[name]
-            self._means = name, mean_outputs(self._subject.job.model, self._modules, task.prompts)
+            self._means = name, mean_outputs(self._subject.prepared.model, self._modules, task.prompts)
         return self._means[1]
 
     def _provenance(self, name: str, orders: dict[str, list[Head]], controls: list[str]) -> dict[str, Any]:
-        task, job = self.tasks[name], self._subject.job.provenance
+        task, prepared = self.tasks[name], self._subject.prepared.provenance
         said = {
             "relation": name,
             "template": task.template,
@@ -319,15 +321,15 @@ class _Run:
             "thresholds": asdict(self._subject.atlas.thresholds),
             "seed": self._choices.seed,
             "controls": controls,
-            "model": job["model"],
-            "lens": job["lens"],
+            "model": prepared["model"],
+            "lens": prepared["lens"],
         }
         asked = [list(task.prompts), [sorted(right) for right in task.accepted]]
-        body = repr([said["method"], asked, orders, controls, job["model"]["weights_hash"]])
+        body = repr([said["method"], asked, orders, controls, prepared["model"]["weights_hash"]])
         return {
             **said,
             "dropped": {reason: list(words) for reason, words in task.dropped.items()},
-            "versions": job["versions"],
+            "versions": prepared["versions"],
             "key": hashlib.sha256(body.encode()).hexdigest(),
         }
 

@@ -40,8 +40,8 @@ from headatlas.lenses.neutral import running
 from headatlas.mapping.engine import map_layer
 from headatlas.mapping.given import given_values
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.job import differences
-from headatlas.mapping.questions import Questions, ask
+from headatlas.mapping.pair_index import PairIndex, index_pairs
+from headatlas.mapping.prepared import differences
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.options import Compute
 from headatlas.progress import Progress, Report, silent
@@ -92,13 +92,14 @@ def run_inference(
     todo = [plan for plan in plans if not plan.complete()]
     if todo:
         vocabulary = replace(
-            Vocabulary.competing(subject.job.model.unembed(), subject.job.competing), device=subject.device
+            Vocabulary.competing(subject.prepared.model.unembed(), subject.prepared.competing),
+            device=subject.device,
         )
-        with running(subject.job.model, subject.device) as modules:
+        with running(subject.prepared.model, subject.device) as modules:
             for at, plan in enumerate(todo):
                 with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
                     seen = _counting("states", sum(len(each.texts) for each in todo[:at]), todo, tell)
-                    watched = watch(subject.job.model, modules, plan.texts, Path(folder), seen)
+                    watched = watch(subject.prepared.model, modules, plan.texts, Path(folder), seen)
                     before = at * len(plan.layers)
                     plan.run(watched, vocabulary, _counting("heads", before, todo, tell))
     return [read_dynamic(plan.path(CONTEXT), plan.path(WITHOUT), atlas.thresholds) for plan in plans]
@@ -126,12 +127,12 @@ def _counting(
 
 
 class _Plan:
-    """One template: its texts, its questions, where its ranks go."""
+    """One template: its texts, its pair_index, where its ranks go."""
 
     def __init__(self, subject: Subject, template: Template) -> None:
         self._subject = subject
         self._template = template
-        words = subject.job.model.tokenizer()
+        words = subject.prepared.model.tokenizer()
         found = [in_template(relation, words, template) for relation in subject.relations]
         texts: dict[Ids, Text] = {}
         for _, placed in reversed(found):
@@ -142,8 +143,8 @@ class _Plan:
                 f"template {str(template)!r}: the tokenizer cuts too many sources differently there "
                 f"({self.layout.relations[0].left_out}); put a space or a word before the slot."
             )
-        self.questions: Questions = ask(self.layout, subject.job.competing)
-        self.texts = [texts[source] for source in self.questions.sources]
+        self.pair_index: PairIndex = index_pairs(self.layout, subject.prepared.competing)
+        self.texts = [texts[source] for source in self.pair_index.sources]
 
     def path(self, kind: str) -> Path:
         hashes = [entry.sha256 for entry in self.layout.relations]
@@ -163,30 +164,32 @@ class _Plan:
     @property
     def layers(self) -> tuple[int, ...]:
         """Those that have heads."""
-        return self._subject.job.model.layers_with_heads
+        return self._subject.prepared.model.layers_with_heads
 
     def run(self, watched: Watched, vocabulary: Vocabulary, tell: Callable[[int, int], None]) -> None:
         """Rank all layers that are not done, then score; ``tell`` gets (layers done, layers in all)."""
-        job = self._subject.job
+        prepared = self._subject.prepared
         writers = {kind: self._writer(kind) for kind in (CONTEXT, WITHOUT)}
-        ceiling = job.options.ceiling
+        ceiling = prepared.options.ceiling
         store_attention(self.path(CONTEXT), self._attention(watched))
         for at, layer in enumerate(self.layers):
             tell(at, len(self.layers))
             todo = [kind for kind, writer in writers.items() if not writer.done()[layer]]
             if todo:
-                inputs = layer_as_watched(job.model, watched, layer)
+                inputs = layer_as_watched(prepared.model, watched, layer)
                 for kind in todo:
                     writers[kind].write(
-                        layer, map_layer(self.questions, inputs[kind], vocabulary, ceiling=ceiling)
+                        layer, map_layer(self.pair_index, inputs[kind], vocabulary, ceiling=ceiling)
                     )
         tell(len(self.layers), len(self.layers))
         for kind in (CONTEXT, WITHOUT):
             dynamic = Atlas.open(self.path(kind))
-            store_scores(dynamic.at(k=job.options.thresholds.k, k_copy=job.options.thresholds.k_copy))
+            store_scores(
+                dynamic.at(k=prepared.options.thresholds.k, k_copy=prepared.options.thresholds.k_copy)
+            )
 
     def _writer(self, kind: str) -> AtlasWriter:
-        path, dims = self.path(kind), self._subject.job.model.dims
+        path, dims = self.path(kind), self._subject.prepared.model.dims
         if path.exists():
             self._check(path, kind)
         else:
@@ -208,7 +211,7 @@ class _Plan:
 
     def _provenance(self, kind: str) -> dict[str, Any]:
         return {
-            **self._subject.job.provenance,
+            **self._subject.prepared.provenance,
             "lens": {
                 "name": kind,
                 "prefixes": [],
@@ -221,8 +224,8 @@ class _Plan:
 
     def _attention(self, watched: Watched) -> np.ndarray[Any, np.dtype[np.float64]]:
         """[n_layers, n_heads, n_relations] mean over each relation's sources; NaN where it is left out."""
-        row_of = {source: row for row, source in enumerate(self.questions.sources)}
-        dims = self._subject.job.model.dims
+        row_of = {source: row for row, source in enumerate(self.pair_index.sources)}
+        dims = self._subject.prepared.model.dims
         out = np.full((dims.n_layers, dims.n_heads, len(self.layout.relations)), np.nan)
         for layer in self.layers:
             weights = watched.attention(layer).to(torch.float64).numpy()

@@ -15,9 +15,9 @@ from headatlas.atlas.store import read_array
 from headatlas.devices import free_memory, pick_device
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import lens_named
-from headatlas.mapping.job import Job, differences, options, prepare
 from headatlas.mapping.machine import this_machine
 from headatlas.mapping.plan import memory_least
+from headatlas.mapping.prepared import PreparedMap, differences, options, prepare
 from headatlas.options import Compute
 from headatlas.relations import Pair, Relation, TokenisedRelation, tokenise
 from headatlas.weights import need_on_disk
@@ -37,14 +37,14 @@ class Subject:
     Attributes:
         atlas: The atlas; it has a store.
         path: That store.
-        job: The model, and what the map asked of it.
+        prepared: The model, and what the map asked of it.
         relations: The scored relations asked for, as the tokenizer sees them.
         device: Where the model runs and heads are ranked.
     """
 
     atlas: Atlas
     path: Path
-    job: Job
+    prepared: PreparedMap
     relations: tuple[TokenisedRelation, ...]
     device: torch.device
 
@@ -92,15 +92,15 @@ def open_subject(
     spec = str(atlas.provenance["model"]["spec"]) if model is None else model
     # What was mapped is the model with its adapter merged in.
     adapter = atlas.provenance["model"].get("adapter", {}).get("folder")
-    job = prepare(spec, tokenizer, relations_of(atlas), chosen, adapter=adapter)
-    if different := differences(atlas.provenance, job.provenance):
+    prepared = prepare(spec, tokenizer, relations_of(atlas), chosen, adapter=adapter)
+    if different := differences(atlas.provenance, prepared.provenance):
         raise HeadatlasError(
             f"{spec}: this model differs from the atlas's in {', '.join(different)}; "
             "give the model that was mapped with `model`."
         )
-    need_on_disk(job.model.checkpoint, "evidence")
-    check_memory(job, where)
-    return Subject(atlas, atlas.path, job, _tokenised(job, relations_of(atlas), wanted), where)
+    need_on_disk(prepared.model.checkpoint, "evidence")
+    check_memory(prepared, where)
+    return Subject(atlas, atlas.path, prepared, _tokenised(prepared, relations_of(atlas), wanted), where)
 
 
 def relations_of(atlas: Atlas) -> list[Relation]:
@@ -118,7 +118,7 @@ def relations_of(atlas: Atlas) -> list[Relation]:
     return found
 
 
-def check_memory(job: Job, device: torch.device) -> None:
+def check_memory(prepared: PreparedMap, device: torch.device) -> None:
     """Refuse a model that does not fit, before it is loaded.
 
     A GPU that shares the machine's memory is covered by the machine's; one with memory of its own must hold
@@ -127,33 +127,34 @@ def check_memory(job: Job, device: torch.device) -> None:
     Raises:
         HeadatlasError: With the need.
     """
-    need = memory_least(job.model, lens_named("neutral"), len(job.questions.sources))
+    need = memory_least(prepared.model, lens_named("neutral"), len(prepared.pair_index.sources))
     have = this_machine().memory
     if need > have:
         raise HeadatlasError(
-            f"{job.model.checkpoint.spec}: evidence loads the whole model and needs about {need / 1e9:.0f} "
-            f"GB of memory, this machine has {have / 1e9:.0f} GB; use a machine with more."
+            f"{prepared.model.checkpoint.spec}: evidence loads the whole model and needs about "
+            f"{need / 1e9:.0f} GB of memory, this machine has {have / 1e9:.0f} GB; use a machine with more."
         )
-    if device.type == "cuda" and job.model.checkpoint.loaded is None:
-        weights, free = 4 * job.model.n_parameters, free_memory(device)
+    if device.type == "cuda" and prepared.model.checkpoint.loaded is None:
+        weights, free = 4 * prepared.model.n_parameters, free_memory(device)
         if weights + GPU_REST > free:
             raise HeadatlasError(
-                f"{job.model.checkpoint.spec}: evidence puts the whole model on {device} and needs about "
-                f"{(weights + GPU_REST) / 1e9:.0f} GB there, {free / 1e9:.0f} GB are free; use `device=cpu`."
+                f"{prepared.model.checkpoint.spec}: evidence puts the whole model on {device} and needs "
+                f"about {(weights + GPU_REST) / 1e9:.0f} GB there, {free / 1e9:.0f} GB are free; "
+                "use `device=cpu`."
             )
 
 
 def _tokenised(
-    job: Job, relations: Sequence[Relation], names: Sequence[str]
+    prepared: PreparedMap, relations: Sequence[Relation], names: Sequence[str]
 ) -> tuple[TokenisedRelation, ...]:
     chosen = [relation for relation in relations if relation.name in names]
     return tuple(
         tokenise(
             relation,
-            job.model.tokenizer(),
-            competing=job.competing,
-            max_source_tokens=job.options.lens.max_source_tokens,
-            target_policy=job.options.target_policy,
+            prepared.model.tokenizer(),
+            competing=prepared.competing,
+            max_source_tokens=prepared.options.lens.max_source_tokens,
+            target_policy=prepared.options.target_policy,
         )
         for relation in chosen
     )

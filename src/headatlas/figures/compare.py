@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from headatlas.arrangement.across import Agreement, Comparison
+from headatlas.arrangement.across import Comparison, RelationAgreement
 from headatlas.errors import HeadatlasError
 from headatlas.figures.colours import INK
 from headatlas.figures.page import LINE, MARGIN, AtlasFigure, Key, Page, style, text_width, wrap
@@ -73,7 +73,7 @@ def describe(found: Comparison) -> str:
     return " ".join([*parts, *(f"{caption}." for caption in found.captions)])
 
 
-def _agreement(pair: Agreement) -> str:
+def _agreement(pair: RelationAgreement) -> str:
     text = f"{pair.first} and {pair.second}: Spearman correlation of best scores "
     text += f"{_with_p(pair.score, pair.score_p)} over {pair.n_score} relations"
     if pair.depth is not None:

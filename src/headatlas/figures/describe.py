@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from headatlas.arrangement.bands import SMALLEST_GROUP, Comparison, Ints, compare, quartiles, shortest_band
+from headatlas.arrangement.bands import SMALLEST_GROUP, DepthTest, Ints, compare, quartiles, shortest_band
 from headatlas.arrangement.depth import layers_by_category
 from headatlas.arrangement.single_tokens import all_single, single_token_atlas
 from headatlas.figures.words import amount, joined, list_layers, number, p_value
@@ -236,7 +236,7 @@ def _groups(atlas: Atlas, heads: pd.DataFrame) -> dict[str, Ints]:
     return {name: layers for name, layers in layers_by_category(atlas, heads).items() if len(layers)}
 
 
-def _comparison(found: Comparison | None, groups: dict[str, Ints]) -> str:
+def _comparison(found: DepthTest | None, groups: dict[str, Ints]) -> str:
     if found is None:
         if len(groups) < 2:
             return "one category alone cannot be compared."

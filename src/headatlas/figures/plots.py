@@ -11,7 +11,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.figures.describe import alt_text
 from headatlas.figures.saving import figure_format, save
 from headatlas.figures.tables import TABLES
-from headatlas.files import replacing
+from headatlas.files import atomic_write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -196,7 +196,7 @@ def write_data(atlas: Atlas, kind: str, path: str | Path) -> Path:
     """
     table = Plots(atlas).data(kind)
     where = output_path(path)
-    with replacing(where) as temporary:
+    with atomic_write(where) as temporary:
         table.to_csv(temporary, index=False)
     return where
 

@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 
 from headatlas.addresses import output_path
 from headatlas.errors import HeadatlasError
-from headatlas.files import replacing
+from headatlas.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ def save(figure: Figure, path: str | Path) -> Path:
     """
     target = output_path(path)
     data = figure_bytes(figure, figure_format(target))
-    with replacing(target) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_bytes(data)
     return target
 

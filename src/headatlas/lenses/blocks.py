@@ -27,11 +27,11 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from headatlas.architectures import LayerHeads, Model
-from headatlas.architectures.renamed import Pieces
+from headatlas.architectures.expert_parts import Pieces
 from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
+from headatlas.lenses.block_weights import placed
 from headatlas.lenses.neutral import CPU, Collector, batch_tokens, batches, by_length
-from headatlas.lenses.placed import placed
 from headatlas.weights import load_skeleton
 from headatlas.weights.safetensors_source import SafetensorsSource
 

@@ -73,7 +73,7 @@ class NeutralStates:
             HeadatlasError: A tensor or the states are not finite, a prefix has no tokens, or the folder
                 cannot be written or holds something else.
         """
-        wanted = fingerprint(sources, prefixes, identity)
+        wanted = states_key(sources, prefixes, identity)
         shape = (len(sources), model.dims.d_model)
         layers = model.layers_with_heads
         if _complete(folder, wanted, layers, shape):
@@ -87,7 +87,7 @@ class NeutralStates:
         def complete() -> bool:
             return _complete(folder, wanted, layers, shape)
 
-        with appearing(folder, complete) as temporary:
+        with atomic_state_folder(folder, complete) as temporary:
             collector.save(temporary)
             write_index(temporary, wanted)
         return cls(folder)
@@ -122,7 +122,7 @@ def state_file(kind: str, layer: int) -> str:
     return f"{kind}_{layer:03d}.npy"
 
 
-def fingerprint(sources: Sequence[tuple[int, ...]], prefixes: Sequence[str], identity: str) -> str:
+def states_key(sources: Sequence[tuple[int, ...]], prefixes: Sequence[str], identity: str) -> str:
     """Says of which model, prefixes and sources states are."""
     body = json.dumps([identity, list(prefixes), [list(source) for source in sources]])
     return hashlib.sha256(body.encode()).hexdigest()
@@ -135,16 +135,16 @@ def _complete(folder: Path, wanted: str, layers: Sequence[int], shape: tuple[int
 
 def write_index(folder: Path, wanted: str) -> None:
     """Say whose states a folder holds."""
-    (folder / INDEX).write_text(json.dumps({"fingerprint": wanted}), encoding="utf-8")
+    (folder / INDEX).write_text(json.dumps({"states_key": wanted}), encoding="utf-8")
 
 
 def belongs(folder: Path, wanted: str) -> bool:
-    """Whether a folder is one of states with this fingerprint."""
+    """Whether a folder is one of states with this states_key."""
     try:
         found = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(found == {"fingerprint": wanted})
+    return bool(found == {"states_key": wanted})
 
 
 def has_layer(folder: Path, layer: int, shape: tuple[int, int]) -> bool:
@@ -162,7 +162,7 @@ def whole_array(file: Path, shape: tuple[int, int]) -> bool:
 
 
 @contextmanager
-def appearing(folder: Path, complete: Callable[[], bool]) -> Iterator[Path]:
+def atomic_state_folder(folder: Path, complete: Callable[[], bool]) -> Iterator[Path]:
     """A temporary folder that becomes ``folder`` when the block ends well, in the place of older states.
 
     Where ``folder`` is ``complete`` by then, another process of a job array has made the same states and may

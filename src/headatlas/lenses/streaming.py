@@ -27,13 +27,13 @@ from headatlas.lenses.neutral import (
     CPU,
     KINDS,
     Collector,
-    appearing,
+    atomic_state_folder,
     belongs,
-    fingerprint,
     has_layer,
     prefix_row,
     saved_layer,
     state_file,
+    states_key,
     whole_array,
     write_index,
 )
@@ -80,9 +80,9 @@ class StreamedStates:
         self._device = device
         self._last = model.dims.n_layers - 1 if last is None else last
         self._pass: BlockPass | None = None
-        wanted = fingerprint(sources, prefixes, identity)
+        wanted = states_key(sources, prefixes, identity)
         if not belongs(folder, wanted):
-            with appearing(folder, lambda: belongs(folder, wanted)) as temporary:
+            with atomic_state_folder(folder, lambda: belongs(folder, wanted)) as temporary:
                 write_index(temporary, wanted)
 
     def layer(self, layer: int) -> LayerStates:

@@ -1,9 +1,9 @@
 """Exact ranks of one layer's heads without most of the matrix.
 
-Screening (:mod:`headatlas.mapping.screening`) proves that most targets are at or above the ceiling; what
-survives goes through the whole vocabulary (:mod:`headatlas.mapping.final`). That happens in rounds: a few of
-the pairs first, then the other pairs, then the calibration cells of the relations that turned out to reach
-the floor. Every round screens with what the rounds before found.
+Screening (:mod:`headatlas.mapping.screening`) proves that most targets are at or above the ceiling. What
+survives goes through the whole vocabulary (:mod:`headatlas.mapping.full_vocabulary`), in rounds: a few of the
+pairs, then the other pairs, then the calibration cells of the relations that turned out to reach the floor. Every round
+screens with what the rounds before found.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from headatlas.atlas.calibrate import CELL_BEYOND
 from headatlas.atlas.store import LayerRanks
 from headatlas.mapping.bounds import Bounded, in_head, projecting_pays
 from headatlas.mapping.distinct import distinct, numbered
-from headatlas.mapping.final import Entries, rank_entries
+from headatlas.mapping.full_vocabulary import Entries, rank_entries
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.questions import Questions, RelationPairs
+from headatlas.mapping.pair_index import PairIndex, RelationPairs
 from headatlas.mapping.screening import Space, typical_tokens, unit
 from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import Vocabulary
@@ -43,7 +43,7 @@ class _Head:
         space: Its outputs.
         ranks: Per sign, [n_pairs] int16 of the atlas.
         cells: Per sign, [n_cells] uint8 of the atlas; empty where none are asked.
-        open: Per sign, positions in ``questions.own_row`` that are not ranked or eliminated yet.
+        open: Per sign, positions in ``pair_index.own_row`` that are not ranked or eliminated yet.
         through: Per sign, [n] rows that have gone through the vocabulary.
         entries: What this round asks.
         sinks: Where its ranks go: (array, positions, which entries).
@@ -57,9 +57,9 @@ class _Head:
     entries: Entries | None = None
     sinks: list[tuple[NDArray[np.int16] | NDArray[np.uint8], Ints, Ints]] = field(default_factory=list)
 
-    def ask(self, wanted: list[_Wanted]) -> None:
+    def index_pairs(self, wanted: list[_Wanted]) -> None:
         """Make this round's entries, each (row, target, sign) once however often it is wanted."""
-        n_targets = len(self.space.questions.targets)
+        n_targets = len(self.space.pair_index.targets)
         self.entries, self.sinks = None, []
         if not sum(len(each.row) for each in wanted):
             return
@@ -89,7 +89,7 @@ class _Wanted:
 
 
 def map_layer(
-    questions: Questions,
+    pair_index: PairIndex,
     inputs: LayerInputs,
     vocabulary: Vocabulary,
     *,
@@ -101,7 +101,7 @@ def map_layer(
     """Every rank of one layer below the ceiling; equal to float64 arithmetic on every logit.
 
     Args:
-        questions: What is asked.
+        pair_index: What is asked.
         inputs: States and weights of the layer.
         vocabulary: Competing rows of U.
         ceiling: Ranks below it are exact; from it on they are ``RANK_BEYOND``.
@@ -110,9 +110,9 @@ def map_layer(
         stats: Counts what was done, if given.
     """
     stats = Stats() if stats is None else stats
-    ranks = np.full((2, inputs.n_heads, questions.n_pairs), RANK_UNUSABLE, dtype=np.int16)
-    cells = np.full((2, inputs.n_heads, questions.n_cells), CELL_BEYOND, dtype=np.uint8)
-    target_rows = vocabulary.float32(questions.targets).to(vocabulary.device)
+    ranks = np.full((2, inputs.n_heads, pair_index.n_pairs), RANK_UNUSABLE, dtype=np.int16)
+    cells = np.full((2, inputs.n_heads, pair_index.n_cells), CELL_BEYOND, dtype=np.uint8)
+    target_rows = vocabulary.float32(pair_index.targets).to(vocabulary.device)
     by_group: dict[int, torch.Tensor] = {}
     for some in _split(range(inputs.n_heads), heads_at_once or inputs.n_heads):
         heads = []
@@ -122,12 +122,12 @@ def map_layer(
                 by_group = {group: inputs.group_values(group)}  # the group before is done with
             with stats.timed("screening"):
                 space = Space.of_head(
-                    by_group[group], inputs.output(head), questions, vocabulary, target_rows
+                    by_group[group], inputs.output(head), pair_index, vocabulary, target_rows
                 )
             heads.append(_Head(space, list(ranks[:, head]), list(cells[:, head])))
         if control is None:
-            control = np.full(questions.n_pairs, RANK_UNUSABLE, dtype=np.int16)
-            space = Space(unit(inputs.control), None, questions, vocabulary, target_rows)
+            control = np.full(pair_index.n_pairs, RANK_UNUSABLE, dtype=np.int16)
+            space = Space(unit(inputs.control), None, pair_index, vocabulary, target_rows)
             heads.append(_Head(space, [control], []))
         _in_rounds(heads, ceiling, stats)
     if control is None:
@@ -145,16 +145,16 @@ def _in_rounds(heads: list[_Head], ceiling: int, stats: Stats) -> None:
         typical_tokens([head.space for head in heads], stats)
         for head in heads:
             _screen_all(head, ceiling, stats)
-            head.ask(_own(head, PILOTS, stats))
+            head.index_pairs(_own(head, PILOTS, stats))
     _rank(heads, ceiling, stats)
     with stats.timed("screening"):
         for head in heads:
             _screen_again(head, ceiling, stats)
-            head.ask(_own(head, None, stats))
+            head.index_pairs(_own(head, None, stats))
     _rank(heads, ceiling, stats)
     with stats.timed("screening"):
         for head in heads:
-            head.ask(_other_cells(head, ceiling, stats))
+            head.index_pairs(_other_cells(head, ceiling, stats))
     _rank(heads, ceiling, stats)
 
 
@@ -163,11 +163,11 @@ def _in_rounds(heads: list[_Head], ceiling: int, stats: Stats) -> None:
 
 def _screen_all(head: _Head, ceiling: int, stats: Stats) -> None:
     """Open the pairs that screening does not eliminate: a few tokens do for most, all for the rest."""
-    space, questions = head.space, head.space.questions
+    space, pair_index = head.space, head.space.pair_index
     for ranks in head.ranks:
-        ranks[questions.own_pair] = RANK_BEYOND
+        ranks[pair_index.own_pair] = RANK_BEYOND
     space.screen(np.arange(len(space.rows)), ceiling, stats, first=space.n_first)
-    alive = space.alive_own(np.arange(len(questions.own_row)))[: len(head.ranks)]
+    alive = space.alive_own(np.arange(len(pair_index.own_row)))[: len(head.ranks)]
     head.open = [np.flatnonzero(mask) for mask in alive]
     head.through = [np.zeros(len(space.rows), dtype=np.bool_) for _ in alive]
     _screen_again(head, ceiling, stats)
@@ -175,8 +175,8 @@ def _screen_all(head: _Head, ceiling: int, stats: Stats) -> None:
 
 def _screen_again(head: _Head, ceiling: int, stats: Stats) -> None:
     """Screen the open pairs with all that has been learned."""
-    space, questions = head.space, head.space.questions
-    space.screen(distinct(questions.own_row[np.concatenate(head.open)], len(space.rows)), ceiling, stats)
+    space, pair_index = head.space, head.space.pair_index
+    space.screen(distinct(pair_index.own_row[np.concatenate(head.open)], len(space.rows)), ceiling, stats)
     for at, pairs in enumerate(head.open):
         if len(pairs):
             head.open[at] = pairs[space.alive_own(pairs)[at]]
@@ -184,9 +184,9 @@ def _screen_again(head: _Head, ceiling: int, stats: Stats) -> None:
 
 def _own(head: _Head, lines: int | None, stats: Stats) -> list[_Wanted]:
     """The open pairs of some evenly spaced lines, or of all, and the calibration cells of these lines."""
-    questions, n_rows = head.space.questions, len(head.space.rows)
+    pair_index, n_rows = head.space.pair_index, len(head.space.rows)
     possible = [_possible(head, at) for at in range(len(head.ranks))]
-    open_rows = [distinct(questions.own_row[pairs], n_rows) for pairs in head.open]
+    open_rows = [distinct(pair_index.own_row[pairs], n_rows) for pairs in head.open]
     n_lines = sum(len(rows) for rows in open_rows)
     share = 1.0 if lines is None or n_lines <= 2 * lines else lines / n_lines
     wanted = []
@@ -194,11 +194,11 @@ def _own(head: _Head, lines: int | None, stats: Stats) -> list[_Wanted]:
         chosen = rows[np.linspace(0, len(rows) - 1, int(np.ceil(share * len(rows)))).astype(np.int64)]
         among = np.zeros(n_rows, dtype=np.bool_)
         among[chosen] = True
-        mine = among[questions.own_row[pairs]]
+        mine = among[pair_index.own_row[pairs]]
         head.open[at], asked = pairs[~mine], pairs[mine]
         head.through[at] |= among
-        row, column = questions.own_row[asked], questions.own_column[asked]
-        wanted.append(_Wanted(row, column, SIGNS[at], head.ranks[at], questions.own_pair[asked]))
+        row, column = pair_index.own_row[asked], pair_index.own_column[asked]
+        wanted.append(_Wanted(row, column, SIGNS[at], head.ranks[at], pair_index.own_pair[asked]))
         wanted += [_cells(head, relation, at, among, stats) for relation in possible[at]]
     return wanted
 
@@ -207,12 +207,12 @@ def _possible(head: _Head, at: int) -> list[RelationPairs]:
     """The relations that may reach the floor, if all their open pairs hit."""
     if not head.cells:
         return []
-    questions = head.space.questions
-    may_hit = head.ranks[at][questions.own_pair] >= 0
+    pair_index = head.space.pair_index
+    may_hit = head.ranks[at][pair_index.own_pair] >= 0
     may_hit[head.open[at]] = True
     return [
         relation
-        for relation in questions.relations
+        for relation in pair_index.relations
         if np.count_nonzero(may_hit[relation.own]) >= FLOOR * relation.n_sources
     ]
 
@@ -224,7 +224,7 @@ def _other_cells(head: _Head, ceiling: int, stats: Stats) -> list[_Wanted]:
     """
     asked = []
     for at, ranks in enumerate(head.ranks if head.cells else ()):
-        for relation in head.space.questions.relations:
+        for relation in head.space.pair_index.relations:
             if _at_floor(head, relation, ranks, ceiling):
                 asked.append((relation, at))
             else:
@@ -250,7 +250,7 @@ def _cells(head: _Head, relation: RelationPairs, at: int, among: NDArray[np.bool
 
 def _at_floor(head: _Head, relation: RelationPairs, ranks: NDArray[np.int16], ceiling: int) -> bool:
     """Whether the relation's score at k = ceiling reaches the floor."""
-    own = ranks[head.space.questions.own_pair[relation.own]]
+    own = ranks[head.space.pair_index.own_pair[relation.own]]
     if np.count_nonzero(own >= 0) < FLOOR * relation.n_sources:
         return False
     return bool(source_hits(own, relation.source, relation.n_sources, ceiling).mean() >= FLOOR)
@@ -288,7 +288,7 @@ def _rank_alone(head: _Head, ceiling: int, stats: Stats) -> None:
     ranked = rank_entries(
         unit(space.outputs(rows)),
         replace(entries, row=local),
-        space.questions.targets,
+        space.pair_index.targets,
         space.vocabulary,
         ceiling=ceiling,
         stats=stats,
@@ -299,7 +299,7 @@ def _rank_alone(head: _Head, ceiling: int, stats: Stats) -> None:
 
 
 def _rank_together(heads: Sequence[_Head], ceiling: int, stats: Stats) -> None:
-    questions, vocabulary = heads[0].space.questions, heads[0].space.vocabulary
+    pair_index, vocabulary = heads[0].space.pair_index, heads[0].space.vocabulary
     outputs, parts, n_rows = [], [], [0]
     for head in heads:
         if head.entries is None:
@@ -311,7 +311,7 @@ def _rank_together(heads: Sequence[_Head], ceiling: int, stats: Stats) -> None:
     ranked = rank_entries(
         torch.cat(outputs),
         Entries.joined(parts),
-        questions.targets,
+        pair_index.targets,
         vocabulary,
         ceiling=ceiling,
         stats=stats,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from headatlas.architectures.model import Dims, LayerHeads, RightMap
+from headatlas.architectures.types import Dims, LayerHeads, RightMap
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from headatlas.architectures.model import Dims
+from headatlas.architectures.types import Dims
 from headatlas.devices import pick_device
 from headatlas.mapping.screening import MOST_TOKENS
 from headatlas.options import Compute

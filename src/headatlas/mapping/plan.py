@@ -11,8 +11,8 @@ from headatlas.devices import free_memory
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import Lens, lens_named
 from headatlas.lenses.neutral import ACTIVATIONS
-from headatlas.mapping.job import open_for
 from headatlas.mapping.machine import WORKING_BYTES, Machine, Shares, head_bytes, shares, this_machine
+from headatlas.mapping.prepared import open_for
 from headatlas.mapping.rates import Rates, rates
 from headatlas.options import Compute
 from headatlas.relations import RelationSpec, resolve_relations

@@ -23,7 +23,7 @@ import torch
 
 from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
-from headatlas.files import replacing
+from headatlas.files import atomic_write
 from headatlas.weights.cache import cache_dir
 
 _ROWS, _INNER, _COLUMNS = 128, 512, 2048
@@ -75,7 +75,7 @@ def _kept(device: torch.device) -> Rates:
         return known
     best = known.best(measure(device))
     # A folder that cannot be written costs the measurement again next time, nothing else.
-    with suppress(HeadatlasError), replacing(file) as temporary:
+    with suppress(HeadatlasError), atomic_write(file) as temporary:
         temporary.write_text(json.dumps({"of": key, "times": times + 1, **asdict(best)}), encoding="utf-8")
     return best
 

@@ -24,9 +24,9 @@ from headatlas.lenses import States, StreamedStates
 from headatlas.lenses.neutral import discard_states
 from headatlas.mapping.cluster import connected, rank_on_cluster
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.job import Job, differences, options, prepare, with_traffic
 from headatlas.mapping.machine import Machine, this_machine
 from headatlas.mapping.plan import share_of
+from headatlas.mapping.prepared import PreparedMap, differences, options, prepare, with_traffic
 from headatlas.mapping.states import check_memory, layer_inputs, make_states
 from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import Vocabulary
@@ -103,16 +103,16 @@ def map_heads(
         name = shown(str(model)) if isinstance(model, (str, Path)) else type(model).__name__
         tell(Progress("open", 0, 0, name))
         with stats.timed("opening"):
-            job = prepare(model, tokenizer, asked, chosen, remote=remote, adapter=adapter)
-        wanted = layers_asked(layers, job.model.dims.n_layers)
+            prepared = prepare(model, tokenizer, asked, chosen, remote=remote, adapter=adapter)
+        wanted = layers_asked(layers, prepared.model.dims.n_layers)
         if out is not None:
             if force or not (output_path(out) / ATLAS_NAME).exists():
-                check_memory(job, machine, compute.stream)  # before anything is deleted or created
+                check_memory(prepared, machine, compute.stream)  # before anything is deleted or created
             if force:
                 remove_atlas(out)
-            return run(job, output_path(out), wanted, tell, stats, machine, compute)
+            return run(prepared, output_path(out), wanted, tell, stats, machine, compute)
         with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
-            return run(job, Path(folder), wanted, tell, stats, machine, compute).load()
+            return run(prepared, Path(folder), wanted, tell, stats, machine, compute).load()
 
 
 def _cluster(compute: Compute) -> AbstractContextManager[None]:
@@ -121,7 +121,7 @@ def _cluster(compute: Compute) -> AbstractContextManager[None]:
 
 
 def run(
-    job: Job,
+    prepared: PreparedMap,
     out: Path,
     wanted: Sequence[int],
     tell: Report,
@@ -131,21 +131,28 @@ def run(
 ) -> Atlas:
     """Map the wanted layers that are not done yet into ``out/atlas.zarr``, here or on a cluster's devices."""
     path, saved_states = out / ATLAS_NAME, out / STATES_NAME
-    _open_or_create(path, job)
+    _open_or_create(path, prepared)
     writer = AtlasWriter(path)
     done = writer.done()
-    with_heads = job.model.layers_with_heads
+    with_heads = prepared.model.layers_with_heads
     todo = [layer for layer in wanted if layer in with_heads and not done[layer]]
     if todo:
         with stats.timed("states"):
-            states = make_states(job, saved_states, tell, machine, stream=compute.stream, last=todo[-1])
+            states = make_states(prepared, saved_states, tell, machine, stream=compute.stream, last=todo[-1])
         with stats.timed("reading"):
-            vocabulary = Vocabulary.read(job.model.unembed, job.competing)
-            job.model.checkpoint.release()
-        layers = _layers(job, states, todo, writer, done, stats)
+            vocabulary = Vocabulary.read(prepared.model.unembed, prepared.competing)
+            prepared.model.checkpoint.release()
+        layers = _layers(prepared, states, todo, writer, done, stats)
         tell(Progress("heads", 0, len(todo)))
         ranked = _ranked(
-            job, vocabulary, layers, len(todo), stats, machine, isinstance(states, StreamedStates), compute
+            prepared,
+            vocabulary,
+            layers,
+            len(todo),
+            stats,
+            machine,
+            isinstance(states, StreamedStates),
+            compute,
         )
         with closing(ranked), stats.timed("ranking"):
             for layer, ranks in ranked:
@@ -162,13 +169,13 @@ def run(
             shutil.rmtree(left, ignore_errors=True)
     with _alone(path), stats.timed("calibration"):
         atlas = Atlas.open(path)
-        provenance = with_traffic(atlas.provenance, job.model)
-        store_scores(Atlas(atlas.dataset, provenance, job.options.thresholds, path))
+        provenance = with_traffic(atlas.provenance, prepared.model)
+        store_scores(Atlas(atlas.dataset, provenance, prepared.options.thresholds, path))
         return Atlas.open(path)
 
 
 def _layers(
-    job: Job,
+    prepared: PreparedMap,
     states: States,
     todo: list[int],
     writer: AtlasWriter,
@@ -183,14 +190,14 @@ def _layers(
         done[layer] = writer.is_done(layer)
         if not done[layer]:
             with stats.timed("states" if isinstance(states, StreamedStates) else "reading"):
-                inputs = layer_inputs(job, states, layer)
-                job.model.checkpoint.release()
+                inputs = layer_inputs(prepared, states, layer)
+                prepared.model.checkpoint.release()
             yield layer, inputs
             del inputs  # before the next layer is read
 
 
 def _ranked(
-    job: Job,
+    prepared: PreparedMap,
     vocabulary: Vocabulary,
     layers: Iterator[tuple[int, LayerInputs]],
     n_layers: int,
@@ -200,16 +207,18 @@ def _ranked(
     compute: Compute,
 ) -> Generator[tuple[int, LayerRanks], None, None]:
     """The layers' ranks as they get done, here or on a cluster."""
-    questions, ceiling = job.questions, job.options.ceiling
+    pair_index, ceiling = prepared.pair_index, prepared.options.ceiling
     if compute.cluster is not None:
         device = "cuda" if compute.device.startswith("cuda") else "cpu"
         yield from rank_on_cluster(
-            questions, vocabulary, layers, n_layers=n_layers, ceiling=ceiling, stats=stats, device=device
+            pair_index, vocabulary, layers, n_layers=n_layers, ceiling=ceiling, stats=stats, device=device
         )
         return
-    share = share_of(job.model, job.options.lens, len(questions.sources), machine, streamed=streamed)
+    share = share_of(
+        prepared.model, prepared.options.lens, len(pair_index.sources), machine, streamed=streamed
+    )
     workers = workers_for(vocabulary, machine, share)
-    yield from rank_here(questions, workers, layers, ceiling=ceiling, stats=stats)
+    yield from rank_here(pair_index, workers, layers, ceiling=ceiling, stats=stats)
 
 
 @contextmanager
@@ -230,16 +239,16 @@ def _alone(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _open_or_create(path: Path, job: Job) -> None:
+def _open_or_create(path: Path, prepared: PreparedMap) -> None:
     """Make the atlas, or check that the one there is of the same map."""
     if not path.exists():
         try:
             create_store(
                 path,
-                job.layout,
-                n_layers=job.model.dims.n_layers,
-                n_heads=job.model.dims.n_heads,
-                attributes=job.provenance,
+                prepared.layout,
+                n_layers=prepared.model.dims.n_layers,
+                n_heads=prepared.model.dims.n_heads,
+                attributes=prepared.provenance,
             )
         except HeadatlasError:
             # Another process of a job array may have made it in the meantime.
@@ -247,8 +256,8 @@ def _open_or_create(path: Path, job: Job) -> None:
                 raise
     with _alone(path) if path.is_dir() else nullcontext():
         dataset, provenance = read_store(path)
-        different = differences(provenance, job.provenance)
-        if not different and not _same_axes(dataset, job):
+        different = differences(provenance, prepared.provenance)
+        if not different and not _same_axes(dataset, prepared):
             different = ["tokens of the relations (the way the tokenizer cuts words changed)"]
     if different:
         raise HeadatlasError(
@@ -257,9 +266,9 @@ def _open_or_create(path: Path, job: Job) -> None:
         )
 
 
-def _same_axes(dataset: xr.Dataset, job: Job) -> bool:
+def _same_axes(dataset: xr.Dataset, prepared: PreparedMap) -> bool:
     """Whether an atlas asks for the same tokens: a vocabulary's hash does not say how words are cut."""
-    layout = job.layout
+    layout = prepared.layout
     blocks = layout.blocks
     return all(
         np.array_equal(dataset[name].values, values)

@@ -9,20 +9,20 @@ from headatlas.architectures import RightMap
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import MapsStates, NeutralStates, States, StreamedStates
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.job import Job
 from headatlas.mapping.machine import Machine
 from headatlas.mapping.plan import memory_least, streams
+from headatlas.mapping.prepared import PreparedMap
 from headatlas.progress import Progress, Report
 from headatlas.weights import can_stream
 
 
 def make_states(
-    job: Job, folder: Path, tell: Report, machine: Machine, *, stream: bool | None, last: int
+    prepared: PreparedMap, folder: Path, tell: Report, machine: Machine, *, stream: bool | None, last: int
 ) -> States:
     """Source states of all layers, made or taken up where an earlier run stopped.
 
     Args:
-        job: What to map.
+        prepared: What to map.
         folder: Where states are saved until all layers are done.
         tell: Called with progress.
         machine: Where it computes.
@@ -32,8 +32,8 @@ def make_states(
     Raises:
         HeadatlasError: The memory that may be taken does not suffice.
     """
-    streamed = check_memory(job, machine, stream)
-    lens, model, sources = job.options.lens, job.model, job.questions.sources
+    streamed = check_memory(prepared, machine, stream)
+    lens, model, sources = prepared.options.lens, prepared.model, prepared.pair_index.sources
     if lens.weights_only:
         return MapsStates(model, sources)
     make = partial(StreamedStates, last=last) if streamed else NeutralStates.compute
@@ -42,19 +42,19 @@ def make_states(
         sources,
         lens.prefixes,
         folder,
-        identity=f"{job.provenance['model']['weights_hash']} {job.provenance['tokenizer_hash']}",
+        identity=f"{prepared.provenance['model']['weights_hash']} {prepared.provenance['tokenizer_hash']}",
         device=machine.devices[0],
         progress=lambda done, total: tell(Progress("states", done, total)),
     )
 
 
-def check_memory(job: Job, machine: Machine, stream: bool | None) -> bool:
+def check_memory(prepared: PreparedMap, machine: Machine, stream: bool | None) -> bool:
     """Refuse a map that the memory does not suffice for; whether sources go through layer by layer.
 
     Raises:
         HeadatlasError: It needs more memory than may be taken.
     """
-    lens, model, sources = job.options.lens, job.model, job.questions.sources
+    lens, model, sources = prepared.options.lens, prepared.model, prepared.pair_index.sources
     streamed = streams(model, lens, len(sources), stream, machine)
     need, have = memory_least(model, lens, len(sources), streamed=streamed), machine.memory
     if need > have:
@@ -73,21 +73,21 @@ def check_memory(job: Job, machine: Machine, stream: bool | None) -> bool:
     return streamed
 
 
-def layer_inputs(job: Job, states: States, layer: int) -> LayerInputs:
+def layer_inputs(prepared: PreparedMap, states: States, layer: int) -> LayerInputs:
     """What the engine needs for one layer; its weights are read here and released by the caller."""
     seen = states.layer(layer)
-    heads = job.model.heads(layer) if seen.heads is None else seen.heads
+    heads = prepared.model.heads(layer) if seen.heads is None else seen.heads
     right: RightMap | None = None
     control_right: RightMap | None = None
-    if job.options.lens.right_map:
-        right = job.model.right_map(layer)
+    if prepared.options.lens.right_map:
+        right = prepared.model.right_map(layer)
         control_right = RightMap(None, right.centre, right.final_gain)
     return LayerInputs(
-        dims=job.model.dims,
+        dims=prepared.model.dims,
         states=seen.x,
         heads=heads,
         right=right,
-        use_bias=job.options.lens.right_map,
+        use_bias=prepared.options.lens.right_map,
         control_states=seen.control,
         control_right=control_right,
     )

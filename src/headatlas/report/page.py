@@ -14,7 +14,7 @@ from typing import Any
 from headatlas.addresses import output_path
 from headatlas.atlas import Atlas
 from headatlas.figures.colours import BLANK, level_colours
-from headatlas.files import replacing
+from headatlas.files import atomic_write
 from headatlas.report.data import page_data
 
 MODULES = (
@@ -58,7 +58,7 @@ def write_report(atlas: Atlas, path: str | Path) -> Path:
     if where.is_dir():
         where = where / "report.html"
     page = report_html(atlas)
-    with replacing(where) as temporary:
+    with atomic_write(where) as temporary:
         temporary.write_bytes(page.encode("utf-8"))
     return where
 

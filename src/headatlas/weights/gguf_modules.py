@@ -15,7 +15,7 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from headatlas.weights.converted import gguf_config
+from headatlas.weights.gguf_cache import gguf_config
 from headatlas.weights.gguf_keys import check_convertible, check_keys, with_every_key
 from headatlas.weights.gguf_settings import completed, of_text
 from headatlas.weights.gguf_source import GgufSource

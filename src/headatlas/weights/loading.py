@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from headatlas.addresses import is_url
 from headatlas.errors import HeadatlasError
 from headatlas.weights.adapter import AdaptedSource
-from headatlas.weights.converted import gguf_tokenizer
 from headatlas.weights.folder import SINGLE_NAME
+from headatlas.weights.gguf_cache import gguf_tokenizer
 from headatlas.weights.gguf_modules import gguf_modules
 from headatlas.weights.gguf_settings import finish
 from headatlas.weights.gguf_source import GgufSource
 from headatlas.weights.jsonfile import refuse_pointer
 from headatlas.weights.module_source import ModuleSource, stock_class
-from headatlas.weights.packed import PACKED, PLAIN
+from headatlas.weights.quantized import PACKED, PLAIN
 from headatlas.weights.safetensors_source import SafetensorsSource
 from headatlas.weights.source import Checkpoint, TensorSource
 

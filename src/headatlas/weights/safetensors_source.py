@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from headatlas.errors import HeadatlasError
 from headatlas.weights.jsonfile import read_json_object
-from headatlas.weights.packed import PLAIN, Packed, speaks_of_quantisation, unpacked
+from headatlas.weights.quantized import PLAIN, Quantized, dequantising, speaks_of_quantisation
 from headatlas.weights.safetensors_header import read_safetensors_header
 from headatlas.weights.source import TensorInfo
 
@@ -28,7 +28,7 @@ class StoredTensors:
     def __init__(self, infos: dict[str, TensorInfo], where: str) -> None:
         """Hold the tensors of all files; ``where`` is their folder, for messages."""
         self._stored_infos, self._infos, self._where = infos, infos, where
-        self._packed: dict[str, Packed] = {}
+        self._packed: dict[str, Quantized] = {}
         self.quantised = False
 
     def unpack(self, config: Mapping[str, Any]) -> None:
@@ -40,7 +40,7 @@ class StoredTensors:
         Raises:
             HeadatlasError: The weights are quantised in a way that is not read.
         """
-        self._infos, self._packed = unpacked(self._stored_infos, config, self._where)
+        self._infos, self._packed = dequantising(self._stored_infos, config, self._where)
         self.quantised = bool(self._packed) or speaks_of_quantisation(config)
 
     def infos(self) -> Mapping[str, TensorInfo]:

@@ -32,7 +32,7 @@ _SCALES = frozenset({"F16", "BF16", "F32"}) | _EXPONENTS
 PLAIN = frozenset({"F16", "BF16", "F32", "F64"})
 """Types that are read as they are."""
 PACKED = FP8 | {"MXFP4"}
-"""Types of :class:`Packed` tensors."""
+"""Types of :class:`Quantized` tensors."""
 _ROWS = 1024  # rows scaled at once, so that temporary memory stays small
 _BLOCK = 128
 _EXPONENT_BIAS = 127
@@ -66,7 +66,7 @@ Stored = Callable[[str, "slice | Sequence[int] | None"], "torch.Tensor"]
 
 
 @dataclass(frozen=True)
-class Packed:
+class Quantized:
     """A tensor that is stored as values and scales.
 
     Attributes:
@@ -106,9 +106,9 @@ class Packed:
         return result
 
 
-def unpacked(
+def dequantising(
     infos: Mapping[str, TensorInfo], config: Mapping[str, Any], where: str
-) -> tuple[dict[str, TensorInfo], dict[str, Packed]]:
+) -> tuple[dict[str, TensorInfo], dict[str, Quantized]]:
     """The tensors of a checkpoint as a model that is not quantised would have them.
 
     Args:
@@ -147,11 +147,11 @@ def _settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
-def _found(infos: Mapping[str, TensorInfo], settings: Mapping[str, Any]) -> Iterator[Packed]:
+def _found(infos: Mapping[str, TensorInfo], settings: Mapping[str, Any]) -> Iterator[Quantized]:
     for name, info in infos.items():
         if info.dtype in FP8 and (scale := _scale_of(name, infos)) is not None:
             grid, block = _grid(info, scale, settings)
-            yield Packed(_stands_for(name, info.shape, info, scale, info.dtype), info, scale, grid, block)
+            yield Quantized(_stands_for(name, info.shape, info, scale, info.dtype), info, scale, grid, block)
         elif info.dtype == "U8" and name.endswith("_blocks"):
             stem = name.removesuffix("_blocks")
             scale = infos.get(f"{stem}_scales")
@@ -161,7 +161,7 @@ def _found(infos: Mapping[str, TensorInfo], settings: Mapping[str, Any]) -> Iter
             if size != 16 or scale.shape != info.shape[:3]:
                 raise _misfit(info, scale)
             shape = (experts, 2 * size * groups, d_out)
-            yield Packed(_stands_for(stem, shape, info, scale, "MXFP4"), info, scale)
+            yield Quantized(_stands_for(stem, shape, info, scale, "MXFP4"), info, scale)
 
 
 def _stands_for(
@@ -219,7 +219,7 @@ def _misfit(values: TensorInfo, scale: TensorInfo) -> HeadatlasError:
 
 def _refuse_others(
     infos: Mapping[str, TensorInfo],
-    packed: Mapping[str, Packed],
+    packed: Mapping[str, Quantized],
     config: Mapping[str, Any],
     settings: Mapping[str, Any],
     where: str,

@@ -46,7 +46,7 @@ def _of_form(
         yield from same(form.down, stored.down)
         return
     together = {form.gate_up: (stored.gate, stored.up), form.up: (stored.up,), form.down: (stored.down,)}
-    sizes = inventory.settings.experts
+    sizes = inventory.sizes.experts
     for whole, parts in together.items():
         if whole is not None and sizes is not None:
             yield (

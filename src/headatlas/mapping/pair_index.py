@@ -45,7 +45,7 @@ class RelationPairs:
 
 
 @dataclass(frozen=True)
-class Questions:
+class PairIndex:
     """All questions about one layer; the same for every layer of a map.
 
     Attributes:
@@ -68,8 +68,8 @@ class Questions:
     n_cells: int
 
 
-def ask(layout: Layout, competing: NDArray[np.bool_]) -> Questions:
-    """Turn an atlas layout into engine questions.
+def index_pairs(layout: Layout, competing: NDArray[np.bool_]) -> PairIndex:
+    """Turn an atlas layout into engine pair_index.
 
     Args:
         layout: The atlas's axes.
@@ -102,7 +102,7 @@ def ask(layout: Layout, competing: NDArray[np.bool_]) -> Questions:
                 ),
             )
         )
-    return Questions(
+    return PairIndex(
         sources=tuple(row_of),
         targets=targets.astype(np.int64),
         own_row=own_row,

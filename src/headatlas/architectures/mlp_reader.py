@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from headatlas.architectures.accounting import XIELU, Inventory, of_expert
-from headatlas.architectures.config import ExpertSettings
+from headatlas.architectures.config import ExpertSizes
 from headatlas.architectures.experts import ExpertsWeights, Router, clamped_glu
 from headatlas.architectures.family import MLP, Experts, Linear
 from headatlas.architectures.layouts import as_linear
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Read = Callable[[str, slice | Sequence[int] | None], torch.Tensor]
 
 
-class Feeding:
+class MlpReader:
     """Reads what stands after the norm in a block's second half."""
 
     def __init__(self, inventory: Inventory, read: Read) -> None:
@@ -27,7 +27,7 @@ class Feeding:
         self._read = read
         if inventory.section.mlp.xielu is None:
             self._activation = activation_function(
-                inventory.settings.activation, inventory.checkpoint.spec, inventory.settings.gate_scale
+                inventory.sizes.activation, inventory.checkpoint.spec, inventory.sizes.gate_scale
             )
         else:
             names = [inventory.name(f"{inventory.section.mlp.xielu}.{each}!", 0) for each in XIELU]
@@ -41,12 +41,12 @@ class Feeding:
 
     def of(self, layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
         """The MLP of a layer, for normed rows [n, d_model]; the layer must have one."""
-        experts, sizes = self._inventory.layers[layer].experts, self._inventory.settings.experts
+        experts, sizes = self._inventory.layers[layer].experts, self._inventory.sizes.experts
         if experts is None or sizes is None:
             return self._mlp(self._inventory.section.mlp, layer)
         return self._mixture(experts, sizes, layer)
 
-    def _mixture(self, experts: Experts, sizes: ExpertSettings, layer: int) -> ExpertsWeights:
+    def _mixture(self, experts: Experts, sizes: ExpertSizes, layer: int) -> ExpertsWeights:
         names = self._inventory
         correction = experts.correction
         shared = experts.shared if sizes.shared_width else None
@@ -95,7 +95,7 @@ class Feeding:
 
     def _flat(self, linear: Linear, layer: int, number: int, *, transposed: bool) -> LinearWeights:
         """One expert's rows out of all experts' below each other; what goes out is stored transposed."""
-        sizes = self._inventory.settings.experts
+        sizes = self._inventory.sizes.experts
         width = 0 if sizes is None else sizes.width
         rows = slice(number * width, (number + 1) * width)
         weight = self._read(self._inventory.name(linear.stem, layer), rows)

@@ -18,7 +18,7 @@ from headatlas.architectures.selfcheck import self_check
 from headatlas.atlas.layout import Layout, build_layout
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import Lens, lens_named
-from headatlas.mapping.questions import Questions, ask
+from headatlas.mapping.pair_index import PairIndex, index_pairs
 from headatlas.options import CEILING, MAX_CEILING, TargetPolicy, Thresholds
 from headatlas.relations import RelationSpec, competing_tokens, resolve_relations, tokenise
 from headatlas.weights import MergedAdapter, fingerprint, need_on_disk, open_checkpoint, tokenizer_hash
@@ -70,14 +70,14 @@ def options(
 
 
 @dataclass(frozen=True)
-class Job:
+class PreparedMap:
     """A map ready to run.
 
     Attributes:
         model: The opened model.
         options: The choices.
         layout: The atlas's axes.
-        questions: The same in the engine's coordinates.
+        pair_index: The same in the engine's coordinates.
         competing: [vocab] bool.
         provenance: What the atlas records about itself.
     """
@@ -85,7 +85,7 @@ class Job:
     model: Model
     options: Options
     layout: Layout
-    questions: Questions
+    pair_index: PairIndex
     competing: NDArray[np.bool_]
     provenance: dict[str, Any]
 
@@ -117,7 +117,7 @@ def prepare(
     *,
     remote: bool = False,
     adapter: str | Path | None = None,
-) -> Job:
+) -> PreparedMap:
     """Open the model and lay out what will be asked of it. Reads headers, tokenizer and relations.
 
     Raises:
@@ -147,11 +147,11 @@ def prepare(
             "add pairs of words that are single tokens."
         )
     layout = build_layout(tokenised)
-    return Job(
+    return PreparedMap(
         opened,
         chosen,
         layout,
-        ask(layout, competing),
+        index_pairs(layout, competing),
         competing,
         _provenance(opened, chosen, layout, [int(i) for i in masked], checked),
     )

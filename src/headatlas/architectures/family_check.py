@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from headatlas.architectures.accounting import Inventory
 from headatlas.architectures.checks import CHECKS
 from headatlas.architectures.family import Family
-from headatlas.architectures.opened import OpenedModel
+from headatlas.architectures.model import Model
 from headatlas.architectures.proposal import Proposal, proposals
-from headatlas.architectures.recognition import section_for
+from headatlas.architectures.tensor_groups import section_for
 from headatlas.errors import HeadatlasError
 from headatlas.weights.first_block import TooLargeError, first_layers, in_first_layers, small_ids
 from headatlas.weights.folder import open_path
@@ -148,7 +148,7 @@ def _outcomes(family: Family, checkpoint: Checkpoint, model: PreTrainedModel) ->
         inventory.check()
     except HeadatlasError as error:
         return [Outcome("accounting", None, str(error))]
-    opened = OpenedModel(checkpoint, family, inventory)
+    opened = Model(checkpoint, family, inventory)
     # Without an MLP, or with a mixer of unknown place before it, there is nothing to compare.
     mlp = bool(opened.mlp_modules(0) and opened.attention_modules(0))
     checks = {part: check for part, check in CHECKS.items() if mlp or part != "first MLP"}
@@ -192,8 +192,8 @@ def accounting(family: Family, checkpoint: Checkpoint) -> str | None:
 
 def _outcome(
     part: str,
-    check: Callable[[OpenedModel, Any], Iterator[float]],
-    opened: OpenedModel,
+    check: Callable[[Model, Any], Iterator[float]],
+    opened: Model,
     model: PreTrainedModel,
 ) -> Outcome:
     import torch

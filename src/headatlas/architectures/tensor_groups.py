@@ -15,7 +15,7 @@ _SHAPES = 3
 
 
 @dataclass(frozen=True)
-class Seen:
+class TensorGroup:
     """The tensors of one name but for the numbers of layer and expert.
 
     Attributes:
@@ -38,7 +38,7 @@ def section_for(family: Family, checkpoint: Checkpoint) -> Section | None:
     return family.gguf if checkpoint.format == "gguf" else family.safetensors
 
 
-def look(checkpoint: Checkpoint) -> tuple[Seen, ...]:
+def inspect_tensors(checkpoint: Checkpoint) -> tuple[TensorGroup, ...]:
     """Every tensor of a checkpoint, with what the families call one of this name."""
     known = _known_names(checkpoint)
     groups: dict[str, list[str]] = defaultdict(list)
@@ -49,7 +49,7 @@ def look(checkpoint: Checkpoint) -> tuple[Seen, ...]:
     for pattern, names in groups.items():
         shapes = tuple(dict.fromkeys(infos[name].shape for name in names))
         meanings = {role: tuple(sorted(set(by))) for role, by in known(pattern).items()}
-        found.append(Seen(pattern, len(names), shapes[:_SHAPES], infos[names[0]].dtype, meanings))
+        found.append(TensorGroup(pattern, len(names), shapes[:_SHAPES], infos[names[0]].dtype, meanings))
     return tuple(found)
 
 
