@@ -1,9 +1,9 @@
 """Exact ranks of one layer's heads without most of the matrix.
 
 Screening (:mod:`headatlas.mapping.screening`) proves that most targets are at or above the ceiling. What
-survives goes through the whole vocabulary (:mod:`headatlas.mapping.full_vocabulary`), in rounds: a few of the
-pairs, then the other pairs, then the calibration cells of the relations that turned out to reach the floor. Every round
-screens with what the rounds before found.
+survives goes through the whole vocabulary (:mod:`headatlas.mapping.full_vocabulary`), in rounds: a few of
+the pairs, then the other pairs, then the calibration cells of the relations that turned out to reach the
+floor. Every round screens with what the rounds before found.
 """
 
 from __future__ import annotations
