@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from headatlas.atlas import Atlas
-from headatlas.cli.map import size, summary
+from headatlas.cli.map import map_summary, size
 from headatlas.errors import HeadatlasError
 from headatlas.options import Compute, Thresholds
 from headatlas.progress import Progress, ProgressDisplay, duration
@@ -107,11 +107,11 @@ def test_relations_of_which_few_sources_are_used_are_named(tmp_path: Path) -> No
     atlas = write_atlas(
         tmp_path / "atlas.zarr", [*relations, tokenised("gone", [[1]] * 9, left_out="why")], {}
     )
-    lines = summary(atlas, tmp_path, [], 1.0).splitlines()
+    lines = map_summary(atlas, tmp_path, [], 1.0).splitlines()
     assert "under 60 % of the sources used: few 57 of 167, just under 59 of 100" in lines
     assert "left out: gone (why)" in lines
     every = write_atlas(tmp_path / "every.zarr", [of("enough", 60, 100)], {})
-    assert "under 60 %" not in summary(every, tmp_path, [], 1.0)
+    assert "under 60 %" not in map_summary(every, tmp_path, [], 1.0)
 
 
 def test_options_reach_the_mapping(run: Run, mapped: Any, tmp_path: Path) -> None:

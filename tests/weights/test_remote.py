@@ -153,7 +153,7 @@ def test_small_files_are_kept_until_they_change(
 def test_a_map_is_the_same_and_reads_less(
     server: Server, mapped_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from headatlas.cli.map import summary
+    from headatlas.cli.map import map_summary
 
     relations = checkpoints.random_relations()
     address = server.serve(mapped_folder)
@@ -165,7 +165,7 @@ def test_a_map_is_the_same_and_reads_less(
     model = remote.provenance["model"]
     assert model["fetched_bytes"] == server.sent[WEIGHTS]
     assert model["stored_bytes"] == len(server.files[WEIGHTS])
-    assert "of weights (" in summary(remote, tmp_path, [], 1.0)
+    assert "of weights (" in map_summary(remote, tmp_path, [], 1.0)
     assert "fetched_bytes" not in local.provenance["model"]
     # Queries, keys and the MLPs of later layers are never asked for.
     infos = open_checkpoint(mapped_folder).source.infos()

@@ -38,13 +38,13 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(
         no_args_is_help=True, rich_markup_mode=None, help="Check a map against the running model."
     )
-    group.command("inference")(inference)
-    group.command("ablation")(ablation)
+    group.command("inference")(inference_command)
+    group.command("ablation")(ablation_command)
     app.add_typer(group, name="evidence")
 
 
 @computes("device")
-def inference(
+def inference_command(
     folder: AtlasArgument,
     compute: Compute,
     model: ModelOption = None,
@@ -91,7 +91,7 @@ def inference(
 
 
 @computes("device")
-def ablation(
+def ablation_command(
     folder: AtlasArgument,
     compute: Compute,
     model: ModelOption = None,

@@ -22,14 +22,14 @@ _EVIDENCE_COLUMNS = ("with context", "attention", "loss alone", "confirmed")
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("heads")(heads)
-    app.command("head")(head)
-    app.command("describe")(describe)
-    app.command("info")(info)
+    app.command("heads")(heads_command)
+    app.command("head")(head_command)
+    app.command("describe")(describe_command)
+    app.command("info")(info_command)
 
 
 @reads_atlas
-def heads(
+def heads_command(
     atlas: Atlas,
     only: Only = None,
     category: Annotated[
@@ -51,7 +51,7 @@ def heads(
 
 
 @reads_atlas
-def head(
+def head_command(
     atlas: Atlas,
     name: Annotated[str, typer.Argument(metavar="LAYER.HEAD", help="For example 23.4.", show_default=False)],
     as_json: AsJson = False,
@@ -61,14 +61,14 @@ def head(
 
 
 @reads_atlas
-def describe(atlas: Atlas) -> None:
+def describe_command(atlas: Atlas) -> None:
     """Say in words what the figure shows."""
-    from headatlas.figures.describe import describe as in_words
+    from headatlas.figures.describe import describe
 
-    typer.echo(in_words(atlas).rstrip("\n"))
+    typer.echo(describe(atlas).rstrip("\n"))
 
 
-def info(folder: AtlasArgument, as_json: AsJson = False) -> None:
+def info_command(folder: AtlasArgument, as_json: AsJson = False) -> None:
     """Show where an atlas comes from.
 
     Model, lens, versions, thresholds; for each relation what the tokenizer could use and why not the rest.

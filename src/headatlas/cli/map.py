@@ -38,12 +38,12 @@ _FEW = 0.6
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("plan")(plan)
-    app.command("map")(map_model)
+    app.command("plan")(plan_command)
+    app.command("map")(map_command)
 
 
 @computes("device", "max_memory", "stream")
-def plan(
+def plan_command(
     model: ModelArgument,
     compute: Compute,
     lens: Annotated[Lens, typer.Option("--lens", help="How a head sees a token.")] = "neutral",
@@ -57,11 +57,9 @@ def plan(
     Family, heads, bytes to read, memory and time. Only the headers of the weights are read.
     """
     asked = _relations(relations)
-    from headatlas.mapping.plan import plan as make_plan
+    from headatlas.mapping.plan import plan
 
-    found = make_plan(
-        model, lens=lens, relations=asked, compute=compute, remote=remote, adapter=adapter
-    ).to_dict()
+    found = plan(model, lens=lens, relations=asked, compute=compute, remote=remote, adapter=adapter).to_dict()
     if as_json:
         print_json(found)
     else:
@@ -70,7 +68,7 @@ def plan(
 
 @computes("device", "max_memory", "stream", "cluster")
 @sets_thresholds
-def map_model(
+def map_command(
     model: ModelArgument,
     out: Annotated[
         Path,
@@ -143,10 +141,10 @@ def map_model(
             with stats.timed("outputs"):
                 written = write_outputs(atlas, out, figures=not no_figures)
         except UnwrittenError as error:
-            say(summary(atlas, out, error.written, _since_start()))
+            say(map_summary(atlas, out, error.written, _since_start()))
             raise
     say_more("; ".join(f"{stage} {duration(seconds)}" for stage, seconds in stats.seconds.items()))
-    say(summary(atlas, out, written, _since_start()))
+    say(map_summary(atlas, out, written, _since_start()))
 
 
 def _relations(given: list[str] | None) -> Any:
@@ -174,7 +172,7 @@ def _stopped(out: Path) -> str:
     return f"stopped; {int(done.sum())} of {len(done)} layers saved; the same command resumes"
 
 
-def summary(atlas: Atlas, out: Path, written: Sequence[Path], seconds: float) -> str:
+def map_summary(atlas: Atlas, out: Path, written: Sequence[Path], seconds: float) -> str:
     """What was found, what was left out and why, what was written, how long it took."""
     lines = [atlas.caption(), *_counts(atlas), *_best(atlas), *_missing(atlas)]
     lines += _fetched(atlas)

@@ -181,9 +181,10 @@ def reads_atlas(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(folder: str, preset: str | None, **given: Any) -> None:
+        changes, rest = _split(given, Thresholds)
+        _check(preset, changes)
         from headatlas.atlas import Atlas
 
-        changes, rest = _split(given, Thresholds)
         command(read_as(Atlas.open(folder), preset, changes), **rest)
 
     return _with(run, command, "atlas", [_argument("folder", AtlasArgument), *_thresholds()])
@@ -200,9 +201,10 @@ def reads_atlases(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(folders: list[str], preset: str | None, **given: Any) -> None:
+        changes, rest = _split(given, Thresholds)
+        _check(preset, changes)
         from headatlas.atlas import Atlas
 
-        changes, rest = _split(given, Thresholds)
         command([read_as(Atlas.open(folder), preset, changes) for folder in folders], **rest)
 
     return _with(run, command, "atlases", [_argument("folders", folders), *_thresholds()])
@@ -234,6 +236,11 @@ def computes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]
         return _with(run, command, "compute", added)
 
     return decorate
+
+
+def _check(name: str | None, changes: dict[str, Any]) -> None:
+    """Refuse numbers that no atlas can be read with, before anything heavy is imported."""
+    _preset(name).thresholds.changed(**changes)
 
 
 def read_as(atlas: Atlas, name: str | None, changes: dict[str, Any]) -> Atlas:

@@ -20,13 +20,13 @@ Kind = Literal["categories", "relations", "layers"]
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("plot")(plot)
-    app.command("report")(report)
-    app.command("export")(export)
+    app.command("plot")(plot_command)
+    app.command("report")(report_command)
+    app.command("export")(export_command)
 
 
 @reads_atlas
-def plot(
+def plot_command(
     atlas: Atlas,
     out: Annotated[
         Path,
@@ -51,10 +51,10 @@ def plot(
     ] = None,
 ) -> None:
     """Draw a figure into a file."""
-    from headatlas.figures import plot as draw
+    from headatlas.figures import plot
     from headatlas.figures.plots import write_data
 
-    draw(atlas, kind, out, parse_width(width))
+    plot(atlas, kind, out, parse_width(width))
     say(f"written: {out}")
     if data is not None:
         write_data(atlas, kind, data)
@@ -62,7 +62,7 @@ def plot(
 
 
 @reads_atlas
-def report(
+def report_command(
     atlas: Atlas,
     out: Annotated[
         Path | None,
@@ -90,7 +90,7 @@ def report(
 
 
 @reads_atlas
-def export(
+def export_command(
     atlas: Atlas,
     out: Annotated[
         Path,
@@ -109,6 +109,6 @@ def export(
     CSV and Parquet repeat model, lens, k, tau, q and criterion on every row, so that tables of several
     models can be joined; JSON has them once, beside the rows.
     """
-    from headatlas.atlas.export import export as write
+    from headatlas.atlas.export import export
 
-    say(f"written: {write(atlas, out)}")
+    say(f"written: {export(atlas, out)}")

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    app.command("structure")(structure)
-    app.command("compare")(compare)
+    app.command("structure")(structure_command)
+    app.command("compare")(compare_command)
 
 
 @reads_atlas
-def structure(atlas: Atlas, out: OutFile = None, width: Width = "170mm", as_json: AsJson = False) -> None:
+def structure_command(
+    atlas: Atlas, out: OutFile = None, width: Width = "170mm", as_json: AsJson = False
+) -> None:
     """Show how what the heads do is arranged.
 
     Whether heads of one key/value group are more alike than others of their layer, how many relations a head
@@ -34,9 +36,9 @@ def structure(atlas: Atlas, out: OutFile = None, width: Width = "170mm", as_json
     """
     width_mm = parse_width(width)
     _check_format(out)
-    from headatlas.arrangement import structure as arrange
+    from headatlas.arrangement import structure
 
-    found = arrange(atlas)
+    found = structure(atlas)
     if as_json:
         print_rows([atlas], **found.to_dict())
     else:
@@ -49,7 +51,7 @@ def structure(atlas: Atlas, out: OutFile = None, width: Width = "170mm", as_json
 
 
 @reads_atlases
-def compare(
+def compare_command(
     atlases: list[Atlas], out: OutFile = None, width: Width = "170mm", as_json: AsJson = False
 ) -> None:
     """Put the same relations of several models, or lenses, side by side.
@@ -59,10 +61,10 @@ def compare(
     """
     width_mm = parse_width(width)
     _check_format(out)
-    from headatlas.arrangement import compare as put_side_by_side
+    from headatlas.arrangement import compare
     from headatlas.atlas.export import plain_records
 
-    found = put_side_by_side(*atlases)
+    found = compare(*atlases)
     records = plain_records(found.table)
     agreement = [asdict(pair) for pair in found.agreement]
     if as_json:
