@@ -74,6 +74,11 @@ EXAMPLES = {
         "headatlas evidence ablation demo",
         "headatlas evidence ablation demo --relations country_to_capital --shots 0",
     ],
+    "behaviour": [
+        "headatlas behaviour demo",
+        "headatlas behaviour demo --only induction,previous_token --json",
+        "headatlas behaviour demo --text my_text.txt",
+    ],
 }
 
 

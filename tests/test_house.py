@@ -20,7 +20,7 @@ SOURCE = ROOT / "src"
 ORDER = (
     *("errors", "storage", "files", "devices"),
     *("weights", "architectures", "relations", "scoring", "atlas", "structure"),
-    *("lenses", "mapping", "evidence", "figures", "report", "outputs", "cli"),
+    *("lenses", "mapping", "evidence", "looking", "figures", "report", "outputs", "cli"),
 )
 """Data flow from left to right; a folder imports only from itself and from those on its left."""
 

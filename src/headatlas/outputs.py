@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from headatlas.atlas import Atlas
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from headatlas.atlas.ablations import Ablation
+    from headatlas.atlas.behaviours import Looking
     from headatlas.atlas.evidence import Dynamic
     from headatlas.figures.page import AtlasFigure
 
@@ -121,6 +123,32 @@ def write_inference(
             figure = draw_agreement(panels, title=title, dynamic=name, tau=tau, caption=caption)
             written += _save(figure, folder / kind)
     return written
+
+
+def write_behaviours(atlas: Atlas, found: Looking, folder: Place, *, figures: bool = True) -> list[Place]:
+    """Write ``behaviour.csv`` (a row per behaviour and head) and, unless ``figures`` is False, the figure.
+
+    What was measured on a user's own text is named after the file.
+
+    Raises:
+        HeadatlasError: A file cannot be written.
+    """
+    frame = found.frame()
+    own = PurePath(found.source).stem
+    stem = folder / (f"behaviour-{own}" if own else "behaviour")
+    written: list[Place] = [_table(frame, stem.parent / f"{stem.name}.csv")]
+    if not figures:
+        return written
+    from headatlas.figures.behaviours import draw_behaviours
+
+    figure = draw_behaviours(
+        frame,
+        (atlas.n_layers, atlas.n_heads),
+        WIDTH_MM,
+        title=f"Where the heads of {atlas.model_name} look",
+        caption=f"{atlas.model_name}; {found.caption()}",
+    )
+    return written + _save(figure, stem)
 
 
 def write_ablations(

@@ -111,10 +111,15 @@ class Looking:
         frame["called"] = (frame["q"] <= CALLED_Q) & (excess >= CALLED_EXCESS)
         return frame[frame["value"].notna()].reset_index(drop=True)[list(COLUMNS)]
 
+    @property
+    def source(self) -> str:
+        """The name of the user's file; empty for the shipped texts."""
+        return str(self.provenance["texts"]["source"])
+
     def caption(self) -> str:
         """The texts, the criterion and what the numbers are not, in one line."""
         texts = self.provenance["texts"]
-        whose = f"sequences of {texts['source']}" if texts["source"] else "shipped texts"
+        whose = f"sequences of {self.source}" if self.source else "shipped texts"
         return (
             f"{texts['texts']} {whose} and {texts['repeated']} of repeated random tokens, {texts['length']} "
             f"tokens each; {CRITERION}; {CAVEAT}"
