@@ -151,6 +151,13 @@ def shipped_looking(atlas_path: Place | None) -> Looking | None:
     return read_looking(path) if path.is_dir() else None
 
 
+def lookings(atlas_path: Place | None) -> list[Looking]:
+    """All measurements in an atlas, the shipped texts first."""
+    group = atlas_path / "evidence" if isinstance(atlas_path, Path) else None
+    paths = sorted(group.glob(f"{PREFIX}*")) if group is not None else []
+    return sorted((read_looking(path) for path in paths), key=lambda each: each.source)
+
+
 def no_rows() -> pd.DataFrame:
     """The frame of an atlas whose heads have not been watched."""
     kinds: dict[str, Any] = {"layer": int, "head": int, "behaviour": object, "called": bool}
