@@ -98,13 +98,13 @@ def _write(
 
 
 def text_file(folder: Path, n_windows: int = 60, *, seed: int = 0) -> Path:
-    """Windows of 63 words, of which each uses 24, with commas and line breaks."""
+    """Windows of 47 words, of which each uses 24, with commas and line breaks."""
     rng = np.random.default_rng(seed)
     words: list[str] = []
     for _ in range(n_windows):
         pool = rng.choice(np.arange(FIRST_WORD, VOCAB), 24, replace=False)
-        window = [word(int(token)) for token in rng.choice(pool, 63)]
-        for at, mark in ((9, ","), (20, "\n"), (33, ","), (41, "\n"), (55, ",")):
+        window = [word(int(token)) for token in rng.choice(pool, 47)]
+        for at, mark in ((8, ","), (16, "\n"), (26, ","), (33, "\n"), (41, ",")):
             window[at + int(rng.integers(0, 5))] = mark
         words += window
     path = folder / "words.txt"

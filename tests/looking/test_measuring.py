@@ -13,7 +13,7 @@ from scipy import stats
 import headatlas as ha
 from headatlas.architectures import Model, open_model
 from headatlas.looking.measuring import SHARES, SPREAD, Sums, measure, text_weights
-from headatlas.looking.sequences import Sequences, sequences_for
+from headatlas.looking.sequences import LENGTH, Sequences, sequences_for
 from headatlas.looking.statistics import compared, elsewhere, findings, other_blocks, uniform
 from headatlas.mapping.run import map_heads
 from headatlas.weights import open_checkpoint
@@ -98,22 +98,22 @@ def test_expected_is_what_other_texts_get_there(text: Path, tmp_path: Path) -> N
         int(b): sums.repeated[sequences.blocks != b, n] for n, b in enumerate(np.unique(sequences.blocks))
     }
     np.testing.assert_allclose(expected[0], rows[int(sequences.blocks[0])].mean(axis=0), rtol=1e-6)
-    assert values.shape == expected.shape == (40, 3, model.dims.n_heads)
+    assert values.shape == expected.shape == (25, 3, model.dims.n_heads)
 
 
 def test_an_even_head_sees_what_a_window_lets_it(text: Path, tmp_path: Path) -> None:
     modules = tiny_model("gemma3")
     window = modules.config.sliding_window
-    assert window < 64 and "sliding_attention" in modules.config.layer_types
+    assert window < LENGTH and "sliding_attention" in modules.config.layer_types
     model = open_model(open_checkpoint(modules.eval(), word_tokenizer()))
     sequences, weights, sums = summed(model, modules, text, tmp_path)
     even = uniform(sums.attention)
-    seen = {"sliding_attention": window, "full_attention": 64}
+    seen = {"sliding_attention": window, "full_attention": LENGTH}
     for layer, kind in enumerate(modules.config.layer_types):
         assert (even[layer] > 0).sum(axis=-1).max() == seen[kind]
     found = {each.name: each for each in findings(sums, weights, sequences)}
     sliding = modules.config.layer_types.index("sliding_attention")
-    visible = np.minimum(np.arange(1, 64) + 1, window)
+    visible = np.minimum(np.arange(1, LENGTH) + 1, window)
     assert found["self"].expected[sliding, 0] == pytest.approx(np.mean(1 / visible))
     assert found["entropy"].expected[sliding, 0] == pytest.approx(np.mean(np.log(visible)))
 

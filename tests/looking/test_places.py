@@ -11,7 +11,7 @@ import pytest
 
 from headatlas.errors import HeadatlasError
 from headatlas.looking.places import IN_TEXT, Pieces, everywhere, places
-from headatlas.looking.sequences import BLOCKS, PER_BLOCK, sequences_for, shipped_texts
+from headatlas.looking.sequences import BLOCKS, LENGTH, PER_BLOCK, sequences_for, shipped_texts
 from tests.looking.test_measuring import EVERY, opened
 
 TEXTS = (
@@ -68,11 +68,11 @@ def test_the_first_position_is_never_a_place_in_the_text() -> None:
 def test_repeated_sequences_repeat_one_block_and_nothing_else() -> None:
     model, _ = opened("llama")
     sequences = sequences_for(model, EVERY)
-    assert sequences.repeated.shape == (len(BLOCKS) * PER_BLOCK, 64)
+    assert sequences.repeated.shape == (len(BLOCKS) * PER_BLOCK, LENGTH)
     assert Counter(sequences.blocks.tolist()) == dict.fromkeys(BLOCKS, PER_BLOCK)
     for ids, block in zip(sequences.repeated, sequences.blocks, strict=True):
         np.testing.assert_array_equal(ids[-block:], ids[-2 * block : -block])
-        assert len(set(ids.tolist())) == 64 - block
+        assert len(set(ids.tolist())) == LENGTH - block
         assert ids[0] == 1  # what the tokenizer itself puts first
     again = sequences_for(model, EVERY)
     assert again.digest == sequences.digest
@@ -82,8 +82,8 @@ def test_the_shipped_texts_are_those_that_were_measured() -> None:
     """A change of a text changes every measurement: raise DEFINITIONS, and this digest, on purpose."""
     texts = shipped_texts()
     body = "\0".join(f"{kind}\0{text}" for kind, text in texts)
-    assert hashlib.sha256(body.encode()).hexdigest()[:16] == "a8e5295f843a97bc"
-    assert len(texts) == len({text for _, text in texts}) == 163
+    assert hashlib.sha256(body.encode()).hexdigest()[:16] == "f78bb554a5154749"
+    assert len(texts) == len({text for _, text in texts}) == 136
     kinds = Counter(kind for kind, _ in texts)
     assert {"narrative", "dialogue", "letter", "french", "chinese", "arabic", "python", "json"} <= set(kinds)
 
@@ -93,7 +93,7 @@ def test_a_text_that_cannot_be_used(tmp_path: Path) -> None:
     short, binary = tmp_path / "short.txt", tmp_path / "binary.txt"
     short.write_text("w20 w21 " * 100)
     binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(HeadatlasError, match=r"short.txt: long enough for 3 sequences of 63 tokens"):
+    with pytest.raises(HeadatlasError, match=r"short.txt: long enough for 4 sequences of 47 tokens"):
         sequences_for(model, EVERY, short)
     with pytest.raises(HeadatlasError, match=r"binary.txt: is not UTF-8 text"):
         sequences_for(model, EVERY, binary)

@@ -119,7 +119,7 @@ def test_a_killed_run_goes_on(fresh: Path, watched: Path, text: Path) -> None:
             text=text,
             progress=lambda tell: seen.append(tell.done) if tell.stage == "behaviour" else None,
         )
-    assert 0 < seen[0] <= 40 and seen[-1] == 100
+    assert 0 < seen[0] <= 40 and seen[-1] == 85
     pd.testing.assert_frame_equal(frame, ha.behaviour(Atlas.open(watched), text=text))
     group = fresh / "atlas.zarr" / "evidence"
     assert [path.name for path in group.glob(".*")] == []

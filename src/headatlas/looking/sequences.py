@@ -25,14 +25,12 @@ if TYPE_CHECKING:
 
     from headatlas.architectures import Model
 
-LENGTH = 64
+LENGTH = 48
 """Tokens in a sequence, with those that the tokenizer itself puts first."""
-SHORTEST = 48
-"""Models that take fewer positions than this are refused."""
-BLOCKS = (12, 16, 20, 24, 28)
+BLOCKS = (11, 14, 17, 20, 23)
 """Lengths of the repeated blocks. They differ by more than a neighbour, so that what is special in a sequence
 of one length is nothing special in those of another."""
-PER_BLOCK = 8
+PER_BLOCK = 5
 MOST_WINDOWS = 400
 """Of a user's own text, from its beginning."""
 LEAST_TEXTS = 20
@@ -106,13 +104,11 @@ def sequences_for(model: Model, competing: NDArray[np.bool_], text: str | Path |
             tokenizer has too few words.
     """
     tokenizer, spec = model.tokenizer(), model.checkpoint.spec
-    length = min(LENGTH, _positions(model.checkpoint.config))
-    if length < SHORTEST:
-        raise HeadatlasError(
-            f"{spec}: the model takes {length} tokens, and behaviours need sequences of {SHORTEST}."
-        )
+    positions = _positions(model.checkpoint.config)
+    if positions < LENGTH:
+        raise HeadatlasError(f"{spec}: the model takes {positions} tokens, and {LENGTH} are needed.")
     first = prefix_ids(tokenizer, "")
-    room = length - len(first)
+    room = LENGTH - len(first)
     if text is None:
         source = ""
         rows = _cut(tokenizer, [body for _, body in shipped_texts()])
@@ -128,14 +124,14 @@ def sequences_for(model: Model, competing: NDArray[np.bool_], text: str | Path |
             f"{what}: long enough for {len(windows)} sequences of {room} tokens, and at least {LEAST_TEXTS} "
             f"are needed; give a file of more text with `text`."
         )
-    repeated, blocks = _repeated(tokenizer, competing, first, length, spec)
+    repeated, blocks = _repeated(tokenizer, competing, first, spec)
     return Sequences(
         np.array([first + row for row in windows]), repeated, blocks, len(first), source, too_short
     )
 
 
 def _positions(config: Mapping[str, Any]) -> int:
-    """How many positions a model takes, up to those that are used; unknown is enough."""
+    """How many positions a model takes; unknown is enough."""
     inner = config.get("text_config") or {}
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
         found = config.get(name, inner.get(name))
@@ -161,18 +157,16 @@ def _read(text: str | Path) -> str:
 
 
 def _repeated(
-    tokenizer: PreTrainedTokenizerBase, competing: NDArray[np.bool_], first: list[int], length: int, spec: str
+    tokenizer: PreTrainedTokenizerBase, competing: NDArray[np.bool_], first: list[int], spec: str
 ) -> tuple[Ids, Ids]:
     """Sequences that end with a block of random tokens twice; no token occurs otherwise twice in one."""
     rng = np.random.Generator(np.random.PCG64(SEED))
     pool = _words(tokenizer, rng.permutation(np.flatnonzero(competing)))
-    if len(pool) < length:
-        raise HeadatlasError(f"{spec}: its tokenizer has {len(pool)} words, and {length} are needed.")
+    if len(pool) < LENGTH:
+        raise HeadatlasError(f"{spec}: its tokenizer has {len(pool)} words, and {LENGTH} are needed.")
     rows, blocks = [], []
     for block in BLOCKS:
-        before = length - len(first) - 2 * block
-        if before < 0:
-            continue
+        before = LENGTH - len(first) - 2 * block
         for _ in range(PER_BLOCK):
             drawn = rng.choice(pool, before + block, replace=False).tolist()
             rows.append(first + drawn + drawn[before:])
