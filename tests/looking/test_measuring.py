@@ -118,6 +118,24 @@ def test_an_even_head_sees_what_a_window_lets_it(text: Path, tmp_path: Path) -> 
     assert found["entropy"].expected[sliding, 0] == pytest.approx(np.mean(np.log(visible)))
 
 
+def test_sums_that_are_not_whole_are_not_used(text: Path, tmp_path: Path) -> None:
+    model, _ = opened("llama")
+    sequences = sequences_for(model, EVERY, text)
+    whole = Sums.empty(sequences, 3, model.dims.n_heads)
+    whole.done = 7
+    whole.save(tmp_path / "whole.npz")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:5000])
+    (tmp_path / "other.npz").write_bytes(b"no archive")
+    done = {}
+    for name in ("whole", "cut", "other", "missing"):
+        sums = Sums.empty(sequences, 3, model.dims.n_heads)
+        sums.load(tmp_path / f"{name}.npz")
+        done[name] = sums.done
+    smaller = Sums.empty(sequences, 2, model.dims.n_heads)
+    smaller.load(tmp_path / "whole.npz")
+    assert done == {"whole": 7, "cut": 0, "other": 0, "missing": 0} and smaller.done == 0
+
+
 def test_a_comparison_is_a_paired_t_test() -> None:
     rng = np.random.default_rng(1)
     values, expected = rng.random((30, 2, 3)), rng.random((30, 2, 3))

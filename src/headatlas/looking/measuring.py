@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ class Sums:
         try:
             with np.load(path, allow_pickle=False) as kept:
                 found = {name: kept[name] for name in self.__dict__}
-        except (OSError, EOFError, ValueError, KeyError):
+        except (OSError, EOFError, ValueError, KeyError, BadZipFile):
             return
         if all(np.shape(found[name]) == np.shape(mine) for name, mine in self.__dict__.items()):
             self.__dict__.update(found, done=int(found["done"]))
@@ -198,5 +199,5 @@ def _spread(attention: torch.Tensor) -> torch.Tensor:
     away = places_[1:, None] - places_[None, :]
     mean = (used * away).sum(dim=-1) / whole
     variance = (used * away.square()).sum(dim=-1) / whole - mean.square()
-    entropy = torch.special.entr(used).sum(dim=-1) + torch.special.entr(rest)
+    entropy = -torch.xlogy(used, used).sum(dim=-1) - torch.xlogy(rest, rest)
     return torch.stack([each.mean(dim=-1) for each in (rest, entropy, mean, variance)], dim=1)
