@@ -80,7 +80,7 @@ class Sums:
     def load(self, path: Path) -> None:
         """Go on from a file of :meth:`save`; one that is not whole, or of other shapes, is not used."""
         try:
-            with np.load(path, allow_pickle=False) as kept:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
                 found = {name: kept[name] for name in self.__dict__}
         except (OSError, EOFError, ValueError, KeyError, BadZipFile):
             return
