@@ -79,6 +79,11 @@ EXAMPLES = {
         "headatlas evidence ablation demo",
         "headatlas evidence ablation demo --only country_to_capital --shots 0",
     ],
+    "behaviour": [
+        "headatlas behaviour demo",
+        "headatlas behaviour demo --only induction,previous_token --json",
+        "headatlas behaviour demo --text my_text.txt",
+    ],
 }
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from headatlas.arrangement import compare, structure
     from headatlas.atlas import Atlas, concat, open_atlas
     from headatlas.figures import describe, plot_categories
+    from headatlas.looking import behaviour
     from headatlas.mapping.plan import plan
     from headatlas.mapping.run import map_heads
     from headatlas.relations import Pair, Relation, core_relations, load_relations
@@ -35,6 +36,7 @@ __all__ = [
     "Relation",
     "Thresholds",
     "__version__",
+    "behaviour",
     "compare",
     "concat",
     "core_relations",
@@ -52,6 +54,7 @@ _HOMES = {
     "headatlas.arrangement": ("compare", "structure"),
     "headatlas.atlas": ("Atlas", "concat", "open_atlas"),
     "headatlas.figures": ("describe", "plot_categories"),
+    "headatlas.looking": ("behaviour",),
     "headatlas.mapping.plan": ("plan",),
     "headatlas.mapping.run": ("map_heads",),
     "headatlas.relations": ("Pair", "Relation", "core_relations", "load_relations"),

@@ -45,7 +45,7 @@ def output_path(given: str | Path) -> Path:
     """
     text = str(given)
     if text == "-":
-        raise HeadatlasError("-: nothing is written to standard output; give the name of a file or folder.")
+        raise HeadatlasError("`out` -: nothing goes to standard output; give the name of a file or folder.")
     if "://" in text or (_SQUEEZED.match(text) and not Path(text.partition("/")[0]).exists()):
         raise HeadatlasError(
             f"{shown(text.rpartition('::')[2])}: nothing is written to an address; give a folder or file of "

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from headatlas.atlas.ablations import Ablation
+    from headatlas.atlas.behaviours import Looking
     from headatlas.atlas.evidence import Dynamic
     from headatlas.figures.evidence import Scatter
 
@@ -118,6 +119,21 @@ def write_ablations(
         stem = f"{EVIDENCE_FOLDER}/ablation-{each.relation}-shots{each.shots}-{each.method}"
         tasks |= _figure_tasks(stem, partial(_draw_ablation, atlas, each))
     return _write_all(folder, tasks | _showing_evidence(atlas, folder))
+
+
+def write_behaviours(atlas: Atlas, found: Looking, folder: Path, *, figures: bool = True) -> list[Path]:
+    """Write ``evidence/behaviour.csv`` (a row per behaviour and head) and, unless ``figures`` is False, a
+    figure. What was measured on a user's own text is named after the file.
+
+    Raises:
+        UnwrittenError: A file could not be written; all others were.
+    """
+    own = PurePath(found.source).stem
+    stem = f"{EVIDENCE_FOLDER}/behaviour" + (f"-{own}" if own else "")
+    tasks: dict[str, Task] = {f"{stem}.csv": partial(_write_table, found.frame())}
+    if figures:
+        tasks |= _figure_tasks(stem, partial(_draw_behaviours, atlas, found))
+    return _write_all(folder, tasks)
 
 
 # One by one ---------------------------------------------------------------------------------------
@@ -249,6 +265,18 @@ def _draw_agreement(atlas: Atlas, agreement: pd.DataFrame, dynamics: Sequence[Dy
     )
     title = f"{name} against score of the map, {atlas.model_name}"
     return draw_agreement(panels, title=title, dynamic=name, tau=atlas.thresholds.tau, caption=caption)
+
+
+def _draw_behaviours(atlas: Atlas, found: Looking) -> Figure:
+    from headatlas.figures.behaviours import draw_behaviours
+
+    return draw_behaviours(
+        found.frame(),
+        (atlas.n_layers, atlas.n_heads),
+        WIDTH_MM,
+        title=f"Where the heads of {atlas.model_name} look",
+        caption=f"{atlas.model_name}; {found.caption()}",
+    )
 
 
 def _draw_ablation(atlas: Atlas, each: Ablation) -> Figure:

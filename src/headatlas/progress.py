@@ -19,7 +19,12 @@ from headatlas.errors import HeadatlasError
 if TYPE_CHECKING:
     import rich.progress
 
-_LABELS = {"states": "source states", "heads": "layers mapped", "ablation": "tasks run"}
+_LABELS = {
+    "states": "source states",
+    "heads": "layers mapped",
+    "ablation": "tasks run",
+    "behaviour": "texts read",
+}
 _SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -28,13 +33,13 @@ class Progress:
     """A step of a run.
 
     Attributes:
-        stage: ``"open"``, ``"states"`` (rows through the model), ``"heads"`` (layers) or ``"ablation"``
-            (runs of a task).
+        stage: ``"open"``, ``"states"`` (rows through the model), ``"heads"`` (layers), ``"ablation"`` (runs
+            of a task) or ``"behaviour"`` (sequences).
         done, total: How far; total is 0 where it is not known.
         note: What to tell people, e.g. ``"layer 12"``.
     """
 
-    stage: Literal["open", "states", "heads", "ablation"]
+    stage: Literal["open", "states", "heads", "ablation", "behaviour"]
     done: int
     total: int
     note: str = ""

@@ -12,7 +12,7 @@ import typer.main
 
 from headatlas.atlas import Atlas
 from headatlas.cli import app
-from headatlas.cli.heads import heads
+from headatlas.cli.heads import heads_command
 from headatlas.cli.options import PARAMETERS, as_options, names_of
 from headatlas.errors import HeadatlasError
 from headatlas.options import Compute, Thresholds, choices
@@ -74,7 +74,7 @@ def test_a_command_that_computes_takes_what_it_can_use() -> None:
 
 
 def test_the_signature_of_a_command_that_reads_an_atlas() -> None:
-    parameters = inspect.signature(heads).parameters
+    parameters = inspect.signature(heads_command).parameters
     own = ["only", "category", "everything", "limit", "as_json"]
     assert list(parameters) == ["folder", *own, *(each.name for each in choices(Thresholds)), "preset"]
     assert "atlas" not in parameters
@@ -164,7 +164,7 @@ def test_nothing_is_written_to_standard_output(
     monkeypatch.chdir(tmp_path)
     result = run(*(arg.format(dir=shared_folder) for arg in args), code=2)
     assert result.stderr == (
-        "error: -o -: files are not written to standard output; give the name of a file.\n"
+        "error: -o -: nothing goes to standard output; give the name of a file or folder.\n"
     )
     assert result.stdout == "" and not list(tmp_path.iterdir())
 

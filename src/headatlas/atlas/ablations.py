@@ -94,11 +94,19 @@ def store_ablation(folder: Path, name: str, data: xr.Dataset, provenance: dict[s
     Raises:
         HeadatlasError: It cannot be written.
     """
+    store_dataset(folder / f"{PREFIX}{name}", data, provenance)
+
+
+def store_dataset(path: Path, data: xr.Dataset, provenance: dict[str, Any]) -> None:
+    """Write one piece of evidence in the place of an older one; it appears whole or not at all.
+
+    Raises:
+        HeadatlasError: It cannot be written.
+    """
     import shutil
     import uuid
 
-    path = folder / f"{PREFIX}{name}"
-    temporary = folder / f".{path.name}.{uuid.uuid4().hex[:8]}"
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
     try:
         stored = data.assign_attrs({"provenance": json.dumps(provenance)})
         stored.to_zarr(temporary, mode="w", consolidated=False)
@@ -116,18 +124,27 @@ def read_ablation(path: Path) -> Ablation:
     Raises:
         HeadatlasError: It is damaged, or cannot be read.
     """
+    return Ablation(*read_dataset(path))
+
+
+def read_dataset(path: Path) -> tuple[xr.Dataset, dict[str, Any]]:
+    """What :func:`store_dataset` wrote: the data in memory, and the provenance.
+
+    Raises:
+        HeadatlasError: It is damaged.
+    """
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".* is not recognized as a component of a Zarr")
             data = xr.open_zarr(path, consolidated=False, chunks=None).load()
-        return Ablation(data, renamed(dict(json.loads(data.attrs["provenance"]))))
+        return data, renamed(dict(json.loads(data.attrs["provenance"])))
     except FileNotFoundError as error:
-        raise HeadatlasError(f"{path}: this is no stored ablation; move it elsewhere.") from error
+        raise HeadatlasError(f"{path}: this is no stored measurement; move it elsewhere.") from error
     except OSError as error:
         raise HeadatlasError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise HeadatlasError(
-            f"{path}: is damaged ({error}); remove this folder, and run `headatlas evidence ablation` again."
+            f"{path}: is damaged ({error}); remove this folder, and measure again."
         ) from error
 
 

@@ -296,9 +296,29 @@ class Atlas:
 
         return Evidence.of(self)
 
+    @property
+    def behaviours(self) -> pd.DataFrame:
+        """Where heads look, as :func:`headatlas.behaviour` measured it on the shipped texts.
+
+        One row per behaviour, layer and head: layer, head, behaviour, value, expected, low, high, p, q,
+        called. No row where that has not been measured; ``attrs["caption"]`` where it has.
+        """
+        return self._behaviours.copy()
+
+    @cached_property
+    def _behaviours(self) -> pd.DataFrame:
+        from headatlas.atlas.behaviours import no_rows, shipped_looking
+
+        found = shipped_looking(self.path)
+        if found is None:
+            return no_rows()
+        frame = found.frame()
+        frame.attrs["caption"] = found.caption()
+        return frame
+
     def forget_evidence(self) -> None:
         """Read the evidence from disk again when it is next asked for: some has been added."""
-        for name in ("evidence", "_table"):
+        for name in ("evidence", "_behaviours", "_table"):
             self.__dict__.pop(name, None)
 
     def table(self) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from headatlas.atlas.ablations import Ablation, read_ablations, single_heads
 from headatlas.atlas.atlas import Atlas
+from headatlas.atlas.behaviours import lookings
 from headatlas.atlas.reading import Floats
 from headatlas.atlas.store import read_array, read_store
 from headatlas.errors import HeadatlasError
@@ -173,7 +174,9 @@ class Evidence:
         return bool(self.dynamics or self.ablations)
 
     def provenance(self) -> dict[str, list[dict[str, Any]]]:
-        """What was measured and with what: an entry for each run of a template, and for each ablated task."""
+        """What was measured and with what: an entry for each run of a template, for each ablated
+        task, and for each set of texts on which heads were watched.
+        """
         runs = [
             {
                 "template": each.template,
@@ -194,7 +197,8 @@ class Evidence:
             "versions",
         )
         tasks = [{name: each.provenance[name] for name in shown} for each in self.ablations]
-        return {"inference": runs, "ablation": tasks}
+        watched = [each.provenance for each in lookings(self._atlas.path)]
+        return {"inference": runs, "ablation": tasks, "behaviour": watched}
 
     def templates_of(self, relation: str) -> list[Dynamic]:
         """The dynamic scores of a relation, each template once: of several runs the one of most relations.

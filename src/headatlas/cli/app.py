@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from headatlas import __version__
-from headatlas.cli import evidence, families, heads, map, plot, relations, structure
+from headatlas.cli import behaviour, evidence, families, heads, map, plot, relations, structure
 from headatlas.cli.options import as_options
 from headatlas.cli.output import set_level
 from headatlas.errors import HeadatlasError
@@ -74,7 +74,7 @@ def _global(
     set_level(quiet=quiet, verbose=verbose)
 
 
-for _commands in (map, heads, plot, structure, relations, families, evidence):
+for _commands in (map, heads, plot, structure, relations, families, evidence, behaviour):
     _commands.register(app)
 
 

@@ -87,7 +87,7 @@ def inference_command(
         say(f"{atlas.caption()}; {len(found)} templates")
         print_table(*_agreement_table(frame))
     beside = _beside(atlas)
-    _write(beside, lambda: write_inference(atlas, frame, found, beside, figures=not no_figures))
+    write_and_say(beside, lambda: write_inference(atlas, frame, found, beside, figures=not no_figures))
 
 
 @computes("device")
@@ -157,7 +157,7 @@ def ablation_command(
         else:
             say("no task was ablated")
     beside = _beside(atlas)
-    _write(beside, lambda: write_ablations(atlas, found.done, beside, figures=not no_figures))
+    write_and_say(beside, lambda: write_ablations(atlas, found.done, beside, figures=not no_figures))
 
 
 def _beside(atlas: Atlas) -> Path:
@@ -165,7 +165,7 @@ def _beside(atlas: Atlas) -> Path:
     return atlas.folder
 
 
-def _write(folder: Path, write: Callable[[], list[Path]]) -> None:
+def write_and_say(folder: Path, write: Callable[[], list[Path]]) -> None:
     """Write outputs and say which, also where some cannot be written."""
     from headatlas.outputs import UnwrittenError
 

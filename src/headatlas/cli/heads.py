@@ -189,6 +189,10 @@ def _info_rows(atlas: Atlas) -> list[tuple[str, Any]]:
         ("evidence: ablation", f"{task['relation']}, {task['shots']} examples, {task['method']}")
         for task in evidence["ablation"]
     ]
+    rows += [
+        ("evidence: behaviour", f"{each['texts']['texts']} texts of {each['texts']['source'] or 'headatlas'}")
+        for each in evidence["behaviour"]
+    ]
     return rows
 
 

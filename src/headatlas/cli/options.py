@@ -134,7 +134,7 @@ PARAMETERS = {
         for name in (
             *("lens", "preset", "relations", "only", "layers", "ceiling", "target_policy", "remote", "force"),
             *("adapter", "templates", "model", "kind", "method", "shots", "sources", "max_heads", "draws"),
-            *("seed", "data", "write", "family", "category", "limit"),
+            *("seed", "data", "write", "family", "category", "limit", "text"),
         )
     },
 }

@@ -75,7 +75,7 @@ def watch(
     """
     watcher = _Watcher(model, len(texts), folder)
     done = 0
-    with _with_attention(modules), watcher.hooked(modules), torch.inference_mode():
+    with with_attention(modules), watcher.hooked(modules), torch.inference_mode():
         for length, members in by_length([text.ids for text in texts]).items():
             for batch in batches(members, length, BATCH_TOKENS):
                 watcher.rows = batch
@@ -91,7 +91,7 @@ def watch(
 
 
 @contextmanager
-def _with_attention(modules: PreTrainedModel) -> Iterator[None]:
+def with_attention(modules: PreTrainedModel) -> Iterator[None]:
     """Attention computed so that its weights can be seen; put back afterwards."""
     config: Any = modules.config
     before = config._attn_implementation
@@ -100,6 +100,28 @@ def _with_attention(modules: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         modules.set_attn_implementation(before)
+
+
+def attention_by_layer(
+    spec: str, layers: Sequence[int], weights: Sequence[torch.Tensor | None] | None
+) -> dict[int, torch.Tensor]:
+    """Layer → [row, n_heads, T, T], of what a forward pass gave.
+
+    Args:
+        spec: The model's name, for errors.
+        layers: Those that have heads.
+        weights: The attentions of the output.
+
+    Raises:
+        HeadatlasError: The model does not give them all.
+    """
+    given = [each for each in weights or () if each is not None]
+    if len(given) != len(layers):
+        raise HeadatlasError(
+            f"{spec}: the model gives attention weights of {len(given)} layers, and {len(layers)} have "
+            "heads; where heads look cannot be seen without them, ablation does without."
+        )
+    return dict(zip(layers, given, strict=True))
 
 
 def _file(folder: Path, kind: str, layer: int) -> Path:
@@ -155,13 +177,7 @@ class _Watcher:
         Raises:
             HeadatlasError: The model does not give them.
         """
-        given = [each for each in weights or () if each is not None]
-        if len(given) != len(self._paths):
-            raise HeadatlasError(
-                f"{self._spec}: the model gives attention weights of {len(given)} layers, and "
-                f"{len(self._paths)} have heads; inference needs them all, ablation does without."
-            )
-        for layer, each in zip(self._paths, given, strict=True):
+        for layer, each in attention_by_layer(self._spec, tuple(self._paths), weights).items():
             at, sources = self._places(each.device)
             self._arrays["attention"][layer][self.rows] = each[at, :, -1, sources].cpu().float().numpy()
 

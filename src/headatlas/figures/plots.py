@@ -109,6 +109,26 @@ class Plots:
             return axes_mode.profile(self._atlas, ax, which, caption=caption)
         return draw_layers(self._atlas, width_mm, which, **self._words("layers", caption))
 
+    def behaviours(self, *, width_mm: float = WIDTH_MM, which: Which = None, caption: bool = True) -> Figure:
+        """Where heads look on the shipped texts: a panel a behaviour, coloured by the share of attention.
+        Heads that are called are outlined.
+
+        Args:
+            width_mm: Width of the figure, 30 to 1000.
+            which: Behaviours, by name; all that were measured by default.
+            caption: Whether to write the caption under it.
+
+        Raises:
+            HeadatlasError: The width is out of range, there is no such behaviour, or none was measured.
+        """
+        from headatlas.figures.behaviours import draw_behaviours
+
+        frame = self._atlas.behaviours
+        words = f"{self._atlas.model_name}; {frame.attrs.get('caption', '')}" if caption else ""
+        shape = (self._atlas.n_layers, self._atlas.n_heads)
+        title = f"Where the heads of {self._atlas.model_name} look"
+        return draw_behaviours(frame, shape, width_mm, which, title=title, caption=words)
+
     def _words(self, kind: str, caption: bool) -> dict[str, str]:
         """The alternative text of a figure, and its caption if it is to have one."""
         return {

@@ -1,0 +1,126 @@
+"""Watch where the heads of an atlas's model look, and keep it in the atlas."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from headatlas import __version__
+from headatlas.atlas import Atlas
+from headatlas.atlas.ablations import store_dataset
+from headatlas.atlas.behaviours import Looking, looking_path, read_looking
+from headatlas.atlas.evidence import evidence_group
+from headatlas.evidence.opening import open_subject
+from headatlas.lenses.neutral import running
+from headatlas.looking.measuring import measure, text_weights
+from headatlas.looking.sequences import Sequences, sequences_for
+from headatlas.looking.statistics import Found, findings
+from headatlas.mapping.prepared import PreparedMap
+from headatlas.options import Compute
+from headatlas.progress import Progress, Report, silent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEFINITIONS = 1
+"""Goes up when a definition or the choice of sequences changes: what is stored is then measured again."""
+
+
+def run_behaviour(
+    atlas: Atlas,
+    model: str | Path | PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    text: str | Path | None = None,
+    compute: Compute | None = None,
+    progress: Report | None = None,
+) -> Looking:
+    """Measure where heads look and store it in the atlas; what is stored is not measured again.
+
+    Args:
+        atlas: An atlas from a folder.
+        model: Its model; by default the one that the atlas names.
+        tokenizer: Needed with a loaded model.
+        text: A file of one's own in the place of the shipped texts.
+        compute: Its device; a model in memory stays where it is.
+        progress: Called with each step.
+
+    Raises:
+        HeadatlasError: The model is not the atlas's, does not fit into memory or gives no attention weights;
+            the text cannot be read or is too short. A stopped run keeps what it has done.
+    """
+    tell = progress or silent
+    tell(Progress("open", 0, 0, atlas.model_name))
+    subject = open_subject(atlas, model, tokenizer, compute=compute)
+    return watch_prepared(subject.prepared, subject.path, subject.device, text=text, progress=tell)
+
+
+def watch_prepared(
+    prepared: PreparedMap,
+    path: Path,
+    device: torch.device,
+    *,
+    text: str | Path | None = None,
+    progress: Report = silent,
+) -> Looking:
+    """As :func:`run_behaviour`, for a model that is open already and the ``.zarr`` folder of its atlas."""
+    sequences = sequences_for(prepared.model, prepared.competing, text)
+    digest = hashlib.sha256(f"{DEFINITIONS} {sequences.digest}".encode()).hexdigest()
+    group = evidence_group(path)
+    place = looking_path(group, own=digest if sequences.source else "")
+    if place.is_dir():
+        there = read_looking(place)
+        if there.provenance.get("digest") == digest:
+            return there
+    kept = group / f".{place.name}-{digest[:12]}.npz"
+    weights = text_weights(prepared.model, sequences)
+    with running(prepared.model, device) as modules:
+        sums = measure(
+            prepared.model,
+            modules,
+            sequences,
+            weights,
+            kept,
+            lambda done, total: progress(Progress("behaviour", done, total)),
+        )
+    data = _dataset(findings(sums, weights, sequences), prepared)
+    store_dataset(place, data, _provenance(sequences, digest))
+    kept.unlink(missing_ok=True)
+    return read_looking(place)
+
+
+def _dataset(found: list[Found], prepared: PreparedMap) -> xr.Dataset:
+    """Every behaviour over all layers; layers without heads hold no number."""
+    dims, layers = prepared.model.dims, list(prepared.model.layers_with_heads)
+    shape = (len(found), dims.n_layers, dims.n_heads)
+    arrays = {name: np.full(shape, np.nan) for name in ("value", "expected", "low", "high", "p")}
+    for at, each in enumerate(found):
+        for name, array in arrays.items():
+            array[at, layers] = getattr(each, name)
+    return xr.Dataset(
+        {
+            **{name: (("behaviour", "layer", "head"), array) for name, array in arrays.items()},
+            "n_sequences": ("behaviour", np.array([each.n for each in found])),
+        },
+        coords={
+            # Variable-length strings: the fixed-width kind has no stable Zarr 3 form yet.
+            "behaviour": np.array([each.name for each in found], dtype=np.dtypes.StringDType()),
+            "layer": np.arange(dims.n_layers),
+            "head": np.arange(dims.n_heads),
+        },
+    )
+
+
+def _provenance(sequences: Sequences, digest: str) -> dict[str, Any]:
+    return {
+        "definitions": DEFINITIONS,
+        "digest": digest,
+        "texts": sequences.describe(),
+        "versions": {"headatlas": __version__, **{name: version(name) for name in ("torch", "transformers")}},
+    }
