@@ -14,7 +14,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.weights import open_checkpoint
 from tests.architectures.gguf_files import write_gguf
 from tests.architectures.tiny import tiny_model
-from tests.weights.test_packed import quantised_llama
+from tests.weights.test_quantized import quantised_llama
 
 RAN = r"layer 0: values of all 4 heads and output of head 2 as \w+ of transformers computes them"
 FAMILIES = [
