@@ -58,7 +58,11 @@ def test_counts_and_bytes(pair: tuple[Model, PreTrainedModel]) -> None:
     }
     assert opened.n_parameters == sum(tensor.numel() for tensor in text.values())
     size = next(model.parameters()).element_size()
-    assert opened.bytes_needed("maps") < opened.bytes_needed("neutral") == size * opened.n_parameters
+    assert (
+        opened.bytes_needed(forward_pass=False)
+        < opened.bytes_needed(forward_pass=True)
+        == size * opened.n_parameters
+    )
 
 
 @pytest.mark.parametrize("case", marked(ALL))

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from headatlas.architectures import family_check, open_model, proposal, tensor_groups
+from headatlas.architectures import family_check, open_model, proposal
 from headatlas.architectures.registry import families, find_family, parse_family
 from headatlas.cli import app
 from headatlas.errors import HeadatlasError
@@ -49,8 +49,7 @@ def renamed(folder: Path, **config: object) -> Path:
 
 def forget(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     left = tuple(family for family in families() if family.name not in names)
-    for module in (proposal, tensor_groups):
-        monkeypatch.setattr(module, "families", lambda: left)
+    monkeypatch.setattr(proposal, "families", lambda: left)
 
 
 @pytest.mark.parametrize(("case", "compared"), [("nemotron_h", False), ("falcon_h1", True)])
@@ -142,9 +141,7 @@ def test_a_wrong_offset_is_noticed(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(saved("gemma3", tmp_path))
     wrong = parse_family(WRONG + "gain_offset = 0.0\n", "wrong.toml")
     assert family_check.accounting(wrong, checkpoint) is None
-    problems = {
-        each.part: each.problem for each in family_check.try_family(wrong, checkpoint) if each.problem
-    }
+    problems = {each.part for each in family_check.try_family(wrong, checkpoint) if each.problem}
     assert problems == {"norms after attention", "final norm", "first MLP"}
 
 

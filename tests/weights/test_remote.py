@@ -190,7 +190,7 @@ def test_a_map_asks_only_for_what_the_lens_reads(server: Server, mapped_folder: 
     model.unembed()
     model.embed()
     model.first_mlp(torch.zeros(1, model.dims.d_model))
-    assert traffic.read - header == model.bytes_needed("maps")
+    assert traffic.read - header == model.bytes_needed(forward_pass=False)
     assert traffic.read == server.sent[WEIGHTS] < len(server.files[WEIGHTS])
 
 

@@ -21,13 +21,19 @@ from headatlas.architectures.accounting import Inventory
 from headatlas.architectures.checks import CHECKS
 from headatlas.architectures.family import Family
 from headatlas.architectures.model import Model
-from headatlas.architectures.proposal import Proposal, proposals
-from headatlas.architectures.tensor_groups import section_for
+from headatlas.architectures.proposal import Proposal, proposals, section_for
 from headatlas.errors import HeadatlasError
-from headatlas.weights.first_block import TooLargeError, first_layers, in_first_layers, small_ids
-from headatlas.weights.folder import open_path
+from headatlas.weights.checkpoints import open_path
 from headatlas.weights.gguf_source import GgufSource
-from headatlas.weights.loading import auto_class, local_config, transformers_at_work
+from headatlas.weights.loading import (
+    TooLargeError,
+    auto_class,
+    first_layers,
+    in_first_layers,
+    local_config,
+    small_ids,
+    transformers_at_work,
+)
 from headatlas.weights.source import Checkpoint, TensorInfo
 
 if TYPE_CHECKING:

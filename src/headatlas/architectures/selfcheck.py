@@ -13,8 +13,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights.first_block import TooLargeError, first_block
-from headatlas.weights.loading import load_modules
+from headatlas.weights.loading import TooLargeError, first_block, load_modules
 
 if TYPE_CHECKING:
     import torch

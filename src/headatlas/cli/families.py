@@ -15,7 +15,7 @@ from headatlas.errors import HeadatlasError
 if TYPE_CHECKING:
     from headatlas.architectures.family import Family
     from headatlas.architectures.family_check import Outcome
-    from headatlas.architectures.tensor_groups import TensorGroup
+    from headatlas.architectures.proposal import TensorGroup
     from headatlas.weights import Checkpoint
 
 NOT_EXPLAINED = 1
@@ -36,8 +36,7 @@ def list_families(as_json: AsJson = False) -> None:
     An oracle is a tiny random model whose heads, norms and first MLP, as headatlas reads them from a file,
     equal what the Hugging Face modules compute. The numbers say how many of a family passed, per format.
     """
-    from headatlas.architectures.coverage import oracles, tested_with
-    from headatlas.architectures.registry import families
+    from headatlas.architectures.registry import families, oracles, tested_with
 
     known = [(family, oracles(family)) for family in families()]
     if as_json:
@@ -100,7 +99,7 @@ def check_family(
     code is 0 if everything is explained and agrees, else 1.
     """
     from headatlas.architectures.family_check import best
-    from headatlas.architectures.tensor_groups import roles_in
+    from headatlas.architectures.proposal import roles_in
     from headatlas.weights import open_checkpoint
 
     checkpoint = open_checkpoint(path)
@@ -127,8 +126,8 @@ def check_family(
 def _own(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
     """What is printed about a family file of the user's own."""
     from headatlas.architectures.family_check import try_family
+    from headatlas.architectures.proposal import inspect_tensors, roles_in
     from headatlas.architectures.registry import parse_family
-    from headatlas.architectures.tensor_groups import inspect_tensors, roles_in
 
     try:
         text = file.read_text(encoding="utf-8")

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
-from headatlas.weights.cache import sha256_of_file
-from headatlas.weights.jsonfile import read_json_object
+from headatlas.weights.local_files import read_json_object, sha256_of_file
 from headatlas.weights.safetensors_source import SafetensorsSource
 from headatlas.weights.source import Checkpoint, Mapped, MergedAdapter, TensorInfo, TensorSource
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from headatlas.errors import HeadatlasError
 from headatlas.weights.adapter import AdaptedSource
-from headatlas.weights.cache import sha256_of_file
 from headatlas.weights.gguf_source import GgufSource
+from headatlas.weights.local_files import sha256_of_file
 from headatlas.weights.module_source import ModuleSource
 from headatlas.weights.remote_safetensors import RemoteSafetensorsSource
 from headatlas.weights.safetensors_source import SafetensorsSource

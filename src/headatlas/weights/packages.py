@@ -24,8 +24,14 @@ from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights.cache import cache_dir, filled_folder, locked, make_folder, sha256_of_file
-from headatlas.weights.jsonfile import read_json_object
+from headatlas.weights.local_files import (
+    cache_dir,
+    filled_folder,
+    locked,
+    make_folder,
+    read_json_object,
+    sha256_of_file,
+)
 
 _REQUEST = re.compile(
     r"^(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*))?$"

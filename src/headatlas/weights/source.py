@@ -11,9 +11,16 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from headatlas.errors import HeadatlasError
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class NoModulesError(HeadatlasError):
+    """There are no modules that compute what the model does; its tensors can be read all the same."""
+
 
 Format = Literal["safetensors", "gguf", "module"]
 

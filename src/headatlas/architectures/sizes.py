@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from headatlas.architectures.family_config import ConfigKeys, ConfigValue, ExpertKeys, Flag
+from headatlas.architectures.family import ConfigKeys, ConfigValue, ExpertKeys, Flag
 from headatlas.architectures.types import Dims
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint
