@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from headatlas.architectures import family_check, open_model, proposal
+from headatlas.architectures.oracle import COMPARISONS
 from headatlas.architectures.registry import families, find_family, parse_family
 from headatlas.cli import app
 from headatlas.errors import HeadatlasError
@@ -19,6 +20,10 @@ from headatlas.weights import open_checkpoint
 from tests.architectures.gguf_files import write_gguf
 from tests.architectures.tiny import tiny_model
 
+WRONG_GAINS = {
+    "norms after attention", "part of every head in the logits", "attention in the residual stream",
+    "final norm", "first MLP",
+}  # fmt: skip
 WRONG = """
 like = "gemma3"
 name = "wrong"
@@ -67,10 +72,7 @@ def test_a_first_mlp_that_is_not_there_is_not_said_to_agree(
 def test_a_known_family_agrees_with_a_tiny_model_of_the_config(case: str, tmp_path: Path) -> None:
     found, outcomes, not_run = family_check.best(open_checkpoint(saved(case, tmp_path)))
     assert found.known and not_run is None
-    assert [each.part for each in outcomes] == [
-        "embedding and unembedding", "values of every head", "outputs of every head", "norms after attention",
-        "final norm", "first MLP",
-    ]  # fmt: skip
+    assert [each.part for each in outcomes] == list(COMPARISONS)
     assert not [each for each in outcomes if each.problem]
     assert {each.pattern for each in found.seen if not each.meanings} == set()
 
@@ -99,7 +101,7 @@ def test_a_gguf_read_wrongly_is_noticed(tmp_path: Path) -> None:
         WRONG.replace("[safetensors]", 'gguf = ["gemma3"]\n[gguf]\ngain_offset = 1.0'), "wrong.toml"
     )
     wrong = {each.part for each in family_check.try_family(family, checkpoint) if each.problem}
-    assert wrong == {"norms after attention", "final norm", "first MLP"}
+    assert wrong == WRONG_GAINS
 
 
 def test_a_gguf_that_transformers_does_not_read(tmp_path: Path) -> None:
@@ -142,7 +144,7 @@ def test_a_wrong_offset_is_noticed(tmp_path: Path) -> None:
     wrong = parse_family(WRONG + "gain_offset = 0.0\n", "wrong.toml")
     assert family_check.accounting(wrong, checkpoint) is None
     problems = {each.part for each in family_check.try_family(wrong, checkpoint) if each.problem}
-    assert problems == {"norms after attention", "final norm", "first MLP"}
+    assert problems == WRONG_GAINS
 
 
 def test_a_missed_norm_after_attention_is_noticed(tmp_path: Path) -> None:
@@ -222,7 +224,7 @@ def test_the_command(tmp_path: Path) -> None:
     own = run("families", "check", str(folder), "--family", str(written), "--json")
     assert own.exit_code == 0
     told = json.loads(own.stdout)
-    assert told["family"] == "my_family" and told["accounting"] is None and len(told["oracle"]) == 6
+    assert told["family"] == "my_family" and told["accounting"] is None and len(told["oracle"]) == 8
     named = {each["name"]: each["is"] for each in told["tensors"]}
     assert named["model.layers.{layer}.post_attention_layernorm.weight"] == "norm before the MLP"
     written.write_text(written.read_text() + '[safetensors]\nother = [{ stem = "{block}nothing" }]\n')

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headatlas.architectures.accounting import Inventory
-from headatlas.architectures.checks import CHECKS
 from headatlas.architectures.family import Family
 from headatlas.architectures.model import Model
+from headatlas.architectures.oracle import COMPARISONS, Compared
 from headatlas.architectures.proposal import Proposal, proposals, section_for
 from headatlas.errors import HeadatlasError
 from headatlas.weights.checkpoints import open_path
@@ -145,7 +145,7 @@ class _FirstLayers:
         return self._source.read(name, rows)
 
 
-def _outcomes(family: Family, checkpoint: Checkpoint, model: PreTrainedModel) -> list[Outcome]:
+def _outcomes(family: Family, checkpoint: Checkpoint, modules: PreTrainedModel) -> list[Outcome]:
     """Every part of a checkpoint as a family reads it, compared with modules."""
     section = section_for(family, checkpoint)
     assert section is not None  # noqa: S101 (who calls has seen to it)
@@ -154,11 +154,11 @@ def _outcomes(family: Family, checkpoint: Checkpoint, model: PreTrainedModel) ->
         inventory.check()
     except HeadatlasError as error:
         return [Outcome("accounting", None, str(error))]
-    opened = Model(checkpoint, family, inventory)
+    model = Model(checkpoint, family, inventory)
     # Without an MLP, or with a mixer of unknown place before it, there is nothing to compare.
-    mlp = bool(opened.mlp_modules(0) and opened.attention_modules(0))
-    checks = {part: check for part, check in CHECKS.items() if mlp or part != "first MLP"}
-    return [_outcome(part, check, opened, model) for part, check in checks.items()]
+    mlp = bool(model.mlp_modules(0) and model.attention_modules(0))
+    parts = {part: compare for part, compare in COMPARISONS.items() if mlp or part != "first MLP"}
+    return [_outcome(part, compare, model, modules) for part, compare in parts.items()]
 
 
 def best(checkpoint: Checkpoint) -> tuple[Proposal, list[Outcome], str | None]:
@@ -198,15 +198,12 @@ def accounting(family: Family, checkpoint: Checkpoint) -> str | None:
 
 def _outcome(
     part: str,
-    check: Callable[[Model, Any], Iterator[float]],
-    opened: Model,
-    model: PreTrainedModel,
+    compare: Callable[[Model, PreTrainedModel], Iterator[Compared]],
+    model: Model,
+    modules: PreTrainedModel,
 ) -> Outcome:
-    import torch
-
     try:
-        with torch.no_grad():
-            distance = max(check(opened, model), default=0.0)
+        distance = max((each.distance for each in compare(model, modules)), default=0.0)
     except HeadatlasError as error:
         return Outcome(part, None, str(error))
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:

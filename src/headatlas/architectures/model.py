@@ -105,6 +105,16 @@ class Model:
         return LayerHeads(W_V, b_V, W_O=split_outputs(stored, output.layout, self.dims))
 
     @property
+    def norms_embedding(self) -> bool:
+        """Whether a norm of its own stands between embedding and first block, as in BLOOM."""
+        return self._section.embed_norm is not None
+
+    @property
+    def stores_unembedding(self) -> bool:
+        """Whether U is a stored tensor; if not, it is the embedding."""
+        return self._inventory.unembed_stem is not None
+
+    @property
     def layers_with_heads(self) -> tuple[int, ...]:
         """The layers that have attention heads: all but in hybrid models."""
         return tuple(at for at, parts in enumerate(self._inventory.layers) if parts.value is not None)
