@@ -135,6 +135,9 @@ def _beside(source: ModuleSource, dtype: torch.dtype, needed: Collection[str]) -
     from torch import nn
 
     loaded, name = source.module, f"The loaded {type(source.module).__name__}"
+    devices = devices_of(loaded)
+    if len(devices) > 1:
+        raise NoModulesError(f"{name} is spread over {len(devices)} devices; move it to one.")
     with transformers_at_work(name):
         # What a saved config does not hold, such as the implementation of attention, is left behind.
         config = _plain(type(loaded.config).from_dict(loaded.config.to_dict()))
@@ -159,38 +162,13 @@ def _beside(source: ModuleSource, dtype: torch.dtype, needed: Collection[str]) -
             made[id(tensor)] = nn.Parameter(source.floating(path).to(dtype), requires_grad=False)
         setattr(module, leaf, made[id(tensor)])
     _check_places(name, model, (tensors.keys() - places.keys()) & set(needed))
-    _place(model, loaded)
+    nn.Module.to(model, devices.pop())
     return _at_rest(model)
 
 
-def _place(model: PreTrainedModel, loaded: PreTrainedModel) -> None:
-    """Put modules where those of a loaded model are; on several devices as accelerate dispatched it.
-
-    Raises:
-        NoModulesError: It is on several devices, and accelerate did not put it there.
-    """
-    from torch import nn
-
-    devices = {tensor.device for tensor in loaded.state_dict(keep_vars=True).values()}
-    if len(devices) == 1:
-        nn.Module.to(model, devices.pop())
-        return
-    placed = getattr(loaded, "hf_device_map", None)
-    if not placed:
-        raise NoModulesError(
-            f"The loaded {type(loaded).__name__} is spread over {len(devices)} devices, not by accelerate "
-            "(device_map=…); move it to one."
-        )
-    from accelerate import dispatch_model
-
-    embedding: Any = loaded.get_input_embeddings()
-    dispatch_model(
-        model,
-        device_map=dict(placed),
-        main_device=embedding.weight.device,
-        skip_keys=model._skip_keys_device_placement,
-        force_hooks=True,
-    )
+def devices_of(model: PreTrainedModel) -> set[torch.device]:
+    """The devices that the tensors of a model in memory are on."""
+    return {tensor.device for tensor in model.state_dict(keep_vars=True).values()}
 
 
 def load_skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
