@@ -74,7 +74,7 @@ def test_a_known_family_agrees_with_a_tiny_model_of_the_config(case: str, tmp_pa
     assert found.known and not_run is None
     assert [each.part for each in outcomes] == list(COMPARISONS)
     assert not [each for each in outcomes if each.problem]
-    assert {each.pattern for each in found.seen if not each.meanings} == set()
+    assert {each.pattern for each in found.groups if not each.meanings} == set()
 
 
 @pytest.mark.parametrize("case", ["llama", "gemma3", "gpt2"])

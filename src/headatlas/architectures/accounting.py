@@ -27,7 +27,7 @@ _LATENT = ("latent", "key_width", "rotary_width")
 
 @dataclass(frozen=True)
 class LayerParts:
-    """Which of the family's alternatives a layer has.
+    """The family's alternatives that a layer has.
 
     Attributes:
         value: The value projection; None in a layer without attention heads.
@@ -41,11 +41,11 @@ class LayerParts:
 
 
 class Inventory:
-    """Names, shapes and settings of one checkpoint, read through its family's section.
+    """Names, shapes and sizes of one checkpoint, read through its family's section.
 
     Attributes:
         section: The part of the family file for the checkpoint's format.
-        settings: Numbers of the config.
+        sizes: Numbers of the config.
         layers: What each layer has.
         unembed_stem: Stem of the stored unembedding; None if it is tied and absent.
         stored: Header entries by name.
@@ -73,7 +73,7 @@ class Inventory:
         return f"{filled}.{kind}"
 
     def block(self, layer: int) -> str:
-        """How the stored names of a decoder block's tensors begin."""
+        """The beginning of the stored names of a decoder block's tensors."""
         return self._fill(self.section.block, layer, self.prefix)
 
     def has(self, condition: str, name: str) -> bool:

@@ -24,7 +24,7 @@ class Strict(BaseModel):
 
 
 class ConfigValue(Strict):
-    """Where one number or word of the config is.
+    """The place of one number or word of the config.
 
     Attributes:
         key: Key or alternative keys, the first that is there and not null counts. Empty: never stored.
@@ -69,7 +69,7 @@ class Flag(ConfigValue):
 
 
 class ExpertKeys(Strict):
-    """Which config keys describe the mixture of experts.
+    """Config keys that describe the mixture of experts.
 
     Attributes:
         n_experts: Experts to choose from.
@@ -95,7 +95,7 @@ class ExpertKeys(Strict):
 
 
 class ConfigKeys(Strict):
-    """Which config keys hold the numbers headatlas needs.
+    """Config keys that hold the numbers headatlas needs.
 
     Attributes:
         nested: Name of a sub-config to read from if the config has it (multimodal models).
@@ -287,7 +287,7 @@ class Other(Strict):
 
 
 class Caveat(Strict):
-    """What a reader must know about some models of the family, in one sentence.
+    """A sentence that a reader must know about some models of the family.
 
     Attributes:
         when: Condition on the config.

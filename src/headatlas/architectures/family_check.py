@@ -90,19 +90,19 @@ def try_family(family: Family, checkpoint: Checkpoint) -> list[Outcome]:
             f"{checkpoint.spec}: the comparison with transformers needs safetensors and their "
             "config.json on disk, or GGUF."
         )
-    model = _tiny(checkpoint)
+    modules = _tiny(checkpoint)
     with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
         with transformers_at_work("The tiny model"):
-            model.save_pretrained(folder)
+            modules.save_pretrained(folder)
         try:
             saved = open_path(Path(folder), "the tiny model")
         except HeadatlasError as error:
             return [Outcome("accounting", None, str(error))]
-        return _outcomes(family, saved, model)
+        return _outcomes(family, saved, modules)
 
 
 def subject(checkpoint: Checkpoint) -> str:
-    """What :func:`try_family` compares with, in words."""
+    """The model that :func:`try_family` compares with, in words."""
     return f"first {_GGUF_LAYERS} layers" if checkpoint.format == "gguf" else "tiny model"
 
 
@@ -117,7 +117,7 @@ def _try_gguf(family: Family, checkpoint: Checkpoint, source: GgufSource) -> lis
         )
     layers = min(stored, _GGUF_LAYERS)
     try:
-        model = first_layers(source, layers, _MOST_BYTES)
+        modules = first_layers(source, layers, _MOST_BYTES)
     except TooLargeError as error:
         raise HeadatlasError(
             f"{checkpoint.spec}: its first layers would take {error.args[0] / 1e9:.1f} GB of memory; a "
@@ -128,7 +128,7 @@ def _try_gguf(family: Family, checkpoint: Checkpoint, source: GgufSource) -> lis
         config={**checkpoint.config, key: layers},
         source=_FirstLayers(source, layers),
     )
-    return _outcomes(family, part, model)
+    return _outcomes(family, part, modules)
 
 
 class _FirstLayers:
@@ -185,7 +185,7 @@ def best(checkpoint: Checkpoint) -> tuple[Proposal, list[Outcome], str | None]:
 
 
 def accounting(family: Family, checkpoint: Checkpoint) -> str | None:
-    """What the accounting of tensors says against a family; None if nothing."""
+    """The objection of the accounting of tensors to a family; None if there is none."""
     section = section_for(family, checkpoint)
     if section is None:
         return f"The family {family.name!r} has no section for {checkpoint.format}."

@@ -166,7 +166,7 @@ def sparse_mixer(logits: torch.Tensor, top_k: int, jitter: float) -> tuple[torch
 
 @dataclass(frozen=True)
 class Router:
-    """Which experts a row is sent to, and with what weight.
+    """Chooses the experts that a row is sent to, and their weights.
 
     Attributes:
         logits: From d_model to one logit an expert.

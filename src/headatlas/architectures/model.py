@@ -1,4 +1,4 @@
-"""A model opened for reading: what the lenses and the engine ask of it, whatever its family and format."""
+"""A model by the meaning of its tensors, whatever its family and format."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class Model:
         )
 
     def right_map(self, layer: int) -> RightMap:
-        """What a head's output of this layer passes on its way to U."""
+        """The map of a head's output of this layer on its way to U."""
         self._check_layer(layer)
         post = self._section.post_attention_norm
         return RightMap(

@@ -60,7 +60,7 @@ class Compared:
 
     @property
     def directions(self) -> Compared:
-        """The same with rows of length one: positive factors, which change no rank, are left open."""
+        """Both with rows of length one: positive factors, which change no rank, are left open."""
         return Compared(self.part, _unit(self.ours), _unit(self.theirs))
 
 
@@ -152,7 +152,7 @@ def embeddings(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
 def values(
     model: Model, modules: PreTrainedModel, *, tokens: int = 1, factor: Factor = "head"
 ) -> Iterator[Compared]:
-    """What enters the output projections is the values of the recorded x_l, weighted by attention.
+    """Values of the recorded x_l, weighted by attention, against what enters the output projections.
 
     Args:
         model: The model as headatlas reads it.
@@ -211,7 +211,7 @@ def values_of_layer(
 
 
 def outputs(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
-    """What every head writes, for random values in it alone."""
+    """Output of every head, for random values in it alone."""
     dims = model.dims
     for layer in model.layers_with_heads:
         projection, heads = modules.get_submodule(model.o_proj_module(layer)), model.heads(layer)
@@ -223,7 +223,7 @@ def outputs(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
 def output_of_head(
     heads: LayerHeads, dims: Dims, layer: int, head: int, passed: torch.Tensor, projection: Any
 ) -> Compared:
-    """What one head writes of what it passed on [..., n_heads * d_head], which is its part of it."""
+    """Output of one head for its part of what entered the output projection [..., n_heads * d_head]."""
     ours = _of_head(passed, head, dims) @ heads.W_O[head].double()
     return Compared(f"output of head {layer}.{head}", ours, _written_by(projection, passed, head, dims))
 
@@ -387,7 +387,7 @@ def _values_of_head(heads: LayerHeads, dims: Dims, head: int, x: torch.Tensor) -
 
 
 def _written_by(projection: Any, passed: torch.Tensor, head: int, dims: Dims) -> torch.Tensor:
-    """What the output projection makes of one head alone, without its bias."""
+    """The output projection of one head's part alone, without its bias."""
     import torch
 
     alone = torch.zeros_like(passed)

@@ -65,7 +65,7 @@ def inspect_tensors(checkpoint: Checkpoint) -> tuple[TensorGroup, ...]:
 
 
 def roles_in(family: Family, checkpoint: Checkpoint) -> dict[str, str]:
-    """What one family calls the tensors of a checkpoint's format, by their patterns."""
+    """Pattern → what one family calls the tensors of that name."""
     return names_in(section_for(family, checkpoint))
 
 
@@ -77,7 +77,7 @@ def collapsed(name: str) -> str:
 
 
 def roles(section: Section) -> Iterator[tuple[str, str, bool]]:
-    """What a section calls its tensors: role, stem, and whether it is a stem, not a pattern."""
+    """Every tensor that a section names: role, stem, and whether it is a stem, not a pattern."""
     yield "embedding", section.embed, True
     yield from (("unembedding", stem, True) for stem in section.unembed.stems)
     norms = {
@@ -183,17 +183,17 @@ _SIZES = ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_head", "d_mlp", "vo
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a look at a checkpoint gives.
+    """A family file proposed for a checkpoint.
 
     Attributes:
-        seen: Its tensors.
+        groups: Its tensors, by name.
         base: The family that explains most of it.
         known: Whether that family claims the architecture, so that nothing needs to be written.
         text: The proposed family file; of a known family, empty.
         unexplained: Patterns that the proposal does not explain.
     """
 
-    seen: tuple[TensorGroup, ...]
+    groups: tuple[TensorGroup, ...]
     base: Family
     known: bool
     text: str
@@ -216,19 +216,19 @@ def proposals(checkpoint: Checkpoint) -> list[Proposal]:
     Raises:
         HeadatlasError: No family explains anything of it.
     """
-    seen = inspect_tensors(checkpoint)
+    groups = inspect_tensors(checkpoint)
     known = _claiming(checkpoint)
     if known is not None:
-        return [Proposal(seen, known, True, "")]
+        return [Proposal(groups, known, True, "")]
     found = []
     for base in families():
         if section_for(base, checkpoint) is not None:
-            text, left = _written(checkpoint, base, seen)
-            proposal = Proposal(seen, base, False, text, left)
+            text, left = _written(checkpoint, base, groups)
+            proposal = Proposal(groups, base, False, text, left)
             size = len(base.aliases.architectures)
             with suppress(HeadatlasError):  # what differs cannot be said in a file that is like this family
                 found.append((_misfits(proposal.family(), checkpoint), -size, proposal))
-    if not any(each.meanings for each in seen) or not found:
+    if not any(each.meanings for each in groups) or not found:
         raise HeadatlasError(
             f"{checkpoint.spec}: no tensor has a name that any family knows; write a family file by hand."
         )
@@ -245,7 +245,7 @@ def _claiming(checkpoint: Checkpoint) -> Family | None:
 
 
 def _misfits(family: Family, checkpoint: Checkpoint) -> int:
-    """How many kinds of tensors a family would miss, not know, or want in another shape."""
+    """The number of kinds of tensors that a family would miss, not know, or want in another shape."""
     section, stored = section_for(family, checkpoint), checkpoint.source.infos()
     every = {collapsed(name) for name in stored}
     if section is None:
@@ -269,13 +269,13 @@ def _misfits(family: Family, checkpoint: Checkpoint) -> int:
 
 
 def _written(
-    checkpoint: Checkpoint, base: Family, seen: tuple[TensorGroup, ...]
+    checkpoint: Checkpoint, base: Family, groups: tuple[TensorGroup, ...]
 ) -> tuple[str, tuple[str, ...]]:
     """The text of a family file for a checkpoint, and what it leaves unexplained."""
     section = section_for(base, checkpoint)
     assert section is not None  # noqa: S101 (the base was chosen among those that have one)
-    stored = {each.pattern for each in seen}
-    meanings = {each.pattern: each.meanings for each in seen}
+    stored = {each.pattern for each in groups}
+    meanings = {each.pattern: each.meanings for each in groups}
     overlay, left = _differences(section, stored, meanings, _flags(checkpoint, section))
     keys = _config_keys(checkpoint, section)
     name = re.sub(r"\W", "_", str(checkpoint.config.get("model_type") or checkpoint.architecture).lower())
@@ -311,7 +311,7 @@ def _differences(
     meanings: Mapping[str, Mapping[str, tuple[str, ...]]],
     flags: Mapping[str, bool],
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What to change in a section so that it names what is stored, and what no family explains."""
+    """Changes to a section so that it names what is stored, and the names that no family explains."""
     prefix = _prefix(section, stored)
     overlay: dict[str, Any] = {}
     if prefix not in [{"body": each.body, "head": each.head} for each in section.prefixes]:

@@ -40,7 +40,7 @@ class Oracles(BaseModel):
 
 
 def oracles(family: Family) -> Oracles:
-    """What a family was proven with; nothing for one that no test knows."""
+    """The cases that prove a family; none for one that no test knows."""
     return Oracles.model_validate(_stored()["families"].get(family.name, {}))
 
 

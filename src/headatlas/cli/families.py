@@ -109,7 +109,7 @@ def check_family(
         proposal, outcomes, not_run = best(checkpoint)
         result = _result(checkpoint, proposal.family(), outcomes, not_run) | {
             "closest": proposal.base.name,
-            "tensors": _tensors(proposal.seen, roles_in(proposal.family(), checkpoint)),
+            "tensors": _tensors(proposal.groups, roles_in(proposal.family(), checkpoint)),
             "unexplained": list(proposal.unexplained),
             "proposal": proposal.text or None,
         }
@@ -165,7 +165,7 @@ def _result(
     }
 
 
-def _tensors(seen: tuple[TensorGroup, ...], roles: Mapping[str, str]) -> list[dict[str, Any]]:
+def _tensors(groups: tuple[TensorGroup, ...], roles: Mapping[str, str]) -> list[dict[str, Any]]:
     """The tensors with what the chosen family calls them, and what all families do."""
     return [
         {
@@ -176,7 +176,7 @@ def _tensors(seen: tuple[TensorGroup, ...], roles: Mapping[str, str]) -> list[di
             "is": roles.get(each.pattern),
             "meanings": {role: list(by) for role, by in each.meanings.items()},
         }
-        for each in seen
+        for each in groups
     ]
 
 

@@ -1,4 +1,4 @@
-"""Where are the bytes? From a model's name to named tensors, a tokenizer and modules.
+"""From a model's name to named tensors, a tokenizer and modules.
 
 :func:`open_checkpoint` reads headers only; tensors are read by name when they are needed. Nothing here ever
 unpickles a file or runs code that comes with a model.

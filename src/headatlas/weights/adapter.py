@@ -139,7 +139,7 @@ def with_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
 
 @dataclass(frozen=True)
 class Update:
-    """What an adapter adds to one stored weight: ``scale * B @ A``.
+    """The term that an adapter adds to one stored weight: ``scale * B @ A``.
 
     Attributes:
         A, B: Names of the factors [r, in] and [out, r].
@@ -272,7 +272,7 @@ def _number(config: Mapping[str, Any], module: str, key: str, patterns: str, fil
 def _updates(
     config: Mapping[str, Any], factors: SafetensorsSource, base: TensorSource, home: Path
 ) -> dict[str, Update]:
-    """What an adapter adds to which stored weight.
+    """Stored weights and the terms that an adapter adds to them.
 
     Raises:
         HeadatlasError: A tensor of the adapter is not understood or fits no weight of the base.

@@ -238,7 +238,7 @@ def _starts_like_gguf(path: Path) -> bool:
 def _open_folder(folder: Path, spec: str) -> Checkpoint:
     single, index = folder / SINGLE_NAME, folder / INDEX_NAME
     if single.is_file():
-        return _with_config(SafetensorsSource([single]), folder, spec, notes=_beside(single, index))
+        return _with_config(SafetensorsSource([single]), folder, spec, notes=_notes_on_index(single, index))
     if index.is_file():
         return _with_config(SafetensorsSource.from_index(index), folder, spec)
     if (folder / CONFIG_NAME).is_file():
@@ -254,7 +254,7 @@ def _open_folder(folder: Path, spec: str) -> Checkpoint:
     return _open_gguf_folder(folder, spec)
 
 
-def _beside(single: Path, index: Path) -> tuple[str, ...]:
+def _notes_on_index(single: Path, index: Path) -> tuple[str, ...]:
     """Notes on weights in one file beside an index that names others.
 
     Raises:
@@ -319,7 +319,7 @@ def _with_config(
     if not config_file.is_file():
         raise HeadatlasError(f"{config_file} is missing; it says what the tensors mean, fetch it.")
     config = read_json_object(config_file)
-    source.unpack(config)
+    source.dequantise(config)
     return Checkpoint(
         spec=spec,
         name=folder.resolve().name,

@@ -79,7 +79,7 @@ _SCALING = ("type", "factor", "original_context_length", "attn_factor", "yarn_be
 
 @dataclass(frozen=True)
 class _Architecture:
-    """How the header of one GGUF architecture becomes a config.
+    """Rules by which the header of one GGUF architecture becomes a config.
 
     Attributes:
         sets: Header key → attribute.
@@ -198,7 +198,7 @@ class _Keys:
 
     @property
     def rules(self) -> _Architecture:
-        """How this header becomes a config."""
+        """The rules by which this header becomes a config."""
         return _ARCHITECTURES[self.architecture]
 
     @property

@@ -109,7 +109,7 @@ def gguf_modules(
     change: Callable[[Any], Any] | None = None,
     wanted: Callable[[str], bool] | None = None,
 ) -> Any:
-    """What ``AutoModelForCausalLM.from_pretrained`` returns for the files of a source.
+    """Call ``AutoModelForCausalLM.from_pretrained`` for the files of a source.
 
     Args:
         source: An opened GGUF, whose header is thereby known to be sound; a split one is read as one file.

@@ -79,7 +79,7 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a GGUF file says about itself.
+    """The header of a GGUF file.
 
     Attributes:
         metadata: Scalars and strings by key, and number arrays of up to 4,096 items as lists.

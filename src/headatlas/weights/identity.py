@@ -27,7 +27,7 @@ _SAMPLED_VALUES = 4096
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """What identifies the weights of a checkpoint.
+    """A hash that identifies the weights of a checkpoint.
 
     * Files of up to 2 GiB together: ``sha256:`` and the SHA-256 of the file, as ``sha256sum`` prints it. For
       several files, of the lines ``<sha256>  <name>`` in the order of the shards.

@@ -23,7 +23,7 @@ from headatlas.weights.gguf_modules import gguf_modules, gguf_tokenizer
 from headatlas.weights.gguf_source import GgufSource
 from headatlas.weights.local_files import refuse_pointer
 from headatlas.weights.module_source import ModuleSource, stock_class
-from headatlas.weights.quantized import PACKED, PLAIN
+from headatlas.weights.quantized import PLAIN, QUANTIZED
 from headatlas.weights.safetensors_source import SafetensorsSource
 from headatlas.weights.source import Checkpoint, NoModulesError, TensorSource
 
@@ -98,7 +98,7 @@ def load_modules(
 
     wanted = torch.float32 if dtype is None else dtype
     if isinstance(checkpoint.source, ModuleSource):
-        return _beside(checkpoint.source, wanted, needed)
+        return _modules_beside(checkpoint.source, wanted, needed)
     with transformers_at_work(f"The model {checkpoint.path}"):
         model, report = _from_pretrained(checkpoint, wanted)
     missing, mismatched = sorted(report["missing_keys"]), sorted(map(str, report["mismatched_keys"]))
@@ -130,7 +130,7 @@ def _at_rest(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _beside(source: ModuleSource, dtype: torch.dtype, needed: Collection[str]) -> PreTrainedModel:
+def _modules_beside(source: ModuleSource, dtype: torch.dtype, needed: Collection[str]) -> PreTrainedModel:
     """New modules for the parameters of a model in memory, as they would be loaded from its saved files."""
     from torch import nn
 
@@ -303,7 +303,7 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTra
 
 
 def _from_tensors(checkpoint: Checkpoint, source: TensorSource, options: dict[str, Any]) -> Any:
-    """What ``from_pretrained`` returns for the plain tensors that a source shows.
+    """Call ``from_pretrained`` with the plain tensors that a source shows.
 
     So FP8 and MXFP4 need none of the packages and devices that transformers asks for, an adapter not PEFT,
     and the modules hold the numbers that the source reads.
@@ -312,7 +312,7 @@ def _from_tensors(checkpoint: Checkpoint, source: TensorSource, options: dict[st
     tensors = {
         name: source.read(name).to(options["dtype"])
         for name, info in source.infos().items()
-        if info.dtype in PLAIN or info.dtype in PACKED
+        if info.dtype in PLAIN or info.dtype in QUANTIZED
     }
     known = auto_class(checkpoint)._model_mapping[type(config)]
     classes = known if isinstance(known, tuple) else (known,)
@@ -321,7 +321,7 @@ def _from_tensors(checkpoint: Checkpoint, source: TensorSource, options: dict[st
 
 
 def _folder_of(checkpoint: Checkpoint) -> Path:
-    """Where config and tokenizer are."""
+    """The folder of config and tokenizer."""
     if checkpoint.path is None:
         raise TypeError("a loaded model has no folder")
     return checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
@@ -404,7 +404,7 @@ _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")  # the places in the 
 
 
 class TooLargeError(Exception):
-    """What would be read is more than was allowed; the argument is its size in bytes."""
+    """More would be read than was allowed; the argument is the size in bytes."""
 
 
 def first_block(

@@ -141,7 +141,7 @@ def refuse_wrapped(checkpoint: Checkpoint) -> None:
 
 
 def instead_of(model: object) -> str:
-    """What to give instead of an object that is no model of transformers."""
+    """The advice where an object is no model of transformers."""
     if {"PeftModel", "BaseTuner"} & {cls.__name__ for cls in type(model).__mro__}:
         return _MERGED
     return "a path, a name or a PreTrainedModel"
@@ -152,5 +152,5 @@ def _all_begin(names: Collection[str], start: str) -> bool:
 
 
 def _saved(checkpoint: Checkpoint) -> str:
-    """How to repair a file."""
+    """The end of the advice where the model is in a file."""
     return "" if checkpoint.loaded is not None else ", saved with its save_pretrained(FOLDER)"

