@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from headatlas.architectures import open_model, proposal, recognition, trial
+from headatlas.architectures import family_check, open_model, proposal
+from headatlas.architectures.oracle import COMPARISONS
 from headatlas.architectures.registry import families, find_family, parse_family
 from headatlas.cli import app
 from headatlas.errors import HeadatlasError
@@ -19,6 +20,10 @@ from headatlas.weights import open_checkpoint
 from tests.architectures.gguf_files import write_gguf
 from tests.architectures.tiny import tiny_model
 
+WRONG_GAINS = {
+    "norms after attention", "part of every head in the logits", "attention in the residual stream",
+    "final norm", "first MLP",
+}  # fmt: skip
 WRONG = """
 like = "gemma3"
 name = "wrong"
@@ -49,8 +54,7 @@ def renamed(folder: Path, **config: object) -> Path:
 
 def forget(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     left = tuple(family for family in families() if family.name not in names)
-    for module in (proposal, recognition):
-        monkeypatch.setattr(module, "families", lambda: left)
+    monkeypatch.setattr(proposal, "families", lambda: left)
 
 
 @pytest.mark.parametrize(("case", "compared"), [("nemotron_h", False), ("falcon_h1", True)])
@@ -59,21 +63,18 @@ def test_a_first_mlp_that_is_not_there_is_not_said_to_agree(
 ) -> None:
     tiny_model(case).float().save_pretrained(tmp_path)
     checkpoint = open_checkpoint(tmp_path)
-    outcomes = trial.try_family(find_family(checkpoint)[0], checkpoint)
+    outcomes = family_check.try_family(find_family(checkpoint)[0], checkpoint)
     assert not any(outcome.problem for outcome in outcomes)
     assert ("first MLP" in {outcome.part for outcome in outcomes}) is compared
 
 
 @pytest.mark.parametrize("case", KNOWN)
 def test_a_known_family_agrees_with_a_tiny_model_of_the_config(case: str, tmp_path: Path) -> None:
-    found, outcomes, not_run = trial.best(open_checkpoint(saved(case, tmp_path)))
+    found, outcomes, not_run = family_check.best(open_checkpoint(saved(case, tmp_path)))
     assert found.known and not_run is None
-    assert [each.part for each in outcomes] == [
-        "embedding and unembedding", "values of every head", "outputs of every head", "norms after attention",
-        "final norm", "first MLP",
-    ]  # fmt: skip
+    assert [each.part for each in outcomes] == list(COMPARISONS)
     assert not [each for each in outcomes if each.problem]
-    assert {each.pattern for each in found.seen if not each.meanings} == set()
+    assert {each.pattern for each in found.groups if not each.meanings} == set()
 
 
 @pytest.mark.parametrize("case", ["llama", "gemma3", "gpt2"])
@@ -87,7 +88,7 @@ def test_the_first_layers_of_a_gguf_are_held_against_what_transformers_makes_of_
     for part in ("embedding and unembedding", "values of every head", "outputs of every head", "first MLP"):
         assert f"first 2 layers, {part}: agrees (relative difference" in said
     assert "accounting: every tensor is used or declared ignored" in said
-    monkeypatch.setattr(trial, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(family_check, "_MOST_BYTES", 1000)
     told = run("families", "check", str(tmp_path / "tiny.gguf"))
     assert told.exit_code == 0 and "first 2 layers: not compared." in " ".join(told.output.split())
 
@@ -99,8 +100,8 @@ def test_a_gguf_read_wrongly_is_noticed(tmp_path: Path) -> None:
     family = parse_family(
         WRONG.replace("[safetensors]", 'gguf = ["gemma3"]\n[gguf]\ngain_offset = 1.0'), "wrong.toml"
     )
-    wrong = {each.part for each in trial.try_family(family, checkpoint) if each.problem}
-    assert wrong == {"norms after attention", "final norm", "first MLP"}
+    wrong = {each.part for each in family_check.try_family(family, checkpoint) if each.problem}
+    assert wrong == WRONG_GAINS
 
 
 def test_a_gguf_that_transformers_does_not_read(tmp_path: Path) -> None:
@@ -112,9 +113,9 @@ def test_a_gguf_that_transformers_does_not_read(tmp_path: Path) -> None:
 
 def test_a_new_name_for_a_known_layout(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(renamed(saved("llama", tmp_path)))
-    found, outcomes, not_run = trial.best(checkpoint)
+    found, outcomes, not_run = family_check.best(checkpoint)
     assert not found.known and not_run is None and not found.unexplained
-    assert trial.accounting(found.family(), checkpoint) is None
+    assert family_check.accounting(found.family(), checkpoint) is None
     assert not [each for each in outcomes if each.problem]
     table = tomllib.loads(found.text)
     assert table["aliases"]["model_types"] == []  # a family has it already
@@ -129,7 +130,7 @@ def test_norms_beside_and_offsets_are_found(tmp_path: Path, monkeypatch: pytest.
     """
     forget(monkeypatch, "gemma3")
     monkeypatch.setattr(proposal, "_claiming", lambda _: None)
-    found, outcomes, _ = trial.best(open_checkpoint(renamed(saved("gemma3", tmp_path))))
+    found, outcomes, _ = family_check.best(open_checkpoint(renamed(saved("gemma3", tmp_path))))
     assert found.base.safetensors.gain_offset == 1.0
     assert {"{block}self_attn.q_norm", "{block}self_attn.k_norm"} <= {
         each.stem for each in found.family().safetensors.other
@@ -141,9 +142,9 @@ def test_a_wrong_offset_is_noticed(tmp_path: Path) -> None:
     """Names and shapes fit a Gemma without the offset; what the norms compute does not."""
     checkpoint = open_checkpoint(saved("gemma3", tmp_path))
     wrong = parse_family(WRONG + "gain_offset = 0.0\n", "wrong.toml")
-    assert trial.accounting(wrong, checkpoint) is None
-    problems = {each.part: each.problem for each in trial.try_family(wrong, checkpoint) if each.problem}
-    assert set(problems) == {"norms after attention", "final norm", "first MLP"}
+    assert family_check.accounting(wrong, checkpoint) is None
+    problems = {each.part for each in family_check.try_family(wrong, checkpoint) if each.problem}
+    assert problems == WRONG_GAINS
 
 
 def test_a_missed_norm_after_attention_is_noticed(tmp_path: Path) -> None:
@@ -152,7 +153,7 @@ def test_a_missed_norm_after_attention_is_noticed(tmp_path: Path) -> None:
     part += '{ stem = "{block}self_attn.k_norm" }, { stem = "{block}post_feedforward_layernorm" }, '
     part += '{ stem = "{block}post_attention_layernorm" }]\n'
     wrong = parse_family(WRONG + part, "wrong.toml")
-    outcomes = {each.part: each.problem for each in trial.try_family(wrong, checkpoint)}
+    outcomes = {each.part: each.problem for each in family_check.try_family(wrong, checkpoint)}
     assert "has 1 norms on the attention's output, the file says none" in outcomes["norms after attention"]
 
 
@@ -162,11 +163,11 @@ def test_a_tensor_that_no_family_knows_stays_unexplained(tmp_path: Path) -> None
     tensors |= {f"model.layers.{n}.self_attn.mystery.weight": torch.ones(4) for n in range(3)}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     checkpoint = open_checkpoint(folder)
-    found, _, _ = trial.best(checkpoint)
+    found, _, _ = family_check.best(checkpoint)
     assert found.unexplained == ("model.layers.{layer}.self_attn.mystery.weight",)
     assert "# Not explained: model.layers.{layer}.self_attn.mystery.weight" in found.text
     assert "unknown tensors: model.layers.0.self_attn.mystery.weight" in (
-        trial.accounting(found.family(), checkpoint) or ""
+        family_check.accounting(found.family(), checkpoint) or ""
     )
 
 
@@ -182,7 +183,7 @@ def test_a_new_prefix_and_new_biases(tmp_path: Path) -> None:
     assert found.unexplained == ()
     section = found.family().safetensors
     assert section.prefixes[0].body == "decoder.inner." and section.output.bias == "stored"
-    assert trial.accounting(found.family(), checkpoint) is None
+    assert family_check.accounting(found.family(), checkpoint) is None
 
 
 def test_nothing_known_at_all(tmp_path: Path) -> None:
@@ -223,7 +224,7 @@ def test_the_command(tmp_path: Path) -> None:
     own = run("families", "check", str(folder), "--family", str(written), "--json")
     assert own.exit_code == 0
     told = json.loads(own.stdout)
-    assert told["family"] == "my_family" and told["accounting"] is None and len(told["oracle"]) == 6
+    assert told["family"] == "my_family" and told["accounting"] is None and len(told["oracle"]) == 8
     named = {each["name"]: each["is"] for each in told["tensors"]}
     assert named["model.layers.{layer}.post_attention_layernorm.weight"] == "norm before the MLP"
     written.write_text(written.read_text() + '[safetensors]\nother = [{ stem = "{block}nothing" }]\n')

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from headatlas.architectures import LayerHeads, Model, open_model, selfcheck
-from headatlas.architectures.selfcheck import self_check
+from headatlas.architectures import LayerHeads, Model, open_model
+from headatlas.architectures.self_check import VARIABLE, self_check
 from headatlas.errors import HeadatlasError
 from headatlas.weights import open_checkpoint
 from tests.architectures.gguf_files import write_gguf
 from tests.architectures.tiny import tiny_model
-from tests.weights.test_packed import quantised_llama
+from tests.weights.test_quantized import quantised_llama
 
 RAN = r"layer 0: values of all 4 heads and output of head 2 as \w+ of transformers computes them"
 FAMILIES = [
@@ -70,7 +70,7 @@ def test_a_wrong_reading_is_an_error(
         HeadatlasError, match=rf"the {part} of head 0\.\d, where transformers has .* is not mapped"
     ):
         self_check(model)
-    monkeypatch.setenv(selfcheck.VARIABLE, "0")
+    monkeypatch.setenv(VARIABLE, "0")
     assert self_check(model) == "not run (HEADATLAS_SELF_CHECK is set)"
 
 
@@ -82,7 +82,7 @@ def _flipped(heads: LayerHeads, part: str) -> LayerHeads:
 
 def test_it_reads_no_more_than_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = saved("llama", tmp_path)
-    monkeypatch.setattr(selfcheck, "MOST_BYTES", 1000)
+    monkeypatch.setattr("headatlas.architectures.self_check.MOST_BYTES", 1000)
     assert self_check(model) == "not run (it would read 0.0 GB)"
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from headatlas.architectures import Model
-from tests.architectures.oracle import recorded
+from headatlas.architectures.oracle import recorded
 
 
 def neutral_states(

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from headatlas.architectures import open_model
+from headatlas.architectures.oracle import recorded
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import LENSES, MapsStates, lens_named
 from headatlas.weights import open_checkpoint
-from tests.architectures.oracle import recorded
 from tests.architectures.tiny import MODELS
 from tests.mapping.checkpoints import tiny_model, word_tokenizer
 

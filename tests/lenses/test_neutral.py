@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from headatlas.architectures import Model, open_model
-from headatlas.architectures import opened as opened_models
+from headatlas.architectures import model as opened_models
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import NEUTRAL_PREFIXES, NeutralStates, StreamedStates, neutral
 from headatlas.lenses.neutral import discard_states, prefix_ids

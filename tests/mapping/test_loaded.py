@@ -17,6 +17,7 @@ from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import NeutralStates, StreamedStates
 from headatlas.mapping.run import map_heads
+from headatlas.weights import loading
 from tests.mapping.checkpoints import random_relations, save, tiny_model, word_tokenizer
 from tests.mapping.test_run import RANKS, assert_same
 
@@ -273,3 +274,16 @@ def test_what_is_not_its_config_says_is_refused(spoil: Callable[[Any], Any], mes
     spoil(model)
     with pytest.raises(HeadatlasError, match=message):
         map_heads(model, word_tokenizer(), relations=random_relations())
+
+
+def test_a_model_spread_over_devices_is_mapped_by_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As accelerate dispatches it; tensors are read one by one, from wherever they are."""
+    model, relations = tiny_model("llama"), random_relations()
+    expected = map_heads(model, word_tokenizer(), relations=relations, lens="maps")
+    two = {torch.device("cuda", 0), torch.device("cuda", 1)}
+    monkeypatch.setattr(loading, "devices_of", lambda _: set(two))
+    found = map_heads(model, word_tokenizer(), relations=relations, lens="maps")
+    assert_same(found, expected, RANKS)
+    assert "spread over 2 devices" in found.provenance["model"]["self_check"]
+    with pytest.raises(HeadatlasError, match=r"spread over 2 devices; move it to one, or use `lens=maps`"):
+        map_heads(model, word_tokenizer(), relations=relations)

@@ -262,7 +262,7 @@ def test_an_adapter_beside_the_weights_is_never_passed_over(beside: Path, gone: 
     if gone:
         (beside / gone).unlink()
     with pytest.raises(
-        HeadatlasError, match=r"adapter that is not merged .*--adapter .*both to map the two tog"
+        HeadatlasError, match=r"adapter that is not merged .*give `adapter` .*both to map the two tog"
     ):
         open_checkpoint(beside / given)
 
@@ -307,7 +307,7 @@ def test_where_nothing_can_be_merged(llama_folder: Path, tmp_path: Path) -> None
     with pytest.raises(HeadatlasError, match="is a loaded model"):
         open_checkpoint(builders.tiny_llama(), adapter=adapter)
     with pytest.raises(
-        HeadatlasError, match=r"--adapter org/mine: there is no adapter_config\.json.*hf download"
+        HeadatlasError, match=r"`adapter` org/mine: there is no adapter_config\.json.*hf download"
     ):
         open_checkpoint(llama_folder, adapter="org/mine")
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")

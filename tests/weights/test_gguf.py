@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from headatlas.errors import HeadatlasError
 from headatlas.weights import open_checkpoint
-from headatlas.weights.gguf_header import read_gguf_header
-from headatlas.weights.gguf_source import GgufSource
+from headatlas.weights.gguf_source import GgufSource, read_gguf_header
 from tests.weights import builders
 
 KINDS = [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.TQ2_0]

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights import gguf_settings, load_modules, open_checkpoint
+from headatlas.weights import gguf_config, load_modules, open_checkpoint
 from tests.architectures.gguf_files import write_gguf
 
 SIZES = {
@@ -128,8 +128,8 @@ def test_the_modules_compute_what_the_model_does(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The number of layers tells Gemma 2 27B, and 46 of them take long.
-    assert ("gemma2", 46) in gguf_settings._SCALED_BY_WIDTH
-    monkeypatch.setattr(gguf_settings, "_SCALED_BY_WIDTH", {("gemma2", 2)})
+    assert ("gemma2", 46) in gguf_config._SCALED_BY_WIDTH
+    monkeypatch.setattr(gguf_config, "_SCALED_BY_WIDTH", {("gemma2", 2)})
     kind, changes, also = CASES[case]
     model = model_of(kind, **changes)
     write_gguf(model, tmp_path / "tiny.gguf", also=also)
@@ -147,7 +147,7 @@ def test_numbers_without_a_place_in_the_modules_are_refused(tmp_path: Path) -> N
     norm = {"blk.0.attn_q_norm.weight": np.ones(192, dtype=np.float32)}
     write_gguf(model_of("llama"), tmp_path / "tiny.gguf", beside=norm)
     with pytest.raises(
-        HeadatlasError, match=r"a LlamaForCausalLM takes 18,720 numbers of the 18,912 in it.* `lens=maps`"
+        HeadatlasError, match=r"a LlamaForCausalLM takes 18,720 numbers of the 18,912 in it.*use safetensors"
     ):
         load_modules(open_checkpoint(tmp_path / "tiny.gguf"))
 
@@ -178,7 +178,7 @@ def test_what_is_not_known_is_refused(
     also: Callable[[gguf.GGUFWriter], None], problem: str, tmp_path: Path
 ) -> None:
     write_gguf(model_of("llama"), tmp_path / "tiny.gguf", also=also)
-    with pytest.raises(HeadatlasError, match=rf"{problem}.*use `lens=maps`"):
+    with pytest.raises(HeadatlasError, match=rf"{problem}.*use safetensors"):
         load_modules(open_checkpoint(tmp_path / "tiny.gguf"))
 
 

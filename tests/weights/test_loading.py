@@ -18,7 +18,6 @@ from gguf import GGMLQuantizationType as Kind
 from headatlas.errors import HeadatlasError
 from headatlas.weights import (
     Checkpoint,
-    converted,
     fingerprint,
     gguf_modules,
     identity,
@@ -202,7 +201,7 @@ def test_gguf_loads_without_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HEADATLAS_CACHE", str(tmp_path / "file"))
     checkpoint = open_checkpoint(builders.qwen2_gguf(tmp_path / "tiny.gguf", builders.tiny_qwen2()))
     assert len(load_tokenizer(checkpoint)) == len(builders.vocabulary())
-    assert converted.gguf_config(tmp_path / "tiny.gguf", checkpoint.source.header).vocab_size == 264  # type: ignore[attr-defined]
+    assert gguf_modules.gguf_config(tmp_path / "tiny.gguf", checkpoint.source.header).vocab_size == 264  # type: ignore[attr-defined]
 
 
 def test_a_split_gguf_is_one_model(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def source_of(
     folder.mkdir(exist_ok=True)
     save_file(tensors, folder / "model.safetensors")
     source = SafetensorsSource([folder / "model.safetensors"])
-    source.unpack({} if config is None else {"quantization_config": config})
+    source.dequantise({} if config is None else {"quantization_config": config})
     return source
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from headatlas.architectures import open_model
 from headatlas.errors import HeadatlasError
 from headatlas.weights import Checkpoint, open_checkpoint
-from headatlas.weights.quantized import dequantising
+from headatlas.weights.quantized import quantized_tensors
 from headatlas.weights.safetensors_source import INDEX_NAME
 from headatlas.weights.source import TensorInfo
 from tests.weights import builders
@@ -164,7 +164,7 @@ def test_packed_headers(tensors: dict[str, tuple[str, list[int]]], block: object
         return whole if rows is None else whole[rows]  # type: ignore[index]
 
     try:
-        plain, packed = dequantising(infos, config, "x")
+        plain, packed = quantized_tensors(infos, config, "x")
     except HeadatlasError:
         return
     for name, each in packed.items():

@@ -29,7 +29,7 @@ from headatlas.weights.remote import Address, Patience, RemoteStore
 from tests.mapping import checkpoints
 from tests.weights import builders
 from tests.weights.range_server import Server, serving
-from tests.weights.test_packed import quantised_llama
+from tests.weights.test_quantized import quantised_llama
 
 WEIGHTS = "model/model.safetensors"
 QUICK = Patience(attempts=3, first_pause=0.01, longest_pause=0.05, timeout=0.3)
@@ -190,7 +190,7 @@ def test_a_map_asks_only_for_what_the_lens_reads(server: Server, mapped_folder: 
     model.unembed()
     model.embed()
     model.first_mlp(torch.zeros(1, model.dims.d_model))
-    assert traffic.read - header == model.bytes_needed("maps")
+    assert traffic.read - header == model.bytes_needed(forward_pass=False)
     assert traffic.read == server.sent[WEIGHTS] < len(server.files[WEIGHTS])
 
 

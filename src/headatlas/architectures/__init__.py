@@ -1,4 +1,4 @@
-"""What does each tensor mean? Family files and layouts turn a checkpoint into heads, E, U, norms and MLP."""
+"""The meaning of each tensor: family files and layouts turn a checkpoint into heads, E, U, norms and MLP."""
 
 from headatlas.architectures.model import Model, open_model
 from headatlas.architectures.registry import families, supported

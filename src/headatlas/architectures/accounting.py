@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from headatlas.architectures.config import ExpertSizes, ModelSizes, read_sizes
 from headatlas.architectures.family import MLP, Experts, Linear, Norm, Prefix, Section, Value
 from headatlas.architectures.layouts import linear_shape, value_shape, value_width
+from headatlas.architectures.sizes import ExpertSizes, ModelSizes, read_sizes
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint, TensorInfo
 
@@ -27,7 +27,7 @@ _LATENT = ("latent", "key_width", "rotary_width")
 
 @dataclass(frozen=True)
 class LayerParts:
-    """Which of the family's alternatives a layer has.
+    """The family's alternatives that a layer has.
 
     Attributes:
         value: The value projection; None in a layer without attention heads.
@@ -41,11 +41,11 @@ class LayerParts:
 
 
 class Inventory:
-    """Names, shapes and settings of one checkpoint, read through its family's section.
+    """Names, shapes and sizes of one checkpoint, read through its family's section.
 
     Attributes:
         section: The part of the family file for the checkpoint's format.
-        settings: Numbers of the config.
+        sizes: Numbers of the config.
         layers: What each layer has.
         unembed_stem: Stem of the stored unembedding; None if it is tied and absent.
         stored: Header entries by name.
@@ -73,7 +73,7 @@ class Inventory:
         return f"{filled}.{kind}"
 
     def block(self, layer: int) -> str:
-        """How the stored names of a decoder block's tensors begin."""
+        """The beginning of the stored names of a decoder block's tensors."""
         return self._fill(self.section.block, layer, self.prefix)
 
     def has(self, condition: str, name: str) -> bool:
@@ -399,3 +399,54 @@ def _matches(name: str, patterns: list[str]) -> bool:
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
+
+
+Pieces = tuple[tuple[str, ...], ...]
+"""For every expert the tensors that are put below each other; of a single tensor one of one."""
+
+
+def pieces_of(inventory: Inventory, layer: int) -> dict[str, Pieces]:
+    """Names of a layer's tensors as modules have them → what files have instead."""
+    stored, found = inventory.layers[layer].experts, dict[str, Pieces]()
+    if stored is None:
+        return found
+    for form in inventory.section.experts:
+        if form is not stored and form.layout == "stacked" and inventory.holds(form.when):
+            found |= dict(_of_form(inventory, layer, form, stored))
+    return found
+
+
+def _of_form(
+    inventory: Inventory, layer: int, form: Experts, stored: Experts
+) -> Iterator[tuple[str, Pieces]]:
+    def same(here: Linear | None, there: Linear | None) -> Iterator[tuple[str, Pieces]]:
+        if here is not None and there is not None:
+            for kind in ("weight", "bias"):
+                yield inventory.name(here.stem, layer, kind), ((inventory.name(there.stem, layer, kind),),)
+
+    yield from same(form.router, stored.router)
+    yield from same(form.shared_gate, stored.shared_gate)
+    if form.correction is not None and stored.correction is not None:
+        yield inventory.name(form.correction, layer), ((inventory.name(stored.correction, layer),),)
+    if form.shared is not None and stored.shared is not None:
+        for here, there in zip(form.shared.linears, stored.shared.linears, strict=True):
+            yield from same(here, there)
+    if stored.layout != "separate":
+        yield from same(form.gate_up, stored.gate_up)
+        yield from same(form.down, stored.down)
+        return
+    together = {form.gate_up: (stored.gate, stored.up), form.up: (stored.up,), form.down: (stored.down,)}
+    sizes = inventory.sizes.experts
+    for whole, parts in together.items():
+        if whole is not None and sizes is not None:
+            yield (
+                inventory.name(whole.stem, layer),
+                tuple(
+                    tuple(
+                        inventory.name(of_expert(part, number).stem, layer)
+                        for part in parts
+                        if part is not None
+                    )
+                    for number in range(sizes.n_experts)
+                ),
+            )

@@ -18,16 +18,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headatlas.architectures.accounting import Inventory
-from headatlas.architectures.checks import CHECKS
 from headatlas.architectures.family import Family
 from headatlas.architectures.model import Model
-from headatlas.architectures.proposal import Proposal, proposals
-from headatlas.architectures.tensor_groups import section_for
+from headatlas.architectures.oracle import COMPARISONS, Compared
+from headatlas.architectures.proposal import Proposal, proposals, section_for
 from headatlas.errors import HeadatlasError
-from headatlas.weights.first_block import TooLargeError, first_layers, in_first_layers, small_ids
-from headatlas.weights.folder import open_path
+from headatlas.weights.checkpoints import open_path
 from headatlas.weights.gguf_source import GgufSource
-from headatlas.weights.loading import auto_class, local_config, transformers_at_work
+from headatlas.weights.loading import (
+    TooLargeError,
+    auto_class,
+    first_layers,
+    in_first_layers,
+    local_config,
+    small_ids,
+    transformers_at_work,
+)
 from headatlas.weights.source import Checkpoint, TensorInfo
 
 if TYPE_CHECKING:
@@ -84,19 +90,19 @@ def try_family(family: Family, checkpoint: Checkpoint) -> list[Outcome]:
             f"{checkpoint.spec}: the comparison with transformers needs safetensors and their "
             "config.json on disk, or GGUF."
         )
-    model = _tiny(checkpoint)
+    modules = _tiny(checkpoint)
     with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
         with transformers_at_work("The tiny model"):
-            model.save_pretrained(folder)
+            modules.save_pretrained(folder)
         try:
             saved = open_path(Path(folder), "the tiny model")
         except HeadatlasError as error:
             return [Outcome("accounting", None, str(error))]
-        return _outcomes(family, saved, model)
+        return _outcomes(family, saved, modules)
 
 
 def subject(checkpoint: Checkpoint) -> str:
-    """What :func:`try_family` compares with, in words."""
+    """The model that :func:`try_family` compares with, in words."""
     return f"first {_GGUF_LAYERS} layers" if checkpoint.format == "gguf" else "tiny model"
 
 
@@ -111,7 +117,7 @@ def _try_gguf(family: Family, checkpoint: Checkpoint, source: GgufSource) -> lis
         )
     layers = min(stored, _GGUF_LAYERS)
     try:
-        model = first_layers(source, layers, _MOST_BYTES)
+        modules = first_layers(source, layers, _MOST_BYTES)
     except TooLargeError as error:
         raise HeadatlasError(
             f"{checkpoint.spec}: its first layers would take {error.args[0] / 1e9:.1f} GB of memory; a "
@@ -122,7 +128,7 @@ def _try_gguf(family: Family, checkpoint: Checkpoint, source: GgufSource) -> lis
         config={**checkpoint.config, key: layers},
         source=_FirstLayers(source, layers),
     )
-    return _outcomes(family, part, model)
+    return _outcomes(family, part, modules)
 
 
 class _FirstLayers:
@@ -139,7 +145,7 @@ class _FirstLayers:
         return self._source.read(name, rows)
 
 
-def _outcomes(family: Family, checkpoint: Checkpoint, model: PreTrainedModel) -> list[Outcome]:
+def _outcomes(family: Family, checkpoint: Checkpoint, modules: PreTrainedModel) -> list[Outcome]:
     """Every part of a checkpoint as a family reads it, compared with modules."""
     section = section_for(family, checkpoint)
     assert section is not None  # noqa: S101 (who calls has seen to it)
@@ -148,11 +154,11 @@ def _outcomes(family: Family, checkpoint: Checkpoint, model: PreTrainedModel) ->
         inventory.check()
     except HeadatlasError as error:
         return [Outcome("accounting", None, str(error))]
-    opened = Model(checkpoint, family, inventory)
+    model = Model(checkpoint, family, inventory)
     # Without an MLP, or with a mixer of unknown place before it, there is nothing to compare.
-    mlp = bool(opened.mlp_modules(0) and opened.attention_modules(0))
-    checks = {part: check for part, check in CHECKS.items() if mlp or part != "first MLP"}
-    return [_outcome(part, check, opened, model) for part, check in checks.items()]
+    mlp = bool(model.mlp_modules(0) and model.attention_modules(0))
+    parts = {part: compare for part, compare in COMPARISONS.items() if mlp or part != "first MLP"}
+    return [_outcome(part, compare, model, modules) for part, compare in parts.items()]
 
 
 def best(checkpoint: Checkpoint) -> tuple[Proposal, list[Outcome], str | None]:
@@ -179,7 +185,7 @@ def best(checkpoint: Checkpoint) -> tuple[Proposal, list[Outcome], str | None]:
 
 
 def accounting(family: Family, checkpoint: Checkpoint) -> str | None:
-    """What the accounting of tensors says against a family; None if nothing."""
+    """The objection of the accounting of tensors to a family; None if there is none."""
     section = section_for(family, checkpoint)
     if section is None:
         return f"The family {family.name!r} has no section for {checkpoint.format}."
@@ -192,15 +198,12 @@ def accounting(family: Family, checkpoint: Checkpoint) -> str | None:
 
 def _outcome(
     part: str,
-    check: Callable[[Model, Any], Iterator[float]],
-    opened: Model,
-    model: PreTrainedModel,
+    compare: Callable[[Model, PreTrainedModel], Iterator[Compared]],
+    model: Model,
+    modules: PreTrainedModel,
 ) -> Outcome:
-    import torch
-
     try:
-        with torch.no_grad():
-            distance = max(check(opened, model), default=0.0)
+        distance = max((each.distance for each in compare(model, modules)), default=0.0)
     except HeadatlasError as error:
         return Outcome(part, None, str(error))
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""How projections are stored, each fact once: from stored tensors to W_V, b_V and W_O.
+"""Layouts of stored projections, each fact once: from stored tensors to W_V, b_V and W_O.
 
 Every layout is first brought to ``[out, in]``; then a value layout says which outputs are values:
 

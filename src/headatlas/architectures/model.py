@@ -1,4 +1,4 @@
-"""A model opened for reading: what the lenses and the engine ask of it, whatever its family and format."""
+"""A model by the meaning of its tensors, whatever its family and format."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from headatlas.architectures.accounting import Inventory
-from headatlas.architectures.expert_parts import Pieces, pieces_of
+from headatlas.architectures.accounting import Inventory, Pieces, pieces_of
 from headatlas.architectures.family import Family, Norm, Value
 from headatlas.architectures.layouts import (
     split_latent,
@@ -17,12 +16,11 @@ from headatlas.architectures.layouts import (
     split_values,
     value_rows,
 )
-from headatlas.architectures.mlp import NormWeights, in_parts
-from headatlas.architectures.mlp_reader import MlpReader
+from headatlas.architectures.mlp import MlpReader, NormWeights, in_parts
 from headatlas.architectures.registry import find_family
 from headatlas.architectures.types import Dims, LayerHeads, RightMap
 from headatlas.errors import HeadatlasError
-from headatlas.weights.source import Checkpoint
+from headatlas.weights.source import Checkpoint, NoModulesError
 
 if TYPE_CHECKING:
     import torch
@@ -107,6 +105,16 @@ class Model:
         return LayerHeads(W_V, b_V, W_O=split_outputs(stored, output.layout, self.dims))
 
     @property
+    def norms_embedding(self) -> bool:
+        """Whether a norm of its own stands between embedding and first block, as in BLOOM."""
+        return self._section.embed_norm is not None
+
+    @property
+    def stores_unembedding(self) -> bool:
+        """Whether U is a stored tensor; if not, it is the embedding."""
+        return self._inventory.unembed_stem is not None
+
+    @property
     def layers_with_heads(self) -> tuple[int, ...]:
         """The layers that have attention heads: all but in hybrid models."""
         return tuple(at for at, parts in enumerate(self._inventory.layers) if parts.value is not None)
@@ -143,7 +151,7 @@ class Model:
         )
 
     def right_map(self, layer: int) -> RightMap:
-        """What a head's output of this layer passes on its way to U."""
+        """The map of a head's output of this layer on its way to U."""
         self._check_layer(layer)
         post = self._section.post_attention_norm
         return RightMap(
@@ -159,10 +167,7 @@ class Model:
             HeadatlasError: The first block has none.
         """
         if not self._inventory.layers[0].feeds:
-            raise HeadatlasError(
-                f"{self.checkpoint.spec}: the first block has no MLP, which the lens maps needs; "
-                "use `lens=neutral`."
-            )
+            raise HeadatlasError(f"{self.checkpoint.spec}: the first block has no MLP.")
         norm = self._inventory.mlp_norm
         feed = MlpReader(self._inventory, self._read).of(0)
         stands = norm is not None and self._inventory.stands(norm, 0)
@@ -299,25 +304,15 @@ class Model:
         stored, start = self._inventory.stored, self._inventory.block(0)
         return sum(prod(info.shape) for name, info in stored.items() if name.startswith(start))
 
-    def bytes_needed(self, lens: str) -> int:
-        """Stored bytes that a lens and the mapping read: heads and U for all, first MLP or whole model.
-
-        Raises:
-            HeadatlasError: The lens is unknown.
-        """
-        stored = self._inventory.stored
-        if lens == "neutral":
-            return sum(stored[name].nbytes for name in self._inventory.expected)
-        if lens != "maps":
-            raise HeadatlasError(f"lens {lens!r} is unknown; use 'neutral' or 'maps'.")
-        return sum(stored[name].nbytes for name in self._names_of_maps())
-
-    def _names_of_maps(self) -> set[str]:
+    def bytes_needed(self, *, forward_pass: bool) -> int:
+        """Stored bytes that are read: all that a forward pass needs, or heads, E, U and the first MLP."""
         names, section = self._inventory, self._section
-        found = {names.name(section.embed), names.name(names.unembed_stem or section.embed)}
-        for layer in range(self.dims.n_layers):
-            found |= {name for name, _ in names.attending(layer)}
-        return found | {name for name, _ in names.feeding(0)}
+        wanted = set(names.expected)
+        if not forward_pass:
+            wanted = {names.name(section.embed), names.name(names.unembed_stem or section.embed)}
+            wanted |= {name for layer in range(self.dims.n_layers) for name, _ in names.attending(layer)}
+            wanted |= {name for name, _ in names.feeding(0)}
+        return sum(names.stored[name].nbytes for name in wanted)
 
     def _check_layer(self, layer: int) -> None:
         if not 0 <= layer < self.dims.n_layers:
@@ -352,9 +347,9 @@ class Model:
                 same = self.stored_name(path)
                 for stored in sorted(self._inventory.expected, key=lambda each: each != same):
                     self._read(stored)
-                raise HeadatlasError(
+                raise NoModulesError(
                     f"{self.checkpoint.spec}: parameter {path!r} of the modules is not finite, though all "
-                    "that is stored is: numbers are too large for float32; use `lens=maps`."
+                    "that is stored is: numbers are too large for float32."
                 )
         # That was all that is expected, but for an unembedding of its own.
         stem = self._inventory.unembed_stem

@@ -1,4 +1,4 @@
-"""Looks at a checkpoint of an unknown family: which tensors are known from other families, and what to write.
+"""Proposes a family file for a checkpoint of an unknown family, by the names of its tensors.
 
 Names are compared with those of every family, tensor by tensor; the family that leaves least unexplained is
 the base, and what differs from it is written as a family file that is ``like`` it. Nothing is guessed: a
@@ -9,44 +9,191 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 from headatlas.architectures.accounting import Inventory, _fits
-from headatlas.architectures.family import MLP, Family, Linear, Norm, Section, Value
+from headatlas.architectures.family import MLP, Experts, Family, Linear, Norm, Section, Value
 from headatlas.architectures.registry import families, parse_family
-from headatlas.architectures.tensor_groups import (
-    TensorGroup,
-    collapsed,
-    filled,
-    inspect_tensors,
-    names_in,
-    roles,
-    section_for,
-)
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint
+
+_SHAPES = 3
+
+
+@dataclass(frozen=True)
+class TensorGroup:
+    """The tensors of one name but for the numbers of layer and expert.
+
+    Attributes:
+        pattern: The name, with ``{layer}`` and ``{expert}``.
+        count: How many there are.
+        shapes: Their shapes, the first few different ones.
+        dtype: Type of the first.
+        meanings: What families call a tensor of this name → the families.
+    """
+
+    pattern: str
+    count: int
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: str
+    meanings: Mapping[str, tuple[str, ...]]
+
+
+def section_for(family: Family, checkpoint: Checkpoint) -> Section | None:
+    """The part of a family file for the format of a checkpoint."""
+    return family.gguf if checkpoint.format == "gguf" else family.safetensors
+
+
+def inspect_tensors(checkpoint: Checkpoint) -> tuple[TensorGroup, ...]:
+    """Every tensor of a checkpoint, with what the families call one of this name."""
+    known = _known_names(checkpoint)
+    groups: dict[str, list[str]] = defaultdict(list)
+    infos = checkpoint.source.infos()
+    for name in infos:
+        groups[collapsed(name)].append(name)
+    found = []
+    for pattern, names in groups.items():
+        shapes = tuple(dict.fromkeys(infos[name].shape for name in names))
+        meanings = {role: tuple(sorted(set(by))) for role, by in known(pattern).items()}
+        found.append(TensorGroup(pattern, len(names), shapes[:_SHAPES], infos[names[0]].dtype, meanings))
+    return tuple(found)
+
+
+def roles_in(family: Family, checkpoint: Checkpoint) -> dict[str, str]:
+    """Pattern → what one family calls the tensors of that name."""
+    return names_in(section_for(family, checkpoint))
+
+
+def collapsed(name: str) -> str:
+    """A tensor's name with its first number as ``{layer}`` and later ones as ``{expert}``."""
+    numbered = iter(["{layer}"])
+    parts = [next(numbered, "{expert}") if part.isdigit() else part for part in name.split(".")]
+    return ".".join(parts)
+
+
+def roles(section: Section) -> Iterator[tuple[str, str, bool]]:
+    """Every tensor that a section names: role, stem, and whether it is a stem, not a pattern."""
+    yield "embedding", section.embed, True
+    yield from (("unembedding", stem, True) for stem in section.unembed.stems)
+    norms = {
+        "final norm": section.final_norm,
+        "norm of the embedding": section.embed_norm,
+        "norm before attention": section.attention_norm,
+        "norm after attention": section.post_attention_norm,
+        "norm before the MLP": section.mlp.norm,
+    }
+    there = {role: norm for role, norm in norms.items() if norm is not None}
+    yield from ((role, stem, True) for role, norm in there.items() for stem in norm.stems)
+    for value in section.value:
+        yield ("values" if value.layout == "linear" else f"values ({value.layout})"), value.stem, True
+        yield from (("queries or keys", stem, True) for stem in value.beside)
+        latent = [value.down.stem] if value.down is not None else []
+        latent += value.norm.stems if value.norm is not None else ()
+        yield from (("latent of keys and values", stem, True) for stem in latent)
+    yield "output of attention", section.output.stem, True
+    yield from _mlp_roles("MLP", section.mlp)
+    for experts in section.experts:
+        yield from _expert_roles(experts)
+    yield from (("beside (read by no head)", other.stem, True) for other in section.other)
+    yield from (("ignored", pattern, False) for pattern in (*section.ignored, *section.without_heads))
+    yield from (("beside the language model", pattern, False) for pattern in section.aside)
+
+
+def _expert_roles(experts: Experts) -> Iterator[tuple[str, str, bool]]:
+    yield "router", experts.router.stem, True
+    if experts.correction is not None:
+        yield "router", experts.correction, True
+    yield from (("expert", linear.stem, True) for linear in experts.linears)
+    if experts.shared is not None:
+        yield from _mlp_roles("shared expert", experts.shared)
+    if experts.shared_gate is not None:
+        yield "shared expert", experts.shared_gate.stem, True
+
+
+def _mlp_roles(what: str, mlp: MLP) -> Iterator[tuple[str, str, bool]]:
+    for role, linear in {
+        "gate": mlp.gate,
+        "gate and up": mlp.gate_up,
+        "up": mlp.up,
+        "down": mlp.down,
+    }.items():
+        if linear is not None:
+            yield f"{what}: {role}", linear.stem, True
+
+
+def filled(section: Section, stem: str, body: str, head: str) -> str:
+    stem = stem.replace("{block}", section.block)
+    return stem.replace("{body}", body).replace("{head}", head)
+
+
+def names_in(section: Section | None) -> dict[str, str]:
+    """Collapsed name → role, for every prefix of a section."""
+    found: dict[str, str] = {}
+    if section is None:
+        return found
+    for prefix in section.prefixes:
+        for role, stem, parts in roles(section):
+            name = filled(section, stem, prefix.body, prefix.head)
+            ends = (
+                [name.rstrip("!")] if name.endswith("!") or not parts else [f"{name}.weight", f"{name}.bias"]
+            )
+            for end in ends:
+                found.setdefault(end, role)
+    return found
+
+
+def _known_names(checkpoint: Checkpoint) -> Callable[[str], dict[str, list[str]]]:
+    """A function from a collapsed name to role → families.
+
+    A name under a prefix that no family has is known by what follows the prefix.
+    """
+    exact: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    globs: list[tuple[str, str, str]] = []
+    for family in families():
+        for name, role in names_in(section_for(family, checkpoint)).items():
+            if "*" in name:
+                globs.append((name, role, family.name))
+            else:
+                for key in {name, _tail(name)}:
+                    exact[key][role].append(family.name)
+
+    def meanings(pattern: str) -> dict[str, list[str]]:
+        found = exact.get(pattern) or exact.get(_tail(pattern)) or {}
+        for glob, role, name in globs:
+            if not found and fnmatchcase(pattern, glob):
+                return {role: [name]}
+        return {role: list(by) for role, by in found.items()}
+
+    return meanings
+
+
+def _tail(name: str) -> str:
+    """A collapsed name without its prefix: what follows the layer, or its last two parts."""
+    _, layer, rest = name.partition("{layer}.")
+    return f"{layer}{rest}" if layer else ".".join(name.split(".")[-2:])
+
 
 _SIZES = ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_head", "d_mlp", "vocab_size")
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a look at a checkpoint gives.
+    """A family file proposed for a checkpoint.
 
     Attributes:
-        seen: Its tensors.
+        groups: Its tensors, by name.
         base: The family that explains most of it.
         known: Whether that family claims the architecture, so that nothing needs to be written.
         text: The proposed family file; of a known family, empty.
         unexplained: Patterns that the proposal does not explain.
     """
 
-    seen: tuple[TensorGroup, ...]
+    groups: tuple[TensorGroup, ...]
     base: Family
     known: bool
     text: str
@@ -69,19 +216,19 @@ def proposals(checkpoint: Checkpoint) -> list[Proposal]:
     Raises:
         HeadatlasError: No family explains anything of it.
     """
-    seen = inspect_tensors(checkpoint)
+    groups = inspect_tensors(checkpoint)
     known = _claiming(checkpoint)
     if known is not None:
-        return [Proposal(seen, known, True, "")]
+        return [Proposal(groups, known, True, "")]
     found = []
     for base in families():
         if section_for(base, checkpoint) is not None:
-            text, left = _written(checkpoint, base, seen)
-            proposal = Proposal(seen, base, False, text, left)
+            text, left = _written(checkpoint, base, groups)
+            proposal = Proposal(groups, base, False, text, left)
             size = len(base.aliases.architectures)
             with suppress(HeadatlasError):  # what differs cannot be said in a file that is like this family
                 found.append((_misfits(proposal.family(), checkpoint), -size, proposal))
-    if not any(each.meanings for each in seen) or not found:
+    if not any(each.meanings for each in groups) or not found:
         raise HeadatlasError(
             f"{checkpoint.spec}: no tensor has a name that any family knows; write a family file by hand."
         )
@@ -98,7 +245,7 @@ def _claiming(checkpoint: Checkpoint) -> Family | None:
 
 
 def _misfits(family: Family, checkpoint: Checkpoint) -> int:
-    """How many kinds of tensors a family would miss, not know, or want in another shape."""
+    """The number of kinds of tensors that a family would miss, not know, or want in another shape."""
     section, stored = section_for(family, checkpoint), checkpoint.source.infos()
     every = {collapsed(name) for name in stored}
     if section is None:
@@ -122,13 +269,13 @@ def _misfits(family: Family, checkpoint: Checkpoint) -> int:
 
 
 def _written(
-    checkpoint: Checkpoint, base: Family, seen: tuple[TensorGroup, ...]
+    checkpoint: Checkpoint, base: Family, groups: tuple[TensorGroup, ...]
 ) -> tuple[str, tuple[str, ...]]:
     """The text of a family file for a checkpoint, and what it leaves unexplained."""
     section = section_for(base, checkpoint)
     assert section is not None  # noqa: S101 (the base was chosen among those that have one)
-    stored = {each.pattern for each in seen}
-    meanings = {each.pattern: each.meanings for each in seen}
+    stored = {each.pattern for each in groups}
+    meanings = {each.pattern: each.meanings for each in groups}
     overlay, left = _differences(section, stored, meanings, _flags(checkpoint, section))
     keys = _config_keys(checkpoint, section)
     name = re.sub(r"\W", "_", str(checkpoint.config.get("model_type") or checkpoint.architecture).lower())
@@ -164,7 +311,7 @@ def _differences(
     meanings: Mapping[str, Mapping[str, tuple[str, ...]]],
     flags: Mapping[str, bool],
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What to change in a section so that it names what is stored, and what no family explains."""
+    """Changes to a section so that it names what is stored, and the names that no family explains."""
     prefix = _prefix(section, stored)
     overlay: dict[str, Any] = {}
     if prefix not in [{"body": each.body, "head": each.head} for each in section.prefixes]:

@@ -1,4 +1,4 @@
-"""A model as headatlas sees it: dimensions, heads, right maps, embedding, unembedding, first MLP.
+"""Sizes, heads and right maps of a model.
 
 Shapes follow the field's row-vector convention (source token on the left):
 ``logits(s) = R_l((x_l(s) @ W_V + b_V) @ W_O) @ U``.
@@ -46,7 +46,7 @@ class LayerHeads:
 
 @dataclass(frozen=True)
 class RightMap:
-    """What happens to a head's output on its way to the unembedding, as far as it changes ranks.
+    """The map of a head's output on its way to the unembedding, as far as it changes ranks.
 
     Attributes:
         post_gain: [d_model] effective gain of the norm after attention, where the family has one

@@ -15,7 +15,7 @@ from headatlas.errors import HeadatlasError
 if TYPE_CHECKING:
     from headatlas.architectures.family import Family
     from headatlas.architectures.family_check import Outcome
-    from headatlas.architectures.tensor_groups import TensorGroup
+    from headatlas.architectures.proposal import TensorGroup
     from headatlas.weights import Checkpoint
 
 NOT_EXPLAINED = 1
@@ -36,8 +36,7 @@ def list_families(as_json: AsJson = False) -> None:
     An oracle is a tiny random model whose heads, norms and first MLP, as headatlas reads them from a file,
     equal what the Hugging Face modules compute. The numbers say how many of a family passed, per format.
     """
-    from headatlas.architectures.coverage import oracles, tested_with
-    from headatlas.architectures.registry import families
+    from headatlas.architectures.registry import families, oracles, tested_with
 
     known = [(family, oracles(family)) for family in families()]
     if as_json:
@@ -100,7 +99,7 @@ def check_family(
     code is 0 if everything is explained and agrees, else 1.
     """
     from headatlas.architectures.family_check import best
-    from headatlas.architectures.tensor_groups import roles_in
+    from headatlas.architectures.proposal import roles_in
     from headatlas.weights import open_checkpoint
 
     checkpoint = open_checkpoint(path)
@@ -110,7 +109,7 @@ def check_family(
         proposal, outcomes, not_run = best(checkpoint)
         result = _result(checkpoint, proposal.family(), outcomes, not_run) | {
             "closest": proposal.base.name,
-            "tensors": _tensors(proposal.seen, roles_in(proposal.family(), checkpoint)),
+            "tensors": _tensors(proposal.groups, roles_in(proposal.family(), checkpoint)),
             "unexplained": list(proposal.unexplained),
             "proposal": proposal.text or None,
         }
@@ -127,8 +126,8 @@ def check_family(
 def _own(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
     """What is printed about a family file of the user's own."""
     from headatlas.architectures.family_check import try_family
+    from headatlas.architectures.proposal import inspect_tensors, roles_in
     from headatlas.architectures.registry import parse_family
-    from headatlas.architectures.tensor_groups import inspect_tensors, roles_in
 
     try:
         text = file.read_text(encoding="utf-8")
@@ -166,7 +165,7 @@ def _result(
     }
 
 
-def _tensors(seen: tuple[TensorGroup, ...], roles: Mapping[str, str]) -> list[dict[str, Any]]:
+def _tensors(groups: tuple[TensorGroup, ...], roles: Mapping[str, str]) -> list[dict[str, Any]]:
     """The tensors with what the chosen family calls them, and what all families do."""
     return [
         {
@@ -177,7 +176,7 @@ def _tensors(seen: tuple[TensorGroup, ...], roles: Mapping[str, str]) -> list[di
             "is": roles.get(each.pattern),
             "meanings": {role: list(by) for role, by in each.meanings.items()},
         }
-        for each in seen
+        for each in groups
     ]
 
 

@@ -1,6 +1,14 @@
 """How does a head see a token? A lens gives the source states of every layer and the right map."""
 
-from headatlas.lenses.lens import LENSES, NEUTRAL_PREFIXES, LayerStates, Lens, States, lens_named
+from headatlas.lenses.lens import (
+    LENSES,
+    NEUTRAL_PREFIXES,
+    LayerStates,
+    Lens,
+    States,
+    lens_named,
+    or_lens_maps,
+)
 from headatlas.lenses.maps import MapsStates
 from headatlas.lenses.neutral import NeutralStates
 from headatlas.lenses.streaming import StreamedStates
@@ -15,4 +23,5 @@ __all__ = [
     "States",
     "StreamedStates",
     "lens_named",
+    "or_lens_maps",
 ]

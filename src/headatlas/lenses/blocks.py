@@ -27,7 +27,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from headatlas.architectures import LayerHeads, Model
-from headatlas.architectures.expert_parts import Pieces
+from headatlas.architectures.accounting import Pieces
 from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
 from headatlas.lenses.block_weights import placed

@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +18,7 @@ import torch
 
 from headatlas.architectures import LayerHeads
 from headatlas.errors import HeadatlasError
+from headatlas.weights import NoModulesError
 
 NEUTRAL_PREFIXES = ("\n", "The", ",", " of")
 """Fixed before any evaluation. Each follows whatever the tokenizer itself puts first."""
@@ -64,6 +67,15 @@ LENSES = {
         ),
     )
 }
+
+
+@contextmanager
+def or_lens_maps() -> Iterator[None]:
+    """Add to the refusal of a forward pass that `lens=maps` needs none."""
+    try:
+        yield
+    except NoModulesError as error:
+        raise HeadatlasError(f"{str(error).removesuffix('.')}, or use `lens=maps`.") from error
 
 
 def lens_named(name: str) -> Lens:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from headatlas.architectures import Model
+from headatlas.errors import HeadatlasError
 from headatlas.lenses.lens import LayerStates
 
 
@@ -25,6 +26,11 @@ class MapsStates:
         """
         if any(len(source) != 1 for source in sources):
             raise ValueError("the maps lens reads sources of one token only")
+        if not model.mlp_modules(0):
+            raise HeadatlasError(
+                f"{model.checkpoint.spec}: the first block has no MLP, which `lens=maps` needs; use "
+                "`lens=neutral`."
+            )
         self._first = model.embed([source[0] for source in sources]).to(torch.float32)
         with torch.inference_mode():
             self._later = model.first_mlp(self._first).to(torch.float32)

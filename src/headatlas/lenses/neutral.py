@@ -25,7 +25,7 @@ import torch
 from headatlas.architectures import Model
 from headatlas.devices import free_memory, strict_products
 from headatlas.errors import HeadatlasError
-from headatlas.lenses.lens import LayerStates
+from headatlas.lenses.lens import LayerStates, or_lens_maps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -80,7 +80,7 @@ class NeutralStates:
             return cls(folder)
         rows = [prefix_row(model, prefix) for prefix in prefixes]
         collector = Collector(model, layers, len(sources), len(prefixes))
-        with running(model, device) as modules, collector.hooked(modules):
+        with or_lens_maps(), running(model, device) as modules, collector.hooked(modules):
             _forward(model, modules, rows, sources, collector, progress)
         del modules
 

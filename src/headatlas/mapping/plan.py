@@ -134,7 +134,7 @@ def plan(
         streams=streamed,
         relations=len(asked),
         sources=sources,
-        bytes_to_read=opened.bytes_needed(chosen.name),
+        bytes_to_read=opened.bytes_needed(forward_pass=not chosen.weights_only),
         memory_bytes=memory_needed(opened, chosen, sources, machine, streamed=streamed),
         seconds_least=least,
         seconds_most=most,

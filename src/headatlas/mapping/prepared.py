@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from headatlas import __version__
 from headatlas.architectures import Model, open_model
-from headatlas.architectures.selfcheck import self_check
+from headatlas.architectures.self_check import self_check
 from headatlas.atlas.layout import Layout, build_layout
 from headatlas.errors import HeadatlasError
-from headatlas.lenses import Lens, lens_named
+from headatlas.lenses import Lens, lens_named, or_lens_maps
 from headatlas.mapping.pair_index import PairIndex, index_pairs
 from headatlas.options import CEILING, MAX_CEILING, TargetPolicy, Thresholds
 from headatlas.relations import RelationSpec, competing_tokens, resolve_relations, tokenise
@@ -105,7 +105,8 @@ def open_for(
     """
     checkpoint = open_checkpoint(model, tokenizer, remote=remote, adapter=adapter)
     if not lens.weights_only:
-        need_on_disk(checkpoint, f"the {lens.name} lens")
+        with or_lens_maps():
+            need_on_disk(checkpoint, f"the {lens.name} lens")
     return open_model(checkpoint)
 
 

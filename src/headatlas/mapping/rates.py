@@ -24,7 +24,7 @@ import torch
 from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_write
-from headatlas.weights.cache import cache_dir
+from headatlas.weights.local_files import cache_dir
 
 _ROWS, _INNER, _COLUMNS = 128, 512, 2048
 """Of a product so short that some of many are not interrupted by what else runs."""

@@ -1,10 +1,11 @@
-"""Where are the bytes? From a model's name to named tensors, a tokenizer and modules.
+"""From a model's name to named tensors, a tokenizer and modules.
 
 :func:`open_checkpoint` reads headers only; tensors are read by name when they are needed. Nothing here ever
 unpickles a file or runs code that comes with a model.
 """
 
 from headatlas.addresses import shown
+from headatlas.weights.checkpoints import open_checkpoint
 from headatlas.weights.identity import fingerprint, tokenizer_hash
 from headatlas.weights.loading import (
     can_stream,
@@ -13,12 +14,12 @@ from headatlas.weights.loading import (
     load_tokenizer,
     need_on_disk,
 )
-from headatlas.weights.resolve import open_checkpoint
-from headatlas.weights.source import Checkpoint, MergedAdapter, TensorInfo, TensorSource
+from headatlas.weights.source import Checkpoint, MergedAdapter, NoModulesError, TensorInfo, TensorSource
 
 __all__ = [
     "Checkpoint",
     "MergedAdapter",
+    "NoModulesError",
     "TensorInfo",
     "TensorSource",
     "can_stream",

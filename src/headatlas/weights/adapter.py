@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
-from headatlas.weights.cache import sha256_of_file
-from headatlas.weights.jsonfile import read_json_object
+from headatlas.weights.local_files import read_json_object, sha256_of_file
 from headatlas.weights.safetensors_source import SafetensorsSource
 from headatlas.weights.source import Checkpoint, Mapped, MergedAdapter, TensorInfo, TensorSource
 
@@ -140,7 +139,7 @@ def with_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
 
 @dataclass(frozen=True)
 class Update:
-    """What an adapter adds to one stored weight: ``scale * B @ A``.
+    """The term that an adapter adds to one stored weight: ``scale * B @ A``.
 
     Attributes:
         A, B: Names of the factors [r, in] and [out, r].
@@ -273,7 +272,7 @@ def _number(config: Mapping[str, Any], module: str, key: str, patterns: str, fil
 def _updates(
     config: Mapping[str, Any], factors: SafetensorsSource, base: TensorSource, home: Path
 ) -> dict[str, Update]:
-    """What an adapter adds to which stored weight.
+    """Stored weights and the terms that an adapter adds to them.
 
     Raises:
         HeadatlasError: A tensor of the adapter is not understood or fits no weight of the base.

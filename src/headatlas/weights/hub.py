@@ -149,7 +149,7 @@ def _weight_files(repo: str, revision: str | None, names: list[str]) -> list[str
 
 
 def _split_model(name: str) -> str:
-    """What the parts of a split GGUF have in common; for another file its name."""
+    """The common name of the parts of a split GGUF; for another file its own."""
     split = SPLIT_NAME.match(name)
     return name if split is None else f"{split['stem']} of {split['parts']}"
 

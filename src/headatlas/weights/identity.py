@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from headatlas.errors import HeadatlasError
 from headatlas.weights.adapter import AdaptedSource
-from headatlas.weights.cache import sha256_of_file
 from headatlas.weights.gguf_source import GgufSource
+from headatlas.weights.local_files import sha256_of_file
 from headatlas.weights.module_source import ModuleSource
 from headatlas.weights.remote_safetensors import RemoteSafetensorsSource
 from headatlas.weights.safetensors_source import SafetensorsSource
@@ -27,7 +27,7 @@ _SAMPLED_VALUES = 4096
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """What identifies the weights of a checkpoint.
+    """A hash that identifies the weights of a checkpoint.
 
     * Files of up to 2 GiB together: ``sha256:`` and the SHA-256 of the file, as ``sha256sum`` prints it. For
       several files, of the lines ``<sha256>  <name>`` in the order of the shards.

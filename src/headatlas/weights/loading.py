@@ -1,31 +1,36 @@
-"""Tokenizer and modules of a checkpoint, loaded by transformers: quietly, offline, without foreign code."""
+"""Tokenizer and modules of a checkpoint, whole or their first layers, made by transformers.
+
+Quietly, offline, and without code that comes with a model. Tensors find their modules by transformers' own
+names and conversions, not by a family file, so what modules compute says whether the family file is right.
+"""
 
 from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headatlas.addresses import is_url
 from headatlas.errors import HeadatlasError
 from headatlas.weights.adapter import AdaptedSource
-from headatlas.weights.folder import SINGLE_NAME
-from headatlas.weights.gguf_cache import gguf_tokenizer
-from headatlas.weights.gguf_modules import gguf_modules
-from headatlas.weights.gguf_settings import finish
+from headatlas.weights.checkpoints import SINGLE_NAME
+from headatlas.weights.gguf_config import finish, of_text
+from headatlas.weights.gguf_modules import gguf_modules, gguf_tokenizer
 from headatlas.weights.gguf_source import GgufSource
-from headatlas.weights.jsonfile import refuse_pointer
+from headatlas.weights.local_files import refuse_pointer
 from headatlas.weights.module_source import ModuleSource, stock_class
-from headatlas.weights.quantized import PACKED, PLAIN
+from headatlas.weights.quantized import PLAIN, QUANTIZED
 from headatlas.weights.safetensors_source import SafetensorsSource
-from headatlas.weights.source import Checkpoint, TensorSource
+from headatlas.weights.source import Checkpoint, NoModulesError, TensorSource
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
 
 # What transformers, tokenizers and safetensors raise when a file does not hold what they expect.
 _LIBRARY_ERRORS = (
@@ -93,7 +98,7 @@ def load_modules(
 
     wanted = torch.float32 if dtype is None else dtype
     if isinstance(checkpoint.source, ModuleSource):
-        return _beside(checkpoint.source, wanted, needed)
+        return _modules_beside(checkpoint.source, wanted, needed)
     with transformers_at_work(f"The model {checkpoint.path}"):
         model, report = _from_pretrained(checkpoint, wanted)
     missing, mismatched = sorted(report["missing_keys"]), sorted(map(str, report["mismatched_keys"]))
@@ -125,11 +130,14 @@ def _at_rest(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _beside(source: ModuleSource, dtype: torch.dtype, needed: Collection[str]) -> PreTrainedModel:
+def _modules_beside(source: ModuleSource, dtype: torch.dtype, needed: Collection[str]) -> PreTrainedModel:
     """New modules for the parameters of a model in memory, as they would be loaded from its saved files."""
     from torch import nn
 
     loaded, name = source.module, f"The loaded {type(source.module).__name__}"
+    devices = devices_of(loaded)
+    if len(devices) > 1:
+        raise NoModulesError(f"{name} is spread over {len(devices)} devices; move it to one.")
     with transformers_at_work(name):
         # What a saved config does not hold, such as the implementation of attention, is left behind.
         config = _plain(type(loaded.config).from_dict(loaded.config.to_dict()))
@@ -154,13 +162,13 @@ def _beside(source: ModuleSource, dtype: torch.dtype, needed: Collection[str]) -
             made[id(tensor)] = nn.Parameter(source.floating(path).to(dtype), requires_grad=False)
         setattr(module, leaf, made[id(tensor)])
     _check_places(name, model, (tensors.keys() - places.keys()) & set(needed))
-    devices = {tensor.device for tensor in tensors.values()}
-    if len(devices) > 1:
-        raise HeadatlasError(
-            f"{name} is spread over {len(devices)} devices; move it to one, or use the lens maps."
-        )
     nn.Module.to(model, devices.pop())
     return _at_rest(model)
+
+
+def devices_of(model: PreTrainedModel) -> set[torch.device]:
+    """The devices that the tensors of a model in memory are on."""
+    return {tensor.device for tensor in model.state_dict(keep_vars=True).values()}
 
 
 def load_skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
@@ -254,10 +262,10 @@ def need_on_disk(checkpoint: Checkpoint, what: str) -> None:
 
     Args:
         checkpoint: The model.
-        what: What needs all of it, e.g. ``"the neutral lens"``.
+        what: What needs all of it, e.g. ``"evidence"``.
 
     Raises:
-        HeadatlasError: The weights are not on disk.
+        NoModulesError: The weights are not on disk.
     """
     if checkpoint.traffic is None:
         return
@@ -266,9 +274,9 @@ def need_on_disk(checkpoint: Checkpoint, what: str) -> None:
         if is_url(checkpoint.spec)
         else "leave out `remote=True` to download it"
     )
-    raise HeadatlasError(
+    raise NoModulesError(
         f"{checkpoint.spec}: {what} needs the whole model ({checkpoint.traffic.total / 1e9:.3g} GB), "
-        f"which is read in place here; {how}, or use `lens=maps`."
+        f"which is read in place here; {how}."
     )
 
 
@@ -295,7 +303,7 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTra
 
 
 def _from_tensors(checkpoint: Checkpoint, source: TensorSource, options: dict[str, Any]) -> Any:
-    """What ``from_pretrained`` returns for the plain tensors that a source shows.
+    """Call ``from_pretrained`` with the plain tensors that a source shows.
 
     So FP8 and MXFP4 need none of the packages and devices that transformers asks for, an adapter not PEFT,
     and the modules hold the numbers that the source reads.
@@ -304,7 +312,7 @@ def _from_tensors(checkpoint: Checkpoint, source: TensorSource, options: dict[st
     tensors = {
         name: source.read(name).to(options["dtype"])
         for name, info in source.infos().items()
-        if info.dtype in PLAIN or info.dtype in PACKED
+        if info.dtype in PLAIN or info.dtype in QUANTIZED
     }
     known = auto_class(checkpoint)._model_mapping[type(config)]
     classes = known if isinstance(known, tuple) else (known,)
@@ -313,7 +321,7 @@ def _from_tensors(checkpoint: Checkpoint, source: TensorSource, options: dict[st
 
 
 def _folder_of(checkpoint: Checkpoint) -> Path:
-    """Where config and tokenizer are."""
+    """The folder of config and tokenizer."""
     if checkpoint.path is None:
         raise TypeError("a loaded model has no folder")
     return checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
@@ -380,3 +388,163 @@ def _quiet() -> Iterator[None]:
                 transformers_logging.enable_progress_bar()  # switches those of the Hub on, too
             if no_hub_bars:
                 hub.disable_progress_bars()
+
+
+_FEW = 8
+# What makes an MLP or a vocabulary large; the attention does not depend on it.
+_WIDTHS = (
+    "vocab_size",
+    "intermediate_size",
+    "n_inner",
+    "ffn_dim",
+    "ffn_hidden_size",
+    "moe_intermediate_size",
+)
+_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")  # the places in the list are their new ids
+
+
+class TooLargeError(Exception):
+    """More would be read than was allowed; the argument is the size in bytes."""
+
+
+def first_block(
+    checkpoint: Checkpoint,
+    *,
+    body: str,
+    without: Sequence[str],
+    stored_name: Callable[[str], str],
+    most_bytes: int,
+) -> PreTrainedModel:
+    """A transformers model of one block, in float32 and evaluation mode, without embedding and MLP.
+
+    Args:
+        checkpoint: Safetensors or GGUF on disk.
+        body: Path of the decoder among the modules.
+        without: Paths of the first block's MLP, which is not read.
+        stored_name: From a parameter's path to the stored name (safetensors).
+        most_bytes: How much may be read.
+
+    Raises:
+        HeadatlasError: transformers cannot make the modules, or a tensor is not there under its name.
+        TooLargeError: More than ``most_bytes`` would be read.
+    """
+    if isinstance(checkpoint.source, GgufSource):
+        return _of_gguf(checkpoint.source, most_bytes)
+    if not can_stream(checkpoint) or checkpoint.traffic is not None:
+        raise HeadatlasError(f"{checkpoint.spec}: the weights are not on disk.")
+    config = local_config(checkpoint)
+    with transformers_at_work(f"The first block of {checkpoint.spec}"):
+        with_layers(config)
+    model = skeleton_of(checkpoint, config)
+    decoder: Any = model.get_submodule(body)
+    embedding = decoder.get_input_embeddings()
+    wanted = {}
+    for name, parameter in decoder.named_parameters():
+        path = f"{body}.{name}" if body else name
+        if parameter is embedding.weight or path.startswith(tuple(f"{part}." for part in without)):
+            continue
+        wanted[path] = stored_name(path)
+        info = checkpoint.source.infos().get(wanted[path])
+        if info is None or info.shape != tuple(parameter.shape):
+            found = "is missing" if info is None else f"has the shape {list(info.shape)}"
+            raise HeadatlasError(
+                f"{checkpoint.spec}: tensor {wanted[path]!r} {found}, transformers wants it in "
+                f"{list(parameter.shape)}."
+            )
+    infos = checkpoint.source.infos()
+    size = sum(infos[name].nbytes for name in wanted.values())
+    if size > most_bytes:
+        raise TooLargeError(size)
+    _fill(model, {path: checkpoint.source.read(name) for path, name in wanted.items()})
+    return model
+
+
+def first_layers(source: GgufSource, layers: int, most_bytes: int) -> PreTrainedModel:
+    """A transformers model of the first layers of a GGUF file, in float32 and evaluation mode.
+
+    Args:
+        source: The file.
+        layers: How many layers.
+        most_bytes: How much memory the weights may take.
+
+    Raises:
+        HeadatlasError: transformers cannot make the modules.
+        TooLargeError: The weights would take more than ``most_bytes``.
+    """
+
+    def wanted(name: str) -> bool:
+        return of_text(name) and in_first_layers(name, layers)
+
+    size = sum(4 * prod(info.shape) for name, info in source.infos().items() if wanted(name))
+    if size > most_bytes:
+        raise TooLargeError(size)
+    return _modules_of_gguf(source, lambda config: with_layers(config, layers), wanted)
+
+
+def in_first_layers(name: str, layers: int) -> bool:
+    """Whether a tensor of a GGUF file belongs to the first layers or to none."""
+    block, number = name.split(".")[:2]
+    return block != "blk" or not number.isdigit() or int(number) < layers
+
+
+def with_layers(config: Any, layers: int = 1) -> Any:
+    """The config cut down to its first layers; what is said layer by layer is cut as well."""
+    text = config.get_text_config()
+    every = text.num_hidden_layers
+    for key, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == every:
+            setattr(text, key, value[:layers])
+    text.num_hidden_layers = layers
+    return config
+
+
+def small_ids(config: Any) -> None:
+    """Give special tokens ids that lie in any vocabulary."""
+    for place, key in enumerate(_TOKENS):
+        if getattr(config, key, None) is not None:
+            setattr(config, key, place)
+
+
+def _fill(model: PreTrainedModel, tensors: dict[str, Any]) -> None:
+    from torch import nn
+
+    for path, tensor in tensors.items():
+        owner, _, leaf = path.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor.float(), requires_grad=False))
+
+
+def _of_gguf(source: GgufSource, most_bytes: int) -> PreTrainedModel:
+    """As transformers converts it. What is not read is made up, and small."""
+
+    def wanted(name: str) -> bool:
+        if name.startswith("blk."):
+            return name.startswith("blk.0.") and ".ffn" not in name
+        return name not in ("token_embd.weight", "output.weight")
+
+    size = sum(info.nbytes for name, info in source.infos().items() if wanted(name))
+    if size > most_bytes:
+        raise TooLargeError(size)
+
+    def smaller(config: Any) -> Any:
+        text = with_layers(config).get_text_config()
+        for key in _WIDTHS:
+            if isinstance(getattr(text, key, None), int):
+                setattr(text, key, _FEW)
+        small_ids(text)
+        return config
+
+    return _modules_of_gguf(source, smaller, wanted)
+
+
+def _modules_of_gguf(
+    source: GgufSource, change: Callable[[Any], Any], wanted: Callable[[str], bool]
+) -> PreTrainedModel:
+    """Modules of a changed config with some of a file's tensors."""
+    import torch
+
+    options = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": False}
+    with transformers_at_work(f"The model {source.files[0]}"):
+        model: PreTrainedModel = gguf_modules(source, options, change=change, wanted=wanted)
+    model.requires_grad_(False)
+    model.train(mode=False)
+    return model

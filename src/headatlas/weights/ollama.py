@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights.cache import cache_dir, sha256_of_file
-from headatlas.weights.jsonfile import read_json_object
+from headatlas.weights.local_files import cache_dir, read_json_object, sha256_of_file
 
 MODELS_VARIABLE = "OLLAMA_MODELS"
 _HOST, _NAMESPACE, _TAG = "registry.ollama.ai", "library", "latest"

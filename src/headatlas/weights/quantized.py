@@ -31,7 +31,7 @@ _EXPONENTS = frozenset({"U8", "F8_E8M0"})
 _SCALES = frozenset({"F16", "BF16", "F32"}) | _EXPONENTS
 PLAIN = frozenset({"F16", "BF16", "F32", "F64"})
 """Types that are read as they are."""
-PACKED = FP8 | {"MXFP4"}
+QUANTIZED = FP8 | {"MXFP4"}
 """Types of :class:`Quantized` tensors."""
 _ROWS = 1024  # rows scaled at once, so that temporary memory stays small
 _BLOCK = 128
@@ -106,7 +106,7 @@ class Quantized:
         return result
 
 
-def dequantising(
+def quantized_tensors(
     infos: Mapping[str, TensorInfo], config: Mapping[str, Any], where: str
 ) -> tuple[dict[str, TensorInfo], dict[str, Quantized]]:
     """The tensors of a checkpoint as a model that is not quantised would have them.
@@ -117,28 +117,28 @@ def dequantising(
         where: The checkpoint, for messages.
 
     Returns:
-        Every tensor without scales, and how to read those that are packed.
+        Every tensor without scales, and how to read those that are quantised.
 
     Raises:
         HeadatlasError: The weights are quantised in another way, or scales do not fit their weights.
     """
-    settings = _settings(config)
-    packed = {each.info.name: each for each in _found(infos, settings)}
-    _refuse_others(infos, packed, config, settings, where)
-    if not packed:
+    scheme = _quantization_config(config)
+    quantized = {each.info.name: each for each in _found(infos, scheme)}
+    _refuse_others(infos, quantized, config, scheme, where)
+    if not quantized:
         return dict(infos), {}
-    hidden = {part.name for each in packed.values() for part in (each.values, each.scale)}
+    hidden = {part.name for each in quantized.values() for part in (each.values, each.scale)}
     hidden |= {name for name in infos if name.endswith(tuple(f".{end}" for end in _OF_ACTIVATIONS))}
     plain = {name: info for name, info in infos.items() if name not in hidden}
-    return plain | {name: each.info for name, each in packed.items()}, packed
+    return plain | {name: each.info for name, each in quantized.items()}, quantized
 
 
 def speaks_of_quantisation(config: Mapping[str, Any]) -> bool:
     """Whether a config.json has settings of a quantised model; plain weights may have kept them."""
-    return bool(_settings(config))
+    return bool(_quantization_config(config))
 
 
-def _settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     nested = config.get("text_config")
     for each in (config, nested if isinstance(nested, Mapping) else {}):
         for key in ("quantization_config", "compression_config"):
@@ -147,10 +147,10 @@ def _settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
-def _found(infos: Mapping[str, TensorInfo], settings: Mapping[str, Any]) -> Iterator[Quantized]:
+def _found(infos: Mapping[str, TensorInfo], scheme: Mapping[str, Any]) -> Iterator[Quantized]:
     for name, info in infos.items():
         if info.dtype in FP8 and (scale := _scale_of(name, infos)) is not None:
-            grid, block = _grid(info, scale, settings)
+            grid, block = _grid(info, scale, scheme)
             yield Quantized(_stands_for(name, info.shape, info, scale, info.dtype), info, scale, grid, block)
         elif info.dtype == "U8" and name.endswith("_blocks"):
             stem = name.removesuffix("_blocks")
@@ -183,7 +183,7 @@ def _scale_of(name: str, infos: Mapping[str, TensorInfo]) -> TensorInfo | None:
 
 
 def _grid(
-    values: TensorInfo, scale: TensorInfo, settings: Mapping[str, Any]
+    values: TensorInfo, scale: TensorInfo, scheme: Mapping[str, Any]
 ) -> tuple[tuple[int, ...], tuple[int, int]]:
     """The shape in which scales are used, and the rows and columns that share one."""
     if prod(scale.shape) == 1:
@@ -191,7 +191,7 @@ def _grid(
     grid = (*scale.shape, 1) if len(values.shape) == 2 and len(scale.shape) == 1 else scale.shape
     if len(values.shape) not in (2, 3) or len(grid) != len(values.shape) or grid[:-2] != values.shape[:-2]:
         raise _misfit(values, scale)
-    sizes = settings.get("weight_block_size")
+    sizes = scheme.get("weight_block_size")
     known = isinstance(sizes, list) and len(sizes) == 2 and all(type(size) is int for size in sizes)
     usual = sizes if known and isinstance(sizes, list) else [_BLOCK, _BLOCK]
     rows, columns = (
@@ -204,7 +204,7 @@ def _grid(
 
 
 def _block(size: int, parts: int, usual: int) -> int | None:
-    """How many of ``size`` rows or columns share one of ``parts`` scales; None if they do not fit."""
+    """Rows or columns, of ``size``, that share one of ``parts`` scales; None if they do not fit."""
     if usual > 0 and -(-size // usual) == parts:
         return usual
     return size // parts if parts and size % parts == 0 else None
@@ -219,9 +219,9 @@ def _misfit(values: TensorInfo, scale: TensorInfo) -> HeadatlasError:
 
 def _refuse_others(
     infos: Mapping[str, TensorInfo],
-    packed: Mapping[str, Quantized],
+    quantized: Mapping[str, Quantized],
     config: Mapping[str, Any],
-    settings: Mapping[str, Any],
+    scheme: Mapping[str, Any],
     where: str,
 ) -> None:
     """Refuse what is quantised otherwise.
@@ -229,11 +229,11 @@ def _refuse_others(
     Raises:
         HeadatlasError: It is.
     """
-    named = settings.get("quant_method")
+    named = scheme.get("quant_method")
     method = str(named) if isinstance(named, str) else ""
     if isinstance(config.get("quantization"), Mapping) and not method:
         method = "mlx"
-    read = {part.name for each in packed.values() for part in (each.values, each.scale)}
+    read = {part.name for each in quantized.values() for part in (each.values, each.scale)}
     others = {name: info for name, info in infos.items() if name not in read and info.dtype not in PLAIN}
     telling = [kind for name in infos if (kind := _TELLTALES.get(name.rpartition(".")[2]))]
     if telling and others:
@@ -250,7 +250,7 @@ def _refuse_others(
             "not those that act; such a model is not mapped."
         )
     for key in ("transform_config", "sparsity_config"):
-        changed = settings.get(key)
+        changed = scheme.get(key)
         if isinstance(changed, Mapping) and changed and changed.get("format") != "dense":
             raise _refusal(where, f"{method} with a {key}")
 

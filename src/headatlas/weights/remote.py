@@ -39,8 +39,8 @@ _TIMES = ("Last-Modified", "LastModified", "last_modified", "updated", "mtime", 
 
 @dataclass(frozen=True)
 class Patience:
-    """How often to try (in all), seconds of the first pause (doubled each time) and of the longest one, and
-    seconds without a byte after which a request has failed."""
+    """Tries in all, seconds of the first pause (doubled each time) and of the longest, and seconds without a
+    byte after which a request has failed."""
 
     attempts: int = 6
     first_pause: float = 0.5
@@ -275,12 +275,9 @@ class RemoteStore:
 
         if _is_http(file.address):
             return bytes(sync(self._system.loop, _http_part, self._system, file, start, end))
-        if isinstance(self._system, AsyncFileSystem):
-            return bytes(self._system.cat_file(file.address, start=start, end=end))
-        # Without a cache, which would read ahead what nobody asked for.
-        with self._system.open(file.address, "rb", cache_type="none") as stream:
-            stream.seek(start)
-            return bytes(stream.read(end - start))
+        # Files that are opened for it get no cache, which would read ahead what nobody asked for.
+        options = {} if isinstance(self._system, AsyncFileSystem) else {"cache_type": "none"}
+        return bytes(self._system.cat_file(file.address, start=start, end=end, **options))
 
     def _patiently(self, label: str, ask: Callable[[], T]) -> T:
         patience = PATIENCE
@@ -377,7 +374,7 @@ _ADVICE = {
 
 
 def _verdict(error: BaseException) -> tuple[str, str]:
-    """What happened, and its kind in ``_ADVICE``. Never the error's own text, which may hold credentials."""
+    """A failure in words, never the error's own, which may hold credentials, and its kind in ``_ADVICE``."""
     if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, failures()):
         # fsspec says “not found” of every failed look-up over HTTP; the cause knows better.
         error = error.__cause__

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING
 
 from headatlas.addresses import shown
 from headatlas.errors import HeadatlasError
-from headatlas.weights.cache import cache_dir, filled_folder, locked
-from headatlas.weights.folder import SINGLE_NAME, architecture_of
-from headatlas.weights.jsonfile import read_json_object
+from headatlas.weights.checkpoints import SINGLE_NAME, architecture_of
+from headatlas.weights.local_files import cache_dir, filled_folder, locked, read_json_object
 from headatlas.weights.remote import Address, RemoteFile, RemoteStore
-from headatlas.weights.safetensors_header import PlacedTensor, header_length, placed_tensors
 from headatlas.weights.safetensors_source import (
     INDEX_NAME,
+    PlacedTensor,
     StoredTensors,
     check_weight_map,
-    joined,
+    header_length,
+    infos_of_files,
+    placed_tensors,
     read_weight_map,
 )
 from headatlas.weights.source import Checkpoint, Traffic
@@ -105,7 +106,7 @@ def _checkpoint(
     spec: str, name: str, folder: Path, source: RemoteSafetensorsSource, commit: str | None = None
 ) -> Checkpoint:
     config = read_json_object(folder / CONFIG)
-    source.unpack(config)
+    source.dequantise(config)
     return Checkpoint(
         spec=spec,
         name=name,
@@ -204,7 +205,7 @@ class RemoteSafetensorsSource(StoredTensors):
         headers = {
             file.label: {name: each.info for name, each in placed.items()} for file, placed in found.items()
         }
-        super().__init__(joined(headers), self.files[0].label.rpartition("/")[0])
+        super().__init__(infos_of_files(headers), self.files[0].label.rpartition("/")[0])
         self._placed = {name: (file, each) for file, placed in found.items() for name, each in placed.items()}
         if weight_map is not None:
             check_weight_map(f"The index beside {self.files[0].label}", weight_map, self._infos)
@@ -240,7 +241,7 @@ class RemoteSafetensorsSource(StoredTensors):
         )
 
     def fingerprint(self) -> str:
-        """What identifies the weights; see :func:`headatlas.weights.identity.fingerprint`.
+        """A hash that identifies the weights; see :func:`headatlas.weights.identity.fingerprint`.
 
         Raises:
             HeadatlasError: A window cannot be read.

@@ -1,4 +1,4 @@
-"""What a checkpoint looks like to the rest of headatlas: names, shapes, and `read`.
+"""Checkpoints and their named tensors, as the rest of headatlas sees them.
 
 Nothing above this folder knows whether the bytes are safetensors, GGUF or a module already in memory.
 """
@@ -11,9 +11,16 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from headatlas.errors import HeadatlasError
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class NoModulesError(HeadatlasError):
+    """There are no modules that compute what the model does; its tensors can be read all the same."""
+
 
 Format = Literal["safetensors", "gguf", "module"]
 
@@ -67,7 +74,7 @@ class Mapped(Protocol):
 
 
 class Traffic:
-    """How much of a checkpoint that is not on disk has been read; several threads may add to it.
+    """Bytes read of a checkpoint that is not on disk; several threads may add to them.
 
     Attributes:
         total: Bytes of all its weight files.
@@ -110,7 +117,7 @@ class MergedAdapter:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened model: where its bytes are, its config, and how to get tokenizer and modules.
+    """An opened checkpoint: where its bytes are, its config, and how to get tokenizer and modules.
 
     Attributes:
         spec: What the user typed.

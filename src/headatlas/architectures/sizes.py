@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from headatlas.architectures.family_config import ConfigKeys, ConfigValue, ExpertKeys, Flag
+from headatlas.architectures.family import ConfigKeys, ConfigValue, ExpertKeys, Flag
 from headatlas.architectures.types import Dims
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint
@@ -33,7 +33,7 @@ class ExpertSizes:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What a config says, in headatlas's names.
+    """The numbers and switches of a config, in headatlas's names.
 
     Attributes:
         d_mlp: Width of the MLP's hidden layer.
@@ -63,7 +63,7 @@ class ModelSizes:
 
 
 def read_sizes(checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str, int]) -> ModelSizes:
-    """The settings of a checkpoint.
+    """Sizes and switches of a checkpoint, read from its config.
 
     Args:
         checkpoint: The checkpoint.
@@ -160,7 +160,7 @@ class _Reader:
         return self.prefix + (value.keys[0] if value.keys else ""), value.default
 
     def _at(self, key: str) -> Any:
-        """What the config holds under a key; ``a.b`` may be a key itself (GGUF) or lead into a table."""
+        """The value under a key, or None; ``a.b`` may be a key itself (GGUF) or lead into a table."""
         found = self.config.get(self.prefix + key)
         outer, dot, inner = key.partition(".")
         table = self.config.get(outer) if found is None and dot else None
@@ -182,7 +182,7 @@ class _Reader:
         return HeadatlasError(f"{self.spec}: config key {key!r} ({name}) is {found!r}, but must be {wanted}.")
 
     def _case(self, value: ConfigValue) -> ConfigValue:
-        """What counts under the flags of this config."""
+        """The case that counts under the flags of this config."""
         return next((case for case in value.cases if self.flags[case.when]), value)
 
     def size(self, name: str, value: ConfigValue, least: int = 1) -> int:
