@@ -209,7 +209,7 @@ class _Keys:
     @property
     def d_head(self) -> int:
         """The size of a head's key."""
-        return int(self.values.get("attention.key_length", self.usual_d_head))
+        return int(self.number("attention.key_length") or self.usual_d_head)
 
     def refusal(self, problem: str) -> NoModulesError:
         return NoModulesError(
@@ -357,11 +357,10 @@ def _complete_scores(config: Any, keys: _Keys) -> None:
     """Set the scale of attention scores."""
     scale = keys.number("attention.scale")
     if hasattr(config, "query_pre_attn_scalar"):
-        d_head = config.head_dim
         wide = (keys.architecture, config.num_hidden_layers) in _SCALED_BY_WIDTH
-        usual = config.hidden_size // config.num_attention_heads if wide else d_head
+        usual = keys.usual_d_head if wide else keys.d_head
         config.query_pre_attn_scalar = scale**-2 if scale else usual
-    elif scale and abs(scale**-2 / _d_head(config) - 1) > 1e-3:
+    elif scale and abs(scale**-2 / keys.d_head - 1) > 1e-3:
         raise keys.refusal(f"its header says {keys.architecture}.attention.scale = {scale:g}")
 
 
@@ -378,7 +377,7 @@ def _complete_positions(config: Any, rope: dict[str, Any], keys: _Keys) -> None:
     if local is not None and isinstance(rope.get("sliding_attention"), dict):
         rope["sliding_attention"]["rope_theta"] = local
     width = _rotary_width(keys)
-    share = 1.0 if width is None else width / _d_head(config)
+    share = 1.0 if width is None else width / keys.d_head
     if width is not None and (share != 1 or "partial_rotary_factor" in table):
         table["partial_rotary_factor"] = share
     scaling = _scaling(keys)
@@ -422,15 +421,9 @@ def _rotary_width(keys: _Keys) -> float | None:
         NoModulesError: On more than a head has.
     """
     width = keys.number("rope.dimension_count")
-    d_model, heads = keys.number("embedding_length"), keys.number("attention.head_count")
-    d_head = keys.number("attention.key_length") or (d_model / heads if d_model and heads else None)
-    if width is not None and not (0 < width <= (d_head or 0) and width % 2 == 0):
+    if width is not None and not (0 < width <= keys.d_head and width % 2 == 0):
         raise keys.refusal(f"its header has rotary positions on {width:g} dimensions of a head")
     return width
-
-
-def _d_head(config: Any) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def finish(model: PreTrainedModel, source: GgufSource) -> None:
