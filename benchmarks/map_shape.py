@@ -110,7 +110,7 @@ def print_header(checkpoint: Path, prepared: PreparedMap, layers: Sequence[int])
         f"{checkpoint}: {dims.n_layers} layers × {dims.n_heads} heads, {dims.n_kv_heads} value groups, "
         f"d {dims.d_model:,}, d_head {dims.d_head}, vocabulary {dims.vocab_size:,}\n"
         f"lens {_lens(prepared)}, layers {layers[0]} to {layers[-1]}, "
-        f"{len(prepared.pair_index.sources):,} sources in {len(prepared.pair_index.relations)} relations\n"
+        f"{len(prepared.layout.sources):,} sources in {len(prepared.layout.included)} relations\n"
         f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
 
@@ -170,21 +170,21 @@ def compare(
     check_sources: int,
 ) -> None:
     """The plain way on some heads, the planted ones first, and their ranks in float64."""
-    dims, pair_index = prepared.model.dims, prepared.pair_index
+    dims, layout = prepared.model.dims, prepared.layout
     vocabulary = Vocabulary.competing(prepared.model.unembed(), prepared.competing)
     states = states_of(prepared, out)
     spread = np.linspace(layers[0] * dims.n_heads, layers[-1] * dims.n_heads + dims.n_heads - 1, sample)
     chosen = [(head.layer, head.head) for head in planted[: (sample + 1) // 2]]
     chosen += [divmod(int(at), dims.n_heads) for at in spread[: sample - len(chosen)]]
-    rows = np.linspace(0, len(pair_index.sources) - 1, min(check_sources, len(pair_index.sources)))
+    rows = np.linspace(0, len(layout.sources) - 1, min(check_sources, len(layout.sources)))
     seconds, compared = [], 0
     for layer, head in chosen:
         inputs = layer_inputs(prepared, states, layer)
-        seconds.append(plain_seconds(pair_index, inputs, head, vocabulary, prepared.options.thresholds.k))
+        seconds.append(plain_seconds(layout, inputs, head, vocabulary, prepared.options.thresholds.k))
         compared += check(prepared, inputs, vocabulary, atlas, layer, head, rows.astype(np.int64))
     n_heads = len(layers) * dims.n_heads
     plain = statistics.median(seconds) * n_heads
-    full = n_heads * len(pair_index.sources) * len(vocabulary) * dims.d_model
+    full = n_heads * len(layout.sources) * len(vocabulary) * dims.d_model
     print(
         f"the plain way in float32, scaled from {len(chosen)} heads: {plain:,.0f} s; "
         f"engine {measured.engine_seconds:.1f} s (control included): "

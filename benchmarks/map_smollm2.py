@@ -85,15 +85,15 @@ def _compare(lens: str, runs: list[Stats], total: float, atlas: Atlas, sample: i
     states = _states(prepared, folder / "states")
     vocabulary = Vocabulary.competing(prepared.model.unembed(), prepared.competing)
     dims, k = prepared.model.dims, prepared.options.thresholds.k
-    n_heads, rows = dims.n_layers * dims.n_heads, np.arange(len(prepared.pair_index.sources))
+    n_heads, rows = dims.n_layers * dims.n_heads, np.arange(len(prepared.layout.sources))
     plain: list[float] = []
     shared: list[float] = []
     compared = 0
     for number in np.linspace(0, n_heads - 1, sample).astype(int):
         layer, head = divmod(int(number), dims.n_heads)
         inputs = layer_inputs(prepared, states, layer)
-        plain.append(plain_seconds(prepared.pair_index, inputs, head, vocabulary, k))
-        shared.append(shared_seconds(prepared.pair_index, inputs, head, vocabulary, k))
+        plain.append(plain_seconds(prepared.layout, inputs, head, vocabulary, k))
+        shared.append(shared_seconds(prepared.layout, inputs, head, vocabulary, k))
         compared += check(prepared, inputs, vocabulary, atlas, layer, head, rows)
     mapping = statistics.median(run.seconds["ranking"] for run in runs)
     for name, seconds in (("plain way", plain), ("each source once", shared)):
@@ -103,7 +103,7 @@ def _compare(lens: str, runs: list[Stats], total: float, atlas: Atlas, sample: i
             f"ranking here {mapping:.1f} s: {brute / mapping:.0f} × faster; all of the map {total:.1f} s: "
             f"{brute / total:.0f} ×"
         )
-    full = n_heads * len(prepared.pair_index.sources) * len(vocabulary) * dims.d_model
+    full = n_heads * len(prepared.layout.sources) * len(vocabulary) * dims.d_model
     print(
         f"multiply-adds {runs[0].products:.3g} of {full:.3g} (each source once): "
         f"1 in {full / runs[0].products:.0f}"
@@ -113,10 +113,10 @@ def _compare(lens: str, runs: list[Stats], total: float, atlas: Atlas, sample: i
 
 def _states(prepared: PreparedMap, folder: Path) -> States:
     if prepared.options.lens.weights_only:
-        return MapsStates(prepared.model, prepared.pair_index.sources)
+        return MapsStates(prepared.model, prepared.layout.sources)
     return NeutralStates.compute(
         prepared.model,
-        prepared.pair_index.sources,
+        prepared.layout.sources,
         prepared.options.lens.prefixes,
         folder,
         identity="benchmark",

@@ -168,7 +168,7 @@ def dynamic_scores(bench: Bench, modules: PreTrainedModel) -> tuple[Scores, Scor
 
 def by_relation(bench: Bench, weights: Callable[[int], torch.Tensor]) -> Scores:
     """[layer, head, relation] means over each relation's sources of [n_heads, n] a layer."""
-    relations = bench.words.questions.relations
-    rows = [np.unique(bench.words.questions.own_row[relation.own]) for relation in relations]
+    layout = bench.words.layout
+    rows = [np.unique(layout.own_row[block.own]) for block in layout.blocks]
     layers = [weights(layer).to(torch.float64).numpy() for layer in range(bench.model.dims.n_layers)]
     return np.stack([np.stack([each[:, row].mean(axis=1) for row in rows], axis=-1) for each in layers])

@@ -54,7 +54,7 @@ def test_blocks_tile_the_cell_axis(drawn: list[tuple[list[list[int]], bool]]) ->
     assert [block.relation for block in layout.blocks] == list(layout.included)
     end = 0
     for block in layout.blocks:
-        assert block.slice == slice(end, end + len(block.sources) * len(block.targets))
+        assert block.cells == slice(end, end + len(block.sources) * len(block.targets))
         end += block.size
         own = (layout.pair_relation == block.relation) & (layout.pair_source >= 0)
         assert block.targets.tolist() == sorted(set(layout.pair_target_id[own].tolist()))

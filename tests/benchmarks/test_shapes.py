@@ -106,10 +106,12 @@ def test_planted_heads_are_found_and_nothing_else(tiny: Path, mapped: Atlas) -> 
 
 def test_ranks_in_parts_are_the_oracles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.comparison.COLUMNS", 97)
-    _, pair_index, inputs, vocabulary = random_problem(3)
+    layout, inputs, vocabulary = random_problem(3)
     outputs = inputs.values(0) @ inputs.output(0)
-    expected = oracle._all_targets(outputs, pair_index, vocabulary, 32)
-    for found, wanted in zip(ranks(outputs, pair_index.targets, vocabulary, 32), expected, strict=True):
+    expected = oracle._all_targets(outputs, layout, vocabulary, 32)
+    for found, wanted in zip(
+        ranks(outputs, vocabulary.columns(layout.targets), vocabulary, 32), expected, strict=True
+    ):
         np.testing.assert_array_equal(found, wanted)
 
 
@@ -120,7 +122,7 @@ def test_ranks_in_parts_are_the_oracles(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_comparison_sees_one_wrong_rank(tiny: Path, mapped: Atlas, name: str) -> None:
     prepared = prepare(tiny, None, tiny / "relations", options(lens="maps"))
     head = checkpoints.planted_in(tiny)[0]
-    inputs = layer_inputs(prepared, MapsStates(prepared.model, prepared.pair_index.sources), head.layer)
+    inputs = layer_inputs(prepared, MapsStates(prepared.model, prepared.layout.sources), head.layer)
     vocabulary = Vocabulary.competing(prepared.model.unembed(), prepared.competing)
     rows = np.arange(0, TINY.sources, 3)
     asked = (prepared, inputs, vocabulary)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from headatlas.architectures import Model, open_model
-from headatlas.architectures import opened as opened_models
+from headatlas.architectures import model as model_module
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import NEUTRAL_PREFIXES, NeutralStates, StreamedStates, neutral
 from headatlas.lenses.neutral import discard_states, prefix_ids
@@ -277,13 +277,13 @@ def test_every_number_is_looked_at_once(
     case: str, route: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the states, and by what the engine reads afterwards: heads, right map, U (tied in Gemma)."""
-    model, looked, look = tiny_model(case), [0], opened_models._is_finite
+    model, looked, look = tiny_model(case), [0], model_module._is_finite
 
     def counting(tensor: torch.Tensor) -> bool:
         looked[0] += tensor.numel()
         return look(tensor)
 
-    monkeypatch.setattr(opened_models, "_is_finite", counting)
+    monkeypatch.setattr(model_module, "_is_finite", counting)
     ours = (
         opened(model) if route == "loaded" else open_model(open_checkpoint(save(model, tmp_path / "model")))
     )

@@ -208,7 +208,7 @@ def test_the_command(running: str, model: Path, relations: list[Relation], tmp_p
 
 
 def what_it_gets(
-    pair_index: Any, vocabulary: Any, inputs: Any, options: dict[str, Any], cpus: int, version: str
+    layout: Any, vocabulary: Any, inputs: Any, options: dict[str, Any], cpus: int, version: str
 ) -> Any:
     """In place of `rank_one`."""
     return (cluster.import_ray().get_gpu_ids(), options, vocabulary.device.type), Stats()
@@ -217,7 +217,7 @@ def what_it_gets(
 def test_a_task_gets_a_gpu_if_asked_for(running: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "rank_one", what_it_gets)
     nothing: Any = SimpleNamespace()
-    _, _, _, vocabulary = random_problem(0)
+    _, _, vocabulary = random_problem(0)
     layers: Any = iter([(0, nothing), (1, nothing)])
     found = cluster.rank_on_cluster(
         nothing, vocabulary, layers, n_layers=2, ceiling=32, stats=Stats(), device="cuda:1"

@@ -61,11 +61,11 @@ def test_ranks_are_the_oracles(case: str, lens: str, folders: dict[str, Path], t
     prepared = prepare(folders[case], None, relations, options(lens=lens))
     states: States
     if lens == "maps":
-        states = MapsStates(prepared.model, prepared.pair_index.sources)
+        states = MapsStates(prepared.model, prepared.layout.sources)
     else:
         states = NeutralStates.compute(
             prepared.model,
-            prepared.pair_index.sources,
+            prepared.layout.sources,
             prepared.options.lens.prefixes,
             tmp_path / "states",
             identity="",
@@ -83,8 +83,8 @@ def assert_equal_to_oracle(
     """The stored ranks of some layers equal brute force in float64."""
     vocabulary = Vocabulary.competing(prepared.model.unembed(), prepared.competing)
     for layer in layers:
-        expected = oracle.map_layer(
-            prepared.pair_index,
+        expected = oracle.brute_force_layer(
+            prepared.layout,
             layer_inputs(prepared, states, layer),
             vocabulary,
             ceiling=prepared.options.ceiling,

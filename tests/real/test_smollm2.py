@@ -100,8 +100,8 @@ def test_ranks_equal_brute_force(layer: int, heads: tuple[int, ...], mapped: Map
     prepared = prepare(MODEL, None, [relation for relation in core() if relation.name in CHECKED], chosen)
     inputs = _only(_inputs(prepared, mapped, layer), heads)
     vocabulary = Vocabulary.competing(prepared.model.unembed(), prepared.competing)
-    expected = oracle.map_layer(prepared.pair_index, inputs, vocabulary, ceiling=chosen.ceiling)
-    found = engine.map_layer(prepared.pair_index, inputs, vocabulary, ceiling=chosen.ceiling)
+    expected = oracle.brute_force_layer(prepared.layout, inputs, vocabulary, ceiling=chosen.ceiling)
+    found = engine.map_layer(prepared.layout, inputs, vocabulary, ceiling=chosen.ceiling)
     for field in fields(LayerRanks):
         np.testing.assert_array_equal(getattr(found, field.name), getattr(expected, field.name))
     names = mapped.atlas.dataset["relation"].values.tolist()
@@ -119,10 +119,10 @@ def test_ranks_equal_brute_force(layer: int, heads: tuple[int, ...], mapped: Map
 def _inputs(prepared: PreparedMap, mapped: Mapped, layer: int) -> LayerInputs:
     """A layer with the states that the map saved, of the sources of a smaller prepared."""
     if mapped.lens == "maps":
-        return layer_inputs(prepared, MapsStates(prepared.model, prepared.pair_index.sources), layer)
-    everything = prepare(MODEL, None, "core", prepared.options).pair_index.sources
+        return layer_inputs(prepared, MapsStates(prepared.model, prepared.layout.sources), layer)
+    everything = prepare(MODEL, None, "core", prepared.options).layout.sources
     inputs = layer_inputs(prepared, NeutralStates(mapped.folder / STATES_NAME), layer)
-    rows = [everything.index(source) for source in prepared.pair_index.sources]
+    rows = [everything.index(source) for source in prepared.layout.sources]
     return replace(inputs, states=inputs.states[rows], control_states=inputs.control_states[rows])
 
 

@@ -127,7 +127,7 @@ def check_memory(prepared: PreparedMap, device: torch.device) -> None:
     Raises:
         HeadatlasError: With the need.
     """
-    need = memory_least(prepared.model, lens_named("neutral"), len(prepared.pair_index.sources))
+    need = memory_least(prepared.model, lens_named("neutral"), len(prepared.layout.sources))
     have = this_machine().memory
     if need > have:
         raise HeadatlasError(

@@ -31,7 +31,7 @@ def given_values(dims: Dims, rows: torch.Tensor, heads: LayerHeads, right: Right
     Args:
         dims: The model's sizes.
         rows: [n_heads, n, d_head], for example slices of the input of the output projection; row i belongs to
-            source i of the pair_index.
+            source i of the layout.
         heads: The layer's weights; of these only W_O is used.
         right: What a head's output passes on its way to U, or None.
 

@@ -18,7 +18,6 @@ from headatlas.architectures.selfcheck import self_check
 from headatlas.atlas.layout import Layout, build_layout
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import Lens, lens_named
-from headatlas.mapping.pair_index import PairIndex, index_pairs
 from headatlas.options import CEILING, MAX_CEILING, TargetPolicy, Thresholds
 from headatlas.relations import RelationSpec, competing_tokens, resolve_relations, tokenise
 from headatlas.weights import MergedAdapter, fingerprint, need_on_disk, open_checkpoint, tokenizer_hash
@@ -77,7 +76,6 @@ class PreparedMap:
         model: The opened model.
         options: The choices.
         layout: The atlas's axes.
-        pair_index: The same in the engine's coordinates.
         competing: [vocab] bool.
         provenance: What the atlas records about itself.
     """
@@ -85,7 +83,6 @@ class PreparedMap:
     model: Model
     options: Options
     layout: Layout
-    pair_index: PairIndex
     competing: NDArray[np.bool_]
     provenance: dict[str, Any]
 
@@ -151,7 +148,6 @@ def prepare(
         opened,
         chosen,
         layout,
-        index_pairs(layout, competing),
         competing,
         _provenance(opened, chosen, layout, [int(i) for i in masked], checked),
     )

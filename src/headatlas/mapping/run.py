@@ -207,18 +207,16 @@ def _ranked(
     compute: Compute,
 ) -> Generator[tuple[int, LayerRanks], None, None]:
     """The layers' ranks as they get done, here or on a cluster."""
-    pair_index, ceiling = prepared.pair_index, prepared.options.ceiling
+    layout, ceiling = prepared.layout, prepared.options.ceiling
     if compute.cluster is not None:
         device = "cuda" if compute.device.startswith("cuda") else "cpu"
         yield from rank_on_cluster(
-            pair_index, vocabulary, layers, n_layers=n_layers, ceiling=ceiling, stats=stats, device=device
+            layout, vocabulary, layers, n_layers=n_layers, ceiling=ceiling, stats=stats, device=device
         )
         return
-    share = share_of(
-        prepared.model, prepared.options.lens, len(pair_index.sources), machine, streamed=streamed
-    )
+    share = share_of(prepared.model, prepared.options.lens, len(layout.sources), machine, streamed=streamed)
     workers = workers_for(vocabulary, machine, share)
-    yield from rank_here(pair_index, workers, layers, ceiling=ceiling, stats=stats)
+    yield from rank_here(layout, workers, layers, ceiling=ceiling, stats=stats)
 
 
 @contextmanager

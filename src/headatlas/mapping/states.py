@@ -33,7 +33,7 @@ def make_states(
         HeadatlasError: The memory that may be taken does not suffice.
     """
     streamed = check_memory(prepared, machine, stream)
-    lens, model, sources = prepared.options.lens, prepared.model, prepared.pair_index.sources
+    lens, model, sources = prepared.options.lens, prepared.model, prepared.layout.sources
     if lens.weights_only:
         return MapsStates(model, sources)
     make = partial(StreamedStates, last=last) if streamed else NeutralStates.compute
@@ -54,7 +54,7 @@ def check_memory(prepared: PreparedMap, machine: Machine, stream: bool | None) -
     Raises:
         HeadatlasError: It needs more memory than may be taken.
     """
-    lens, model, sources = prepared.options.lens, prepared.model, prepared.pair_index.sources
+    lens, model, sources = prepared.options.lens, prepared.model, prepared.layout.sources
     streamed = streams(model, lens, len(sources), stream, machine)
     need, have = memory_least(model, lens, len(sources), streamed=streamed), machine.memory
     if need > have:

@@ -152,6 +152,10 @@ class Vocabulary:
         summing = summing_error(self.d_model, self.device) * self.norms
         return (self.bfloat16_errors[0] - summing).clamp(min=0)
 
+    def columns(self, token_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[n] columns of tokens, all of which compete."""
+        return np.searchsorted(self.token_ids, token_ids)
+
     def float32(self, tokens: NDArray[np.int64] | torch.Tensor | slice) -> torch.Tensor:
         """[n, d_model] float32 rows of the given columns, exact."""
         return self._rows(tokens).to(torch.float32)

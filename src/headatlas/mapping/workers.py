@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from headatlas.atlas.layout import Layout
 from headatlas.atlas.store import LayerRanks
 from headatlas.devices import strict_products, trim_heap
 from headatlas.mapping.bounds import whole
 from headatlas.mapping.engine import map_layer
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.machine import Machine, Shares, head_bytes
-from headatlas.mapping.pair_index import PairIndex
 from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import Vocabulary
 
@@ -89,8 +89,8 @@ class _Controls:
 class _Ranker:
     """What the pool's threads call: a layer, by whichever worker is free."""
 
-    def __init__(self, pair_index: PairIndex, workers: Sequence[Worker], ceiling: int) -> None:
-        self._pair_index, self._ceiling = pair_index, ceiling
+    def __init__(self, layout: Layout, workers: Sequence[Worker], ceiling: int) -> None:
+        self._layout, self._ceiling = layout, ceiling
         self._controls = _Controls()
         self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in workers:
@@ -104,7 +104,7 @@ class _Ranker:
             known = self._controls.of(inputs)
             with strict_products():
                 ranks = map_layer(
-                    self._pair_index,
+                    self._layout,
                     inputs,
                     worker.vocabulary,
                     ceiling=self._ceiling,
@@ -116,7 +116,7 @@ class _Ranker:
                 self._controls.remember(inputs, ranks.control)
             return ranks, stats
         finally:
-            if worker.heads * head_bytes(inputs.dims, len(self._pair_index.sources)) >= WORTH_TRIMMING:
+            if worker.heads * head_bytes(inputs.dims, len(self._layout.sources)) >= WORTH_TRIMMING:
                 trim_heap()
             self._free.put(worker)
 
@@ -140,7 +140,7 @@ _Waiting = dict["Future[tuple[LayerRanks, Stats]]", int]
 
 
 def rank_here(
-    pair_index: PairIndex,
+    layout: Layout,
     workers: Sequence[Worker],
     layers: Iterator[tuple[int, LayerInputs]],
     *,
@@ -150,12 +150,12 @@ def rank_here(
     """Ranks of layers as they get done, in any order. This thread reads the next layer while others rank.
 
     Args:
-        pair_index, ceiling: As for :func:`headatlas.mapping.engine.map_layer`.
+        layout, ceiling: As for :func:`headatlas.mapping.engine.map_layer`.
         workers: From :func:`workers_for`.
         layers: Layers and their inputs.
         stats: Gets the counts of all workers; times are added up over workers.
     """
-    ranker = _Ranker(pair_index, workers, ceiling)
+    ranker = _Ranker(layout, workers, ceiling)
     waiting: _Waiting = {}
     exhausted = False
     with _cores_shared(workers), _pool(len(workers)) as pool:
