@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from headatlas.atlas import Atlas
 from headatlas.atlas.calibrate import CELL_BEYOND
 from headatlas.atlas.layout import Layout
-from headatlas.lenses import LayerStates, MapsStates, States
-from headatlas.lenses.neutral import saved_layer
+from headatlas.lenses import MapsStates, NeutralStates, States
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.prepared import PreparedMap
 from headatlas.mapping.vocabulary import TIE, Vocabulary
@@ -28,22 +27,11 @@ COLUMNS = 4096
 Ints = NDArray[np.int64]
 
 
-class SavedStates:
-    """The states of the neutral lens that a map left in its folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def layer(self, layer: int) -> LayerStates:
-        """The states of one layer."""
-        return saved_layer(self._folder, layer)
-
-
 def states_of(prepared: PreparedMap, out: Path) -> States:
     """The states that were mapped: of the lens ``maps`` anew, of ``neutral`` as they were saved."""
     if prepared.options.lens.weights_only:
         return MapsStates(prepared.model, prepared.layout.sources)
-    return SavedStates(out / "states")
+    return NeutralStates(out / "states")
 
 
 def plain_seconds(layout: Layout, inputs: LayerInputs, head: int, vocabulary: Vocabulary, k: int) -> float:

@@ -28,8 +28,9 @@ from benchmarks.checkpoints import INDEX, Planted, planted_in
 from benchmarks.comparison import check, plain_seconds, states_of
 from benchmarks.measuring import Measured, first_prefixes, measure, median_run, print_work
 from headatlas.atlas import Atlas
-from headatlas.mapping.prepared import PreparedMap, options, prepare
-from headatlas.mapping.states import layer_inputs
+from headatlas.lenses import lens_named
+from headatlas.mapping.prepared import MapOptions, PreparedMap, prepare
+from headatlas.mapping.run import layer_inputs
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.options import layers_asked
 from headatlas.relations import Relation, load_relations
@@ -86,7 +87,7 @@ def _run(given: argparse.Namespace, out: Path) -> None:
     ]
     measured, out = median_run(runs), outs[-1]
     with first_prefixes(given.prefixes):
-        asked = options(lens=given.lens)
+        asked = MapOptions(lens_named(given.lens))
     prepared = prepare(given.checkpoint, None, _first(load_relations(relations), given.sources), asked)
     layers = layers_asked(given.layers, prepared.model.dims.n_layers)
     atlas = Atlas.open(out)

@@ -21,8 +21,8 @@ import psutil
 from headatlas.atlas import Atlas
 from headatlas.lenses.lens import LENSES
 from headatlas.mapping.run import map_heads
-from headatlas.mapping.stats import Stats
 from headatlas.options import Compute
+from headatlas.progress import Stats
 from headatlas.relations import load_relations
 
 STAGES = (

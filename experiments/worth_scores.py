@@ -16,8 +16,7 @@ from headatlas.evidence.inference_run import from_states
 from headatlas.evidence.templates import Template
 from headatlas.evidence.texts import Ids, Text, place
 from headatlas.mapping.engine import map_layer
-from headatlas.mapping.given import given_values
-from headatlas.mapping.inputs import LayerInputs
+from headatlas.mapping.inputs import LayerInputs, given_values
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.relations import Relation, TokenisedPair, TokenisedRelation, competing_tokens, tokenise
 from headatlas.relations.tokenising import reduced

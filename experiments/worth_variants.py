@@ -14,7 +14,7 @@ from headatlas.evidence.ablation_hooks import ablated
 from headatlas.evidence.recording import Watched, watch
 from headatlas.evidence.texts import Ids, Text
 from headatlas.lenses import NEUTRAL_PREFIXES, MapsStates
-from headatlas.lenses.neutral import prefix_ids
+from headatlas.lenses.forward import prefix_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

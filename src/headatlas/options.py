@@ -214,6 +214,15 @@ def preset(name: str) -> Preset:
         raise HeadatlasError(f"`preset`: there is no preset {name!r}; use one of {known}.") from None
 
 
+def check_kind(name: str, value: object, kind: type) -> None:
+    """Raise HeadatlasError for a parameter that is not of its kind, as a dict in the place of thresholds."""
+    if not isinstance(value, kind):
+        raise HeadatlasError(
+            f"`{name}` is of the type {type(value).__name__}: give a {kind.__name__}, "
+            f"such as {kind.__name__}({fields(kind)[0].name}={fields(kind)[0].default!r})."
+        )
+
+
 def choices(kind: type) -> tuple[Field[Any], ...]:
     """The fields of a class of choices; each has ``help`` and ``metavar`` in its metadata."""
     return fields(kind)

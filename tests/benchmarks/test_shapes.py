@@ -14,10 +14,9 @@ from benchmarks import checkpoints, map_shape, scaling
 from benchmarks.comparison import check, ranks
 from headatlas.architectures import open_model
 from headatlas.atlas import Atlas
-from headatlas.lenses import MapsStates
-from headatlas.mapping.prepared import options, prepare
-from headatlas.mapping.run import map_heads
-from headatlas.mapping.states import layer_inputs
+from headatlas.lenses import MapsStates, lens_named
+from headatlas.mapping.prepared import MapOptions, prepare
+from headatlas.mapping.run import layer_inputs, map_heads
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.relations import load_relations
 from headatlas.weights import open_checkpoint
@@ -120,7 +119,7 @@ def test_ranks_in_parts_are_the_oracles(monkeypatch: pytest.MonkeyPatch) -> None
     ["promotion_rank", "suppression_rank", "control_rank", "cell_promotion_rank", "cell_suppression_rank"],
 )
 def test_the_comparison_sees_one_wrong_rank(tiny: Path, mapped: Atlas, name: str) -> None:
-    prepared = prepare(tiny, None, tiny / "relations", options(lens="maps"))
+    prepared = prepare(tiny, None, tiny / "relations", MapOptions(lens_named("maps")))
     head = checkpoints.planted_in(tiny)[0]
     inputs = layer_inputs(prepared, MapsStates(prepared.model, prepared.layout.sources), head.layer)
     vocabulary = Vocabulary.competing(prepared.model.unembed(), prepared.competing)

@@ -19,7 +19,7 @@ from headatlas.architectures import Model, open_model
 from headatlas.evidence.recording import watch
 from headatlas.evidence.templates import Template
 from headatlas.evidence.texts import Text
-from headatlas.lenses.neutral import running
+from headatlas.lenses.forward import running
 from headatlas.weights import open_checkpoint
 from tests.mapping.checkpoints import random_relations, tiny_model, word_tokenizer
 

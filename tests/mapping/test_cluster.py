@@ -24,9 +24,8 @@ from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.mapping import cluster
 from headatlas.mapping.run import map_heads
-from headatlas.mapping.stats import Stats
 from headatlas.options import Compute
-from headatlas.progress import Progress
+from headatlas.progress import Progress, Stats
 from headatlas.relations import Relation
 from tests.mapping.cases import random_problem
 from tests.mapping.checkpoints import random_relations, save, tiny_model

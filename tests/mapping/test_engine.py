@@ -11,8 +11,8 @@ import torch
 from headatlas.architectures.types import Dims, LayerHeads
 from headatlas.atlas.store import LayerRanks
 from headatlas.mapping import bounds, engine, full_vocabulary
-from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import Vocabulary, summing_error
+from headatlas.progress import Stats
 from tests.mapping import oracle
 from tests.mapping.cases import random_problem
 

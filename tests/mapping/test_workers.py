@@ -15,10 +15,11 @@ from headatlas.errors import HeadatlasError
 from headatlas.mapping import machine as machines
 from headatlas.mapping import workers as side_by_side
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.machine import Machine, Shares, head_bytes, shares, this_machine
-from headatlas.mapping.stats import Stats
+from headatlas.mapping.machine import Machine, this_machine
+from headatlas.mapping.plan import Shares, head_bytes, shares
 from headatlas.mapping.workers import rank_here, workers_for
 from headatlas.options import Compute
+from headatlas.progress import Stats
 from tests.mapping import oracle
 from tests.mapping.cases import random_problem
 

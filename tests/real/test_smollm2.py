@@ -16,12 +16,11 @@ import torch
 from headatlas.architectures import LayerHeads
 from headatlas.atlas import Atlas
 from headatlas.atlas.store import LayerRanks
-from headatlas.lenses import MapsStates, NeutralStates
+from headatlas.lenses import MapsStates, NeutralStates, lens_named
 from headatlas.mapping import engine
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.prepared import PreparedMap, options, prepare
-from headatlas.mapping.run import STATES_NAME, map_heads
-from headatlas.mapping.states import layer_inputs
+from headatlas.mapping.prepared import MapOptions, PreparedMap, prepare
+from headatlas.mapping.run import STATES_NAME, layer_inputs, map_heads
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.relations import core
 from tests.mapping import oracle
@@ -96,7 +95,7 @@ def test_control_and_added_are_what_they_say(mapped: Mapped) -> None:
 @pytest.mark.parametrize(("layer", "heads"), [(0, (0, 5)), (23, (2, 4))])
 def test_ranks_equal_brute_force(layer: int, heads: tuple[int, ...], mapped: Mapped) -> None:
     """Two heads, source by source, in float64 over the whole vocabulary: engine and atlas."""
-    chosen = options(lens=mapped.lens)
+    chosen = MapOptions(lens_named(mapped.lens))
     prepared = prepare(MODEL, None, [relation for relation in core() if relation.name in CHECKED], chosen)
     inputs = _only(_inputs(prepared, mapped, layer), heads)
     vocabulary = Vocabulary.competing(prepared.model.unembed(), prepared.competing)

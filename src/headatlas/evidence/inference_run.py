@@ -36,10 +36,9 @@ from headatlas.evidence.opening import Subject, open_subject
 from headatlas.evidence.recording import Watched, watch
 from headatlas.evidence.templates import Template, read_templates
 from headatlas.evidence.texts import Ids, Text, in_template
-from headatlas.lenses.neutral import running
+from headatlas.lenses.forward import running
 from headatlas.mapping.engine import map_layer
-from headatlas.mapping.given import given_values
-from headatlas.mapping.inputs import LayerInputs
+from headatlas.mapping.inputs import LayerInputs, given_values
 from headatlas.mapping.prepared import differences
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.options import Compute

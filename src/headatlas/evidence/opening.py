@@ -17,7 +17,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.lenses import lens_named
 from headatlas.mapping.machine import this_machine
 from headatlas.mapping.plan import memory_least
-from headatlas.mapping.prepared import PreparedMap, differences, options, prepare
+from headatlas.mapping.prepared import MapOptions, PreparedMap, differences, prepare
 from headatlas.options import Compute
 from headatlas.relations import Pair, Relation, TokenisedRelation, tokenise
 from headatlas.weights import need_on_disk
@@ -77,8 +77,8 @@ def open_subject(
             "its address, first."
         )
     lens = lens_named(atlas.lens)
-    chosen = options(
-        lens=lens.name,
+    chosen = MapOptions(
+        lens=lens,
         thresholds=atlas.thresholds,
         mask=bool(atlas.provenance["mask"]),
         ceiling=int(atlas.provenance["ceiling"]),

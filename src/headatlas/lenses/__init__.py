@@ -1,7 +1,14 @@
 """How does a head see a token? A lens gives the source states of every layer and the right map."""
 
-from headatlas.lenses.lens import LENSES, NEUTRAL_PREFIXES, LayerStates, Lens, States, lens_named
-from headatlas.lenses.maps import MapsStates
+from headatlas.lenses.lens import (
+    LENSES,
+    NEUTRAL_PREFIXES,
+    LayerStates,
+    Lens,
+    MapsStates,
+    States,
+    lens_named,
+)
 from headatlas.lenses.neutral import NeutralStates
 from headatlas.lenses.streaming import StreamedStates
 

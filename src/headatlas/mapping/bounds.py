@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headatlas.mapping.rates import rates
+from headatlas.mapping.machine import rates
 from headatlas.mapping.vocabulary import CARRIED, Vocabulary, dot_error, summing_error
 
 _UP = 1 + 2.0**-7

@@ -26,8 +26,8 @@ from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
 from headatlas.mapping.engine import map_layer
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import Vocabulary
+from headatlas.progress import Stats
 
 RETRIES = 5
 """How often a layer is given to another worker when its worker or machine is lost."""

@@ -19,13 +19,12 @@ from headatlas.atlas.calibrate import CELL_BEYOND
 from headatlas.atlas.layout import Layout, RelationBlock
 from headatlas.atlas.store import LayerRanks
 from headatlas.mapping.bounds import Bounded, in_head, projecting_pays
-from headatlas.mapping.distinct import distinct, numbered
-from headatlas.mapping.full_vocabulary import Entries, rank_entries
+from headatlas.mapping.full_vocabulary import Entries, distinct, numbered, rank_entries
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.screening import Space, typical_tokens, unit
-from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.options import FLOOR
+from headatlas.progress import Stats
 from headatlas.scoring.scores import RANK_BEYOND, RANK_UNUSABLE, source_hits
 
 PILOTS = 32

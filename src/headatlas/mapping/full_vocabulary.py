@@ -16,9 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from headatlas.mapping.bounds import Bounded, projecting_pays, single_error, single_logits, whole
-from headatlas.mapping.distinct import distinct, numbered
-from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import TIE, Vocabulary
+from headatlas.progress import Stats
 from headatlas.scoring.scores import RANK_BEYOND
 
 FIRST_CHUNK = 2048
@@ -381,3 +380,33 @@ def _count(
         still = np.abs(found - limit) <= error
         at, which, limit = at[still], which[still], limit[still]
     return ranks
+
+
+# Distinct among many small numbers: marking them is several times faster than sorting or hashing ------
+
+
+def distinct(values: Ints, below: int) -> Ints:
+    """Distinct values, ascending.
+
+    Args:
+        values: [n] in 0 … ``below`` - 1.
+        below: Where they end.
+    """
+    return np.flatnonzero(_marked(values, below))
+
+
+def numbered(values: Ints, below: int) -> tuple[Ints, Ints]:
+    """Distinct values, ascending, and [n] the position of each value among them.
+
+    Args:
+        values: [n] in 0 … ``below`` - 1.
+        below: Where they end.
+    """
+    marked = _marked(values, below)
+    return np.flatnonzero(marked), (np.cumsum(marked) - 1)[values]
+
+
+def _marked(values: Ints, below: int) -> NDArray[np.bool_]:
+    marked = np.zeros(below, dtype=np.bool_)
+    marked[values] = True
+    return marked

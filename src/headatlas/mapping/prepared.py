@@ -1,4 +1,4 @@
-"""What a map is asked to do: options checked, model opened, relations tokenised, axes laid out."""
+"""A map ready to run: its options, the opened model, the axes of its atlas, what it says about itself."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from headatlas.architectures import Model, open_model
 from headatlas.architectures.selfcheck import self_check
 from headatlas.atlas.layout import Layout, build_layout
 from headatlas.errors import HeadatlasError
-from headatlas.lenses import Lens, lens_named
-from headatlas.options import CEILING, MAX_CEILING, TargetPolicy, Thresholds
+from headatlas.lenses import LENSES, Lens
+from headatlas.options import CEILING, MAX_CEILING, TargetPolicy, Thresholds, check_kind
 from headatlas.relations import RelationSpec, competing_tokens, resolve_relations, tokenise
 from headatlas.weights import MergedAdapter, fingerprint, need_on_disk, open_checkpoint, tokenizer_hash
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class MapOptions:
     """The choices of a map, checked before anything is opened.
 
     Attributes:
@@ -36,36 +36,27 @@ class Options:
         mask: Whether ids that no text can produce are kept from competing.
         ceiling: Ranks are exact below it.
         target_policy: ``"single"``, or ``"first-token"``: targets of several tokens count by their first.
-    """
-
-    lens: Lens
-    thresholds: Thresholds
-    mask: bool
-    ceiling: int
-    target_policy: TargetPolicy
-
-
-def options(
-    *,
-    lens: str = "neutral",
-    thresholds: Thresholds | None = None,
-    mask: bool = True,
-    ceiling: int = CEILING,
-    target_policy: TargetPolicy = "single",
-) -> Options:
-    """The choices of a map, checked.
 
     Raises:
-        HeadatlasError: A name is unknown or a number out of range.
+        HeadatlasError: A policy is unknown, a number out of range, or thresholds are none.
     """
-    if not 1 <= ceiling <= MAX_CEILING:
-        raise HeadatlasError(f"`ceiling` is {ceiling}: it must lie between 1 and {MAX_CEILING}.")
-    if target_policy not in get_args(TargetPolicy):
-        known = ", ".join(get_args(TargetPolicy))
-        raise HeadatlasError(f"`target_policy`: there is no policy {target_policy!r}; use one of {known}.")
-    thresholds = Thresholds() if thresholds is None else thresholds
-    thresholds.check(ceiling)
-    return Options(lens_named(lens), thresholds, mask, ceiling, target_policy)
+
+    lens: Lens = LENSES["neutral"]
+    thresholds: Thresholds = Thresholds()
+    mask: bool = True
+    ceiling: int = CEILING
+    target_policy: TargetPolicy = "single"
+
+    def __post_init__(self) -> None:
+        check_kind("thresholds", self.thresholds, Thresholds)
+        if not 1 <= self.ceiling <= MAX_CEILING:
+            raise HeadatlasError(f"`ceiling` is {self.ceiling}: it must lie between 1 and {MAX_CEILING}.")
+        if self.target_policy not in get_args(TargetPolicy):
+            known = ", ".join(get_args(TargetPolicy))
+            raise HeadatlasError(
+                f"`target_policy`: there is no policy {self.target_policy!r}; use one of {known}."
+            )
+        self.thresholds.check(self.ceiling)
 
 
 @dataclass(frozen=True)
@@ -81,7 +72,7 @@ class PreparedMap:
     """
 
     model: Model
-    options: Options
+    options: MapOptions
     layout: Layout
     competing: NDArray[np.bool_]
     provenance: dict[str, Any]
@@ -110,7 +101,7 @@ def prepare(
     model: str | Path | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     relations: RelationSpec,
-    chosen: Options,
+    options: MapOptions,
     *,
     remote: bool = False,
     adapter: str | Path | None = None,
@@ -121,19 +112,19 @@ def prepare(
         HeadatlasError: The model or the relations cannot be used.
     """
     asked = resolve_relations(relations)
-    opened = open_for(chosen.lens, model, tokenizer, remote=remote, adapter=adapter)
+    opened = open_for(options.lens, model, tokenizer, remote=remote, adapter=adapter)
     checked = self_check(opened)
     words = opened.tokenizer()
     competing, masked = competing_tokens(words, opened.dims.vocab_size)
-    if not chosen.mask:
+    if not options.mask:
         competing, masked = np.ones_like(competing), ()
     tokenised = [
         tokenise(
             relation,
             words,
             competing=competing,
-            max_source_tokens=chosen.lens.max_source_tokens,
-            target_policy=chosen.target_policy,
+            max_source_tokens=options.lens.max_source_tokens,
+            target_policy=options.target_policy,
         )
         for relation in asked
     ]
@@ -146,15 +137,15 @@ def prepare(
     layout = build_layout(tokenised)
     return PreparedMap(
         opened,
-        chosen,
+        options,
         layout,
         competing,
-        _provenance(opened, chosen, layout, [int(i) for i in masked], checked),
+        _provenance(opened, options, layout, [int(i) for i in masked], checked),
     )
 
 
 def _provenance(
-    model: Model, chosen: Options, layout: Layout, masked: list[int], checked: str
+    model: Model, options: MapOptions, layout: Layout, masked: list[int], checked: str
 ) -> dict[str, Any]:
     checkpoint = model.checkpoint
     return {
@@ -173,15 +164,15 @@ def _provenance(
         },
         "tokenizer_hash": tokenizer_hash(model.tokenizer()),
         "lens": {
-            "name": chosen.lens.name,
-            "prefixes": list(chosen.lens.prefixes),
-            "summary": chosen.lens.summary,
-            "weights_only": chosen.lens.weights_only,
+            "name": options.lens.name,
+            "prefixes": list(options.lens.prefixes),
+            "summary": options.lens.summary,
+            "weights_only": options.lens.weights_only,
         },
-        "mask": chosen.mask,
-        "thresholds": asdict(chosen.thresholds),
-        "ceiling": chosen.ceiling,
-        "target_policy": chosen.target_policy,
+        "mask": options.mask,
+        "thresholds": asdict(options.thresholds),
+        "ceiling": options.ceiling,
+        "target_policy": options.target_policy,
         "masked_ids": masked,
         "relations": {entry.name: entry.sha256 for entry in layout.relations},
         "versions": {

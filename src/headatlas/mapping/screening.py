@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from headatlas.atlas.layout import Layout
 from headatlas.mapping.bounds import head_error, projected, roughly
 from headatlas.mapping.full_vocabulary import kth
-from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import Vocabulary, dot_error
+from headatlas.progress import Stats
 
 SAMPLED_ROWS = 4
 MEAN_ROWS = 10

@@ -18,9 +18,10 @@ from headatlas.devices import strict_products, trim_heap
 from headatlas.mapping.bounds import whole
 from headatlas.mapping.engine import map_layer
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.machine import Machine, Shares, head_bytes
-from headatlas.mapping.stats import Stats
+from headatlas.mapping.machine import Machine
+from headatlas.mapping.plan import Shares, head_bytes
 from headatlas.mapping.vocabulary import Vocabulary
+from headatlas.progress import Stats
 
 if TYPE_CHECKING:
     import numpy as np
