@@ -1,4 +1,4 @@
-"""What the engine is held against: the plain way, timed, and float64 in bounded memory, compared."""
+"""Yardsticks of the engine: the plain way, timed, and float64 in bounded memory, compared."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def plain_seconds(layout: Layout, inputs: LayerInputs, head: int, vocabulary: Vo
 
 
 def shared_seconds(layout: Layout, inputs: LayerInputs, head: int, vocabulary: Vocabulary, k: int) -> float:
-    """The same with each distinct source once, whatever number of relations has it."""
+    """Seconds of one head with each distinct source once, whatever number of relations has it."""
     return _seconds([np.arange(len(layout.sources))], inputs, head, vocabulary, k)
 
 
@@ -62,7 +62,7 @@ def _seconds(asked: list[Ints], inputs: LayerInputs, head: int, vocabulary: Voca
 
 
 def ranks(outputs: torch.Tensor, columns: Ints, vocabulary: Vocabulary, ceiling: int) -> tuple[Ints, Ints]:
-    """What :func:`tests.mapping.oracle.ranks_of` says, with a part of U in float64 at a time.
+    """Ranks as of :func:`tests.mapping.oracle.ranks_of`, with a part of U in float64 at a time.
 
     Args:
         outputs: [n, d_model] float64 rows, ready for U.

@@ -29,7 +29,7 @@ from benchmarks.comparison import check, plain_seconds, states_of
 from benchmarks.measuring import Measured, first_prefixes, measure, median_run, print_work
 from headatlas.atlas import Atlas
 from headatlas.lenses import lens_named
-from headatlas.mapping.prepared import MapOptions, PreparedMap, prepare
+from headatlas.mapping.prepared import MapOptions, PreparedMap, prepare_map
 from headatlas.mapping.run import layer_inputs
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.options import layers_asked
@@ -88,7 +88,7 @@ def _run(given: argparse.Namespace, out: Path) -> None:
     measured, out = median_run(runs), outs[-1]
     with first_prefixes(given.prefixes):
         asked = MapOptions(lens_named(given.lens))
-    prepared = prepare(given.checkpoint, None, _first(load_relations(relations), given.sources), asked)
+    prepared = prepare_map(given.checkpoint, None, _first(load_relations(relations), given.sources), asked)
     layers = layers_asked(given.layers, prepared.model.dims.n_layers)
     atlas = Atlas.open(out)
     print_header(given.checkpoint, prepared, layers)
@@ -105,7 +105,7 @@ def _first(relations: Sequence[Relation], sources: int | None) -> list[Relation]
 
 
 def print_header(checkpoint: Path, prepared: PreparedMap, layers: Sequence[int]) -> None:
-    """What is mapped, and on what."""
+    """Print what is mapped, and on what."""
     dims = prepared.model.dims
     print(
         f"{checkpoint}: {dims.n_layers} layers × {dims.n_heads} heads, {dims.n_kv_heads} value groups, "
@@ -138,7 +138,7 @@ def print_measured(measured: Measured, prepared: PreparedMap) -> None:
 
 
 def print_planted(planted: Sequence[Planted], atlas: Atlas) -> None:
-    """How many planted heads are called for what they were planted for, and what else is called."""
+    """Print how many planted heads are called for what they were planted for, and what else is called."""
     wanted = {(head.layer, head.head, head.relation, head.verb) for head in planted}
     found = called(atlas)
     right = len(wanted & found)

@@ -32,7 +32,7 @@ from benchmarks.comparison import check, plain_seconds, shared_seconds
 from benchmarks.measuring import print_work
 from headatlas.atlas import Atlas
 from headatlas.lenses import MapsStates, NeutralStates, States, lens_named
-from headatlas.mapping.prepared import MapOptions, PreparedMap, prepare
+from headatlas.mapping.prepared import MapOptions, PreparedMap, prepare_map
 from headatlas.mapping.run import layer_inputs, map_heads
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.options import Compute
@@ -80,7 +80,7 @@ def _print_stages(lens: str, runs: list[Stats], totals: list[float], peak: float
 
 
 def _compare(lens: str, runs: list[Stats], total: float, atlas: Atlas, sample: int, folder: Path) -> None:
-    prepared = prepare(MODEL, None, "core", MapOptions(lens_named(lens)))
+    prepared = prepare_map(MODEL, None, "core", MapOptions(lens_named(lens)))
     states = _states(prepared, folder / "states")
     vocabulary = Vocabulary.competing(prepared.model.unembed(), prepared.competing)
     dims, k = prepared.model.dims, prepared.options.thresholds.k

@@ -33,7 +33,7 @@ STAGES = (
 
 @dataclass(frozen=True)
 class Measured:
-    """What a map took.
+    """Time, memory and work of a map.
 
     Attributes:
         stats: What the engine counted, and seconds a stage.

@@ -29,7 +29,7 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Words:
-    """The same sources for every variant.
+    """Sources that every variant is asked.
 
     Attributes:
         relations: With the chosen pairs only.
@@ -87,7 +87,7 @@ def evenly(n: int, most: int) -> list[int]:
 
 
 def uncalibrated(layout: Layout) -> Layout:
-    """The same layout without calibration cells, which only cost time here."""
+    """A layout without calibration cells, which only cost time here."""
     none = np.zeros(0, dtype=np.int64)
     blocks = tuple(replace(block, targets=none, columns=none, offset=0) for block in layout.blocks)
     return replace(layout, blocks=blocks)

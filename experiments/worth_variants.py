@@ -37,7 +37,7 @@ def texts_after(model: Model, prefix: str | None, sources: Sequence[Ids]) -> lis
 
 
 def watched(bench: Bench, modules: PreTrainedModel, name: str, texts: Sequence[Text]) -> Watched:
-    """What is seen in some texts, from the folder if it is there."""
+    """States and outputs in some texts, from the folder if they are there."""
     folder = bench.folder / f"seen_{name.replace(' ', '_')}"
     if folder.exists():
         return Watched(bench.model, folder)
@@ -59,7 +59,7 @@ def input_norm(model: Model, modules: PreTrainedModel, layer: int) -> Callable[[
 def without_heads(
     bench: Bench, modules: PreTrainedModel, sources: Sequence[Ids]
 ) -> tuple[Watched, torch.Tensor, torch.Tensor]:
-    """What is seen with all heads at zero, and the streams [n, d_model] that enter block 0 and block 1.
+    """States with all heads at zero, and the streams [n, d_model] that enter block 0 and block 1.
 
     No head brings anything, so position and neighbours play no role.
     """
@@ -107,7 +107,7 @@ def rms_states(parts: Sequence[Watched]) -> States:
 
 
 def neutral_parts(bench: Bench, modules: PreTrainedModel) -> list[Watched]:
-    """What is seen after each of the shipped lens's prefixes."""
+    """States and outputs after each of the shipped lens's prefixes."""
     sources = bench.words.sources
     return [
         watched(bench, modules, f"neutral {at}", texts_after(bench.model, prefix, sources))

@@ -1,4 +1,4 @@
-"""How far a run is and what it did: the steps it tells, how they are shown, what it counts.
+"""Progress of a run: the steps it tells, how they are shown, and what it counts.
 
 A run tells a callable of its steps. :class:`ProgressDisplay` shows them: a bar with the time left on a
 terminal, a plain line every few seconds elsewhere.
@@ -49,7 +49,7 @@ def silent(_: Progress) -> None:
 
 @contextmanager
 def reporting(progress: Report | bool | None) -> Iterator[Report]:
-    """Whom to tell of the steps of a run: True shows them on stderr, a callable gets them.
+    """Give the function to tell of a run's steps: True shows them on stderr, a callable gets them.
 
     Raises:
         HeadatlasError: It is none of these.

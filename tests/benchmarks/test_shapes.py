@@ -15,7 +15,7 @@ from benchmarks.comparison import check, ranks
 from headatlas.architectures import open_model
 from headatlas.atlas import Atlas
 from headatlas.lenses import MapsStates, lens_named
-from headatlas.mapping.prepared import MapOptions, prepare
+from headatlas.mapping.prepared import MapOptions, prepare_map
 from headatlas.mapping.run import layer_inputs, map_heads
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.relations import load_relations
@@ -119,7 +119,7 @@ def test_ranks_in_parts_are_the_oracles(monkeypatch: pytest.MonkeyPatch) -> None
     ["promotion_rank", "suppression_rank", "control_rank", "cell_promotion_rank", "cell_suppression_rank"],
 )
 def test_the_comparison_sees_one_wrong_rank(tiny: Path, mapped: Atlas, name: str) -> None:
-    prepared = prepare(tiny, None, tiny / "relations", MapOptions(lens_named("maps")))
+    prepared = prepare_map(tiny, None, tiny / "relations", MapOptions(lens_named("maps")))
     head = checkpoints.planted_in(tiny)[0]
     inputs = layer_inputs(prepared, MapsStates(prepared.model, prepared.layout.sources), head.layer)
     vocabulary = Vocabulary.competing(prepared.model.unembed(), prepared.competing)

@@ -13,7 +13,7 @@ from headatlas.atlas import Atlas
 from headatlas.atlas.store import LayerRanks
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import MapsStates, NeutralStates, States, lens_named
-from headatlas.mapping.prepared import MapOptions, PreparedMap, prepare
+from headatlas.mapping.prepared import MapOptions, PreparedMap, prepare_map
 from headatlas.mapping.run import layer_inputs, map_heads
 from headatlas.mapping.vocabulary import Vocabulary
 from tests.architectures.tiny import ALL, MODELS
@@ -66,7 +66,7 @@ def test_ranks_are_the_oracles(case: str, lens: str, folders: dict[str, Path], t
     assert list(atlas.included["relation"]) == ["one_to_one", "several", "few", "copy"]
     family = atlas.provenance["model"]["family"]
     assert family in case or (family == "llama" and "mistral" in case)
-    prepared = prepare(folders[case], None, relations, MapOptions(lens_named(lens)))
+    prepared = prepare_map(folders[case], None, relations, MapOptions(lens_named(lens)))
     states: States
     if lens == "maps":
         states = MapsStates(prepared.model, prepared.layout.sources)

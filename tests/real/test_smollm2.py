@@ -19,7 +19,7 @@ from headatlas.atlas.store import LayerRanks
 from headatlas.lenses import MapsStates, NeutralStates, lens_named
 from headatlas.mapping import engine
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.prepared import MapOptions, PreparedMap, prepare
+from headatlas.mapping.prepared import MapOptions, PreparedMap, prepare_map
 from headatlas.mapping.run import STATES_NAME, layer_inputs, map_heads
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.relations import core
@@ -96,7 +96,7 @@ def test_control_and_added_are_what_they_say(mapped: Mapped) -> None:
 def test_ranks_equal_brute_force(layer: int, heads: tuple[int, ...], mapped: Mapped) -> None:
     """Two heads, source by source, in float64 over the whole vocabulary: engine and atlas."""
     chosen = MapOptions(lens_named(mapped.lens))
-    prepared = prepare(MODEL, None, [relation for relation in core() if relation.name in CHECKED], chosen)
+    prepared = prepare_map(MODEL, None, [relation for relation in core() if relation.name in CHECKED], chosen)
     inputs = _only(_inputs(prepared, mapped, layer), heads)
     vocabulary = Vocabulary.competing(prepared.model.unembed(), prepared.competing)
     expected = oracle.brute_force_layer(prepared.layout, inputs, vocabulary, ceiling=chosen.ceiling)
@@ -119,7 +119,7 @@ def _inputs(prepared: PreparedMap, mapped: Mapped, layer: int) -> LayerInputs:
     """A layer with the states that the map saved, of the sources of a smaller prepared."""
     if mapped.lens == "maps":
         return layer_inputs(prepared, MapsStates(prepared.model, prepared.layout.sources), layer)
-    everything = prepare(MODEL, None, "core", prepared.options).layout.sources
+    everything = prepare_map(MODEL, None, "core", prepared.options).layout.sources
     inputs = layer_inputs(prepared, NeutralStates(mapped.folder / STATES_NAME), layer)
     rows = [everything.index(source) for source in prepared.layout.sources]
     return replace(inputs, states=inputs.states[rows], control_states=inputs.control_states[rows])

@@ -17,7 +17,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.lenses import lens_named
 from headatlas.mapping.machine import this_machine
 from headatlas.mapping.plan import memory_least
-from headatlas.mapping.prepared import MapOptions, PreparedMap, differences, prepare
+from headatlas.mapping.prepared import MapOptions, PreparedMap, differences, prepare_map
 from headatlas.options import Compute
 from headatlas.relations import Pair, Relation, TokenisedRelation, tokenise
 from headatlas.weights import need_on_disk
@@ -92,7 +92,7 @@ def open_subject(
     spec = str(atlas.provenance["model"]["spec"]) if model is None else model
     # What was mapped is the model with its adapter merged in.
     adapter = atlas.provenance["model"].get("adapter", {}).get("folder")
-    prepared = prepare(spec, tokenizer, relations_of(atlas), chosen, adapter=adapter)
+    prepared = prepare_map(spec, tokenizer, relations_of(atlas), chosen, adapter=adapter)
     if different := differences(atlas.provenance, prepared.provenance):
         raise HeadatlasError(
             f"{spec}: this model differs from the atlas's in {', '.join(different)}; "

@@ -1,4 +1,4 @@
-"""How does a head see a token? A lens gives the source states of every layer and the right map."""
+"""Lenses: the source states of every layer, and the right map that goes with them."""
 
 from headatlas.lenses.lens import (
     LENSES,

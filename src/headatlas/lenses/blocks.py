@@ -40,13 +40,13 @@ _HIDDEN, _CACHE = object(), object()
 
 @dataclass(frozen=True)
 class _Call:
-    """What a block is called with; hidden states and cache are left open."""
+    """Arguments of a block; hidden states and cache are left open."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     def on(self, device: torch.device) -> _Call:
-        """The same with its tensors on a device."""
+        """A copy with its tensors on a device."""
         return _Call(send_to_device(self.args, device), send_to_device(self.kwargs, device))
 
     def filled(self, hidden: torch.Tensor, cache: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -312,7 +312,7 @@ class BlockPass:
         return found
 
     def _rehearse(self, rows: Sequence[tuple[int, ...]], cache: Any) -> tuple[torch.Tensor, list[_Call]]:
-        """What enters block 0 [n, length, d_model], and what the blocks are called with."""
+        """States [n, length, d_model] that enter block 0, and the arguments of every block."""
         places = torch.tensor([[self._row_of[token] for token in row] for row in rows])
         entering: list[torch.Tensor] = []
         calls: list[_Call] = []

@@ -23,7 +23,7 @@ MOST_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 16384}
 
 @contextmanager
 def running(model: Model, device: torch.device = CPU) -> Iterator[PreTrainedModel]:
-    """The model's modules, loaded whole, in float32 and evaluation mode, without gradients.
+    """Load the model's modules whole, in float32 and evaluation mode, for use without gradients.
 
     Those of a model that was in memory already are where it is; others are put on the device.
     """
@@ -55,7 +55,7 @@ def by_length(sources: Sequence[tuple[int, ...]]) -> dict[int, list[int]]:
 
 
 def batch_tokens(model: Model, device: torch.device) -> int:
-    """How many tokens go through a block together, so that their activations stay within bounds.
+    """Number of tokens that go through a block together, so that their activations stay within bounds.
 
     A token's activations are about what all projections of a block make of it, in float32.
     """

@@ -39,13 +39,13 @@ def state_file(kind: str, layer: int) -> str:
 
 
 def states_key(sources: Sequence[tuple[int, ...]], prefixes: Sequence[str], identity: str) -> str:
-    """Says of which model, prefixes and sources states are."""
+    """Hash that says of which model, prefixes and sources states are."""
     body = json.dumps([identity, list(prefixes), [list(source) for source in sources]])
     return hashlib.sha256(body.encode()).hexdigest()
 
 
 def write_index(folder: Path, wanted: str) -> None:
-    """Say whose states a folder holds."""
+    """Write the key of the states that a folder holds."""
     (folder / INDEX).write_text(json.dumps({"states_key": wanted}), encoding="utf-8")
 
 

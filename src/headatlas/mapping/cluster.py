@@ -187,7 +187,7 @@ def _shares(nodes: list[dict[str, Any]], n_layers: int, device: str = "cpu") -> 
 
 
 def _fetched(ray: Any, reference: Any, layer: int) -> tuple[LayerRanks, Stats]:
-    """What a task returned, or a sentence about why it did not."""
+    """The result of a task; its failure as a HeadatlasError that says why."""
     try:
         found: tuple[LayerRanks, Stats] = ray.get(reference)
     except ray.exceptions.RayError as error:

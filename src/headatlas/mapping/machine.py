@@ -40,7 +40,7 @@ _ENOUGH = 0.1
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a map computes.
+    """The devices and the memory that a map may take.
 
     Attributes:
         devices: One or more; layers are shared out among several.
@@ -121,7 +121,7 @@ def _kept(device: torch.device) -> Rates:
 
 
 def _read(file: Path, key: list[str]) -> tuple[int, Rates]:
-    """How many measurements there were, and the best; none where the file is not there or not understood."""
+    """Number of measurements kept, and the best; none where the file is not there or not understood."""
     nothing = 0, Rates(0.0, 0.0, 0.0)
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What a map will need, said before anything is computed."""
+"""Estimates before a map: memory, time, bytes, and how layers and heads share the memory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from headatlas.lenses import Lens, lens_named
 from headatlas.lenses.forward import ACTIVATIONS
 from headatlas.mapping.machine import Machine, Rates, rates, this_machine
 from headatlas.mapping.prepared import open_for
-from headatlas.mapping.screening import MOST_TOKENS
-from headatlas.options import Compute, check_kind
+from headatlas.mapping.screening import SCREENING_TOKENS
+from headatlas.options import Compute, require_type
 from headatlas.relations import RelationSpec, resolve_relations
 from headatlas.weights import can_stream
 
@@ -53,7 +53,7 @@ FEW_HEADS = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """What a map of a model reads, holds and takes.
+    """Sizes of a model, and estimates of bytes, memory and time of its map.
 
     Attributes:
         model, family, format: What was found.
@@ -117,7 +117,7 @@ def plan(
     Raises:
         HeadatlasError: The model, lens or relations cannot be used.
     """
-    check_kind("compute", compute, Compute)
+    require_type("compute", compute, Compute)
     chosen = lens_named(lens)
     asked = resolve_relations(relations)
     opened = open_for(chosen, model, tokenizer, remote=remote, adapter=adapter)
@@ -202,7 +202,7 @@ def memory_needed(model: Model, lens: Lens, sources: int, machine: Machine, *, s
 
 
 def memory_least(model: Model, lens: Lens, sources: int, *, streamed: bool = False) -> int:
-    """The same with one head in work at a time: less does not do."""
+    """Estimated peak bytes with one head in work at a time: less does not do."""
     one = WORKING_BYTES + head_bytes(model.dims, sources)
     ranking = _held(model, lens, sources, streamed=streamed) + one
     return max(ranking, _forward(model, lens, sources, streamed=streamed))
@@ -234,7 +234,7 @@ def streams_within(model: Model, lens: Lens, sources: int, stream: bool | None, 
 
 @dataclass(frozen=True)
 class Shares:
-    """How a layer's heads fit into memory.
+    """Layers and heads in work at a time, and the memory they take.
 
     Attributes:
         workers: Layers in work at a time.
@@ -249,12 +249,12 @@ class Shares:
 
 def head_bytes(dims: Dims, sources: int) -> int:
     """Memory of one head in work: outputs, basis, targets and screening set, in float64 and float32."""
-    per_row = 12 * (sources + dims.d_model) + 4 * (sources + MOST_TOKENS)
+    per_row = 12 * (sources + dims.d_model) + 4 * (sources + SCREENING_TOKENS)
     return dims.d_head * per_row
 
 
 def shares(dims: Dims, sources: int, machine: Machine, held: int) -> Shares:
-    """How many layers and heads to have in work at a time.
+    """Share memory out: layers and heads to have in work at a time.
 
     Args:
         dims: The model's sizes.
@@ -272,7 +272,7 @@ def shares(dims: Dims, sources: int, machine: Machine, held: int) -> Shares:
 
 
 def share_of(model: Model, lens: Lens, sources: int, machine: Machine, *, streamed: bool) -> Shares:
-    """How many layers and heads the map has in work at a time."""
+    """Layers and heads that the map of a model has in work at a time."""
     return shares(model.dims, sources, machine, _held(model, lens, sources, streamed=streamed))
 
 

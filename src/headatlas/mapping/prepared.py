@@ -18,7 +18,7 @@ from headatlas.architectures.selfcheck import self_check
 from headatlas.atlas.layout import Layout, build_layout
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import LENSES, Lens
-from headatlas.options import CEILING, MAX_CEILING, TargetPolicy, Thresholds, check_kind
+from headatlas.options import CEILING, MAX_CEILING, TargetPolicy, Thresholds, require_type
 from headatlas.relations import RelationSpec, competing_tokens, resolve_relations, tokenise
 from headatlas.weights import MergedAdapter, fingerprint, need_on_disk, open_checkpoint, tokenizer_hash
 
@@ -48,7 +48,7 @@ class MapOptions:
     target_policy: TargetPolicy = "single"
 
     def __post_init__(self) -> None:
-        check_kind("thresholds", self.thresholds, Thresholds)
+        require_type("thresholds", self.thresholds, Thresholds)
         if not 1 <= self.ceiling <= MAX_CEILING:
             raise HeadatlasError(f"`ceiling` is {self.ceiling}: it must lie between 1 and {MAX_CEILING}.")
         if self.target_policy not in get_args(TargetPolicy):
@@ -97,7 +97,7 @@ def open_for(
     return open_model(checkpoint)
 
 
-def prepare(
+def prepare_map(
     model: str | Path | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     relations: RelationSpec,
@@ -218,7 +218,7 @@ _SHOWN: dict[str, Callable[[dict[str, Any]], Any]] = {
     "ceiling": lambda p: p["ceiling"],
     "target policy": lambda p: p["target_policy"],
 }
-"""What people know these by."""
+"""Names people know these by."""
 
 
 def differences(there: dict[str, Any], asked: dict[str, Any]) -> list[str]:

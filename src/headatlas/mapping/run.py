@@ -28,10 +28,10 @@ from headatlas.mapping.cluster import connected, rank_on_cluster
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.machine import Machine, this_machine
 from headatlas.mapping.plan import share_of, streams_within
-from headatlas.mapping.prepared import MapOptions, PreparedMap, differences, prepare, with_traffic
+from headatlas.mapping.prepared import MapOptions, PreparedMap, differences, prepare_map, with_traffic
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.mapping.workers import rank_here, workers_for
-from headatlas.options import CEILING, Compute, Layers, TargetPolicy, Thresholds, check_kind, layers_asked
+from headatlas.options import CEILING, Compute, Layers, TargetPolicy, Thresholds, layers_asked, require_type
 from headatlas.progress import Progress, Report, Stats, reporting
 from headatlas.relations import RelationSpec, resolve_relations
 
@@ -90,7 +90,7 @@ def map_heads(
     Raises:
         HeadatlasError: Something given cannot be used; what was computed before stays saved.
     """
-    check_kind("compute", compute, Compute)
+    require_type("compute", compute, Compute)
     options = MapOptions(lens_named(lens), thresholds, mask, ceiling, target_policy)
     asked = resolve_relations(relations)
     if out is not None:
@@ -101,7 +101,7 @@ def map_heads(
         name = shown(str(model)) if isinstance(model, (str, Path)) else type(model).__name__
         tell(Progress("open", 0, 0, name))
         with stats.timed("opening"):
-            prepared = prepare(model, tokenizer, asked, options, remote=remote, adapter=adapter)
+            prepared = prepare_map(model, tokenizer, asked, options, remote=remote, adapter=adapter)
         wanted = layers_asked(layers, prepared.model.dims.n_layers)
         if out is not None:
             if force or not (output_path(out) / ATLAS_NAME).exists():  # before anything is deleted or created
@@ -173,7 +173,7 @@ def run(
 
 
 def _streams(prepared: PreparedMap, folder: Path, machine: Machine, compute: Compute) -> bool:
-    """Whether sources go through layer by layer; refuse what cannot be held in memory or saved there."""
+    """Whether sources go through layer by layer; refuse a map whose memory or folder does not do."""
     lens = prepared.options.lens
     if not lens.weights_only:
         check_states_folder(folder)
@@ -201,7 +201,7 @@ def _make_states(
 
 
 def layer_inputs(prepared: PreparedMap, states: States, layer: int) -> LayerInputs:
-    """What the engine needs for one layer; its weights are read here and released by the caller."""
+    """Inputs of the engine for one layer; its weights are read here and released by the caller."""
     seen = states.layer(layer)
     heads = prepared.model.heads(layer) if seen.heads is None else seen.heads
     right: RightMap | None = None
@@ -228,7 +228,7 @@ def _layers(
     done: NDArray[np.bool_],
     stats: Stats,
 ) -> Iterator[tuple[int, LayerInputs]]:
-    """The layers to do with what the engine needs for them, each read when it is asked for.
+    """The layers to do with their inputs, each read when it is asked for.
 
     Those that another process has done in the meantime are marked in ``done`` and left out.
     """

@@ -1,4 +1,4 @@
-"""What a few hundred tokens prove: that a target is at or above the ceiling.
+"""Screening: a few hundred tokens prove that most targets are at or above the ceiling.
 
 ``ceiling`` tokens that surely beat a target are proof enough, whichever tokens they are. So any set is valid;
 a good one eliminates more. It starts with the tokens that top and bottom a few typical rows of the head, and
@@ -26,7 +26,7 @@ MEAN_ROWS = 10
 TOKENS_PER_ROW = 48
 FIRST_PER_ROW = 8
 LONGEST_TOKENS = 128
-MOST_TOKENS = 3000
+SCREENING_TOKENS = 3000
 LOGITS_AT_ONCE = 32 << 20
 
 Ints = NDArray[np.int64]
@@ -126,11 +126,11 @@ class Space:
         return rows if self._narrow_basis is None else projected(rows, self._narrow_basis)
 
     def learn(self, tokens: Ints) -> None:
-        """Screen with these tokens too, which may repeat, up to ``MOST_TOKENS`` in all."""
+        """Screen with these tokens too, which may repeat, up to ``SCREENING_TOKENS`` in all."""
         wanted = np.zeros(len(self.vocabulary), dtype=np.bool_)
         wanted[tokens] = True
         wanted[self.tokens] = False
-        new = np.flatnonzero(wanted)[: max(0, MOST_TOKENS - len(self.tokens))]
+        new = np.flatnonzero(wanted)[: max(0, SCREENING_TOKENS - len(self.tokens))]
         self.tokens = np.concatenate([self.tokens, new])
         self._screens.append(self._projected(self.vocabulary.float32(new).to(self.vocabulary.device)))
 

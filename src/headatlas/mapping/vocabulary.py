@@ -1,4 +1,4 @@
-"""The competing rows of the unembedding, and the arithmetic facts the engine's certificates rest on."""
+"""The competing rows of the unembedding, and the rounding errors that the engine's proofs rest on."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class Vocabulary:
 
     @cached_property
     def on_device(self) -> torch.Tensor:
-        """What is stored, on the device."""
+        """:attr:`stored` on the device."""
         return self.stored.to(self.device)
 
     @cached_property
@@ -192,7 +192,7 @@ def dot_error(length: int) -> float:
 
 
 def summing_error(length: int, device: torch.device) -> float:
-    """The same for products of bfloat16 numbers that a device sums in float32.
+    """Bound as of :func:`dot_error`, for products of bfloat16 numbers that a device sums in float32.
 
     Processors round every sum. Tensor cores cut off instead, and align products before they add them (Fasi,
     Higham, Mikaitis and Pranesh, *Numerical behavior of NVIDIA tensor cores*, PeerJ Computer Science 7,

@@ -71,28 +71,15 @@ def workers_for(vocabulary: Vocabulary, machine: Machine, share: Shares) -> list
     return [Worker(vocabulary, each, share.heads)] * share.workers
 
 
-class _Controls:
-    """Ranks of the no-head control, for layers that share the states it reads (as those of ``maps`` do)."""
-
-    def __init__(self) -> None:
-        self._known: tuple[torch.Tensor, RightMap | None, NDArray[np.int16]] | None = None
-
-    def of(self, inputs: LayerInputs) -> NDArray[np.int16] | None:
-        known = self._known
-        if known is None or known[0] is not inputs.control_states or known[1] is not inputs.control_right:
-            return None
-        return known[2]
-
-    def remember(self, inputs: LayerInputs, ranks: NDArray[np.int16]) -> None:
-        self._known = inputs.control_states, inputs.control_right, ranks
-
-
 class _Ranker:
-    """What the pool's threads call: a layer, by whichever worker is free."""
+    """Ranks a layer with whichever worker is free; called by the pool's threads.
+
+    Ranks of the no-head control are kept for layers that share the states it reads, as those of ``maps`` do.
+    """
 
     def __init__(self, layout: Layout, workers: Sequence[Worker], ceiling: int) -> None:
         self._layout, self._ceiling = layout, ceiling
-        self._controls = _Controls()
+        self._control: tuple[torch.Tensor, RightMap | None, NDArray[np.int16]] | None = None
         self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in workers:
             _ = whole(worker.vocabulary), worker.vocabulary.lengths  # once, before threads ask for them
@@ -102,7 +89,7 @@ class _Ranker:
         worker, stats = self._free.get(), Stats()
         try:
             torch.set_num_threads(worker.threads)
-            known = self._controls.of(inputs)
+            known = self._known_control(inputs)
             with strict_products():
                 ranks = map_layer(
                     self._layout,
@@ -114,12 +101,18 @@ class _Ranker:
                     stats=stats,
                 )
             if known is None:
-                self._controls.remember(inputs, ranks.control)
+                self._control = inputs.control_states, inputs.control_right, ranks.control
             return ranks, stats
         finally:
             if worker.heads * head_bytes(inputs.dims, len(self._layout.sources)) >= WORTH_TRIMMING:
                 trim_heap()
             self._free.put(worker)
+
+    def _known_control(self, inputs: LayerInputs) -> NDArray[np.int16] | None:
+        known = self._control
+        if known is None or known[0] is not inputs.control_states or known[1] is not inputs.control_right:
+            return None
+        return known[2]
 
 
 @contextmanager
