@@ -279,7 +279,7 @@ class _Weights:
         return out
 
     def _cheap(self, name: str, rows: int, columns: int, size: float) -> torch.Tensor:
-        """The same from the pool, begun anywhere in it; or zeros."""
+        """Numbers as of :meth:`_normal` from the pool, begun anywhere in it; or zeros."""
         if self._zero_mlp:
             return torch.zeros(rows, columns, dtype=torch.bfloat16)
         start = int(torch.randint(POOL, (1,), generator=self._generator(name)))

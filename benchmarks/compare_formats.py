@@ -1,4 +1,4 @@
-"""The same weights as GGUF and as safetensors: is it the same atlas?
+"""Map the same weights as GGUF and as safetensors, and compare the atlases.
 
 Writes the dequantised weights of a GGUF model as safetensors, maps both whole (all layers, heads and core
 relations) with both lenses, and compares every array of the two atlases. Nothing may differ. The way to the

@@ -1,4 +1,4 @@
-"""What the engine is held against: the plain way, timed, and float64 in bounded memory, compared."""
+"""Yardsticks of the engine: the plain way, timed, and float64 in bounded memory, compared."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from headatlas.atlas import Atlas
 from headatlas.atlas.calibrate import CELL_BEYOND
-from headatlas.lenses import LayerStates, MapsStates, States
-from headatlas.lenses.neutral import saved_layer
+from headatlas.atlas.layout import Layout
+from headatlas.lenses import MapsStates, NeutralStates, States
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.pair_index import PairIndex
 from headatlas.mapping.prepared import PreparedMap
 from headatlas.mapping.vocabulary import TIE, Vocabulary
 from headatlas.options import FLOOR
@@ -28,40 +27,25 @@ COLUMNS = 4096
 Ints = NDArray[np.int64]
 
 
-class SavedStates:
-    """The states of the neutral lens that a map left in its folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def layer(self, layer: int) -> LayerStates:
-        """The states of one layer."""
-        return saved_layer(self._folder, layer)
-
-
 def states_of(prepared: PreparedMap, out: Path) -> States:
     """The states that were mapped: of the lens ``maps`` anew, of ``neutral`` as they were saved."""
     if prepared.options.lens.weights_only:
-        return MapsStates(prepared.model, prepared.pair_index.sources)
-    return SavedStates(out / "states")
+        return MapsStates(prepared.model, prepared.layout.sources)
+    return NeutralStates(out / "states")
 
 
-def plain_seconds(
-    pair_index: PairIndex, inputs: LayerInputs, head: int, vocabulary: Vocabulary, k: int
-) -> float:
+def plain_seconds(layout: Layout, inputs: LayerInputs, head: int, vocabulary: Vocabulary, k: int) -> float:
     """Seconds of one head the plain way: for every relation E·W_V·W_O·U, then the top k of both signs.
 
     In float32, as the published reference does it (arXiv:2412.11965): each relation by itself.
     """
-    asked = [np.unique(pair_index.own_row[relation.own]) for relation in pair_index.relations]
+    asked = [np.unique(layout.own_row[block.own]) for block in layout.blocks]
     return _seconds(asked, inputs, head, vocabulary, k)
 
 
-def shared_seconds(
-    pair_index: PairIndex, inputs: LayerInputs, head: int, vocabulary: Vocabulary, k: int
-) -> float:
-    """The same with each distinct source once, whatever number of relations has it."""
-    return _seconds([np.arange(len(pair_index.sources))], inputs, head, vocabulary, k)
+def shared_seconds(layout: Layout, inputs: LayerInputs, head: int, vocabulary: Vocabulary, k: int) -> float:
+    """Seconds of one head with each distinct source once, whatever number of relations has it."""
+    return _seconds([np.arange(len(layout.sources))], inputs, head, vocabulary, k)
 
 
 def _seconds(asked: list[Ints], inputs: LayerInputs, head: int, vocabulary: Vocabulary, k: int) -> float:
@@ -78,7 +62,7 @@ def _seconds(asked: list[Ints], inputs: LayerInputs, head: int, vocabulary: Voca
 
 
 def ranks(outputs: torch.Tensor, columns: Ints, vocabulary: Vocabulary, ceiling: int) -> tuple[Ints, Ints]:
-    """What :func:`tests.mapping.oracle.ranks_of` says, with a part of U in float64 at a time.
+    """Ranks as of :func:`tests.mapping.oracle.ranks_of`, with a part of U in float64 at a time.
 
     Args:
         outputs: [n, d_model] float64 rows, ready for U.
@@ -124,31 +108,32 @@ def check(
     Returns:
         The number of ranks compared.
     """
-    pair_index, ceiling = prepared.pair_index, prepared.options.ceiling
-    at = np.full(len(pair_index.sources), -1)
+    layout, ceiling = prepared.layout, prepared.options.ceiling
+    columns = vocabulary.columns(layout.targets)
+    at = np.full(len(layout.sources), -1)
     at[rows] = np.arange(len(rows))
     index = torch.from_numpy(rows)
     outputs = inputs.values(head)[index] @ inputs.output(head)
     stored = {name: atlas.dataset[name].values[layer] for name in atlas.dataset if name.endswith("_rank")}
-    expected = ranks(outputs, pair_index.targets, vocabulary, ceiling)
+    expected = ranks(outputs, columns, vocabulary, ceiling)
     compared = 0
     for verb, square in zip(("promotion", "suppression"), expected, strict=True):
         own = stored[f"{verb}_rank"][head]
-        compared += _check_own(pair_index, own, square, at, f"{verb} of head {layer}.{head}")
-        compared += _check_cells(pair_index, own, stored[f"cell_{verb}_rank"][head], square, at, ceiling)
-    square, _ = ranks(inputs.control[index], pair_index.targets, vocabulary, ceiling)
-    return compared + _check_own(pair_index, stored["control_rank"], square, at, f"control of layer {layer}")
+        compared += _check_own(layout, own, square, at, f"{verb} of head {layer}.{head}")
+        compared += _check_cells(layout, own, stored[f"cell_{verb}_rank"][head], square, at, ceiling)
+    square, _ = ranks(inputs.control[index], columns, vocabulary, ceiling)
+    return compared + _check_own(layout, stored["control_rank"], square, at, f"control of layer {layer}")
 
 
-def _check_own(pair_index: PairIndex, stored: NDArray[np.int16], square: Ints, at: Ints, what: str) -> int:
-    mine = np.flatnonzero(at[pair_index.own_row] >= 0)
-    expected = square[at[pair_index.own_row[mine]], pair_index.own_column[mine]]
-    np.testing.assert_array_equal(stored[pair_index.own_pair[mine]], expected, err_msg=what)
+def _check_own(layout: Layout, stored: NDArray[np.int16], square: Ints, at: Ints, what: str) -> int:
+    mine = np.flatnonzero(at[layout.own_row] >= 0)
+    expected = square[at[layout.own_row[mine]], layout.own_column[mine]]
+    np.testing.assert_array_equal(stored[layout.own_pair[mine]], expected, err_msg=what)
     return len(mine)
 
 
 def _check_cells(
-    pair_index: PairIndex,
+    layout: Layout,
     own: NDArray[np.int16],
     stored: NDArray[np.uint8],
     square: Ints,
@@ -157,15 +142,14 @@ def _check_cells(
 ) -> int:
     """Cells of relations that reach the floor by their own ranks; those of others are blank."""
     compared = 0
-    for relation in pair_index.relations:
-        block = relation.block
+    for block in layout.blocks:
         cells = stored[block.cells].reshape(len(block.rows), len(block.columns))
         mine = np.flatnonzero(at[block.rows] >= 0)
         expected = square[np.ix_(at[block.rows[mine]], block.columns)]
-        pairs = own[pair_index.own_pair[relation.own]]
-        if source_hits(pairs, relation.source, relation.n_sources, ceiling).mean() < FLOOR:
+        pairs = own[layout.own_pair[block.own]]
+        if source_hits(pairs, block.own_source, block.n_sources, ceiling).mean() < FLOOR:
             expected = np.full_like(expected, RANK_BEYOND)
         expected = np.where(expected == RANK_BEYOND, CELL_BEYOND, expected)
-        np.testing.assert_array_equal(cells[mine], expected, err_msg=f"cells of {relation.block.cells}")
+        np.testing.assert_array_equal(cells[mine], expected, err_msg=f"cells of {block.cells}")
         compared += expected.size
     return compared

@@ -28,8 +28,9 @@ from benchmarks.checkpoints import INDEX, Planted, planted_in
 from benchmarks.comparison import check, plain_seconds, states_of
 from benchmarks.measuring import Measured, first_prefixes, measure, median_run, print_work
 from headatlas.atlas import Atlas
-from headatlas.mapping.prepared import PreparedMap, options, prepare
-from headatlas.mapping.states import layer_inputs
+from headatlas.lenses import lens_named
+from headatlas.mapping.prepared import MapOptions, PreparedMap, prepare_map
+from headatlas.mapping.run import layer_inputs
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.options import layers_asked
 from headatlas.relations import Relation, load_relations
@@ -86,8 +87,8 @@ def _run(given: argparse.Namespace, out: Path) -> None:
     ]
     measured, out = median_run(runs), outs[-1]
     with first_prefixes(given.prefixes):
-        asked = options(lens=given.lens)
-    prepared = prepare(given.checkpoint, None, _first(load_relations(relations), given.sources), asked)
+        asked = MapOptions(lens_named(given.lens))
+    prepared = prepare_map(given.checkpoint, None, _first(load_relations(relations), given.sources), asked)
     layers = layers_asked(given.layers, prepared.model.dims.n_layers)
     atlas = Atlas.open(out)
     print_header(given.checkpoint, prepared, layers)
@@ -104,13 +105,13 @@ def _first(relations: Sequence[Relation], sources: int | None) -> list[Relation]
 
 
 def print_header(checkpoint: Path, prepared: PreparedMap, layers: Sequence[int]) -> None:
-    """What is mapped, and on what."""
+    """Print what is mapped, and on what."""
     dims = prepared.model.dims
     print(
         f"{checkpoint}: {dims.n_layers} layers × {dims.n_heads} heads, {dims.n_kv_heads} value groups, "
         f"d {dims.d_model:,}, d_head {dims.d_head}, vocabulary {dims.vocab_size:,}\n"
         f"lens {_lens(prepared)}, layers {layers[0]} to {layers[-1]}, "
-        f"{len(prepared.pair_index.sources):,} sources in {len(prepared.pair_index.relations)} relations\n"
+        f"{len(prepared.layout.sources):,} sources in {len(prepared.layout.included)} relations\n"
         f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
 
@@ -137,7 +138,7 @@ def print_measured(measured: Measured, prepared: PreparedMap) -> None:
 
 
 def print_planted(planted: Sequence[Planted], atlas: Atlas) -> None:
-    """How many planted heads are called for what they were planted for, and what else is called."""
+    """Print how many planted heads are called for what they were planted for, and what else is called."""
     wanted = {(head.layer, head.head, head.relation, head.verb) for head in planted}
     found = called(atlas)
     right = len(wanted & found)
@@ -170,21 +171,21 @@ def compare(
     check_sources: int,
 ) -> None:
     """The plain way on some heads, the planted ones first, and their ranks in float64."""
-    dims, pair_index = prepared.model.dims, prepared.pair_index
+    dims, layout = prepared.model.dims, prepared.layout
     vocabulary = Vocabulary.competing(prepared.model.unembed(), prepared.competing)
     states = states_of(prepared, out)
     spread = np.linspace(layers[0] * dims.n_heads, layers[-1] * dims.n_heads + dims.n_heads - 1, sample)
     chosen = [(head.layer, head.head) for head in planted[: (sample + 1) // 2]]
     chosen += [divmod(int(at), dims.n_heads) for at in spread[: sample - len(chosen)]]
-    rows = np.linspace(0, len(pair_index.sources) - 1, min(check_sources, len(pair_index.sources)))
+    rows = np.linspace(0, len(layout.sources) - 1, min(check_sources, len(layout.sources)))
     seconds, compared = [], 0
     for layer, head in chosen:
         inputs = layer_inputs(prepared, states, layer)
-        seconds.append(plain_seconds(pair_index, inputs, head, vocabulary, prepared.options.thresholds.k))
+        seconds.append(plain_seconds(layout, inputs, head, vocabulary, prepared.options.thresholds.k))
         compared += check(prepared, inputs, vocabulary, atlas, layer, head, rows.astype(np.int64))
     n_heads = len(layers) * dims.n_heads
     plain = statistics.median(seconds) * n_heads
-    full = n_heads * len(pair_index.sources) * len(vocabulary) * dims.d_model
+    full = n_heads * len(layout.sources) * len(vocabulary) * dims.d_model
     print(
         f"the plain way in float32, scaled from {len(chosen)} heads: {plain:,.0f} s; "
         f"engine {measured.engine_seconds:.1f} s (control included): "

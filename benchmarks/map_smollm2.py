@@ -31,13 +31,12 @@ import torch
 from benchmarks.comparison import check, plain_seconds, shared_seconds
 from benchmarks.measuring import print_work
 from headatlas.atlas import Atlas
-from headatlas.lenses import MapsStates, NeutralStates, States
-from headatlas.mapping.prepared import PreparedMap, options, prepare
-from headatlas.mapping.run import map_heads
-from headatlas.mapping.states import layer_inputs
-from headatlas.mapping.stats import Stats
+from headatlas.lenses import MapsStates, NeutralStates, States, lens_named
+from headatlas.mapping.prepared import MapOptions, PreparedMap, prepare_map
+from headatlas.mapping.run import layer_inputs, map_heads
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.options import Compute
+from headatlas.progress import Stats
 
 MODEL = "smollm2-135m"
 
@@ -81,19 +80,19 @@ def _print_stages(lens: str, runs: list[Stats], totals: list[float], peak: float
 
 
 def _compare(lens: str, runs: list[Stats], total: float, atlas: Atlas, sample: int, folder: Path) -> None:
-    prepared = prepare(MODEL, None, "core", options(lens=lens))
+    prepared = prepare_map(MODEL, None, "core", MapOptions(lens_named(lens)))
     states = _states(prepared, folder / "states")
     vocabulary = Vocabulary.competing(prepared.model.unembed(), prepared.competing)
     dims, k = prepared.model.dims, prepared.options.thresholds.k
-    n_heads, rows = dims.n_layers * dims.n_heads, np.arange(len(prepared.pair_index.sources))
+    n_heads, rows = dims.n_layers * dims.n_heads, np.arange(len(prepared.layout.sources))
     plain: list[float] = []
     shared: list[float] = []
     compared = 0
     for number in np.linspace(0, n_heads - 1, sample).astype(int):
         layer, head = divmod(int(number), dims.n_heads)
         inputs = layer_inputs(prepared, states, layer)
-        plain.append(plain_seconds(prepared.pair_index, inputs, head, vocabulary, k))
-        shared.append(shared_seconds(prepared.pair_index, inputs, head, vocabulary, k))
+        plain.append(plain_seconds(prepared.layout, inputs, head, vocabulary, k))
+        shared.append(shared_seconds(prepared.layout, inputs, head, vocabulary, k))
         compared += check(prepared, inputs, vocabulary, atlas, layer, head, rows)
     mapping = statistics.median(run.seconds["ranking"] for run in runs)
     for name, seconds in (("plain way", plain), ("each source once", shared)):
@@ -103,7 +102,7 @@ def _compare(lens: str, runs: list[Stats], total: float, atlas: Atlas, sample: i
             f"ranking here {mapping:.1f} s: {brute / mapping:.0f} × faster; all of the map {total:.1f} s: "
             f"{brute / total:.0f} ×"
         )
-    full = n_heads * len(prepared.pair_index.sources) * len(vocabulary) * dims.d_model
+    full = n_heads * len(prepared.layout.sources) * len(vocabulary) * dims.d_model
     print(
         f"multiply-adds {runs[0].products:.3g} of {full:.3g} (each source once): "
         f"1 in {full / runs[0].products:.0f}"
@@ -113,10 +112,10 @@ def _compare(lens: str, runs: list[Stats], total: float, atlas: Atlas, sample: i
 
 def _states(prepared: PreparedMap, folder: Path) -> States:
     if prepared.options.lens.weights_only:
-        return MapsStates(prepared.model, prepared.pair_index.sources)
+        return MapsStates(prepared.model, prepared.layout.sources)
     return NeutralStates.compute(
         prepared.model,
-        prepared.pair_index.sources,
+        prepared.layout.sources,
         prepared.options.lens.prefixes,
         folder,
         identity="benchmark",

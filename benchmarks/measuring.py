@@ -21,8 +21,8 @@ import psutil
 from headatlas.atlas import Atlas
 from headatlas.lenses.lens import LENSES
 from headatlas.mapping.run import map_heads
-from headatlas.mapping.stats import Stats
 from headatlas.options import Compute
+from headatlas.progress import Stats
 from headatlas.relations import load_relations
 
 STAGES = (
@@ -33,7 +33,7 @@ STAGES = (
 
 @dataclass(frozen=True)
 class Measured:
-    """What a map took.
+    """Time, memory and work of a map.
 
     Attributes:
         stats: What the engine counted, and seconds a stage.

@@ -1,4 +1,4 @@
-"""How the cost of a map grows with pairs, heads, d_model and vocabulary; written as CSV, JSON and a figure.
+"""Measure how the cost of a map grows with pairs, heads, d_model and vocabulary: CSV, JSON and a figure.
 
     python -m benchmarks.scaling OUT [--axis pairs --axis heads --axis d --axis vocabulary] [--small]
 

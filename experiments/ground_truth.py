@@ -1,4 +1,4 @@
-"""How well the lenses find heads whose job is known: written into the weights, or proved by ablation.
+"""Recovery of heads whose job is known, by lens: written into the weights, or proved by ablation.
 
     python -m experiments.ground_truth -o DIR [--seeds 2] [--only planted|trained]
 

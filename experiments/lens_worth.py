@@ -1,4 +1,4 @@
-"""What a lens is worth: variants compared by agreement with text and by ablation; what explains the gap.
+"""Compare variants of a lens by agreement with text and by ablation; look for what explains the gap.
 
     python -m experiments.lens_worth agreement [--model smollm2-135m] [--out lens-worth]
     python -m experiments.lens_worth ablation
@@ -21,7 +21,7 @@ from experiments.worth_scores import Bench, choose_words
 from experiments.worth_variants import dynamic_scores, static_scores
 from headatlas.architectures import open_model
 from headatlas.evidence.templates import read_templates
-from headatlas.lenses.neutral import running
+from headatlas.lenses.forward import running
 from headatlas.relations import core
 from headatlas.weights import open_checkpoint
 
@@ -87,7 +87,7 @@ def ablation_part(bench: Bench) -> None:
 
 
 def gap_part(bench: Bench) -> None:
-    """What explains the gap between scores with and without context."""
+    """Look for what explains the gap between scores with and without context."""
     with running(bench.model) as modules:
         for frame in gap_tables(bench, modules):
             print(as_markdown(frame), end="\n\n")

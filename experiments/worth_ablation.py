@@ -1,4 +1,4 @@
-"""What tasks lose when the heads that a lens puts first are set to zero."""
+"""Losses of tasks when the heads that a lens puts first are set to zero."""
 
 from __future__ import annotations
 

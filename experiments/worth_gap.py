@@ -1,4 +1,4 @@
-"""What static quantity says which heads write in context? Attention predicted from lens states alone.
+"""Predict from lens states alone which heads write in context: attention, and what explains it.
 
 A made-up text of eight positions is put together from states that the lens gives for single tokens; no text
 is run. Position 0 holds a token alone at the first position (where models have an attention sink), the last
@@ -62,7 +62,7 @@ class MadeUp:
 
 
 @dataclass(frozen=True)
-class Layout:
+class AttentionInputs:
     """Queries and keys of one layer as the model makes them.
 
     Attributes:
@@ -118,15 +118,15 @@ def catching(modules: PreTrainedModel, paths: Sequence[str]) -> Iterator[dict[st
             handle.remove()
 
 
-def layouts(model: Model, modules: PreTrainedModel, length: int = LENGTH) -> list[Layout]:
-    """How every layer makes queries and keys, for models whose attention is called as Llama's and Gemma's."""
+def attention_inputs(model: Model, modules: PreTrainedModel, length: int = LENGTH) -> list[AttentionInputs]:
+    """Queries and keys of every layer, for models whose attention is called as Llama's and Gemma's."""
     paths = [model.value_input_module(layer).rpartition(".")[0] for layer in range(model.dims.n_layers)]
     with catching(modules, paths) as caught, torch.inference_mode():
         modules.base_model(input_ids=torch.zeros((1, length), dtype=torch.int64), use_cache=False)
     found = []
     for path in paths:
         module: Any = modules.get_submodule(path)
-        found.append(Layout(module, _rotation(module, *caught[path])))
+        found.append(AttentionInputs(module, _rotation(module, *caught[path])))
     return found
 
 
@@ -144,12 +144,12 @@ def _rotation(
 
 
 def predicted(
-    layout: Layout, made_up: MadeUp, layer: int, *, uniform: bool = False
+    attention: AttentionInputs, made_up: MadeUp, layer: int, *, uniform: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention and output that a made-up text predicts, means over queries and places.
 
     Args:
-        layout: How the layer makes queries and keys.
+        attention: How the layer makes queries and keys.
         made_up: What the texts consist of.
         layer: Which.
         uniform: Give every position the same weight instead, as a control.
@@ -157,21 +157,21 @@ def predicted(
     Returns:
         [n_heads, n] the weight of the source, and [n_heads, n, d_head] the mixture of value vectors.
     """
-    queries = layout.queries(made_up.queries(layer), LENGTH - 1) * layout.module.scaling
+    queries = attention.queries(made_up.queries(layer), LENGTH - 1) * attention.module.scaling
     sources, common, first = (part(layer) for part in (made_up.sources, made_up.common, made_up.first))
-    source_values, common_values = layout.values(sources), layout.values(common)
-    first_values, query_values = layout.values(first), layout.values(made_up.queries(layer))
+    source_values, common_values = attention.values(sources), attention.values(common)
+    first_values, query_values = attention.values(first), attention.values(made_up.queries(layer))
     weights, mixtures = [], []
     for place in PLACES:
         free = [at for at in range(1, LENGTH - 1) if at != place]
         # Common words fill the free places in their order.
         fixed = torch.cat(
-            [layout.keys(first, 0)] + [layout.keys(common[i : i + 1], at) for i, at in enumerate(free)],
+            [attention.keys(first, 0)] + [attention.keys(common[i : i + 1], at) for i, at in enumerate(free)],
             dim=1,
         )
         fixed_values = torch.cat([first_values, common_values], dim=1)
-        keys = layout.keys(sources, place)
-        own_keys = layout.keys(made_up.queries(layer), LENGTH - 1)
+        keys = attention.keys(sources, place)
+        own_keys = attention.keys(made_up.queries(layer), LENGTH - 1)
         for q in range(queries.shape[1]):
             query = queries[:, q : q + 1]
             around = torch.cat([fixed, own_keys[:, q : q + 1]], dim=1)
@@ -214,7 +214,7 @@ def predicted_scores(bench: Bench, modules: PreTrainedModel) -> tuple[Scores, Sc
     with the same weight everywhere.
     """
     made_up = made_up_of(bench, modules)
-    by_layer = layouts(bench.model, modules)
+    by_layer = attention_inputs(bench.model, modules)
 
     def both(layer: int, *, uniform: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         return predicted(by_layer[layer], made_up, layer, uniform=uniform)
@@ -239,7 +239,7 @@ def predictors(score: Floats, attention: Floats, mixture: Floats) -> dict[str, F
 
 
 def gap_tables(bench: Bench, modules: PreTrainedModel) -> Iterator[pd.DataFrame]:
-    """How well the predictors do, and how well attention itself is predicted."""
+    """Tables of how well the predictors do, and of how well attention itself is predicted."""
     context, _, measured = dynamic_scores(bench, modules)
     neutral = bench.of_states("neutral", mean_states(neutral_parts(bench, modules)), right=True)
     attention, mixture, uniform = predicted_scores(bench, modules)

@@ -11,14 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from headatlas.architectures import LayerHeads, Model, RightMap
-from headatlas.atlas.layout import build_layout
+from headatlas.atlas.layout import Layout, build_layout
 from headatlas.evidence.inference_run import from_states
 from headatlas.evidence.templates import Template
 from headatlas.evidence.texts import Ids, Text, place
 from headatlas.mapping.engine import map_layer
-from headatlas.mapping.given import given_values
-from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.pair_index import PairIndex, index_pairs
+from headatlas.mapping.inputs import LayerInputs, given_values
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.relations import Relation, TokenisedPair, TokenisedRelation, competing_tokens, tokenise
 from headatlas.relations.tokenising import reduced
@@ -31,22 +29,22 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Words:
-    """The same sources for every variant.
+    """Sources that every variant is asked.
 
     Attributes:
         relations: With the chosen pairs only.
-        questions: The same for the engine, without calibration.
+        layout: The axes of these, without calibration.
         texts: For every context template, the text of each source.
     """
 
     relations: tuple[TokenisedRelation, ...]
-    questions: PairIndex
+    layout: Layout
     texts: dict[Template, list[Text]]
 
     @property
     def sources(self) -> tuple[Ids, ...]:
         """Token ids of each source; row i of all states belongs to source i."""
-        return self.questions.sources
+        return self.layout.sources
 
     @property
     def names(self) -> list[str]:
@@ -78,9 +76,9 @@ def choose_words(
         relation = reduced(found, pairs, found.dropped)
         if relation.left_out is None:
             kept.append(relation)
-    questions = uncalibrated(index_pairs(build_layout(kept), competing))
-    rows = {template: [each[source] for source in questions.sources] for template, each in texts.items()}
-    return Words(tuple(kept), questions, rows)
+    layout = uncalibrated(build_layout(kept))
+    rows = {template: [each[source] for source in layout.sources] for template, each in texts.items()}
+    return Words(tuple(kept), layout, rows)
 
 
 def evenly(n: int, most: int) -> list[int]:
@@ -88,14 +86,11 @@ def evenly(n: int, most: int) -> list[int]:
     return sorted({int((at + 0.5) * n / most) for at in range(most)}) if n > most else list(range(n))
 
 
-def uncalibrated(questions: PairIndex) -> PairIndex:
-    """The same questions without calibration cells, which only cost time here."""
+def uncalibrated(layout: Layout) -> Layout:
+    """A layout without calibration cells, which only cost time here."""
     none = np.zeros(0, dtype=np.int64)
-    relations = tuple(
-        replace(each, block=replace(each.block, columns=none, cells=slice(0, 0)))
-        for each in questions.relations
-    )
-    return replace(questions, relations=relations, n_cells=0)
+    blocks = tuple(replace(block, targets=none, columns=none, offset=0) for block in layout.blocks)
+    return replace(layout, blocks=blocks)
 
 
 class Bench:
@@ -153,14 +148,14 @@ class Bench:
         return found
 
     def _scores(self, inputs: Callable[[int], LayerInputs]) -> Scores:
-        questions, dims = self.words.questions, self.model.dims
-        out = np.zeros((2, dims.n_layers, dims.n_heads, len(questions.relations)))
+        layout, dims = self.words.layout, self.model.dims
+        out = np.zeros((2, dims.n_layers, dims.n_heads, len(layout.blocks)))
         for layer in range(dims.n_layers):
-            ranks = map_layer(questions, inputs(layer), self._vocabulary, ceiling=K)
+            ranks = map_layer(layout, inputs(layer), self._vocabulary, ceiling=K)
             for sign, each in enumerate((ranks.promotion, ranks.suppression)):
-                for at, relation in enumerate(questions.relations):
+                for at, block in enumerate(layout.blocks):
                     k = K_COPY if self.words.relations[at].relation.copying else K
-                    own = each[:, questions.own_pair[relation.own]]
-                    hits = source_hits(own, relation.source, relation.n_sources, k)
+                    own = each[:, layout.own_pair[block.own]]
+                    hits = source_hits(own, block.own_source, block.n_sources, k)
                     out[sign, layer, :, at] = hits.mean(axis=-1)
         return out

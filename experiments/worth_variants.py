@@ -14,7 +14,7 @@ from headatlas.evidence.ablation_hooks import ablated
 from headatlas.evidence.recording import Watched, watch
 from headatlas.evidence.texts import Ids, Text
 from headatlas.lenses import NEUTRAL_PREFIXES, MapsStates
-from headatlas.lenses.neutral import prefix_ids
+from headatlas.lenses.forward import prefix_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +37,7 @@ def texts_after(model: Model, prefix: str | None, sources: Sequence[Ids]) -> lis
 
 
 def watched(bench: Bench, modules: PreTrainedModel, name: str, texts: Sequence[Text]) -> Watched:
-    """What is seen in some texts, from the folder if it is there."""
+    """States and outputs in some texts, from the folder if they are there."""
     folder = bench.folder / f"seen_{name.replace(' ', '_')}"
     if folder.exists():
         return Watched(bench.model, folder)
@@ -59,7 +59,7 @@ def input_norm(model: Model, modules: PreTrainedModel, layer: int) -> Callable[[
 def without_heads(
     bench: Bench, modules: PreTrainedModel, sources: Sequence[Ids]
 ) -> tuple[Watched, torch.Tensor, torch.Tensor]:
-    """What is seen with all heads at zero, and the streams [n, d_model] that enter block 0 and block 1.
+    """States with all heads at zero, and the streams [n, d_model] that enter block 0 and block 1.
 
     No head brings anything, so position and neighbours play no role.
     """
@@ -107,7 +107,7 @@ def rms_states(parts: Sequence[Watched]) -> States:
 
 
 def neutral_parts(bench: Bench, modules: PreTrainedModel) -> list[Watched]:
-    """What is seen after each of the shipped lens's prefixes."""
+    """States and outputs after each of the shipped lens's prefixes."""
     sources = bench.words.sources
     return [
         watched(bench, modules, f"neutral {at}", texts_after(bench.model, prefix, sources))
@@ -168,7 +168,7 @@ def dynamic_scores(bench: Bench, modules: PreTrainedModel) -> tuple[Scores, Scor
 
 def by_relation(bench: Bench, weights: Callable[[int], torch.Tensor]) -> Scores:
     """[layer, head, relation] means over each relation's sources of [n_heads, n] a layer."""
-    relations = bench.words.questions.relations
-    rows = [np.unique(bench.words.questions.own_row[relation.own]) for relation in relations]
+    layout = bench.words.layout
+    rows = [np.unique(layout.own_row[block.own]) for block in layout.blocks]
     layers = [weights(layer).to(torch.float64).numpy() for layer in range(bench.model.dims.n_layers)]
     return np.stack([np.stack([each[:, row].mean(axis=1) for row in rows], axis=-1) for each in layers])

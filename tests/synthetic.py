@@ -86,7 +86,7 @@ def _layer(layout: Layout, n_heads: int, depth: float, rng: np.random.Generator)
             square = np.full((len(block.sources), len(block.targets)), CELL_BEYOND, dtype=np.uint8)
             column = np.searchsorted(block.targets, layout.pair_target_id[pairs])
             square[layout.pair_source[pairs][hit], column[hit]] = rank[hit]
-            cells[sign][head, block.slice] = square.ravel()
+            cells[sign][head, block.cells] = square.ravel()
     for value in ranks.values():
         value[:, unusable] = RANK_UNUSABLE
     control[unusable] = RANK_UNUSABLE

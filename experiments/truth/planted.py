@@ -34,7 +34,7 @@ CONTEXTS, LONGEST = 8, 12
 
 @dataclass(frozen=True)
 class Plant:
-    """What was written into one head.
+    """One relation written into one head.
 
     Attributes:
         kind: ``promotes``, ``suppresses`` or ``decoy``.

@@ -1,4 +1,4 @@
-"""How well numbers given to heads find the heads that are known to do a job."""
+"""Recovery of the heads that are known to do a job, by numbers given to heads."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Batch:
 
 
 class Task(Protocol):
-    """What a model is trained on and asked for."""
+    """A task that a model is trained on and asked for."""
 
     @property
     def vocab(self) -> int: ...

@@ -1,4 +1,4 @@
-"""Where is computed: the device by its name, the memory there and how to return it, float32 that is float32.
+"""Devices by name, their memory and how to give it back, and float32 products without loss.
 
 torch is imported when a function is called, so importing this module costs nothing.
 """
@@ -93,7 +93,7 @@ def _malloc_trim() -> Callable[[int], int] | None:
     return found
 
 
-class _Settings:
+class _StrictProducts:
     """torch's settings for what float32 and bfloat16 products may lose, switched off while anyone asks.
 
     They are global. Threads that work on several GPUs ask at the same time: the first switches them, the last
@@ -128,7 +128,7 @@ class _Settings:
             self._asking += 1
 
     def put_back(self) -> None:
-        """What it was before the first asked."""
+        """Put the settings back once nobody asks for strict products any more."""
         with self._lock:
             self._asking -= 1
             if not self._asking:
@@ -136,12 +136,12 @@ class _Settings:
                     setattr(where, name, value)
 
 
-_SETTINGS = _Settings()
+_STRICT = _StrictProducts()
 
 
 @contextmanager
 def strict_products() -> Iterator[None]:
-    """Products of float32 are those of float32 during the block, and sums of bfloat16 products are float32.
+    """Keep products of float32 in float32 during the block, and sums of bfloat16 products too.
 
     TF32 and its like on the CPU are off, partial sums are not rounded to half precision, and no autocast
     applies. Error bounds rest on that. Afterwards everything is as it was. May be nested, and used by several
@@ -153,6 +153,6 @@ def strict_products() -> Iterator[None]:
         for kind in ("cpu", "cuda", "mps"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        _SETTINGS.switch()
-        stack.callback(_SETTINGS.put_back)
+        _STRICT.switch()
+        stack.callback(_STRICT.put_back)
         yield

@@ -36,7 +36,7 @@ Layers = str | int | range | slice | Iterable[int] | None
 
 
 def _words(help_text: str, metavar: str | None = None) -> dict[str, str | None]:
-    """What the command line shows for a field."""
+    """Metadata of a field: what the command line shows for it."""
     return {"help": help_text, "metavar": metavar}
 
 
@@ -60,7 +60,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """When a head counts: how an atlas is read. All of it can change after mapping.
+    """Thresholds from which a head counts: how an atlas is read. All can change after mapping.
 
     Attributes:
         k: A target counts when its rank is below k (relations other than copying).
@@ -133,7 +133,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Compute:
-    """Where a map is computed and with how much memory. None of it changes a rank.
+    """Device, memory and cluster of a map. None of it changes a rank.
 
     Attributes:
         device: ``"cpu"``, ``"cuda"`` (all GPUs of this machine, layers shared out among them), ``"cuda:N"``,
@@ -212,6 +212,15 @@ def preset(name: str) -> Preset:
     except KeyError:
         known = ", ".join(PRESETS)
         raise HeadatlasError(f"`preset`: there is no preset {name!r}; use one of {known}.") from None
+
+
+def require_type(name: str, value: object, kind: type) -> None:
+    """Raise HeadatlasError for a parameter of another type, such as a dict in the place of thresholds."""
+    if not isinstance(value, kind):
+        raise HeadatlasError(
+            f"`{name}` is of the type {type(value).__name__}: give a {kind.__name__}, "
+            f"such as {kind.__name__}({fields(kind)[0].name}={fields(kind)[0].default!r})."
+        )
 
 
 def choices(kind: type) -> tuple[Field[Any], ...]:

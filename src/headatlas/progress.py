@@ -1,4 +1,4 @@
-"""How far a run is: what it tells, and how that is shown.
+"""Progress of a run: the steps it tells, how they are shown, and what it counts.
 
 A run tells a callable of its steps. :class:`ProgressDisplay` shows them: a bar with the time left on a
 terminal, a plain line every few seconds elsewhere.
@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -54,7 +54,7 @@ def silent(_: Progress) -> None:
 
 @contextmanager
 def reporting(progress: Report | bool | None) -> Iterator[Report]:
-    """Whom to tell of the steps of a run: True shows them on stderr, a callable gets them.
+    """Give the function to tell of a run's steps: True shows them on stderr, a callable gets them.
 
     Raises:
         HeadatlasError: It is none of these.
@@ -179,3 +179,41 @@ def duration(seconds: float) -> str:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+@dataclass
+class Stats:
+    """Counts over one or more layers.
+
+    Attributes:
+        products: Multiply-adds of all matrix products that involve vocabulary columns.
+        rows: Rows with a sign that went through the vocabulary; a row of a second round counts again.
+        rows_dropped: Those of them that were eliminated before its end.
+        hit_rows: Those of them with a rank below the ceiling: no exact method can leave them out.
+        rechecked: Logits computed in float64 because their bounds were too close to call.
+        seconds: Time per stage, for benchmarks; never decides anything.
+    """
+
+    products: int = 0
+    rows: int = 0
+    rows_dropped: int = 0
+    hit_rows: int = 0
+    rechecked: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, other: Stats) -> None:
+        """Add the counts and times of another machine's work."""
+        for each in fields(self):
+            if each.name != "seconds":
+                setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+        for stage, seconds in other.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time the block takes to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

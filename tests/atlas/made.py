@@ -68,7 +68,7 @@ def layer_from_squares(layout: Layout, squares: NDArray[np.integer]) -> LayerRan
     for block in layout.blocks:
         rows = [layout.source_ids[block.relation][s][0] - 1000 for s in block.sources]
         square = squares[:, :, rows][..., block.targets]
-        cells[:, :, block.slice] = np.where(square < 32, square, CELL_BEYOND).reshape(2, heads, -1)
+        cells[:, :, block.cells] = np.where(square < 32, square, CELL_BEYOND).reshape(2, heads, -1)
     control = np.where(layout.pair_source >= 0, RANK_BEYOND, RANK_UNUSABLE).astype(np.int16)
     return LayerRanks(ranks[0], ranks[1], control, cells[0], cells[1])
 

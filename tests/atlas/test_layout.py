@@ -49,12 +49,33 @@ def test_every_pair_of_every_relation_is_on_the_axis_in_order(
 
 @settings(max_examples=80, deadline=None)
 @given(_relations)
+def test_rows_and_columns_are_those_of_the_pairs(drawn: list[tuple[list[list[int]], bool]]) -> None:
+    """The engine sees each distinct source and target once; every usable pair and cell is found there."""
+    layout = build_layout(relations_of(drawn))
+    assert len(set(layout.sources)) == len(layout.sources)
+    assert layout.own_pair.tolist() == np.flatnonzero(layout.pair_source >= 0).tolist()
+    for pair, row, column in zip(layout.own_pair, layout.own_row, layout.own_column, strict=True):
+        members = layout.source_ids[layout.pair_relation[pair]]
+        assert layout.sources[row] == members[layout.pair_source[pair]]
+        assert layout.targets[column] == layout.pair_target_id[pair]
+    for block in layout.blocks:
+        members = layout.source_ids[block.relation]
+        assert [layout.sources[row] for row in block.rows] == [members[at] for at in block.sources]
+        assert layout.targets[block.columns].tolist() == block.targets.tolist()
+        assert set(layout.pair_relation[layout.own_pair[block.own]].tolist()) <= {block.relation}
+        assert block.own_source.tolist() == layout.pair_source[layout.own_pair[block.own]].tolist()
+        assert block.n_sources == len(members)
+    assert sum(block.own.stop - block.own.start for block in layout.blocks) == len(layout.own_pair)
+
+
+@settings(max_examples=80, deadline=None)
+@given(_relations)
 def test_blocks_tile_the_cell_axis(drawn: list[tuple[list[list[int]], bool]]) -> None:
     layout = build_layout(relations_of(drawn))
     assert [block.relation for block in layout.blocks] == list(layout.included)
     end = 0
     for block in layout.blocks:
-        assert block.slice == slice(end, end + len(block.sources) * len(block.targets))
+        assert block.cells == slice(end, end + len(block.sources) * len(block.targets))
         end += block.size
         own = (layout.pair_relation == block.relation) & (layout.pair_source >= 0)
         assert block.targets.tolist() == sorted(set(layout.pair_target_id[own].tolist()))

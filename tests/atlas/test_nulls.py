@@ -18,7 +18,6 @@ from headatlas.atlas import Atlas, store
 from headatlas.atlas.layout import Layout, build_layout
 from headatlas.atlas.store import LayerRanks, create_store, read_store
 from headatlas.mapping.engine import map_layer
-from headatlas.mapping.pair_index import ask
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.options import Thresholds
 from tests.atlas.made import layer_from_squares, provenance, tokenised
@@ -110,8 +109,8 @@ def test_random_weights_call_nothing_beyond_the_nominal_rate(norm: str, tmp_path
     dims = Dims(1, 4, 2, 24, 6, 300)
     calls, hits = [], 0
     for seed in range(15):
-        layout, questions, inputs, vocabulary = random_problem(seed, vocab=300, norm=norm, dims=dims)
-        ranks = map_layer(questions, inputs, vocabulary, ceiling=32)
+        layout, inputs, vocabulary = random_problem(seed, vocab=300, norm=norm, dims=dims)
+        ranks = map_layer(layout, inputs, vocabulary, ceiling=32)
         atlas = filled(empty_dataset(tmp_path / f"{seed}.zarr", layout, dims.n_heads), ranks)
         table = atlas.at(k=32, k_copy=32).table()
         hits += int((table["score"] >= 0.03).sum())
@@ -134,16 +133,15 @@ def test_planted_heads_alone_are_called_and_shuffled_targets_never(tmp_path: Pat
         )
     layout = build_layout(relations)
     competing = np.ones(vocab, dtype=bool)
-    questions = ask(layout, competing)
     unembed = torch.from_numpy(rng.standard_normal((vocab, d)).astype(np.float32))
     dims = Dims(1, 3, 1, d, d, vocab)
     inputs = layer_inputs(n, dims=dims, seed=0, norm="none", bias=False)
-    rows = [questions.sources.index((s,)) for s in sources]
+    rows = [layout.sources.index((s,)) for s in sources]
     planted = torch.linalg.lstsq(inputs.states[rows], unembed[targets]).solution
     W_O = torch.stack([planted, -planted, inputs.heads.W_O[2]])
     heads = LayerHeads(torch.eye(d)[None], None, W_O)
     ranks = map_layer(
-        questions, replace(inputs, heads=heads), Vocabulary.competing(unembed, competing), ceiling=32
+        layout, replace(inputs, heads=heads), Vocabulary.competing(unembed, competing), ceiling=32
     )
     atlas = filled(empty_dataset(tmp_path / "a.zarr", layout, 3), ranks)
     table = atlas.table().set_index(["relation", "head"])

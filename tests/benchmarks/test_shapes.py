@@ -14,10 +14,9 @@ from benchmarks import checkpoints, map_shape, scaling
 from benchmarks.comparison import check, ranks
 from headatlas.architectures import open_model
 from headatlas.atlas import Atlas
-from headatlas.lenses import MapsStates
-from headatlas.mapping.prepared import options, prepare
-from headatlas.mapping.run import map_heads
-from headatlas.mapping.states import layer_inputs
+from headatlas.lenses import MapsStates, lens_named
+from headatlas.mapping.prepared import MapOptions, prepare_map
+from headatlas.mapping.run import layer_inputs, map_heads
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.relations import load_relations
 from headatlas.weights import open_checkpoint
@@ -106,10 +105,12 @@ def test_planted_heads_are_found_and_nothing_else(tiny: Path, mapped: Atlas) -> 
 
 def test_ranks_in_parts_are_the_oracles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.comparison.COLUMNS", 97)
-    _, pair_index, inputs, vocabulary = random_problem(3)
+    layout, inputs, vocabulary = random_problem(3)
     outputs = inputs.values(0) @ inputs.output(0)
-    expected = oracle._all_targets(outputs, pair_index, vocabulary, 32)
-    for found, wanted in zip(ranks(outputs, pair_index.targets, vocabulary, 32), expected, strict=True):
+    expected = oracle._all_targets(outputs, layout, vocabulary, 32)
+    for found, wanted in zip(
+        ranks(outputs, vocabulary.columns(layout.targets), vocabulary, 32), expected, strict=True
+    ):
         np.testing.assert_array_equal(found, wanted)
 
 
@@ -118,9 +119,9 @@ def test_ranks_in_parts_are_the_oracles(monkeypatch: pytest.MonkeyPatch) -> None
     ["promotion_rank", "suppression_rank", "control_rank", "cell_promotion_rank", "cell_suppression_rank"],
 )
 def test_the_comparison_sees_one_wrong_rank(tiny: Path, mapped: Atlas, name: str) -> None:
-    prepared = prepare(tiny, None, tiny / "relations", options(lens="maps"))
+    prepared = prepare_map(tiny, None, tiny / "relations", MapOptions(lens_named("maps")))
     head = checkpoints.planted_in(tiny)[0]
-    inputs = layer_inputs(prepared, MapsStates(prepared.model, prepared.pair_index.sources), head.layer)
+    inputs = layer_inputs(prepared, MapsStates(prepared.model, prepared.layout.sources), head.layer)
     vocabulary = Vocabulary.competing(prepared.model.unembed(), prepared.competing)
     rows = np.arange(0, TINY.sources, 3)
     asked = (prepared, inputs, vocabulary)

@@ -20,7 +20,7 @@ from headatlas.evidence.inference_run import run_inference
 from headatlas.evidence.recording import watch
 from headatlas.evidence.tasks import answers
 from headatlas.evidence.texts import Text
-from headatlas.lenses.neutral import running
+from headatlas.lenses.forward import running
 from headatlas.mapping.run import map_heads
 from headatlas.weights import open_checkpoint
 from tests.evidence.conftest import Planted

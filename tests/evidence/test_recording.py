@@ -18,7 +18,6 @@ from headatlas.evidence.recording import watch
 from headatlas.evidence.tasks import answers
 from headatlas.evidence.texts import Text
 from headatlas.mapping import engine
-from headatlas.mapping.pair_index import index_pairs
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.weights import open_checkpoint
 from tests.mapping import oracle
@@ -149,13 +148,13 @@ def test_watched_rows_are_ranked_like_the_oracle(family: str, tmp_path: Path) ->
     modules = tiny_model(family).eval()
     model = open_model(open_checkpoint(modules, word_tokenizer()))
     relations = random_relations(VOCAB, np.random.default_rng(0))
-    pair_index = index_pairs(build_layout(relations), np.ones(VOCAB, dtype=bool))
-    texts = [Text((1, 5, *source, 7), 1 + len(source)) for source in pair_index.sources]
+    layout = build_layout(relations)
+    texts = [Text((1, 5, *source, 7), 1 + len(source)) for source in layout.sources]
     watched = watch(model, modules, texts, tmp_path)
     vocabulary = Vocabulary.competing(model.unembed(), np.ones(VOCAB, dtype=bool))
     for inputs in layer_as_watched(model, watched, 1).values():
-        fast = engine.map_layer(pair_index, inputs, vocabulary, ceiling=16)
-        slow = oracle.map_layer(pair_index, inputs, vocabulary, ceiling=16)
+        fast = engine.map_layer(layout, inputs, vocabulary, ceiling=16)
+        slow = oracle.brute_force_layer(layout, inputs, vocabulary, ceiling=16)
         for name in ("promotion", "suppression", "cell_promotion", "cell_suppression", "control"):
             np.testing.assert_array_equal(getattr(fast, name), getattr(slow, name), err_msg=name)
     outputs = layer_as_watched(model, watched, 1)["context"]

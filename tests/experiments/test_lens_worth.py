@@ -12,14 +12,14 @@ from transformers import PreTrainedModel
 import headatlas as ha
 from experiments.worth_ablation import first_heads
 from experiments.worth_agreement import given, over_heads, thirds
-from experiments.worth_gap import LENGTH, layouts
+from experiments.worth_gap import LENGTH, attention_inputs
 from experiments.worth_scores import Bench, choose_words
 from experiments.worth_variants import input_norm, mean_states, neutral_parts, without_heads
 from headatlas.architectures import Model, open_model
 from headatlas.evidence.recording import watch
 from headatlas.evidence.templates import Template
 from headatlas.evidence.texts import Text
-from headatlas.lenses.neutral import running
+from headatlas.lenses.forward import running
 from headatlas.weights import open_checkpoint
 from tests.mapping.checkpoints import random_relations, tiny_model, word_tokenizer
 
@@ -76,13 +76,13 @@ def test_predicted_attention_is_the_models(model: tuple[Model, PreTrainedModel],
     with running(opened) as run:
         # What enters the value projection at position p, p = 0 … 7: the same text, watched at each place.
         seen = watch(opened, run, [Text(tuple(ids), place) for place in range(LENGTH)], tmp_path)
-        for layer, layout in enumerate(layouts(opened, run)):
+        for layer, attention in enumerate(attention_inputs(opened, run)):
             states = seen.states(layer)
-            query = layout.queries(states[-1:], LENGTH - 1) * layout.module.scaling
-            keys = torch.cat([layout.keys(states[at : at + 1], at) for at in range(LENGTH)], dim=1)
+            query = attention.queries(states[-1:], LENGTH - 1) * attention.module.scaling
+            keys = torch.cat([attention.keys(states[at : at + 1], at) for at in range(LENGTH)], dim=1)
             weights = (query @ keys.transpose(1, 2)).softmax(dim=-1)
             torch.testing.assert_close(weights[:, 0], seen.attention(layer), atol=1e-5, rtol=1e-4)
-            outputs = (weights @ layout.values(states))[:, 0]
+            outputs = (weights @ attention.values(states))[:, 0]
             torch.testing.assert_close(outputs, seen.outputs(layer)[:, 0], atol=1e-5, rtol=1e-4)
 
 

@@ -109,7 +109,7 @@ def plant_atlas(
             for i, s in enumerate(block.sources):
                 if s in plant.sources:
                     square[i, np.searchsorted(block.targets, 500 + s)] = 0
-            cells[plant.sign][plant.head, block.slice] = square.ravel()
+            cells[plant.sign][plant.head, block.cells] = square.ravel()
         state = np.where((source >= round((1 - control) * N_SOURCES)), 0, usable).astype(np.int16)
         writer.write(
             layer,

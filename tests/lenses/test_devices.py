@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from headatlas.architectures import open_model
-from headatlas.lenses import NEUTRAL_PREFIXES, NeutralStates, StreamedStates, neutral
+from headatlas.lenses import NEUTRAL_PREFIXES, NeutralStates, StreamedStates, forward
 from headatlas.lenses.blocks import BlockPass
-from headatlas.lenses.neutral import Collector, batch_tokens, prefix_row
+from headatlas.lenses.forward import batch_tokens
+from headatlas.lenses.neutral import Collector, prefix_row
 from headatlas.weights import open_checkpoint
 from tests.architectures.tiny import MODELS
 from tests.mapping.checkpoints import save, tiny_model, word_tokenizer
@@ -56,7 +57,7 @@ class Elsewhere(TorchDispatchMode):
 
 @pytest.fixture(autouse=True)
 def many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(neutral.MOST_TOKENS, "meta", 1000)
+    monkeypatch.setitem(forward.MOST_TOKENS, "meta", 1000)
 
 
 @pytest.mark.parametrize("case", MODELS)
@@ -112,11 +113,11 @@ def test_batches_follow_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     model = open_model(open_checkpoint(save(tiny_model("llama"), tmp_path / "model")))
     a_token = 4 * model.n_block_parameters // model.dims.d_model
     cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
-    monkeypatch.setattr(neutral, "ACTIVATIONS", 100 * a_token)
+    monkeypatch.setattr(forward, "ACTIVATIONS", 100 * a_token)
     assert batch_tokens(model, cpu) == 100
-    monkeypatch.setattr(neutral, "free_memory", lambda _: 800 * a_token)
+    monkeypatch.setattr(forward, "free_memory", lambda _: 800 * a_token)
     assert batch_tokens(model, cuda) == 200
-    monkeypatch.setattr(neutral, "free_memory", lambda _: 0)
+    monkeypatch.setattr(forward, "free_memory", lambda _: 0)
     assert batch_tokens(model, cuda) == 1
-    monkeypatch.setattr(neutral, "free_memory", lambda _: 10**15)
-    assert batch_tokens(model, cuda) == neutral.MOST_TOKENS["cuda"]
+    monkeypatch.setattr(forward, "free_memory", lambda _: 10**15)
+    assert batch_tokens(model, cuda) == forward.MOST_TOKENS["cuda"]

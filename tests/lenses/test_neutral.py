@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from headatlas.architectures import Model, open_model
-from headatlas.architectures import model as opened_models
+from headatlas.architectures import model as model_module
 from headatlas.errors import HeadatlasError
-from headatlas.lenses import NEUTRAL_PREFIXES, NeutralStates, StreamedStates, neutral
-from headatlas.lenses.neutral import discard_states, prefix_ids
+from headatlas.lenses import NEUTRAL_PREFIXES, NeutralStates, StreamedStates, forward, neutral
+from headatlas.lenses.forward import prefix_ids
+from headatlas.lenses.saved_states import discard_states
 from headatlas.weights import open_checkpoint
 from tests.architectures.tiny import MODELS
 from tests.lenses.oracles import direct_logits, neutral_states
@@ -86,7 +87,7 @@ def test_a_heads_logits_are_its_direct_contribution(case: str, tmp_path: Path) -
 def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = opened(tiny_model("gemma3"))
     together = compute(ours, tmp_path / "a")
-    monkeypatch.setattr(neutral, "ACTIVATIONS", 1)
+    monkeypatch.setattr(forward, "ACTIVATIONS", 1)
     alone = compute(ours, tmp_path / "b")
     for layer in range(ours.dims.n_layers):
         torch.testing.assert_close(together.layer(layer).x, alone.layer(layer).x, **CLOSE)
@@ -191,13 +192,13 @@ def test_the_same_states_made_by_another_process_meanwhile_are_used(
 ) -> None:
     """That process may be reading them: they are not replaced under its hands."""
     ours, folder = opened(tiny_model("llama")), tmp_path / "states"
-    forward = neutral._forward
+    original = neutral._forward
 
     def overtaken(*args: Any, **options: Any) -> None:
         monkeypatch.undo()
         compute(ours, folder)
         (folder / "made by the other").touch()
-        forward(*args, **options)
+        original(*args, **options)
 
     monkeypatch.setattr(neutral, "_forward", overtaken)
     compute(ours, folder)
@@ -277,13 +278,13 @@ def test_every_number_is_looked_at_once(
     case: str, route: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the states, and by what the engine reads afterwards: heads, right map, U (tied in Gemma)."""
-    model, looked, look = tiny_model(case), [0], opened_models._is_finite
+    model, looked, look = tiny_model(case), [0], model_module._is_finite
 
     def counting(tensor: torch.Tensor) -> bool:
         looked[0] += tensor.numel()
         return look(tensor)
 
-    monkeypatch.setattr(opened_models, "_is_finite", counting)
+    monkeypatch.setattr(model_module, "_is_finite", counting)
     ours = (
         opened(model) if route == "loaded" else open_model(open_checkpoint(save(model, tmp_path / "model")))
     )

@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 from headatlas.architectures import Model, open_model
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
-from headatlas.lenses import NEUTRAL_PREFIXES, NeutralStates, StreamedStates, blocks, neutral
+from headatlas.lenses import NEUTRAL_PREFIXES, NeutralStates, StreamedStates, blocks, forward
 from headatlas.lenses.blocks import BlockPass
-from headatlas.mapping import plan, states
+from headatlas.lenses.saved_states import discard_states
+from headatlas.mapping import plan
 from headatlas.mapping.machine import Machine
-from headatlas.mapping.prepared import options
+from headatlas.mapping.prepared import MapOptions
 from headatlas.mapping.run import STATES_NAME, map_heads
 from headatlas.options import Compute
 from headatlas.weights import open_checkpoint
@@ -199,7 +200,7 @@ def test_shards_in_half_precision(tmp_path: Path) -> None:
 def test_batches_change_nothing(
     folder: Path, whole: NeutralStates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(neutral, "ACTIVATIONS", 1)
+    monkeypatch.setattr(forward, "ACTIVATIONS", 1)
     model = opened(folder)
     same_states(model, streamed(model, tmp_path / "states"), whole)
 
@@ -390,7 +391,7 @@ def test_states_deleted_by_another_process_are_still_given(
     model = opened(folder)
     states = streamed(model, tmp_path / "states")
     states.layer(0)
-    neutral.discard_states(tmp_path / "states")
+    discard_states(tmp_path / "states")
     same_states(model, states, whole, [1, 2])
     assert not list(tmp_path.iterdir())
 
@@ -552,8 +553,7 @@ def test_progress_counts_rows_of_all_layers(folder: Path, tmp_path: Path) -> Non
 @pytest.fixture
 def too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine holds a layer but not a model."""
-    for module in (plan, states):
-        monkeypatch.setattr(module, "memory_least", lambda *_, streamed=False: 1 if streamed else 10**15)
+    monkeypatch.setattr(plan, "memory_least", lambda *_, streamed=False: 1 if streamed else 10**15)
 
 
 @pytest.mark.usefixtures("too_large")
@@ -577,7 +577,7 @@ def test_a_model_that_the_gpu_does_not_hold_is_streamed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half of what is free there is for the weights."""
-    model, lens = opened(folder), options().lens
+    model, lens = opened(folder), MapOptions().lens
     gpu, cpu = (Machine((torch.device(name),), 10**12) for name in ("cuda:0", "cpu"))
     weights = 4 * model.n_parameters
     for free, streamed in ((2 * weights, False), (2 * weights - 2, True)):
@@ -591,7 +591,7 @@ def test_memory_does_not_grow_with_depth(folder: Path) -> None:
     model = opened(folder)
     deep = opened(folder)
     deep.dims = replace(model.dims, n_layers=1000)
-    lens, machine = options().lens, Machine((torch.device("cpu"),), 10**11)
+    lens, machine = MapOptions().lens, Machine((torch.device("cpu"),), 10**11)
     need = [plan.memory_needed(each, lens, 1000, machine, streamed=True) for each in (model, deep)]
     assert need[0] == need[1]
     assert model.n_block_parameters * LAYERS < model.n_parameters

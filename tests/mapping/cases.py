@@ -8,7 +8,6 @@ import torch
 from headatlas.architectures.types import Dims, LayerHeads, RightMap
 from headatlas.atlas.layout import Layout, build_layout
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.pair_index import PairIndex, index_pairs
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.relations.relation import Pair, Relation, TokenisedPair, TokenisedRelation
 
@@ -81,8 +80,8 @@ def layer_inputs(
 
 def random_problem(
     seed: int, *, vocab: int = 700, norm: str = "layer", dims: Dims | None = None
-) -> tuple[Layout, PairIndex, LayerInputs, Vocabulary]:
-    """A layer, its questions and a vocabulary some tokens of which do not compete; some rows of U repeat."""
+) -> tuple[Layout, LayerInputs, Vocabulary]:
+    """Axes, a layer and a vocabulary some tokens of which do not compete; some rows of U repeat."""
     rng = np.random.default_rng(seed)
     dims = dims or Dims(1, 4, 2, 24, 6, vocab)
     competing = np.ones(vocab, dtype=bool)
@@ -93,6 +92,5 @@ def random_problem(
     unembed = torch.from_numpy(rng.standard_normal((vocab, dims.d_model)).astype(np.float32))
     unembed[10:20] = unembed[0:10]
     layout = build_layout(relations)
-    pair_index = index_pairs(layout, competing)
-    inputs = layer_inputs(len(pair_index.sources), dims=dims, seed=seed, norm=norm, bias=norm != "none")
-    return layout, pair_index, inputs, Vocabulary.competing(unembed, competing)
+    inputs = layer_inputs(len(layout.sources), dims=dims, seed=seed, norm=norm, bias=norm != "none")
+    return layout, inputs, Vocabulary.competing(unembed, competing)

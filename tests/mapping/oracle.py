@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from headatlas.atlas.calibrate import CELL_BEYOND
+from headatlas.atlas.layout import Layout
 from headatlas.atlas.store import LayerRanks
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.pair_index import PairIndex
 from headatlas.mapping.vocabulary import TIE, Vocabulary
 from headatlas.options import FLOOR
 from headatlas.scoring.scores import RANK_BEYOND, RANK_UNUSABLE, source_hits
@@ -44,46 +44,45 @@ def ranks_of(
 
 
 def blank_below_floor(
-    pair_index: PairIndex, ranks: NDArray[np.int16], cells: NDArray[np.uint8], ceiling: int
+    layout: Layout, ranks: NDArray[np.int16], cells: NDArray[np.uint8], ceiling: int
 ) -> None:
     """Clear calibration blocks of relations scoring below the floor even at k = ceiling, in place.
 
     What is stored then depends on the ranks alone, not on how much the engine happened to examine.
     """
-    for relation in pair_index.relations:
-        own = ranks[pair_index.own_pair[relation.own]]
-        hits = source_hits(own, relation.source, relation.n_sources, ceiling)
+    for block in layout.blocks:
+        own = ranks[layout.own_pair[block.own]]
+        hits = source_hits(own, block.own_source, block.n_sources, ceiling)
         if hits.mean() < FLOOR:
-            cells[relation.block.cells] = CELL_BEYOND
+            cells[block.cells] = CELL_BEYOND
 
 
-def map_layer(
-    pair_index: PairIndex, inputs: LayerInputs, vocabulary: Vocabulary, *, ceiling: int
+def brute_force_layer(
+    layout: Layout, inputs: LayerInputs, vocabulary: Vocabulary, *, ceiling: int
 ) -> LayerRanks:
     """Every rank of one layer, by brute force in float64 (see :func:`headatlas.mapping.engine.map_layer`)."""
     n_heads = inputs.n_heads
-    ranks = np.full((2, n_heads, pair_index.n_pairs), RANK_UNUSABLE, dtype=np.int16)
-    cells = np.full((2, n_heads, pair_index.n_cells), CELL_BEYOND, dtype=np.uint8)
+    ranks = np.full((2, n_heads, layout.n_pairs), RANK_UNUSABLE, dtype=np.int16)
+    cells = np.full((2, n_heads, layout.n_cells), CELL_BEYOND, dtype=np.uint8)
     for head in range(n_heads):
         outputs = inputs.values(head) @ inputs.output(head)
-        for at, square in enumerate(_all_targets(outputs, pair_index, vocabulary, ceiling)):
-            ranks[at, head, pair_index.own_pair] = square[pair_index.own_row, pair_index.own_column]
-            for relation in pair_index.relations:
-                block = relation.block
+        for at, square in enumerate(_all_targets(outputs, layout, vocabulary, ceiling)):
+            ranks[at, head, layout.own_pair] = square[layout.own_row, layout.own_column]
+            for block in layout.blocks:
                 values = square[np.ix_(block.rows, block.columns)].ravel()
                 cells[at, head, block.cells] = np.where(values < 0, CELL_BEYOND, values)
-            blank_below_floor(pair_index, ranks[at, head], cells[at, head], ceiling)
-    control = np.full(pair_index.n_pairs, RANK_UNUSABLE, dtype=np.int16)
-    square, _ = _all_targets(inputs.control, pair_index, vocabulary, ceiling)
-    control[pair_index.own_pair] = square[pair_index.own_row, pair_index.own_column]
+            blank_below_floor(layout, ranks[at, head], cells[at, head], ceiling)
+    control = np.full(layout.n_pairs, RANK_UNUSABLE, dtype=np.int16)
+    square, _ = _all_targets(inputs.control, layout, vocabulary, ceiling)
+    control[layout.own_pair] = square[layout.own_row, layout.own_column]
     return LayerRanks(ranks[0], ranks[1], control, cells[0], cells[1])
 
 
 def _all_targets(
-    outputs: torch.Tensor, pair_index: PairIndex, vocabulary: Vocabulary, ceiling: int
+    outputs: torch.Tensor, layout: Layout, vocabulary: Vocabulary, ceiling: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """[rows, T] promotion and suppression rank of every distinct target for every source row."""
-    columns = torch.from_numpy(pair_index.targets)
+    columns = torch.from_numpy(vocabulary.columns(layout.targets))
     unembed = vocabulary.rows.to(torch.float64)
     parts = []
     for rows in torch.split(outputs, 256):

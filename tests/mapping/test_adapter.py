@@ -14,6 +14,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import open_subject
 from headatlas.mapping import plan
 from headatlas.mapping.run import map_heads
+from headatlas.options import Compute
 from tests.mapping.checkpoints import random_relations, save, tiny_model
 from tests.weights.test_adapter import factors, write
 
@@ -47,7 +48,9 @@ def test_ranks_are_those_of_the_merged_model(
     relations = random_relations()
 
     def mapped(model: Path, adapter: Path | None = None) -> Atlas:
-        return map_heads(model, relations=relations, lens=lens, stream=stream, adapter=adapter)
+        return map_heads(
+            model, relations=relations, lens=lens, compute=Compute(stream=stream), adapter=adapter
+        )
 
     wanted, found, plain = mapped(merged), mapped(base, adapter), mapped(base)
     for name in ("promotion_rank", "suppression_rank", "control_rank"):
@@ -77,8 +80,8 @@ def test_an_atlas_with_an_adapter_is_not_one_of_the_base(
 
 def test_the_plan_counts_the_merged_copies(folders: tuple[Path, Path, Path]) -> None:
     base, adapter, _ = folders
-    plain = plan.plan(base, stream=True)
-    found = plan.plan(base, stream=True, adapter=adapter)
+    plain = plan.plan(base, compute=Compute(stream=True))
+    found = plan.plan(base, compute=Compute(stream=True), adapter=adapter)
     assert found.bytes_to_read == plain.bytes_to_read
     assert found.memory_bytes > plain.memory_bytes
     assert any("The adapter mine (LoRA) is merged into base" in note for note in found.notes)

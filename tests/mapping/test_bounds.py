@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from headatlas.mapping import bounds
-from headatlas.mapping.bounds import Bounded, Columns, head_error, in_head, projected, whole
+from headatlas.mapping.bounds import Bounded, RightFactor, head_error, in_head, projected, whole
 from headatlas.mapping.vocabulary import Vocabulary, dot_error
 
 SMALL_PART = 16
@@ -33,7 +33,7 @@ def assert_between(bounded: Bounded, exact: torch.Tensor) -> None:
     lines, tokens = exact.shape
     upper = bounded.upper(np.arange(lines), 0, tokens).to(torch.float32)
     row, token = (each.ravel() for each in np.indices(exact.shape))
-    relative = bounded.columns.rounding
+    relative = bounded.factor.rounding
     flat, wanted = upper.ravel(), exact.ravel()
     assert (flat + flat.abs() * relative >= wanted).all()
     assert (bounded.lower(flat, row, token) <= wanted).all()
@@ -61,7 +61,7 @@ def test_logits_lie_between_their_bounds(
     assert_between(Bounded(in_head(basis, vocabulary), mine), exact)
 
 
-def one_dimension(parts: list[float]) -> tuple[Columns, float, float]:
+def one_dimension(parts: list[float]) -> tuple[RightFactor, float, float]:
     """A head that writes one direction, and a token whose product with it has these parts, exactly.
 
     Returns:

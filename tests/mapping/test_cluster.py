@@ -24,9 +24,8 @@ from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.mapping import cluster
 from headatlas.mapping.run import map_heads
-from headatlas.mapping.stats import Stats
 from headatlas.options import Compute
-from headatlas.progress import Progress
+from headatlas.progress import Progress, Stats
 from headatlas.relations import Relation
 from tests.mapping.cases import random_problem
 from tests.mapping.checkpoints import random_relations, save, tiny_model
@@ -208,7 +207,7 @@ def test_the_command(running: str, model: Path, relations: list[Relation], tmp_p
 
 
 def what_it_gets(
-    pair_index: Any, vocabulary: Any, inputs: Any, options: dict[str, Any], cpus: int, version: str
+    layout: Any, vocabulary: Any, inputs: Any, options: dict[str, Any], cpus: int, version: str
 ) -> Any:
     """In place of `rank_one`."""
     return (cluster.import_ray().get_gpu_ids(), options, vocabulary.device.type), Stats()
@@ -217,7 +216,7 @@ def what_it_gets(
 def test_a_task_gets_a_gpu_if_asked_for(running: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "rank_one", what_it_gets)
     nothing: Any = SimpleNamespace()
-    _, _, _, vocabulary = random_problem(0)
+    _, _, vocabulary = random_problem(0)
     layers: Any = iter([(0, nothing), (1, nothing)])
     found = cluster.rank_on_cluster(
         nothing, vocabulary, layers, n_layers=2, ceiling=32, stats=Stats(), device="cuda:1"

@@ -9,8 +9,8 @@ import pytest
 
 from headatlas.errors import HeadatlasError
 from headatlas.mapping import plan as plans
+from headatlas.mapping.machine import Rates
 from headatlas.mapping.plan import plan
-from headatlas.mapping.rates import Rates
 from headatlas.weights import safetensors_source
 from tests.mapping.checkpoints import VOCAB, random_relations, save, tiny_model, word_tokenizer
 

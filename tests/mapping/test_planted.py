@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from headatlas.structure.single_tokens import single_token_atlas
 
+from headatlas.arrangement.single_tokens import single_token_atlas
 from headatlas.mapping.run import map_heads
-from headatlas.options import FLOOR
+from headatlas.options import FLOOR, Thresholds
 from headatlas.outputs import write_outputs
 from tests.mapping.checkpoints import FIRST_WORD, relation, word, word_tokenizer
 from tests.mapping.planting import FAMILIES, VOCAB, opened, plant, random_model, random_pairs, states_of
@@ -67,11 +67,16 @@ def test_a_head_that_hits_single_token_sources_alone(tmp_path: Path) -> None:
     sources = [*(word(token) for token in single), *double]
     pairs = [(source, [word(target)]) for source, target in zip(sources, targets, strict=True)]
     atlas = map_heads(
-        model, word_tokenizer(VOCAB), relations=[relation("planted", pairs)], ceiling=1, k=1, out=tmp_path
+        model,
+        word_tokenizer(VOCAB),
+        relations=[relation("planted", pairs)],
+        thresholds=Thresholds(k=1),
+        ceiling=1,
+        out=tmp_path,
     )
     part = single_token_atlas(atlas)
     row, kept = (
-        each.called.query(f"layer == 2 and head == {HEAD}").to_dict("records")[0] for each in (atlas, part)
+        each.table().query(f"layer == 2 and head == {HEAD}").to_dict("records")[0] for each in (atlas, part)
     )
     assert (row["n_sources"], kept["n_sources"]) == (110, 36)
     assert row["score"] == 2 / 110 < FLOOR
@@ -80,4 +85,4 @@ def test_a_head_that_hits_single_token_sources_alone(tmp_path: Path) -> None:
     called = atlas.at(tau=0.015, criterion="tau")
     written = {path.name for path in write_outputs(called, tmp_path)}
     assert {"description.txt", "report.html", "categories.pdf"} < written
-    assert "On sources of one token alone (36 of 110 sources" in (tmp_path / "description.txt").read_text()
+    assert "On sources of one token alone (36 of 110" in (tmp_path / "description.txt").read_text()

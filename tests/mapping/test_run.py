@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import tempfile
 from collections.abc import Callable
@@ -16,12 +17,11 @@ from transformers import AutoModelForCausalLM
 
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
-from headatlas.mapping import plan, states
-from headatlas.mapping.prepared import options
+from headatlas.mapping import plan
+from headatlas.mapping.prepared import MapOptions
 from headatlas.mapping.run import map_heads
-from headatlas.mapping.stats import Stats
 from headatlas.options import Compute, Thresholds
-from headatlas.progress import Progress
+from headatlas.progress import Progress, Stats
 from headatlas.relations import Pair, Relation
 from tests.full_disk import file_size_limit
 from tests.mapping.checkpoints import random_relations, save, tiny_model, word_tokenizer
@@ -278,6 +278,11 @@ def replaced(old: str, new: str) -> Any:
         ({"layers": "-1"}, r"`layers` is '-1': write A-B"),
         ({"layers": (0, 1.5)}, r"`layers` is \(0, 1\.5\): give A-B"),
         ({"layers": []}, r"`layers` is \[\]: that is no layer"),
+        (
+            {"thresholds": {"k": 3}},
+            r"`thresholds` is of the type dict: give a Thresholds, .*\(k=10\)",
+        ),
+        ({"compute": "cuda"}, r"`compute` is of the type str: give a Compute, .*\(device='auto'\)"),
         ({"progress": "yes"}, r"`progress` is 'yes': give True, or a function"),
         ({"relations": []}, r"no relations were given"),
         ({"relations": 3}, r"relations is a number; give 'core'"),
@@ -337,9 +342,14 @@ def test_a_half_written_atlas_is_named_and_left_alone(damage: str, mapped: Map, 
 def test_a_foreign_folder_called_states_is_left_alone(mapped: Map, tmp_path: Path) -> None:
     (tmp_path / "states").mkdir()
     (tmp_path / "states" / "alabama.txt").write_text("mine")
-    with pytest.raises(HeadatlasError, match=r"states: cannot be written"):
+    with pytest.raises(HeadatlasError, match=r"states: cannot be written .*else than source states"):
         mapped(out=tmp_path)
-    mapped(out=tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["states"]
+    mapped(out=tmp_path / "other", layers=0)
+    mapped(out=tmp_path, lens="maps")
+    with pytest.raises(HeadatlasError, match=r"states: cannot be written"):
+        mapped(out=tmp_path, force=True)
+    assert Atlas.open(tmp_path).layers_done.all()
     assert mapped(out=tmp_path / "maps", lens="maps").layers_done.all()
     assert (tmp_path / "states" / "alabama.txt").read_text() == "mine"
 
@@ -387,10 +397,7 @@ def test_files_that_the_system_refuses_to_write_are_said(
 
 
 def test_a_model_too_large_for_the_machine_is_said(mapped: Map, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (states, plan):
-        monkeypatch.setattr(
-            module, "memory_least", lambda _, lens, *__, **___: 1 if lens.weights_only else 10**15
-        )
+    monkeypatch.setattr(plan, "memory_least", lambda _, lens, *__, **___: 1 if lens.weights_only else 10**15)
     with pytest.raises(HeadatlasError, match=r"by layer and needs about 1000000.0 GB .*; use `lens=maps`"):
         mapped()
     with pytest.raises(
@@ -472,8 +479,9 @@ def test_an_atlas_made_in_memory_is_saved_and_mapped_further(
     assert_same(further, Atlas.open(whole))
 
 
-@pytest.mark.parametrize("given", [{}, {"lens": "maps", "mask": False}])
-def test_options_are_kept(given: dict[str, Any]) -> None:
-    chosen = options(**given, thresholds=Thresholds.preset("maps-paper-llama3"))
-    assert (chosen.lens.name, chosen.mask) == (given.get("lens", "neutral"), given.get("mask", True))
-    assert chosen.thresholds == Thresholds(25, 3, criterion="tau")
+def test_the_defaults_of_the_function_are_those_of_the_options() -> None:
+    parameters = inspect.signature(map_heads).parameters
+    found = MapOptions()
+    for name in ("thresholds", "mask", "ceiling", "target_policy"):
+        assert getattr(found, name) == parameters[name].default
+    assert found.lens.name == parameters["lens"].default == "neutral"

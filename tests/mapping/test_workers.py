@@ -15,10 +15,11 @@ from headatlas.errors import HeadatlasError
 from headatlas.mapping import machine as machines
 from headatlas.mapping import workers as side_by_side
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.machine import Machine, Shares, head_bytes, shares, this_machine
-from headatlas.mapping.stats import Stats
+from headatlas.mapping.machine import Machine, this_machine
+from headatlas.mapping.plan import Shares, head_bytes, shares
 from headatlas.mapping.workers import rank_here, workers_for
 from headatlas.options import Compute
+from headatlas.progress import Stats
 from tests.mapping import oracle
 from tests.mapping.cases import random_problem
 
@@ -56,7 +57,7 @@ def test_less_memory_means_fewer_layers_then_fewer_heads(monkeypatch: pytest.Mon
 
 
 def test_gpus_take_a_layer_each() -> None:
-    _, _, _, vocabulary = random_problem(0)
+    _, _, vocabulary = random_problem(0)
     gpus = tuple(torch.device("cuda", i) for i in range(2))
     machine = Machine(gpus, 64 * GB)
     workers = workers_for(vocabulary, machine, shares(LLAMA_8B, 3000, machine, 0))
@@ -68,45 +69,45 @@ def layers(n: int, fails_at: int | None = None) -> Iterator[tuple[int, LayerInpu
     for seed in range(n):
         if seed == fails_at:
             raise HeadatlasError("no more")
-        _, _, inputs, _ = random_problem(7)
+        _, inputs, _ = random_problem(7)
         yield seed, replace(inputs, states=inputs.states + seed)
 
 
 @pytest.mark.parametrize("n_workers", [1, 3])
 @pytest.mark.parametrize("heads", [1, 4])
 def test_every_layer_once_and_exact(n_workers: int, heads: int) -> None:
-    _, pair_index, _, vocabulary = random_problem(7)
+    layout, _, vocabulary = random_problem(7)
     workers = workers_for(vocabulary, Machine((CPU,), GB), Shares(n_workers, heads, 0))
     stats, threads, turn = Stats(), torch.get_num_threads(), sys.getswitchinterval()
-    found = dict(rank_here(pair_index, workers, layers(5), ceiling=32, stats=stats))
+    found = dict(rank_here(layout, workers, layers(5), ceiling=32, stats=stats))
     assert sorted(found) == list(range(5)) and stats.products > 0 and "screening" in stats.seconds
     assert (torch.get_num_threads(), sys.getswitchinterval()) == (threads, turn)
     for layer, inputs in layers(5):
-        expected = oracle.map_layer(pair_index, inputs, vocabulary, ceiling=32)
+        expected = oracle.brute_force_layer(layout, inputs, vocabulary, ceiling=32)
         for field in fields(expected):
             np.testing.assert_array_equal(getattr(found[layer], field.name), getattr(expected, field.name))
 
 
 def test_layers_with_the_same_control_rank_it_once() -> None:
-    _, pair_index, inputs, vocabulary = random_problem(7)
+    layout, inputs, vocabulary = random_problem(7)
     workers = workers_for(vocabulary, Machine((CPU,), GB), Shares(1, 4, 0))
     rows = []
     for same in (True, False):
         stats = Stats()
         other = inputs.control_states if same else inputs.control_states.clone()
         given = iter([(0, inputs), (1, replace(inputs, control_states=other))])
-        found = dict(rank_here(pair_index, workers, given, ceiling=32, stats=stats))
+        found = dict(rank_here(layout, workers, given, ceiling=32, stats=stats))
         np.testing.assert_array_equal(found[0].control, found[1].control)
         rows.append(stats.rows)
     assert rows[0] < rows[1]
 
 
 def test_what_is_in_work_is_kept_when_reading_fails() -> None:
-    _, pair_index, _, vocabulary = random_problem(7)
+    layout, _, vocabulary = random_problem(7)
     workers = workers_for(vocabulary, Machine((CPU,), GB), Shares(2, 4, 0))
     kept = []
     with pytest.raises(HeadatlasError, match="no more"):
-        for layer, _ in rank_here(pair_index, workers, layers(5, fails_at=2), ceiling=32, stats=Stats()):
+        for layer, _ in rank_here(layout, workers, layers(5, fails_at=2), ceiling=32, stats=Stats()):
             kept.append(layer)
     assert sorted(kept) == [0, 1]
 
@@ -119,8 +120,8 @@ def test_large_layers_give_back_what_they_freed(
     trimmed: list[None] = []
     monkeypatch.setattr(side_by_side, "WORTH_TRIMMING", worth)
     monkeypatch.setattr(side_by_side, "trim_heap", lambda: trimmed.append(None))
-    _, pair_index, _, vocabulary = random_problem(0)
+    layout, _, vocabulary = random_problem(0)
     workers = workers_for(vocabulary, Machine((CPU,), 64 * GB), Shares(2, 4, 0))
-    done = list(rank_here(pair_index, workers, layers(4), ceiling=32, stats=Stats()))
+    done = list(rank_here(layout, workers, layers(4), ceiling=32, stats=Stats()))
     assert len(done) == 4 and len(trimmed) == expected
     assert head_bytes(LLAMA_8B, 3000) * LLAMA_8B.n_heads > side_by_side.WORTH_TRIMMING

@@ -16,12 +16,11 @@ import torch
 from headatlas.architectures import LayerHeads
 from headatlas.atlas import Atlas
 from headatlas.atlas.store import LayerRanks
-from headatlas.lenses import MapsStates, NeutralStates
+from headatlas.lenses import MapsStates, NeutralStates, lens_named
 from headatlas.mapping import engine
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.prepared import PreparedMap, options, prepare
-from headatlas.mapping.run import STATES_NAME, map_heads
-from headatlas.mapping.states import layer_inputs
+from headatlas.mapping.prepared import MapOptions, PreparedMap, prepare_map
+from headatlas.mapping.run import STATES_NAME, layer_inputs, map_heads
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.relations import core
 from tests.mapping import oracle
@@ -96,12 +95,12 @@ def test_control_and_added_are_what_they_say(mapped: Mapped) -> None:
 @pytest.mark.parametrize(("layer", "heads"), [(0, (0, 5)), (23, (2, 4))])
 def test_ranks_equal_brute_force(layer: int, heads: tuple[int, ...], mapped: Mapped) -> None:
     """Two heads, source by source, in float64 over the whole vocabulary: engine and atlas."""
-    chosen = options(lens=mapped.lens)
-    prepared = prepare(MODEL, None, [relation for relation in core() if relation.name in CHECKED], chosen)
+    chosen = MapOptions(lens_named(mapped.lens))
+    prepared = prepare_map(MODEL, None, [relation for relation in core() if relation.name in CHECKED], chosen)
     inputs = _only(_inputs(prepared, mapped, layer), heads)
     vocabulary = Vocabulary.competing(prepared.model.unembed(), prepared.competing)
-    expected = oracle.map_layer(prepared.pair_index, inputs, vocabulary, ceiling=chosen.ceiling)
-    found = engine.map_layer(prepared.pair_index, inputs, vocabulary, ceiling=chosen.ceiling)
+    expected = oracle.brute_force_layer(prepared.layout, inputs, vocabulary, ceiling=chosen.ceiling)
+    found = engine.map_layer(prepared.layout, inputs, vocabulary, ceiling=chosen.ceiling)
     for field in fields(LayerRanks):
         np.testing.assert_array_equal(getattr(found, field.name), getattr(expected, field.name))
     names = mapped.atlas.dataset["relation"].values.tolist()
@@ -119,10 +118,10 @@ def test_ranks_equal_brute_force(layer: int, heads: tuple[int, ...], mapped: Map
 def _inputs(prepared: PreparedMap, mapped: Mapped, layer: int) -> LayerInputs:
     """A layer with the states that the map saved, of the sources of a smaller prepared."""
     if mapped.lens == "maps":
-        return layer_inputs(prepared, MapsStates(prepared.model, prepared.pair_index.sources), layer)
-    everything = prepare(MODEL, None, "core", prepared.options).pair_index.sources
+        return layer_inputs(prepared, MapsStates(prepared.model, prepared.layout.sources), layer)
+    everything = prepare_map(MODEL, None, "core", prepared.options).layout.sources
     inputs = layer_inputs(prepared, NeutralStates(mapped.folder / STATES_NAME), layer)
-    rows = [everything.index(source) for source in prepared.pair_index.sources]
+    rows = [everything.index(source) for source in prepared.layout.sources]
     return replace(inputs, states=inputs.states[rows], control_states=inputs.control_states[rows])
 
 

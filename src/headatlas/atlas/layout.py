@@ -1,8 +1,10 @@
-"""Which pairs and which calibration cells an atlas holds, and in what order.
+"""The axes of an atlas, and where the engine finds each pair and cell of them.
 
 The *pair* axis lists every (source, accepted target) of every relation, relation by relation. The *cell* axis
 lists, relation by relation, every (calibration source, distinct target) in row-major order: the block from
 which the reassignment null is computed.
+
+The engine sees each distinct source and each distinct target once: a rank is that of a target in a row.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from headatlas.relations.relation import Relation, TokenisedRelation
+from headatlas.relations.relation import TokenisedRelation
 
 MAX_CALIBRATION_SOURCES = 150
 """Larger relations are calibrated on a seeded random subset of this many sources (scores use all)."""
+
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -40,27 +44,39 @@ class RelationEntry:
 
 
 @dataclass(frozen=True)
-class CellBlock:
-    """The calibration block of one relation.
+class RelationBlock:
+    """The usable pairs and the calibration block of one relation that is not left out.
 
     Attributes:
         relation: Position on the relation axis.
-        sources: [n] positions among the relation's usable sources.
+        sources: [n] positions of the calibration sources among the relation's usable sources.
         targets: [m] distinct token ids accepted by these sources.
+        rows: [n] the calibration sources as rows.
+        columns: [m] the targets as columns.
         offset: Where the block's n·m cells begin on the cell axis.
+        own: Slice of ``own_pair``, ``own_row`` and ``own_column`` of the layout.
+        own_source: [own] position among the relation's usable sources, ascending.
+        n_sources: Number of usable sources.
     """
 
     relation: int
     sources: NDArray[np.int32]
-    targets: NDArray[np.int64]
+    targets: Ints
+    rows: Ints
+    columns: Ints
     offset: int
+    own: slice
+    own_source: NDArray[np.int32]
+    n_sources: int
 
     @property
     def size(self) -> int:
+        """Number of cells."""
         return len(self.sources) * len(self.targets)
 
     @property
-    def slice(self) -> slice:
+    def cells(self) -> slice:
+        """The block's part of the cell axis."""
         return slice(self.offset, self.offset + self.size)
 
 
@@ -75,16 +91,25 @@ class Layout:
         pair_target_id: [pair] token id of the target; -1 if not usable.
         pair_words: [pair] (source, target) as written.
         source_ids: Per relation, the token ids of each usable source.
-        blocks: Calibration blocks of the relations that are not left out.
+        sources: Distinct sources as token ids; row i of all states belongs to ``sources[i]``.
+        targets: [T] token ids of the distinct targets, ascending; column i is ``targets[i]``.
+        own_pair: [P] position of each usable pair on the pair axis, ascending.
+        own_row, own_column: [P] its source as a row and its target as a column.
+        blocks: The relations that are not left out.
     """
 
     relations: tuple[RelationEntry, ...]
     pair_relation: NDArray[np.int32]
     pair_source: NDArray[np.int32]
-    pair_target_id: NDArray[np.int64]
+    pair_target_id: Ints
     pair_words: tuple[tuple[str, str], ...]
     source_ids: tuple[tuple[tuple[int, ...], ...], ...]
-    blocks: tuple[CellBlock, ...]
+    sources: tuple[tuple[int, ...], ...]
+    targets: Ints
+    own_pair: Ints
+    own_row: Ints
+    own_column: Ints
+    blocks: tuple[RelationBlock, ...]
 
     @cached_property
     def n_cells(self) -> int:
@@ -97,24 +122,71 @@ class Layout:
     @property
     def included(self) -> tuple[int, ...]:
         """Positions of the relations that are not left out."""
-        return tuple(i for i, entry in enumerate(self.relations) if not entry.left_out)
+        return tuple(block.relation for block in self.blocks)
 
     @cached_property
     def pair_source_length(self) -> NDArray[np.int32]:
         """[pair] number of tokens of the source; 0 if the pair is not usable."""
         lengths = np.zeros(self.n_pairs, dtype=np.int32)
-        for at in np.flatnonzero(self.pair_source >= 0):
-            lengths[at] = len(self.source_ids[self.pair_relation[at]][self.pair_source[at]])
+        lengths[self.own_pair] = [len(self.sources[row]) for row in self.own_row]
         return lengths
 
 
 def build_layout(tokenised: Sequence[TokenisedRelation]) -> Layout:
     """Lay out the axes for relations as one tokenizer sees them."""
-    entries, relation_of, source_of, target_of, words, source_ids = [], [], [], [], [], []
+    relation_of, source_of, target_of, words = _pairs(tokenised)
+    source_ids = tuple(
+        () if item.left_out else tuple(pair.source_ids for pair in item.pairs) for item in tokenised
+    )
+    row_of: dict[tuple[int, ...], int] = {}
+    for ids in (ids for members in source_ids for ids in members):
+        row_of.setdefault(ids, len(row_of))
+    own_pair = np.flatnonzero(source_of >= 0)
+    own_relation, own_source = relation_of[own_pair], source_of[own_pair]
+    targets, own_column = np.unique(target_of[own_pair], return_inverse=True)
+    blocks: list[RelationBlock] = []
     for position, item in enumerate(tokenised):
-        entries.append(_entry(item))
+        if item.left_out:
+            continue
+        chosen = calibration_sources(len(item.pairs), item.relation.sha256)
+        accepted = np.unique([t for at in chosen for t in item.pairs[at].target_ids]).astype(np.int64)
+        start, stop = np.searchsorted(own_relation, [position, position + 1])
+        block = RelationBlock(
+            relation=position,
+            sources=chosen,
+            targets=accepted,
+            rows=np.array([row_of[source_ids[position][at]] for at in chosen], dtype=np.int64),
+            columns=np.searchsorted(targets, accepted),
+            offset=blocks[-1].cells.stop if blocks else 0,
+            own=slice(int(start), int(stop)),
+            own_source=own_source[start:stop],
+            n_sources=len(item.pairs),
+        )
+        blocks.append(block)
+    rows = (row_of[source_ids[r][s]] for r, s in zip(own_relation, own_source, strict=True))
+    return Layout(
+        relations=tuple(_entry(item) for item in tokenised),
+        pair_relation=relation_of,
+        pair_source=source_of,
+        pair_target_id=target_of,
+        pair_words=words,
+        source_ids=source_ids,
+        sources=tuple(row_of),
+        targets=targets,
+        own_pair=own_pair,
+        own_row=np.fromiter(rows, dtype=np.int64, count=len(own_pair)),
+        own_column=own_column.astype(np.int64),
+        blocks=tuple(blocks),
+    )
+
+
+def _pairs(
+    tokenised: Sequence[TokenisedRelation],
+) -> tuple[NDArray[np.int32], NDArray[np.int32], Ints, tuple[tuple[str, str], ...]]:
+    """The pair axis: relation, source and target id of each pair, and its words."""
+    relation_of, source_of, target_of, words = [], [], [], []
+    for position, item in enumerate(tokenised):
         usable = {} if item.left_out else {pair.index: at for at, pair in enumerate(item.pairs)}
-        source_ids.append(tuple(pair.source_ids for pair in item.pairs) if not item.left_out else ())
         for index, pair in enumerate(item.relation.pairs):
             at = usable.get(index, -1)
             accepted = (
@@ -127,19 +199,16 @@ def build_layout(tokenised: Sequence[TokenisedRelation]) -> Layout:
                 source_of.append(at if target in accepted else -1)
                 target_of.append(accepted.get(target, -1))
                 words.append((pair.source, target))
-    return Layout(
-        relations=tuple(entries),
-        pair_relation=np.array(relation_of, dtype=np.int32),
-        pair_source=np.array(source_of, dtype=np.int32),
-        pair_target_id=np.array(target_of, dtype=np.int64),
-        pair_words=tuple(words),
-        source_ids=tuple(source_ids),
-        blocks=_blocks(tokenised),
+    return (
+        np.array(relation_of, dtype=np.int32),
+        np.array(source_of, dtype=np.int32),
+        np.array(target_of, dtype=np.int64),
+        tuple(words),
     )
 
 
 def _entry(item: TokenisedRelation) -> RelationEntry:
-    relation: Relation = item.relation
+    relation = item.relation
     return RelationEntry(
         name=relation.name,
         title=relation.title,
@@ -154,20 +223,6 @@ def _entry(item: TokenisedRelation) -> RelationEntry:
             {reason: list(words) for reason, words in item.dropped.items()}, ensure_ascii=False
         ),
     )
-
-
-def _blocks(tokenised: Sequence[TokenisedRelation]) -> tuple[CellBlock, ...]:
-    blocks: list[CellBlock] = []
-    offset = 0
-    for position, item in enumerate(tokenised):
-        if item.left_out:
-            continue
-        sources = calibration_sources(len(item.pairs), item.relation.sha256)
-        targets = np.unique([t for at in sources for t in item.pairs[at].target_ids]).astype(np.int64)
-        block = CellBlock(position, sources, targets, offset)
-        blocks.append(block)
-        offset += block.size
-    return tuple(blocks)
 
 
 def calibration_sources(n: int, seed_text: str) -> NDArray[np.int32]:

@@ -112,8 +112,8 @@ def map_command(
     """
     asked = _relations(relations)
     from headatlas.mapping.run import map_heads
-    from headatlas.mapping.stats import Stats
     from headatlas.outputs import UnwrittenError, write_outputs
+    from headatlas.progress import Stats
 
     stats = Stats()
     with stopping(lambda: _stopped(out)):

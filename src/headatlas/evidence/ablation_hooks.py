@@ -10,7 +10,7 @@ import torch
 
 from headatlas.architectures import Model
 from headatlas.evidence.texts import BATCH_TOKENS, Ids
-from headatlas.lenses.neutral import batches, by_length, pre_hooks
+from headatlas.lenses.forward import batches, by_length, pre_hooks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

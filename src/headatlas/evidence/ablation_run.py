@@ -26,7 +26,7 @@ from headatlas.evidence.ablation_hooks import Head, ablated, mean_outputs
 from headatlas.evidence.opening import Subject, open_subject
 from headatlas.evidence.tasks import Task, answers, make_task
 from headatlas.evidence.templates import Templates, read_templates
-from headatlas.lenses.neutral import running
+from headatlas.lenses.forward import running
 from headatlas.options import Compute
 from headatlas.progress import Progress, Report, silent
 

@@ -36,11 +36,9 @@ from headatlas.evidence.opening import Subject, open_subject
 from headatlas.evidence.recording import Watched, watch
 from headatlas.evidence.templates import Template, read_templates
 from headatlas.evidence.texts import Ids, Text, in_template
-from headatlas.lenses.neutral import running
+from headatlas.lenses.forward import running
 from headatlas.mapping.engine import map_layer
-from headatlas.mapping.given import given_values
-from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.pair_index import PairIndex, index_pairs
+from headatlas.mapping.inputs import LayerInputs, given_values
 from headatlas.mapping.prepared import differences
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.options import Compute
@@ -127,7 +125,7 @@ def _counting(
 
 
 class _Plan:
-    """One template: its texts, its pair_index, where its ranks go."""
+    """One template: its texts, its axes, where its ranks go."""
 
     def __init__(self, subject: Subject, template: Template) -> None:
         self._subject = subject
@@ -143,8 +141,7 @@ class _Plan:
                 f"template {str(template)!r}: the tokenizer cuts too many sources differently there "
                 f"({self.layout.relations[0].left_out}); put a space or a word before the slot."
             )
-        self.pair_index: PairIndex = index_pairs(self.layout, subject.prepared.competing)
-        self.texts = [texts[source] for source in self.pair_index.sources]
+        self.texts = [texts[source] for source in self.layout.sources]
 
     def path(self, kind: str) -> Path:
         hashes = [entry.sha256 for entry in self.layout.relations]
@@ -179,7 +176,7 @@ class _Plan:
                 inputs = layer_as_watched(prepared.model, watched, layer)
                 for kind in todo:
                     writers[kind].write(
-                        layer, map_layer(self.pair_index, inputs[kind], vocabulary, ceiling=ceiling)
+                        layer, map_layer(self.layout, inputs[kind], vocabulary, ceiling=ceiling)
                     )
         tell(len(self.layers), len(self.layers))
         for kind in (CONTEXT, WITHOUT):
@@ -224,7 +221,7 @@ class _Plan:
 
     def _attention(self, watched: Watched) -> np.ndarray[Any, np.dtype[np.float64]]:
         """[n_layers, n_heads, n_relations] mean over each relation's sources; NaN where it is left out."""
-        row_of = {source: row for row, source in enumerate(self.pair_index.sources)}
+        row_of = {source: row for row, source in enumerate(self.layout.sources)}
         dims = self._subject.prepared.model.dims
         out = np.full((dims.n_layers, dims.n_heads, len(self.layout.relations)), np.nan)
         for layer in self.layers:

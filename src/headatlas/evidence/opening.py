@@ -17,7 +17,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.lenses import lens_named
 from headatlas.mapping.machine import this_machine
 from headatlas.mapping.plan import memory_least
-from headatlas.mapping.prepared import PreparedMap, differences, options, prepare
+from headatlas.mapping.prepared import MapOptions, PreparedMap, differences, prepare_map
 from headatlas.options import Compute
 from headatlas.relations import Pair, Relation, TokenisedRelation, tokenise
 from headatlas.weights import need_on_disk
@@ -77,8 +77,8 @@ def open_subject(
             "its address, first."
         )
     lens = lens_named(atlas.lens)
-    chosen = options(
-        lens=lens.name,
+    chosen = MapOptions(
+        lens=lens,
         thresholds=atlas.thresholds,
         mask=bool(atlas.provenance["mask"]),
         ceiling=int(atlas.provenance["ceiling"]),
@@ -92,7 +92,7 @@ def open_subject(
     spec = str(atlas.provenance["model"]["spec"]) if model is None else model
     # What was mapped is the model with its adapter merged in.
     adapter = atlas.provenance["model"].get("adapter", {}).get("folder")
-    prepared = prepare(spec, tokenizer, relations_of(atlas), chosen, adapter=adapter)
+    prepared = prepare_map(spec, tokenizer, relations_of(atlas), chosen, adapter=adapter)
     if different := differences(atlas.provenance, prepared.provenance):
         raise HeadatlasError(
             f"{spec}: this model differs from the atlas's in {', '.join(different)}; "
@@ -127,7 +127,7 @@ def check_memory(prepared: PreparedMap, device: torch.device) -> None:
     Raises:
         HeadatlasError: With the need.
     """
-    need = memory_least(prepared.model, lens_named("neutral"), len(prepared.pair_index.sources))
+    need = memory_least(prepared.model, lens_named("neutral"), len(prepared.layout.sources))
     have = this_machine().memory
     if need > have:
         raise HeadatlasError(

@@ -20,7 +20,7 @@ from headatlas.evidence.texts import (
     continued,
     place,
 )
-from headatlas.lenses.neutral import batches, by_length
+from headatlas.lenses.forward import batches, by_length
 from headatlas.relations import TokenisedPair, TokenisedRelation
 from headatlas.relations.tokenising import written_bare
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from headatlas.evidence.templates import Template
-from headatlas.lenses.neutral import prefix_ids
+from headatlas.lenses.forward import prefix_ids
 from headatlas.relations import TokenisedRelation
 from headatlas.relations.tokenising import reduced, written_bare
 

@@ -1,15 +1,15 @@
-"""How does a head see a token? A lens gives the source states of every layer and the right map."""
+"""Lenses: the source states of every layer, and the right map that goes with them."""
 
 from headatlas.lenses.lens import (
     LENSES,
     NEUTRAL_PREFIXES,
     LayerStates,
     Lens,
+    MapsStates,
     States,
     lens_named,
     or_lens_maps,
 )
-from headatlas.lenses.maps import MapsStates
 from headatlas.lenses.neutral import NeutralStates
 from headatlas.lenses.streaming import StreamedStates
 

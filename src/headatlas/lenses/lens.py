@@ -1,4 +1,4 @@
-"""The lenses by name, and what each is.
+"""The lenses by name, and the source states of the one that reads weights only.
 
 ``maps``     weights only, the paper's: layer 0 reads the raw embedding row, later layers the first block's
              MLP of the normed embedding row; no right map, no value bias. Single-token sources.
@@ -9,14 +9,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
-from headatlas.architectures import LayerHeads
+from headatlas.architectures import LayerHeads, Model
 from headatlas.errors import HeadatlasError
 from headatlas.weights import NoModulesError
 
@@ -107,3 +107,32 @@ class States(Protocol):
     def layer(self, layer: int) -> LayerStates:
         """States at a layer."""
         ...
+
+
+class MapsStates:
+    """``x_0 = E[s]``; ``x_l = mlp_0(norm(E[s]))`` for later layers (arXiv:2412.11965).
+
+    The control reads the state itself. Positive scales (such as Gemma's √d) change no rank and are left out.
+    """
+
+    def __init__(self, model: Model, sources: Sequence[tuple[int, ...]]) -> None:
+        """Read the embedding rows and the first MLP.
+
+        Args:
+            model: The opened model.
+            sources: One token id each.
+        """
+        if any(len(source) != 1 for source in sources):
+            raise ValueError("the maps lens reads sources of one token only")
+        if not model.mlp_modules(0):
+            raise HeadatlasError(
+                f"{model.checkpoint.spec}: the first block has no MLP, which `lens=maps` needs; use "
+                "`lens=neutral`."
+            )
+        self._first = model.embed([source[0] for source in sources]).to(torch.float32)
+        with torch.inference_mode():
+            self._later = model.first_mlp(self._first).to(torch.float32)
+
+    def layer(self, layer: int) -> LayerStates:
+        rows = self._first if layer == 0 else self._later
+        return LayerStates(rows, rows)

@@ -20,20 +20,19 @@ import numpy as np
 import torch
 
 from headatlas.architectures import Model
-from headatlas.errors import HeadatlasError
 from headatlas.lenses.blocks import BlockPass
+from headatlas.lenses.forward import CPU
 from headatlas.lenses.lens import LayerStates
-from headatlas.lenses.neutral import (
-    CPU,
+from headatlas.lenses.neutral import Collector, prefix_row
+from headatlas.lenses.saved_states import (
     KINDS,
-    Collector,
     atomic_state_folder,
     belongs,
     has_layer,
-    prefix_row,
     saved_layer,
     state_file,
     states_key,
+    unwritable_states,
     whole_array,
     write_index,
 )
@@ -162,7 +161,4 @@ class StreamedStates:
             temporary.unlink(missing_ok=True)
             if not self._folder.exists():
                 return
-            raise HeadatlasError(
-                f"{self._folder}: cannot be written ({error.strerror or error}); free space or choose "
-                "another -o."
-            ) from error
+            raise unwritable_states(self._folder, error) from error

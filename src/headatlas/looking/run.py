@@ -17,7 +17,7 @@ from headatlas.atlas.ablations import store_dataset
 from headatlas.atlas.behaviours import Looking, looking_path, read_looking
 from headatlas.atlas.evidence import evidence_group
 from headatlas.evidence.opening import open_subject
-from headatlas.lenses.neutral import running
+from headatlas.lenses.forward import running
 from headatlas.looking.measuring import measure, text_weights
 from headatlas.looking.sequences import Sequences, sequences_for
 from headatlas.looking.statistics import Found, findings

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headatlas.errors import HeadatlasError
-from headatlas.lenses.neutral import prefix_ids
+from headatlas.lenses.forward import prefix_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

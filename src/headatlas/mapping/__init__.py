@@ -1,1 +1,1 @@
-"""Ranks: the exact engine, the brute-force oracle it must equal, and the run that fills an atlas."""
+"""Ranks: the exact engine, the plan, and the run that fills an atlas."""

@@ -1,9 +1,8 @@
 """Upper bounds of logits, from cheap arithmetic with a proven error.
 
-A :class:`Columns` is a right factor (U itself, or U in the output space of one head) that yields, for rows of
-length one and a chunk of the vocabulary, numbers surely not below the logits, and says how far below them the
-logits can be. Which one is taken changes the time of a map and no rank: what the bounds leave open is decided
-in float64.
+A :class:`RightFactor` (U itself, or U in the output space of one head) yields, for rows of length one and a
+chunk of the vocabulary, numbers surely not below the logits, and says how far below them the logits can be.
+Which one is taken changes the time of a map and no rank: what the bounds leave open is decided in float64.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headatlas.mapping.rates import rates
+from headatlas.mapping.machine import rates
 from headatlas.mapping.vocabulary import CARRIED, Vocabulary, dot_error, summing_error
 
 _UP = 1 + 2.0**-7
@@ -32,7 +31,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Columns:
+class RightFactor:
     """A right factor whose products bound logits.
 
     Attributes:
@@ -55,22 +54,22 @@ class Columns:
 
 @dataclass(frozen=True)
 class Bounded:
-    """Rows of length one (or zero) against some columns.
+    """Rows of length one (or zero) against a right factor.
 
     Attributes:
-        columns: The right factor.
-        rows: [L, q] float64, in the space of the columns.
+        factor: The right factor.
+        rows: [L, q] float64, in the space of the factor.
     """
 
-    columns: Columns
+    factor: RightFactor
     rows: torch.Tensor
 
     @cached_property
     def _left(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Left factors on the device, and [L] float32 what rounding took from each row."""
         n, q = self.rows.shape
-        device = self.columns.device
-        if not self.columns.carries:
+        device = self.factor.device
+        if not self.factor.carries:
             return self.rows.to(torch.float32).to(device), torch.zeros(n)
         left = torch.zeros((n, q + CARRIED), dtype=torch.bfloat16)
         left[:, :q] = self.rows
@@ -81,28 +80,28 @@ class Bounded:
 
     def upper(self, index: Ints, start: int, stop: int) -> torch.Tensor:
         """[len(index), stop - start] bounds from above, in the dtype of the factors."""
-        right, left = self.columns.chunk(start, stop), self._left[0]
+        right, left = self.factor.chunk(start, stop), self._left[0]
         mine = left if len(index) == len(left) else left[torch.from_numpy(index).to(left.device)]
         bounds = mine @ right.T
-        if self.columns.carries:
+        if self.factor.carries:
             return bounds
-        return bounds.add_(self.columns.first[start:stop].to(bounds.device))
+        return bounds.add_(self.factor.first[start:stop].to(bounds.device))
 
     def lower(self, upper: torch.Tensor, row: Ints, token: Ints) -> torch.Tensor:
         """[n] float32 bounds from below of single logits, given their bounds from above."""
         token_, carried = torch.from_numpy(token), self._left[1][torch.from_numpy(row)]
-        error = self.columns.first[token_] + carried * self.columns.second[token_]
-        return upper - 2.001 * error - upper.abs() * self.columns.rounding
+        error = self.factor.first[token_] + carried * self.factor.second[token_]
+        return upper - 2.001 * error - upper.abs() * self.factor.rounding
 
     def most_slack(self, row: Ints, start: int, stop: int) -> torch.Tensor:
         """[n] float32: no bound from above of these rows and columns is farther than this from its logit."""
         carried = self._left[1][torch.from_numpy(row)]
-        first, second = (part[start:stop].max() for part in (self.columns.first, self.columns.second))
+        first, second = (part[start:stop].max() for part in (self.factor.first, self.factor.second))
         return 2.001 * (first + carried * second)
 
     def part(self, rows: slice) -> Bounded:
-        """The same for some of the rows."""
-        return Bounded(self.columns, self.rows[rows])
+        """Bounds of some of the rows."""
+        return Bounded(self.factor, self.rows[rows])
 
 
 def single_logits(
@@ -136,7 +135,7 @@ def single_error(vocabulary: Vocabulary, token: Ints) -> NDArray[np.float64]:
     return 1.001 * dot_error(min(SUMMED, vocabulary.d_model)) * vocabulary.lengths[token]
 
 
-def whole(vocabulary: Vocabulary) -> Columns:
+def whole(vocabulary: Vocabulary) -> RightFactor:
     """U itself, for rows in the model's dimension: d_model multiply-adds a logit.
 
     In bfloat16, o·U = õ·Ũ + õ·(U - Ũ) + (o - õ)·U for the rounded õ and Ũ, and by Cauchy–Schwarz the last two
@@ -147,7 +146,9 @@ def whole(vocabulary: Vocabulary) -> Columns:
     if bfloat16_pays(vocabulary.device):
         right = vocabulary.bfloat16
         first, second = vocabulary.bfloat16_errors
-        return Columns(lambda start, stop: right[start:stop], True, first, second, vocabulary.device, 2.0**-7)
+        return RightFactor(
+            lambda start, stop: right[start:stop], True, first, second, vocabulary.device, 2.0**-7
+        )
     stored = vocabulary.on_device
     return _in_float32(
         lambda start, stop: stored[start:stop, : vocabulary.d_model].to(torch.float32),
@@ -156,10 +157,10 @@ def whole(vocabulary: Vocabulary) -> Columns:
     )
 
 
-def in_head(basis: torch.Tensor, vocabulary: Vocabulary) -> Columns:
+def in_head(basis: torch.Tensor, vocabulary: Vocabulary) -> RightFactor:
     """U projected onto a head's output space: d_head multiply-adds a logit, after d_head · d_model a column.
 
-    Columns are projected when they are asked for, and kept: rows may all drop out before the last.
+    RightFactor are projected when they are asked for, and kept: rows may all drop out before the last.
 
     Args:
         basis: [d_head, d_model] float64 orthonormal rows that span the head's outputs.
@@ -228,12 +229,12 @@ class _Kept:
 
 def _in_float32(
     chunk: Callable[[int, int], torch.Tensor], vocabulary: Vocabulary, relative: float
-) -> Columns:
+) -> RightFactor:
     error = 1.001 * relative * vocabulary.norms
-    return Columns(chunk, False, error, torch.zeros_like(error), vocabulary.device, 2.0**-22)
+    return RightFactor(chunk, False, error, torch.zeros_like(error), vocabulary.device, 2.0**-22)
 
 
-def _head_in_bfloat16(basis: torch.Tensor, vocabulary: Vocabulary) -> Columns:
+def _head_in_bfloat16(basis: torch.Tensor, vocabulary: Vocabulary) -> RightFactor:
     """U projected and kept in bfloat16, with the errors carried.
 
     With the rounded basis Q̃ and Ũ and the stored projection P of Q̃·Ũ,
@@ -263,7 +264,7 @@ def _head_in_bfloat16(basis: torch.Tensor, vocabulary: Vocabulary) -> Columns:
         first[part], second[part] = (factors[:, d_head + i].to(torch.float32).cpu() for i in range(2))
         return factors
 
-    return Columns(_Kept(project, len(vocabulary)), True, first, second, device, 2.0**-7)
+    return RightFactor(_Kept(project, len(vocabulary)), True, first, second, device, 2.0**-7)
 
 
 def _in_parts(left: torch.Tensor, right: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,14 +20,14 @@ import torch
 from numpy.typing import NDArray
 
 from headatlas import __version__
+from headatlas.atlas.layout import Layout
 from headatlas.atlas.store import LayerRanks
 from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
 from headatlas.mapping.engine import map_layer
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.pair_index import PairIndex
-from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import Vocabulary
+from headatlas.progress import Stats
 
 RETRIES = 5
 """How often a layer is given to another worker when its worker or machine is lost."""
@@ -84,7 +84,7 @@ def _knock(address: str) -> None:
 
 
 def rank_on_cluster(
-    pair_index: PairIndex,
+    layout: Layout,
     vocabulary: Vocabulary,
     layers: Iterator[tuple[int, LayerInputs]],
     *,
@@ -96,7 +96,7 @@ def rank_on_cluster(
     """Ranks of layers as they get done, in any order. What is not done when the caller stops is cancelled.
 
     Args:
-        pair_index, vocabulary, ceiling: As for :func:`headatlas.mapping.engine.map_layer`.
+        layout, vocabulary, ceiling: As for :func:`headatlas.mapping.engine.map_layer`.
         layers: Layers and their inputs, read when a machine can soon work on them.
         n_layers: Number of layers to come; decides how many processors each gets.
         stats: Gets the counts of all tasks.
@@ -114,7 +114,7 @@ def rank_on_cluster(
     with _tensors_in_shared_memory():
         _ = vocabulary.norms  # computed once and sent along
         try:
-            common = ray.put(pair_index), ray.put(vocabulary)
+            common = ray.put(layout), ray.put(vocabulary)
             while True:
                 # Twice as many as can run, so that no machine waits while this one reads.
                 given = next(layers, None) if len(waiting) < 2 * at_once else None
@@ -139,7 +139,7 @@ def rank_on_cluster(
 
 
 def rank_one(
-    pair_index: PairIndex,
+    layout: Layout,
     vocabulary: Vocabulary,
     inputs: LayerInputs,
     options: dict[str, Any],
@@ -159,7 +159,7 @@ def rank_one(
     torch.set_num_threads(cpus)
     stats = Stats()
     with strict_products():
-        return map_layer(pair_index, inputs, vocabulary, stats=stats, **options), stats
+        return map_layer(layout, inputs, vocabulary, stats=stats, **options), stats
 
 
 def _shares(nodes: list[dict[str, Any]], n_layers: int, device: str = "cpu") -> tuple[int, int, int]:
@@ -187,7 +187,7 @@ def _shares(nodes: list[dict[str, Any]], n_layers: int, device: str = "cpu") -> 
 
 
 def _fetched(ray: Any, reference: Any, layer: int) -> tuple[LayerRanks, Stats]:
-    """What a task returned, or a sentence about why it did not."""
+    """The result of a task; its failure as a HeadatlasError that says why."""
     try:
         found: tuple[LayerRanks, Stats] = ray.get(reference)
     except ray.exceptions.RayError as error:

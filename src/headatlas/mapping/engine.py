@@ -16,16 +16,15 @@ import torch
 from numpy.typing import NDArray
 
 from headatlas.atlas.calibrate import CELL_BEYOND
+from headatlas.atlas.layout import Layout, RelationBlock
 from headatlas.atlas.store import LayerRanks
 from headatlas.mapping.bounds import Bounded, in_head, projecting_pays
-from headatlas.mapping.distinct import distinct, numbered
-from headatlas.mapping.full_vocabulary import Entries, rank_entries
+from headatlas.mapping.full_vocabulary import Entries, distinct, numbered, rank_entries
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.pair_index import PairIndex, RelationPairs
 from headatlas.mapping.screening import Space, typical_tokens, unit
-from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.options import FLOOR
+from headatlas.progress import Stats
 from headatlas.scoring.scores import RANK_BEYOND, RANK_UNUSABLE, source_hits
 
 PILOTS = 32
@@ -43,7 +42,7 @@ class _Head:
         space: Its outputs.
         ranks: Per sign, [n_pairs] int16 of the atlas.
         cells: Per sign, [n_cells] uint8 of the atlas; empty where none are asked.
-        open: Per sign, positions in ``pair_index.own_row`` that are not ranked or eliminated yet.
+        open: Per sign, positions in ``layout.own_row`` that are not ranked or eliminated yet.
         through: Per sign, [n] rows that have gone through the vocabulary.
         entries: What this round asks.
         sinks: Where its ranks go: (array, positions, which entries).
@@ -57,9 +56,9 @@ class _Head:
     entries: Entries | None = None
     sinks: list[tuple[NDArray[np.int16] | NDArray[np.uint8], Ints, Ints]] = field(default_factory=list)
 
-    def index_pairs(self, wanted: list[_Wanted]) -> None:
+    def ask(self, wanted: list[_Wanted]) -> None:
         """Make this round's entries, each (row, target, sign) once however often it is wanted."""
-        n_targets = len(self.space.pair_index.targets)
+        n_targets = len(self.space.layout.targets)
         self.entries, self.sinks = None, []
         if not sum(len(each.row) for each in wanted):
             return
@@ -89,7 +88,7 @@ class _Wanted:
 
 
 def map_layer(
-    pair_index: PairIndex,
+    layout: Layout,
     inputs: LayerInputs,
     vocabulary: Vocabulary,
     *,
@@ -101,7 +100,7 @@ def map_layer(
     """Every rank of one layer below the ceiling; equal to float64 arithmetic on every logit.
 
     Args:
-        pair_index: What is asked.
+        layout: Sources, targets, and which pairs and cells of them are asked.
         inputs: States and weights of the layer.
         vocabulary: Competing rows of U.
         ceiling: Ranks below it are exact; from it on they are ``RANK_BEYOND``.
@@ -110,9 +109,9 @@ def map_layer(
         stats: Counts what was done, if given.
     """
     stats = Stats() if stats is None else stats
-    ranks = np.full((2, inputs.n_heads, pair_index.n_pairs), RANK_UNUSABLE, dtype=np.int16)
-    cells = np.full((2, inputs.n_heads, pair_index.n_cells), CELL_BEYOND, dtype=np.uint8)
-    target_rows = vocabulary.float32(pair_index.targets).to(vocabulary.device)
+    ranks = np.full((2, inputs.n_heads, layout.n_pairs), RANK_UNUSABLE, dtype=np.int16)
+    cells = np.full((2, inputs.n_heads, layout.n_cells), CELL_BEYOND, dtype=np.uint8)
+    target_rows = vocabulary.float32(vocabulary.columns(layout.targets)).to(vocabulary.device)
     by_group: dict[int, torch.Tensor] = {}
     for some in _split(range(inputs.n_heads), heads_at_once or inputs.n_heads):
         heads = []
@@ -121,13 +120,11 @@ def map_layer(
             if group not in by_group:
                 by_group = {group: inputs.group_values(group)}  # the group before is done with
             with stats.timed("screening"):
-                space = Space.of_head(
-                    by_group[group], inputs.output(head), pair_index, vocabulary, target_rows
-                )
+                space = Space.of_head(by_group[group], inputs.output(head), layout, vocabulary, target_rows)
             heads.append(_Head(space, list(ranks[:, head]), list(cells[:, head])))
         if control is None:
-            control = np.full(pair_index.n_pairs, RANK_UNUSABLE, dtype=np.int16)
-            space = Space(unit(inputs.control), None, pair_index, vocabulary, target_rows)
+            control = np.full(layout.n_pairs, RANK_UNUSABLE, dtype=np.int16)
+            space = Space(unit(inputs.control), None, layout, vocabulary, target_rows)
             heads.append(_Head(space, [control], []))
         _in_rounds(heads, ceiling, stats)
     if control is None:
@@ -145,16 +142,16 @@ def _in_rounds(heads: list[_Head], ceiling: int, stats: Stats) -> None:
         typical_tokens([head.space for head in heads], stats)
         for head in heads:
             _screen_all(head, ceiling, stats)
-            head.index_pairs(_own(head, PILOTS, stats))
+            head.ask(_own(head, PILOTS, stats))
     _rank(heads, ceiling, stats)
     with stats.timed("screening"):
         for head in heads:
             _screen_again(head, ceiling, stats)
-            head.index_pairs(_own(head, None, stats))
+            head.ask(_own(head, None, stats))
     _rank(heads, ceiling, stats)
     with stats.timed("screening"):
         for head in heads:
-            head.index_pairs(_other_cells(head, ceiling, stats))
+            head.ask(_other_cells(head, ceiling, stats))
     _rank(heads, ceiling, stats)
 
 
@@ -163,11 +160,11 @@ def _in_rounds(heads: list[_Head], ceiling: int, stats: Stats) -> None:
 
 def _screen_all(head: _Head, ceiling: int, stats: Stats) -> None:
     """Open the pairs that screening does not eliminate: a few tokens do for most, all for the rest."""
-    space, pair_index = head.space, head.space.pair_index
+    space, layout = head.space, head.space.layout
     for ranks in head.ranks:
-        ranks[pair_index.own_pair] = RANK_BEYOND
+        ranks[layout.own_pair] = RANK_BEYOND
     space.screen(np.arange(len(space.rows)), ceiling, stats, first=space.n_first)
-    alive = space.alive_own(np.arange(len(pair_index.own_row)))[: len(head.ranks)]
+    alive = space.alive_own(np.arange(len(layout.own_row)))[: len(head.ranks)]
     head.open = [np.flatnonzero(mask) for mask in alive]
     head.through = [np.zeros(len(space.rows), dtype=np.bool_) for _ in alive]
     _screen_again(head, ceiling, stats)
@@ -175,8 +172,8 @@ def _screen_all(head: _Head, ceiling: int, stats: Stats) -> None:
 
 def _screen_again(head: _Head, ceiling: int, stats: Stats) -> None:
     """Screen the open pairs with all that has been learned."""
-    space, pair_index = head.space, head.space.pair_index
-    space.screen(distinct(pair_index.own_row[np.concatenate(head.open)], len(space.rows)), ceiling, stats)
+    space, layout = head.space, head.space.layout
+    space.screen(distinct(layout.own_row[np.concatenate(head.open)], len(space.rows)), ceiling, stats)
     for at, pairs in enumerate(head.open):
         if len(pairs):
             head.open[at] = pairs[space.alive_own(pairs)[at]]
@@ -184,9 +181,9 @@ def _screen_again(head: _Head, ceiling: int, stats: Stats) -> None:
 
 def _own(head: _Head, lines: int | None, stats: Stats) -> list[_Wanted]:
     """The open pairs of some evenly spaced lines, or of all, and the calibration cells of these lines."""
-    pair_index, n_rows = head.space.pair_index, len(head.space.rows)
+    layout, n_rows = head.space.layout, len(head.space.rows)
     possible = [_possible(head, at) for at in range(len(head.ranks))]
-    open_rows = [distinct(pair_index.own_row[pairs], n_rows) for pairs in head.open]
+    open_rows = [distinct(layout.own_row[pairs], n_rows) for pairs in head.open]
     n_lines = sum(len(rows) for rows in open_rows)
     share = 1.0 if lines is None or n_lines <= 2 * lines else lines / n_lines
     wanted = []
@@ -194,26 +191,24 @@ def _own(head: _Head, lines: int | None, stats: Stats) -> list[_Wanted]:
         chosen = rows[np.linspace(0, len(rows) - 1, int(np.ceil(share * len(rows)))).astype(np.int64)]
         among = np.zeros(n_rows, dtype=np.bool_)
         among[chosen] = True
-        mine = among[pair_index.own_row[pairs]]
+        mine = among[layout.own_row[pairs]]
         head.open[at], asked = pairs[~mine], pairs[mine]
         head.through[at] |= among
-        row, column = pair_index.own_row[asked], pair_index.own_column[asked]
-        wanted.append(_Wanted(row, column, SIGNS[at], head.ranks[at], pair_index.own_pair[asked]))
-        wanted += [_cells(head, relation, at, among, stats) for relation in possible[at]]
+        row, column = layout.own_row[asked], layout.own_column[asked]
+        wanted.append(_Wanted(row, column, SIGNS[at], head.ranks[at], layout.own_pair[asked]))
+        wanted += [_cells(head, block, at, among, stats) for block in possible[at]]
     return wanted
 
 
-def _possible(head: _Head, at: int) -> list[RelationPairs]:
+def _possible(head: _Head, at: int) -> list[RelationBlock]:
     """The relations that may reach the floor, if all their open pairs hit."""
     if not head.cells:
         return []
-    pair_index = head.space.pair_index
-    may_hit = head.ranks[at][pair_index.own_pair] >= 0
+    layout = head.space.layout
+    may_hit = head.ranks[at][layout.own_pair] >= 0
     may_hit[head.open[at]] = True
     return [
-        relation
-        for relation in pair_index.relations
-        if np.count_nonzero(may_hit[relation.own]) >= FLOOR * relation.n_sources
+        block for block in layout.blocks if np.count_nonzero(may_hit[block.own]) >= FLOOR * block.n_sources
     ]
 
 
@@ -224,23 +219,20 @@ def _other_cells(head: _Head, ceiling: int, stats: Stats) -> list[_Wanted]:
     """
     asked = []
     for at, ranks in enumerate(head.ranks if head.cells else ()):
-        for relation in head.space.pair_index.relations:
-            if _at_floor(head, relation, ranks, ceiling):
-                asked.append((relation, at))
+        for block in head.space.layout.blocks:
+            if _at_floor(head, block, ranks, ceiling):
+                asked.append((block, at))
             else:
-                head.cells[at][relation.block.cells] = CELL_BEYOND
+                head.cells[at][block.cells] = CELL_BEYOND
     if not asked:
         return []
-    rows = np.concatenate(
-        [relation.block.rows[~head.through[at][relation.block.rows]] for relation, at in asked]
-    )
+    rows = np.concatenate([block.rows[~head.through[at][block.rows]] for block, at in asked])
     head.space.screen(distinct(rows, len(head.space.rows)), ceiling, stats)
-    return [_cells(head, relation, at, ~head.through[at], stats) for relation, at in asked]
+    return [_cells(head, block, at, ~head.through[at], stats) for block, at in asked]
 
 
-def _cells(head: _Head, relation: RelationPairs, at: int, among: NDArray[np.bool_], stats: Stats) -> _Wanted:
+def _cells(head: _Head, block: RelationBlock, at: int, among: NDArray[np.bool_], stats: Stats) -> _Wanted:
     """The cells of a relation, of one sign and in some rows, that screening does not eliminate."""
-    block = relation.block
     here = np.flatnonzero(among[block.rows])
     i, j = np.nonzero(head.space.alive_cells(block.rows[here], block.columns, SIGNS[at], stats))
     i = here[i]
@@ -248,12 +240,12 @@ def _cells(head: _Head, relation: RelationPairs, at: int, among: NDArray[np.bool
     return _Wanted(block.rows[i], block.columns[j], SIGNS[at], head.cells[at], cell)
 
 
-def _at_floor(head: _Head, relation: RelationPairs, ranks: NDArray[np.int16], ceiling: int) -> bool:
+def _at_floor(head: _Head, block: RelationBlock, ranks: NDArray[np.int16], ceiling: int) -> bool:
     """Whether the relation's score at k = ceiling reaches the floor."""
-    own = ranks[head.space.pair_index.own_pair[relation.own]]
-    if np.count_nonzero(own >= 0) < FLOOR * relation.n_sources:
+    own = ranks[head.space.layout.own_pair[block.own]]
+    if np.count_nonzero(own >= 0) < FLOOR * block.n_sources:
         return False
-    return bool(source_hits(own, relation.source, relation.n_sources, ceiling).mean() >= FLOOR)
+    return bool(source_hits(own, block.own_source, block.n_sources, ceiling).mean() >= FLOOR)
 
 
 # Through the vocabulary ---------------------------------------------------------------------------
@@ -288,7 +280,7 @@ def _rank_alone(head: _Head, ceiling: int, stats: Stats) -> None:
     ranked = rank_entries(
         unit(space.outputs(rows)),
         replace(entries, row=local),
-        space.pair_index.targets,
+        space.target_columns,
         space.vocabulary,
         ceiling=ceiling,
         stats=stats,
@@ -299,7 +291,7 @@ def _rank_alone(head: _Head, ceiling: int, stats: Stats) -> None:
 
 
 def _rank_together(heads: Sequence[_Head], ceiling: int, stats: Stats) -> None:
-    pair_index, vocabulary = heads[0].space.pair_index, heads[0].space.vocabulary
+    vocabulary = heads[0].space.vocabulary
     outputs, parts, n_rows = [], [], [0]
     for head in heads:
         if head.entries is None:
@@ -311,7 +303,7 @@ def _rank_together(heads: Sequence[_Head], ceiling: int, stats: Stats) -> None:
     ranked = rank_entries(
         torch.cat(outputs),
         Entries.joined(parts),
-        pair_index.targets,
+        heads[0].space.target_columns,
         vocabulary,
         ceiling=ceiling,
         stats=stats,

@@ -16,9 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from headatlas.mapping.bounds import Bounded, projecting_pays, single_error, single_logits, whole
-from headatlas.mapping.distinct import distinct, numbered
-from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import TIE, Vocabulary
+from headatlas.progress import Stats
 from headatlas.scoring.scores import RANK_BEYOND
 
 FIRST_CHUNK = 2048
@@ -57,7 +56,7 @@ class Entries:
 
 @dataclass(frozen=True)
 class Ranked:
-    """What :func:`rank_entries` found.
+    """Ranks that :func:`rank_entries` found, and the tokens that beat the targets.
 
     Attributes:
         ranks: [n] int16 exact ranks below the ceiling, ``RANK_BEYOND`` otherwise.
@@ -99,7 +98,7 @@ def rank_entries(
     logit = single_logits(rows, line, vocabulary, targets[entries.column], torch.float64)
     routes = [Bounded(whole(vocabulary), rows)]
     if in_head is not None:
-        routes.append(Bounded(in_head.columns, in_head.rows[torch.from_numpy(key // 2)] * sign[:, None]))
+        routes.append(Bounded(in_head.factor, in_head.rows[torch.from_numpy(key // 2)] * sign[:, None]))
     ranks = np.empty(len(entries), dtype=np.int16)
     order = np.argsort(line, kind="stable")
     starts = np.arange(0, len(rows), BLOCK_ROWS)
@@ -281,7 +280,7 @@ def _at_first_sight(upper: torch.Tensor, index: Ints, bounded: Bounded, ceiling:
         return np.full(rows, -np.inf)
     reached = kth(upper, ceiling)[0]
     slack = bounded.most_slack(index, 0, n_columns)
-    lower = reached - slack - reached.abs() * bounded.columns.rounding
+    lower = reached - slack - reached.abs() * bounded.factor.rounding
     return lower.to(torch.float64).numpy()
 
 
@@ -312,7 +311,7 @@ def _reaching(
     values = upper[torch.from_numpy(row), torch.from_numpy(column)].to(torch.float32).cpu()
     line, token = index[row], column + start
     lower = bounded.lower(values, line, token)
-    above = values + values.abs() * bounded.columns.rounding
+    above = values + values.abs() * bounded.factor.rounding
     return _Candidates(line, token, above.to(torch.float64).numpy(), lower.to(torch.float64).numpy())
 
 
@@ -381,3 +380,33 @@ def _count(
         still = np.abs(found - limit) <= error
         at, which, limit = at[still], which[still], limit[still]
     return ranks
+
+
+# Distinct among many small numbers: marking them is several times faster than sorting or hashing ------
+
+
+def distinct(values: Ints, below: int) -> Ints:
+    """Distinct values, ascending.
+
+    Args:
+        values: [n] in 0 … ``below`` - 1.
+        below: Where they end.
+    """
+    return np.flatnonzero(_marked(values, below))
+
+
+def numbered(values: Ints, below: int) -> tuple[Ints, Ints]:
+    """Distinct values, ascending, and [n] the position of each value among them.
+
+    Args:
+        values: [n] in 0 … ``below`` - 1.
+        below: Where they end.
+    """
+    marked = _marked(values, below)
+    return np.flatnonzero(marked), (np.cumsum(marked) - 1)[values]
+
+
+def _marked(values: Ints, below: int) -> NDArray[np.bool_]:
+    marked = np.zeros(below, dtype=np.bool_)
+    marked[values] = True
+    return marked

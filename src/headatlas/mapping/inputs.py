@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -56,3 +56,44 @@ class LayerInputs:
         """[n, d_model] float64 rows of the no-head control, ready for U."""
         rows = self.control_states.to(torch.float64)
         return rows if self.control_right is None else self.control_right.apply(rows)
+
+
+@dataclass(frozen=True)
+class GivenValues(LayerInputs):
+    """A layer with a value row of its own for every query head and source.
+
+    Attributes:
+        rows: [n_heads, n, d_head] value rows; they take the place of x·W_V + b_V.
+    """
+
+    rows: torch.Tensor
+
+    def group_values(self, group: int) -> torch.Tensor:
+        """[n, d_head] float64 value rows; every query head is a group of its own here."""
+        return self.rows[group].to(torch.float64)
+
+
+def given_values(dims: Dims, rows: torch.Tensor, heads: LayerHeads, right: RightMap | None) -> GivenValues:
+    """Make the inputs of a layer from value rows that were seen in texts, instead of those of a lens.
+
+    Args:
+        dims: The model's sizes.
+        rows: [n_heads, n, d_head], for example slices of the input of the output projection; row i belongs to
+            source i of the layout.
+        heads: The layer's weights; of these only W_O is used.
+        right: What a head's output passes on its way to U, or None.
+
+    Returns:
+        Inputs without a no-head control: its rows are zero and rank nothing.
+    """
+    nothing = torch.zeros(rows.shape[1], dims.d_model)
+    return GivenValues(
+        dims=replace(dims, n_kv_heads=dims.n_heads),
+        states=nothing,
+        heads=heads,
+        right=right,
+        use_bias=False,
+        control_states=nothing,
+        control_right=None,
+        rows=rows,
+    )

@@ -1,4 +1,4 @@
-"""What a map will need, said before anything is computed."""
+"""Estimates before a map: memory, time, bytes, and how layers and heads share the memory."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from headatlas.devices import free_memory
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import Lens, lens_named
-from headatlas.lenses.neutral import ACTIVATIONS
-from headatlas.mapping.machine import WORKING_BYTES, Machine, Shares, head_bytes, shares, this_machine
+from headatlas.lenses.forward import ACTIVATIONS
+from headatlas.mapping.machine import Machine, Rates, rates, this_machine
 from headatlas.mapping.prepared import open_for
-from headatlas.mapping.rates import Rates, rates
-from headatlas.options import Compute
+from headatlas.mapping.screening import SCREENING_TOKENS
+from headatlas.options import Compute, require_type
 from headatlas.relations import RelationSpec, resolve_relations
 from headatlas.weights import can_stream
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from headatlas.architectures import Model
+    from headatlas.architectures.types import Dims
 
 Range = tuple[float, float]
 """From least to most, of what was measured (docs/engine.md)."""
@@ -42,11 +43,17 @@ TOKENS: Range = (1.1, 1.8)
 LIBRARY_BYTES = 450 << 20
 TOKENIZER_BYTES = 1600
 """Of a loaded tokenizer, a token: 1,900 on Gemma 3 (262,144 tokens), 1,300 on SmolLM2; for estimates only."""
+WORKING_BYTES = 256 << 20
+"""Bounds, candidates and sorted screens of a layer in work, at most; for estimates."""
+MOST_WORKERS = 4
+"""Layers at a time on processor cores. The rest of the cores help within a layer."""
+FEW_HEADS = 8
+"""Fewer heads of a layer at a time make products so small that a second worker does not pay."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a map of a model reads, holds and takes.
+    """Sizes of a model, and estimates of bytes, memory and time of its map.
 
     Attributes:
         model, family, format: What was found.
@@ -93,7 +100,7 @@ def plan(
     *,
     lens: str = "neutral",
     relations: RelationSpec = "core",
-    compute: Compute | None = None,
+    compute: Compute = Compute(),
     remote: bool = False,
     adapter: str | Path | None = None,
 ) -> Plan:
@@ -110,13 +117,14 @@ def plan(
     Raises:
         HeadatlasError: The model, lens or relations cannot be used.
     """
+    require_type("compute", compute, Compute)
     chosen = lens_named(lens)
     asked = resolve_relations(relations)
     opened = open_for(chosen, model, tokenizer, remote=remote, adapter=adapter)
     dims = opened.dims
     sources = len({pair.source for relation in asked for pair in relation.pairs})
     machine = this_machine(compute)
-    streamed = streams(opened, chosen, sources, None if compute is None else compute.stream, machine)
+    streamed = streams(opened, chosen, sources, compute.stream, machine)
     speed = rates(machine.devices[0])
     least, most = _seconds(opened, chosen, sources, speed)
     return Plan(
@@ -194,14 +202,77 @@ def memory_needed(model: Model, lens: Lens, sources: int, machine: Machine, *, s
 
 
 def memory_least(model: Model, lens: Lens, sources: int, *, streamed: bool = False) -> int:
-    """The same with one head in work at a time: less does not do."""
+    """Estimated peak bytes with one head in work at a time: less does not do."""
     one = WORKING_BYTES + head_bytes(model.dims, sources)
     ranking = _held(model, lens, sources, streamed=streamed) + one
     return max(ranking, _forward(model, lens, sources, streamed=streamed))
 
 
+def streams_within(model: Model, lens: Lens, sources: int, stream: bool | None, machine: Machine) -> bool:
+    """Whether the forward pass goes layer by layer, in the memory that may be taken.
+
+    Args:
+        model, lens, sources, stream, machine: As for :func:`streams`.
+
+    Raises:
+        HeadatlasError: The map needs more memory than that, or streaming was asked for and cannot be done.
+    """
+    streamed = streams(model, lens, sources, stream, machine)
+    need, have = memory_least(model, lens, sources, streamed=streamed), machine.memory
+    if need <= have:
+        return streamed
+    whose = "`max_memory` allows" if machine.limited else "this machine has"
+    amounts = f"needs about {need / 1e9:.1f} GB of memory, {whose} {have / 1e9:.1f} GB"
+    if lens.weights_only:
+        raise HeadatlasError(f"{model.checkpoint.spec}: the map {amounts}.")
+    how = "runs the model layer by layer" if streamed else "loads the whole model"
+    instead = "leave out `stream=False`, or " if stream is False and can_stream(model.checkpoint) else ""
+    raise HeadatlasError(
+        f"{model.checkpoint.spec}: the neutral lens {how} and {amounts}; {instead}use `lens=maps`."
+    )
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Layers and heads in work at a time, and the memory they take.
+
+    Attributes:
+        workers: Layers in work at a time.
+        heads: Heads of a layer in work at a time.
+        bytes: What that takes.
+    """
+
+    workers: int
+    heads: int
+    bytes: int
+
+
+def head_bytes(dims: Dims, sources: int) -> int:
+    """Memory of one head in work: outputs, basis, targets and screening set, in float64 and float32."""
+    per_row = 12 * (sources + dims.d_model) + 4 * (sources + SCREENING_TOKENS)
+    return dims.d_head * per_row
+
+
+def shares(dims: Dims, sources: int, machine: Machine, held: int) -> Shares:
+    """Share memory out: layers and heads to have in work at a time.
+
+    Args:
+        dims: The model's sizes.
+        sources: Number of sources.
+        machine: Where it computes.
+        held: Bytes that the map holds besides.
+    """
+    each, room = head_bytes(dims, sources), machine.memory - held
+    few = min(FEW_HEADS, dims.n_heads)
+    on_gpus = sum(device.type != "cpu" for device in machine.devices)
+    most = on_gpus or min(machine.cores, MOST_WORKERS)
+    workers = max(1, min(most, room // (WORKING_BYTES + few * each)))
+    heads = max(1, min(dims.n_heads, (room // workers - WORKING_BYTES) // each))
+    return Shares(workers, heads, workers * (WORKING_BYTES + heads * each))
+
+
 def share_of(model: Model, lens: Lens, sources: int, machine: Machine, *, streamed: bool) -> Shares:
-    """How many layers and heads the map has in work at a time."""
+    """Layers and heads that the map of a model has in work at a time."""
     return shares(model.dims, sources, machine, _held(model, lens, sources, streamed=streamed))
 
 

@@ -1,4 +1,4 @@
-"""What a map is asked to do: options checked, model opened, relations tokenised, axes laid out."""
+"""A map ready to run: its options, the opened model, the axes of its atlas, what it says about itself."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from headatlas.architectures import Model, open_model
 from headatlas.architectures.self_check import self_check
 from headatlas.atlas.layout import Layout, build_layout
 from headatlas.errors import HeadatlasError
-from headatlas.lenses import Lens, lens_named, or_lens_maps
-from headatlas.mapping.pair_index import PairIndex, index_pairs
-from headatlas.options import CEILING, MAX_CEILING, TargetPolicy, Thresholds
+from headatlas.lenses import LENSES, Lens, or_lens_maps
+from headatlas.options import CEILING, MAX_CEILING, TargetPolicy, Thresholds, require_type
 from headatlas.relations import RelationSpec, competing_tokens, resolve_relations, tokenise
 from headatlas.weights import MergedAdapter, fingerprint, need_on_disk, open_checkpoint, tokenizer_hash
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class MapOptions:
     """The choices of a map, checked before anything is opened.
 
     Attributes:
@@ -37,36 +36,27 @@ class Options:
         mask: Whether ids that no text can produce are kept from competing.
         ceiling: Ranks are exact below it.
         target_policy: ``"single"``, or ``"first-token"``: targets of several tokens count by their first.
-    """
-
-    lens: Lens
-    thresholds: Thresholds
-    mask: bool
-    ceiling: int
-    target_policy: TargetPolicy
-
-
-def options(
-    *,
-    lens: str = "neutral",
-    thresholds: Thresholds | None = None,
-    mask: bool = True,
-    ceiling: int = CEILING,
-    target_policy: TargetPolicy = "single",
-) -> Options:
-    """The choices of a map, checked.
 
     Raises:
-        HeadatlasError: A name is unknown or a number out of range.
+        HeadatlasError: A policy is unknown, a number out of range, or thresholds are none.
     """
-    if not 1 <= ceiling <= MAX_CEILING:
-        raise HeadatlasError(f"`ceiling` is {ceiling}: it must lie between 1 and {MAX_CEILING}.")
-    if target_policy not in get_args(TargetPolicy):
-        known = ", ".join(get_args(TargetPolicy))
-        raise HeadatlasError(f"`target_policy`: there is no policy {target_policy!r}; use one of {known}.")
-    thresholds = Thresholds() if thresholds is None else thresholds
-    thresholds.check(ceiling)
-    return Options(lens_named(lens), thresholds, mask, ceiling, target_policy)
+
+    lens: Lens = LENSES["neutral"]
+    thresholds: Thresholds = Thresholds()
+    mask: bool = True
+    ceiling: int = CEILING
+    target_policy: TargetPolicy = "single"
+
+    def __post_init__(self) -> None:
+        require_type("thresholds", self.thresholds, Thresholds)
+        if not 1 <= self.ceiling <= MAX_CEILING:
+            raise HeadatlasError(f"`ceiling` is {self.ceiling}: it must lie between 1 and {MAX_CEILING}.")
+        if self.target_policy not in get_args(TargetPolicy):
+            known = ", ".join(get_args(TargetPolicy))
+            raise HeadatlasError(
+                f"`target_policy`: there is no policy {self.target_policy!r}; use one of {known}."
+            )
+        self.thresholds.check(self.ceiling)
 
 
 @dataclass(frozen=True)
@@ -77,15 +67,13 @@ class PreparedMap:
         model: The opened model.
         options: The choices.
         layout: The atlas's axes.
-        pair_index: The same in the engine's coordinates.
         competing: [vocab] bool.
         provenance: What the atlas records about itself.
     """
 
     model: Model
-    options: Options
+    options: MapOptions
     layout: Layout
-    pair_index: PairIndex
     competing: NDArray[np.bool_]
     provenance: dict[str, Any]
 
@@ -110,11 +98,11 @@ def open_for(
     return open_model(checkpoint)
 
 
-def prepare(
+def prepare_map(
     model: str | Path | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     relations: RelationSpec,
-    chosen: Options,
+    options: MapOptions,
     *,
     remote: bool = False,
     adapter: str | Path | None = None,
@@ -125,19 +113,19 @@ def prepare(
         HeadatlasError: The model or the relations cannot be used.
     """
     asked = resolve_relations(relations)
-    opened = open_for(chosen.lens, model, tokenizer, remote=remote, adapter=adapter)
+    opened = open_for(options.lens, model, tokenizer, remote=remote, adapter=adapter)
     checked = self_check(opened)
     words = opened.tokenizer()
     competing, masked = competing_tokens(words, opened.dims.vocab_size)
-    if not chosen.mask:
+    if not options.mask:
         competing, masked = np.ones_like(competing), ()
     tokenised = [
         tokenise(
             relation,
             words,
             competing=competing,
-            max_source_tokens=chosen.lens.max_source_tokens,
-            target_policy=chosen.target_policy,
+            max_source_tokens=options.lens.max_source_tokens,
+            target_policy=options.target_policy,
         )
         for relation in asked
     ]
@@ -150,16 +138,15 @@ def prepare(
     layout = build_layout(tokenised)
     return PreparedMap(
         opened,
-        chosen,
+        options,
         layout,
-        index_pairs(layout, competing),
         competing,
-        _provenance(opened, chosen, layout, [int(i) for i in masked], checked),
+        _provenance(opened, options, layout, [int(i) for i in masked], checked),
     )
 
 
 def _provenance(
-    model: Model, chosen: Options, layout: Layout, masked: list[int], checked: str
+    model: Model, options: MapOptions, layout: Layout, masked: list[int], checked: str
 ) -> dict[str, Any]:
     checkpoint = model.checkpoint
     return {
@@ -178,15 +165,15 @@ def _provenance(
         },
         "tokenizer_hash": tokenizer_hash(model.tokenizer()),
         "lens": {
-            "name": chosen.lens.name,
-            "prefixes": list(chosen.lens.prefixes),
-            "summary": chosen.lens.summary,
-            "weights_only": chosen.lens.weights_only,
+            "name": options.lens.name,
+            "prefixes": list(options.lens.prefixes),
+            "summary": options.lens.summary,
+            "weights_only": options.lens.weights_only,
         },
-        "mask": chosen.mask,
-        "thresholds": asdict(chosen.thresholds),
-        "ceiling": chosen.ceiling,
-        "target_policy": chosen.target_policy,
+        "mask": options.mask,
+        "thresholds": asdict(options.thresholds),
+        "ceiling": options.ceiling,
+        "target_policy": options.target_policy,
         "masked_ids": masked,
         "relations": {entry.name: entry.sha256 for entry in layout.relations},
         "versions": {
@@ -232,7 +219,7 @@ _SHOWN: dict[str, Callable[[dict[str, Any]], Any]] = {
     "ceiling": lambda p: p["ceiling"],
     "target policy": lambda p: p["target_policy"],
 }
-"""What people know these by."""
+"""Names people know these by."""
 
 
 def differences(there: dict[str, Any], asked: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,24 +16,23 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headatlas.addresses import output_path, shown
+from headatlas.architectures import RightMap
 from headatlas.atlas import Atlas
 from headatlas.atlas.derived import store_scores
 from headatlas.atlas.store import ATLAS_NAME, AtlasWriter, LayerRanks, create_store, read_store, remove_atlas
 from headatlas.errors import HeadatlasError
 from headatlas.files import check_writable
-from headatlas.lenses import States, StreamedStates
-from headatlas.lenses.neutral import discard_states
+from headatlas.lenses import MapsStates, NeutralStates, States, StreamedStates, lens_named
+from headatlas.lenses.saved_states import check_states_folder, discard_states
 from headatlas.mapping.cluster import connected, rank_on_cluster
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.machine import Machine, this_machine
-from headatlas.mapping.plan import share_of
-from headatlas.mapping.prepared import PreparedMap, differences, options, prepare, with_traffic
-from headatlas.mapping.states import check_memory, layer_inputs, make_states
-from headatlas.mapping.stats import Stats
+from headatlas.mapping.plan import share_of, streams_within
+from headatlas.mapping.prepared import MapOptions, PreparedMap, differences, prepare_map, with_traffic
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.mapping.workers import rank_here, workers_for
-from headatlas.options import CEILING, Compute, Layers, TargetPolicy, Thresholds, layers_asked
-from headatlas.progress import Progress, Report, reporting
+from headatlas.options import CEILING, Compute, Layers, TargetPolicy, Thresholds, layers_asked, require_type
+from headatlas.progress import Progress, Report, Stats, reporting
 from headatlas.relations import RelationSpec, resolve_relations
 
 if TYPE_CHECKING:
@@ -47,10 +47,10 @@ def map_heads(
     *,
     relations: RelationSpec = "core",
     lens: str = "neutral",
-    thresholds: Thresholds | None = None,
+    thresholds: Thresholds = Thresholds(),
     out: str | Path | None = None,
     layers: Layers = None,
-    compute: Compute | None = None,
+    compute: Compute = Compute(),
     progress: Report | bool | None = None,
     mask: bool = True,
     ceiling: int = CEILING,
@@ -90,11 +90,9 @@ def map_heads(
     Raises:
         HeadatlasError: Something given cannot be used; what was computed before stays saved.
     """
-    chosen = options(
-        lens=lens, thresholds=thresholds, mask=mask, ceiling=ceiling, target_policy=target_policy
-    )
+    require_type("compute", compute, Compute)
+    options = MapOptions(lens_named(lens), thresholds, mask, ceiling, target_policy)
     asked = resolve_relations(relations)
-    compute = Compute() if compute is None else compute
     if out is not None:
         check_writable(out)
     stats = Stats() if stats is None else stats
@@ -103,11 +101,11 @@ def map_heads(
         name = shown(str(model)) if isinstance(model, (str, Path)) else type(model).__name__
         tell(Progress("open", 0, 0, name))
         with stats.timed("opening"):
-            prepared = prepare(model, tokenizer, asked, chosen, remote=remote, adapter=adapter)
+            prepared = prepare_map(model, tokenizer, asked, options, remote=remote, adapter=adapter)
         wanted = layers_asked(layers, prepared.model.dims.n_layers)
         if out is not None:
-            if force or not (output_path(out) / ATLAS_NAME).exists():
-                check_memory(prepared, machine, compute.stream)  # before anything is deleted or created
+            if force or not (output_path(out) / ATLAS_NAME).exists():  # before anything is deleted or created
+                _streams(prepared, output_path(out) / STATES_NAME, machine, compute)
             if force:
                 remove_atlas(out)
             return run(prepared, output_path(out), wanted, tell, stats, machine, compute)
@@ -138,7 +136,7 @@ def run(
     todo = [layer for layer in wanted if layer in with_heads and not done[layer]]
     if todo:
         with stats.timed("states"):
-            states = make_states(prepared, saved_states, tell, machine, stream=compute.stream, last=todo[-1])
+            states = _make_states(prepared, saved_states, tell, machine, compute, last=todo[-1])
         with stats.timed("reading"):
             vocabulary = Vocabulary.read(prepared.model.unembed, prepared.competing)
             prepared.model.checkpoint.release()
@@ -174,6 +172,54 @@ def run(
         return Atlas.open(path)
 
 
+def _streams(prepared: PreparedMap, folder: Path, machine: Machine, compute: Compute) -> bool:
+    """Whether sources go through layer by layer; refuse a map whose memory or folder does not do."""
+    lens = prepared.options.lens
+    if not lens.weights_only:
+        check_states_folder(folder)
+    return streams_within(prepared.model, lens, len(prepared.layout.sources), compute.stream, machine)
+
+
+def _make_states(
+    prepared: PreparedMap, folder: Path, tell: Report, machine: Machine, compute: Compute, *, last: int
+) -> States:
+    """Make the source states of all layers up to ``last``, or take them up where an earlier run stopped."""
+    streamed = _streams(prepared, folder, machine, compute)
+    lens, model, sources = prepared.options.lens, prepared.model, prepared.layout.sources
+    if lens.weights_only:
+        return MapsStates(model, sources)
+    make = partial(StreamedStates, last=last) if streamed else NeutralStates.compute
+    return make(
+        model,
+        sources,
+        lens.prefixes,
+        folder,
+        identity=f"{prepared.provenance['model']['weights_hash']} {prepared.provenance['tokenizer_hash']}",
+        device=machine.devices[0],
+        progress=lambda done, total: tell(Progress("states", done, total)),
+    )
+
+
+def layer_inputs(prepared: PreparedMap, states: States, layer: int) -> LayerInputs:
+    """Inputs of the engine for one layer; its weights are read here and released by the caller."""
+    seen = states.layer(layer)
+    heads = prepared.model.heads(layer) if seen.heads is None else seen.heads
+    right: RightMap | None = None
+    control_right: RightMap | None = None
+    if prepared.options.lens.right_map:
+        right = prepared.model.right_map(layer)
+        control_right = RightMap(None, right.centre, right.final_gain)
+    return LayerInputs(
+        dims=prepared.model.dims,
+        states=seen.x,
+        heads=heads,
+        right=right,
+        use_bias=prepared.options.lens.right_map,
+        control_states=seen.control,
+        control_right=control_right,
+    )
+
+
 def _layers(
     prepared: PreparedMap,
     states: States,
@@ -182,7 +228,7 @@ def _layers(
     done: NDArray[np.bool_],
     stats: Stats,
 ) -> Iterator[tuple[int, LayerInputs]]:
-    """The layers to do with what the engine needs for them, each read when it is asked for.
+    """The layers to do with their inputs, each read when it is asked for.
 
     Those that another process has done in the meantime are marked in ``done`` and left out.
     """
@@ -207,18 +253,16 @@ def _ranked(
     compute: Compute,
 ) -> Generator[tuple[int, LayerRanks], None, None]:
     """The layers' ranks as they get done, here or on a cluster."""
-    pair_index, ceiling = prepared.pair_index, prepared.options.ceiling
+    layout, ceiling = prepared.layout, prepared.options.ceiling
     if compute.cluster is not None:
         device = "cuda" if compute.device.startswith("cuda") else "cpu"
         yield from rank_on_cluster(
-            pair_index, vocabulary, layers, n_layers=n_layers, ceiling=ceiling, stats=stats, device=device
+            layout, vocabulary, layers, n_layers=n_layers, ceiling=ceiling, stats=stats, device=device
         )
         return
-    share = share_of(
-        prepared.model, prepared.options.lens, len(pair_index.sources), machine, streamed=streamed
-    )
+    share = share_of(prepared.model, prepared.options.lens, len(layout.sources), machine, streamed=streamed)
     workers = workers_for(vocabulary, machine, share)
-    yield from rank_here(pair_index, workers, layers, ceiling=ceiling, stats=stats)
+    yield from rank_here(layout, workers, layers, ceiling=ceiling, stats=stats)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a few hundred tokens prove: that a target is at or above the ceiling.
+"""Screening: a few hundred tokens prove that most targets are at or above the ceiling.
 
 ``ceiling`` tokens that surely beat a target are proof enough, whichever tokens they are. So any set is valid;
 a good one eliminates more. It starts with the tokens that top and bottom a few typical rows of the head, and
@@ -15,18 +15,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from headatlas.atlas.layout import Layout
 from headatlas.mapping.bounds import head_error, projected, roughly
 from headatlas.mapping.full_vocabulary import kth
-from headatlas.mapping.pair_index import PairIndex
-from headatlas.mapping.stats import Stats
 from headatlas.mapping.vocabulary import Vocabulary, dot_error
+from headatlas.progress import Stats
 
 SAMPLED_ROWS = 4
 MEAN_ROWS = 10
 TOKENS_PER_ROW = 48
 FIRST_PER_ROW = 8
 LONGEST_TOKENS = 128
-MOST_TOKENS = 3000
+SCREENING_TOKENS = 3000
 LOGITS_AT_ONCE = 32 << 20
 
 Ints = NDArray[np.int64]
@@ -41,7 +41,7 @@ class Space:
     Attributes:
         rows: [n, q] float64, of length one or zero.
         basis: [q, d_model] float64 orthonormal rows, or None for rows in the model's dimension.
-        pair_index: What is asked.
+        layout: Sources, targets, and which pairs and cells of them are asked.
         vocabulary: Competing rows of U.
         target_rows: [T, d_model] float32 rows of U of the distinct targets, on the device.
         tokens: [S] the screening set.
@@ -52,7 +52,7 @@ class Space:
 
     rows: torch.Tensor
     basis: torch.Tensor | None
-    pair_index: PairIndex
+    layout: Layout
     vocabulary: Vocabulary
     target_rows: torch.Tensor
     tokens: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
@@ -69,7 +69,7 @@ class Space:
         cls,
         values: torch.Tensor,
         output: torch.Tensor,
-        pair_index: PairIndex,
+        layout: Layout,
         vocabulary: Vocabulary,
         target_rows: torch.Tensor,
     ) -> Space:
@@ -78,13 +78,13 @@ class Space:
         Args:
             values: [n, d_head] float64 value vectors, of any scale.
             output: [d_head, d_model] float64 output weights after the right map, of any scale.
-            pair_index, vocabulary, target_rows: As above.
+            layout, vocabulary, target_rows: As above.
         """
         largest = output.abs().max()
         # Weight decay leaves dead heads with entries near the smallest float32.
         output = output / torch.where(largest > 0, largest, torch.ones_like(largest))
         basis, triangle = torch.linalg.qr(output.T)
-        return cls(unit(unit(values) @ triangle.T), basis.T, pair_index, vocabulary, target_rows)
+        return cls(unit(unit(values) @ triangle.T), basis.T, layout, vocabulary, target_rows)
 
     @cached_property
     def error(self) -> float:
@@ -105,14 +105,19 @@ class Space:
         return None if self.basis is None else self.basis.to(torch.float32).T.to(self.vocabulary.device)
 
     @cached_property
+    def target_columns(self) -> Ints:
+        """[T] vocabulary columns of the distinct targets."""
+        return self.vocabulary.columns(self.layout.targets)
+
+    @cached_property
     def _targets(self) -> torch.Tensor:
         """[T, q] float32 targets in this space."""
         return self._projected(self.target_rows)
 
     @cached_property
     def _own_logits(self) -> NDArray[np.float32]:
-        """[P] float32 logits of the targets of ``pair_index.own_row``."""
-        row, column = (torch.from_numpy(at) for at in (self.pair_index.own_row, self.pair_index.own_column))
+        """[P] float32 logits of the targets of ``layout.own_row``."""
+        row, column = (torch.from_numpy(at) for at in (self.layout.own_row, self.layout.own_column))
         pairs = self._narrow.index_select(0, row), self._targets.index_select(0, column)
         logits: NDArray[np.float32] = torch.linalg.vecdot(*pairs).cpu().numpy()
         return logits
@@ -121,11 +126,11 @@ class Space:
         return rows if self._narrow_basis is None else projected(rows, self._narrow_basis)
 
     def learn(self, tokens: Ints) -> None:
-        """Screen with these tokens too, which may repeat, up to ``MOST_TOKENS`` in all."""
+        """Screen with these tokens too, which may repeat, up to ``SCREENING_TOKENS`` in all."""
         wanted = np.zeros(len(self.vocabulary), dtype=np.bool_)
         wanted[tokens] = True
         wanted[self.tokens] = False
-        new = np.flatnonzero(wanted)[: max(0, MOST_TOKENS - len(self.tokens))]
+        new = np.flatnonzero(wanted)[: max(0, SCREENING_TOKENS - len(self.tokens))]
         self.tokens = np.concatenate([self.tokens, new])
         self._screens.append(self._projected(self.vocabulary.float32(new).to(self.vocabulary.device)))
 
@@ -153,9 +158,9 @@ class Space:
         """For promotion and suppression, which of the pairs screening has not eliminated.
 
         Args:
-            pairs: [p] positions in ``pair_index.own_row``.
+            pairs: [p] positions in ``layout.own_row``.
         """
-        row, logits = self.pair_index.own_row[pairs], self._own_logits[pairs]
+        row, logits = self.layout.own_row[pairs], self._own_logits[pairs]
         return [logits >= self.upper[row], logits <= self.lower[row]]
 
     def alive_cells(self, rows: Ints, columns: Ints, sign: int, stats: Stats) -> NDArray[np.bool_]:
@@ -177,11 +182,11 @@ def typical_tokens(spaces: Sequence[Space], stats: Stats) -> None:
     last tokens are taken, the very first of all rows at the beginning of the set, and the longest rows of U
     at its end. All spaces go through U in one product.
     """
-    pair_index, vocabulary = spaces[0].pair_index, spaces[0].vocabulary
-    n = len(pair_index.sources)
+    layout, vocabulary = spaces[0].layout, spaces[0].vocabulary
+    n = len(layout.sources)
     picked = np.linspace(0, n - 1, num=min(SAMPLED_ROWS, n)).astype(np.int64)
-    which = np.linspace(0, len(pair_index.relations) - 1, num=min(MEAN_ROWS, len(pair_index.relations)))
-    blocks = [torch.from_numpy(pair_index.relations[int(at)].block.rows) for at in which]
+    which = np.linspace(0, len(layout.blocks) - 1, num=min(MEAN_ROWS, len(layout.blocks)))
+    blocks = [torch.from_numpy(layout.blocks[int(at)].rows) for at in which]
     outputs = []
     for space in spaces:
         means = torch.stack([space.rows[block].mean(dim=0) for block in blocks])

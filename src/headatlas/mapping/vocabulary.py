@@ -1,4 +1,4 @@
-"""The competing rows of the unembedding, and the arithmetic facts the engine's certificates rest on."""
+"""The competing rows of the unembedding, and the rounding errors that the engine's proofs rest on."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class Vocabulary:
 
     @cached_property
     def on_device(self) -> torch.Tensor:
-        """What is stored, on the device."""
+        """:attr:`stored` on the device."""
         return self.stored.to(self.device)
 
     @cached_property
@@ -151,6 +151,10 @@ class Vocabulary:
         """[V] float32 bounds of the length of what rounding to bfloat16 lost."""
         summing = summing_error(self.d_model, self.device) * self.norms
         return (self.bfloat16_errors[0] - summing).clamp(min=0)
+
+    def columns(self, token_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[n] columns of tokens, all of which compete."""
+        return np.searchsorted(self.token_ids, token_ids)
 
     def float32(self, tokens: NDArray[np.int64] | torch.Tensor | slice) -> torch.Tensor:
         """[n, d_model] float32 rows of the given columns, exact."""
@@ -188,7 +192,7 @@ def dot_error(length: int) -> float:
 
 
 def summing_error(length: int, device: torch.device) -> float:
-    """The same for products of bfloat16 numbers that a device sums in float32.
+    """Bound as of :func:`dot_error`, for products of bfloat16 numbers that a device sums in float32.
 
     Processors round every sum. Tensor cores cut off instead, and align products before they add them (Fasi,
     Higham, Mikaitis and Pranesh, *Numerical behavior of NVIDIA tensor cores*, PeerJ Computer Science 7,

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from headatlas.atlas.layout import Layout
 from headatlas.atlas.store import LayerRanks
 from headatlas.devices import strict_products, trim_heap
 from headatlas.mapping.bounds import whole
 from headatlas.mapping.engine import map_layer
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.machine import Machine, Shares, head_bytes
-from headatlas.mapping.pair_index import PairIndex
-from headatlas.mapping.stats import Stats
+from headatlas.mapping.machine import Machine
+from headatlas.mapping.plan import Shares, head_bytes
 from headatlas.mapping.vocabulary import Vocabulary
+from headatlas.progress import Stats
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,28 +71,15 @@ def workers_for(vocabulary: Vocabulary, machine: Machine, share: Shares) -> list
     return [Worker(vocabulary, each, share.heads)] * share.workers
 
 
-class _Controls:
-    """Ranks of the no-head control, for layers that share the states it reads (as those of ``maps`` do)."""
-
-    def __init__(self) -> None:
-        self._known: tuple[torch.Tensor, RightMap | None, NDArray[np.int16]] | None = None
-
-    def of(self, inputs: LayerInputs) -> NDArray[np.int16] | None:
-        known = self._known
-        if known is None or known[0] is not inputs.control_states or known[1] is not inputs.control_right:
-            return None
-        return known[2]
-
-    def remember(self, inputs: LayerInputs, ranks: NDArray[np.int16]) -> None:
-        self._known = inputs.control_states, inputs.control_right, ranks
-
-
 class _Ranker:
-    """What the pool's threads call: a layer, by whichever worker is free."""
+    """Ranks a layer with whichever worker is free; called by the pool's threads.
 
-    def __init__(self, pair_index: PairIndex, workers: Sequence[Worker], ceiling: int) -> None:
-        self._pair_index, self._ceiling = pair_index, ceiling
-        self._controls = _Controls()
+    Ranks of the no-head control are kept for layers that share the states it reads, as those of ``maps`` do.
+    """
+
+    def __init__(self, layout: Layout, workers: Sequence[Worker], ceiling: int) -> None:
+        self._layout, self._ceiling = layout, ceiling
+        self._control: tuple[torch.Tensor, RightMap | None, NDArray[np.int16]] | None = None
         self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in workers:
             _ = whole(worker.vocabulary), worker.vocabulary.lengths  # once, before threads ask for them
@@ -101,10 +89,10 @@ class _Ranker:
         worker, stats = self._free.get(), Stats()
         try:
             torch.set_num_threads(worker.threads)
-            known = self._controls.of(inputs)
+            known = self._known_control(inputs)
             with strict_products():
                 ranks = map_layer(
-                    self._pair_index,
+                    self._layout,
                     inputs,
                     worker.vocabulary,
                     ceiling=self._ceiling,
@@ -113,12 +101,18 @@ class _Ranker:
                     stats=stats,
                 )
             if known is None:
-                self._controls.remember(inputs, ranks.control)
+                self._control = inputs.control_states, inputs.control_right, ranks.control
             return ranks, stats
         finally:
-            if worker.heads * head_bytes(inputs.dims, len(self._pair_index.sources)) >= WORTH_TRIMMING:
+            if worker.heads * head_bytes(inputs.dims, len(self._layout.sources)) >= WORTH_TRIMMING:
                 trim_heap()
             self._free.put(worker)
+
+    def _known_control(self, inputs: LayerInputs) -> NDArray[np.int16] | None:
+        known = self._control
+        if known is None or known[0] is not inputs.control_states or known[1] is not inputs.control_right:
+            return None
+        return known[2]
 
 
 @contextmanager
@@ -140,7 +134,7 @@ _Waiting = dict["Future[tuple[LayerRanks, Stats]]", int]
 
 
 def rank_here(
-    pair_index: PairIndex,
+    layout: Layout,
     workers: Sequence[Worker],
     layers: Iterator[tuple[int, LayerInputs]],
     *,
@@ -150,12 +144,12 @@ def rank_here(
     """Ranks of layers as they get done, in any order. This thread reads the next layer while others rank.
 
     Args:
-        pair_index, ceiling: As for :func:`headatlas.mapping.engine.map_layer`.
+        layout, ceiling: As for :func:`headatlas.mapping.engine.map_layer`.
         workers: From :func:`workers_for`.
         layers: Layers and their inputs.
         stats: Gets the counts of all workers; times are added up over workers.
     """
-    ranker = _Ranker(pair_index, workers, ceiling)
+    ranker = _Ranker(layout, workers, ceiling)
     waiting: _Waiting = {}
     exhausted = False
     with _cores_shared(workers), _pool(len(workers)) as pool:

@@ -1,4 +1,4 @@
-"""How surely a head depends on the source: the reassignment null.
+"""The reassignment null: how surely what a head promotes depends on the source.
 
 A head may promote the same few words whatever it reads (the letters s, c, p, say) and still score on a
 relation. The null hypothesis is just that: *which targets belong to which sources does not matter to this

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headatlas.mapping.distinct import distinct, numbered
+from headatlas.mapping.full_vocabulary import distinct, numbered
 
 
 @given(st.lists(st.integers(0, 40), max_size=60))
