@@ -18,7 +18,7 @@ from headatlas.atlas import Atlas, store
 from headatlas.atlas.layout import Layout, build_layout
 from headatlas.atlas.store import LayerRanks, create_store, read_store
 from headatlas.mapping.engine import map_layer
-from headatlas.mapping.pair_index import ask
+from headatlas.mapping.pair_index import index_pairs
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.options import Thresholds
 from tests.atlas.made import layer_from_squares, provenance, tokenised
@@ -134,7 +134,7 @@ def test_planted_heads_alone_are_called_and_shuffled_targets_never(tmp_path: Pat
         )
     layout = build_layout(relations)
     competing = np.ones(vocab, dtype=bool)
-    questions = ask(layout, competing)
+    questions = index_pairs(layout, competing)
     unembed = torch.from_numpy(rng.standard_normal((vocab, d)).astype(np.float32))
     dims = Dims(1, 3, 1, d, d, vocab)
     inputs = layer_inputs(n, dims=dims, seed=0, norm="none", bias=False)
