@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from headatlas.atlas import Atlas
-from headatlas.atlas.calibrate import CELL_BEYOND
+from headatlas.atlas.store import CELL_BEYOND
 from headatlas.lenses import LayerStates, MapsStates, States
 from headatlas.lenses.neutral import saved_layer
 from headatlas.mapping.inputs import LayerInputs

@@ -11,7 +11,7 @@ import pytest
 
 from headatlas.arrangement.single_tokens import all_single, single_token_atlas
 from headatlas.atlas import Atlas
-from headatlas.atlas.derived import store_scores
+from headatlas.atlas.relation_scores import store_scores
 from headatlas.errors import HeadatlasError
 from headatlas.figures import describe
 from tests.figures.planted import N_SOURCES, Plant, Spec, plant_atlas

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headatlas.atlas.calibrate import CELL_BEYOND
-from headatlas.atlas.store import LayerRanks
+from headatlas.atlas.store import CELL_BEYOND, LayerRanks
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.pair_index import PairIndex
 from headatlas.mapping.vocabulary import TIE, Vocabulary

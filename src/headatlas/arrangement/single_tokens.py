@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headatlas.atlas.atlas import Atlas
-from headatlas.atlas.reading import EXAMINED, SIGNS, examined
+from headatlas.atlas.relation_scores import EXAMINED, SIGNS, examined
 from headatlas.atlas.store import load, read_array
 from headatlas.relations.tokenising import MIN_SOURCES, MIN_TARGETS
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from headatlas.atlas.store import renamed
 from headatlas.errors import HeadatlasError
+from headatlas.files import atomic_folder
 from headatlas.scoring.scores import false_discovery_rates
 
 PREFIX = "ablation-"
@@ -94,20 +95,13 @@ def store_ablation(folder: Path, name: str, data: xr.Dataset, provenance: dict[s
     Raises:
         HeadatlasError: It cannot be written.
     """
-    import shutil
-    import uuid
-
     path = folder / f"{PREFIX}{name}"
-    temporary = folder / f".{path.name}.{uuid.uuid4().hex[:8]}"
+    stored = data.assign_attrs({"provenance": json.dumps(provenance)})
     try:
-        stored = data.assign_attrs({"provenance": json.dumps(provenance)})
-        stored.to_zarr(temporary, mode="w", consolidated=False)
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.replace(path)
+        with atomic_folder(path, replace=True) as temporary:
+            stored.to_zarr(temporary, mode="w", consolidated=False)
     except OSError as error:
         raise HeadatlasError(f"{path}: cannot be written ({error.strerror or error}); make room.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_ablation(path: Path) -> Ablation:

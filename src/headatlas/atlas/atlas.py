@@ -20,9 +20,16 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headatlas.addresses import output_path
-from headatlas.atlas.calibrate import Calibration
-from headatlas.atlas.derived import STORED, store_scores, stored_scores
-from headatlas.atlas.reading import SIGNS, Floats, RelationScores, score_relation
+from headatlas.atlas.relation_scores import (
+    SIGNS,
+    STORED,
+    Calibration,
+    Floats,
+    RelationScores,
+    score_relation,
+    store_scores,
+    stored_scores,
+)
 from headatlas.atlas.store import ATLAS_NAME, atlas_path, copy_store, read_array, read_store
 from headatlas.errors import HeadatlasError
 from headatlas.options import Thresholds

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from headatlas.atlas.ablations import Ablation, read_ablations, single_heads
 from headatlas.atlas.atlas import Atlas
-from headatlas.atlas.reading import Floats
+from headatlas.atlas.relation_scores import Floats
 from headatlas.atlas.store import read_array, read_store
 from headatlas.errors import HeadatlasError
 from headatlas.options import Thresholds

@@ -19,7 +19,6 @@ import torch
 
 from headatlas.architectures import LayerHeads, Model, RightMap
 from headatlas.atlas import Atlas
-from headatlas.atlas.derived import store_scores
 from headatlas.atlas.evidence import (
     CONTEXT,
     WITHOUT,
@@ -30,6 +29,7 @@ from headatlas.atlas.evidence import (
     store_attention,
 )
 from headatlas.atlas.layout import Layout, build_layout
+from headatlas.atlas.relation_scores import store_scores
 from headatlas.atlas.store import AtlasWriter, create_store, read_store
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import Subject, open_subject

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headatlas.atlas.calibrate import CELL_BEYOND
-from headatlas.atlas.store import LayerRanks
+from headatlas.atlas.store import CELL_BEYOND, LayerRanks
 from headatlas.mapping.bounds import Bounded, in_head, projecting_pays
 from headatlas.mapping.distinct import distinct, numbered
 from headatlas.mapping.full_vocabulary import Entries, rank_entries
