@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from headatlas.arrangement.single_tokens import all_single, single_token_atlas
+from headatlas.arrangement.depth import all_single, single_token_atlas
 from headatlas.atlas import Atlas
 from headatlas.atlas.relation_scores import store_scores
 from headatlas.errors import HeadatlasError

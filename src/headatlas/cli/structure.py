@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from headatlas.arrangement.depth import Depth
-    from headatlas.arrangement.summary import Structure
+    from headatlas.arrangement.model_structure import Structure
     from headatlas.atlas import Atlas
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from headatlas.arrangement.across import Comparison, RelationAgreement
+from headatlas.arrangement.comparison import Comparison, RelationAgreement
 from headatlas.errors import HeadatlasError
 from headatlas.figures.colours import INK
 from headatlas.figures.page import LINE, MARGIN, AtlasFigure, Key, Page, style, text_width, wrap

@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from headatlas.arrangement.bands import SMALLEST_GROUP, DepthTest, Ints, compare, quartiles, shortest_band
-from headatlas.arrangement.depth import layers_by_category
-from headatlas.arrangement.single_tokens import all_single, single_token_atlas
+from headatlas.arrangement.depth import (
+    SMALLEST_GROUP,
+    DepthTest,
+    Ints,
+    all_single,
+    compare_depths,
+    layers_by_category,
+    quartiles,
+    shortest_band,
+    single_token_atlas,
+)
 from headatlas.figures.words import amount, joined, list_layers, number, p_value
 
 if TYPE_CHECKING:
@@ -228,7 +236,7 @@ def _depth(atlas: Atlas, heads: pd.DataFrame) -> list[str]:
     for name, layers in groups.items():
         low, middle, high = quartiles(layers)
         texts.append(f"{name} {number(middle)} ({number(low)}–{number(high)})")
-    text = f"Depth, median layer (quartiles): {joined(texts)}; {_comparison(compare(groups), groups)}"
+    text = f"Depth, median layer (quartiles): {joined(texts)}; {_comparison(compare_depths(groups), groups)}"
     return [f"{text} {_on_single_tokens(atlas)}".rstrip()]
 
 
@@ -264,7 +272,7 @@ def _on_single_tokens(atlas: Atlas) -> str:
     if not groups:
         return f"{text} this cannot be repeated."
     medians = joined([f"{name} {number(quartiles(layers)[1])}" for name, layers in groups.items()])
-    found = compare(groups)
+    found = compare_depths(groups)
     tested = "" if found is None else f", {p_value(found.p)}"
     return f"{text}: {medians}{tested}."
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from headatlas.arrangement.depth import CategoryDepth
 from headatlas.arrangement.groups import Likeness
-from headatlas.arrangement.summary import Structure
+from headatlas.arrangement.model_structure import Structure
 from headatlas.figures.colours import BLANK, INK, level_colours, score_colours
 from headatlas.figures.page import (
     LINE,
