@@ -267,7 +267,7 @@ def _draw_ablation(atlas: Atlas, each: Ablation) -> Figure:
 def _area_words(each: Ablation) -> str:
     """The areas of a task, and what bars and axis of its figure are."""
     from headatlas.evidence.curves import SAME_HEADS, areas, hurts_more
-    from headatlas.figures.words import with_interval
+    from headatlas.figures.describe import with_interval
 
     between, orders = areas(each)
     if hurts_more(each, orders) == SAME_HEADS:

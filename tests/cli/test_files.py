@@ -108,7 +108,7 @@ def test_outputs_without_figures(folder: Path) -> None:
     ("part", "lost"),
     [
         ("headatlas.figures.plots.write_data", {"categories.csv"}),
-        ("headatlas.figures.saving.figure_bytes", {f"categories{s}" for s in (".png", ".svg", ".pdf")}),
+        ("headatlas.figures.plots.figure_bytes", {f"categories{s}" for s in (".png", ".svg", ".pdf")}),
         ("headatlas.figures.describe.describe", {"description.txt", "report.html"}),
         ("headatlas.report.page.page_data", {"report.html"}),
         ("headatlas.atlas.export.with_thresholds", {"heads.parquet"}),

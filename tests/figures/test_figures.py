@@ -21,9 +21,9 @@ from PIL import Image
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.figures import KINDS, alt_text, plot, save
-from headatlas.figures.cells import cells_path, outline_path
 from headatlas.figures.colours import BLANK, level_colours, score_colours
 from headatlas.figures.page import round_ticks, text_width, wrap
+from headatlas.figures.panels import cells_path, outline_path
 from headatlas.figures.relations import STEPS
 from tests.figures.planted import Plant, plant_atlas
 

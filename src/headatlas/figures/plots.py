@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import escape
 
 from headatlas.addresses import output_path
 from headatlas.errors import HeadatlasError
 from headatlas.figures.describe import alt_text
-from headatlas.figures.saving import figure_format, save
-from headatlas.figures.tables import TABLES
+from headatlas.figures.grids import TABLES
 from headatlas.files import atomic_write
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from headatlas.atlas import Atlas
 
 KINDS = tuple(TABLES)
+FORMATS = ("png", "svg", "pdf")
 WIDTH_MM = 170.0
 
 Which = str | Sequence[str] | None
@@ -54,12 +57,11 @@ class Plots:
         Raises:
             HeadatlasError: The width is out of range, or there is no such panel.
         """
-        from headatlas.figures import axes_mode
-        from headatlas.figures.categories import draw_categories
+        from headatlas.figures.categories import draw_categories, draw_category_in
         from headatlas.figures.grids import category_grid
 
         if ax is not None:
-            return axes_mode.categories(self._atlas, ax, which, caption=caption)
+            return draw_category_in(self._atlas, ax, which, caption=caption)
         title = f"Categories of the heads of {self._atlas.model_name}"
         return draw_categories(
             category_grid(self._atlas), width_mm, which, title=title, **self._words("categories", caption)
@@ -80,11 +82,10 @@ class Plots:
         Raises:
             HeadatlasError: The width is out of range, or there is no such relation, or none is scored.
         """
-        from headatlas.figures import axes_mode
-        from headatlas.figures.relations import draw_relations
+        from headatlas.figures.relations import draw_relation_in, draw_relations
 
         if ax is not None:
-            return axes_mode.relation(self._atlas, ax, which, caption=caption)
+            return draw_relation_in(self._atlas, ax, which, caption=caption)
         return draw_relations(self._atlas, width_mm, which, **self._words("relations", caption))
 
     def layers(
@@ -102,11 +103,10 @@ class Plots:
         Raises:
             HeadatlasError: The width is out of range, or there is no such panel.
         """
-        from headatlas.figures import axes_mode
-        from headatlas.figures.layers import draw_layers
+        from headatlas.figures.categories import draw_layers, draw_profile_in
 
         if ax is not None:
-            return axes_mode.profile(self._atlas, ax, which, caption=caption)
+            return draw_profile_in(self._atlas, ax, which, caption=caption)
         return draw_layers(self._atlas, width_mm, which, **self._words("layers", caption))
 
     def _words(self, kind: str, caption: bool) -> dict[str, str]:
@@ -117,7 +117,7 @@ class Plots:
         }
 
     def data(self, kind: str) -> pd.DataFrame:
-        """What a figure plots, as a table; the columns are described in :mod:`headatlas.figures.tables`.
+        """What a figure plots, as a table; the columns are described in :mod:`headatlas.figures.grids`.
 
         Raises:
             HeadatlasError: There is no such figure.
@@ -210,3 +210,64 @@ def check_kind(kind: str) -> str:
     if kind not in KINDS:
         raise HeadatlasError(f"`kind`: there is no figure {kind!r}; choose from {', '.join(KINDS)}.")
     return kind
+
+
+# Files ------------------------------------------------------------------------------------------------
+
+
+def figure_format(path: str | Path) -> str:
+    """The format a file name asks for.
+
+    Raises:
+        HeadatlasError: Its suffix is none of .png, .svg and .pdf.
+    """
+    suffix = output_path(path).suffix.lower().removeprefix(".")
+    if suffix not in FORMATS:
+        found = f"the suffix is .{suffix}" if suffix else "there is no suffix"
+        raise HeadatlasError(f"{path}: {found}; a figure can be .png, .svg or .pdf.")
+    return suffix
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure; the format follows the suffix. PNG has 300 dots per inch.
+
+    The file holds the figure's title and description: ``<title>`` and ``<desc>`` in SVG, Title and Subject in
+    PDF, Title and Description in PNG. It holds no date, so the same figure gives the same bytes.
+
+    Raises:
+        HeadatlasError: The suffix is not known, or the file cannot be written.
+    """
+    target = output_path(path)
+    data = figure_bytes(figure, figure_format(target))
+    with atomic_write(target) as temporary:
+        temporary.write_bytes(data)
+    return target
+
+
+def figure_bytes(figure: Figure, file_format: str) -> bytes:
+    """What :func:`save` writes, for pages and notebooks."""
+    from headatlas.figures.page import DPI, style
+
+    title, description = getattr(figure, "title", ""), getattr(figure, "description", "")
+    metadata: dict[str, dict[str, Any]] = {
+        "png": {"Title": title, "Description": description},
+        "svg": {"Title": title, "Date": None},
+        "pdf": {"Title": title, "Subject": description, "CreationDate": None},
+    }
+    chosen = {name: value for name, value in metadata[file_format].items() if value != ""}
+    buffer = io.BytesIO()
+    with style():
+        figure.savefig(buffer, format=file_format, dpi=DPI, metadata=chosen)
+    data = buffer.getvalue()
+    return _describe_svg(data, title, description) if file_format == "svg" else data
+
+
+def _describe_svg(data: bytes, title: str, description: str) -> bytes:
+    """Add what a screen reader reads: role, label and ``<desc>``."""
+    if not (title and description):
+        return data
+    text = data.decode("utf-8")
+    text = text.replace("<svg ", '<svg role="img" aria-labelledby="title desc" ', 1)
+    text = text.replace("<title>", '<title id="title">', 1)
+    wanted = f'</title>\n <desc id="desc">{escape(description)}</desc>'
+    return re.sub("</title>", lambda _: wanted, text, count=1).encode("utf-8")
