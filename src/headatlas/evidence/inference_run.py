@@ -34,8 +34,7 @@ from headatlas.atlas.store import AtlasWriter, create_store, read_store
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import Subject, open_subject
 from headatlas.evidence.recording import Watched, watch
-from headatlas.evidence.templates import Template, read_templates
-from headatlas.evidence.texts import Ids, Text, in_template
+from headatlas.evidence.texts import Ids, Template, Text, in_template, read_templates
 from headatlas.lenses.neutral import running
 from headatlas.mapping.engine import map_layer
 from headatlas.mapping.given import given_values
@@ -127,7 +126,7 @@ def _counting(
 
 
 class _Plan:
-    """One template: its texts, its pair_index, where its ranks go."""
+    """One template: its texts, the pairs asked, where its ranks go."""
 
     def __init__(self, subject: Subject, template: Template) -> None:
         self._subject = subject

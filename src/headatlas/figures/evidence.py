@@ -163,7 +163,7 @@ def draw_ablation(
     """Accuracy on a task as heads are ablated.
 
     Args:
-        curves: As :func:`headatlas.evidence.curves.curves` makes them.
+        curves: As :func:`headatlas.evidence.statistics.curves` makes them.
         titles: Control relation → how people call it.
         title: Above the panel.
         caption: The lines under it.
