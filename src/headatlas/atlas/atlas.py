@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,7 +40,6 @@ from headatlas.scoring.scores import false_discovery_rates, wilson
 
 if TYPE_CHECKING:
     from headatlas.atlas.evidence import Evidence
-    from headatlas.figures import Plots
 
 _OF_K = ("relation_scores", "_q")
 """What has been computed and depends on k alone."""
@@ -73,6 +73,20 @@ class HeadTable(pd.DataFrame):
         if set(SHOWN) <= set(names):
             return list(SHOWN), [name for name in names if name not in SHOWN]
         return names, []
+
+
+class MadeAbove:
+    """An attribute made by a class of a folder above, which a string names and first use imports."""
+
+    def __init__(self, target: str, doc: str) -> None:
+        self._target = target
+        self.__doc__ = doc
+
+    def __get__(self, atlas: Atlas | None, owner: type[Atlas]) -> Any:
+        if atlas is None:
+            return self
+        module, name = self._target.split(":")
+        return getattr(import_module(module), name)(atlas)
 
 
 class Atlas:
@@ -541,12 +555,10 @@ class Atlas:
             parts.append("left out: " + ", ".join(titles[name] for name in self.left_out))
         return "; ".join(parts)
 
-    @property
-    def plot(self) -> Plots:
-        """Figures of this atlas: ``plot.categories()``, ``plot.relations()``, ``plot.layers()``."""
-        from headatlas.figures import Plots
-
-        return Plots(self)
+    plot = MadeAbove(
+        "headatlas.figures:Plots",
+        """Figures of this atlas: ``plot.categories()``, ``plot.relations()``, ``plot.layers()``.""",
+    )
 
     def __repr__(self) -> str:
         mapped = int(self.layers_done.sum())

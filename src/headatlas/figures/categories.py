@@ -16,7 +16,7 @@ from matplotlib.path import Path
 from numpy.typing import NDArray
 
 from headatlas.figures.colours import BLANK, INK, level_colours
-from headatlas.figures.grids import ALL, CategoryGrid, category_grid, choose
+from headatlas.figures.grids import ALL, CategoryGrid, Which, category_grid, choose
 from headatlas.figures.page import (
     LINE,
     MARGIN,
@@ -51,14 +51,21 @@ from headatlas.figures.panels import (
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
 
-Which = str | Sequence[str] | None
+
+def draw_categories(
+    atlas: Atlas, width_mm: float, which: Which, *, description: str, caption: str
+) -> AtlasFigure:
+    """The whole figure of an atlas; ``which`` chooses panels."""
+    title = f"Categories of the heads of {atlas.model_name}"
+    grid = category_grid(atlas)
+    return draw_category_grid(grid, width_mm, which, title=title, description=description, caption=caption)
 
 
 @style()
-def draw_categories(
+def draw_category_grid(
     grid: CategoryGrid,
     width_mm: float,
-    which: str | Sequence[str] | None,
+    which: Which,
     *,
     title: str,
     description: str,
@@ -140,7 +147,7 @@ PANEL_HEIGHT = 26.0
 
 @style()
 def draw_layers(
-    atlas: Atlas, width_mm: float, which: str | Sequence[str] | None, *, description: str, caption: str
+    atlas: Atlas, width_mm: float, which: Which, *, description: str, caption: str
 ) -> AtlasFigure:
     """The whole figure; ``which`` chooses panels."""
     grid = category_grid(atlas)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 ALL = "All Categories"
 
+Which = str | Sequence[str] | None
+"""Panels or relations by name; all of them for None."""
+
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -189,7 +192,7 @@ def relation_grids(atlas: Atlas) -> list[RelationGrid]:
     return grids
 
 
-def choose(which: str | Sequence[str] | None, known: Sequence[str], what: str) -> list[str]:
+def choose(which: Which, known: Sequence[str], what: str) -> list[str]:
     """The names meant by ``which`` (case does not matter), in the order given; all of them for None.
 
     Raises:

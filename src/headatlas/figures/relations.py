@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from headatlas.errors import HeadatlasError
 from headatlas.figures.colours import INK, score_colours
-from headatlas.figures.grids import RelationGrid, choose, relation_grids
+from headatlas.figures.grids import RelationGrid, Which, choose, relation_grids
 from headatlas.figures.page import (
     LINE,
     MARGIN,
@@ -59,7 +59,7 @@ BAR = 2.4
 
 @style()
 def draw_relations(
-    atlas: Atlas, width_mm: float, which: str | Sequence[str] | None, *, description: str, caption: str
+    atlas: Atlas, width_mm: float, which: Which, *, description: str, caption: str
 ) -> AtlasFigure:
     """The whole figure; ``which`` chooses relations or whole categories."""
     grids = chosen_grids(atlas, which)
@@ -118,7 +118,7 @@ def _headings(page: Page, layout: PanelColumns, y: float, row: Sequence[tuple[st
     return y + deepest * LINE + 0.3
 
 
-def chosen_grids(atlas: Atlas, which: str | Sequence[str] | None) -> list[RelationGrid]:
+def chosen_grids(atlas: Atlas, which: Which) -> list[RelationGrid]:
     """The scored relations asked for, by name, title or category, in panel order.
 
     Raises:
@@ -159,7 +159,7 @@ def draw_relation_panel(ax: Axes, grid: RelationGrid, mapped: NDArray[np.bool_],
     _dots(ax, grid.by_ablation, BY_ABLATION)
 
 
-def draw_relation_in(atlas: Atlas, ax: Axes, which: str | Sequence[str] | None, *, caption: bool) -> Figure:
+def draw_relation_in(atlas: Atlas, ax: Axes, which: Which, *, caption: bool) -> Figure:
     """Draw one relation into the user's axes."""
     if which is None:
         raise HeadatlasError(
