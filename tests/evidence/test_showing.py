@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -197,3 +198,31 @@ def test_reading_evidence_needs_no_torch(examined: Planted, tmp_path: Path) -> N
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=240)
     assert (tmp_path / "report.html").exists()
+
+
+def test_damaged_evidence_stops_nothing_else(examined: Planted, tmp_path: Path) -> None:
+    """An atlas is read whatever has become of what lies beside its ranks; what is left out is said."""
+    planted = examined.copied(tmp_path / "out")
+    evidence = planted.folder / "atlas.zarr" / "evidence"
+    contexts = sorted(evidence.glob("context-*.zarr"))
+    for each in contexts:
+        (each / "attention" / "c" / "0" / "0" / "0").write_bytes(b"damaged")
+    first, second = sorted(evidence.glob("ablation-*"))
+    (first / "zarr.json").write_text("{")
+    body = json.loads((second / "zarr.json").read_text())
+    provenance = json.loads(body["attributes"]["provenance"])
+    del provenance["seed"]
+    body["attributes"]["provenance"] = json.dumps(provenance)
+    (second / "zarr.json").write_text(json.dumps(body))
+    with pytest.warns(UserWarning) as said:
+        table = planted.atlas.table()
+    assert {str(each.message).partition(":")[0] for each in said} == {
+        *map(str, contexts),
+        str(first),
+        str(second),
+    }
+    assert any("it lacks seed" in str(each.message) for each in said)
+    assert table.equals(examined.atlas.without_evidence[list(table.columns)])
+    command = [sys.executable, "-m", "headatlas", "info", str(planted.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert f"warning: {first}: " in done.stderr and "evidence: ablation" not in done.stdout

@@ -24,6 +24,14 @@ from headatlas.scoring.scores import false_discovery_rates
 PREFIX = "ablation-"
 RELATION, ADDED, RANDOM = "relation", "added", "random"
 Bools = NDArray[np.bool_]
+PROVENANCE = (
+    *("relation", "template", "shots", "method", "seed", "controls", "dropped", "thresholds", "versions"),
+)
+"""Entries of a task's provenance that readers rely on."""
+_VARIABLES = (
+    *("base", "correct", "n_ablated", "alone", "layer", "head", "control", "control_base"),
+    *("order", "source", "control_name"),
+)
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,11 @@ def read_ablation(path: Path) -> Ablation:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".* is not recognized as a component of a Zarr")
             data = xr.open_zarr(path, consolidated=False, chunks=None).load()
-        return Ablation(data, renamed(dict(json.loads(data.attrs["provenance"]))))
+        provenance = renamed(dict(json.loads(data.attrs["provenance"])))
+        lacking = {*_VARIABLES} - {*data.variables} | {*PROVENANCE} - {*provenance}
+        if lacking:
+            raise ValueError(f"it lacks {', '.join(sorted(map(str, lacking)))}")
+        return Ablation(data, provenance)
     except FileNotFoundError as error:
         raise HeadatlasError(f"{path}: this is no stored ablation; move it elsewhere.") from error
     except OSError as error:
@@ -123,11 +135,6 @@ def read_ablation(path: Path) -> Ablation:
         raise HeadatlasError(
             f"{path}: is damaged ({error}); remove this folder, and run `headatlas evidence ablation` again."
         ) from error
-
-
-def read_ablations(folder: Path) -> list[Ablation]:
-    """All stored tasks of an atlas's evidence folder, by name."""
-    return [read_ablation(path) for path in sorted(folder.glob(f"{PREFIX}*")) if path.is_dir()]
 
 
 def single_heads(ablations: Sequence[Ablation], q_max: float) -> pd.DataFrame:

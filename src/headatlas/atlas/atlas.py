@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -312,10 +313,16 @@ class Atlas:
 
     @cached_property
     def evidence(self) -> Evidence:
-        """Dynamic scores and ablations that are stored in this atlas; false if there are none."""
+        """Dynamic scores and ablations that are stored in this atlas; false if there are none.
+
+        What is damaged is left out, with a warning.
+        """
         from headatlas.atlas.evidence import Evidence
 
-        return Evidence.of(self)
+        found = Evidence.of(self)
+        for why in found.damaged:
+            warnings.warn(why, stacklevel=3)  # over functools to whoever asked
+        return found
 
     def forget_evidence(self) -> None:
         """Read the evidence from disk again when it is next asked for: some has been added."""
