@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from headatlas.atlas import Atlas
-from headatlas.atlas.calibrate import CELL_BEYOND
 from headatlas.atlas.layout import Layout
+from headatlas.atlas.store import CELL_BEYOND
 from headatlas.lenses import MapsStates, NeutralStates, States
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.prepared import PreparedMap

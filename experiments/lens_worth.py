@@ -20,7 +20,7 @@ from experiments.worth_gap import gap_tables, predicted_scores, predictors
 from experiments.worth_scores import Bench, choose_words
 from experiments.worth_variants import dynamic_scores, static_scores
 from headatlas.architectures import open_model
-from headatlas.evidence.templates import read_templates
+from headatlas.evidence.texts import read_templates
 from headatlas.lenses.forward import running
 from headatlas.relations import core
 from headatlas.weights import open_checkpoint

@@ -13,7 +13,7 @@ from experiments.worth_scores import Bench, Scores
 from headatlas.evidence.ablation_hooks import Head, ablated
 from headatlas.evidence.statistics import area, mean
 from headatlas.evidence.tasks import Task, answers, make_task
-from headatlas.evidence.templates import read_templates
+from headatlas.evidence.texts import read_templates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from headatlas.architectures import LayerHeads, Model, RightMap
 from headatlas.atlas.layout import Layout, build_layout
 from headatlas.evidence.inference_run import from_states
-from headatlas.evidence.templates import Template
-from headatlas.evidence.texts import Ids, Text, place
+from headatlas.evidence.texts import Ids, Template, Text, place
 from headatlas.mapping.engine import map_layer
 from headatlas.mapping.inputs import LayerInputs, given_values
 from headatlas.mapping.vocabulary import Vocabulary

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from headatlas.atlas import Atlas
-from headatlas.atlas.calibrate import CELL_BEYOND
 from headatlas.atlas.layout import Layout, build_layout
-from headatlas.atlas.store import AtlasWriter, LayerRanks, create_store
+from headatlas.atlas.store import CELL_BEYOND, AtlasWriter, LayerRanks, create_store
 from headatlas.relations.relation import Pair, Relation, TokenisedPair, TokenisedRelation
 from headatlas.scoring.scores import RANK_BEYOND, RANK_UNUSABLE
 

@@ -24,11 +24,6 @@ ORDER = (
 )
 """Data flow from left to right; a folder imports only from itself and from those on its left."""
 
-UPWARD = {
-    ("atlas", "figures"): "atlas.plot is how people ask for a figure; it is imported when it is used",
-}
-"""Exceptions, allowed inside functions only."""
-
 NO_TORCH = (
     *("errors", "options", "progress", "addresses", "files", "scoring", "relations", "atlas", "arrangement"),
     *("figures", "report"),
@@ -51,15 +46,13 @@ def modules() -> dict[str, Path]:
 
 @cache
 def imports(module: str) -> tuple[tuple[str, bool], ...]:
-    """What a module imports, and whether inside a function; what only the type checker sees is left out."""
+    """What a module imports, and whether only inside a function or for the type checker."""
     tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
     return tuple(_imports(tree, inside=False))
 
 
 def _imports(node: ast.AST, inside: bool) -> Iterator[tuple[str, bool]]:
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
-            continue
         if isinstance(child, ast.Import):
             yield from ((alias.name, inside) for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
@@ -67,7 +60,9 @@ def _imports(node: ast.AST, inside: bool) -> Iterator[tuple[str, bool]]:
             for alias in child.names:
                 whole = f"{child.module}.{alias.name}"
                 yield (whole if whole in modules() else str(child.module)), inside
-        yield from _imports(child, inside or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
+        later = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+        typed = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)
+        yield from _imports(child, inside or later or typed)
 
 
 def folder(module: str) -> str:
@@ -85,11 +80,11 @@ def test_imports_flow_one_way() -> None:
         here = folder(name)
         if here in ("", "__main__"):
             continue
-        for target, inside in imports(name):
+        for target, _ in imports(name):
             there = folder(target)
             if not target.startswith("headatlas.") or there == here:
                 continue
-            if ORDER.index(there) > ORDER.index(here) and not (inside and (here, there) in UPWARD):
+            if ORDER.index(there) > ORDER.index(here):
                 wrong.append(f"{name} imports {target}")
     assert not wrong
 

@@ -1,8 +1,9 @@
-"""Write files so that nobody ever sees half of one, and say early when a place cannot be written."""
+"""Atomic writes of files and folders, and an early check that a place can be written."""
 
 from __future__ import annotations
 
 import errno
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path``, with its suffix, that takes its place when the block ends well.
+    """Atomic write: yields a temporary path with the suffix of `path`, renames it over `path` on success.
 
     Raises:
         HeadatlasError: The file cannot be written; ``path`` is then what it was before.
@@ -34,6 +35,28 @@ def atomic_write(path: Path) -> Iterator[Path]:
         # Where a folder on the way is a file, there is nothing to remove, and the error above says so.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Atomic creation of a folder: yields a temporary path beside `path`, renames it to `path` on success.
+
+    Args:
+        path: The folder.
+        replace: Whether a folder that is there already is deleted first, on success.
+
+    Raises:
+        OSError: It cannot be written, or is there already.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if replace:
+            shutil.rmtree(path, ignore_errors=True)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_writable(folder: str | Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from headatlas.addresses import output_path
 from headatlas.atlas import Atlas
-from headatlas.atlas.export import export
+from headatlas.atlas.export import export_table
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_write, check_writable
 
@@ -61,7 +61,7 @@ def write_outputs(atlas: Atlas, folder: str | Path, figures: bool = True) -> lis
     folder = output_path(folder)
     check_writable(folder)
     tasks: dict[str, Task] = {
-        "heads.parquet": partial(export, atlas),
+        "heads.parquet": partial(export_table, atlas),
         "categories.csv": partial(_write_data, atlas),
     }
     if figures:
@@ -79,7 +79,7 @@ def write_inference(
 
     Args:
         atlas: The atlas, opened since the scores were stored.
-        agreement: What :func:`headatlas.evidence.agreement.agreement` found.
+        agreement: What :func:`headatlas.evidence.statistics.agreement` found.
         dynamics: The dynamic scores it was found with.
         folder: The atlas's output folder.
 
@@ -109,11 +109,11 @@ def write_ablations(
     """
     if not ablations:
         return []
-    from headatlas.evidence.curves import summary
+    from headatlas.evidence.statistics import summarise_ablations
 
     stored = atlas.evidence.ablations or tuple(ablations)
     tasks: dict[str, Task] = {
-        f"{EVIDENCE_FOLDER}/ablation.csv": lambda path: _write_table(summary(list(stored)), path)
+        f"{EVIDENCE_FOLDER}/ablation.csv": lambda path: _write_table(summarise_ablations(list(stored)), path)
     }
     for each in ablations if figures else ():
         stem = f"{EVIDENCE_FOLDER}/ablation-{each.relation}-shots{each.shots}-{each.method}"
@@ -194,7 +194,7 @@ def _figure_tasks(stem: str, draw: Callable[[], Figure]) -> dict[str, Task]:
 def _showing_evidence(atlas: Atlas, folder: Path) -> dict[str, Task]:
     """Those outputs of the map that show evidence, as far as they are there."""
     tasks: dict[str, Task] = {
-        "heads.parquet": partial(export, atlas),
+        "heads.parquet": partial(export_table, atlas),
         "report.html": partial(_write_page, atlas),
     }
     return {name: write for name, write in tasks.items() if (folder / name).exists()}
@@ -280,7 +280,7 @@ def _draw_behaviours(atlas: Atlas, found: Looking) -> Figure:
 
 
 def _draw_ablation(atlas: Atlas, each: Ablation) -> Figure:
-    from headatlas.evidence.curves import curves
+    from headatlas.evidence.statistics import curves
     from headatlas.figures.evidence import draw_ablation
 
     titles: dict[str, Any] = dict(zip(atlas.relations["relation"], atlas.relations["title"], strict=True))
@@ -294,8 +294,8 @@ def _draw_ablation(atlas: Atlas, each: Ablation) -> Figure:
 
 def _area_words(each: Ablation) -> str:
     """The areas of a task, and what bars and axis of its figure are."""
-    from headatlas.evidence.curves import SAME_HEADS, areas, hurts_more
-    from headatlas.figures.words import with_interval
+    from headatlas.evidence.statistics import SAME_HEADS, areas, hurts_more
+    from headatlas.figures.describe import with_interval
 
     between, orders = areas(each)
     if hurts_more(each, orders) == SAME_HEADS:

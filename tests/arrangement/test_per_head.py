@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from headatlas.arrangement.per_head import called_cells, count_per_head, poisson_binomial, relations_per_head
+from headatlas.arrangement.model_structure import (
+    called_cells,
+    count_per_head,
+    poisson_binomial,
+    relations_per_head,
+)
 from tests.figures.planted import Plant, plant_atlas
 
 

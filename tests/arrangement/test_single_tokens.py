@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from headatlas.arrangement.single_tokens import all_single, single_token_atlas
+from headatlas.arrangement.depth import all_single, single_token_atlas
 from headatlas.atlas import Atlas
-from headatlas.atlas.derived import store_scores
+from headatlas.atlas.relation_scores import store_scores
 from headatlas.errors import HeadatlasError
 from headatlas.figures import describe
 from tests.figures.planted import N_SOURCES, Plant, Spec, plant_atlas
@@ -70,7 +70,7 @@ def test_a_head_below_the_floor_on_all_sources_was_not_examined(
     if stored:
         store_scores(atlas)
     single = single_token_atlas(Atlas.open(tmp_path / "a.zarr"))
-    rows = single.called.set_index(["layer", "head"])
+    rows = single.table().set_index(["layer", "head"])
     score, prefix = ("score", "") if sign == "promotion" else ("suppression", "suppression_")
     assert rows[score][1, 0] == pytest.approx(1 / 30) and rows[score][1, 1] == pytest.approx(2 / 30)
     assert rows[f"{prefix}p"][1, 0] == 1.0 and np.isnan(rows[f"{prefix}chance"][1, 0])
@@ -84,7 +84,7 @@ def test_a_part_of_a_part_asks_the_whole(tmp_path: Path) -> None:
     specs = (Spec("country → capital", "Knowledge", multi=10),)
     atlas = plant_atlas(tmp_path / "a.zarr", [Plant(1, 0, "country_to_capital", 1, first=20)], specs=specs)
     twice = single_token_atlas(single_token_atlas(atlas))
-    assert twice.called.set_index(["layer", "head"])["p"][1, 0] == 1.0
+    assert twice.table().set_index(["layer", "head"])["p"][1, 0] == 1.0
 
 
 def test_cells_that_are_gone_are_still_noticed(tmp_path: Path) -> None:
@@ -93,9 +93,9 @@ def test_cells_that_are_gone_are_still_noticed(tmp_path: Path) -> None:
     store_scores(atlas)
     shutil.rmtree(tmp_path / "a.zarr" / "cell_promotion_rank" / "c" / "2")
     whole = Atlas.open(tmp_path / "a.zarr")
-    assert whole.table["score"].max() == 0.75  # as stored
+    assert whole.table()["score"].max() == 0.75  # as stored
     with pytest.raises(HeadatlasError, match=r"a\.zarr: cell_promotion_rank is damaged .*map again"):
-        _ = single_token_atlas(whole).called
+        single_token_atlas(whole).table()
 
 
 def test_a_chunk_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
@@ -125,9 +125,9 @@ def test_the_given_atlas_is_untouched(tmp_path: Path) -> None:
 
 def test_description_repeats_the_trend_or_says_why_not(tmp_path: Path) -> None:
     text = describe(plant_atlas(tmp_path / "a.zarr", PLANTS, specs=SPECS))
-    assert "On sources of one token alone (76 of 120 sources, 2 relations), called heads: 2;" in text
-    assert "median layers: Algorithmic 2 and Knowledge 2." in text
+    assert "On sources of one token alone (76 of 120): Algorithmic 2 and Knowledge 2." in text
     all_multi = plant_atlas(
         tmp_path / "b.zarr", PLANTS[:1], specs=[Spec("country → capital", "Knowledge", 40)]
     )
-    assert "no relation keeps enough sources" in describe(all_multi.at(tau=0.05, criterion="tau"))
+    text = describe(all_multi.at(tau=0.05, criterion="tau"))
+    assert "On sources of one token alone (0 of 40) this cannot be repeated." in text

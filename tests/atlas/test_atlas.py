@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from headatlas.atlas import Atlas
 from headatlas.atlas.atlas import TABLE_COLUMNS
-from headatlas.atlas.calibrate import HEADS_AT_A_TIME
-from headatlas.atlas.derived import store_scores
 from headatlas.atlas.layout import MAX_CALIBRATION_SOURCES, build_layout
+from headatlas.atlas.relation_scores import HEADS_AT_A_TIME, store_scores
 from headatlas.errors import HeadatlasError
 from headatlas.options import Thresholds
 from headatlas.scoring.scores import false_discovery_rates, wilson
@@ -112,7 +111,7 @@ def test_calibration_is_that_of_the_reference(synthetic: Atlas, k: int) -> None:
 
 def test_heads_in_groups_equal_heads_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     atlas = make_atlas(tmp_path / "atlas.zarr", 3, 2)
-    monkeypatch.setattr("headatlas.atlas.calibrate.HEADS_AT_A_TIME", 2)
+    monkeypatch.setattr("headatlas.atlas.relation_scores.HEADS_AT_A_TIME", 2)
     assert Atlas.open(tmp_path).table().equals(atlas.table())
     assert HEADS_AT_A_TIME > 2
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 import headatlas as ha
 from headatlas.atlas import Atlas
-from headatlas.atlas.derived import STORED, store_scores
 from headatlas.atlas.layout import build_layout
+from headatlas.atlas.relation_scores import STORED, store_scores
 from headatlas.errors import HeadatlasError
 from headatlas.options import Thresholds
 from tests.atlas.made import layer_from_squares, tokenised, write_atlas

@@ -18,10 +18,9 @@ import xarray as xr
 import zarr
 
 from headatlas.atlas import Atlas, store
-from headatlas.atlas.calibrate import CELL_BEYOND
-from headatlas.atlas.derived import store_scores
 from headatlas.atlas.layout import Layout, build_layout
-from headatlas.atlas.store import AtlasWriter, LayerRanks, atlas_path, create_store, read_store
+from headatlas.atlas.relation_scores import store_scores
+from headatlas.atlas.store import CELL_BEYOND, AtlasWriter, LayerRanks, atlas_path, create_store, read_store
 from headatlas.errors import HeadatlasError
 from headatlas.scoring.scores import RANK_MISSING
 from tests.atlas.made import provenance, tokenised

@@ -10,7 +10,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from headatlas.addresses import output_path, shown
 from headatlas.atlas import Atlas
-from headatlas.atlas.export import export
+from headatlas.atlas.export import export_table
 from headatlas.errors import HeadatlasError
 from headatlas.files import check_writable
 from headatlas.mapping.run import map_heads
@@ -112,7 +112,7 @@ def test_nothing_is_written_to_an_address(given: str | Path, here: Path) -> None
         lambda: output_path(given),
         lambda: check_writable(given),
         lambda: map_heads("no/model", out=given),
-        lambda: export(atlas, f"{given}/table.csv"),
+        lambda: export_table(atlas, f"{given}/table.csv"),
         lambda: save(atlas.plot.categories(), f"{given}/figure.svg"),
     ):
         with pytest.raises(HeadatlasError, match="nothing is written to an address; give a folder") as caught:

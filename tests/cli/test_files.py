@@ -14,7 +14,7 @@ import pytest
 
 from headatlas.atlas import Atlas
 from headatlas.atlas.atlas import with_thresholds
-from headatlas.atlas.export import export
+from headatlas.atlas.export import export_table
 from headatlas.atlas.store import remove_atlas
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_write
@@ -62,7 +62,7 @@ def test_exported_rows_say_what_they_were_read_with(shared_folder: Path) -> None
 
 
 def test_parquet_carries_the_provenance(shared_folder: Path, tmp_path: Path) -> None:
-    path = export(Atlas.open(shared_folder), tmp_path / "heads.parquet")
+    path = export_table(Atlas.open(shared_folder), tmp_path / "heads.parquet")
     header = json.loads(pq.read_schema(path).metadata[b"headatlas"])
     assert header["provenance"]["tokenizer_hash"] == "sha256:1"
     assert header["caption"].startswith("Synthetic-1M; lens neutral")
@@ -108,7 +108,7 @@ def test_outputs_without_figures(folder: Path) -> None:
     ("part", "lost"),
     [
         ("headatlas.figures.plots.write_data", {"categories.csv"}),
-        ("headatlas.figures.saving.figure_bytes", {f"categories{s}" for s in (".png", ".svg", ".pdf")}),
+        ("headatlas.figures.plots.figure_bytes", {f"categories{s}" for s in (".png", ".svg", ".pdf")}),
         ("headatlas.figures.describe.describe", {"description.txt", "report.html"}),
         ("headatlas.report.page.page_data", {"report.html"}),
         ("headatlas.atlas.export.with_thresholds", {"heads.parquet"}),

@@ -15,9 +15,9 @@ from headatlas.errors import HeadatlasError
 from headatlas.evidence import opening
 from headatlas.evidence.ablation_hooks import ablated, mean_outputs
 from headatlas.evidence.ablation_run import Choices, run_ablation
-from headatlas.evidence.agreement import agreement
 from headatlas.evidence.inference_run import run_inference
 from headatlas.evidence.recording import watch
+from headatlas.evidence.statistics import agreement
 from headatlas.evidence.tasks import answers
 from headatlas.evidence.texts import Text
 from headatlas.lenses.forward import running

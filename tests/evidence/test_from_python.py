@@ -12,8 +12,7 @@ from headatlas.atlas import Atlas
 from headatlas.atlas.evidence import COLUMNS, CONTEXT, WITHOUT
 from headatlas.atlas.store import read_array
 from headatlas.errors import HeadatlasError
-from headatlas.evidence.agreement import agreement
-from headatlas.evidence.curves import summary
+from headatlas.evidence.statistics import agreement, summarise_ablations
 from tests.evidence.conftest import Planted
 from tests.evidence.planted import HEADS, LAYER, template_file
 
@@ -26,7 +25,7 @@ def test_inference_and_ablation(mapped: Planted, examined: Planted, tmp_path: Pa
     assert found.equals(agreement(examined.atlas))
     assert atlas.evidence and atlas.table()["context"].notna().any(), "the atlas at hand knows of it"
     task = ha.evidence.ablation(atlas, only=["second"], templates=planted.templates, shots=0)
-    expected = summary(examined.atlas.evidence.ablations)
+    expected = summarise_ablations(examined.atlas.evidence.ablations)
     expected = expected[expected["relation"] == "second"].reset_index(drop=True)
     names = ["relation", "shots", "sources", "heads", "base", "without_relation", "without_added"]
     assert task[names].equals(expected[names]) and task.attrs["skipped"] == {}

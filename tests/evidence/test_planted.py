@@ -18,10 +18,9 @@ from headatlas.errors import HeadatlasError
 from headatlas.evidence import ablation_run as ablation_module
 from headatlas.evidence import inference_run as inference_module
 from headatlas.evidence.ablation_run import Choices, run_ablation, steps_to
-from headatlas.evidence.agreement import agree, agreement
-from headatlas.evidence.curves import summary
 from headatlas.evidence.inference_run import run_inference
 from headatlas.evidence.opening import relations_of
+from headatlas.evidence.statistics import agree, agreement, summarise_ablations
 from headatlas.mapping.run import map_heads
 from headatlas.weights import load_modules, open_checkpoint
 from tests.evidence.conftest import Planted
@@ -59,7 +58,7 @@ def test_agreement_is_over_heads(examined: Planted) -> None:
 
 
 def test_ablation_kills_the_task_and_nothing_else(examined: Planted) -> None:
-    frame = summary(examined.atlas.evidence.ablations).set_index("relation")
+    frame = summarise_ablations(examined.atlas.evidence.ablations).set_index("relation")
     assert sorted(frame.index) == ["first", "second"]
     assert (frame["base"] > 0.9).all() and (frame["without_relation"] == 0).all()
     assert (frame["heads"] == 1).all() and (frame["area_low"] > 0.2).all()
@@ -77,7 +76,7 @@ def test_the_mean_in_place_of_a_head(examined: Planted, tmp_path: Path) -> None:
         templates=planted.templates,
         choices=Choices(shots=0, method="mean"),
     ).done
-    assert summary(done)["without_relation"].item() <= 0.1
+    assert summarise_ablations(done)["without_relation"].item() <= 0.1
     kept = [(each.relation, each.method) for each in planted.atlas.evidence.ablations]
     assert kept == [("first", "mean"), ("first", "zero"), ("second", "zero")]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from matplotlib.text import Text
 
 from headatlas.atlas import Atlas
 from headatlas.atlas.evidence import COLUMNS, CRITERIA
-from headatlas.atlas.export import export
+from headatlas.atlas.export import export_table
 from headatlas.figures.grids import relation_grids
 from headatlas.outputs import write_outputs
 from headatlas.report import write_report
@@ -49,7 +50,7 @@ def test_outputs_that_show_evidence_are_written_again(
     result = run("evidence", kind, planted.folder, "--templates", planted.templates, "--no-figures", *rest)
     assert "heads.parquet, report.html" in result.stderr
     for name, old in stale.items():
-        write = {"report.html": write_report, "heads.parquet": export}[name]
+        write = {"report.html": write_report, "heads.parquet": export_table}[name]
         fresh = write(planted.atlas, tmp_path / name).read_bytes()
         assert (planted.folder / name).read_bytes() == fresh != old
     column = {"inference": "confirmed_with_context", "ablation": "confirmed_by_ablation"}[str(kind)]
@@ -154,12 +155,14 @@ def test_info_says_what_was_measured(examined: Planted, mapped: Planted, run: Ru
 
 
 def test_files_hold_the_evidence(examined: Planted, tmp_path: Path) -> None:
-    frame = pd.read_parquet(export(examined.atlas, tmp_path / "heads.parquet"))
+    frame = pd.read_parquet(export_table(examined.atlas, tmp_path / "heads.parquet"))
     assert set(COLUMNS) <= set(frame.columns)
     assert frame["confirmed_by_ablation"].sum() == 2
-    csv = pd.read_csv(export(examined.atlas, tmp_path / "heads.csv"))
+    csv = pd.read_csv(export_table(examined.atlas, tmp_path / "heads.csv"))
     assert csv["context"].notna().all()
-    assert '"confirmed_by_ablation": null' in export(examined.atlas, tmp_path / "heads.json").read_text()
+    assert (
+        '"confirmed_by_ablation": null' in export_table(examined.atlas, tmp_path / "heads.json").read_text()
+    )
 
 
 def test_figures_mark_confirmed_heads(examined: Planted, mapped: Planted) -> None:
@@ -187,11 +190,39 @@ def test_the_page_says_what_is_confirmed(examined: Planted, mapped: Planted) -> 
 def test_reading_evidence_needs_no_torch(examined: Planted, tmp_path: Path) -> None:
     code = (
         "import sys; from headatlas.atlas import Atlas; from headatlas.report import write_report\n"
-        "from headatlas.evidence.agreement import agreement; from headatlas.evidence.curves import summary\n"
+        "from headatlas.evidence.statistics import agreement, summarise_ablations\n"
         f"atlas = Atlas.open({str(examined.folder)!r})\n"
-        "assert len(agreement(atlas)) and len(summary(atlas.evidence.ablations)) == 2\n"
+        "assert len(agreement(atlas)) and len(summarise_ablations(atlas.evidence.ablations)) == 2\n"
         f"write_report(atlas, {str(tmp_path / 'report.html')!r})\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=240)
     assert (tmp_path / "report.html").exists()
+
+
+def test_damaged_evidence_stops_nothing_else(examined: Planted, tmp_path: Path) -> None:
+    """An atlas is read whatever has become of what lies beside its ranks; what is left out is said."""
+    planted = examined.copied(tmp_path / "out")
+    evidence = planted.folder / "atlas.zarr" / "evidence"
+    contexts = sorted(evidence.glob("context-*.zarr"))
+    for each in contexts:
+        (each / "attention" / "c" / "0" / "0" / "0").write_bytes(b"damaged")
+    first, second = sorted(evidence.glob("ablation-*"))
+    (first / "zarr.json").write_text("{")
+    body = json.loads((second / "zarr.json").read_text())
+    provenance = json.loads(body["attributes"]["provenance"])
+    del provenance["seed"]
+    body["attributes"]["provenance"] = json.dumps(provenance)
+    (second / "zarr.json").write_text(json.dumps(body))
+    with pytest.warns(UserWarning) as said:
+        table = planted.atlas.table()
+    assert {str(each.message).partition(":")[0] for each in said} == {
+        *map(str, contexts),
+        str(first),
+        str(second),
+    }
+    assert any("it lacks seed" in str(each.message) for each in said)
+    assert table.equals(examined.atlas.without_evidence[list(table.columns)])
+    command = [sys.executable, "-m", "headatlas", "info", str(planted.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert f"warning: {first}: " in done.stderr and "evidence: ablation" not in done.stdout

@@ -8,15 +8,17 @@ import xarray as xr
 from scipy import stats
 
 from headatlas.atlas.ablations import Ablation, single_heads
-from headatlas.evidence.curves import areas, curves, summary
 from headatlas.evidence.statistics import (
     RESAMPLES,
     SEED,
     area,
+    areas,
     correlation,
+    curves,
     mean,
     pearson,
     spearman,
+    summarise_ablations,
 )
 
 
@@ -105,7 +107,7 @@ def made_up(n: int = 40) -> Ablation:
 
 
 def test_the_summary_of_a_task() -> None:
-    row = summary([made_up()]).iloc[0]
+    row = summarise_ablations([made_up()]).iloc[0]
     assert (row["base"], row["without_relation"], row["without_added"]) == (1.0, 0.25, 0.25)
     assert (row["without_random"], row["without_random_low"]) == pytest.approx((0.95, 0.95))
     assert (row["control_base"], row["without_control"], row["controls"]) == (1.0, 0.8, "other")
@@ -129,7 +131,7 @@ def test_which_order_hurts_more() -> None:
         swapped[name][[0, 1]] = swapped[name][[1, 0]].values
     tied = one.data.copy(deep=True)
     tied["correct"][1] = tied["correct"][0]
-    found = summary([Ablation(data, one.provenance) for data in (same, swapped, tied)])
+    found = summarise_ablations([Ablation(data, one.provenance) for data in (same, swapped, tied)])
     assert found["hurts_more"].tolist() == ["same heads", "added", "undecided"]
 
 

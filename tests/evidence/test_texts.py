@@ -11,14 +11,15 @@ import pytest
 
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.tasks import _shared, make_task
-from headatlas.evidence.templates import Template, read_templates
 from headatlas.evidence.texts import (
     CUT_DIFFERENTLY,
     TARGET_CUT_DIFFERENTLY,
+    Template,
     Text,
     continued,
     in_template,
     place,
+    read_templates,
 )
 from headatlas.lenses import NEUTRAL_PREFIXES
 from headatlas.relations import core, tokenise

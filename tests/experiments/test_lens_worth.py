@@ -17,8 +17,7 @@ from experiments.worth_scores import Bench, choose_words
 from experiments.worth_variants import input_norm, mean_states, neutral_parts, without_heads
 from headatlas.architectures import Model, open_model
 from headatlas.evidence.recording import watch
-from headatlas.evidence.templates import Template
-from headatlas.evidence.texts import Text
+from headatlas.evidence.texts import Template, Text
 from headatlas.lenses.forward import running
 from headatlas.weights import open_checkpoint
 from tests.mapping.checkpoints import random_relations, tiny_model, word_tokenizer

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,9 +22,10 @@ from PIL import Image
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.figures import KINDS, alt_text, plot, save
-from headatlas.figures.cells import cells_path, outline_path
 from headatlas.figures.colours import BLANK, level_colours, score_colours
 from headatlas.figures.page import round_ticks, text_width, wrap
+from headatlas.figures.panels import cells_path, outline_path
+from headatlas.figures.plots import write_data
 from headatlas.figures.relations import STEPS
 from tests.figures.planted import Plant, plant_atlas
 
@@ -289,9 +291,9 @@ def test_layers_stack_equals_shares(planted: Atlas) -> None:
 
 
 def test_data_is_what_the_atlas_says(atlas: Atlas, tmp_path: Path) -> None:
-    written = plot(atlas, "categories", tmp_path / "c.svg", 100, data=True)
-    assert [path.name for path in written] == ["c.svg", "c.csv"]
     table = atlas.plot.data("categories")
+    written = write_data(atlas, "categories", tmp_path / "c.csv")
+    assert pd.read_csv(written).shape == table.shape
     assert len(table) == 24
     assert (table[PANELS[1:]].sum(axis=1) == table["n_categories"]).all()
     scores = atlas.plot.data("relations")
@@ -324,6 +326,18 @@ def test_a_panel_in_the_users_axes(atlas: Atlas, kind: str) -> None:
     if kind != "relations":
         labels = [text.get_text() for text in left.legend().get_texts()]
         assert labels[:4] == ["1 category", "2 categories", "3 categories", "4 categories"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_keyword_is_obeyed_or_refused(atlas: Atlas, kind: str) -> None:
+    which = "country_to_capital" if kind == "relations" else "Knowledge"
+    draw = getattr(atlas.plot, kind)
+    assert not any(atlas.model_name in text.get_text() for text in draw(caption=False).texts)
+    axes = Figure().subplots()
+    draw(ax=axes, which=which, caption=False)
+    assert not any(atlas.model_name in text.get_text() for text in axes.texts)
+    with pytest.raises(HeadatlasError, match="`width_mm`: the axes given with `ax` have a size of their own"):
+        draw(ax=axes, which=which, width_mm=170)
 
 
 @pytest.mark.parametrize("width_mm", [29.9, 1000.1, float("nan"), -5])

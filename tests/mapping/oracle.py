@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headatlas.atlas.calibrate import CELL_BEYOND
 from headatlas.atlas.layout import Layout
-from headatlas.atlas.store import LayerRanks
+from headatlas.atlas.store import CELL_BEYOND, LayerRanks
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.vocabulary import TIE, Vocabulary
 from headatlas.options import FLOOR

@@ -6,7 +6,7 @@
 Everything is computed from stored scores; neither the model nor torch is needed.
 """
 
-from headatlas.arrangement.across import Comparison, compare
-from headatlas.arrangement.summary import Structure, structure
+from headatlas.arrangement.comparison import Comparison, compare
+from headatlas.arrangement.model_structure import Structure, structure
 
 __all__ = ["Comparison", "Structure", "compare", "structure"]

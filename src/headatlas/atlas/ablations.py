@@ -18,11 +18,20 @@ from numpy.typing import NDArray
 
 from headatlas.atlas.store import renamed
 from headatlas.errors import HeadatlasError
+from headatlas.files import atomic_folder
 from headatlas.scoring.scores import false_discovery_rates
 
 PREFIX = "ablation-"
 RELATION, ADDED, RANDOM = "relation", "added", "random"
 Bools = NDArray[np.bool_]
+PROVENANCE = (
+    *("relation", "template", "shots", "method", "seed", "controls", "dropped", "thresholds", "versions"),
+)
+"""Entries of a task's provenance that readers rely on."""
+_VARIABLES = (
+    *("base", "correct", "n_ablated", "alone", "layer", "head", "control", "control_base"),
+    *("order", "source", "control_name"),
+)
 
 
 @dataclass(frozen=True)
@@ -103,19 +112,12 @@ def store_dataset(path: Path, data: xr.Dataset, provenance: dict[str, Any]) -> N
     Raises:
         HeadatlasError: It cannot be written.
     """
-    import shutil
-    import uuid
-
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
+    stored = data.assign_attrs({"provenance": json.dumps(provenance)})
     try:
-        stored = data.assign_attrs({"provenance": json.dumps(provenance)})
-        stored.to_zarr(temporary, mode="w", consolidated=False)
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.replace(path)
+        with atomic_folder(path, replace=True) as temporary:
+            stored.to_zarr(temporary, mode="w", consolidated=False)
     except OSError as error:
         raise HeadatlasError(f"{path}: cannot be written ({error.strerror or error}); make room.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_ablation(path: Path) -> Ablation:
@@ -124,7 +126,11 @@ def read_ablation(path: Path) -> Ablation:
     Raises:
         HeadatlasError: It is damaged, or cannot be read.
     """
-    return Ablation(*read_dataset(path))
+    data, provenance = read_dataset(path)
+    lacking = {*_VARIABLES} - {*data.variables} | {*PROVENANCE} - {*provenance}
+    if lacking:
+        raise _damaged(path, f"it lacks {', '.join(sorted(map(str, lacking)))}")
+    return Ablation(data, provenance)
 
 
 def read_dataset(path: Path) -> tuple[xr.Dataset, dict[str, Any]]:
@@ -143,14 +149,11 @@ def read_dataset(path: Path) -> tuple[xr.Dataset, dict[str, Any]]:
     except OSError as error:
         raise HeadatlasError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise HeadatlasError(
-            f"{path}: is damaged ({error}); remove this folder, and measure again."
-        ) from error
+        raise _damaged(path, error) from error
 
 
-def read_ablations(folder: Path) -> list[Ablation]:
-    """All stored tasks of an atlas's evidence folder, by name."""
-    return [read_ablation(path) for path in sorted(folder.glob(f"{PREFIX}*")) if path.is_dir()]
+def _damaged(path: Path, why: object) -> HeadatlasError:
+    return HeadatlasError(f"{path}: is damaged ({why}); remove this folder, and measure again.")
 
 
 def single_heads(ablations: Sequence[Ablation], q_max: float) -> pd.DataFrame:

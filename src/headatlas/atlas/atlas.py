@@ -8,9 +8,11 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,9 +22,16 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headatlas.addresses import output_path
-from headatlas.atlas.calibrate import Calibration
-from headatlas.atlas.derived import STORED, store_scores, stored_scores
-from headatlas.atlas.reading import SIGNS, Floats, RelationScores, score_relation
+from headatlas.atlas.relation_scores import (
+    SIGNS,
+    STORED,
+    Calibration,
+    Floats,
+    RelationScores,
+    score_relation,
+    store_scores,
+    stored_scores,
+)
 from headatlas.atlas.store import ATLAS_NAME, atlas_path, copy_store, read_array, read_store
 from headatlas.errors import HeadatlasError
 from headatlas.options import Thresholds
@@ -32,7 +41,6 @@ from headatlas.scoring.scores import false_discovery_rates, wilson
 
 if TYPE_CHECKING:
     from headatlas.atlas.evidence import Evidence
-    from headatlas.figures import Plots
 
 _OF_K = ("relation_scores", "_q")
 """What has been computed and depends on k alone."""
@@ -66,6 +74,20 @@ class HeadTable(pd.DataFrame):
         if set(SHOWN) <= set(names):
             return list(SHOWN), [name for name in names if name not in SHOWN]
         return names, []
+
+
+class MadeAbove:
+    """An attribute made by a class of a folder above, which a string names and first use imports."""
+
+    def __init__(self, target: str, doc: str) -> None:
+        self._target = target
+        self.__doc__ = doc
+
+    def __get__(self, atlas: Atlas | None, owner: type[Atlas]) -> Any:
+        if atlas is None:
+            return self
+        module, name = self._target.split(":")
+        return getattr(import_module(module), name)(atlas)
 
 
 class Atlas:
@@ -291,10 +313,16 @@ class Atlas:
 
     @cached_property
     def evidence(self) -> Evidence:
-        """Dynamic scores and ablations that are stored in this atlas; false if there are none."""
+        """Dynamic scores and ablations that are stored in this atlas; false if there are none.
+
+        What is damaged is left out, with a warning.
+        """
         from headatlas.atlas.evidence import Evidence
 
-        return Evidence.of(self)
+        found = Evidence.of(self)
+        for why in found.damaged:
+            warnings.warn(why, stacklevel=3)  # over functools to whoever asked
+        return found
 
     @property
     def behaviours(self) -> pd.DataFrame:
@@ -554,12 +582,10 @@ class Atlas:
             parts.append("left out: " + ", ".join(titles[name] for name in self.left_out))
         return "; ".join(parts)
 
-    @property
-    def plot(self) -> Plots:
-        """Figures of this atlas: ``plot.categories()``, ``plot.relations()``, ``plot.layers()``."""
-        from headatlas.figures import Plots
-
-        return Plots(self)
+    plot = MadeAbove(
+        "headatlas.figures:Plots",
+        """Figures of this atlas: ``plot.categories()``, ``plot.relations()``, ``plot.layers()``.""",
+    )
 
     def __repr__(self) -> str:
         mapped = int(self.layers_done.sum())

@@ -20,10 +20,10 @@ import pandas as pd
 import zarr
 from numpy.typing import NDArray
 
-from headatlas.atlas.ablations import Ablation, read_ablations, single_heads
+from headatlas.atlas.ablations import PREFIX, PROVENANCE, Ablation, read_ablation, single_heads
 from headatlas.atlas.atlas import Atlas
 from headatlas.atlas.behaviours import lookings
-from headatlas.atlas.reading import Floats
+from headatlas.atlas.relation_scores import Floats
 from headatlas.atlas.store import read_array, read_store
 from headatlas.errors import HeadatlasError
 from headatlas.options import Thresholds
@@ -120,6 +120,20 @@ class Dynamic:
             if name in self.context.relation_scores
         }
 
+    def complete(self) -> bool:
+        """Whether all layers that have heads are there, with attention; reads the scores.
+
+        Raises:
+            HeadatlasError: An array is damaged or cannot be read.
+        """
+        for atlas in (self.context, self.without):
+            if not set(np.flatnonzero(~atlas.layers_done)) <= set(atlas.layers_without_heads):
+                return False
+        if "attention" not in self.context.dataset:
+            return False
+        _ = self.attention, self.without.relation_scores  # read here, where damage is caught
+        return True
+
     def of(self, kind: str) -> Atlas:
         """The atlas of a kind."""
         return self.context if kind == CONTEXT else self.without
@@ -144,31 +158,44 @@ class Evidence:
     Attributes:
         dynamics: Dynamic scores, a template each.
         ablations: Ablated tasks.
+        damaged: Of what could not be read, why and what to do; it is left out.
     """
 
-    def __init__(self, atlas: Atlas, dynamics: Sequence[Dynamic], ablations: Sequence[Ablation]) -> None:
+    def __init__(
+        self,
+        atlas: Atlas,
+        dynamics: Sequence[Dynamic],
+        ablations: Sequence[Ablation],
+        damaged: Sequence[str] = (),
+    ) -> None:
         self._atlas = atlas
         self.dynamics = tuple(dynamics)
         self.ablations = tuple(ablations)
+        self.damaged = tuple(damaged)
 
     @classmethod
     def of(cls, atlas: Atlas) -> Evidence:
-        """The evidence stored in an atlas; what is not complete is left out."""
+        """The evidence stored in an atlas; what is not complete or is damaged is left out."""
         folder = None if atlas.path is None else atlas.path / GROUP
         if folder is None or not folder.is_dir():
             return cls(atlas, (), ())
-        dynamics = []
+        dynamics, ablations, damaged = [], [], []
         for context in sorted(folder.glob(f"{CONTEXT}-*.zarr")):
             without = folder / context.name.replace(CONTEXT, WITHOUT, 1)
-            if without.is_dir():
+            if not without.is_dir():
+                continue
+            try:
                 dynamic = read_dynamic(context, without, atlas.thresholds)
-                if (
-                    _whole(dynamic.context)
-                    and _whole(dynamic.without)
-                    and "attention" in dynamic.context.dataset
-                ):
+                if dynamic.complete():
                     dynamics.append(dynamic)
-        return cls(atlas, dynamics, read_ablations(folder))
+            except HeadatlasError as error:
+                damaged.append(str(error))
+        for path in sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir()):
+            try:
+                ablations.append(read_ablation(path))
+            except HeadatlasError as error:
+                damaged.append(str(error))
+        return cls(atlas, dynamics, ablations, damaged)
 
     def __bool__(self) -> bool:
         return bool(self.dynamics or self.ablations)
@@ -185,18 +212,7 @@ class Evidence:
             }
             for each in self.dynamics
         ]
-        shown = (
-            "relation",
-            "template",
-            "shots",
-            "method",
-            "seed",
-            "controls",
-            "dropped",
-            "thresholds",
-            "versions",
-        )
-        tasks = [{name: each.provenance[name] for name in shown} for each in self.ablations]
+        tasks = [{name: each.provenance[name] for name in PROVENANCE} for each in self.ablations]
         watched = [each.provenance for each in lookings(self._atlas.path)]
         return {"inference": runs, "ablation": tasks, "behaviour": watched}
 
@@ -224,11 +240,8 @@ class Evidence:
         dynamics = [each.of(kind) for each in self.templates_of(relation)]
         if not dynamics:
             return None
-        field = "score" if sign == "promotion" else "suppression"
         static = [static_on(self._atlas, dynamic, relation, sign) for dynamic in dynamics]
-        return np.mean(static, axis=0), np.mean(
-            [getattr(d.relation_scores[relation], field) for d in dynamics], axis=0
-        )
+        return np.mean(static, axis=0), np.mean([_score(d, relation, sign) for d in dynamics], axis=0)
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -264,9 +277,8 @@ class Evidence:
         found: dict[str, NDArray[Any]] = {}
         for kind, prefix in ((CONTEXT, "context"), (WITHOUT, "without_context")):
             for sign, suffix in (("promotion", ""), ("suppression", "_suppression")):
-                scores = self.scores(name, kind, sign)
-                if scores is not None:
-                    found[prefix + suffix] = scores[1][at]
+                scores = [_score(each.of(kind), name, sign) for each in dynamics]
+                found[prefix + suffix] = np.mean(scores, axis=0)[at]
         found["attention"] = np.mean([each.attention[name] for each in dynamics], axis=0)[at]
         share = {
             verb: np.mean([_called(each.context, name, verb)[at] for each in dynamics], axis=0) > 0.5
@@ -305,9 +317,9 @@ class Evidence:
         return single_heads(self.ablations, SINGLE_HEAD_Q)
 
 
-def _whole(dynamic: Atlas) -> bool:
-    """Whether all layers that have heads are there."""
-    return set(np.flatnonzero(~dynamic.layers_done)) <= set(dynamic.layers_without_heads)
+def _score(atlas: Atlas, relation: str, sign: str) -> Floats:
+    scores = atlas.relation_scores[relation]
+    return scores.score if sign == "promotion" else scores.suppression
 
 
 def static_on(atlas: Atlas, dynamic: Atlas, relation: str, sign: str) -> Floats:

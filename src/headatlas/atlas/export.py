@@ -23,7 +23,7 @@ RECORD_FIELDS = (
 """The first fields of every record of :func:`heads_json`. Scripts rely on them."""
 
 
-def export(atlas: Atlas, path: str | Path) -> Path:
+def export_table(atlas: Atlas, path: str | Path) -> Path:
     """Write one row per mapped head × scored relation; the file's suffix says the format.
 
     ``.parquet`` and ``.csv`` hold the rows of :func:`~headatlas.atlas.atlas.with_thresholds`; Parquet also

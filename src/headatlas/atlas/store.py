@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +23,16 @@ from zarr.abc.store import Store
 from zarr.storage import FsspecStore
 
 from headatlas.addresses import failures, is_url, shown
-from headatlas.atlas.calibrate import CELL_BEYOND
 from headatlas.atlas.layout import Layout
 from headatlas.errors import HeadatlasError
+from headatlas.files import atomic_folder
 from headatlas.scoring.scores import RANK_FLAGS, RANK_MISSING
 
 SCHEMA = "headatlas_schema"
 SCHEMA_VERSION = 1
 ATLAS_NAME = "atlas.zarr"
+CELL_BEYOND = 255
+"""Code in the cell arrays: at or above the ceiling, or in a cell below the floor that was not examined."""
 
 
 @dataclass(frozen=True)
@@ -156,18 +156,6 @@ def copy_store(dataset: xr.Dataset, provenance: Mapping[str, Any], path: Path, s
             plain.to_zarr(temporary, mode="w", consolidated=False, encoding=encoding)
     except OSError as error:
         raise _unwritable(path, error, "choose another folder") from error
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Atomic creation of a folder: yields a temporary path beside it, renames that to ``path`` on success."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _strings(values: Sequence[str]) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ from typer.core import TyperGroup
 from headatlas import __version__
 from headatlas.cli import behaviour, evidence, families, heads, map, plot, relations, structure
 from headatlas.cli.options import as_options
-from headatlas.cli.output import set_level
+from headatlas.cli.output import say, set_level
 from headatlas.errors import HeadatlasError
 
 GLOBAL = ("--debug", "--quiet", "-q", "--verbose", "-v")
@@ -72,6 +73,7 @@ def _global(
     Start with `headatlas map smollm2-135m -o demo`, then `headatlas heads demo`.
     """
     set_level(quiet=quiet, verbose=verbose)
+    warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
 
 
 for _commands in (map, heads, plot, structure, relations, families, evidence, behaviour):

@@ -62,8 +62,8 @@ def inference_command(
     of heads are written again with them. The same command goes on after Ctrl-C.
     """
     from headatlas.atlas import Atlas
-    from headatlas.evidence.agreement import agreement
     from headatlas.evidence.inference_run import run_inference
+    from headatlas.evidence.statistics import agreement
     from headatlas.outputs import write_inference
 
     atlas = Atlas.open(folder)
@@ -125,7 +125,7 @@ def ablation_command(
     """
     from headatlas.atlas import Atlas
     from headatlas.evidence.ablation_run import Choices, run_ablation
-    from headatlas.evidence.curves import summary
+    from headatlas.evidence.statistics import summarise_ablations
     from headatlas.outputs import write_ablations
 
     choices = Choices(shots, method, sources, max_heads, draws, seed)
@@ -141,7 +141,7 @@ def ablation_command(
             progress=progress,
         )
     atlas = Atlas.open(folder)
-    frame = summary(found.done)
+    frame = summarise_ablations(found.done)
     skipped = {name: as_options(why) for name, why in found.skipped.items()}
     for name, why in skipped.items():
         say(f"skipped: {name} ({why})")

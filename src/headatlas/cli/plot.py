@@ -109,6 +109,6 @@ def export_command(
     CSV and Parquet repeat model, lens, k, tau, q and criterion on every row, so that tables of several
     models can be joined; JSON has them once, beside the rows.
     """
-    from headatlas.atlas.export import export
+    from headatlas.atlas.export import export_table
 
-    say(f"written: {export(atlas, out)}")
+    say(f"written: {export_table(atlas, out)}")

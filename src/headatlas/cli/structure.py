@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from headatlas.arrangement.depth import Depth
-    from headatlas.arrangement.summary import Structure
+    from headatlas.arrangement.model_structure import Structure
     from headatlas.atlas import Atlas
 
 
@@ -84,13 +84,13 @@ def compare_command(
 def _check_format(out: Path | None) -> None:
     """Refuse a kind of file that cannot be drawn, before anything is computed."""
     if out is not None:
-        from headatlas.figures.saving import figure_format
+        from headatlas.figures.plots import figure_format
 
         figure_format(out)
 
 
 def _save(figure: Figure, out: Path) -> None:
-    from headatlas.figures.saving import save
+    from headatlas.figures.plots import save
 
     say(f"written: {save(figure, out)}")
 

@@ -45,14 +45,14 @@ def inference(
         progress: As for :func:`headatlas.map_heads`.
 
     Returns:
-        Correlations over heads, as :func:`headatlas.evidence.agreement.agreement` describes them.
+        Correlations over heads, as :func:`headatlas.evidence.statistics.agreement` describes them.
 
     Raises:
         HeadatlasError: The model is not the atlas's or does not fit into memory, a template has no slot, or
             no relation can be used in it. What was measured before stays.
     """
-    from headatlas.evidence.agreement import agreement
     from headatlas.evidence.inference_run import run_inference
+    from headatlas.evidence.statistics import agreement
     from headatlas.progress import reporting
 
     with reporting(progress) as tell:
@@ -83,15 +83,15 @@ def ablation(
             :class:`headatlas.evidence.ablation_run.Choices`.
 
     Returns:
-        One row a task, as :func:`headatlas.evidence.curves.summary` describes it; ``attrs["skipped"]`` says
-        which relations were not ablated, and why.
+        One row a task, as :func:`headatlas.evidence.statistics.summarise_ablations` describes it;
+        ``attrs["skipped"]`` says which relations were not ablated, and why.
 
     Raises:
         HeadatlasError: The model is not the atlas's or does not fit into memory, a template has no slot, or a
             number is out of range. What was measured before stays.
     """
     from headatlas.evidence.ablation_run import Choices, run_ablation
-    from headatlas.evidence.curves import summary
+    from headatlas.evidence.statistics import summarise_ablations
     from headatlas.progress import reporting
 
     with reporting(progress) as tell:
@@ -106,6 +106,6 @@ def ablation(
             progress=tell,
         )
     atlas.forget_evidence()
-    frame = summary(found.done)
+    frame = summarise_ablations(found.done)
     frame.attrs["skipped"] = found.skipped
     return frame

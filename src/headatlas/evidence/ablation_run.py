@@ -25,7 +25,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.evidence.ablation_hooks import Head, ablated, mean_outputs
 from headatlas.evidence.opening import Subject, open_subject
 from headatlas.evidence.tasks import Task, answers, make_task
-from headatlas.evidence.templates import Templates, read_templates
+from headatlas.evidence.texts import Templates, read_templates
 from headatlas.lenses.forward import running
 from headatlas.options import Compute
 from headatlas.progress import Progress, Report, silent
@@ -52,7 +52,7 @@ class Choices:
     Attributes:
         shots: Examples before each question.
         method: ``"zero"`` or ``"mean"``.
-        sources: PairIndex at most.
+        sources: Sources asked at most.
         max_heads: Heads ablated at most.
         draws: Draws of random heads.
         seed: Of the draws.

@@ -19,7 +19,6 @@ import torch
 
 from headatlas.architectures import LayerHeads, Model, RightMap
 from headatlas.atlas import Atlas
-from headatlas.atlas.derived import store_scores
 from headatlas.atlas.evidence import (
     CONTEXT,
     WITHOUT,
@@ -30,12 +29,12 @@ from headatlas.atlas.evidence import (
     store_attention,
 )
 from headatlas.atlas.layout import Layout, build_layout
+from headatlas.atlas.relation_scores import store_scores
 from headatlas.atlas.store import AtlasWriter, create_store, read_store
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import Subject, open_subject
 from headatlas.evidence.recording import Watched, watch
-from headatlas.evidence.templates import Template, read_templates
-from headatlas.evidence.texts import Ids, Text, in_template
+from headatlas.evidence.texts import Ids, Template, Text, in_template, read_templates
 from headatlas.lenses.forward import running
 from headatlas.mapping.engine import map_layer
 from headatlas.mapping.inputs import LayerInputs, given_values

@@ -99,7 +99,7 @@ def open_subject(
             "give the model that was mapped with `model`."
         )
     need_on_disk(prepared.model.checkpoint, "evidence")
-    check_memory(prepared, where)
+    check_model_fits(prepared, where)
     return Subject(atlas, atlas.path, prepared, _tokenised(prepared, relations_of(atlas), wanted), where)
 
 
@@ -118,7 +118,7 @@ def relations_of(atlas: Atlas) -> list[Relation]:
     return found
 
 
-def check_memory(prepared: PreparedMap, device: torch.device) -> None:
+def check_model_fits(prepared: PreparedMap, device: torch.device) -> None:
     """Refuse a model that does not fit, before it is loaded.
 
     A GPU that shares the machine's memory is covered by the machine's; one with memory of its own must hold

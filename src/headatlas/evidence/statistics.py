@@ -1,13 +1,24 @@
-"""Correlations, areas between curves, and their bootstrap intervals (SciPy's bootstrap)."""
+"""Evidence as numbers: correlations over heads, ablation curves and the areas between them, with intervals.
+
+Intervals are 95 % percentile bootstrap intervals (SciPy's).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
+
+from headatlas.atlas import Atlas
+from headatlas.atlas.ablations import ADDED, RELATION, Ablation
+from headatlas.atlas.evidence import CONTEXT, WITHOUT, Dynamic, Evidence
+from headatlas.atlas.relation_scores import SIGNS
+from headatlas.scoring.scores import wilson
 
 RESAMPLES = 2000
 SEED = 0
@@ -99,3 +110,189 @@ def area(steps: NDArray[np.integer], lower: Floats, upper: Floats) -> Floats:
     """
     at = np.log2(1.0 + steps)
     return np.asarray(np.trapezoid(upper - lower, at, axis=0) / (at[-1] - at[0]))
+
+
+# Agreement of static and dynamic scores -------------------------------------------------------------
+
+KINDS = (CONTEXT, WITHOUT)
+MEASURES = {"pearson": pearson, "spearman": spearman}
+MEAN = "mean"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One correlation over heads.
+
+    Attributes:
+        pearson, spearman: Between static and dynamic scores.
+        n_heads: Over how many heads.
+    """
+
+    pearson: Estimate
+    spearman: Estimate
+    n_heads: int
+
+
+def agree(static: Floats, dynamic: Floats) -> Agreement:
+    """Correlate two arrays of scores over heads.
+
+    Args:
+        static, dynamic: Arrays of one shape, a score a head; NaN (not mapped) in either leaves a head out.
+    """
+    known = ~(np.isnan(static) | np.isnan(dynamic))
+    x, y = static[known], dynamic[known]
+    return Agreement(correlation(pearson, x, y), correlation(spearman, x, y), int(known.sum()))
+
+
+def agreement(atlas: Atlas, dynamics: tuple[Dynamic, ...] | list[Dynamic] | None = None) -> pd.DataFrame:
+    """Agreement of an atlas with dynamic scores, by default with all that are stored in it.
+
+    Returns:
+        One row per relation, kind (``context``, ``without-context``) and sign (``promotion``,
+        ``suppression``), and rows whose relation is ``mean``: relation, kind, sign, n_templates, n_heads,
+        then pearson, spearman, each with ``_low`` and ``_high``. NaN where one side is the same for all
+        heads.
+    """
+    evidence = atlas.evidence if dynamics is None else Evidence(atlas, dynamics, ())
+    rows = list(_rows(atlas, evidence))
+    frame = pd.DataFrame(rows, columns=["relation", "kind", "sign", "n_templates", "n_heads", *_columns()])
+    means = [_mean(kind, sign, group) for (kind, sign), group in frame.groupby(["kind", "sign"], sort=False)]
+    return pd.concat(
+        [frame, *([pd.DataFrame(means, columns=frame.columns)] if means else [])], ignore_index=True
+    )
+
+
+def _rows(atlas: Atlas, evidence: Evidence) -> Iterator[tuple[object, ...]]:
+    for name in atlas.relation_scores:
+        for kind in KINDS:
+            for sign in SIGNS:
+                scores = evidence.scores(name, kind, sign)
+                if scores is not None:
+                    found = agree(*scores)
+                    n_templates = len(evidence.templates_of(name))
+                    numbers = _numbers(found.pearson) + _numbers(found.spearman)
+                    yield (name, kind, sign, n_templates, found.n_heads, *numbers)
+
+
+def _mean(kind: object, sign: object, group: pd.DataFrame) -> tuple[object, ...]:
+    numbers: tuple[float, ...] = ()
+    for measure in MEASURES:
+        values = group[measure].dropna().to_numpy(dtype=np.float64)
+        numbers += _numbers(mean(values))
+    return (MEAN, kind, sign, group["n_templates"].max(), group["n_heads"].max(), *numbers)
+
+
+def _numbers(estimate: Estimate) -> tuple[float, float, float]:
+    return estimate.value, estimate.low, estimate.high
+
+
+def _columns() -> list[str]:
+    return [f"{measure}{suffix}" for measure in MEASURES for suffix in ("", "_low", "_high")]
+
+
+# Ablation curves --------------------------------------------------------------------------------------
+
+SUMMARY_COLUMNS = (
+    *("relation", "shots", "method", "sources", "heads", "base", "without_relation", "without_added"),
+    *("without_random", "without_random_low", "without_random_high", "control_base", "without_control"),
+    *("controls", "area", "area_low", "area_high", "added_area", "added_area_low", "added_area_high"),
+    "hurts_more",
+)
+
+SAME_HEADS, BY_SCORE, BY_ADDED, UNDECIDED = "same heads", "score", "added", "undecided"
+"""Which order of heads hurts more: both take the same heads at every step; one, with an interval on its side
+of 0; or neither surely."""
+
+
+def summarise_ablations(ablations: Sequence[Ablation]) -> pd.DataFrame:
+    """One row a task.
+
+    Columns: relation, shots, method; sources (asked); heads (ablated in the end); base and what is left of
+    it without the relation's heads, without as many by *added*, without as many random heads (mean, lowest
+    and highest draw); control_base and without_control (means over control tasks, NaN without any), controls
+    (their names); area between random heads and the relation's, added_area between the order by score and
+    that by *added* (positive: *added* hurts more), each with its interval; hurts_more, which of the two
+    orders: ``score``, ``added``, ``undecided`` (the interval includes 0), or ``same heads``.
+    """
+    return pd.DataFrame([_row(each) for each in ablations], columns=list(SUMMARY_COLUMNS))
+
+
+def _row(each: Ablation) -> dict[str, Any]:
+    last = each.random[:, -1].mean(axis=1)
+    against_random, against_added = areas(each)
+    controls = list(each.controls.values())
+    return {
+        "relation": each.relation,
+        "shots": each.shots,
+        "method": each.method,
+        "sources": len(each.base),
+        "heads": int(each.steps[-1]),
+        "base": float(each.base.mean()),
+        "without_relation": float(each.correct(RELATION)[-1].mean()),
+        "without_added": float(each.correct(ADDED)[-1].mean()),
+        "without_random": float(last.mean()),
+        "without_random_low": float(last.min()),
+        "without_random_high": float(last.max()),
+        "control_base": float(np.mean([curve[0] for curve in controls])) if controls else np.nan,
+        "without_control": float(np.mean([curve[-1] for curve in controls])) if controls else np.nan,
+        "controls": ", ".join(each.controls),
+        **_named("area", against_random),
+        **_named("added_area", against_added),
+        "hurts_more": hurts_more(each, against_added),
+    }
+
+
+def hurts_more(each: Ablation, between: Estimate) -> str:
+    """Which order of heads hurts a task more.
+
+    Args:
+        each: The task.
+        between: Area between the order by score and that by *added*, as :func:`areas` has it.
+    """
+    by_score, by_added = each.heads(RELATION), each.heads(ADDED)
+    if all(set(by_score[:n]) == set(by_added[:n]) for n in each.steps):
+        return SAME_HEADS
+    if between.low > 0:
+        return BY_ADDED
+    return BY_SCORE if between.high < 0 else UNDECIDED
+
+
+def _named(name: str, estimate: Estimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def areas(each: Ablation) -> tuple[Estimate, Estimate]:
+    """Area between random heads (mean of draws) and the relation's, and between the order by score and that
+    by *added*; intervals over resampled sources. Both are means over sources of each source's own area.
+    """
+    relation = each.correct(RELATION).astype(np.float64)
+    random = each.random.mean(axis=0)
+    added = each.correct(ADDED).astype(np.float64)
+    return mean(area(each.steps, relation, random)), mean(area(each.steps, added, relation))
+
+
+def curves(each: Ablation) -> pd.DataFrame:
+    """What the figure of a task plots: curve, heads (ablated), accuracy, low, high.
+
+    Low and high are, for the two orders, Wilson's 95 % interval over the pairs asked; for ``random`` the
+    lowest and highest draw; for control tasks nothing.
+    """
+    rows: list[tuple[str, int, float, float, float]] = []
+    for name in (RELATION, ADDED):
+        right, n = each.correct(name).sum(axis=1), len(each.base)
+        ends = np.stack(wilson(right, n), axis=1)
+        rows += [
+            (name, int(step), float(value), float(low), float(high))
+            for step, value, (low, high) in zip(each.steps, right / n, ends, strict=True)
+        ]
+    draws = each.random.mean(axis=2)
+    rows += [
+        ("random", int(n), float(draws[:, at].mean()), float(draws[:, at].min()), float(draws[:, at].max()))
+        for at, n in enumerate(each.steps)
+    ]
+    for name, values in each.controls.items():
+        rows += [
+            (f"control: {name}", int(n), float(value), np.nan, np.nan)
+            for n, value in zip(each.steps, values, strict=True)
+        ]
+    return pd.DataFrame(rows, columns=["curve", "heads", "accuracy", "low", "high"])

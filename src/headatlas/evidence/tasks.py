@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headatlas.evidence.templates import Template
 from headatlas.evidence.texts import (
     BATCH_TOKENS,
     CUT_DIFFERENTLY,
     TARGET_CUT_DIFFERENTLY,
     Ids,
+    Template,
     continued,
     place,
 )
@@ -72,7 +72,7 @@ def make_task(
         tokenizer: The model's.
         template: Its task template.
         shots: Examples before each question, evenly spaced over the usable pairs; they are not asked.
-        sources: At most so many pair_index, evenly spaced over what is left.
+        sources: At most so many, evenly spaced over what is left.
     """
     examples = _spread(len(relation.pairs), shots)
     lines = [_line(relation, relation.pairs[at], template) for at in examples]

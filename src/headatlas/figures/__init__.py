@@ -8,7 +8,6 @@ Importing this costs nothing; matplotlib is loaded when a figure is drawn, and p
 """
 
 from headatlas.figures.describe import alt_text, describe
-from headatlas.figures.plots import KINDS, Plots, plot, plot_categories
-from headatlas.figures.saving import FORMATS, save
+from headatlas.figures.plots import FORMATS, KINDS, Plots, plot, plot_categories, save
 
 __all__ = ["FORMATS", "KINDS", "Plots", "alt_text", "describe", "plot", "plot_categories", "save"]

@@ -11,11 +11,20 @@ from numpy.typing import NDArray
 
 from headatlas.atlas.behaviours import BEHAVIOURS, Behaviour, best_first
 from headatlas.errors import HeadatlasError
-from headatlas.figures import cells
-from headatlas.figures.categories import axis_height, axis_room, finish_axes, not_mapped_key, row_of_titles
+from headatlas.figures import panels
 from headatlas.figures.colours import INK, score_colours
 from headatlas.figures.grids import choose
-from headatlas.figures.page import LINE, MARGIN, MM, AtlasFigure, Key, Page, columns, panel_height, style
+from headatlas.figures.page import (
+    LINE,
+    MARGIN,
+    MM,
+    AtlasFigure,
+    Key,
+    Page,
+    panel_columns,
+    panel_height,
+    style,
+)
 
 STEPS = 40
 """Colours from nothing to all."""
@@ -54,21 +63,21 @@ def draw_behaviours(
         raise HeadatlasError("no behaviour of this atlas was measured; run `headatlas behaviour` first.")
     there = [each for each in BEHAVIOURS if (frame["behaviour"] == each.name).any()]
     names = choose(which, [each.name for each in there], "behaviour")
-    panels = [each for name in names for each in there if each.name == name]
-    page = Page(width_mm, title=title, description=_words(frame, panels))
-    layout = columns(page, len(panels), shape[0], left=axis_room(shape[1]), smallest=25.0)
+    shown = [each for name in names for each in there if each.name == name]
+    page = Page(width_mm, title=title, description=_words(frame, shown))
+    layout = panel_columns(page, len(shown), shape[0], left=panels.axis_room(shape[1]), smallest=25.0)
     height = panel_height(shape[1], layout.cell, layout.width, flat=0.8)
     seen = np.zeros(shape[0], dtype=bool)
     seen[frame["layer"].unique()] = True
     y = MARGIN
-    for row in layout.rows(panels):
-        y = row_of_titles(page, layout, y, [_title(frame, each) for each in row])
+    for row in layout.rows(shown):
+        y = panels.row_of_titles(page, layout, y, [_title(frame, each) for each in row])
         for number, (x, each) in enumerate(zip(layout.lefts, row, strict=False)):
             ax = page.axes(x, y, layout.width, height)
             mine = frame[frame["behaviour"] == each.name]
             draw_behaviour_panel(ax, mine, seen, shape[1], cell=min(layout.cell, height / shape[1]))
-            finish_axes(page, ax, (x, y, layout.width, height), shape, first=number == 0)
-        y += height + axis_height() + 1.5
+            panels.finish_axes(page, ax, (x, y, layout.width, height), shape, first=number == 0)
+        y += height + panels.axis_height() + 1.5
     y = _scale(page, y, seen) + 0.4 * LINE
     return page.finish(page.caption(y, caption) + MARGIN)
 
@@ -90,13 +99,13 @@ def draw_behaviour_panel(
     level, called = np.zeros(shape, dtype=int), np.zeros(shape, dtype=bool)
     level[at] = np.rint(rows["value"].to_numpy() / _top(rows) * STEPS).clip(0, STEPS)
     called[at] = rows["called"].to_numpy()
-    cells.prepare(ax, seen, n_heads)
+    panels.prepare_panel(ax, seen, n_heads)
     palette = score_colours(STEPS + 1)
     for step in np.unique(level[level > 0]):
-        cells.fill(ax, level == step, palette[step], zorder=1)
-    if cell >= cells.CELL_FOR_LINES:
-        cells.separate(ax, *shape)
-    cells.outline(ax, called, min(0.7, 0.14 * cell / MM * 72), zorder=3)
+        panels.fill(ax, level == step, palette[step], zorder=1)
+    if cell >= panels.CELL_FOR_LINES:
+        panels.separate(ax, *shape)
+    panels.outline(ax, called, min(0.7, 0.14 * cell / MM * 72), zorder=3)
 
 
 def _top(rows: pd.DataFrame) -> float:
@@ -112,10 +121,10 @@ def _title(frame: pd.DataFrame, each: Behaviour) -> str:
     return f"{each.title}, 0 to {_top(frame[frame['behaviour'] == each.name]):.3g} {unit}"
 
 
-def _words(frame: pd.DataFrame, panels: Sequence[Behaviour]) -> str:
+def _words(frame: pd.DataFrame, shown: Sequence[Behaviour]) -> str:
     """The alternative text: heads called, and the strongest one, of each behaviour that is tested."""
     parts = []
-    for each in panels:
+    for each in shown:
         rows = frame[frame["behaviour"] == each.name]
         if each.tested:
             best = best_first(rows).to_dict("records")[0]
@@ -144,7 +153,7 @@ def _scale(page: Page, y: float, seen: NDArray[np.bool_]) -> float:
     below = top + BAR + 0.8 + LINE
     look = {"facecolor": score_colours(5)[2], "edgecolor": INK, "linewidth": 0.7}
     keys = [Key("called: more than expected", look)]
-    keys += [] if seen.all() else [not_mapped_key()]
+    keys += [] if seen.all() else [panels.not_mapped_key()]
     beside = left + width + 10.0
     if page.width - MARGIN - beside > 40.0:
         return max(below, page.legend(beside, top, page.width - MARGIN - beside, keys))

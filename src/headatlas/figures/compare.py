@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from headatlas.arrangement.across import Comparison, RelationAgreement
+from headatlas.arrangement.comparison import Comparison, RelationAgreement
 from headatlas.errors import HeadatlasError
 from headatlas.figures.colours import INK
+from headatlas.figures.describe import p_value
 from headatlas.figures.page import LINE, MARGIN, AtlasFigure, Key, Page, style, text_width, wrap
-from headatlas.figures.words import p_value
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,9 +32,10 @@ def draw_comparison(found: Comparison, width_mm: float) -> AtlasFigure:
     """
     if len(found.labels) > len(MARKS):
         raise HeadatlasError(
-            f"{len(found.labels)} atlases: a figure shows at most {len(MARKS)}; --json has them all."
+            f"{len(found.labels)} atlases: a figure shows at most {len(MARKS)}; the table has them all."
         )
-    page = Page(width_mm, title="The same relations in several models", description=describe(found))
+    description = describe_comparison(found)
+    page = Page(width_mm, title="The same relations in several models", description=description)
     titles = list(dict.fromkeys(found.table["title"]))
     longest = 0.42 * page.width
     left = MARGIN + min(max(text_width(title) for title in titles), longest) + 2.2
@@ -60,11 +61,11 @@ def draw_comparison(found: Comparison, width_mm: float) -> AtlasFigure:
             y += height + 2.6 * LINE + 1.2
     y += height + 1.2 + 1.3 * LINE
     y = page.legend(MARGIN, y, page.inner, _keys(found)) + 0.4 * LINE
-    return page.finish(page.caption(y, describe(found)) + MARGIN)
+    return page.finish(page.caption(y, description) + MARGIN)
 
 
-def describe(found: Comparison) -> str:
-    """What is drawn, and how far the atlases agree."""
+def describe_comparison(found: Comparison) -> str:
+    """Say how to read the figure and how far the atlases agree."""
     parts = [
         "Filled: heads implement the relation; hollow: none does, and the best head is shown all the same. "
         "Lines are 95 % intervals over sources."

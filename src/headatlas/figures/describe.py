@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from headatlas.arrangement.bands import SMALLEST_GROUP, DepthTest, Ints, compare, quartiles, shortest_band
-from headatlas.arrangement.depth import layers_by_category
-from headatlas.arrangement.single_tokens import all_single, single_token_atlas
-from headatlas.figures.words import amount, joined, list_layers, number, p_value
+from headatlas.arrangement.depth import (
+    SMALLEST_GROUP,
+    DepthTest,
+    Ints,
+    all_single,
+    compare_depths,
+    layers_by_category,
+    quartiles,
+    shortest_band,
+    single_token_atlas,
+)
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
@@ -124,7 +132,7 @@ def _finding(atlas: Atlas, heads: pd.DataFrame) -> str:
     )
     scored = set(atlas.included["category"])
     empty = [name for name in atlas.category_names if name not in scored]
-    return text + (f" No relation of {joined(empty)} is scored." if empty else "")
+    return text + (f" No relation of {join_words(empty)} is scored." if empty else "")
 
 
 def _levels(atlas: Atlas, called: pd.DataFrame) -> str:
@@ -134,12 +142,12 @@ def _levels(atlas: Atlas, called: pd.DataFrame) -> str:
         f"{int((called['n_categories'] == level).sum())} in {amount(level, 'category')}"
         for level in range(1, highest + 1)
     ]
-    return joined([*counts, "none in more"] if highest < len(atlas.category_names) else counts)
+    return join_words([*counts, "none in more"] if highest < len(atlas.category_names) else counts)
 
 
 def _panels(atlas: Atlas, called: pd.DataFrame) -> str:
     counts = [(name, sum(name in which for which in called["which"])) for name in atlas.category_names]
-    return joined([f"{name} {n}" for name, n in counts])
+    return join_words([f"{name} {n}" for name, n in counts])
 
 
 def _strongest(atlas: Atlas, heads: pd.DataFrame) -> str:
@@ -163,7 +171,7 @@ def _strongest(atlas: Atlas, heads: pd.DataFrame) -> str:
                 f"{row['layer']}.{row['head']} {_titles(atlas)[row['relation']]} ({row[column]:.2f})"
                 for row in best.to_dict("records")
             ]
-            parts.append(f"{word}: {joined(named)}.")
+            parts.append(f"{word}: {join_words(named)}.")
     suppressing, promoting = (_pairs(table[table[verb]]) for verb in ("suppresses", "implements"))
     if suppressing:
         only, verb = len(suppressing - promoting), "suppresses" if len(suppressing) == 1 else "suppress"
@@ -175,7 +183,7 @@ def _strongest(atlas: Atlas, heads: pd.DataFrame) -> str:
         f"{amount(len(row['relations']), 'relation')})"
         for row in called.iloc[order[:MOST]].to_dict("records")
     ]
-    return " ".join([*parts, f"Carrying most: {joined(carried)}."])
+    return " ".join([*parts, f"Carrying most: {join_words(carried)}."])
 
 
 def _pairs(rows: pd.DataFrame) -> set[tuple[int, int]]:
@@ -212,7 +220,7 @@ def _relations(atlas: Atlas) -> str:
             "many "
             "heads implement + suppress it):"
         )
-    rest = [f"Done by no head (best score): {joined(below)}."] if below else []
+    rest = [f"Done by no head (best score): {join_words(below)}."] if below else []
     return "\n".join([*said, *lines, *rest])
 
 
@@ -227,8 +235,10 @@ def _depth(atlas: Atlas, heads: pd.DataFrame) -> list[str]:
     texts = []
     for name, layers in groups.items():
         low, middle, high = quartiles(layers)
-        texts.append(f"{name} {number(middle)} ({number(low)}–{number(high)})")
-    text = f"Depth, median layer (quartiles): {joined(texts)}; {_comparison(compare(groups), groups)}"
+        texts.append(f"{name} {short_number(middle)} ({short_number(low)}–{short_number(high)})")
+    text = (
+        f"Depth, median layer (quartiles): {join_words(texts)}; {_comparison(compare_depths(groups), groups)}"
+    )
     return [f"{text} {_on_single_tokens(atlas)}".rstrip()]
 
 
@@ -243,14 +253,14 @@ def _comparison(found: DepthTest | None, groups: dict[str, Ints]) -> str:
         return f"not compared: fewer than two have {SMALLEST_GROUP} heads, or all are in one layer."
     test = f"Kruskal–Wallis H = {found.h:.1f}, {p_value(found.p)}, ε² = {found.epsilon2:.2f}"
     left = [name for name in groups if name not in found.sizes]
-    aside = f"; too few heads of {joined(left)}" if left else ""
+    aside = f"; too few heads of {join_words(left)}" if left else ""
     differ = []
     for pair in found.pairs:
         if pair.p <= 0.05:
             early, late = (pair.second, pair.first) if pair.r > 0 else (pair.first, pair.second)
             effect = f"rank-biserial r = {abs(pair.r):.2f}, Holm {p_value(pair.p)}"
             differ.append(f"{late} heads sit later than {early} heads ({effect})")
-    said = joined(differ) if differ else "no pair of categories is shown to differ"
+    said = join_words(differ) if differ else "no pair of categories is shown to differ"
     return f"{said} ({test}{aside}; a head of several categories counts in each)."
 
 
@@ -263,8 +273,8 @@ def _on_single_tokens(atlas: Atlas) -> str:
     groups = _groups(single, single.categories()) if len(single.included) else {}
     if not groups:
         return f"{text} this cannot be repeated."
-    medians = joined([f"{name} {number(quartiles(layers)[1])}" for name, layers in groups.items()])
-    found = compare(groups)
+    medians = join_words([f"{name} {short_number(quartiles(layers)[1])}" for name, layers in groups.items()])
+    found = compare_depths(groups)
     tested = "" if found is None else f", {p_value(found.p)}"
     return f"{text}: {medians}{tested}."
 
@@ -345,7 +355,7 @@ def _other_thresholds(atlas: Atlas) -> str:
     near = [tau for tau in OTHER_TAUS if tau < thresholds.tau - 1e-9][-1:]
     near += [tau for tau in OTHER_TAUS if tau > thresholds.tau + 1e-9][:1]
     counts = [f"{amount(len(_called_heads(atlas, tau)), 'head')} at {tau:g}" for tau in near]
-    text = f"With another smallest score there would be {joined(counts)} instead of "
+    text = f"With another smallest score there would be {join_words(counts)} instead of "
     text += f"{len(_called_heads(atlas, thresholds.tau))}."
     if thresholds.criterion == "calibrated":
         against = "q is against heads that promote the same targets whatever the source"
@@ -364,3 +374,43 @@ def _called_heads(atlas: Atlas, tau: float) -> list[tuple[int, int]]:
     found = atlas.at(tau=tau).categories()
     rows = found[found["n_categories"] > 0]
     return list(zip(rows["layer"], rows["head"], strict=True))
+
+
+# Numbers and lists as words --------------------------------------------------------------------------
+
+_PLURALS = {"category": "categories", "short fixed prefix": "short fixed prefixes"}
+
+
+def amount(n: int, noun: str) -> str:
+    """``1 head``, ``2 heads``, ``2 categories``."""
+    return f"{n} {noun}" if n == 1 else f"{n} {_PLURALS.get(noun, noun + 's')}"
+
+
+def join_words(items: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def list_layers(first: int, last: int) -> str:
+    """``layer 3`` or ``layers 3–7``."""
+    return f"layer {first}" if first == last else f"layers {first}–{last}"
+
+
+def short_number(value: float) -> str:
+    """At most two decimals, no trailing zeros: ``12``, ``12.5``."""
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+def decimal(value: float) -> str:
+    """Two decimals with a true minus sign: ``0.25``, ``−0.03``; a dash for NaN."""
+    return "–" if math.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """``0.25 (0.19 … 0.32)``."""
+    return f"{decimal(value)} ({decimal(low)} … {decimal(high)})"
+
+
+def p_value(value: float, name: str = "p") -> str:
+    """``p = 0.031`` or, below 0.001, ``p < 0.001``."""
+    return f"{name} < 0.001" if value < 0.001 else f"{name} = {value:.2g}"

@@ -12,10 +12,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from headatlas.figures.categories import row_of_titles
 from headatlas.figures.colours import INK
-from headatlas.figures.page import LINE, MARGIN, AtlasFigure, Key, Page, columns, style, text_width
-from headatlas.figures.words import decimal
+from headatlas.figures.describe import decimal
+from headatlas.figures.page import LINE, MARGIN, AtlasFigure, Key, Page, panel_columns, style, text_width
+from headatlas.figures.panels import row_of_titles
 
 _PROMOTION, _SUPPRESSION, _GREY = "#1f7674", "#9c5310", "#8c8c8c"
 _POINT: dict[str, dict[str, Any]] = {
@@ -91,7 +91,7 @@ def draw_agreement(
     )
     page = Page(width_mm, title=title, description=f"{dynamic} against score of the map. {described}.")
     left = MARGIN + LINE + text_width("0.5") + 2.4
-    layout = columns(page, len(panels), 1, left=left, smallest=PANEL, largest=LARGEST_PANEL)
+    layout = panel_columns(page, len(panels), 1, left=left, smallest=PANEL, largest=LARGEST_PANEL)
     rows = layout.rows(panels)
     y = MARGIN
     for row, below in zip(rows, [*rows[1:], ()], strict=True):
@@ -163,7 +163,7 @@ def draw_ablation(
     """Accuracy on a task as heads are ablated.
 
     Args:
-        curves: As :func:`headatlas.evidence.curves.curves` makes them.
+        curves: As :func:`headatlas.evidence.statistics.curves` makes them.
         titles: Control relation → how people call it.
         title: Above the panel.
         caption: The lines under it.

@@ -1,4 +1,4 @@
-"""What the figures plot, as plain arrays and tables: no drawing here.
+"""The plotted numbers as plain arrays and tables: no drawing here.
 
 Arrays are [n_layers, n_heads]. A layer that is not mapped is False in ``mapped`` and holds no numbers.
 """
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from headatlas.atlas import Atlas
 
 ALL = "All Categories"
+
+Which = str | Sequence[str] | None
+"""Panels or relations by name; all of them for None."""
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
@@ -189,7 +192,7 @@ def relation_grids(atlas: Atlas) -> list[RelationGrid]:
     return grids
 
 
-def choose(which: str | Sequence[str] | None, known: Sequence[str], what: str) -> list[str]:
+def choose(which: Which, known: Sequence[str], what: str) -> list[str]:
     """The names meant by ``which`` (case does not matter), in the order given; all of them for None.
 
     Raises:
@@ -204,3 +207,61 @@ def choose(which: str | Sequence[str] | None, known: Sequence[str], what: str) -
         found = f"no {what} {wrong[0]!r}" if wrong else f"nothing asked for as {what}"
         raise HeadatlasError(f"this atlas has {found}; choose from {', '.join(known)}.")
     return list(dict.fromkeys(by_name[name.casefold()] for name in asked))
+
+
+# Tables, to be written beside a figure ---------------------------------------------------------------
+
+
+def categories_table(atlas: Atlas) -> pd.DataFrame:
+    """One row per mapped head: layer, head, n_categories (its colour), one 0/1 column per category panel, and
+    relations, the relations it promotes or suppresses, joined with ``;``."""
+    frame = atlas.categories()
+    table = frame[["layer", "head", "n_categories"]].astype(int)
+    for name in atlas.category_names:
+        table[name] = np.array([name in which for which in frame["which"]], dtype=int)
+    table["relations"] = np.array([";".join(names) for names in frame["relations"]], dtype=object)
+    return table
+
+
+def relations_table(atlas: Atlas) -> pd.DataFrame:
+    """One row per mapped head × scored relation: layer, head, relation, category, score, suppression, shown
+    (the plotted number: the score, or minus the suppression where that is larger), implements, suppresses."""
+    table = atlas.table()[["layer", "head", "relation", "category", "score", "suppression"]].copy()
+    score, suppression = (table[name].to_numpy(dtype=float) for name in ("score", "suppression"))
+    table["shown"] = np.where(suppression > score, -suppression, score)
+    for name in ("implements", "suppresses"):
+        table[name] = atlas.table()[name].to_numpy(dtype=bool)
+    return table
+
+
+def layers_table(atlas: Atlas) -> pd.DataFrame:
+    """One row per panel and mapped layer: panel, layer, n_heads, heads (how many belong to the panel), share,
+    share_1 … share_n (of all heads of the layer: those of the panel with so many categories), control (mean
+    score of the states alone over the panel's relations)."""
+    grid = category_grid(atlas)
+    parts = []
+    layers = np.flatnonzero(grid.mapped)
+    for panel in grid.panels:
+        shown = grid.shown(panel)[layers]
+        n_heads = shown.shape[1]
+        heads = (shown > 0).sum(axis=1)
+        levels = {
+            f"share_{level}": (shown == level).sum(axis=1) / n_heads for level in range(1, grid.n_levels + 1)
+        }
+        parts.append(
+            pd.DataFrame(
+                {
+                    "panel": panel,
+                    "layer": layers,
+                    "n_heads": n_heads,
+                    "heads": heads,
+                    "share": heads / n_heads,
+                    **levels,
+                    "control": grid.control[panel][layers],
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+TABLES = {"categories": categories_table, "relations": relations_table, "layers": layers_table}

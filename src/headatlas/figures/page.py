@@ -216,7 +216,7 @@ class Page:
 
 
 @dataclass(frozen=True)
-class Columns:
+class PanelColumns:
     """Panels side by side, in as many rows as the width asks for.
 
     Attributes:
@@ -240,7 +240,7 @@ class Columns:
         return [items[at : at + n] for at in range(0, len(items), n)]
 
 
-def columns(
+def panel_columns(
     page: Page,
     n_panels: int,
     n_cells: int,
@@ -249,7 +249,7 @@ def columns(
     smallest: float = 22.0,
     largest: float | None = None,
     balance: bool = True,
-) -> Columns:
+) -> PanelColumns:
     """Divide a page's width into panels of n cells each.
 
     Args:
@@ -270,7 +270,7 @@ def columns(
     cell = dots * DOT if dots and dots * DOT * n_cells > 0.92 * width else width / n_cells
     # Panels of a full width spread over the room; the small ones of a small model stand together.
     pitch = (room - cell * n_cells) / (n - 1) if n > 1 and width < largest else width + gap
-    return Columns(tuple(snap(left + number * pitch) for number in range(n)), cell * n_cells, cell)
+    return PanelColumns(tuple(snap(left + number * pitch) for number in range(n)), cell * n_cells, cell)
 
 
 def snap(length: float) -> float:

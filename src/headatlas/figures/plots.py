@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import io
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import escape
 
 from headatlas.addresses import output_path
 from headatlas.errors import HeadatlasError
 from headatlas.figures.describe import alt_text
-from headatlas.figures.saving import figure_format, save
-from headatlas.figures.tables import TABLES
+from headatlas.figures.grids import TABLES, Which, grid_of_table
 from headatlas.files import atomic_write
 
 if TYPE_CHECKING:
@@ -21,18 +23,17 @@ if TYPE_CHECKING:
     from headatlas.atlas import Atlas
 
 KINDS = tuple(TABLES)
+FORMATS = ("png", "svg", "pdf")
 WIDTH_MM = 170.0
-
-Which = str | Sequence[str] | None
 
 
 class Plots:
     """The figures of one atlas.
 
-    Every method returns a matplotlib Figure of exactly ``width_mm`` with legend and caption, drawn without
-    pyplot. Given ``ax``, it draws one panel into those axes instead, with axis names, title and, unless
-    ``caption`` is False, the caption under them; nothing else of the user's figure is touched. Every level
-    has a labelled artist, so ``ax.legend()`` gives the legend.
+    Every method returns a matplotlib Figure of exactly ``width_mm`` (170 by default) with legend and caption,
+    drawn without pyplot. Given ``ax``, it draws one panel into those axes instead, which have a size of their
+    own, with axis names, title and, unless ``caption`` is False, the caption under them; nothing else of the
+    user's figure is touched. Every level has a labelled artist, so ``ax.legend()`` gives the legend.
 
     Layers run from 0 at the left, heads from 0 at the bottom.
     """
@@ -41,73 +42,99 @@ class Plots:
         self._atlas = atlas
 
     def categories(
-        self, *, ax: Axes | None = None, width_mm: float = WIDTH_MM, which: Which = None, caption: bool = True
+        self,
+        *,
+        ax: Axes | None = None,
+        width_mm: float | None = None,
+        which: Which = None,
+        caption: bool = True,
     ) -> Figure:
         """Which heads belong to how many categories: a panel for all, and one for each.
 
         Args:
             ax: Draw one panel here (``which``; All Categories by default).
-            width_mm: Width of the figure, 30 to 1000.
+            width_mm: Width of the figure, 30 to 1000; not with ``ax``.
             which: Panels, by name (``"All Categories"`` or a category); all by default.
             caption: Whether to write the caption under it.
 
         Raises:
-            HeadatlasError: The width is out of range, or there is no such panel.
+            HeadatlasError: The width is out of range or given with ``ax``, or there is no such panel.
         """
-        from headatlas.figures import axes_mode
-        from headatlas.figures.categories import draw_categories
-        from headatlas.figures.grids import category_grid
-
-        if ax is not None:
-            return axes_mode.categories(self._atlas, ax, which, caption=caption)
-        title = f"Categories of the heads of {self._atlas.model_name}"
-        return draw_categories(
-            category_grid(self._atlas), width_mm, which, title=title, **self._words("categories", caption)
-        )
+        return self._draw("categories", ax, width_mm, which, caption=caption)
 
     def relations(
-        self, *, ax: Axes | None = None, width_mm: float = WIDTH_MM, which: Which = None, caption: bool = True
+        self,
+        *,
+        ax: Axes | None = None,
+        width_mm: float | None = None,
+        which: Which = None,
+        caption: bool = True,
     ) -> Figure:
         """Every head's score on every relation: colour by promotion or, where larger, suppression; heads that
         are called outlined, those that suppress marked with a minus.
 
         Args:
             ax: Draw one relation here (``which``; required).
-            width_mm: Width of the figure, 30 to 1000.
+            width_mm: Width of the figure, 30 to 1000; not with ``ax``.
             which: Relations (name or title) or categories; all by default.
             caption: Whether to write the caption under it.
 
         Raises:
-            HeadatlasError: The width is out of range, or there is no such relation, or none is scored.
+            HeadatlasError: The width is out of range or given with ``ax``, or there is no such relation, or
+                none is scored.
         """
-        from headatlas.figures import axes_mode
-        from headatlas.figures.relations import draw_relations
-
-        if ax is not None:
-            return axes_mode.relation(self._atlas, ax, which, caption=caption)
-        return draw_relations(self._atlas, width_mm, which, **self._words("relations", caption))
+        return self._draw("relations", ax, width_mm, which, caption=caption)
 
     def layers(
-        self, *, ax: Axes | None = None, width_mm: float = WIDTH_MM, which: Which = None, caption: bool = True
+        self,
+        *,
+        ax: Axes | None = None,
+        width_mm: float | None = None,
+        which: Which = None,
+        caption: bool = True,
     ) -> Figure:
         """Share of each layer's heads in each category, by number of categories; the no-head control (share
         of sources that the state itself answers, mean over the panel's relations) as a dashed line.
 
         Args:
             ax: Draw one panel here (``which``; All Categories by default).
-            width_mm: Width of the figure, 30 to 1000.
+            width_mm: Width of the figure, 30 to 1000; not with ``ax``.
             which: Panels, by name; all by default.
             caption: Whether to write the caption under it.
 
         Raises:
-            HeadatlasError: The width is out of range, or there is no such panel.
+            HeadatlasError: The width is out of range or given with ``ax``, or there is no such panel.
         """
-        from headatlas.figures import axes_mode
-        from headatlas.figures.layers import draw_layers
+        return self._draw("layers", ax, width_mm, which, caption=caption)
+
+    def _draw(
+        self, kind: str, ax: Axes | None, width_mm: float | None, which: Which, *, caption: bool
+    ) -> Figure:
+        from headatlas.figures import categories, relations
 
         if ax is not None:
-            return axes_mode.profile(self._atlas, ax, which, caption=caption)
-        return draw_layers(self._atlas, width_mm, which, **self._words("layers", caption))
+            if width_mm is not None:
+                raise HeadatlasError(
+                    "`width_mm`: the axes given with `ax` have a size of their own; leave it out."
+                )
+            draw_in = {
+                "categories": categories.draw_category_in,
+                "relations": relations.draw_relation_in,
+                "layers": categories.draw_profile_in,
+            }[kind]
+            return draw_in(self._atlas, ax, which, caption=caption)
+        draw = {
+            "categories": categories.draw_categories,
+            "relations": relations.draw_relations,
+            "layers": categories.draw_layers,
+        }[kind]
+        return draw(
+            self._atlas,
+            WIDTH_MM if width_mm is None else width_mm,
+            which,
+            description=alt_text(self._atlas, kind),
+            caption=self._atlas.caption() if caption else "",
+        )
 
     def behaviours(self, *, width_mm: float = WIDTH_MM, which: Which = None, caption: bool = True) -> Figure:
         """Where heads look on the shipped texts: a panel a behaviour, coloured by the share of attention.
@@ -129,15 +156,8 @@ class Plots:
         title = f"Where the heads of {self._atlas.model_name} look"
         return draw_behaviours(frame, shape, width_mm, which, title=title, caption=words)
 
-    def _words(self, kind: str, caption: bool) -> dict[str, str]:
-        """The alternative text of a figure, and its caption if it is to have one."""
-        return {
-            "description": alt_text(self._atlas, kind),
-            "caption": self._atlas.caption() if caption else "",
-        }
-
     def data(self, kind: str) -> pd.DataFrame:
-        """What a figure plots, as a table; the columns are described in :mod:`headatlas.figures.tables`.
+        """What a figure plots, as a table; the columns are described in :mod:`headatlas.figures.grids`.
 
         Raises:
             HeadatlasError: There is no such figure.
@@ -169,23 +189,18 @@ def plot_categories(
     Raises:
         HeadatlasError: A column is missing, a number is no layer or head, or there is no such panel.
     """
-    from headatlas.figures.categories import draw_categories
-    from headatlas.figures.grids import grid_of_table
+    from headatlas.figures.categories import draw_category_grid
 
     grid = grid_of_table(table, shape)
-    return draw_categories(grid, width_mm, which, title=title, description=caption or title, caption=caption)
+    return draw_category_grid(
+        grid, width_mm, which, title=title, description=caption or title, caption=caption
+    )
 
 
 def plot(
-    atlas: Atlas,
-    kind: str,
-    path: str | Path,
-    width_mm: float = WIDTH_MM,
-    *,
-    which: Which = None,
-    data: bool = False,
-) -> list[Path]:
-    """Draw a figure into a file, and with ``data`` write the plotted numbers beside it as CSV.
+    atlas: Atlas, kind: str, path: str | Path, width_mm: float = WIDTH_MM, *, which: Which = None
+) -> Path:
+    """Draw a figure into a file.
 
     Args:
         kind: ``"categories"``, ``"relations"`` or ``"layers"``.
@@ -194,18 +209,14 @@ def plot(
         which: Panels or relations; all by default.
 
     Returns:
-        The files written.
+        The file written.
 
     Raises:
         HeadatlasError: No such figure or format, a width out of range, or the file cannot be written.
     """
-    plots = Plots(atlas)
-    draw: dict[str, Callable[..., Figure]] = {name: getattr(plots, name) for name in KINDS}
     figure_format(path)
-    written = [save(draw[check_kind(kind)](width_mm=width_mm, which=which), path)]
-    if data:
-        written.append(write_data(atlas, kind, output_path(path).with_suffix(".csv")))
-    return written
+    draw: Callable[..., Figure] = getattr(Plots(atlas), check_kind(kind))
+    return save(draw(width_mm=width_mm, which=which), path)
 
 
 def write_data(atlas: Atlas, kind: str, path: str | Path) -> Path:
@@ -230,3 +241,64 @@ def check_kind(kind: str) -> str:
     if kind not in KINDS:
         raise HeadatlasError(f"`kind`: there is no figure {kind!r}; choose from {', '.join(KINDS)}.")
     return kind
+
+
+# Files ------------------------------------------------------------------------------------------------
+
+
+def figure_format(path: str | Path) -> str:
+    """The format a file name asks for.
+
+    Raises:
+        HeadatlasError: Its suffix is none of .png, .svg and .pdf.
+    """
+    suffix = output_path(path).suffix.lower().removeprefix(".")
+    if suffix not in FORMATS:
+        found = f"the suffix is .{suffix}" if suffix else "there is no suffix"
+        raise HeadatlasError(f"{path}: {found}; a figure can be .png, .svg or .pdf.")
+    return suffix
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure; the format follows the suffix. PNG has 300 dots per inch.
+
+    The file holds the figure's title and description: ``<title>`` and ``<desc>`` in SVG, Title and Subject in
+    PDF, Title and Description in PNG. It holds no date, so the same figure gives the same bytes.
+
+    Raises:
+        HeadatlasError: The suffix is not known, or the file cannot be written.
+    """
+    target = output_path(path)
+    data = figure_bytes(figure, figure_format(target))
+    with atomic_write(target) as temporary:
+        temporary.write_bytes(data)
+    return target
+
+
+def figure_bytes(figure: Figure, file_format: str) -> bytes:
+    """What :func:`save` writes, for pages and notebooks."""
+    from headatlas.figures.page import DPI, style
+
+    title, description = getattr(figure, "title", ""), getattr(figure, "description", "")
+    metadata: dict[str, dict[str, Any]] = {
+        "png": {"Title": title, "Description": description},
+        "svg": {"Title": title, "Date": None},
+        "pdf": {"Title": title, "Subject": description, "CreationDate": None},
+    }
+    chosen = {name: value for name, value in metadata[file_format].items() if value != ""}
+    buffer = io.BytesIO()
+    with style():
+        figure.savefig(buffer, format=file_format, dpi=DPI, metadata=chosen)
+    data = buffer.getvalue()
+    return _describe_svg(data, title, description) if file_format == "svg" else data
+
+
+def _describe_svg(data: bytes, title: str, description: str) -> bytes:
+    """Add what a screen reader reads: role, label and ``<desc>``."""
+    if not (title and description):
+        return data
+    text = data.decode("utf-8")
+    text = text.replace("<svg ", '<svg role="img" aria-labelledby="title desc" ', 1)
+    text = text.replace("<title>", '<title id="title">', 1)
+    wanted = f'</title>\n <desc id="desc">{escape(description)}</desc>'
+    return re.sub("</title>", lambda _: wanted, text, count=1).encode("utf-8")

@@ -8,33 +8,42 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patches import Ellipse
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse, PathPatch
+from matplotlib.path import Path
 from numpy.typing import NDArray
 
 from headatlas.errors import HeadatlasError
-from headatlas.figures import cells
-from headatlas.figures.categories import (
-    axis_height,
-    axis_room,
-    finish_axes,
-    not_mapped_key,
-    row_of_titles,
-)
 from headatlas.figures.colours import INK, score_colours
-from headatlas.figures.grids import RelationGrid, choose, relation_grids
+from headatlas.figures.grids import RelationGrid, Which, choose, relation_grids
 from headatlas.figures.page import (
     LINE,
     MARGIN,
     MM,
     AtlasFigure,
-    Columns,
     Key,
     Page,
-    columns,
+    PanelColumns,
+    panel_columns,
     panel_height,
     style,
     text_width,
     wrap,
+)
+from headatlas.figures.panels import (
+    CELL_FOR_LINES,
+    axis_height,
+    axis_room,
+    cell_size,
+    fill,
+    finish_axes,
+    finish_user_axes,
+    not_mapped_key,
+    only_panel,
+    outline,
+    prepare_panel,
+    row_of_titles,
+    separate,
 )
 
 if TYPE_CHECKING:
@@ -50,14 +59,14 @@ BAR = 2.4
 
 @style()
 def draw_relations(
-    atlas: Atlas, width_mm: float, which: str | Sequence[str] | None, *, description: str, caption: str
+    atlas: Atlas, width_mm: float, which: Which, *, description: str, caption: str
 ) -> AtlasFigure:
     """The whole figure; ``which`` chooses relations or whole categories."""
     grids = chosen_grids(atlas, which)
     page = Page(
         width_mm, title=f"Relation scores of the heads of {atlas.model_name}", description=description
     )
-    layout = columns(
+    layout = panel_columns(
         page, len(grids), atlas.n_layers, left=axis_room(atlas.n_heads), smallest=25.0, balance=False
     )
     height = panel_height(atlas.n_heads, layout.cell, layout.width, flat=0.8)
@@ -96,7 +105,7 @@ def pack(grids: Sequence[RelationGrid], n_columns: int) -> list[list[tuple[str, 
     return rows
 
 
-def _headings(page: Page, layout: Columns, y: float, row: Sequence[tuple[str, RelationGrid]]) -> float:
+def _headings(page: Page, layout: PanelColumns, y: float, row: Sequence[tuple[str, RelationGrid]]) -> float:
     """The categories' names above a row, cut to the room they have; returns the height below them."""
     starts = [at for at, (heading, _) in enumerate(row) if heading]
     deepest = 1
@@ -109,7 +118,7 @@ def _headings(page: Page, layout: Columns, y: float, row: Sequence[tuple[str, Re
     return y + deepest * LINE + 0.3
 
 
-def chosen_grids(atlas: Atlas, which: str | Sequence[str] | None) -> list[RelationGrid]:
+def chosen_grids(atlas: Atlas, which: Which) -> list[RelationGrid]:
     """The scored relations asked for, by name, title or category, in panel order.
 
     Raises:
@@ -133,28 +142,37 @@ def draw_relation_panel(ax: Axes, grid: RelationGrid, mapped: NDArray[np.bool_],
     Args:
         cell: Smaller side of a cell in millimetres, which decides how thick outlines are.
     """
-    cells.prepare(ax, mapped, grid.score.shape[1])
+    prepare_panel(ax, mapped, grid.score.shape[1])
     shown = np.nan_to_num(grid.shown)
     step = np.minimum(np.rint(np.abs(shown) * STEPS), STEPS).astype(int)
     for sign in (1, -1):
         palette = score_colours(STEPS + 1, suppression=sign < 0)
         for level in np.unique(step[(np.sign(shown) == sign) & (step > 0)]):
-            cells.fill(ax, (step == level) & (np.sign(shown) == sign), palette[level], zorder=1)
-    if cell >= cells.CELL_FOR_LINES:
-        cells.separate(ax, *shown.shape)
+            fill(ax, (step == level) & (np.sign(shown) == sign), palette[level], zorder=1)
+    if cell >= CELL_FOR_LINES:
+        separate(ax, *shown.shape)
     width = min(0.7, 0.14 * cell / MM * 72)
-    cells.outline(ax, grid.implements, width, zorder=3)
-    cells.outline(ax, grid.suppresses, width, zorder=3)
+    outline(ax, grid.implements, width, zorder=3)
+    outline(ax, grid.suppresses, width, zorder=3)
     _bars(ax, grid.suppresses)
     _dots(ax, grid.with_context & ~grid.by_ablation, WITH_CONTEXT)
     _dots(ax, grid.by_ablation, BY_ABLATION)
 
 
+def draw_relation_in(atlas: Atlas, ax: Axes, which: Which, *, caption: bool) -> Figure:
+    """Draw one relation into the user's axes."""
+    if which is None:
+        raise HeadatlasError(
+            "one axes holds one relation: say which, as in relations(ax=ax, which='country_to_capital')."
+        )
+    name = only_panel([grid.relation for grid in chosen_grids(atlas, which)])
+    grid = next(grid for grid in chosen_grids(atlas, which) if grid.relation == name)
+    draw_relation_panel(ax, grid, atlas.layers_done, cell=cell_size(ax, *grid.score.shape))
+    return finish_user_axes(atlas, ax, grid.title, heads=True, caption=caption)
+
+
 def _bars(ax: Axes, mask: NDArray[np.bool_]) -> None:
     """A minus sign in each cell of a mask: suppression, for those who print in grey."""
-    from matplotlib.patches import PathPatch
-    from matplotlib.path import Path
-
     x, y = np.nonzero(mask)
     if len(x) == 0:
         return
@@ -189,7 +207,7 @@ def relation_keys(atlas: Atlas, grids: Sequence[RelationGrid]) -> list[Key]:
 
 
 def _scale(
-    page: Page, layout: Columns, keys: Sequence[Key], last_row: tuple[float, float, float], filled: int
+    page: Page, layout: PanelColumns, keys: Sequence[Key], last_row: tuple[float, float, float], filled: int
 ) -> float:
     """The colour bar and the legend: in the free corner of the last row if they fit, or below it.
 

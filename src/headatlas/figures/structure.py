@@ -8,8 +8,9 @@ import numpy as np
 
 from headatlas.arrangement.depth import CategoryDepth
 from headatlas.arrangement.groups import Likeness
-from headatlas.arrangement.summary import Structure
+from headatlas.arrangement.model_structure import Structure
 from headatlas.figures.colours import BLANK, INK, level_colours, score_colours
+from headatlas.figures.describe import decimal, p_value
 from headatlas.figures.page import (
     LINE,
     MARGIN,
@@ -21,7 +22,6 @@ from headatlas.figures.page import (
     text_width,
     wrap,
 )
-from headatlas.figures.words import decimal, p_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

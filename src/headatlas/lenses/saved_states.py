@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from headatlas.atlas.store import atomic_folder
 from headatlas.errors import HeadatlasError
+from headatlas.files import atomic_folder
 from headatlas.lenses.lens import LayerStates
 
 INDEX = "states.json"

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headatlas.atlas.calibrate import CELL_BEYOND
 from headatlas.atlas.layout import Layout, RelationBlock
-from headatlas.atlas.store import LayerRanks
+from headatlas.atlas.store import CELL_BEYOND, LayerRanks
 from headatlas.mapping.bounds import Bounded, in_head, projecting_pays
 from headatlas.mapping.full_vocabulary import Entries, distinct, numbered, rank_entries
 from headatlas.mapping.inputs import LayerInputs

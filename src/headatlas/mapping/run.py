@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from headatlas.addresses import output_path, shown
 from headatlas.architectures import RightMap
 from headatlas.atlas import Atlas
-from headatlas.atlas.derived import store_scores
+from headatlas.atlas.relation_scores import store_scores
 from headatlas.atlas.store import ATLAS_NAME, AtlasWriter, LayerRanks, create_store, read_store, remove_atlas
 from headatlas.errors import HeadatlasError
 from headatlas.files import check_writable

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from headatlas.arrangement import compare
-from headatlas.arrangement.across import labels_of, permutation_spearman
+from headatlas.arrangement.comparison import labels_of, permutation_spearman
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.figures import save

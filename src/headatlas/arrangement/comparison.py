@@ -1,4 +1,4 @@
-"""The same relation in several atlases: its best head, how deep that sits, how many heads, and agreement."""
+"""Compare atlases relation by relation: the best head, how deep it sits, how many heads, and agreement."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 FEWEST = 5
-"""RelationAgreement over fewer relations is not computed."""
+"""A correlation over fewer relations is not computed."""
 RESAMPLES = 9_999
 
 COLUMNS = (

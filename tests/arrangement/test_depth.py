@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from headatlas.arrangement.bands import compare, holm, quartiles, shortest_band
+from headatlas.arrangement.depth import compare_depths, holm, quartiles, shortest_band
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=30), st.sampled_from([0.5, 0.8, 1.0]))
@@ -41,7 +41,7 @@ def test_holm_by_hand() -> None:
 
 def test_separate_groups_have_the_largest_effect() -> None:
     groups = {"early": np.arange(6), "late": np.arange(10, 16), "few": np.array([3])}
-    found = compare(groups)
+    found = compare_depths(groups)
     assert found is not None
     assert found.sizes == {"early": 6, "late": 6}
     assert found.pairs[0].r == -1.0
@@ -53,7 +53,7 @@ def test_separate_groups_have_the_largest_effect() -> None:
 def test_rank_biserial_is_the_difference_of_favourable_pairs() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 9, 11), rng.integers(2, 12, 7)
-    found = compare({"a": a, "b": b})
+    found = compare_depths({"a": a, "b": b})
     assert found is not None
     assert found.pairs[0].r == pytest.approx(float(np.sign(a[:, None] - b[None, :]).mean()))
 
@@ -67,4 +67,4 @@ def test_rank_biserial_is_the_difference_of_favourable_pairs() -> None:
     ],
 )
 def test_nothing_to_compare(groups: dict[str, np.ndarray]) -> None:
-    assert compare(groups) is None
+    assert compare_depths(groups) is None
