@@ -12,13 +12,7 @@ _UNLISTED = 99
 
 # Grammar's words have entries in dictionaries too, as names of letters, metals and states.
 _FUNCTION_WORDS = frozenset(
-    "a an the i me my mine we us our ours you your yours he him his she her hers it its they them their theirs "
-    "this that these those who whom whose which what and or but nor so if as at by for from in into of off on "
-    "onto out over to up with about above after against along among around before behind below beneath beside "
-    "between beyond down during except inside near outside per since than then there here through under until "
-    "upon when where while why how not no all any both each every either neither some such same other another "
-    "is am are was were be been being have has had having do does did done doing can could may might must shall "
-    "should will would let one two three four five six seven eight nine ten".split()
+    ["a", "an", "the", "i", "me", "my", "mine", "we", "us", "our", "ours", "you", "your", "yours", "he", "him", "his", "she", "her", "hers", "it", "its", "they", "them", "their", "theirs", "this", "that", "these", "those", "who", "whom", "whose", "which", "what", "and", "or", "but", "nor", "so", "if", "as", "at", "by", "for", "from", "in", "into", "of", "off", "on", "onto", "out", "over", "to", "up", "with", "about", "above", "after", "against", "along", "among", "around", "before", "behind", "below", "beneath", "beside", "between", "beyond", "down", "during", "except", "inside", "near", "outside", "per", "since", "than", "then", "there", "here", "through", "under", "until", "upon", "when", "where", "while", "why", "how", "not", "no", "all", "any", "both", "each", "every", "either", "neither", "some", "such", "same", "other", "another", "is", "am", "are", "was", "were", "be", "been", "being", "have", "has", "had", "having", "do", "does", "did", "done", "doing", "can", "could", "may", "might", "must", "shall", "should", "will", "would", "let", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 )
 
 

@@ -53,7 +53,7 @@ def article(store: Store) -> Pairs:
         if len(said) == 1 and english.known(noun, 35) and english.forms(noun, "NNS"):
             found["an" if said.pop() else "a"].append(noun)
     most = min(len(nouns) for nouns in found.values())
-    pairs = {noun: [kind] for kind, nouns in found.items() for noun in nouns[: min(most, 150)]}
+    pairs = {noun: [kind] for kind, nouns in found.items() for noun in nouns[: min(most, 100)]}
     return dict(sorted(pairs.items(), key=lambda pair: english.order(pair[0])))
 
 

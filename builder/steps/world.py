@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from builder.facts import Pairs
+from builder.facts import HERE, Pairs, read_facts
 from builder.store import Store
 
 # Names in everyday use that differ from CLDR's.
 _NAMES = {"BA": "Bosnia", "CD": "Congo", "CG": "Congo", "CI": "Ivory Coast", "CZ": "Czechia", "HK": "Hong Kong",
-          "KP": "North Korea", "KR": "South Korea", "MM": "Myanmar", "PS": "Palestine", "TR": "Turkey", "MK": "Macedonia"}  # fmt: skip
+          "KP": "North Korea", "KR": "South Korea", "MM": "Myanmar", "PS": "Palestine", "TR": "Turkey", "MK": "Macedonia", "TT": "Trinidad"}  # fmt: skip
 _ALSO = {
     "US": ["America", "USA", "US"],
     "GB": ["UK", "Britain", "England"],
@@ -31,12 +31,8 @@ _CONTINENTS = {
 _TWO_CONTINENTS = {"RU": ["Asia"], "TR": ["Europe"], "EG": ["Asia"], "KZ": ["Europe"], "CY": ["Asia"], "AM": ["Europe"],
                    "AZ": ["Europe"], "GE": ["Europe", "Asia"], "AU": ["Australia"]}  # fmt: skip
 _SMALLEST = 250_000
-_LANGUAGES = (
-    "Python Ruby Perl Java JavaScript TypeScript C C++ C# Go Rust Swift Kotlin Scala PHP HTML CSS JSON YAML XML SQL "
-    "Haskell OCaml Lua R Julia MATLAB Shell PowerShell Dart Elixir Erlang Clojure Fortran COBOL Pascal Groovy "
-    "Markdown TeX Vue SCSS Less TOML INI CMake Assembly F# Scheme Prolog Racket Tcl VHDL Verilog Solidity GraphQL "
-    "Crystal Nim Zig D Ada CSV Batchfile CoffeeScript Cuda Makefile SVG Svelte Stylus Sass WebAssembly LLVM HCL Jupyter"
-).split()
+_TERRITORIES = {"RE", "MO", "GP", "MQ", "NC", "YT", "PF", "EH"}  # parts of, or claimed by, other countries
+_LANGUAGES = ["Python", "Ruby", "Perl", "Java", "JavaScript", "TypeScript", "C", "C++", "C#", "Go", "Rust", "Swift", "Kotlin", "Scala", "PHP", "HTML", "CSS", "JSON", "YAML", "XML", "SQL", "Haskell", "OCaml", "Lua", "R", "Julia", "MATLAB", "Shell", "PowerShell", "Dart", "Elixir", "Erlang", "Clojure", "Fortran", "COBOL", "Pascal", "Groovy", "Markdown", "TeX", "Vue", "SCSS", "Less", "TOML", "INI", "CMake", "Assembly", "F#", "Scheme", "Prolog", "Racket", "Tcl", "VHDL", "Verilog", "Solidity", "GraphQL", "Crystal", "Nim", "Zig", "D", "Ada", "CSV", "Batchfile", "CoffeeScript", "Cuda", "Makefile", "SVG", "Svelte", "Stylus", "Sass", "WebAssembly", "LLVM", "HCL", "Jupyter"]
 _BRITISH = [
     ("our", "or"), ("is", "iz"), ("ys", "yz"), ("ll", "l"), ("tre", "ter"), ("bre", "ber"), ("ence", "ense"),
     ("ae", "e"), ("oe", "e"), ("ogue", "og"), ("mme", "m"), ("l", "ll"), ("grey", "gray"), ("que", "ck"), ("ph", "f"),
@@ -52,7 +48,7 @@ def _countries(store: Store) -> list[tuple[str, str, dict[str, Any]]]:
     found = [
         (code, _NAMES.get(code, names[code]), entry)
         for code, entry in store.countries.items()
-        if code in names and entry["capital"] and int(entry["population"]) >= _SMALLEST
+        if code in names and code not in _TERRITORIES and entry["capital"] and int(entry["population"]) >= _SMALLEST
     ]
     return sorted(found, key=lambda item: -int(item[2]["population"]))
 
@@ -137,33 +133,16 @@ def city(store: Store) -> Pairs:
 
 def us_city(store: Store) -> Pairs:
     """City of the United States → every state that has a town of the name."""
+    states = {codes[0]: state for state, codes in read_facts(HERE / "facts" / "us_state_to_code.txt").items()}
     pairs: Pairs = {}
     for place in sorted(store.cities.values(), key=lambda c: -c["population"]):
         name = place["name"]
-        state = _STATES.get(place["admin1code"])
+        state = states.get(place["admin1code"])
         if place["countrycode"] != "US" or state is None or name == state:
             continue
         if name in pairs or (place["population"] >= 90_000 and name.lower() not in store.english.level):
             pairs.setdefault(name, []).extend(s for s in [state] if s not in pairs[name])
     return pairs
-
-
-_STATES = dict(
-    line.split(" ", 1)
-    for line in (
-        "AL Alabama,AK Alaska,AZ Arizona,AR Arkansas,CA California,CO Colorado,CT Connecticut,DE Delaware,FL Florida,"
-        "GA Georgia,HI Hawaii,ID Idaho,IL Illinois,IN Indiana,IA Iowa,KS Kansas,KY Kentucky,LA Louisiana,ME Maine,"
-        "MD Maryland,MA Massachusetts,MI Michigan,MN Minnesota,MS Mississippi,MO Missouri,MT Montana,NE Nebraska,"
-        "NV Nevada,NH New Hampshire,NJ New Jersey,NM New Mexico,NY New York,NC North Carolina,ND North Dakota,OH Ohio,"
-        "OK Oklahoma,OR Oregon,PA Pennsylvania,RI Rhode Island,SC South Carolina,SD South Dakota,TN Tennessee,TX Texas,"
-        "UT Utah,VT Vermont,VA Virginia,WA Washington,WV West Virginia,WI Wisconsin,WY Wyoming"
-    ).split(",")
-)
-
-
-def us_state_code(_: Store) -> Pairs:
-    """State of the United States → its two letters."""
-    return {name: [code] for code, name in _STATES.items()}
 
 
 def emoji_name(store: Store) -> Pairs:
@@ -241,7 +220,6 @@ STEPS = {
     "country_in": country_in,
     "city": city,
     "us_city": us_city,
-    "us_state_code": us_state_code,
     "emoji_name": emoji_name,
     "brackets": brackets,
     "extension_to_language": extension_to_language,
