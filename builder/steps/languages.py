@@ -7,6 +7,7 @@ import unicodedata
 from builder.facts import HERE, Pairs, read_facts
 from builder.store import Store
 
+_FIRST_PICTURE = 0x2300  # before it come punctuation, currencies and mathematics
 _CASED_NOUNS = {"de"}
 _NUMBERED_MONTHS = {"zh", "ja", "ko"}
 # Names of pictures that are not what the English word mostly means, or that languages name by the picture's looks.
@@ -31,7 +32,8 @@ def _cldr(store: Store, code: str) -> dict[str, str]:
     names: dict[str, str] = {}
     for emoji, word in english.items():
         target = other.get(emoji, "")
-        if store.english.known(word) and word not in _UNCLEAR and _one_word(target):
+        picture = ord(emoji[0]) >= _FIRST_PICTURE
+        if picture and store.english.known(word) and word not in _UNCLEAR and _one_word(target):
             names.setdefault(word, target if code in _CASED_NOUNS else target.lower())
     return found | {word: names[word] for word in sorted(names, key=store.english.order)}
 

@@ -6,26 +6,23 @@ from builder.facts import Pairs
 from builder.store import Store
 
 _VOWELS = ("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW")
-_MOST_RHYMES = 40
+_MOST_RHYMES = 60
 
 
 def rhyme(store: Store) -> Pairs:
     """Word → common words that sound alike from the stressed vowel on, with another beginning."""
     english = store.english
-    words = [w for w in english.words if english.known(w, 20) and len(store.pronunciations.get(w, ())) == 1]
+    common = [w for w, level in english.level.items() if level <= 20 and english.known(w) and len(w) > 1]
+    common = [w for w in common if len(store.pronunciations.get(w, ())) == 1]
     by_end: dict[str, list[str]] = {}
-    for word in words:
-        by_end.setdefault(_ending(store.pronunciations[word][0]), []).append(word)
+    for word in sorted(common, key=english.order):
+        by_end.setdefault(_ending(store, word), []).append(word)
     pairs = {}
-    for word in words:
-        said = store.pronunciations[word][0]
-        others = [
-            o
-            for o in by_end[_ending(said)]
-            if store.pronunciations[o][0] != said and _onset(store, o) != _onset(store, word)
-        ]
-        if len(others) >= 2:
-            pairs[word] = others[:_MOST_RHYMES]
+    for word in english.words:
+        if word in common:
+            others = [o for o in by_end[_ending(store, word)] if _onset(store, o) != _onset(store, word)]
+            if len(others) >= 2:
+                pairs[word] = others[:_MOST_RHYMES]
     return pairs
 
 
@@ -34,7 +31,8 @@ def _stressed(said: str) -> int:
     return max((at for at, phone in enumerate(phones) if phone[-1] == "1"), default=0)
 
 
-def _ending(said: str) -> str:
+def _ending(store: Store, word: str) -> str:
+    said = store.pronunciations[word][0]
     return " ".join(said.split()[_stressed(said) :])
 
 

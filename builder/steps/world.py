@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from builder.facts import HERE, Pairs, read_facts
@@ -31,8 +30,9 @@ _CONTINENTS = {
 _TWO_CONTINENTS = {"RU": ["Asia"], "TR": ["Europe"], "EG": ["Asia"], "KZ": ["Europe"], "CY": ["Asia"], "AM": ["Europe"],
                    "AZ": ["Europe"], "GE": ["Europe", "Asia"], "AU": ["Australia"]}  # fmt: skip
 _SMALLEST = 250_000
+_FIRST_PICTURE = 0x2300  # before it come punctuation, currencies and mathematics
+_QUARTERS = ("East ", "West ", "North ", "South ", "New South ", "Upper ", "The ")  # parts of cities
 _TERRITORIES = {"RE", "MO", "GP", "MQ", "NC", "YT", "PF", "EH"}  # parts of, or claimed by, other countries
-_LANGUAGES = ["Python", "Ruby", "Perl", "Java", "JavaScript", "TypeScript", "C", "C++", "C#", "Go", "Rust", "Swift", "Kotlin", "Scala", "PHP", "HTML", "CSS", "JSON", "YAML", "XML", "SQL", "Haskell", "OCaml", "Lua", "R", "Julia", "MATLAB", "Shell", "PowerShell", "Dart", "Elixir", "Erlang", "Clojure", "Fortran", "COBOL", "Pascal", "Groovy", "Markdown", "TeX", "Vue", "SCSS", "Less", "TOML", "INI", "CMake", "Assembly", "F#", "Scheme", "Prolog", "Racket", "Tcl", "VHDL", "Verilog", "Solidity", "GraphQL", "Crystal", "Nim", "Zig", "D", "Ada", "CSV", "Batchfile", "CoffeeScript", "Cuda", "Makefile", "SVG", "Svelte", "Stylus", "Sass", "WebAssembly", "LLVM", "HCL", "Jupyter"]
 _BRITISH = [
     ("our", "or"), ("is", "iz"), ("ys", "yz"), ("ll", "l"), ("tre", "ter"), ("bre", "ber"), ("ence", "ense"),
     ("ae", "e"), ("oe", "e"), ("ogue", "og"), ("mme", "m"), ("l", "ll"), ("grey", "gray"), ("que", "ck"), ("ph", "f"),
@@ -111,7 +111,7 @@ def country_in(store: Store, language: str) -> Pairs:
         if (
             there[code] != name
             and "(" not in there[code]
-            and code not in ("CD", "CG", "HK", "MM", "MO", "PS")
+            and code not in ("BA", "CD", "CG", "HK", "MK", "MM", "MO", "PS", "TT")
         ):
             pairs[name] = [there[code]]
     return pairs
@@ -138,11 +138,16 @@ def us_city(store: Store) -> Pairs:
     for place in sorted(store.cities.values(), key=lambda c: -c["population"]):
         name = place["name"]
         state = states.get(place["admin1code"])
-        if place["countrycode"] != "US" or state is None or name == state:
+        if place["countrycode"] != "US" or state is None or name == state or name.startswith(_QUARTERS):
             continue
-        if name in pairs or (place["population"] >= 90_000 and name.lower() not in store.english.level):
+        if name in pairs or (place["population"] >= 100_000 and _known_city(store, name)):
             pairs.setdefault(name, []).extend(s for s in [state] if s not in pairs[name])
     return pairs
+
+
+def _known_city(store: Store, name: str) -> bool:
+    """Whether WordNet has an entry for a name that is no common word."""
+    return name.lower() not in store.english.level and (name.lower().replace(" ", "_"), "n") in store.wordnet.senses
 
 
 def emoji_name(store: Store) -> Pairs:
@@ -151,7 +156,7 @@ def emoji_name(store: Store) -> Pairs:
     named = {
         emoji: [name]
         for emoji, name in store.annotations("en").items()
-        if english.known(name) and len(emoji.rstrip("\ufe0f")) == 1 and ord(emoji[0]) > 0x2100
+        if english.known(name) and len(emoji.rstrip("\ufe0f")) == 1 and ord(emoji[0]) >= _FIRST_PICTURE
     }
     return dict(sorted(named.items(), key=lambda pair: english.order(pair[1][0])))
 
@@ -161,27 +166,6 @@ def brackets(store: Store) -> Pairs:
     text = store.file("unicode-data*/usr/share/unicode/BidiBrackets.txt").read_text(encoding="utf-8")
     rows = [line.split("#")[0].split(";") for line in text.splitlines() if ";" in line.split("#")[0]]
     return {chr(int(o, 16)): [chr(int(c, 16))] for o, c, kind in rows if kind.strip() == "o"}
-
-
-def extension_to_language(store: Store) -> Pairs:
-    """File extension, without its dot → the languages that use it first of all."""
-    pairs: Pairs = {}
-    for language, extensions in _linguist(store).items():
-        for extension in extensions:
-            if re.fullmatch("[a-z0-9]+", extension) and extension != language.lower():
-                pairs.setdefault(extension, []).append(language)
-    return dict(sorted(pairs.items()))
-
-
-def _linguist(store: Store) -> dict[str, list[str]]:
-    found = {}
-    for path in sorted(store.file("linguist-languages-9.5.0/package/data").glob("*.js")):
-        text = path.read_text(encoding="utf-8")
-        name = re.search(r"name: ['\"](.*?)['\"]", text)
-        extensions = re.search(r"extensions: \[(.*?)\]", text, re.DOTALL)
-        if name and extensions and name[1] in _LANGUAGES:
-            found[name[1]] = re.findall(r"['\"]\.([^'\"]+)['\"]", extensions[1])[:8]
-    return found
 
 
 def american_spelling(store: Store) -> Pairs:
@@ -222,6 +206,5 @@ STEPS = {
     "us_city": us_city,
     "emoji_name": emoji_name,
     "brackets": brackets,
-    "extension_to_language": extension_to_language,
     "american_spelling": american_spelling,
 }
