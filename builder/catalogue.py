@@ -23,7 +23,7 @@ class Entry:
         sources: Keys of ``packages.toml``.
         note: How the pairs were chosen.
         core: Whether it is one of the paper's twenty.
-        spacing: Whether source and target are written with a space before them: ``word``, ``bare``, ``mixed``.
+        spacing: How source and target stand in text: after a space (``word``), without (``bare``), ``mixed``.
         question: Template that asks for the target; empty where no sentence does.
         contexts: Templates in which the source stands, where the general ones do not fit.
         alternative_to: A relation of core that this one stands in for where its words are not single tokens.

@@ -25,7 +25,7 @@ def read_facts(path: Path) -> Pairs:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip() or line.startswith("# "):
             continue
-        source, colon, rest = line.rpartition(": ") if ": " in line else (line, "", line)
+        source, _, rest = line.rpartition(": ") if ": " in line else (line, "", line)
         targets = [target.strip() for target in rest.split(", ")]
         if source in pairs:
             raise FactsError(f"{path}, line {number}: the source {source!r} is there twice")
@@ -63,7 +63,7 @@ class Patch:
         return cls(*lists)
 
     def applied(self, pairs: Pairs, where: str) -> Pairs:
-        """`pairs` corrected; a correction that changes nothing is an error, so that none outlives its cause."""
+        """`pairs` corrected; one that changes nothing is an error, so that none outlives its cause."""
         pairs = {source: list(targets) for source, targets in pairs.items()}
         for what, _ in self.remove:
             source, arrow, target = what.partition(ARROW)

@@ -10,7 +10,7 @@ from builder.store import Store
 _FIRST_PICTURE = 0x2300  # before it come punctuation, currencies and mathematics
 _CASED_NOUNS = {"de"}
 _NUMBERED_MONTHS = {"zh", "ja", "ko"}
-# Names of pictures that are not what the English word mostly means, or that languages name by the picture's looks.
+# Names of pictures that are not what the English word mostly means, or that other languages describe.
 _UNCLEAR = frozenset((HERE / "patches" / "unclear_pictures.txt").read_text(encoding="utf-8").split())
 
 

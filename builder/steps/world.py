@@ -8,8 +8,21 @@ from builder.facts import HERE, Pairs, read_facts
 from builder.store import Store
 
 # Names in everyday use that differ from CLDR's.
-_NAMES = {"BA": "Bosnia", "CD": "Congo", "CG": "Congo", "CI": "Ivory Coast", "CZ": "Czechia", "HK": "Hong Kong",
-          "KP": "North Korea", "KR": "South Korea", "MM": "Myanmar", "PS": "Palestine", "TR": "Turkey", "MK": "Macedonia", "TT": "Trinidad"}  # fmt: skip
+_NAMES = {
+    "BA": "Bosnia",
+    "CD": "Congo",
+    "CG": "Congo",
+    "CI": "Ivory Coast",
+    "CZ": "Czechia",
+    "HK": "Hong Kong",
+    "KP": "North Korea",
+    "KR": "South Korea",
+    "MK": "Macedonia",
+    "MM": "Myanmar",
+    "PS": "Palestine",
+    "TR": "Turkey",
+    "TT": "Trinidad",
+}
 _ALSO = {
     "US": ["America", "USA", "US"],
     "GB": ["UK", "Britain", "England"],
@@ -27,19 +40,30 @@ _CONTINENTS = {
     "SA": ["South America", "America", "Americas"],
     "OC": ["Oceania"],
 }
-_TWO_CONTINENTS = {"RU": ["Asia"], "TR": ["Europe"], "EG": ["Asia"], "KZ": ["Europe"], "CY": ["Asia"], "AM": ["Europe"],
-                   "AZ": ["Europe"], "GE": ["Europe", "Asia"], "AU": ["Australia"]}  # fmt: skip
+_TWO_CONTINENTS = {
+    "AM": ["Europe"],
+    "AU": ["Australia"],
+    "AZ": ["Europe"],
+    "CY": ["Asia"],
+    "EG": ["Asia"],
+    "GE": ["Europe", "Asia"],
+    "KZ": ["Europe"],
+    "RU": ["Asia"],
+    "TR": ["Europe"],
+}
 _SMALLEST = 250_000
 _FIRST_PICTURE = 0x2300  # before it come punctuation, currencies and mathematics
 _QUARTERS = ("East ", "West ", "North ", "South ", "New South ", "Upper ", "The ")  # parts of cities
 _TERRITORIES = {"RE", "MO", "GP", "MQ", "NC", "YT", "PF", "EH"}  # parts of, or claimed by, other countries
-_BRITISH = [
-    ("our", "or"), ("is", "iz"), ("ys", "yz"), ("ll", "l"), ("tre", "ter"), ("bre", "ber"), ("ence", "ense"),
-    ("ae", "e"), ("oe", "e"), ("ogue", "og"), ("mme", "m"), ("l", "ll"), ("grey", "gray"), ("que", "ck"), ("ph", "f"),
-    ("plough", "plow"), ("tyre", "tire"), ("kerb", "curb"), ("mould", "mold"), ("sceptic", "skeptic"), ("ou", "o"),
-    ("gement", "gment"), ("storey", "story"), ("pyjamas", "pajamas"), ("chre", "cher"), ("x", "ct"), ("eable", "able"),
-    ("draught", "draft"), ("aluminium", "aluminum"), ("moustache", "mustache"), ("y", "i"), ("e", ""), ("yre", "ire"),
-]  # fmt: skip
+# What stands in British words → what stands in American ones.
+_BRITISH_TO_AMERICAN = (
+    "our>or is>iz ys>yz ll>l tre>ter bre>ber ence>ense ae>e "
+    "oe>e ogue>og mme>m l>ll grey>gray que>ck ph>f plough>plow "
+    "tyre>tire kerb>curb mould>mold sceptic>skeptic ou>o gement>gment storey>story pyjamas>pajamas "
+    "chre>cher x>ct eable>able draught>draft aluminium>aluminum moustache>mustache y>i e> "
+    "yre>ire"
+)
+_BRITISH = [rule.split(">") for rule in _BRITISH_TO_AMERICAN.split()]
 
 
 def _countries(store: Store) -> list[tuple[str, str, dict[str, Any]]]:
@@ -48,7 +72,10 @@ def _countries(store: Store) -> list[tuple[str, str, dict[str, Any]]]:
     found = [
         (code, _NAMES.get(code, names[code]), entry)
         for code, entry in store.countries.items()
-        if code in names and code not in _TERRITORIES and entry["capital"] and int(entry["population"]) >= _SMALLEST
+        if code in names
+        and code not in _TERRITORIES
+        and entry["capital"]
+        and int(entry["population"]) >= _SMALLEST
     ]
     return sorted(found, key=lambda item: -int(item[2]["population"]))
 
@@ -147,7 +174,10 @@ def us_city(store: Store) -> Pairs:
 
 def _known_city(store: Store, name: str) -> bool:
     """Whether WordNet has an entry for a name that is no common word."""
-    return name.lower() not in store.english.level and (name.lower().replace(" ", "_"), "n") in store.wordnet.senses
+    return (
+        name.lower() not in store.english.level
+        and (name.lower().replace(" ", "_"), "n") in store.wordnet.senses
+    )
 
 
 def emoji_name(store: Store) -> Pairs:

@@ -2,7 +2,7 @@
 
 from headatlas.relations.readers import load
 from headatlas.relations.relation import CORE_CATEGORIES, Pair, Relation, TokenisedPair, TokenisedRelation
-from headatlas.relations.shipped import core
+from headatlas.relations.shipped import core, library
 from headatlas.relations.tokenising import MIN_SOURCES, MIN_TARGETS, TargetPolicy, tokenise
 from headatlas.relations.vocabulary import competing_tokens
 
@@ -17,6 +17,7 @@ __all__ = [
     "TokenisedRelation",
     "competing_tokens",
     "core",
+    "library",
     "load",
     "tokenise",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from headatlas.errors import HeadatlasError
 from headatlas.relations.json_reader import read_json
@@ -15,16 +17,29 @@ DATA = Path(__file__).parent / "data"
 
 @cache
 def core() -> tuple[Relation, ...]:
-    """The shipped relations, by category in the order of `CORE_CATEGORIES`, then by name.
+    """The relations of the paper, by category in the order of `CORE_CATEGORIES`, then by name.
 
     Raises:
         HeadatlasError: A shipped file is damaged: names the file and what is wrong.
     """
-    files = sorted(DATA.glob("*/*.json"))
-    relations = [_read(path) for path in files]
-    return tuple(
-        sorted(relations, key=lambda relation: (CORE_CATEGORIES.index(relation.category), relation.name))
-    )
+    return tuple(relation for relation, head in _shipped() if head.get("core") is True)
+
+
+@cache
+def library() -> tuple[Relation, ...]:
+    """Every other shipped relation of which a sample was judged, in the order of `core`.
+
+    Raises:
+        HeadatlasError: A shipped file is damaged: names the file and what is wrong.
+    """
+    return tuple(relation for relation, head in _shipped() if head.get("judged") is True)
+
+
+@cache
+def _shipped() -> tuple[tuple[Relation, dict[str, Any]], ...]:
+    """Each shipped file as a relation, with everything its head says."""
+    found = [(_read(path), json.loads(path.read_text(encoding="utf-8"))) for path in DATA.glob("*/*.json")]
+    return tuple(sorted(found, key=lambda item: (CORE_CATEGORIES.index(item[0].category), item[0].name)))
 
 
 def _read(path: Path) -> Relation:
