@@ -51,6 +51,7 @@ _TWO_CONTINENTS = {
     "RU": ["Asia"],
     "TR": ["Europe"],
 }
+_NAMED_SHORT = {"BA", "CD", "CG", "HK", "MK", "MM", "MO", "PS", "TT"}  # by us, and in full by CLDR
 _SMALLEST = 250_000
 _FIRST_PICTURE = 0x2300  # before it come punctuation, currencies and mathematics
 _QUARTERS = ("East ", "West ", "North ", "South ", "New South ", "Upper ", "The ")  # parts of cities
@@ -130,17 +131,13 @@ def neighbour(store: Store) -> Pairs:
     )
 
 
-def country_in(store: Store, language: str) -> Pairs:
-    """Country → its name in another language, where that differs."""
+def country_named_in(store: Store, language: str) -> Pairs:
+    """Name of a country in another language → the country's English names, where the two differ."""
     there = store.territories(language)
     pairs: Pairs = {}
     for code, name, _ in _countries(store):
-        if (
-            there[code] != name
-            and "(" not in there[code]
-            and code not in ("BA", "CD", "CG", "HK", "MK", "MM", "MO", "PS", "TT")
-        ):
-            pairs[name] = [there[code]]
+        if there[code] != name and "(" not in there[code] and code not in _NAMED_SHORT:
+            pairs[there[code]] = [name, *_ALSO.get(code, [])]
     return pairs
 
 
@@ -231,7 +228,7 @@ STEPS = {
     "currency_code": currency_code,
     "iso_code": iso_code,
     "neighbour": neighbour,
-    "country_in": country_in,
+    "country_named_in": country_named_in,
     "city": city,
     "us_city": us_city,
     "emoji_name": emoji_name,
