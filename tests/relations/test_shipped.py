@@ -108,7 +108,10 @@ def test_questions_are_task_templates(relation: Relation) -> None:
     if "question" in head:
         template = Template.of(head["question"], relation.name)
         assert not template.after.endswith(" ")
+    for text in head.get("contexts", ()):
+        Template.of(text, relation.name)
     if relation in core():
+        assert head["contexts"]
         assert head["question"] == str(read_templates().tasks[relation.name])
 
 
