@@ -158,16 +158,20 @@ def test_the_shipped_folder_reads_as_a_users_would() -> None:
     [
         (
             "knowledge",
-            '{"name": "b", "category": "Knowledge", "pairs": [["a", "b"]]}',
+            '{"name": "b", "category": "Knowledge", "core": true, "pairs": [["a", "b"]]}',
             "the name or the category",
         ),
-        ("own", '{"name": "a", "category": "Own", "pairs": [["a", "b"]]}', "is not one of"),
+        ("own", '{"name": "a", "category": "Own", "core": true, "pairs": [["a", "b"]]}', "is not one of"),
         (
             "knowledge",
-            '{"name": "a", "category": "Knowledge", "pairs": [["a", "b"]]}',
+            '{"name": "a", "category": "Knowledge", "core": true, "pairs": [["a", "b"]]}',
             "the licence is missing",
         ),
-        ("knowledge", '{"name": "a", "category": "Knowledge", "pairs": []}', "there are no pairs"),
+        (
+            "knowledge",
+            '{"name": "a", "category": "Knowledge", "core": true, "pairs": []}',
+            "there are no pairs",
+        ),
     ],
 )
 def test_a_damaged_installation_is_said(
@@ -176,5 +180,6 @@ def test_a_damaged_installation_is_said(
     (tmp_path / folder).mkdir()
     (tmp_path / folder / "a.json").write_text(text, encoding="utf-8")
     monkeypatch.setattr(shipped, "DATA", tmp_path)
+    monkeypatch.setattr(shipped, "_files", shipped._files.__wrapped__)
     with pytest.raises(HeadatlasError, match=message):
-        shipped._shipped.__wrapped__()
+        core.__wrapped__()

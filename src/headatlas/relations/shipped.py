@@ -22,7 +22,7 @@ def core() -> tuple[Relation, ...]:
     Raises:
         HeadatlasError: A shipped file is damaged: names the file and what is wrong.
     """
-    return tuple(relation for relation, head in _shipped() if head.get("core") is True)
+    return _shipped("core")
 
 
 @cache
@@ -32,19 +32,27 @@ def library() -> tuple[Relation, ...]:
     Raises:
         HeadatlasError: A shipped file is damaged: names the file and what is wrong.
     """
-    return tuple(relation for relation, head in _shipped() if head.get("judged") is True)
+    return _shipped("judged")
+
+
+def _shipped(mark: str) -> tuple[Relation, ...]:
+    """The relations whose file says that `mark` is true."""
+    relations = [_read(path, text) for path, text, head in _files() if head.get(mark) is True]
+    return tuple(
+        sorted(relations, key=lambda relation: (CORE_CATEGORIES.index(relation.category), relation.name))
+    )
 
 
 @cache
-def _shipped() -> tuple[tuple[Relation, dict[str, Any]], ...]:
-    """Each shipped file as a relation, with everything its head says."""
-    found = [(_read(path), json.loads(path.read_text(encoding="utf-8"))) for path in DATA.glob("*/*.json")]
-    return tuple(sorted(found, key=lambda item: (CORE_CATEGORIES.index(item[0].category), item[0].name)))
+def _files() -> tuple[tuple[Path, str, dict[str, Any]], ...]:
+    """Every shipped file: where it is, its text, and what that says."""
+    texts = [(path, path.read_text(encoding="utf-8")) for path in sorted(DATA.glob("*/*.json"))]
+    return tuple((path, text, json.loads(text)) for path, text in texts)
 
 
-def _read(path: Path) -> Relation:
+def _read(path: Path, text: str) -> Relation:
     """One shipped file, held to more than a user's: its place and its provenance must be right too."""
-    relation = read_json(path.read_text(encoding="utf-8"), path, category="")
+    relation = read_json(text, path, category="")
     problem = relation_problem(relation) or _place_problem(relation, path)
     if problem:
         raise HeadatlasError(f"{path}: {problem}; install headatlas again.")
