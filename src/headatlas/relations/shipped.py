@@ -46,8 +46,16 @@ def _shipped(mark: str) -> tuple[Relation, ...]:
 @cache
 def _files() -> tuple[tuple[Path, str, dict[str, Any]], ...]:
     """Every shipped file: where it is, its text, and what that says."""
-    texts = [(path, path.read_text(encoding="utf-8")) for path in sorted(DATA.glob("*/*.json"))]
-    return tuple((path, text, json.loads(text)) for path, text in texts)
+    found = []
+    for path in sorted(DATA.glob("*/*.json")):
+        text = path.read_text(encoding="utf-8")
+        try:
+            found.append((path, text, dict(json.loads(text))))
+        except ValueError as error:
+            raise HeadatlasError(
+                f"{path}: not the JSON of a relation ({error}); install headatlas again."
+            ) from None
+    return tuple(found)
 
 
 def _read(path: Path, text: str) -> Relation:
