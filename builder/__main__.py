@@ -41,7 +41,7 @@ def main() -> int:
             fetch(arguments.folder)
         else:
             run(arguments.command, arguments.folder, arguments.names)
-    except (FactsError, FileNotFoundError, ValueError) as error:
+    except (FactsError, OSError, ValueError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -52,7 +52,10 @@ def fetch(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for package in packages().values():
         if package.fetch:
-            subprocess.run(shlex.split(package.fetch), cwd=folder, check=True)
+            command = shlex.split(package.fetch)
+            if command[0] == "pip":  # that of this Python
+                command[:1] = [sys.executable, "-m", "pip"]
+            subprocess.run(command, cwd=folder, check=True)
     for path in sorted(folder.iterdir()):
         if path.suffix == ".deb":
             subprocess.run(["dpkg-deb", "-x", path, folder / path.stem], check=True)
