@@ -9,7 +9,7 @@ from headatlas.relations.selection import (
     resolve_relations,
     try_relations,
 )
-from headatlas.relations.shipped import core
+from headatlas.relations.shipped import core, library
 from headatlas.relations.tokenising import MIN_SOURCES, MIN_TARGETS, tokenise, too_small
 from headatlas.relations.vocabulary import competing_tokens
 
@@ -25,6 +25,7 @@ __all__ = [
     "competing_tokens",
     "core",
     "core_relations",
+    "library",
     "load_relations",
     "match_relation",
     "resolve_relations",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from headatlas.errors import HeadatlasError
 from headatlas.relations.readers import read_relation
@@ -14,16 +16,45 @@ DATA = Path(__file__).parent / "data"
 
 @cache
 def core() -> tuple[Relation, ...]:
-    """The shipped relations, by category in the order of `CORE_CATEGORIES`, then by name.
+    """The relations of the paper, by category in the order of `CORE_CATEGORIES`, then by name.
 
     Raises:
         HeadatlasError: A shipped file is damaged: names the file and the fault.
     """
-    files = sorted(DATA.glob("*/*.json"))
-    relations = [_read(path) for path in files]
+    return _shipped("core")
+
+
+@cache
+def library() -> tuple[Relation, ...]:
+    """Every other shipped relation of which a sample was judged, in the order of `core`.
+
+    Raises:
+        HeadatlasError: A shipped file is damaged: names the file and what is wrong.
+    """
+    return _shipped("judged")
+
+
+def _shipped(mark: str) -> tuple[Relation, ...]:
+    """The relations whose file says that `mark` is true."""
+    relations = [_read(path) for path, head in _files() if head.get(mark) is True]
     return tuple(
         sorted(relations, key=lambda relation: (CORE_CATEGORIES.index(relation.category), relation.name))
     )
+
+
+@cache
+def _files() -> tuple[tuple[Path, dict[str, Any]], ...]:
+    """Every shipped file: its path and what it says."""
+    found = []
+    for path in sorted(DATA.glob("*/*.json")):
+        text = path.read_text(encoding="utf-8")
+        try:
+            found.append((path, dict(json.loads(text))))
+        except ValueError as error:
+            raise HeadatlasError(
+                f"{path}: not the JSON of a relation ({error}); install headatlas again."
+            ) from None
+    return tuple(found)
 
 
 def _read(path: Path) -> Relation:
