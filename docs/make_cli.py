@@ -60,7 +60,7 @@ EXAMPLES = {
     "relations list": ["headatlas relations list", "headatlas relations list my_relations/ --long"],
     "relations check": [
         "headatlas relations check my_relations/",
-        "headatlas relations check my_relations/ --model smollm2-135m",
+        "headatlas relations check my_relations/ --tokenizer smollm2-135m",
     ],
     "relations show": ["headatlas relations show capital"],
     "relations new": ["headatlas relations new metal_symbol --category Chemistry -o metal_symbol.json"],

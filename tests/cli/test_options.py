@@ -12,7 +12,7 @@ import typer.main
 
 from headatlas.atlas import Atlas
 from headatlas.cli import app
-from headatlas.cli.heads import heads
+from headatlas.cli.heads import heads_command
 from headatlas.cli.options import PARAMETERS, as_options, names_of
 from headatlas.errors import HeadatlasError
 from headatlas.options import Compute, Thresholds, choices
@@ -74,7 +74,7 @@ def test_a_command_that_computes_takes_what_it_can_use() -> None:
 
 
 def test_the_signature_of_a_command_that_reads_an_atlas() -> None:
-    parameters = inspect.signature(heads).parameters
+    parameters = inspect.signature(heads_command).parameters
     own = ["only", "category", "everything", "limit", "as_json"]
     assert list(parameters) == ["folder", *own, *(each.name for each in choices(Thresholds)), "preset"]
     assert "atlas" not in parameters
@@ -213,7 +213,7 @@ def test_json_of_several_atlases(run: Run, shared_folder: Path, tmp_path: Path) 
     ("args", "fields"),
     [
         (["relations", "list"], {"rows"}),
-        (["relations", "check", "capital"], {"model", "lens", "target_policy", "rows", "problems"}),
+        (["relations", "check", "capital"], {"tokenizer", "lens", "target_policy", "rows", "problems"}),
         (["relations", "show", "capital"], {"relation", "title", "pairs", "provenance"}),
         (["families", "list"], {"transformers", "rows"}),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from headatlas.evidence.templates import Template, read_templates
 from headatlas.relations import (
     CORE_CATEGORIES,
     Relation,
+    alternative_to,
     core,
+    core_relations,
     library,
     load_relations,
     shipped,
@@ -117,7 +120,9 @@ def test_questions_are_task_templates(relation: Relation) -> None:
         Template.of(text, relation.name)
     if relation in core():
         assert head["contexts"]
-        assert head["question"] == str(read_templates().tasks[relation.name])
+        assert head["question"]
+    if "question" in head:
+        assert str(read_templates().tasks[relation.name]) == head["question"]
 
 
 @pytest.mark.parametrize("relation", library(), ids=by_name)
@@ -151,7 +156,24 @@ def test_years_are_followed_by_the_next() -> None:
 def test_a_relation_stands_in_for_years() -> None:
     (other,) = [relation for relation in library() if _head(relation).get("alternative_to")]
     assert (other.name, _head(other)["alternative_to"]) == ("item_to_successor", "year_to_following")
+    (years,) = core_relations("year_to_following")
+    assert alternative_to(years) is other
+    assert alternative_to(replace(years, pairs=years.pairs[:40])) is None
+    assert alternative_to(other) is None
     assert len(other.pairs) >= MIN_CORE
+
+
+def test_core_is_read_without_the_pairs_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def counted(path: Path) -> Relation:
+        read.append(path.stem)
+        return load_relations(path)[0]
+
+    monkeypatch.setattr(shipped, "read_relation", counted)
+    monkeypatch.setattr(shipped, "shipped", shipped.shipped.__wrapped__)
+    assert core() and sorted(read) == sorted(relation.name for relation in core())
+    assert all(len(json.dumps(head)) < 4000 and "pairs" not in head for head in shipped.heads().values())
 
 
 def test_the_shipped_folder_reads_as_a_users_would() -> None:
@@ -165,18 +187,23 @@ def test_the_shipped_folder_reads_as_a_users_would() -> None:
     [
         (
             "knowledge",
-            '{"name": "b", "category": "Knowledge", "core": true, "pairs": [["a", "b"]]}',
+            '{"name": "b", "category": "Knowledge", "subcategory": "S", "core": true, "pairs": [["a", "b"]]}',
             "the name or the category",
         ),
-        ("own", '{"name": "a", "category": "Own", "core": true, "pairs": [["a", "b"]]}', "is not one of"),
         (
-            "knowledge",
-            '{"name": "a", "category": "Knowledge", "core": true, "pairs": [["a", "b"]]}',
-            "the licence is missing",
+            "own",
+            '{"name": "a", "category": "Own", "subcategory": "S", "core": true, "pairs": [["a", "b"]]}',
+            "is not one of",
         ),
         (
             "knowledge",
-            '{"name": "a", "category": "Knowledge", "core": true, "pairs": []}',
+            '{"name": "a", "category": "Knowledge", "subcategory": "S", "core": true, "pairs": [["a", "b"]]}',
+            "the source and the licence are missing",
+        ),
+        (
+            "knowledge",
+            '{"name": "a", "category": "Knowledge", "subcategory": "S", "source": "s", "licence": "l",'
+            ' "core": true, "pairs": []}',
             "there are no pairs",
         ),
     ],
@@ -187,6 +214,7 @@ def test_a_damaged_installation_is_said(
     (tmp_path / folder).mkdir()
     (tmp_path / folder / "a.json").write_text(text, encoding="utf-8")
     monkeypatch.setattr(shipped, "DATA", tmp_path)
-    monkeypatch.setattr(shipped, "_files", shipped._files.__wrapped__)
+    for name in ("heads", "groups", "shipped"):
+        monkeypatch.setattr(shipped, name, getattr(shipped, name).__wrapped__)
     with pytest.raises(HeadatlasError, match=message):
-        core.__wrapped__()
+        core()

@@ -26,10 +26,11 @@ Lens = Literal["neutral", "maps"]
 
 
 def shipped_names(incomplete: str) -> list[str]:
-    """Names of shipped relations, for the shell's completion."""
-    from headatlas.relations import core
+    """Names of shipped relations and of their groups, for the shell's completion."""
+    from headatlas.relations.shipped import groups
 
-    return [relation.name for relation in core() if relation.name.startswith(incomplete)]
+    names = dict.fromkeys(("core", "all", *groups()["all"], *groups()))
+    return [name for name in names if name.startswith(incomplete)]
 
 
 ModelArgument = Annotated[
@@ -54,10 +55,19 @@ Relations = Annotated[
     list[str] | None,
     typer.Option(
         "--relations",
-        metavar="core|NAME|PATH,…",
-        help="What to look for: the shipped relations (core), some of them by name, files, folders. "
-        "Several with commas, or the option again. Default: core.",
+        metavar="core|all|NAME|PATH,…",
+        help="What to look for: the paper's relations (core), all that are shipped, a category or "
+        "subcategory, relations by name, files, folders. Several with commas, or the option again. "
+        "Default: core.",
         autocompletion=shipped_names,
+    ),
+]
+Sources = Annotated[
+    int | None,
+    typer.Option(
+        "--sources",
+        metavar="N",
+        help="Sample relations with more usable sources than N, always the same ones. Default: all sources.",
     ),
 ]
 Only = Annotated[
@@ -134,7 +144,7 @@ PARAMETERS = {
         for name in (
             *("lens", "preset", "relations", "only", "layers", "ceiling", "target_policy", "remote", "force"),
             *("adapter", "templates", "model", "kind", "method", "shots", "sources", "max_heads", "draws"),
-            *("seed", "data", "write", "family", "category", "limit"),
+            *("seed", "panels", "data", "write", "family", "category", "limit"),
         )
     },
 }

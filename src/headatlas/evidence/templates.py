@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from headatlas.errors import HeadatlasError
+from headatlas.relations import questions
 
 SLOT = "{}"
 SHIPPED = Path(__file__).parent / "data" / "templates.json"
@@ -78,7 +79,8 @@ def read_templates(path: str | Path | None = None) -> Templates:
 
 @cache
 def _shipped() -> Templates:
-    return _read(SHIPPED)
+    tasks = {name: _task(text, name) for name, text in questions().items()}
+    return Templates(_read(SHIPPED).context, tasks)
 
 
 def _read(path: Path) -> Templates:

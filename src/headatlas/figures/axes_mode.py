@@ -13,7 +13,7 @@ from matplotlib.textpath import text_to_path
 from headatlas.errors import HeadatlasError
 from headatlas.figures import cells
 from headatlas.figures.categories import draw_category_panel
-from headatlas.figures.grids import ALL, category_grid, choose
+from headatlas.figures.grids import ALL, Panels, category_grid, choose
 from headatlas.figures.layers import draw_profile, profile_limit
 from headatlas.figures.page import MM, round_ticks, wrap
 from headatlas.figures.relations import chosen_grids, draw_relation_panel
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 Which = str | Sequence[str] | None
 
 
-def categories(atlas: Atlas, ax: Axes, which: Which, *, caption: bool) -> Figure:
+def categories(atlas: Atlas, ax: Axes, which: Which, *, panels: Panels, caption: bool) -> Figure:
     """One panel of the categories figure."""
-    grid = category_grid(atlas)
+    grid = category_grid(atlas, panels)
     panel = _one(choose(ALL if which is None else which, grid.panels, "panel"))
     draw_category_panel(ax, grid, panel, lines=_cell(ax, *grid.count.shape))
     return _finish(atlas, ax, panel, heads=True, caption=caption)

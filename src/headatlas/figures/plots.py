@@ -10,7 +10,7 @@ from headatlas.addresses import output_path
 from headatlas.errors import HeadatlasError
 from headatlas.figures.describe import alt_text
 from headatlas.figures.saving import figure_format, save
-from headatlas.figures.tables import TABLES
+from headatlas.figures.tables import TABLES, categories_table
 from headatlas.files import atomic_write
 
 if TYPE_CHECKING:
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from headatlas.atlas import Atlas
+    from headatlas.figures.grids import Panels
 
 KINDS = tuple(TABLES)
+PANELS = ("category", "subcategory", "relation")
 WIDTH_MM = 170.0
 
 Which = str | Sequence[str] | None
@@ -41,29 +43,37 @@ class Plots:
         self._atlas = atlas
 
     def categories(
-        self, *, ax: Axes | None = None, width_mm: float = WIDTH_MM, which: Which = None, caption: bool = True
+        self,
+        *,
+        ax: Axes | None = None,
+        width_mm: float = WIDTH_MM,
+        which: Which = None,
+        panels: Panels = "category",
+        caption: bool = True,
     ) -> Figure:
         """Which heads belong to how many categories: a panel for all, and one for each.
 
         Args:
             ax: Draw one panel here (``which``; All Categories by default).
             width_mm: Width of the figure, 30 to 1000.
-            which: Panels, by name (``"All Categories"`` or a category); all by default.
+            which: Panels, by name (``"All Categories"`` or one of the others); all by default.
+            panels: A panel for each ``"category"``, ``"subcategory"`` or ``"relation"``. A head's colour is
+                its number of categories in all of them.
             caption: Whether to write the caption under it.
 
         Raises:
-            HeadatlasError: The width is out of range, or there is no such panel.
+            HeadatlasError: The width is out of range, or there is no such panel or kind of panels.
         """
         from headatlas.figures import axes_mode
         from headatlas.figures.categories import draw_categories
         from headatlas.figures.grids import category_grid
 
+        check_panels("categories", panels)
         if ax is not None:
-            return axes_mode.categories(self._atlas, ax, which, caption=caption)
+            return axes_mode.categories(self._atlas, ax, which, panels=panels, caption=caption)
         title = f"Categories of the heads of {self._atlas.model_name}"
-        return draw_categories(
-            category_grid(self._atlas), width_mm, which, title=title, **self._words("categories", caption)
-        )
+        words = self._words("categories", caption, "" if panels == "category" else panels)
+        return draw_categories(category_grid(self._atlas, panels), width_mm, which, title=title, **words)
 
     def relations(
         self, *, ax: Axes | None = None, width_mm: float = WIDTH_MM, which: Which = None, caption: bool = True
@@ -109,20 +119,23 @@ class Plots:
             return axes_mode.profile(self._atlas, ax, which, caption=caption)
         return draw_layers(self._atlas, width_mm, which, **self._words("layers", caption))
 
-    def _words(self, kind: str, caption: bool) -> dict[str, str]:
+    def _words(self, kind: str, caption: bool, each: str = "") -> dict[str, str]:
         """The alternative text of a figure, and its caption if it is to have one."""
         return {
-            "description": alt_text(self._atlas, kind),
+            "description": alt_text(self._atlas, kind, each),
             "caption": self._atlas.caption() if caption else "",
         }
 
-    def data(self, kind: str) -> pd.DataFrame:
+    def data(self, kind: str, panels: Panels = "category") -> pd.DataFrame:
         """What a figure plots, as a table; the columns are described in :mod:`headatlas.figures.tables`.
 
         Raises:
-            HeadatlasError: There is no such figure.
+            HeadatlasError: There is no such figure, or it has no such panels.
         """
-        return TABLES[check_kind(kind)](self._atlas)
+        check_panels(check_kind(kind), panels)
+        if kind == "categories":
+            return categories_table(self._atlas, panels)
+        return TABLES[kind](self._atlas)
 
 
 def plot_categories(
@@ -163,6 +176,7 @@ def plot(
     width_mm: float = WIDTH_MM,
     *,
     which: Which = None,
+    panels: Panels = "category",
     data: bool = False,
 ) -> list[Path]:
     """Draw a figure into a file, and with ``data`` write the plotted numbers beside it as CSV.
@@ -172,6 +186,8 @@ def plot(
         path: A .png, .svg or .pdf file.
         width_mm: Its width as printed, 30 to 1000.
         which: Panels or relations; all by default.
+        panels: Of the categories figure: a panel for each ``"category"``, ``"subcategory"`` or
+            ``"relation"``.
 
     Returns:
         The files written.
@@ -182,19 +198,21 @@ def plot(
     plots = Plots(atlas)
     draw: dict[str, Callable[..., Figure]] = {name: getattr(plots, name) for name in KINDS}
     figure_format(path)
-    written = [save(draw[check_kind(kind)](width_mm=width_mm, which=which), path)]
+    check_panels(check_kind(kind), panels)
+    split = {"panels": panels} if kind == "categories" else {}
+    written = [save(draw[kind](width_mm=width_mm, which=which, **split), path)]
     if data:
-        written.append(write_data(atlas, kind, output_path(path).with_suffix(".csv")))
+        written.append(write_data(atlas, kind, output_path(path).with_suffix(".csv"), panels))
     return written
 
 
-def write_data(atlas: Atlas, kind: str, path: str | Path) -> Path:
+def write_data(atlas: Atlas, kind: str, path: str | Path, panels: Panels = "category") -> Path:
     """Write the numbers that a figure plots as CSV (UTF-8).
 
     Raises:
         HeadatlasError: There is no such figure, or the file cannot be written.
     """
-    table = Plots(atlas).data(kind)
+    table = Plots(atlas).data(kind, panels)
     where = output_path(path)
     with atomic_write(where) as temporary:
         table.to_csv(temporary, index=False)
@@ -210,3 +228,15 @@ def check_kind(kind: str) -> str:
     if kind not in KINDS:
         raise HeadatlasError(f"`kind`: there is no figure {kind!r}; choose from {', '.join(KINDS)}.")
     return kind
+
+
+def check_panels(kind: str, panels: str) -> None:
+    """Refuse panels that a figure cannot have.
+
+    Raises:
+        HeadatlasError: There are no such panels, or another figure than that of the categories is split.
+    """
+    if panels not in PANELS:
+        raise HeadatlasError(f"`panels` is {panels!r}: choose from {', '.join(PANELS)}.")
+    if kind != "categories" and panels != "category":
+        raise HeadatlasError(f"`panels={panels}` is for the figure of the categories, not for {kind}.")

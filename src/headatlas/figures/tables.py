@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from headatlas.figures.grids import category_grid
+from headatlas.figures.grids import Panels, category_grid
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
 
 
-def categories_table(atlas: Atlas) -> pd.DataFrame:
-    """One row per mapped head: layer, head, n_categories (its colour), one 0/1 column per category panel, and
+def categories_table(atlas: Atlas, panels: Panels = "category") -> pd.DataFrame:
+    """One row per mapped head: layer, head, n_categories (its colour), one 0/1 column per panel, and
     relations, the relations it promotes or suppresses, joined with ``;``."""
     frame = atlas.categories()
     table = frame[["layer", "head", "n_categories"]].astype(int)
-    for name in atlas.category_names:
-        table[name] = np.array([name in which for which in frame["which"]], dtype=int)
+    for name, member in category_grid(atlas, panels).member.items():
+        table[name] = member[frame["layer"], frame["head"]].astype(int)
     table["relations"] = np.array([";".join(names) for names in frame["relations"]], dtype=object)
     return table
 

@@ -12,10 +12,10 @@ from headatlas.errors import HeadatlasError
 from headatlas.lenses import Lens, lens_named
 from headatlas.lenses.neutral import ACTIVATIONS
 from headatlas.mapping.machine import WORKING_BYTES, Machine, Shares, head_bytes, shares, this_machine
-from headatlas.mapping.prepared import open_for
+from headatlas.mapping.prepared import check_sources, open_for
 from headatlas.mapping.rates import Rates, rates
 from headatlas.options import Compute
-from headatlas.relations import RelationSpec, resolve_relations
+from headatlas.relations import Relation, RelationSpec, drawn, resolve_relations
 from headatlas.weights import can_stream
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def plan(
     *,
     lens: str = "neutral",
     relations: RelationSpec = "core",
+    sources: int | None = None,
     compute: Compute | None = None,
     remote: bool = False,
     adapter: str | Path | None = None,
@@ -104,6 +105,7 @@ def plan(
         tokenizer: Needed with a loaded model.
         lens: ``"neutral"`` or ``"maps"``.
         relations: All that :func:`~headatlas.relations.resolve_relations` accepts.
+        sources: The most sources a relation is asked of; None for all.
         compute: Where it would be computed, with how much memory, streamed or not.
         remote, adapter: Read a Hugging Face id in place; merge a LoRA adapter.
 
@@ -111,14 +113,15 @@ def plan(
         HeadatlasError: The model, lens or relations cannot be used.
     """
     chosen = lens_named(lens)
+    check_sources(sources)
     asked = resolve_relations(relations)
     opened = open_for(chosen, model, tokenizer, remote=remote, adapter=adapter)
     dims = opened.dims
-    sources = len({pair.source for relation in asked for pair in relation.pairs})
+    n_sources = len({word for relation in asked for word in _words(relation, sources)})
     machine = this_machine(compute)
-    streamed = streams(opened, chosen, sources, None if compute is None else compute.stream, machine)
+    streamed = streams(opened, chosen, n_sources, None if compute is None else compute.stream, machine)
     speed = rates(machine.devices[0])
-    least, most = _seconds(opened, chosen, sources, speed)
+    least, most = _seconds(opened, chosen, n_sources, speed)
     return Plan(
         model=opened.checkpoint.name,
         family=opened.family.name,
@@ -133,13 +136,19 @@ def plan(
         lens=chosen.name,
         streams=streamed,
         relations=len(asked),
-        sources=sources,
+        sources=n_sources,
         bytes_to_read=opened.bytes_needed(chosen.name),
-        memory_bytes=memory_needed(opened, chosen, sources, machine, streamed=streamed),
+        memory_bytes=memory_needed(opened, chosen, n_sources, machine, streamed=streamed),
         seconds_least=least,
         seconds_most=most,
         notes=_notes(opened, chosen, streamed, speed),
     )
+
+
+def _words(relation: Relation, most: int | None) -> list[str]:
+    """The sources that will be asked, as far as is known without a tokenizer."""
+    words = [pair.source for pair in relation.pairs]
+    return words if most is None else drawn(relation, words, most)
 
 
 def streams(model: Model, lens: Lens, sources: int, stream: bool | None, machine: Machine) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -20,7 +21,17 @@ from headatlas.errors import HeadatlasError
 from headatlas.lenses import Lens, lens_named
 from headatlas.mapping.pair_index import PairIndex, index_pairs
 from headatlas.options import CEILING, MAX_CEILING, TargetPolicy, Thresholds
-from headatlas.relations import RelationSpec, competing_tokens, resolve_relations, tokenise
+from headatlas.relations import (
+    MIN_SOURCES,
+    Relation,
+    RelationSpec,
+    TokenisedRelation,
+    alternative_to,
+    competing_tokens,
+    core,
+    resolve_relations,
+    tokenise,
+)
 from headatlas.weights import MergedAdapter, fingerprint, need_on_disk, open_checkpoint, tokenizer_hash
 
 if TYPE_CHECKING:
@@ -37,6 +48,7 @@ class Options:
         mask: Whether ids that no text can produce are kept from competing.
         ceiling: Ranks are exact below it.
         target_policy: ``"single"``, or ``"first-token"``: targets of several tokens count by their first.
+        sources: The most usable sources a relation is asked of; None for all.
     """
 
     lens: Lens
@@ -44,6 +56,7 @@ class Options:
     mask: bool
     ceiling: int
     target_policy: TargetPolicy
+    sources: int | None
 
 
 def options(
@@ -53,6 +66,7 @@ def options(
     mask: bool = True,
     ceiling: int = CEILING,
     target_policy: TargetPolicy = "single",
+    sources: int | None = None,
 ) -> Options:
     """The choices of a map, checked.
 
@@ -64,9 +78,19 @@ def options(
     if target_policy not in get_args(TargetPolicy):
         known = ", ".join(get_args(TargetPolicy))
         raise HeadatlasError(f"`target_policy`: there is no policy {target_policy!r}; use one of {known}.")
+    check_sources(sources)
     thresholds = Thresholds() if thresholds is None else thresholds
     thresholds.check(ceiling)
-    return Options(lens_named(lens), thresholds, mask, ceiling, target_policy)
+    return Options(lens_named(lens), thresholds, mask, ceiling, target_policy, sources)
+
+
+def check_sources(sources: int | None) -> None:
+    """Refuse a sample of sources that is no whole number, or so small that every relation is left out."""
+    if sources is not None and (type(sources) is not int or sources < MIN_SOURCES):
+        raise HeadatlasError(
+            f"`sources` is {sources!r}: it must be a whole number of at least {MIN_SOURCES}, "
+            "which a relation needs."
+        )
 
 
 @dataclass(frozen=True)
@@ -130,16 +154,17 @@ def prepare(
     competing, masked = competing_tokens(words, opened.dims.vocab_size)
     if not chosen.mask:
         competing, masked = np.ones_like(competing), ()
-    tokenised = [
-        tokenise(
-            relation,
-            words,
+    tokenised, replaced = with_alternatives(
+        asked,
+        partial(
+            tokenise,
+            tokenizer=words,
             competing=competing,
             max_source_tokens=chosen.lens.max_source_tokens,
             target_policy=chosen.target_policy,
-        )
-        for relation in asked
-    ]
+            sources=chosen.sources,
+        ),
+    )
     if all(item.left_out for item in tokenised):
         reasons = "; ".join(f"{item.relation.name}: {item.left_out}" for item in tokenised[:5])
         raise HeadatlasError(
@@ -153,12 +178,45 @@ def prepare(
         layout,
         index_pairs(layout, competing),
         competing,
-        _provenance(opened, chosen, layout, [int(i) for i in masked], checked),
+        _provenance(opened, chosen, layout, [int(i) for i in masked], checked, replaced),
     )
 
 
+def with_alternatives(
+    asked: Sequence[Relation], seen: Callable[[Relation], TokenisedRelation]
+) -> tuple[list[TokenisedRelation], dict[str, str]]:
+    """The relations as a tokenizer sees them; where all of core is asked, what it leaves out is replaced.
+
+    After a relation of core that is left out comes the shipped one that stands in for it, if there is one
+    that is usable and not asked for already.
+
+    Args:
+        asked: The relations.
+        seen: Tokenises one.
+
+    Returns:
+        The relations, and relation left out → the one that stands in for it.
+    """
+    names, hashes = {relation.name for relation in asked}, {relation.sha256 for relation in asked}
+    found, replaced = [], {}
+    for relation in asked:
+        found.append(seen(relation))
+        other = alternative_to(relation) if found[-1].left_out else None
+        if other is None or other.name in names or not all(each.sha256 in hashes for each in core()):
+            continue
+        if not (instead := seen(other)).left_out:
+            found.append(instead)
+            replaced[relation.name] = other.name
+    return found, replaced
+
+
 def _provenance(
-    model: Model, chosen: Options, layout: Layout, masked: list[int], checked: str
+    model: Model,
+    chosen: Options,
+    layout: Layout,
+    masked: list[int],
+    checked: str,
+    replaced: dict[str, str],
 ) -> dict[str, Any]:
     checkpoint = model.checkpoint
     return {
@@ -186,6 +244,8 @@ def _provenance(
         "thresholds": asdict(chosen.thresholds),
         "ceiling": chosen.ceiling,
         "target_policy": chosen.target_policy,
+        "sources": chosen.sources,
+        "alternatives": replaced,
         "masked_ids": masked,
         "relations": {entry.name: entry.sha256 for entry in layout.relations},
         "versions": {
@@ -221,6 +281,7 @@ _SAME: dict[str, Callable[[dict[str, Any]], Any]] = {
     "relations": lambda p: list(p["relations"].items()),
     "ceiling": lambda p: p["ceiling"],
     "target policy": lambda p: p["target_policy"],
+    "most sources": lambda p: p.get("sources"),
     "masked token ids": lambda p: p["masked_ids"],
 }
 
@@ -230,6 +291,7 @@ _SHOWN: dict[str, Callable[[dict[str, Any]], Any]] = {
     "lens": lambda p: p["lens"]["name"],
     "ceiling": lambda p: p["ceiling"],
     "target policy": lambda p: p["target_policy"],
+    "most sources": lambda p: p.get("sources"),
 }
 """What people know these by."""
 
