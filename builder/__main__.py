@@ -1,4 +1,4 @@
-"""The builder's commands: fetch the packages, build the relations, draw samples to judge, report."""
+"""The builder's commands: fetch packages, build relations, draw samples to judge, report, write cards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-from builder import building, verdicts
+from builder import building, cards, verdicts
 from builder.catalogue import Entry, catalogue
 from builder.facts import FactsError, Pairs
 from builder.packages import packages
@@ -35,10 +35,23 @@ def main() -> int:
         command = commands.add_parser(name, help=help_text)
         command.add_argument("folder", type=Path, help="the folder of packages")
         command.add_argument("names", nargs="*", help="relations; all if none is named")
+    counting = commands.add_parser("count", help="count the sources that tokenizers can use")
+    counting.add_argument(
+        "tokenizers", nargs="+", metavar="NAME=FOLDER", help="what cards call it, its files"
+    )
+    commands.add_parser("cards", help="write docs/relations")
     arguments = parser.parse_args()
     try:
         if arguments.command == "fetch":
             fetch(arguments.folder)
+        elif arguments.command == "count":
+            folders = dict(each.split("=", 1) for each in arguments.tokenizers)
+            text = cards.count({name: Path(folder) for name, folder in folders.items()})
+            cards.USABLE.write_text(text, encoding="utf-8")
+        elif arguments.command == "cards":
+            for name, text in cards.pages().items():
+                cards.PAGES.mkdir(exist_ok=True)
+                (cards.PAGES / name).write_text(text, encoding="utf-8")
         else:
             run(arguments.command, arguments.folder, arguments.names)
     except (FactsError, OSError, ValueError, subprocess.CalledProcessError) as error:

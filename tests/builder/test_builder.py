@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import beta
 
-from builder import building, verdicts
+from builder import building, cards, verdicts
 from builder.__main__ import DATA, NOTICE, NOTICE_MARK
 from builder.catalogue import Entry, catalogue
 from builder.facts import FactsError, Patch, inverse, read_facts
@@ -17,6 +17,8 @@ from builder.packages import packages
 from builder.steps import STEPS
 from builder.store import Store
 from builder.wordnet import WordNet
+from headatlas.relations import core, library
+from tests.relations.tiny_tokenizers import byte_level_bpe
 
 # Relations whose pairs need no package: they can be made again anywhere.
 FREE = [entry for entry in catalogue().values() if set(entry.sources) <= {"hand", "generated"}]
@@ -242,3 +244,27 @@ def test_samples_are_fixed_and_keep_their_verdicts(tmp_path: Path) -> None:
     pairs[chosen[0]] = ["changed"]
     assert verdicts.judge("a", pairs, path) == verdicts.Judgement(100, 99, 0, 300)
     assert verdicts.write_sample("a", pairs, path).judged == 99
+
+
+def test_the_cards_are_those_of_the_data() -> None:
+    """Else run `python -m builder cards`; after a change to pairs, `python -m builder count` first."""
+    usable = json.loads(cards.USABLE.read_text(encoding="utf-8"))
+    assert {name: row["sha256"] for name, row in usable.items()} == {
+        each.name: each.sha256 for each in (*core(), *library())
+    }
+    written = {path.name: path.read_text(encoding="utf-8") for path in cards.PAGES.glob("*.md")}
+    assert written == cards.pages()
+    for relation in (*core(), *library()):
+        page = written[f"{relation.category.lower()}.md"]
+        assert f'<a id="{relation.name}"></a>' in page
+        assert f"{len(relation.pairs)} sources, {relation.n_targets} different targets" in page
+    assert "a random sample of 100, 1 of them wrong; at most 5.5 % of all are" in "".join(written.values())
+
+
+def test_counting_is_tokenising(tmp_path: Path) -> None:
+    byte_level_bpe().save_pretrained(tmp_path)
+    rows = json.loads(cards.count({"tiny": tmp_path}))
+    assert set(rows) == {each.name for each in (*core(), *library())}
+    # France → Paris and Italy → Rome are what it knows; letters are bytes that stand without a space.
+    assert rows["country_to_capital"]["tiny"] == [2, 2]
+    assert rows["year_to_following"]["tiny"] == [0, 0]

@@ -325,7 +325,16 @@ def test_panels_split_and_keep_the_colour(tmp_path: Path, panels: Any, titles: l
     atlas = plant_atlas(tmp_path / "atlas.zarr", plants, n_layers=1, n_heads=1, specs=specs)
     grid = category_grid(atlas, panels)
     assert list(grid.panels) == ["All Categories", *titles]
-    member = {"A", *(["B"] if panels == "category" else []), "A: Code", "B: Code", "Letters", "first", "same", "third"}
+    member = {
+        "A",
+        *(["B"] if panels == "category" else []),
+        "A: Code",
+        "B: Code",
+        "Letters",
+        "first",
+        "same",
+        "third",
+    }
     assert {panel: int(grid.shown(panel)[0, 0]) for panel in grid.panels} == {
         panel: 2 if panel in member | {"All Categories"} else 0 for panel in grid.panels
     }
