@@ -29,7 +29,7 @@ N_SAMPLES = 6
 
 
 def count(tokenizers: Mapping[str, Path]) -> str:
-    """The text of ``usable.json``: usable sources and targets of every relation, by the name of the tokenizer.
+    """The text of ``usable.json``: usable sources and targets of every relation, by tokenizer.
 
     Args:
         tokenizers: Name → a folder with the tokenizer's files.
@@ -76,9 +76,10 @@ def _page(category: str, usable: Mapping[str, Mapping[str, Any]]) -> str:
         [
             f"# {category}: {len(names)} relations",
             "",
-            "This page is written by `python -m builder cards`. Under a tokenizer's name stands how many sources it can "
-            f"use (lens `neutral`, targets of one token); in brackets where these are fewer than {MIN_SOURCES}, or have "
-            f"fewer than {MIN_TARGETS} different targets: an atlas then leaves the relation out.",
+            "This page is written by `python -m builder cards`. Under a tokenizer's name stands how many "
+            "sources it can use (lens `neutral`, targets of one token); in brackets where these are fewer "
+            f"than {MIN_SOURCES}, or have fewer than {MIN_TARGETS} different targets: an atlas leaves the "
+            "relation out then.",
             "",
             *("| " + " | ".join(row) + " |" for row in table),
             *(line for name in names for line in _card(shipped(name))),
