@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
+from headatlas.evidence.opening import open_subject
 from headatlas.mapping import plan, states
-from headatlas.mapping.prepared import options, with_alternatives
+from headatlas.mapping.prepared import options, prepare, with_alternatives
 from headatlas.mapping.run import map_heads
 from headatlas.mapping.stats import Stats
 from headatlas.options import Compute, Thresholds
@@ -213,6 +214,22 @@ def test_a_sample_of_sources_is_said_and_is_part_of_the_hash(
     np.testing.assert_array_equal(
         atlas.dataset["promotion_rank"].values[..., used], full.dataset["promotion_rank"].values[..., used]
     )
+
+
+def test_evidence_opens_a_sample_as_it_was_mapped(mapped: Map, tmp_path: Path) -> None:
+    atlas = mapped(out=tmp_path, sources=35)
+    subject = open_subject(atlas)
+    assert [each.sha256 for each in subject.relations] == list(atlas.provenance["relations"].values())
+    assert [len(each.pairs) for each in subject.relations] == atlas.relations["n_sources"].tolist()
+
+
+def test_a_word_that_several_relations_ask_of_is_one_row(model: Path, relations: list[Relation]) -> None:
+    same = [replace(relations[0], name=name, title=name) for name in ("again", "and_again")]
+    alone, together = (
+        prepare(model, None, asked, options()).pair_index for asked in (relations, [*relations, *same])
+    )
+    assert together.sources == alone.sources
+    assert len(together.own_row) == len(alone.own_row) + 2 * (alone.relations[0].own.stop)
 
 
 def seen_by(*unusable: str) -> Callable[[Relation], TokenisedRelation]:

@@ -26,11 +26,17 @@ Lens = Literal["neutral", "maps"]
 
 
 def shipped_names(incomplete: str) -> list[str]:
-    """Names of shipped relations and of their groups, for the shell's completion."""
+    """Names of shipped relations, for the shell's completion."""
     from headatlas.relations.shipped import groups
 
-    names = dict.fromkeys(("core", "all", *groups()["all"], *groups()))
-    return [name for name in names if name.startswith(incomplete)]
+    return [name for name in groups()["all"] if name.startswith(incomplete)]
+
+
+def askable_names(incomplete: str) -> list[str]:
+    """The same, after ``core``, ``all``, categories and subcategories."""
+    from headatlas.relations.shipped import groups
+
+    return [name for name in groups() if name.startswith(incomplete)] + shipped_names(incomplete)
 
 
 ModelArgument = Annotated[
@@ -59,7 +65,7 @@ Relations = Annotated[
         help="What to look for: the paper's relations (core), all that are shipped, a category or "
         "subcategory, relations by name, files, folders. Several with commas, or the option again. "
         "Default: core.",
-        autocompletion=shipped_names,
+        autocompletion=askable_names,
     ),
 ]
 Sources = Annotated[

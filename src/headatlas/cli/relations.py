@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headatlas.addresses import output_path
-from headatlas.cli.options import AsJson, Lens, TargetPolicyOption, as_options, shipped_names
+from headatlas.cli.options import AsJson, Lens, TargetPolicyOption, as_options, askable_names
 from headatlas.cli.output import print_json, print_table, say
 from headatlas.errors import HeadatlasError
 from headatlas.options import TargetPolicy
@@ -22,7 +22,7 @@ Specs = Annotated[
         metavar="[core|all|NAME|PATH]…",
         help="core, all, categories, names of shipped relations, files or folders. Default: core.",
         show_default=False,
-        autocompletion=shipped_names,
+        autocompletion=askable_names,
     ),
 ]
 
@@ -112,7 +112,7 @@ def show_relations(
             metavar="NAME|PATH…",
             help="Names of shipped relations, categories, relation files or folders.",
             show_default=False,
-            autocompletion=shipped_names,
+            autocompletion=askable_names,
         ),
     ],
     as_json: AsJson = False,
