@@ -54,7 +54,7 @@ def main() -> int:
                 (cards.PAGES / name).write_text(text, encoding="utf-8")
         else:
             run(arguments.command, arguments.folder, arguments.names)
-    except (FactsError, OSError, ValueError, subprocess.CalledProcessError) as error:
+    except (FactsError, ImportError, OSError, ValueError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
