@@ -8,7 +8,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from headatlas.atlas.relation_scores import store_scores
 from headatlas.atlas.store import CELL_BEYOND, AtlasWriter, LayerRanks, atlas_path, create_store, read_store
 from headatlas.errors import HeadatlasError
 from headatlas.scoring.scores import RANK_MISSING
-from tests.atlas.made import provenance, tokenised
+from tests.atlas.made import provenance, tokenised, write_atlas
 from tests.synthetic import make_atlas
 
 HEADS = 3
@@ -488,3 +488,12 @@ def test_an_atlas_in_memory_has_no_store(tmp_path: Path) -> None:
     atlas = make_atlas(tmp_path / "atlas.zarr", 1, 1)
     with pytest.raises(ValueError, match="no store"):
         store_scores(Atlas(atlas.dataset, atlas.provenance, atlas.thresholds))
+
+
+def test_a_subcategory_is_kept_and_an_atlas_without_any_has_categories(tmp_path: Path) -> None:
+    fine, coarse = tokenised("fine", [[1]] * 3, category="C"), tokenised("coarse", [[1]] * 3, category="D")
+    fine = replace(fine, relation=replace(fine.relation, subcategory="S"))
+    atlas = write_atlas(tmp_path / "atlas.zarr", [fine, coarse], {})
+    assert atlas.relations["subcategory"].tolist() == ["S", "D"]
+    older = Atlas(atlas.dataset.drop_vars("subcategory"), atlas.provenance, atlas.thresholds, atlas.path)
+    assert older.relations["subcategory"].tolist() == ["C", "D"]

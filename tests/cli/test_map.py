@@ -9,6 +9,7 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +22,7 @@ from headatlas.cli.map import map_summary, size
 from headatlas.errors import HeadatlasError
 from headatlas.options import Compute, Thresholds
 from headatlas.progress import Progress, ProgressDisplay, duration
-from headatlas.relations import core
+from headatlas.relations import NOT_DRAWN, core
 from headatlas.relations.relation import TokenisedRelation
 from tests.atlas.made import tokenised, write_atlas
 from tests.cli.conftest import Run
@@ -110,6 +111,17 @@ def test_relations_of_which_few_sources_are_used_are_named(tmp_path: Path) -> No
     lines = map_summary(atlas, tmp_path, [], 1.0).splitlines()
     assert "under 60 % of the sources used: few 57 of 167, just under 59 of 100" in lines
     assert "left out: gone (why)" in lines
+    other = write_atlas(
+        tmp_path / "other.zarr",
+        [of("gone", 9, 9), of("enough", 60, 100)],
+        {},
+        alternatives={"gone": "enough"},
+    )
+    assert "in the place of gone: enough" in map_summary(other, tmp_path, [], 1.0).splitlines()
+    sample = replace(of("drawn", 40, 100), dropped={NOT_DRAWN: ("word",) * 60}, sampled=40)
+    sampled = write_atlas(tmp_path / "sampled.zarr", [sample], {})
+    text = map_summary(sampled, tmp_path, [], 1.0)
+    assert "under 60 %" not in text and f"sources not used: {NOT_DRAWN} (60)" in text
     every = write_atlas(tmp_path / "every.zarr", [of("enough", 60, 100)], {})
     assert "under 60 %" not in map_summary(every, tmp_path, [], 1.0)
 
@@ -119,7 +131,7 @@ def test_options_reach_the_mapping(run: Run, mapped: Any, tmp_path: Path) -> Non
     options = "--lens maps --preset maps-paper --relations capital,{mine}"
     options += " --k 5 --k-copy 2 --tau 0.4 --criterion tau"
     more = "--layers 0-5 --target-policy first-token --ceiling 40 --no-figures"
-    more += " --no-stream --cluster auto --remote --adapter mine"
+    more += " --no-stream --cluster auto --remote --adapter mine --sources 60"
     mine = tmp_path / "mine.csv"
     mine.write_text("source,target\nsky,blue\n")
     run("map", "m", "-o", tmp_path, *options.format(mine=mine).split(), *more.split())
@@ -134,6 +146,7 @@ def test_options_reach_the_mapping(run: Run, mapped: Any, tmp_path: Path) -> Non
         "layers": "0-5",
         "ceiling": 40,
         "target_policy": "first-token",
+        "sources": 60,
         "compute": Compute(stream=False, cluster="auto"),
         "remote": True,
         "adapter": "mine",
@@ -260,8 +273,8 @@ def test_plan(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("headatlas.mapping.plan")
     module.__dict__["plan"] = lambda model, **rest: asked.append((model, rest)) or Plan()
     monkeypatch.setitem(sys.modules, "headatlas.mapping.plan", module)
-    text = run("plan", "tiny", "--lens", "maps", "--adapter", "mine").stdout
-    options = {"lens": "maps", "compute": Compute(), "remote": False, "adapter": "mine"}
+    text = run("plan", "tiny", "--lens", "maps", "--adapter", "mine", "--sources", "50").stdout
+    options = {"lens": "maps", "compute": Compute(), "remote": False, "adapter": "mine", "sources": 50}
     assert [
         (model, {name: value for name, value in rest.items() if name != "relations"}) for model, rest in asked
     ] == [("tiny", options)]

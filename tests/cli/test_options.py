@@ -213,7 +213,7 @@ def test_json_of_several_atlases(run: Run, shared_folder: Path, tmp_path: Path) 
     ("args", "fields"),
     [
         (["relations", "list"], {"rows"}),
-        (["relations", "check", "capital"], {"model", "lens", "target_policy", "rows", "problems"}),
+        (["relations", "check", "capital"], {"tokenizer", "lens", "target_policy", "rows", "problems"}),
         (["relations", "show", "capital"], {"relation", "title", "pairs", "provenance"}),
         (["families", "list"], {"transformers", "rows"}),
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from headatlas.relations import core, load_relations
+from headatlas.relations import core, library, load_relations
 from tests.cli.conftest import Run, parsed
 from tests.mapping import checkpoints
 
@@ -22,6 +22,7 @@ def test_list_has_the_shipped_relations(run: Run) -> None:
         "relation",
         "title",
         "category",
+        "subcategory",
         "sources",
         "targets",
         "copying",
@@ -30,6 +31,10 @@ def test_list_has_the_shipped_relations(run: Run) -> None:
     ]
     assert [line.split()[0] for line in lines] == ["country_to_capital", "copying"]
     assert all("CC0-1.0  written by hand" in line for line in lines)
+    assert ["  Geography  " in line for line in lines] == [True, False]
+    assert len(parsed(run("relations", "list", "all", "--json"))["rows"]) == len(core()) + len(library())
+    greek = parsed(run("relations", "list", "Greek", "--json"))["rows"]
+    assert [row["subcategory"] for row in greek] == ["Greek", "Greek"]
 
 
 def test_check_counts_what_is_in_a_folder(run: Run, tmp_path: Path) -> None:
@@ -79,13 +84,13 @@ def test_check_with_a_model(run: Run, tmp_path: Path, policy: str, usable: int) 
     model = checkpoints.save(checkpoints.tiny_model("llama"), tmp_path / "model")
     pairs = [[f"w{at}", f"w{at + 50}"] for at in range(20, 50)]
     (tmp_path / "r.json").write_text(json.dumps([*pairs, ["w100", "w101 w102"], ["nothing", "w103"]]))
-    args = ("relations", "check", tmp_path / "r.json", "--model", model, "--target-policy", policy)
+    args = ("relations", "check", tmp_path / "r.json", "--tokenizer", model, "--target-policy", policy)
     found = parsed(run(*args, "--json"))
-    assert (found["model"], found["lens"], found["target_policy"]) == (str(model), "neutral", policy)
+    assert (found["tokenizer"], found["lens"], found["target_policy"]) == (str(model), "neutral", policy)
     assert found["rows"][0]["usable_sources"] == usable
     assert found["rows"][0]["left_out"] is None
     (tmp_path / "s.json").write_text(json.dumps([*pairs[1:], ["nothing", "w103"]]))
-    result = run("relations", "check", tmp_path / "s.json", "--model", model)
+    result = run("relations", "check", tmp_path / "s.json", "--tokenizer", model)
     assert "left out with this model: s (29 usable sources, at least 30 needed)" in result.stderr
 
 
@@ -132,6 +137,10 @@ def test_export_gives_the_same_relations(run: Run, tmp_path: Path) -> None:
     again = run("relations", "export", "copying", "antonym", "-o", tmp_path / "two", code=2)
     assert "copying.json: there already" in again.stderr
     assert not (tmp_path / "two" / "word_to_antonym.json").exists()
+    run("relations", "export", "stronger", "-o", tmp_path / "other")
+    (relation,) = load_relations(tmp_path / "other")
+    (shipped,) = load_relations("stronger")
+    assert relation == shipped and relation.provenance == shipped.provenance
 
 
 def test_show_prints_pairs_and_their_origin(run: Run, tmp_path: Path) -> None:
@@ -145,12 +154,19 @@ def test_show_prints_pairs_and_their_origin(run: Run, tmp_path: Path) -> None:
     assert "blue | grey" in run("relations", "show", file).stdout
 
 
-def test_show_of_a_folder_asks_for_one(run: Run, tmp_path: Path) -> None:
+def test_show_of_several_says_which_pair_is_whose(run: Run, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.csv").write_text("source,target\nsky,blue\n")
-    assert (
-        "these are 2 relations (a, b); give one of them" in run("relations", "show", tmp_path, code=2).stderr
-    )
+    lines = run("relations", "show", tmp_path).stdout.splitlines()
+    assert [line.split() for line in lines] == [
+        ["relation", "source", "targets"],
+        ["a", "sky", "blue"],
+        ["b", "sky", "blue"],
+    ]
+    rows = parsed(run("relations", "show", tmp_path / "a.csv", "stronger", "--json"))["rows"]
+    assert [row["relation"] for row in rows] == ["a", "word_to_stronger_word"]
+    said = run("relations", "show", "stronger").stderr
+    assert "(Linguistic, Meaning)" in said and "known problems: Other answers can be right as well" in said
 
 
 def test_families(run: Run) -> None:

@@ -31,9 +31,9 @@ PAIRS = [(word(20 + at), [word(80 + at)]) for at in range(40)]
 
 
 def test_the_shipped_templates() -> None:
-    """Every relation can be asked, and no context template puts a lens's prefix before the word."""
+    """Every relation of core can be asked, and no context template puts a lens's prefix before the word."""
     templates = read_templates()
-    assert set(templates.tasks) == {each.name for each in core()}
+    assert set(templates.tasks) >= {each.name for each in core()}
     assert len(templates.context) == 4
     for template in templates.context:
         assert not any(

@@ -43,6 +43,7 @@ class Spec:
     category: str
     multi: int = 0
     left_out: str | None = None
+    subcategory: str = ""
 
     def tokenised(self) -> TokenisedRelation:
         pairs = tuple(Pair(f"s{i}", (f"t{i}",)) for i in range(N_SOURCES))
@@ -51,7 +52,7 @@ class Spec:
             for i in range(N_SOURCES)
         )
         name = self.title.lower().replace(" → ", "_to_").replace(" ", "_")
-        relation = Relation(name, self.title, self.category, pairs)
+        relation = Relation(name, self.title, self.category, pairs, subcategory=self.subcategory)
         return TokenisedRelation(relation, () if self.left_out else usable, {}, self.left_out)
 
 

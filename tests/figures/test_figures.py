@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -23,11 +25,13 @@ from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.figures import KINDS, alt_text, plot, save
 from headatlas.figures.colours import BLANK, level_colours, score_colours
+from headatlas.figures.grids import category_grid
 from headatlas.figures.page import round_ticks, text_width, wrap
 from headatlas.figures.panels import cells_path, outline_path
 from headatlas.figures.plots import write_data
 from headatlas.figures.relations import STEPS
-from tests.figures.planted import Plant, plant_atlas
+from tests.atlas.made import write_atlas
+from tests.figures.planted import Plant, Spec, plant_atlas
 
 SVG = "{http://www.w3.org/2000/svg}"
 PANELS = ["All Categories", "Algorithmic", "Knowledge", "Linguistic", "Translation"]
@@ -299,6 +303,67 @@ def test_data_is_what_the_atlas_says(atlas: Atlas, tmp_path: Path) -> None:
     scores = atlas.plot.data("relations")
     assert len(scores) == 24 * 19
     assert (scores["shown"] < 0).equals(scores["suppression"] > scores["score"])
+
+
+@pytest.mark.parametrize(
+    ("panels", "titles"),
+    [
+        ("category", ["A", "B"]),
+        ("subcategory", ["A: Code", "Letters", "B: Code", "B"]),
+        ("relation", ["first", "second", "same", "third", "fourth", "last"]),
+    ],
+)
+def test_panels_split_and_keep_the_colour(tmp_path: Path, panels: Any, titles: list[str]) -> None:
+    """A head's level is its number of categories in every panel, however they are split."""
+    specs = (
+        Spec("first", "A", subcategory="Code"),
+        Spec("third", "B", subcategory="Code"),
+        Spec("second", "A", subcategory="Letters"),
+        Spec("same", "A", subcategory="Letters"),
+        Spec("fourth", "B"),
+        Spec("last", "B"),
+    )
+    plants = [Plant(0, 0, name) for name in ("first", "same", "third")]
+    atlas = plant_atlas(tmp_path / "atlas.zarr", plants, n_layers=1, n_heads=1, specs=specs)
+    grid = category_grid(atlas, panels)
+    assert list(grid.panels) == ["All Categories", *titles]
+    member = {
+        "A",
+        *(["B"] if panels == "category" else []),
+        "A: Code",
+        "B: Code",
+        "Letters",
+        "first",
+        "same",
+        "third",
+    }
+    assert {panel: int(grid.shown(panel)[0, 0]) for panel in grid.panels} == {
+        panel: 2 if panel in member | {"All Categories"} else 0 for panel in grid.panels
+    }
+    assert grid.n_levels == 2
+    assert sum(grid.n_relations[panel] for panel in titles) == grid.n_relations["All Categories"] == 6
+    figure = atlas.plot.categories(panels=panels)
+    assert len(figure.axes) == len(titles) + 1
+    table = atlas.plot.data("categories", panels)
+    assert list(table)[3:-1] == titles and table["n_categories"].tolist() == [2]
+    assert [int(table[title].iloc[0]) for title in titles] == [int(title in member) for title in titles]
+    (written,) = plot(atlas, "categories", tmp_path / "c.svg", 100, panels=panels)
+    assert (f"one for each {panels}" in written.read_text()) == (panels != "category")
+
+
+def test_relations_of_one_title_are_named(tmp_path: Path) -> None:
+    relations = [spec.tokenised() for spec in (Spec("same", "A"), Spec("Same", "B"), Spec("other", "B"))]
+    renamed = replace(relations[1].relation, name="also", title="same")
+    relations[1] = replace(relations[1], relation=renamed)
+    atlas = write_atlas(tmp_path / "atlas.zarr", relations, {})
+    assert list(category_grid(atlas, "relation").member) == ["same", "also", "other"]
+
+
+def test_other_panels_are_refused(atlas: Atlas, tmp_path: Path) -> None:
+    with pytest.raises(HeadatlasError, match="`panels` is 'letter': choose from category, subcategory"):
+        atlas.plot.categories(panels="letter")  # type: ignore[arg-type]
+    with pytest.raises(HeadatlasError, match="`panels=relation` is for the figure of the categories, not"):
+        plot(atlas, "layers", tmp_path / "c.svg", panels="relation")
 
 
 def test_which_chooses_panels(atlas: Atlas) -> None:

@@ -11,6 +11,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.mapping import plan as plans
 from headatlas.mapping.machine import Rates
 from headatlas.mapping.plan import plan
+from headatlas.relations import drawn
 from headatlas.weights import safetensors_source
 from tests.mapping.checkpoints import VOCAB, random_relations, save, tiny_model, word_tokenizer
 
@@ -49,6 +50,16 @@ def test_larger_questions_need_more(model: Path) -> None:
     assert large.sources > small.sources and large.memory_bytes > small.memory_bytes
     assert large.seconds_least >= small.seconds_least > 0
     assert large.seconds_most >= small.seconds_most > small.seconds_least
+
+
+def test_a_sample_of_sources_needs_less(model: Path) -> None:
+    relations = random_relations()
+    whole, part, all_of_them = (plan(model, relations=relations, sources=n) for n in (None, 30, 40))
+    drawn_words = {w for r in relations for w in drawn(r, [pair.source for pair in r.pairs], 30)}
+    assert part.sources == len(drawn_words) < whole.sources == all_of_them.sources
+    assert part.memory_bytes < whole.memory_bytes
+    with pytest.raises(HeadatlasError, match="`sources` is 29"):
+        plan(model, relations=relations, sources=29)
 
 
 def test_time_follows_from_the_measured_speed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

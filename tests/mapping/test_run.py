@@ -17,12 +17,13 @@ from transformers import AutoModelForCausalLM
 
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
+from headatlas.evidence.opening import open_subject
 from headatlas.mapping import plan
-from headatlas.mapping.prepared import MapOptions
+from headatlas.mapping.prepared import MapOptions, prepare_map, with_alternatives
 from headatlas.mapping.run import map_heads
 from headatlas.options import Compute, Thresholds
 from headatlas.progress import Progress, Stats
-from headatlas.relations import Pair, Relation
+from headatlas.relations import NOT_DRAWN, Pair, Relation, TokenisedRelation, core, resolve_relations
 from tests.full_disk import file_size_limit
 from tests.mapping.checkpoints import random_relations, save, tiny_model, word_tokenizer
 
@@ -193,6 +194,76 @@ def test_provenance_says_what_was_done(mapped: Map, model: Path, whole: Path) ->
     json.dumps(provenance, allow_nan=False)
 
 
+def test_a_sample_of_sources_is_said_and_is_part_of_the_hash(
+    mapped: Map, relations: list[Relation], whole: Path, tmp_path: Path
+) -> None:
+    atlas = mapped(out=tmp_path, sources=35)
+    full = Atlas.open(whole)
+    sizes = {row["relation"]: row["n_sources"] for row in full.relations.to_dict("records")}
+    sizes = {name: (n, min(n, 35)) for name, n in sizes.items()}
+    assert any(n > 35 for n, _ in sizes.values()) and any(n <= 35 for n, _ in sizes.values())
+    for row in atlas.relations.to_dict("records"):
+        n, kept = sizes[row["relation"]]
+        assert row["n_sources"] == kept and len(row["dropped"].get(NOT_DRAWN, ())) == n - kept
+        same = atlas.provenance["relations"][row["relation"]] == full.provenance["relations"][row["relation"]]
+        assert same == (n == kept)
+    assert atlas.provenance["sources"] == 35 and "at most 35 sources a relation" in atlas.caption()
+    assert full.provenance["sources"] is None and "sources" not in full.caption()
+    # A sampled source has the ranks that it has in the whole.
+    used = atlas.dataset["pair_source"].values >= 0
+    np.testing.assert_array_equal(
+        atlas.dataset["promotion_rank"].values[..., used], full.dataset["promotion_rank"].values[..., used]
+    )
+
+
+def test_evidence_opens_a_sample_as_it_was_mapped(mapped: Map, tmp_path: Path) -> None:
+    atlas = mapped(out=tmp_path, sources=35)
+    subject = open_subject(atlas)
+    assert [each.sha256 for each in subject.relations] == list(atlas.provenance["relations"].values())
+    assert [len(each.pairs) for each in subject.relations] == atlas.relations["n_sources"].tolist()
+
+
+def test_a_word_that_several_relations_ask_of_is_one_row(model: Path, relations: list[Relation]) -> None:
+    same = [replace(relations[0], name=name, title=name) for name in ("again", "and_again")]
+    alone, together = (
+        prepare_map(model, None, asked, MapOptions()).layout for asked in (relations, [*relations, *same])
+    )
+    assert together.sources == alone.sources
+    assert len(together.own_row) == len(alone.own_row) + 2 * (alone.relations[0].own.stop)
+
+
+def seen_by(*unusable: str) -> Callable[[Relation], TokenisedRelation]:
+    def seen(relation: Relation) -> TokenisedRelation:
+        return TokenisedRelation(relation, (), {}, "why" if relation.name in unusable else None)
+
+    return seen
+
+
+def test_what_core_leaves_out_is_replaced_where_something_stands_in() -> None:
+    found, replaced = with_alternatives(core(), seen_by("year_to_following", "copying"))
+    names = [each.name for each in core()]
+    at = names.index("year_to_following") + 1
+    assert [each.relation.name for each in found] == [*names[:at], "item_to_successor", *names[at:]]
+    assert replaced == {"year_to_following": "item_to_successor"}
+    assert found[at].relation is resolve_relations("item_to_successor")[0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "unusable"),
+    [
+        ("core", ()),
+        ("core", ("year_to_following", "item_to_successor")),
+        ("core,item_to_successor", ("year_to_following",)),
+        ("all", ("year_to_following",)),
+        ("year_to_following,copying", ("year_to_following",)),
+    ],
+)
+def test_nothing_is_replaced_otherwise(asked: str, unusable: tuple[str, ...]) -> None:
+    relations = resolve_relations(asked)
+    found, replaced = with_alternatives(relations, seen_by(*unusable))
+    assert tuple(each.relation for each in found) == relations and replaced == {}
+
+
 # What is refused, with nothing lost -------------------------------------------------------------------
 
 
@@ -210,6 +281,7 @@ def other_model(model: Path, place: Path) -> Path:
         ({"relations": "fewer"}, "relations"),
         ({"ceiling": 33}, "ceiling"),
         ({"target_policy": "first-token"}, "target policy"),
+        ({"sources": 30}, "relations, most sources (None, not 30)"),
         ({"mask": False}, "masked token ids"),
         ({"model": "other"}, "weights"),
         ({"tokenizer": "other words"}, "tokenizer"),
@@ -272,6 +344,8 @@ def replaced(old: str, new: str) -> Any:
         ({"ceiling": 0}, r"`ceiling` is 0"),
         ({"lens": "logit"}, r"`lens`: there is no lens 'logit'"),
         ({"target_policy": "all"}, r"`target_policy`: there is no policy 'all'"),
+        ({"sources": 29}, r"`sources` is 29: it must be a whole number of at least 30"),
+        ({"sources": 50.0}, r"`sources` is 50.0: it must be a whole number"),
         ({"layers": "2-3"}, r"`layers` is '2-3': the model has layers 0 to 2"),
         ({"layers": "2-1"}, r"`layers` is '2-1': 1 comes before 2; write 1-2"),
         ({"layers": "all"}, r"`layers` is 'all': write A-B"),

@@ -8,17 +8,38 @@ from typing import Any
 import pytest
 
 from headatlas.errors import HeadatlasError
-from headatlas.relations import Pair, Relation, core, match_relation, resolve_relations, try_relations
+from headatlas.relations import (
+    Pair,
+    Relation,
+    core,
+    core_relations,
+    library,
+    load_relations,
+    match_relation,
+    resolve_relations,
+    try_relations,
+)
 
 NAMES = ["country_to_capital", "country_to_language", "copying", "name_copying", "word_to_antonym"]
 SKY = (Pair("sky", ("blue",)),)
+
+
+def without(name: str) -> list[Relation]:
+    return [each for each in core() if each.name != name]
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with relation files."""
     (tmp_path / "folder").mkdir()
-    for name in ("my.csv", "a,b.csv", "folder/one.csv", "folder/two.csv", "copying.csv"):
+    for name in (
+        "my.csv",
+        "a,b.csv",
+        "folder/one.csv",
+        "folder/two.csv",
+        "copying.csv",
+        "country_to_capital.csv",
+    ):
         (tmp_path / name).write_text("source,target\nsky,blue\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -54,6 +75,48 @@ def test_core_is_all_that_is_shipped(here: Path) -> None:
     assert resolve_relations("core,my.csv")[:-1] == core()
 
 
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("all", [*core(), *library()]),
+        ("Translation", [each for each in (*core(), *library()) if each.category == "Translation"]),
+        ("inflection", [each for each in (*core(), *library()) if each.subcategory == "Inflection"]),
+        ("CODE", [each for each in (*core(), *library()) if each.subcategory == "Code"]),
+        ("core,all", [*core(), *library()]),
+        ("capital,core,country_to_capital", [core_relations("capital")[0], *without("country_to_capital")]),
+        ("Greek,english_to_greek", [each for each in library() if each.subcategory == "Greek"]),
+        ("Copying", list(core_relations("copying"))),
+        ("emoji_to", [each for each in library() if each.name == "emoji_to_name"]),
+    ],
+)
+def test_groups_and_names_of_everything_shipped(here: Path, spec: str, expected: list[Relation]) -> None:
+    assert len(expected) > 0
+    assert list(resolve_relations(spec)) == expected
+    assert [each.name for each in load_relations(spec)] == [each.name for each in expected]
+
+
+def test_a_category_goes_before_a_folder(here: Path) -> None:
+    (here / "Greek").mkdir()
+    (here / "Greek" / "mine.csv").write_text("source,target\nsky,blue\n")
+    assert [each.name for each in resolve_relations("Greek")] == ["greek_to_english", "english_to_greek"][
+        ::-1
+    ]
+    assert [each.name for each in resolve_relations("./Greek")] == ["mine"]
+    assert [each.name for each in load_relations("Greek")] == ["mine"]
+
+
+def test_names_near_any_shipped_relation_are_said(here: Path) -> None:
+    with pytest.raises(HeadatlasError, match=r"did you mean emoji_to_name or name_to_emoji\?"):
+        resolve_relations("emoji")
+    with pytest.raises(HeadatlasError, match=r"did you mean Translation\?"):
+        resolve_relations("Translatoin")
+
+
+def test_core_by_name_is_core_only() -> None:
+    with pytest.raises(HeadatlasError, match="no relation 'emoji_to_name'"):
+        core_relations("emoji_to_name")
+
+
 def test_a_shipped_relation_goes_before_a_file(here: Path) -> None:
     (here / "copying").mkdir()
     assert resolve_relations("copying")[0].category == "Algorithmic"
@@ -65,7 +128,7 @@ def test_a_shipped_relation_goes_before_a_file(here: Path) -> None:
     [
         ("captial", "^'captial' is neither a file or folder nor .*; did you mean country_to_capital?"),
         ("country", "did you mean country_to_capital or country_to_language?"),
-        ("bogus", "shipped relation; `headatlas relations list` has the names"),
+        ("bogus", "shipped relation; `headatlas relations list all` has the names"),
         ("x" * 5000, "^a long text is neither"),
         ("a\0b", "is neither a file"),
         ("~nobody-of-this-name/x.csv", "no such file or folder"),
@@ -87,8 +150,8 @@ def test_a_shipped_relation_goes_before_a_file(here: Path) -> None:
         (("x", [("a", None)]), "pair 1: the target is not a word but nothing"),
         (("x", []), "^relation 'x': there are no pairs"),
         (
-            "core,capital",
-            "^capital: a relation with the name 'country_to_capital' comes from core too; rename",
+            "core,country_to_capital.csv",
+            "^country_to_capital.csv: a relation with the name 'country_to_capital' comes from core too",
         ),
         (["my.csv", ("my", [("a", "b")])], r"^relations\[1\]: .* 'my' comes from my.csv too"),
     ],

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from headatlas.relations import MIN_SOURCES, Pair, Relation, competing_tokens, tokenise
+from headatlas.relations import (
+    MIN_SOURCES,
+    NOT_DRAWN,
+    Pair,
+    Relation,
+    competing_tokens,
+    drawn,
+    sampled,
+    tokenise,
+)
 from headatlas.relations.tokenising import (
     SOURCE_REPEATED,
     SOURCE_SEVERAL,
@@ -180,3 +189,35 @@ def test_small_relations_are_left_out_with_the_reason() -> None:
     assert seen.left_out == "2 distinct targets, at least 3 needed"
     three = relation(*((source, ["Paris", "Rome", "red"]) for source in sources))
     assert tokenise(three, tokenizer, competing=competing, max_source_tokens=2).left_out is None
+
+
+def test_a_sample_has_so_many_usable_sources() -> None:
+    targets = "bcdefghi"
+    pairs = [(chr(97 + at // 8) + targets[at % 8], [targets[(at + 1) % 8]]) for at in range(120)]
+    pairs[5] = (pairs[5][0], ["two tokens"])
+    tokenizer = sentence_piece("never")
+    arguments = {"competing": all_compete(tokenizer), "max_source_tokens": 8, "target_policy": "first-token"}
+    whole = tokenise(relation(*pairs), tokenizer, **arguments)
+    part = tokenise(relation(*pairs), tokenizer, **arguments, sources=40)
+    assert (len(whole.pairs), len(part.pairs), part.sampled) == (120, 40, 40)
+    assert set(part.pairs) <= set(whole.pairs)
+    assert [pair.index for pair in part.pairs] == sorted(pair.index for pair in part.pairs)
+    words = [pair[0] for pair in pairs]
+    kept = {words[pair.index] for pair in part.pairs}
+    assert set(part.dropped[NOT_DRAWN]) == set(words) - kept and len(part.dropped[NOT_DRAWN]) == 80
+    assert part.sha256 not in (whole.sha256, sampled(whole, 41).sha256)
+    assert part == sampled(whole, 40) and sampled(whole, 120) is whole
+    assert whole.sha256 == whole.relation.sha256
+    # The draw does not follow the order of the pairs, and is another one for another relation.
+    assert kept != set(words[:40])
+    assert kept == set(drawn(whole.relation, reversed(words), 40))
+    assert kept != set(drawn(relation(*pairs[:-1]), words, 40))
+
+
+def test_samples_for_two_vocabularies_share_what_both_can_use() -> None:
+    one = relation(*((f"w{at}", [f"t{at}"]) for at in range(100)))
+    words = [pair.source for pair in one.pairs]
+    first, second = (
+        drawn(one, [word for word in words if word not in gone], 50) for gone in ([], words[:10])
+    )
+    assert [word for word in first if word not in words[:10]] == second[: len(set(first) - set(words[:10]))]

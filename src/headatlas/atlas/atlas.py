@@ -231,13 +231,17 @@ class Atlas:
         """One row per relation, in atlas order.
 
         Columns: relation, title, category, copying, k, n_pairs, n_sources, n_targets, left_out (why; empty if
-        it is in), dropped (reason → sources that could not be used).
+        it is in), dropped (reason → sources that could not be used), subcategory (the category where there is
+        none).
         """
         names = ["title", "category", "copying", "n_pairs", "n_sources", "n_targets", "left_out", "dropped"]
         frame = pd.DataFrame({name: read_array(self.dataset, name).tolist() for name in names})
         frame.insert(0, "relation", read_array(self.dataset, "relation").tolist())
         frame.insert(4, "k", [self.thresholds.k_for(copying) for copying in frame["copying"]])
         frame["dropped"] = [json.loads(text) for text in frame["dropped"]]
+        # Atlases of development versions lack it.
+        finer = "subcategory" if "subcategory" in self.dataset else "category"
+        frame["subcategory"] = read_array(self.dataset, finer).tolist()
         return frame
 
     @property
@@ -577,6 +581,8 @@ class Atlas:
             parts.append(f"{missing} of {self.n_layers} layers not mapped")
         if self.provenance.get("target_policy", "single") != "single":
             parts.append(f"targets: {self.provenance['target_policy']}")
+        if self.provenance.get("sources") is not None:
+            parts.append(f"at most {self.provenance['sources']} sources a relation")
         if self.left_out:
             titles = dict(zip(self.relations["relation"], self.relations["title"], strict=True))
             parts.append("left out: " + ", ".join(titles[name] for name in self.left_out))

@@ -41,6 +41,8 @@ class RelationEntry:
     left_out: str
     dropped: str
     """JSON: reason → sources that could not be used."""
+    subcategory: str
+    """The category where the relation has none."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,7 @@ def _entry(item: TokenisedRelation) -> RelationEntry:
         title=relation.title,
         category=relation.category,
         copying=relation.copying,
-        sha256=relation.sha256,
+        sha256=item.sha256,
         n_pairs=len(relation.pairs),
         n_sources=len(item.pairs),
         n_targets=len({t for pair in item.pairs for t in pair.target_ids}),
@@ -222,6 +224,7 @@ def _entry(item: TokenisedRelation) -> RelationEntry:
         dropped=json.dumps(
             {reason: list(words) for reason, words in item.dropped.items()}, ensure_ascii=False
         ),
+        subcategory=relation.subcategory or relation.category,
     )
 
 

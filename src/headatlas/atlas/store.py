@@ -167,6 +167,7 @@ def _static_dataset(layout: Layout, n_layers: int, n_heads: int) -> xr.Dataset:
     entries = layout.relations
     relation = {
         "category": _strings([e.category for e in entries]),
+        "subcategory": _strings([e.subcategory for e in entries]),
         "title": _strings([e.title for e in entries]),
         "copying": np.array([e.copying for e in entries], dtype=bool),
         "relation_sha256": _strings([e.sha256 for e in entries]),

@@ -19,6 +19,7 @@ from headatlas.cli.options import (
     ModelArgument,
     Relations,
     Remote,
+    Sources,
     TargetPolicyOption,
     computes,
     sets_thresholds,
@@ -48,6 +49,7 @@ def plan_command(
     compute: Compute,
     lens: Annotated[Lens, typer.Option("--lens", help="How a head sees a token.")] = "neutral",
     relations: Relations = None,
+    sources: Sources = None,
     remote: Remote = False,
     adapter: Adapter = None,
     as_json: AsJson = False,
@@ -59,7 +61,15 @@ def plan_command(
     asked = _relations(relations)
     from headatlas.mapping.plan import plan
 
-    found = plan(model, lens=lens, relations=asked, compute=compute, remote=remote, adapter=adapter).to_dict()
+    found = plan(
+        model,
+        lens=lens,
+        relations=asked,
+        sources=sources,
+        compute=compute,
+        remote=remote,
+        adapter=adapter,
+    ).to_dict()
     if as_json:
         print_json(found)
     else:
@@ -86,6 +96,7 @@ def map_command(
     compute: Compute,
     lens: LensOption = None,
     relations: Relations = None,
+    sources: Sources = None,
     layers: Annotated[
         str | None, typer.Option("--layers", metavar="A-B", help="Map only these layers, both ends included.")
     ] = None,
@@ -128,6 +139,7 @@ def map_command(
                 layers=layers,
                 ceiling=ceiling,
                 target_policy=target_policy,
+                sources=sources,
                 compute=compute,
                 remote=remote,
                 adapter=adapter,
@@ -207,8 +219,12 @@ def _best(atlas: Atlas) -> list[str]:
 
 
 def _missing(atlas: Atlas) -> list[str]:
+    from headatlas.relations import NOT_DRAWN
+
     titles = dict(zip(atlas.relations["relation"], atlas.relations["title"], strict=True))
     lines = [f"left out: {titles[name]} ({why})" for name, why in atlas.left_out.items()]
+    for name, other in atlas.provenance.get("alternatives", {}).items():
+        lines.append(f"in the place of {titles[name]}: {titles[other]}")
     dropped: dict[str, int] = {}
     for reasons in atlas.included["dropped"]:
         for reason, sources in reasons.items():
@@ -220,7 +236,7 @@ def _missing(atlas: Atlas) -> list[str]:
     few = [
         f"{row['title']} {row['n_sources']} of {row['n_pairs']}"
         for row in atlas.included.to_dict("records")
-        if row["n_sources"] < _FEW * row["n_pairs"]
+        if row["n_sources"] < _FEW * (row["n_pairs"] - len(row["dropped"].get(NOT_DRAWN, ())))
     ]
     if few:
         lines.append(f"under {100 * _FEW:.0f} % of the sources used: {', '.join(few)}")

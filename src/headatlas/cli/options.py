@@ -27,9 +27,16 @@ Lens = Literal["neutral", "maps"]
 
 def shipped_names(incomplete: str) -> list[str]:
     """Names of shipped relations, for the shell's completion."""
-    from headatlas.relations import core
+    from headatlas.relations.shipped import groups
 
-    return [relation.name for relation in core() if relation.name.startswith(incomplete)]
+    return [name for name in groups()["all"] if name.startswith(incomplete)]
+
+
+def askable_names(incomplete: str) -> list[str]:
+    """The same, after ``core``, ``all``, categories and subcategories."""
+    from headatlas.relations.shipped import groups
+
+    return [name for name in groups() if name.startswith(incomplete)] + shipped_names(incomplete)
 
 
 ModelArgument = Annotated[
@@ -54,10 +61,19 @@ Relations = Annotated[
     list[str] | None,
     typer.Option(
         "--relations",
-        metavar="core|NAME|PATH,…",
-        help="What to look for: the shipped relations (core), some of them by name, files, folders. "
-        "Several with commas, or the option again. Default: core.",
-        autocompletion=shipped_names,
+        metavar="core|all|NAME|PATH,…",
+        help="What to look for: the paper's relations (core), all that are shipped, a category or "
+        "subcategory, relations by name, files, folders. Several with commas, or the option again. "
+        "Default: core.",
+        autocompletion=askable_names,
+    ),
+]
+Sources = Annotated[
+    int | None,
+    typer.Option(
+        "--sources",
+        metavar="N",
+        help="Sample relations with more usable sources than N, always the same ones. Default: all sources.",
     ),
 ]
 Only = Annotated[
@@ -134,7 +150,7 @@ PARAMETERS = {
         for name in (
             *("lens", "preset", "relations", "only", "layers", "ceiling", "target_policy", "remote", "force"),
             *("adapter", "templates", "model", "kind", "method", "shots", "sources", "max_heads", "draws"),
-            *("seed", "data", "write", "family", "category", "limit", "text"),
+            *("seed", "panels", "data", "write", "family", "category", "limit", "text"),
         )
     },
 }

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from headatlas.atlas import Atlas
 
 Kind = Literal["categories", "relations", "layers"]
+Panels = Literal["category", "subcategory", "relation"]
 
 
 def register(app: typer.Typer) -> None:
@@ -42,6 +43,9 @@ def plot_command(
     kind: Annotated[
         Kind, typer.Option("--kind", help="Panels per category, panels per relation, or layer profiles.")
     ] = "categories",
+    panels: Annotated[
+        Panels, typer.Option("--panels", help="Of the categories figure: what has a panel of its own.")
+    ] = "category",
     width: Width = "170mm",
     data: Annotated[
         Path | None,
@@ -54,10 +58,10 @@ def plot_command(
     from headatlas.figures import plot
     from headatlas.figures.plots import write_data
 
-    plot(atlas, kind, out, parse_width(width))
+    plot(atlas, kind, out, parse_width(width), panels=panels)
     say(f"written: {out}")
     if data is not None:
-        write_data(atlas, kind, data)
+        write_data(atlas, kind, data, panels)
         say(f"written: {data}")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headatlas.addresses import output_path
-from headatlas.cli.options import AsJson, Lens, TargetPolicyOption, as_options, shipped_names
+from headatlas.cli.options import AsJson, Lens, TargetPolicyOption, as_options, askable_names
 from headatlas.cli.output import print_json, print_table, say
 from headatlas.errors import HeadatlasError
 from headatlas.options import TargetPolicy
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 Specs = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[core|NAME|PATH]…",
-        help="core, names of shipped relations, files or folders. Default: core.",
+        metavar="[core|all|NAME|PATH]…",
+        help="core, all, categories, names of shipped relations, files or folders. Default: core.",
         show_default=False,
-        autocompletion=shipped_names,
+        autocompletion=askable_names,
     ),
 ]
 
@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
     relations = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The relations to look for.")
     relations.command("list")(list_relations)
     relations.command("check")(check_relations)
-    relations.command("show")(show_relation)
+    relations.command("show")(show_relations)
     relations.command("new")(new_relation)
     relations.command("export")(export_relations)
     app.add_typer(relations, name="relations")
@@ -44,7 +44,7 @@ def register(app: typer.Typer) -> None:
 def list_relations(
     specs: Specs = None,
     long: Annotated[
-        bool, typer.Option("--long", help="Also targets, copying, licence and where the pairs come from.")
+        bool, typer.Option("--long", help="Also subcategory, targets, copying, licence, source.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -55,7 +55,9 @@ def list_relations(
     if as_json:
         print_json({"rows": records})
         return
-    columns = {"relation": "relation", "title": "title", "category": "category", "sources": "n_sources"}
+    columns = {"relation": "relation", "title": "title", "category": "category"}
+    columns |= {"subcategory": "subcategory"} if long else {}
+    columns |= {"sources": "n_sources"}
     if long:
         columns |= {"targets": "n_targets", "copying": "copying", "licence": "licence", "source": "source"}
     rows = [{**record, **record["provenance"], "copying": _yes(record["copying"])} for record in records]
@@ -64,9 +66,9 @@ def list_relations(
 
 def check_relations(
     specs: Specs = None,
-    model: Annotated[
+    tokenizer: Annotated[
         str | None,
-        typer.Option("--model", metavar="MODEL", help="Also count what this model's tokenizer can use."),
+        typer.Option("--tokenizer", metavar="MODEL", help="Also count what this model's tokenizer can use."),
     ] = None,
     lens: Annotated[
         Lens, typer.Option("--lens", help="The lens to check for: maps needs sources of one token.")
@@ -77,22 +79,23 @@ def check_relations(
     """Check relation files, and what a model can use of them.
 
     Every file is read, also after one that is broken. The relations that are too small for an atlas (30
-    sources, 3 targets) are named. With --model, its tokenizer says which sources and targets can be used, and
-    why the others cannot; no weights are read. The exit code is 2 if something could not be read, else 0.
+    sources, 3 targets) are named. With --tokenizer, a model's tokenizer says which sources and targets can be
+    used, and why the others cannot; no weights are read. The exit code is 2 if something could not be read,
+    else 0.
     """
     from headatlas.relations import try_relations
 
     found, problems = try_relations(specs or "core")
     rows = [{**_record(relation), **_size(relation)} for relation in found]
-    if model is not None and found:
-        for row, usable in zip(rows, _usable(found, model, lens, target_policy), strict=True):
+    if tokenizer is not None and found:
+        for row, usable in zip(rows, _usable(found, tokenizer, lens, target_policy), strict=True):
             row.update(usable)
-    asked = {"model": model, "lens": lens, "target_policy": target_policy}
+    asked = {"tokenizer": tokenizer, "lens": lens, "target_policy": target_policy}
     if as_json:
         print_json({**asked, "rows": rows, "problems": [str(problem) for problem in problems]})
     elif rows:
         columns = ["relation", "category", "sources", "targets", "copying"]
-        if model is not None:
+        if tokenizer is not None:
             columns += ["usable", "usable targets", "not used"]
         print_table(columns, [_check_row(row) for row in rows])
         _say_remarks(rows)
@@ -102,28 +105,35 @@ def check_relations(
         raise typer.Exit(2)
 
 
-def show_relation(
-    name: Annotated[
-        str, typer.Argument(metavar="NAME|PATH", help="A shipped relation's name, or a relation file.")
+def show_relations(
+    specs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME|PATH…",
+            help="Names of shipped relations, categories, relation files or folders.",
+            show_default=False,
+            autocompletion=askable_names,
+        ),
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Print the pairs of one relation."""
+    """Print the pairs of relations, and where they come from."""
     from headatlas.relations import resolve_relations
 
-    found = resolve_relations(name)
-    if len(found) > 1:
-        names = ", ".join(relation.name for relation in found[:5]) + (", …" if len(found) > 5 else "")
-        raise HeadatlasError(f"{name}: these are {len(found)} relations ({names}); give one of them.")
-    relation = found[0]
+    found = resolve_relations(specs)
     if as_json:
-        pairs = [[pair.source, list(pair.targets)] for pair in relation.pairs]
-        print_json({**_record(relation), "pairs": pairs})
+        pairs = [[[pair.source, list(pair.targets)] for pair in relation.pairs] for relation in found]
+        rows = [{**_record(each), "pairs": own} for each, own in zip(found, pairs, strict=True)]
+        print_json(rows[0] if len(rows) == 1 else {"rows": rows})
         return
-    say(f"{relation.title} ({relation.category}), {len(relation.pairs)} sources")
-    for key, text in relation.provenance.items():
-        say(f"{key}: {text}")
-    print_table(["source", "targets"], [[p.source, " | ".join(p.targets)] for p in relation.pairs])
+    for relation in found:
+        place = f"{relation.category}, {relation.subcategory}" if relation.subcategory else relation.category
+        say(f"{relation.title} ({place}), {len(relation.pairs)} sources")
+        for key, text in relation.provenance.items():
+            say(f"{key.replace('_', ' ')}: {text}")
+    first = 0 if len(found) > 1 else 1
+    table = [[each.name, pair.source, " | ".join(pair.targets)] for each in found for pair in each.pairs]
+    print_table(["relation", "source", "targets"][first:], [row[first:] for row in table])
 
 
 def new_relation(
@@ -177,8 +187,8 @@ def export_relations(
     specs: Annotated[
         list[str],
         typer.Argument(
-            metavar="core|NAME|PATH…",
-            help="core, names of shipped relations, files or folders.",
+            metavar="core|all|NAME|PATH…",
+            help="core, all, categories, names of shipped relations, files or folders.",
             show_default=False,
         ),
     ],
@@ -223,6 +233,7 @@ def _record(relation: Relation) -> dict[str, Any]:
         "relation": relation.name,
         "title": relation.title,
         "category": relation.category,
+        "subcategory": relation.subcategory,
         "copying": relation.copying,
         "n_sources": len(relation.pairs),
         "n_targets": relation.n_targets,

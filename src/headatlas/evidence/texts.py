@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from headatlas.errors import HeadatlasError
 from headatlas.lenses.forward import prefix_ids
-from headatlas.relations import TokenisedRelation
+from headatlas.relations import TokenisedRelation, questions
 from headatlas.relations.tokenising import reduced, written_bare
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ def read_templates(path: str | Path | None = None) -> Templates:
 
 @cache
 def _shipped() -> Templates:
-    return _read(SHIPPED)
+    tasks = {name: _task(text, name) for name, text in questions().items()}
+    return Templates(_read(SHIPPED).context, tasks)
 
 
 def _read(path: Path) -> Templates:

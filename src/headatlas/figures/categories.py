@@ -16,7 +16,7 @@ from matplotlib.path import Path
 from numpy.typing import NDArray
 
 from headatlas.figures.colours import BLANK, INK, level_colours
-from headatlas.figures.grids import ALL, CategoryGrid, Which, category_grid, choose
+from headatlas.figures.grids import ALL, CategoryGrid, Panels, Which, category_grid, choose
 from headatlas.figures.page import (
     LINE,
     MARGIN,
@@ -53,11 +53,17 @@ if TYPE_CHECKING:
 
 
 def draw_categories(
-    atlas: Atlas, width_mm: float, which: Which, *, description: str, caption: str
+    atlas: Atlas,
+    width_mm: float,
+    which: Which,
+    *,
+    description: str,
+    caption: str,
+    panels: Panels = "category",
 ) -> AtlasFigure:
     """The whole figure of an atlas; ``which`` chooses panels."""
     title = f"Categories of the heads of {atlas.model_name}"
-    grid = category_grid(atlas)
+    grid = category_grid(atlas, panels)
     return draw_category_grid(grid, width_mm, which, title=title, description=description, caption=caption)
 
 
@@ -130,9 +136,11 @@ def category_keys(grid: CategoryGrid) -> list[Key]:
     return keys
 
 
-def draw_category_in(atlas: Atlas, ax: Axes, which: Which, *, caption: bool) -> Figure:
+def draw_category_in(
+    atlas: Atlas, ax: Axes, which: Which, *, caption: bool, panels: Panels = "category"
+) -> Figure:
     """Draw one panel of the categories figure into the user's axes."""
-    grid = category_grid(atlas)
+    grid = category_grid(atlas, panels)
     panel = only_panel(choose(ALL if which is None else which, grid.panels, "panel"))
     draw_category_panel(ax, grid, panel, lines=cell_size(ax, *grid.count.shape))
     return finish_user_axes(atlas, ax, panel, heads=True, caption=caption)

@@ -59,14 +59,15 @@ def describe(atlas: Atlas) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def alt_text(atlas: Atlas, kind: str = "categories") -> str:
+def alt_text(atlas: Atlas, kind: str = "categories", each: str = "") -> str:
     """The alternative text of a figure: what it shows and its main numbers, at most 600 characters.
 
     Args:
         kind: ``"categories"``, ``"relations"`` or ``"layers"``.
+        each: Which panels the categories figure has, where they are not the categories.
     """
     what = {
-        "categories": "Heatmaps of layer by head, one for all categories and one for each",
+        "categories": f"Heatmaps of layer by head, one for all categories and one for each {each}".rstrip(),
         "relations": "Heatmaps of layer by head, one for each relation, coloured by score",
         "layers": "Share of each layer's heads in each category, with the no-head control as a line",
     }[kind]

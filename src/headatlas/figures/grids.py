@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from headatlas.atlas import Atlas
 
 ALL = "All Categories"
+Panels = Literal["category", "subcategory", "relation"]
 
 Which = str | Sequence[str] | None
 """Panels or relations by name; all of them for None."""
@@ -34,11 +35,13 @@ class CategoryGrid:
 
     Attributes:
         count: [n_layers, n_heads] number of categories of each head; 0 where none or not mapped.
-        member: Category → [n_layers, n_heads] whether the head belongs to it; in panel order.
+        member: Panel (a category, a subcategory, a relation) → [n_layers, n_heads] whether the head belongs
+            to it; in panel order.
         mapped: [n_layers] which layers have been mapped.
         control: Panel → [n_layers] mean score of the source states alone over the panel's relations; NaN
             where not mapped or where no relation is scored.
         n_relations: Panel → number of its relations that are scored.
+        n_categories: How many categories there are, whatever the panels show.
     """
 
     count: Ints
@@ -46,39 +49,62 @@ class CategoryGrid:
     mapped: Bools
     control: dict[str, Floats]
     n_relations: dict[str, int]
+    n_categories: int
 
     @property
     def panels(self) -> tuple[str, ...]:
-        """Panels in order: All Categories, then each category."""
+        """Panels in order: All Categories, then each other."""
         return (ALL, *self.member)
 
     @property
     def n_levels(self) -> int:
         """The most categories a head could belong to."""
-        return max(1, len(self.member))
+        return max(1, self.n_categories)
 
     def shown(self, panel: str) -> Ints:
         """[n_layers, n_heads] the level each cell of a panel is coloured by; 0 is blank."""
         return self.count if panel == ALL else np.where(self.member[panel], self.count, 0)
 
 
-def category_grid(atlas: Atlas) -> CategoryGrid:
+def relation_panels(atlas: Atlas, panels: Panels = "category") -> dict[str, str]:
+    """Relation → the title of the panel that it belongs to; categories keep their order.
+
+    A subcategory that two categories have is two panels, named with the category too.
+    """
+    order = {name: at for at, name in enumerate(atlas.category_names)}
+    frame = atlas.relations.sort_values("category", key=lambda names: names.map(order), kind="stable")
+    if panels == "relation":
+        titles = frame["title"].where(~frame["title"].duplicated(keep=False), frame["relation"])
+    elif panels == "subcategory":
+        shared = frame.groupby("subcategory")["category"].transform("nunique") > 1
+        titles = frame["subcategory"].mask(shared, frame["category"] + ": " + frame["subcategory"])
+    else:
+        titles = frame["category"]
+    return dict(zip(frame["relation"], titles, strict=True))
+
+
+def category_grid(atlas: Atlas, panels: Panels = "category") -> CategoryGrid:
     """The arrays behind the categories and layers figures."""
     shape = (atlas.n_layers, atlas.n_heads)
-    member = {name: np.zeros(shape, dtype=bool) for name in atlas.category_names}
+    panel_of = relation_panels(atlas, panels)
+    member = {panel: np.zeros(shape, dtype=bool) for panel in dict.fromkeys(panel_of.values())}
+    count = np.zeros(shape, dtype=np.int64)
     frame = atlas.categories()
-    for layer, head, which in zip(frame["layer"], frame["head"], frame["which"], strict=True):
-        for name in which:
-            member[name][layer, head] = True
-    count = sum(member.values(), start=np.zeros(shape, dtype=np.int64))
-    scored = atlas.included
-    n_relations = {name: int((scored["category"] == name).sum()) for name in member}
+    columns = (frame[name] for name in ("layer", "head", "n_categories", "relations"))
+    for layer, head, n_categories, relations in zip(*columns, strict=True):
+        count[layer, head] = n_categories
+        for name in relations:
+            member[panel_of[name]][layer, head] = True
+    scored = {
+        panel: [name for name in atlas.included["relation"] if panel_of[name] == panel] for panel in member
+    }
     return CategoryGrid(
-        count=np.asarray(count, dtype=np.int64),
+        count=count,
         member=member,
         mapped=atlas.layers_done,
-        control={panel: _control(atlas, panel) for panel in (ALL, *member)},
-        n_relations={ALL: len(scored), **n_relations},
+        control={ALL: _control(atlas)} | {panel: _control(atlas, names) for panel, names in scored.items()},
+        n_relations={ALL: len(atlas.included)} | {panel: len(names) for panel, names in scored.items()},
+        n_categories=len(atlas.category_names),
     )
 
 
@@ -118,13 +144,14 @@ def grid_of_table(table: pd.DataFrame, shape: tuple[int, int] | None = None) -> 
         mapped=np.ones(size[0], dtype=bool),
         control=dict.fromkeys((ALL, *member), none),
         n_relations=dict.fromkeys((ALL, *member), 1),
+        n_categories=len(member),
     )
 
 
-def _control(atlas: Atlas, panel: str) -> Floats:
+def _control(atlas: Atlas, relations: Sequence[str] | None = None) -> Floats:
     table = atlas.table()
-    if panel != ALL:
-        table = table[table["category"] == panel]
+    if relations is not None:
+        table = table[table["relation"].isin(relations)]
     mean = table.groupby("layer")["control"].mean()
     return mean.reindex(range(atlas.n_layers)).to_numpy(dtype=np.float64)
 
@@ -212,13 +239,13 @@ def choose(which: Which, known: Sequence[str], what: str) -> list[str]:
 # Tables, to be written beside a figure ---------------------------------------------------------------
 
 
-def categories_table(atlas: Atlas) -> pd.DataFrame:
-    """One row per mapped head: layer, head, n_categories (its colour), one 0/1 column per category panel, and
+def categories_table(atlas: Atlas, panels: Panels = "category") -> pd.DataFrame:
+    """One row per mapped head: layer, head, n_categories (its colour), one 0/1 column per panel, and
     relations, the relations it promotes or suppresses, joined with ``;``."""
     frame = atlas.categories()
     table = frame[["layer", "head", "n_categories"]].astype(int)
-    for name in atlas.category_names:
-        table[name] = np.array([name in which for which in frame["which"]], dtype=int)
+    for name, member in category_grid(atlas, panels).member.items():
+        table[name] = member[frame["layer"], frame["head"]].astype(int)
     table["relations"] = np.array([";".join(names) for names in frame["relations"]], dtype=object)
     return table
 

@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape
 from headatlas.addresses import output_path
 from headatlas.errors import HeadatlasError
 from headatlas.figures.describe import alt_text
-from headatlas.figures.grids import TABLES, Which, grid_of_table
+from headatlas.figures.grids import TABLES, Panels, Which, categories_table, grid_of_table
 from headatlas.files import atomic_write
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 KINDS = tuple(TABLES)
 FORMATS = ("png", "svg", "pdf")
+PANELS = ("category", "subcategory", "relation")
 WIDTH_MM = 170.0
 
 
@@ -47,6 +48,7 @@ class Plots:
         ax: Axes | None = None,
         width_mm: float | None = None,
         which: Which = None,
+        panels: Panels = "category",
         caption: bool = True,
     ) -> Figure:
         """Which heads belong to how many categories: a panel for all, and one for each.
@@ -54,13 +56,17 @@ class Plots:
         Args:
             ax: Draw one panel here (``which``; All Categories by default).
             width_mm: Width of the figure, 30 to 1000; not with ``ax``.
-            which: Panels, by name (``"All Categories"`` or a category); all by default.
+            which: Panels, by name (``"All Categories"`` or one of the others); all by default.
+            panels: A panel for each ``"category"``, ``"subcategory"`` or ``"relation"``. A head's colour is
+                its number of categories in all of them.
             caption: Whether to write the caption under it.
 
         Raises:
-            HeadatlasError: The width is out of range or given with ``ax``, or there is no such panel.
+            HeadatlasError: The width is out of range or given with ``ax``, or there is no such panel or kind
+                of panels.
         """
-        return self._draw("categories", ax, width_mm, which, caption=caption)
+        check_panels("categories", panels)
+        return self._draw("categories", ax, width_mm, which, caption=caption, panels=panels)
 
     def relations(
         self,
@@ -108,7 +114,14 @@ class Plots:
         return self._draw("layers", ax, width_mm, which, caption=caption)
 
     def _draw(
-        self, kind: str, ax: Axes | None, width_mm: float | None, which: Which, *, caption: bool
+        self,
+        kind: str,
+        ax: Axes | None,
+        width_mm: float | None,
+        which: Which,
+        *,
+        caption: bool,
+        **split: Any,
     ) -> Figure:
         from headatlas.figures import categories, relations
 
@@ -122,7 +135,7 @@ class Plots:
                 "relations": relations.draw_relation_in,
                 "layers": categories.draw_profile_in,
             }[kind]
-            return draw_in(self._atlas, ax, which, caption=caption)
+            return draw_in(self._atlas, ax, which, caption=caption, **split)
         draw = {
             "categories": categories.draw_categories,
             "relations": relations.draw_relations,
@@ -132,8 +145,9 @@ class Plots:
             self._atlas,
             WIDTH_MM if width_mm is None else width_mm,
             which,
-            description=alt_text(self._atlas, kind),
+            description=alt_text(self._atlas, kind, _each(split)),
             caption=self._atlas.caption() if caption else "",
+            **split,
         )
 
     def behaviours(self, *, width_mm: float = WIDTH_MM, which: Which = None, caption: bool = True) -> Figure:
@@ -156,13 +170,16 @@ class Plots:
         title = f"Where the heads of {self._atlas.model_name} look"
         return draw_behaviours(frame, shape, width_mm, which, title=title, caption=words)
 
-    def data(self, kind: str) -> pd.DataFrame:
+    def data(self, kind: str, panels: Panels = "category") -> pd.DataFrame:
         """What a figure plots, as a table; the columns are described in :mod:`headatlas.figures.grids`.
 
         Raises:
-            HeadatlasError: There is no such figure.
+            HeadatlasError: There is no such figure, or it has no such panels.
         """
-        return TABLES[check_kind(kind)](self._atlas)
+        check_panels(check_kind(kind), panels)
+        if kind == "categories":
+            return categories_table(self._atlas, panels)
+        return TABLES[kind](self._atlas)
 
 
 def plot_categories(
@@ -198,7 +215,13 @@ def plot_categories(
 
 
 def plot(
-    atlas: Atlas, kind: str, path: str | Path, width_mm: float = WIDTH_MM, *, which: Which = None
+    atlas: Atlas,
+    kind: str,
+    path: str | Path,
+    width_mm: float = WIDTH_MM,
+    *,
+    which: Which = None,
+    panels: Panels = "category",
 ) -> Path:
     """Draw a figure into a file.
 
@@ -207,6 +230,8 @@ def plot(
         path: A .png, .svg or .pdf file.
         width_mm: Its width as printed, 30 to 1000.
         which: Panels or relations; all by default.
+        panels: Of the categories figure: a panel for each ``"category"``, ``"subcategory"`` or
+            ``"relation"``.
 
     Returns:
         The file written.
@@ -215,17 +240,19 @@ def plot(
         HeadatlasError: No such figure or format, a width out of range, or the file cannot be written.
     """
     figure_format(path)
-    draw: Callable[..., Figure] = getattr(Plots(atlas), check_kind(kind))
-    return save(draw(width_mm=width_mm, which=which), path)
+    check_panels(check_kind(kind), panels)
+    draw: Callable[..., Figure] = getattr(Plots(atlas), kind)
+    split = {"panels": panels} if kind == "categories" else {}
+    return save(draw(width_mm=width_mm, which=which, **split), path)
 
 
-def write_data(atlas: Atlas, kind: str, path: str | Path) -> Path:
+def write_data(atlas: Atlas, kind: str, path: str | Path, panels: Panels = "category") -> Path:
     """Write the numbers that a figure plots as CSV (UTF-8).
 
     Raises:
         HeadatlasError: There is no such figure, or the file cannot be written.
     """
-    table = Plots(atlas).data(kind)
+    table = Plots(atlas).data(kind, panels)
     where = output_path(path)
     with atomic_write(where) as temporary:
         table.to_csv(temporary, index=False)
@@ -241,6 +268,24 @@ def check_kind(kind: str) -> str:
     if kind not in KINDS:
         raise HeadatlasError(f"`kind`: there is no figure {kind!r}; choose from {', '.join(KINDS)}.")
     return kind
+
+
+def check_panels(kind: str, panels: str) -> None:
+    """Refuse panels that a figure cannot have.
+
+    Raises:
+        HeadatlasError: There are no such panels, or another figure than that of the categories is split.
+    """
+    if panels not in PANELS:
+        raise HeadatlasError(f"`panels` is {panels!r}: choose from {', '.join(PANELS)}.")
+    if kind != "categories" and panels != "category":
+        raise HeadatlasError(f"`panels={panels}` is for the figure of the categories, not for {kind}.")
+
+
+def _each(split: dict[str, Any]) -> str:
+    """What has a panel of its own, for the alternative text; nothing where it is a category."""
+    panels = str(split.get("panels", "category"))
+    return "" if panels == "category" else panels
 
 
 # Files ------------------------------------------------------------------------------------------------

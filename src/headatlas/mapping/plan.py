@@ -12,10 +12,10 @@ from headatlas.errors import HeadatlasError
 from headatlas.lenses import Lens, lens_named
 from headatlas.lenses.forward import ACTIVATIONS
 from headatlas.mapping.machine import Machine, Rates, rates, this_machine
-from headatlas.mapping.prepared import open_for
+from headatlas.mapping.prepared import check_sources, open_for
 from headatlas.mapping.screening import SCREENING_TOKENS
 from headatlas.options import Compute, require_type
-from headatlas.relations import RelationSpec, resolve_relations
+from headatlas.relations import Relation, RelationSpec, drawn, resolve_relations
 from headatlas.weights import can_stream
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def plan(
     *,
     lens: str = "neutral",
     relations: RelationSpec = "core",
+    sources: int | None = None,
     compute: Compute = Compute(),
     remote: bool = False,
     adapter: str | Path | None = None,
@@ -111,6 +112,7 @@ def plan(
         tokenizer: Needed with a loaded model.
         lens: ``"neutral"`` or ``"maps"``.
         relations: All that :func:`~headatlas.relations.resolve_relations` accepts.
+        sources: The most sources a relation is asked of; None for all.
         compute: Where it would be computed, with how much memory, streamed or not.
         remote, adapter: Read a Hugging Face id in place; merge a LoRA adapter.
 
@@ -119,14 +121,15 @@ def plan(
     """
     require_type("compute", compute, Compute)
     chosen = lens_named(lens)
+    check_sources(sources)
     asked = resolve_relations(relations)
     opened = open_for(chosen, model, tokenizer, remote=remote, adapter=adapter)
     dims = opened.dims
-    sources = len({pair.source for relation in asked for pair in relation.pairs})
+    n_sources = len({word for relation in asked for word in _words(relation, sources)})
     machine = this_machine(compute)
-    streamed = streams(opened, chosen, sources, compute.stream, machine)
+    streamed = streams(opened, chosen, n_sources, compute.stream, machine)
     speed = rates(machine.devices[0])
-    least, most = _seconds(opened, chosen, sources, speed)
+    least, most = _seconds(opened, chosen, n_sources, speed)
     return Plan(
         model=opened.checkpoint.name,
         family=opened.family.name,
@@ -141,13 +144,19 @@ def plan(
         lens=chosen.name,
         streams=streamed,
         relations=len(asked),
-        sources=sources,
+        sources=n_sources,
         bytes_to_read=opened.bytes_needed(forward_pass=not chosen.weights_only),
-        memory_bytes=memory_needed(opened, chosen, sources, machine, streamed=streamed),
+        memory_bytes=memory_needed(opened, chosen, n_sources, machine, streamed=streamed),
         seconds_least=least,
         seconds_most=most,
         notes=_notes(opened, chosen, streamed, speed),
     )
+
+
+def _words(relation: Relation, most: int | None) -> list[str]:
+    """The sources that will be asked, as far as is known without a tokenizer."""
+    words = [pair.source for pair in relation.pairs]
+    return words if most is None else drawn(relation, words, most)
 
 
 def streams(model: Model, lens: Lens, sources: int, stream: bool | None, machine: Machine) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -19,7 +20,17 @@ from headatlas.atlas.layout import Layout, build_layout
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import LENSES, Lens, or_lens_maps
 from headatlas.options import CEILING, MAX_CEILING, TargetPolicy, Thresholds, require_type
-from headatlas.relations import RelationSpec, competing_tokens, resolve_relations, tokenise
+from headatlas.relations import (
+    MIN_SOURCES,
+    Relation,
+    RelationSpec,
+    TokenisedRelation,
+    alternative_to,
+    competing_tokens,
+    core,
+    resolve_relations,
+    tokenise,
+)
 from headatlas.weights import MergedAdapter, fingerprint, need_on_disk, open_checkpoint, tokenizer_hash
 
 if TYPE_CHECKING:
@@ -36,6 +47,7 @@ class MapOptions:
         mask: Whether ids that no text can produce are kept from competing.
         ceiling: Ranks are exact below it.
         target_policy: ``"single"``, or ``"first-token"``: targets of several tokens count by their first.
+        sources: The most usable sources a relation is asked of; None for all.
 
     Raises:
         HeadatlasError: A policy is unknown, a number out of range, or thresholds are none.
@@ -46,6 +58,7 @@ class MapOptions:
     mask: bool = True
     ceiling: int = CEILING
     target_policy: TargetPolicy = "single"
+    sources: int | None = None
 
     def __post_init__(self) -> None:
         require_type("thresholds", self.thresholds, Thresholds)
@@ -56,7 +69,17 @@ class MapOptions:
             raise HeadatlasError(
                 f"`target_policy`: there is no policy {self.target_policy!r}; use one of {known}."
             )
+        check_sources(self.sources)
         self.thresholds.check(self.ceiling)
+
+
+def check_sources(sources: int | None) -> None:
+    """Refuse a sample of sources that is no whole number, or so small that every relation is left out."""
+    if sources is not None and (type(sources) is not int or sources < MIN_SOURCES):
+        raise HeadatlasError(
+            f"`sources` is {sources!r}: it must be a whole number of at least {MIN_SOURCES}, "
+            "which a relation needs."
+        )
 
 
 @dataclass(frozen=True)
@@ -119,16 +142,17 @@ def prepare_map(
     competing, masked = competing_tokens(words, opened.dims.vocab_size)
     if not options.mask:
         competing, masked = np.ones_like(competing), ()
-    tokenised = [
-        tokenise(
-            relation,
-            words,
+    tokenised, replaced = with_alternatives(
+        asked,
+        partial(
+            tokenise,
+            tokenizer=words,
             competing=competing,
             max_source_tokens=options.lens.max_source_tokens,
             target_policy=options.target_policy,
-        )
-        for relation in asked
-    ]
+            sources=options.sources,
+        ),
+    )
     if all(item.left_out for item in tokenised):
         reasons = "; ".join(f"{item.relation.name}: {item.left_out}" for item in tokenised[:5])
         raise HeadatlasError(
@@ -141,12 +165,45 @@ def prepare_map(
         options,
         layout,
         competing,
-        _provenance(opened, options, layout, [int(i) for i in masked], checked),
+        _provenance(opened, options, layout, [int(i) for i in masked], checked, replaced),
     )
 
 
+def with_alternatives(
+    asked: Sequence[Relation], seen: Callable[[Relation], TokenisedRelation]
+) -> tuple[list[TokenisedRelation], dict[str, str]]:
+    """The relations as a tokenizer sees them; where all of core is asked, what it leaves out is replaced.
+
+    After a relation of core that is left out comes the shipped one that stands in for it, if there is one
+    that is usable and not asked for already.
+
+    Args:
+        asked: The relations.
+        seen: Tokenises one.
+
+    Returns:
+        The relations, and relation left out → the one that stands in for it.
+    """
+    names, hashes = {relation.name for relation in asked}, {relation.sha256 for relation in asked}
+    found, replaced = [], {}
+    for relation in asked:
+        found.append(seen(relation))
+        other = alternative_to(relation) if found[-1].left_out else None
+        if other is None or other.name in names or not all(each.sha256 in hashes for each in core()):
+            continue
+        if not (instead := seen(other)).left_out:
+            found.append(instead)
+            replaced[relation.name] = other.name
+    return found, replaced
+
+
 def _provenance(
-    model: Model, options: MapOptions, layout: Layout, masked: list[int], checked: str
+    model: Model,
+    options: MapOptions,
+    layout: Layout,
+    masked: list[int],
+    checked: str,
+    replaced: dict[str, str],
 ) -> dict[str, Any]:
     checkpoint = model.checkpoint
     return {
@@ -174,6 +231,8 @@ def _provenance(
         "thresholds": asdict(options.thresholds),
         "ceiling": options.ceiling,
         "target_policy": options.target_policy,
+        "sources": options.sources,
+        "alternatives": replaced,
         "masked_ids": masked,
         "relations": {entry.name: entry.sha256 for entry in layout.relations},
         "versions": {
@@ -209,6 +268,7 @@ _SAME: dict[str, Callable[[dict[str, Any]], Any]] = {
     "relations": lambda p: list(p["relations"].items()),
     "ceiling": lambda p: p["ceiling"],
     "target policy": lambda p: p["target_policy"],
+    "most sources": lambda p: p.get("sources"),
     "masked token ids": lambda p: p["masked_ids"],
 }
 
@@ -218,6 +278,7 @@ _SHOWN: dict[str, Callable[[dict[str, Any]], Any]] = {
     "lens": lambda p: p["lens"]["name"],
     "ceiling": lambda p: p["ceiling"],
     "target policy": lambda p: p["target_policy"],
+    "most sources": lambda p: p.get("sources"),
 }
 """Names people know these by."""
 

@@ -55,6 +55,7 @@ def map_heads(
     mask: bool = True,
     ceiling: int = CEILING,
     target_policy: TargetPolicy = "single",
+    sources: int | None = None,
     remote: bool = False,
     adapter: str | Path | None = None,
     force: bool = False,
@@ -67,8 +68,9 @@ def map_heads(
             model the parameters count, as if it were saved and read again: its mode, hooks, compiled code and
             type of attention play no part, and it stays as it is.
         tokenizer: Needed with a loaded model.
-        relations: ``"core"``, the name of a shipped relation, a file or folder, relations, ``(name, pairs)``,
-            or several of these: all that :func:`~headatlas.relations.resolve_relations` accepts.
+        relations: ``"core"``, ``"all"``, a category, the name of a shipped relation, a file or folder,
+            relations, ``(name, pairs)``, or several of these: all that
+            :func:`~headatlas.relations.resolve_relations` accepts.
         lens: ``"neutral"`` or ``"maps"``.
         thresholds: How the atlas is read (:class:`Thresholds`); all of it can be changed afterwards.
         out: Output folder; the atlas is ``out/atlas.zarr``. Layers found there are not computed again. None
@@ -79,6 +81,7 @@ def map_heads(
         mask: Whether token ids that no text can produce are kept from competing.
         ceiling: Ranks are exact below this; the largest k that can be asked later.
         target_policy: ``"single"``, or ``"first-token"``: targets of several tokens count by their first.
+        sources: Sample relations with more usable sources than this, seeded by their hash; None: no sample.
         remote: Read a Hugging Face id in place, tensor by tensor (lens ``maps``). Addresses always are.
         adapter: Folder of a LoRA adapter of PEFT to merge into the weights (safetensors).
         force: Delete the atlas in ``out`` and start over, once all that was given has been checked.
@@ -91,7 +94,7 @@ def map_heads(
         HeadatlasError: Something given cannot be used; what was computed before stays saved.
     """
     require_type("compute", compute, Compute)
-    options = MapOptions(lens_named(lens), thresholds, mask, ceiling, target_policy)
+    options = MapOptions(lens_named(lens), thresholds, mask, ceiling, target_policy, sources)
     asked = resolve_relations(relations)
     if out is not None:
         check_writable(out)

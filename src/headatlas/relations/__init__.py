@@ -9,25 +9,39 @@ from headatlas.relations.selection import (
     resolve_relations,
     try_relations,
 )
-from headatlas.relations.shipped import core
-from headatlas.relations.tokenising import MIN_SOURCES, MIN_TARGETS, tokenise, too_small
+from headatlas.relations.shipped import alternative_to, core, library, questions
+from headatlas.relations.tokenising import (
+    MIN_SOURCES,
+    MIN_TARGETS,
+    NOT_DRAWN,
+    drawn,
+    sampled,
+    tokenise,
+    too_small,
+)
 from headatlas.relations.vocabulary import competing_tokens
 
 __all__ = [
     "CORE_CATEGORIES",
     "MIN_SOURCES",
     "MIN_TARGETS",
+    "NOT_DRAWN",
     "Pair",
     "Relation",
     "RelationSpec",
     "TokenisedPair",
     "TokenisedRelation",
+    "alternative_to",
     "competing_tokens",
     "core",
     "core_relations",
+    "drawn",
+    "library",
     "load_relations",
     "match_relation",
+    "questions",
     "resolve_relations",
+    "sampled",
     "tokenise",
     "too_small",
     "try_relations",

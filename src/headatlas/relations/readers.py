@@ -266,7 +266,8 @@ def _from_json(
             for item, line in zip(items, document.item_lines, strict=True)
         ]
     )
-    texts = {key: _head_text(head, key, document, path) for key in ("name", "title", "category", *PROVENANCE)}
+    keys = ("name", "title", "category", "subcategory", *PROVENANCE)
+    texts = {key: _head_text(head, key, document, path) for key in keys}
     copying = head.get("copying", is_copying(pairs))
     if not isinstance(copying, bool):
         where = f"{path}, line {document.line_of_key['copying']}"
@@ -280,6 +281,7 @@ def _from_json(
         copying=copying,
         provenance={key: texts[key] for key in PROVENANCE if texts[key]},
         file=str(path),
+        subcategory=texts["subcategory"],
     )
 
 

@@ -15,7 +15,7 @@ from headatlas.errors import HeadatlasError
 
 CORE_CATEGORIES = ("Algorithmic", "Knowledge", "Linguistic", "Translation")
 USER_CATEGORY = "User"
-PROVENANCE = ("source", "licence", "note")
+PROVENANCE = ("source", "licence", "step", "note", "known_problems")
 MAX_WORD_CHARACTERS = 200
 
 _NOT_TEXT = {"Cc", "Cs", "Zl", "Zp"}
@@ -46,8 +46,10 @@ class Relation:
         category: One of the four core categories or the user's own.
         pairs: The pairs; sources are distinct.
         copying: Whether the target is the source itself (scored with the profile's copying k).
-        provenance: ``source``, ``licence`` and free notes.
+        provenance: Free texts: ``source``, ``licence``, ``step`` (how it was made), ``note``,
+            ``known_problems``.
         file: Where it was read from, for messages.
+        subcategory: A finer panel within the category; empty where there is none.
 
     Raises:
         HeadatlasError: An argument has the wrong type, a word cannot be used, a source is there twice.
@@ -60,6 +62,7 @@ class Relation:
     copying: bool = False
     provenance: dict[str, str] = field(default_factory=dict, compare=False)
     file: str = field(default="", compare=False)
+    subcategory: str = ""
 
     def __post_init__(self) -> None:
         problem = _type_problem(self) or _problem(self)
@@ -111,6 +114,8 @@ class Relation:
     def to_json(self) -> str:
         """The relation in headatlas' own JSON, one pair a line, as a file holds it."""
         head: dict[str, Any] = {"name": self.name, "title": self.title, "category": self.category}
+        if self.subcategory:
+            head["subcategory"] = self.subcategory
         if self.copying or is_copying(self.pairs):
             head["copying"] = self.copying
         head |= {key: self.provenance[key] for key in PROVENANCE if key in self.provenance}
@@ -145,12 +150,21 @@ class TokenisedRelation:
         pairs: The usable pairs.
         dropped: Reason → sources that could not be used, e.g. ``"target is several tokens"``.
         left_out: Why the whole relation is left out (too few sources or targets), or None.
+        sampled: The number of usable sources that were drawn out of more, or None if all are there.
     """
 
     relation: Relation
     pairs: tuple[TokenisedPair, ...]
     dropped: dict[str, tuple[str, ...]]
     left_out: str | None
+    sampled: int | None = None
+
+    @property
+    def sha256(self) -> str:
+        """The relation's hash; that of a sample is another one."""
+        if self.sampled is None:
+            return self.relation.sha256
+        return hashlib.sha256(f"{self.relation.sha256} {self.sampled}".encode()).hexdigest()
 
 
 def word_problem(word: str) -> str | None:
@@ -234,7 +248,7 @@ def is_copying(pairs: tuple[Pair, ...]) -> bool:
 
 def _type_problem(relation: Any) -> str | None:
     """Why the arguments of a relation have the wrong types, or None."""
-    for role in ("name", "title", "category"):
+    for role in ("name", "title", "category", "subcategory"):
         value = getattr(relation, role)
         if not isinstance(value, str):
             return f"the {role} is {kind(value)}, not text; {_FROM_PAIRS}"
@@ -255,7 +269,10 @@ def _problem(relation: Relation) -> str | None:
     """Why `relation` cannot be used, or None: the name, the texts, the pairs, repetitions."""
     if not _NAME.fullmatch(relation.name):
         return f"the name {relation.name!r} is not made of a–z, 0–9 and _; rename it or its file"
-    for role, text in [("title", relation.title), ("category", relation.category)]:
+    texts = {"title": relation.title, "category": relation.category}
+    if relation.subcategory:
+        texts["subcategory"] = relation.subcategory
+    for role, text in texts.items():
         problem = word_problem(text)
         if problem:
             return f"the {role} {problem}"

@@ -13,17 +13,16 @@ from typing import Any, TypeVar
 from headatlas.errors import HeadatlasError
 from headatlas.relations.readers import looks_like_a_file, read_relation, relation_files
 from headatlas.relations.relation import Relation, kind
-from headatlas.relations.shipped import core
+from headatlas.relations.shipped import ALL, CORE, core, groups, shipped
 
 Pairs = Iterable[tuple[str, str | Sequence[str]]]
 OneRelationSpec = str | Path | Relation | tuple[str, Pairs]
 RelationSpec = OneRelationSpec | Sequence[OneRelationSpec]
 """Everything that `resolve_relations` accepts."""
 
-CORE = "core"
 _ACCEPTED = (
-    "'core', the name of a shipped relation, a file or folder, a Relation, (name, [(source, target), …]), "
-    "or a list of these"
+    "'core', 'all', a category or subcategory, the name of a shipped relation, a file or folder, a Relation, "
+    "(name, [(source, target), …]), or a list of these"
 )
 _Read = tuple[str, Callable[[], Sequence[Relation]]]
 _T = TypeVar("_T")
@@ -33,10 +32,12 @@ def resolve_relations(spec: RelationSpec) -> tuple[Relation, ...]:
     """The relations that `spec` means, in the order given. All types are checked before a file is read.
 
     Args:
-        spec: ``"core"`` (all shipped relations); the name of a shipped relation, in any case, or a part that
-            only one name has; a path to a file or folder; a :class:`Relation`; ``(name, pairs)`` with pairs
-            as for :meth:`Relation.from_pairs`; a list of these; or text with several of them, separated by
-            commas. A shipped relation goes before a file of that name: write ``./name`` for the file.
+        spec: ``"core"`` (the paper's relations); ``"all"`` that are shipped; a category or subcategory of
+            these (``"Translation"``, ``"Inflection"``); the name of one, in any case, or a part that only one
+            name has (of core, else of all); a path to a file or folder; a :class:`Relation`; ``(name,
+            pairs)`` with pairs as for :meth:`Relation.from_pairs`; a list of these; or text with several of
+            them, separated by commas. A shipped relation goes before a category of that name, and both
+            before a file: write ``./name`` for the file. A shipped relation that is meant twice counts once.
 
     Raises:
         HeadatlasError: Something else, nothing at all, no such relation or file (with names that are near), a
@@ -56,23 +57,24 @@ def try_relations(spec: RelationSpec) -> tuple[tuple[Relation, ...], tuple[Heada
 
 
 def load_relations(path: Path | str) -> tuple[Relation, ...]:
-    """The relations in a file, or in a folder and its subfolders, in the order of their paths.
+    """The relations in a file, or in a folder and its subfolders in order of path; or shipped ones.
 
     A relation is named after its file unless the file says otherwise. Its category is the one the file
     gives; else, if the folder's subfolder it is in holds several relations, that subfolder's name; else
     ``"User"``. Files with other endings (README, notes) and hidden files are ignored in a folder.
 
     Args:
-        path: A ``.json``, ``.csv`` or ``.tsv`` file, or a folder.
+        path: A ``.json``, ``.csv`` or ``.tsv`` file, or a folder. Text that is none of these may also name
+            shipped relations, as for :func:`resolve_relations`: ``"all"``, ``"Translation"``.
 
     Raises:
         HeadatlasError: Nothing there, a malformed file (with the line), two relations of one name.
     """
-    return resolve_relations(Path(path))
+    return resolve_relations(Path(path) if isinstance(path, Path) or _there(path) else path)
 
 
 def core_relations(*names: str) -> tuple[Relation, ...]:
-    """The shipped relations, all of them or those named, in the order given.
+    """The relations of core, all of them or those named, in the order given.
 
     Args:
         names: Names in any case, or parts that only one name has.
@@ -115,14 +117,17 @@ def match_relation(name: str, names: Sequence[str], *, where: str = "this atlas"
 
 def _find(name: str, names: Sequence[str]) -> tuple[str | None, list[str]]:
     """The name that is meant, or None and those that may be."""
+    parts = _candidates(name, names)
+    return (parts[0], []) if len(parts) == 1 else (None, parts or _near(_key(name), names))
+
+
+def _candidates(name: str, names: Sequence[str]) -> list[str]:
+    """The name itself if it is there, else those like it but for case, else those that have it as a part."""
     if name in names:
-        return name, []
+        return [name]
     key = _key(name)
     same = [each for each in names if _key(each) == key]
-    parts = same or [each for each in names if key and key in _key(each)]
-    if len(parts) == 1:
-        return parts[0], []
-    return None, parts or _near(key, names)
+    return same or [each for each in names if key and key in _key(each)]
 
 
 def _key(name: str) -> str:
@@ -162,6 +167,8 @@ def _attempt(action: Callable[[], Sequence[_T]], problems: list[HeadatlasError] 
 
 def _add(found: dict[str, tuple[str, Relation]], origin: str, relation: Relation) -> Sequence[None]:
     if relation.name in found:
+        if found[relation.name][1] is relation:  # a shipped one, meant by its name and by a group
+            return ()
         raise HeadatlasError(
             f"{origin}: a relation with the name {relation.name!r} comes from {found[relation.name][0]} too; "
             "rename one or leave it out."
@@ -210,21 +217,28 @@ def _reads(item: OneRelationSpec, place: str) -> list[_Read]:
         return [(place, lambda: (Relation.from_pairs(*item),))]
     if isinstance(item, Path):
         return _files(item)
-    if item.casefold() == CORE:
-        return [(CORE, core)]
-    by_name = {relation.name: relation for relation in core()}
-    found, near = _find(item, list(by_name))
-    if _key(item) not in by_name:
-        if _there(item) or looks_like_a_file(item) or "/" in item or os.sep in item:
-            return _files(_path(item))
-        if found is None:
-            others = f" did you mean {' or '.join(near)}?" if near else ""
-            raise HeadatlasError(
-                f"{kind(item)} is neither a file or folder nor the name of a shipped relation;{others} "
-                "`headatlas relations list` has the names."
-            )
-    shipped = by_name[str(found)]
-    return [(item, lambda: (shipped,))]
+    if names := _group(item):
+        return [(item, lambda: tuple(map(shipped, names)))]
+    if _there(item) or looks_like_a_file(item) or "/" in item or os.sep in item:
+        return _files(_path(item))
+    parts = _candidates(item, groups()[CORE]) or _candidates(item, groups()[ALL])
+    if len(parts) != 1:
+        near = parts or _near(_key(item), groups()[CORE]) or _near(_key(item), [*groups(), *groups()[ALL]])
+        others = f" did you mean {' or '.join(near)}?" if near else ""
+        raise HeadatlasError(
+            f"{kind(item)} is neither a file or folder nor the name of a shipped relation;{others} "
+            "`headatlas relations list all` has the names."
+        )
+    return [(item, lambda: (shipped(parts[0]),))]
+
+
+def _group(name: str) -> tuple[str, ...]:
+    """The shipped relations that go by this name: one, or those of a group."""
+    by_key = {_key(each): each for each in (*groups(), *groups()[ALL])}
+    found = by_key.get(_key(name))
+    if found is None:
+        return ()
+    return (found,) if found in groups()[ALL] else groups()[found]
 
 
 def _files(path: Path) -> list[_Read]:

@@ -8,8 +8,10 @@ short anchor when the word is written after it.
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +31,7 @@ SOURCE_SEVERAL = "source is several tokens"
 SOURCE_TOO_LONG = "source has too many tokens"
 SOURCE_REPEATED = "source has the same tokens as an earlier one"
 TARGET_SEVERAL = "no target is a single token"
+NOT_DRAWN = "not drawn in the sample of sources"
 TARGET_RESERVED = "every target of one token is unknown or reserved"
 
 # Tried in turn, until a tokenizer cuts cleanly: the anchor keeps the ids it has on its own.
@@ -78,6 +81,7 @@ def tokenise(
     competing: npt.NDArray[np.bool_],
     max_source_tokens: int,
     target_policy: TargetPolicy = "single",
+    sources: int | None = None,
 ) -> TokenisedRelation:
     """`relation` as `tokenizer` sees it: its usable pairs, and why the others are not.
 
@@ -92,6 +96,7 @@ def tokenise(
         competing: [vocab] bool, from :func:`headatlas.relations.competing_tokens`.
         max_source_tokens: 1 for the lens ``maps``, more where a source's state is a model's own.
         target_policy: What several-token targets count as.
+        sources: The most usable sources to keep (:func:`sampled`); None for all.
     """
     ids = word_ids(tokenizer, (word for pair in relation.pairs for word in (pair.source, *pair.targets)))
     known = competing.copy()
@@ -113,16 +118,40 @@ def tokenise(
         seen.add(source_ids)
         usable.append(TokenisedPair(index, source_ids, tuple(targets), tuple(targets.values())))
     reasons = {reason: tuple(sources) for reason, sources in dropped.items()}
-    return TokenisedRelation(relation, tuple(usable), reasons, _left_out(usable))
+    seen_as = TokenisedRelation(relation, tuple(usable), reasons, _left_out(usable))
+    return seen_as if sources is None else sampled(seen_as, sources)
 
 
 def reduced(
     relation: TokenisedRelation, pairs: Sequence[TokenisedPair], dropped: dict[str, tuple[str, ...]]
 ) -> TokenisedRelation:
     """A tokenised relation with some of its pairs only, left out if they are too few."""
-    return TokenisedRelation(
-        relation.relation, tuple(pairs), dropped, relation.left_out or _left_out(list(pairs))
-    )
+    left_out = relation.left_out or _left_out(list(pairs))
+    return replace(relation, pairs=tuple(pairs), dropped=dropped, left_out=left_out)
+
+
+def sampled(relation: TokenisedRelation, n: int) -> TokenisedRelation:
+    """A tokenised relation with at most `n` of its usable sources, the others dropped as `NOT_DRAWN`.
+
+    Which are drawn is decided by hashes of the relation and the word, not by their order or number: two
+    tokenizers get the same words as far as both can use them.
+    """
+    if len(relation.pairs) <= n:
+        return relation
+    words = [relation.relation.pairs[pair.index].source for pair in relation.pairs]
+    kept = set(drawn(relation.relation, words, n))
+    gone = tuple(word for word in words if word not in kept)
+    stay = [pair for pair, word in zip(relation.pairs, words, strict=True) if word in kept]
+    return replace(reduced(relation, stay, {**relation.dropped, NOT_DRAWN: gone}), sampled=n)
+
+
+def drawn(relation: Relation, words: Iterable[str], n: int) -> list[str]:
+    """The `n` of these sources of a relation that a sample of it holds."""
+
+    def draw(word: str) -> bytes:
+        return hashlib.sha256(f"{relation.sha256} {word}".encode()).digest()
+
+    return sorted(words, key=draw)[:n]
 
 
 def _targets(
