@@ -32,7 +32,7 @@ from headatlas.atlas.relation_scores import (
     store_scores,
     stored_scores,
 )
-from headatlas.atlas.store import ATLAS_NAME, atlas_path, copy_store, read_array, read_store
+from headatlas.atlas.store import ATLAS_NAME, atlas_path, copy_store, load_arrays, read_array, read_store
 from headatlas.errors import HeadatlasError
 from headatlas.options import Thresholds
 from headatlas.relations.relation import CORE_CATEGORIES
@@ -169,7 +169,7 @@ class Atlas:
     def load(self) -> Atlas:
         """A copy in memory that needs no files; it has no evidence."""
         scores = self.relation_scores
-        other = Atlas(self.dataset.load(), self.provenance, self.thresholds)
+        other = Atlas(load_arrays(self.dataset), self.provenance, self.thresholds)
         other.__dict__["relation_scores"] = scores
         return other
 
@@ -354,16 +354,17 @@ class Atlas:
         layers, heads = np.meshgrid(np.arange(self.n_layers), np.arange(self.n_heads), indexing="ij")
         parts = []
         included = self.included
-        for name, category, n_sources in zip(
-            included["relation"], included["category"], included["n_sources"], strict=True
-        ):
+        for name, n_sources in zip(included["relation"], included["n_sources"], strict=True):
             columns = self._columns(name, n_sources)
             columns |= {"layer": layers, "head": heads}
-            part = {column: values[self.layers_done].ravel() for column, values in columns.items()}
-            parts.append(pd.DataFrame({**part, "relation": name, "category": category}))
+            parts.append({column: values[self.layers_done].ravel() for column, values in columns.items()})
         if not parts:
             return pd.DataFrame(columns=list(TABLE_COLUMNS))
-        return pd.concat(parts, ignore_index=True)[list(TABLE_COLUMNS)]
+        n_rows = len(parts[0]["layer"])
+        joined = {column: np.concatenate([part[column] for part in parts]) for column in parts[0]}
+        for column in ("relation", "category"):
+            joined[column] = np.repeat(included[column].to_numpy(), n_rows)
+        return pd.DataFrame(joined)[list(TABLE_COLUMNS)]
 
     def _columns(self, name: str, n_sources: int) -> dict[str, NDArray[Any]]:
         scores = self.relation_scores[name]
@@ -380,9 +381,7 @@ class Atlas:
             null: Calibration = getattr(scores, f"{sign}_null")
             q = self._q[sign][name]
             low, high = wilson(np.nan_to_num(value * n_sources).round().astype(int), n_sources)
-            called = value >= self.thresholds.tau
-            if self.thresholds.criterion == "calibrated":
-                called &= q <= self.thresholds.q_max
+            called = meets_criterion(self.thresholds, value, q)
             with np.errstate(divide="ignore", invalid="ignore"):
                 lift = np.where(null.chance > 0, value / null.chance, np.nan)
             columns.update(
@@ -592,6 +591,12 @@ class Atlas:
 
 
 open_atlas = Atlas.open
+
+
+def meets_criterion(thresholds: Thresholds, score: Floats, q: Floats) -> NDArray[np.bool_]:
+    """Whether heads are called, by their scores and q of one sign: the criterion, written once."""
+    enough = score >= thresholds.tau
+    return enough & (q <= thresholds.q_max) if thresholds.criterion == "calibrated" else enough
 
 
 def concat(atlases: Sequence[Atlas]) -> pd.DataFrame:

@@ -390,7 +390,7 @@ def read_array(data: xr.Dataset, name: str) -> NDArray[Any]:
         raise damaged(data, name, error) from error
 
 
-def load(data: xr.Dataset) -> xr.Dataset:
+def load_arrays(data: xr.Dataset) -> xr.Dataset:
     """The dataset, every array of it read into memory.
 
     Raises:

@@ -183,9 +183,8 @@ class _Plan:
         tell(len(self.layers), len(self.layers))
         for kind in (CONTEXT, WITHOUT):
             dynamic = Atlas.open(self.path(kind))
-            store_scores(
-                dynamic.at(k=prepared.options.thresholds.k, k_copy=prepared.options.thresholds.k_copy)
-            )
+            thresholds = prepared.options.thresholds
+            store_scores(dynamic.at(k=thresholds.k, k_copy=thresholds.k_copy), single_tokens=False)
 
     def _writer(self, kind: str) -> AtlasWriter:
         path, dims = self.path(kind), self._subject.prepared.model.dims
