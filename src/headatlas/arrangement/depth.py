@@ -1,4 +1,4 @@
-"""How deep each category's heads sit, whether categories differ, and the same on single-token sources.
+"""Depth of each category's heads, tests of differences, and both on single-token sources alone.
 
 The state of a source of several tokens is that of its last token and may hold what earlier layers put there,
 so a trend over layers could come from such sources alone. Reading the stored ranks again without them tells.
@@ -40,7 +40,7 @@ def layers_by_category(atlas: Atlas, heads: pd.DataFrame) -> dict[str, Ints]:
 
 @dataclass(frozen=True)
 class CategoryDepth:
-    """Where the heads of one category sit: their layers, ascending, and the quartiles."""
+    """Layers of the heads of one category, ascending, and their quartiles."""
 
     category: str
     layers: tuple[int, ...]

@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Structure:
-    """How what the heads of a model do is arranged.
+    """Arrangement of what the heads of one model do.
 
     Attributes:
         groups: Likeness within key/value groups, by both measures; empty where it cannot be tested.

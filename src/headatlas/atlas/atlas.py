@@ -91,7 +91,7 @@ class MadeAbove:
 
 
 class Atlas:
-    """What every head of one model does, as far as the relations asked can tell.
+    """A map of one model: the scores of every head on every relation asked.
 
     An atlas is immutable; :meth:`at` gives another reading of the same ranks. Every number that can be
     reached is one at :attr:`thresholds`, except :attr:`dataset`, which holds ranks and no scores.
@@ -147,7 +147,7 @@ class Atlas:
         return atlas.at(**changes) if changes else atlas
 
     def at(self, thresholds: Thresholds | None = None, **changes: Any) -> Atlas:
-        """The same ranks read with other numbers; nothing is mapped again.
+        """Read the ranks with other thresholds; nothing is mapped again.
 
         Args:
             thresholds: In place of this atlas's.
@@ -485,7 +485,7 @@ class Atlas:
         return frame.sort_values("score", ascending=False, kind="stable").head(n).reset_index(drop=True)
 
     def pairs(self, layer: int, head: int, relation: str) -> pd.DataFrame:
-        """Which words of a relation a head gets right: one row per source and accepted target.
+        """List the words of a relation that a head gets right: one row per source and accepted target.
 
         Columns: source, target, rank (number of other tokens at least as high; missing at the ceiling and
         beyond), hit (rank below k), control_rank and control_hit (of the state itself, without any head),

@@ -66,7 +66,7 @@ def evidence_group(path: Path) -> Path:
 
 
 def dynamic_path(path: Path, kind: str, template: str, relation_hashes: Sequence[str]) -> Path:
-    """Where the dynamic ranks of a template and set of relations are, in an atlas."""
+    """The path, in an atlas, of the dynamic ranks of a template and a set of relations."""
     body = json.dumps([template, sorted(relation_hashes)])
     return path / GROUP / f"{kind}-{hashlib.sha256(body.encode()).hexdigest()[:12]}.zarr"
 
@@ -152,7 +152,7 @@ def read_dynamic(context: Path, without: Path, thresholds: Thresholds) -> Dynami
 
 
 class Evidence:
-    """What was measured of an atlas's model besides its map.
+    """Measurements of an atlas's model besides its map: dynamic scores and ablations.
 
     Attributes:
         dynamics: Dynamic scores, a template each.
@@ -200,7 +200,7 @@ class Evidence:
         return bool(self.dynamics or self.ablations)
 
     def provenance(self) -> dict[str, list[dict[str, Any]]]:
-        """What was measured and with what: an entry for each run of a template, and for each ablated task."""
+        """Origin of the evidence: an entry for each run of a template, and for each ablated task."""
         runs = [
             {
                 "template": each.template,

@@ -169,7 +169,7 @@ def _block(data: xr.Dataset, at: int, usable: Bools) -> tuple[BlockTargets, NDAr
 
 @dataclass(frozen=True)
 class BlockTargets:
-    """Which targets of a calibration block each of its sources accepts.
+    """The accepted targets of each source of a calibration block.
 
     Attributes:
         start: [n] where a source's accepted targets begin in ``column``.

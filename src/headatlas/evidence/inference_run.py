@@ -234,7 +234,7 @@ class _Plan:
 
 
 def layer_as_watched(model: Model, watched: Watched, layer: int) -> dict[str, LayerInputs]:
-    """What the engine needs to rank a layer as it was watched, with and without context."""
+    """Inputs for the engine of a layer as it was recorded, with and without context."""
     heads, right = model.heads(layer), model.right_map(layer)
     return {
         CONTEXT: given_values(model.dims, watched.outputs(layer), heads, right),

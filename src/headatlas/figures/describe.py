@@ -112,7 +112,7 @@ def caption_head(atlas: Atlas) -> str:
 
 
 def _finding(atlas: Atlas, heads: pd.DataFrame) -> str:
-    """How many heads do something, in which categories and layers."""
+    """Number of heads that do something, in which categories and layers."""
     called = heads[heads["n_categories"] > 0]
     asked = amount(len(atlas.included), "relation")
     if len(called) == 0:
@@ -334,7 +334,7 @@ def _lens(atlas: Atlas) -> str:
 
 
 def _control(atlas: Atlas) -> str:
-    """How many calls the states themselves could explain."""
+    """Number of calls that the states themselves could explain."""
     text = (
         "Late states may already hold the answer; added is the share of sources that the head hits and the "
         "state "
