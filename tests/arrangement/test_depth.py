@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from headatlas.arrangement.depth import compare_depths, holm, quartiles, shortest_band
+from headatlas.arrangement.depth import (
+    chi_square_tail,
+    compare_depths,
+    holm,
+    kruskal_wallis,
+    mann_whitney,
+    quartiles,
+    shortest_band,
+)
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=30), st.sampled_from([0.5, 0.8, 1.0]))
@@ -56,6 +64,30 @@ def test_rank_biserial_is_the_difference_of_favourable_pairs() -> None:
     found = compare_depths({"a": a, "b": b})
     assert found is not None
     assert found.pairs[0].r == pytest.approx(float(np.sign(a[:, None] - b[None, :]).mean()))
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 12])
+@pytest.mark.parametrize("x", [0.0, 0.3, 2.0, 11.0, 80.0])
+def test_chi_square_tail_is_scipys(x: float, degrees: int) -> None:
+    assert chi_square_tail(x, degrees) == pytest.approx(float(stats.chi2.sf(x, degrees)), rel=1e-12)
+
+
+@given(st.lists(st.lists(st.integers(0, 40), min_size=5, max_size=20), min_size=2, max_size=5))
+def test_tests_are_scipys(lists: list[list[int]]) -> None:
+    groups = [np.array(values) for values in lists]
+    if len(np.unique(np.concatenate(groups))) == 1:
+        return
+    assert kruskal_wallis(groups) == pytest.approx(tuple(stats.kruskal(*groups)), rel=1e-9, abs=1e-12)
+    found = stats.mannwhitneyu(groups[0], groups[1])
+    effect = 2 * found.statistic / (len(groups[0]) * len(groups[1])) - 1
+    assert mann_whitney(groups[0], groups[1]) == pytest.approx((found.pvalue, effect), rel=1e-9)
+
+
+@pytest.mark.parametrize("sizes", [(5, 6), (8, 30), (9, 9)])
+def test_untied_groups_are_tested_as_scipy_does(sizes: tuple[int, int]) -> None:
+    values = np.random.default_rng(1).permutation(sum(sizes))
+    first, second = values[: sizes[0]], values[sizes[0] :]
+    assert mann_whitney(first, second)[0] == pytest.approx(float(stats.mannwhitneyu(first, second).pvalue))
 
 
 @pytest.mark.parametrize(

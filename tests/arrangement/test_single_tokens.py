@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from headatlas.arrangement.depth import all_single, single_token_atlas
+from headatlas.arrangement.depth import single_token_atlas
 from headatlas.atlas import Atlas
-from headatlas.atlas.relation_scores import store_scores
+from headatlas.atlas.relation_scores import SINGLE_TOKENS, all_single, store_scores
 from headatlas.errors import HeadatlasError
 from headatlas.figures import describe
 from tests.figures.planted import N_SOURCES, Plant, Spec, plant_atlas
@@ -31,7 +31,7 @@ PLANTS = [
 
 def test_scores_equal_those_on_the_sources_that_stay(tmp_path: Path) -> None:
     atlas = plant_atlas(tmp_path / "a.zarr", PLANTS, specs=SPECS)
-    assert not all_single(atlas)
+    assert not all_single(atlas.dataset)
     single = single_token_atlas(atlas)
     assert single.left_out == {"verb_to_past_tense": "25 sources of one token, at least 30 needed"}
     kept = N_SOURCES - 4
@@ -94,6 +94,10 @@ def test_cells_that_are_gone_are_still_noticed(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "a.zarr" / "cell_promotion_rank" / "c" / "2")
     whole = Atlas.open(tmp_path / "a.zarr")
     assert whole.table()["score"].max() == 0.75  # as stored
+    single_token_atlas(whole).table()  # as stored
+    with pytest.raises(HeadatlasError, match=r"a\.zarr: cell_promotion_rank is damaged .*map again"):
+        single_token_atlas(whole.at(k=9)).table()
+    shutil.rmtree(tmp_path / "a.zarr" / SINGLE_TOKENS)
     with pytest.raises(HeadatlasError, match=r"a\.zarr: cell_promotion_rank is damaged .*map again"):
         single_token_atlas(whole).table()
 
@@ -103,8 +107,35 @@ def test_a_chunk_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     store_scores(atlas)
     chunk = tmp_path / "a.zarr" / "cell_promotion_rank" / "c" / "2" / "0" / "0"
     chunk.write_bytes(chunk.read_bytes()[:9])
+    shutil.rmtree(tmp_path / "a.zarr" / SINGLE_TOKENS)
     with pytest.raises(HeadatlasError, match=r"a\.zarr: cell_promotion_rank is damaged"):
-        single_token_atlas(Atlas.open(tmp_path / "a.zarr"))
+        single_token_atlas(Atlas.open(tmp_path / "a.zarr")).table()
+
+
+def test_stored_scores_are_those_that_are_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    atlas = plant_atlas(tmp_path / "a.zarr", PLANTS, specs=SPECS)
+    expected, text = single_token_atlas(atlas).table(), describe(atlas)
+    store_scores(atlas)
+    monkeypatch.setattr("headatlas.atlas.atlas.score_relation", None)
+    stored = Atlas.open(tmp_path / "a.zarr")
+    assert single_token_atlas(stored).table().equals(expected)
+    assert describe(stored) == text
+
+
+@pytest.mark.parametrize("name", ["promotion_score", "control_score"])
+def test_stored_scores_that_are_damaged_are_computed_again(tmp_path: Path, name: str) -> None:
+    atlas = plant_atlas(tmp_path / "a.zarr", PLANTS, specs=SPECS)
+    expected = single_token_atlas(atlas).table()
+    store_scores(atlas)
+    for chunk in (tmp_path / "a.zarr" / SINGLE_TOKENS / name / "c").rglob("0"):
+        if chunk.is_file():
+            chunk.write_bytes(b"damaged")
+    assert single_token_atlas(Atlas.open(tmp_path / "a.zarr")).table().equals(expected)
+
+
+def test_nothing_is_stored_where_all_sources_are_one_token(tmp_path: Path) -> None:
+    store_scores(plant_atlas(tmp_path / "a.zarr", PLANTS[2:3], specs=SPECS[2:]))
+    assert not (tmp_path / "a.zarr" / SINGLE_TOKENS).exists()
 
 
 def test_scores_stored_for_all_sources_are_not_taken_for_those_of_some(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How what the heads do is arranged: by key/value group, by head, by depth, and across models.
+"""Arrangement of what heads do: by key/value group, by head, by depth, and across models.
 
 >>> from headatlas.arrangement import compare, structure      # doctest: +SKIP
 >>> structure(atlas).groups                                          # doctest: +SKIP

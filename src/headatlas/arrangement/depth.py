@@ -1,4 +1,4 @@
-"""How deep each category's heads sit, whether categories differ, and the same on single-token sources.
+"""Depth of each category's heads, tests of differences, and both on single-token sources alone.
 
 The state of a source of several tokens is that of its last token and may hold what earlier layers put there,
 so a trend over layers could come from such sources alone. Reading the stored ranks again without them tells.
@@ -7,26 +7,21 @@ so a trend over layers could come from such sources alone. Reading the stored ra
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 from numpy.typing import NDArray
 
 from headatlas.atlas.atlas import Atlas
-from headatlas.atlas.relation_scores import EXAMINED, SIGNS, examined
-from headatlas.atlas.store import load, read_array
-from headatlas.relations.tokenising import MIN_SOURCES, MIN_TARGETS
+from headatlas.atlas.relation_scores import single_token_dataset
 
 SMALLEST_GROUP = 5
 """Categories with fewer heads are not compared."""
 
 Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 
 def layers_by_category(atlas: Atlas, heads: pd.DataFrame) -> dict[str, Ints]:
@@ -45,7 +40,7 @@ def layers_by_category(atlas: Atlas, heads: pd.DataFrame) -> dict[str, Ints]:
 
 @dataclass(frozen=True)
 class CategoryDepth:
-    """Where the heads of one category sit: their layers, ascending, and the quartiles."""
+    """Layers of the heads of one category, ascending, and their quartiles."""
 
     category: str
     layers: tuple[int, ...]
@@ -153,26 +148,67 @@ def compare_depths(groups: Mapping[str, Ints]) -> DepthTest | None:
     Returns:
         None if fewer than two groups are left or all values are the same: there is nothing to compare.
     """
-    from scipy import stats
-
     large = {name: np.asarray(values) for name, values in groups.items() if len(values) >= SMALLEST_GROUP}
-    if len(large) < 2:
+    if len(large) < 2 or len(np.unique(np.concatenate(list(large.values())))) == 1:
         return None
-    together = np.concatenate(list(large.values()))
-    if len(np.unique(together)) == 1:
-        return None
-    h, p = stats.kruskal(*large.values())
-    raw, effects = [], []
-    for first, second in combinations(large.values(), 2):
-        u, p_pair = stats.mannwhitneyu(first, second, alternative="two-sided")
-        raw.append(float(p_pair))
-        effects.append(2 * float(u) / (len(first) * len(second)) - 1)
+    h, p = kruskal_wallis(list(large.values()))
+    tests = [mann_whitney(first, second) for first, second in combinations(large.values(), 2)]
+    adjusted = holm([p_pair for p_pair, _ in tests])
     pairs = tuple(
         PairTest(first, second, p_pair, r)
-        for (first, second), p_pair, r in zip(combinations(large, 2), holm(raw), effects, strict=True)
+        for (first, second), p_pair, (_, r) in zip(combinations(large, 2), adjusted, tests, strict=True)
     )
     sizes = {name: len(values) for name, values in large.items()}
-    return DepthTest(sizes, float(h), float(p), float(h) / (len(together) - 1), pairs)
+    return DepthTest(sizes, h, p, h / (sum(sizes.values()) - 1), pairs)
+
+
+# Of scipy.stats these would be two lines, but its import takes as long as all else that describes an atlas.
+
+
+def kruskal_wallis(groups: Sequence[Ints]) -> tuple[float, float]:
+    """Kruskal–Wallis H, corrected for ties, and its p by the χ² approximation."""
+    together = np.concatenate(groups)
+    ranks, ties = _mean_ranks(together)
+    n, parts = len(together), np.split(ranks, np.cumsum([len(group) for group in groups])[:-1])
+    h = 12 / (n * (n + 1)) * sum(part.sum() ** 2 / len(part) for part in parts) - 3 * (n + 1)
+    h = float(h / (1 - ties / (n**3 - n)))
+    return h, chi_square_tail(h, len(groups) - 1)
+
+
+def mann_whitney(first: Ints, second: Ints) -> tuple[float, float]:
+    """Two-sided p of the Mann–Whitney test and the rank-biserial correlation.
+
+    Without ties and with at most eight values in one group p is exact; else it is the normal approximation,
+    corrected for ties and continuity.
+    """
+    n_1, n_2 = len(first), len(second)
+    ranks, ties = _mean_ranks(np.concatenate([first, second]))
+    u = float(ranks[:n_1].sum()) - n_1 * (n_1 + 1) / 2
+    r = 2 * u / (n_1 * n_2) - 1
+    if ties == 0 and min(n_1, n_2) <= 8:
+        from scipy import stats
+
+        return float(stats.mannwhitneyu(first, second, method="exact").pvalue), r
+    n = n_1 + n_2
+    deviation = math.sqrt(n_1 * n_2 / 12 * (n + 1 - ties / (n * (n - 1))))
+    z = (abs(u - n_1 * n_2 / 2) - 0.5) / deviation if deviation > 0 else 0.0
+    return min(1.0, math.erfc(z / math.sqrt(2))), r
+
+
+def _mean_ranks(values: Ints) -> tuple[NDArray[np.float64], int]:
+    """Ranks from 1, ties at their mean; and Σ t³ − t over ties of t values."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2
+    return ranks[inverse], int((counts**3 - counts).sum())
+
+
+def chi_square_tail(x: float, degrees: int) -> float:
+    """P(χ² ≥ x), in closed form for a whole number of degrees of freedom."""
+    half = x / 2
+    tail = math.exp(-half) if degrees % 2 == 0 else math.erfc(math.sqrt(half))
+    for power in np.arange(1 if degrees % 2 == 0 else 0.5, degrees / 2):
+        tail += math.exp(-half) * half**power / math.gamma(power + 1)
+    return float(tail)
 
 
 def holm(p: list[float]) -> list[float]:
@@ -186,13 +222,7 @@ def holm(p: list[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-# Fewer pairs ----------------------------------------------------------------------------------------
-
-
-def all_single(atlas: Atlas) -> bool:
-    """Whether every usable source is one token."""
-    usable = read_array(atlas.dataset, "pair_source") >= 0
-    return bool((read_array(atlas.dataset, "pair_source_tokens")[usable] == 1).all())
+# Sources of one token -------------------------------------------------------------------------------
 
 
 def single_token_atlas(atlas: Atlas) -> Atlas:
@@ -204,64 +234,5 @@ def single_token_atlas(atlas: Atlas) -> Atlas:
     Raises:
         HeadatlasError: A file of the atlas is damaged or cannot be read.
     """
-    data = load(atlas.dataset)
-    keep = (data["pair_source"].values >= 0) & (data["pair_source_tokens"].values == 1)
-    small = restrict(data, keep, int(atlas.provenance["ceiling"]))
+    small = single_token_dataset(atlas.dataset, int(atlas.provenance["ceiling"]), atlas.path)
     return Atlas(small, atlas.provenance, atlas.thresholds, atlas.path)
-
-
-def restrict(data: xr.Dataset, keep: Bools, ceiling: int) -> xr.Dataset:
-    """A copy of an atlas's dataset in which only some pairs are usable.
-
-    Args:
-        data: The dataset, loaded.
-        keep: [pair] which usable pairs stay.
-        ceiling: The atlas's ceiling.
-    """
-    relation, source = data["pair_relation"].values, data["pair_source"].values
-    new_source = np.full_like(source, -1)
-    left_out = data["left_out"].values.copy()
-    n_sources, n_targets = data["n_sources"].values.copy(), data["n_targets"].values.copy()
-    cell_index = data["cell_source_index"].values.copy()
-    keep_row = np.zeros(len(cell_index), dtype=bool)
-    for at in range(len(left_out)):
-        mine = keep & (relation == at)
-        kept = np.unique(source[mine])
-        rows = data["cell_source_relation"].values == at
-        stays = np.isin(cell_index, kept) & rows
-        n_sources[at] = len(kept)
-        n_targets[at] = len(np.unique(data["pair_target_id"].values[mine]))
-        if not left_out[at]:
-            left_out[at] = _why_left_out(n_sources[at], n_targets[at], int(stays.sum()))
-        if left_out[at]:
-            continue
-        new_source[mine] = np.searchsorted(kept, source[mine])
-        cell_index[stays] = np.searchsorted(kept, cell_index[stays])
-        keep_row |= stays
-    small = data.isel(cell=_cells(data, keep_row), cell_source=keep_row)
-    changed: dict[str, tuple[str | tuple[str, ...], NDArray[Any]]] = {
-        "pair_source": ("pair", new_source),
-        "n_sources": ("relation", n_sources),
-        "n_targets": ("relation", n_targets),
-        "left_out": ("relation", left_out),
-        "cell_source_index": ("cell_source", cell_index[keep_row]),
-    }
-    for sign in SIGNS:
-        changed[EXAMINED.format(sign=sign)] = ("layer", "head", "relation"), examined(data, sign, ceiling)
-    # Scores stored beside the ranks are those of all sources; without their key, readers compute anew.
-    return small.assign_attrs(scores_of="").assign(changed)
-
-
-def _why_left_out(n_sources: int, n_targets: int, n_calibrated: int) -> str:
-    if n_sources < MIN_SOURCES:
-        return f"{n_sources} sources of one token, at least {MIN_SOURCES} needed"
-    if n_targets < MIN_TARGETS:
-        return f"{n_targets} distinct targets, at least {MIN_TARGETS} needed"
-    return "" if n_calibrated >= MIN_TARGETS else "too few of its sources of one token were calibrated"
-
-
-def _cells(data: xr.Dataset, keep_row: Bools) -> Bools:
-    """[cell] the cells of the calibration sources that stay; blocks are (sources × targets), row by row."""
-    row_relation = data["cell_source_relation"].values
-    n_targets = np.bincount(data["cell_target_relation"].values, minlength=data.sizes["relation"])
-    return np.repeat(keep_row, n_targets[row_relation])

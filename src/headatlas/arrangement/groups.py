@@ -1,4 +1,4 @@
-"""Are the heads of one key/value group more alike than other heads of their layer?
+"""Likeness of heads within key/value groups, compared with other heads of their layer.
 
 Heads are compared by the cosine of their score vectors, one number a relation, in two ways: with ``signed``
 numbers (promotion minus suppression: heads that do opposite things come out opposed), and ``unsigned`` (the
@@ -46,7 +46,7 @@ class LayerLikeness:
 
 @dataclass(frozen=True)
 class Likeness:
-    """How much more alike pairs of one group are than pairs of different groups of the same layer.
+    """Cosine of pairs of heads within groups, compared with pairs of different groups of a layer.
 
     Attributes:
         measure: ``signed`` or ``unsigned``.
@@ -85,7 +85,7 @@ def group_of_head(atlas: Atlas) -> Ints | None:
 
 
 def why_no_groups(atlas: Atlas) -> str | None:
-    """Why groups cannot be compared in this model, or None if they can."""
+    """The reason why groups cannot be compared in this model, or None if they can."""
     groups = group_of_head(atlas)
     if groups is None:
         return "the atlas does not say how many key/value heads the model has"

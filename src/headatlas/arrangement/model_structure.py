@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headatlas.arrangement.depth import Depth, all_single, depth_by_category, single_token_atlas
+from headatlas.arrangement.depth import Depth, depth_by_category, single_token_atlas
 from headatlas.arrangement.groups import Likeness, group_likeness, why_no_groups
+from headatlas.atlas.relation_scores import all_single
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
@@ -29,7 +30,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Structure:
-    """How what the heads of a model do is arranged.
+    """Arrangement of what the heads of one model do.
 
     Attributes:
         groups: Likeness within key/value groups, by both measures; empty where it cannot be tested.
@@ -61,7 +62,7 @@ def structure(atlas: Atlas) -> Structure:
         no_groups=why,
         per_head=relations_per_head(atlas),
         depth=depth_by_category(atlas),
-        depth_single=None if all_single(atlas) else depth_by_category(single_token_atlas(atlas)),
+        depth_single=None if all_single(atlas.dataset) else depth_by_category(single_token_atlas(atlas)),
     )
 
 

@@ -32,7 +32,7 @@ from headatlas.atlas.relation_scores import (
     store_scores,
     stored_scores,
 )
-from headatlas.atlas.store import ATLAS_NAME, atlas_path, copy_store, read_array, read_store
+from headatlas.atlas.store import ATLAS_NAME, atlas_path, copy_store, load_arrays, read_array, read_store
 from headatlas.errors import HeadatlasError
 from headatlas.options import Thresholds
 from headatlas.relations.relation import CORE_CATEGORIES
@@ -91,7 +91,7 @@ class MadeAbove:
 
 
 class Atlas:
-    """What every head of one model does, as far as the relations asked can tell.
+    """A map of one model: the scores of every head on every relation asked.
 
     An atlas is immutable; :meth:`at` gives another reading of the same ranks. Every number that can be
     reached is one at :attr:`thresholds`, except :attr:`dataset`, which holds ranks and no scores.
@@ -147,7 +147,7 @@ class Atlas:
         return atlas.at(**changes) if changes else atlas
 
     def at(self, thresholds: Thresholds | None = None, **changes: Any) -> Atlas:
-        """The same ranks read with other numbers; nothing is mapped again.
+        """Read the ranks with other thresholds; nothing is mapped again.
 
         Args:
             thresholds: In place of this atlas's.
@@ -169,7 +169,7 @@ class Atlas:
     def load(self) -> Atlas:
         """A copy in memory that needs no files; it has no evidence."""
         scores = self.relation_scores
-        other = Atlas(self.dataset.load(), self.provenance, self.thresholds)
+        other = Atlas(load_arrays(self.dataset), self.provenance, self.thresholds)
         other.__dict__["relation_scores"] = scores
         return other
 
@@ -378,16 +378,17 @@ class Atlas:
         layers, heads = np.meshgrid(np.arange(self.n_layers), np.arange(self.n_heads), indexing="ij")
         parts = []
         included = self.included
-        for name, category, n_sources in zip(
-            included["relation"], included["category"], included["n_sources"], strict=True
-        ):
+        for name, n_sources in zip(included["relation"], included["n_sources"], strict=True):
             columns = self._columns(name, n_sources)
             columns |= {"layer": layers, "head": heads}
-            part = {column: values[self.layers_done].ravel() for column, values in columns.items()}
-            parts.append(pd.DataFrame({**part, "relation": name, "category": category}))
+            parts.append({column: values[self.layers_done].ravel() for column, values in columns.items()})
         if not parts:
             return pd.DataFrame(columns=list(TABLE_COLUMNS))
-        return pd.concat(parts, ignore_index=True)[list(TABLE_COLUMNS)]
+        n_rows = len(parts[0]["layer"])
+        joined = {column: np.concatenate([part[column] for part in parts]) for column in parts[0]}
+        for column in ("relation", "category"):
+            joined[column] = np.repeat(included[column].to_numpy(), n_rows)
+        return pd.DataFrame(joined)[list(TABLE_COLUMNS)]
 
     def _columns(self, name: str, n_sources: int) -> dict[str, NDArray[Any]]:
         scores = self.relation_scores[name]
@@ -404,9 +405,7 @@ class Atlas:
             null: Calibration = getattr(scores, f"{sign}_null")
             q = self._q[sign][name]
             low, high = wilson(np.nan_to_num(value * n_sources).round().astype(int), n_sources)
-            called = value >= self.thresholds.tau
-            if self.thresholds.criterion == "calibrated":
-                called &= q <= self.thresholds.q_max
+            called = meets_criterion(self.thresholds, value, q)
             with np.errstate(divide="ignore", invalid="ignore"):
                 lift = np.where(null.chance > 0, value / null.chance, np.nan)
             columns.update(
@@ -510,7 +509,7 @@ class Atlas:
         return frame.sort_values("score", ascending=False, kind="stable").head(n).reset_index(drop=True)
 
     def pairs(self, layer: int, head: int, relation: str) -> pd.DataFrame:
-        """Which words of a relation a head gets right: one row per source and accepted target.
+        """List the words of a relation that a head gets right: one row per source and accepted target.
 
         Columns: source, target, rank (number of other tokens at least as high; missing at the ceiling and
         beyond), hit (rank below k), control_rank and control_hit (of the state itself, without any head),
@@ -618,6 +617,12 @@ class Atlas:
 
 
 open_atlas = Atlas.open
+
+
+def meets_criterion(thresholds: Thresholds, score: Floats, q: Floats) -> NDArray[np.bool_]:
+    """Whether heads are called, by their scores and q of one sign: the criterion, written once."""
+    enough = score >= thresholds.tau
+    return enough & (q <= thresholds.q_max) if thresholds.criterion == "calibrated" else enough
 
 
 def concat(atlases: Sequence[Atlas]) -> pd.DataFrame:

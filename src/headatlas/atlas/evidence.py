@@ -67,7 +67,7 @@ def evidence_group(path: Path) -> Path:
 
 
 def dynamic_path(path: Path, kind: str, template: str, relation_hashes: Sequence[str]) -> Path:
-    """Where the dynamic ranks of a template and set of relations are, in an atlas."""
+    """The path, in an atlas, of the dynamic ranks of a template and a set of relations."""
     body = json.dumps([template, sorted(relation_hashes)])
     return path / GROUP / f"{kind}-{hashlib.sha256(body.encode()).hexdigest()[:12]}.zarr"
 
@@ -153,7 +153,7 @@ def read_dynamic(context: Path, without: Path, thresholds: Thresholds) -> Dynami
 
 
 class Evidence:
-    """What was measured of an atlas's model besides its map.
+    """Measurements of an atlas's model besides its map: dynamic scores and ablations.
 
     Attributes:
         dynamics: Dynamic scores, a template each.
@@ -201,9 +201,7 @@ class Evidence:
         return bool(self.dynamics or self.ablations)
 
     def provenance(self) -> dict[str, list[dict[str, Any]]]:
-        """What was measured and with what: an entry for each run of a template, for each ablated
-        task, and for each set of texts on which heads were watched.
-        """
+        """Origin of the evidence: an entry for each template, ablated task and set of texts."""
         runs = [
             {
                 "template": each.template,

@@ -49,7 +49,7 @@ def export_table(atlas: Atlas, path: str | Path) -> Path:
 
 
 def header(atlas: Atlas) -> dict[str, Any]:
-    """What a table needs beside it: model, lens, thresholds, caption, relations left out, provenance."""
+    """Metadata of a table: model, lens, thresholds, caption, relations left out, provenance."""
     return {
         "model": atlas.model_name,
         "lens": atlas.lens,

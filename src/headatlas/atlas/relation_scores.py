@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
+from headatlas.addresses import failures
 from headatlas.atlas.store import AtlasWriter, damaged, read_array
 from headatlas.errors import HeadatlasError
 from headatlas.options import FLOOR, Thresholds
+from headatlas.relations.tokenising import MIN_SOURCES, MIN_TARGETS
 from headatlas.scoring.calibration import CALIBRATION, Permutations, fit_null
 from headatlas.scoring.scores import RANK_MISSING, source_hits
 
@@ -31,8 +34,10 @@ Bools = NDArray[np.bool_]
 SIGNS = ("promotion", "suppression")
 HEADS_AT_A_TIME = 256
 """Heads calibrated together: more need more memory and are hardly faster."""
-EXAMINED = "{sign}_examined"
-"""Array of a dataset made by leaving pairs out: what :func:`examined` says of the whole."""
+SINGLE_TOKENS = "single_tokens"
+"""Group of a store with the scores on sources of one token alone."""
+_WHOLE = "whole_pair_source"
+"""Array of a dataset made by leaving pairs out: ``pair_source`` of the whole."""
 
 
 @dataclass(frozen=True)
@@ -111,35 +116,15 @@ def _stored_cells(data: xr.Dataset, at: int, sign: str) -> Bools:
     """[n_layers, n_heads] whose cells of a relation are stored, whatever the score on the pairs at hand.
 
     Of a whole atlas that is everything at the floor, for a score at any k is at most that at the ceiling. Of
-    a part of one, :func:`examined` was asked of the whole.
+    a part of one, the whole is asked: heads at or above the floor at k = ceiling, on all sources.
     """
-    name = EXAMINED.format(sign=sign)
-    if name in data:
-        return np.asarray(read_array(data, name)[..., at])
-    return np.ones((data.sizes["layer"], data.sizes["head"]), dtype=bool)
-
-
-def examined(data: xr.Dataset, sign: str, ceiling: int) -> Bools:
-    """Whose calibration cells were stored: those at or above the floor at k = ceiling, on all sources.
-
-    Args:
-        data: The atlas's dataset, or one made of it by leaving pairs out.
-        sign: ``"promotion"`` or ``"suppression"``.
-        ceiling: The atlas's ceiling.
-
-    Returns:
-        [n_layers, n_heads, n_relations] bool.
-    """
-    if EXAMINED.format(sign=sign) in data:
-        return np.asarray(read_array(data, EXAMINED.format(sign=sign)))
-    ranks, source = read_array(data, f"{sign}_rank"), read_array(data, "pair_source")
-    relation, n_sources = read_array(data, "pair_relation"), read_array(data, "n_sources").tolist()
-    out = np.zeros((*ranks.shape[:2], len(n_sources)), dtype=bool)
-    for at in np.flatnonzero(read_array(data, "left_out") == ""):
-        mine = (relation == at) & (source >= 0)
-        hits = source_hits(ranks[..., mine], source[mine], n_sources[at], ceiling)
-        out[..., at] = hits.mean(axis=-1) >= FLOOR
-    return out
+    if _WHOLE not in data:
+        return np.ones((data.sizes["layer"], data.sizes["head"]), dtype=bool)
+    source = read_array(data, _WHOLE)
+    mine = (read_array(data, "pair_relation") == at) & (source >= 0)
+    ranks, n_sources = read_array(data, f"{sign}_rank")[..., mine], int(source[mine].max()) + 1
+    hits = source_hits(ranks, source[mine], n_sources, data.attrs["ceiling"])
+    return np.asarray(hits.mean(axis=-1) >= FLOOR)
 
 
 def _check_mapped(data: xr.Dataset, usable: Bools, done: Bools) -> None:
@@ -165,16 +150,17 @@ def _block(data: xr.Dataset, at: int, usable: Bools) -> tuple[BlockTargets, NDAr
         int((source_relation == before).sum()) * int((target_relation == before).sum())
         for before in range(at)
     )
-    chosen = read_array(data, "cell_source_index")[source_relation == at]
+    stored = read_array(data, "cell_source_index")[source_relation == at]
+    chosen = stored[stored >= 0]
     targets = read_array(data, "cell_target_id")[target_relation == at]
     pair_source = read_array(data, "pair_source")[usable]
     keep = np.isin(pair_source, chosen)
     start = np.searchsorted(pair_source[keep], chosen)
     column = np.searchsorted(targets, read_array(data, "pair_target_id")[usable][keep])
     return (
-        BlockTargets(start, column, len(targets)),
+        BlockTargets(start, column, len(targets), stored >= 0),
         chosen,
-        slice(offset, offset + len(chosen) * len(targets)),
+        slice(offset, offset + len(stored) * len(targets)),
     )
 
 
@@ -183,17 +169,19 @@ def _block(data: xr.Dataset, at: int, usable: Bools) -> tuple[BlockTargets, NDAr
 
 @dataclass(frozen=True)
 class BlockTargets:
-    """Which targets of a calibration block each of its sources accepts.
+    """The accepted targets of each source of a calibration block.
 
     Attributes:
         start: [n] where a source's accepted targets begin in ``column``.
         column: Positions among the block's m targets, source after source.
         n_targets: m.
+        used: [n_stored] which of the stored sources these n are; all but in a part of an atlas.
     """
 
     start: NDArray[np.int64]
     column: NDArray[np.int64]
     n_targets: int
+    used: Bools
 
 
 class CellsDisagreeError(Exception):
@@ -213,7 +201,7 @@ def calibrate_relation(
     """Calibrate all heads for one relation and one sign.
 
     Args:
-        cells: [n_layers, n_heads, n·m] stored ranks of the block (:data:`CELL_BEYOND` from the ceiling on).
+        cells: [n_layers, n_heads, n_stored·m] stored ranks of the block, ``CELL_BEYOND`` from the ceiling on.
         accepted: The block's accepted targets.
         scores: [n_layers, n_heads] relation scores at this k; NaN where not mapped.
         own: [n_layers, n_heads, n] which of the block's sources the head hits, by the ranks of the pairs.
@@ -225,13 +213,13 @@ def calibrate_relation(
     Raises:
         CellsDisagreeError: The cells of a head give other hits than ``own``, as where their file is gone.
     """
-    n, m = len(accepted.start), accepted.n_targets
+    shape = (len(accepted.used), accepted.n_targets)
     chance = np.full(scores.shape, np.nan)
     p = np.where(np.isnan(scores), np.nan, 1.0)
     heads = np.argwhere(examined)
     for group in np.split(heads, range(HEADS_AT_A_TIME, len(heads), HEADS_AT_A_TIME)):
         where = tuple(group.T)
-        below = cells[where].reshape(len(group), n, m) < k
+        below = cells[where].reshape(len(group), *shape).compress(accepted.used, axis=1) < k
         hits = np.logical_or.reduceat(below[:, :, accepted.column], accepted.start, axis=2)
         if not np.array_equal(np.diagonal(hits, axis1=1, axis2=2), own[where]):
             raise CellsDisagreeError
@@ -256,26 +244,29 @@ STORED = (*_ARRAYS, _CONTROL)
 """Arrays of scores in the store of an atlas."""
 
 
-def store_scores(atlas: Atlas) -> None:
+def store_scores(atlas: Atlas, *, single_tokens: bool = True) -> None:
     """Write the scores of an atlas, at its thresholds, into its store; :meth:`Atlas.open` then finds them.
 
     The arrays are float64 [layer, head, relation] (``control_score``: [layer, relation]), NaN where a layer
     is not mapped or a relation is left out. They depend on k alone: q and what is implemented follow.
+
+    Args:
+        atlas: An atlas in a folder.
+        single_tokens: Whether the scores on sources of one token alone are written, too.
+
+    Raises:
+        HeadatlasError: They cannot be written.
     """
     if atlas.path is None:
         raise ValueError("an atlas in memory has no store to write to")
     names = atlas.relations["relation"].tolist()
+    parts = {"": {names.index(name): scores for name, scores in atlas.relation_scores.items()}}
+    if single_tokens and not all_single(atlas.dataset):
+        with suppress(HeadatlasError):  # whoever asks for this reading is told; the atlas is sound without
+            parts[SINGLE_TOKENS] = _single_token_scores(atlas)
     shape = (atlas.n_layers, atlas.n_heads, len(names))
-    arrays = {name: np.full(shape, np.nan) for name in _ARRAYS}
-    control = np.full((shape[0], shape[2]), np.nan)
-    for at, name in enumerate(names):
-        if name in atlas.relation_scores:
-            found = atlas.relation_scores[name]
-            control[:, at] = found.control
-            for array, values in _parts(found).items():
-                arrays[array][..., at] = values
     try:
-        _write(atlas.path, atlas, arrays, control)
+        _write(atlas.path, atlas, {group: _arrays_of(found, shape) for group, found in parts.items()})
     except OSError as error:
         raise HeadatlasError(
             f"{atlas.path}: the scores cannot be written ({error.strerror or error}); "
@@ -283,26 +274,45 @@ def store_scores(atlas: Atlas) -> None:
         ) from error
 
 
-def _write(
-    path: Path, atlas: Atlas, arrays: dict[str, NDArray[np.float64]], control: NDArray[np.float64]
-) -> None:
-    group = zarr.open_group(path, mode="r+")
+def _single_token_scores(atlas: Atlas) -> dict[int, RelationScores]:
+    data = single_token_dataset(atlas.dataset, int(atlas.provenance["ceiling"]))
+    scored = np.flatnonzero(read_array(data, "left_out") == "").tolist()
+    k = atlas.relations["k"].tolist()
+    return {at: score_relation(data, at, k[at]) for at in scored}
+
+
+def _arrays_of(found: dict[int, RelationScores], shape: tuple[int, int, int]) -> dict[str, Floats]:
+    """Relations' scores as arrays along the relation axis."""
+    arrays = {name: np.full(shape, np.nan) for name in _ARRAYS}
+    arrays[_CONTROL] = np.full((shape[0], shape[2]), np.nan)
+    for at, scores in found.items():
+        arrays[_CONTROL][:, at] = scores.control
+        arrays["added_score"][..., at] = scores.added
+        for sign, score, null in (
+            ("promotion", scores.score, scores.promotion_null),
+            ("suppression", scores.suppression, scores.suppression_null),
+        ):
+            arrays[f"{sign}_score"][..., at] = score
+            arrays[f"{sign}_chance"][..., at] = null.chance
+            arrays[f"{sign}_p"][..., at] = null.p
+    return arrays
+
+
+def _write(path: Path, atlas: Atlas, parts: dict[str, dict[str, Floats]]) -> None:
+    root = zarr.open_group(path, mode="r+")
+    provenance = {**atlas.provenance, "thresholds": asdict(atlas.thresholds)}
+    root.attrs.update({"provenance": json.dumps(provenance)})
     on_disk = AtlasWriter(path).done()  # not through xarray, which warns of what killed processes leave
     if not np.array_equal(on_disk, atlas.layers_done):
-        # Another process has added layers since; it stores the scores of all when it ends.
-        group.attrs.update({"provenance": json.dumps(_provenance(atlas))})
-        return
-    # Until the new key is there, readers compute for themselves rather than mix old and new.
-    group.attrs.update({"scores_of": "", "provenance": json.dumps(_provenance(atlas))})
-    for array, values in arrays.items():
-        _replace(group, array, values, ("layer", "head", "relation"), _ARRAYS[array])
-    _replace(group, _CONTROL, control, ("layer", "relation"), "score of the state itself, without any head")
-    group.attrs.update(
-        {
-            "scores_of": _key(atlas.thresholds, atlas.layers_done),
-            "scores_sha256": _digest({**arrays, _CONTROL: control}),
-        }
-    )
+        return  # another process has added layers since; it stores the scores of all when it ends
+    for name, arrays in parts.items():
+        group = root.require_group(name) if name else root
+        # Until the new key is there, readers compute for themselves rather than mix old and new.
+        group.attrs.update({"scores_of": ""})
+        for array, values in arrays.items():
+            _replace(group, array, values)
+        key = _key(atlas.thresholds, atlas.layers_done)
+        group.attrs.update({"scores_of": key, "scores_sha256": _digest(arrays)})
 
 
 def stored_scores(
@@ -341,22 +351,6 @@ def stored_scores(
     }
 
 
-def _parts(scores: RelationScores) -> dict[str, NDArray[np.float64]]:
-    return {
-        "promotion_score": scores.score,
-        "suppression_score": scores.suppression,
-        "added_score": scores.added,
-        "promotion_chance": scores.promotion_null.chance,
-        "promotion_p": scores.promotion_null.p,
-        "suppression_chance": scores.suppression_null.chance,
-        "suppression_p": scores.suppression_null.p,
-    }
-
-
-def _provenance(atlas: Atlas) -> dict[str, Any]:
-    return {**atlas.provenance, "thresholds": asdict(atlas.thresholds)}
-
-
 def _key(thresholds: Thresholds, layers_done: NDArray[np.bool_]) -> str:
     layers = np.flatnonzero(layers_done).tolist()
     return json.dumps(
@@ -380,17 +374,86 @@ def _digest(arrays: dict[str, NDArray[np.float64]]) -> str:
     return digest.hexdigest()
 
 
-def _replace(
-    group: zarr.Group, name: str, values: NDArray[np.float64], dims: tuple[str, ...], long_name: str
-) -> None:
+def _replace(group: zarr.Group, name: str, values: Floats) -> None:
     array = group.create_array(
         name,
         shape=values.shape,
         chunks=tuple(max(1, n) for n in values.shape),
         dtype=values.dtype,
         fill_value=np.nan,
-        dimension_names=list(dims),
-        attributes={"long_name": long_name},
+        dimension_names=_dims(name),
+        attributes={"long_name": _ARRAYS.get(name, "score of the state itself, without any head")},
         overwrite=True,
     )
     array[...] = values
+
+
+def _dims(name: str) -> list[str]:
+    return ["layer", "relation"] if name == _CONTROL else ["layer", "head", "relation"]
+
+
+# Sources of one token alone -------------------------------------------------------------------------
+
+
+def all_single(data: xr.Dataset) -> bool:
+    """Whether every usable source of an atlas's dataset is one token."""
+    usable = read_array(data, "pair_source") >= 0
+    return bool((read_array(data, "pair_source_tokens")[usable] == 1).all())
+
+
+def single_token_dataset(data: xr.Dataset, ceiling: int, path: Path | None = None) -> xr.Dataset:
+    """An atlas's dataset in which only pairs whose source is one token are usable; nothing is mapped again.
+
+    Args:
+        data: The dataset.
+        ceiling: The atlas's ceiling.
+        path: Its store; scores found there are taken along.
+
+    Raises:
+        HeadatlasError: A file of the atlas is damaged or cannot be read.
+    """
+    relation, source = read_array(data, "pair_relation"), read_array(data, "pair_source")
+    keep = (source >= 0) & (read_array(data, "pair_source_tokens") == 1)
+    new_source = np.full_like(source, -1)
+    left_out, target = read_array(data, "left_out").copy(), read_array(data, "pair_target_id")
+    n_sources, n_targets = read_array(data, "n_sources").copy(), read_array(data, "n_targets").copy()
+    row_relation, cell_index = read_array(data, "cell_source_relation"), read_array(data, "cell_source_index")
+    new_index = np.full_like(cell_index, -1)
+    for at in range(len(left_out)):
+        mine = keep & (relation == at)
+        kept = np.unique(source[mine])
+        stays = np.isin(cell_index, kept) & (row_relation == at)
+        n_sources[at], n_targets[at] = len(kept), len(np.unique(target[mine]))
+        left_out[at] = left_out[at] or _why_left_out(n_sources[at], n_targets[at], int(stays.sum()))
+        if not left_out[at]:
+            new_source[mine] = np.searchsorted(kept, source[mine])
+            new_index[stays] = np.searchsorted(kept, cell_index[stays])
+    changed = {
+        "pair_source": ("pair", new_source),
+        _WHOLE: ("pair", read_array(data, _WHOLE) if _WHOLE in data else source),
+        "n_sources": ("relation", n_sources),
+        "n_targets": ("relation", n_targets),
+        "left_out": ("relation", left_out),
+        "cell_source_index": ("cell_source", new_index),
+    }
+    # The scores stored beside the ranks are those of all sources.
+    stored = xr.Dataset(attrs={"scores_of": ""}) if path is None else _stored_single_tokens(path)
+    return data.assign(changed).assign(stored.variables).assign_attrs({**stored.attrs, "ceiling": ceiling})
+
+
+def _stored_single_tokens(path: Path) -> xr.Dataset:
+    """The scores in the group of a store; without a key where they are not there or cannot be read."""
+    try:
+        group = zarr.open_group(path / SINGLE_TOKENS, mode="r")
+        arrays = {name: (_dims(name), np.asarray(group[name])) for name in STORED}
+        return xr.Dataset(arrays, attrs=group.attrs.asdict())
+    except failures(KeyError, TypeError):
+        return xr.Dataset(attrs={"scores_of": ""})
+
+
+def _why_left_out(n_sources: int, n_targets: int, n_calibrated: int) -> str:
+    if n_sources < MIN_SOURCES:
+        return f"{n_sources} sources of one token, at least {MIN_SOURCES} needed"
+    if n_targets < MIN_TARGETS:
+        return f"{n_targets} distinct targets, at least {MIN_TARGETS} needed"
+    return "" if n_calibrated >= MIN_TARGETS else "too few of its sources of one token were calibrated"

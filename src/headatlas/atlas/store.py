@@ -391,7 +391,7 @@ def read_array(data: xr.Dataset, name: str) -> NDArray[Any]:
         raise damaged(data, name, error) from error
 
 
-def load(data: xr.Dataset) -> xr.Dataset:
+def load_arrays(data: xr.Dataset) -> xr.Dataset:
     """The dataset, every array of it read into memory.
 
     Raises:
@@ -403,13 +403,13 @@ def load(data: xr.Dataset) -> xr.Dataset:
 
 
 def damaged(data: xr.Dataset, name: str, why: object) -> HeadatlasError:
-    """What to raise for an array proved wrong: it cannot be decoded, or contradicts others."""
+    """The error for an array proved wrong: it cannot be decoded, or contradicts others."""
     where = _source(data)
     return HeadatlasError(f"{where}: {name} is damaged ({why}); {_over(where)}.")
 
 
 def _over(where: str) -> str:
-    """What to do about a store that is proved damaged; the atlas around damaged evidence is not."""
+    """The remedy for a store that is proved damaged; the atlas around damaged evidence is not."""
     if Path(where).parent.name == "evidence":
         return "remove this folder and run `headatlas evidence` again"
     return "remove the folder and map again"

@@ -1,4 +1,4 @@
-"""Is a map true? What heads write in running texts, and what the model loses without them.
+"""Evidence for a map: what heads write in running texts, and what the model loses without them.
 
 >>> ha.evidence.inference(atlas)                                       # doctest: +SKIP
 >>> ha.evidence.ablation(atlas, only=["country_to_capital"])           # doctest: +SKIP

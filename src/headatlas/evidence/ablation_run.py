@@ -47,7 +47,7 @@ N_ALONE = 8
 
 @dataclass(frozen=True)
 class Choices:
-    """How tasks are asked and heads ablated.
+    """Options of an ablation: how tasks are asked and heads ablated.
 
     Attributes:
         shots: Examples before each question.
@@ -82,7 +82,7 @@ class Choices:
 
 @dataclass
 class Ablations:
-    """What a run found.
+    """The result of a run.
 
     Attributes:
         done: Ablated tasks, new or from earlier runs.
@@ -184,7 +184,7 @@ class _Run:
             self._base[name] = task.correct(self._answers(task))
 
     def problem(self, name: str) -> str | None:
-        """Why a relation cannot be ablated, or None."""
+        """The reason why a relation cannot be ablated, or None."""
         if name not in self.tasks:
             return "there is no task template for it; give one with `templates`"
         task = self.tasks[name]
@@ -303,7 +303,7 @@ class _Run:
         return answers(self._modules, task.prompts, share=self._subject.prepared.model.every_layer_has_heads)
 
     def _replacement(self, name: str) -> torch.Tensor | None:
-        """What stands in for ablated heads in a task; the last task's means are kept."""
+        """The stand-in for ablated heads in a task; the last task's means are kept."""
         if self._choices.method == "zero":
             return None
         if self._means is None or self._means[0] != name:

@@ -180,9 +180,8 @@ class _Plan:
         tell(len(self.layers), len(self.layers))
         for kind in (CONTEXT, WITHOUT):
             dynamic = Atlas.open(self.path(kind))
-            store_scores(
-                dynamic.at(k=prepared.options.thresholds.k, k_copy=prepared.options.thresholds.k_copy)
-            )
+            thresholds = prepared.options.thresholds
+            store_scores(dynamic.at(k=thresholds.k, k_copy=thresholds.k_copy), single_tokens=False)
 
     def _writer(self, kind: str) -> AtlasWriter:
         path, dims = self.path(kind), self._subject.prepared.model.dims
@@ -232,7 +231,7 @@ class _Plan:
 
 
 def layer_as_watched(model: Model, watched: Watched, layer: int) -> dict[str, LayerInputs]:
-    """What the engine needs to rank a layer as it was watched, with and without context."""
+    """Inputs for the engine of a layer as it was recorded, with and without context."""
     heads, right = model.heads(layer), model.right_map(layer)
     return {
         CONTEXT: given_values(model.dims, watched.outputs(layer), heads, right),

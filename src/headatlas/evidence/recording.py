@@ -1,4 +1,4 @@
-"""What heads read and write in running texts: a forward pass with hooks, kept in files, layer by layer.
+"""Record what heads read and write in running texts: a forward pass with hooks, kept in files.
 
 Hooks sit on the value projection (its input at the source's last token is the state without context) and on
 the *input* of the output projection (the heads' outputs side by side; at its output they are summed and
@@ -27,7 +27,7 @@ _KINDS = ("states", "outputs", "attention")
 
 
 class Watched:
-    """What was seen in some texts; row i of everything belongs to text i."""
+    """The recording of some texts, in files; row i of everything belongs to text i."""
 
     def __init__(self, model: Model, folder: Path) -> None:
         self._dims = model.dims

@@ -243,7 +243,7 @@ def _row(each: Ablation) -> dict[str, Any]:
 
 
 def hurts_more(each: Ablation, between: Estimate) -> str:
-    """Which order of heads hurts a task more.
+    """Say which order of heads hurts a task more.
 
     Args:
         each: The task.
@@ -272,7 +272,7 @@ def areas(each: Ablation) -> tuple[Estimate, Estimate]:
 
 
 def curves(each: Ablation) -> pd.DataFrame:
-    """What the figure of a task plots: curve, heads (ablated), accuracy, low, high.
+    """The plotted numbers of a task: curve, heads (ablated), accuracy, low, high.
 
     Low and high are, for the two orders, Wilson's 95 % interval over the pairs asked; for ``random`` the
     lowest and highest draw; for control tasks nothing.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked of the model.
+    """Prompts of one relation, with the answers that are right.
 
     Attributes:
         relation: Name of the relation.
@@ -157,7 +157,7 @@ def _batches(rows: Sequence[Ids], shared: int) -> Iterator[list[int]]:
 
 
 def _shared(prompts: Sequence[Ids]) -> int:
-    """How many tokens all prompts begin with, leaving at least one of each."""
+    """Number of tokens that all prompts begin with, leaving at least one of each."""
     first, last = min(prompts), max(prompts)
     most = min(len(prompt) for prompt in prompts) - 1
     return next((at for at in range(most) if first[at] != last[at]), most)

@@ -185,7 +185,7 @@ def _ends(row: Ids, ids: Ids) -> bool:
 def in_template(
     relation: TokenisedRelation, tokenizer: PreTrainedTokenizerBase, template: Template
 ) -> tuple[TokenisedRelation, dict[Ids, Text]]:
-    """What a template can use of a relation, and the text of each of its sources.
+    """Restrict a relation to what a template can use, with the text of each of its sources.
 
     Returns:
         The relation with the pairs that stay, those dropped listed among ``dropped``; source ids → text.

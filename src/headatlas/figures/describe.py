@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,16 +14,18 @@ from headatlas.arrangement.depth import (
     SMALLEST_GROUP,
     DepthTest,
     Ints,
-    all_single,
     compare_depths,
     layers_by_category,
     quartiles,
     shortest_band,
     single_token_atlas,
 )
+from headatlas.atlas.atlas import meets_criterion
+from headatlas.atlas.relation_scores import all_single
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
+    from headatlas.options import Thresholds
 
 ALT_LIMIT = 600
 """Longest alternative text, in characters: what a screen reader says in half a minute."""
@@ -110,7 +113,7 @@ def caption_head(atlas: Atlas) -> str:
 
 
 def _finding(atlas: Atlas, heads: pd.DataFrame) -> str:
-    """How many heads do something, in which categories and layers."""
+    """Number of heads that do something, in which categories and layers."""
     called = heads[heads["n_categories"] > 0]
     asked = amount(len(atlas.included), "relation")
     if len(called) == 0:
@@ -266,7 +269,7 @@ def _comparison(found: DepthTest | None, groups: dict[str, Ints]) -> str:
 
 
 def _on_single_tokens(atlas: Atlas) -> str:
-    if all_single(atlas):
+    if all_single(atlas.dataset):
         return "All sources are single tokens."
     single = single_token_atlas(atlas)
     n_before, n_after = int(atlas.included["n_sources"].sum()), int(single.included["n_sources"].sum())
@@ -332,7 +335,7 @@ def _lens(atlas: Atlas) -> str:
 
 
 def _control(atlas: Atlas) -> str:
-    """How many calls the states themselves could explain."""
+    """Number of calls that the states themselves could explain."""
     text = (
         "Late states may already hold the answer; added is the share of sources that the head hits and the "
         "state "
@@ -355,9 +358,9 @@ def _other_thresholds(atlas: Atlas) -> str:
     thresholds, table = atlas.thresholds, atlas.table()
     near = [tau for tau in OTHER_TAUS if tau < thresholds.tau - 1e-9][-1:]
     near += [tau for tau in OTHER_TAUS if tau > thresholds.tau + 1e-9][:1]
-    counts = [f"{amount(len(_called_heads(atlas, tau)), 'head')} at {tau:g}" for tau in near]
+    counts = [f"{amount(_n_called(table, replace(thresholds, tau=tau)), 'head')} at {tau:g}" for tau in near]
     text = f"With another smallest score there would be {join_words(counts)} instead of "
-    text += f"{len(_called_heads(atlas, thresholds.tau))}."
+    text += f"{_n_called(table, thresholds)}."
     if thresholds.criterion == "calibrated":
         against = "q is against heads that promote the same targets whatever the source"
         return f"{text} {against}, not against the choice of words."
@@ -370,11 +373,13 @@ def _other_thresholds(atlas: Atlas) -> str:
     )
 
 
-def _called_heads(atlas: Atlas, tau: float) -> list[tuple[int, int]]:
-    """Heads that would be called at another τ."""
-    found = atlas.at(tau=tau).categories()
-    rows = found[found["n_categories"] > 0]
-    return list(zip(rows["layer"], rows["head"], strict=True))
+def _n_called(table: pd.DataFrame, thresholds: Thresholds) -> int:
+    """Heads that implement or suppress a relation with other thresholds of the same k."""
+    promoting, suppressing = (
+        meets_criterion(thresholds, table[score].to_numpy(dtype=float), table[q].to_numpy(dtype=float))
+        for score, q in (("score", "q"), ("suppression", "suppression_q"))
+    )
+    return len(table.loc[promoting | suppressing, ["layer", "head"]].drop_duplicates())
 
 
 # Numbers and lists as words --------------------------------------------------------------------------

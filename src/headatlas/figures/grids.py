@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CategoryGrid:
-    """Which head belongs to which categories.
+    """The categories of every head, as arrays.
 
     Attributes:
         count: [n_layers, n_heads] number of categories of each head; 0 where none or not mapped.

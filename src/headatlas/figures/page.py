@@ -231,7 +231,7 @@ class PanelColumns:
 
     @property
     def title_width(self) -> float:
-        """How wide a title over a panel may be without running into its neighbour's."""
+        """Room for a title over a panel, before it runs into its neighbour's."""
         return self.lefts[1] - self.lefts[0] - 1.6 if len(self.lefts) > 1 else self.width + MARGIN
 
     def rows(self, items: Sequence[Any]) -> list[Sequence[Any]]:

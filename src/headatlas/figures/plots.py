@@ -51,7 +51,7 @@ class Plots:
         panels: Panels = "category",
         caption: bool = True,
     ) -> Figure:
-        """Which heads belong to how many categories: a panel for all, and one for each.
+        """Draw which heads belong to how many categories: a panel for all, and one for each.
 
         Args:
             ax: Draw one panel here (``which``; All Categories by default).
@@ -76,8 +76,10 @@ class Plots:
         which: Which = None,
         caption: bool = True,
     ) -> Figure:
-        """Every head's score on every relation: colour by promotion or, where larger, suppression; heads that
-        are called outlined, those that suppress marked with a minus.
+        """Draw every head's score on every relation.
+
+        Colour says promotion or, where larger, suppression. Heads that are called are outlined, those that
+        suppress marked with a minus.
 
         Args:
             ax: Draw one relation here (``which``; required).
@@ -151,7 +153,8 @@ class Plots:
         )
 
     def behaviours(self, *, width_mm: float = WIDTH_MM, which: Which = None, caption: bool = True) -> Figure:
-        """Where heads look on the shipped texts: a panel a behaviour, coloured by the share of attention.
+        """Draw where heads look on the shipped texts: a panel a behaviour, coloured by attention.
+
         Heads that are called are outlined.
 
         Args:
@@ -171,7 +174,7 @@ class Plots:
         return draw_behaviours(frame, shape, width_mm, which, title=title, caption=words)
 
     def data(self, kind: str, panels: Panels = "category") -> pd.DataFrame:
-        """What a figure plots, as a table; the columns are described in :mod:`headatlas.figures.grids`.
+        """The plotted numbers of a figure as a table; :mod:`headatlas.figures.grids` describes its columns.
 
         Raises:
             HeadatlasError: There is no such figure, or it has no such panels.
@@ -321,7 +324,7 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 def figure_bytes(figure: Figure, file_format: str) -> bytes:
-    """What :func:`save` writes, for pages and notebooks."""
+    """The bytes that :func:`save` writes, for pages and notebooks."""
     from headatlas.figures.page import DPI, style
 
     title, description = getattr(figure, "title", ""), getattr(figure, "description", "")

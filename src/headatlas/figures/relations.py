@@ -192,7 +192,7 @@ def _dots(ax: Axes, mask: NDArray[np.bool_], height: float) -> None:
 
 
 def relation_keys(atlas: Atlas, grids: Sequence[RelationGrid]) -> list[Key]:
-    """What the outlines and hatching mean."""
+    """The legend: outlines, marks and hatching."""
     green, brown = score_colours(5)[2], score_colours(5, suppression=True)[2]
     keys = [Key("implements the relation", {"facecolor": green, "edgecolor": INK, "linewidth": 0.7})]
     if any(grid.suppresses.any() for grid in grids):
