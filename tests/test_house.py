@@ -130,6 +130,25 @@ def test_modules_are_short_and_say_what_they_are(name: str) -> None:
     assert ast.get_docstring(ast.parse(text)), f"{name} has no docstring"
 
 
+@pytest.mark.parametrize("name", modules())
+def test_first_lines_say_what_a_thing_is(name: str) -> None:
+    """No docstring begins with a question or points at the one before it."""
+    found = re.findall(
+        r'^ *"""((?:What|Where|The same)\b.*)', modules()[name].read_text(encoding="utf-8"), re.M
+    )
+    assert not found
+
+
+def test_no_name_stands_in_two_rooms() -> None:
+    """A public function or class is found by its name alone; each room's commands register alike."""
+    rooms: dict[str, set[str]] = {}
+    for name, path in modules().items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                rooms.setdefault(node.name, set()).add(folder(name))
+    assert {each: there for each, there in rooms.items() if len(there) > 1} == {}
+
+
 def test_dependencies_are_those_that_are_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = [*project["dependencies"], *project["optional-dependencies"]["cluster"]]

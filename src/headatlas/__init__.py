@@ -59,7 +59,7 @@ _HOMES = {
     "headatlas.mapping.run": ("map_heads",),
     "headatlas.relations": ("Pair", "Relation", "core_relations", "load_relations"),
 }
-"""Where the names are defined."""
+"""Modules that define the names."""
 
 
 def __getattr__(name: str) -> Any:

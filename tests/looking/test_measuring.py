@@ -12,7 +12,7 @@ from scipy import stats
 
 import headatlas as ha
 from headatlas.architectures import Model, open_model
-from headatlas.looking.measuring import SHARES, SPREAD, Sums, measure, text_weights
+from headatlas.looking.measuring import SHARES, SPREAD, Sums, text_weights
 from headatlas.looking.sequences import LENGTH, Sequences, sequences_for
 from headatlas.looking.statistics import compared, elsewhere, findings, other_blocks, uniform
 from headatlas.mapping.run import map_heads
@@ -33,7 +33,7 @@ def summed(model: Model, modules: Any, text: Path, folder: Path) -> tuple[Sequen
     sequences = sequences_for(model, EVERY, text)
     weights = text_weights(model, sequences)
     kept = folder / "kept.npz"
-    return sequences, weights, measure(model, modules, sequences, weights, kept, lambda *_: None)
+    return sequences, weights, measure_attention(model, modules, sequences, weights, kept, lambda *_: None)
 
 
 def attentions(modules: Any, ids: np.ndarray) -> np.ndarray:

@@ -134,7 +134,7 @@ def read_ablation(path: Path) -> Ablation:
 
 
 def read_dataset(path: Path) -> tuple[xr.Dataset, dict[str, Any]]:
-    """What :func:`store_dataset` wrote: the data in memory, and the provenance.
+    """Read what :func:`store_dataset` wrote: the data in memory, and the provenance.
 
     Raises:
         HeadatlasError: It is damaged.

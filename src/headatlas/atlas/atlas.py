@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from headatlas.atlas.evidence import Evidence
 
 _OF_K = ("relation_scores", "_q")
-"""What has been computed and depends on k alone."""
+"""Cached results that depend on k alone."""
 
 
 class HeadTable(pd.DataFrame):
@@ -330,7 +330,7 @@ class Atlas:
 
     @property
     def behaviours(self) -> pd.DataFrame:
-        """Where heads look, as :func:`headatlas.behaviour` measured it on the shipped texts.
+        """Attention of heads as :func:`headatlas.behaviour` measured it on the shipped texts.
 
         One row per behaviour, layer and head: layer, head, behaviour, value, expected, low, high, p, q,
         called. No row where that has not been measured; ``attrs["caption"]`` where it has.

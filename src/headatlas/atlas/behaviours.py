@@ -1,4 +1,4 @@
-"""Where heads look, as it is stored in an atlas: one dataset a set of texts, read without torch.
+"""Measured attention of heads as an atlas stores it: one dataset a set of texts, read without torch.
 
 docs/behaviour.md defines every behaviour. Stored are each head's value, expected level, interval and p;
 q and which heads are called follow from them here.
@@ -31,7 +31,7 @@ CAVEAT = (
     "attention on the texts named here, not on all text; where a head looks does not say what it writes, nor "
     "whether the model needs it"
 )
-"""What belongs beside the numbers wherever they are shown."""
+"""Caveat that stands beside the numbers wherever they are shown."""
 
 Basis = Literal["uniform", "place", "other blocks"]
 
@@ -79,7 +79,7 @@ NAMES = tuple(each.name for each in BEHAVIOURS)
 
 @dataclass(frozen=True)
 class Looking:
-    """What was measured on one set of texts.
+    """Measurements on one set of texts.
 
     Attributes:
         data: value, expected, low, high, p [behaviour, layer, head], NaN in layers without heads and where a
@@ -124,7 +124,7 @@ class Looking:
 
 
 def looking_path(group: Path, own: str = "") -> Path:
-    """Where a measurement is in an atlas's evidence group: on the shipped texts, or on own ones by digest."""
+    """Path of a measurement in an atlas's evidence group: of the shipped texts, or of own ones by digest."""
     return group / f"{PREFIX}{own[:12] or 'shipped'}"
 
 
@@ -141,7 +141,7 @@ def read_looking(path: Path) -> Looking:
 
 
 def shipped_looking(atlas_path: Path | None) -> Looking | None:
-    """What was measured of an atlas's model on the shipped texts, if it was."""
+    """Measurements of an atlas's model on the shipped texts, if there are any."""
     if atlas_path is None:
         return None
     path = looking_path(atlas_path / "evidence")

@@ -42,13 +42,13 @@ CRITERIA = (
     f"(one-sided exact McNemar test, q ≤ {SINGLE_HEAD_Q:g}), and more than without any single random head "
     "that was tried",
 )
-"""What the two words mean, wherever they are shown."""
+"""Meanings of the two words, wherever they are shown."""
 
 COLUMNS = (
     *("context", "context_suppression", "without_context", "without_context_suppression", "attention"),
     *("confirmed_with_context", "loss_alone", "loss_alone_q", "confirmed_by_ablation"),
 )
-"""What :attr:`Atlas.table` holds in addition where there is evidence."""
+"""Further columns of :meth:`Atlas.table` where there is evidence."""
 
 
 def evidence_group(path: Path) -> Path:

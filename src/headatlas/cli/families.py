@@ -124,7 +124,7 @@ def check_family(
 
 
 def _own(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
-    """What is printed about a family file of the user's own."""
+    """Report on a family file of the user's own."""
     from headatlas.architectures.family_check import try_family
     from headatlas.architectures.proposal import inspect_tensors, roles_in
     from headatlas.architectures.registry import parse_family
@@ -150,7 +150,7 @@ def _own(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
 def _result(
     checkpoint: Checkpoint, family: Family, outcomes: list[Outcome], not_run: str | None
 ) -> dict[str, Any]:
-    """What is printed in any case; ``accounting`` and ``oracle_not_run`` are None where all is well."""
+    """Report on a checkpoint; ``accounting`` and ``oracle_not_run`` are None where all is well."""
     from headatlas.architectures.family_check import accounting, subject
 
     return {

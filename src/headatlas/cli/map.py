@@ -160,7 +160,7 @@ def map_command(
 
 
 def _relations(given: list[str] | None) -> Any:
-    """What is asked for, read before anything heavy is imported."""
+    """Relations asked for, read before anything heavy is imported."""
     from headatlas.relations import resolve_relations
 
     return resolve_relations(given or "core")
@@ -174,7 +174,7 @@ def _since_start() -> float:
 
 
 def _stopped(out: Path) -> str:
-    """What Ctrl-C left."""
+    """Sentence on what Ctrl-C left."""
     from headatlas.atlas import Atlas
 
     try:
@@ -185,7 +185,7 @@ def _stopped(out: Path) -> str:
 
 
 def map_summary(atlas: Atlas, out: Path, written: Sequence[Path], seconds: float) -> str:
-    """What was found, what was left out and why, what was written, how long it took."""
+    """Summary of a map: findings, omissions with reasons, files written, time."""
     lines = [atlas.caption(), *_counts(atlas), *_best(atlas), *_missing(atlas)]
     lines += _fetched(atlas)
     lines += [f"note: {note}" for note in atlas.provenance["model"].get("notes", ())]

@@ -33,7 +33,7 @@ def shipped_names(incomplete: str) -> list[str]:
 
 
 def askable_names(incomplete: str) -> list[str]:
-    """The same, after ``core``, ``all``, categories and subcategories."""
+    """Names for ``--relations``: ``core``, ``all``, categories, subcategories, then relations."""
     from headatlas.relations.shipped import groups
 
     return [name for name in groups() if name.startswith(incomplete)] + shipped_names(incomplete)
@@ -154,7 +154,7 @@ PARAMETERS = {
         )
     },
 }
-"""What a parameter of the Python functions is called on the command line."""
+"""Parameters of the Python functions and their options on the command line."""
 
 
 def as_options(message: str) -> str:
@@ -269,7 +269,7 @@ def _preset(name: str | None) -> Any:
 
 
 def _split(given: dict[str, Any], kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What belongs to a class of choices, and the rest."""
+    """Split arguments into those of a class of choices and the rest."""
     own = {each.name for each in choices(kind)}
     return {name: given[name] for name in given if name in own}, {
         name: value for name, value in given.items() if name not in own

@@ -1,4 +1,4 @@
-"""What commands print: data on stdout, everything else on stderr. Plain text without colour codes."""
+"""Printing for commands: data on stdout, everything else on stderr. Plain text without colour codes."""
 
 from __future__ import annotations
 

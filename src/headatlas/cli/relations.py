@@ -27,7 +27,7 @@ Specs = Annotated[
 ]
 
 SCAFFOLD_PAIRS = [("hot", "cold"), ("big", ["small", "little"])]
-"""What a new file holds, to be replaced: a source with one target, and one with several."""
+"""Example pairs of a new file, to be replaced: a source with one target, and one with several."""
 
 
 def register(app: typer.Typer) -> None:
@@ -243,7 +243,7 @@ def _record(relation: Relation) -> dict[str, Any]:
 
 
 def _size(relation: Relation) -> dict[str, Any]:
-    """What is too small or doubtful about a relation before any tokenizer has seen it."""
+    """Faults of size or content that a relation has before any tokenizer has seen it."""
     from headatlas.relations import too_small
 
     own = [pair.source for pair in relation.pairs if not relation.copying and pair.source in pair.targets]
@@ -251,7 +251,7 @@ def _size(relation: Relation) -> dict[str, Any]:
 
 
 def _say_remarks(rows: list[dict[str, Any]]) -> None:
-    """What keeps relations out of an atlas, and what would make their scores doubtful."""
+    """Say why relations stay out of an atlas, and which scores would be doubtful."""
     for row in rows:
         if why := row["too_small"]:
             say(f"below the minimum, an atlas leaves it out: {row['relation']} ({why})")
@@ -283,7 +283,7 @@ def _check_row(row: dict[str, Any]) -> list[Any]:
 def _usable(
     relations: tuple[Relation, ...], model: str, lens: Lens, target_policy: TargetPolicy
 ) -> list[dict[str, Any]]:
-    """What a model's tokenizer can use of each relation."""
+    """Count what a model's tokenizer can use of each relation."""
     from headatlas.architectures import open_model
     from headatlas.lenses.lens import lens_named
     from headatlas.relations import competing_tokens, tokenise

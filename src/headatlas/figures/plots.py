@@ -286,7 +286,7 @@ def check_panels(kind: str, panels: str) -> None:
 
 
 def _each(split: dict[str, Any]) -> str:
-    """What has a panel of its own, for the alternative text; nothing where it is a category."""
+    """Kind of thing that has a panel, for the alternative text; empty for categories."""
     panels = str(split.get("panels", "category"))
     return "" if panels == "category" else panels
 

@@ -1,4 +1,4 @@
-"""Where does a head look? Its attention to places in running texts, beside the level expected by distance.
+"""Attention of heads to places in running texts, beside the level expected by distance.
 
 >>> ha.behaviour(atlas, only=["induction"])                            # doctest: +SKIP
 

@@ -42,7 +42,7 @@ Floats = NDArray[np.float64]
 
 @dataclass
 class Sums:
-    """What has been seen so far.
+    """Running sums of everything seen so far.
 
     Attributes:
         shares: [text, behaviour, layer, head] attention on the positions of :data:`SHARES`.
@@ -99,7 +99,7 @@ def text_weights(model: Model, sequences: Sequences) -> NDArray[np.float32]:
     return out
 
 
-def measure(
+def measure_attention(
     model: Model,
     modules: PreTrainedModel,
     sequences: Sequences,

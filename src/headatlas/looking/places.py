@@ -25,7 +25,7 @@ Weights = NDArray[np.float32]
 _ENDS = frozenset(".!?…。！？؟।")
 _CLOSING = frozenset("\"'”’»)]}“」』")
 _MARKS = ("Ġ", "▁", " ")
-"""What pieces of words that follow a space begin with, in byte-level and SentencePiece vocabularies."""
+"""First characters of pieces of words that follow a space, in byte-level and SentencePiece vocabularies."""
 NEAREST = 2
 """A query counts for the start of its line or sentence from so many tokens after it: the start itself and the
 token before have behaviours of their own."""

@@ -18,7 +18,7 @@ from headatlas.atlas.behaviours import Looking, looking_path, read_looking
 from headatlas.atlas.evidence import evidence_group
 from headatlas.evidence.opening import open_subject
 from headatlas.lenses.forward import running
-from headatlas.looking.measuring import measure, text_weights
+from headatlas.looking.measuring import measure_attention, text_weights
 from headatlas.looking.sequences import Sequences, sequences_for
 from headatlas.looking.statistics import Found, findings
 from headatlas.mapping.prepared import PreparedMap
@@ -81,7 +81,7 @@ def watch_prepared(
     kept = group / f".{place.name}-{digest[:12]}.npz"
     weights = text_weights(prepared.model, sequences)
     with running(prepared.model, device) as modules:
-        sums = measure(
+        sums = measure_attention(
             prepared.model,
             modules,
             sequences,

@@ -44,7 +44,7 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Sequences:
-    """What goes through the model.
+    """Token sequences that go through the model.
 
     Attributes:
         texts: [n, length] token ids of text.
@@ -71,7 +71,7 @@ class Sequences:
         return found.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """What the atlas keeps about them."""
+        """Their description, as the atlas keeps it."""
         return {
             "source": self.source,
             "texts": len(self.texts),

@@ -1,4 +1,4 @@
-"""What do we look for? Relations: shipped ones, the user's own, and how a tokenizer sees them."""
+"""Relations to look for: shipped ones, the user's own, and how a tokenizer sees them."""
 
 from headatlas.relations.relation import CORE_CATEGORIES, Pair, Relation, TokenisedPair, TokenisedRelation
 from headatlas.relations.selection import (

@@ -342,7 +342,7 @@ def _skip(text: str, position: int) -> int:
 
 
 def _item_starts(text: str, position: int) -> list[int]:
-    """Where each item of the (valid) array at `position` begins."""
+    """Starts of the items of the (valid) array at `position`."""
     decoder = json.JSONDecoder()
     starts = []
     position = _skip(text, position + 1)
@@ -355,7 +355,7 @@ def _item_starts(text: str, position: int) -> list[int]:
 
 
 def _value_starts(text: str, position: int) -> dict[str, int]:
-    """Where the value of each key of the (valid) object at `position` begins.
+    """Starts of the values of the (valid) object at `position`, by key.
 
     Of a key given twice the last counts, as it does for the standard parser.
     """

@@ -1,4 +1,4 @@
-"""What a relation looks like to one tokenizer: token ids of sources and targets, and what cannot be used.
+"""Relations as one tokenizer sees them: token ids of sources and targets, and what cannot be used.
 
 A word is tokenised as it stands in running text, which for most words means with the space before it. How a
 space becomes part of a token differs between tokenizers (byte-level BPE, SentencePiece with and without a

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 _INSTEAD = "use safetensors of the model"
-"""What to do where the modules would not be the model."""
+"""Advice where the modules would not be the model."""
 BESIDE_TEXT = ("v.*", "mm.*", "a.*")
 """Tensors of towers for images and sound, and of what projects them, in llama.cpp's and Ollama's names."""
 FREQUENCY_FACTORS = "rope_freqs.weight"
