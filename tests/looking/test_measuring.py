@@ -12,7 +12,7 @@ from scipy import stats
 
 import headatlas as ha
 from headatlas.architectures import Model, open_model
-from headatlas.looking.measuring import SHARES, SPREAD, Sums, text_weights
+from headatlas.looking.measuring import SHARES, SPREAD, Sums, measure_attention, text_weights
 from headatlas.looking.sequences import LENGTH, Sequences, sequences_for
 from headatlas.looking.statistics import compared, elsewhere, findings, other_blocks, uniform
 from headatlas.mapping.run import map_heads
