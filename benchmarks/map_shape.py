@@ -129,8 +129,9 @@ def print_measured(measured: Measured, prepared: PreparedMap) -> None:
         f"{measured.anonymous / 1e9:.2f} GB"
     )
     stored = sum(info.nbytes for info in prepared.model.checkpoint.source.infos().values())
+    needed = prepared.model.bytes_needed(forward_pass=not prepared.options.lens.weights_only)
     print(
-        f"all layers need {prepared.model.bytes_needed(prepared.options.lens.name) / 1e9:.3g} GB "
+        f"all layers need {needed / 1e9:.3g} GB "
         f"of the {stored / 1e9:.3g} GB stored; the disk delivered {measured.delivered / 1e9:.3g} GB, "
         "the system's cache the rest"
     )

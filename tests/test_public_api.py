@@ -18,6 +18,7 @@ NAMES = [
     "Relation",
     "Thresholds",
     "__version__",
+    "behaviour",
     "compare",
     "concat",
     "core_relations",
@@ -35,7 +36,7 @@ ATLAS = {
     *("dataset", "provenance", "thresholds", "path"),
     *("model_name", "lens", "folder", "n_layers", "n_heads", "layers_done", "layers_without_heads"),
     *("relations", "included", "left_out", "category_names", "known"),
-    *("relation_scores", "scores", "table", "without_evidence", "evidence", "forget_evidence"),
+    *("relation_scores", "scores", "table", "without_evidence", "evidence", "forget_evidence", "behaviours"),
     *("sel", "heads", "top", "pairs", "categories"),
     *("caption", "plot"),
 }

@@ -347,7 +347,7 @@ def test_panels_split_and_keep_the_colour(tmp_path: Path, panels: Any, titles: l
     table = atlas.plot.data("categories", panels)
     assert list(table)[3:-1] == titles and table["n_categories"].tolist() == [2]
     assert [int(table[title].iloc[0]) for title in titles] == [int(title in member) for title in titles]
-    (written,) = plot(atlas, "categories", tmp_path / "c.svg", 100, panels=panels)
+    written = plot(atlas, "categories", tmp_path / "c.svg", 100, panels=panels)
     assert (f"one for each {panels}" in written.read_text()) == (panels != "category")
 
 

@@ -74,7 +74,8 @@ def test_what_is_stored_is_not_measured_again(watched: Path, text: Path, tmp_pat
     # Another text is kept beside it; another version of the definitions takes its place.
     ha.behaviour(Atlas.open(out), text=text_file(tmp_path, 25, seed=1))
     assert len(lookings(Atlas.open(out).path)) == 2
-    with patch.object(run, "DEFINITIONS", 2), patch.object(run, "measure_attention", wraps=run.measure_attention) as measured:
+    watched = patch.object(run, "measure_attention", wraps=run.measure_attention)
+    with patch.object(run, "DEFINITIONS", 2), watched as measured:
         ha.behaviour(Atlas.open(out), text=text)
     assert measured.call_count == 1
 

@@ -229,7 +229,7 @@ def test_a_word_that_several_relations_ask_of_is_one_row(model: Path, relations:
         prepare_map(model, None, asked, MapOptions()).layout for asked in (relations, [*relations, *same])
     )
     assert together.sources == alone.sources
-    assert len(together.own_row) == len(alone.own_row) + 2 * (alone.relations[0].own.stop)
+    assert len(together.own_row) == len(alone.own_row) + 2 * (alone.blocks[0].own.stop)
 
 
 def seen_by(*unusable: str) -> Callable[[Relation], TokenisedRelation]:

@@ -75,7 +75,8 @@ def test_only_what_the_tokenizer_cannot_write_is_left_out(mapped: Mapped) -> Non
     """Digits are single tokens, so no year is one."""
     assert mapped.atlas.left_out == {"year_to_following": "0 usable sources, at least 30 needed"}
     assert "left out: year → following" in mapped.atlas.caption()
-    assert len(mapped.atlas.included) == 19
+    assert mapped.atlas.provenance["alternatives"] == {"year_to_following": "item_to_successor"}
+    assert len(mapped.atlas.included) == 20
     usable = mapped.atlas.included.set_index("relation")["n_sources"]
     assert usable.min() >= 30 and usable.max() <= 400
 

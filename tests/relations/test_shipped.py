@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from headatlas.evidence.templates import Template, read_templates
 
 from headatlas.errors import HeadatlasError
+from headatlas.evidence.texts import Template, read_templates
 from headatlas.relations import (
     CORE_CATEGORIES,
     Relation,
