@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headatlas.addresses import output_path
 from headatlas.cli.options import (
     Adapter,
     AsJson,
@@ -22,6 +21,7 @@ from headatlas.cli.options import (
     Sources,
     TargetPolicyOption,
     computes,
+    out_option,
     sets_thresholds,
 )
 from headatlas.cli.output import number, print_fields, print_json, progress_shown, say, say_more, stopping
@@ -80,17 +80,7 @@ def plan_command(
 @sets_thresholds
 def map_command(
     model: ModelArgument,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="DIR",
-            help="Folder for the atlas, figures and page.",
-            show_default=False,
-            parser=output_path,
-        ),
-    ],
+    out: Annotated[Path, out_option("Folder for the atlas, figures and page.", "DIR")],
     preset: Preset,
     thresholds: Thresholds,
     compute: Compute,

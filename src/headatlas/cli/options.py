@@ -118,16 +118,16 @@ Adapter = Annotated[
 ]
 Width = Annotated[str, typer.Option("--width", metavar="LENGTH", help="Printed width: 170mm, 17cm or 6.7in.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def out_option(help: str, metavar: str = "FILE") -> Any:
+    """``-o``, which takes a file or folder to write; standard output and addresses are refused."""
+    return typer.Option("--out", "-o", metavar=metavar, help=help, show_default=False, parser=output_path)
+
+
 OutFile = Annotated[
     Path | None,
-    typer.Option(
-        "--out",
-        "-o",
-        metavar="FILE",
-        help="Also draw it: .png, .svg or .pdf.",
-        show_default=False,
-        parser=output_path,
-    ),
+    out_option("Also draw it: .png, .svg or .pdf."),
 ]
 
 _KINDS: dict[str, Any] = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from headatlas.addresses import output_path
-from headatlas.cli.options import Width, reads_atlas
+from headatlas.cli.options import Width, out_option, reads_atlas
 from headatlas.cli.output import parse_width, say
 from headatlas.errors import HeadatlasError
 
@@ -29,17 +29,7 @@ def register(app: typer.Typer) -> None:
 @reads_atlas
 def plot_command(
     atlas: Atlas,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FILE",
-            help="The figure: .png, .svg or .pdf.",
-            show_default=False,
-            parser=output_path,
-        ),
-    ],
+    out: Annotated[Path, out_option("The figure: .png, .svg or .pdf.")],
     kind: Annotated[
         Kind, typer.Option("--kind", help="Panels per category, panels per relation, or layer profiles.")
     ] = "categories",
@@ -68,16 +58,7 @@ def plot_command(
 @reads_atlas
 def report_command(
     atlas: Atlas,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FILE",
-            help="Default: report.html beside the atlas.",
-            parser=output_path,
-        ),
-    ] = None,
+    out: Annotated[Path | None, out_option("Default: report.html beside the atlas.")] = None,
 ) -> None:
     """Write the interactive page.
 
@@ -96,17 +77,7 @@ def report_command(
 @reads_atlas
 def export_command(
     atlas: Atlas,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FILE",
-            help="The table: .parquet, .csv or .json.",
-            show_default=False,
-            parser=output_path,
-        ),
-    ],
+    out: Annotated[Path, out_option("The table: .parquet, .csv or .json.")],
 ) -> None:
     """Write the whole table: a row per head and relation.
 

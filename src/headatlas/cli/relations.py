@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headatlas.addresses import output_path
-from headatlas.cli.options import AsJson, Lens, TargetPolicyOption, as_options, askable_names
+from headatlas.cli.options import AsJson, Lens, TargetPolicyOption, as_options, askable_names, out_option
 from headatlas.cli.output import print_json, print_table, say
 from headatlas.errors import HeadatlasError
 from headatlas.options import TargetPolicy
@@ -140,17 +139,7 @@ def new_relation(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="The relation's name or title.", show_default=False)
     ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FILE",
-            help="A .json, .csv or .tsv.",
-            show_default=False,
-            parser=output_path,
-        ),
-    ],
+    out: Annotated[Path, out_option("A .json, .csv or .tsv.")],
     category: Annotated[
         str | None, typer.Option("--category", metavar="NAME", help="Its panel. Default: User.")
     ] = None,
@@ -192,17 +181,7 @@ def export_relations(
             show_default=False,
         ),
     ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="FOLDER",
-            help="Folder for the files.",
-            show_default=False,
-            parser=output_path,
-        ),
-    ],
+    out: Annotated[Path, out_option("Folder for the files.", "FOLDER")],
 ) -> None:
     """Write relations as JSON files, one each, to read or to change them.
 
