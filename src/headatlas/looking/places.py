@@ -66,8 +66,6 @@ class Pieces:
             bare = text.strip().rstrip("".join(_CLOSING))
             if bare:
                 ended = bare[-1] in _ENDS
-            elif text.strip() == "":
-                ended = ended or "\n" in text
             ended = ended or "\n" in text
         return out
 
