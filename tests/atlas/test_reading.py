@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -314,6 +315,17 @@ def test_a_saved_atlas_is_the_atlas(tmp_path: Path, in_memory: bool) -> None:
     assert [each.name for each in path.parent.iterdir()] == ["atlas.zarr"]
     with pytest.raises(HeadatlasError, match=r"mine/atlas\.zarr: there is an atlas already"):
         atlas.save(tmp_path / "deep" / "mine")
+
+
+def test_saving_an_atlas_in_memory_scores_nothing_again(
+    tmp_path: Path, synthetic: Atlas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    atlas = synthetic.load()
+    again = Mock(side_effect=AssertionError("scored again"))
+    monkeypatch.setattr("headatlas.atlas.atlas.score_relation", again)
+    atlas.save(tmp_path)
+    assert ha.open_atlas(tmp_path).table().equals(atlas.table())
+    again.assert_not_called()
 
 
 def test_where_it_cannot_be_saved(tmp_path: Path, synthetic: Atlas) -> None:

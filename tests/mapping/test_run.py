@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from headatlas.atlas import Atlas
+from headatlas.atlas import Atlas, relation_scores
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import open_subject
 from headatlas.mapping import plan
@@ -165,6 +165,19 @@ def test_without_a_folder_nothing_stays_on_disk(
     assert_same(atlas, Atlas.open(whole), RANKS)
     assert atlas.table().equals(Atlas.open(whole).table())
     assert len(atlas.at(k=2).table()) == len(atlas.table())
+
+
+def test_only_what_stays_is_scored_on_single_tokens(
+    mapped: Map, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Atlas] = []
+    monkeypatch.setattr(relation_scores, "all_single", lambda _: False)
+    monkeypatch.setattr(relation_scores, "_single_token_scores", lambda atlas: calls.append(atlas) or {})
+    atlas = mapped()
+    assert not calls, "a map in memory would throw them away"
+    atlas.save(tmp_path / "saved")
+    mapped(out=tmp_path / "mapped")
+    assert [each.path for each in calls] == [tmp_path / name / "atlas.zarr" for name in ("saved", "mapped")]
 
 
 @pytest.mark.parametrize("lens", ["neutral", "maps"])

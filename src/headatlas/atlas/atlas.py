@@ -187,7 +187,10 @@ class Atlas:
         """
         where = output_path(path) / ATLAS_NAME
         copy_store(self.dataset, self.provenance, where, self.path)
-        store_scores(Atlas(*read_store(where), self.thresholds, where))
+        saved = Atlas(*read_store(where), self.thresholds, where)
+        if self.path is None:  # of a folder, a job may have added layers since
+            saved.__dict__["relation_scores"] = self.relation_scores
+        store_scores(saved)
         return where
 
     # What was mapped ------------------------------------------------------------------------------

@@ -113,7 +113,8 @@ def map_heads(
                 remove_atlas(out)
             return run(prepared, output_path(out), wanted, tell, stats, machine, compute)
         with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
-            return run(prepared, Path(folder), wanted, tell, stats, machine, compute).load()
+            mapped = run(prepared, Path(folder), wanted, tell, stats, machine, compute, single_tokens=False)
+            return mapped.load()
 
 
 def _cluster(compute: Compute) -> AbstractContextManager[None]:
@@ -129,8 +130,13 @@ def run(
     stats: Stats,
     machine: Machine,
     compute: Compute,
+    *,
+    single_tokens: bool = True,
 ) -> Atlas:
-    """Map the wanted layers that are not done yet into ``out/atlas.zarr``, here or on a cluster's devices."""
+    """Map the wanted layers that are not done yet into ``out/atlas.zarr``, here or on a cluster's devices.
+
+    ``single_tokens`` is as for :func:`~headatlas.atlas.relation_scores.store_scores`.
+    """
     path, saved_states = out / ATLAS_NAME, out / STATES_NAME
     _open_or_create(path, prepared)
     writer = AtlasWriter(path)
@@ -171,7 +177,8 @@ def run(
     with _alone(path), stats.timed("calibration"):
         atlas = Atlas.open(path)
         provenance = with_traffic(atlas.provenance, prepared.model)
-        store_scores(Atlas(atlas.dataset, provenance, prepared.options.thresholds, path))
+        scored = Atlas(atlas.dataset, provenance, prepared.options.thresholds, path)
+        store_scores(scored, single_tokens=single_tokens)
         return Atlas.open(path)
 
 
