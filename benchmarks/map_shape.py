@@ -95,7 +95,7 @@ def _run(given: argparse.Namespace, out: Path) -> None:
     print_measured(measured, prepared)
     planted = [head for head in planted_in(given.checkpoint) if head.layer in layers]
     print_planted(planted, atlas)
-    compare(measured, prepared, atlas, out, layers, planted, given.sample, given.check_sources)
+    compare(measured, prepared, atlas, out, layers, planted, given.sample, given.check_sources, given.device)
 
 
 def _first(relations: Sequence[Relation], sources: int | None) -> list[Relation]:
@@ -127,6 +127,7 @@ def print_measured(measured: Measured, prepared: PreparedMap) -> None:
     print(
         f"\npeak memory {measured.peak / 1e9:.2f} GB, without mapped pages of files "
         f"{measured.anonymous / 1e9:.2f} GB"
+        + (f"; of the GPU {measured.device_peak / 1e9:.2f} GB" if measured.device_peak else "")
     )
     stored = sum(info.nbytes for info in prepared.model.checkpoint.source.infos().values())
     needed = prepared.model.bytes_needed(forward_pass=not prepared.options.lens.weights_only)
@@ -170,8 +171,13 @@ def compare(
     planted: Sequence[Planted],
     sample: int,
     check_sources: int,
+    device: str,
 ) -> None:
-    """The plain way on some heads, the planted ones first, and their ranks in float64."""
+    """The plain way on some heads, the planted ones first, and their ranks in float64.
+
+    The plain way is timed on the GPU if that is what was asked for, else on the processor.
+    """
+    on = device if device.startswith("cuda") else "cpu"
     dims, layout = prepared.model.dims, prepared.layout
     vocabulary = Vocabulary.competing(prepared.model.unembed(), prepared.competing)
     states = states_of(prepared, out)
@@ -182,13 +188,13 @@ def compare(
     seconds, compared = [], 0
     for layer, head in chosen:
         inputs = layer_inputs(prepared, states, layer)
-        seconds.append(plain_seconds(layout, inputs, head, vocabulary, prepared.options.thresholds.k))
+        seconds.append(plain_seconds(layout, inputs, head, vocabulary, prepared.options.thresholds.k, on))
         compared += check(prepared, inputs, vocabulary, atlas, layer, head, rows.astype(np.int64))
     n_heads = len(layers) * dims.n_heads
     plain = statistics.median(seconds) * n_heads
     full = n_heads * len(layout.sources) * len(vocabulary) * dims.d_model
     print(
-        f"the plain way in float32, scaled from {len(chosen)} heads: {plain:,.0f} s; "
+        f"the plain way in float32 on {on}, scaled from {len(chosen)} heads: {plain:,.0f} s; "
         f"engine {measured.engine_seconds:.1f} s (control included): "
         f"{plain / measured.engine_seconds:.1f} × faster; multiply-adds "
         f"{measured.stats.products:.3g} of {full:.3g}: 1 in {full / measured.stats.products:.0f}"

@@ -17,6 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import psutil
+import torch
 
 from headatlas.atlas import Atlas
 from headatlas.lenses.lens import LENSES
@@ -41,6 +42,7 @@ class Measured:
         peak: Bytes of memory at most, as the system counts it: mapped pages of the weight files included.
         anonymous: Bytes at most without mapped files, looked at every 20 ms; 0 where the system does not say.
         delivered: Bytes that came from the disk and not from the system's cache; 0 where it does not say.
+        device_peak: Bytes of a GPU's memory that tensors took at most; 0 without one.
         hits: (head, pair, sign) with a rank below the ceiling: what no exact method can leave out.
     """
 
@@ -49,6 +51,7 @@ class Measured:
     peak: int
     anonymous: int
     delivered: int
+    device_peak: int
     hits: int
 
     @property
@@ -133,6 +136,7 @@ def _map(asked: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": seconds,
         "peak": _peak(),
         "delivered": _delivered(),
+        "device_peak": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
         "hits": hits(atlas),
     }
 

@@ -44,7 +44,7 @@ class Elsewhere(TorchDispatchMode):
         if name in ("to", "_to_copy"):
             to_cpu = torch.device("cpu") in tree_leaves((args[1:], kwargs))
             if to_cpu and args[0].device.type == "meta":
-                return torch.zeros(args[0].shape, dtype=torch.float32)
+                return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
         elif name == "copy_":
             if args[0].device.type == "cpu" and args[1].device.type == "meta":
                 return args[0].zero_()

@@ -13,6 +13,7 @@ from headatlas.atlas.store import LayerRanks
 from headatlas.mapping import bounds, engine, full_vocabulary
 from headatlas.mapping.vocabulary import Vocabulary, summing_error
 from headatlas.progress import Stats
+from tests.lenses.test_devices import META, Elsewhere
 from tests.mapping import oracle
 from tests.mapping.cases import random_problem
 
@@ -182,3 +183,15 @@ def test_other_devices_have_wider_bounds() -> None:
         lost = torch.linalg.vector_norm(rows - rows.to(torch.bfloat16).to(torch.float32), dim=1)
         assert (here.bfloat16_lost >= lost).all()
         np.testing.assert_allclose(here.bfloat16_lost, lost, atol=2e-2 * float(here.norms.max()), rtol=0)
+
+
+def test_nothing_is_computed_from_two_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device, which holds no numbers; a processor's indices into another device's rows are fine."""
+    layout, inputs, vocabulary = random_problem(7)
+    some = np.zeros(3, dtype=np.int64), np.arange(3)
+    monkeypatch.setattr(full_vocabulary, "_at_least", lambda values, limit: some)
+    with Elsewhere() as elsewhere:
+        there = replace(vocabulary, device=META)
+        engine.map_layer(layout, inputs, there, ceiling=32)
+    assert {what.split(":")[0] for what in elsewhere.mixed} <= {"index"}
+    assert elsewhere.products["meta"] > 100 > elsewhere.products["cpu"]

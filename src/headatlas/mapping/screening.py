@@ -117,7 +117,8 @@ class Space:
     @cached_property
     def _own_logits(self) -> NDArray[np.float32]:
         """[P] float32 logits of the targets of ``layout.own_row``."""
-        row, column = (torch.from_numpy(at) for at in (self.layout.own_row, self.layout.own_column))
+        own = self.layout.own_row, self.layout.own_column
+        row, column = (torch.from_numpy(at).to(self._narrow.device) for at in own)
         pairs = self._narrow.index_select(0, row), self._targets.index_select(0, column)
         logits: NDArray[np.float32] = torch.linalg.vecdot(*pairs).cpu().numpy()
         return logits
