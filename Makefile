@@ -14,7 +14,7 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
   if "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
   command -v "$$name"; break; fi; done)
 
-.PHONY: help demo test test-all test-cluster lint bench bench-shape bench-scaling docs clean
+.PHONY: help demo test test-all test-cluster lint bench bench-shape bench-gpu bench-scaling docs clean
 
 help:
 	@echo "make demo    map SmolLM2-135M and write the figure, the atlas and the page into $(DEMO)/"
@@ -24,6 +24,7 @@ help:
 	@echo "make lint    format, lint and types only"
 	@echo "make bench   time and memory of the mapping"
 	@echo "make bench-shape   the same on random weights of Llama-3.1-8B's shape (16 GB in shapes/; SHAPE=70b, SHAPE=tiny)"
+	@echo "make bench-gpu   every route on a GPU against the processor and float64 (SHAPE as above)"
 	@echo "make bench-scaling   how the time grows with pairs, heads, d_model and vocabulary"
 	@echo "make docs    write docs/cli.md again from the code"
 	@echo "make clean   remove the virtual environment, caches and $(DEMO)/"
@@ -57,6 +58,11 @@ bench-shape: $(VENV)/.installed-dev
 	test -e shapes/$(SHAPE)/model.safetensors.index.json || \
 	  $(BIN)/python -m benchmarks.checkpoints shapes/$(SHAPE) --shape $(SHAPE)
 	$(BIN)/python -m benchmarks.map_shape shapes/$(SHAPE)
+
+bench-gpu: $(VENV)/.installed-dev
+	test -e shapes/$(SHAPE)/model.safetensors.index.json || \
+	  $(BIN)/python -m benchmarks.checkpoints shapes/$(SHAPE) --shape $(SHAPE)
+	$(BIN)/python -m benchmarks.gpu smollm2-135m --shape shapes/$(SHAPE)
 
 bench-scaling: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.scaling shapes/scaling
