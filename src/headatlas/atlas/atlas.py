@@ -40,6 +40,7 @@ from headatlas.relations.selection import match_relation
 from headatlas.scoring.scores import false_discovery_rates, wilson
 
 if TYPE_CHECKING:
+    from headatlas.atlas.cards import Card
     from headatlas.atlas.evidence import Evidence
 
 _OF_K = ("relation_scores", "_q")
@@ -542,6 +543,22 @@ class Atlas:
             columns[f"{prefix}rank"][rank < 0] = pd.NA
             columns[f"{prefix}hit"] = (rank >= 0) & (rank < k)
         return pd.DataFrame(columns)
+
+    def head(self, layer: int, head: int) -> Card:
+        """All that this atlas says about one head: relations, attention, similar heads, statements.
+
+        Raises:
+            HeadatlasError: No such layer or head in this atlas.
+        """
+        from headatlas.atlas.cards import head_card
+
+        return head_card(self, layer, head)
+
+    def coverage(self) -> pd.DataFrame:
+        """Which heads have a tested statement, as :func:`headatlas.atlas.cards.coverage` describes it."""
+        from headatlas.atlas.cards import coverage
+
+        return coverage(self)
 
     def known(self, relation: str) -> str:
         """The name of a scored relation, given by its name, in any case, by a part that no other name has, or

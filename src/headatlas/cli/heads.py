@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from headatlas.atlas import Atlas
+    from headatlas.atlas.cards import Card
 
 _COLUMNS = ("head", "relation", "category", "score", "suppression", "q", "control", "sources", "called")
 _EVIDENCE_COLUMNS = ("with context", "attention", "loss alone", "confirmed")
@@ -56,8 +58,21 @@ def head_command(
     name: Annotated[str, typer.Argument(metavar="LAYER.HEAD", help="For example 23.4.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Show one head: its score on every relation, best first."""
-    _print_heads(atlas, atlas[_parse_head(name, atlas)], as_json)
+    """Show the card of one head: what is tested of it, its relations, where it looks, which heads are like it.
+
+    What has not been measured yet is named with the command that does.
+    """
+    from headatlas.atlas.cards import CAVEAT
+
+    card = atlas.head(*_parse_head(name, atlas))
+    if as_json:
+        _print_card_json(atlas, card)
+        return
+    say(f"{name}: {'; '.join(card.statements) or 'no tested statement'}")
+    say(CAVEAT)
+    _print_heads(atlas, card.relations, False)
+    _print_attention(atlas, card)
+    _print_like(card)
 
 
 @reads_atlas
@@ -119,6 +134,55 @@ def _print_heads(atlas: Atlas, frame: pd.DataFrame, as_json: bool) -> None:
         say("no head is called; --all shows every head, --tau and --criterion change what counts.")
         return
     print_table(columns, [[*_row(record), *_evidence(record)][: len(columns)] for record in records])
+
+
+def _print_card_json(atlas: Atlas, card: Card) -> None:
+    from headatlas.atlas.export import heads_json, plain_records
+
+    print_rows(
+        [atlas],
+        heads_json(card.relations),
+        layer=card.layer,
+        head=card.head,
+        statements=card.statements,
+        behaviours=None if card.behaviours is None else plain_records(card.behaviours),
+        similar=plain_records(card.similar),
+        group=card.group,
+    )
+
+
+def _print_attention(atlas: Atlas, card: Card) -> None:
+    typer.echo("")
+    if card.behaviours is None:
+        say(f"attention was not measured: `headatlas behaviour {shlex.quote(str(atlas.folder))}`")
+        return
+    print_table(
+        ["looks at", "value", "expected", "95 %", "q", "called"],
+        [
+            [
+                row["behaviour"],
+                row["value"],
+                row["expected"],
+                f"{row['low']:.2f} … {row['high']:.2f}",
+                number(row["q"]),
+                "called" if row["called"] else "",
+            ]
+            for row in card.behaviours.to_dict("records")
+        ],
+    )
+
+
+def _print_like(card: Card) -> None:
+    typer.echo("")
+    print_table(
+        ["similar head", "similarity", "writes", "looks"],
+        [
+            [f"{row['layer']}.{row['head']}", row["similarity"], row["writes"], row["looks"]]
+            for row in card.similar.to_dict("records")
+        ],
+    )
+    if card.group:
+        say(f"shares its keys and values with {', '.join(f'{layer}.{head}' for layer, head in card.group)}")
 
 
 def _row(record: dict[str, Any]) -> list[Any]:

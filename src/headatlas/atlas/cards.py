@@ -1,0 +1,199 @@
+"""All that an atlas says about one head, on one card; and how many heads anything is said about.
+
+>>> card = atlas.head(23, 4)                                           # doctest: +SKIP
+>>> card.relations, card.behaviours, card.similar                      # doctest: +SKIP
+
+A card shows what is stored and computes nothing new of the model. What has not been measured is None, and the
+card says which command measures it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from headatlas.atlas.atlas import Atlas
+
+N_SIMILAR = 5
+STATEMENTS = ("relation", "behaviour")
+"""Kinds of tested statements that make a head a covered one; columns of :func:`coverage`."""
+SAID = {"relation": "a relation", "behaviour": "a behaviour"}
+COMMANDS = {"behaviour": "behaviour"}
+"""Commands that measure a kind of statement; relations are in every atlas."""
+CAVEAT = (
+    "a statement is tested, not complete: a covered head may do more, and one without a statement may do "
+    "something that was not asked"
+)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What an atlas says about one head.
+
+    Attributes:
+        layer, head: Which, both from 0.
+        caption: Of the atlas.
+        relations: Rows of :meth:`Atlas.table`, best first.
+        behaviours: Rows of :attr:`Atlas.behaviours`, the called ones first; None if never measured.
+        similar: Rows of :func:`similar_heads`.
+        group: Heads that share this head's keys and values, without itself.
+        statements: The tested statements in words, one a line; none if there is nothing to say.
+    """
+
+    layer: int
+    head: int
+    caption: str
+    relations: pd.DataFrame
+    behaviours: pd.DataFrame | None
+    similar: pd.DataFrame
+    group: tuple[tuple[int, int], ...]
+    statements: tuple[str, ...]
+
+    def _repr_html_(self) -> str:
+        lines = "".join(f"<li>{escape(line)}</li>" for line in self.statements or ("no tested statement",))
+        parts = [f"<p><b>Head {self.layer}.{self.head}</b> {escape(self.caption)}</p><ul>{lines}</ul>"]
+        for frame in (self.relations.head(N_SIMILAR), self.behaviours, self.similar):
+            if frame is not None and len(frame):
+                parts.append(pd.DataFrame(frame).to_html(index=False, float_format="{:.2f}".format, border=0))
+        return "".join(parts)
+
+
+def head_card(atlas: Atlas, layer: int, head: int) -> Card:
+    """The card of one head.
+
+    Raises:
+        HeadatlasError: No such layer or head in this atlas.
+    """
+    rows = atlas.sel(layer=layer, head=head)
+    looks = _behaviours(atlas, layer, head)
+    return Card(
+        layer=layer,
+        head=head,
+        caption=atlas.caption(),
+        relations=rows,
+        behaviours=looks,
+        similar=similar_heads(atlas, layer, head),
+        group=_group(atlas, layer, head),
+        statements=tuple(_statements(rows, looks)),
+    )
+
+
+def coverage(atlas: Atlas) -> pd.DataFrame:
+    """Which mapped heads have a tested statement: layer, head, one column a kind, ``any``.
+
+    The kinds are :data:`STATEMENTS`: a relation that is called, a behaviour that is called. ``attrs["share"]``
+    is the share of heads with any, ``attrs["not_measured"]`` the kinds that this atlas does not hold.
+    """
+    heads = atlas.categories()[["layer", "head", "relations"]]
+    keys = list(zip(heads["layer"], heads["head"], strict=True))
+    looks = atlas.behaviours
+    seen = set(zip(looks["layer"][looks["called"]], looks["head"][looks["called"]], strict=True))
+    frame = heads[["layer", "head"]].assign(
+        relation=heads["relations"].map(len) > 0, behaviour=[key in seen for key in keys]
+    )
+    frame["any"] = frame[list(STATEMENTS)].any(axis=1)
+    frame.attrs["share"] = float(frame["any"].mean()) if len(frame) else 0.0
+    frame.attrs["not_measured"] = ("behaviour",) if looks.empty else ()
+    return frame
+
+
+def coverage_sentence(atlas: Atlas) -> str:
+    """Coverage in words: how many heads have any statement, and how many each kind."""
+    frame = coverage(atlas)
+    missing: Sequence[str] = frame.attrs["not_measured"]
+    kinds = [f"{int(frame[kind].sum())} {SAID[kind]}" for kind in STATEMENTS if kind not in missing]
+    none = int((~frame["any"]).sum())
+    text = (
+        f"Coverage: {int(frame['any'].sum())} of {len(frame)} heads ({100 * frame.attrs['share']:.0f} %) have "
+        f"at least one tested statement: {', '.join(kinds)}; {none} have none"
+    )
+    if missing:
+        commands = ", ".join(f"`headatlas {COMMANDS[kind]} DIR`" for kind in missing)
+        text += f" (not measured: {', '.join(missing)}; {commands})"
+    return text
+
+
+def similar_heads(atlas: Atlas, layer: int, head: int, n: int = N_SIMILAR) -> pd.DataFrame:
+    """The heads most like one: layer, head, similarity, writes, looks.
+
+    ``writes`` is the cosine of the scores over relations, promotion and suppression side by side; ``looks``
+    is 1 − the mean absolute difference of the tested behaviours, shares of attention from 0 to 1; similarity
+    is the mean of those that there are. A head that scores nowhere has no ``writes``.
+    """
+    vectors, looks = _scores(atlas), _attention(atlas)
+    found = {"writes": _cosines(vectors, vectors[layer, head])}
+    if looks is not None:
+        found["looks"] = 1 - np.nanmean(np.abs(looks - looks[layer, head]), axis=2)
+    at = np.indices(vectors.shape[:2]).reshape(2, -1)
+    frame = pd.DataFrame({"layer": at[0], "head": at[1]})
+    for name in ("writes", "looks"):
+        frame[name] = found[name].ravel() if name in found else np.nan
+    frame["similarity"] = frame[["writes", "looks"]].mean(axis=1)
+    other = ~((frame["layer"] == layer) & (frame["head"] == head)) & frame["similarity"].notna()
+    best = frame[other].sort_values("similarity", ascending=False, kind="stable").head(n)
+    return best.reset_index(drop=True)[["layer", "head", "similarity", "writes", "looks"]]
+
+
+def _scores(atlas: Atlas) -> NDArray[np.float64]:
+    """[layer, head, 2 × relation] scores, NaN in layers that are not mapped."""
+    scores = atlas.scores.transpose("layer", "head", "sign", "relation").values.astype(np.float64)
+    return scores.reshape(*scores.shape[:2], -1)
+
+
+def _attention(atlas: Atlas) -> NDArray[np.float64] | None:
+    """[layer, head, behaviour] shares of attention of the tested behaviours; None if never measured."""
+    frame = atlas.behaviours
+    frame = frame[frame["q"].notna()]
+    if frame.empty:
+        return None
+    names = {name: at for at, name in enumerate(dict.fromkeys(frame["behaviour"]))}
+    found = np.full((atlas.n_layers, atlas.n_heads, len(names)), np.nan)
+    found[frame["layer"], frame["head"], frame["behaviour"].map(names)] = frame["value"]
+    return found
+
+
+def _cosines(vectors: NDArray[np.float64], one: NDArray[np.float64]) -> NDArray[np.float64]:
+    lengths = np.linalg.norm(vectors, axis=-1) * np.linalg.norm(one)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosines: NDArray[np.float64] = np.where(lengths > 0, vectors @ one / lengths, np.nan)
+    return cosines
+
+
+def _behaviours(atlas: Atlas, layer: int, head: int) -> pd.DataFrame | None:
+    frame = atlas.behaviours
+    if frame.empty:
+        return None
+    mine = frame[(frame["layer"] == layer) & (frame["head"] == head)]
+    excess = (mine["value"] - mine["expected"]).to_numpy()
+    return mine.iloc[np.lexsort((-excess, ~mine["called"]))].reset_index(drop=True)
+
+
+def _group(atlas: Atlas, layer: int, head: int) -> tuple[tuple[int, int], ...]:
+    n_kv_heads = int(atlas.provenance["model"]["dims"]["n_kv_heads"])
+    size = atlas.n_heads // n_kv_heads
+    first = head // size * size
+    return tuple((layer, each) for each in range(first, first + size) if each != head)
+
+
+def _statements(rows: pd.DataFrame, looks: pd.DataFrame | None) -> list[str]:
+    lines = []
+    for row in rows.to_dict("records"):
+        for verb, score, q in (("implements", "score", "q"), ("suppresses", "suppression", "suppression_q")):
+            if row[verb]:
+                lines.append(f"{verb} {row['relation']} (score {row[score]:.2f}, {_q(row[q])})")
+    for row in [] if looks is None else looks[looks["called"]].to_dict("records"):
+        lines.append(
+            f"looks: {row['behaviour']} {row['value']:.2f}, expected {row['expected']:.2f} ({_q(row['q'])})"
+        )
+    return lines
+
+
+def _q(value: Any) -> str:
+    return f"q < {1e-3:g}" if value < 1e-3 else f"q = {value:.2g}"
