@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from headatlas import evidence
     from headatlas.arrangement import compare, structure
     from headatlas.atlas import Atlas, concat, open_atlas
+    from headatlas.describing import label
     from headatlas.figures import describe, plot_categories
     from headatlas.looking import behaviour
     from headatlas.mapping.plan import plan
@@ -42,6 +43,7 @@ __all__ = [
     "core_relations",
     "describe",
     "evidence",
+    "label",
     "load_relations",
     "map_heads",
     "open_atlas",
@@ -53,6 +55,7 @@ __all__ = [
 _HOMES = {
     "headatlas.arrangement": ("compare", "structure"),
     "headatlas.atlas": ("Atlas", "concat", "open_atlas"),
+    "headatlas.describing": ("label",),
     "headatlas.figures": ("describe", "plot_categories"),
     "headatlas.looking": ("behaviour",),
     "headatlas.mapping.plan": ("plan",),

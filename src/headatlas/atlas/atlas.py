@@ -351,6 +351,17 @@ class Atlas:
         frame.attrs["caption"] = found.caption()
         return frame
 
+    def labels(self) -> pd.DataFrame:
+        """Labels of heads that are stored in this atlas: :func:`headatlas.label` makes them.
+
+        One row per head and author, and one more where attention says what a head does: layer, head, label,
+        support, score, chance, se, author, kind. No row where there are none; ``attrs["caption"]`` says what
+        the numbers are not.
+        """
+        from headatlas.atlas.labels import all_labels
+
+        return all_labels(self.path)
+
     def forget_evidence(self) -> None:
         """Read the evidence from disk again when it is next asked for: some has been added."""
         for name in ("evidence", "_behaviours", "_table"):

@@ -151,6 +151,7 @@ PARAMETERS = {
             *("lens", "preset", "relations", "only", "layers", "ceiling", "target_policy", "remote", "force"),
             *("adapter", "templates", "model", "kind", "method", "shots", "sources", "max_heads", "draws"),
             *("seed", "panels", "data", "write", "family", "category", "limit", "text"),
+            *("describe_with", "model_name", "per_minute", "seconds", "least_heads"),
         )
     },
 }
