@@ -14,7 +14,17 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from headatlas.describing.judging import SIDES, Halves, Mappings, Side, Token, above_chance, choose, script
+from headatlas.describing.judging import (
+    SIDES,
+    Halves,
+    Mappings,
+    Side,
+    Token,
+    above_chance,
+    choose,
+    script,
+    standard_error,
+)
 from headatlas.relations.relation import Relation
 
 RULES_VERSION = 1
@@ -156,23 +166,16 @@ def spelling_rules() -> list[Rule]:
 # By words -----------------------------------------------------------------------------------------
 
 _NO_FIELDS = (
-    "word",
-    "item",
-    "thing",
-    "object",
-    "english",
-    "the ",
-    "its ",
-    "what ",
-    "who ",
-    "domain",
-    "person",
+    *("word", "item", "thing", "object", "english", "the ", "its ", "what ", "who ", "domain", "person"),
+    *("rhyme", "synonym", "antonym", "homophone", "first part", "last part", "compound", "stronger", "group"),
+    *("member", "part", "whole", "state", "class", "place", "field", "american", "british", "character"),
+    *("symbol", "a or an", "irregular", "neighbouring", "adjective or", "more general", "home", "action"),
 )
-"""Sides of titles that say nothing of their words."""
+"""Beginnings of those sides of titles that do not say what their words have in common."""
 _FIELD_LABELS: tuple[tuple[On, Side, str], ...] = (
-    ("sources", "promoted", "reads: {}"),
-    ("targets", "promoted", "writes: {}"),
-    ("targets", "suppressed", "suppresses: {}"),
+    ("sources", "promoted", "reads {}"),
+    ("targets", "promoted", "writes {}"),
+    ("targets", "suppressed", "suppresses {}"),
 )
 
 
@@ -214,7 +217,8 @@ def fields(relations: Iterable[Relation]) -> dict[str, frozenset[str]]:
 
 def field_rules(relations: Iterable[Relation], mappings: Mappings) -> list[Rule]:
     """Rules for the fields of the relations, and for the scripts and kinds of tokens that targets have."""
-    named = fields(relations) | _formal_fields(mappings)
+    named = {f"words of the field “{name}”": words for name, words in fields(relations).items()}
+    named |= _formal_fields(mappings)
     return [
         Rule(f"{on} {name}:{side}", label.format(name), side, on, words=words)
         for name, words in named.items()
@@ -237,14 +241,14 @@ def _formal_fields(mappings: Mappings) -> dict[str, frozenset[str]]:
     for token in every:
         letters = [char for char in token.word if char.isalpha()]
         if token.kind == "other script" and script(letters[0]):
-            found.setdefault(f"{script(letters[0]).capitalize()} script", set()).add(token.folded)
+            found.setdefault(f"{script(letters[0]).capitalize()} letters", set()).add(token.folded)
         elif token.kind in _KINDS:
             found.setdefault(_KINDS[token.kind], set()).add(token.folded)
     return {name: frozenset(words) for name, words in found.items() if len(words) >= LEAST_WORDS}
 
 
 def all_rules(relations: Sequence[Relation], mappings: Mappings) -> list[Rule]:
-    """Every rule; of two that fit equally well the first is taken, so the most particular come first."""
+    """Every rule, the most particular first: of two that fit about equally well the first is taken."""
     return [*relation_rules(relations), *spelling_rules(), *field_rules(relations, mappings)]
 
 
@@ -326,11 +330,20 @@ class Describer:
         fits &= (holds >= LEAST_SUPPORT) & self._fields.enriched(rows, fits)
         if not fits.any():
             return None
-        at = int(np.argmax(np.where(fits, scores, -1.0)))
+        at = self._best(np.where(fits, scores, -1.0), len(rows))
         every = np.concatenate([rows, parts.held_out])
         score = choose(self.strengths[:, at], parts.held_out_options)
         held = int((self.strengths[every, at] > 0).sum())
         return Description(self.rules[at].label, held, len(every), float(score), len(parts.held_out_options))
+
+    def _best(self, scores: NDArray[np.float64], trials: int) -> int:
+        """The rule of the best score; but of those within a standard error of it, the first on mappings.
+
+        A field of targets holds wherever a relation into it does, and by accident as well.
+        """
+        near = np.flatnonzero(scores >= scores.max() - standard_error(trials))
+        particular = [int(at) for at in near if self.rules[at].on == "mapping"]
+        return particular[0] if particular else int(np.argmax(scores))
 
 
 class _Fields:
