@@ -24,6 +24,7 @@ _LABELS = {
     "heads": "layers mapped",
     "ablation": "tasks run",
     "behaviour": "texts read",
+    "salience": "layers read",
 }
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -34,12 +35,12 @@ class Progress:
 
     Attributes:
         stage: ``"open"``, ``"states"`` (rows through the model), ``"heads"`` (layers), ``"ablation"`` (runs
-            of a task) or ``"behaviour"`` (sequences).
+            of a task), ``"behaviour"`` (sequences) or ``"salience"`` (layers).
         done, total: How far; total is 0 where it is not known.
         note: What to tell people, e.g. ``"layer 12"``.
     """
 
-    stage: Literal["open", "states", "heads", "ablation", "behaviour"]
+    stage: Literal["open", "states", "heads", "ablation", "behaviour", "salience"]
     done: int
     total: int
     note: str = ""
