@@ -79,9 +79,7 @@ def salience_command(
 
 def _all_heads(found: Salience) -> tuple[list[str], list[list[Any]]]:
     """A row a head: its strongest sources, what it promotes for the first, and numbers."""
-    sources = {
-        (int(layer), int(head)): rows for (layer, head), rows in found.frame().groupby(["layer", "head"])
-    }
+    sources = dict(iter(found.frame().groupby(["layer", "head"])))
     both = found.spectrum().merge(found.explained(), on=["layer", "head"], how="left")
     table = []
     for row in both.to_dict("records"):
@@ -90,7 +88,7 @@ def _all_heads(found: Salience) -> tuple[list[str], list[list[Any]]]:
             [
                 f"{row['layer']}.{row['head']}",
                 None if mine is None else float(mine["gain"].iloc[0]),
-                "" if mine is None else tokens_shown(mine["source"].head(SHOWN_SOURCES)),
+                "" if mine is None else tokens_shown(mine["source"].tolist()[:SHOWN_SOURCES]),
                 "" if mine is None else tokens_shown(mine["promoted"].iloc[0]),
                 row["effective_rank"],
                 row["copying"],
@@ -135,7 +133,7 @@ def _print_head(rows: pd.DataFrame, spectrum: pd.DataFrame, explained: pd.DataFr
 
 
 def tokens_shown(texts: Sequence[str]) -> str:
-    """Tokens in quotes; what cannot be printed, such as control characters and marks of direction, as escapes.
+    """Tokens in quotes; what cannot be printed, such as control characters and marks of direction, escaped.
 
     >>> tokens_shown([" May", chr(27) + "[31m"])
     "' May' '\\\\x1b[31m'"

@@ -7,8 +7,9 @@ those of float64 arithmetic on the states and weights as they are stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class HeadFactors:
         Q_O: [k, d_model] float64, rows orthonormal.
         R_V: [k', d_head] float64 with W_V = Q_V·R_V.
         singular_values: [min(k', k)] of W_V·W_O, largest first.
-        V: [min(k', k), k] right singular directions in the basis Q_O.
+        V: [min(k', k), k] right singular directions in the basis Q_O; their signs are arbitrary.
     """
 
     W_V: torch.Tensor
@@ -66,19 +67,19 @@ class HeadFactors:
         _, values, V = torch.linalg.svd(R_V @ R.T, full_matrices=False)
         return cls(W_V, bias, R.T, Q.T, R_V, values, V)
 
-    @property
+    @cached_property
     def n_directions(self) -> int:
         """The directions that are shown: of singular values that are more than rounding."""
         values = self.singular_values[:N_DIRECTIONS]
         return int((values > NOTHING * values[0]).sum()) if float(values[0]) > 0 else 0
 
-    @property
+    @cached_property
     def reading(self) -> torch.Tensor:
         """[d_head, directions] W_O·vᵢ / sᵢ: x·W_V times it is x·uᵢ, uᵢ the left singular direction."""
         n = self.n_directions
         return self.L @ self.V[:n].T / self.singular_values[:n]
 
-    @property
+    @cached_property
     def right(self) -> torch.Tensor:
         """[directions, d_model] right singular directions vᵢ."""
         return self.V[: self.n_directions] @ self.Q_O
@@ -93,27 +94,30 @@ class HeadFactors:
         x = states.double()
         return (x @ self.W_V) @ self.reading / _lengths(x)[:, None]
 
+    @cached_property
+    def _products(self) -> tuple[float, float]:
+        """Bounds of float32 x·W_V for ‖x‖ = 1: of its error, and of its length."""
+        error = dot_error(self.W_V.shape[0]) * float(self.W_V.norm())
+        return error, float(torch.linalg.matrix_norm(self.R_V, 2)) + error
+
     def gain_error(self, shortest: float) -> float:
         """Bound of the error of a float32 gain, for states no shorter than this.
 
         Three products and a norm, each with the worst case of :func:`dot_error`.
         """
-        d_model, d_head = self.W_V.shape
-        frobenius, spectral = float(self.W_V.norm()), float(torch.linalg.matrix_norm(self.R_V, 2))
-        L_frobenius, L_spectral = float(self.L.norm()), float(torch.linalg.matrix_norm(self.L, 2))
-        values = dot_error(d_model) * frobenius
+        own = dot_error(self.W_V.shape[1])
+        error, length = self._products
+        frobenius, spectral = float(self.L.norm()), float(torch.linalg.matrix_norm(self.L, 2))
         shift = float((self.bias @ self.L).norm()) / shortest
-        longest = (spectral + values) * L_spectral + shift
-        products = values * L_spectral + dot_error(d_head) * (spectral + values) * L_frobenius
-        return 1.01 * (products + dot_error(d_head) * longest + 4 * UNIT_ROUNDOFF * (longest + shift))
+        longest = length * spectral + shift
+        products = error * spectral + own * length * frobenius
+        return 1.01 * (products + own * longest + 4 * UNIT_ROUNDOFF * (longest + shift))
 
     def reading_errors(self) -> torch.Tensor:
         """[directions] bounds of the errors of float32 readings."""
-        d_model, d_head = self.W_V.shape
-        frobenius, spectral = float(self.W_V.norm()), float(torch.linalg.matrix_norm(self.R_V, 2))
-        values = dot_error(d_model) * frobenius
-        error = 1.01 * (values + (dot_error(d_head) + 8 * UNIT_ROUNDOFF) * (spectral + values))
-        return _lengths(self.reading.T) * error
+        error, length = self._products
+        own = dot_error(self.W_V.shape[1]) + 8 * UNIT_ROUNDOFF
+        return _lengths(self.reading.T) * (1.01 * (error + own * length))
 
 
 @dataclass(frozen=True)
@@ -188,8 +192,8 @@ class Operations:
         with torch.inference_mode(), strict_products():
             for head, (factors, gains, readings, shortest) in enumerate(self._screened(inputs, heads)):
                 sources = self._sources(inputs, factors, gains, shortest, out, head)
-                self._directions(inputs, factors, readings, out, head)
-                rows += [self._outputs(inputs, factors, head, sources)]
+                signs = self._directions(inputs, factors, readings, out, head)
+                rows += [self._outputs(inputs, factors, head, sources, signs)]
             correlation = self._correlate(inputs.states)
             for head, factors in enumerate(heads):
                 out.copying[head] = copying(inputs.output(head) @ (correlation @ factors.W_V))
@@ -230,11 +234,11 @@ class Operations:
     ) -> torch.Tensor:
         """Enter the tokens of largest gain; gives their places."""
 
-        def exact(rows: torch.Tensor) -> torch.Tensor:
-            return factors.gains(inputs.states[rows])
-
-        found, values = best(gains, factors.gain_error(shortest), exact, N_SOURCES)
-        found, values = found[values > 0], values[values > 0]
+        found = open_places(gains, factors.gain_error(shortest), N_SOURCES)
+        values = factors.gains(inputs.states[found])
+        order = torch.argsort(values, descending=True, stable=True)[:N_SOURCES]
+        order = order[values[order] > 0]
+        found, values = found[order], values[order]
         out.source[head, : len(found)] = self.tokens[found.numpy()]
         out.gain[head, : len(found)] = values.numpy()
         return found
@@ -246,8 +250,8 @@ class Operations:
         readings: torch.Tensor,
         out: LayerOperations,
         head: int,
-    ) -> None:
-        """Enter the spectrum and the tokens that each direction reads.
+    ) -> torch.Tensor:
+        """Enter the spectrum and the tokens that each direction reads; gives the [directions] signs taken.
 
         A singular direction has no sign of its own: the end that reads a token more strongly comes first.
         """
@@ -255,27 +259,31 @@ class Operations:
         out.singular_values[head, : len(values)] = values
         out.effective_rank[head] = effective_rank(values)
         out.squared_norm[head] = float((values**2).sum())
-        errors = factors.reading_errors().tolist()
-        for at, error in enumerate(errors):
-            ends = []
-            for sign in (1, -1):
-
-                def exact(rows: torch.Tensor, at: int = at, sign: int = sign) -> torch.Tensor:
-                    return sign * factors.readings(inputs.states[rows])[:, at]
-
-                ends.append(best(sign * readings[:, at], error, exact, N_TOKENS))
-            if float(ends[1][1][0]) > float(ends[0][1][0]):
-                ends.reverse()
-                factors.V[at] *= -1
-            for side, (found, _) in enumerate(ends):
-                out.reads[head, at, side, : len(found)] = self.tokens[found.numpy()]
+        signs = torch.ones(factors.n_directions, dtype=torch.float64)
+        if not factors.n_directions:
+            return signs
+        ends = torch.cat([readings, -readings], dim=1).T
+        errors = factors.reading_errors().repeat(2).tolist()
+        parts = [open_places(end, error, N_TOKENS) for end, error in zip(ends, errors, strict=True)]
+        # What is open for one end may be there for all: more places cannot change a list.
+        found = torch.unique(torch.cat(parts))
+        exact = factors.readings(inputs.states[found])
+        signs[exact.max(dim=0).values < -exact.min(dim=0).values] = -1
+        for side, sign in enumerate((1, -1)):
+            order = torch.argsort(sign * signs * exact, dim=0, descending=True, stable=True)[:N_TOKENS]
+            tokens = self.tokens[found[order.T].numpy()]
+            out.reads[head, : len(signs), side, : tokens.shape[1]] = tokens
+        return signs
 
     @staticmethod
-    def _outputs(inputs: LayerInputs, factors: HeadFactors, head: int, sources: torch.Tensor) -> torch.Tensor:
+    def _outputs(
+        inputs: LayerInputs, factors: HeadFactors, head: int, sources: torch.Tensor, signs: torch.Tensor
+    ) -> torch.Tensor:
         """[sources + directions, d_model] float64 on their way to U: what the head writes for its sources,
         then its right directions."""
         written = inputs.states[sources].double() @ factors.W_V + factors.bias
-        directions = factors.right if inputs.right is None else inputs.right.apply(factors.right)
+        right = signs[:, None] * factors.right
+        directions = right if inputs.right is None else inputs.right.apply(right)
         return torch.cat([written @ inputs.output(head), directions])
 
     def _targets(self, heads: list[HeadFactors], rows: list[torch.Tensor], out: LayerOperations) -> None:
@@ -305,25 +313,17 @@ class Operations:
         return self._correlation
 
 
-def best(
-    values: torch.Tensor, error: float, exact: Callable[[torch.Tensor], torch.Tensor], n: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The n largest of some numbers that are known up to an error.
+def open_places(values: torch.Tensor, error: float, n: int) -> torch.Tensor:
+    """Places that hold the n largest of some numbers known up to an error; minus infinity never counts.
 
     Args:
-        values: [m] approximate; minus infinity never counts.
-        error: Bound of what a value may be off by.
-        exact: Gives the float64 numbers at some places.
+        values: [m] approximate numbers.
+        error: Bound of what each may be off by.
         n: How many.
-
-    Returns:
-        Places and float64 numbers, the largest first, equal ones by place; fewer where there are fewer.
     """
     least = torch.topk(values, min(n, len(values))).values[-1] - 2 * error
-    open_ = torch.nonzero((values >= least) & torch.isfinite(values)).squeeze(1)
-    found = exact(open_)
-    order = torch.argsort(found, descending=True, stable=True)[:n]
-    return open_[order], found[order]
+    places = torch.nonzero(values >= least).squeeze(1)
+    return places[torch.isfinite(values[places])]
 
 
 def top_targets(rows: torch.Tensor, vocabulary: Vocabulary, n: int) -> tuple[Ints, Ints]:

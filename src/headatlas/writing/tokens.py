@@ -28,7 +28,7 @@ LEAST_REFERENCE = 5
 UNDERTRAINED = 0.8
 """Cosine with the centre of unused tokens from which a token counts as undertrained."""
 COHERENT = 0.8
-"""Cosine with their own centre that most unused tokens must have; else they are not alike and tell nothing."""
+"""Cosine with their own centre that most unused tokens must have; else they tell nothing."""
 ROWS = 16_384
 NOT_IN_UTF8 = (0xC0, 0xC1, *range(0xF5, 0x100))
 """Bytes that no UTF-8 text holds."""
