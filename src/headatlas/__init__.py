@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from headatlas.mapping.plan import plan
     from headatlas.mapping.run import map_heads
     from headatlas.relations import Pair, Relation, core_relations, load_relations
+    from headatlas.writing import salience
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "open_atlas",
     "plan",
     "plot_categories",
+    "salience",
     "structure",
 ]
 
@@ -61,6 +63,7 @@ _HOMES = {
     "headatlas.mapping.plan": ("plan",),
     "headatlas.mapping.run": ("map_heads",),
     "headatlas.relations": ("Pair", "Relation", "core_relations", "load_relations"),
+    "headatlas.writing": ("salience",),
 }
 """Modules that define the names."""
 

@@ -57,7 +57,7 @@ def head_command(
     as_json: AsJson = False,
 ) -> None:
     """Show one head: its score on every relation, best first."""
-    _print_heads(atlas, atlas[head_named(name, atlas)], as_json)
+    _print_heads(atlas, atlas[parse_head(name, atlas)], as_json)
 
 
 @reads_atlas
@@ -153,8 +153,12 @@ def _evidence(record: dict[str, Any]) -> list[Any]:
     return [context, record.get("attention"), record.get("loss_alone"), ", ".join(confirmed) or None]
 
 
-def head_named(name: str, atlas: Atlas) -> tuple[int, int]:
-    """(layer, head) of a name such as ``23.4``; an error if it is none, or the layer is not mapped."""
+def parse_head(name: str, atlas: Atlas) -> tuple[int, int]:
+    """A mapped head of an atlas, written LAYER.HEAD.
+
+    Raises:
+        HeadatlasError: It is not written so, or the atlas has no such head.
+    """
     match = re.fullmatch(r"L?(\d+)[.:/H](\d+)", name.strip(), re.IGNORECASE)
     if match is None:
         raise HeadatlasError(f"{name!r} is no head; write it LAYER.HEAD, both from 0, like 23.4.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headatlas.cli.heads import head_named
+from headatlas.cli.heads import parse_head
 from headatlas.cli.options import AsJson, AtlasArgument, askable_names, names_of
 from headatlas.cli.output import print_rows, print_table, progress_shown, say, stopping
 
@@ -80,7 +80,7 @@ def label_command(
             relations=names_of(relations, "relations") or "all",
             describe_with=describe_with,
             model_name=model_name,
-            only=None if asked is None else [head_named(name, atlas) for name in asked],
+            only=None if asked is None else [parse_head(name, atlas) for name in asked],
             per_minute=per_minute,
             seconds=seconds,
             seed=seed,

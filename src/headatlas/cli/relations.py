@@ -232,10 +232,11 @@ def mine_relations_command(
     """
     from headatlas.atlas import Atlas
     from headatlas.describing.mining import mine_relations
+    from headatlas.describing.run import stored_operations
 
     atlas = Atlas.open(folder)
     names = names_of(known, "relations")
-    found = mine_relations(atlas.salience(), known=names or "all", least_heads=least_heads)
+    found = mine_relations(stored_operations(atlas), known=names or "all", least_heads=least_heads)
     if out is not None:
         _write_new({out / f"{each.relation.name}.json": each.relation.to_json() for each in found.proposals})
     if as_json:

@@ -65,7 +65,9 @@ class Token:
 def tokens_of(raw: Sequence[str]) -> dict[str, Token]:
     """Raw token strings of one vocabulary as tokens: byte-level, with ``▁``, with ``##``, or plain text."""
     distinct = list(dict.fromkeys(raw))
-    byte_level = any("Ġ" in text for text in distinct) and not any("▁" in text for text in distinct)
+    byte_level = any("Ġ" in text for text in distinct) and not any(
+        "▁" in text or text.startswith(" ") for text in distinct
+    )
     texts = [_text(each, byte_level) for each in distinct]
     spaced = any(text[:1] == " " and text.strip() for text in texts)
     return {each: _token(text, spaced) for each, text in zip(distinct, texts, strict=True)}
@@ -133,7 +135,7 @@ class Mappings:
         missing = [name for name in NEEDED if name not in frame.columns]
         if missing or frame.empty:
             what = f"it has no column {missing[0]!r}" if missing else "it has no rows"
-            raise HeadatlasError(f"`salience`: {what}; give what `headatlas salient` found.")
+            raise HeadatlasError(f"`salience`: {what}; give what `headatlas.salience` returns.")
         rows = frame.sort_values(["layer", "head", "order"], kind="stable")
         sources = [str(each) for each in rows["source"]]
         lists = {side: [_strings(each, side) for each in rows[side]] for side in SIDES}

@@ -62,7 +62,7 @@ def label_heads(
         HeadatlasError: There are no salient operations, no such head or relation; the endpoint gives no
             answers. What it has answered is kept.
     """
-    mappings = Mappings.of(_salience(atlas) if salience is None else salience)
+    mappings = Mappings.of(stored_operations(atlas) if salience is None else salience)
     asked = _asked(mappings, heads)
     library = resolve_relations(relations)
     parts = {head: halves(mappings, head, seed) for head in asked}
@@ -81,8 +81,15 @@ def label_heads(
     return frame
 
 
-def _salience(atlas: Atlas) -> pd.DataFrame:
-    return atlas.salience()
+def stored_operations(atlas: Atlas) -> pd.DataFrame:
+    """The salient operations of an atlas; an error if it has none."""
+    frame = atlas.salience()
+    if frame.empty:
+        raise HeadatlasError(
+            f"{atlas.folder}: no salient operations are stored; find them first: headatlas salience "
+            f"{atlas.folder}."
+        )
+    return frame
 
 
 def _asked(mappings: Mappings, heads: Sequence[tuple[int, int]] | None) -> list[tuple[int, int]]:
