@@ -66,6 +66,7 @@ EXAMPLES = {
     "relations show": ["headatlas relations show capital", "headatlas relations show Greek"],
     "relations new": ["headatlas relations new metal_symbol --category Chemistry -o metal_symbol.json"],
     "relations export": ["headatlas relations export copying,capital -o my_relations"],
+    "relations mine": ["headatlas relations mine demo", "headatlas relations mine demo -o mined"],
     "families list": ["headatlas families list"],
     "families check": [
         "headatlas families check ./my-model",
@@ -84,6 +85,11 @@ EXAMPLES = {
         "headatlas behaviour demo",
         "headatlas behaviour demo --only induction,previous_token --json",
         "headatlas behaviour demo --text my_text.txt",
+    ],
+    "label": [
+        "headatlas label demo",
+        "headatlas label demo --describe-with http://localhost:11434/v1 --model-name llama3.2",
+        "headatlas label demo --only 23.4,29.2 --json",
     ],
 }
 

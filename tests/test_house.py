@@ -18,15 +18,37 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
 
 ORDER = (
-    *("errors", "options", "progress", "addresses", "files", "devices"),
+    *("errors", "showing", "options", "progress", "addresses", "files", "devices"),
     *("weights", "architectures", "relations", "scoring", "atlas", "arrangement"),
-    *("lenses", "mapping", "evidence", "looking", "figures", "report", "outputs", "cli"),
+    *(
+        "lenses",
+        "mapping",
+        "evidence",
+        "looking",
+        "writing",
+        "describing",
+        "figures",
+        "report",
+        "outputs",
+        "cli",
+    ),
 )
 """Data flow from left to right; a folder imports only from itself and from those on its left."""
 
 NO_TORCH = (
-    *("errors", "options", "progress", "addresses", "files", "scoring", "relations", "atlas", "arrangement"),
-    *("figures", "report"),
+    *(
+        "errors",
+        "showing",
+        "options",
+        "progress",
+        "addresses",
+        "files",
+        "scoring",
+        "relations",
+        "atlas",
+        "arrangement",
+    ),
+    *("describing", "figures", "report"),
 )
 MOST_LINES = 700
 

@@ -24,6 +24,7 @@ NAMES = [
     "core_relations",
     "describe",
     "evidence",
+    "label",
     "load_relations",
     "map_heads",
     "open_atlas",
@@ -37,6 +38,7 @@ ATLAS = {
     *("model_name", "lens", "folder", "n_layers", "n_heads", "layers_done", "layers_without_heads"),
     *("relations", "included", "left_out", "category_names", "known"),
     *("relation_scores", "scores", "table", "without_evidence", "evidence", "forget_evidence", "behaviours"),
+    "labels",
     *("sel", "heads", "top", "pairs", "categories"),
     *("caption", "plot"),
 }

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from headatlas import evidence
     from headatlas.arrangement import compare, structure
     from headatlas.atlas import Atlas, concat, open_atlas
+    from headatlas.describing import label
     from headatlas.figures import describe, plot_categories
     from headatlas.looking import behaviour
     from headatlas.mapping.plan import plan
     from headatlas.mapping.run import map_heads
     from headatlas.relations import Pair, Relation, core_relations, load_relations
+    from headatlas.writing import salience
 
 __version__ = "0.1.0"
 
@@ -42,22 +44,26 @@ __all__ = [
     "core_relations",
     "describe",
     "evidence",
+    "label",
     "load_relations",
     "map_heads",
     "open_atlas",
     "plan",
     "plot_categories",
+    "salience",
     "structure",
 ]
 
 _HOMES = {
     "headatlas.arrangement": ("compare", "structure"),
     "headatlas.atlas": ("Atlas", "concat", "open_atlas"),
+    "headatlas.describing": ("label",),
     "headatlas.figures": ("describe", "plot_categories"),
     "headatlas.looking": ("behaviour",),
     "headatlas.mapping.plan": ("plan",),
     "headatlas.mapping.run": ("map_heads",),
     "headatlas.relations": ("Pair", "Relation", "core_relations", "load_relations"),
+    "headatlas.writing": ("salience",),
 }
 """Modules that define the names."""
 

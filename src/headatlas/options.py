@@ -32,6 +32,7 @@ LEAST_MEMORY = 1 << 20
 Criterion = Literal["calibrated", "tau"]
 LensName = Literal["neutral", "maps"]
 TargetPolicy = Literal["single", "first-token"]
+TokenChoice = Literal["wordlike", "initial", "all"]
 Layers = str | int | range | slice | Iterable[int] | None
 
 

@@ -24,6 +24,8 @@ _LABELS = {
     "heads": "layers mapped",
     "ablation": "tasks run",
     "behaviour": "texts read",
+    "salience": "layers read",
+    "labels": "heads described",
 }
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -34,12 +36,13 @@ class Progress:
 
     Attributes:
         stage: ``"open"``, ``"states"`` (rows through the model), ``"heads"`` (layers), ``"ablation"`` (runs
-            of a task) or ``"behaviour"`` (sequences).
+            of a task), ``"behaviour"`` (sequences), ``"salience"`` (layers) or ``"labels"``
+            (heads).
         done, total: How far; total is 0 where it is not known.
         note: What to tell people, e.g. ``"layer 12"``.
     """
 
-    stage: Literal["open", "states", "heads", "ablation", "behaviour"]
+    stage: Literal["open", "states", "heads", "ablation", "behaviour", "salience", "labels"]
     done: int
     total: int
     note: str = ""

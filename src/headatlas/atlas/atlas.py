@@ -32,6 +32,7 @@ from headatlas.atlas.relation_scores import (
     store_scores,
     stored_scores,
 )
+from headatlas.atlas.salience import SalienceReading
 from headatlas.atlas.store import ATLAS_NAME, atlas_path, copy_store, load_arrays, read_array, read_store
 from headatlas.errors import HeadatlasError
 from headatlas.options import Thresholds
@@ -91,7 +92,7 @@ class MadeAbove:
         return getattr(import_module(module), name)(atlas)
 
 
-class Atlas:
+class Atlas(SalienceReading):
     """A map of one model: the scores of every head on every relation asked.
 
     An atlas is immutable; :meth:`at` gives another reading of the same ranks. Every number that can be
@@ -352,9 +353,20 @@ class Atlas:
         frame.attrs["caption"] = found.caption()
         return frame
 
+    def labels(self) -> pd.DataFrame:
+        """Labels of heads that are stored in this atlas: :func:`headatlas.label` makes them.
+
+        One row per head and author, and one more where attention says what a head does: layer, head, label,
+        support, score, chance, se, author, kind. No row where there are none; ``attrs["caption"]`` says what
+        the numbers are not.
+        """
+        from headatlas.atlas.labels import all_labels
+
+        return all_labels(self.path)
+
     def forget_evidence(self) -> None:
         """Read the evidence from disk again when it is next asked for: some has been added."""
-        for name in ("evidence", "_behaviours", "_table"):
+        for name in ("evidence", "_behaviours", "_salience", "_table"):
             self.__dict__.pop(name, None)
 
     def table(self) -> pd.DataFrame:

@@ -10,7 +10,18 @@ import typer
 from typer.core import TyperGroup
 
 from headatlas import __version__
-from headatlas.cli import behaviour, evidence, families, heads, map, plot, relations, structure
+from headatlas.cli import (
+    behaviour,
+    evidence,
+    families,
+    heads,
+    label,
+    map,
+    plot,
+    relations,
+    salience,
+    structure,
+)
 from headatlas.cli.options import as_options
 from headatlas.cli.output import say, set_level
 from headatlas.errors import HeadatlasError
@@ -76,7 +87,7 @@ def _global(
     warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
 
 
-for _commands in (map, heads, plot, structure, relations, families, evidence, behaviour):
+for _commands in (map, heads, plot, structure, relations, families, evidence, behaviour, salience, label):
     _commands.register(app)
 
 

@@ -64,7 +64,7 @@ def head_command(
     """
     from headatlas.atlas.cards import CAVEAT
 
-    card = atlas.head(*_parse_head(name, atlas))
+    card = atlas.head(*parse_head(name, atlas))
     if as_json:
         _print_card_json(atlas, card)
         return
@@ -217,7 +217,12 @@ def _evidence(record: dict[str, Any]) -> list[Any]:
     return [context, record.get("attention"), record.get("loss_alone"), ", ".join(confirmed) or None]
 
 
-def _parse_head(name: str, atlas: Atlas) -> tuple[int, int]:
+def parse_head(name: str, atlas: Atlas) -> tuple[int, int]:
+    """A mapped head of an atlas, written LAYER.HEAD.
+
+    Raises:
+        HeadatlasError: It is not written so, or the atlas has no such head.
+    """
     match = re.fullmatch(r"L?(\d+)[.:/H](\d+)", name.strip(), re.IGNORECASE)
     if match is None:
         raise HeadatlasError(f"{name!r} is no head; write it LAYER.HEAD, both from 0, like 23.4.")

@@ -150,7 +150,8 @@ PARAMETERS = {
         for name in (
             *("lens", "preset", "relations", "only", "layers", "ceiling", "target_policy", "remote", "force"),
             *("adapter", "templates", "model", "kind", "method", "shots", "sources", "max_heads", "draws"),
-            *("seed", "panels", "data", "write", "family", "category", "limit", "text"),
+            *("seed", "panels", "data", "write", "family", "category", "limit", "text", "tokens"),
+            *("describe_with", "model_name", "per_minute", "seconds", "least_heads"),
         )
     },
 }

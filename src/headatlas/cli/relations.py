@@ -7,12 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headatlas.cli.options import AsJson, Lens, TargetPolicyOption, as_options, askable_names, out_option
-from headatlas.cli.output import print_json, print_table, say
+from headatlas.cli.options import (
+    AsJson,
+    AtlasArgument,
+    Lens,
+    TargetPolicyOption,
+    as_options,
+    askable_names,
+    names_of,
+    out_option,
+)
+from headatlas.cli.output import print_json, print_rows, print_table, say
 from headatlas.errors import HeadatlasError
 from headatlas.options import TargetPolicy
 
 if TYPE_CHECKING:
+    from headatlas.describing.mining import Proposal
     from headatlas.relations import Relation
 
 Specs = Annotated[
@@ -37,6 +47,7 @@ def register(app: typer.Typer) -> None:
     relations.command("show")(show_relations)
     relations.command("new")(new_relation)
     relations.command("export")(export_relations)
+    relations.command("mine")(mine_relations_command)
     app.add_typer(relations, name="relations")
 
 
@@ -192,6 +203,65 @@ def export_relations(
     found = resolve_relations(specs)
     _write_new({out / f"{relation.name}.json": relation.to_json() for relation in found})
     say(f"written: {len(found)} {'file' if len(found) == 1 else 'files'} to {out}")
+
+
+def mine_relations_command(
+    folder: AtlasArgument,
+    out: Annotated[
+        Path | None,
+        out_option("Folder for the proposals, a file each. Default: they are only shown.", "FOLDER"),
+    ] = None,
+    known: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--relations",
+            metavar="core|all|NAME|PATH,…",
+            help="Relations that explain a mapping. Default: all that are shipped.",
+            autocompletion=askable_names,
+        ),
+    ] = None,
+    least_heads: Annotated[
+        int, typer.Option("--least-heads", metavar="N", min=2, help="Heads that share a mapping.")
+    ] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Propose relations that a model has and the library has not.
+
+    Salient mappings that neither spelling nor a known relation explains, and that several heads share, are
+    grouped by which heads have them. Each group becomes a relation file for you to read, correct and name.
+    """
+    from headatlas.atlas import Atlas
+    from headatlas.describing.mining import mine_relations
+    from headatlas.describing.run import stored_operations
+
+    atlas = Atlas.open(folder)
+    names = names_of(known, "relations")
+    found = mine_relations(stored_operations(atlas), known=names or "all", least_heads=least_heads)
+    if out is not None:
+        _write_new({out / f"{each.relation.name}.json": each.relation.to_json() for each in found.proposals})
+    if as_json:
+        rows = [_proposal(each) for each in found.proposals]
+        print_rows([atlas], rows, mined=found.caption(), least_heads=found.least_heads)
+        return
+    say(f"{atlas.model_name}: {found.caption()}")
+    columns = ["relation", "sources", "targets", "heads", "first mappings"]
+    print_table(columns, [_proposal_row(each) for each in found.proposals])
+    if out is not None and found.proposals:
+        say(
+            f"written: {len(found.proposals)} files to {out}; read and name them, then: relations check {out}"
+        )
+
+
+def _proposal(each: Proposal) -> dict[str, Any]:
+    pairs = [[pair.source, list(pair.targets)] for pair in each.relation.pairs]
+    return {"relation": each.relation.name, "heads": [list(head) for head in each.heads], "pairs": pairs}
+
+
+def _proposal_row(each: Proposal) -> list[Any]:
+    pairs = each.relation.pairs
+    first = ", ".join(f"{pair.source} → {'|'.join(pair.targets)}" for pair in pairs[:4])
+    more = " …" if len(pairs) > 4 else ""
+    return [each.relation.name, len(pairs), each.relation.n_targets, len(each.heads), f"{first}{more}"]
 
 
 def _write_new(texts: dict[Path, str]) -> None:

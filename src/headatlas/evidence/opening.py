@@ -71,6 +71,25 @@ def open_subject(
             machine or of its GPU; or there is no such device.
     """
     where = pick_device((compute or Compute()).device)
+    prepared, path = reopened(atlas, model, tokenizer)
+    wanted = [atlas.known(name) for name in only] if only else list(atlas.included["relation"])
+    check_model_fits(prepared, where)
+    return Subject(atlas, path, prepared, _tokenised(prepared, relations_of(atlas), wanted), where)
+
+
+def reopened(
+    atlas: Atlas,
+    model: str | Path | PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> tuple[PreparedMap, Path]:
+    """Prepare an atlas's map once more, as :func:`open_subject` does, whether or not the whole model fits.
+
+    Returns:
+        What was asked of the model, and the atlas's store.
+
+    Raises:
+        HeadatlasError: The model is not the atlas's or is not on disk.
+    """
     if atlas.path is None:
         raise HeadatlasError(
             "evidence is stored with the atlas: map the model into a folder (out=…), or copy the atlas from "
@@ -85,7 +104,6 @@ def open_subject(
         target_policy=atlas.provenance.get("target_policy", "single"),
         sources=atlas.provenance.get("sources"),
     )
-    wanted = [atlas.known(name) for name in only] if only else list(atlas.included["relation"])
     if model is None and atlas.provenance["model"].get("format") == "module":
         raise HeadatlasError(
             f"{atlas.path}: this atlas was made from a model in memory; give the model and its tokenizer."
@@ -100,8 +118,7 @@ def open_subject(
             "give the model that was mapped with `model`."
         )
     need_on_disk(prepared.model.checkpoint, "evidence")
-    check_model_fits(prepared, where)
-    return Subject(atlas, atlas.path, prepared, _tokenised(prepared, relations_of(atlas), wanted), where)
+    return prepared, atlas.path
 
 
 def relations_of(atlas: Atlas) -> list[Relation]:

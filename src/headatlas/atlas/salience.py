@@ -1,0 +1,244 @@
+"""Stored salience of an atlas's heads, read without torch: salient operations, spectra, shares explained.
+
+docs/salience.md defines every number.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+
+from headatlas.atlas.ablations import read_dataset
+from headatlas.errors import HeadatlasError
+
+NAME = "salience"
+N_SOURCES = 30
+"""Source tokens of a head, those of largest gain."""
+N_TOKENS = 5
+"""Targets of a source of either sign; tokens at either end of a direction."""
+N_DIRECTIONS = 5
+
+CAVEAT = (
+    "what a head writes if it attends to a token; a high gain is not use: nothing here says that the head "
+    "attends there or that the model needs it"
+)
+"""Caveat that stands beside the lists wherever they are shown."""
+
+COLUMNS = (
+    *("layer", "head", "order", "source_id", "source", "gain"),
+    *("promoted_ids", "promoted", "suppressed_ids", "suppressed"),
+)
+SPECTRUM_COLUMNS = (
+    *("layer", "head", "effective_rank", "copying", "norm_share", "singular_values", "directions"),
+)
+EXPLAINED_COLUMNS = ("layer", "head", "explained", "relations", "rest")
+_VARIABLES = {
+    *("gain", "source", "promoted", "suppressed", "text"),
+    *("singular_values", "effective_rank", "copying", "norm_share", "reads", "writes"),
+    *("explained", "relations", "rest"),
+}
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Salience:
+    """What the heads of a model write, by their weights.
+
+    Attributes:
+        data: gain, source [layer, head, order]; promoted, suppressed [layer, head, order, place];
+            effective_rank, copying, norm_share, explained [layer, head]; singular_values [layer, head,
+            d_head]; reads, writes [layer, head, direction, end, place]; relations, rest [layer, head] as
+            JSON; text [token] of all tokens named. Tokens are ids, -1 where there is none; numbers NaN.
+        provenance: Lens, tokens, definitions, versions.
+    """
+
+    data: xr.Dataset
+    provenance: dict[str, Any]
+
+    @cached_property
+    def _texts(self) -> dict[int, str]:
+        ids, texts = self.data["token"].values.tolist(), self.data["text"].values.tolist()
+        return {int(token): str(text) for token, text in zip(ids, texts, strict=True)}
+
+    def _named(self, ids: Ids) -> tuple[list[int], list[str]]:
+        """Tokens that are there, as ids and as texts."""
+        there = [int(token) for token in ids if token >= 0]
+        return there, [self._texts[token] for token in there]
+
+    def frame(self) -> pd.DataFrame:
+        """One row per head and source token, the largest gain first: :data:`COLUMNS`."""
+        gain, source, promoted, suppressed = (
+            self.data[name].values for name in ("gain", "source", "promoted", "suppressed")
+        )
+        rows = []
+        for layer, head, order in np.argwhere(source >= 0).tolist():
+            at = layer, head, order
+            (token,), (text,) = self._named(source[at][None])
+            targets = (*self._named(promoted[at]), *self._named(suppressed[at]))
+            rows.append((layer, head, order, token, text, float(gain[at]), *targets))
+        return pd.DataFrame(rows, columns=list(COLUMNS))
+
+    def spectrum(self) -> pd.DataFrame:
+        """One row per head: :data:`SPECTRUM_COLUMNS`.
+
+        ``directions`` is a list of dicts, the largest singular value first: ``singular_value``, and under
+        ``ends`` two dicts with the tokens that the direction ``reads``, and ``promotes`` and ``suppresses``
+        for them (texts), and the same as ``…_ids``.
+        """
+        numbers = {name: self.data[name].values for name in ("effective_rank", "copying", "norm_share")}
+        values = self.data["singular_values"].values
+        rows = []
+        for layer, head in np.argwhere(np.isfinite(values[..., 0])).tolist():
+            at = layer, head
+            mine = [float(value) for value in values[at] if np.isfinite(value)]
+            own = (float(number[at]) for number in numbers.values())
+            rows.append((layer, head, *own, mine, self._directions(at, mine)))
+        return pd.DataFrame(rows, columns=list(SPECTRUM_COLUMNS))
+
+    def _directions(self, at: tuple[int, int], values: list[float]) -> list[dict[str, Any]]:
+        reads, writes = self.data["reads"].values[at], self.data["writes"].values[at]
+        found = []
+        for direction in np.flatnonzero((reads[:, 0, 0] >= 0) | (writes[:, 0, 0] >= 0)).tolist():
+            ends = []
+            for end in range(2):
+                sides = {
+                    "reads": reads[direction, end],
+                    "promotes": writes[direction, end],
+                    "suppresses": writes[direction, 1 - end],
+                }
+                named = {side: self._named(ids) for side, ids in sides.items()}
+                texts = {side: texts for side, (_, texts) in named.items()}
+                ends.append({**texts, **{f"{side}_ids": ids for side, (ids, _) in named.items()}})
+            found.append({"singular_value": values[direction], "ends": ends})
+        return found
+
+    def explained(self) -> pd.DataFrame:
+        """One row per head: :data:`EXPLAINED_COLUMNS`.
+
+        ``explained`` is the share of the salient mass, ``relations`` the relations that explain it as (name,
+        sources), ``rest`` the fields of words that the other sources come from as (field, count, q).
+        """
+        share, relations, rest = (self.data[name].values for name in ("explained", "relations", "rest"))
+        rows = [
+            (
+                layer,
+                head,
+                float(share[layer, head]),
+                [tuple(each) for each in json.loads(str(relations[layer, head]))],
+                [tuple(each) for each in json.loads(str(rest[layer, head]))],
+            )
+            for layer, head in np.argwhere(np.isfinite(share)).tolist()
+        ]
+        return pd.DataFrame(rows, columns=list(EXPLAINED_COLUMNS))
+
+    def caption(self) -> str:
+        """The tokens, how many were left out, and what the lists are not, in one line."""
+        said = self.provenance["tokens"]
+        left = f", {said['undertrained']:,} undertrained ones left out"
+        if not said["reference"]:
+            left = "; undertrained ones cannot be told, for too few unused tokens are known"
+        return (
+            f"{N_SOURCES} sources of largest gain among {said['n']:,} tokens ({said['choice']}{left}); lens "
+            f"{self.provenance['lens']}; {CAVEAT}"
+        )
+
+
+def salience_path(group: Path) -> Path:
+    """Path of the salience in an atlas's evidence group."""
+    return group / NAME
+
+
+def read_salience(path: Path) -> Salience:
+    """A stored salience.
+
+    Raises:
+        HeadatlasError: It is damaged.
+    """
+    data, provenance = read_dataset(path)
+    if not set(data.variables) >= _VARIABLES or not {"tokens", "lens"} <= set(provenance):
+        raise HeadatlasError(f"{path}: is damaged (arrays are missing); remove the folder.")
+    return Salience(data, provenance)
+
+
+def stored_salience(atlas_path: Path | None) -> Salience | None:
+    """The salience of an atlas's heads, if it was computed."""
+    if atlas_path is None:
+        return None
+    path = salience_path(atlas_path / "evidence")
+    return read_salience(path) if path.is_dir() else None
+
+
+def head_rows(frame: pd.DataFrame, head: tuple[int, int]) -> pd.DataFrame:
+    """The rows of one head."""
+    mine = (frame["layer"] == head[0]) & (frame["head"] == head[1])
+    return frame[mine].reset_index(drop=True)
+
+
+class SalienceReading:
+    """Salience as an atlas hands it out.
+
+    Attributes:
+        path: The ``.zarr`` folder of the atlas; None where it has none.
+    """
+
+    path: Path | None
+
+    def salience(self) -> pd.DataFrame:
+        """Source tokens of largest gain, and what each head writes for them (:func:`headatlas.salience`).
+
+        One row per head and source: layer, head, order (0 … 29), source_id, source, gain, promoted_ids,
+        promoted, suppressed_ids, suppressed (lists of five). Texts of tokens are unescaped. No row where that
+        has not been computed; ``attrs["caption"]`` where it has.
+        """
+        return self._salience[0].copy()
+
+    def spectrum(self) -> pd.DataFrame:
+        """Spectrum of each head's W_V·W_O, computed with its salience.
+
+        One row per head: layer, head, effective_rank, copying (−1 … 1), norm_share (of the layer's squared
+        norm), singular_values, directions (a list of dicts; see :meth:`Salience.spectrum`).
+        """
+        return self._salience[1].copy()
+
+    def explained(self) -> pd.DataFrame:
+        """Share of each head's salience that known relations account for, and where the rest comes from.
+
+        One row per head: layer, head, explained (0 … 1), relations (list of (relation, sources)), rest (list
+        of (field, words, q)).
+        """
+        return self._salience[2].copy()
+
+    @cached_property
+    def _salience(self) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        found = stored_salience(self.path)
+        if found is None:
+            return no_salience()
+        frames = found.frame(), found.spectrum(), found.explained()
+        for frame in frames:
+            frame.attrs["caption"] = found.caption()
+        return frames
+
+
+def no_salience() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The frames of an atlas whose salience was not computed: operations, spectrum, shares explained."""
+    kinds: dict[str, Any] = {"layer": int, "head": int, "order": int, "source_id": int}
+    numbers = {"gain", "effective_rank", "copying", "norm_share", "explained"}
+    first, second, third = (
+        pd.DataFrame(
+            {
+                name: np.array([], dtype=kinds.get(name, float if name in numbers else object))
+                for name in columns
+            }
+        )
+        for columns in (COLUMNS, SPECTRUM_COLUMNS, EXPLAINED_COLUMNS)
+    )
+    return first, second, third

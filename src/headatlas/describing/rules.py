@@ -1,0 +1,423 @@
+"""Rules that describe a head without a language model: each is a short label and what it says of a mapping.
+
+Three kinds stand in one list: what source and target have to do with each other by spelling, pairs that a
+relation of the library holds, and fields: words of one side of a relation among the sources or the targets.
+A rule is an object; to add one is to add a line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headatlas.describing.judging import (
+    SIDES,
+    Halves,
+    Mappings,
+    Side,
+    Token,
+    above_chance,
+    choose,
+    script,
+    standard_error,
+)
+from headatlas.relations.relation import Relation
+
+RULES_VERSION = 1
+"""Goes up when a rule or the choice among rules changes."""
+LEAST_SUPPORT = 4
+"""A label must hold of so many described mappings."""
+FIELD_P = 0.01
+"""Largest probability, times the number of fields, of a field's words among a head's tokens by chance."""
+LEAST_WORDS = 12
+"""A field has so many words."""
+
+On = Literal["mapping", "sources", "targets"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A short label, and which mappings it is true of.
+
+    Attributes:
+        name: Identifier.
+        label: What a head does of which it is true.
+        side: Which targets it speaks of.
+        on: Whether it speaks of source and target together, of the sources or of the targets alone. In the
+            latter cases mappings are no independent witnesses (a head may promote one token whatever the
+            source), and different words are counted.
+        holds: Source and target → whether it is true; None where the words decide.
+        pairs: Case-folded (source, target) of which it is true.
+        words: Case-folded words of which it is true.
+    """
+
+    name: str
+    label: str
+    side: Side = "promoted"
+    on: On = "mapping"
+    holds: Callable[[Token, Token], bool] | None = None
+    pairs: frozenset[tuple[str, str]] = field(default=frozenset(), repr=False)
+    words: frozenset[str] = field(default=frozenset(), repr=False)
+
+
+# By spelling --------------------------------------------------------------------------------------
+
+
+def _same(source: Token, target: Token) -> bool:
+    return source.word != "" and source.word == target.word
+
+
+def _same_name(source: Token, target: Token) -> bool:
+    return source.kind == "capitalised" and len(source.word) > 2 and _same(source, target)
+
+
+def _other_case(source: Token, target: Token) -> bool:
+    return source.folded == target.folded and source.word != target.word
+
+
+def _capitals(source: Token, target: Token) -> bool:
+    return _other_case(source, target) and len(target.word) > 1 and target.word.isupper()
+
+
+def _shared(source: Token, target: Token) -> int:
+    """Number of letters with which both words begin."""
+    n = 0
+    for a, b in zip(source.folded, target.folded, strict=False):
+        if a != b:
+            break
+        n += 1
+    return n
+
+
+def _words(source: Token, target: Token) -> bool:
+    return source.folded.isalpha() and target.folded.isalpha() and source.folded != target.folded
+
+
+def _stem(source: Token, target: Token) -> bool:
+    shorter = min(len(source.word), len(target.word))
+    return _words(source, target) and shorter >= 4 and _shared(source, target) >= max(4, shorter - 2)
+
+
+def _longer(source: Token, target: Token) -> bool:
+    return _words(source, target) and len(source.word) > 1 and target.folded.startswith(source.folded)
+
+
+def _shorter(source: Token, target: Token) -> bool:
+    return _words(source, target) and len(target.word) > 1 and source.folded.startswith(target.folded)
+
+
+def _beginning(source: Token, target: Token) -> bool:
+    return _words(source, target) and _shared(source, target) >= 3
+
+
+def _ending(source: Token, target: Token) -> bool:
+    enough = min(len(source.word), len(target.word)) >= 4
+    return _words(source, target) and enough and source.folded[-3:] == target.folded[-3:]
+
+
+def _letter(at: int) -> Callable[[Token, Token], bool]:
+    def holds(source: Token, target: Token) -> bool:
+        return len(source.word) > 1 and source.word.isalpha() and target.folded == source.folded[at]
+
+    return holds
+
+
+def _same_letter(source: Token, target: Token) -> bool:
+    return _words(source, target) and _shared(source, target) >= 1
+
+
+def _number(source: Token, target: Token) -> bool:
+    return source.kind == target.kind == "number" and source.word != target.word
+
+
+SPELLING: tuple[tuple[str, str, str, Callable[[Token, Token], bool]], ...] = (
+    ("name_copying", "copies names", "suppresses the name itself", _same_name),
+    ("copying", "copies", "suppresses the token itself", _same),
+    ("capitals", "writes the word in capitals", "suppresses the word in capitals", _capitals),
+    ("case", "changes the case", "suppresses the word in another case", _other_case),
+    ("longer", "writes words that begin with it", "suppresses words that begin with it", _longer),
+    ("shorter", "writes the word's beginning", "suppresses the word's beginning", _shorter),
+    ("stem", "writes words of the same stem", "suppresses words of the same stem", _stem),
+    ("first_letter", "writes the first letter", "suppresses the first letter", _letter(0)),
+    ("last_letter", "writes the last letter", "suppresses the last letter", _letter(-1)),
+    ("beginning", "writes words with the same three first letters",
+     "suppresses words with the same three first letters", _beginning),
+    ("ending", "writes words with the same ending", "suppresses words with the same ending", _ending),
+    ("same_letter", "writes words with the same first letter",
+     "suppresses words with the same first letter", _same_letter),
+    ("numbers", "writes other numbers for numbers", "suppresses other numbers for numbers", _number),
+)  # fmt: skip
+"""Name, label where such a target is promoted, label where it is suppressed, and the predicate."""
+
+
+def spelling_rules() -> list[Rule]:
+    """The rules that compare the spelling of source and target."""
+    return [
+        Rule(f"{name}:{side}", label, side, holds=holds)
+        for name, *labels, holds in SPELLING
+        for side, label in zip(SIDES, labels, strict=True)
+    ]
+
+
+# By words -----------------------------------------------------------------------------------------
+
+_NO_FIELDS = (
+    *("word", "item", "thing", "object", "english", "the ", "its ", "what ", "who ", "domain", "person"),
+    *("rhyme", "synonym", "antonym", "homophone", "first part", "last part", "compound", "stronger", "group"),
+    *("member", "part", "whole", "state", "class", "place", "field", "american", "british", "character"),
+    *("symbol", "a or an", "irregular", "neighbouring", "adjective or", "more general", "home", "action"),
+)
+"""Beginnings of those sides of titles that do not say what their words have in common."""
+_FIELD_LABELS: tuple[tuple[On, Side, str], ...] = (
+    ("sources", "promoted", "reads {}"),
+    ("targets", "promoted", "writes {}"),
+    ("targets", "suppressed", "suppresses {}"),
+)
+
+
+def relation_rules(relations: Iterable[Relation]) -> list[Rule]:
+    """A rule for each relation of the library and each sign: the target is one that the relation accepts."""
+    rules = []
+    for relation in relations:
+        pairs = frozenset(
+            (pair.source.casefold(), target.casefold())
+            for pair in relation.pairs
+            for target in pair.targets
+            if target.casefold() != pair.source.casefold()
+        )
+        if relation.copying or not pairs:
+            continue  # copying has its rules above
+        for side, label in zip(SIDES, (relation.title, f"suppresses {relation.title}"), strict=True):
+            rules.append(Rule(f"relation {relation.name}:{side}", label, side, pairs=pairs))
+    return rules
+
+
+def fields(relations: Iterable[Relation]) -> dict[str, frozenset[str]]:
+    """Field → its case-folded words: both sides of the relations by the names that their titles give them."""
+    found: dict[str, set[str]] = {}
+    for relation in relations:
+        if relation.category == "Algorithmic" and relation.subcategory != "Numbers":
+            continue
+        names = relation.title.split(" → ")
+        if len(names) != 2:
+            continue
+        sides = (
+            {pair.source for pair in relation.pairs},
+            {t for pair in relation.pairs for t in pair.targets},
+        )
+        for name, words in zip(names, sides, strict=True):
+            if not name.casefold().startswith(_NO_FIELDS):
+                found.setdefault(name, set()).update(word.casefold() for word in words)
+    return {name: frozenset(words) for name, words in found.items() if len(words) >= LEAST_WORDS}
+
+
+def field_rules(relations: Iterable[Relation], mappings: Mappings) -> list[Rule]:
+    """Rules for the fields of the relations, and for the scripts and kinds of tokens that targets have."""
+    named = {f"words of the field “{name}”": words for name, words in fields(relations).items()}
+    named |= _formal_fields(mappings)
+    return [
+        Rule(f"{on} {name}:{side}", label.format(name), side, on, words=words)
+        for name, words in named.items()
+        for on, side, label in _FIELD_LABELS
+    ]
+
+
+_KINDS = {
+    "number": "numbers",
+    "symbol": "symbols",
+    "piece": "parts of words",
+    "capitalised": "capitalised words",
+}
+
+
+def _formal_fields(mappings: Mappings) -> dict[str, frozenset[str]]:
+    """Words of each script other than Latin, and of some kinds, among all tokens of the mappings."""
+    found: dict[str, set[str]] = {}
+    every = {*mappings.sources, *(t for side in SIDES for each in mappings.targets[side] for t in each)}
+    for token in every:
+        letters = [char for char in token.word if char.isalpha()]
+        if token.kind == "other script" and script(letters[0]):
+            found.setdefault(f"{script(letters[0]).capitalize()} letters", set()).add(token.folded)
+        elif token.kind in _KINDS:
+            found.setdefault(_KINDS[token.kind], set()).add(token.folded)
+    return {name: frozenset(words) for name, words in found.items() if len(words) >= LEAST_WORDS}
+
+
+def all_rules(relations: Sequence[Relation], mappings: Mappings) -> list[Rule]:
+    """Every rule, the most particular first: of two that fit about equally well the first is taken."""
+    return [*relation_rules(relations), *spelling_rules(), *field_rules(relations, mappings)]
+
+
+# Which are true of what ---------------------------------------------------------------------------
+
+
+def strengths(rules: Sequence[Rule], mappings: Mappings) -> NDArray[np.int8]:
+    """[mappings, rules] of how many targets of a mapping a rule is true; 1 or 0 for a rule on sources."""
+    table = np.zeros((len(mappings), len(rules)), dtype=np.int8)
+    by_pair = {side: _index(rules, side, "pairs") for side in SIDES}
+    by_word = {side: _index(rules, side, "words") for side in SIDES}
+    on_sources = np.array([rule.on == "sources" for rule in rules])
+    spelled = [(at, rule) for at, rule in enumerate(rules) if rule.holds is not None]
+    for row, source in enumerate(mappings.sources):
+        for side in SIDES:
+            for target in mappings.targets[side][row]:
+                for at in by_pair[side].get((source.folded, target.folded), ()):
+                    table[row, at] += 1
+                for at in by_word[side].get(target.folded, ()):
+                    table[row, at] += not on_sources[at]
+                for at, rule in spelled:
+                    if rule.side == side and rule.holds is not None and rule.holds(source, target):
+                        table[row, at] += 1
+        for at in by_word["promoted"].get(source.folded, ()):
+            table[row, at] += on_sources[at]
+    return table
+
+
+def _index(rules: Sequence[Rule], side: Side, what: Literal["pairs", "words"]) -> dict[object, list[int]]:
+    """Pair or word → the rules of a side that hold it."""
+    found: dict[object, list[int]] = {}
+    for at, rule in enumerate(rules):
+        if rule.side == side:
+            for each in getattr(rule, what):
+                found.setdefault(each, []).append(at)
+    return found
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a rule says of a head, and how it fares.
+
+    Attributes:
+        label: The rule's.
+        holds, of: It is true of so many of all the head's mappings.
+        score: Share of held-out choices that it gets right.
+        trials: Their number.
+    """
+
+    label: str
+    holds: int
+    of: int
+    score: float
+    trials: int
+
+    @property
+    def proved(self) -> bool:
+        """Whether it tells the head's mappings from those of other heads."""
+        return above_chance(self.score, self.trials)
+
+
+class Describer:
+    """Describes heads by the rule that fits one half of their mappings best, and scores it on the other."""
+
+    def __init__(self, mappings: Mappings, relations: Sequence[Relation]) -> None:
+        self.mappings = mappings
+        self.rules = all_rules(relations, mappings)
+        self.strengths = strengths(self.rules, mappings)
+        self._fields = _Fields(self.rules, mappings)
+
+    def describe(self, parts: Halves) -> Description | None:
+        """The best rule for a head, or None if none fits its described half."""
+        if not parts.judged:
+            return None
+        rows = parts.described
+        scores = choose(self.strengths, parts.described_options)
+        holds = (self.strengths[rows] > 0).sum(axis=0)
+        fits = np.array([above_chance(score, len(rows)) for score in scores])
+        fits &= (holds >= LEAST_SUPPORT) & self._fields.enriched(rows, fits)
+        if not fits.any():
+            return None
+        at = self._best(np.where(fits, scores, -1.0), len(rows))
+        every = np.concatenate([rows, parts.held_out])
+        score = choose(self.strengths[:, at], parts.held_out_options)
+        held = int((self.strengths[every, at] > 0).sum())
+        return Description(self.rules[at].label, held, len(every), float(score), len(parts.held_out_options))
+
+    def _best(self, scores: NDArray[np.float64], trials: int) -> int:
+        """The rule of the best score; but of those within a standard error of it, the first on mappings.
+
+        A field of targets holds wherever a relation into it does, and by accident as well.
+        """
+        near = np.flatnonzero(scores >= scores.max() - standard_error(trials))
+        particular = [int(at) for at in near if self.rules[at].on == "mapping"]
+        return particular[0] if particular else int(np.argmax(scores))
+
+
+class _Fields:
+    """How likely the different words of a head's half hold so many of a field by chance (hypergeometric)."""
+
+    def __init__(self, rules: Sequence[Rule], mappings: Mappings) -> None:
+        self._rules = rules
+        self._mappings = mappings
+        self._known: dict[tuple[On, Side], frozenset[str]] = {}
+        for on, side, _ in _FIELD_LABELS:
+            rows = range(len(mappings))
+            self._known[on, side] = frozenset(self._tokens(on, side, rows))
+        self._sizes = {
+            at: len(rule.words & self._known[rule.on, rule.side])
+            for at, rule in enumerate(rules)
+            if rule.on != "mapping"
+        }
+
+    def enriched(self, rows: NDArray[np.int64], asked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """[rules] whether a field is enriched, of the rules asked about; True for rules on mappings."""
+        from scipy.stats import hypergeom
+
+        found = np.ones(len(self._rules), dtype=np.bool_)
+        words = {key: self._tokens(*key, rows) for key in self._known}
+        for at, size in self._sizes.items():
+            if asked[at]:
+                rule = self._rules[at]
+                mine, known = words[rule.on, rule.side], self._known[rule.on, rule.side]
+                hits = len(rule.words & mine)
+                p = float(hypergeom.sf(hits - 1, len(known), size, len(mine)))
+                found[at] = hits >= LEAST_SUPPORT and p * len(self._sizes) <= FIELD_P
+        return found
+
+    def _tokens(self, on: On, side: Side, rows: Iterable[int]) -> set[str]:
+        if on == "sources":
+            return {self._mappings.sources[at].folded for at in rows}
+        return {token.folded for at in rows for token in self._mappings.targets[side][at]}
+
+
+# By attention -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AttentionRule:
+    """A label made of a measured behaviour.
+
+    Attributes:
+        label: What the head does.
+        behaviours: Any of these is called (``atlas.behaviours``).
+        copies: Whether the head must implement a copying relation as well.
+        least: Smallest share of attention.
+        last: Whether it is taken only where no other rule is true: most heads rest on the first position.
+    """
+
+    label: str
+    behaviours: tuple[str, ...]
+    copies: bool = False
+    least: float = 0.0
+    last: bool = False
+
+
+_INDUCTION = ("induction", "induction_repeated")
+ATTENTION_RULES = (
+    AttentionRule("induction: finds what followed the token before, and copies it", _INDUCTION, copies=True),
+    AttentionRule("induction: looks at what followed the token before", _INDUCTION),
+    AttentionRule("duplicate token: looks at earlier copies of the token", ("duplicate_token",)),
+    AttentionRule("previous token: looks one token back", ("previous_token",)),
+    AttentionRule("looks at the token itself", ("self",)),
+    AttentionRule("looks at the start of the line", ("line_start",)),
+    AttentionRule("looks at the start of the sentence", ("sentence_start",)),
+    AttentionRule("looks at punctuation", ("punctuation",)),
+    AttentionRule("looks at digits", ("digits",)),
+    AttentionRule("looks at capitalised words", ("names",)),
+    AttentionRule("looks at line breaks", ("line_breaks",)),
+    AttentionRule("sink: rests on the first position", ("first_position",), least=0.5, last=True),
+)
+"""Of those that are true of a head, the one whose attention exceeds the expected most; then the first."""

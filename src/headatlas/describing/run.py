@@ -1,0 +1,216 @@
+"""Describe the heads of an atlas, judge the descriptions, and keep them in the atlas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from headatlas import __version__
+from headatlas.atlas import Atlas
+from headatlas.atlas.evidence import evidence_group
+from headatlas.atlas.labels import (
+    BY_ATTENTION,
+    BY_MAPPINGS,
+    LABEL_COLUMNS,
+    LABELS_CAVEAT,
+    UNCLEAR,
+    in_order,
+    labels_path,
+    read_labels,
+    store_labels,
+)
+from headatlas.describing.asking import describe_with_model
+from headatlas.describing.endpoint import Endpoint
+from headatlas.describing.judging import CHANCE, Halves, Mappings, above_chance, halves, standard_error
+from headatlas.describing.rules import ATTENTION_RULES, RULES_VERSION, AttentionRule, Describer
+from headatlas.errors import HeadatlasError
+from headatlas.progress import Progress, Report, silent
+from headatlas.relations.relation import Relation
+from headatlas.relations.selection import RelationSpec, resolve_relations
+
+RULES_AUTHOR = f"headatlas rules {RULES_VERSION}"
+_SAME = ("seed", "rules", "salience", "relations")
+"""Entries of provenance in which labels must agree to stand in one table."""
+Row = tuple[Any, ...]
+
+
+def label_heads(
+    atlas: Atlas,
+    salience: pd.DataFrame | None = None,
+    *,
+    relations: RelationSpec = "all",
+    endpoint: Endpoint | None = None,
+    heads: Sequence[tuple[int, int]] | None = None,
+    seed: int = 0,
+    progress: Report = silent,
+) -> pd.DataFrame:
+    """Labels of heads by the rules and, if there is an endpoint, by its model; kept in an atlas of a folder.
+
+    Args:
+        atlas: The atlas.
+        salience: Salient operations; by default those of the atlas.
+        relations: The library that rules know.
+        endpoint: A language model to describe heads as well.
+        heads: Only these; others are still distractors. What is stored of others stays.
+        seed: Of halves and distractors.
+        progress: Called with each head.
+
+    Raises:
+        HeadatlasError: There are no salient operations, no such head or relation; the endpoint gives no
+            answers. What it has answered is kept.
+    """
+    mappings = Mappings.of(stored_operations(atlas) if salience is None else salience)
+    asked = _asked(mappings, heads)
+    library = resolve_relations(relations)
+    parts = {head: halves(mappings, head, seed) for head in asked}
+    about = _provenance(mappings, library, seed)
+    found = [_keep(atlas, _by_rules(atlas, mappings, library, parts), about | {"author": RULES_AUTHOR})]
+    if endpoint is not None:
+        rows = []
+        for at, (head, part) in enumerate(parts.items()):
+            progress(Progress("labels", at, len(parts), f"head {head[0]}.{head[1]}"))
+            rows.append(_by_model(mappings, head, part, endpoint))
+        progress(Progress("labels", len(parts), len(parts)))
+        more = {"author": endpoint.author, "model": endpoint.model, "host": endpoint.host}
+        found.append(_keep(atlas, _frame(rows), about | more))
+    frame = in_order(pd.concat(found, ignore_index=True))
+    frame.attrs["caption"] = LABELS_CAVEAT
+    return frame
+
+
+def stored_operations(atlas: Atlas) -> pd.DataFrame:
+    """The salient operations of an atlas; an error if it has none."""
+    frame = atlas.salience()
+    if frame.empty:
+        raise HeadatlasError(
+            f"{atlas.folder}: no salient operations are stored; find them first: headatlas salience "
+            f"{atlas.folder}."
+        )
+    return frame
+
+
+def _asked(mappings: Mappings, heads: Sequence[tuple[int, int]] | None) -> list[tuple[int, int]]:
+    if heads is None:
+        return mappings.heads
+    for layer, head in heads:
+        if (layer, head) not in mappings.rows:
+            raise HeadatlasError(f"`only`: there are no salient operations of a head {layer}.{head}.")
+    return list(dict.fromkeys(heads))
+
+
+def _provenance(mappings: Mappings, library: Sequence[Relation], seed: int) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "rules": RULES_VERSION,
+        "salience": mappings.sha256,
+        "relations": {relation.name: relation.sha256 for relation in library},
+        "versions": {"headatlas": __version__},
+    }
+
+
+def _keep(atlas: Atlas, rows: pd.DataFrame, provenance: dict[str, Any]) -> pd.DataFrame:
+    """Store an author's labels, beside those of other heads that this author made in the same way."""
+    if atlas.path is not None:
+        group = evidence_group(atlas.path)
+        path = labels_path(group, str(provenance["author"]))
+        there, how = read_labels(path) if path.is_dir() else (rows[:0], {})
+        if {name: how.get(name) for name in _SAME} == {name: provenance[name] for name in _SAME}:
+            new = set(zip(rows["layer"], rows["head"], strict=True))
+            other = [key not in new for key in zip(there["layer"], there["head"], strict=True)]
+            store_labels(group, in_order(pd.concat([there[other], rows], ignore_index=True)), provenance)
+        else:
+            store_labels(group, rows, provenance)
+    return rows
+
+
+def _frame(rows: Sequence[Row]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(LABEL_COLUMNS))
+
+
+# By rules -----------------------------------------------------------------------------------------
+
+
+def _by_rules(
+    atlas: Atlas, mappings: Mappings, library: Sequence[Relation], parts: dict[tuple[int, int], Halves]
+) -> pd.DataFrame:
+    describer = Describer(mappings, library)
+    rows: list[Row] = []
+    for head, part in parts.items():
+        found = describer.describe(part)
+        if found is None:
+            rows.append(_unclear(head, "no rule fits", part, RULES_AUTHOR))
+            continue
+        support = f"{found.holds} of {found.of} mappings"
+        rows.append(_scored(head, found.label, support, found.score, part, RULES_AUTHOR))
+    rows += [row for row in _by_attention(atlas) if (row[0], row[1]) in parts]
+    return in_order(_frame(rows))
+
+
+def _scored(head: tuple[int, int], label: str, support: str, score: float, part: Halves, author: str) -> Row:
+    trials = len(part.held_out_options)
+    if not above_chance(score, trials):
+        label, support = UNCLEAR, f"no better than chance: {label}, {support}"
+    return (*head, label, support, score, CHANCE, standard_error(trials), author, BY_MAPPINGS)
+
+
+def _unclear(head: tuple[int, int], why: str, part: Halves, author: str) -> Row:
+    why = why if part.judged else "too few mappings to judge"
+    return (*head, UNCLEAR, why, np.nan, CHANCE, np.nan, author, BY_MAPPINGS)
+
+
+def _by_attention(atlas: Atlas) -> Iterator[Row]:
+    """A row for each head with a behaviour that is called; none if attention was not measured."""
+    measured = atlas.behaviours
+    called = measured[measured["called"].to_numpy(dtype=bool)]
+    if called.empty:
+        return
+    copying = _copying_heads(atlas)
+    keys = called[["layer", "head"]].drop_duplicates().to_numpy(dtype=np.int64).tolist()
+    for layer, head in keys:
+        rows = called[(called["layer"] == layer) & (called["head"] == head)]
+        found = [
+            (rule.last, each["expected"] - each["value"], at, rule, each)
+            for at, rule in enumerate(ATTENTION_RULES)
+            for each in rows.to_dict("records")
+            if each["behaviour"] in rule.behaviours and _is_true(rule, each, (layer, head) in copying)
+        ]
+        if found:
+            *_, rule, each = min(found, key=lambda item: item[:3])
+            support = (
+                f"{each['value']:.2f} of its attention, expected {each['expected']:.2f}, "
+                f"q {_small(each['q'])}; tested by attention"
+            )
+            nothing = (np.nan, np.nan, np.nan)
+            yield (layer, head, rule.label, support, *nothing, RULES_AUTHOR, BY_ATTENTION)
+
+
+def _is_true(rule: AttentionRule, measured: dict[Any, Any], copies: bool) -> bool:
+    return float(measured["value"]) >= rule.least and (copies or not rule.copies)
+
+
+def _copying_heads(atlas: Atlas) -> set[tuple[int, int]]:
+    """Heads that implement a copying relation of the atlas."""
+    copying = atlas.relations["relation"][atlas.relations["copying"]]
+    table = atlas.without_evidence
+    rows = table[table["relation"].isin(copying) & table["implements"].to_numpy(dtype=bool)]
+    return set(zip(rows["layer"].tolist(), rows["head"].tolist(), strict=True))
+
+
+def _small(q: float) -> str:
+    return "< 0.001" if q < 0.001 else f"= {q:.3f}"
+
+
+# By a language model ------------------------------------------------------------------------------
+
+
+def _by_model(mappings: Mappings, head: tuple[int, int], part: Halves, endpoint: Endpoint) -> Row:
+    if not part.judged:
+        return _unclear(head, "", part, endpoint.author)
+    found = describe_with_model(mappings, part, endpoint, seed=head)
+    if found is None:
+        return _unclear(head, "the model gave no valid description", part, endpoint.author)
+    support = f"{found.right} of {found.trials} held-out mappings picked"
+    return _scored(head, found.text, support, found.right / found.trials, part, endpoint.author)

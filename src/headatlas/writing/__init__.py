@@ -1,0 +1,67 @@
+"""Salient operations of heads: the tokens that a head changes most, and what it writes for them.
+
+>>> ha.salience(atlas)                                                 # doctest: +SKIP
+
+The folder is not called ``salience``: importing it would put a module in the place of the function
+``headatlas.salience``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from headatlas.atlas import Atlas
+    from headatlas.options import Compute, TokenChoice
+    from headatlas.progress import Report
+
+__all__ = ["salience"]
+
+
+def salience(
+    atlas: Atlas,
+    model: str | Path | PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    tokens: TokenChoice | None = None,
+    compute: Compute | None = None,
+    progress: Report | bool | None = None,
+) -> pd.DataFrame:
+    """Find the tokens that every head changes most and what it writes for them, and keep it in the atlas.
+
+    The gain of a source token s is ‖x(s)·W_V·W_O‖ / ‖x(s)‖ (arXiv:2412.11965, section 5), with the atlas's
+    lens. In the same pass come the spectrum of W_V·W_O and the share that known relations explain.
+
+    Args:
+        atlas: An atlas from a folder.
+        model: Its model; by default the one that the atlas names.
+        tokenizer: Needed with a loaded model, which comes back as it was.
+        tokens: ``"wordlike"``, ``"initial"`` or ``"all"`` tokens as sources. By default those that are
+            stored; else all with the lens ``maps``, and the first 20,000 word-like ones with ``neutral``.
+        compute: Its device and memory, for the forward pass of ``neutral``.
+        progress: As for :func:`headatlas.map_heads`.
+
+    Returns:
+        One row per head and source token, at most 30 a head, the largest gain first: layer, head, order,
+        source_id, source, gain, promoted_ids, promoted, suppressed_ids, suppressed (lists of five, the
+        strongest first; texts are as tokens have them, unescaped). ``attrs["caption"]`` says which tokens and
+        what the lists are not. ``atlas.salience()``, ``atlas.spectrum()`` and ``atlas.explained()`` read what
+        is stored.
+
+    Raises:
+        HeadatlasError: The model is not the atlas's or does not fit into memory, or there is no such choice
+            of tokens.
+    """
+    from headatlas.progress import reporting
+    from headatlas.writing.run import run_salience
+
+    with reporting(progress) as tell:
+        found = run_salience(atlas, model, tokenizer, tokens=tokens, compute=compute, progress=tell)
+    atlas.forget_evidence()
+    frame = found.frame()
+    frame.attrs["caption"] = found.caption()
+    return frame

@@ -1,0 +1,399 @@
+"""Salient operations and spectra of the heads of one layer.
+
+Everything goes through the factors: of a head, x·W_V and numbers of size d_head × d_head. Float32 proposes
+tokens with a proven error, and float64 decides between those that the error leaves open, so that lists are
+those of float64 arithmetic on the states and weights as they are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headatlas.atlas.salience import N_DIRECTIONS, N_SOURCES, N_TOKENS
+from headatlas.devices import strict_products
+from headatlas.mapping.inputs import LayerInputs
+from headatlas.mapping.vocabulary import UNIT_ROUNDOFF, Vocabulary, dot_error
+
+ROWS = 8192
+"""Tokens whose states are multiplied at a time."""
+COLUMNS = 16_384
+KEPT = 32
+"""Targets that float32 keeps of each row and sign; where its error leaves more open, all are done again."""
+NOTHING = 1e-10
+"""Of the largest singular value: smaller ones are rounding, and have no direction."""
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class HeadFactors:
+    """W_V·W_O of a head as Q_V · core · Q_O, with core = R_V·L of size d_head × d_head.
+
+    Attributes:
+        W_V: [d_model, d_head] float64.
+        bias: [d_head] float64: b_V, or zeros where the lens has none.
+        L: [d_head, k] float64 with W_O = L·Q_O, k ≤ d_head: ‖v·W_O‖ = ‖v·L‖, and L·Lᵀ is the Gram matrix of
+            W_O.
+        Q_O: [k, d_model] float64, rows orthonormal.
+        R_V: [k', d_head] float64 with W_V = Q_V·R_V.
+        singular_values: [min(k', k)] of W_V·W_O, largest first.
+        V: [min(k', k), k] right singular directions in the basis Q_O; their signs are arbitrary.
+    """
+
+    W_V: torch.Tensor
+    bias: torch.Tensor
+    L: torch.Tensor
+    Q_O: torch.Tensor
+    R_V: torch.Tensor
+    singular_values: torch.Tensor
+    V: torch.Tensor
+
+    @classmethod
+    def of(cls, inputs: LayerInputs, head: int) -> HeadFactors:
+        """Factor a head's weights: two QR decompositions, one SVD of size d_head."""
+        group = inputs.dims.kv_head(head)
+        W_V, W_O = inputs.heads.W_V[group].double(), inputs.heads.W_O[head].double()
+        stored = inputs.heads.b_V if inputs.use_bias else None
+        bias = W_V.new_zeros(W_V.shape[1]) if stored is None else stored[group].double()
+        Q, R = torch.linalg.qr(W_O.T)
+        R_V = torch.linalg.qr(W_V, mode="r").R
+        _, values, V = torch.linalg.svd(R_V @ R.T, full_matrices=False)
+        return cls(W_V, bias, R.T, Q.T, R_V, values, V)
+
+    @cached_property
+    def n_directions(self) -> int:
+        """The directions that are shown: of singular values that are more than rounding."""
+        values = self.singular_values[:N_DIRECTIONS]
+        return int((values > NOTHING * values[0]).sum()) if float(values[0]) > 0 else 0
+
+    @cached_property
+    def reading(self) -> torch.Tensor:
+        """[d_head, directions] W_O·vᵢ / sᵢ: x·W_V times it is x·uᵢ, uᵢ the left singular direction."""
+        n = self.n_directions
+        return self.L @ self.V[:n].T / self.singular_values[:n]
+
+    @cached_property
+    def right(self) -> torch.Tensor:
+        """[directions, d_model] right singular directions vᵢ."""
+        return self.V[: self.n_directions] @ self.Q_O
+
+    def gains(self, states: torch.Tensor) -> torch.Tensor:
+        """[n] float64 ‖x·W_V·W_O‖ / ‖x‖ of states [n, d_model], none of them zero."""
+        x = states.double()
+        return _lengths((x @ self.W_V + self.bias) @ self.L) / _lengths(x)
+
+    def readings(self, states: torch.Tensor) -> torch.Tensor:
+        """[n, directions] float64 x·uᵢ / ‖x‖."""
+        x = states.double()
+        return (x @ self.W_V) @ self.reading / _lengths(x)[:, None]
+
+    @cached_property
+    def _products(self) -> tuple[float, float]:
+        """Bounds of float32 x·W_V for ‖x‖ = 1: of its error, and of its length."""
+        error = dot_error(self.W_V.shape[0]) * float(self.W_V.norm())
+        return error, float(torch.linalg.matrix_norm(self.R_V, 2)) + error
+
+    def gain_error(self, shortest: float) -> float:
+        """Bound of the error of a float32 gain, for states no shorter than this.
+
+        Three products and a norm, each with the worst case of :func:`dot_error`.
+        """
+        own = dot_error(self.W_V.shape[1])
+        error, length = self._products
+        frobenius, spectral = float(self.L.norm()), float(torch.linalg.matrix_norm(self.L, 2))
+        shift = float((self.bias @ self.L).norm()) / shortest
+        longest = length * spectral + shift
+        products = error * spectral + own * length * frobenius
+        return 1.01 * (products + own * longest + 4 * UNIT_ROUNDOFF * (longest + shift))
+
+    def reading_errors(self) -> torch.Tensor:
+        """[directions] bounds of the errors of float32 readings."""
+        error, length = self._products
+        own = dot_error(self.W_V.shape[1]) + 8 * UNIT_ROUNDOFF
+        return _lengths(self.reading.T) * (1.01 * (error + own * length))
+
+
+@dataclass(frozen=True)
+class LayerOperations:
+    """What the heads of a layer write; tokens by their ids, -1 where there is none.
+
+    Attributes:
+        gain: [n_heads, 30] float64, NaN where there is none.
+        source: [n_heads, 30] source tokens, by gain.
+        promoted, suppressed: [n_heads, 30, 5] target tokens of each, the strongest first.
+        singular_values: [n_heads, d_head], NaN beyond the number there is.
+        effective_rank, copying: [n_heads] float64, NaN for a head of zeros.
+        squared_norm: [n_heads] ‖W_V·W_O‖² (Frobenius).
+        reads: [n_heads, 5, 2, 5] tokens whose states have the largest x·u / ‖x‖ of either sign.
+        writes: [n_heads, 5, 2, 5] tokens that v promotes, and that it suppresses.
+    """
+
+    gain: Floats
+    source: Ints
+    promoted: Ints
+    suppressed: Ints
+    singular_values: Floats
+    effective_rank: Floats
+    copying: Floats
+    squared_norm: Floats
+    reads: Ints
+    writes: Ints
+
+    @classmethod
+    def empty(cls, n_heads: int, d_head: int) -> LayerOperations:
+        """Of nothing."""
+
+        def none(*shape: int) -> Ints:
+            return np.full((n_heads, *shape), -1, dtype=np.int64)
+
+        def unknown(*shape: int) -> Floats:
+            return np.full((n_heads, *shape), np.nan)
+
+        return cls(
+            gain=unknown(N_SOURCES),
+            source=none(N_SOURCES),
+            promoted=none(N_SOURCES, N_TOKENS),
+            suppressed=none(N_SOURCES, N_TOKENS),
+            singular_values=unknown(d_head),
+            effective_rank=unknown(),
+            copying=unknown(),
+            squared_norm=unknown(),
+            reads=none(N_DIRECTIONS, 2, N_TOKENS),
+            writes=none(N_DIRECTIONS, 2, N_TOKENS),
+        )
+
+
+@dataclass
+class Operations:
+    """Finds what heads write, layer by layer.
+
+    Attributes:
+        vocabulary: The competing rows of U.
+        tokens: [n] ids of the source tokens, in the order of the rows of a layer's states; all compete.
+    """
+
+    vocabulary: Vocabulary
+    tokens: Ints
+    _correlated: torch.Tensor | None = field(default=None, init=False)
+    _correlation: torch.Tensor | None = field(default=None, init=False)
+
+    def layer(self, inputs: LayerInputs) -> LayerOperations:
+        """The operations of a layer; its states are those of :attr:`tokens`."""
+        heads = [HeadFactors.of(inputs, head) for head in range(inputs.n_heads)]
+        out = LayerOperations.empty(inputs.n_heads, inputs.dims.d_head)
+        rows: list[torch.Tensor] = []
+        with torch.inference_mode(), strict_products():
+            for head, (factors, gains, readings, shortest) in enumerate(self._screened(inputs, heads)):
+                sources = self._sources(inputs, factors, gains, shortest, out, head)
+                signs = self._directions(inputs, factors, readings, out, head)
+                rows += [self._outputs(inputs, factors, head, sources, signs)]
+            correlation = self._correlate(inputs.states)
+            for head, factors in enumerate(heads):
+                out.copying[head] = copying(inputs.output(head) @ (correlation @ factors.W_V))
+            self._targets(heads, rows, out)
+        return out
+
+    def _screened(
+        self, inputs: LayerInputs, heads: list[HeadFactors]
+    ) -> Iterator[tuple[HeadFactors, torch.Tensor, torch.Tensor, float]]:
+        """Each head with float32 gains [n], readings [n, directions] and the length of the shortest state.
+
+        Heads that share W_V share its product. The gain of a state of zeros is minus infinity.
+        """
+        states = inputs.states
+        lengths = torch.cat([_lengths(part.double()) for part in torch.split(states, ROWS)])
+        there = lengths > 0
+        shortest = float(lengths[there].min()) if bool(there.any()) else 1.0
+        divisor = torch.where(there, lengths, torch.inf).float()
+        group, values = -1, states.new_empty(0)
+        for head, factors in enumerate(heads):
+            if inputs.dims.kv_head(head) != group:
+                group = inputs.dims.kv_head(head)
+                values = states @ factors.W_V.float()
+            output = values @ factors.L.float()
+            output += (factors.bias @ factors.L).float()
+            gains = _lengths(output) / divisor
+            gains[~there] = -torch.inf
+            yield factors, gains, values @ factors.reading.float() / divisor[:, None], shortest
+
+    def _sources(
+        self,
+        inputs: LayerInputs,
+        factors: HeadFactors,
+        gains: torch.Tensor,
+        shortest: float,
+        out: LayerOperations,
+        head: int,
+    ) -> torch.Tensor:
+        """Enter the tokens of largest gain; gives their places."""
+
+        found = open_places(gains, factors.gain_error(shortest), N_SOURCES)
+        values = factors.gains(inputs.states[found])
+        order = torch.argsort(values, descending=True, stable=True)[:N_SOURCES]
+        order = order[values[order] > 0]
+        found, values = found[order], values[order]
+        out.source[head, : len(found)] = self.tokens[found.numpy()]
+        out.gain[head, : len(found)] = values.numpy()
+        return found
+
+    def _directions(
+        self,
+        inputs: LayerInputs,
+        factors: HeadFactors,
+        readings: torch.Tensor,
+        out: LayerOperations,
+        head: int,
+    ) -> torch.Tensor:
+        """Enter the spectrum and the tokens that each direction reads; gives the [directions] signs taken.
+
+        A singular direction has no sign of its own: the end that reads a token more strongly comes first.
+        """
+        values = factors.singular_values.numpy()
+        out.singular_values[head, : len(values)] = values
+        out.effective_rank[head] = effective_rank(values)
+        out.squared_norm[head] = float((values**2).sum())
+        signs = torch.ones(factors.n_directions, dtype=torch.float64)
+        if not factors.n_directions:
+            return signs
+        ends = torch.cat([readings, -readings], dim=1).T
+        errors = factors.reading_errors().repeat(2).tolist()
+        parts = [open_places(end, error, N_TOKENS) for end, error in zip(ends, errors, strict=True)]
+        # What is open for one end may be there for all: more places cannot change a list.
+        found = torch.unique(torch.cat(parts))
+        exact = factors.readings(inputs.states[found])
+        signs[exact.max(dim=0).values < -exact.min(dim=0).values] = -1
+        for side, sign in enumerate((1, -1)):
+            order = torch.argsort(sign * signs * exact, dim=0, descending=True, stable=True)[:N_TOKENS]
+            tokens = self.tokens[found[order.T].numpy()]
+            out.reads[head, : len(signs), side, : tokens.shape[1]] = tokens
+        return signs
+
+    @staticmethod
+    def _outputs(
+        inputs: LayerInputs, factors: HeadFactors, head: int, sources: torch.Tensor, signs: torch.Tensor
+    ) -> torch.Tensor:
+        """[sources + directions, d_model] float64 on their way to U: what the head writes for its sources,
+        then its right directions."""
+        written = inputs.states[sources].double() @ factors.W_V + factors.bias
+        right = signs[:, None] * factors.right
+        directions = right if inputs.right is None else inputs.right.apply(right)
+        return torch.cat([written @ inputs.output(head), directions])
+
+    def _targets(self, heads: list[HeadFactors], rows: list[torch.Tensor], out: LayerOperations) -> None:
+        """Enter the tokens that each row promotes and suppresses."""
+        promoted, suppressed = top_targets(torch.cat(rows), self.vocabulary, N_TOKENS)
+        width = promoted.shape[1]
+        start = 0
+        for head, (factors, part) in enumerate(zip(heads, rows, strict=True)):
+            n_directions = factors.n_directions
+            n_sources = len(part) - n_directions
+            middle, end = start + n_sources, start + len(part)
+            out.promoted[head, :n_sources, :width] = promoted[start:middle]
+            out.suppressed[head, :n_sources, :width] = suppressed[start:middle]
+            out.writes[head, :n_directions, 0, :width] = promoted[middle:end]
+            out.writes[head, :n_directions, 1, :width] = suppressed[middle:end]
+            start = end
+
+    def _correlate(self, states: torch.Tensor) -> torch.Tensor:
+        """[d_model, d_model] float64 Σ u_t·x(t) over source tokens t; layers that share states share it."""
+        if self._correlation is None or self._correlated is not states:
+            columns = self.vocabulary.columns(self.tokens)
+            total = torch.zeros((states.shape[1], states.shape[1]), dtype=torch.float64)
+            for start in range(0, len(columns), ROWS):
+                part = slice(start, start + ROWS)
+                total += self.vocabulary.float64(columns[part]).T @ states[part].double()
+            self._correlated, self._correlation = states, total
+        return self._correlation
+
+
+def open_places(values: torch.Tensor, error: float, n: int) -> torch.Tensor:
+    """Places that hold the n largest of some numbers known up to an error; minus infinity never counts.
+
+    Args:
+        values: [m] approximate numbers.
+        error: Bound of what each may be off by.
+        n: How many.
+    """
+    least = torch.topk(values, min(n, len(values))).values[-1] - 2 * error
+    places = torch.nonzero(values >= least).squeeze(1)
+    return places[torch.isfinite(values[places])]
+
+
+def top_targets(rows: torch.Tensor, vocabulary: Vocabulary, n: int) -> tuple[Ints, Ints]:
+    """The n tokens that each row promotes most, and the n that it suppresses most.
+
+    Args:
+        rows: [r, d_model] float64 rows ready for U.
+        vocabulary: The competing rows of U.
+        n: How many; at most the size of the vocabulary.
+
+    Returns:
+        Two [r, n] of token ids, the strongest first, equal logits by token id.
+    """
+    n = min(n, len(vocabulary))
+    unit = torch.nn.functional.normalize(rows, dim=1)
+    error = dot_error(vocabulary.d_model) * vocabulary.longest
+    kept = _kept(unit.float(), vocabulary)
+    out = np.empty((2, len(rows), n), dtype=np.int64)
+    for at, (values, columns) in enumerate(kept):
+        sign = 1 - 2 * at
+        for row in range(len(rows)):
+            open_ = columns[row][values[row] >= values[row, n - 1] - 2 * error].sort().values
+            if len(open_) == values.shape[1] < len(vocabulary):
+                open_ = torch.arange(len(vocabulary))
+            exact = torch.cat([vocabulary.float64(part) @ unit[row] for part in torch.split(open_, COLUMNS)])
+            order = torch.argsort(sign * exact, descending=True, stable=True)[:n]
+            out[at, row] = vocabulary.token_ids[open_[order].numpy()]
+    return out[0], out[1]
+
+
+def _kept(unit: torch.Tensor, vocabulary: Vocabulary) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The largest float32 logits [r, kept] and their columns; then those of the negated logits."""
+    nothing = unit.new_empty((len(unit), 0)), torch.empty((len(unit), 0), dtype=torch.int64)
+    kept = [nothing, nothing]
+    for start in range(0, len(vocabulary), COLUMNS):
+        logits = unit @ vocabulary.float32(slice(start, start + COLUMNS)).T
+        for at, (values, columns) in enumerate(kept):
+            more = torch.topk(logits if at == 0 else -logits, min(KEPT, logits.shape[1]), dim=1)
+            both = torch.cat([values, more.values], dim=1)
+            best_, order = torch.topk(both, min(KEPT, both.shape[1]), dim=1)
+            where = torch.gather(torch.cat([columns, more.indices + start], dim=1), 1, order)
+            kept[at] = best_, where
+    return kept
+
+
+def effective_rank(singular_values: Floats) -> float:
+    """exp(−Σ p ln p) with p = s / Σ s: r for r equal singular values; NaN for none.
+
+    O. Roy and M. Vetterli, *The effective rank: A measure of effective dimensionality*, EUSIPCO 2007.
+    """
+    total = singular_values.sum()
+    if not total > 0:
+        return float("nan")
+    p = singular_values[singular_values > 0] / total
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def copying(small: torch.Tensor) -> float:
+    """Σ λ / Σ |λ| of the eigenvalues of a square matrix: 1 if all are positive, −1 if all are negative.
+
+    Args:
+        small: [d_head, d_head] float64 W_O·U·X·W_V, which has the eigenvalues, but for zeros, of the map
+            X·W_V·W_O·U from tokens to tokens (N. Elhage and others, *A Mathematical Framework for Transformer
+            Circuits*, 2021, "Detecting copying behavior"). NaN for a matrix of zeros.
+    """
+    eigenvalues = torch.linalg.eigvals(small)
+    total = float(eigenvalues.abs().sum())
+    return float(eigenvalues.real.sum()) / total if total > 0 else float("nan")
+
+
+def _lengths(rows: torch.Tensor) -> torch.Tensor:
+    lengths: torch.Tensor = torch.linalg.vector_norm(rows, dim=1)
+    return lengths

@@ -1,0 +1,221 @@
+"""Compute what the heads of an atlas's model write, and keep it in the atlas."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import fields
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+import xarray as xr
+
+from headatlas import __version__
+from headatlas.atlas import Atlas
+from headatlas.atlas.ablations import store_dataset
+from headatlas.atlas.evidence import evidence_group
+from headatlas.atlas.salience import Salience, read_salience, salience_path, stored_salience
+from headatlas.errors import HeadatlasError
+from headatlas.evidence.opening import relations_of, reopened
+from headatlas.lenses import MapsStates, NeutralStates, States, StreamedStates
+from headatlas.mapping.machine import Machine, this_machine
+from headatlas.mapping.plan import streams_within
+from headatlas.mapping.prepared import PreparedMap
+from headatlas.mapping.run import layer_inputs
+from headatlas.mapping.vocabulary import Vocabulary
+from headatlas.options import Compute, TokenChoice
+from headatlas.progress import Progress, Report, silent
+from headatlas.relations import Relation, core, library
+from headatlas.writing.explaining import Explained, Library, fields_of
+from headatlas.writing.operations import LayerOperations, Operations
+from headatlas.writing.tokens import SourceTokens, source_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEFINITIONS = 1
+"""Goes up when a definition changes: what is stored is then computed again."""
+_DIMS = {
+    "gain": ("order",),
+    "source": ("order",),
+    "promoted": ("order", "place"),
+    "suppressed": ("order", "place"),
+    "singular_values": ("d_head",),
+    "effective_rank": (),
+    "copying": (),
+    "squared_norm": (),
+    "reads": ("direction", "end", "place"),
+    "writes": ("direction", "end", "place"),
+}
+"""Dimensions of each array of a layer after the head."""
+_TOKENS = ("source", "promoted", "suppressed", "reads", "writes")
+
+
+def run_salience(
+    atlas: Atlas,
+    model: str | Path | PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    tokens: TokenChoice | None = None,
+    compute: Compute | None = None,
+    progress: Report | None = None,
+) -> Salience:
+    """Compute salience and store it in the atlas; what is stored is not computed again.
+
+    Args:
+        atlas: An atlas from a folder.
+        model: Its model; by default the one that the atlas names.
+        tokenizer: Needed with a loaded model.
+        tokens: The source tokens; by default those that are stored, else all for a lens of weights only and
+            word-like ones for another.
+        compute: Its device and memory, for the lens's forward pass.
+        progress: Called with each step.
+
+    Raises:
+        HeadatlasError: The model is not the atlas's or does not fit into memory, or there is no such choice.
+    """
+    if tokens is not None and tokens not in get_args(TokenChoice):
+        raise HeadatlasError(f"`tokens` is {tokens!r}: use {', '.join(get_args(TokenChoice))}.")
+    there = stored_salience(atlas.path)
+    if (
+        there is not None
+        and there.provenance.get("definitions") == DEFINITIONS
+        and tokens in (None, there.provenance["tokens"]["choice"])
+    ):
+        return there
+    tell = progress or silent
+    tell(Progress("open", 0, 0, atlas.model_name))
+    machine = this_machine(compute or Compute())
+    prepared, path = reopened(atlas, model, tokenizer)
+    lens = prepared.options.lens
+    choice = tokens or ("all" if lens.weights_only else "wordlike")
+    chosen = source_tokens(prepared.model, prepared.competing, lens, choice)
+    layers = _computed(prepared, chosen, machine, tell)
+    known = {relation.sha256: relation for relation in (*core(), *library(), *relations_of(atlas))}
+    data = _dataset(prepared, layers, chosen, list(known.values()))
+    place = salience_path(evidence_group(path))
+    store_dataset(place, data, _provenance(prepared, chosen))
+    return read_salience(place)
+
+
+def _computed(
+    prepared: PreparedMap, chosen: SourceTokens, machine: Machine, tell: Report
+) -> dict[int, LayerOperations]:
+    """What each layer's heads write."""
+    model = prepared.model
+    vocabulary = Vocabulary.read(model.unembed, prepared.competing)
+    operations = Operations(vocabulary, chosen.ids)
+    found = {}
+    with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
+        states = _states(prepared, chosen, Path(folder) / "states", machine, tell)
+        for done, layer in enumerate(model.layers_with_heads):
+            tell(Progress("salience", done, len(model.layers_with_heads)))
+            found[layer] = operations.layer(layer_inputs(prepared, states, layer))
+            model.checkpoint.release()
+        tell(Progress("salience", len(found), len(found)))
+    return found
+
+
+def _states(
+    prepared: PreparedMap, chosen: SourceTokens, folder: Path, machine: Machine, tell: Report
+) -> States:
+    """The source states of the tokens, as the lens sees them."""
+    model, lens = prepared.model, prepared.options.lens
+    sources = [(token,) for token in chosen.ids.tolist()]
+    if lens.weights_only:
+        return MapsStates(model, sources)
+    streamed = streams_within(model, lens, len(sources), None, machine)
+    make = partial(StreamedStates, last=model.layers_with_heads[-1]) if streamed else NeutralStates.compute
+    return make(
+        model,
+        sources,
+        lens.prefixes,
+        folder,
+        identity=str(prepared.provenance["model"]["weights_hash"]),
+        device=machine.devices[0],
+        progress=lambda done, total: tell(Progress("states", done, total)),
+    )
+
+
+def _dataset(
+    prepared: PreparedMap, layers: dict[int, LayerOperations], chosen: SourceTokens, relations: list[Relation]
+) -> xr.Dataset:
+    """All layers as one dataset; layers without heads hold nothing."""
+    dims = prepared.model.dims
+    empty = LayerOperations.empty(dims.n_heads, dims.d_head)
+    each = [layers.get(layer, empty) for layer in range(dims.n_layers)]
+    arrays = {
+        one.name: np.stack([getattr(layer, one.name) for layer in each]) for one in fields(LayerOperations)
+    }
+    squared = arrays.pop("squared_norm")
+    total = squared.sum(axis=1, keepdims=True)
+    arrays["norm_share"] = np.divide(squared, total, out=np.full_like(squared, np.nan), where=total > 0)
+    named = np.unique(np.concatenate([arrays[name].ravel() for name in _TOKENS]))
+    named = named[named >= 0]
+    variables = {
+        name: (("layer", "head", *_DIMS.get(name, ())), array.astype(np.int32 if name in _TOKENS else float))
+        for name, array in (arrays | {}).items()
+    }
+    return xr.Dataset(
+        {
+            **variables,
+            **_explanations(arrays, chosen, relations),
+            "text": ("token", _strings([chosen.texts[token] for token in named.tolist()])),
+        },
+        coords={"token": named, "layer": np.arange(dims.n_layers), "head": np.arange(dims.n_heads)},
+    )
+
+
+def _explanations(
+    arrays: dict[str, Any], chosen: SourceTokens, relations: list[Relation]
+) -> dict[str, tuple[tuple[str, str], Any]]:
+    """explained, relations and rest [layer, head]."""
+    texts, shape = chosen.texts, arrays["source"].shape[:2]
+    known = Library(relations)
+    heads: list[Explained] = []
+    for at in np.ndindex(shape):
+        there = arrays["source"][at] >= 0
+        targets = np.concatenate([arrays["promoted"][at], arrays["suppressed"][at]], axis=1)[there]
+        heads.append(
+            known.explain(
+                [texts[token] for token in arrays["source"][at][there].tolist()],
+                arrays["gain"][at][there],
+                [[texts[token] for token in row if token >= 0] for row in targets.tolist()],
+            )
+        )
+    rest = fields_of(heads, known.fields, [texts[token] for token in chosen.ids.tolist()])
+    columns = {
+        "relations": [json.dumps(each.relations, ensure_ascii=False) for each in heads],
+        "rest": [json.dumps(each, ensure_ascii=False) for each in rest],
+    }
+    share = np.array([each.share for each in heads]).reshape(shape)
+    return {
+        "explained": (("layer", "head"), share),
+        **{name: (("layer", "head"), _strings(each).reshape(shape)) for name, each in columns.items()},
+    }
+
+
+def _strings(texts: list[str]) -> Any:
+    # Variable-length strings: the fixed-width kind has no stable Zarr 3 form yet.
+    return np.array(texts, dtype=np.dtypes.StringDType())
+
+
+def _provenance(prepared: PreparedMap, chosen: SourceTokens) -> dict[str, Any]:
+    return {
+        "definitions": DEFINITIONS,
+        "lens": prepared.options.lens.name,
+        "tokens": {
+            "choice": chosen.choice,
+            "n": len(chosen.ids),
+            "undertrained": len(chosen.undertrained),
+            "undertrained_ids": chosen.undertrained.tolist(),
+            "reference": chosen.reference,
+        },
+        "versions": {
+            "headatlas": __version__,
+            **{name: version(name) for name in ("torch", "transformers")},
+        },
+    }
