@@ -18,14 +18,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from headatlas.atlas.labels import BY_MAPPINGS, UNCLEAR
+from headatlas.atlas.salience import head_rows
+
 if TYPE_CHECKING:
     from headatlas.atlas.atlas import Atlas
 
 N_SIMILAR = 5
-STATEMENTS = ("relation", "behaviour")
-"""Kinds of tested statements that make a head a covered one; columns of :func:`coverage`."""
-SAID = {"relation": "a relation", "behaviour": "a behaviour"}
-COMMANDS = {"behaviour": "behaviour"}
+STATEMENTS = {"relation": "a relation", "behaviour": "a behaviour", "description": "a scored description"}
+"""Kinds of tested statements that make a head a covered one, and how they are called in words; columns of
+:func:`coverage`."""
+COMMANDS = {"behaviour": "behaviour", "description": "label"}
 """Commands that measure a kind of statement; relations are in every atlas."""
 CAVEAT = (
     "a statement is tested, not complete: a covered head may do more, and one without a statement may do "
@@ -43,6 +46,10 @@ class Card:
         relations: Rows of :meth:`Atlas.table`, best first.
         behaviours: Rows of :attr:`Atlas.behaviours`, the called ones first; None if never measured.
         similar: Rows of :func:`similar_heads`.
+        salient: Rows of :meth:`Atlas.salience`, the largest gain first; None if never computed.
+        spectrum: The head's row of :meth:`Atlas.spectrum`; None if never computed.
+        explained: The head's row of :meth:`Atlas.explained`; None if never computed.
+        labels: Rows of :meth:`Atlas.labels`; None if nothing was ever labelled.
         group: Heads that share this head's keys and values, without itself.
         statements: The tested statements in words, one a line; none if there is nothing to say.
     """
@@ -53,15 +60,19 @@ class Card:
     relations: pd.DataFrame
     behaviours: pd.DataFrame | None
     similar: pd.DataFrame
+    salient: pd.DataFrame | None
+    spectrum: dict[str, Any] | None
+    explained: dict[str, Any] | None
+    labels: pd.DataFrame | None
     group: tuple[tuple[int, int], ...]
     statements: tuple[str, ...]
 
     def _repr_html_(self) -> str:
         lines = "".join(f"<li>{escape(line)}</li>" for line in self.statements or ("no tested statement",))
         parts = [f"<p><b>Head {self.layer}.{self.head}</b> {escape(self.caption)}</p><ul>{lines}</ul>"]
-        for frame in (self.relations.head(N_SIMILAR), self.behaviours, self.similar):
-            if frame is not None and len(frame):
-                parts.append(pd.DataFrame(frame).to_html(index=False, float_format="{:.2f}".format, border=0))
+        shown = (self.relations.head(N_SIMILAR), self.behaviours, self.salient, self.labels, self.similar)
+        tables = [pd.DataFrame(frame) for frame in shown if frame is not None and len(frame)]
+        parts += [each.to_html(index=False, float_format="{:.2f}".format, border=0) for each in tables]
         return "".join(parts)
 
 
@@ -72,7 +83,8 @@ def head_card(atlas: Atlas, layer: int, head: int) -> Card:
         HeadatlasError: No such layer or head in this atlas.
     """
     rows = atlas.sel(layer=layer, head=head)
-    looks = _behaviours(atlas, layer, head)
+    looks, labels = _behaviours(atlas, layer, head), _of(atlas.labels(), layer, head)
+    spectrum, explained = (_of(frame, layer, head) for frame in (atlas.spectrum(), atlas.explained()))
     return Card(
         layer=layer,
         head=head,
@@ -80,27 +92,34 @@ def head_card(atlas: Atlas, layer: int, head: int) -> Card:
         relations=rows,
         behaviours=looks,
         similar=similar_heads(atlas, layer, head),
+        salient=_of(atlas.salience(), layer, head),
+        spectrum=_row(spectrum),
+        explained=_row(explained),
+        labels=labels,
         group=_group(atlas, layer, head),
-        statements=tuple(_statements(rows, looks)),
+        statements=(*_statements(rows), *_looks(looks), *_descriptions(labels)),
     )
 
 
 def coverage(atlas: Atlas) -> pd.DataFrame:
     """Which mapped heads have a tested statement: layer, head, one column a kind, ``any``.
 
-    The kinds are :data:`STATEMENTS`: a relation that is called, a behaviour that is called. ``attrs["share"]``
-    is the share of heads with any, ``attrs["not_measured"]`` the kinds that this atlas does not hold.
+    The kinds are :data:`STATEMENTS`: a relation or a behaviour that is called, and a description that picks
+    out held-out mappings of the head. ``attrs["share"]`` is the share of heads with any,
+    ``attrs["not_measured"]`` the kinds that this atlas does not hold.
     """
     heads = atlas.categories()[["layer", "head", "relations"]]
-    keys = list(zip(heads["layer"], heads["head"], strict=True))
-    looks = atlas.behaviours
-    seen = set(zip(looks["layer"][looks["called"]], looks["head"][looks["called"]], strict=True))
+    looks, labels = atlas.behaviours, atlas.labels()
+    scored = labels[(labels["kind"] == BY_MAPPINGS) & (labels["label"] != UNCLEAR)]
     frame = heads[["layer", "head"]].assign(
-        relation=heads["relations"].map(len) > 0, behaviour=[key in seen for key in keys]
+        relation=heads["relations"].map(len) > 0,
+        behaviour=_among(heads, looks[looks["called"]]),
+        description=_among(heads, scored),
     )
     frame["any"] = frame[list(STATEMENTS)].any(axis=1)
     frame.attrs["share"] = float(frame["any"].mean()) if len(frame) else 0.0
-    frame.attrs["not_measured"] = ("behaviour",) if looks.empty else ()
+    empty = {"behaviour": looks.empty, "description": labels.empty}
+    frame.attrs["not_measured"] = tuple(kind for kind, missing in empty.items() if missing)
     return frame
 
 
@@ -108,11 +127,11 @@ def coverage_sentence(atlas: Atlas) -> str:
     """Coverage in words: how many heads have any statement, and how many each kind."""
     frame = coverage(atlas)
     missing: Sequence[str] = frame.attrs["not_measured"]
-    kinds = [f"{int(frame[kind].sum())} {SAID[kind]}" for kind in STATEMENTS if kind not in missing]
+    kinds = [f"{int(frame[kind].sum())} {STATEMENTS[kind]}" for kind in STATEMENTS if kind not in missing]
     none = int((~frame["any"]).sum())
     text = (
-        f"Coverage: {int(frame['any'].sum())} of {len(frame)} heads ({100 * frame.attrs['share']:.0f} %) have "
-        f"at least one tested statement: {', '.join(kinds)}; {none} have none"
+        f"Coverage: {int(frame['any'].sum())} of {len(frame)} heads ({100 * frame.attrs['share']:.0f} %) "
+        f"have at least one tested statement: {', '.join(kinds)}; {none} have none"
     )
     if missing:
         commands = ", ".join(f"`headatlas {COMMANDS[kind]} DIR`" for kind in missing)
@@ -139,6 +158,48 @@ def similar_heads(atlas: Atlas, layer: int, head: int, n: int = N_SIMILAR) -> pd
     other = ~((frame["layer"] == layer) & (frame["head"] == head)) & frame["similarity"].notna()
     best = frame[other].sort_values("similarity", ascending=False, kind="stable").head(n)
     return best.reset_index(drop=True)[["layer", "head", "similarity", "writes", "looks"]]
+
+
+def search(atlas: Atlas, text: str) -> pd.DataFrame:
+    """Heads about which something with this text is said: layer, head, where, what.
+
+    Looked through, without regard to case: statements of relations and behaviours that are called, labels,
+    and the salient source tokens and targets. One row a finding, those of a head together.
+    """
+    wanted = text.strip().casefold()
+    parts = []
+    for where, frame, column in (
+        ("relation", atlas.sel(called=True), "relation"),
+        ("behaviour", atlas.behaviours[atlas.behaviours["called"]], "behaviour"),
+        ("label", atlas.labels(), "label"),
+        ("source", atlas.salience(), "source"),
+        *((name, atlas.salience().explode(name), name) for name in ("promoted", "suppressed")),
+    ):
+        what = frame[column].astype(str)
+        found = frame[what.str.casefold().str.contains(wanted, regex=False)]
+        parts.append(found[["layer", "head"]].assign(where=where, what=found[column]))
+    rows = pd.concat(parts, ignore_index=True).drop_duplicates()
+    return rows.sort_values(["layer", "head"], kind="stable").reset_index(drop=True)
+
+
+def _of(frame: pd.DataFrame, layer: int, head: int) -> pd.DataFrame | None:
+    """The rows of one head; None of a frame that has none of any head."""
+    return None if frame.empty else head_rows(frame, (layer, head))
+
+
+def _row(frame: pd.DataFrame | None) -> dict[str, Any] | None:
+    """The only row of a frame, without its head; None where there is none."""
+    if frame is None or frame.empty:
+        return None
+    row = frame.drop(columns=["layer", "head"]).to_dict("records")[0]
+    return {str(name): value for name, value in row.items()}
+
+
+def _among(heads: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which heads have a row."""
+    keys = [list(zip(frame["layer"], frame["head"], strict=True)) for frame in (heads, rows)]
+    there = set(keys[1])
+    return np.array([key in there for key in keys[0]], dtype=bool)
 
 
 def _scores(atlas: Atlas) -> NDArray[np.float64]:
@@ -170,7 +231,7 @@ def _behaviours(atlas: Atlas, layer: int, head: int) -> pd.DataFrame | None:
     frame = atlas.behaviours
     if frame.empty:
         return None
-    mine = frame[(frame["layer"] == layer) & (frame["head"] == head)]
+    mine = head_rows(frame, (layer, head))
     excess = (mine["value"] - mine["expected"]).to_numpy()
     return mine.iloc[np.lexsort((-excess, ~mine["called"]))].reset_index(drop=True)
 
@@ -182,18 +243,34 @@ def _group(atlas: Atlas, layer: int, head: int) -> tuple[tuple[int, int], ...]:
     return tuple((layer, each) for each in range(first, first + size) if each != head)
 
 
-def _statements(rows: pd.DataFrame, looks: pd.DataFrame | None) -> list[str]:
-    lines = []
-    for row in rows.to_dict("records"):
-        for verb, score, q in (("implements", "score", "q"), ("suppresses", "suppression", "suppression_q")):
-            if row[verb]:
-                lines.append(f"{verb} {row['relation']} (score {row[score]:.2f}, {_q(row[q])})")
-    for row in [] if looks is None else looks[looks["called"]].to_dict("records"):
-        lines.append(
-            f"looks: {row['behaviour']} {row['value']:.2f}, expected {row['expected']:.2f} ({_q(row['q'])})"
-        )
-    return lines
+def _statements(rows: pd.DataFrame) -> list[str]:
+    signs = (("implements", "score", "q"), ("suppresses", "suppression", "suppression_q"))
+    return [
+        f"{verb} {row['relation']} (score {row[score]:.2f}, {_q(row[q])})"
+        for row in rows.to_dict("records")
+        for verb, score, q in signs
+        if row[verb]
+    ]
+
+
+def _looks(looks: pd.DataFrame | None) -> list[str]:
+    called = [] if looks is None else looks[looks["called"]].to_dict("records")
+    return [
+        f"looks: {row['behaviour']} {row['value']:.2f}, expected {row['expected']:.2f} ({_q(row['q'])})"
+        for row in called
+    ]
+
+
+def _descriptions(labels: pd.DataFrame | None) -> list[str]:
+    """Labels that were scored; those that rest on attention stand among the behaviours."""
+    rows = [] if labels is None else labels.to_dict("records")
+    return [
+        f"described: {row['label']} (picks {row['score']:.2f} of its mappings, chance {row['chance']:.2f}; "
+        f"by {row['author']})"
+        for row in rows
+        if row["kind"] == BY_MAPPINGS and row["label"] != UNCLEAR
+    ]
 
 
 def _q(value: Any) -> str:
-    return f"q < {1e-3:g}" if value < 1e-3 else f"q = {value:.2g}"
+    return "q < 0.001" if value < 1e-3 else f"q = {value:.2g}"

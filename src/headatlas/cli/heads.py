@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headatlas.cli.options import AsJson, AtlasArgument, Only, names_of, reads_atlas
-from headatlas.cli.output import number, print_fields, print_rows, print_table, say
+from headatlas.cli.output import number, print_fields, print_rows, print_table, say, tokens_shown
 from headatlas.errors import HeadatlasError
+from headatlas.showing import safe_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from headatlas.atlas.cards import Card
 
 _COLUMNS = ("head", "relation", "category", "score", "suppression", "q", "control", "sources", "called")
+_N_SALIENT = 8
 _EVIDENCE_COLUMNS = ("with context", "attention", "loss alone", "confirmed")
 
 
@@ -41,6 +43,15 @@ def heads_command(
     limit: Annotated[
         int | None, typer.Option("--limit", "-n", metavar="N", min=1, help="Only the first N rows.")
     ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            "--label",
+            metavar="TEXT",
+            help="Heads of which something with this text is said, such as induction or months: relations, "
+            "behaviours, labels, the tokens they write most.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the heads that implement a relation, best first.
@@ -48,6 +59,9 @@ def heads_command(
     A head implements a relation when it raises the right target among the top k of the vocabulary for enough
     sources; it suppresses it when it lowers it as far.
     """
+    if label is not None:
+        _print_search(atlas, label, limit, as_json)
+        return
     frame = atlas.sel(relation=names_of(only), category=category, called=not everything)
     _print_heads(atlas, frame if limit is None else frame.head(limit), as_json)
 
@@ -58,7 +72,7 @@ def head_command(
     name: Annotated[str, typer.Argument(metavar="LAYER.HEAD", help="For example 23.4.", show_default=False)],
     as_json: AsJson = False,
 ) -> None:
-    """Show the card of one head: what is tested of it, its relations, where it looks, which heads are like it.
+    """Show the card of one head: tested statements, relations, where it looks, what it writes, heads like it.
 
     What has not been measured yet is named with the command that does.
     """
@@ -68,10 +82,11 @@ def head_command(
     if as_json:
         _print_card_json(atlas, card)
         return
-    say(f"{name}: {'; '.join(card.statements) or 'no tested statement'}")
+    say("; ".join([f"head {card.layer}.{card.head}", *(card.statements or ("no tested statement",))]))
     say(CAVEAT)
     _print_heads(atlas, card.relations, False)
     _print_attention(atlas, card)
+    _print_writing(atlas, card)
     _print_like(card)
 
 
@@ -102,6 +117,7 @@ def info_command(folder: AtlasArgument, as_json: AsJson = False) -> None:
             layers=atlas.n_layers,
             heads=atlas.n_heads,
             layers_done=[int(layer) for layer in atlas.layers_done.nonzero()[0]],
+            coverage=_coverage_counts(atlas),
             provenance=atlas.provenance,
             evidence=atlas.evidence.provenance(),
         )
@@ -136,6 +152,24 @@ def _print_heads(atlas: Atlas, frame: pd.DataFrame, as_json: bool) -> None:
     print_table(columns, [[*_row(record), *_evidence(record)][: len(columns)] for record in records])
 
 
+def _print_search(atlas: Atlas, text: str, limit: int | None, as_json: bool) -> None:
+    from headatlas.atlas.cards import search
+    from headatlas.atlas.export import plain_records
+
+    found = search(atlas, text)
+    rows = plain_records(found if limit is None else found.head(limit))
+    if as_json:
+        print_rows([atlas], rows)
+        return
+    n_heads = len(found.drop_duplicates(["layer", "head"]))
+    say(f"{atlas.caption()}\n{n_heads} heads with {text!r} in what is said about them")
+    if rows:
+        print_table(
+            ["head", "where", "what"],
+            [[f"{row['layer']}.{row['head']}", row["where"], safe_text(str(row["what"]))] for row in rows],
+        )
+
+
 def _print_card_json(atlas: Atlas, card: Card) -> None:
     from headatlas.atlas.export import heads_json, plain_records
 
@@ -146,6 +180,10 @@ def _print_card_json(atlas: Atlas, card: Card) -> None:
         head=card.head,
         statements=card.statements,
         behaviours=None if card.behaviours is None else plain_records(card.behaviours),
+        salient=None if card.salient is None else plain_records(card.salient),
+        spectrum=card.spectrum,
+        explained=card.explained,
+        labels=None if card.labels is None else plain_records(card.labels),
         similar=plain_records(card.similar),
         group=card.group,
     )
@@ -170,6 +208,33 @@ def _print_attention(atlas: Atlas, card: Card) -> None:
             for row in card.behaviours.to_dict("records")
         ],
     )
+
+
+def _print_writing(atlas: Atlas, card: Card) -> None:
+    """Salient operations, the spectrum in one line, and labels with who wrote them."""
+    typer.echo("")
+    if card.salient is None:
+        say(f"what it writes was not computed: `headatlas salience {shlex.quote(str(atlas.folder))}`")
+    else:
+        print_table(
+            ["for", "gain", "promotes", "suppresses"],
+            [
+                [
+                    tokens_shown([row["source"]]),
+                    row["gain"],
+                    *map(tokens_shown, (row["promoted"], row["suppressed"])),
+                ]
+                for row in card.salient.head(_N_SALIENT).to_dict("records")
+            ],
+        )
+    if card.spectrum is not None:
+        share = "" if card.explained is None else f"; {100 * card.explained['explained']:.0f} % explained"
+        say(
+            f"effective rank {card.spectrum['effective_rank']:.1f}, copying {card.spectrum['copying']:.2f}, "
+            f"{100 * card.spectrum['norm_share']:.0f} % of its layer's norm{share}"
+        )
+    for row in [] if card.labels is None else card.labels.to_dict("records"):
+        say(f"label: {row['label']} ({row['support']}; by {row['author']})")
 
 
 def _print_like(card: Card) -> None:
@@ -240,12 +305,25 @@ def parse_head(name: str, atlas: Atlas) -> tuple[int, int]:
     return layer, head
 
 
+def _coverage_counts(atlas: Atlas) -> dict[str, Any]:
+    """How many heads have each kind of statement; None for a kind that was never measured."""
+    from headatlas.atlas.cards import STATEMENTS
+
+    frame = atlas.coverage()
+    missing = frame.attrs["not_measured"]
+    counts = {kind: None if kind in missing else int(frame[kind].sum()) for kind in STATEMENTS}
+    return {"heads": len(frame), "any": int(frame["any"].sum()), "share": frame.attrs["share"], **counts}
+
+
 def _info_rows(atlas: Atlas) -> list[tuple[str, Any]]:
+    from headatlas.atlas.cards import coverage_sentence
+
     done = int(atlas.layers_done.sum())
     rows: list[tuple[str, Any]] = [
         ("atlas", atlas.dataset.encoding["source"]),
         ("mapped", f"{done} of {atlas.n_layers} layers, {atlas.n_heads} heads each"),
         ("read with", atlas.thresholds.describe()),
+        ("coverage", coverage_sentence(atlas).removeprefix("Coverage: ")),
     ]
     for name, value in atlas.provenance.items():
         rows += _flat(name.replace("_", " "), value)

@@ -10,7 +10,16 @@ import typer
 from headatlas.cli.evidence import ModelOption
 from headatlas.cli.heads import parse_head
 from headatlas.cli.options import AsJson, AtlasArgument, computes
-from headatlas.cli.output import number, print_fields, print_rows, print_table, progress_shown, say, stopping
+from headatlas.cli.output import (
+    number,
+    print_fields,
+    print_rows,
+    print_table,
+    progress_shown,
+    say,
+    stopping,
+    tokens_shown,
+)
 from headatlas.options import Compute, TokenChoice
 
 if TYPE_CHECKING:
@@ -130,15 +139,6 @@ def _print_head(rows: pd.DataFrame, spectrum: pd.DataFrame, explained: pd.DataFr
                 for end in each["ends"]
             ],
         )
-
-
-def tokens_shown(texts: Sequence[str]) -> str:
-    """Tokens in quotes; what cannot be printed, such as control characters and marks of direction, escaped.
-
-    >>> tokens_shown([" May", chr(27) + "[31m"])
-    "' May' '\\\\x1b[31m'"
-    """
-    return " ".join(map(repr, texts))
 
 
 def fields_shown(rest: Sequence[tuple[str, int, float]]) -> str:

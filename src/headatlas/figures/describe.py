@@ -21,6 +21,8 @@ from headatlas.arrangement.depth import (
     single_token_atlas,
 )
 from headatlas.atlas.atlas import meets_criterion
+from headatlas.atlas.cards import CAVEAT as COVERAGE_CAVEAT
+from headatlas.atlas.cards import coverage_sentence
 from headatlas.atlas.relation_scores import all_single
 
 if TYPE_CHECKING:
@@ -57,7 +59,8 @@ def describe(atlas: Atlas) -> str:
         parts = [f"{what}, so nothing can be said about any head of {caption_head(atlas)}."]
     else:
         heads = atlas.categories()
-        parts = [_finding(atlas, heads), _strongest(atlas, heads), _relations(atlas), *_depth(atlas, heads)]
+        parts = [_finding(atlas, heads), f"{coverage_sentence(atlas)}. {COVERAGE_CAVEAT}."]
+        parts += [_strongest(atlas, heads), _relations(atlas), *_depth(atlas, heads)]
     parts += [_not_mapped(atlas), f"Read with: {caption_head(atlas)}.", _caveats(atlas)]
     return "\n\n".join(part for part in parts if part)
 
