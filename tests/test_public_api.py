@@ -39,7 +39,7 @@ ATLAS = {
     *("relations", "included", "left_out", "category_names", "known"),
     *("relation_scores", "scores", "table", "without_evidence", "evidence", "forget_evidence", "behaviours"),
     "labels",
-    *("sel", "heads", "top", "pairs", "categories"),
+    *("sel", "heads", "head", "coverage", "top", "pairs", "categories"),
     *("caption", "plot"),
 }
 

@@ -237,8 +237,8 @@ def _behaviours(atlas: Atlas, layer: int, head: int) -> pd.DataFrame | None:
 
 
 def _group(atlas: Atlas, layer: int, head: int) -> tuple[tuple[int, int], ...]:
-    n_kv_heads = int(atlas.provenance["model"]["dims"]["n_kv_heads"])
-    size = atlas.n_heads // n_kv_heads
+    n_groups = atlas.provenance["model"].get("dims", {}).get("n_kv_heads", atlas.n_heads)
+    size = atlas.n_heads // int(n_groups)
     first = head // size * size
     return tuple((layer, each) for each in range(first, first + size) if each != head)
 

@@ -1,0 +1,148 @@
+"""Cards of heads, coverage and search, over an atlas of made-up ranks and made-up evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+from headatlas.atlas import Atlas
+from headatlas.atlas.ablations import store_dataset
+from headatlas.atlas.behaviours import looking_path
+from headatlas.atlas.cards import coverage_sentence, search, similar_heads
+from headatlas.atlas.evidence import evidence_group
+from headatlas.atlas.labels import BY_ATTENTION, BY_MAPPINGS, LABEL_COLUMNS, UNCLEAR, store_labels
+from headatlas.errors import HeadatlasError
+from tests.synthetic import make_atlas
+
+N_LAYERS, N_HEADS = 3, 4
+LOOKS = (1, 2)
+"""The head that looks at the previous token."""
+LABELLED = (0, 1)
+
+
+@pytest.fixture
+def atlas(tmp_path: Path) -> Atlas:
+    return make_atlas(tmp_path / "atlas.zarr", N_LAYERS, N_HEADS)
+
+
+@pytest.fixture
+def watched(atlas: Atlas) -> Atlas:
+    """With attention of every head, of which one is called, and labels of three heads."""
+    assert atlas.path is not None
+    group = evidence_group(atlas.path)
+    shape = (2, N_LAYERS, N_HEADS)
+    value, p = np.full(shape, 0.2), np.full(shape, 0.5)
+    value[0][LOOKS], p[0][LOOKS] = 0.9, 1e-9
+    value[1] = 3.0
+    p[1] = np.nan  # the distance is not tested
+    names = ["previous_token", "distance"]
+    arrays = {
+        "value": value,
+        "expected": np.full(shape, 0.2),
+        "low": value - 0.1,
+        "high": value + 0.1,
+        "p": p,
+    }
+    data = xr.Dataset(
+        {
+            **{name: (("behaviour", "layer", "head"), array) for name, array in arrays.items()},
+            "n_sequences": ("behaviour", np.array([9, 9])),
+        },
+        coords={"behaviour": np.array(names, dtype=np.dtypes.StringDType())},
+    )
+    texts = {"source": "", "texts": 9, "repeated": 1, "length": 64}
+    store_dataset(looking_path(group), data, {"texts": texts, "digest": "x"})
+    rows = [
+        (*LABELLED, "copies names", "9 of 15", 0.8, 0.2, 0.1, "rules 1", BY_MAPPINGS),
+        (0, 2, UNCLEAR, "", 0.2, 0.2, 0.1, "rules 1", BY_MAPPINGS),
+        (*LOOKS, "looks at the previous token", "q 0", np.nan, np.nan, np.nan, "rules 1", BY_ATTENTION),
+    ]
+    store_labels(group, pd.DataFrame(rows, columns=list(LABEL_COLUMNS)), {"author": "rules 1"})
+    return Atlas.open(atlas.path)
+
+
+def test_a_card_holds_what_the_atlas_says_of_one_head(watched: Atlas) -> None:
+    card = watched.head(*LOOKS)
+    assert card.relations.equals(watched[LOOKS])
+    assert card.behaviours is not None
+    assert list(card.behaviours["behaviour"]) == ["previous_token", "distance"]
+    assert "looks: previous_token 0.90, expected 0.20 (q < 0.001)" in card.statements
+    called = watched.sel(layer=LOOKS[0], head=LOOKS[1], called=True)
+    signs = int(called["implements"].sum() + called["suppresses"].sum())
+    assert len(card.statements) == signs + 1
+    described = watched.head(*LABELLED).statements[-1]
+    assert described.startswith(
+        "described: copies names (picks 0.80 of its mappings, chance 0.20; by rules 1)"
+    )
+    assert "copies names" in watched.head(*LABELLED)._repr_html_()
+
+
+def test_what_was_not_measured_is_none(atlas: Atlas) -> None:
+    card = atlas.head(0, 0)
+    assert card.behaviours is card.salient is card.spectrum is card.explained is card.labels is None
+    with pytest.raises(HeadatlasError, match="layers 0 to 2"):
+        atlas.head(9, 0)
+
+
+def test_group_mates_share_keys_and_values(atlas: Atlas) -> None:
+    assert atlas.head(1, 2).group == ()
+    model = atlas.provenance["model"] | {"dims": {"n_kv_heads": 2}}
+    grouped = Atlas(atlas.dataset, atlas.provenance | {"model": model}, atlas.thresholds, atlas.path)
+    assert grouped.head(1, 2).group == ((1, 3),)
+    assert grouped.head(1, 1).group == ((1, 0),)
+
+
+def test_coverage_counts_heads_with_a_tested_statement(watched: Atlas) -> None:
+    frame = watched.coverage()
+    assert len(frame) == N_LAYERS * N_HEADS
+    by_relation = watched.categories()["relations"].map(len) > 0
+    assert (frame["relation"] == by_relation).all()
+    for kind, heads in (("behaviour", {LOOKS}), ("description", {LABELLED})):
+        there = frame[frame[kind]]
+        assert set(zip(there["layer"], there["head"], strict=True)) == heads
+    assert (frame["any"] == frame[["relation", "behaviour", "description"]].any(axis=1)).all()
+    assert frame.attrs["share"] == frame["any"].mean()
+    assert "1 a behaviour, 1 a scored description" in coverage_sentence(watched)
+
+
+def test_coverage_says_what_was_not_measured(atlas: Atlas) -> None:
+    assert atlas.coverage().attrs["not_measured"] == ("behaviour", "description")
+    assert "not measured: behaviour, description; `headatlas behaviour DIR`" in coverage_sentence(atlas)
+
+
+def test_similar_heads_have_like_scores_and_attention(watched: Atlas) -> None:
+    scores = watched.scores.transpose("layer", "head", "sign", "relation").values.reshape(
+        N_LAYERS, N_HEADS, -1
+    )
+    found = similar_heads(watched, 1, 0, n=N_LAYERS * N_HEADS)
+    assert len(found) == N_LAYERS * N_HEADS - 1
+    assert found["similarity"].is_monotonic_decreasing
+    one = scores[1, 0]
+    for row in found.to_dict("records"):
+        other = scores[row["layer"], row["head"]]
+        cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+        assert row["writes"] == pytest.approx(cosine)
+        looks = 0.3 if (row["layer"], row["head"]) == LOOKS else 1.0
+        assert row["looks"] == pytest.approx(looks)
+        assert row["similarity"] == pytest.approx((row["writes"] + row["looks"]) / 2)
+
+
+def test_search_looks_through_all_that_is_said(watched: Atlas) -> None:
+    found = search(watched, "PREVIOUS")
+    assert set(zip(found["layer"], found["head"], found["where"], strict=True)) == {
+        (*LOOKS, "behaviour"),
+        (*LOOKS, "label"),
+    }
+    assert list(search(watched, "copies names")[["layer", "head"]].itertuples(index=False, name=None)) == [
+        LABELLED
+    ]
+    assert search(watched, "no such thing").empty
+    called = watched.sel(called=True)
+    relation = str(called["relation"].iloc[0])
+    heads = set(map(tuple, called[called["relation"] == relation][["layer", "head"]].to_numpy().tolist()))
+    there = search(watched, relation)
+    assert heads <= set(zip(there["layer"], there["head"], strict=True))
