@@ -12,10 +12,12 @@ import ipaddress
 import json
 import os
 import re
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 KEYS = ("HEADATLAS_API_KEY", "OPENAI_API_KEY")
 """Environment variables that may hold the key; the first that is set is used."""
+ASKED = 2
+"""A question whose answer has not the form asked for is put so often."""
 LARGEST_ANSWER = 1 << 18
 """Bytes of an answer that are read; one that is longer is refused."""
 _RETRIED = frozenset({408, 409, 425, 429})
@@ -139,7 +143,7 @@ class Endpoint:
         kept = _kept(file, form)
         if kept is not None:
             return kept
-        for attempt in range(self.limits.attempts):
+        for attempt in range(min(ASKED, self.limits.attempts)):
             content = self._request(messages, attempt)
             answer = _parsed(content, form)
             if answer is not None:
@@ -147,6 +151,11 @@ class Endpoint:
                     temporary.write_text(answer.model_dump_json(), encoding="utf-8")
                 return answer
         return None
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        """Certificates of the system; reading them takes longer than a request to this machine."""
+        return ssl.create_default_context()
 
     def _file(self, messages: Messages, form: type[BaseModel]) -> Path:
         body = [self.address, self.model, list(messages), form.model_json_schema()]
@@ -186,7 +195,9 @@ class Endpoint:
         try:
             # A proxy is for other machines. A redirect would carry the key elsewhere.
             with (
-                httpx2.Client(timeout=timeout, follow_redirects=False, trust_env=not self._local) as client,
+                httpx2.Client(
+                    timeout=timeout, verify=self._tls, follow_redirects=False, trust_env=not self._local
+                ) as client,
                 client.stream("POST", self.address, json=body, headers=headers) as response,
             ):
                 return self._content(response, until)
