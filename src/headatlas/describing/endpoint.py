@@ -12,7 +12,6 @@ import ipaddress
 import json
 import os
 import re
-import ssl
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -30,6 +29,8 @@ from headatlas.files import atomic_write
 from headatlas.showing import safe_text
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx2
 
 KEYS = ("HEADATLAS_API_KEY", "OPENAI_API_KEY")
@@ -155,7 +156,9 @@ class Endpoint:
     @cached_property
     def _tls(self) -> ssl.SSLContext:
         """Certificates of the system; reading them takes longer than a request to this machine."""
-        return ssl.create_default_context()
+        import httpx2
+
+        return httpx2.create_ssl_context()
 
     def _file(self, messages: Messages, form: type[BaseModel]) -> Path:
         body = [self.address, self.model, list(messages), form.model_json_schema()]
