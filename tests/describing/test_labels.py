@@ -13,7 +13,6 @@ import pytest
 
 import headatlas as ha
 from headatlas.atlas import Atlas
-from headatlas.atlas.behaviours import no_rows
 from headatlas.atlas.labels import LABEL_COLUMNS, label_counts
 from headatlas.describing.endpoint import Endpoint
 from headatlas.describing.rules import ATTENTION_RULES
@@ -46,18 +45,9 @@ def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def measured(*rows: tuple[int, int, str, float, float]) -> pd.DataFrame:
     """Behaviours: layer, head, name, value, expected; all called."""
-    frame = no_rows()
-    for layer, head, name, value, expected in rows:
-        at = len(frame)
-        frame.loc[at, ["layer", "head", "behaviour", "value", "expected"]] = [
-            layer,
-            head,
-            name,
-            value,
-            expected,
-        ]
-        frame.loc[at, ["q", "called"]] = [0.0001, True]
-    return frame.astype({"layer": int, "head": int, "value": float, "expected": float, "called": bool})
+    names = ["layer", "head", "behaviour", "value", "expected"]
+    frame = pd.DataFrame(list(rows), columns=names)
+    return frame.assign(low=0.0, high=1.0, p=0.0, q=0.0001, called=True)
 
 
 def test_labels_are_returned_and_stored(folder: Path, tmp_path: Path) -> None:
@@ -193,21 +183,8 @@ def test_the_command_shows_what_is_clear(run: Run, folder: Path) -> None:
     result = run("label", folder, "--relations", "core")
     lines = result.stdout.splitlines()
     assert lines[0].split()[:3] == ["head", "label", "support"] and len(lines) == 2
-    assert lines[1].split() == [
-        "1.2",
-        "copies",
-        "30",
-        "of",
-        "30",
-        "mappings",
-        "1.00",
-        "0.20",
-        "0.10",
-        "mappings",
-        "headatlas",
-        "rules",
-        "1",
-    ]
+    said = "1.2 copies 30 of 30 mappings 1.00 0.20 0.10 mappings headatlas rules 1"
+    assert " ".join(lines[1].split()) == said
     assert (
         "headatlas rules 1: 12 heads; 1 with a scored label, 0 with a label by attention, 11 unclear"
         in result.stderr
