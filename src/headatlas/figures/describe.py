@@ -22,6 +22,7 @@ from headatlas.arrangement.depth import (
 )
 from headatlas.atlas.atlas import meets_criterion
 from headatlas.atlas.relation_scores import all_single
+from headatlas.showing import safe_text
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
@@ -59,7 +60,7 @@ def describe(atlas: Atlas) -> str:
         heads = atlas.categories()
         parts = [_finding(atlas, heads), _strongest(atlas, heads), _relations(atlas), *_depth(atlas, heads)]
     parts += [_not_mapped(atlas), f"Read with: {caption_head(atlas)}.", _caveats(atlas)]
-    return "\n\n".join(part for part in parts if part)
+    return safe_text("\n\n".join(part for part in parts if part), keep="\n")
 
 
 def alt_text(atlas: Atlas, kind: str = "categories", each: str = "") -> str:
