@@ -20,7 +20,7 @@ SOURCE = ROOT / "src"
 ORDER = (
     *("errors", "options", "progress", "addresses", "files", "devices"),
     *("weights", "architectures", "relations", "scoring", "atlas", "arrangement"),
-    *("lenses", "mapping", "evidence", "looking", "figures", "report", "outputs", "cli"),
+    *("lenses", "mapping", "evidence", "looking", "writing", "figures", "report", "outputs", "cli"),
 )
 """Data flow from left to right; a folder imports only from itself and from those on its left."""
 

@@ -29,6 +29,7 @@ NAMES = [
     "open_atlas",
     "plan",
     "plot_categories",
+    "salience",
     "structure",
 ]
 ATLAS = {
@@ -37,6 +38,7 @@ ATLAS = {
     *("model_name", "lens", "folder", "n_layers", "n_heads", "layers_done", "layers_without_heads"),
     *("relations", "included", "left_out", "category_names", "known"),
     *("relation_scores", "scores", "table", "without_evidence", "evidence", "forget_evidence", "behaviours"),
+    *("salience", "spectrum", "explained"),
     *("sel", "heads", "top", "pairs", "categories"),
     *("caption", "plot"),
 }
