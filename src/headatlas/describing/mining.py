@@ -141,7 +141,7 @@ class _Candidates:
             found[head] = {
                 (source.word, target.word)
                 for source, at in zip(sources, order, strict=True)
-                if _is_word(source) and source.kind != "piece"
+                if _is_word(source)
                 for target in targets[at]
                 if not self._known(source, target)
             }
@@ -157,7 +157,9 @@ class _Candidates:
 
 
 def _is_word(token: Token) -> bool:
-    return len(token.word) > 1 and token.word.isalnum() and word_problem(token.word) is None
+    """Whether a token can be a word of a relation: parts of words are none, where they can be told."""
+    whole = len(token.word) > 1 and token.kind != "piece"
+    return whole and token.word.isalnum() and word_problem(token.word) is None
 
 
 def _grouped(pairs: dict[Head, set[WordPair]], counts: dict[WordPair, int]) -> list[Proposal]:
