@@ -241,6 +241,13 @@ def test_addresses_that_are_used(url: str, address: str, author: str | None) -> 
     assert found.address == address and author in (None, found.author)
 
 
+def test_a_name_that_no_machine_has_is_said(tmp_path: Path) -> None:
+    for url in ("https://ex\u202eample.org/v1", f"https://{'a' * 70}.example/v1", "https://a..b/v1"):
+        with pytest.raises(HeadatlasError, match=r"is no name of a machine|gave no answer") as error:
+            endpoint(url, tmp_path, attempts=1, seconds=0.5).ask(MESSAGES, Said)
+        assert "\u202e" not in str(error.value)
+
+
 def test_a_model_has_a_name_and_a_time_is_above_zero() -> None:
     with pytest.raises(HeadatlasError, match="name the model"):
         Endpoint("http://localhost/v1", " ")

@@ -206,6 +206,8 @@ class Endpoint:
                 return self._content(response, until)
         except httpx2.HTTPError as error:
             raise _AgainError(type(error).__name__) from error
+        except (httpx2.InvalidURL, UnicodeError) as error:
+            raise HeadatlasError(f"`describe_with`: {self.host} is no name of a machine.") from error
 
     def _content(self, response: httpx2.Response, until: float) -> str:
         status = response.status_code
@@ -259,11 +261,11 @@ def _address(url: str) -> tuple[str, str, bool]:
         )
     local = _is_loopback(host)
     if parts.scheme == "http" and not local:
-        raise HeadatlasError(f"`describe_with`: {host} is another machine: use https.")
+        raise HeadatlasError(f"`describe_with`: {safe_text(host)} is another machine: use https.")
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
-    shown = f"[{host}]" if ":" in host else host
-    place = shown if port is None else f"{shown}:{port}"
-    return f"{parts.scheme}://{place}{path}/chat/completions", place, local
+    there = f"[{host}]" if ":" in host else host
+    place = there if port is None else f"{there}:{port}"
+    return f"{parts.scheme}://{place}{path}/chat/completions", safe_text(place), local
 
 
 def _is_loopback(host: str) -> bool:
