@@ -86,6 +86,11 @@ EXAMPLES = {
         "headatlas behaviour demo --only induction,previous_token --json",
         "headatlas behaviour demo --text my_text.txt",
     ],
+    "salience": [
+        "headatlas salience demo",
+        "headatlas salience demo --head 23.4",
+        "headatlas salience demo --tokens initial --json",
+    ],
     "label": [
         "headatlas label demo",
         "headatlas label demo --describe-with http://localhost:11434/v1 --model-name llama3.2",

@@ -20,18 +20,8 @@ SOURCE = ROOT / "src"
 ORDER = (
     *("errors", "showing", "options", "progress", "addresses", "files", "devices"),
     *("weights", "architectures", "relations", "scoring", "atlas", "arrangement"),
-    *(
-        "lenses",
-        "mapping",
-        "evidence",
-        "looking",
-        "writing",
-        "describing",
-        "figures",
-        "report",
-        "outputs",
-        "cli",
-    ),
+    *("lenses", "mapping", "evidence", "looking", "writing", "describing"),
+    *("figures", "report", "outputs", "cli"),
 )
 """Data flow from left to right; a folder imports only from itself and from those on its left."""
 

@@ -30,6 +30,7 @@ NAMES = [
     "open_atlas",
     "plan",
     "plot_categories",
+    "salience",
     "structure",
 ]
 ATLAS = {
@@ -38,7 +39,7 @@ ATLAS = {
     *("model_name", "lens", "folder", "n_layers", "n_heads", "layers_done", "layers_without_heads"),
     *("relations", "included", "left_out", "category_names", "known"),
     *("relation_scores", "scores", "table", "without_evidence", "evidence", "forget_evidence", "behaviours"),
-    "labels",
+    *("salience", "spectrum", "explained", "labels"),
     *("sel", "heads", "head", "coverage", "top", "pairs", "categories"),
     *("caption", "plot"),
 }

@@ -15,6 +15,7 @@ from headatlas.atlas import Atlas
 from headatlas.atlas.export import export_table
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_write, check_writable
+from headatlas.showing import safe_cells
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -225,7 +226,7 @@ def _write_page(atlas: Atlas, path: Path) -> None:
 
 def _write_table(frame: pd.DataFrame, path: Path) -> None:
     with atomic_write(path) as temporary:
-        frame.to_csv(temporary, index=False)
+        safe_cells(frame).to_csv(temporary, index=False)
 
 
 # The files of evidence ----------------------------------------------------------------------------

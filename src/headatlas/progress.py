@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
 from headatlas.errors import HeadatlasError
+from headatlas.showing import safe_text
 
 if TYPE_CHECKING:
     import rich.progress
@@ -111,7 +112,7 @@ class _Bars:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[note]}", style="dim"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
             console=Console(stderr=True),
             speed_estimate_period=3600,
         )
@@ -124,15 +125,15 @@ class _Bars:
         self._progress.stop()
 
     def note(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, highlight=False)
+        self._progress.console.print(safe_text(text, keep="\n"), markup=False, highlight=False)
 
     def update(self, event: Progress, label: str) -> None:
         if event.stage not in self._tasks:
             self._tasks[event.stage] = self._progress.add_task(
-                label, total=event.total, completed=event.done, note=event.note
+                label, total=event.total, completed=event.done, note=safe_text(event.note)
             )
         self._progress.update(
-            self._tasks[event.stage], completed=event.done, total=event.total, note=event.note
+            self._tasks[event.stage], completed=event.done, total=event.total, note=safe_text(event.note)
         )
 
 
@@ -181,7 +182,7 @@ def duration(seconds: float) -> str:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(safe_text(text, keep="\n"), file=sys.stderr, flush=True)
 
 
 @dataclass

@@ -68,7 +68,8 @@ def safe_cells(frame: pd.DataFrame) -> pd.DataFrame:
     Text that begins with ``=``, ``+``, ``-`` or ``@`` gets an apostrophe before it; numbers stay numbers.
     """
     texts = [name for name in frame.columns if frame[name].dtype.kind not in "biufcmM"]
-    return frame.assign(**{str(name): frame[name].map(_safe_cell) for name in texts})
+    safe = frame.assign(**{str(name): frame[name].map(_safe_cell) for name in texts})
+    return safe.set_axis([_safe_cell(str(name)) for name in frame.columns], axis=1)
 
 
 def _safe_cell(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,7 @@ HOSTILE = (
 )
 
 
+@cache
 def vocabulary() -> list[str]:
     """Words of the library as tokens of a byte-level tokenizer (``Ġ`` is a space), pieces and symbols."""
     words = sorted({pair.source for each in resolve_relations("core") for pair in each.pairs})

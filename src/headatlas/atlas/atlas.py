@@ -39,6 +39,7 @@ from headatlas.options import Thresholds
 from headatlas.relations.relation import CORE_CATEGORIES
 from headatlas.relations.selection import match_relation
 from headatlas.scoring.scores import false_discovery_rates, wilson
+from headatlas.showing import safe_text
 
 if TYPE_CHECKING:
     from headatlas.atlas.cards import Card
@@ -642,8 +643,8 @@ class Atlas(SalienceReading):
         best = self.sel(called=True).drop_duplicates("relation").head(N_SHOWN)
         columns = ["layer", "head", "relation", "score", "suppression", "q", "added", "called"]
         return (
-            f"<p><b>{escape(self.caption())}</b><br>"
-            f"{called} of {len(heads)} heads belong to a category: {escape(counts)}</p>"
+            f"<p><b>{escape(safe_text(self.caption()))}</b><br>"
+            f"{called} of {len(heads)} heads belong to a category: {escape(safe_text(counts))}</p>"
             + best[columns].to_html(index=False, float_format="{:.2f}".format, border=0)
         )
 

@@ -16,6 +16,7 @@ from headatlas.addresses import output_path
 from headatlas.atlas.atlas import Atlas, with_thresholds
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_write
+from headatlas.showing import safe_cells, safe_json
 
 RECORD_FIELDS = (
     *("layer", "head", "relation", "category", "score", "suppression", "q", "control", "n_sources"),
@@ -93,12 +94,12 @@ def _write_parquet(atlas: Atlas, path: Path) -> None:
 
 
 def _write_csv(atlas: Atlas, path: Path) -> None:
-    with_thresholds(atlas).to_csv(path, index=False)
+    safe_cells(with_thresholds(atlas)).to_csv(path, index=False)
 
 
 def _write_json(atlas: Atlas, path: Path) -> None:
     body = {**header(atlas), "rows": heads_json(atlas.table())}
-    path.write_text(json.dumps(body, ensure_ascii=False, allow_nan=False, indent=1) + "\n", encoding="utf-8")
+    path.write_text(safe_json(body, indent=1) + "\n", encoding="utf-8")
 
 
 _WRITERS: dict[str, Callable[[Atlas, Path], None]] = {

@@ -72,8 +72,8 @@ def read_labels(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     missing = [name for name in LABEL_COLUMNS if name not in data.variables]
     if missing:
         raise HeadatlasError(f"{path}: is damaged ({missing[0]} is missing); remove the folder.")
-    texts = {name: np.array([str(each) for each in data[name].values], dtype=object) for name in _TEXTS}
-    numbers = {name: np.asarray(data[name].values) for name in LABEL_COLUMNS if name not in _TEXTS}
+    texts = {name: [str(each) for each in data[name].values] for name in _TEXTS}
+    numbers = {name: data[name].values.tolist() for name in LABEL_COLUMNS if name not in _TEXTS}
     return pd.DataFrame(texts | numbers)[list(LABEL_COLUMNS)], provenance
 
 
@@ -81,7 +81,7 @@ def all_labels(atlas_path: Path | None) -> pd.DataFrame:
     """Labels of all authors in an atlas, by layer, head, kind and author; no row where there are none."""
     group = atlas_path / "evidence" if atlas_path is not None else None
     found = [read_labels(path)[0] for path in sorted(group.glob(f"{LABELS_PREFIX}*"))] if group else []
-    frame = in_order(pd.concat([no_labels(), *found], ignore_index=True)) if found else no_labels()
+    frame = in_order(pd.concat(found, ignore_index=True)) if found else no_labels()
     frame.attrs["caption"] = LABELS_CAVEAT
     return frame
 

@@ -51,7 +51,7 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Salience:
-    """What the heads of a model write, by their weights.
+    """Writing of the heads of a model, by their weights.
 
     Attributes:
         data: gain, source [layer, head, order]; promoted, suppressed [layer, head, order, place];

@@ -22,8 +22,7 @@ from headatlas.cli import (
     salience,
     structure,
 )
-from headatlas.cli.options import as_options
-from headatlas.cli.output import say, set_level
+from headatlas.cli.output import say, say_error, set_level
 from headatlas.errors import HeadatlasError
 
 GLOBAL = ("--debug", "--quiet", "-q", "--verbose", "-v")
@@ -45,7 +44,7 @@ class _Commands(TyperGroup):
         except HeadatlasError as error:
             if ctx.params.get("debug"):
                 raise
-            typer.echo(f"error: {as_options(str(error))}", err=True)
+            say_error(str(error))
             raise typer.Exit(2) from error
 
 

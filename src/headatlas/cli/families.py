@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headatlas.cli.options import AsJson
-from headatlas.cli.output import print_json, print_table, say
+from headatlas.cli.output import print_json, print_table, print_text, say
 from headatlas.errors import HeadatlasError
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _print(result: dict[str, Any], write: Path | None) -> None:
         rows.append([each["name"], each["count"], shapes, means, _some(by)])
     print_table(["tensor", "count", "shape", "is", "as in"], rows)
     if result["proposal"]:
-        typer.echo("\n" + result["proposal"].rstrip("\n") + "\n")
+        print_text("\n" + result["proposal"].rstrip("\n") + "\n")
     if write is not None:
         say(f"written: {write}")
     say(f"accounting: {result['accounting'] or 'every tensor is used or declared ignored'}")

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headatlas.cli.options import AsJson, AtlasArgument, Only, names_of, reads_atlas
-from headatlas.cli.output import number, print_fields, print_rows, print_table, say, tokens_shown
+from headatlas.cli.output import (
+    number,
+    print_fields,
+    print_rows,
+    print_table,
+    print_text,
+    say,
+    tokens_shown,
+)
 from headatlas.errors import HeadatlasError
 from headatlas.showing import safe_text
 
@@ -95,7 +103,7 @@ def describe_command(atlas: Atlas) -> None:
     """Say in words what the figure shows."""
     from headatlas.figures.describe import describe
 
-    typer.echo(describe(atlas).rstrip("\n"))
+    print_text(describe(atlas).rstrip("\n"))
 
 
 def info_command(folder: AtlasArgument, as_json: AsJson = False) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import unicodedata
@@ -15,6 +14,7 @@ import typer
 
 from headatlas.cli.options import as_options
 from headatlas.errors import HeadatlasError
+from headatlas.showing import safe_json, safe_text
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
@@ -37,13 +37,23 @@ def set_level(*, quiet: bool, verbose: bool) -> None:
 def say(message: str) -> None:
     """A message for people, on stderr, unless they asked for quiet; parameters are written as options."""
     if _level >= 1:
-        typer.echo(as_options(message), err=True)
+        typer.echo(safe_text(as_options(message), keep="\n"), err=True)
 
 
 def say_more(message: str) -> None:
     """A message for people who asked for more."""
     if _level >= 2:
-        typer.echo(message, err=True)
+        typer.echo(safe_text(message, keep="\n"), err=True)
+
+
+def say_error(message: str) -> None:
+    """What is wrong, on stderr in one line, whatever people asked for."""
+    typer.echo(safe_text(f"error: {as_options(message)}"), err=True)
+
+
+def print_text(text: str) -> None:
+    """Lines of text on stdout."""
+    typer.echo(safe_text(text, keep="\n"))
 
 
 @contextmanager
@@ -70,8 +80,8 @@ def stopping(kept: Callable[[], str]) -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
-    """Data as JSON on stdout. Characters stay readable; NaN is not allowed."""
-    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2))
+    """Data as JSON on stdout. Characters that can be seen stay readable; NaN is not allowed."""
+    typer.echo(safe_json(value))
 
 
 def print_rows(atlases: Sequence[Atlas], rows: Sequence[Any] | None = None, **more: Any) -> None:
@@ -105,7 +115,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 def print_fields(rows: Iterable[tuple[str, Any]]) -> None:
     """Names and values on stdout, one a line."""
-    cells = [(name, _cell(value)) for name, value in rows]
+    cells = [(safe_text(name), _cell(value)) for name, value in rows]
     width = max((_width(name) for name, _ in cells), default=0)
     for name, text in cells:
         typer.echo(f"{_pad(name, width, False)}  {text}".rstrip())
@@ -116,7 +126,7 @@ def _cell(value: Any) -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:.2f}"
-    return str(value)
+    return safe_text(str(value))
 
 
 def number(value: float) -> str:

@@ -12,12 +12,11 @@ from headatlas.cli.options import (
     AtlasArgument,
     Lens,
     TargetPolicyOption,
-    as_options,
     askable_names,
     names_of,
     out_option,
 )
-from headatlas.cli.output import print_json, print_rows, print_table, say
+from headatlas.cli.output import print_json, print_rows, print_table, say, say_error
 from headatlas.errors import HeadatlasError
 from headatlas.options import TargetPolicy
 
@@ -110,7 +109,7 @@ def check_relations(
         print_table(columns, [_check_row(row) for row in rows])
         _say_remarks(rows)
     for problem in problems:
-        typer.echo(f"error: {as_options(str(problem))}", err=True)
+        say_error(str(problem))
     if problems:
         raise typer.Exit(2)
 

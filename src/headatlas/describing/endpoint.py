@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -28,10 +29,14 @@ from headatlas.files import atomic_write
 from headatlas.showing import safe_text
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx2
 
 KEYS = ("HEADATLAS_API_KEY", "OPENAI_API_KEY")
 """Environment variables that may hold the key; the first that is set is used."""
+ASKED = 2
+"""A question whose answer has not the form asked for is put so often."""
 LARGEST_ANSWER = 1 << 18
 """Bytes of an answer that are read; one that is longer is refused."""
 _RETRIED = frozenset({408, 409, 425, 429})
@@ -139,7 +144,7 @@ class Endpoint:
         kept = _kept(file, form)
         if kept is not None:
             return kept
-        for attempt in range(self.limits.attempts):
+        for attempt in range(min(ASKED, self.limits.attempts)):
             content = self._request(messages, attempt)
             answer = _parsed(content, form)
             if answer is not None:
@@ -147,6 +152,13 @@ class Endpoint:
                     temporary.write_text(answer.model_dump_json(), encoding="utf-8")
                 return answer
         return None
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        """Certificates of the system; reading them takes longer than a request to this machine."""
+        import httpx2
+
+        return httpx2.create_ssl_context()
 
     def _file(self, messages: Messages, form: type[BaseModel]) -> Path:
         body = [self.address, self.model, list(messages), form.model_json_schema()]
@@ -186,12 +198,16 @@ class Endpoint:
         try:
             # A proxy is for other machines. A redirect would carry the key elsewhere.
             with (
-                httpx2.Client(timeout=timeout, follow_redirects=False, trust_env=not self._local) as client,
+                httpx2.Client(
+                    timeout=timeout, verify=self._tls, follow_redirects=False, trust_env=not self._local
+                ) as client,
                 client.stream("POST", self.address, json=body, headers=headers) as response,
             ):
                 return self._content(response, until)
         except httpx2.HTTPError as error:
             raise _AgainError(type(error).__name__) from error
+        except (httpx2.InvalidURL, UnicodeError) as error:
+            raise HeadatlasError(f"`describe_with`: {self.host} is no name of a machine.") from error
 
     def _content(self, response: httpx2.Response, until: float) -> str:
         status = response.status_code
@@ -245,11 +261,11 @@ def _address(url: str) -> tuple[str, str, bool]:
         )
     local = _is_loopback(host)
     if parts.scheme == "http" and not local:
-        raise HeadatlasError(f"`describe_with`: {host} is another machine: use https.")
+        raise HeadatlasError(f"`describe_with`: {safe_text(host)} is another machine: use https.")
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
-    shown = f"[{host}]" if ":" in host else host
-    place = shown if port is None else f"{shown}:{port}"
-    return f"{parts.scheme}://{place}{path}/chat/completions", place, local
+    there = f"[{host}]" if ":" in host else host
+    place = there if port is None else f"{there}:{port}"
+    return f"{parts.scheme}://{place}{path}/chat/completions", safe_text(place), local
 
 
 def _is_loopback(host: str) -> bool:

@@ -29,7 +29,7 @@ COMMON = 0.2
 """A target that a head promotes for a larger share of its sources says nothing of a source."""
 CHANCE_SHARE = 0.05
 """Largest share of shared mappings that may be chance; more heads are asked for until it is reached."""
-DRAWS = 50
+DRAWS = 20
 MOST_MAPPINGS = 3000
 """The most shared mappings that are grouped; of more, those of most heads."""
 APART = 0.8
@@ -122,6 +122,7 @@ class _Candidates:
 
     def __init__(self, mappings: Mappings, known: Sequence[Relation]) -> None:
         self._explained = frozenset().union(*(rule.pairs for rule in relation_rules(known)))
+        self._seen: dict[WordPair, bool] = {}
         self._heads: dict[Head, tuple[list[Token], list[list[Token]]]] = {}
         for head, rows in mappings.rows.items():
             targets = [list(dict.fromkeys(mappings.targets["promoted"][at])) for at in rows]
@@ -140,7 +141,7 @@ class _Candidates:
             found[head] = {
                 (source.word, target.word)
                 for source, at in zip(sources, order, strict=True)
-                if _is_word(source) and source.kind != "piece"
+                if _is_word(source)
                 for target in targets[at]
                 if not self._known(source, target)
             }
@@ -148,11 +149,17 @@ class _Candidates:
 
     def _known(self, source: Token, target: Token) -> bool:
         pair = source.folded, target.folded
-        return pair in self._explained or any(holds(source, target) for *_, holds in SPELLING[:-2])
+        found = self._seen.get(pair)
+        if found is None:
+            found = pair in self._explained or any(holds(source, target) for *_, holds in SPELLING[:-2])
+            self._seen[pair] = found
+        return found
 
 
 def _is_word(token: Token) -> bool:
-    return len(token.word) > 1 and token.word.isalnum() and word_problem(token.word) is None
+    """Whether a token can be a word of a relation: parts of words are none, where they can be told."""
+    whole = len(token.word) > 1 and token.kind != "piece"
+    return whole and token.word.isalnum() and word_problem(token.word) is None
 
 
 def _grouped(pairs: dict[Head, set[WordPair]], counts: dict[WordPair, int]) -> list[Proposal]:

@@ -135,7 +135,7 @@ def _number(source: Token, target: Token) -> bool:
 
 
 SPELLING: tuple[tuple[str, str, str, Callable[[Token, Token], bool]], ...] = (
-    ("name_copying", "copies names", "suppresses the name itself", _same_name),
+    ("name_copying", "copies capitalised words", "suppresses the capitalised word itself", _same_name),
     ("copying", "copies", "suppresses the token itself", _same),
     ("capitals", "writes the word in capitals", "suppresses the word in capitals", _capitals),
     ("case", "changes the case", "suppresses the word in another case", _other_case),

@@ -168,9 +168,8 @@ def _by_attention(atlas: Atlas) -> Iterator[Row]:
     if called.empty:
         return
     copying = _copying_heads(atlas)
-    keys = called[["layer", "head"]].drop_duplicates().to_numpy(dtype=np.int64).tolist()
-    for layer, head in keys:
-        rows = called[(called["layer"] == layer) & (called["head"] == head)]
+    for key, rows in called.groupby(["layer", "head"]):
+        layer, head = (int(str(each)) for each in key)
         found = [
             (rule.last, each["expected"] - each["value"], at, rule, each)
             for at, rule in enumerate(ATTENTION_RULES)

@@ -24,6 +24,7 @@ from headatlas.atlas.atlas import meets_criterion
 from headatlas.atlas.cards import CAVEAT as COVERAGE_CAVEAT
 from headatlas.atlas.cards import coverage_sentence
 from headatlas.atlas.relation_scores import all_single
+from headatlas.showing import safe_text
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
@@ -62,7 +63,7 @@ def describe(atlas: Atlas) -> str:
         parts = [_finding(atlas, heads), f"{coverage_sentence(atlas)}. {COVERAGE_CAVEAT}."]
         parts += [_strongest(atlas, heads), _relations(atlas), *_depth(atlas, heads)]
     parts += [_not_mapped(atlas), f"Read with: {caption_head(atlas)}.", _caveats(atlas)]
-    return "\n\n".join(part for part in parts if part)
+    return safe_text("\n\n".join(part for part in parts if part), keep="\n")
 
 
 def alt_text(atlas: Atlas, kind: str = "categories", each: str = "") -> str:

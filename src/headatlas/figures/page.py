@@ -27,6 +27,7 @@ from matplotlib.transforms import Affine2D
 
 from headatlas.errors import HeadatlasError
 from headatlas.figures.colours import INK
+from headatlas.showing import safe_text
 
 MM = 25.4
 """Millimetres in an inch."""
@@ -90,7 +91,14 @@ class AtlasFigure(Figure):
         self.description = description
 
     def savefig(self, fname: Any, **kwargs: Any) -> None:
-        """As matplotlib's, at 300 dpi, with text as text; ``headatlas.figures.save`` adds metadata."""
+        """As matplotlib's, at 300 dpi, with text as text and nothing unseen in it.
+
+        ``headatlas.figures.save`` adds metadata.
+        """
+        for each in self.findobj(Text):
+            text = each.get_text()
+            if text != (shown := safe_text(text, keep="\n")):
+                each.set_text(shown)
         with style():
             super().savefig(fname, **{"dpi": DPI, **kwargs})
 
@@ -314,7 +322,7 @@ def text_width(text: str, *, bold: bool = False) -> float:
         variant="normal",
         stretch="normal",
     )
-    width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
+    width, _, _ = text_to_path.get_text_width_height_descent(safe_text(text), font, ismath=False)
     return float(width) / 72 * MM
 
 
@@ -324,7 +332,7 @@ def wrap(text: str, width: float, *, measure: Callable[[str], float] = text_widt
     lines: list[str] = []
     line = ""
     # "q ≤ 0.01" is not broken.
-    for word in _TIGHT.sub("\u00a0\\1\u00a0", text).split(" "):
+    for word in _TIGHT.sub("\u00a0\\1\u00a0", safe_text(text)).split(" "):
         joined = f"{line} {word}" if line else word
         if measure(joined) <= width:
             line = joined

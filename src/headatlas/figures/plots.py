@@ -14,6 +14,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.figures.describe import alt_text
 from headatlas.figures.grids import TABLES, Panels, Which, categories_table, grid_of_table
 from headatlas.files import atomic_write
+from headatlas.showing import safe_cells, safe_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -258,7 +259,7 @@ def write_data(atlas: Atlas, kind: str, path: str | Path, panels: Panels = "cate
     table = Plots(atlas).data(kind, panels)
     where = output_path(path)
     with atomic_write(where) as temporary:
-        table.to_csv(temporary, index=False)
+        safe_cells(table).to_csv(temporary, index=False)
     return where
 
 
@@ -327,7 +328,7 @@ def figure_bytes(figure: Figure, file_format: str) -> bytes:
     """The bytes that :func:`save` writes, for pages and notebooks."""
     from headatlas.figures.page import DPI, style
 
-    title, description = getattr(figure, "title", ""), getattr(figure, "description", "")
+    title, description = (safe_text(getattr(figure, name, "")) for name in ("title", "description"))
     metadata: dict[str, dict[str, Any]] = {
         "png": {"Title": title, "Description": description},
         "svg": {"Title": title, "Date": None},

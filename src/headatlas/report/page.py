@@ -16,6 +16,7 @@ from headatlas.atlas import Atlas
 from headatlas.figures.colours import BLANK, level_colours
 from headatlas.files import atomic_write
 from headatlas.report.data import page_data
+from headatlas.showing import safe_values
 
 MODULES = (
     "dom",
@@ -69,7 +70,7 @@ def report_html(atlas: Atlas) -> str:
     from headatlas.figures.describe import alt_text, describe
 
     alternative = alt_text(atlas)
-    data = page_data(atlas, alternative=alternative, in_words=describe(atlas))
+    data = safe_values(page_data(atlas, alternative=alternative, in_words=describe(atlas)))
     style = stylesheet(len(data["categories"]))
     script = bundle()
     return _fill(
@@ -77,7 +78,7 @@ def report_html(atlas: Atlas) -> str:
         {
             "policy": _policy(style, script),
             "title": html.escape(f"{data['model']}: what its attention heads do"),
-            "alternative": html.escape(alternative),
+            "alternative": html.escape(data["alternative"]),
             "style": style,
             "data": embed(data),
             "script": script,

@@ -122,7 +122,7 @@ class HeadFactors:
 
 @dataclass(frozen=True)
 class LayerOperations:
-    """What the heads of a layer write; tokens by their ids, -1 where there is none.
+    """Writing of the heads of a layer; tokens by their ids, -1 where there is none.
 
     Attributes:
         gain: [n_heads, 30] float64, NaN where there is none.

@@ -104,7 +104,7 @@ def run_salience(
 def _computed(
     prepared: PreparedMap, chosen: SourceTokens, machine: Machine, tell: Report
 ) -> dict[int, LayerOperations]:
-    """What each layer's heads write."""
+    """Operations of every layer."""
     model = prepared.model
     vocabulary = Vocabulary.read(model.unembed, prepared.competing)
     operations = Operations(vocabulary, chosen.ids)
