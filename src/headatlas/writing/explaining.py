@@ -5,7 +5,7 @@ Everything here is about words: a token's text without the space around it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,21 @@ MOST_FIELDS = 5
 SMALLEST_FIELD = 5
 """Words of the vocabulary that a field must have."""
 
-Ints = NDArray[np.int64]
+COPYING = "copying"
+"""The core relation that is a rule: it holds for every word, not only for those of its list."""
+SEQUENCES = "item"
+"""Sources of a relation that are parts of several sequences; each sequence is a field."""
+ANY_WORD = frozenset(
+    (
+        *("word", "word in capitals", "capitalised word", "the same word", "the word read backwards"),
+        *("rhyme", "homophone", "synonym", "antonym", "stronger word", "compound", "first part", "last part"),
+        *("its partner in a fixed pair", "word with a negative prefix", "abbreviation", "English", "object"),
+        *("thing", "part", "whole", "member", "group", "domain", "person", "the next in its sequence"),
+        *("its counterpart", "what it does", "what it studies", "what it measures", "what it is known for"),
+    )
+)
+"""Titles of words that have nothing in common; they are no fields."""
+
 Floats = NDArray[np.float64]
 
 
@@ -56,18 +70,24 @@ class Library:
                 for target in pair.targets:
                     self._pairs.setdefault((pair.source, target), []).append(relation.name)
             names = relation.title.split(" → ")
-            if len(names) == 2:
+            if len(names) != 2:
+                continue
+            if names[0] == SEQUENCES:
+                for chain in _chains(relation):
+                    self._add(f"{chain[0]} … {chain[-1]}".casefold(), chain)
+            else:
                 self._add(names[0], (pair.source for pair in relation.pairs))
-                self._add(names[1], (target for pair in relation.pairs for target in pair.targets))
+            self._add(names[1], (target for pair in relation.pairs for target in pair.targets))
 
     def _add(self, name: str, words: Iterable[str]) -> None:
-        self.fields.setdefault(name, set()).update(word.casefold() for word in words)
+        if name not in ANY_WORD:
+            self.fields.setdefault(name, set()).update(word.casefold() for word in words)
 
     def explain(self, sources: Sequence[str], gains: Floats, targets: Sequence[Sequence[str]]) -> Explained:
         """Hold a head's sources against all pairs.
 
         A source is explained if it and one of its targets are a pair of a relation, as they are written but
-        for the space around them.
+        for the space around them; or if the target is the source itself, which is copying.
 
         Args:
             sources: Texts of the source tokens.
@@ -78,14 +98,31 @@ class Library:
         mass, total = 0.0, float((gains**2).sum())
         rest = set()
         for source, gain, words in zip(sources, gains, targets, strict=True):
-            found = {name for word in words for name in self._pairs.get((source.strip(), word.strip()), ())}
+            word, stripped = source.strip(), [target.strip() for target in words]
+            found = {name for target in stripped for name in self._pairs.get((word, target), ())}
+            if word and word in stripped:
+                found.add(COPYING)
             mass += float(gain) ** 2 if found else 0.0
-            if not found and source.strip():
-                rest.add(source.strip().casefold())
+            if word and not found:
+                rest.add(word.casefold())
             for name in found:
                 counts[name] = counts.get(name, 0) + 1
         best = sorted(counts.items(), key=lambda each: (-each[1], each[0]))
         return Explained(mass / total if total > 0 else float("nan"), tuple(best), frozenset(rest))
+
+
+def _chains(relation: Relation) -> Iterator[list[str]]:
+    """Words of a relation that follow each other, sequence by sequence."""
+    following = {pair.source: pair.targets[0] for pair in relation.pairs}
+    targets = set(following.values())
+    # Those that begin nowhere else first; then circles, such as the days of the week.
+    for start in [*(word for word in following if word not in targets), *following]:
+        chain, word = [], start
+        while word in following:
+            chain.append(word)
+            word = following.pop(word)
+        if chain:
+            yield chain if word in chain else [*chain, word]
 
 
 def fields_of(
@@ -109,16 +146,18 @@ def fields_of(
     known = {name: part for name, each in fields.items() if len(part := each & words) >= SMALLEST_FIELD}
     names = list(known)
     mine = [each.words & words for each in heads]
-    counts = np.array([[len(each & known[name]) for name in names] for each in mine]).reshape(len(heads), -1)
-    sizes = np.array([len(known[name]) for name in names])
-    drawn = np.array([[len(each)] for each in mine])
-    p = np.asarray(hypergeom.sf(counts - 1, len(words), sizes, drawn)) if names and heads else np.ones((0, 0))
+    counts = np.array([[len(each & known[name]) for name in names] for each in mine], dtype=np.int64)
+    sizes = np.array([len(known[name]) for name in names], dtype=np.int64)
+    drawn = np.array([[len(each)] for each in mine], dtype=np.int64)
+    if counts.size == 0:
+        return [[] for _ in heads]
+    p = np.asarray(hypergeom.sf(counts - 1, len(words), sizes, drawn))
     q = false_discovery_rates(p)
     found = []
     for at, each in enumerate(mine):
         listed: list[tuple[str, int, float]] = []
         covered: set[str] = set()
-        for field in np.argsort(p[at], kind="stable").tolist() if names else []:
+        for field in np.argsort(p[at], kind="stable").tolist():
             here = each & known[names[field]]
             if q[at, field] > FIELD_Q or len(here) < LEAST_WORDS or len(listed) == MOST_FIELDS:
                 continue
