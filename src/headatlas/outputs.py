@@ -136,6 +136,15 @@ def write_behaviours(atlas: Atlas, found: Looking, folder: Path, *, figures: boo
     return _write_all(folder, tasks)
 
 
+def write_preferences(frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write ``evidence/attention.csv``, a row per called head × relation and query.
+
+    Raises:
+        UnwrittenError: It could not be written.
+    """
+    return _write_all(folder, {f"{EVIDENCE_FOLDER}/attention.csv": partial(_write_table, frame)})
+
+
 # One by one ---------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""``evidence inference`` and ``evidence ablation``: is a map true?"""
+"""``evidence inference``, ``evidence attention`` and ``evidence ablation``: is a map true?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from headatlas.cli.options import AsJson, AtlasArgument, Only, as_options, computes, names_of
-from headatlas.cli.output import print_rows, print_table, progress_shown, say, stopping
+from headatlas.cli.output import number, print_rows, print_table, progress_shown, say, stopping
 from headatlas.options import Compute
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def register(app: typer.Typer) -> None:
         no_args_is_help=True, rich_markup_mode=None, help="Check a map against the running model."
     )
     group.command("inference")(inference_command)
+    group.command("attention")(attention_command)
     group.command("ablation")(ablation_command)
     app.add_typer(group, name="evidence")
 
@@ -88,6 +89,77 @@ def inference_command(
         print_table(*_agreement_table(frame))
     beside = _beside(atlas)
     write_and_say(beside, lambda: write_inference(atlas, frame, found, beside, figures=not no_figures))
+
+
+@computes("device")
+def attention_command(
+    folder: AtlasArgument,
+    compute: Compute,
+    model: ModelOption = None,
+    only: Only = None,
+    templates: TemplateFile = None,
+    limit: Annotated[
+        int,
+        typer.Option("--limit", metavar="N", min=1, help="Rows to show, highest AUROC first. JSON has all."),
+    ] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether called heads would look at the words of their relation: by W_Q and W_K, before any softmax.
+
+    Queries are states at the end of the relation's task and of running texts; keys are states of its sources
+    and of matched other words. AUROC at several distances, with a permutation p and q over called heads.
+
+    What is measured is stored in the atlas and not measured again. The table goes to DIR/evidence.
+    """
+    from headatlas.atlas import Atlas
+    from headatlas.evidence.attention_run import run_attention
+    from headatlas.evidence.statistics import against_measured
+    from headatlas.outputs import write_preferences
+
+    atlas = Atlas.open(folder)
+    with stopping(lambda: "stopped; nothing was stored"), progress_shown() as progress:
+        found = run_attention(atlas, model, templates=templates, compute=compute, progress=progress)
+    atlas = Atlas.open(folder)
+    frame = found.frame(atlas, names_of(only))
+    for name, why in found.left_out.items():
+        say(f"skipped: {name} ({why})")
+    measured = against_measured(frame)
+    if as_json:
+        print_rows(
+            [atlas],
+            _records(frame),
+            attention=found.caption(),
+            skipped=found.left_out,
+            against_measured=_records(measured),
+        )
+    else:
+        say(f"{atlas.caption()}; {found.caption()}")
+        print_table(*_attention_table(frame, limit))
+        say(f"prefers: {int(frame['prefers'].sum())} of {len(frame)} rows")
+        for row in _records(measured):
+            say(
+                f"AUROC ({row['query']}) and measured attention: Spearman's rho {row['spearman']:.2f} "
+                f"({_interval(row, 'spearman')}) over {row['rows']} rows"
+            )
+    write_and_say(atlas.folder, lambda: write_preferences(frame, atlas.folder))
+
+
+def _attention_table(frame: pd.DataFrame, limit: int) -> tuple[list[str], list[list[Any]]]:
+    """The rows of the highest AUROC."""
+    distances = [name for name in frame.columns if name[0] == "d" and name[1:].isdigit()]
+    rows = frame.sort_values("auroc", ascending=False, kind="stable").head(limit)
+    cells = [
+        [
+            f"{row['layer']}.{row['head']}",
+            *(row[name] for name in ("relation", "query", "auroc", *distances, "as_high")),
+            number(row["q"]),
+            row["attention"],
+            "prefers" if row["prefers"] else "",
+        ]
+        for row in rows.to_dict("records")
+    ]
+    names = [f"at {name[1:]}" for name in distances]
+    return ["head", "relation", "query", "AUROC", *names, "as high", "q", "attention", ""], cells
 
 
 @computes("device")

@@ -186,6 +186,10 @@ def _info_rows(atlas: Atlas) -> list[tuple[str, Any]]:
         for run in evidence["inference"]
     ]
     rows += [
+        ("evidence: attention", f"{len(each['words'])} relations, {len(each['context'])} templates")
+        for each in evidence["attention"]
+    ]
+    rows += [
         ("evidence: ablation", f"{task['relation']}, {task['shots']} examples, {task['method']}")
         for task in evidence["ablation"]
     ]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from headatlas.options import Compute
     from headatlas.progress import Report
 
-__all__ = ["ablation", "inference"]
+__all__ = ["ablation", "attention", "inference"]
 
 
 def inference(
@@ -108,4 +108,41 @@ def ablation(
     atlas.forget_evidence()
     frame = summarise_ablations(found.done)
     frame.attrs["skipped"] = found.skipped
+    return frame
+
+
+def attention(
+    atlas: Atlas,
+    model: str | Path | PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    only: Sequence[str] | None = None,
+    templates: str | Path | None = None,
+    compute: Compute | None = None,
+    progress: Report | bool | None = None,
+) -> pd.DataFrame:
+    """Compare, by W_Q and W_K, how much queries prefer the sources of relations to matched other words.
+
+    Args:
+        atlas, model, tokenizer, compute, progress: As for :func:`inference`.
+        only: Names or titles of relations to return; all are measured, and q is over all.
+        templates: A file; the shipped templates by default.
+
+    Returns:
+        One row per called head × relation and query (``task`` or ``context``), as
+        :meth:`headatlas.atlas.preferences.Preferences.frame` describes it; ``attrs["left_out"]`` says which
+        relations could not be compared, and why.
+
+    Raises:
+        HeadatlasError: The model is not the atlas's or does not fit into memory, how its family attends is
+            not read yet, or a template has no slot.
+    """
+    from headatlas.evidence.attention_run import run_attention
+    from headatlas.progress import reporting
+
+    with reporting(progress) as tell:
+        found = run_attention(atlas, model, tokenizer, templates=templates, compute=compute, progress=tell)
+    atlas.forget_evidence()
+    frame = found.frame(atlas, only)
+    frame.attrs |= {"caption": found.caption(), "left_out": found.left_out}
     return frame

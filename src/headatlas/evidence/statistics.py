@@ -190,6 +190,21 @@ def _columns() -> list[str]:
     return [f"{measure}{suffix}" for measure in MEASURES for suffix in ("", "_low", "_high")]
 
 
+def against_measured(frame: pd.DataFrame) -> pd.DataFrame:
+    """Agreement of AUROCs with measured attention, over the rows of a frame of preferences that have it.
+
+    Returns:
+        One row per query: query, rows, then pearson, spearman, each with ``_low`` and ``_high``. Heads of a
+        layer and relations of a head are not independent, so intervals are rather too narrow.
+    """
+    rows = []
+    for query, part in frame[frame["attention"].notna()].groupby("query", sort=False):
+        found = agree(part["auroc"].to_numpy(dtype=np.float64), part["attention"].to_numpy(dtype=np.float64))
+        if not np.isnan(found.spearman.value):
+            rows.append((query, found.n_heads, *_numbers(found.pearson), *_numbers(found.spearman)))
+    return pd.DataFrame(rows, columns=["query", "rows", *_columns()])
+
+
 # Ablation curves --------------------------------------------------------------------------------------
 
 SUMMARY_COLUMNS = (

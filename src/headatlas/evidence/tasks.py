@@ -74,7 +74,7 @@ def make_task(
         shots: Examples before each question, evenly spaced over the usable pairs; they are not asked.
         sources: At most so many, evenly spaced over what is left.
     """
-    examples = _spread(len(relation.pairs), shots)
+    examples = spread(len(relation.pairs), shots)
     lines = [_line(relation, relation.pairs[at], template) for at in examples]
     asked = Template("".join(f"{line}\n" for line in lines) + template.before, template.after)
     pairs = [pair for at, pair in enumerate(relation.pairs) if at not in set(examples)]
@@ -93,7 +93,7 @@ def make_task(
             dropped.setdefault(TARGET_CUT_DIFFERENTLY, []).append(word)
         else:
             usable.append((word, text.ids, right))
-    chosen = [usable[at] for at in _spread(len(usable), sources)]
+    chosen = [usable[at] for at in spread(len(usable), sources)]
     return Task(
         relation.relation.name,
         str(template),
@@ -114,7 +114,7 @@ def _line(relation: TokenisedRelation, pair: TokenisedPair, template: Template) 
     return template.filled(_word(relation, pair)) + ("" if written_bare(target) else " ") + target
 
 
-def _spread(n: int, wanted: int) -> list[int]:
+def spread(n: int, wanted: int) -> list[int]:
     """At most ``wanted`` of n places, evenly spaced."""
     return sorted({int((at + 0.5) * n / wanted) for at in range(wanted)}) if n > wanted else list(range(n))
 
