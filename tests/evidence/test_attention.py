@@ -1,4 +1,4 @@
-"""Preferences by W_Q and W_K: a planted head is found, random ones have the nominal rate, rows say what is stored."""
+"""Preferences by W_Q and W_K: a planted head is found, random ones have the nominal rate."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_permutations_agree_with_the_exact_rank_sum_test() -> None:
 
 
 def test_matched_words_are_of_the_same_kind() -> None:
-    """As many tokens, a capital letter or none, the nearest id; no word of the relation and none of its kin."""
+    """As many tokens, capital letter or none, the nearest id; no word of the relation or of its kin."""
     pairs = [(f"Land{at}" if at % 2 else f"land{at}", 100 + at) for at in range(40)]
     body = relation("lands", [(name, ["x"]) for name, _ in pairs])
     mine = TokenisedRelation(

@@ -20,7 +20,14 @@ import pandas as pd
 import zarr
 from numpy.typing import NDArray
 
-from headatlas.atlas.ablations import PREFIX, PROVENANCE, Ablation, read_ablation, single_heads
+from headatlas.atlas.ablations import (
+    PREFIX,
+    PROVENANCE,
+    Ablation,
+    all_heads_ablations,
+    read_ablation,
+    single_heads,
+)
 from headatlas.atlas.atlas import Atlas
 from headatlas.atlas.behaviours import lookings
 from headatlas.atlas.preferences import all_preferences
@@ -214,7 +221,14 @@ class Evidence:
         tasks = [{name: each.provenance[name] for name in PROVENANCE} for each in self.ablations]
         watched = [each.provenance for each in lookings(self._atlas.path)]
         preferred = [each.provenance for each in all_preferences(self._atlas.path)]
-        return {"inference": runs, "attention": preferred, "ablation": tasks, "behaviour": watched}
+        chosen = [each.provenance for each in all_heads_ablations(self._atlas.path)]
+        return {
+            "inference": runs,
+            "attention": preferred,
+            "ablation": tasks,
+            "heads": chosen,
+            "behaviour": watched,
+        }
 
     def templates_of(self, relation: str) -> list[Dynamic]:
         """The dynamic scores of a relation, each template once: of several runs the one of most relations.

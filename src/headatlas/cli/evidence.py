@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from headatlas.cli.heads import parse_head
 from headatlas.cli.options import AsJson, AtlasArgument, Only, as_options, computes, names_of
 from headatlas.cli.output import number, print_rows, print_table, progress_shown, say, stopping
 from headatlas.options import Compute
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from headatlas.atlas import Atlas
+    from headatlas.evidence.ablation_run import Choices
 
 KEPT = "stopped; what was finished is stored in the atlas; the same command goes on"
 
@@ -168,6 +170,15 @@ def ablation_command(
     compute: Compute,
     model: ModelOption = None,
     only: Only = None,
+    ablate_heads: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ablate-heads",
+            metavar="LAYER.HEAD,…",
+            help="Ablate these heads together, such as 23.4,24.5, and say what is lost on running texts, and "
+            "on the tasks of --only, beside random heads of the same layers.",
+        ),
+    ] = None,
     templates: TemplateFile = None,
     shots: Annotated[
         int, typer.Option("--shots", metavar="N", min=0, help="Examples before each question.")
@@ -190,7 +201,7 @@ def ablation_command(
     """Take the heads of a relation out of the model and see whether it can still do the task.
 
     Heads go in order of score, and once more in order of *added* (what the state itself does not hold),
-    beside as many random heads and beside other tasks.
+    beside as many random heads and beside other tasks. Or take out heads of your own choice: --ablate-heads.
 
     Each relation is stored in the atlas when it is done, so the same command goes on after Ctrl-C. A table
     and a figure per relation go to DIR/evidence; DIR's page and table of heads are written again with them.
@@ -202,6 +213,10 @@ def ablation_command(
 
     choices = Choices(shots, method, sources, max_heads, draws, seed)
     atlas = Atlas.open(folder)
+    if ablate_heads is not None:
+        heads = [parse_head(name, atlas) for name in names_of(ablate_heads) or ()]
+        _ablate_chosen(atlas, model, heads, names_of(only), templates, choices, compute, as_json)
+        return
     with stopping(lambda: KEPT), progress_shown() as progress:
         found = run_ablation(
             atlas,
@@ -230,6 +245,69 @@ def ablation_command(
             say("no task was ablated")
     beside = _beside(atlas)
     write_and_say(beside, lambda: write_ablations(atlas, found.done, beside, figures=not no_figures))
+
+
+def _ablate_chosen(
+    atlas: Atlas,
+    model: str | None,
+    heads: Sequence[tuple[int, int]],
+    only: Sequence[str] | None,
+    templates: Path | None,
+    choices: Choices,
+    compute: Compute,
+    as_json: bool,
+) -> None:
+    """The part of ``evidence ablation`` that is about heads of the user's own choice."""
+    from headatlas.evidence.chosen_run import run_chosen
+    from headatlas.evidence.statistics import summarise_heads
+    from headatlas.outputs import write_heads_ablation
+
+    with stopping(lambda: "stopped; nothing was stored"), progress_shown() as progress:
+        found = run_chosen(
+            atlas,
+            model,
+            heads=heads,
+            only=only,
+            templates=templates,
+            choices=choices,
+            compute=compute,
+            progress=progress,
+        )
+    frame = summarise_heads(found)
+    names = ", ".join(f"{layer}.{head}" for layer, head in found.heads)
+    how = "output 0" if choices.method == "zero" else "mean output"
+    caption = f"without {names} ({how}), beside {len(found.draws)} draws of random heads of the same layers"
+    skipped = {name: as_options(why) for name, why in found.provenance["skipped"].items()}
+    for name, why in skipped.items():
+        say(f"skipped: {name} ({why})")
+    if as_json:
+        print_rows(
+            [atlas], _records(frame), heads=found.provenance["heads"], ablation=caption, skipped=skipped
+        )
+    else:
+        say(f"{atlas.model_name}: {caption}; losses in nats, intervals 95 % over texts or prompts")
+        if len(found.draws) < choices.draws:
+            say(f"only {len(found.draws)} different draws: these layers have no more other heads")
+        print_table(*_heads_table(frame))
+    write_and_say(atlas.folder, lambda: write_heads_ablation(frame, found.heads, atlas.folder))
+
+
+def _heads_table(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
+    columns = ["on", "n", "loss", "without", "more", "95 %", "random", "draws", "beyond random", "95 %"]
+    columns += ["right", "without", "random"]
+    rows = [
+        [
+            *(row[name] for name in ("on", "n", "loss", "without", "difference")),
+            _interval(row, "difference"),
+            row["random"],
+            _interval(row, "random"),
+            row["excess"],
+            _interval(row, "excess"),
+            *(row[name] for name in ("accuracy", "accuracy_without", "accuracy_random")),
+        ]
+        for row in _records(frame)
+    ]
+    return columns, rows
 
 
 def _beside(atlas: Atlas) -> Path:

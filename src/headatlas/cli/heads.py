@@ -57,7 +57,7 @@ def head_command(
     as_json: AsJson = False,
 ) -> None:
     """Show one head: its score on every relation, best first."""
-    _print_heads(atlas, atlas[_parse_head(name, atlas)], as_json)
+    _print_heads(atlas, atlas[parse_head(name, atlas)], as_json)
 
 
 @reads_atlas
@@ -153,7 +153,12 @@ def _evidence(record: dict[str, Any]) -> list[Any]:
     return [context, record.get("attention"), record.get("loss_alone"), ", ".join(confirmed) or None]
 
 
-def _parse_head(name: str, atlas: Atlas) -> tuple[int, int]:
+def parse_head(name: str, atlas: Atlas) -> tuple[int, int]:
+    """Layer and head of a name such as ``23.4``.
+
+    Raises:
+        HeadatlasError: It is no head of the atlas, or its layer is not mapped.
+    """
     match = re.fullmatch(r"L?(\d+)[.:/H](\d+)", name.strip(), re.IGNORECASE)
     if match is None:
         raise HeadatlasError(f"{name!r} is no head; write it LAYER.HEAD, both from 0, like 23.4.")
@@ -192,6 +197,9 @@ def _info_rows(atlas: Atlas) -> list[tuple[str, Any]]:
     rows += [
         ("evidence: ablation", f"{task['relation']}, {task['shots']} examples, {task['method']}")
         for task in evidence["ablation"]
+    ]
+    rows += [
+        ("evidence: heads", f"{', '.join(each['heads'])}, {each['method']}") for each in evidence["heads"]
     ]
     rows += [
         ("evidence: behaviour", f"{each['texts']['texts']} texts of {each['texts']['source'] or 'headatlas'}")

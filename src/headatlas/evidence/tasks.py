@@ -120,9 +120,18 @@ def spread(n: int, wanted: int) -> list[int]:
 
 
 def answers(modules: PreTrainedModel, prompts: Sequence[Ids], *, share: bool = True) -> NDArray[np.int64]:
-    """[n] the token with the highest logit after each prompt.
+    """[n] the token with the highest logit after each prompt; arguments as for :func:`last_logits`."""
+    out = np.empty(len(prompts), dtype=np.int64)
+    for members, logits in last_logits(modules, prompts, share=share):
+        out[members] = logits.argmax(dim=-1).cpu().numpy()
+    return out
 
-    Prompts of one length go together.
+
+@torch.inference_mode()
+def last_logits(
+    modules: PreTrainedModel, prompts: Sequence[Ids], *, share: bool = True
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Places of some prompts and the logits [row, vocab] after them; prompts of one length go together.
 
     Args:
         modules: The running model.
@@ -131,23 +140,20 @@ def answers(modules: PreTrainedModel, prompts: Sequence[Ids], *, share: bool = T
             mixers than attention keep of it does not continue over several tokens in every family.
     """
     shared = _shared(prompts) if share else 0
-    out = np.empty(len(prompts), dtype=np.int64)
     run: Any = modules
     device = modules.device
     past = None
-    with torch.inference_mode():
-        if shared:
-            ids = torch.tensor([prompts[0][:shared]], device=device)
-            past = run(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-        rest = [prompt[shared:] for prompt in prompts]
-        for members in _batches(rest, shared):
-            ids = torch.tensor([rest[at] for at in members], device=device)
-            mine = copy.deepcopy(past)
-            if mine is not None:
-                mine.batch_repeat_interleave(len(ids))
-            logits = run(input_ids=ids, past_key_values=mine, use_cache=share, logits_to_keep=1).logits
-            out[members] = logits[:, -1].argmax(dim=-1).cpu().numpy()
-    return out
+    if shared:
+        ids = torch.tensor([prompts[0][:shared]], device=device)
+        past = run(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+    rest = [prompt[shared:] for prompt in prompts]
+    for members in _batches(rest, shared):
+        ids = torch.tensor([rest[at] for at in members], device=device)
+        mine = copy.deepcopy(past)
+        if mine is not None:
+            mine.batch_repeat_interleave(len(ids))
+        logits = run(input_ids=ids, past_key_values=mine, use_cache=share, logits_to_keep=1).logits
+        yield members, logits[:, -1]
 
 
 def _batches(rows: Sequence[Ids], shared: int) -> Iterator[list[int]]:
