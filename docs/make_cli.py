@@ -77,8 +77,13 @@ EXAMPLES = {
         "headatlas evidence inference demo",
         "headatlas evidence inference demo --only country_to_capital,verb_to_past_tense --json",
     ],
+    "evidence attention": [
+        "headatlas evidence attention demo",
+        "headatlas evidence attention demo --only country_to_capital --json",
+    ],
     "evidence ablation": [
         "headatlas evidence ablation demo",
+        "headatlas evidence ablation demo --ablate-heads 23.4,24.5 --only country_to_capital",
         "headatlas evidence ablation demo --only country_to_capital --shots 0",
     ],
     "behaviour": [

@@ -137,6 +137,25 @@ def write_behaviours(atlas: Atlas, found: Looking, folder: Path, *, figures: boo
     return _write_all(folder, tasks)
 
 
+def write_preferences(frame: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write ``evidence/attention.csv``, a row per called head × relation and query.
+
+    Raises:
+        UnwrittenError: It could not be written.
+    """
+    return _write_all(folder, {f"{EVIDENCE_FOLDER}/attention.csv": partial(_write_table, frame)})
+
+
+def write_heads_ablation(frame: pd.DataFrame, heads: Sequence[tuple[int, int]], folder: Path) -> list[Path]:
+    """Write ``evidence/without-….csv``, named after the heads, a row for the running texts and one a task.
+
+    Raises:
+        UnwrittenError: It could not be written.
+    """
+    names = "-".join(f"{layer}.{head}" for layer, head in heads[:8]) + ("-more" if len(heads) > 8 else "")
+    return _write_all(folder, {f"{EVIDENCE_FOLDER}/without-{names}.csv": partial(_write_table, frame)})
+
+
 # One by one ---------------------------------------------------------------------------------------
 
 

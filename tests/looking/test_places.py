@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from headatlas.errors import HeadatlasError
+from headatlas.evidence.texts import LENGTH, shipped_texts
 from headatlas.looking.places import IN_TEXT, Pieces, everywhere, places
-from headatlas.looking.sequences import BLOCKS, LENGTH, PER_BLOCK, sequences_for, shipped_texts
+from headatlas.looking.sequences import BLOCKS, PER_BLOCK, sequences_for
 from tests.looking.test_measuring import EVERY, opened
 
 TEXTS = (

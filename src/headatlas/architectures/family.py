@@ -286,6 +286,28 @@ class Other(Strict):
     present: str = "always"
 
 
+class Queries(Strict):
+    """The way from queries and keys to attention logits; a family says it itself, never by ``like``.
+
+    Attributes:
+        rotary: Channels of a query and key that turn together, as stored: ``halves`` (i and i + n/2),
+            ``pairs`` (2i and 2i + 1), or ``none``: positions are in the states.
+        rotary_module: Path of the Hugging Face module that gives cosines and sines.
+        query_norm, key_norm: Norms over the channels of each head, before it turns.
+        scale: Key of the config whose value to the power −½ multiplies logits; by default d_head does.
+        cap: Key of the config with the soft-cap of logits: ``cap * tanh(logit / cap)``.
+        only: Config values without which all this does not hold.
+    """
+
+    rotary: Literal["halves", "pairs", "none"]
+    rotary_module: str = "{body}rotary_emb"
+    query_norm: Norm | None = None
+    key_norm: Norm | None = None
+    scale: str | None = None
+    cap: str | None = None
+    only: dict[str, bool | int | float | str] = {}
+
+
 class Caveat(Strict):
     """A sentence that a reader must know about some models of the family.
 
@@ -309,6 +331,7 @@ class Section(Strict):
         attention_norm: The norm before the attention; None where the attention reads the residual stream.
         post_attention_norm: The norm on the attention's output, before the residual, where there is one.
         value: Alternatives; in each layer the first whose weight is stored counts.
+        queries: How queries and keys make attention logits; None where that is not read yet.
         experts: Alternatives; a layer without any of their routers has the dense MLP.
         without_heads: Patterns of the tensors that layers without attention heads have in its place, or
             others beside it. A layer with such tensors and no value projection has no heads.
@@ -328,6 +351,7 @@ class Section(Strict):
     attention_norm: Norm | None = None
     post_attention_norm: Norm | None = None
     value: tuple[Value, ...]
+    queries: Queries | None = None
     output: Linear
     mlp: MLP
     experts: tuple[Experts, ...] = ()
@@ -351,6 +375,7 @@ class Section(Strict):
             self.post_attention_norm,
             self.mlp.norm,
         ]
+        norms += [self.queries.query_norm, self.queries.key_norm] if self.queries else []
         there = [norm for norm in norms if norm]
         parts: list[Linear | Norm | Value | Other | Unembed] = [
             *linears, *downs, *there, *self.value, *self.other, self.unembed,

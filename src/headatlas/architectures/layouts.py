@@ -70,6 +70,11 @@ def value_shape(layout: ValueLayout, dims: Dims) -> tuple[int, ...]:
     )
 
 
+def transposed(stored: torch.Tensor, layout: ValueLayout) -> torch.Tensor:
+    """The weight of a value layout as [out, in]."""
+    return stored.T if layout in _TRANSPOSED else stored
+
+
 def value_rows(layout: ValueLayout, dims: Dims) -> slice | None:
     """Rows of the stored weight that suffice; None if all are needed."""
     if layout == "stacked_qkv":
@@ -79,8 +84,7 @@ def value_rows(layout: ValueLayout, dims: Dims) -> slice | None:
 
 def split_values(stored: torch.Tensor, layout: ValueLayout, dims: Dims) -> torch.Tensor:
     """W_V [n_kv_heads, d_model, d_head] from the stored weight (or its :func:`value_rows`)."""
-    weight = stored.T if layout in _TRANSPOSED else stored
-    return _value_outputs(weight, layout, dims).transpose(1, 2).contiguous()
+    return _value_outputs(transposed(stored, layout), layout, dims).transpose(1, 2).contiguous()
 
 
 def split_value_bias(stored: torch.Tensor, layout: ValueLayout, dims: Dims) -> torch.Tensor:
@@ -129,3 +133,31 @@ def _value_outputs(outputs: torch.Tensor, layout: ValueLayout, dims: Dims) -> to
 def split_outputs(stored: torch.Tensor, layout: LinearLayout, dims: Dims) -> torch.Tensor:
     """W_O [n_heads, d_head, d_model] from the stored output projection."""
     return as_linear(stored, layout).T.reshape(dims.n_heads, dims.d_head, dims.d_model).contiguous()
+
+
+# Queries and keys ------------------------------------------------------------------------------------
+
+
+def split_queries_and_keys(
+    outputs: torch.Tensor, layout: ValueLayout, dims: Dims
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries [n_heads, d_head, ...] and keys [n_kv_heads, d_head, ...] of a fused projection.
+
+    Args:
+        outputs: Its weight or bias, with the projection's outputs on the first axis.
+        layout: One of the layouts that hold queries and keys.
+        dims: Sizes.
+    """
+    rest = outputs.shape[1:]
+    if layout in ("per_head_qkv", "conv1d_per_head", "grouped_qkv"):
+        groups = outputs.reshape(dims.n_kv_heads, -1, dims.d_head, *rest)
+        return groups[:, :-2].reshape(dims.n_heads, dims.d_head, *rest), groups[:, -2]
+    if layout == "blocks_qvk":
+        blocks = outputs.reshape(4, 3, -1, *rest)
+        queries, keys = blocks[:, 0], blocks[:, 2]
+    else:
+        n_queries, n_keys = dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head
+        queries, keys = outputs[:n_queries], outputs[n_queries : n_queries + n_keys]
+    return queries.reshape(dims.n_heads, dims.d_head, *rest), keys.reshape(
+        dims.n_kv_heads, dims.d_head, *rest
+    )

@@ -17,6 +17,12 @@ from headatlas.architectures.layouts import (
     value_rows,
 )
 from headatlas.architectures.mlp import MlpReader, NormWeights, in_parts
+from headatlas.architectures.queries import (
+    AttentionRule,
+    LayerQueries,
+    attention_rule,
+    queries_of_layer,
+)
 from headatlas.architectures.registry import find_family
 from headatlas.architectures.types import Dims, LayerHeads, RightMap
 from headatlas.errors import HeadatlasError
@@ -103,6 +109,23 @@ class Model:
         W_V, b_V = self._values(value, layer)
         stored = self._read(self._inventory.name(output.stem, layer))
         return LayerHeads(W_V, b_V, W_O=split_outputs(stored, output.layout, self.dims))
+
+    def queries(self, layer: int) -> LayerQueries:
+        """Query and key weights of all heads of a layer.
+
+        Raises:
+            HeadatlasError: The layer has none, or how the family attends is not read yet.
+        """
+        self._check_layer(layer)
+        return queries_of_layer(self._inventory, layer, self._read, self._norm)
+
+    def attention_rule(self, modules: PreTrainedModel) -> AttentionRule:
+        """The rule by which queries and keys make attention logits; ``modules`` say angles and scale.
+
+        Raises:
+            HeadatlasError: The family's is not read yet, or the config has values that change it.
+        """
+        return attention_rule(self._inventory, modules, self.body_module())
 
     @property
     def norms_embedding(self) -> bool:

@@ -163,8 +163,8 @@ def _check_braces(family: Family, file: str) -> None:
 def _completed(table: Table, file: str, tables: Mapping[str, Table], behind: tuple[str, ...] = ()) -> Table:
     """The table over that of the family it is like, table by table; ``false`` takes a table away.
 
-    Names, title and aliases are a family's own. The GGUF section comes along only where the family says which
-    GGUF architectures are its.
+    Names, title, aliases and queries are a family's own. The GGUF section comes along only where the family
+    says which GGUF architectures are its.
     """
     if "like" not in table:
         return table
@@ -172,6 +172,9 @@ def _completed(table: Table, file: str, tables: Mapping[str, Table], behind: tup
     if base not in tables or base in (file, *behind):
         raise HeadatlasError(f"{file}: like = {table['like']!r} is no other family; correct the family file.")
     under = _completed(tables[base], base, tables, (file, *behind))
+    for section in ("safetensors", "gguf"):  # how a family attends is not taken over
+        if section in under:
+            under = {**under, section: {key: at for key, at in under[section].items() if key != "queries"}}
     own = ("like", "name", "title", "aliases")
     whole = _over({key: part for key, part in under.items() if key not in own}, table)
     del whole["like"]

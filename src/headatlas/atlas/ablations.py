@@ -97,6 +97,63 @@ class Ablation:
         return [(int(a), int(b)) for a, b in zip(rows["layer"].values, rows["head"].values, strict=True)]
 
 
+HEADS_PREFIX = "heads-"
+WHOLE, CHOSEN = "whole", "chosen"
+RUNNING_TEXT = "text"
+_HEADS_VARIABLES = {"loss", "correct", "condition", "on", "layer", "head"}
+
+
+@dataclass(frozen=True)
+class HeadsAblation:
+    """Heads of one's own choice, ablated together.
+
+    Attributes:
+        data: ``loss`` [condition, item] in nats and ``correct`` [condition, item] bool; ``on`` [item]:
+            ``text`` for a running text, where nothing is right or wrong, or the relation whose task it is.
+            Conditions are ``whole``, ``chosen``, ``random 0`` …; ``layer`` and ``head`` [order, rank] say
+            which heads the last ones are without.
+        provenance: Heads, tasks, method, model, versions, tasks left out and why.
+    """
+
+    data: xr.Dataset
+    provenance: dict[str, Any]
+
+    @property
+    def heads(self) -> list[tuple[int, int]]:
+        """The chosen heads."""
+        rows = self.data.sel(order=CHOSEN)
+        return [(int(a), int(b)) for a, b in zip(rows["layer"].values, rows["head"].values, strict=True)]
+
+    @property
+    def draws(self) -> list[str]:
+        """Names of the random draws."""
+        return [str(name) for name in self.data["condition"].values if str(name).startswith(RANDOM)]
+
+    def of(self, variable: str, on: str) -> NDArray[np.float64]:
+        """[condition, item] of the items on one thing: whole, chosen, then the draws."""
+        mine = np.flatnonzero([str(name) == on for name in self.data["on"].values])
+        return np.asarray(self.data[variable].values[:, mine], dtype=np.float64)
+
+
+def read_heads_ablation(path: Path) -> HeadsAblation:
+    """One stored ablation of chosen heads.
+
+    Raises:
+        HeadatlasError: It is damaged, or cannot be read.
+    """
+    data, provenance = read_dataset(path)
+    if lacking := _HEADS_VARIABLES - {*map(str, data.variables)}:
+        raise _damaged(path, f"it lacks {', '.join(sorted(lacking))}")
+    return HeadsAblation(data, provenance)
+
+
+def all_heads_ablations(atlas_path: Path | None) -> list[HeadsAblation]:
+    """All ablations of chosen heads in an atlas."""
+    group = atlas_path / "evidence" if atlas_path is not None else None
+    paths = sorted(group.glob(f"{HEADS_PREFIX}*")) if group is not None else []
+    return [read_heads_ablation(path) for path in paths]
+
+
 def store_ablation(folder: Path, name: str, data: xr.Dataset, provenance: dict[str, Any]) -> None:
     """Write a task's dataset; it appears whole or not at all.
 

@@ -20,9 +20,17 @@ import pandas as pd
 import zarr
 from numpy.typing import NDArray
 
-from headatlas.atlas.ablations import PREFIX, PROVENANCE, Ablation, read_ablation, single_heads
+from headatlas.atlas.ablations import (
+    PREFIX,
+    PROVENANCE,
+    Ablation,
+    all_heads_ablations,
+    read_ablation,
+    single_heads,
+)
 from headatlas.atlas.atlas import Atlas
 from headatlas.atlas.behaviours import lookings
+from headatlas.atlas.preferences import all_preferences
 from headatlas.atlas.relation_scores import Floats
 from headatlas.atlas.store import read_array, read_store
 from headatlas.errors import HeadatlasError
@@ -212,7 +220,15 @@ class Evidence:
         ]
         tasks = [{name: each.provenance[name] for name in PROVENANCE} for each in self.ablations]
         watched = [each.provenance for each in lookings(self._atlas.path)]
-        return {"inference": runs, "ablation": tasks, "behaviour": watched}
+        preferred = [each.provenance for each in all_preferences(self._atlas.path)]
+        chosen = [each.provenance for each in all_heads_ablations(self._atlas.path)]
+        return {
+            "inference": runs,
+            "attention": preferred,
+            "ablation": tasks,
+            "heads": chosen,
+            "behaviour": watched,
+        }
 
     def templates_of(self, relation: str) -> list[Dynamic]:
         """The dynamic scores of a relation, each template once: of several runs the one of most relations.

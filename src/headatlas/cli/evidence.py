@@ -1,4 +1,4 @@
-"""``evidence inference`` and ``evidence ablation``: is a map true?"""
+"""``evidence inference``, ``evidence attention`` and ``evidence ablation``: is a map true?"""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from headatlas.cli.heads import parse_head
 from headatlas.cli.options import AsJson, AtlasArgument, Only, as_options, computes, names_of
-from headatlas.cli.output import print_rows, print_table, progress_shown, say, stopping
+from headatlas.cli.output import number, print_rows, print_table, progress_shown, say, stopping
 from headatlas.options import Compute
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from headatlas.atlas import Atlas
+    from headatlas.evidence.ablation_run import Choices
 
 KEPT = "stopped; what was finished is stored in the atlas; the same command goes on"
 
@@ -39,6 +41,7 @@ def register(app: typer.Typer) -> None:
         no_args_is_help=True, rich_markup_mode=None, help="Check a map against the running model."
     )
     group.command("inference")(inference_command)
+    group.command("attention")(attention_command)
     group.command("ablation")(ablation_command)
     app.add_typer(group, name="evidence")
 
@@ -91,11 +94,91 @@ def inference_command(
 
 
 @computes("device")
+def attention_command(
+    folder: AtlasArgument,
+    compute: Compute,
+    model: ModelOption = None,
+    only: Only = None,
+    templates: TemplateFile = None,
+    limit: Annotated[
+        int,
+        typer.Option("--limit", metavar="N", min=1, help="Rows to show, highest AUROC first. JSON has all."),
+    ] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether called heads would look at the words of their relation: by W_Q and W_K, before any softmax.
+
+    Queries are states at the end of the relation's task and of running texts; keys are states of its sources
+    and of matched other words. AUROC at several distances, with a permutation p and q over called heads.
+
+    What is measured is stored in the atlas and not measured again. The table goes to DIR/evidence.
+    """
+    from headatlas.atlas import Atlas
+    from headatlas.evidence.attention_run import run_attention
+    from headatlas.evidence.statistics import against_measured
+    from headatlas.outputs import write_preferences
+
+    atlas = Atlas.open(folder)
+    with stopping(lambda: "stopped; nothing was stored"), progress_shown() as progress:
+        found = run_attention(atlas, model, templates=templates, compute=compute, progress=progress)
+    atlas = Atlas.open(folder)
+    frame = found.frame(atlas, names_of(only))
+    for name, why in found.left_out.items():
+        say(f"skipped: {name} ({why})")
+    measured = against_measured(frame)
+    if as_json:
+        print_rows(
+            [atlas],
+            _records(frame),
+            attention=found.caption(),
+            skipped=found.left_out,
+            against_measured=_records(measured),
+        )
+    else:
+        say(f"{atlas.caption()}; {found.caption()}")
+        print_table(*_attention_table(frame, limit))
+        say(f"prefers: {int(frame['prefers'].sum())} of {len(frame)} rows")
+        for row in _records(measured):
+            say(
+                f"AUROC ({row['query']}) and measured attention: Spearman's rho {row['spearman']:.2f} "
+                f"({_interval(row, 'spearman')}) over {row['rows']} rows"
+            )
+    write_and_say(atlas.folder, lambda: write_preferences(frame, atlas.folder))
+
+
+def _attention_table(frame: pd.DataFrame, limit: int) -> tuple[list[str], list[list[Any]]]:
+    """The rows of the highest AUROC."""
+    distances = [name for name in frame.columns if name[0] == "d" and name[1:].isdigit()]
+    rows = frame.sort_values("auroc", ascending=False, kind="stable").head(limit)
+    cells = [
+        [
+            f"{row['layer']}.{row['head']}",
+            *(row[name] for name in ("relation", "query", "auroc", *distances, "as_high")),
+            number(row["q"]),
+            row["attention"],
+            "prefers" if row["prefers"] else "",
+        ]
+        for row in rows.to_dict("records")
+    ]
+    names = [f"at {name[1:]}" for name in distances]
+    return ["head", "relation", "query", "AUROC", *names, "as high", "q", "attention", ""], cells
+
+
+@computes("device")
 def ablation_command(
     folder: AtlasArgument,
     compute: Compute,
     model: ModelOption = None,
     only: Only = None,
+    ablate_heads: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ablate-heads",
+            metavar="LAYER.HEAD,…",
+            help="Ablate these heads together, such as 23.4,24.5, and say what is lost on running texts, and "
+            "on the tasks of --only, beside random heads of the same layers.",
+        ),
+    ] = None,
     templates: TemplateFile = None,
     shots: Annotated[
         int, typer.Option("--shots", metavar="N", min=0, help="Examples before each question.")
@@ -118,7 +201,7 @@ def ablation_command(
     """Take the heads of a relation out of the model and see whether it can still do the task.
 
     Heads go in order of score, and once more in order of *added* (what the state itself does not hold),
-    beside as many random heads and beside other tasks.
+    beside as many random heads and beside other tasks. Or take out heads of your own choice: --ablate-heads.
 
     Each relation is stored in the atlas when it is done, so the same command goes on after Ctrl-C. A table
     and a figure per relation go to DIR/evidence; DIR's page and table of heads are written again with them.
@@ -130,6 +213,10 @@ def ablation_command(
 
     choices = Choices(shots, method, sources, max_heads, draws, seed)
     atlas = Atlas.open(folder)
+    if ablate_heads is not None:
+        heads = [parse_head(name, atlas) for name in names_of(ablate_heads) or ()]
+        _ablate_chosen(atlas, model, heads, names_of(only), templates, choices, compute, as_json)
+        return
     with stopping(lambda: KEPT), progress_shown() as progress:
         found = run_ablation(
             atlas,
@@ -158,6 +245,69 @@ def ablation_command(
             say("no task was ablated")
     beside = _beside(atlas)
     write_and_say(beside, lambda: write_ablations(atlas, found.done, beside, figures=not no_figures))
+
+
+def _ablate_chosen(
+    atlas: Atlas,
+    model: str | None,
+    heads: Sequence[tuple[int, int]],
+    only: Sequence[str] | None,
+    templates: Path | None,
+    choices: Choices,
+    compute: Compute,
+    as_json: bool,
+) -> None:
+    """The part of ``evidence ablation`` that is about heads of the user's own choice."""
+    from headatlas.evidence.chosen_run import run_chosen
+    from headatlas.evidence.statistics import summarise_heads
+    from headatlas.outputs import write_heads_ablation
+
+    with stopping(lambda: "stopped; nothing was stored"), progress_shown() as progress:
+        found = run_chosen(
+            atlas,
+            model,
+            heads=heads,
+            only=only,
+            templates=templates,
+            choices=choices,
+            compute=compute,
+            progress=progress,
+        )
+    frame = summarise_heads(found)
+    names = ", ".join(f"{layer}.{head}" for layer, head in found.heads)
+    how = "output 0" if choices.method == "zero" else "mean output"
+    caption = f"without {names} ({how}), beside {len(found.draws)} draws of random heads of the same layers"
+    skipped = {name: as_options(why) for name, why in found.provenance["skipped"].items()}
+    for name, why in skipped.items():
+        say(f"skipped: {name} ({why})")
+    if as_json:
+        print_rows(
+            [atlas], _records(frame), heads=found.provenance["heads"], ablation=caption, skipped=skipped
+        )
+    else:
+        say(f"{atlas.model_name}: {caption}; losses in nats, intervals 95 % over texts or prompts")
+        if len(found.draws) < choices.draws:
+            say(f"only {len(found.draws)} different draws: these layers have no more other heads")
+        print_table(*_heads_table(frame))
+    write_and_say(atlas.folder, lambda: write_heads_ablation(frame, found.heads, atlas.folder))
+
+
+def _heads_table(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
+    columns = ["on", "n", "loss", "without", "more", "95 %", "random", "draws", "beyond random", "95 %"]
+    columns += ["right", "without", "random"]
+    rows = [
+        [
+            *(row[name] for name in ("on", "n", "loss", "without", "difference")),
+            _interval(row, "difference"),
+            row["random"],
+            _interval(row, "random"),
+            row["excess"],
+            _interval(row, "excess"),
+            *(row[name] for name in ("accuracy", "accuracy_without", "accuracy_random")),
+        ]
+        for row in _records(frame)
+    ]
+    return columns, rows
 
 
 def _beside(atlas: Atlas) -> Path:

@@ -341,8 +341,15 @@ def _info_rows(atlas: Atlas) -> list[tuple[str, Any]]:
         for run in evidence["inference"]
     ]
     rows += [
+        ("evidence: attention", f"{len(each['words'])} relations, {len(each['context'])} templates")
+        for each in evidence["attention"]
+    ]
+    rows += [
         ("evidence: ablation", f"{task['relation']}, {task['shots']} examples, {task['method']}")
         for task in evidence["ablation"]
+    ]
+    rows += [
+        ("evidence: heads", f"{', '.join(each['heads'])}, {each['method']}") for each in evidence["heads"]
     ]
     rows += [
         ("evidence: behaviour", f"{each['texts']['texts']} texts of {each['texts']['source'] or 'headatlas'}")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from headatlas.options import Compute
     from headatlas.progress import Report
 
-__all__ = ["ablation", "inference"]
+__all__ = ["ablation", "attention", "inference"]
 
 
 def inference(
@@ -69,21 +69,25 @@ def ablation(
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     only: Sequence[str] | None = None,
+    heads: Sequence[tuple[int, int]] | None = None,
     templates: str | Path | None = None,
     compute: Compute | None = None,
     progress: Report | bool | None = None,
     **choices: Any,
 ) -> pd.DataFrame:
-    """Take the heads of relations out of the model and see whether it can still do their tasks.
+    """Take the heads of relations, or heads of one's own choice, out of the model and see what it loses.
 
     Args:
         atlas, model, tokenizer, only, compute, progress: As for :func:`inference`.
+        heads: Heads of one's own choice, (layer, head), ablated together: what is lost on running texts, and
+            on the tasks of ``only`` if it is given, beside random heads of the same layers.
         templates: A file; the shipped templates by default.
         choices: ``shots``, ``method``, ``sources``, ``max_heads``, ``draws``, ``seed``: the fields of
             :class:`headatlas.evidence.ablation_run.Choices`.
 
     Returns:
-        One row a task, as :func:`headatlas.evidence.statistics.summarise_ablations` describes it;
+        One row a task, as :func:`headatlas.evidence.statistics.summarise_ablations` describes it, or, with
+        ``heads``, as :func:`headatlas.evidence.statistics.summarise_heads` does;
         ``attrs["skipped"]`` says which relations were not ablated, and why.
 
     Raises:
@@ -91,9 +95,27 @@ def ablation(
             number is out of range. What was measured before stays.
     """
     from headatlas.evidence.ablation_run import Choices, run_ablation
-    from headatlas.evidence.statistics import summarise_ablations
+    from headatlas.evidence.chosen_run import run_chosen
+    from headatlas.evidence.statistics import summarise_ablations, summarise_heads
     from headatlas.progress import reporting
 
+    if heads is not None:
+        with reporting(progress) as tell:
+            chosen = run_chosen(
+                atlas,
+                model,
+                tokenizer,
+                heads=heads,
+                only=only,
+                templates=templates,
+                choices=Choices(**choices),
+                compute=compute,
+                progress=tell,
+            )
+        atlas.forget_evidence()
+        frame = summarise_heads(chosen)
+        frame.attrs["skipped"] = chosen.provenance["skipped"]
+        return frame
     with reporting(progress) as tell:
         found = run_ablation(
             atlas,
@@ -108,4 +130,41 @@ def ablation(
     atlas.forget_evidence()
     frame = summarise_ablations(found.done)
     frame.attrs["skipped"] = found.skipped
+    return frame
+
+
+def attention(
+    atlas: Atlas,
+    model: str | Path | PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    only: Sequence[str] | None = None,
+    templates: str | Path | None = None,
+    compute: Compute | None = None,
+    progress: Report | bool | None = None,
+) -> pd.DataFrame:
+    """Compare, by W_Q and W_K, how much queries prefer the sources of relations to matched other words.
+
+    Args:
+        atlas, model, tokenizer, compute, progress: As for :func:`inference`.
+        only: Names or titles of relations to return; all are measured, and q is over all.
+        templates: A file; the shipped templates by default.
+
+    Returns:
+        One row per called head × relation and query (``task`` or ``context``), as
+        :meth:`headatlas.atlas.preferences.Preferences.frame` describes it; ``attrs["left_out"]`` says which
+        relations could not be compared, and why.
+
+    Raises:
+        HeadatlasError: The model is not the atlas's or does not fit into memory, how its family attends is
+            not read yet, or a template has no slot.
+    """
+    from headatlas.evidence.attention_run import run_attention
+    from headatlas.progress import reporting
+
+    with reporting(progress) as tell:
+        found = run_attention(atlas, model, tokenizer, templates=templates, compute=compute, progress=tell)
+    atlas.forget_evidence()
+    frame = found.frame(atlas, only)
+    frame.attrs |= {"caption": found.caption(), "left_out": found.left_out}
     return frame

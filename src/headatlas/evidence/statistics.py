@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from headatlas.atlas import Atlas
-from headatlas.atlas.ablations import ADDED, RELATION, Ablation
+from headatlas.atlas.ablations import ADDED, RELATION, RUNNING_TEXT, Ablation, HeadsAblation
 from headatlas.atlas.evidence import CONTEXT, WITHOUT, Dynamic, Evidence
 from headatlas.atlas.relation_scores import SIGNS
 from headatlas.scoring.scores import wilson
@@ -190,6 +190,21 @@ def _columns() -> list[str]:
     return [f"{measure}{suffix}" for measure in MEASURES for suffix in ("", "_low", "_high")]
 
 
+def against_measured(frame: pd.DataFrame) -> pd.DataFrame:
+    """Agreement of AUROCs with measured attention, over the rows of a frame of preferences that have it.
+
+    Returns:
+        One row per query: query, rows, then pearson, spearman, each with ``_low`` and ``_high``. Heads of a
+        layer and relations of a head are not independent, so intervals are rather too narrow.
+    """
+    rows = []
+    for query, part in frame[frame["attention"].notna()].groupby("query", sort=False):
+        found = agree(part["auroc"].to_numpy(dtype=np.float64), part["attention"].to_numpy(dtype=np.float64))
+        if not np.isnan(found.spearman.value):
+            rows.append((query, found.n_heads, *_numbers(found.pearson), *_numbers(found.spearman)))
+    return pd.DataFrame(rows, columns=["query", "rows", *_columns()])
+
+
 # Ablation curves --------------------------------------------------------------------------------------
 
 SUMMARY_COLUMNS = (
@@ -296,3 +311,46 @@ def curves(each: Ablation) -> pd.DataFrame:
             for n, value in zip(each.steps, values, strict=True)
         ]
     return pd.DataFrame(rows, columns=["curve", "heads", "accuracy", "low", "high"])
+
+
+# Chosen heads -----------------------------------------------------------------------------------------
+
+HEADS_COLUMNS = (
+    *("on", "n", "loss", "without", "difference", "difference_low", "difference_high"),
+    *("random", "random_low", "random_high", "excess", "excess_low", "excess_high"),
+    *("accuracy", "accuracy_without", "accuracy_random"),
+)
+
+
+def summarise_heads(found: HeadsAblation) -> pd.DataFrame:
+    """One row for the running texts, and one a task.
+
+    Columns: on (``text`` or a relation), n (texts or prompts); loss of the whole model and without the
+    chosen heads, in nats; their difference; random, the mean difference without random heads of the same
+    layers, with the lowest and highest draw; excess, the difference less that mean. Intervals of difference
+    and excess are over texts or prompts. The accuracies are of tasks, NaN for texts.
+    """
+    names = dict.fromkeys(str(name) for name in found.data["on"].values)
+    return pd.DataFrame([_heads_row(found, name) for name in names], columns=list(HEADS_COLUMNS))
+
+
+def _heads_row(found: HeadsAblation, on: str) -> dict[str, Any]:
+    loss, correct = found.of("loss", on), found.of("correct", on)
+    difference, random = loss[1] - loss[0], loss[2:] - loss[0]
+    draws = random.mean(axis=1) if len(random) else np.array([np.nan])
+    excess = mean(difference - random.mean(axis=0)) if len(random) else UNDEFINED
+    right = [np.nan] * 3
+    if on != RUNNING_TEXT:
+        right = [correct[0].mean(), correct[1].mean(), correct[2:].mean() if len(random) else np.nan]
+    return {
+        "on": on,
+        "n": loss.shape[1],
+        "loss": float(loss[0].mean()),
+        "without": float(loss[1].mean()),
+        **_named("difference", mean(difference)),
+        "random": float(draws.mean()),
+        "random_low": float(draws.min()),
+        "random_high": float(draws.max()),
+        **_named("excess", excess),
+        **dict(zip(HEADS_COLUMNS[-3:], map(float, right), strict=True)),
+    }

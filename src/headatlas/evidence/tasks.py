@@ -74,7 +74,7 @@ def make_task(
         shots: Examples before each question, evenly spaced over the usable pairs; they are not asked.
         sources: At most so many, evenly spaced over what is left.
     """
-    examples = _spread(len(relation.pairs), shots)
+    examples = spread(len(relation.pairs), shots)
     lines = [_line(relation, relation.pairs[at], template) for at in examples]
     asked = Template("".join(f"{line}\n" for line in lines) + template.before, template.after)
     pairs = [pair for at, pair in enumerate(relation.pairs) if at not in set(examples)]
@@ -93,7 +93,7 @@ def make_task(
             dropped.setdefault(TARGET_CUT_DIFFERENTLY, []).append(word)
         else:
             usable.append((word, text.ids, right))
-    chosen = [usable[at] for at in _spread(len(usable), sources)]
+    chosen = [usable[at] for at in spread(len(usable), sources)]
     return Task(
         relation.relation.name,
         str(template),
@@ -114,15 +114,24 @@ def _line(relation: TokenisedRelation, pair: TokenisedPair, template: Template) 
     return template.filled(_word(relation, pair)) + ("" if written_bare(target) else " ") + target
 
 
-def _spread(n: int, wanted: int) -> list[int]:
+def spread(n: int, wanted: int) -> list[int]:
     """At most ``wanted`` of n places, evenly spaced."""
     return sorted({int((at + 0.5) * n / wanted) for at in range(wanted)}) if n > wanted else list(range(n))
 
 
 def answers(modules: PreTrainedModel, prompts: Sequence[Ids], *, share: bool = True) -> NDArray[np.int64]:
-    """[n] the token with the highest logit after each prompt.
+    """[n] the token with the highest logit after each prompt; arguments as for :func:`last_logits`."""
+    out = np.empty(len(prompts), dtype=np.int64)
+    for members, logits in last_logits(modules, prompts, share=share):
+        out[members] = logits.argmax(dim=-1).cpu().numpy()
+    return out
 
-    Prompts of one length go together.
+
+@torch.inference_mode()
+def last_logits(
+    modules: PreTrainedModel, prompts: Sequence[Ids], *, share: bool = True
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Places of some prompts and the logits [row, vocab] after them; prompts of one length go together.
 
     Args:
         modules: The running model.
@@ -131,23 +140,20 @@ def answers(modules: PreTrainedModel, prompts: Sequence[Ids], *, share: bool = T
             mixers than attention keep of it does not continue over several tokens in every family.
     """
     shared = _shared(prompts) if share else 0
-    out = np.empty(len(prompts), dtype=np.int64)
     run: Any = modules
     device = modules.device
     past = None
-    with torch.inference_mode():
-        if shared:
-            ids = torch.tensor([prompts[0][:shared]], device=device)
-            past = run(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-        rest = [prompt[shared:] for prompt in prompts]
-        for members in _batches(rest, shared):
-            ids = torch.tensor([rest[at] for at in members], device=device)
-            mine = copy.deepcopy(past)
-            if mine is not None:
-                mine.batch_repeat_interleave(len(ids))
-            logits = run(input_ids=ids, past_key_values=mine, use_cache=share, logits_to_keep=1).logits
-            out[members] = logits[:, -1].argmax(dim=-1).cpu().numpy()
-    return out
+    if shared:
+        ids = torch.tensor([prompts[0][:shared]], device=device)
+        past = run(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+    rest = [prompt[shared:] for prompt in prompts]
+    for members in _batches(rest, shared):
+        ids = torch.tensor([rest[at] for at in members], device=device)
+        mine = copy.deepcopy(past)
+        if mine is not None:
+            mine.batch_repeat_interleave(len(ids))
+        logits = run(input_ids=ids, past_key_values=mine, use_cache=share, logits_to_keep=1).logits
+        yield members, logits[:, -1]
 
 
 def _batches(rows: Sequence[Ids], shared: int) -> Iterator[list[int]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,23 @@ Ids = tuple[int, ...]
 
 BATCH_TOKENS = 1024
 """Tokens that go through the model together, for its activations' sake."""
+
+
+# Running texts --------------------------------------------------------------------------------------
+
+LENGTH = 48
+"""Tokens of a running text, with those that the tokenizer itself puts first."""
+TEXT_FILES = ("english", "languages", "code", "tables")
+
+
+def shipped_texts() -> list[tuple[str, str]]:
+    """The fixed texts as (kind, text), in order; where they come from is said in ``data/README.md``."""
+    found = []
+    for name in TEXT_FILES:
+        body = files("headatlas.evidence").joinpath(f"data/{name}.txt").read_text(encoding="utf-8")
+        pieces = re.split(r"^=== (.+)\n", body, flags=re.MULTILINE)[1:]
+        found += [(kind, text.rstrip("\n")) for kind, text in zip(pieces[::2], pieces[1::2], strict=True)]
+    return found
 
 
 # Templates ------------------------------------------------------------------------------------------

@@ -6,11 +6,9 @@ All sequences of a run have one length, so that the same query position and dist
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headatlas.errors import HeadatlasError
+from headatlas.evidence.texts import LENGTH, shipped_texts
 from headatlas.lenses.forward import prefix_ids
 
 if TYPE_CHECKING:
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
     from headatlas.architectures import Model
 
-LENGTH = 48
-"""Tokens in a sequence, with those that the tokenizer itself puts first."""
 BLOCKS = (11, 14, 17, 20, 23)
 """Lengths of the repeated blocks. They differ by more than a neighbour, so that what is special in a sequence
 of one length is nothing special in those of another."""
@@ -37,7 +34,6 @@ LEAST_TEXTS = 20
 """Fewer sequences say too little about the spread over sequences."""
 POOL = 1000
 SEED = 20260
-PARTS = ("english", "languages", "code", "tables")
 
 Ids = NDArray[np.int64]
 
@@ -79,16 +75,6 @@ class Sequences:
             "repeated": len(self.repeated),
             "length": int(self.texts.shape[1]),
         }
-
-
-def shipped_texts() -> list[tuple[str, str]]:
-    """The fixed texts as (kind, text), in order; where they come from is said in ``data/README.md``."""
-    found = []
-    for name in PARTS:
-        body = files("headatlas.looking").joinpath(f"data/{name}.txt").read_text(encoding="utf-8")
-        pieces = re.split(r"^=== (.+)\n", body, flags=re.MULTILINE)[1:]
-        found += [(kind, text.rstrip("\n")) for kind, text in zip(pieces[::2], pieces[1::2], strict=True)]
-    return found
 
 
 def sequences_for(model: Model, competing: NDArray[np.bool_], text: str | Path | None = None) -> Sequences:

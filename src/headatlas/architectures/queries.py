@@ -1,0 +1,225 @@
+"""Queries and keys of heads, and the attention logits they make: W_Q, W_K, their norms, rotation and scale.
+
+Which tensors these are is the family file's; angles, scale and soft-cap are those of the modules' config.
+A logit depends on two states and, with rotary positions, on how far they are apart:
+
+    logit(q, k, d) = cap(scale · ⟨R_d norm(x_q W_Q + b_Q), norm(x_k W_K + b_K)⟩)
+
+R_d turns pairs of channels by angles proportional to the distance d (Su and others, arXiv:2104.09864 §3.2.2).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from headatlas.architectures.accounting import Inventory
+from headatlas.architectures.family import Norm, Queries
+from headatlas.architectures.layouts import split_queries_and_keys, transposed
+from headatlas.architectures.mlp import NormWeights
+from headatlas.errors import HeadatlasError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class LayerQueries:
+    """Query and key weights of every head of one layer.
+
+    Attributes:
+        W_Q: [n_heads, d_model, d_head] float32.
+        b_Q: [n_heads, d_head], or None.
+        W_K: [n_kv_heads, d_model, d_head] float32, shared by the query heads of a key/value group.
+        b_K: [n_kv_heads, d_head], or None.
+        query_norm, key_norm: Norms over the channels of a head, where the family has them.
+        rotary: Channels that turn together; see :class:`headatlas.architectures.family.Queries`.
+    """
+
+    W_Q: torch.Tensor
+    b_Q: torch.Tensor | None  # noqa: N815 (the field's name)
+    W_K: torch.Tensor
+    b_K: torch.Tensor | None  # noqa: N815 (the field's name)
+    query_norm: NormWeights | None
+    key_norm: NormWeights | None
+    rotary: Literal["halves", "pairs", "none"]
+
+    def queries(self, x: torch.Tensor) -> torch.Tensor:
+        """Queries [n_heads, n, d_head] of states [n, d_model], before they turn; in the states' type."""
+        return _projected(x, self.W_Q, self.b_Q, self.query_norm)
+
+    def keys(self, x: torch.Tensor) -> torch.Tensor:
+        """Keys [n_kv_heads, m, d_head] of states [m, d_model], before they turn; in the states' type."""
+        return _projected(x, self.W_K, self.b_K, self.key_norm)
+
+
+def _projected(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, norm: NormWeights | None
+) -> torch.Tensor:
+    rows = x @ weight.to(x)
+    if bias is not None:
+        rows = rows + bias.to(x).unsqueeze(1)
+    return rows if norm is None else norm(rows)
+
+
+def queries_of_layer(
+    inventory: Inventory,
+    layer: int,
+    read: Callable[[str], torch.Tensor],
+    norm: Callable[[Norm, int], NormWeights],
+) -> LayerQueries:
+    """Read the queries and keys of a layer that has heads.
+
+    Raises:
+        HeadatlasError: The family's are not read yet.
+    """
+    rules, value, dims = _rules(inventory), inventory.layers[layer].value, inventory.sizes.dims
+    if value is None or value.layout.startswith("latent"):
+        raise _unread(inventory)
+    parts: list[tuple[torch.Tensor, torch.Tensor] | None] = []
+    for kind in ("weight", "bias"):
+        names = [inventory.name(stem, layer, kind) for stem in value.beside or (value.stem,)]
+        if kind == "bias" and not all(inventory.has(value.bias, name) for name in names):
+            parts.append(None)
+            continue
+        stored = [read(name) for name in names]
+        if len(stored) == 1:
+            whole = transposed(stored[0], value.layout) if kind == "weight" else stored[0]
+            parts.append(split_queries_and_keys(whole, value.layout, dims))
+        else:
+            parts.append(
+                (
+                    stored[0].reshape(dims.n_heads, dims.d_head, *stored[0].shape[1:]),
+                    stored[1].reshape(dims.n_kv_heads, dims.d_head, *stored[1].shape[1:]),
+                )
+            )
+    weights, biases = parts
+    if weights is None:
+        raise _unread(inventory)
+    norms = [
+        None if each is None or inventory.weight(each, layer) is None else norm(each, layer)
+        for each in (rules.query_norm, rules.key_norm)
+    ]
+    return LayerQueries(
+        W_Q=weights[0].transpose(1, 2).contiguous(),
+        b_Q=None if biases is None else biases[0],
+        W_K=weights[1].transpose(1, 2).contiguous(),
+        b_K=None if biases is None else biases[1],
+        query_norm=norms[0],
+        key_norm=norms[1],
+        rotary=rules.rotary,
+    )
+
+
+def _rules(inventory: Inventory) -> Queries:
+    if inventory.section.queries is None:
+        raise _unread(inventory)
+    return inventory.section.queries
+
+
+def _unread(inventory: Inventory) -> HeadatlasError:
+    checkpoint = inventory.checkpoint
+    return HeadatlasError(
+        f"{checkpoint.spec}: how queries and keys of {checkpoint.architecture!r} models make attention is "
+        "not read yet, so where its heads would look cannot be said."
+    )
+
+
+@dataclass(frozen=True)
+class AttentionRule:
+    """What a model's layers make of queries and keys.
+
+    Attributes:
+        scale: Multiplies a product.
+        cap: Soft-cap of logits, or None.
+        turns: Whether queries and keys turn with their position.
+    """
+
+    scale: float
+    cap: float | None
+    turns: bool
+    _angles: Callable[[int, int], tuple[torch.Tensor, torch.Tensor]]
+
+    def logits(
+        self, layer: int, heads: LayerQueries, queries: torch.Tensor, keys: torch.Tensor, distance: int
+    ) -> torch.Tensor:
+        """Attention logits [n_heads, n, m] before the softmax.
+
+        Args:
+            layer: The layer; its kind may decide about the angles.
+            heads: Its weights.
+            queries: [n_heads, n, d_head] of :meth:`LayerQueries.queries`.
+            keys: [n_kv_heads, m, d_head] of :meth:`LayerQueries.keys`.
+            distance: Position of the query less that of the key; without effect where nothing turns.
+        """
+        if self.turns:
+            cos, sin = self._angles(layer, distance)
+            queries = turned(queries, cos[-1], sin[-1], heads.rotary)
+            keys = turned(keys, cos[0], sin[0], heads.rotary)
+        keys = keys.repeat_interleave(len(queries) // len(keys), dim=0)
+        found = self.scale * queries @ keys.transpose(1, 2)
+        return found if self.cap is None else self.cap * (found / self.cap).tanh()
+
+
+def turned(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rotary: str) -> torch.Tensor:
+    """Rows [..., d_head] with the first 2 * len(cos) channels turned by the angles, pair by pair."""
+    import torch
+
+    width = 2 * len(cos)
+    turning, rest = rows[..., :width], rows[..., width:]
+    cos, sin = cos.to(rows), sin.to(rows)
+    if rotary == "halves":
+        first, second = turning[..., : width // 2], turning[..., width // 2 :]
+    else:
+        first, second = turning[..., 0::2], turning[..., 1::2]
+    both = (first * cos - second * sin, second * cos + first * sin)
+    joined = torch.cat(both, dim=-1) if rotary == "halves" else torch.stack(both, dim=-1).flatten(-2)
+    return torch.cat((joined, rest), dim=-1)
+
+
+def attention_rule(inventory: Inventory, modules: PreTrainedModel, body: str) -> AttentionRule:
+    """The rule of a model, from its family file and the config of its modules, whose decoder is ``body``.
+
+    Raises:
+        HeadatlasError: The family's is not read yet, or the config has values that change it.
+    """
+    rules, config = _rules(inventory), modules.config.get_text_config()
+    for key, wanted in rules.only.items():
+        if getattr(config, key, wanted) != wanted:
+            raise HeadatlasError(
+                f"{inventory.checkpoint.spec}: attention with {key} = {getattr(config, key)!r} is not read "
+                "yet, so where its heads would look cannot be said."
+            )
+    scale = (
+        float(inventory.sizes.dims.d_head if rules.scale is None else getattr(config, rules.scale)) ** -0.5
+    )
+    cap = None if rules.cap is None else getattr(config, rules.cap, None)
+    if rules.rotary == "none":
+        return AttentionRule(scale, cap, turns=False, _angles=_no_angles)
+    rotary = modules.get_submodule(rules.rotary_module.format(body=f"{body}.").lstrip("."))
+    return AttentionRule(scale, cap, turns=True, _angles=_angles_of(rotary, config))
+
+
+def _no_angles(layer: int, distance: int) -> tuple[torch.Tensor, torch.Tensor]:
+    raise ValueError(f"layer {layer}: nothing turns over a distance of {distance}")
+
+
+def _angles_of(rotary: Any, config: Any) -> Callable[[int, int], tuple[torch.Tensor, torch.Tensor]]:
+    """Cosines and sines [position, pair] at positions 0 … distance, as the module gives them."""
+    by_kind = "layer_type" in inspect.signature(rotary.forward).parameters
+
+    def angles(layer: int, distance: int) -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
+        at = next(rotary.buffers())
+        kind = {"layer_type": config.layer_types[layer]} if by_kind else {}
+        positions = torch.arange(distance + 1, device=at.device).unsqueeze(0)
+        with torch.no_grad():
+            cos, sin = rotary(torch.zeros(1, device=at.device, dtype=torch.float32), positions, **kind)
+        half = cos.shape[-1] // 2  # the second half repeats the first
+        return cos[0, :, :half].cpu(), sin[0, :, :half].cpu()
+
+    return angles
