@@ -83,7 +83,7 @@ def open_subject(
         mask=bool(atlas.provenance["mask"]),
         ceiling=int(atlas.provenance["ceiling"]),
         target_policy=atlas.provenance.get("target_policy", "single"),
-        sources=atlas.provenance.get("sources"),
+        sources=atlas.provenance.get("sources") or "all",
     )
     wanted = [atlas.known(name) for name in only] if only else list(atlas.included["relation"])
     if model is None and atlas.provenance["model"].get("format") == "module":
@@ -156,7 +156,7 @@ def _tokenised(
             competing=prepared.competing,
             max_source_tokens=prepared.options.lens.max_source_tokens,
             target_policy=prepared.options.target_policy,
-            sources=prepared.options.sources,
+            sources=prepared.provenance["sources"],
         )
         for relation in chosen
     )

@@ -176,7 +176,7 @@ class BlockPass:
 
     @staticmethod
     def _placed(step: Step, prefix: list[int], start: int) -> tuple[list[int], _Shape]:
-        """Where the rows of a step after a prefix stand, and their shape."""
+        """Places of the rows of a step after a prefix, and their shape."""
         first = start + len(prefix)
         return [first + place for place in step.places], (len(step.ids), 1, len(prefix) + step.past)
 
@@ -274,7 +274,7 @@ class BlockPass:
             waiting += step.then
 
     def _rehearse(self, rows: Sequence[Sequence[int]], where: Sequence[int], shape: _Shape) -> None:
-        """The same of some rows of one length."""
+        """Write down states and calls of some rows of one length."""
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self._body.config)
