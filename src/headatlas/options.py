@@ -26,6 +26,10 @@ Q_MAX = 0.01
 """Largest false discovery rate at which a calibrated head counts."""
 FLOOR = 0.03
 """Head × relation cells scoring below this are not calibrated: their p is 1."""
+MANY_RELATIONS = 40
+"""Relations are sampled where more than these are asked for."""
+SAMPLE = 100
+"""So many sources of each are asked then: a score of a half is known to ± 0.1 (95 %)."""
 LEAST_MEMORY = 1 << 20
 """A smaller ``max_memory`` is a missing unit."""
 
@@ -33,6 +37,7 @@ Criterion = Literal["calibrated", "tau"]
 LensName = Literal["neutral", "maps"]
 TargetPolicy = Literal["single", "first-token"]
 TokenChoice = Literal["wordlike", "initial", "all"]
+Sources = int | Literal["all"] | None
 Layers = str | int | range | slice | Iterable[int] | None
 
 

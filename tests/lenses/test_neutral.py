@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -17,7 +20,7 @@ from headatlas.architectures import Model, open_model
 from headatlas.architectures import model as model_module
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import NEUTRAL_PREFIXES, NeutralStates, StreamedStates, forward, neutral
-from headatlas.lenses.forward import prefix_ids
+from headatlas.lenses.forward import Step, beginnings, prefix_ids, shared_steps
 from headatlas.lenses.saved_states import discard_states
 from headatlas.weights import open_checkpoint
 from tests.architectures.tiny import MODELS
@@ -92,6 +95,60 @@ def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for layer in range(ours.dims.n_layers):
         torch.testing.assert_close(together.layer(layer).x, alone.layer(layer).x, **CLOSE)
         torch.testing.assert_close(together.layer(layer).control, alone.layer(layer).control, **CLOSE)
+
+
+ALIKE = [(20,), (20, 21), (20, 21, 22), (20, 21, 23), (21,), (30, 31), (20, 22), (21, 20)]
+"""Nine beginnings; sixteen tokens."""
+
+
+@pytest.mark.parametrize("at_a_time", [1, 3, 4, 2048])
+def test_what_sources_begin_with_goes_through_once(
+    at_a_time: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens that enter a block are counted; the last one works on the prefixes and not beyond its values."""
+    model = tiny_model("gemma3")
+    ours = opened(model)
+    entering: Counter[str] = Counter()
+    for path in ("layers.0", "layers.2", "layers.2.mlp"):
+
+        def note(_module: Any, args: tuple[Any, ...], path: str = path) -> None:
+            entering[path] += args[0].shape[0] * args[0].shape[1]
+
+        model.get_submodule(f"model.{path}").register_forward_pre_hook(note)
+    monkeypatch.setattr(neutral, "batch_tokens", lambda *_: at_a_time)
+    monkeypatch.setattr(ours, "modules", model.eval)
+    found = compute(ours, tmp_path / "states", ALIKE)
+    prefixes = [[1, 5], [1, 4], [1, 6], [1, 7]]
+    assert beginnings(ALIKE)[:3] == [(20,), (21,), (30,)] and len(beginnings(ALIKE)) == 9
+    assert entering == {"layers.0": 4 * (2 + 9), "layers.2": 4 * (2 + 9), "layers.2.mlp": 4 * 2}
+    x, control = neutral_states(ours, model, ALIKE, prefixes)
+    for layer in range(ours.dims.n_layers):
+        torch.testing.assert_close(found.layer(layer).x, x[layer].float(), **CLOSE)
+        torch.testing.assert_close(found.layer(layer).control, control[layer].float(), **CLOSE)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5).map(tuple), min_size=1, max_size=30),
+    st.integers(1, 20),
+)
+def test_steps_hold_every_beginning_once_and_every_source(
+    sources: list[tuple[int, ...]], tokens: int
+) -> None:
+    """Followed from parent to child, the ids of each row are the beginning that it stands for."""
+    known, places, members = beginnings(sources), [], []
+
+    def follow(steps: Iterable[Step], before: list[tuple[int, ...]]) -> None:
+        for step in steps:
+            rows = [(*before[parent], token) for parent, token in zip(step.parents, step.ids, strict=True)]
+            assert len(rows) * len(rows[0]) <= max(tokens, len(rows[0])) and step.past == len(rows[0]) - 1
+            assert rows == [known[place] for place in step.places]
+            assert [rows[row] for row in step.rows] == [sources[at] for at in step.members]
+            places.extend(step.places)
+            members.extend(step.members)
+            follow(step.then, [rows[row] for row in step.going_on])
+
+    follow(shared_steps(sources, tokens), [()])
+    assert sorted(places) == list(range(len(known))) and sorted(members) == list(range(len(sources)))
 
 
 @pytest.mark.parametrize(

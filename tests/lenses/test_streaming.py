@@ -21,6 +21,7 @@ from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import NEUTRAL_PREFIXES, NeutralStates, StreamedStates, blocks, forward
 from headatlas.lenses.blocks import BlockPass
+from headatlas.lenses.forward import beginnings
 from headatlas.lenses.saved_states import discard_states
 from headatlas.mapping import plan
 from headatlas.mapping.machine import Machine
@@ -223,6 +224,19 @@ def test_the_atlas_is_the_same(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / STATES_NAME).exists()
 
 
+def test_the_same_rows_go_through_as_in_memory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every beginning of a source once for each prefix: its last token, a row of the residual stream."""
+    made: list[BlockPass] = []
+    placed = StreamedStates._placed
+    monkeypatch.setattr(
+        StreamedStates, "_placed", lambda self, layer: made.append(placed(self, layer)) or made[-1]
+    )
+    streamed(opened(folder), tmp_path / "states").layer(1)
+    assert made[0].n_tokens == len(made[0].hidden) == 4 * (2 + len(beginnings(SOURCES)))
+
+
 # What is read and held --------------------------------------------------------------------------------
 
 
@@ -276,18 +290,20 @@ def test_one_projection_is_in_float32_at_a_time(
 
 
 def test_the_last_block_is_not_left(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of it works but the norm and the projections before that of the values."""
+    """Nothing of it works but the norm and the projections before that of the values, where sources end."""
     calls = Calls(monkeypatch)
     model = opened(folder)
     states = streamed(model, tmp_path / "states")
     states.layer(LAYERS - 1)
-    batches = len(NEUTRAL_PREFIXES) * len({len(source) for source in SOURCES})
+    # Of the beginnings of one to six tokens; sources have one, two or six.
+    steps, ends = 6, 3
     for layer in range(LAYERS):
         path = model.block_module(layer)
         left = layer < LAYERS - 1
-        assert calls.paths[f"{path}.input_layernorm"] == batches + left * len(NEUTRAL_PREFIXES)
+        rows = len(NEUTRAL_PREFIXES) * (1 + steps if left else ends)
+        assert calls.paths[f"{path}.input_layernorm"] == rows
         for part in (".self_attn.v_proj", ".self_attn.o_proj", ".mlp.down_proj"):
-            assert calls.paths[path + part] == left * (batches + len(NEUTRAL_PREFIXES))
+            assert calls.paths[path + part] == left * rows
 
 
 def test_of_the_embedding_only_the_rows_of_the_tokens_are_read(

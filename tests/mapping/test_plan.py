@@ -55,11 +55,14 @@ def test_larger_questions_need_more(model: Path) -> None:
 def test_a_sample_of_sources_needs_less(model: Path) -> None:
     relations = random_relations()
     whole, part, all_of_them = (plan(model, relations=relations, sources=n) for n in (None, 30, 40))
-    drawn_words = {w for r in relations for w in drawn(r, [pair.source for pair in r.pairs], 30)}
+    drawn_words = {w for r in relations for w in drawn([pair.source for pair in r.pairs], 30)}
     assert part.sources == len(drawn_words) < whole.sources == all_of_them.sources
     assert part.memory_bytes < whole.memory_bytes
-    with pytest.raises(HeadatlasError, match="`sources` is 29"):
-        plan(model, relations=relations, sources=29)
+    assert not any("sample" in note for note in whole.notes)
+    assert any("at most 30 of its sources, a sample" in note for note in part.notes)
+    for wrong in (29, True, "some", 30.0):
+        with pytest.raises(HeadatlasError, match=f"`sources` is {wrong!r}: it must be a whole number"):
+            plan(model, relations=relations, sources=wrong)
 
 
 def test_time_follows_from_the_measured_speed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,9 +21,17 @@ from headatlas.evidence.opening import open_subject
 from headatlas.mapping import plan
 from headatlas.mapping.prepared import MapOptions, prepare_map, with_alternatives
 from headatlas.mapping.run import map_heads
-from headatlas.options import Compute, Thresholds
+from headatlas.options import MANY_RELATIONS, Compute, Thresholds
 from headatlas.progress import Progress, Stats
-from headatlas.relations import NOT_DRAWN, Pair, Relation, TokenisedRelation, core, resolve_relations
+from headatlas.relations import (
+    NOT_DRAWN,
+    Pair,
+    Relation,
+    TokenisedRelation,
+    core,
+    resolve_relations,
+    selection,
+)
 from tests.full_disk import file_size_limit
 from tests.mapping.checkpoints import random_relations, save, tiny_model, word_tokenizer
 
@@ -227,6 +235,18 @@ def test_a_sample_of_sources_is_said_and_is_part_of_the_hash(
     np.testing.assert_array_equal(
         atlas.dataset["promotion_rank"].values[..., used], full.dataset["promotion_rank"].values[..., used]
     )
+
+
+def test_a_library_is_sampled_and_the_atlas_says_so(
+    model: Path, relations: list[Relation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "SAMPLE", 30)
+    many = [replace(relations[0], name=str(at), title=str(at)) for at in range(MANY_RELATIONS + 1)]
+    for asked, sources, most in ((many[1:], None, None), (many, None, 30), (many, "all", None)):
+        prepared = prepare_map(model, None, asked, MapOptions(sources=sources))
+        assert prepared.provenance["sources"] == most
+        # Samples of the same words are the same words.
+        assert len(prepared.layout.sources) == min(len(relations[0].pairs), most or 10**6)
 
 
 def test_evidence_opens_a_sample_as_it_was_mapped(mapped: Map, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from headatlas.errors import HeadatlasError
+from headatlas.options import MANY_RELATIONS, SAMPLE
 from headatlas.relations import (
     Pair,
     Relation,
@@ -16,6 +17,7 @@ from headatlas.relations import (
     library,
     load_relations,
     match_relation,
+    most_sources,
     resolve_relations,
     try_relations,
 )
@@ -233,3 +235,11 @@ def test_from_pairs() -> None:
 def test_a_relation_checks_its_arguments(arguments: Any, message: str) -> None:
     with pytest.raises(HeadatlasError, match=message):
         Relation(*arguments)
+
+
+def test_a_library_is_sampled_unless_all_is_asked_for() -> None:
+    """One rule for all relations: how many there are decides."""
+    few, many = library()[:MANY_RELATIONS], library()[: MANY_RELATIONS + 1]
+    assert [most_sources(asked, None) for asked in (core(), few, many)] == [None, None, SAMPLE]
+    assert [most_sources(many, sources) for sources in ("all", 150)] == [None, 150]
+    assert most_sources(few, 150) == 150

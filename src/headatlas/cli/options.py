@@ -17,7 +17,7 @@ import typer
 
 from headatlas.addresses import output_path
 from headatlas.errors import HeadatlasError
-from headatlas.options import PRESETS, Compute, Thresholds, choices, preset
+from headatlas.options import MANY_RELATIONS, PRESETS, SAMPLE, Compute, Thresholds, choices, preset
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
@@ -68,12 +68,22 @@ Relations = Annotated[
         autocompletion=askable_names,
     ),
 ]
+
+
+def _number_or_word(text: str) -> int | str:
+    """A whole number as one; any other text as it is, to be understood or refused."""
+    return int(text) if text.isdecimal() else text
+
+
 Sources = Annotated[
-    int | None,
+    Any,
     typer.Option(
         "--sources",
-        metavar="N",
-        help="Sample relations with more usable sources than N, always the same ones. Default: all sources.",
+        metavar="N|all",
+        parser=_number_or_word,
+        help="Sample relations with more usable sources than N, always the same words; all: no sample. "
+        f"Default: {SAMPLE} where more than {MANY_RELATIONS} relations are asked for, else all.",
+        show_default=False,
     ),
 ]
 Only = Annotated[

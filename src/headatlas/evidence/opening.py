@@ -102,7 +102,7 @@ def reopened(
         mask=bool(atlas.provenance["mask"]),
         ceiling=int(atlas.provenance["ceiling"]),
         target_policy=atlas.provenance.get("target_policy", "single"),
-        sources=atlas.provenance.get("sources"),
+        sources=atlas.provenance.get("sources") or "all",
     )
     if model is None and atlas.provenance["model"].get("format") == "module":
         raise HeadatlasError(
@@ -173,7 +173,7 @@ def _tokenised(
             competing=prepared.competing,
             max_source_tokens=prepared.options.lens.max_source_tokens,
             target_policy=prepared.options.target_policy,
-            sources=prepared.options.sources,
+            sources=prepared.provenance["sources"],
         )
         for relation in chosen
     )

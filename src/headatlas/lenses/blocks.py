@@ -9,14 +9,13 @@ that occur, the position embedding and the final norm are filled in. Then:
    written down, and the weights are let go.
 
 So nothing here knows how a family makes masks or positions, and a pass can begin at any block whose input was
-saved. Rows are grouped as in the pass in memory: a prefix goes through once and its keys and values serve all
-sources, sources of one length go together, nothing is padded. Memory holds the states of all rows, a batch of
-activations and one projection in float32; on a GPU also one block as it is stored.
+saved. Rows are those of the pass in memory: a prefix goes through once, and so does what several sources
+begin with; nothing is padded. Memory holds the states of all rows, a batch of activations and one projection
+in float32; on a GPU also one block as it is stored.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -30,12 +29,23 @@ from headatlas.architectures import LayerHeads, Model
 from headatlas.architectures.accounting import Pieces
 from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
-from headatlas.lenses.forward import CPU, batch_tokens, batches, by_length
+from headatlas.lenses.forward import (
+    CPU,
+    EnoughError,
+    Step,
+    batch_tokens,
+    beginnings,
+    ending,
+    shared_steps,
+    walk,
+)
 from headatlas.lenses.neutral import Collector
 from headatlas.weights import load_skeleton
 from headatlas.weights.safetensors_source import SafetensorsSource
 
 _HIDDEN, _CACHE = object(), object()
+_Shape = tuple[int, int, int]
+"""Rows, the length of each, and the number of tokens before."""
 
 
 @dataclass(frozen=True)
@@ -58,34 +68,13 @@ class _Call:
         return tuple(map(fill, self.args)), {name: fill(value) for name, value in self.kwargs.items()}
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Rows of one shape: a prefix, or the sources of one length after it.
-
-    Attributes:
-        members: Places of the sources; empty for the prefix itself.
-        length: Tokens a row.
-        start: Where its rows begin among the states of all tokens.
-        calls: What each block is called with, by the number of rows: masks and positions may depend on it.
-    """
-
-    members: list[int]
-    length: int
-    start: int
-    calls: dict[int, list[_Call]]
-
-
-class _EnoughError(Exception):
-    """Ends a block at its value projection."""
-
-
 class BlockPass:
-    """Rows (prefix, source) on their way through the blocks of a model.
+    """Rows (prefix, beginning of a source) on their way through the blocks of a model.
 
     Attributes:
         next: The block that comes next.
         hidden: [n_tokens, d_model] float32 on the CPU: what enters it, for every token of every row.
-        n_tokens: Prefix tokens and, for each prefix, the tokens of all sources.
+        n_tokens: Prefix tokens and, for each prefix, a last token of every beginning of a source.
     """
 
     def __init__(
@@ -108,9 +97,10 @@ class BlockPass:
         """
         self._model = model
         self._prefixes = prefixes
-        self._sources = sources
         self._device = device
-        self._tokens = batch_tokens(model, device)
+        self._steps = shared_steps(sources, batch_tokens(model, device))
+        # What each block is called with: masks and positions depend on the shape alone.
+        self._calls: dict[_Shape, list[_Call]] = {}
         self._modules = load_skeleton(model.checkpoint)
         # load_skeleton refuses what is not safetensors.
         self._source = cast(SafetensorsSource, model.checkpoint.source)
@@ -118,15 +108,16 @@ class BlockPass:
         self._blocks = [
             self._modules.get_submodule(model.block_module(layer)) for layer in range(model.dims.n_layers)
         ]
-        lengths = sum(len(prefix) for prefix in prefixes), sum(len(source) for source in sources)
-        self.n_tokens = lengths[0] + len(prefixes) * lengths[1]
+        self._rows_a_prefix = len(beginnings(sources))
+        self.n_tokens = sum(len(prefix) + self._rows_a_prefix for prefix in prefixes)
         ids = sorted({token for row in (*prefixes, *sources) for token in row})
         self._row_of = {token: row for row, token in enumerate(ids)}
         self._fill_in()
         self.next = 0
         self.hidden = torch.empty(self.n_tokens, model.dims.d_model)
         with torch.inference_mode():
-            self._groups = [self._rehearsed(prefix, groups) for prefix, groups in self._layout()]
+            for prefix, start in self._starts():
+                self._rehearse_all(prefix, start)
 
     def resume(self, layer: int, hidden: torch.Tensor) -> None:
         """Go on at a block with the states [n_tokens, d_model] that enter it."""
@@ -153,7 +144,7 @@ class BlockPass:
             torch.inference_mode(),
             strict_products(),
             collector.hooked(self._modules),
-            nullcontext() if leave else self._ending(layer),
+            nullcontext() if leave else ending(self._modules, self._model.value_input_module(layer)),
             placed(self._blocks[layer], stored, self._device),
         ):
             self._send(collector, tell, leave)
@@ -162,50 +153,45 @@ class BlockPass:
         return heads
 
     def _send(self, collector: Collector, tell: Callable[[int], None], leave: bool) -> None:
-        """All rows through the next block, or to its value projection, where no prefix is needed."""
+        """All rows through the next block; or where sources end, to its value projection."""
         from transformers import DynamicCache
 
-        for prefix, *groups in self._groups:
-            collector.members = []
+        for prefix, start in self._starts():
+            collector.expect([], [])
             cache = DynamicCache(config=self._body.config)
             if leave:
-                self._through(prefix, slice(0, 1), cache)
-            for group in groups:
-                done = 0
-                for collector.members in batches(group.members, group.length, self._tokens):
-                    rows = slice(done, done + len(collector.members))
-                    past = copy.deepcopy(cache)
-                    if leave:
-                        past.batch_repeat_interleave(len(collector.members))
-                    self._through(group, rows, past)
-                    done = rows.stop
-                    tell(len(collector.members))
+                self._through(range(start, start + len(prefix)), (1, len(prefix), 0), cache)
+            for step, past in walk(self._steps, cache, self._device):
+                collector.expect(step.rows, step.members)
+                if leave or step.rows:
+                    self._through(*self._placed(step, prefix, start), past)
+                tell(len(step.members))
 
-    def _through(self, group: _Group, rows: slice, cache: Any) -> None:
-        """Some rows of a group through the next block, in place."""
-        part = self.hidden[group.start + rows.start * group.length : group.start + rows.stop * group.length]
-        entering = part.view(rows.stop - rows.start, group.length, -1).to(self._device)
-        args, kwargs = group.calls[len(entering)][self.next].on(self._device).filled(entering, cache)
+    def _starts(self) -> Iterator[tuple[list[int], int]]:
+        """Each prefix with where its rows begin among the states of all tokens."""
+        start = 0
+        for prefix in self._prefixes:
+            yield prefix, start
+            start += len(prefix) + self._rows_a_prefix
+
+    @staticmethod
+    def _placed(step: Step, prefix: list[int], start: int) -> tuple[list[int], _Shape]:
+        """Places of the rows of a step after a prefix, and their shape."""
+        first = start + len(prefix)
+        return [first + place for place in step.places], (len(step.ids), 1, len(prefix) + step.past)
+
+    def _through(self, places: Sequence[int], shape: _Shape, cache: Any) -> None:
+        """Some rows through the next block, in place."""
+        rows, length, _ = shape
+        where = torch.tensor(places)
+        entering = self.hidden[where].view(rows, length, -1).to(self._device)
+        args, kwargs = self._calls[shape][self.next].on(self._device).filled(entering, cache)
         try:
             left: Any = self._blocks[self.next](*args, **kwargs)
-        except _EnoughError:
+        except EnoughError:
             return
-        part.copy_((left[0] if isinstance(left, tuple) else left).reshape(part.shape))
-
-    @contextmanager
-    def _ending(self, layer: int) -> Iterator[None]:
-        """Blocks end where the value projection begins."""
-
-        def end(_module: nn.Module, _args: Any) -> None:
-            raise _EnoughError
-
-        handle = self._modules.get_submodule(self._model.value_input_module(layer)).register_forward_pre_hook(
-            end
-        )
-        try:
-            yield
-        finally:
-            handle.remove()
+        left = left[0] if isinstance(left, tuple) else left
+        self.hidden[where] = left.reshape(rows * length, -1).to("cpu")
 
     def _read(self, layer: int) -> dict[str, torch.Tensor]:
         """The stored weights of a block, views of the mapped files, by their paths in its module."""
@@ -278,41 +264,25 @@ class BlockPass:
             setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
         embedding.padding_idx = None  # it would count rows of the whole embedding
 
-    def _layout(self) -> Iterator[tuple[list[int], list[tuple[list[int], int, int]]]]:
-        """For each prefix its token ids and its groups: (members, length, start)."""
-        start = 0
-        for prefix in self._prefixes:
-            groups: list[tuple[list[int], int, int]] = [([], len(prefix), start)]
-            start += len(prefix)
-            for length, members in by_length(self._sources).items():
-                groups.append((members, length, start))
-                start += length * len(members)
-            yield prefix, groups
+    def _rehearse_all(self, prefix: list[int], start: int) -> None:
+        """Write down the states that enter block 0 after a prefix, and what blocks are called with."""
+        self._rehearse([prefix], range(start, start + len(prefix)), (1, len(prefix), 0))
+        waiting = list(self._steps)
+        while waiting:
+            step = waiting.pop()
+            self._rehearse([[token] for token in step.ids], *self._placed(step, prefix, start))
+            waiting += step.then
 
-    def _rehearsed(self, prefix: list[int], groups: list[tuple[list[int], int, int]]) -> list[_Group]:
-        """The groups of a prefix with their calls; writes the states that enter block 0."""
+    def _rehearse(self, rows: Sequence[Sequence[int]], where: Sequence[int], shape: _Shape) -> None:
+        """Write down states and calls of some rows of one length."""
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self._body.config)
-        found = []
-        for members, length, start in groups:
-            rows = [self._sources[at] for at in members] or [tuple(prefix)]
-            calls: dict[int, list[_Call]] = {}
-            at = start
-            for batch in batches(list(range(len(rows))), length, self._tokens):
-                entering, calls[len(batch)] = self._rehearse([rows[row] for row in batch], cache)
-                self.hidden[at : at + length * len(batch)] = entering.reshape(length * len(batch), -1)
-                at += length * len(batch)
-            if not members:
-                # The rows that follow ask the cache how much went before; what it holds is not looked at.
-                for layer in range(len(self._blocks)):
-                    nothing = torch.zeros(1, 1, length, 1)
-                    cache.update(nothing, nothing, layer)
-            found.append(_Group(members, length, start, calls))
-        return found
-
-    def _rehearse(self, rows: Sequence[tuple[int, ...]], cache: Any) -> tuple[torch.Tensor, list[_Call]]:
-        """States [n, length, d_model] that enter block 0, and the arguments of every block."""
+        if shape[2]:
+            # The rows ask the cache how much went before; what it holds is not looked at.
+            nothing = torch.zeros(1, 1, shape[2], 1)
+            for layer in range(len(self._blocks)):
+                cache.update(nothing, nothing, layer)
         places = torch.tensor([[self._row_of[token] for token in row] for row in rows])
         entering: list[torch.Tensor] = []
         calls: list[_Call] = []
@@ -337,7 +307,8 @@ class BlockPass:
                     f"{self._model.checkpoint.spec}: the blocks of this model hand on more than their hidden "
                     f"states ({error}), so it does not go through layer by layer; leave out `stream=True`."
                 ) from error
-        return entering[0], calls
+        self._calls[shape] = calls
+        self.hidden[torch.tensor(where)] = entering[0].reshape(len(where), -1)
 
 
 class _First(torch.Tensor):

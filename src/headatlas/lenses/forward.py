@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -12,7 +15,10 @@ from headatlas.architectures import Model
 from headatlas.devices import free_memory, strict_products
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+Ids = tuple[int, ...]
+_T = TypeVar("_T")
 
 CPU = torch.device("cpu")
 ACTIVATIONS = 512 << 20
@@ -64,11 +70,130 @@ def batch_tokens(model: Model, device: torch.device) -> int:
     return max(1, min(room // a_token, MOST_TOKENS[device.type]))
 
 
-def batches(members: list[int], length: int, tokens: int) -> Iterator[list[int]]:
+def batches(members: list[_T], length: int, tokens: int) -> Iterator[list[_T]]:
     """Sources of one length in parts of at most so many tokens that go through the model together."""
     size = max(1, tokens // length)
     for start in range(0, len(members), size):
         yield members[start : start + size]
+
+
+# Sources as a tree: what several of them begin with goes through once ---------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """One more token of some sources: rows that go through the model together.
+
+    Attributes:
+        past: Tokens of the sources before this one.
+        parents: [n] the rows, among those of the step before that go on, from which these go on.
+        ids: [n] token ids.
+        places: [n] where these rows stand among :func:`beginnings`.
+        rows: Those at which a source ends.
+        members: [len(rows)] the sources that end there, by their places.
+        going_on: The rows from which later steps go on.
+        then: These steps.
+    """
+
+    past: int
+    parents: list[int]
+    ids: list[int]
+    places: list[int]
+    rows: list[int]
+    members: list[int]
+    going_on: list[int]
+    then: tuple[Step, ...]
+
+
+def beginnings(sources: Sequence[Ids]) -> list[Ids]:
+    """All that sources begin with, and they themselves, once each; short ones first."""
+    longest = max(map(len, sources), default=0)
+    return list(
+        dict.fromkeys(
+            source[:length] for length in range(1, longest + 1) for source in sources if len(source) >= length
+        )
+    )
+
+
+def shared_steps(sources: Sequence[Ids], tokens: int) -> tuple[Step, ...]:
+    """The steps that take all sources through a model, every beginning a single time.
+
+    A state depends on the tokens before it alone, so sources that begin alike share the states of their
+    beginnings, as all of them share those of a prefix.
+
+    Args:
+        sources: Token ids of each source.
+        tokens: So many may be in work together, with those that they look back on.
+    """
+    places = {ids: at for at, ids in enumerate(beginnings(sources))}
+    ending: dict[Ids, list[int]] = defaultdict(list)
+    for at, source in enumerate(sources):
+        ending[source].append(at)
+    longer: dict[Ids, list[Ids]] = defaultdict(list)
+    for ids in places:
+        longer[ids[:-1]].append(ids)
+
+    def following(before: Sequence[Ids]) -> Iterator[Step]:
+        rows = [(row, ids) for row, begun in enumerate(before) for ids in longer[begun]]
+        # Rows that go on stand together: so later steps are few and large.
+        rows.sort(key=lambda each: each[1] not in longer)
+        for part in batches(rows, len(before[0]) + 1, tokens):
+            parents, found = [row for row, _ in part], [ids for _, ids in part]
+            ends = [(row, at) for row, ids in enumerate(found) for at in ending.get(ids, ())]
+            going_on = [row for row, ids in enumerate(found) if ids in longer]
+            yield Step(
+                past=len(before[0]),
+                parents=parents,
+                ids=[ids[-1] for ids in found],
+                places=[places[ids] for ids in found],
+                rows=[row for row, _ in ends],
+                members=[at for _, at in ends],
+                going_on=going_on,
+                then=tuple(following([found[row] for row in going_on])) if going_on else (),
+            )
+
+    return tuple(following([()]))
+
+
+def walk(
+    steps: Iterable[Step], cache: DynamicCache, device: torch.device
+) -> Iterator[tuple[Step, DynamicCache]]:
+    """Each step with the keys and values of what its rows look back on.
+
+    Whoever takes a step sends its rows through with that cache before asking for the next one.
+
+    Args:
+        steps: Steps that go on from the rows of a cache.
+        cache: Keys and values of these rows; it stays as it is.
+        device: Where they are.
+    """
+    for step in steps:
+        past = copy.copy(cache)
+        # Layers take new tensors in the place of the old ones, which are not written to.
+        past.layers = [copy.copy(layer) for layer in cache.layers]
+        past.batch_select_indices(torch.tensor(step.parents, device=device))
+        yield step, past
+        if step.then:
+            past.batch_select_indices(torch.tensor(step.going_on, device=device))
+            yield from walk(step.then, past, device)
+
+
+class EnoughError(Exception):
+    """Ends a pass at a value projection."""
+
+
+@contextmanager
+def ending(modules: torch.nn.Module, path: str) -> Iterator[None]:
+    """Have passes end with an `EnoughError` where a submodule begins, after the hooks that are there."""
+
+    def end(*_: Any) -> None:
+        raise EnoughError
+
+    handle = modules.get_submodule(path).register_forward_pre_hook(end)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

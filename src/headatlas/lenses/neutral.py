@@ -1,16 +1,15 @@
 """Source states of the ``neutral`` lens: one forward pass over (prefix, source) rows, with hooks.
 
-A prefix goes through once, and its keys and values serve all sources. Sources of equal length go through
-together, so there is no padding to get wrong. What is kept per
+A prefix goes through once, and its keys and values serve all sources; so do those of what several sources
+begin with. Rows of equal length go through together, so there is no padding to get wrong. What is kept per
 layer is the input of the value projection at the source's last token, averaged over the prefixes, and for the
-no-head control the normed residual stream entering the block.
+no-head control the normed residual stream entering the block. The last layer ends at its value projection.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,19 @@ import torch
 
 from headatlas.architectures import Model
 from headatlas.errors import HeadatlasError
-from headatlas.lenses.forward import CPU, batch_tokens, batches, by_length, pre_hooks, prefix_ids, running
+from headatlas.lenses.forward import (
+    CPU,
+    EnoughError,
+    batch_tokens,
+    batches,
+    by_length,
+    ending,
+    pre_hooks,
+    prefix_ids,
+    running,
+    shared_steps,
+    walk,
+)
 from headatlas.lenses.lens import LayerStates, or_lens_maps
 from headatlas.lenses.saved_states import (
     KINDS,
@@ -118,38 +129,65 @@ def _forward(
     collector: Collector,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Send all rows through; where there is only attention, each prefix a single time for all sources.
+    """Send all rows through; where there is only attention, each beginning a single time for all sources.
 
     What other mixers than attention keep of a prefix does not continue over several tokens in every family:
     in hybrid models the prefix goes through with each source.
     """
-    body, device = modules.base_model, modules.device
-    tokens, once = batch_tokens(model, device), model.only_attention
+    send = _shared if model.only_attention else _whole
     done, total = 0, len(prefixes) * len(sources)
     for prefix in prefixes:
-        collector.members = []
-        kept = None
-        if once:
-            kept = body(input_ids=torch.tensor([prefix], device=device), use_cache=True).past_key_values
-        for length, members in by_length(sources).items():
-            for collector.members in batches(members, length, tokens):
-                before = [] if once else prefix
-                ids = torch.tensor([[*before, *sources[at]] for at in collector.members], device=device)
-                past = copy.deepcopy(kept)
-                if past is not None:
-                    past.batch_repeat_interleave(len(ids))
-                body(input_ids=ids, past_key_values=past, use_cache=once)
-                done += len(collector.members)
-                if progress is not None:
-                    progress(done, total)
+        for more in send(model, modules, prefix, sources, collector):
+            done += more
+            if progress is not None:
+                progress(done, total)
+
+
+def _shared(
+    model: Model,
+    modules: PreTrainedModel,
+    prefix: list[int],
+    sources: Sequence[tuple[int, ...]],
+    collector: Collector,
+) -> Iterator[int]:
+    """Send a prefix through, and after it every beginning of a source; yields numbers of sources done."""
+    from transformers import DynamicCache
+
+    body: Any = modules.base_model
+    device, last = modules.device, model.layers_with_heads[-1]
+    cache = DynamicCache(config=body.config)
+    collector.expect([], [])
+    body(input_ids=torch.tensor([prefix], device=device), past_key_values=cache, use_cache=True)
+    # Positions follow from what the first layer keeps, which must therefore be left.
+    end = ending(modules, model.value_input_module(last)) if last else nullcontext()
+    with end:
+        for step, past in walk(shared_steps(sources, batch_tokens(model, device)), cache, device):
+            collector.expect(step.rows, step.members)
+            ids = torch.tensor([[token] for token in step.ids], device=device)
+            with suppress(EnoughError):
+                body(input_ids=ids, past_key_values=past, use_cache=True)
+            yield len(step.members)
+
+
+def _whole(
+    model: Model,
+    modules: PreTrainedModel,
+    prefix: list[int],
+    sources: Sequence[tuple[int, ...]],
+    collector: Collector,
+) -> Iterator[int]:
+    """Send every source through after its prefix; yields numbers of sources done."""
+    body, device = modules.base_model, modules.device
+    for length, members in by_length(sources).items():
+        for batch in batches(members, length, batch_tokens(model, device)):
+            collector.expect(range(len(batch)), batch)
+            ids = torch.tensor([[*prefix, *sources[at]] for at in batch], device=device)
+            body(input_ids=ids, use_cache=False)
+            yield len(batch)
 
 
 class Collector:
-    """Sums of the hooked states over prefixes, for some layers.
-
-    Attributes:
-        members: Which sources the rows of the forward pass at hand are; empty while a prefix goes through.
-    """
+    """Sums of the hooked states over prefixes, for some layers."""
 
     def __init__(self, model: Model, layers: Sequence[int], n_sources: int, n_prefixes: int) -> None:
         shape = (len(layers), n_sources, model.dims.d_model)
@@ -161,7 +199,12 @@ class Collector:
             layer: (model.value_input_module(layer), model.block_module(layer)) for layer in layers
         }
         self._centre = model.family.norm == "layer"
-        self.members: list[int] = []
+        self._rows: Sequence[int] = ()
+        self._members: Sequence[int] = ()
+
+    def expect(self, rows: Sequence[int], members: Sequence[int]) -> None:
+        """Say at which rows of the forward pass to come sources end, and which; at none in a prefix."""
+        self._rows, self._members = list(rows), members
 
     @contextmanager
     def hooked(self, modules: PreTrainedModel) -> Iterator[None]:
@@ -175,19 +218,19 @@ class Collector:
             yield
 
     def take_x(self, layer: int, state: torch.Tensor) -> None:
-        """Add the value projection's input of the rows at hand; nothing while a prefix goes through."""
-        if not self.members:
-            return
-        self._sums[layer][0][self.members] += state
+        """Add the value projection's input at the rows where sources end."""
+        if self._rows:
+            self._sums[layer][0][self._members] += state[self._rows]
 
     def take_control(self, layer: int, state: torch.Tensor) -> None:
-        """Add the normed state that enters the block."""
-        if not self.members:
+        """Add the normed state that enters the block, at these rows."""
+        if not self._rows:
             return
+        state = state[self._rows]
         # The final norm without its gain, up to a positive scale: each prefix counts the same.
         if self._centre:
             state = state - state.mean(dim=-1, keepdim=True)
-        self._sums[layer][1][self.members] += torch.nn.functional.normalize(state, dim=-1)
+        self._sums[layer][1][self._members] += torch.nn.functional.normalize(state, dim=-1)
 
     def means(self, layer: int) -> LayerStates:
         """The means over prefixes of one layer.

@@ -23,6 +23,8 @@ from headatlas.lenses.lens import LayerStates
 
 INDEX = "states.json"
 KINDS = ("x", "control")
+ORDER = "beginnings"
+"""How rows of states that enter a block are ordered; those of another order are not taken up."""
 
 
 def saved_layer(folder: Path, layer: int) -> LayerStates:
@@ -40,7 +42,7 @@ def state_file(kind: str, layer: int) -> str:
 
 def states_key(sources: Sequence[tuple[int, ...]], prefixes: Sequence[str], identity: str) -> str:
     """Hash that says of which model, prefixes and sources states are."""
-    body = json.dumps([identity, list(prefixes), [list(source) for source in sources]])
+    body = json.dumps([ORDER, identity, list(prefixes), [list(source) for source in sources]])
     return hashlib.sha256(body.encode()).hexdigest()
 
 

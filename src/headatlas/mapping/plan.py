@@ -12,10 +12,10 @@ from headatlas.errors import HeadatlasError
 from headatlas.lenses import Lens, lens_named
 from headatlas.lenses.forward import ACTIVATIONS
 from headatlas.mapping.machine import Machine, Rates, rates, this_machine
-from headatlas.mapping.prepared import check_sources, open_for
+from headatlas.mapping.prepared import open_for
 from headatlas.mapping.screening import SCREENING_TOKENS
-from headatlas.options import Compute, require_type
-from headatlas.relations import Relation, RelationSpec, drawn, resolve_relations
+from headatlas.options import Compute, Sources, require_type
+from headatlas.relations import Relation, RelationSpec, drawn, most_sources, resolve_relations
 from headatlas.weights import can_stream
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def plan(
     *,
     lens: str = "neutral",
     relations: RelationSpec = "core",
-    sources: int | None = None,
+    sources: Sources = None,
     compute: Compute = Compute(),
     remote: bool = False,
     adapter: str | Path | None = None,
@@ -112,7 +112,8 @@ def plan(
         tokenizer: Needed with a loaded model.
         lens: ``"neutral"`` or ``"maps"``.
         relations: All that :func:`~headatlas.relations.resolve_relations` accepts.
-        sources: The most sources a relation is asked of; None for all.
+        sources: The most sources a relation is asked of, or ``"all"``; None: a sample of 100 where more than
+            40 relations are asked for, else all.
         compute: Where it would be computed, with how much memory, streamed or not.
         remote, adapter: Read a Hugging Face id in place; merge a LoRA adapter.
 
@@ -121,11 +122,11 @@ def plan(
     """
     require_type("compute", compute, Compute)
     chosen = lens_named(lens)
-    check_sources(sources)
     asked = resolve_relations(relations)
+    sample = most_sources(asked, sources)
     opened = open_for(chosen, model, tokenizer, remote=remote, adapter=adapter)
     dims = opened.dims
-    n_sources = len({word for relation in asked for word in _words(relation, sources)})
+    n_sources = len({word for relation in asked for word in _words(relation, sample)})
     machine = this_machine(compute)
     streamed = streams(opened, chosen, n_sources, compute.stream, machine)
     speed = rates(machine.devices[0])
@@ -149,14 +150,19 @@ def plan(
         memory_bytes=memory_needed(opened, chosen, n_sources, machine, streamed=streamed),
         seconds_least=least,
         seconds_most=most,
-        notes=_notes(opened, chosen, streamed, speed),
+        notes=(*_sampled(sample), *_notes(opened, chosen, streamed, speed)),
     )
 
 
 def _words(relation: Relation, most: int | None) -> list[str]:
     """The sources that will be asked, as far as is known without a tokenizer."""
     words = [pair.source for pair in relation.pairs]
-    return words if most is None else drawn(relation, words, most)
+    return words if most is None else drawn(words, most)
+
+
+def _sampled(most: int | None) -> tuple[str, ...]:
+    """A note on the sample of sources, if there is one."""
+    return () if most is None else (f"each relation is asked of at most {most} of its sources, a sample",)
 
 
 def streams(model: Model, lens: Lens, sources: int, stream: bool | None, machine: Machine) -> bool:

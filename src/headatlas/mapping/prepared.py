@@ -19,15 +19,16 @@ from headatlas.architectures.self_check import self_check
 from headatlas.atlas.layout import Layout, build_layout
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import LENSES, Lens, or_lens_maps
-from headatlas.options import CEILING, MAX_CEILING, TargetPolicy, Thresholds, require_type
+from headatlas.options import CEILING, MAX_CEILING, Sources, TargetPolicy, Thresholds, require_type
 from headatlas.relations import (
-    MIN_SOURCES,
     Relation,
     RelationSpec,
     TokenisedRelation,
     alternative_to,
+    check_sources,
     competing_tokens,
     core,
+    most_sources,
     resolve_relations,
     tokenise,
 )
@@ -47,7 +48,8 @@ class MapOptions:
         mask: Whether ids that no text can produce are kept from competing.
         ceiling: Ranks are exact below it.
         target_policy: ``"single"``, or ``"first-token"``: targets of several tokens count by their first.
-        sources: The most usable sources a relation is asked of; None for all.
+        sources: The most usable sources a relation is asked of, or ``"all"``; None: a sample of 100 where
+            more than 40 relations are asked for, else all.
 
     Raises:
         HeadatlasError: A policy is unknown, a number out of range, or thresholds are none.
@@ -58,7 +60,7 @@ class MapOptions:
     mask: bool = True
     ceiling: int = CEILING
     target_policy: TargetPolicy = "single"
-    sources: int | None = None
+    sources: Sources = None
 
     def __post_init__(self) -> None:
         require_type("thresholds", self.thresholds, Thresholds)
@@ -71,15 +73,6 @@ class MapOptions:
             )
         check_sources(self.sources)
         self.thresholds.check(self.ceiling)
-
-
-def check_sources(sources: int | None) -> None:
-    """Refuse a sample of sources that is no whole number, or so small that every relation is left out."""
-    if sources is not None and (type(sources) is not int or sources < MIN_SOURCES):
-        raise HeadatlasError(
-            f"`sources` is {sources!r}: it must be a whole number of at least {MIN_SOURCES}, "
-            "which a relation needs."
-        )
 
 
 @dataclass(frozen=True)
@@ -136,6 +129,7 @@ def prepare_map(
         HeadatlasError: The model or the relations cannot be used.
     """
     asked = resolve_relations(relations)
+    most = most_sources(asked, options.sources)
     opened = open_for(options.lens, model, tokenizer, remote=remote, adapter=adapter)
     checked = self_check(opened)
     words = opened.tokenizer()
@@ -150,7 +144,7 @@ def prepare_map(
             competing=competing,
             max_source_tokens=options.lens.max_source_tokens,
             target_policy=options.target_policy,
-            sources=options.sources,
+            sources=most,
         ),
     )
     if all(item.left_out for item in tokenised):
@@ -165,7 +159,7 @@ def prepare_map(
         options,
         layout,
         competing,
-        _provenance(opened, options, layout, [int(i) for i in masked], checked, replaced),
+        _provenance(opened, options, most, layout, [int(i) for i in masked], checked, replaced),
     )
 
 
@@ -200,6 +194,7 @@ def with_alternatives(
 def _provenance(
     model: Model,
     options: MapOptions,
+    sources: int | None,
     layout: Layout,
     masked: list[int],
     checked: str,
@@ -231,7 +226,7 @@ def _provenance(
         "thresholds": asdict(options.thresholds),
         "ceiling": options.ceiling,
         "target_policy": options.target_policy,
-        "sources": options.sources,
+        "sources": sources,
         "alternatives": replaced,
         "masked_ids": masked,
         "relations": {entry.name: entry.sha256 for entry in layout.relations},

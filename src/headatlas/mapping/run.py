@@ -31,7 +31,16 @@ from headatlas.mapping.plan import share_of, streams_within
 from headatlas.mapping.prepared import MapOptions, PreparedMap, differences, prepare_map, with_traffic
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.mapping.workers import rank_here, workers_for
-from headatlas.options import CEILING, Compute, Layers, TargetPolicy, Thresholds, layers_asked, require_type
+from headatlas.options import (
+    CEILING,
+    Compute,
+    Layers,
+    Sources,
+    TargetPolicy,
+    Thresholds,
+    layers_asked,
+    require_type,
+)
 from headatlas.progress import Progress, Report, Stats, reporting
 from headatlas.relations import RelationSpec, resolve_relations
 
@@ -55,7 +64,7 @@ def map_heads(
     mask: bool = True,
     ceiling: int = CEILING,
     target_policy: TargetPolicy = "single",
-    sources: int | None = None,
+    sources: Sources = None,
     remote: bool = False,
     adapter: str | Path | None = None,
     force: bool = False,
@@ -81,7 +90,8 @@ def map_heads(
         mask: Whether token ids that no text can produce are kept from competing.
         ceiling: Ranks are exact below this; the largest k that can be asked later.
         target_policy: ``"single"``, or ``"first-token"``: targets of several tokens count by their first.
-        sources: Sample relations with more usable sources than this, seeded by their hash; None: no sample.
+        sources: Sample relations with more usable sources than this, always the same words; ``"all"``: no
+            sample. None: 100 where more than 40 relations are asked for, else no sample.
         remote: Read a Hugging Face id in place, tensor by tensor (lens ``maps``). Addresses always are.
         adapter: Folder of a LoRA adapter of PEFT to merge into the weights (safetensors).
         force: Delete the atlas in ``out`` and start over, once all that was given has been checked.

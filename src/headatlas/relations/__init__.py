@@ -3,9 +3,11 @@
 from headatlas.relations.relation import CORE_CATEGORIES, Pair, Relation, TokenisedPair, TokenisedRelation
 from headatlas.relations.selection import (
     RelationSpec,
+    check_sources,
     core_relations,
     load_relations,
     match_relation,
+    most_sources,
     resolve_relations,
     try_relations,
 )
@@ -32,6 +34,7 @@ __all__ = [
     "TokenisedPair",
     "TokenisedRelation",
     "alternative_to",
+    "check_sources",
     "competing_tokens",
     "core",
     "core_relations",
@@ -39,6 +42,7 @@ __all__ = [
     "library",
     "load_relations",
     "match_relation",
+    "most_sources",
     "questions",
     "resolve_relations",
     "sampled",

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from headatlas.errors import HeadatlasError
+from headatlas.options import MANY_RELATIONS, SAMPLE, Sources
 from headatlas.relations.readers import looks_like_a_file, read_relation, relation_files
 from headatlas.relations.relation import Relation, kind
 from headatlas.relations.shipped import ALL, CORE, core, groups, shipped
+from headatlas.relations.tokenising import MIN_SOURCES
 
 Pairs = Iterable[tuple[str, str | Sequence[str]]]
 OneRelationSpec = str | Path | Relation | tuple[str, Pairs]
@@ -54,6 +56,32 @@ def try_relations(spec: RelationSpec) -> tuple[tuple[Relation, ...], tuple[Heada
     """
     problems: list[HeadatlasError] = []
     return _gather(spec, problems), tuple(problems)
+
+
+def check_sources(sources: Sources) -> None:
+    """Refuse a sample of sources that is no whole number, or so small that every relation is left out."""
+    if sources not in (None, "all") and (type(sources) is not int or sources < MIN_SOURCES):
+        raise HeadatlasError(
+            f"`sources` is {sources!r}: it must be a whole number of at least {MIN_SOURCES}, "
+            "which a relation needs, or `sources=all`."
+        )
+
+
+def most_sources(relations: Sequence[Relation], sources: Sources) -> int | None:
+    """The most usable sources that each of these relations is asked of; None for all.
+
+    Args:
+        relations: All that are asked for.
+        sources: As a person gives it. None samples a library: of more than `MANY_RELATIONS` relations,
+            `SAMPLE` sources of each.
+
+    Raises:
+        HeadatlasError: It is no such number.
+    """
+    check_sources(sources)
+    if sources is None:
+        return SAMPLE if len(relations) > MANY_RELATIONS else None
+    return None if sources == "all" else sources
 
 
 def load_relations(path: Path | str) -> tuple[Relation, ...]:

@@ -133,25 +133,21 @@ def reduced(
 def sampled(relation: TokenisedRelation, n: int) -> TokenisedRelation:
     """A tokenised relation with at most `n` of its usable sources, the others dropped as `NOT_DRAWN`.
 
-    Which are drawn is decided by hashes of the relation and the word, not by their order or number: two
-    tokenizers get the same words as far as both can use them.
+    Which are drawn is decided by hashes of the words, not by their order or number: two tokenizers, and
+    relations that ask the same words, get the same ones as far as they can use them.
     """
     if len(relation.pairs) <= n:
         return relation
     words = [relation.relation.pairs[pair.index].source for pair in relation.pairs]
-    kept = set(drawn(relation.relation, words, n))
+    kept = set(drawn(words, n))
     gone = tuple(word for word in words if word not in kept)
     stay = [pair for pair, word in zip(relation.pairs, words, strict=True) if word in kept]
     return replace(reduced(relation, stay, {**relation.dropped, NOT_DRAWN: gone}), sampled=n)
 
 
-def drawn(relation: Relation, words: Iterable[str], n: int) -> list[str]:
-    """The `n` of these sources of a relation that a sample of it holds."""
-
-    def draw(word: str) -> bytes:
-        return hashlib.sha256(f"{relation.sha256} {word}".encode()).digest()
-
-    return sorted(words, key=draw)[:n]
+def drawn(words: Iterable[str], n: int) -> list[str]:
+    """The `n` of these sources that a sample of them holds."""
+    return sorted(words, key=lambda word: hashlib.sha256(word.encode()).digest())[:n]
 
 
 def _targets(
