@@ -30,6 +30,7 @@ class Entry:
         known_problems: What a reader should know about the pairs.
         most: The largest number of sources that is shipped.
         draw: Which random sample is judged; raised when one led to corrections.
+        corrected: Wrong pairs of this sample that were put right since; they count as wrong.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Entry:
     known_problems: str = ""
     most: int = MOST
     draw: int = 1
+    corrected: int = 0
 
 
 @cache
