@@ -52,8 +52,8 @@ def main() -> int:
         elif arguments.command == "agreement":
             found = verdicts.agreement(verdicts.second_reading())
             print(
-                f"{found.n} pairs read twice, {found.only_first + found.both_bad} wrong for the first reading, "
-                f"{found.only_second + found.both_bad} for the second, {found.both_bad} for both; "
+                f"{found.n} pairs read twice, {found.only_first + found.both_bad} wrong for the first, "
+                f"{found.only_second + found.both_bad} for the second reading, {found.both_bad} for both; "
                 f"agreement {found.raw:.1%}, Cohen's kappa {found.kappa:.3f}"
             )
         elif arguments.command == "cards":
