@@ -2,13 +2,14 @@
 
     python -m experiments.relation_heads ATLAS ATLAS -o DIR [--permutations 10000]
 
-Each atlas is a map with ``--relations all``. Prints the tables and writes DIR/relation-heads.png. Heads count where
-they *implement* a relation (promotion), under the criterion that the atlas is read with. Everything is seeded.
+Each atlas is a map with ``--relations all``. Prints the tables and writes DIR/relation-heads.png. Heads
+count where they *implement* a relation (promotion), by the criterion that the atlas is read with. All is
+seeded.
 
-Null of every test: which heads of a layer do it is chance. For each group (a language, a category) and each layer,
-as many heads as it has there are drawn again from all heads of that layer, independently of the other groups. So
-neither the number of heads nor their depth is tested, only whether they are the same heads. p is the share of
-drawings, the observed one included, whose statistic is at least the observed one.
+Null of every test: which heads of a layer do it is chance. For each group (a language, a category) and each
+layer, as many heads as it has there are drawn again from all heads of that layer, independently of the other
+groups. So neither the number of heads nor their depth is tested, only whether they are the same heads. p is
+the share of drawings, the observed one included, whose statistic is at least the observed one.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def p_value(observed: float, null: Floats) -> float:
 
 
 def languages_table(atlas: Atlas, permutations: int) -> str:
-    """Whether the same heads translate into English from all languages, beside other relations as a control."""
+    """Whether the same heads translate into English from all languages; other relations are the control."""
     names = languages(atlas)
     sets = implementing(atlas, "relation", names)
     active = sets.reshape(len(sets), -1).any(1)
@@ -146,7 +147,7 @@ def languages_table(atlas: Atlas, permutations: int) -> str:
         f"{np.quantile(null, 0.99):.3f}); p = {p_value(observed, null):.1g}",
         f"heads with at least one language {np.sum(counts > 0)}, with half of them "
         f"{np.sum(counts >= len(names) / 2)}, with all {np.sum(counts == len(names))}",
-        f"the same heads for other things: mean Jaccard index with relations of "
+        "the same heads for other things: mean Jaccard index with relations of "
         + ", ".join(f"{category} {value:.3f}" for category, value in _against_others(atlas, flat).items()),
         "most languages: "
         + ", ".join(
@@ -162,7 +163,7 @@ def _against_others(atlas: Atlas, flat: Bools) -> dict[str, float]:
     found = {}
     for category, rows in atlas.included.groupby("category", sort=True):
         names = [name for name in rows["relation"] if not name.endswith(INTO_ENGLISH)]
-        others = implementing(atlas, "relation", names).reshape(len(names), -1)
+        others = implementing(atlas, "relation", names).reshape(len(names), flat.shape[1])
         others = others[others.any(1)]
         if len(others):
             both = np.concatenate([flat, others])
@@ -206,7 +207,7 @@ def holm(p: Floats) -> Floats:
 
 
 def coverage_table(atlas: Atlas) -> pd.DataFrame:
-    """Share of heads that implement, or that implement or suppress, at least one relation, by set of relations."""
+    """Share of heads that do at least one relation of core, and of all; by thirds those that implement it."""
     table = atlas.table()
     core = {relation.name for relation in ha.core_relations()}
     n = atlas.n_layers * atlas.n_heads

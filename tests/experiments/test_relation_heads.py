@@ -1,4 +1,4 @@
-"""Which heads relations share: the statistics against hand-made sets, and tables and figure of a small atlas."""
+"""Which heads relations share: statistics of hand-made sets, and tables and figure of a small atlas."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import relation_heads as heads
+from tests.report.made_up import atlas_of, relation
 
 
 def test_jaccard_index_of_sets() -> None:
@@ -45,3 +46,21 @@ def test_p_is_small_for_the_same_heads_and_not_for_the_same_layers() -> None:
 
 def test_holm() -> None:
     assert heads.holm(np.array([0.01, 0.04, 0.03])).tolist() == pytest.approx([0.03, 0.06, 0.06])
+
+
+def test_tables_and_figure_of_an_atlas(tmp_path: Path) -> None:
+    names = [("a_to_english", "Translation"), ("b_to_english", "Translation"), ("copying", "Algorithmic")]
+    made = [relation(name, name, category) for name, category in names]
+    atlas = atlas_of(tmp_path / "a.zarr", made, "Small", range(6))
+    assert heads.languages(atlas) == ["a_to_english", "b_to_english"]
+    text = heads.languages_table(atlas, 50)
+    called = atlas.table()[lambda t: t["implements"] & (t["relation"] == "a_to_english")]
+    assert f"a {len(called)}, b " in text
+    both = heads.categories_table(atlas, 50)
+    assert both["categories"].tolist() == ["Algorithmic, Translation"]
+    coverage = heads.coverage_table(atlas).set_index("relations")
+    n = len(atlas.table()[lambda t: t["implements"]][["layer", "head"]].drop_duplicates())
+    assert coverage.loc["all (3)", "implements"] == f"{n} of 24 ({n / 24:.0%})"
+    assert coverage.index.tolist() == ["core (1)", "all (3)"]
+    heads.draw([atlas], tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
