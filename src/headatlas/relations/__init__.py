@@ -9,7 +9,7 @@ from headatlas.relations.selection import (
     resolve_relations,
     try_relations,
 )
-from headatlas.relations.shipped import alternative_to, core, library, questions
+from headatlas.relations.shipped import alternative_to, contexts, core, library, questions
 from headatlas.relations.tokenising import (
     MIN_SOURCES,
     MIN_TARGETS,
@@ -33,6 +33,7 @@ __all__ = [
     "TokenisedRelation",
     "alternative_to",
     "competing_tokens",
+    "contexts",
     "core",
     "core_relations",
     "drawn",
