@@ -40,6 +40,7 @@ def main() -> int:
         "tokenizers", nargs="+", metavar="NAME=FOLDER", help="what cards call it, its files"
     )
     commands.add_parser("cards", help="write docs/relations")
+    commands.add_parser("agreement", help="say how far the two readings agree")
     arguments = parser.parse_args()
     try:
         if arguments.command == "fetch":
@@ -48,6 +49,13 @@ def main() -> int:
             folders = dict(each.split("=", 1) for each in arguments.tokenizers)
             text = cards.count({name: Path(folder) for name, folder in folders.items()})
             cards.USABLE.write_text(text, encoding="utf-8")
+        elif arguments.command == "agreement":
+            found = verdicts.agreement(verdicts.second_reading())
+            print(
+                f"{found.n} pairs read twice, {found.only_first + found.both_bad} wrong for the first, "
+                f"{found.only_second + found.both_bad} for the second reading, {found.both_bad} for both; "
+                f"agreement {found.raw:.1%}, Cohen's kappa {found.kappa:.3f}"
+            )
         elif arguments.command == "cards":
             for name, text in cards.pages().items():
                 cards.PAGES.mkdir(exist_ok=True)

@@ -63,7 +63,9 @@ def judgement(entry: Entry, pairs: Pairs, folder: Path = HERE) -> verdicts.Judge
     """What was judged about a relation; None for those of core, of which every pair was read."""
     if entry.core:
         return None
-    return verdicts.judge(entry.name, pairs, folder / "verdicts" / f"{entry.name}.tsv", entry.draw)
+    return verdicts.judge(
+        entry.name, pairs, folder / "verdicts" / f"{entry.name}.tsv", entry.draw, entry.corrected
+    )
 
 
 def document(entry: Entry, pairs: Pairs, quality: verdicts.Judgement | None) -> dict[str, Any]:
@@ -95,6 +97,7 @@ def document(entry: Entry, pairs: Pairs, quality: verdicts.Judgement | None) -> 
             head["quality"] = {
                 "sampled": quality.sampled,
                 "wrong": quality.wrong,
+                "corrected": quality.corrected,
                 "upper_95": round(quality.upper, 4),
             }
     return head | {"pairs": [[source, targets] for source, targets in pairs.items()]}

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from builder.verdicts import BAD, second_reading
 from headatlas.lenses import lens_named
 from headatlas.relations import (
     CORE_CATEGORIES,
@@ -102,6 +103,7 @@ def _card(relation: Relation) -> list[str]:
         "pairs": f"{len(relation.pairs)} sources, {relation.n_targets} different targets",
         "samples": "; ".join(f"{_plain(p.source)} → {_plain(' or '.join(p.targets))}" for p in samples),
         "read": _quality(relation, head.get("quality")),
+        "read again": _again(relation.name),
         "source": _plain(head["source"]),
         "licence": head["licence"],
         "made by": f"`{head['step']}`",
@@ -119,10 +121,18 @@ def _quality(relation: Relation, quality: Mapping[str, Any] | None) -> str:
         return "every pair"
     if quality["sampled"] == len(relation.pairs):
         return f"every pair, {quality['wrong'] or 'none'} of them wrong"
+    wrong = quality["wrong"] + quality["corrected"]
+    since = f" ({quality['corrected']} put right since)" if quality["corrected"] else ""
     return (
-        f"a random sample of {quality['sampled']}, {quality['wrong'] or 'none'} of them wrong; at most "
+        f"a random sample of {quality['sampled']}, {wrong or 'none'} of them wrong{since}; at most "
         f"{100 * quality['upper_95']:.1f} % of all are (upper end of the 95 % interval)"
     )
+
+
+def _again(name: str) -> str:
+    rows = [row for row in second_reading() if row["relation"] == name]
+    wrong = [row["second"] for row in rows].count(BAD)
+    return f"{len(rows)} of the pairs, {wrong or 'none'} of them wrong" if rows else ""
 
 
 def _plain(text: str) -> str:

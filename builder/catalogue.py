@@ -25,11 +25,12 @@ class Entry:
         core: Whether it is one of the paper's twenty.
         spacing: How source and target stand in text: after a space (``word``), without (``bare``), ``mixed``.
         question: Template that asks for the target; empty where no sentence does.
-        contexts: Templates in which the source stands, where the general ones do not fit.
+        contexts: Templates in which the source stands naturally.
         alternative_to: A relation of core that this one stands in for where its words are not single tokens.
         known_problems: What a reader should know about the pairs.
         most: The largest number of sources that is shipped.
         draw: Which random sample is judged; raised when one led to corrections.
+        corrected: Wrong pairs of this sample that were put right since; they count as wrong.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Entry:
     known_problems: str = ""
     most: int = MOST
     draw: int = 1
+    corrected: int = 0
 
 
 @cache

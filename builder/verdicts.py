@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,7 @@ class Judgement:
         sampled: Pairs in the sample.
         judged: Of those, pairs with a verdict.
         wrong: Of those, wrong ones.
+        corrected: Wrong ones that were put right since; the bound counts them as if they were still there.
         population: Pairs of the whole relation.
     """
 
@@ -31,6 +34,7 @@ class Judgement:
     judged: int
     wrong: int
     population: int
+    corrected: int = 0
 
     @property
     def complete(self) -> bool:
@@ -45,7 +49,7 @@ class Judgement:
         """
         if self.sampled == self.population:
             return self.wrong / self.sampled
-        return clopper_pearson_upper(self.wrong, self.sampled)
+        return clopper_pearson_upper(self.wrong + self.corrected, self.sampled)
 
     @property
     def shipped(self) -> bool:
@@ -114,13 +118,70 @@ def write_sample(name: str, pairs: Pairs, path: Path, draw: int = 1) -> Judgemen
     return _judgement([row[2] for row in rows], pairs)
 
 
-def judge(name: str, pairs: Pairs, path: Path, draw: int = 1) -> Judgement:
+def judge(name: str, pairs: Pairs, path: Path, draw: int = 1, corrected: int = 0) -> Judgement:
     """What the verdicts at `path` say about `pairs`; a pair that changed since has none."""
     known = read(path)
     keys = [(source, ", ".join(pairs[source])) for source in sample(name, pairs, draw)]
     verdicts = [known[key][0] if key in known else "" for key in keys]
-    return _judgement(verdicts, pairs)
+    return _judgement(verdicts, pairs, corrected)
 
 
-def _judgement(verdicts: list[str], pairs: Pairs) -> Judgement:
-    return Judgement(len(verdicts), sum(v != "" for v in verdicts), verdicts.count(BAD), len(pairs))
+@dataclass(frozen=True)
+class Agreement:
+    """What two readings of the same pairs say.
+
+    Attributes:
+        both_good, only_first, only_second, both_bad: Pairs wrong for neither, for one only, for both.
+    """
+
+    both_good: int
+    only_first: int
+    only_second: int
+    both_bad: int
+
+    @property
+    def n(self) -> int:
+        """Pairs read twice."""
+        return self.both_good + self.only_first + self.only_second + self.both_bad
+
+    @property
+    def raw(self) -> float:
+        """Share of pairs with the same verdict."""
+        return (self.both_good + self.both_bad) / self.n
+
+    @property
+    def kappa(self) -> float:
+        """Cohen's kappa; where nearly all pairs are good it is near 0 even for careful readers."""
+        first, second = self.only_first + self.both_bad, self.only_second + self.both_bad
+        chance = (first * second + (self.n - first) * (self.n - second)) / self.n**2
+        return (self.raw - chance) / (1 - chance)
+
+
+SECOND = Path(__file__).parent / "second.tsv"
+SECOND_COLUMNS = ("relation", "source", "targets", "first", "second", "reason")
+
+
+def second_reading() -> list[dict[str, str]]:
+    """The rows of ``second.tsv``: a pair as it was, the verdict of each reading, and why it is wrong."""
+    rows = csv.DictReader(
+        io.StringIO(SECOND.read_text(encoding="utf-8")), delimiter="\t", quoting=csv.QUOTE_NONE
+    )
+    if tuple(rows.fieldnames or ()) != SECOND_COLUMNS:
+        raise ValueError(f"{SECOND}: the columns are not {', '.join(SECOND_COLUMNS)}")
+    found = list(rows)
+    for row in found:
+        if {row["first"], row["second"]} - {GOOD, BAD}:
+            raise ValueError(f"{SECOND}: a verdict on {row['source']!r} is neither {GOOD} nor {BAD}")
+    return found
+
+
+def agreement(rows: Sequence[Mapping[str, str]]) -> Agreement:
+    """How far the two readings agree."""
+    seen = Counter((row["first"], row["second"]) for row in rows)
+    return Agreement(seen[GOOD, GOOD], seen[BAD, GOOD], seen[GOOD, BAD], seen[BAD, BAD])
+
+
+def _judgement(verdicts: list[str], pairs: Pairs, corrected: int = 0) -> Judgement:
+    return Judgement(
+        len(verdicts), sum(v != "" for v in verdicts), verdicts.count(BAD), len(pairs), corrected
+    )

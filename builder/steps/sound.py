@@ -1,11 +1,10 @@
-"""Sound: rhyme and the indefinite article, from CMUdict."""
+"""Sound: rhyme, from CMUdict."""
 
 from __future__ import annotations
 
 from builder.facts import Pairs
 from builder.store import Store
 
-_VOWELS = ("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW")
 _MOST_RHYMES = 60
 
 
@@ -42,17 +41,4 @@ def _onset(store: Store, word: str) -> str:
     return said.split()[at - 1] if at else ""
 
 
-def article(store: Store) -> Pairs:
-    """Countable noun → a or an, as many of either."""
-    english = store.english
-    found: dict[str, list[str]] = {"a": [], "an": []}
-    for noun in english.of("n", 0.7):
-        said = {phones.startswith(_VOWELS) for phones in store.pronunciations.get(noun, ())}
-        if len(said) == 1 and english.known(noun, 35) and english.forms(noun, "NNS"):
-            found["an" if said.pop() else "a"].append(noun)
-    most = min(len(nouns) for nouns in found.values())
-    pairs = {noun: [kind] for kind, nouns in found.items() for noun in nouns[: min(most, 100)]}
-    return dict(sorted(pairs.items(), key=lambda pair: english.order(pair[0])))
-
-
-STEPS = {"rhyme": rhyme, "article": article}
+STEPS = {"rhyme": rhyme}

@@ -25,7 +25,7 @@ _NAMES = {
 }
 _ALSO = {
     "US": ["America", "USA", "US"],
-    "GB": ["UK", "Britain", "England"],
+    "GB": ["UK", "Britain"],
     "KR": ["Korea"],
     "NL": ["Holland"],
     "CD": ["DRC"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from headatlas.atlas import Atlas
 from headatlas.atlas.evidence import COLUMNS, CONTEXT, WITHOUT
 from headatlas.atlas.store import read_array
 from headatlas.errors import HeadatlasError
+from headatlas.evidence import inference_run
 from headatlas.evidence.statistics import agreement, summarise_ablations
 from tests.evidence.conftest import Planted
 from tests.evidence.planted import HEADS, LAYER, template_file
@@ -39,6 +41,22 @@ def test_inference_and_ablation(mapped: Planted, examined: Planted, tmp_path: Pa
         ha.evidence.ablation(atlas, max_heads=0)
     with pytest.raises(TypeError, match="shot"):
         ha.evidence.ablation(atlas, shot=0)
+
+
+def test_relations_in_texts_of_their_own(mapped: Planted, tmp_path: Path) -> None:
+    atlas = mapped.copied(tmp_path / "out").atlas
+    own = {"first": ("a {}",), "second": ("a {}", "{} of"), "elsewhere": ("of {}",)}
+    with patch.object(inference_run, "contexts", return_value=own):
+        found = ha.evidence.inference(atlas, own_templates=True)
+    seen = {
+        name: {each.template for each in atlas.evidence.templates_of(name)} for name in atlas.relation_scores
+    }
+    assert seen == {name: set(own.get(name, ())) for name in seen}
+    assert set(found["relation"]) == {"first", "second", "mean"}
+    with pytest.raises(HeadatlasError, match="none of these relations has context templates"):
+        ha.evidence.inference(atlas, own_templates=True)
+    with pytest.raises(HeadatlasError, match="exclude each other"):
+        ha.evidence.inference(atlas, own_templates=True, templates=["a {}"])
 
 
 def test_progress_is_told(mapped: Planted, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

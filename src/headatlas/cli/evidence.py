@@ -53,6 +53,10 @@ def inference_command(
     model: ModelOption = None,
     only: Only = None,
     templates: TemplateFile = None,
+    own_templates: Annotated[
+        bool,
+        typer.Option("--own-templates", help="The texts that relations have of their own, in their place."),
+    ] = False,
     no_figures: NoFigures = False,
     as_json: AsJson = False,
 ) -> None:
@@ -76,6 +80,7 @@ def inference_command(
             model,
             only=names_of(only),
             templates=templates,
+            own_templates=own_templates,
             compute=compute,
             progress=progress,
         )

@@ -30,6 +30,7 @@ def inference(
     *,
     only: Sequence[str] | None = None,
     templates: str | Path | Sequence[str] | None = None,
+    own_templates: bool = False,
     compute: Compute | None = None,
     progress: Report | bool | None = None,
 ) -> pd.DataFrame:
@@ -41,6 +42,7 @@ def inference(
         tokenizer: Needed with a loaded model.
         only: Names or titles of relations; all scored relations by default.
         templates: A file, or texts with one ``{}``; the shipped ones by default.
+        own_templates: In their place, the texts that shipped relations have of their own.
         compute: Its device; a model in memory stays where it is.
         progress: As for :func:`headatlas.map_heads`.
 
@@ -57,7 +59,14 @@ def inference(
 
     with reporting(progress) as tell:
         found = run_inference(
-            atlas, model, tokenizer, only=only, templates=templates, compute=compute, progress=tell
+            atlas,
+            model,
+            tokenizer,
+            only=only,
+            templates=templates,
+            own_templates=own_templates,
+            compute=compute,
+            progress=tell,
         )
     atlas.forget_evidence()
     return agreement(atlas, found)

@@ -42,6 +42,7 @@ from headatlas.mapping.prepared import differences
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.options import Compute
 from headatlas.progress import Progress, Report, silent
+from headatlas.relations import TokenisedRelation, contexts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,6 +60,7 @@ def run_inference(
     *,
     only: Sequence[str] | None = None,
     templates: str | Path | Sequence[str] | None = None,
+    own_templates: bool = False,
     compute: Compute | None = None,
     progress: Report | None = None,
 ) -> list[Dynamic]:
@@ -70,6 +72,7 @@ def run_inference(
         tokenizer: Needed with a loaded model.
         only: Names or titles of relations; all scored relations by default.
         templates: A file, or texts with one ``{}``; the shipped ones by default.
+        own_templates: In their place, the texts that shipped relations have of their own.
         compute: Its device; a model in memory stays where it is.
         progress: Called with each step.
 
@@ -80,12 +83,14 @@ def run_inference(
         HeadatlasError: The model is not the atlas's or does not fit into memory, a template has no slot, or
             no relation can be used in it. What was measured before stays.
     """
-    chosen = context_templates(templates)
+    if own_templates and templates is not None:
+        raise HeadatlasError("`own_templates` and `templates` exclude each other.")
+    chosen = [] if own_templates else context_templates(templates)
     tell = progress or silent
     tell(Progress("open", 0, 0, atlas.model_name))
     subject = open_subject(atlas, model, tokenizer, only=only, compute=compute)
     evidence_group(subject.path)
-    plans = [_Plan(subject, template) for template in chosen]
+    plans = [_Plan(subject, template) for template in chosen] or _own_plans(subject)
     todo = [plan for plan in plans if not plan.complete()]
     if todo:
         vocabulary = replace(
@@ -228,6 +233,20 @@ class _Plan:
                 rows = [row_of[source] for source in self.layout.source_ids[at]]
                 out[layer, :, at] = weights[:, rows].mean(axis=1)
         return out
+
+
+def _own_plans(subject: Subject) -> list[_Plan]:
+    """A plan for each text that shipped relations have of their own, with the relations that have it."""
+    found: dict[str, list[TokenisedRelation]] = {}
+    for relation in subject.relations:
+        for text in contexts().get(relation.relation.name, ()):
+            found.setdefault(text, []).append(relation)
+    if not found:
+        raise HeadatlasError("`own_templates`: none of these relations has context templates of its own.")
+    return [
+        _Plan(replace(subject, relations=tuple(relations)), Template.of(text, relations[0].relation.name))
+        for text, relations in found.items()
+    ]
 
 
 def layer_as_watched(model: Model, watched: Watched, layer: int) -> dict[str, LayerInputs]:

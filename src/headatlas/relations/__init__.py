@@ -11,7 +11,7 @@ from headatlas.relations.selection import (
     resolve_relations,
     try_relations,
 )
-from headatlas.relations.shipped import alternative_to, core, library, questions
+from headatlas.relations.shipped import alternative_to, contexts, core, library, questions
 from headatlas.relations.tokenising import (
     MIN_SOURCES,
     MIN_TARGETS,
@@ -36,6 +36,7 @@ __all__ = [
     "alternative_to",
     "check_sources",
     "competing_tokens",
+    "contexts",
     "core",
     "core_relations",
     "drawn",

@@ -85,6 +85,11 @@ def questions() -> dict[str, str]:
     return {name: heads()[name]["question"] for name in groups()[ALL] if "question" in heads()[name]}
 
 
+def contexts() -> dict[str, tuple[str, ...]]:
+    """Name → texts in which its sources stand naturally, with ``{}`` for the source, where it has such."""
+    return {name: tuple(heads()[name]["contexts"]) for name in groups()[ALL] if "contexts" in heads()[name]}
+
+
 @cache
 def heads() -> dict[str, dict[str, Any]]:
     """Name → what its file says before the pairs, by the path of the file.
