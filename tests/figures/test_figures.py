@@ -27,9 +27,8 @@ from headatlas.figures import KINDS, alt_text, plot, save
 from headatlas.figures.colours import BLANK, level_colours, score_colours
 from headatlas.figures.grids import category_grid
 from headatlas.figures.page import round_ticks, text_width, wrap
-from headatlas.figures.panels import cells_path, outline_path
+from headatlas.figures.panels import STEPS, cells_path, outline_path
 from headatlas.figures.plots import write_data
-from headatlas.figures.relations import STEPS
 from tests.atlas.made import write_atlas
 from tests.figures.planted import Plant, Spec, plant_atlas
 

@@ -14,8 +14,17 @@ from numpy.typing import NDArray
 
 from headatlas.figures.colours import INK
 from headatlas.figures.describe import decimal
-from headatlas.figures.page import LINE, MARGIN, AtlasFigure, Key, Page, panel_columns, style, text_width
-from headatlas.figures.panels import row_of_titles
+from headatlas.figures.page import (
+    BELOW,
+    LINE,
+    MARGIN,
+    AtlasFigure,
+    Key,
+    Page,
+    left_of_panel,
+    panel_columns,
+    style,
+)
 
 _PROMOTION, _SUPPRESSION, _GREY = "#1f7674", "#9c5310", "#8c8c8c"
 _POINT: dict[str, dict[str, Any]] = {
@@ -90,31 +99,19 @@ def draw_agreement(
         for panel in panels
     )
     page = Page(width_mm, title=title, description=f"{dynamic} against score of the map. {described}.")
-    left = MARGIN + LINE + text_width("0.5") + 2.4
-    layout = panel_columns(page, len(panels), 1, left=left, smallest=PANEL, largest=LARGEST_PANEL)
-    rows = layout.rows(panels)
-    y = MARGIN
-    for row, below in zip(rows, [*rows[1:], ()], strict=True):
-        y = row_of_titles(page, layout, y, [panel.title for panel in row])
-        for number, (x, panel) in enumerate(zip(layout.lefts, row, strict=False)):
-            ax = page.axes(x, y, layout.width, layout.width)
-            _scatter(ax, panel, tau)
-            if number >= len(below):
-                page.text(x + layout.width / 2, y + layout.width + 3.2, "Score of the map", ha="center")
-            if number:
-                ax.set_yticklabels([])
-            else:
-                middle = y + layout.width / 2 - 0.8 * LINE
-                at = x - 2.2 - text_width("0.5") - 0.35 * LINE
-                page.text(at, middle, dynamic, rotation=90, ha="center", va="center")
-        y += layout.width + 3.2 + (1.5 if len(below) == len(row) else LINE + 1.5)
-    keys = [
-        Key(f"{sign}, a point a head", {**look, "linewidth": 0.0, "markevery": [1]}, line=True)
-        for sign, look in _POINT.items()
-    ]
+    columns = panel_columns(page, len(panels), 1, "0.5", smallest=PANEL, largest=LARGEST_PANEL)
+
+    def draw(ax: Axes, panel: Scatter, first: bool) -> None:
+        _scatter(ax, panel, tau)
+        page.name_axes(ax, "Score of the map", dynamic if first else "", "0.5")
+        if not first:
+            ax.set_yticklabels([])
+
+    rows = columns.rows(panels)
+    y = page.panels(columns, MARGIN, rows, columns.width, title=lambda panel: panel.title, draw=draw)
+    keys = [Key.point(f"{sign}, a point a head", **look) for sign, look in _POINT.items()]
     keys.append(Key(f"τ = {tau:g}", _TAU, line=True))
-    y = page.legend(MARGIN, y, page.inner, keys) + 0.4 * LINE
-    return page.finish(page.caption(y, caption) + MARGIN)
+    return page.finish(page.legend(MARGIN, y, page.inner, keys) + 0.4 * LINE, caption)
 
 
 _TAU: dict[str, Any] = {"color": "#b5b5b5", "linewidth": 0.5, "linestyle": (0, (3.0, 2.0))}
@@ -174,16 +171,13 @@ def draw_ablation(
         f"{a:.2f} after {n}" for n, a in zip(relation["heads"], relation["accuracy"], strict=True)
     )
     page = Page(width_mm, title=title, description=f"Accuracy with the relation's heads ablated: {said}.")
-    left = MARGIN + LINE + text_width("0.5") + 2.4
+    left = left_of_panel("0.5")
     y = page.lines(left, MARGIN, [title]) + 0.6
     ax = page.axes(left, y, page.width - left - MARGIN - 1.0, CURVE_HEIGHT)
     keys = _curves(ax, curves, titles)
-    page.text(left + (page.width - left) / 2, y + CURVE_HEIGHT + 3.2, "Heads ablated", ha="center")
-    middle = y + CURVE_HEIGHT / 2 - 0.8 * LINE
-    page.text(MARGIN + 0.65 * LINE, middle, "Accuracy", rotation=90, ha="center", va="center")
-    y += CURVE_HEIGHT + 3.2 + LINE + 1.2
-    y = page.legend(MARGIN, y, page.inner, keys) + 0.4 * LINE
-    return page.finish(page.caption(y, caption) + MARGIN)
+    page.name_axes(ax, "Heads ablated", "Accuracy", "0.5")
+    y = page.legend(MARGIN, y + CURVE_HEIGHT + BELOW + 1.5, page.inner, keys) + 0.4 * LINE
+    return page.finish(y, caption)
 
 
 def _curves(ax: Axes, curves: pd.DataFrame, titles: Mapping[str, str]) -> list[Key]:

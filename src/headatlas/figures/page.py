@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import matplotlib.style
 from matplotlib.axes import Axes
@@ -21,7 +21,6 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse, Rectangle
-from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 from matplotlib.transforms import Affine2D
 
@@ -40,8 +39,15 @@ LINE = FONT_PT * 1.25 / 72 * MM
 MARGIN = 1.0
 LARGEST_CELL = 6.0
 """Cells of a very small model are not wider than this (at 170 mm)."""
-WIDTHS = (30.0, 1000.0)
-"""Narrowest and widest figure."""
+NARROWEST, WIDEST = 30.0, 1000.0
+GAP = 3.0
+"""Between panels."""
+BELOW_TICKS = 1.2 + 0.9 * LINE
+"""From the lower edge of a panel to the name of its x axis: ticks and their labels."""
+BELOW = BELOW_TICKS + LINE
+"""Room under a panel: ticks, their labels, the name of the axis."""
+BESIDE_TICKS = 2.2
+"""Left of a panel, beside its tick labels."""
 
 _TIGHT = re.compile(" ([≤≥=]) ")
 
@@ -50,28 +56,23 @@ STYLE: dict[str, Any] = {
     # The first is part of matplotlib, so a figure is the same on every machine.
     "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],
     "font.size": FONT_PT,
-    "axes.titlesize": FONT_PT,
-    "axes.labelsize": FONT_PT,
-    "xtick.labelsize": FONT_PT,
-    "ytick.labelsize": FONT_PT,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    **dict.fromkeys(("axes.labelsize", "xtick.labelsize", "ytick.labelsize"), FONT_PT),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    "axes.facecolor": "white",
     "axes.linewidth": 0.4,
-    "xtick.major.width": 0.4,
-    "ytick.major.width": 0.4,
-    "xtick.major.size": 2.0,
-    "ytick.major.size": 2.0,
-    "xtick.major.pad": 1.5,
-    "ytick.major.pad": 1.5,
+    **{
+        f"{axis}.major.{what}": value
+        for axis in ("xtick", "ytick")
+        for what, value in (("width", 0.4), ("size", 2.0), ("pad", 1.5))
+    },
     "hatch.linewidth": 0.4,
     "text.parse_math": False,  # a "$" in a relation's title is a "$"
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "headatlas",
     "pdf.fonttype": 42,
 }
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -97,14 +98,22 @@ class AtlasFigure(Figure):
 
 @dataclass(frozen=True)
 class Key:
-    """One entry of a legend: a label beside a small sample: a box, a box with a minus sign or a dot (its
-    height as a share of the box), or a line."""
+    """One entry of a legend: a label beside a small sample.
+
+    The sample is a box, with a minus sign or a dot in it (its height as a share of the box), or a line. A
+    line with a marker and no width is a point.
+    """
 
     label: str
     look: dict[str, Any] = field(default_factory=dict)
     line: bool = False
     minus: bool = False
     dot: float = 0.0
+
+    @classmethod
+    def point(cls, label: str, **look: Any) -> Key:
+        """A marker beside its label."""
+        return cls(label, {"linewidth": 0.0, "markersize": 3.6, **look}, line=True)
 
 
 class Page:
@@ -119,28 +128,75 @@ class Page:
     """
 
     def __init__(self, width_mm: float, *, title: str, description: str) -> None:
-        self.width = check_width(width_mm)
+        if not NARROWEST <= width_mm <= WIDEST:
+            raise HeadatlasError(
+                f"`width_mm` is {width_mm:g} mm: a figure is {NARROWEST:g} to {WIDEST:g} mm wide."
+            )
+        self.width = float(width_mm)
+        self.inner = self.width - 2 * MARGIN
         self.figure = AtlasFigure(
             figsize=(self.width / MM, 1.0), dpi=DPI, facecolor="white", title=title, description=description
         )
         self._mm = Affine2D()
-        self._placed: list[tuple[Axes, float, float, float, float]] = []
-
-    @property
-    def inner(self) -> float:
-        """Width between the margins."""
-        return self.width - 2 * MARGIN
+        self._boxes: dict[Axes, tuple[float, float, float, float]] = {}
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
         """Axes whose frame is the given box."""
-        ax = self.figure.add_axes((0.0, 0.0, 1.0, 1.0), label=f"panel {len(self._placed)}")
-        self._placed.append((ax, left, top, width, height))
+        ax = self.figure.add_axes((0.0, 0.0, 1.0, 1.0), label=f"panel {len(self._boxes)}")
+        self._boxes[ax] = (left, top, width, height)
         return ax
 
-    def text(self, x: float, y: float, text: str, **kwargs: Any) -> Text:
+    def panels(
+        self,
+        columns: PanelColumns,
+        y: float,
+        rows: Sequence[Sequence[T]],
+        height: float,
+        *,
+        title: Callable[[T], str],
+        draw: Callable[[Axes, T, bool], None],
+        above: Callable[[float, Sequence[T]], float] | None = None,
+    ) -> float:
+        """Rows of panels with their titles; returns the height below them.
+
+        Args:
+            columns: Where panels stand.
+            y: Upper edge of the first row.
+            rows: What has a panel.
+            height: Of a panel.
+            title: The words above a panel.
+            draw: Draws one; told whether it is the first of its row.
+            above: Draws what stands over a row's titles, given its upper edge; returns the height below.
+        """
+        for row in rows:
+            y = self._titles(columns, above(y, row) if above else y, [title(item) for item in row])
+            for number, (x, item) in enumerate(zip(columns.lefts, row, strict=False)):
+                draw(self.axes(x, y, columns.width, height), item, number == 0)
+            y += height + BELOW + 1.5
+        return y
+
+    def _titles(self, columns: PanelColumns, y: float, titles: Sequence[str]) -> float:
+        """Titles above a row, wrapped; returns the height of the panels' upper edge."""
+        wrapped = [wrap(title, columns.title_width) for title in titles]
+        deepest = max(len(lines) for lines in wrapped)
+        for x, lines in zip(columns.lefts, wrapped, strict=False):
+            for number, line in enumerate(lines):
+                # A title wider than its panel stays on the page.
+                centre = min(x + columns.width / 2, self.width - 0.4 - text_width(line) / 2)
+                self.text(centre, y + (deepest - len(lines) + number) * LINE, line, ha="center")
+        return y + deepest * LINE + 0.6
+
+    def name_axes(self, ax: Axes, x_name: str, y_name: str = "", labels: str = "") -> None:
+        """Write the names of axes; that of y beside its tick labels, the widest of which is ``labels``."""
+        left, top, width, height = self._boxes[ax]
+        self.text(left + width / 2, top + height + BELOW_TICKS, x_name, ha="center")
+        x = left - BESIDE_TICKS - text_width(labels) - 0.35 * LINE
+        self.text(x, top + height / 2 - 0.8 * LINE, y_name, rotation=90, ha="center", va="center")
+
+    def text(self, x: float, y: float, text: str, **kwargs: Any) -> None:
         """Text whose line begins at height y; ``va`` defaults to the baseline of that line."""
-        baseline = y + 0.8 * LINE
-        return self.figure.text(x, baseline, text, transform=self._transform, **kwargs)
+        if text:
+            self.figure.text(x, y + 0.8 * LINE, text, transform=self._transform, **kwargs)
 
     def lines(self, x: float, y: float, lines: Sequence[str], **kwargs: Any) -> float:
         """Lines of text from height y down; returns the height below them."""
@@ -150,9 +206,8 @@ class Page:
 
     def box(self, x: float, y: float, width: float, height: float, **look: Any) -> None:
         """A rectangle with its top left corner at (x, y)."""
-        self.figure.add_artist(
-            Rectangle((x, y), width, height, **{"linewidth": 0.0, "transform": self._transform, **look})
-        )
+        look = {"linewidth": 0.0, "transform": self._transform, **look}
+        self.figure.add_artist(Rectangle((x, y), width, height, **look))
 
     def line(self, x: Sequence[float], y: Sequence[float], **look: Any) -> None:
         """A polyline."""
@@ -180,39 +235,62 @@ class Page:
         return line + LINE if keys else y
 
     def _sample(self, x: float, y: float, width: float, key: Key) -> None:
-        if key.line:
+        mark: dict[str, Any] = {"facecolor": "white", "edgecolor": INK, "linewidth": 0.15}
+        middle = x + 0.5 * width
+        if key.look.get("linewidth") == 0.0 and key.line:
+            self.line([middle], [y + 0.55 * LINE], **key.look)
+        elif key.line:
             self.line([x, x + width], [y + 0.55 * LINE] * 2, **key.look)
         else:
             self.box(x, y + 0.14 * LINE, width, 0.8 * LINE, **key.look)
         if key.minus:
-            look = {"facecolor": "white", "edgecolor": INK, "linewidth": 0.15}
-            self.box(x + 0.2 * width, y + 0.46 * LINE, 0.6 * width, 0.16 * LINE, **look)
-
+            self.box(x + 0.2 * width, y + 0.46 * LINE, 0.6 * width, 0.16 * LINE, **mark)
         if key.dot:
             size = key.dot * 0.8 * LINE
-            centre = (x + 0.5 * width, y + 0.54 * LINE)
-            dot = Ellipse(centre, size, size, facecolor="white", edgecolor=INK, linewidth=0.15)
-            dot.set_transform(self._transform)
+            dot = Ellipse((middle, y + 0.54 * LINE), size, size, **mark, transform=self._transform)
             self.figure.add_artist(dot)
 
     def caption(self, y: float, text: str) -> float:
         """The line under the figure, wrapped to its width, if there is one; returns the height below it."""
-        if not text:
-            return y
-        return self.lines(MARGIN, y, wrap(text, self.inner))
+        return self.lines(MARGIN, y, wrap(text, self.inner)) if text else y
 
-    def finish(self, height: float) -> AtlasFigure:
-        """Fix the height and put everything in its place."""
-        height = math.ceil(height / DOT) * DOT
+    def beside_or_below(self, columns: PanelColumns, y: float, height: float, filled: int, put: Put) -> float:
+        """Put a legend into the free end of the last row, if it fits there, or else below it.
+
+        Args:
+            y: The height below the row.
+            height: Of its panels.
+            filled: How many there are.
+
+        Returns:
+            The height below everything.
+        """
+        top = y - 1.5 - BELOW - height
+        for x in columns.lefts[filled : filled + 1]:
+            room = self.width - MARGIN - x
+            if put(x, top, room, draw=False) <= top + height:
+                put(x, top, room)
+                return y
+        return put(MARGIN, y, self.inner) + 0.4 * LINE
+
+    def finish(self, y: float, caption: str) -> AtlasFigure:
+        """Write the caption, fix the height and put everything in its place."""
+        height = math.ceil((self.caption(y, caption) + MARGIN) / DOT) * DOT
         self.figure.set_size_inches(self.width / MM, height / MM)
         self._mm.clear().scale(1 / MM, -1 / MM).translate(0, height / MM)
-        for ax, left, top, wide, high in self._placed:
+        for ax, (left, top, wide, high) in self._boxes.items():
             ax.set_position((left / self.width, 1 - (top + high) / height, wide / self.width, high / height))
         return self.figure
 
     @property
     def _transform(self) -> Any:
         return self._mm + self.figure.dpi_scale_trans
+
+
+class Put(Protocol):
+    """Draws something at (x, y) in a width, or only measures it; returns the height below."""
+
+    def __call__(self, x: float, y: float, width: float, *, draw: bool = True) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -234,7 +312,7 @@ class PanelColumns:
         """Room for a title over a panel, before it runs into its neighbour's."""
         return self.lefts[1] - self.lefts[0] - 1.6 if len(self.lefts) > 1 else self.width + MARGIN
 
-    def rows(self, items: Sequence[Any]) -> list[Sequence[Any]]:
+    def rows(self, items: Sequence[T]) -> list[Sequence[T]]:
         """The items, row by row."""
         n = len(self.lefts)
         return [items[at : at + n] for at in range(0, len(items), n)]
@@ -244,8 +322,8 @@ def panel_columns(
     page: Page,
     n_panels: int,
     n_cells: int,
+    labels: str,
     *,
-    left: float,
     smallest: float = 22.0,
     largest: float | None = None,
     balance: bool = True,
@@ -253,24 +331,29 @@ def panel_columns(
     """Divide a page's width into panels of n cells each.
 
     Args:
-        left: Room for what stands left of the first panel.
+        labels: The widest tick label of the y axis, for which there is room left of the first panel.
         smallest: Panels are not narrower than this, unless the page is.
         largest: Nor wider than this; by default n cells of a very small model.
         balance: Whether rows get about equally many panels.
     """
-    gap = 3.0
+    left = left_of_panel(labels)
     room = page.width - MARGIN - left
-    most = max(1, min(n_panels, int((room + gap) // (smallest + gap))))
+    most = max(1, min(n_panels, int((room + GAP) // (smallest + GAP))))
     n = math.ceil(n_panels / math.ceil(n_panels / most)) if balance else most
     if largest is None:
         largest = max(smallest, n_cells * LARGEST_CELL * max(1.0, page.width / 170.0))
-    width = min((room - gap * (n - 1)) / n, largest)
+    width = min((room - GAP * (n - 1)) / n, largest)
     dots = int(width / n_cells / DOT)
     # Whole dots per cell make sharp edges in a PNG; not at the price of a much smaller panel.
     cell = dots * DOT if dots and dots * DOT * n_cells > 0.92 * width else width / n_cells
     # Panels of a full width spread over the room; the small ones of a small model stand together.
-    pitch = (room - cell * n_cells) / (n - 1) if n > 1 and width < largest else width + gap
+    pitch = (room - cell * n_cells) / (n - 1) if n > 1 and width < largest else width + GAP
     return PanelColumns(tuple(snap(left + number * pitch) for number in range(n)), cell * n_cells, cell)
+
+
+def left_of_panel(labels: str) -> float:
+    """Room left of a panel: margin, name of the y axis, tick labels of which this is the widest, ticks."""
+    return MARGIN + LINE + text_width(labels) + BESIDE_TICKS
 
 
 def snap(length: float) -> float:
@@ -290,30 +373,13 @@ def panel_height(n_heads: int, cell_width: float, panel_width: float, *, flat: f
     return dots * DOT * n_heads if dots >= 4 else snap(height)
 
 
-def check_width(width_mm: float) -> float:
-    """The width as a number.
-
-    Raises:
-        HeadatlasError: It is not between 30 and 1000 mm.
-    """
-    low, high = WIDTHS
-    if not low <= width_mm <= high:
-        raise HeadatlasError(f"`width_mm` is {width_mm:g} mm: a figure is {low:g} to {high:g} mm wide.")
-    return float(width_mm)
-
-
 @lru_cache(maxsize=4096)
 def text_width(text: str, *, bold: bool = False) -> float:
     """Width in millimetres of one line at the figures' font size."""
     # Everything is named, so that nothing depends on the user's settings.
-    font = FontProperties(
-        family="DejaVu Sans",
-        size=FONT_PT,
-        weight="bold" if bold else "normal",
-        style="normal",
-        variant="normal",
-        stretch="normal",
-    )
+    normal: dict[str, Any] = dict.fromkeys(("style", "variant", "stretch"), "normal")
+    weight = "bold" if bold else "normal"
+    font = FontProperties(family="DejaVu Sans", size=FONT_PT, weight=weight, **normal)
     width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
     return float(width) / 72 * MM
 
