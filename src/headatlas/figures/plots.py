@@ -31,12 +31,16 @@ WIDTH_MM = 170.0
 class Plots:
     """The figures of one atlas.
 
-    Every method returns a matplotlib Figure of exactly ``width_mm`` (170 by default) with legend and caption,
-    drawn without pyplot. Given ``ax``, it draws one panel into those axes instead, which have a size of their
-    own, with axis names, title and, unless ``caption`` is False, the caption under them; nothing else of the
-    user's figure is touched. Every level has a labelled artist, so ``ax.legend()`` gives the legend.
+    Every method returns a matplotlib Figure of exactly ``width_mm`` (30 to 1000; 170 by default) with legend
+    and, unless ``caption`` is False, caption, drawn without pyplot. ``which`` chooses panels by name; all by
+    default. Given ``ax``, it draws one panel into those axes instead, which have a size of their own, with
+    axis names, title and caption under them; nothing else of the user's figure is touched. Every level has a
+    labelled artist, so ``ax.legend()`` gives the legend.
 
     Layers run from 0 at the left, heads from 0 at the bottom.
+
+    Raises:
+        HeadatlasError: The width is out of range or given with ``ax``, or there is no such panel.
     """
 
     def __init__(self, atlas: Atlas) -> None:
@@ -54,19 +58,17 @@ class Plots:
         """Draw which heads belong to how many categories: a panel for all, and one for each.
 
         Args:
-            ax: Draw one panel here (``which``; All Categories by default).
-            width_mm: Width of the figure, 30 to 1000; not with ``ax``.
-            which: Panels, by name (``"All Categories"`` or one of the others); all by default.
+            ax: Draw one panel here, All Categories by default.
             panels: A panel for each ``"category"``, ``"subcategory"`` or ``"relation"``. A head's colour is
                 its number of categories in all of them.
-            caption: Whether to write the caption under it.
-
-        Raises:
-            HeadatlasError: The width is out of range or given with ``ax``, or there is no such panel or kind
-                of panels.
         """
+        from headatlas.figures.categories import draw_categories, draw_category_in
+
         check_panels("categories", panels)
-        return self._draw("categories", ax, width_mm, which, caption=caption, panels=panels)
+        each = "" if panels == "category" else panels
+        return self._draw(
+            draw_categories, draw_category_in, "categories", ax, width_mm, which, caption, each, panels=panels
+        )
 
     def relations(
         self,
@@ -83,15 +85,14 @@ class Plots:
 
         Args:
             ax: Draw one relation here (``which``; required).
-            width_mm: Width of the figure, 30 to 1000; not with ``ax``.
             which: Relations (name or title) or categories; all by default.
-            caption: Whether to write the caption under it.
 
         Raises:
-            HeadatlasError: The width is out of range or given with ``ax``, or there is no such relation, or
-                none is scored.
+            HeadatlasError: As for all figures, or no relation is scored.
         """
-        return self._draw("relations", ax, width_mm, which, caption=caption)
+        from headatlas.figures.relations import draw_relation_in, draw_relations
+
+        return self._draw(draw_relations, draw_relation_in, "relations", ax, width_mm, which, caption)
 
     def layers(
         self,
@@ -105,65 +106,46 @@ class Plots:
         of sources that the state itself answers, mean over the panel's relations) as a dashed line.
 
         Args:
-            ax: Draw one panel here (``which``; All Categories by default).
-            width_mm: Width of the figure, 30 to 1000; not with ``ax``.
-            which: Panels, by name; all by default.
-            caption: Whether to write the caption under it.
-
-        Raises:
-            HeadatlasError: The width is out of range or given with ``ax``, or there is no such panel.
+            ax: Draw one panel here, All Categories by default.
         """
-        return self._draw("layers", ax, width_mm, which, caption=caption)
+        from headatlas.figures.categories import draw_layers, draw_profile_in
+
+        return self._draw(draw_layers, draw_profile_in, "layers", ax, width_mm, which, caption)
 
     def _draw(
         self,
+        draw: Callable[..., Figure],
+        draw_in: Callable[..., Figure],
         kind: str,
         ax: Axes | None,
         width_mm: float | None,
         which: Which,
-        *,
         caption: bool,
+        each: str = "",
         **split: Any,
     ) -> Figure:
-        from headatlas.figures import categories, relations
-
-        if ax is not None:
-            if width_mm is not None:
-                raise HeadatlasError(
-                    "`width_mm`: the axes given with `ax` have a size of their own; leave it out."
-                )
-            draw_in = {
-                "categories": categories.draw_category_in,
-                "relations": relations.draw_relation_in,
-                "layers": categories.draw_profile_in,
-            }[kind]
-            return draw_in(self._atlas, ax, which, caption=caption, **split)
-        draw = {
-            "categories": categories.draw_categories,
-            "relations": relations.draw_relations,
-            "layers": categories.draw_layers,
-        }[kind]
-        return draw(
-            self._atlas,
-            WIDTH_MM if width_mm is None else width_mm,
-            which,
-            description=alt_text(self._atlas, kind, _each(split)),
-            caption=self._atlas.caption() if caption else "",
-            **split,
-        )
+        if ax is None:
+            return draw(
+                self._atlas,
+                WIDTH_MM if width_mm is None else width_mm,
+                which,
+                description=alt_text(self._atlas, kind, each),
+                caption=self._atlas.caption() if caption else "",
+                **split,
+            )
+        if width_mm is not None:
+            raise HeadatlasError(
+                "`width_mm`: the axes given with `ax` have a size of their own; leave it out."
+            )
+        return draw_in(self._atlas, ax, which, caption=caption, **split)
 
     def behaviours(self, *, width_mm: float = WIDTH_MM, which: Which = None, caption: bool = True) -> Figure:
         """Draw where heads look on the shipped texts: a panel a behaviour, coloured by attention.
 
         Heads that are called are outlined.
 
-        Args:
-            width_mm: Width of the figure, 30 to 1000.
-            which: Behaviours, by name; all that were measured by default.
-            caption: Whether to write the caption under it.
-
         Raises:
-            HeadatlasError: The width is out of range, there is no such behaviour, or none was measured.
+            HeadatlasError: As for all figures, or no behaviour was measured.
         """
         from headatlas.figures.behaviours import draw_behaviours
 
@@ -244,9 +226,8 @@ def plot(
     """
     figure_format(path)
     check_panels(check_kind(kind), panels)
-    draw: Callable[..., Figure] = getattr(Plots(atlas), kind)
     split = {"panels": panels} if kind == "categories" else {}
-    return save(draw(width_mm=width_mm, which=which, **split), path)
+    return save(getattr(Plots(atlas), kind)(width_mm=width_mm, which=which, **split), path)
 
 
 def write_data(atlas: Atlas, kind: str, path: str | Path, panels: Panels = "category") -> Path:
@@ -283,12 +264,6 @@ def check_panels(kind: str, panels: str) -> None:
         raise HeadatlasError(f"`panels` is {panels!r}: choose from {', '.join(PANELS)}.")
     if kind != "categories" and panels != "category":
         raise HeadatlasError(f"`panels={panels}` is for the figure of the categories, not for {kind}.")
-
-
-def _each(split: dict[str, Any]) -> str:
-    """Kind of thing that has a panel, for the alternative text; empty for categories."""
-    panels = str(split.get("panels", "category"))
-    return "" if panels == "category" else panels
 
 
 # Files ------------------------------------------------------------------------------------------------
