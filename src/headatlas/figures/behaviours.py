@@ -12,19 +12,30 @@ from numpy.typing import NDArray
 from headatlas.atlas.behaviours import BEHAVIOURS, Behaviour, best_first
 from headatlas.errors import HeadatlasError
 from headatlas.figures import panels
-from headatlas.figures.colours import INK, score_colours
+from headatlas.figures.colours import Palette
 from headatlas.figures.grids import Which, choose
-from headatlas.figures.page import MARGIN, AtlasFigure, Key, Page, panel_columns, panel_height, style
+from headatlas.figures.page import (
+    DEFAULT_LOOK,
+    MARGIN,
+    AtlasFigure,
+    Key,
+    Page,
+    panel_columns,
+    panel_height,
+    style,
+)
+from headatlas.figures.panels import Cell
+from headatlas.options import Look
 
 _UNITS = {"entropy": "nats", "distance": "tokens", "distance_variance": "tokens²"}
 
 
-@style()
 def draw_behaviours(
     frame: pd.DataFrame,
     shape: tuple[int, int],
     width_mm: float,
     which: Which = None,
+    look: Look = DEFAULT_LOOK,
     *,
     title: str,
     caption: str,
@@ -39,6 +50,7 @@ def draw_behaviours(
         shape: Layers and heads of the model.
         width_mm: Exact width.
         which: Behaviours, by name; all that were measured by default.
+        look: The figure's look.
         title: Of the file.
         caption: The line under the figure.
 
@@ -50,31 +62,33 @@ def draw_behaviours(
     rows = {str(name): part for name, part in frame.groupby("behaviour")}
     there = {each.name: each for each in BEHAVIOURS if each.name in rows}
     shown = [there[name] for name in choose(which, list(there), "behaviour")]
-    page = Page(width_mm, title=title, description=_words(rows, shown))
+    page = Page(width_mm, look, title=title, description=_words(rows, shown))
     columns = panel_columns(page, len(shown), shape[0], str(shape[1] - 1), smallest=25.0)
     height = panel_height(shape[1], columns.cell, columns.width, flat=0.8)
     seen = np.isin(np.arange(shape[0]), frame["layer"])
 
     def draw(ax: Axes, each: Behaviour, first: bool) -> None:
-        cell = min(columns.cell, height / shape[1])
-        draw_behaviour_panel(ax, rows[each.name], seen, shape[1], cell=cell)
+        cell = (columns.cell, height / shape[1])
+        draw_behaviour_panel(ax, rows[each.name], seen, shape[1], page.palette, cell=cell)
         panels.cell_axes(page, ax, shape, (columns.width, height), first=first)
 
     def scale(x: float, y: float, width: float, *, draw: bool = True) -> float:
-        look = {"facecolor": score_colours(5)[2], "edgecolor": INK, "linewidth": 0.7}
-        keys = [Key("called: more than expected", look), *panels.not_mapped_keys(seen)]
-        colours = score_colours(panels.STEPS + 1)
+        palette = page.palette
+        called = {"facecolor": palette.scores(5)[2], "edgecolor": palette.ink, "linewidth": 0.7}
+        keys = [Key("called: more than expected", called), *panels.not_mapped_keys(seen, palette)]
+        colours = palette.scores(panels.STEPS + 1)
         return panels.colour_bar(page, {"share of attention": colours}, keys, (x, y, width), draw=draw)
 
     placed = columns.rows(shown)
-    y = page.panels(
-        columns, MARGIN, placed, height, title=lambda each: _title(rows[each.name], each), draw=draw
-    )
-    return page.finish(page.beside_or_below(columns, y, height, len(placed[-1]), scale), caption)
+    with style(page.palette):
+        y = page.panels(
+            columns, MARGIN, placed, height, title=lambda each: _title(rows[each.name], each), draw=draw
+        )
+        return page.finish(page.beside_or_below(columns, y, height, len(placed[-1]), scale), caption)
 
 
 def draw_behaviour_panel(
-    ax: Axes, rows: pd.DataFrame, seen: NDArray[np.bool_], n_heads: int, *, cell: float
+    ax: Axes, rows: pd.DataFrame, seen: NDArray[np.bool_], n_heads: int, palette: Palette, *, cell: Cell
 ) -> None:
     """One behaviour's cells.
 
@@ -83,17 +97,18 @@ def draw_behaviour_panel(
         rows: Its rows.
         seen: [n_layers] layers whose heads were watched.
         n_heads: Heads of a layer.
-        cell: Smaller side of a cell in millimetres, which decides how thick outlines are.
+        palette: The colours.
+        cell: Its size, which decides how thick lines are.
     """
     shape = (len(seen), n_heads)
     at = rows["layer"].to_numpy(), rows["head"].to_numpy()
     step, called = np.zeros(shape, dtype=int), np.zeros(shape, dtype=bool)
     step[at] = np.rint(rows["value"].to_numpy() / _top(rows) * panels.STEPS).clip(0, panels.STEPS)
     called[at] = rows["called"].to_numpy()
-    panels.prepare_panel(ax, seen, n_heads)
-    panels.fill_steps(ax, step, score_colours(panels.STEPS + 1))
-    panels.separate(ax, shape, cell)
-    panels.outline(ax, called, cell)
+    panels.prepare_panel(ax, seen, n_heads, palette)
+    panels.fill_steps(ax, step, palette.scores(panels.STEPS + 1))
+    panels.separate(ax, shape, cell, palette)
+    panels.outline(ax, called, cell, palette)
 
 
 def _top(rows: pd.DataFrame) -> float:

@@ -6,76 +6,92 @@ Both have a panel for all categories and one for each.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.path import Path
+from numpy.typing import NDArray
 
 from headatlas.figures import panels as parts
-from headatlas.figures.colours import BLANK, INK, level_colours
+from headatlas.figures.colours import Palette, palette_of
+from headatlas.figures.describe import alt_text
 from headatlas.figures.grids import ALL, CategoryGrid, Panels, Which, category_grid, choose
 from headatlas.figures.page import LINE, MARGIN, AtlasFigure, Key, Page, panel_columns, panel_height, style
+from headatlas.figures.panels import Cell
+from headatlas.options import Look
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
 
 
+READING = "Colour: categories of a head. n: heads in the panel."
+
+
 def draw_categories(
-    atlas: Atlas,
-    width_mm: float,
-    which: Which,
-    *,
-    description: str,
-    caption: str,
-    panels: Panels = "category",
+    atlas: Atlas, width_mm: float, which: Which, look: Look, *, panels: Panels = "category"
 ) -> AtlasFigure:
     """The whole figure of an atlas; ``which`` chooses panels."""
-    title = f"Categories of the heads of {atlas.model_name}"
-    grid = category_grid(atlas, panels)
-    return draw_category_grid(grid, width_mm, which, title=title, description=description, caption=caption)
+    return draw_category_grid(
+        category_grid(atlas, panels),
+        width_mm,
+        which,
+        look,
+        title=f"Categories of the heads of {atlas.model_name}",
+        description=alt_text(atlas, "categories", "" if panels == "category" else panels),
+        caption=f"{READING} {atlas.caption()}",
+    )
 
 
-@style()
 def draw_category_grid(
-    grid: CategoryGrid, width_mm: float, which: Which, *, title: str, description: str, caption: str
+    grid: CategoryGrid,
+    width_mm: float,
+    which: Which,
+    look: Look,
+    *,
+    title: str,
+    description: str,
+    caption: str,
 ) -> AtlasFigure:
     """The whole figure; ``which`` chooses panels, an empty caption leaves no room for one."""
     n_layers, n_heads = grid.count.shape
     panels = choose(which, grid.panels, "panel")
-    page = Page(width_mm, title=title, description=description)
+    page = Page(width_mm, look, title=title, description=description)
     columns = panel_columns(page, len(panels), n_layers, str(n_heads - 1))
     height = panel_height(n_heads, columns.cell, columns.width)
 
     def draw(ax: Axes, panel: str, first: bool) -> None:
-        draw_category_panel(ax, grid, panel, cell=min(columns.cell, height / n_heads))
+        draw_category_panel(ax, grid, panel, page.palette, cell=(columns.cell, height / n_heads))
         parts.cell_axes(page, ax, grid.count.shape, (columns.width, height), first=first)
 
     def legend(x: float, y: float, width: float, *, draw: bool = True) -> float:
-        return page.legend(x, y, width, category_keys(grid), draw=draw)
+        return page.legend(x, y, width, category_keys(grid, look), draw=draw)
 
     rows = columns.rows(panels)
-    y = page.panels(columns, MARGIN, rows, height, title=str, draw=draw)
-    return page.finish(page.beside_or_below(columns, y, height, len(rows[-1]), legend), caption)
+    with style(page.palette):
+        y = page.panels(columns, MARGIN, rows, height, title=partial(counted, grid), draw=draw)
+        return page.finish(page.beside_or_below(columns, y, height, len(rows[-1]), legend), caption)
 
 
-def draw_category_panel(ax: Axes, grid: CategoryGrid, panel: str, *, cell: float) -> None:
-    """One panel's cells; every level is an artist with the legend's label, so ``ax.legend()`` has them all.
+def counted(grid: CategoryGrid, panel: str) -> str:
+    """A panel's title with the number of its heads."""
+    return f"{panel}, n = {(grid.shown(panel) > 0).sum():,}"
 
-    Args:
-        cell: Size of a cell in millimetres; large ones are set apart by white lines.
-    """
+
+def draw_category_panel(ax: Axes, grid: CategoryGrid, panel: str, palette: Palette, *, cell: Cell) -> None:
+    """One panel's cells; every level is an artist with its label, so ``ax.legend()`` has them all."""
     shown = grid.shown(panel)
-    parts.prepare_panel(ax, grid.mapped, shown.shape[1])
-    for level, colour in enumerate(level_colours(grid.n_levels), start=1):
+    parts.prepare_panel(ax, grid.mapped, shown.shape[1], palette)
+    for level, colour in enumerate(palette.levels(grid.n_levels), start=1):
         parts.fill(ax, shown == level, colour, label=level_name(level))
-    parts.separate(ax, shown.shape, cell)
+    parts.separate(ax, shown.shape, cell, palette)
     if grid.n_relations[panel] == 0:
-        parts.say_empty(ax, parts.NOTHING_SCORED)
+        parts.say_empty(ax, parts.NOTHING_SCORED, palette)
     elif grid.mapped.any() and not shown.any():
         n_heads = int(grid.mapped.sum()) * shown.shape[1]
-        parts.say_empty(ax, f"0 of {n_heads:,}\n{'head' if n_heads == 1 else 'heads'}")
+        parts.say_empty(ax, f"0 of {n_heads:,}\n{'head' if n_heads == 1 else 'heads'}", palette)
 
 
 def level_name(level: int) -> str:
@@ -83,91 +99,111 @@ def level_name(level: int) -> str:
     return "1 category" if level == 1 else f"{level} categories"
 
 
-def level_keys(grid: CategoryGrid) -> list[Key]:
+def level_keys(grid: CategoryGrid, look: Look) -> list[Key]:
     """The legend of the levels."""
-    colours = level_colours(grid.n_levels)
-    return [Key(level_name(level), {"facecolor": colour}) for level, colour in enumerate(colours, start=1)]
+    levels = enumerate(palette_of(look).levels(grid.n_levels), start=1)
+    return [
+        Key(level_name(level), {"facecolor": colour})
+        for level, colour in levels
+        if not look.used_levels or (grid.count == level).any()
+    ]
 
 
-def category_keys(grid: CategoryGrid) -> list[Key]:
+def category_keys(grid: CategoryGrid, look: Look) -> list[Key]:
     """The legend: 1 category, 2 categories, …; none; layers that are not mapped, if any."""
-    none = Key("none", {"facecolor": BLANK, "edgecolor": "#9a9a9a", "linewidth": 0.4})
-    return [*level_keys(grid), none, *parts.not_mapped_keys(grid.mapped)]
+    palette = palette_of(look)
+    none = Key("none", {"facecolor": palette.blank, "edgecolor": palette.soft, "linewidth": 0.4})
+    return [*level_keys(grid, look), none, *parts.not_mapped_keys(grid.mapped, palette)]
 
 
 def draw_category_in(
-    atlas: Atlas, ax: Axes, which: Which, *, caption: bool, panels: Panels = "category"
+    atlas: Atlas, ax: Axes, which: Which, look: Look, *, panels: Panels = "category"
 ) -> Figure:
     """Draw one panel of the categories figure into the user's axes."""
     grid = category_grid(atlas, panels)
     panel = parts.only_panel(choose(ALL if which is None else which, grid.panels, "panel"))
-    draw_category_panel(ax, grid, panel, cell=parts.cell_size(ax, *grid.count.shape))
-    return parts.finish_user_axes(atlas, ax, panel, heads=True, caption=caption)
+    draw_category_panel(ax, grid, panel, palette_of(look), cell=parts.cell_size(ax, *grid.count.shape))
+    return parts.finish_user_axes(atlas, ax, panel, heads=True, caption=look.caption)
 
 
 # The layers figure ------------------------------------------------------------------------------------
 
-CONTROL = "no-head control: share of sources that the state itself answers, mean over relations"
-_CONTROL_LINE: dict[str, Any] = {"color": INK, "linewidth": 0.8, "linestyle": (0, (3.0, 1.5))}
-PANEL_HEIGHT = 26.0
+PROFILE, STRIP, BETWEEN = 24.0, 9.0, 3.0
+"""Heights of the share of heads, of the control under it, and of what is between them."""
+LAYERS_READING = (
+    "Above: share of the layer's heads. Below: no-head control, the share of sources that the state itself "
+    "answers (mean over relations). n: heads in the panel."
+)
 
 
-@style()
-def draw_layers(
-    atlas: Atlas, width_mm: float, which: Which, *, description: str, caption: str
-) -> AtlasFigure:
+def draw_layers(atlas: Atlas, width_mm: float, which: Which, look: Look) -> AtlasFigure:
     """The whole figure; ``which`` chooses panels."""
     grid = category_grid(atlas)
     panels = choose(which, grid.panels, "panel")
-    page = Page(width_mm, title=f"Categories by layer of {atlas.model_name}", description=description)
-    columns = panel_columns(page, len(panels), atlas.n_layers, "0.8")
-    limit = profile_limit(grid, panels)
+    title, description = f"Categories by layer of {atlas.model_name}", alt_text(atlas, "layers")
+    page = Page(width_mm, look, title=title, description=description)
+    columns = panel_columns(page, len(panels), atlas.n_layers, "0.05")
+    limit = upper_end([(grid.shown(panel) > 0).mean(axis=1) for panel in panels])
+    highest = upper_end([grid.control[panel] for panel in panels])
 
     def draw(ax: Axes, panel: str, first: bool) -> None:
-        draw_profile(ax, grid, panel, limit=limit)
+        control = page.below(ax, STRIP, BETWEEN)
+        draw_profile(ax, grid, panel, page.palette, limit=limit)
+        draw_control(control, grid, panel, page.palette, limit=highest)
         parts.layer_ticks(ax, atlas.n_layers, columns.width)
-        page.name_axes(ax, "Layer", "Share of heads" if first else "", "0.8")
+        parts.layer_ticks(control, atlas.n_layers, columns.width)
+        ax.set_xticklabels([])
+        page.name_axes(ax, "", "Heads" if first else "", "0.05")
+        page.name_axes(control, "Layer", "Control" if first else "", "0.05")
         if not first:
             ax.set_yticklabels([])
+            control.set_yticklabels([])
 
-    y = page.panels(columns, MARGIN, columns.rows(panels), PANEL_HEIGHT, title=str, draw=draw)
-    control = Key(CONTROL, dict(_CONTROL_LINE), line=True)
-    keys = [*level_keys(grid), *parts.not_mapped_keys(grid.mapped), control]
-    return page.finish(page.legend(MARGIN, y, page.inner, keys) + 0.4 * LINE, caption)
-
-
-def profile_limit(grid: CategoryGrid, panels: Sequence[str]) -> float:
-    """Upper end of the share axis: the smallest of 0.1, 0.2, 0.4, 0.6, 0.8, 1 above everything drawn."""
-    n_heads = grid.count.shape[1]
-    shares = [(grid.shown(panel) > 0).sum(axis=1).max() / n_heads for panel in panels]
-    control = np.nan_to_num([grid.control[panel] for panel in panels]).max()
-    return next(limit for limit in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0) if max(*shares, control) <= limit)
+    keys = [*level_keys(grid, look), *parts.not_mapped_keys(grid.mapped, page.palette)]
+    height = PROFILE + BETWEEN + STRIP
+    with style(page.palette):
+        rows = columns.rows(panels)
+        y = page.panels(columns, MARGIN, rows, height, title=partial(counted, grid), draw=draw)
+        y = page.legend(MARGIN, y, page.inner, keys) + 0.4 * LINE
+        return page.finish(y, f"{LAYERS_READING} {atlas.caption()}")
 
 
-def draw_profile(ax: Axes, grid: CategoryGrid, panel: str, *, limit: float) -> None:
-    """One panel: share of each layer's heads, stacked by number of categories, and the control as a line."""
-    shown = grid.shown(panel)
-    parts.prepare_axes(ax, grid.mapped, (0.0, limit))
-    ticks = [0.0, limit / 2, limit]
+def upper_end(shares: Sequence[NDArray[np.float64]]) -> float:
+    """Upper end of an axis of shares: the smallest of 0.1, 0.2, 0.4, 0.6, 0.8, 1 above everything drawn."""
+    highest = np.nan_to_num(shares).max()
+    return next(limit for limit in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0) if highest <= limit)
+
+
+def _share_axis(ax: Axes, grid: CategoryGrid, palette: Palette, ticks: Sequence[float]) -> None:
+    parts.prepare_axes(ax, grid.mapped, (0.0, ticks[-1]), palette)
     ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    at = np.arange(len(shown))
-    # Darkest at the bottom; each level is drawn down to 0 and covered by the next: no seams between them.
-    for level, colour in enumerate(level_colours(grid.n_levels), start=1):
+
+
+def draw_profile(ax: Axes, grid: CategoryGrid, panel: str, palette: Palette, *, limit: float) -> None:
+    """One panel: share of each layer's heads, stacked by number of categories."""
+    shown = grid.shown(panel)
+    _share_axis(ax, grid, palette, (0.0, limit / 2, limit))
+    # The strongest at the bottom; each level is drawn down to 0 and covered by the next: no seams.
+    for level, colour in enumerate(palette.levels(grid.n_levels), start=1):
         edges = np.repeat(np.arange(len(shown) + 1) - 0.5, 2)
         heights = np.concatenate([[0.0], np.repeat((shown >= level).mean(axis=1), 2), [0.0]])
         stairs = Path(np.stack([edges, heights], axis=-1))
         parts.add_path(ax, stairs, facecolor=colour, label=level_name(level), zorder=1)
     if grid.n_relations[panel] == 0:
-        parts.say_empty(ax, parts.NOTHING_SCORED)
-    else:
-        ax.plot(at, grid.control[panel], color="white", linewidth=1.8, zorder=2.0, solid_capstyle="butt")
-        marker = "." if grid.mapped.sum() == 1 else ""
-        ax.plot(at, grid.control[panel], label=CONTROL, zorder=2.1, marker=marker, **_CONTROL_LINE)
+        parts.say_empty(ax, parts.NOTHING_SCORED, palette)
 
 
-def draw_profile_in(atlas: Atlas, ax: Axes, which: Which, *, caption: bool) -> Figure:
-    """Draw one panel of the layers figure into the user's axes."""
+def draw_control(ax: Axes, grid: CategoryGrid, panel: str, palette: Palette, *, limit: float) -> None:
+    """One panel's control: the share of sources that the state itself answers, a step a layer."""
+    _share_axis(ax, grid, palette, (0.0, limit))
+    edges = np.arange(len(grid.mapped) + 1) - 0.5
+    ax.stairs(grid.control[panel], edges, baseline=None, color=palette.ink, linewidth=0.9)
+
+
+def draw_profile_in(atlas: Atlas, ax: Axes, which: Which, look: Look) -> Figure:
+    """Draw one panel of the layers figure into the user's axes, without the control."""
     grid = category_grid(atlas)
     panel = parts.only_panel(choose(ALL if which is None else which, grid.panels, "panel"))
-    draw_profile(ax, grid, panel, limit=profile_limit(grid, [panel]))
-    return parts.finish_user_axes(atlas, ax, panel, heads=False, caption=caption)
+    limit = upper_end([(grid.shown(panel) > 0).mean(axis=1)])
+    draw_profile(ax, grid, panel, palette_of(look), limit=limit)
+    return parts.finish_user_axes(atlas, ax, panel, heads=False, caption=look.caption)

@@ -8,7 +8,7 @@ import numpy as np
 
 from headatlas.arrangement.comparison import Comparison, RelationAgreement
 from headatlas.errors import HeadatlasError
-from headatlas.figures.colours import INK
+from headatlas.figures.colours import LIGHT
 from headatlas.figures.describe import p_value
 from headatlas.figures.page import LINE, MARGIN, AtlasFigure, Key, Page, style, text_width, wrap
 
@@ -96,7 +96,7 @@ def _panel(ax: Axes, found: Comparison, titles: list[str], column: str) -> None:
     table = found.table
     first_of_category = set(table.drop_duplicates("category")["title"])
     for at, title in enumerate(titles):
-        colour = INK if title in first_of_category and at else "#dddddd"
+        colour = LIGHT.ink if title in first_of_category and at else "#dddddd"
         ax.axhline(at - 0.5, color=colour, linewidth=0.3, zorder=0)
     for number, label in enumerate(found.labels):
         rows = table[table["atlas"] == label]

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from headatlas.figures.colours import INK
+from headatlas.figures.colours import LIGHT
 from headatlas.figures.describe import decimal
 from headatlas.figures.page import (
     BELOW,
@@ -48,7 +48,7 @@ _CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 _MARK: dict[str, Any] = {"markersize": 2.4, "markeredgewidth": 0.0}
-_CONTROL = {"color": INK, "linewidth": 0.7}
+_CONTROL = {"color": LIGHT.ink, "linewidth": 0.7}
 _CONTROL_DASHES = ((1.0, 1.5), (5.0, 1.5, 1.0, 1.5))
 
 

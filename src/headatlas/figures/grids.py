@@ -164,6 +164,7 @@ class RelationGrid:
         score, suppression: Promotion and suppression scores.
         implements, suppresses: Whether the head is called, under the atlas's criterion.
         with_context, by_ablation: Whether evidence confirms it; False where there is none.
+        asked: Whether there is evidence, for or against.
     """
 
     relation: str
@@ -175,6 +176,22 @@ class RelationGrid:
     suppresses: Bools
     with_context: Bools
     by_ablation: Bools
+    asked: Bools
+
+    @property
+    def called(self) -> Bools:
+        """Whether the head implements or suppresses the relation."""
+        return self.implements | self.suppresses
+
+    @property
+    def marks(self) -> dict[str, Bools]:
+        """Evidence → heads of which it says so: confirmed by ablation, with context alone, or refuted."""
+        context = self.with_context & ~self.by_ablation
+        return {
+            "ablation": self.by_ablation,
+            "context": context,
+            "refuted": self.asked & ~self.by_ablation & ~context,
+        }
 
     @property
     def shown(self) -> Floats:
@@ -182,7 +199,12 @@ class RelationGrid:
         return np.where(self.suppression > self.score, -self.suppression, self.score)
 
 
-_MARKS = ("implements", "suppresses", "confirmed_with_context", "confirmed_by_ablation")
+_MARKS = {
+    "implements": "implements",
+    "suppresses": "suppresses",
+    "with_context": "confirmed_with_context",
+    "by_ablation": "confirmed_by_ablation",
+}
 
 
 def relation_grids(atlas: Atlas) -> list[RelationGrid]:
@@ -194,15 +216,16 @@ def relation_grids(atlas: Atlas) -> list[RelationGrid]:
     for name, title, category in rows[["relation", "title", "category"]].itertuples(index=False):
         frame = table[table["relation"] == name]
         at = (frame["layer"].to_numpy(dtype=int), frame["head"].to_numpy(dtype=int))
-        scores = {
-            column: np.full((atlas.n_layers, atlas.n_heads), np.nan) for column in ("score", "suppression")
-        }
-        marks = {column: np.zeros((atlas.n_layers, atlas.n_heads), dtype=bool) for column in _MARKS}
-        for column, values in scores.items():
-            values[at] = frame[column]
-        for column, mark in marks.items():
-            mark[at] = column in frame and frame[column].eq(True)
-        grids.append(RelationGrid(name, title, category, *scores.values(), *marks.values()))
+        score, suppression = (np.full((atlas.n_layers, atlas.n_heads), np.nan) for _ in range(2))
+        score[at], suppression[at] = frame["score"], frame["suppression"]
+        marks = {mark: np.zeros(score.shape, dtype=bool) for mark in (*_MARKS, "asked")}
+        for mark, column in _MARKS.items():
+            marks[mark][at] = column in frame and frame[column].eq(True)
+        evidence = [
+            column for column in frame if column in ("confirmed_with_context", "confirmed_by_ablation")
+        ]
+        marks["asked"][at] = frame[evidence].notna().any(axis=1)
+        grids.append(RelationGrid(name, title, category, score, suppression, **marks))
     return grids
 
 

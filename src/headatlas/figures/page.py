@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from string import ascii_lowercase
 from typing import Any, Protocol, TypeVar
 
 import matplotlib.style
@@ -20,12 +21,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
-from matplotlib.patches import Ellipse, Rectangle
+from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
 from matplotlib.transforms import Affine2D
 
 from headatlas.errors import HeadatlasError
-from headatlas.figures.colours import INK
+from headatlas.figures.colours import LIGHT, Palette, palette_of
+from headatlas.options import Look
 
 MM = 25.4
 """Millimetres in an inch."""
@@ -39,9 +41,14 @@ LINE = FONT_PT * 1.25 / 72 * MM
 MARGIN = 1.0
 LARGEST_CELL = 6.0
 """Cells of a very small model are not wider than this (at 170 mm)."""
+LETTER = 3.0
+"""Room for a panel's letter."""
+DEFAULT_LOOK = Look()
 NARROWEST, WIDEST = 30.0, 1000.0
 GAP = 3.0
 """Between panels."""
+RIGHT = 1.8
+"""Right of the last panel, for half of the last tick's label."""
 BELOW_TICKS = 1.2 + 0.9 * LINE
 """From the lower edge of a panel to the name of its x axis: ticks and their labels."""
 BELOW = BELOW_TICKS + LINE
@@ -51,34 +58,31 @@ BESIDE_TICKS = 2.2
 
 _TIGHT = re.compile(" ([≤≥=]) ")
 
-STYLE: dict[str, Any] = {
-    "font.family": "sans-serif",
-    # The first is part of matplotlib, so a figure is the same on every machine.
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],
-    "font.size": FONT_PT,
-    **dict.fromkeys(("axes.labelsize", "xtick.labelsize", "ytick.labelsize"), FONT_PT),
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
-    "axes.facecolor": "white",
-    "axes.linewidth": 0.4,
-    **{
-        f"{axis}.major.{what}": value
-        for axis in ("xtick", "ytick")
-        for what, value in (("width", 0.4), ("size", 2.0), ("pad", 1.5))
-    },
-    "hatch.linewidth": 0.4,
-    "text.parse_math": False,  # a "$" in a relation's title is a "$"
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "headatlas",
-    "pdf.fonttype": 42,
-}
-
 T = TypeVar("T")
 
 
 @contextmanager
-def style() -> Iterator[None]:
+def style(palette: Palette = LIGHT) -> Iterator[None]:
     """Matplotlib as it comes, with the style of headatlas, whatever the user has set."""
-    with matplotlib.style.context(["default", STYLE]):
+    ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    ticks = {"major.width": 0.4, "major.size": 2.0, "major.pad": 1.5, "labelsize": FONT_PT}
+    chosen: dict[str, Any] = {
+        "font.family": "sans-serif",
+        # The first is part of matplotlib, so a figure is the same on every machine.
+        "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],
+        "font.size": FONT_PT,
+        "axes.labelsize": FONT_PT,
+        "axes.facecolor": palette.paper,
+        "axes.linewidth": 0.4,
+        "hatch.linewidth": 0.4,
+        "text.parse_math": False,  # a "$" in a relation's title is a "$"
+        "svg.fonttype": "none",  # text stays text
+        "svg.hashsalt": "headatlas",
+        "pdf.fonttype": 42,
+        **dict.fromkeys(ink, palette.ink),
+        **{f"{axis}tick.{name}": value for axis in "xy" for name, value in ticks.items()},
+    }
+    with matplotlib.style.context(["default", chosen]):
         yield
 
 
@@ -91,24 +95,25 @@ class AtlasFigure(Figure):
         self.description = description
 
     def savefig(self, fname: Any, **kwargs: Any) -> None:
-        """As matplotlib's, at 300 dpi, with text as text; ``headatlas.figures.save`` adds metadata."""
+        """As matplotlib's, at the figure's own dots per inch, with text as text; ``headatlas.figures.save``
+        adds metadata."""
         with style():
-            super().savefig(fname, **{"dpi": DPI, **kwargs})
+            super().savefig(fname, **{"dpi": self.dpi, **kwargs})
 
 
 @dataclass(frozen=True)
 class Key:
     """One entry of a legend: a label beside a small sample.
 
-    The sample is a box, with a minus sign or a dot in it (its height as a share of the box), or a line. A
-    line with a marker and no width is a point.
+    The sample is a box, with a bar or one of ``MARKS`` in it, or a line. A line with a marker and no width
+    is a point.
     """
 
     label: str
     look: dict[str, Any] = field(default_factory=dict)
     line: bool = False
     minus: bool = False
-    dot: float = 0.0
+    mark: str = ""
 
     @classmethod
     def point(cls, label: str, **look: Any) -> Key:
@@ -116,29 +121,49 @@ class Key:
         return cls(label, {"linewidth": 0.0, "markersize": 3.6, **look}, line=True)
 
 
+MARKS = {"ablation": ("o", 1.0), "context": ("o", 0.6), "refuted": ("x", 0.7)}
+"""Evidence → marker in a cell, and its size beside the largest."""
+
+
+def mark_look(mark: str, size: float, ink: str, paper: str) -> dict[str, Any]:
+    """How a mark is drawn, its largest kind ``size`` points high."""
+    marker, share = MARKS[mark]
+    edge = 0.25 * size if marker == "x" else 0.1 * size
+    look = {"marker": marker, "markersize": share * size, "markeredgewidth": edge}
+    return {**look, "markerfacecolor": paper, "markeredgecolor": paper if marker == "x" else ink}
+
+
 class Page:
     """Collects what is on a figure, then gives it the height it needs.
 
     Args:
         width_mm: Exact width of the figure.
+        look: Its look.
         title, description: For the file's metadata.
 
     Raises:
         HeadatlasError: The width is not between 30 and 1000 mm.
     """
 
-    def __init__(self, width_mm: float, *, title: str, description: str) -> None:
+    def __init__(self, width_mm: float, look: Look = DEFAULT_LOOK, *, title: str, description: str) -> None:
         if not NARROWEST <= width_mm <= WIDEST:
             raise HeadatlasError(
                 f"`width_mm` is {width_mm:g} mm: a figure is {NARROWEST:g} to {WIDEST:g} mm wide."
             )
         self.width = float(width_mm)
         self.inner = self.width - 2 * MARGIN
-        self.figure = AtlasFigure(
-            figsize=(self.width / MM, 1.0), dpi=DPI, facecolor="white", title=title, description=description
-        )
+        self.look, self.palette = look, palette_of(look)
+        with style(self.palette):
+            self.figure = AtlasFigure(
+                figsize=(self.width / MM, 1.0),
+                dpi=look.dpi,
+                facecolor="none" if look.transparent else self.palette.paper,
+                title=title,
+                description=description,
+            )
         self._mm = Affine2D()
         self._boxes: dict[Axes, tuple[float, float, float, float]] = {}
+        self._lettered = 0
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
         """Axes whose frame is the given box."""
@@ -176,15 +201,29 @@ class Page:
         return y
 
     def _titles(self, columns: PanelColumns, y: float, titles: Sequence[str]) -> float:
-        """Titles above a row, wrapped; returns the height of the panels' upper edge."""
-        wrapped = [wrap(title, columns.title_width) for title in titles]
+        """Titles above a row, wrapped, and letters; returns the height of the panels' upper edge."""
+        letters = 2 * LETTER if self.look.letters else 0.0
+        wrapped = [wrap(title, columns.title_width - letters) for title in titles]
         deepest = max(len(lines) for lines in wrapped)
         for x, lines in zip(columns.lefts, wrapped, strict=False):
+            if self.look.letters:
+                self.text(x, y, self._letter(), weight="bold", ha="right")
             for number, line in enumerate(lines):
                 # A title wider than its panel stays on the page.
                 centre = min(x + columns.width / 2, self.width - 0.4 - text_width(line) / 2)
                 self.text(centre, y + (deepest - len(lines) + number) * LINE, line, ha="center")
         return y + deepest * LINE + 0.6
+
+    def _letter(self) -> str:
+        """The next panel's letter: a, b, …, z, aa, ab, …"""
+        number, self._lettered = self._lettered, self._lettered + 1
+        return (ascii_lowercase[number // 26 - 1] if number > 25 else "") + ascii_lowercase[number % 26]
+
+    def below(self, ax: Axes, height: float, gap: float) -> Axes:
+        """Axes of the same width in the lowest part of others, which become shorter."""
+        left, top, width, whole = self._boxes[ax]
+        self._boxes[ax] = (left, top, width, whole - height - gap)
+        return self.axes(left, top + whole - height, width, height)
 
     def name_axes(self, ax: Axes, x_name: str, y_name: str = "", labels: str = "") -> None:
         """Write the names of axes; that of y beside its tick labels, the widest of which is ``labels``."""
@@ -235,7 +274,7 @@ class Page:
         return line + LINE if keys else y
 
     def _sample(self, x: float, y: float, width: float, key: Key) -> None:
-        mark: dict[str, Any] = {"facecolor": "white", "edgecolor": INK, "linewidth": 0.15}
+        paper, ink = self.palette.paper, self.palette.ink
         middle = x + 0.5 * width
         if key.look.get("linewidth") == 0.0 and key.line:
             self.line([middle], [y + 0.55 * LINE], **key.look)
@@ -244,15 +283,13 @@ class Page:
         else:
             self.box(x, y + 0.14 * LINE, width, 0.8 * LINE, **key.look)
         if key.minus:
-            self.box(x + 0.2 * width, y + 0.46 * LINE, 0.6 * width, 0.16 * LINE, **mark)
-        if key.dot:
-            size = key.dot * 0.8 * LINE
-            dot = Ellipse((middle, y + 0.54 * LINE), size, size, **mark, transform=self._transform)
-            self.figure.add_artist(dot)
+            self.box(x, y + 0.46 * LINE, width, 0.16 * LINE, facecolor=paper)
+        if key.mark:
+            self.line([middle], [y + 0.54 * LINE], linewidth=0.0, **mark_look(key.mark, 4.0, ink, paper))
 
     def caption(self, y: float, text: str) -> float:
         """The line under the figure, wrapped to its width, if there is one; returns the height below it."""
-        return self.lines(MARGIN, y, wrap(text, self.inner)) if text else y
+        return self.lines(MARGIN, y, wrap(text, self.inner)) if text and self.look.caption else y
 
     def beside_or_below(self, columns: PanelColumns, y: float, height: float, filled: int, put: Put) -> float:
         """Put a legend into the free end of the last row, if it fits there, or else below it.
@@ -326,7 +363,6 @@ def panel_columns(
     *,
     smallest: float = 22.0,
     largest: float | None = None,
-    balance: bool = True,
 ) -> PanelColumns:
     """Divide a page's width into panels of n cells each.
 
@@ -334,12 +370,11 @@ def panel_columns(
         labels: The widest tick label of the y axis, for which there is room left of the first panel.
         smallest: Panels are not narrower than this, unless the page is.
         largest: Nor wider than this; by default n cells of a very small model.
-        balance: Whether rows get about equally many panels.
     """
     left = left_of_panel(labels)
-    room = page.width - MARGIN - left
+    room = page.width - RIGHT - left
     most = max(1, min(n_panels, int((room + GAP) // (smallest + GAP))))
-    n = math.ceil(n_panels / math.ceil(n_panels / most)) if balance else most
+    n = math.ceil(n_panels / math.ceil(n_panels / most))
     if largest is None:
         largest = max(smallest, n_cells * LARGEST_CELL * max(1.0, page.width / 170.0))
     width = min((room - GAP * (n - 1)) / n, largest)
@@ -406,7 +441,7 @@ def wrap(text: str, width: float, *, measure: Callable[[str], float] = text_widt
 
 
 def round_ticks(n: int, length: float, label: float) -> list[int]:
-    """Few round positions from 0 to n - 1, far enough apart to read.
+    """0, few round positions and n - 1, far enough apart to read.
 
     Args:
         n: Number of cells along the axis.
@@ -415,4 +450,6 @@ def round_ticks(n: int, length: float, label: float) -> list[int]:
     """
     steps = (factor * 10**power for power in range(7) for factor in (1, 2, 5))
     step = next(step for step in steps if step * length / n >= 1.6 * label and n / step <= 6)
-    return list(range(0, n, step))
+    # The last one is always named; a round one too near to it gives way.
+    round_ones = [at for at in range(0, n - 1, step) if at == 0 or (n - 1 - at) * length / n >= 1.6 * label]
+    return [*round_ones, n - 1] if n == 1 or (n - 1) * length / n >= 1.6 * label else [0]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from matplotlib.textpath import text_to_path
 from numpy.typing import NDArray
 
 from headatlas.errors import HeadatlasError
-from headatlas.figures.colours import BLANK, INK, NOT_MAPPED
+from headatlas.figures.colours import Palette
 from headatlas.figures.page import FONT_PT, LINE, MM, Key, Page, round_ticks, text_width, wrap
 
 if TYPE_CHECKING:
@@ -27,17 +28,14 @@ if TYPE_CHECKING:
 
 Bools = NDArray[np.bool_]
 
-NOT_MAPPED_LOOK: dict[str, Any] = {
-    "facecolor": "white",
-    "edgecolor": NOT_MAPPED,
-    "hatch": "//////",
-    "linewidth": 0.0,
-}
-CELL_FOR_LINES = 0.9
-"""Smallest cell, in millimetres, at which white lines between cells help."""
+Cell = tuple[float, float]
+"""Width and height of a cell in millimetres."""
+CELL_FOR_LINES = 0.6
+"""Smallest width, or height, at which lines between cells help."""
 BAR = 2.4
 """Height of a colour bar."""
 SHORTEST_BAR = 45.0
+TICKS = (0.0, 0.05, 0.2, 0.5, 1.0)
 STEPS = 40
 """Colours from 0 to 1: a step is 0.025, finer than the eye reads from a scale."""
 
@@ -97,58 +95,67 @@ def fill_steps(ax: Axes, step: NDArray[Any], colours: Sequence[str]) -> None:
         fill(ax, step == each, colours[each])
 
 
-def prepare_panel(ax: Axes, mapped: Bools, n_heads: int) -> None:
-    """Limits, the pale ground of mapped layers, hatching where layers are not mapped."""
-    prepare_axes(ax, mapped, (-0.5, n_heads - 0.5))
+def prepare_panel(ax: Axes, mapped: Bools, n_heads: int, palette: Palette) -> None:
+    """Limits, the ground of mapped layers, hatching where layers are not mapped."""
+    prepare_axes(ax, mapped, (-0.5, n_heads - 0.5), palette)
     ax.set_axisbelow(False)
     if mapped.any():
-        fill(ax, np.repeat(mapped[:, None], n_heads, axis=1), BLANK, zorder=0.5)
+        fill(ax, np.repeat(mapped[:, None], n_heads, axis=1), palette.blank, zorder=0.5)
 
 
-def prepare_axes(ax: Axes, mapped: Bools, span: tuple[float, float]) -> None:
+def prepare_axes(ax: Axes, mapped: Bools, span: tuple[float, float], palette: Palette) -> None:
     """Limits of axes over layers, and hatching where layers are not mapped."""
     ax.set_xlim(-0.5, len(mapped) - 0.5)
     ax.set_ylim(*span)
-    ax.set_facecolor("white")
+    ax.set_facecolor(palette.paper)
     ax.grid(visible=False)
     change = np.diff(np.pad((~mapped).astype(np.int8), 1))
     for start, end in zip(*(np.flatnonzero(change == sign).tolist() for sign in (1, -1)), strict=True):
-        box = Rectangle((start - 0.5, span[0]), end - start, span[1] - span[0], zorder=0.6, **NOT_MAPPED_LOOK)
-        ax.add_patch(box)
+        size = (end - start, span[1] - span[0])
+        ax.add_patch(Rectangle((start - 0.5, span[0]), *size, zorder=0.6, **not_mapped_look(palette)))
 
 
-def separate(ax: Axes, shape: tuple[int, ...], cell: float) -> None:
-    """White lines between cells that are large enough, ``cell`` millimetres."""
+def not_mapped_look(palette: Palette) -> dict[str, Any]:
+    """How layers that are not mapped are hatched."""
+    look: dict[str, Any] = {"hatch": "//////", "linewidth": 0.0}
+    return {"facecolor": palette.paper, "edgecolor": palette.soft, **look}
+
+
+def separate(ax: Axes, shape: tuple[int, ...], cell: Cell, palette: Palette) -> None:
+    """Lines between columns and between rows of cells, where these are wide enough to spare it."""
     n_layers, n_heads = shape
-    if cell < CELL_FOR_LINES:
-        return
     x, y = np.arange(1, n_layers) - 0.5, np.arange(1, n_heads) - 0.5
     upright = [np.stack([x, np.full_like(x, end)], axis=-1) for end in (-0.5, n_heads - 0.5)]
     level = [np.stack([np.full_like(y, end), y], axis=-1) for end in (-0.5, n_layers - 0.5)]
-    path = segments([(upright[0], upright[1]), (level[0], level[1])])
-    add_path(ax, path, facecolor="none", edgecolor="white", linewidth=0.48, zorder=2)
+    for size, ends in zip(cell, (upright, level), strict=True):
+        if size >= CELL_FOR_LINES:
+            width = min(0.48, 0.2 * size / MM * 72)
+            path = segments([(ends[0], ends[1])])
+            add_path(ax, path, facecolor="none", edgecolor=palette.paper, linewidth=width, zorder=2)
 
 
-def outline(ax: Axes, mask: Bools, cell: float) -> None:
-    """Draw the border of a mask, thinner for small cells (``cell`` millimetres)."""
-    width = min(0.7, 0.14 * cell / MM * 72)
-    look = {"edgecolor": INK, "facecolor": "none", "capstyle": "projecting", "linewidth": width, "zorder": 3}
+def outline(ax: Axes, mask: Bools, cell: Cell, palette: Palette) -> None:
+    """Draw the border of a mask, thinner for small cells."""
+    width = min(0.7, 0.14 * min(cell) / MM * 72)
+    look = {"facecolor": "none", "capstyle": "projecting", "linewidth": width, "zorder": 3}
     if mask.any():
-        add_path(ax, outline_path(mask), **look)
+        add_path(ax, outline_path(mask), edgecolor=palette.ink, **look)
 
 
-def say_empty(ax: Axes, why: str) -> None:
+def say_empty(ax: Axes, why: str, palette: Palette) -> None:
     """In an empty panel: why it is."""
-    ground = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-    ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center", bbox=ground, zorder=5)
+    ground = {"facecolor": palette.paper, "edgecolor": "none", "pad": 1.5}
+    look: dict[str, Any] = {"ha": "center", "va": "center", "color": palette.ink, "zorder": 5}
+    ax.text(0.5, 0.5, why, transform=ax.transAxes, bbox=ground, **look)
 
 
 NOTHING_SCORED = "no relation\nscored"
 
 
-def not_mapped_keys(mapped: Bools) -> list[Key]:
+def not_mapped_keys(mapped: Bools, palette: Palette) -> list[Key]:
     """The legend of hatching, if there is any."""
-    return [] if mapped.all() else [Key("layer not mapped", {**NOT_MAPPED_LOOK, "linewidth": 0.4})]
+    look = {**not_mapped_look(palette), "linewidth": 0.4}
+    return [] if mapped.all() else [Key("layer not mapped", look)]
 
 
 # On a page of ours --------------------------------------------------------------------------------------
@@ -183,7 +190,8 @@ def colour_bar(
 
     Args:
         page: The page.
-        scales: Name → colours from 0 to 1. Of two, the first runs from 1 at the left end to 0 in the middle.
+        scales: Name → colours from 0 to 1, which stand at the square root of what they mean. Of two scales,
+            the first runs from 1 at the left end to 0 in the middle.
         keys: The legend.
         place: Left and upper edge, and the width that there is.
         draw: False only measures; a bar too short to be read is endlessly high.
@@ -195,19 +203,22 @@ def colour_bar(
     left, part = x + 2.0, bar / len(scales)
     short = max(text_width(name) for name in scales) > part
     top, zero = y + LINE + 0.3, left + bar - part
-    for at, (name, colours) in enumerate(scales.items() if draw else ()):
-        page.text(left + (at + 0.5) * part, y, name.split(" ")[0] if short else name, ha="center")
-        for number in range(1, len(colours)):
-            # Each colour reaches to the end and the next is laid over it: no seams between them.
-            begun = part * (number - 0.5) / (len(colours) - 1)
-            start = zero + begun if at == len(scales) - 1 else left
-            page.box(start, top, part - begun, BAR, facecolor=colours[number])
     if draw:
-        page.box(left, top, bar, BAR, facecolor="none", edgecolor=INK, linewidth=0.4)
-        for tick in np.linspace(1.0 - len(scales), 1.0, 3 if bar < 40 else 2 * len(scales) + 1):
-            at = zero + part * tick
-            page.line([at, at], [top + BAR, top + BAR + 0.7], color=INK, linewidth=0.4)
-            page.text(at, top + BAR + 0.8, f"{abs(tick):g}", ha="center")
+        page.box(left, top, bar, BAR, facecolor=page.palette.blank)
+    for number, (name, colours) in enumerate(scales.items() if draw else ()):
+        page.text(left + (number + 0.5) * part, y, name.split(" ")[0] if short else name, ha="center")
+        for step in range(1, len(colours)):
+            # Each colour reaches to the end and the next is laid over it: no seams between them.
+            begun = part * math.sqrt((step - 0.5) / (len(colours) - 1))
+            start = zero + begun if number == len(scales) - 1 else left
+            page.box(start, top, part - begun, BAR, facecolor=colours[step])
+    if draw:
+        page.box(left, top, bar, BAR, facecolor="none", edgecolor=page.palette.ink, linewidth=0.4)
+        for sign, tick in product((-1, 1)[2 - len(scales) :], TICKS[:: 1 if part > 25 else 2]):
+            at = zero + sign * part * math.sqrt(tick)
+            page.line([at, at], [top + BAR, top + BAR + 0.7], color=page.palette.ink, linewidth=0.4)
+            if tick or sign > 0:
+                page.text(at, top + BAR + 0.8, f"{tick:g}", ha="center")
     below = top + BAR + 0.8 + LINE
     beside = x + bar + 12.0
     if x + width - beside > 60.0:
@@ -229,10 +240,10 @@ def only_panel(names: Sequence[str]) -> str:
     return names[0]
 
 
-def cell_size(ax: Axes, n_layers: int, n_heads: int) -> float:
-    """Smaller side of a cell in the user's axes, in millimetres."""
+def cell_size(ax: Axes, n_layers: int, n_heads: int) -> Cell:
+    """The size of a cell in the user's axes."""
     width, height = _size(ax)
-    return min(width / n_layers, height / n_heads)
+    return width / n_layers, height / n_heads
 
 
 def _size(ax: Axes) -> tuple[float, float]:

@@ -3,101 +3,104 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Ellipse
 from numpy.typing import NDArray
 
 from headatlas.errors import HeadatlasError
 from headatlas.figures import panels
-from headatlas.figures.colours import INK, score_colours
+from headatlas.figures.colours import Palette, palette_of
+from headatlas.figures.describe import alt_text
 from headatlas.figures.grids import RelationGrid, Which, choose, relation_grids
 from headatlas.figures.page import (
     LINE,
     MARGIN,
+    MM,
     AtlasFigure,
     Key,
     Page,
     PanelColumns,
+    mark_look,
     panel_columns,
     panel_height,
     style,
     text_width,
     wrap,
 )
+from headatlas.figures.panels import Cell
+from headatlas.options import Look
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
 
-WITH_CONTEXT, BY_ABLATION = 0.35, 0.7
-"""Heights of the dots in confirmed heads, as shares of a cell."""
-_MARK: dict[str, Any] = {"facecolor": "white", "edgecolor": INK, "linewidth": 0.15}
+READING = (
+    "Colour: the score, or the suppression score where that is larger; bars across: suppression. "
+    "n: heads that implement or suppress the relation."
+)
+WIDEST_CELLS = 36.0
+"""Panels of many layers are at least this wide, so that a head can be seen."""
 
 
-@style()
-def draw_relations(
-    atlas: Atlas, width_mm: float, which: Which, *, description: str, caption: str
-) -> AtlasFigure:
+def draw_relations(atlas: Atlas, width_mm: float, which: Which, look: Look) -> AtlasFigure:
     """The whole figure; ``which`` chooses relations or whole categories."""
     grids = chosen_grids(atlas, which)
     title = f"Relation scores of the heads of {atlas.model_name}"
-    page = Page(width_mm, title=title, description=description)
+    page = Page(width_mm, look, title=title, description=alt_text(atlas, "relations"))
+    palette = page.palette
     n_layers, n_heads = shape = grids[0].score.shape
-    columns = panel_columns(page, len(grids), n_layers, str(n_heads - 1), smallest=25.0, balance=False)
+    smallest = min(max(25.0, 1.2 * n_layers), WIDEST_CELLS)
+    columns = panel_columns(page, len(grids), n_layers, str(n_heads - 1), smallest=smallest)
     height = panel_height(n_heads, columns.cell, columns.width, flat=0.8)
 
     def draw(ax: Axes, placed: tuple[str, RelationGrid], first: bool) -> None:
-        draw_relation_panel(ax, placed[1], atlas.layers_done, cell=min(columns.cell, height / n_heads))
+        cell = (columns.cell, height / n_heads)
+        draw_relation_panel(ax, placed[1], atlas.layers_done, palette, cell=cell)
         panels.cell_axes(page, ax, shape, (columns.width, height), first=first)
 
     def scale(x: float, y: float, width: float, *, draw: bool = True) -> float:
         steps = panels.STEPS + 1
         scales = {
-            "suppression score": score_colours(steps, suppression=True),
-            "promotion score": score_colours(steps),
+            "suppression score": palette.scores(steps, suppression=True),
+            "promotion score": palette.scores(steps),
         }
-        return panels.colour_bar(page, scales, relation_keys(atlas, grids), (x, y, width), draw=draw)
+        keys = relation_keys(atlas, grids, palette)
+        return panels.colour_bar(page, scales, keys, (x, y, width), draw=draw)
 
-    rows = pack(grids, len(columns.lefts))
-    y = page.panels(
-        columns,
-        MARGIN,
-        rows,
-        height,
-        title=lambda placed: placed[1].title,
-        draw=draw,
-        above=lambda y, row: _headings(page, columns, y, row),
-    )
-    return page.finish(page.beside_or_below(columns, y, height, len(rows[-1]), scale), caption)
+    rows = with_headings(columns.rows(grids))
+    with style(palette):
+        y = page.panels(
+            columns,
+            MARGIN,
+            rows,
+            height,
+            title=lambda placed: f"{placed[1].title}, n = {placed[1].called.sum():,}",
+            draw=draw,
+            above=lambda y, row: _headings(page, columns, y, row),
+        )
+        y = page.beside_or_below(columns, y, height, len(rows[-1]), scale)
+        return page.finish(y, f"{READING} {atlas.caption()}")
 
 
-def pack(grids: Sequence[RelationGrid], n_columns: int) -> list[list[tuple[str, RelationGrid]]]:
-    """Rows of panels, each with its heading.
-
-    A category goes where all of it fits into the row, or else starts a new one. Only its first panel in a row
-    has a heading, the others have ``""``.
-    """
-    rows: list[list[tuple[str, RelationGrid]]] = []
-    for category, group in groupby(grids, key=lambda grid: grid.category):
-        rest = list(group)
-        if not rows or len(rows[-1]) + len(rest) > n_columns:
-            rows.append([])
-        heading = category
-        while rest:
-            free = n_columns - len(rows[-1])
-            rows[-1] += [(heading if at == 0 else "", grid) for at, grid in enumerate(rest[:free])]
-            rest, heading = rest[free:], f"{category}, continued"
-            if rest:
-                rows.append([])
-    return rows
+def with_headings(rows: Sequence[Sequence[RelationGrid]]) -> list[list[tuple[str, RelationGrid]]]:
+    """Each panel with its heading: its category where that begins and at the start of a row, else ``""``."""
+    seen: set[str] = set()
+    placed = []
+    for row in rows:
+        headed = []
+        for number, grid in enumerate(row):
+            again = grid.category in seen
+            heading = f"{grid.category}, continued" if again else grid.category
+            headed.append(("" if again and number else heading, grid))
+            seen.add(grid.category)
+        placed.append(headed)
+    return placed
 
 
 def _headings(page: Page, columns: PanelColumns, y: float, row: Sequence[tuple[str, RelationGrid]]) -> float:
-    """The categories' names above a row, cut to the room they have; returns the height below them."""
+    """The categories' names above a row, wrapped to the room they have; returns the height below them."""
     starts = [at for at, (heading, _) in enumerate(row) if heading]
     deepest = 1
     for at, following in zip(starts, [*starts[1:], None], strict=True):
@@ -124,51 +127,50 @@ def chosen_grids(atlas: Atlas, which: Which) -> list[RelationGrid]:
     return [grid for grid in grids if asked & {getattr(grid, kind) for kind in kinds}]
 
 
-def draw_relation_panel(ax: Axes, grid: RelationGrid, mapped: NDArray[np.bool_], *, cell: float) -> None:
-    """One relation's cells: colour by score, called heads outlined, suppressing ones marked.
-
-    Args:
-        cell: Smaller side of a cell in millimetres, which decides how thick outlines are.
-    """
-    panels.prepare_panel(ax, mapped, grid.score.shape[1])
-    shown = np.nan_to_num(grid.shown)
-    step = np.rint(shown * panels.STEPS).astype(int)
-    panels.fill_steps(ax, step, score_colours(panels.STEPS + 1))
-    panels.fill_steps(ax, -step, score_colours(panels.STEPS + 1, suppression=True))
-    panels.separate(ax, shown.shape, cell)
-    panels.outline(ax, grid.implements, cell)
-    panels.outline(ax, grid.suppresses, cell)
-    # A minus sign, for those who print in grey.
-    x, y = np.nonzero(grid.suppresses)
+def draw_relation_panel(
+    ax: Axes, grid: RelationGrid, mapped: NDArray[np.bool_], palette: Palette, *, cell: Cell
+) -> None:
+    """One relation's cells: colour by score, called heads outlined, suppressing ones with a bar across."""
+    panels.prepare_panel(ax, mapped, grid.score.shape[1], palette)
+    step = np.rint(np.nan_to_num(grid.shown) * panels.STEPS).astype(int)
+    panels.fill_steps(ax, step, palette.scores(panels.STEPS + 1))
+    panels.fill_steps(ax, -step, palette.scores(panels.STEPS + 1, suppression=True))
+    panels.separate(ax, step.shape, cell, palette)
+    # For those who print in grey.
+    x, y = np.nonzero((step < 0) | grid.suppresses)
     if len(x):
-        panels.add_path(ax, panels.boxes_path(x, y - 0.1, 0.6, 0.2), zorder=4, **_MARK)
-    _dots(ax, grid.with_context & ~grid.by_ablation, WITH_CONTEXT)
-    _dots(ax, grid.by_ablation, BY_ABLATION)
+        panels.add_path(ax, panels.boxes_path(x, y - 0.11, 1.0, 0.22), zorder=2.5, facecolor=palette.paper)
+    panels.outline(ax, grid.implements, cell, palette)
+    panels.outline(ax, grid.suppresses, cell, palette)
+    for mark, mask in grid.marks.items():
+        x, y = np.nonzero(mask)
+        look = mark_look(mark, 0.62 * min(cell) / MM * 72, palette.ink, palette.paper)
+        ax.plot(x, y, linestyle="none", zorder=5, **look)
 
 
-def _dots(ax: Axes, mask: NDArray[np.bool_], height: float) -> None:
-    """A white dot in each cell of a mask, ``height`` of a cell high: evidence confirms the head."""
-    for at in np.argwhere(mask):
-        ax.add_patch(Ellipse((float(at[0]), float(at[1])), height, height, zorder=5, **_MARK))
-
-
-def relation_keys(atlas: Atlas, grids: Sequence[RelationGrid]) -> list[Key]:
+def relation_keys(atlas: Atlas, grids: Sequence[RelationGrid], palette: Palette) -> list[Key]:
     """The legend: outlines, marks and hatching."""
-    green, brown = (
-        {"facecolor": score_colours(5, suppression=sign)[2], "edgecolor": INK, "linewidth": 0.7}
+    promoting, suppressing = (
+        {"facecolor": palette.scores(5, suppression=sign)[2], "edgecolor": palette.ink, "linewidth": 0.7}
         for sign in (False, True)
     )
-    keys = [Key("implements the relation", green)]
+    keys = [Key("implements the relation", promoting)]
     if any(grid.suppresses.any() for grid in grids):
-        keys.append(Key("suppresses it", brown, minus=True))
-    if any((grid.with_context & ~grid.by_ablation).any() for grid in grids):
-        keys.append(Key("confirmed with context", green, dot=WITH_CONTEXT))
-    if any(grid.by_ablation.any() for grid in grids):
-        keys.append(Key("confirmed by ablation", green, dot=BY_ABLATION))
-    return [*keys, *panels.not_mapped_keys(atlas.layers_done)]
+        keys.append(Key("suppresses it", suppressing, minus=True))
+    for mark, words in EVIDENCE.items():
+        if any(grid.marks[mark].any() for grid in grids):
+            keys.append(Key(words, promoting, mark=mark))
+    return [*keys, *panels.not_mapped_keys(atlas.layers_done, palette)]
 
 
-def draw_relation_in(atlas: Atlas, ax: Axes, which: Which, *, caption: bool) -> Figure:
+EVIDENCE = {
+    "ablation": "confirmed by ablation",
+    "context": "confirmed with context",
+    "refuted": "tested, not confirmed",
+}
+
+
+def draw_relation_in(atlas: Atlas, ax: Axes, which: Which, look: Look) -> Figure:
     """Draw one relation into the user's axes."""
     if which is None:
         raise HeadatlasError(
@@ -176,5 +178,6 @@ def draw_relation_in(atlas: Atlas, ax: Axes, which: Which, *, caption: bool) -> 
         )
     grids = {grid.relation: grid for grid in chosen_grids(atlas, which)}
     grid = grids[panels.only_panel(list(grids))]
-    draw_relation_panel(ax, grid, atlas.layers_done, cell=panels.cell_size(ax, *grid.score.shape))
-    return panels.finish_user_axes(atlas, ax, grid.title, heads=True, caption=caption)
+    cell = panels.cell_size(ax, *grid.score.shape)
+    draw_relation_panel(ax, grid, atlas.layers_done, palette_of(look), cell=cell)
+    return panels.finish_user_axes(atlas, ax, grid.title, heads=True, caption=look.caption)

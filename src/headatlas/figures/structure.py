@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from headatlas.arrangement.depth import CategoryDepth
 from headatlas.arrangement.groups import Likeness
 from headatlas.arrangement.model_structure import Structure
-from headatlas.figures.colours import BLANK, INK, level_colours, score_colours
+from headatlas.figures.colours import LIGHT
 from headatlas.figures.describe import decimal, p_value
 from headatlas.figures.page import (
     BELOW,
@@ -41,8 +41,8 @@ SMALLEST = 36.0
 GAP = 5.0
 NO_HEADS = "no head implements or suppresses a relation"
 
-WITHIN, BETWEEN = level_colours(4)[2], score_colours(5, suppression=True)[2]
-SINGLE = level_colours(4)[1]
+WITHIN, BETWEEN = LIGHT.levels(4)[2], LIGHT.scores(5, suppression=True)[2]
+SINGLE = LIGHT.levels(4)[0]
 
 Drawn = tuple[list[Key], str, str]
 """Legend, and the names of the axes."""
@@ -150,7 +150,7 @@ def _per_head_panel(ax: Axes, _atlas: Atlas, found: Structure, width: float) -> 
         return _nothing(ax, NO_HEADS, width)
     number = np.arange(1, len(per_head.observed))
     ax.bar(number, per_head.observed[1:], width=0.8, color=WITHIN, label="heads", linewidth=0.0)
-    look: dict[str, Any] = {"color": INK, "linewidth": 1.4}
+    look: dict[str, Any] = {"color": LIGHT.ink, "linewidth": 1.4}
     ax.hlines(per_head.expected[1:], number - 0.4, number + 0.4, label="by chance", zorder=2, **look)
     ax.set_xlim(0.4, len(per_head.observed) - 0.4)
     ticks = [max(1, at) for at in round_ticks(len(number) + 1, width, text_width("10"))]
@@ -181,7 +181,7 @@ def _depth_panel(ax: Axes, atlas: Atlas, found: Structure, width: float) -> Draw
     _layer_axis(ax, atlas, width)
     keys = [Key("all sources", {"facecolor": WITHIN})] if single else []
     keys += [Key("sources of one token", {"facecolor": SINGLE})] if single else []
-    keys.append(Key("median", {"color": INK, "linewidth": 1.4}, line=True))
+    keys.append(Key("median", {"color": LIGHT.ink, "linewidth": 1.4}, line=True))
     return keys, "Layer", ""
 
 
@@ -200,9 +200,9 @@ def _counted(row: CategoryDepth) -> str:
 def _box(ax: Axes, row: CategoryDepth, at: float, colour: str) -> None:
     """Quartiles as a bar, median as a tick, heads as small dots (one for each layer)."""
     ax.barh(at, row.high - row.low + 0.3, left=row.low - 0.15, height=0.28, color=colour, linewidth=0.0)
-    ax.vlines(row.median, at - 0.16, at + 0.16, color=INK, linewidth=1.4, zorder=3)
+    ax.vlines(row.median, at - 0.16, at + 0.16, color=LIGHT.ink, linewidth=1.4, zorder=3)
     layers = sorted(set(row.layers))
-    ax.plot(layers, [at] * len(layers), ".", color=INK, markersize=1.6, zorder=2, alpha=0.7)
+    ax.plot(layers, [at] * len(layers), ".", color=LIGHT.ink, markersize=1.6, zorder=2, alpha=0.7)
 
 
 def _layer_axis(ax: Axes, atlas: Atlas, width: float) -> None:
@@ -212,7 +212,7 @@ def _layer_axis(ax: Axes, atlas: Atlas, width: float) -> None:
 
 def _nothing(ax: Axes, why: str, width: float) -> Drawn:
     """Words in an empty panel."""
-    ax.set_facecolor(BLANK)
+    ax.set_facecolor(LIGHT.blank)
     ax.set_xticks([])
     ax.set_yticks([])
     words = "\n".join(wrap(why, width - 3.0))
