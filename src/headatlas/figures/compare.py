@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 MARKS = ("o", "s", "^", "D", "v", "P")
 COLOURS = ("#1f7674", "#cf8a45", "#083d2e", "#56aaa8", "#542500", "#8c8c8c")
 """Told apart by shape as well as by colour."""
+READING = (
+    "Filled: heads implement the relation; hollow: none does, and the best head is shown all the same. "
+    "Lines are 95 % intervals over sources."
+)
 ROW = 3.4
 """Height of a relation's row."""
 NARROW = 110.0
@@ -64,15 +68,12 @@ def draw_comparison(found: Comparison, width_mm: float) -> AtlasFigure:
     looks = zip(found.labels, COLOURS, MARKS, strict=False)
     keys = [Key.point(label, color=colour, marker=mark) for label, colour, mark in looks]
     y = page.legend(MARGIN, y, page.inner, keys) + 0.4 * LINE
-    return page.finish(y, description)
+    return page.finish(y, " ".join([READING, *(f"{caption}." for caption in found.captions)]))
 
 
 def describe_comparison(found: Comparison) -> str:
     """Say how to read the figure and how far the atlases agree."""
-    parts = [
-        "Filled: heads implement the relation; hollow: none does, and the best head is shown all the same. "
-        "Lines are 95 % intervals over sources."
-    ]
+    parts = [READING]
     parts += [_agreement(pair) for pair in found.agreement if pair.score is not None]
     return " ".join([*parts, *(f"{caption}." for caption in found.captions)])
 

@@ -398,11 +398,6 @@ def decimal(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
 
 
-def with_interval(value: float, low: float, high: float) -> str:
-    """``0.25 (0.19 … 0.32)``."""
-    return f"{decimal(value)} ({decimal(low)} … {decimal(high)})"
-
-
 def p_value(value: float, name: str = "p") -> str:
     """``p = 0.031`` or, below 0.001, ``p < 0.001``."""
     return f"{name} < 0.001" if value < 0.001 else f"{name} = {value:.2g}"

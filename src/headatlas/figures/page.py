@@ -450,6 +450,7 @@ def round_ticks(n: int, length: float, label: float) -> list[int]:
     """
     steps = (factor * 10**power for power in range(7) for factor in (1, 2, 5))
     step = next(step for step in steps if step * length / n >= 1.6 * label and n / step <= 6)
-    # The last one is always named; a round one too near to it gives way.
-    round_ones = [at for at in range(0, n - 1, step) if at == 0 or (n - 1 - at) * length / n >= 1.6 * label]
+    # The last one is always named; a round one near to it gives way.
+    near = max(step / 2, 1.6 * label * n / length)
+    round_ones = [at for at in range(0, n - 1, step) if at == 0 or n - 1 - at >= near]
     return [*round_ones, n - 1] if n == 1 or (n - 1) * length / n >= 1.6 * label else [0]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from headatlas.atlas import Atlas
 
-_PAIRS = "Larger points are means of more pairs."
+_PAIRS = "Likeness: the mean over pairs of heads of a layer; larger points are means of more pairs."
 _DEPTHS = "Layers: bars are quartiles, dots layers with such a head, in brackets the number of heads."
 HEIGHT = 30.0
 SMALLEST = 36.0
@@ -83,12 +83,12 @@ def draw_structure(atlas: Atlas, found: Structure, width_mm: float) -> AtlasFigu
         else:
             y = bottom + 0.8 * LINE
     reading = [_PAIRS] * bool(found.groups) + [_DEPTHS] * bool(found.depth.categories)
-    y = page.caption(bottom + 0.4 * LINE, " ".join([describe_structure(found), *reading]))
+    y = page.caption(bottom + 0.4 * LINE, " ".join(reading))
     return page.finish(y, atlas.caption())
 
 
 def describe_structure(found: Structure) -> str:
-    """The tests in words, for the caption and for screen readers."""
+    """The tests in words, for screen readers; the figure shows what they are about."""
     parts = [_likeness_words(likeness) for likeness in found.groups]
     if found.no_groups:
         parts.append(f"Key/value groups: {found.no_groups}.")
