@@ -309,7 +309,7 @@ def _parameter(name: str, default: Any, kind: type) -> inspect.Parameter:
     declared = next(each for each in choices(kind) if each.name == name).metadata
     flag = PARAMETERS[name]
     option = typer.Option(
-        f"{flag}/--no-{name}" if _KINDS[name] is bool else flag,
+        f"{flag}/--no-{flag.removeprefix('--')}" if _KINDS[name] is bool else flag,
         metavar=declared["metavar"],
         help=declared["help"],
         show_default=default is not None,

@@ -28,8 +28,8 @@ def register(app: typer.Typer) -> None:
     app.command("export")(export_command)
 
 
-@reads_atlas
 @draws
+@reads_atlas
 def plot_command(
     atlas: Atlas,
     look: Look,
