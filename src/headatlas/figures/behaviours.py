@@ -42,8 +42,8 @@ def draw_behaviours(
 ) -> AtlasFigure:
     """A panel a behaviour, [layer × head], coloured by value; heads that are called outlined.
 
-    Shares of attention have one scale, from none to all of it. Entropy, distance and its variance have one
-    each, up to the largest value, which their titles name.
+    Titles say how many heads are called. Shares of attention have one scale, from none to all of it. Entropy,
+    distance and its variance have one each, up to the largest value, which their titles name.
 
     Args:
         frame: As :attr:`Atlas.behaviours` is.
@@ -103,7 +103,10 @@ def draw_behaviour_panel(
     shape = (len(seen), n_heads)
     at = rows["layer"].to_numpy(), rows["head"].to_numpy()
     step, called = np.zeros(shape, dtype=int), np.zeros(shape, dtype=bool)
-    step[at] = np.rint(rows["value"].to_numpy() / _top(rows) * panels.STEPS).clip(0, panels.STEPS)
+    value = (rows["value"].to_numpy() / _top(rows)).clip(0.0, 1.0)
+    # Colours go by the square root, which suits shares; squares make them even for the rest.
+    shown = value**2 if rows["behaviour"].iloc[0] in _UNITS else value
+    step[at] = np.rint(shown * panels.STEPS)
     called[at] = rows["called"].to_numpy()
     panels.prepare_panel(ax, seen, n_heads, palette)
     panels.fill_steps(ax, step, palette.scores(panels.STEPS + 1))
@@ -117,8 +120,9 @@ def _top(rows: pd.DataFrame) -> float:
 
 
 def _title(rows: pd.DataFrame, each: Behaviour) -> str:
-    unit = _UNITS.get(each.name)
-    return each.title if unit is None else f"{each.title}, 0 to {_top(rows):.3g} {unit}"
+    if each.name in _UNITS:
+        return f"{each.title}, 0 to {_top(rows):.3g} {_UNITS[each.name]}"
+    return f"{each.title}, n = {int(rows['called'].sum())}" if each.tested else each.title
 
 
 def _words(rows: dict[str, pd.DataFrame], shown: Sequence[Behaviour]) -> str:

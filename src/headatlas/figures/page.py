@@ -121,16 +121,15 @@ class Key:
         return cls(label, {"linewidth": 0.0, "markersize": 3.6, **look}, line=True)
 
 
-MARKS = {"ablation": ("o", 1.0), "context": ("o", 0.6), "refuted": ("x", 0.7)}
+MARKS = {"ablation": ("o", 1.0), "context": ("o", 0.6), "refuted": ("X", 1.0)}
 """Evidence → marker in a cell, and its size beside the largest."""
 
 
 def mark_look(mark: str, size: float, ink: str, paper: str) -> dict[str, Any]:
     """How a mark is drawn, its largest kind ``size`` points high."""
     marker, share = MARKS[mark]
-    edge = 0.25 * size if marker == "x" else 0.1 * size
-    look = {"marker": marker, "markersize": share * size, "markeredgewidth": edge}
-    return {**look, "markerfacecolor": paper, "markeredgecolor": paper if marker == "x" else ink}
+    look = {"marker": marker, "markersize": share * size, "markeredgewidth": 0.1 * size}
+    return {**look, "markerfacecolor": paper, "markeredgecolor": ink}
 
 
 class Page:

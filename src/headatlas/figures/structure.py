@@ -17,6 +17,7 @@ from headatlas.figures.page import (
     BELOW,
     LINE,
     MARGIN,
+    RIGHT,
     AtlasFigure,
     Key,
     Page,
@@ -67,7 +68,7 @@ def draw_structure(atlas: Atlas, found: Structure, width_mm: float) -> AtlasFigu
     together = taken + 3 * SMALLEST <= page.width
     x, y, bottom = 0.0, MARGIN, MARGIN
     for title, left, draw in panels:
-        width = (page.width - MARGIN - taken) / 3 if together else page.inner - left
+        width = (page.width - RIGHT - taken) / 3 if together else page.width - RIGHT - left
         lines = wrap(title, width + left - 2.0)
         top = y + (2 if together else len(lines)) * LINE + 0.6
         page.lines(x + left, top - 0.6 - len(lines) * LINE, lines)
