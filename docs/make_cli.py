@@ -52,6 +52,8 @@ EXAMPLES = {
     "plot": [
         "headatlas plot demo -o figure.pdf --width 170mm",
         "headatlas plot demo --panels subcategory -o finer.pdf",
+        "headatlas plot demo --width 85mm --letters --no-caption -o column.pdf",
+        "headatlas plot demo --kind relations --which Knowledge --dark -o slide.png",
         "headatlas plot demo --kind relations -o relations.svg --data relations.csv",
     ],
     "report": ["headatlas report demo -o page.html --tau 0.3"],

@@ -33,6 +33,9 @@ SAMPLE = 100
 LEAST_MEMORY = 1 << 20
 """A smaller ``max_memory`` is a missing unit."""
 
+LEAST_DPI, MOST_DPI = 30, 2400
+
+Colours = Literal["green", "blue", "grey"]
 Criterion = Literal["calibrated", "tau"]
 LensName = Literal["neutral", "maps"]
 TargetPolicy = Literal["single", "first-token"]
@@ -187,6 +190,43 @@ class Compute:
     def memory(self) -> int | None:
         """``max_memory`` in bytes."""
         return None if self.max_memory is None else memory_of(self.max_memory)
+
+
+@dataclass(frozen=True)
+class Look:
+    """The look of a figure of an atlas. None of it changes what is plotted.
+
+    Attributes:
+        caption: Whether the line under the figure is written.
+        letters: Whether panels have letters: a, b, c.
+        colours: ``"green"``, ``"blue"`` or ``"grey"``.
+        dark: Light colours on a dark ground.
+        used_levels: Leave numbers of categories that no head has out of the legend.
+        transparent: No ground under the figure.
+        dpi: Dots per inch of a PNG.
+
+    Raises:
+        HeadatlasError: There are no such colours, or dpi is no whole number from 30 to 2400.
+    """
+
+    caption: bool = field(default=True, metadata=_words("Write model, lens and thresholds under the figure."))
+    letters: bool = field(default=False, metadata=_words("Give panels letters: a, b, c."))
+    colours: Colours = field(default="green", metadata=_words("The scale of promotion and of categories."))
+    dark: bool = field(default=False, metadata=_words("Light colours on a dark ground."))
+    used_levels: bool = field(
+        default=False, metadata=_words("Only those numbers of categories in the legend that some head has.")
+    )
+    transparent: bool = field(default=False, metadata=_words("No ground under the figure."))
+    dpi: int = field(default=300, metadata=_words("Dots per inch of a PNG.", "N"))
+
+    def __post_init__(self) -> None:
+        if self.colours not in ("green", "blue", "grey"):
+            raise HeadatlasError(f"`colours` is {self.colours!r}: use 'green', 'blue' or 'grey'.")
+        whole = isinstance(self.dpi, int) and not isinstance(self.dpi, bool)
+        if not whole or not LEAST_DPI <= self.dpi <= MOST_DPI:
+            raise HeadatlasError(
+                f"`dpi` is {self.dpi!r}: it must be a whole number from {LEAST_DPI} to {MOST_DPI}."
+            )
 
 
 @dataclass(frozen=True)

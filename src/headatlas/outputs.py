@@ -278,10 +278,10 @@ def _draw_agreement(atlas: Atlas, agreement: pd.DataFrame, dynamics: Sequence[Dy
 
     panels = _scatters(atlas, agreement, dynamics, kind)
     name = DYNAMIC_TITLES[kind]
-    templates = f"mean over {len(dynamics)} templates" if len(dynamics) > 1 else "1 template"
+    templates = f"Mean over {len(dynamics)} templates" if len(dynamics) > 1 else "1 template"
     caption = (
-        f"{atlas.caption()}; {templates}; axes: square root of the score; "
-        "r: Pearson's, of the scores, over heads"
+        "A point a head, larger where heads coincide; the highest are named, layer.head. Axes: square root "
+        f"of the score. r: Pearson's, of the scores, over heads. {templates}; {atlas.caption()}"
     )
     title = f"{name} against score of the map, {atlas.model_name}"
     return draw_agreement(panels, title=title, dynamic=name, tau=atlas.thresholds.tau, caption=caption)
@@ -307,20 +307,8 @@ def _draw_ablation(atlas: Atlas, each: Ablation) -> Figure:
     how = "its output is 0" if each.method == "zero" else "its output is its mean"
     examples = f"after {each.shots} examples" if each.shots else "without examples"
     asked = f"“{each.provenance['template']}” {examples}, {len(each.base)} sources asked"
+    order = ", ".join(f"{layer}.{head}" for layer, head in each.heads())
     control = "" if each.controls else "; control task: none has a similar base and few heads in common"
-    caption = f"{asked}; ablated: {how}; {_area_words(each)}{control}; heads: {atlas.caption()}"
+    reading = "bars: 95 % (Wilson) over sources; axis: log₂(1 + heads)"
+    caption = f"{asked}; heads by score: {order}; ablated: {how}; {reading}{control}; {atlas.caption()}"
     return draw_ablation(curves(each), titles, title=titles[each.relation], caption=caption)
-
-
-def _area_words(each: Ablation) -> str:
-    """The areas of a task, and what bars and axis of its figure are."""
-    from headatlas.evidence.statistics import SAME_HEADS, areas, hurts_more
-    from headatlas.figures.describe import with_interval
-
-    between, orders = areas(each)
-    if hurts_more(each, orders) == SAME_HEADS:
-        second = "both orders take the same heads at every step"
-    else:
-        second = f"order by score minus order by added {with_interval(orders.value, orders.low, orders.high)}"
-    first = f"area: random minus order by score {with_interval(between.value, between.low, between.high)}"
-    return f"{first}; {second}; bars: 95 % (Wilson) over sources; axis: log₂(1 + heads)"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise, product
+from typing import get_args
+
 import numpy as np
 import pytest
 
-from headatlas.figures.colours import BLANK, _to_lab, level_colours, luminance, score_colours
+from headatlas.figures.colours import LIGHT, Palette, _to_lab, contrast, luminance, palette_of
+from headatlas.options import Colours, Look
 
 # Machado, Oliveira & Fernandes (2009), severity 1, for linear RGB.
 BLINDNESS = {
@@ -32,58 +36,77 @@ def lightness(colour: str) -> float:
     return float(_to_lab(colour)[0])
 
 
-def contrast(first: str, second: str) -> float:
-    """WCAG 2 contrast ratio, 1 to 21."""
-    low, high = sorted((luminance(first), luminance(second)))
-    return (high + 0.05) / (low + 0.05)
-
-
-def seen(colour: str, blindness: str) -> np.ndarray:
-    """Linear RGB as seen with a colour blindness."""
+def seen(colour: str, blindness: str | None) -> np.ndarray:
+    """Linear RGB as seen with a colour blindness, or without."""
     rgb = np.array([int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)])
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    return np.clip(np.array(BLINDNESS[blindness]) @ linear, 0, 1)
+    return linear if blindness is None else np.clip(np.array(BLINDNESS[blindness]) @ linear, 0, 1)
 
 
-@pytest.mark.parametrize("n", range(1, 9))
-def test_levels_darken_in_clear_steps(n: int) -> None:
-    steps = -np.diff([lightness(colour) for colour in (BLANK, *level_colours(n))])
-    assert len(steps) == n
-    assert (steps >= (15 if n <= 4 else 8)).all()
+LOOKS = [Look(colours=colours, dark=dark) for colours in get_args(Colours) for dark in (False, True)]
+LUMA = np.array([0.2126, 0.7152, 0.0722])
 
 
-def test_four_levels_are_the_same_however_many_categories_there_are() -> None:
-    assert [level_colours(n) for n in (1, 2, 3)] == [level_colours(4)[:n] for n in (1, 2, 3)]
+@pytest.fixture(params=LOOKS, ids=lambda look: f"{look.colours}{'-dark' * look.dark}")
+def palette(request: pytest.FixtureRequest) -> Palette:
+    return palette_of(request.param)
+
+
+def test_one_category_stands_out_from_none_and_each_level_from_the_next(palette: Palette) -> None:
+    """Contrasts by WCAG 2, which asks 3 of parts of graphics."""
+    colours = (palette.blank, *palette.levels(4))
+    assert contrast(colours[0], colours[1]) >= 2.95
+    assert all(contrast(*pair) >= 1.6 for pair in pairwise(colours[1:]))
+    assert contrast(colours[0], colours[-1]) > 13
+    assert contrast(palette.paper, palette.ink) > 12
+    assert contrast(palette.paper, palette.soft) >= 3
+
+
+@pytest.mark.parametrize("n", [5, 6, 8])
+def test_more_categories_have_smaller_steps(palette: Palette, n: int) -> None:
+    colours = palette.levels(n)
+    assert contrast(palette.blank, colours[0]) >= 2.95
+    assert all(contrast(*pair) >= 1.2 for pair in pairwise(colours))
+
+
+def test_four_levels_are_the_same_however_many_categories_there_are(palette: Palette) -> None:
+    assert [palette.levels(n) for n in (1, 2, 3)] == [palette.levels(4)[:n] for n in (1, 2, 3)]
 
 
 def test_levels_are_blue_green_and_the_last_is_dark_green() -> None:
-    for colour in level_colours(6):
+    for colour in LIGHT.levels(6):
         red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
         assert red < min(green, blue)
-    assert lightness(level_colours(4)[-1]) < 25
-    assert contrast(level_colours(4)[-1], BLANK) > 7
+    assert lightness(LIGHT.levels(4)[-1]) < 25
 
 
-@pytest.mark.parametrize("suppression", [False, True])
-def test_scores_darken_evenly(suppression: bool) -> None:
-    shades = np.array([lightness(colour) for colour in score_colours(41, suppression=suppression)])
-    steps = -np.diff(shades)
-    assert steps.min() > 0.5 * steps.mean()
-    assert steps.max() < 1.5 * steps.mean()
+@pytest.mark.parametrize("blindness", [None, *BLINDNESS])
+def test_levels_and_scores_keep_their_order_in_grey_and_for_the_colour_blind(
+    palette: Palette, blindness: str | None
+) -> None:
+    """More is darker on white and brighter in the dark, in steps that stay clear."""
+    for colours in (palette.levels(4), palette.scores(9), palette.scores(9, suppression=True)):
+        ramp = (palette.blank, *colours) if len(colours) == 4 else colours
+        shades = np.array([LUMA @ seen(colour, blindness) for colour in ramp])
+        towards = np.diff(np.log(shades + 0.05)) * (1 if shades[0] < shades[-1] else -1)
+        assert (towards > (0.4 if len(colours) == 4 else 0.05)).all(), (blindness, shades)
+
+
+def test_a_score_that_is_called_can_be_seen(palette: Palette) -> None:
+    """From the default τ on nearly as well as a category."""
+    for suppression in (False, True):
+        colours = palette.scores(41, suppression=suppression)
+        assert contrast(colours[0], palette.blank) < 1.02
+        assert contrast(palette.blank, colours[6]) > 2.6  # 0.15
+        assert contrast(palette.blank, colours[2]) > 1.7  # 0.05
 
 
 @pytest.mark.parametrize("blindness", BLINDNESS)
 def test_promotion_and_suppression_differ_for_the_colour_blind(blindness: str) -> None:
-    for at in (10, 20, 30):
-        ours, other = (seen(score_colours(41, suppression=sign)[at], blindness) for sign in (False, True))
-        assert np.abs(ours - other).max() > 0.05
-
-
-@pytest.mark.parametrize("blindness", BLINDNESS)
-def test_levels_keep_their_order_for_the_colour_blind(blindness: str) -> None:
-    weights = np.array([0.2126, 0.7152, 0.0722])
-    shades = [weights @ seen(colour, blindness) for colour in (BLANK, *level_colours(4))]
-    assert (np.diff(shades) < 0).all()
+    for colours, at in product(("green", "blue"), (10, 20)):
+        palette = palette_of(Look(colours=colours))  # type: ignore[arg-type]
+        ours, other = (seen(palette.scores(41, suppression=sign)[at], blindness) for sign in (False, True))
+        assert np.abs(ours - other).max() > 0.05, colours
 
 
 def test_luminance_and_contrast_of_known_colours() -> None:

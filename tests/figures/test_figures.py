@@ -18,18 +18,17 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import PathPatch
+from matplotlib.patches import PathPatch, StepPatch
 from PIL import Image
 
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.figures import KINDS, alt_text, plot, save
-from headatlas.figures.colours import BLANK, level_colours, score_colours
+from headatlas.figures.colours import DARK, LIGHT
 from headatlas.figures.grids import category_grid
 from headatlas.figures.page import round_ticks, text_width, wrap
-from headatlas.figures.panels import cells_path, outline_path
+from headatlas.figures.panels import STEPS, cells_path, outline_path
 from headatlas.figures.plots import write_data
-from headatlas.figures.relations import STEPS
 from tests.atlas.made import write_atlas
 from tests.figures.planted import Plant, Spec, plant_atlas
 
@@ -38,7 +37,8 @@ PANELS = ["All Categories", "Algorithmic", "Knowledge", "Linguistic", "Translati
 
 
 def texts(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.texts]
+    """The words on a figure; titles without their number of heads."""
+    return [re.sub(r",? ?n\xa0=\xa0[\d,]+$", "", text.get_text()) for text in figure.texts]
 
 
 def painted(figure: Figure) -> np.ndarray:
@@ -63,7 +63,7 @@ def test_every_cell_has_the_colour_of_its_number_of_categories(atlas: Atlas, wid
     pixels = painted(figure)
     frame = atlas.categories()
     assert frame["n_categories"].nunique() > 3
-    palette = np.array([BLANK, *level_colours(4)])
+    palette = np.array([LIGHT.blank, *LIGHT.levels(4)])
     for ax, panel in zip(figure.axes, PANELS, strict=True):
         drawn = cell_colours(figure, ax, pixels, (6, 4))
         for row in frame.itertuples():
@@ -75,11 +75,11 @@ def test_planted_heads_are_where_they_belong(planted: Atlas) -> None:
     figure = planted.plot.categories()
     pixels = painted(figure)
     drawn = [cell_colours(figure, ax, pixels, (12, 4)) for ax in figure.axes]
-    light, medium, _, dark = level_colours(4)
+    light, medium, _, dark = LIGHT.levels(4)
     assert [panel[3, 1] for panel in drawn] == [dark] * 5
-    assert [panel[5, 2] for panel in drawn] == [medium, BLANK, medium, BLANK, medium]
-    assert [panel[7, 0] for panel in drawn] == [light, BLANK, BLANK, light, BLANK]
-    assert (drawn[0] == BLANK).sum() == 10 * 4 - 3
+    assert [panel[5, 2] for panel in drawn] == [medium, LIGHT.blank, medium, LIGHT.blank, medium]
+    assert [panel[7, 0] for panel in drawn] == [light, LIGHT.blank, LIGHT.blank, light, LIGHT.blank]
+    assert (drawn[0] == LIGHT.blank).sum() == 10 * 4 - 3
 
 
 def test_unmapped_layers_are_hatched_not_blank(planted: Atlas) -> None:
@@ -88,7 +88,9 @@ def test_unmapped_layers_are_hatched_not_blank(planted: Atlas) -> None:
     for ax in figure.axes:
         hatched = [patch.get_bbox().extents for patch in ax.patches if patch.get_hatch()]
         assert [list(box) for box in hatched] == [[8.5, -0.5, 10.5, 3.5]]
-        ground = next(patch for patch in ax.patches if patch.get_facecolor() == mpl.colors.to_rgba(BLANK))
+        ground = next(
+            patch for patch in ax.patches if patch.get_facecolor() == mpl.colors.to_rgba(LIGHT.blank)
+        )
         assert isinstance(ground, PathPatch)
         assert not ground.get_path().contains_points([[9, 1], [10, 1]]).any()
 
@@ -115,7 +117,7 @@ def test_users_categories_add_panels_and_extend_the_scale(users: Atlas) -> None:
     ]
     assert "6 categories" in found
     drawn = cell_colours(figure, figure.axes[0], painted(figure), (6, 4))
-    assert drawn[1, 1] == level_colours(6)[4]
+    assert drawn[1, 1] == LIGHT.levels(6)[4]
     assert [text.get_text() for text in figure.axes[-1].texts] == ["no relation\nscored"]
 
 
@@ -129,6 +131,51 @@ def test_an_empty_panel_says_of_how_many_heads(tmp_path: Path) -> None:
     assert not any(ax.texts for ax in nothing_mapped.plot.categories().axes)
 
 
+def test_titles_say_how_many_heads_a_panel_has(planted: Atlas) -> None:
+    titles = [text.get_text().replace("\xa0", " ") for text in planted.plot.categories().texts]
+    assert {"All Categories, n = 3", "Knowledge, n = 2", "Linguistic, n = 2"} <= set(titles)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_look_of_a_figure(atlas: Atlas, tmp_path: Path, kind: str) -> None:
+    draw = getattr(atlas.plot, kind)
+    plain = draw()
+    lettered = [text.get_text() for text in draw(letters=True).texts if text.get_weight() == "bold"]
+    n_panels = len(plain.axes) // (2 if kind == "layers" else 1)
+    assert [text for text in lettered if len(text) == 1] == list("abcdefghijklmnopqrst"[:n_panels])
+    dark = draw(dark=True, colours="blue")
+    assert mpl.colors.to_hex(dark.get_facecolor()) == DARK.paper
+    assert {mpl.colors.to_hex(text.get_color()) for text in dark.texts} == {DARK.ink}
+    with Image.open(save(draw(transparent=True, dpi=100), tmp_path / "a.png")) as image:
+        assert image.info["dpi"] == pytest.approx((100, 100), abs=0.01)
+        assert image.convert("RGBA").getpixel((0, 0))[3] == 0  # type: ignore[index]
+
+
+def test_levels_that_no_head_has_can_leave_the_legend(planted: Atlas) -> None:
+    found = texts(planted.plot.categories(used_levels=True))
+    assert [text for text in found if "categor" in text][:3] == ["1 category", "2 categories", "4 categories"]
+
+
+def test_looks_that_are_none(atlas: Atlas) -> None:
+    with pytest.raises(HeadatlasError, match="`colours` is 'pink': use 'green', 'blue' or 'grey'"):
+        atlas.plot.categories(colours="pink")
+    with pytest.raises(HeadatlasError, match="`dpi` is 5: it must be a whole number from 30 to 2400"):
+        atlas.plot.layers(dpi=5)
+    with pytest.raises(TypeError, match="colour"):
+        atlas.plot.layers(colour="green")
+
+
+def test_neighbouring_heads_stay_apart_in_a_column(planted: Atlas) -> None:
+    """Between two cells of a level there is paper, at the width of a journal's column."""
+    figure = planted.plot.categories(width_mm=85)
+    pixels, ax = painted(figure), figure.axes[0]
+    y = ax.transData.transform([(0.25, head + 0.5) for head in range(3)])[:, 1]
+    x = int(ax.transData.transform((0.25, 0.0))[0])
+    between = pixels[len(pixels) - 1 - y.astype(int), x]
+    inside = pixels[len(pixels) - 1 - int(ax.transData.transform((0.25, 0.25))[1]), x]
+    assert (between.astype(int).sum(axis=1) > inside.astype(int).sum()).all()
+
+
 def test_nothing_called_is_a_blank_figure(nothing_called: Atlas) -> None:
     figure = nothing_called.plot.categories()
     assert [[text.get_text() for text in ax.texts] for ax in figure.axes] == 5 * [["0 of 24\nheads"]]
@@ -136,16 +183,23 @@ def test_nothing_called_is_a_blank_figure(nothing_called: Atlas) -> None:
         ax.texts[0].remove()
     pixels = painted(figure)
     for ax in figure.axes:
-        assert (cell_colours(figure, ax, pixels, (6, 4)) == BLANK).all()
+        assert (cell_colours(figure, ax, pixels, (6, 4)) == LIGHT.blank).all()
     assert painted(nothing_called.plot.relations()).any()
     assert painted(nothing_called.plot.layers()).any()
 
 
 @pytest.mark.parametrize(
     ("n", "length", "expected"),
-    [(9, 22, [0, 2, 4, 6, 8]), (30, 28, [0, 10, 20]), (32, 28, [0, 10, 20, 30]), (80, 28, [0, 20, 40, 60])],
+    [
+        (9, 22, [0, 2, 4, 6, 8]),
+        (30, 28, [0, 10, 20, 29]),
+        (32, 28, [0, 10, 20, 31]),
+        (80, 28, [0, 20, 40, 60, 79]),
+        (10, 2, [0]),
+        (1, 28, [0]),
+    ],
 )
-def test_ticks_are_few_and_round(n: int, length: float, expected: list[int]) -> None:
+def test_ticks_are_few_and_round_and_the_last(n: int, length: float, expected: list[int]) -> None:
     assert round_ticks(n, length, text_width(str(n - 1))) == expected
 
 
@@ -270,10 +324,10 @@ def test_relation_panels_show_score_sign_and_calls(planted: Atlas) -> None:
     assert {"promotion score", "suppression score", "suppresses it"} <= set(found)
     pixels = painted(figure)
     capital = cell_colours(figure, figure.axes[1], pixels, (12, 4))
-    assert capital[5, 2] == score_colours(STEPS + 1)[30]  # 30 of 40 sources: 0.75
+    assert capital[5, 2] == LIGHT.scores(STEPS + 1)[30]  # 30 of 40 sources: 0.75
     french = cell_colours(figure, figure.axes[3], pixels, (12, 4))
-    assert french[5, 2] == score_colours(STEPS + 1, suppression=True)[12]  # 12 of 40 sources: 0.3
-    assert french[3, 1] == score_colours(STEPS + 1)[20]
+    assert french[5, 2] == LIGHT.scores(STEPS + 1, suppression=True)[12]  # 12 of 40 sources: 0.3
+    assert french[3, 1] == LIGHT.scores(STEPS + 1)[20]
 
 
 def test_layers_stack_equals_shares(planted: Atlas) -> None:
@@ -288,8 +342,9 @@ def test_layers_stack_equals_shares(planted: Atlas) -> None:
     assert isinstance(stack, PathPatch)
     heights = {round(x): y for x, y in np.asarray(stack.get_path().vertices) if y > 0}
     assert set(heights.values()) == {0.25}
-    line = figure.axes[0].lines[-1]
-    control = np.asarray(line.get_ydata(), dtype=float)
+    steps = next(patch for patch in figure.axes[1].patches if isinstance(patch, StepPatch))
+    assert not figure.axes[0].lines, "an axis has one meaning"
+    control = np.asarray(steps.get_data().values)
     assert np.isnan(control[9:11]).all()
     assert (control[:9] == 0.25).all()
 
@@ -368,7 +423,7 @@ def test_other_panels_are_refused(atlas: Atlas, tmp_path: Path) -> None:
 
 def test_which_chooses_panels(atlas: Atlas) -> None:
     assert len(atlas.plot.categories(which="knowledge").axes) == 1
-    assert len(atlas.plot.layers(which=["Translation", "All Categories"]).axes) == 2
+    assert len(atlas.plot.layers(which=["Translation", "All Categories"]).axes) == 2 * 2
     assert len(atlas.plot.relations(which="Knowledge").axes) == 5
     assert len(atlas.plot.relations(which=["country_to_capital", "word → antonym"]).axes) == 2
     with pytest.raises(HeadatlasError, match="no panel 'Art'"):
@@ -401,7 +456,12 @@ def test_every_keyword_is_obeyed_or_refused(atlas: Atlas, kind: str) -> None:
     axes = Figure().subplots()
     draw(ax=axes, which=which, caption=False)
     assert not any(atlas.model_name in text.get_text() for text in axes.texts)
-    with pytest.raises(HeadatlasError, match="`width_mm`: the axes given with `ax` have a size of their own"):
+    for name, value in (("letters", True), ("dpi", 72), ("transparent", True), ("used_levels", True)):
+        with pytest.raises(HeadatlasError, match=f"`{name}`: the axes given with `ax`"):
+            draw(ax=axes, which=which, **{name: value})
+    with pytest.raises(
+        HeadatlasError, match="`width_mm`: the axes given with `ax` are part of a figure of yours"
+    ):
         draw(ax=axes, which=which, width_mm=170)
 
 

@@ -14,7 +14,7 @@ import headatlas as ha
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.figures import save
-from headatlas.figures.colours import BLANK, level_colours
+from headatlas.figures.colours import LIGHT
 from tests.figures.test_figures import PANELS, cell_colours, painted, texts
 
 TABLE = pd.DataFrame(
@@ -39,11 +39,11 @@ def test_the_cells_are_those_of_the_table() -> None:
     assert [text for text in found if text in names] == names, "categories in the order of their first row"
     assert "my own probes" in found
     drawn = panels(figure, (6, 4))
-    one, two = level_colours(3)[:2]
-    everything = np.full((6, 4), BLANK)
+    one, two = LIGHT.levels(3)[:2]
+    everything = np.full((6, 4), LIGHT.blank)
     everything[3, 0], everything[5, 2], everything[0, 1] = two, one, one
     assert drawn[0].tolist() == everything.tolist()
-    copying, induction = np.full((6, 4), BLANK), np.full((6, 4), BLANK)
+    copying, induction = np.full((6, 4), LIGHT.blank), np.full((6, 4), LIGHT.blank)
     copying[3, 0] = induction[3, 0] = two
     induction[5, 2] = one
     assert drawn[1].tolist() == copying.tolist() and drawn[2].tolist() == induction.tolist()

@@ -129,4 +129,4 @@ def test_panels_fit_the_room_with_whole_pixels(checked: Any) -> None:
         for cell in (plan["first"], plan["others"]):
             assert (cell["width"] * plan["ratio"]) % 1 == 0
             assert cell["width"] * plan["layers"] <= plan["width"]
-    assert checked["ticks"] == [[0, 5, 10, 15, 20, 25], [0, 10, 20, 30, 40, 50, 60, 70], [0, 2], [0]]
+    assert checked["ticks"] == [[0, 5, 10, 15, 20, 25, 29], [0, 10, 20, 30, 40, 50, 60, 70, 79], [0, 2], [0]]

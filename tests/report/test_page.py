@@ -15,7 +15,7 @@ import pytest
 
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
-from headatlas.figures.colours import BLANK, level_colours
+from headatlas.figures.colours import DARK, LIGHT
 from headatlas.figures.describe import alt_text
 from headatlas.report import report_html, write_report
 from headatlas.report.page import MODULES, STYLES, bundle, embed
@@ -135,9 +135,9 @@ def test_colours_and_words_are_those_of_the_figures(
     atlas: Atlas, page: str, hostile: Atlas, hostile_page: str
 ) -> None:
     style = Elements(page).text["style"][0]
-    assert f"--level-none: {BLANK};" in style
-    for level, colour in enumerate(level_colours(4), start=1):
-        assert f"--level-{level}: {colour};" in style
+    assert f"--level-none: light-dark({LIGHT.blank}, {DARK.blank});" in style
+    for level, pair in enumerate(zip(LIGHT.levels(4), DARK.levels(4), strict=True), start=1):
+        assert f"--level-{level}: light-dark({', '.join(pair)});" in style
     assert len(set(re.findall(r"--level-\d+: ", Elements(hostile_page).text["style"][0]))) == len(
         hostile.category_names
     )

@@ -123,17 +123,14 @@ def labels_of(atlases: Sequence[Atlas]) -> tuple[str, ...]:
 
 def _shared_relations(atlases: Sequence[Atlas]) -> tuple[list[str], dict[str, str]]:
     """Relations scored in two atlases or more with the same pairs, by category; others with the reason."""
-    order: dict[str, str] = {}
-    for atlas in atlases:
-        for category in atlas.category_names:
-            rows = atlas.relations
-            for name in rows["relation"][rows["category"] == category]:
-                order.setdefault(name, category)
-    categories = list(dict.fromkeys(order.values()))
-    names, left_out = [], {}
-    for name in sorted(order, key=lambda name: categories.index(order[name])):
-        hashes = {_hash(atlas, name) for atlas in atlases if name in set(atlas.relations["relation"])}
-        scored = sum(name in set(atlas.included["relation"]) for atlas in atlases)
+    categories = list(dict.fromkeys(name for atlas in atlases for name in atlas.category_names))
+    every = pd.concat([_relations(atlas) for atlas in atlases])
+    every = every.sort_values("category", key=lambda names: names.map(categories.index), kind="stable")
+    names: list[str] = []
+    left_out: dict[str, str] = {}
+    for at, rows in every.groupby("relation", sort=False):
+        name = str(at)
+        hashes, scored = set(rows["sha256"]), int(rows["scored"].sum())
         if len(hashes) > 1:
             left_out[name] = "its pairs differ between the atlases"
         elif scored < 2:
@@ -145,10 +142,11 @@ def _shared_relations(atlases: Sequence[Atlas]) -> tuple[list[str], dict[str, st
     return names, left_out
 
 
-def _hash(atlas: Atlas, name: str) -> str:
-    data = atlas.dataset
-    at = data["relation"].values.tolist().index(name)
-    return str(data["relation_sha256"].values[at])
+def _relations(atlas: Atlas) -> pd.DataFrame:
+    """Relation, category, sha256 of its pairs and whether it is scored."""
+    frame = atlas.relations[["relation", "category"]]
+    scored = frame["relation"].isin(atlas.included["relation"])
+    return frame.assign(sha256=atlas.dataset["relation_sha256"].values, scored=scored)
 
 
 def _row(atlas: Atlas, label: str, name: str) -> dict[str, Any]:

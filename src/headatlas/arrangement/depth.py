@@ -30,11 +30,9 @@ def layers_by_category(atlas: Atlas, heads: pd.DataFrame) -> dict[str, Ints]:
     Args:
         heads: What ``atlas.categories()`` gave.
     """
+    each = heads.explode("which")
     return {
-        name: heads["layer"].to_numpy(dtype=np.int64)[
-            np.array([name in which for which in heads["which"]], bool)
-        ]
-        for name in atlas.category_names
+        name: each["layer"][each["which"] == name].to_numpy(dtype=np.int64) for name in atlas.category_names
     }
 
 
@@ -61,11 +59,10 @@ def depth_by_category(atlas: Atlas) -> Depth:
     """Layers of each category's heads, promoting or suppressing, and Kruskal–Wallis over the categories."""
     groups = layers_by_category(atlas, atlas.categories())
     groups = {name: np.sort(layers) for name, layers in groups.items() if len(layers)}
-    rows = [
-        CategoryDepth(name, tuple(int(layer) for layer in layers), *quartiles(layers))
-        for name, layers in groups.items()
-    ]
-    return Depth(tuple(rows), compare_depths(groups))
+    rows = tuple(
+        CategoryDepth(name, tuple(layers.tolist()), *quartiles(layers)) for name, layers in groups.items()
+    )
+    return Depth(rows, compare_depths(groups))
 
 
 # Statistics on lists of layers ----------------------------------------------------------------------
@@ -104,8 +101,8 @@ def shortest_band(values: Ints, share: float) -> Band:
 
 def quartiles(values: Ints) -> tuple[float, float, float]:
     """Lower quartile, median, upper quartile (linear interpolation)."""
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-    return float(low), float(middle), float(high)
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+    return low, middle, high
 
 
 @dataclass(frozen=True)
@@ -215,10 +212,7 @@ def holm(p: list[float]) -> list[float]:
     """Holm's step-down adjusted p-values, in the order given."""
     order = np.argsort(p, kind="stable")
     adjusted = np.empty(len(p))
-    largest = 0.0
-    for rank, at in enumerate(order):
-        largest = max(largest, (len(p) - rank) * p[at])
-        adjusted[at] = min(1.0, largest)
+    adjusted[order] = np.maximum.accumulate(np.arange(len(p), 0, -1) * np.asarray(p)[order]).clip(max=1.0)
     return [float(value) for value in adjusted]
 
 

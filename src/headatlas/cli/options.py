@@ -17,7 +17,16 @@ import typer
 
 from headatlas.addresses import output_path
 from headatlas.errors import HeadatlasError
-from headatlas.options import MANY_RELATIONS, PRESETS, SAMPLE, Compute, Thresholds, choices, preset
+from headatlas.options import (
+    MANY_RELATIONS,
+    PRESETS,
+    SAMPLE,
+    Compute,
+    Look,
+    Thresholds,
+    choices,
+    preset,
+)
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
@@ -150,6 +159,13 @@ _KINDS: dict[str, Any] = {
     "max_memory": str,
     "stream": bool,
     "cluster": str,
+    "caption": bool,
+    "letters": bool,
+    "colours": Literal["green", "blue", "grey"],
+    "dark": bool,
+    "used_levels": bool,
+    "transparent": bool,
+    "dpi": int,
 }
 PARAMETERS = {
     **{name: f"--{name.replace('_', '-')}" for name in _KINDS},
@@ -160,7 +176,7 @@ PARAMETERS = {
         for name in (
             *("lens", "preset", "relations", "only", "layers", "ceiling", "target_policy", "remote", "force"),
             *("adapter", "templates", "model", "kind", "method", "shots", "sources", "max_heads", "draws"),
-            *("seed", "panels", "data", "write", "family", "category", "limit", "text", "tokens"),
+            *("seed", "panels", "which", "data", "write", "family", "category", "limit", "text", "tokens"),
             *("describe_with", "model_name", "per_minute", "seconds", "least_heads"),
         )
     },
@@ -250,17 +266,27 @@ def sets_thresholds(command: Callable[..., None]) -> Callable[..., None]:
 
 def computes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command these options of Compute; it gets ``compute``."""
+    return _given(Compute, "compute", names)
+
+
+def draws(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of Look; it gets ``look``."""
+    return _given(Look, "look", [each.name for each in choices(Look)])(command)
+
+
+def _given(
+    kind: type, parameter: str, names: Sequence[str]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give commands these options of a class of choices; they get an object of it."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
         def run(**given: Any) -> None:
-            chosen, rest = _split(given, Compute)
-            command(compute=Compute(**chosen), **rest)
+            chosen, rest = _split(given, kind)
+            command(**{parameter: kind(**chosen)}, **rest)
 
-        added = [
-            _parameter(each.name, each.default, Compute) for each in choices(Compute) if each.name in names
-        ]
-        return _with(run, command, "compute", added)
+        added = [_parameter(each.name, each.default, kind) for each in choices(kind) if each.name in names]
+        return _with(run, command, parameter, added)
 
     return decorate
 
@@ -303,7 +329,7 @@ def _parameter(name: str, default: Any, kind: type) -> inspect.Parameter:
     declared = next(each for each in choices(kind) if each.name == name).metadata
     flag = PARAMETERS[name]
     option = typer.Option(
-        f"{flag}/--no-{name}" if _KINDS[name] is bool else flag,
+        f"{flag}/--no-{flag.removeprefix('--')}" if _KINDS[name] is bool else flag,
         metavar=declared["metavar"],
         help=declared["help"],
         show_default=default is not None,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from headatlas.addresses import output_path
-from headatlas.cli.options import Width, out_option, reads_atlas
+from headatlas.cli.options import Width, draws, names_of, out_option, reads_atlas
 from headatlas.cli.output import parse_width, say
 from headatlas.errors import HeadatlasError
+from headatlas.options import Look
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
@@ -26,9 +28,11 @@ def register(app: typer.Typer) -> None:
     app.command("export")(export_command)
 
 
+@draws
 @reads_atlas
 def plot_command(
     atlas: Atlas,
+    look: Look,
     out: Annotated[Path, out_option("The figure: .png, .svg or .pdf.")],
     kind: Annotated[
         Kind, typer.Option("--kind", help="Panels per category, panels per relation, or layer profiles.")
@@ -36,6 +40,14 @@ def plot_command(
     panels: Annotated[
         Panels, typer.Option("--panels", help="Of the categories figure: what has a panel of its own.")
     ] = "category",
+    which: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--which",
+            metavar="NAME,…",
+            help="Only these panels: categories, or relations by name. Default: all.",
+        ),
+    ] = None,
     width: Width = "170mm",
     data: Annotated[
         Path | None,
@@ -48,7 +60,7 @@ def plot_command(
     from headatlas.figures import plot
     from headatlas.figures.plots import write_data
 
-    plot(atlas, kind, out, parse_width(width), panels=panels)
+    plot(atlas, kind, out, parse_width(width), which=names_of(which, "which"), panels=panels, **asdict(look))
     say(f"written: {out}")
     if data is not None:
         write_data(atlas, kind, data, panels)

@@ -106,19 +106,9 @@ def run_ablation(
 ) -> Ablations:
     """Ablate the heads of relations and store what their tasks lose; what is stored is not measured again.
 
-    Args:
-        atlas: An atlas from a folder; its thresholds say which heads are called.
-        model: Its model; by default the one that the atlas names.
-        tokenizer: Needed with a loaded model.
-        only: Names or titles of relations; all scored ones by default. Control tasks come from all.
-        templates: A file; the shipped templates by default.
-        choices: How; see docs/evidence.md for what the defaults are and why.
-        compute: Its device; a model in memory stays where it is.
-        progress: Called with each step.
-
-    Raises:
-        HeadatlasError: The model is not the atlas's or does not fit into memory, a template has no slot, or a
-            number is out of range. What was measured before stays.
+    Arguments and errors are those of :func:`headatlas.evidence.ablation`; ``progress`` is called with each
+    step. The atlas's thresholds say which heads are called; control tasks come from all relations. What the
+    defaults of ``choices`` are, and why, is in docs/evidence.md.
     """
     tell, chosen = progress or silent, choices or Choices()
     chosen.check()

@@ -66,22 +66,8 @@ def run_inference(
 ) -> list[Dynamic]:
     """Measure dynamic scores and store them in the atlas; those that are there are not measured again.
 
-    Args:
-        atlas: An atlas from a folder.
-        model: Its model; by default the one that the atlas names.
-        tokenizer: Needed with a loaded model.
-        only: Names or titles of relations; all scored relations by default.
-        templates: A file, or texts with one ``{}``; the shipped ones by default.
-        own_templates: In their place, the texts that shipped relations have of their own.
-        compute: Its device; a model in memory stays where it is.
-        progress: Called with each step.
-
-    Returns:
-        One entry for each template.
-
-    Raises:
-        HeadatlasError: The model is not the atlas's or does not fit into memory, a template has no slot, or
-            no relation can be used in it. What was measured before stays.
+    Arguments and errors are those of :func:`headatlas.evidence.inference`; ``progress`` is called with each
+    step. Returns one entry for each template.
     """
     if own_templates and templates is not None:
         raise HeadatlasError("`own_templates` and `templates` exclude each other.")
@@ -176,17 +162,15 @@ class _Plan:
         for at, layer in enumerate(self.layers):
             tell(at, len(self.layers))
             todo = [kind for kind, writer in writers.items() if not writer.done()[layer]]
-            if todo:
-                inputs = layer_as_watched(prepared.model, watched, layer)
-                for kind in todo:
-                    writers[kind].write(
-                        layer, map_layer(self.layout, inputs[kind], vocabulary, ceiling=ceiling)
-                    )
+            inputs = layer_as_watched(prepared.model, watched, layer) if todo else {}
+            for kind in todo:
+                ranks = map_layer(self.layout, inputs[kind], vocabulary, ceiling=ceiling)
+                writers[kind].write(layer, ranks)
         tell(len(self.layers), len(self.layers))
+        thresholds = prepared.options.thresholds
         for kind in (CONTEXT, WITHOUT):
-            dynamic = Atlas.open(self.path(kind))
-            thresholds = prepared.options.thresholds
-            store_scores(dynamic.at(k=thresholds.k, k_copy=thresholds.k_copy), single_tokens=False)
+            dynamic = Atlas.open(self.path(kind)).at(k=thresholds.k, k_copy=thresholds.k_copy)
+            store_scores(dynamic, single_tokens=False)
 
     def _writer(self, kind: str) -> AtlasWriter:
         path, dims = self.path(kind), self._subject.prepared.model.dims

@@ -23,15 +23,27 @@ from headatlas.lenses.forward import batches, by_length, pre_hooks
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_KINDS = ("states", "outputs", "attention")
-
 
 class Watched:
     """The recording of some texts, in files; row i of everything belongs to text i."""
 
-    def __init__(self, model: Model, folder: Path) -> None:
-        self._dims = model.dims
-        self._folder = folder
+    def __init__(self, model: Model, n_texts: int, folder: Path) -> None:
+        self._dims = dims = model.dims
+        widths = {"states": dims.d_model, "outputs": dims.n_heads * dims.d_head, "attention": dims.n_heads}
+        try:
+            self.arrays: dict[str, dict[int, Any]] = {
+                kind: {
+                    layer: np.lib.format.open_memmap(
+                        folder / f"{kind}_{layer:03d}.npy", "w+", np.float32, (n_texts, width)
+                    )
+                    for layer in model.layers_with_heads
+                }
+                for kind, width in widths.items()
+            }
+        except OSError as error:
+            raise HeadatlasError(
+                f"{folder}: cannot be written ({error.strerror or error}); free space there."
+            ) from error
 
     def states(self, layer: int) -> torch.Tensor:
         """[n, d_model] float32: what enters the value projection at the source's last token."""
@@ -49,7 +61,7 @@ class Watched:
         return self._read("attention", layer).T
 
     def _read(self, kind: str, layer: int) -> torch.Tensor:
-        return torch.from_numpy(np.load(_file(self._folder, kind, layer), allow_pickle=False))
+        return torch.from_numpy(np.array(self.arrays[kind][layer]))
 
 
 def watch(
@@ -73,21 +85,55 @@ def watch(
     Raises:
         HeadatlasError: What was seen is not finite, or the folder cannot be written.
     """
-    watcher = _Watcher(model, len(texts), folder)
+    watched = Watched(model, len(texts), folder)
+    rows: list[int] = []
+
+    def keep(kind: str, layer: int, seen: torch.Tensor) -> None:
+        watched.arrays[kind][layer][rows] = seen.cpu().float().numpy()
+
+    def at_sources(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each row of the batch, and where its source is."""
+        return torch.arange(len(rows), device=device), torch.tensor(
+            [texts[at].source for at in rows], device=device
+        )
+
+    def hook(kind: str, layer: int) -> Callable[..., None]:
+        def take(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            entering = args[0] if args else kwargs["hidden_states"]
+            keep(kind, layer, entering[at_sources(entering.device)] if kind == "states" else entering[:, -1])
+
+        return take
+
+    layers = model.layers_with_heads
+    hooks = [(model.value_input_module(layer), hook("states", layer)) for layer in layers]
+    hooks += [(model.o_proj_module(layer), hook("outputs", layer)) for layer in layers]
     done = 0
-    with with_attention(modules), watcher.hooked(modules), torch.inference_mode():
+    with with_attention(modules), pre_hooks(modules, hooks), torch.inference_mode():
         for length, members in by_length([text.ids for text in texts]).items():
             for batch in batches(members, length, BATCH_TOKENS):
-                watcher.rows = batch
-                watcher.sources = torch.tensor([texts[at].source for at in batch])
+                rows[:] = batch
                 ids = torch.tensor([texts[at].ids for at in batch], device=modules.device)
                 seen = modules.base_model(input_ids=ids, output_attentions=True, use_cache=False)
-                watcher.take_attention(seen.attentions)
+                weights = attention_by_layer(model.checkpoint.spec, layers, seen.attentions)
+                for layer, each in weights.items():
+                    at, sources = at_sources(each.device)
+                    keep("attention", layer, each[at, :, -1, sources])
                 done += len(batch)
                 if progress is not None:
                     progress(done, len(texts))
-    watcher.check()
-    return Watched(model, folder)
+    _check(watched, model.checkpoint.spec)
+    return watched
+
+
+def _check(watched: Watched, spec: str) -> None:
+    """Refuse states and outputs that are not finite."""
+    for kind in ("states", "outputs"):
+        for layer, rows in watched.arrays[kind].items():
+            if not np.isfinite(rows).all():
+                raise HeadatlasError(
+                    f"{spec}: the {kind} of layer {layer} are not finite; "
+                    "the weights are damaged or overflow in float32."
+                )
 
 
 @contextmanager
@@ -122,89 +168,3 @@ def attention_by_layer(
             "heads; where heads look cannot be seen without them, ablation does without."
         )
     return dict(zip(layers, given, strict=True))
-
-
-def _file(folder: Path, kind: str, layer: int) -> Path:
-    return folder / f"{kind}_{layer:03d}.npy"
-
-
-class _Watcher:
-    """Takes what the hooks see of the texts at hand.
-
-    Attributes:
-        rows: Which texts the rows of the forward pass are.
-        sources: [len(rows)] positions of their sources.
-    """
-
-    def __init__(self, model: Model, n_texts: int, folder: Path) -> None:
-        dims = model.dims
-        self._spec = model.checkpoint.spec
-        self._paths = {
-            layer: (model.value_input_module(layer), model.o_proj_module(layer))
-            for layer in model.layers_with_heads
-        }
-        widths = dict(zip(_KINDS, (dims.d_model, dims.n_heads * dims.d_head, dims.n_heads), strict=True))
-        try:
-            self._arrays: dict[str, dict[int, Any]] = {
-                kind: {
-                    layer: np.lib.format.open_memmap(
-                        _file(folder, kind, layer), mode="w+", dtype=np.float32, shape=(n_texts, width)
-                    )
-                    for layer in self._paths
-                }
-                for kind, width in widths.items()
-            }
-        except OSError as error:
-            raise HeadatlasError(
-                f"{folder}: cannot be written ({error.strerror or error}); free space there."
-            ) from error
-        self.rows: list[int] = []
-        self.sources = torch.zeros(0, dtype=torch.int64)
-
-    @contextmanager
-    def hooked(self, modules: PreTrainedModel) -> Iterator[None]:
-        hooks = [
-            (path, _reader(take, layer))
-            for layer, paths in self._paths.items()
-            for path, take in zip(paths, (self._take_state, self._take_outputs), strict=True)
-        ]
-        with pre_hooks(modules, hooks):
-            yield
-
-    def take_attention(self, weights: Sequence[torch.Tensor | None] | None) -> None:
-        """[row, n_heads, T, T] a layer that has heads.
-
-        Raises:
-            HeadatlasError: The model does not give them.
-        """
-        for layer, each in attention_by_layer(self._spec, tuple(self._paths), weights).items():
-            at, sources = self._places(each.device)
-            self._arrays["attention"][layer][self.rows] = each[at, :, -1, sources].cpu().float().numpy()
-
-    def _take_state(self, layer: int, entering: torch.Tensor) -> None:
-        seen = entering[self._places(entering.device)]
-        self._arrays["states"][layer][self.rows] = seen.cpu().float().numpy()
-
-    def _places(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each row, and where its source is."""
-        return torch.arange(len(self.rows), device=device), self.sources.to(device)
-
-    def _take_outputs(self, layer: int, entering: torch.Tensor) -> None:
-        self._arrays["outputs"][layer][self.rows] = entering[:, -1].cpu().float().numpy()
-
-    def check(self) -> None:
-        for kind in ("states", "outputs"):
-            for layer, rows in self._arrays[kind].items():
-                if not np.isfinite(rows).all():
-                    raise HeadatlasError(
-                        f"{self._spec}: the {kind} of layer {layer} are not finite; "
-                        "the weights are damaged or overflow in float32."
-                    )
-                rows.flush()
-
-
-def _reader(take: Callable[[int, torch.Tensor], None], layer: int) -> Callable[..., None]:
-    def hook(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        take(layer, args[0] if args else kwargs["hidden_states"])
-
-    return hook

@@ -5,8 +5,9 @@ Intervals are 95 % percentile bootstrap intervals (SciPy's).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from headatlas.atlas import Atlas
-from headatlas.atlas.ablations import ADDED, RELATION, RUNNING_TEXT, Ablation, HeadsAblation
+from headatlas.atlas.ablations import ADDED, RANDOM, RELATION, RUNNING_TEXT, Ablation, HeadsAblation
 from headatlas.atlas.evidence import CONTEXT, WITHOUT, Dynamic, Evidence
 from headatlas.atlas.relation_scores import SIGNS
 from headatlas.scoring.scores import wilson
@@ -154,36 +155,34 @@ def agreement(atlas: Atlas, dynamics: tuple[Dynamic, ...] | list[Dynamic] | None
         heads.
     """
     evidence = atlas.evidence if dynamics is None else Evidence(atlas, dynamics, ())
-    rows = list(_rows(atlas, evidence))
-    frame = pd.DataFrame(rows, columns=["relation", "kind", "sign", "n_templates", "n_heads", *_columns()])
-    means = [_mean(kind, sign, group) for (kind, sign), group in frame.groupby(["kind", "sign"], sort=False)]
-    return pd.concat(
-        [frame, *([pd.DataFrame(means, columns=frame.columns)] if means else [])], ignore_index=True
-    )
+    rows: list[dict[str, Any]] = []
+    for name, kind, sign in product(atlas.relation_scores, KINDS, SIGNS):
+        scores = evidence.scores(name, kind, sign)
+        if scores is not None:
+            found = agree(*scores)
+            known = {
+                "relation": name,
+                "kind": kind,
+                "sign": sign,
+                "n_templates": len(evidence.templates_of(name)),
+            }
+            numbers = _named("pearson", found.pearson) | _named("spearman", found.spearman)
+            rows.append(known | {"n_heads": found.n_heads} | numbers)
+    frame = pd.DataFrame(rows)
+    if rows:
+        for _, group in frame.groupby(["kind", "sign"], sort=False):
+            row: dict[str, Any] = {
+                "relation": MEAN,
+                **group[["kind", "sign", "n_templates", "n_heads"]].max(),
+            }
+            for measure in MEASURES:
+                row |= _named(measure, mean(group[measure].dropna().to_numpy(dtype=np.float64)))
+            rows.append(row)
+    return pd.DataFrame(rows, columns=["relation", "kind", "sign", "n_templates", "n_heads", *_columns()])
 
 
-def _rows(atlas: Atlas, evidence: Evidence) -> Iterator[tuple[object, ...]]:
-    for name in atlas.relation_scores:
-        for kind in KINDS:
-            for sign in SIGNS:
-                scores = evidence.scores(name, kind, sign)
-                if scores is not None:
-                    found = agree(*scores)
-                    n_templates = len(evidence.templates_of(name))
-                    numbers = _numbers(found.pearson) + _numbers(found.spearman)
-                    yield (name, kind, sign, n_templates, found.n_heads, *numbers)
-
-
-def _mean(kind: object, sign: object, group: pd.DataFrame) -> tuple[object, ...]:
-    numbers: tuple[float, ...] = ()
-    for measure in MEASURES:
-        values = group[measure].dropna().to_numpy(dtype=np.float64)
-        numbers += _numbers(mean(values))
-    return (MEAN, kind, sign, group["n_templates"].max(), group["n_heads"].max(), *numbers)
-
-
-def _numbers(estimate: Estimate) -> tuple[float, float, float]:
-    return estimate.value, estimate.low, estimate.high
+def _named(name: str, estimate: Estimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
 def _columns() -> list[str]:
@@ -201,7 +200,8 @@ def against_measured(frame: pd.DataFrame) -> pd.DataFrame:
     for query, part in frame[frame["attention"].notna()].groupby("query", sort=False):
         found = agree(part["auroc"].to_numpy(dtype=np.float64), part["attention"].to_numpy(dtype=np.float64))
         if not np.isnan(found.spearman.value):
-            rows.append((query, found.n_heads, *_numbers(found.pearson), *_numbers(found.spearman)))
+            numbers = _named("pearson", found.pearson) | _named("spearman", found.spearman)
+            rows.append({"query": query, "rows": found.n_heads} | numbers)
     return pd.DataFrame(rows, columns=["query", "rows", *_columns()])
 
 
@@ -272,10 +272,6 @@ def hurts_more(each: Ablation, between: Estimate) -> str:
     return BY_SCORE if between.high < 0 else UNDECIDED
 
 
-def _named(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-
-
 def areas(each: Ablation) -> tuple[Estimate, Estimate]:
     """Area between random heads (mean of draws) and the relation's, and between the order by score and that
     by *added*; intervals over resampled sources. Both are means over sources of each source's own area.
@@ -292,25 +288,18 @@ def curves(each: Ablation) -> pd.DataFrame:
     Low and high are, for the two orders, Wilson's 95 % interval over the pairs asked; for ``random`` the
     lowest and highest draw; for control tasks nothing.
     """
-    rows: list[tuple[str, int, float, float, float]] = []
+    draws = each.random.mean(axis=2)
+    parts: dict[str, tuple[Any, ...]] = {}
     for name in (RELATION, ADDED):
         right, n = each.correct(name).sum(axis=1), len(each.base)
-        ends = np.stack(wilson(right, n), axis=1)
-        rows += [
-            (name, int(step), float(value), float(low), float(high))
-            for step, value, (low, high) in zip(each.steps, right / n, ends, strict=True)
-        ]
-    draws = each.random.mean(axis=2)
-    rows += [
-        ("random", int(n), float(draws[:, at].mean()), float(draws[:, at].min()), float(draws[:, at].max()))
-        for at, n in enumerate(each.steps)
+        parts[name] = (right / n, *wilson(right, n))
+    parts[RANDOM] = (draws.mean(axis=0), draws.min(axis=0), draws.max(axis=0))
+    parts |= {f"control: {name}": (values, np.nan, np.nan) for name, values in each.controls.items()}
+    frames = [
+        pd.DataFrame({"curve": name, "heads": each.steps, "accuracy": values, "low": low, "high": high})
+        for name, (values, low, high) in parts.items()
     ]
-    for name, values in each.controls.items():
-        rows += [
-            (f"control: {name}", int(n), float(value), np.nan, np.nan)
-            for n, value in zip(each.steps, values, strict=True)
-        ]
-    return pd.DataFrame(rows, columns=["curve", "heads", "accuracy", "low", "high"])
+    return pd.concat(frames, ignore_index=True)
 
 
 # Chosen heads -----------------------------------------------------------------------------------------

@@ -17,12 +17,12 @@ from headatlas.evidence.texts import (
     TARGET_CUT_DIFFERENTLY,
     Ids,
     Template,
+    answered,
     continued,
     place,
 )
 from headatlas.lenses.forward import batches, by_length
 from headatlas.relations import TokenisedPair, TokenisedRelation
-from headatlas.relations.tokenising import written_bare
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -78,7 +78,7 @@ def make_task(
     lines = [_line(relation, relation.pairs[at], template) for at in examples]
     asked = Template("".join(f"{line}\n" for line in lines) + template.before, template.after)
     pairs = [pair for at, pair in enumerate(relation.pairs) if at not in set(examples)]
-    words = [_word(relation, pair) for pair in pairs]
+    words = [relation.relation.pairs[pair.index].source for pair in pairs]
     placed = place(tokenizer, asked, words, [pair.source_ids for pair in pairs])
     following = continued(
         tokenizer, [asked.filled(word) for word in words], [pair.target_words for pair in pairs]
@@ -105,13 +105,8 @@ def make_task(
     )
 
 
-def _word(relation: TokenisedRelation, pair: TokenisedPair) -> str:
-    return relation.relation.pairs[pair.index].source
-
-
 def _line(relation: TokenisedRelation, pair: TokenisedPair, template: Template) -> str:
-    target = pair.target_words[0]
-    return template.filled(_word(relation, pair)) + ("" if written_bare(target) else " ") + target
+    return answered(template.filled(relation.relation.pairs[pair.index].source), pair.target_words[0])
 
 
 def spread(n: int, wanted: int) -> list[int]:
@@ -147,19 +142,15 @@ def last_logits(
         ids = torch.tensor([prompts[0][:shared]], device=device)
         past = run(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
     rest = [prompt[shared:] for prompt in prompts]
-    for members in _batches(rest, shared):
-        ids = torch.tensor([rest[at] for at in members], device=device)
-        mine = copy.deepcopy(past)
-        if mine is not None:
-            mine.batch_repeat_interleave(len(ids))
-        logits = run(input_ids=ids, past_key_values=mine, use_cache=share, logits_to_keep=1).logits
-        yield members, logits[:, -1]
-
-
-def _batches(rows: Sequence[Ids], shared: int) -> Iterator[list[int]]:
-    for length, members in by_length(rows).items():
+    for length, alike in by_length(rest).items():
         # A copy of the shared part's keys and values is held for every row.
-        yield from batches(members, length + shared // 4, BATCH_TOKENS)
+        for members in batches(alike, length + shared // 4, BATCH_TOKENS):
+            ids = torch.tensor([rest[at] for at in members], device=device)
+            mine = copy.deepcopy(past)
+            if mine is not None:
+                mine.batch_repeat_interleave(len(ids))
+            logits = run(input_ids=ids, past_key_values=mine, use_cache=share, logits_to_keep=1).logits
+            yield members, logits[:, -1]
 
 
 def _shared(prompts: Sequence[Ids]) -> int:

@@ -192,13 +192,9 @@ def place(
     begun = encode(tokenizer, [template.before + word for word in words])
     whole = encode(tokenizer, [template.filled(word) for word in words])
     return [
-        Text(full, len(start) - 1) if _ends(start, ids) and full[: len(start)] == start else None
+        Text(full, len(start) - 1) if start[-len(ids) :] == ids and full[: len(start)] == start else None
         for start, full, ids in zip(begun, whole, sources, strict=True)
     ]
-
-
-def _ends(row: Ids, ids: Ids) -> bool:
-    return len(row) >= len(ids) and row[len(row) - len(ids) :] == ids
 
 
 def in_template(
@@ -222,6 +218,11 @@ def in_template(
     return reduced(relation, stay, dropped), texts
 
 
+def answered(text: str, target: str) -> str:
+    """A text with a target after it, a space between them unless the target is written without one."""
+    return text + ("" if written_bare(target) else " ") + target
+
+
 def continued(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], targets: Sequence[Sequence[str]]
 ) -> list[list[Ids]]:
@@ -230,11 +231,7 @@ def continued(
     A target whose text changes how the text before it is cut gives an empty tuple.
     """
     prompts = encode(tokenizer, texts)
-    flat = [
-        prompt + ("" if written_bare(target) else " ") + target
-        for prompt, group in zip(texts, targets, strict=True)
-        for target in group
-    ]
+    flat = [answered(text, target) for text, group in zip(texts, targets, strict=True) for target in group]
     rows = iter(encode(tokenizer, flat))
     return [
         [row[len(prompt) :] if (row := next(rows))[: len(prompt)] == prompt else () for _ in group]

@@ -1,30 +1,32 @@
 """The colours of the figures: few, told apart without hue, and in the same order when printed in grey.
 
-Both scales run in CIELAB, so equal steps look equally large. They change hue within blue-green (many
-categories, promotion) and orange-brown (suppression), a pair that every common form of colour blindness keeps
-apart.
+A scale is made from contrast: each colour has a given contrast (WCAG 2) with the ground of blank cells, in
+equal ratios from one colour to the next, and takes its hue from a path through CIELAB. On white, more is
+darker; in the dark, more is brighter. Blue-green or blue (promotion) and orange-brown (suppression) are kept
+apart by every common form of colour blindness.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-BLANK = "#f5f7f6"
-"""A mapped head that does nothing here: very pale, not white."""
-INK = "#1a1a1a"
-"""Text, axes and outlines."""
-NOT_MAPPED = "#8c8c8c"
-"""Hatching of layers that are not mapped, on white."""
-
-_LEVELS = ("#9fd6ce", "#56aaa8", "#1f7674", "#083d2e")
-_PROMOTION = (BLANK, "#9fd6ce", "#56aaa8", "#1f7674", "#083d2e")
-_SUPPRESSION = (BLANK, "#f0c59a", "#cf8a45", "#9c5310", "#542500")
+from headatlas.options import Look
 
 Floats = NDArray[np.float64]
 
+FIRST, LAST = 3.0, 14.0
+"""Contrast of one category, and of four, with a blank cell. WCAG asks 3 of parts of graphics."""
+
+_HUES = {
+    "green": ("#062a22", "#0b4a42", "#176763", "#1f8880", "#2fa394", "#5fbfae", "#a5e3d2", "#e9fff6"),
+    "blue": ("#0a1c3a", "#123a73", "#1f5aa6", "#3d7fcb", "#6ea8e0", "#a9cdf0", "#e8f3ff"),
+    "orange": ("#2e1400", "#542500", "#8a4308", "#b8661b", "#d98c3f", "#f0b878", "#fbe0c0", "#fff6ea"),
+    "grey": ("#000000", "#ffffff"),
+}
 _WHITE = np.array([0.95047, 1.0, 1.08883])
 _TO_XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
@@ -32,22 +34,61 @@ _TO_XYZ = np.array(
 _FROM_XYZ = np.linalg.inv(_TO_XYZ)
 
 
-@cache
-def level_colours(n: int) -> tuple[str, ...]:
-    """Colours of 1, 2, … n categories, lightest first.
+@dataclass(frozen=True)
+class Palette:
+    """The colours of a figure.
 
-    Up to four categories have the same colours in every figure; a longer scale spreads the same ramp over n
-    steps of equal lightness.
+    Attributes:
+        hue, other: Of categories and promotion, and of suppression: names of paths through CIELAB.
+        ink: Text, axes and outlines.
+        paper: The ground of the figure, and lines between cells.
+        blank: A mapped head that does nothing here: nearly the paper, not quite.
+        soft: Guide lines, and the hatching of layers that are not mapped.
     """
-    if n <= len(_LEVELS):
-        return _LEVELS[:n]
-    return _ramp(_LEVELS, n)
+
+    hue: str = "green"
+    other: str = "orange"
+    ink: str = "#1a1a1a"
+    paper: str = "#ffffff"
+    blank: str = "#f5f7f6"
+    soft: str = "#8c8c8c"
+
+    def levels(self, n: int) -> tuple[str, ...]:
+        """Colours of 1, 2, … n categories, the faintest first.
+
+        Up to four categories have the same colours in every figure; a longer scale has smaller steps.
+        """
+        return _scale(self.hue, self.blank, tuple(np.geomspace(FIRST, LAST, max(n, 4))[:n].tolist()))
+
+    def scores(self, n: int, *, suppression: bool = False) -> tuple[str, ...]:
+        """n colours from blank (score 0) to the strongest (score 1), by the square root of the score."""
+        contrasts = LAST ** np.sqrt(np.linspace(0.0, 1.0, n))
+        return _scale(self.other if suppression else self.hue, self.blank, tuple(contrasts.tolist()))
+
+
+LIGHT = Palette()
+DARK = Palette(ink="#e8ecea", paper="#121716", blank="#1d2422", soft="#7d8784")
+
+
+def palette_of(look: Look) -> Palette:
+    """The colours that a look asks for."""
+    ground = DARK if look.dark else LIGHT
+    other = "grey" if look.colours == "grey" else "orange"
+    return Palette(look.colours, other, ground.ink, ground.paper, ground.blank, ground.soft)
 
 
 @cache
-def score_colours(n: int, *, suppression: bool = False) -> tuple[str, ...]:
-    """n colours from blank (score 0) to darkest (score 1)."""
-    return _ramp(_SUPPRESSION if suppression else _PROMOTION, n)
+def _scale(hue: str, blank: str, contrasts: tuple[float, ...]) -> tuple[str, ...]:
+    """Colours with these contrasts with blank: darker than a pale one, brighter than a dark one."""
+    path = np.array([_to_lab(colour) for colour in _HUES[hue]])
+    ground = luminance(blank) + 0.05
+    wanted = ground / np.array(contrasts) if ground > 0.5 else ground * np.array(contrasts)
+    luminances = np.maximum(wanted - 0.05, 0.0)
+    lightness = np.where(
+        luminances > (6 / 29) ** 3, 116 * np.cbrt(luminances) - 16, luminances * (29 / 3) ** 3
+    )
+    points = [lightness, *(np.interp(lightness, path[:, 0], path[:, channel]) for channel in (1, 2))]
+    return tuple(_from_lab(np.array(point)) for point in zip(*points, strict=True))
 
 
 def luminance(colour: str) -> float:
@@ -55,13 +96,10 @@ def luminance(colour: str) -> float:
     return float(_to_linear(_rgb(colour)) @ _TO_XYZ[1])
 
 
-def _ramp(anchors: tuple[str, ...], n: int) -> tuple[str, ...]:
-    """n colours along the anchors, evenly spaced in L*."""
-    lab = np.array([_to_lab(colour) for colour in anchors])
-    wanted = np.linspace(lab[0, 0], lab[-1, 0], n)
-    # np.interp wants ascending abscissae; the ramps darken.
-    points = [np.interp(wanted, lab[::-1, 0], lab[::-1, channel]) for channel in range(3)]
-    return tuple(_from_lab(np.array(point)) for point in zip(*points, strict=True))
+def contrast(first: str, second: str) -> float:
+    """WCAG 2 contrast ratio of two colours, 1 to 21."""
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
 
 
 def _rgb(colour: str) -> Floats:

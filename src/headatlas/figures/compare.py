@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from headatlas.arrangement.comparison import Comparison, RelationAgreement
 from headatlas.errors import HeadatlasError
-from headatlas.figures.colours import INK
+from headatlas.figures.colours import LIGHT
 from headatlas.figures.describe import p_value
 from headatlas.figures.page import LINE, MARGIN, AtlasFigure, Key, Page, style, text_width, wrap
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
 
 MARKS = ("o", "s", "^", "D", "v", "P")
 COLOURS = ("#1f7674", "#cf8a45", "#083d2e", "#56aaa8", "#542500", "#8c8c8c")
 """Told apart by shape as well as by colour."""
+READING = (
+    "Filled: heads implement the relation; hollow: none does, and the best head is shown all the same. "
+    "Lines are 95 % intervals over sources."
+)
 ROW = 3.4
 """Height of a relation's row."""
 NARROW = 110.0
@@ -60,16 +65,15 @@ def draw_comparison(found: Comparison, width_mm: float) -> AtlasFigure:
         elif number == 0:
             y += height + 2.6 * LINE + 1.2
     y += height + 1.2 + 1.3 * LINE
-    y = page.legend(MARGIN, y, page.inner, _keys(found)) + 0.4 * LINE
-    return page.finish(page.caption(y, description) + MARGIN)
+    looks = zip(found.labels, COLOURS, MARKS, strict=False)
+    keys = [Key.point(label, color=colour, marker=mark) for label, colour, mark in looks]
+    y = page.legend(MARGIN, y, page.inner, keys) + 0.4 * LINE
+    return page.finish(y, " ".join([READING, *(f"{caption}." for caption in found.captions)]))
 
 
 def describe_comparison(found: Comparison) -> str:
     """Say how to read the figure and how far the atlases agree."""
-    parts = [
-        "Filled: heads implement the relation; hollow: none does, and the best head is shown all the same. "
-        "Lines are 95 % intervals over sources."
-    ]
+    parts = [READING]
     parts += [_agreement(pair) for pair in found.agreement if pair.score is not None]
     return " ".join([*parts, *(f"{caption}." for caption in found.captions)])
 
@@ -88,52 +92,22 @@ def _with_p(value: float | None, p: float | None) -> str:
 
 def _panel(ax: Axes, found: Comparison, titles: list[str], column: str) -> None:
     n = len(found.labels)
-    ax.set_facecolor("white")
     ax.set_ylim(len(titles) - 0.5, -0.5)
     ax.set_xlim(-0.03, 1.03)
     table = found.table
-    first_of_category = table.drop_duplicates("category")["title"].tolist()
-    for title in titles:
-        at = titles.index(title)
-        ax.axhline(
-            at - 0.5, color=INK if title in first_of_category and at else "#dddddd", linewidth=0.3, zorder=0
-        )
+    first_of_category = set(table.drop_duplicates("category")["title"])
+    for at, title in enumerate(titles):
+        colour = LIGHT.ink if title in first_of_category and at else "#dddddd"
+        ax.axhline(at - 0.5, color=colour, linewidth=0.3, zorder=0)
     for number, label in enumerate(found.labels):
         rows = table[table["atlas"] == label]
         offset = (number - (n - 1) / 2) * min(0.24, 0.7 / n)
-        _points(ax, rows, [titles.index(title) + offset for title in rows["title"]], number, column)
-
-
-def _points(ax: Axes, rows: pd.DataFrame, at: list[float], number: int, column: str) -> None:
-    colour = COLOURS[number]
-    if column == "score":
-        ax.hlines(at, rows["low"], rows["high"], color=colour, linewidth=0.7, zorder=1)
-    implemented = (rows["n_implementing"] > 0).tolist()
-    for filled in (True, False):
-        chosen = [i for i, yes in enumerate(implemented) if yes == filled]
-        look: dict[str, Any] = {"markerfacecolor": colour if filled else "white", "markeredgecolor": colour}
-        ax.plot(
-            rows[column].to_numpy(float)[chosen],
-            [at[i] for i in chosen],
-            linestyle="none",
-            marker=MARKS[number],
-            markersize=3.2,
-            markeredgewidth=0.6,
-            zorder=2,
-            **look,
-        )
-
-
-def _keys(found: Comparison) -> list[Key]:
-    looks = zip(MARKS, COLOURS, strict=True)
-    return [
-        Key(
-            label,
-            {"color": colour, "linewidth": 0.0, "marker": mark, "markersize": 3.6, "markevery": [1]},
-            line=True,
-        )
-        for label, (mark, colour) in zip(found.labels, looks, strict=False)
-    ]
+        heights, colour = rows["title"].map(titles.index) + offset, COLOURS[number]
+        if column == "score":
+            ax.hlines(heights, rows["low"], rows["high"], color=colour, linewidth=0.7, zorder=1)
+        filled = np.where(rows["n_implementing"] > 0, colour, "white")
+        look: dict[str, Any] = {"s": 3.2**2, "marker": MARKS[number], "linewidths": 0.6}
+        ax.scatter(rows[column], heights, facecolors=filled, edgecolors=colour, zorder=2, **look)
 
 
 def _short(title: str, width: float) -> str:

@@ -38,14 +38,12 @@ OTHER_TAUS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 
 _LENSES = {
     "neutral": (
-        "The states are the model's own after {prefixes}: inference without the context of a real text, "
-        "not a "
-        "reading of the weights alone. Behaviour in context, attention and ablation are separate evidence."
+        "The states are the model's own after {prefixes}: inference without the context of a real text, not "
+        "a reading of the weights alone. Behaviour in context, attention and ablation are separate evidence."
     ),
     "maps": (
         "The states come from weights alone: the embedding in layer 0, the first block's MLP on it later. "
-        "Where "
-        "the model's own states differ from these, heads score low without being idle."
+        "Where the model's own states differ from these, heads score low without being idle."
     ),
 }
 
@@ -131,8 +129,7 @@ def _finding(atlas: Atlas, heads: pd.DataFrame) -> str:
     fullest = int(per_layer.to_numpy().argmax())
     text = (
         f"{len(called)} of {amount(len(heads), 'mapped head')} ({100 * len(called) / len(heads):.0f} %) "
-        f"implement "
-        f"or suppress at least one of the {asked} asked: {_levels(atlas, called)}. "
+        f"implement or suppress at least one of the {asked} asked: {_levels(atlas, called)}. "
         f"By category: {_panels(atlas, called)}. "
         f"Half of them ({half.inside}) are in {list_layers(half.first, half.last)}, 80 % ({most.inside}) in "
         f"{list_layers(most.first, most.last)} of {amount(atlas.n_layers, 'layer')}; layer "
@@ -146,16 +143,14 @@ def _finding(atlas: Atlas, heads: pd.DataFrame) -> str:
 def _levels(atlas: Atlas, called: pd.DataFrame) -> str:
     """Heads per number of categories, up to the largest number that any head has."""
     highest = int(called["n_categories"].max())
-    counts = [
-        f"{int((called['n_categories'] == level).sum())} in {amount(level, 'category')}"
-        for level in range(1, highest + 1)
-    ]
+    n_heads = np.bincount(called["n_categories"])
+    counts = [f"{n_heads[level]} in {amount(level, 'category')}" for level in range(1, highest + 1)]
     return join_words([*counts, "none in more"] if highest < len(atlas.category_names) else counts)
 
 
 def _panels(atlas: Atlas, called: pd.DataFrame) -> str:
-    counts = [(name, sum(name in which for which in called["which"])) for name in atlas.category_names]
-    return join_words([f"{name} {n}" for name, n in counts])
+    n_heads = called["which"].explode().value_counts()
+    return join_words([f"{name} {n_heads.get(name, 0)}" for name in atlas.category_names])
 
 
 def _strongest(atlas: Atlas, heads: pd.DataFrame) -> str:
@@ -170,32 +165,29 @@ def _strongest(atlas: Atlas, heads: pd.DataFrame) -> str:
     ):
         rows = table[table[verb]]
         if len(rows):
-            best = (
-                rows.sort_values(column, ascending=False, kind="stable")
-                .drop_duplicates("relation")
-                .head(MOST)
-            )
+            ordered = rows.sort_values(column, ascending=False, kind="stable")
+            best = ordered.drop_duplicates("relation").head(MOST)
             named = [
                 f"{row['layer']}.{row['head']} {_titles(atlas)[row['relation']]} ({row[column]:.2f})"
                 for row in best.to_dict("records")
             ]
             parts.append(f"{word}: {join_words(named)}.")
-    suppressing, promoting = (_pairs(table[table[verb]]) for verb in ("suppresses", "implements"))
+    suppressing, promoting = (
+        set(table.loc[table[verb], ["layer", "head"]].itertuples(index=False, name=None))
+        for verb in ("suppresses", "implements")
+    )
     if suppressing:
         only, verb = len(suppressing - promoting), "suppresses" if len(suppressing) == 1 else "suppress"
         parts.append(f"{amount(len(suppressing), 'head')} {verb} a relation, {only} of them nothing else.")
-    n_relations = called["relations"].map(len).to_numpy()
-    order = np.lexsort((called["head"], called["layer"], -n_relations, -called["n_categories"].to_numpy()))
+    most = called.assign(n=called["relations"].map(len)).sort_values(
+        ["n_categories", "n", "layer", "head"], ascending=[False, False, True, True]
+    )
     carried = [
         f"{row['layer']}.{row['head']} ({amount(row['n_categories'], 'category')}, "
-        f"{amount(len(row['relations']), 'relation')})"
-        for row in called.iloc[order[:MOST]].to_dict("records")
+        f"{amount(row['n'], 'relation')})"
+        for row in most.head(MOST).to_dict("records")
     ]
     return " ".join([*parts, f"Carrying most: {join_words(carried)}."])
-
-
-def _pairs(rows: pd.DataFrame) -> set[tuple[int, int]]:
-    return set(zip(rows["layer"], rows["head"], strict=True))
 
 
 def _titles(atlas: Atlas) -> dict[str, str]:
@@ -214,9 +206,8 @@ def _relations(atlas: Atlas) -> str:
             implement, suppress = int(rows["implements"].sum()), int(rows["suppresses"].sum())
             if implement or suppress:
                 lines.append(
-                    f"- {titles[name]}: {at} ({best['low']:.2f}–{best['high']:.2f}), added "
-                    f"{best['added']:.2f}; "
-                    f"{implement} + {suppress}"
+                    f"- {titles[name]}: {at} ({best['low']:.2f}–{best['high']:.2f}), "
+                    f"added {best['added']:.2f}; {implement} + {suppress}"
                 )
             else:
                 why = f", {p_value(best['q'], 'q')}" if best["score"] >= atlas.thresholds.tau else ""
@@ -224,9 +215,8 @@ def _relations(atlas: Atlas) -> str:
     said = []
     if lines:
         said.append(
-            "Best head of each relation (layer.head, score, 95 % interval, added over the state alone; how "
-            "many "
-            "heads implement + suppress it):"
+            "Best head of each relation (layer.head, score, 95 % interval, added over the state alone; "
+            "how many heads implement + suppress it):"
         )
     rest = [f"Done by no head (best score): {join_words(below)}."] if below else []
     return "\n".join([*said, *lines, *rest])
@@ -311,18 +301,16 @@ def _runs(layers: Sequence[int] | np.typing.NDArray[np.intp]) -> str:
 
 def _caveats(atlas: Atlas) -> str:
     points = [
-        "A score says what a head writes if it attends to the source, not whether it does. A blank head "
-        "may do "
-        "something that was not asked.",
+        "A score says what a head writes if it attends to the source, not whether it does. "
+        "A blank head may do something that was not asked.",
         _lens(atlas),
         _control(atlas),
         _other_thresholds(atlas),
     ]
     if atlas.provenance.get("target_policy", "single") == "first-token":
         points.append(
-            "Targets of several tokens count by their first token alone (target policy first-token), which "
-            "may "
-            "begin many words."
+            "Targets of several tokens count by their first token alone (target policy first-token), "
+            "which may begin many words."
         )
     if atlas.left_out:
         reasons = "; ".join(f"{_titles(atlas)[name]} ({why})" for name, why in atlas.left_out.items())
@@ -341,9 +329,8 @@ def _lens(atlas: Atlas) -> str:
 def _control(atlas: Atlas) -> str:
     """Number of calls that the states themselves could explain."""
     text = (
-        "Late states may already hold the answer; added is the share of sources that the head hits and the "
-        "state "
-        "alone does not. Suppression has no such control."
+        "Late states may already hold the answer; added is the share of sources that the head hits and "
+        "the state alone does not. Suppression has no such control."
     )
     table = atlas.table()
     called = table[table["implements"].to_numpy(dtype=bool)]
@@ -352,9 +339,8 @@ def _control(atlas: Atlas) -> str:
     score, control, added = (called[name].to_numpy(dtype=float) for name in ("score", "control", "added"))
     return (
         f"{text} Of {amount(len(called), 'promoting head–relation pair')}, {int((control >= score).sum())} "
-        f"score "
-        f"no higher than the state alone, and {int((added < atlas.thresholds.tau).sum())} add less than "
-        f"{atlas.thresholds.tau:g}."
+        f"score no higher than the state alone, and {int((added < atlas.thresholds.tau).sum())} add less "
+        f"than {atlas.thresholds.tau:g}."
     )
 
 
@@ -372,8 +358,8 @@ def _other_thresholds(atlas: Atlas) -> str:
     doubtful = int((called["q"].to_numpy(dtype=float) > thresholds.q_max).sum())
     return (
         f"{text} The criterion asks for the score alone: {doubtful} of {len(called)} promoting "
-        f"head–relation pairs "
-        f"have q > {thresholds.q_max:g}, as a head would that promotes the same targets whatever the source."
+        f"head–relation pairs have q > {thresholds.q_max:g}, as a head would that promotes the same targets "
+        "whatever the source."
     )
 
 
@@ -414,11 +400,6 @@ def short_number(value: float) -> str:
 def decimal(value: float) -> str:
     """Two decimals with a true minus sign: ``0.25``, ``−0.03``; a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
-
-
-def with_interval(value: float, low: float, high: float) -> str:
-    """``0.25 (0.19 … 0.32)``."""
-    return f"{decimal(value)} ({decimal(low)} … {decimal(high)})"
 
 
 def p_value(value: float, name: str = "p") -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
 
@@ -12,17 +12,32 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from headatlas.figures.colours import INK
+from headatlas.figures.colours import LIGHT
 from headatlas.figures.describe import decimal
-from headatlas.figures.page import LINE, MARGIN, AtlasFigure, Key, Page, panel_columns, style, text_width
-from headatlas.figures.panels import row_of_titles
+from headatlas.figures.page import (
+    BELOW,
+    LINE,
+    MARGIN,
+    AtlasFigure,
+    Key,
+    Page,
+    left_of_panel,
+    panel_columns,
+    style,
+    text_width,
+)
 
 _PROMOTION, _SUPPRESSION, _GREY = "#1f7674", "#9c5310", "#8c8c8c"
 _POINT: dict[str, dict[str, Any]] = {
-    "promotion": {"color": _PROMOTION, "marker": "o", "markersize": 2.2},
-    "suppression": {"color": _SUPPRESSION, "marker": "v", "markersize": 2.4},
+    "promotion": {"color": _PROMOTION, "marker": "o"},
+    "suppression": {"color": _SUPPRESSION, "marker": "v"},
 }
 PANEL, LARGEST_PANEL = 28.0, 42.0
+SPAN = (-0.035, 1.035)
+BIN = 0.025
+"""Heads whose points are about so near to each other are one point."""
+MOST_NAMED = 4
+"""Heads named in a panel."""
 TICKS = (0.0, 0.1, 0.5, 1.0)
 CURVE_HEIGHT = 42.0
 CURVE_WIDTH = 85.0
@@ -39,7 +54,7 @@ _CURVES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 _MARK: dict[str, Any] = {"markersize": 2.4, "markeredgewidth": 0.0}
-_CONTROL = {"color": INK, "linewidth": 0.7}
+_CONTROL = {"color": LIGHT.ink, "linewidth": 0.7}
 _CONTROL_DASHES = ((1.0, 1.5), (5.0, 1.5, 1.0, 1.5))
 
 
@@ -49,7 +64,7 @@ class Scatter:
 
     Attributes:
         title: Above it.
-        static, dynamic: Sign → [n_heads] scores.
+        static, dynamic: Sign → [n_layers, n_heads] scores.
         r: Sign → Pearson's r, NaN where there is none.
     """
 
@@ -90,54 +105,38 @@ def draw_agreement(
         for panel in panels
     )
     page = Page(width_mm, title=title, description=f"{dynamic} against score of the map. {described}.")
-    left = MARGIN + LINE + text_width("0.5") + 2.4
-    layout = panel_columns(page, len(panels), 1, left=left, smallest=PANEL, largest=LARGEST_PANEL)
-    rows = layout.rows(panels)
-    y = MARGIN
-    for row, below in zip(rows, [*rows[1:], ()], strict=True):
-        y = row_of_titles(page, layout, y, [panel.title for panel in row])
-        for number, (x, panel) in enumerate(zip(layout.lefts, row, strict=False)):
-            ax = page.axes(x, y, layout.width, layout.width)
-            _scatter(ax, panel, tau)
-            if number >= len(below):
-                page.text(x + layout.width / 2, y + layout.width + 3.2, "Score of the map", ha="center")
-            if number:
-                ax.set_yticklabels([])
-            else:
-                middle = y + layout.width / 2 - 0.8 * LINE
-                at = x - 2.2 - text_width("0.5") - 0.35 * LINE
-                page.text(at, middle, dynamic, rotation=90, ha="center", va="center")
-        y += layout.width + 3.2 + (1.5 if len(below) == len(row) else LINE + 1.5)
-    keys = [
-        Key(f"{sign}, a point a head", {**look, "linewidth": 0.0, "markevery": [1]}, line=True)
-        for sign, look in _POINT.items()
-    ]
+    columns = panel_columns(page, len(panels), 1, "0.5", smallest=PANEL, largest=LARGEST_PANEL)
+
+    def draw(ax: Axes, panel: Scatter, first: bool) -> None:
+        _scatter(ax, panel, tau, columns.width)
+        page.name_axes(ax, "Score of the map", dynamic if first else "", "0.5")
+        if not first:
+            ax.set_yticklabels([])
+
+    rows = columns.rows(panels)
+    y = page.panels(columns, MARGIN, rows, columns.width, title=lambda panel: panel.title, draw=draw)
+    keys = [Key.point(sign, **look) for sign, look in _POINT.items()]
     keys.append(Key(f"τ = {tau:g}", _TAU, line=True))
-    y = page.legend(MARGIN, y, page.inner, keys) + 0.4 * LINE
-    return page.finish(page.caption(y, caption) + MARGIN)
+    return page.finish(page.legend(MARGIN, y, page.inner, keys) + 0.4 * LINE, caption)
 
 
 _TAU: dict[str, Any] = {"color": "#b5b5b5", "linewidth": 0.5, "linestyle": (0, (3.0, 2.0))}
 
 
-def _scatter(ax: Axes, panel: Scatter, tau: float) -> None:
+def _scatter(ax: Axes, panel: Scatter, tau: float, width: float) -> None:
     for set_limits, set_ticks in ((ax.set_xlim, ax.set_xticks), (ax.set_ylim, ax.set_yticks)):
-        set_limits(-0.035, 1.035)
+        set_limits(*SPAN)
         set_ticks(np.sqrt(TICKS), [f"{tick:g}" for tick in TICKS])
     ax.plot([0, 1], [0, 1], color=_GREY, linewidth=0.4, zorder=1)
     ax.axvline(np.sqrt(tau), zorder=1, **_TAU)
     ax.axhline(np.sqrt(tau), zorder=1, **_TAU)
     for sign, look in _POINT.items():
-        ax.plot(
-            np.sqrt(panel.static[sign].ravel()),
-            np.sqrt(panel.dynamic[sign].ravel()),
-            linestyle="none",
-            markeredgewidth=0.0,
-            alpha=0.7,
-            zorder=2,
-            label=sign,
-            **look,
-        )
+        points = np.sqrt(np.stack([panel.static[sign].ravel(), panel.dynamic[sign].ravel()], axis=1))
+        at, n = np.unique(np.rint(points[~np.isnan(points).any(axis=1)] / BIN), axis=0, return_counts=True)
+        size = 4.0 + 5.0 * np.log10(n)
+        colours: dict[str, Any] = {"facecolors": "none", "edgecolors": look["color"], "linewidths": 0.6}
+        x, y = BIN * at.T
+        ax.scatter(x, y, s=size, marker=look["marker"], zorder=2, label=sign, **colours)
     for line, (sign, note) in enumerate(panel.notes().items()):
         ax.annotate(
             note,
@@ -149,6 +148,43 @@ def _scatter(ax: Axes, panel: Scatter, tau: float) -> None:
             va="top",
             ha="left",
         )
+    _name_heads(ax, panel, tau, width)
+
+
+def _name_heads(ax: Axes, panel: Scatter, tau: float, width: float) -> None:
+    """Name the heads that score highest, layer.head, where there is room beside their points."""
+    best: list[tuple[float, str, float, float, str]] = []
+    unit = (SPAN[1] - SPAN[0]) / width
+    taken = [(0.0, 1.0 - 8.0 * unit, 12.0 * unit, 1.1)]  # where r is written
+    for sign in _POINT:
+        static, dynamic = panel.static[sign], panel.dynamic[sign]
+        points = np.sqrt(np.stack([static.ravel(), dynamic.ravel()], axis=1))
+        taken += [(x, y, x, y) for x, y in np.unique(np.rint(points / BIN) * BIN, axis=0).tolist()]
+        for layer, head in np.argwhere(np.fmax(static, dynamic) >= tau).tolist():
+            x, y = float(static[layer, head]), float(dynamic[layer, head])
+            best.append((max(x, y), sign, x**0.5, y**0.5, f"{layer}.{head}"))
+    best.sort(reverse=True)
+    named = 0
+    for _, sign, x, y, name in best:
+        wide, high = text_width(name) * unit, 0.75 * LINE * unit
+        for dx, dy in (
+            (unit, -high / 2),
+            (-wide - unit, -high / 2),
+            (-wide / 2, unit),
+            (-wide / 2, -high - unit),
+        ):
+            box = (x + dx, y + dy, x + dx + wide, y + dy + high)
+            inside = SPAN[0] < box[0] and SPAN[0] < box[1] and box[2] < SPAN[1] and box[3] < SPAN[1]
+            if named < MOST_NAMED and inside and not any(_overlap(box, other) for other in taken):
+                ax.text(box[0], box[1], name, color=_POINT[sign]["color"], zorder=3)
+                taken.append(box)
+                named += 1
+                break
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether two boxes (left, bottom, right, top) share a point."""
+    return one[0] <= other[2] and other[0] <= one[2] and one[1] <= other[3] and other[1] <= one[3]
 
 
 @style()
@@ -174,24 +210,21 @@ def draw_ablation(
         f"{a:.2f} after {n}" for n, a in zip(relation["heads"], relation["accuracy"], strict=True)
     )
     page = Page(width_mm, title=title, description=f"Accuracy with the relation's heads ablated: {said}.")
-    left = MARGIN + LINE + text_width("0.5") + 2.4
+    left = left_of_panel("0.5")
     y = page.lines(left, MARGIN, [title]) + 0.6
     ax = page.axes(left, y, page.width - left - MARGIN - 1.0, CURVE_HEIGHT)
     keys = _curves(ax, curves, titles)
-    page.text(left + (page.width - left) / 2, y + CURVE_HEIGHT + 3.2, "Heads ablated", ha="center")
-    middle = y + CURVE_HEIGHT / 2 - 0.8 * LINE
-    page.text(MARGIN + 0.65 * LINE, middle, "Accuracy", rotation=90, ha="center", va="center")
-    y += CURVE_HEIGHT + 3.2 + LINE + 1.2
-    y = page.legend(MARGIN, y, page.inner, keys) + 0.4 * LINE
-    return page.finish(page.caption(y, caption) + MARGIN)
+    page.name_axes(ax, "Heads ablated", "Accuracy", "0.5")
+    y = page.legend(MARGIN, y + CURVE_HEIGHT + BELOW + 1.5, page.inner, keys) + 0.4 * LINE
+    return page.finish(y, caption)
 
 
 def _curves(ax: Axes, curves: pd.DataFrame, titles: Mapping[str, str]) -> list[Key]:
-    """Draw every curve; returns the legend."""
-    keys = []
+    """Draw every curve, those that coincide as one; returns the legend."""
     ax.set_ylim(0.0, 1.0)
     ax.set_yticks([0.0, 0.5, 1.0], ["0", "0.5", "1"])
     dashes = cycle(_CONTROL_DASHES)
+    drawn: dict[tuple[float, ...], Key] = {}
     for name, rows in curves.groupby("curve", sort=False):
         at = np.log2(1.0 + rows["heads"].to_numpy(dtype=np.float64))
         low, high = (rows[end].to_numpy(dtype=np.float64) for end in ("low", "high"))
@@ -205,11 +238,15 @@ def _curves(ax: Axes, curves: pd.DataFrame, titles: Mapping[str, str]) -> list[K
             ax.fill_between(at, low, high, color=_GREY, alpha=0.25, linewidth=0.0)
         if str(name) == "relation":
             ax.vlines(at, low, high, color=look["color"], linewidth=0.6, zorder=3, clip_on=False)
+        course = tuple(rows["accuracy"].tolist())
+        if course in drawn:
+            drawn[course] = replace(drawn[course], label=f"{drawn[course].label}; the same: {label}")
+            continue
         # Dashes over the solid line: both are seen where they agree.
         above = {"added": 4, "relation": 3}.get(str(name), 2)
-        ax.plot(at, rows["accuracy"], label=label, zorder=above, clip_on=False, **_MARK, **look)
-        keys.append(Key(label, {"markevery": [], **look}, line=True))
+        ax.plot(at, course, label=label, zorder=above, clip_on=False, **_MARK, **look)
+        drawn[course] = Key(label, {"markevery": [], **look}, line=True)
     steps = curves["heads"].unique()
     ax.set_xticks(np.log2(1.0 + steps.astype(np.float64)), [str(n) for n in steps])
     ax.set_xlim(0.0, float(np.log2(1.0 + steps.max())))
-    return keys
+    return list(drawn.values())

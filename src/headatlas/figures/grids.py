@@ -131,11 +131,10 @@ def grid_of_table(table: pd.DataFrame, shape: tuple[int, int] | None = None) -> 
     ):
         of = "" if shape is None else f" of {shape[0]} layers of {shape[1]} heads"
         raise HeadatlasError(f"the table names a layer or head that is no whole number{of}, counted from 0.")
-    member = {}
-    for name in dict.fromkeys(str(each) for each in table["category"]):
-        member[name] = np.zeros(size, dtype=bool)
-        rows = (table["category"].astype(str) == name).to_numpy()
-        member[name][at[0][rows], at[1][rows]] = True
+    names = table["category"].astype(str).to_numpy()
+    member = {name: np.zeros(size, dtype=bool) for name in dict.fromkeys(names)}
+    for layer, head, name in zip(*at, names, strict=True):
+        member[name][layer, head] = True
     count = np.asarray(sum(member.values(), start=np.zeros(size, dtype=np.int64)), dtype=np.int64)
     none = np.full(size[0], np.nan)
     return CategoryGrid(
@@ -165,6 +164,7 @@ class RelationGrid:
         score, suppression: Promotion and suppression scores.
         implements, suppresses: Whether the head is called, under the atlas's criterion.
         with_context, by_ablation: Whether evidence confirms it; False where there is none.
+        asked: Whether there is evidence, for or against.
     """
 
     relation: str
@@ -176,6 +176,22 @@ class RelationGrid:
     suppresses: Bools
     with_context: Bools
     by_ablation: Bools
+    asked: Bools
+
+    @property
+    def called(self) -> Bools:
+        """Whether the head implements or suppresses the relation."""
+        return self.implements | self.suppresses
+
+    @property
+    def marks(self) -> dict[str, Bools]:
+        """Evidence → heads of which it says so: confirmed by ablation, with context alone, or refuted."""
+        context = self.with_context & ~self.by_ablation
+        return {
+            "ablation": self.by_ablation,
+            "context": context,
+            "refuted": self.asked & ~self.by_ablation & ~context,
+        }
 
     @property
     def shown(self) -> Floats:
@@ -183,39 +199,33 @@ class RelationGrid:
         return np.where(self.suppression > self.score, -self.suppression, self.score)
 
 
+_MARKS = {
+    "implements": "implements",
+    "suppresses": "suppresses",
+    "with_context": "confirmed_with_context",
+    "by_ablation": "confirmed_by_ablation",
+}
+
+
 def relation_grids(atlas: Atlas) -> list[RelationGrid]:
     """The scored relations, category by category in panel order."""
-    rows = atlas.included
-    order = [
-        name for category in atlas.category_names for name in rows["relation"][rows["category"] == category]
-    ]
-    titles = dict(zip(rows["relation"], rows["title"], strict=True))
-    groups = dict(list(atlas.table().groupby("relation", sort=False)))
+    order = {name: at for at, name in enumerate(atlas.category_names)}
+    rows = atlas.included.sort_values("category", key=lambda names: names.map(order), kind="stable")
+    table = atlas.table()
     grids = []
-    for name in order:
-        frame = groups.get(name, atlas.table().iloc[:0])
+    for name, title, category in rows[["relation", "title", "category"]].itertuples(index=False):
+        frame = table[table["relation"] == name]
         at = (frame["layer"].to_numpy(dtype=int), frame["head"].to_numpy(dtype=int))
-
-        def grid(column: str, empty: Any, frame: pd.DataFrame = frame, at: Any = at) -> NDArray[Any]:
-            values = np.full((atlas.n_layers, atlas.n_heads), empty)
-            if column in frame:
-                known = frame[column].eq(True) if isinstance(empty, bool) else frame[column]
-                values[at] = known.to_numpy(dtype=values.dtype)
-            return values
-
-        grids.append(
-            RelationGrid(
-                relation=name,
-                title=titles[name],
-                category=rows["category"][rows["relation"] == name].iloc[0],
-                score=grid("score", np.nan),
-                suppression=grid("suppression", np.nan),
-                implements=grid("implements", False),
-                suppresses=grid("suppresses", False),
-                with_context=grid("confirmed_with_context", False),
-                by_ablation=grid("confirmed_by_ablation", False),
-            )
-        )
+        score, suppression = (np.full((atlas.n_layers, atlas.n_heads), np.nan) for _ in range(2))
+        score[at], suppression[at] = frame["score"], frame["suppression"]
+        marks = {mark: np.zeros(score.shape, dtype=bool) for mark in (*_MARKS, "asked")}
+        for mark, column in _MARKS.items():
+            marks[mark][at] = column in frame and frame[column].eq(True)
+        evidence = [
+            column for column in frame if column in ("confirmed_with_context", "confirmed_by_ablation")
+        ]
+        marks["asked"][at] = frame[evidence].notna().any(axis=1)
+        grids.append(RelationGrid(name, title, category, score, suppression, **marks))
     return grids
 
 
@@ -253,11 +263,10 @@ def categories_table(atlas: Atlas, panels: Panels = "category") -> pd.DataFrame:
 def relations_table(atlas: Atlas) -> pd.DataFrame:
     """One row per mapped head × scored relation: layer, head, relation, category, score, suppression, shown
     (the plotted number: the score, or minus the suppression where that is larger), implements, suppresses."""
-    table = atlas.table()[["layer", "head", "relation", "category", "score", "suppression"]].copy()
-    score, suppression = (table[name].to_numpy(dtype=float) for name in ("score", "suppression"))
-    table["shown"] = np.where(suppression > score, -suppression, score)
-    for name in ("implements", "suppresses"):
-        table[name] = atlas.table()[name].to_numpy(dtype=bool)
+    names = ["layer", "head", "relation", "category", "score", "suppression", "implements", "suppresses"]
+    table = atlas.table()[names].astype({"implements": bool, "suppresses": bool})
+    shown = table["score"].mask(table["suppression"] > table["score"], -table["suppression"])
+    table.insert(6, "shown", shown)
     return table
 
 
@@ -266,28 +275,15 @@ def layers_table(atlas: Atlas) -> pd.DataFrame:
     share_1 … share_n (of all heads of the layer: those of the panel with so many categories), control (mean
     score of the states alone over the panel's relations)."""
     grid = category_grid(atlas)
-    parts = []
     layers = np.flatnonzero(grid.mapped)
+    parts = []
     for panel in grid.panels:
         shown = grid.shown(panel)[layers]
-        n_heads = shown.shape[1]
-        heads = (shown > 0).sum(axis=1)
-        levels = {
-            f"share_{level}": (shown == level).sum(axis=1) / n_heads for level in range(1, grid.n_levels + 1)
-        }
-        parts.append(
-            pd.DataFrame(
-                {
-                    "panel": panel,
-                    "layer": layers,
-                    "n_heads": n_heads,
-                    "heads": heads,
-                    "share": heads / n_heads,
-                    **levels,
-                    "control": grid.control[panel][layers],
-                }
-            )
-        )
+        columns: dict[str, Any] = {"panel": panel, "layer": layers, "n_heads": shown.shape[1]}
+        columns |= {"heads": (shown > 0).sum(axis=1), "share": (shown > 0).mean(axis=1)}
+        for level in range(1, grid.n_levels + 1):
+            columns[f"share_{level}"] = (shown == level).mean(axis=1)
+        parts.append(pd.DataFrame(columns | {"control": grid.control[panel][layers]}))
     return pd.concat(parts, ignore_index=True)
 
 

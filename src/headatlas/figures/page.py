@@ -13,20 +13,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from string import ascii_lowercase
+from typing import Any, Protocol, TypeVar
 
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
-from matplotlib.patches import Ellipse, Rectangle
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 from matplotlib.transforms import Affine2D
 
 from headatlas.errors import HeadatlasError
-from headatlas.figures.colours import INK
+from headatlas.figures.colours import LIGHT, Palette, palette_of
+from headatlas.options import Look
 from headatlas.showing import safe_text
 
 MM = 25.4
@@ -41,44 +43,48 @@ LINE = FONT_PT * 1.25 / 72 * MM
 MARGIN = 1.0
 LARGEST_CELL = 6.0
 """Cells of a very small model are not wider than this (at 170 mm)."""
-WIDTHS = (30.0, 1000.0)
-"""Narrowest and widest figure."""
+LETTER = 3.0
+"""Room for a panel's letter."""
+DEFAULT_LOOK = Look()
+NARROWEST, WIDEST = 30.0, 1000.0
+GAP = 3.0
+"""Between panels."""
+RIGHT = 1.8
+"""Right of the last panel, for half of the last tick's label."""
+BELOW_TICKS = 1.2 + 0.9 * LINE
+"""From the lower edge of a panel to the name of its x axis: ticks and their labels."""
+BELOW = BELOW_TICKS + LINE
+"""Room under a panel: ticks, their labels, the name of the axis."""
+BESIDE_TICKS = 2.2
+"""Left of a panel, beside its tick labels."""
 
 _TIGHT = re.compile(" ([≤≥=]) ")
 
-STYLE: dict[str, Any] = {
-    "font.family": "sans-serif",
-    # The first is part of matplotlib, so a figure is the same on every machine.
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],
-    "font.size": FONT_PT,
-    "axes.titlesize": FONT_PT,
-    "axes.labelsize": FONT_PT,
-    "xtick.labelsize": FONT_PT,
-    "ytick.labelsize": FONT_PT,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.linewidth": 0.4,
-    "xtick.major.width": 0.4,
-    "ytick.major.width": 0.4,
-    "xtick.major.size": 2.0,
-    "ytick.major.size": 2.0,
-    "xtick.major.pad": 1.5,
-    "ytick.major.pad": 1.5,
-    "hatch.linewidth": 0.4,
-    "text.parse_math": False,  # a "$" in a relation's title is a "$"
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "headatlas",
-    "pdf.fonttype": 42,
-}
+T = TypeVar("T")
 
 
 @contextmanager
-def style() -> Iterator[None]:
+def style(palette: Palette = LIGHT) -> Iterator[None]:
     """Matplotlib as it comes, with the style of headatlas, whatever the user has set."""
-    with matplotlib.style.context(["default", STYLE]):
+    ink = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    ticks = {"major.width": 0.4, "major.size": 2.0, "major.pad": 1.5, "labelsize": FONT_PT}
+    chosen: dict[str, Any] = {
+        "font.family": "sans-serif",
+        # The first is part of matplotlib, so a figure is the same on every machine.
+        "font.sans-serif": ["DejaVu Sans", "Verdana", "sans-serif"],
+        "font.size": FONT_PT,
+        "axes.labelsize": FONT_PT,
+        "axes.facecolor": palette.paper,
+        "axes.linewidth": 0.4,
+        "hatch.linewidth": 0.4,
+        "text.parse_math": False,  # a "$" in a relation's title is a "$"
+        "svg.fonttype": "none",  # text stays text
+        "svg.hashsalt": "headatlas",
+        "pdf.fonttype": 42,
+        **dict.fromkeys(ink, palette.ink),
+        **{f"{axis}tick.{name}": value for axis in "xy" for name, value in ticks.items()},
+    }
+    with matplotlib.style.context(["default", chosen]):
         yield
 
 
@@ -91,7 +97,7 @@ class AtlasFigure(Figure):
         self.description = description
 
     def savefig(self, fname: Any, **kwargs: Any) -> None:
-        """As matplotlib's, at 300 dpi, with text as text and nothing unseen in it.
+        """As matplotlib's, at the figure's own dots per inch, with text as text and nothing unseen in it.
 
         ``headatlas.figures.save`` adds metadata.
         """
@@ -100,19 +106,38 @@ class AtlasFigure(Figure):
             if text != (shown := safe_text(text, keep="\n")):
                 each.set_text(shown)
         with style():
-            super().savefig(fname, **{"dpi": DPI, **kwargs})
+            super().savefig(fname, **{"dpi": self.dpi, **kwargs})
 
 
 @dataclass(frozen=True)
 class Key:
-    """One entry of a legend: a label beside a small sample: a box, a box with a minus sign or a dot (its
-    height as a share of the box), or a line."""
+    """One entry of a legend: a label beside a small sample.
+
+    The sample is a box, with a bar or one of ``MARKS`` in it, or a line. A line with a marker and no width
+    is a point.
+    """
 
     label: str
     look: dict[str, Any] = field(default_factory=dict)
     line: bool = False
     minus: bool = False
-    dot: float = 0.0
+    mark: str = ""
+
+    @classmethod
+    def point(cls, label: str, **look: Any) -> Key:
+        """A marker beside its label."""
+        return cls(label, {"linewidth": 0.0, "markersize": 3.6, **look}, line=True)
+
+
+MARKS = {"ablation": ("o", 1.0), "context": ("o", 0.6), "refuted": ("X", 1.0)}
+"""Evidence → marker in a cell, and its size beside the largest."""
+
+
+def mark_look(mark: str, size: float, ink: str, paper: str) -> dict[str, Any]:
+    """How a mark is drawn, its largest kind ``size`` points high."""
+    marker, share = MARKS[mark]
+    look = {"marker": marker, "markersize": share * size, "markeredgewidth": 0.1 * size}
+    return {**look, "markerfacecolor": paper, "markeredgecolor": ink}
 
 
 class Page:
@@ -120,35 +145,104 @@ class Page:
 
     Args:
         width_mm: Exact width of the figure.
+        look: Its look.
         title, description: For the file's metadata.
 
     Raises:
         HeadatlasError: The width is not between 30 and 1000 mm.
     """
 
-    def __init__(self, width_mm: float, *, title: str, description: str) -> None:
-        self.width = check_width(width_mm)
-        self.figure = AtlasFigure(
-            figsize=(self.width / MM, 1.0), dpi=DPI, facecolor="white", title=title, description=description
-        )
+    def __init__(self, width_mm: float, look: Look = DEFAULT_LOOK, *, title: str, description: str) -> None:
+        if not NARROWEST <= width_mm <= WIDEST:
+            raise HeadatlasError(
+                f"`width_mm` is {width_mm:g} mm: a figure is {NARROWEST:g} to {WIDEST:g} mm wide."
+            )
+        self.width = float(width_mm)
+        self.inner = self.width - 2 * MARGIN
+        self.look, self.palette = look, palette_of(look)
+        with style(self.palette):
+            self.figure = AtlasFigure(
+                figsize=(self.width / MM, 1.0),
+                dpi=look.dpi,
+                facecolor="none" if look.transparent else self.palette.paper,
+                title=title,
+                description=description,
+            )
         self._mm = Affine2D()
-        self._placed: list[tuple[Axes, float, float, float, float]] = []
-
-    @property
-    def inner(self) -> float:
-        """Width between the margins."""
-        return self.width - 2 * MARGIN
+        self._boxes: dict[Axes, tuple[float, float, float, float]] = {}
+        self._lettered = 0
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
         """Axes whose frame is the given box."""
-        ax = self.figure.add_axes((0.0, 0.0, 1.0, 1.0), label=f"panel {len(self._placed)}")
-        self._placed.append((ax, left, top, width, height))
+        ax = self.figure.add_axes((0.0, 0.0, 1.0, 1.0), label=f"panel {len(self._boxes)}")
+        self._boxes[ax] = (left, top, width, height)
         return ax
 
-    def text(self, x: float, y: float, text: str, **kwargs: Any) -> Text:
+    def panels(
+        self,
+        columns: PanelColumns,
+        y: float,
+        rows: Sequence[Sequence[T]],
+        height: float,
+        *,
+        title: Callable[[T], str],
+        draw: Callable[[Axes, T, bool], None],
+        above: Callable[[float, Sequence[T]], float] | None = None,
+    ) -> float:
+        """Rows of panels with their titles; returns the height below them.
+
+        Args:
+            columns: Where panels stand.
+            y: Upper edge of the first row.
+            rows: What has a panel.
+            height: Of a panel.
+            title: The words above a panel.
+            draw: Draws one; told whether it is the first of its row.
+            above: Draws what stands over a row's titles, given its upper edge; returns the height below.
+        """
+        for row in rows:
+            y = self._titles(columns, above(y, row) if above else y, [title(item) for item in row])
+            for number, (x, item) in enumerate(zip(columns.lefts, row, strict=False)):
+                draw(self.axes(x, y, columns.width, height), item, number == 0)
+            y += height + BELOW + 1.5
+        return y
+
+    def _titles(self, columns: PanelColumns, y: float, titles: Sequence[str]) -> float:
+        """Titles above a row, wrapped, and letters; returns the height of the panels' upper edge."""
+        letters = 2 * LETTER if self.look.letters else 0.0
+        wrapped = [wrap(title, columns.title_width - letters) for title in titles]
+        deepest = max(len(lines) for lines in wrapped)
+        for x, lines in zip(columns.lefts, wrapped, strict=False):
+            if self.look.letters:
+                self.text(x, y, self._letter(), weight="bold", ha="right")
+            for number, line in enumerate(lines):
+                # A title wider than its panel stays on the page.
+                centre = min(x + columns.width / 2, self.width - 0.4 - text_width(line) / 2)
+                self.text(centre, y + (deepest - len(lines) + number) * LINE, line, ha="center")
+        return y + deepest * LINE + 0.6
+
+    def _letter(self) -> str:
+        """The next panel's letter: a, b, …, z, aa, ab, …"""
+        number, self._lettered = self._lettered, self._lettered + 1
+        return (ascii_lowercase[number // 26 - 1] if number > 25 else "") + ascii_lowercase[number % 26]
+
+    def below(self, ax: Axes, height: float, gap: float) -> Axes:
+        """Axes of the same width in the lowest part of others, which become shorter."""
+        left, top, width, whole = self._boxes[ax]
+        self._boxes[ax] = (left, top, width, whole - height - gap)
+        return self.axes(left, top + whole - height, width, height)
+
+    def name_axes(self, ax: Axes, x_name: str, y_name: str = "", labels: str = "") -> None:
+        """Write the names of axes; that of y beside its tick labels, the widest of which is ``labels``."""
+        left, top, width, height = self._boxes[ax]
+        self.text(left + width / 2, top + height + BELOW_TICKS, x_name, ha="center")
+        x = left - BESIDE_TICKS - text_width(labels) - 0.35 * LINE
+        self.text(x, top + height / 2 - 0.8 * LINE, y_name, rotation=90, ha="center", va="center")
+
+    def text(self, x: float, y: float, text: str, **kwargs: Any) -> None:
         """Text whose line begins at height y; ``va`` defaults to the baseline of that line."""
-        baseline = y + 0.8 * LINE
-        return self.figure.text(x, baseline, text, transform=self._transform, **kwargs)
+        if text:
+            self.figure.text(x, y + 0.8 * LINE, text, transform=self._transform, **kwargs)
 
     def lines(self, x: float, y: float, lines: Sequence[str], **kwargs: Any) -> float:
         """Lines of text from height y down; returns the height below them."""
@@ -158,9 +252,8 @@ class Page:
 
     def box(self, x: float, y: float, width: float, height: float, **look: Any) -> None:
         """A rectangle with its top left corner at (x, y)."""
-        self.figure.add_artist(
-            Rectangle((x, y), width, height, **{"linewidth": 0.0, "transform": self._transform, **look})
-        )
+        look = {"linewidth": 0.0, "transform": self._transform, **look}
+        self.figure.add_artist(Rectangle((x, y), width, height, **look))
 
     def line(self, x: Sequence[float], y: Sequence[float], **look: Any) -> None:
         """A polyline."""
@@ -188,39 +281,60 @@ class Page:
         return line + LINE if keys else y
 
     def _sample(self, x: float, y: float, width: float, key: Key) -> None:
-        if key.line:
+        paper, ink = self.palette.paper, self.palette.ink
+        middle = x + 0.5 * width
+        if key.look.get("linewidth") == 0.0 and key.line:
+            self.line([middle], [y + 0.55 * LINE], **key.look)
+        elif key.line:
             self.line([x, x + width], [y + 0.55 * LINE] * 2, **key.look)
         else:
             self.box(x, y + 0.14 * LINE, width, 0.8 * LINE, **key.look)
         if key.minus:
-            look = {"facecolor": "white", "edgecolor": INK, "linewidth": 0.15}
-            self.box(x + 0.2 * width, y + 0.46 * LINE, 0.6 * width, 0.16 * LINE, **look)
-
-        if key.dot:
-            size = key.dot * 0.8 * LINE
-            centre = (x + 0.5 * width, y + 0.54 * LINE)
-            dot = Ellipse(centre, size, size, facecolor="white", edgecolor=INK, linewidth=0.15)
-            dot.set_transform(self._transform)
-            self.figure.add_artist(dot)
+            self.box(x, y + 0.46 * LINE, width, 0.16 * LINE, facecolor=paper)
+        if key.mark:
+            self.line([middle], [y + 0.54 * LINE], linewidth=0.0, **mark_look(key.mark, 4.0, ink, paper))
 
     def caption(self, y: float, text: str) -> float:
         """The line under the figure, wrapped to its width, if there is one; returns the height below it."""
-        if not text:
-            return y
-        return self.lines(MARGIN, y, wrap(text, self.inner))
+        return self.lines(MARGIN, y, wrap(text, self.inner)) if text and self.look.caption else y
 
-    def finish(self, height: float) -> AtlasFigure:
-        """Fix the height and put everything in its place."""
-        height = math.ceil(height / DOT) * DOT
+    def beside_or_below(self, columns: PanelColumns, y: float, height: float, filled: int, put: Put) -> float:
+        """Put a legend into the free end of the last row, if it fits there, or else below it.
+
+        Args:
+            y: The height below the row.
+            height: Of its panels.
+            filled: How many there are.
+
+        Returns:
+            The height below everything.
+        """
+        top = y - 1.5 - BELOW - height
+        for x in columns.lefts[filled : filled + 1]:
+            room = self.width - MARGIN - x
+            if put(x, top, room, draw=False) <= top + height:
+                put(x, top, room)
+                return y
+        return put(MARGIN, y, self.inner) + 0.4 * LINE
+
+    def finish(self, y: float, caption: str) -> AtlasFigure:
+        """Write the caption, fix the height and put everything in its place."""
+        height = math.ceil((self.caption(y, caption) + MARGIN) / DOT) * DOT
         self.figure.set_size_inches(self.width / MM, height / MM)
         self._mm.clear().scale(1 / MM, -1 / MM).translate(0, height / MM)
-        for ax, left, top, wide, high in self._placed:
+        for ax, (left, top, wide, high) in self._boxes.items():
             ax.set_position((left / self.width, 1 - (top + high) / height, wide / self.width, high / height))
         return self.figure
 
     @property
     def _transform(self) -> Any:
         return self._mm + self.figure.dpi_scale_trans
+
+
+class Put(Protocol):
+    """Draws something at (x, y) in a width, or only measures it; returns the height below."""
+
+    def __call__(self, x: float, y: float, width: float, *, draw: bool = True) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -242,7 +356,7 @@ class PanelColumns:
         """Room for a title over a panel, before it runs into its neighbour's."""
         return self.lefts[1] - self.lefts[0] - 1.6 if len(self.lefts) > 1 else self.width + MARGIN
 
-    def rows(self, items: Sequence[Any]) -> list[Sequence[Any]]:
+    def rows(self, items: Sequence[T]) -> list[Sequence[T]]:
         """The items, row by row."""
         n = len(self.lefts)
         return [items[at : at + n] for at in range(0, len(items), n)]
@@ -252,33 +366,36 @@ def panel_columns(
     page: Page,
     n_panels: int,
     n_cells: int,
+    labels: str,
     *,
-    left: float,
     smallest: float = 22.0,
     largest: float | None = None,
-    balance: bool = True,
 ) -> PanelColumns:
     """Divide a page's width into panels of n cells each.
 
     Args:
-        left: Room for what stands left of the first panel.
+        labels: The widest tick label of the y axis, for which there is room left of the first panel.
         smallest: Panels are not narrower than this, unless the page is.
         largest: Nor wider than this; by default n cells of a very small model.
-        balance: Whether rows get about equally many panels.
     """
-    gap = 3.0
-    room = page.width - MARGIN - left
-    most = max(1, min(n_panels, int((room + gap) // (smallest + gap))))
-    n = math.ceil(n_panels / math.ceil(n_panels / most)) if balance else most
+    left = left_of_panel(labels)
+    room = page.width - RIGHT - left
+    most = max(1, min(n_panels, int((room + GAP) // (smallest + GAP))))
+    n = math.ceil(n_panels / math.ceil(n_panels / most))
     if largest is None:
         largest = max(smallest, n_cells * LARGEST_CELL * max(1.0, page.width / 170.0))
-    width = min((room - gap * (n - 1)) / n, largest)
+    width = min((room - GAP * (n - 1)) / n, largest)
     dots = int(width / n_cells / DOT)
     # Whole dots per cell make sharp edges in a PNG; not at the price of a much smaller panel.
     cell = dots * DOT if dots and dots * DOT * n_cells > 0.92 * width else width / n_cells
     # Panels of a full width spread over the room; the small ones of a small model stand together.
-    pitch = (room - cell * n_cells) / (n - 1) if n > 1 and width < largest else width + gap
+    pitch = (room - cell * n_cells) / (n - 1) if n > 1 and width < largest else width + GAP
     return PanelColumns(tuple(snap(left + number * pitch) for number in range(n)), cell * n_cells, cell)
+
+
+def left_of_panel(labels: str) -> float:
+    """Room left of a panel: margin, name of the y axis, tick labels of which this is the widest, ticks."""
+    return MARGIN + LINE + text_width(labels) + BESIDE_TICKS
 
 
 def snap(length: float) -> float:
@@ -298,30 +415,13 @@ def panel_height(n_heads: int, cell_width: float, panel_width: float, *, flat: f
     return dots * DOT * n_heads if dots >= 4 else snap(height)
 
 
-def check_width(width_mm: float) -> float:
-    """The width as a number.
-
-    Raises:
-        HeadatlasError: It is not between 30 and 1000 mm.
-    """
-    low, high = WIDTHS
-    if not low <= width_mm <= high:
-        raise HeadatlasError(f"`width_mm` is {width_mm:g} mm: a figure is {low:g} to {high:g} mm wide.")
-    return float(width_mm)
-
-
 @lru_cache(maxsize=4096)
 def text_width(text: str, *, bold: bool = False) -> float:
     """Width in millimetres of one line at the figures' font size."""
     # Everything is named, so that nothing depends on the user's settings.
-    font = FontProperties(
-        family="DejaVu Sans",
-        size=FONT_PT,
-        weight="bold" if bold else "normal",
-        style="normal",
-        variant="normal",
-        stretch="normal",
-    )
+    normal: dict[str, Any] = dict.fromkeys(("style", "variant", "stretch"), "normal")
+    weight = "bold" if bold else "normal"
+    font = FontProperties(family="DejaVu Sans", size=FONT_PT, weight=weight, **normal)
     width, _, _ = text_to_path.get_text_width_height_descent(safe_text(text), font, ismath=False)
     return float(width) / 72 * MM
 
@@ -348,7 +448,7 @@ def wrap(text: str, width: float, *, measure: Callable[[str], float] = text_widt
 
 
 def round_ticks(n: int, length: float, label: float) -> list[int]:
-    """Few round positions from 0 to n - 1, far enough apart to read.
+    """0, few round positions and n - 1, far enough apart to read.
 
     Args:
         n: Number of cells along the axis.
@@ -357,4 +457,7 @@ def round_ticks(n: int, length: float, label: float) -> list[int]:
     """
     steps = (factor * 10**power for power in range(7) for factor in (1, 2, 5))
     step = next(step for step in steps if step * length / n >= 1.6 * label and n / step <= 6)
-    return list(range(0, n, step))
+    # The last one is always named; a round one near to it gives way.
+    near = max(step / 2, 1.6 * label * n / length)
+    round_ones = [at for at in range(0, n - 1, step) if at == 0 or n - 1 - at >= near]
+    return [*round_ones, n - 1] if n == 1 or (n - 1) * length / n >= 1.6 * label else [0]

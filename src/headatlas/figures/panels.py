@@ -5,7 +5,9 @@ A panel stands on a page of ours, or in axes that the user made, in the user's o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,35 +20,33 @@ from matplotlib.textpath import text_to_path
 from numpy.typing import NDArray
 
 from headatlas.errors import HeadatlasError
-from headatlas.figures.colours import BLANK, INK, NOT_MAPPED
-from headatlas.figures.page import (
-    FONT_PT,
-    LINE,
-    MARGIN,
-    MM,
-    Key,
-    Page,
-    PanelColumns,
-    round_ticks,
-    text_width,
-    wrap,
-)
+from headatlas.figures.colours import Palette
+from headatlas.figures.page import FONT_PT, LINE, MM, Key, Page, round_ticks, text_width, wrap
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
 
 Bools = NDArray[np.bool_]
 
-NOT_MAPPED_LOOK: dict[str, Any] = {
-    "facecolor": "white",
-    "edgecolor": NOT_MAPPED,
-    "hatch": "//////",
-    "linewidth": 0.0,
-}
-CELL_FOR_LINES = 0.9
-"""Smallest cell, in millimetres, at which white lines between cells help."""
-LAYER_BELOW = 1.2 + 0.9 * LINE
-"""From the lower edge of a panel to the word “Layer”: ticks and their labels."""
+Cell = tuple[float, float]
+"""Width and height of a cell in millimetres."""
+CELL_FOR_LINES = 0.6
+"""Smallest width, or height, at which lines between cells help."""
+BAR = 2.4
+"""Height of a colour bar."""
+SHORTEST_BAR = 45.0
+TICKS = (0.0, 0.05, 0.2, 0.5, 1.0)
+STEPS = 40
+"""Colours from 0 to 1: a step is 0.025, finer than the eye reads from a scale."""
+
+
+def boxes_path(x: NDArray[Any], y: NDArray[Any], width: float, height: NDArray[Any] | float) -> Path:
+    """Rectangles as one path: ``x`` their middle, ``y`` their lower edge."""
+    left, right, top = x - width / 2, x + width / 2, y + height
+    corners = [(left, y), (right, y), (right, top), (left, top), (left, y)]
+    vertices = np.stack([np.stack(corner, axis=-1) for corner in corners], axis=1).reshape(-1, 2)
+    codes = np.tile([Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY], len(x))
+    return Path(vertices, codes.astype(Path.code_type))
 
 
 def cells_path(mask: Bools) -> Path:
@@ -55,158 +55,175 @@ def cells_path(mask: Bools) -> Path:
     One path per colour leaves no seams where a viewer smooths edges: neighbouring cells of a colour share
     their edge inside the same filled area. Cells one above the other become one rectangle.
     """
-    padded = np.pad(mask.astype(np.int8), ((0, 0), (1, 1)))
-    change = np.diff(padded, axis=1)
+    change = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
     layer, low = np.nonzero(change == 1)
     _, high = np.nonzero(change == -1)
-    left, right, bottom, top = layer - 0.5, layer + 0.5, low - 0.5, high - 0.5
-    corners = [(left, bottom), (right, bottom), (right, top), (left, top), (left, bottom)]
-    vertices = np.stack([np.stack(corner, axis=-1) for corner in corners], axis=1).reshape(-1, 2)
-    codes = np.tile([Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY], len(layer))
-    return Path(vertices, codes.astype(Path.code_type))
+    return boxes_path(layer, low - 0.5, 1.0, high - low)
 
 
 def outline_path(mask: Bools) -> Path:
     """The border of a mask [n_layers, n_heads]: the edges between its cells and the others."""
-    padded = np.pad(mask, 1).astype(np.int8)
-    upright = np.diff(padded[:, 1:-1], axis=0) != 0  # [n_layers + 1, n_heads]
-    level = np.diff(padded[1:-1], axis=1) != 0  # [n_layers, n_heads + 1]
-    x, y = np.nonzero(upright)
-    tall = np.stack([np.stack([x - 0.5, y - 0.5], -1), np.stack([x - 0.5, y + 0.5], -1)], axis=1)
-    x, y = np.nonzero(level)
-    flat = np.stack([np.stack([x - 0.5, y - 0.5], -1), np.stack([x + 0.5, y - 0.5], -1)], axis=1)
-    vertices = np.concatenate([tall, flat]).reshape(-1, 2)
-    codes = np.tile([Path.MOVETO, Path.LINETO], len(tall) + len(flat))
+    padded = np.pad(mask, 1)
+    upright = np.argwhere(np.diff(padded[:, 1:-1], axis=0)) - 0.5  # [n_layers + 1, n_heads]
+    level = np.argwhere(np.diff(padded[1:-1], axis=1)) - 0.5  # [n_layers, n_heads + 1]
+    return segments([(upright, np.add(upright, [0, 1])), (level, np.add(level, [1, 0]))])
+
+
+def segments(parts: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Path:
+    """Straight lines as one path, from pairs of their ends [n, 2]."""
+    vertices = np.concatenate([np.stack(ends, axis=1) for ends in parts]).reshape(-1, 2)
+    codes = np.tile([Path.MOVETO, Path.LINETO], len(vertices) // 2)
     return Path(vertices, codes.astype(Path.code_type))
 
 
-def fill(ax: Axes, mask: Bools, colour: str, **look: Any) -> PathPatch:
-    """Fill the cells of a mask."""
+def add_path(ax: Axes, path: Path, **look: Any) -> PathPatch:
+    """Draw a path."""
     # Snapping would make narrow cells differ in width, or vanish, at a low resolution.
-    patch = PathPatch(
-        cells_path(mask),
-        **{"facecolor": colour, "edgecolor": "none", "linewidth": 0.0, "snap": False, **look},
-    )
+    patch = PathPatch(path, **{"edgecolor": "none", "linewidth": 0.0, "snap": False, **look})
     ax.add_artist(patch)  # add_patch would measure every vertex to scale axes whose limits are fixed
     return patch
 
 
-def prepare_panel(ax: Axes, mapped: Bools, n_heads: int) -> None:
-    """Limits, the pale ground of mapped layers, hatching where layers are not mapped."""
-    n_layers = len(mapped)
-    ax.set_xlim(-0.5, n_layers - 0.5)
-    ax.set_ylim(-0.5, n_heads - 0.5)
-    ax.set_facecolor("white")
+def fill(ax: Axes, mask: Bools, colour: str, **look: Any) -> None:
+    """Fill the cells of a mask."""
+    add_path(ax, cells_path(mask), **{"facecolor": colour, "zorder": 1, **look})
+
+
+def fill_steps(ax: Axes, step: NDArray[Any], colours: Sequence[str]) -> None:
+    """Fill the cells of each step above 0 of a scale with its colour."""
+    for each in np.unique(step[step > 0]):
+        fill(ax, step == each, colours[each])
+
+
+def prepare_panel(ax: Axes, mapped: Bools, n_heads: int, palette: Palette) -> None:
+    """Limits, the ground of mapped layers, hatching where layers are not mapped."""
+    prepare_axes(ax, mapped, (-0.5, n_heads - 0.5), palette)
     ax.set_axisbelow(False)
-    ax.grid(visible=False)
     if mapped.any():
-        fill(ax, np.repeat(mapped[:, None], n_heads, axis=1), BLANK, zorder=0.5)
-    hatch_layers(ax, mapped, (-0.5, n_heads - 0.5))
+        fill(ax, np.repeat(mapped[:, None], n_heads, axis=1), palette.blank, zorder=0.5)
 
 
-def hatch_layers(ax: Axes, mapped: Bools, span: tuple[float, float]) -> None:
-    """Hatch runs of layers that are not mapped, from span[0] to span[1] on the y axis."""
+def prepare_axes(ax: Axes, mapped: Bools, span: tuple[float, float], palette: Palette) -> None:
+    """Limits of axes over layers, and hatching where layers are not mapped."""
+    ax.set_xlim(-0.5, len(mapped) - 0.5)
+    ax.set_ylim(*span)
+    ax.set_facecolor(palette.paper)
+    ax.grid(visible=False)
     change = np.diff(np.pad((~mapped).astype(np.int8), 1))
-    starts, ends = np.flatnonzero(change == 1).tolist(), np.flatnonzero(change == -1).tolist()
-    for start, end in zip(starts, ends, strict=True):
-        box = Rectangle((start - 0.5, span[0]), end - start, span[1] - span[0], zorder=0.6, **NOT_MAPPED_LOOK)
-        ax.add_patch(box)
+    for start, end in zip(*(np.flatnonzero(change == sign).tolist() for sign in (1, -1)), strict=True):
+        size = (end - start, span[1] - span[0])
+        ax.add_patch(Rectangle((start - 0.5, span[0]), *size, zorder=0.6, **not_mapped_look(palette)))
 
 
-def separate(ax: Axes, n_layers: int, n_heads: int) -> None:
-    """White lines between cells."""
-    vertices: list[tuple[float, float]] = []
-    for layer in range(1, n_layers):
-        vertices += [(layer - 0.5, -0.5), (layer - 0.5, n_heads - 0.5)]
-    for head in range(1, n_heads):
-        vertices += [(-0.5, head - 0.5), (n_layers - 0.5, head - 0.5)]
-    if vertices:
-        path = Path(vertices, [Path.MOVETO, Path.LINETO] * (len(vertices) // 2))
-        ax.add_patch(
-            PathPatch(path, facecolor="none", edgecolor="white", linewidth=0.48, zorder=2, snap=False)
-        )
+def not_mapped_look(palette: Palette) -> dict[str, Any]:
+    """How layers that are not mapped are hatched."""
+    look: dict[str, Any] = {"hatch": "//////", "linewidth": 0.0}
+    return {"facecolor": palette.paper, "edgecolor": palette.soft, **look}
 
 
-def outline(ax: Axes, mask: Bools, width: float, **look: Any) -> None:
-    """Draw the border of a mask, ``width`` points wide."""
+def separate(ax: Axes, shape: tuple[int, ...], cell: Cell, palette: Palette) -> None:
+    """Lines between columns and between rows of cells, where these are wide enough to spare it."""
+    n_layers, n_heads = shape
+    x, y = np.arange(1, n_layers) - 0.5, np.arange(1, n_heads) - 0.5
+    upright = [np.stack([x, np.full_like(x, end)], axis=-1) for end in (-0.5, n_heads - 0.5)]
+    level = [np.stack([np.full_like(y, end), y], axis=-1) for end in (-0.5, n_layers - 0.5)]
+    for size, ends in zip(cell, (upright, level), strict=True):
+        if size >= CELL_FOR_LINES:
+            width = min(0.48, 0.2 * size / MM * 72)
+            path = segments([(ends[0], ends[1])])
+            add_path(ax, path, facecolor="none", edgecolor=palette.paper, linewidth=width, zorder=2)
+
+
+def outline(ax: Axes, mask: Bools, cell: Cell, palette: Palette) -> None:
+    """Draw the border of a mask, thinner for small cells."""
+    width = min(0.7, 0.14 * min(cell) / MM * 72)
+    look = {"facecolor": "none", "capstyle": "projecting", "linewidth": width, "zorder": 3}
     if mask.any():
-        look = {"edgecolor": INK, "capstyle": "projecting", "zorder": 3, "snap": False, **look}
-        ax.add_patch(PathPatch(outline_path(mask), facecolor="none", linewidth=width, **look))
+        add_path(ax, outline_path(mask), edgecolor=palette.ink, **look)
 
 
-def set_ticks(ax: Axes, layers: Sequence[int], heads: Sequence[int] | None) -> None:
-    """Ticks at these layers and heads; None keeps the marks of an earlier panel's heads without labels."""
-    ax.set_xticks(layers, [str(layer) for layer in layers])
-    if heads is not None:
-        ax.set_yticks(heads, [str(head) for head in heads])
-
-
-def say_empty(ax: Axes, why: str) -> None:
+def say_empty(ax: Axes, why: str, palette: Palette) -> None:
     """In an empty panel: why it is."""
-    ground = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-    ax.text(
-        0.5,
-        0.5,
-        why,
-        transform=ax.transAxes,
-        ha="center",
-        va="center",
-        bbox=ground,
-        zorder=5,
-    )
+    ground = {"facecolor": palette.paper, "edgecolor": "none", "pad": 1.5}
+    look: dict[str, Any] = {"ha": "center", "va": "center", "color": palette.ink, "zorder": 5}
+    ax.text(0.5, 0.5, why, transform=ax.transAxes, bbox=ground, **look)
 
 
-def say_nothing_scored(ax: Axes) -> None:
-    """In a panel: it is empty because nothing was asked."""
-    say_empty(ax, "no relation\nscored")
+NOTHING_SCORED = "no relation\nscored"
 
 
-def not_mapped_key() -> Key:
-    return Key("layer not mapped", {**NOT_MAPPED_LOOK, "linewidth": 0.4})
+def not_mapped_keys(mapped: Bools, palette: Palette) -> list[Key]:
+    """The legend of hatching, if there is any."""
+    look = {**not_mapped_look(palette), "linewidth": 0.4}
+    return [] if mapped.all() else [Key("layer not mapped", look)]
 
 
 # On a page of ours --------------------------------------------------------------------------------------
 
 
-def axis_room(n_heads: int) -> float:
-    """Room left of the first panel: the word “Head”, tick labels, ticks."""
-    return MARGIN + LINE + text_width(str(n_heads - 1)) + 2.2
-
-
-def axis_height() -> float:
-    """Room under a panel: ticks, tick labels, the word “Layer”."""
-    return LAYER_BELOW + LINE
-
-
-def row_of_titles(page: Page, layout: PanelColumns, y: float, titles: Sequence[str]) -> float:
-    """Titles above a row of panels, wrapped; returns the height of the panels' upper edge."""
-    wrapped = [wrap(title, layout.title_width) for title in titles]
-    deepest = max(len(lines) for lines in wrapped)
-    for x, lines in zip(layout.lefts, wrapped, strict=False):
-        for number, line in enumerate(lines):
-            at = y + (deepest - len(lines) + number) * LINE
-            half = text_width(line) / 2
-            centre = min(x + layout.width / 2, page.width - 0.4 - half)
-            page.text(centre, at, line, ha="center")
-    return y + deepest * LINE + 0.6
-
-
-def finish_axes(
-    page: Page, ax: Axes, box: tuple[float, float, float, float], shape: tuple[int, ...], *, first: bool
-) -> None:
-    """Ticks and axis names of one panel at ``box`` (left, top, width, height); heads are named only on the
-    first of a row."""
-    x, y, width, height = box
-    n_layers, n_heads = shape
+def layer_ticks(ax: Axes, n_layers: int, width: float) -> None:
+    """Round ticks on an axis of layers that is ``width`` millimetres long, in the page's font."""
     layers = round_ticks(n_layers, width, text_width(str(n_layers - 1)))
-    heads = round_ticks(n_heads, height, FONT_PT / 72 * 25.4)
-    set_ticks(ax, layers, heads)
-    if not first:
-        ax.set_yticklabels([])
-    page.text(x + width / 2, y + height + LAYER_BELOW, "Layer", ha="center")
-    if first:
-        label = x - 2.2 - text_width(str(n_heads - 1)) - 0.35 * LINE
-        page.text(label, y + height / 2 - 0.8 * LINE, "Head", rotation=90, ha="center", va="center")
+    ax.set_xticks(layers, [str(layer) for layer in layers])
+
+
+def cell_axes(
+    page: Page, ax: Axes, shape: tuple[int, ...], size: tuple[float, float], *, first: bool
+) -> None:
+    """Ticks and axis names of a panel of this width and height; heads are named on the first of a row."""
+    n_layers, n_heads = shape
+    layer_ticks(ax, n_layers, size[0])
+    heads = round_ticks(n_heads, size[1], FONT_PT / 72 * MM)
+    ax.set_yticks(heads, [str(head) if first else "" for head in heads])
+    page.name_axes(ax, "Layer", "Head" if first else "", str(n_heads - 1))
+
+
+def colour_bar(
+    page: Page,
+    scales: Mapping[str, Sequence[str]],
+    keys: Sequence[Key],
+    place: tuple[float, float, float],
+    *,
+    draw: bool = True,
+) -> float:
+    """A colour bar with the legend beside it, or below where there is no room; returns the height below.
+
+    Args:
+        page: The page.
+        scales: Name → colours from 0 to 1, which stand at the square root of what they mean. Of two scales,
+            the first runs from 1 at the left end to 0 in the middle.
+        keys: The legend.
+        place: Left and upper edge, and the width that there is.
+        draw: False only measures; a bar too short to be read is endlessly high.
+    """
+    x, y, width = place
+    if width < SHORTEST_BAR and not draw:
+        return math.inf
+    bar = min(width - 4.0, 40.0 * len(scales))
+    left, part = x + 2.0, bar / len(scales)
+    short = max(text_width(name) for name in scales) > part
+    top, zero = y + LINE + 0.3, left + bar - part
+    if draw:
+        page.box(left, top, bar, BAR, facecolor=page.palette.blank)
+    for number, (name, colours) in enumerate(scales.items() if draw else ()):
+        page.text(left + (number + 0.5) * part, y, name.split(" ")[0] if short else name, ha="center")
+        for step in range(1, len(colours)):
+            # Each colour reaches to the end and the next is laid over it: no seams between them.
+            begun = part * math.sqrt((step - 0.5) / (len(colours) - 1))
+            start = zero + begun if number == len(scales) - 1 else left
+            page.box(start, top, part - begun, BAR, facecolor=colours[step])
+    if draw:
+        page.box(left, top, bar, BAR, facecolor="none", edgecolor=page.palette.ink, linewidth=0.4)
+        for sign, tick in product((-1, 1)[2 - len(scales) :], TICKS[:: 1 if part > 25 else 2]):
+            at = zero + sign * part * math.sqrt(tick)
+            page.line([at, at], [top + BAR, top + BAR + 0.7], color=page.palette.ink, linewidth=0.4)
+            if tick or sign > 0:
+                page.text(at, top + BAR + 0.8, f"{tick:g}", ha="center")
+    below = top + BAR + 0.8 + LINE
+    beside = x + bar + 12.0
+    if x + width - beside > 60.0:
+        return max(below, page.legend(beside, top - 0.3, x + width - beside, keys, draw=draw))
+    return page.legend(x, below + 0.4 * LINE, width, keys, draw=draw)
 
 
 # In the user's axes -------------------------------------------------------------------------------------
@@ -223,10 +240,10 @@ def only_panel(names: Sequence[str]) -> str:
     return names[0]
 
 
-def cell_size(ax: Axes, n_layers: int, n_heads: int) -> float:
-    """Smaller side of a cell in the user's axes, in millimetres."""
+def cell_size(ax: Axes, n_layers: int, n_heads: int) -> Cell:
+    """The size of a cell in the user's axes."""
     width, height = _size(ax)
-    return min(width / n_layers, height / n_heads)
+    return width / n_layers, height / n_heads
 
 
 def _size(ax: Axes) -> tuple[float, float]:
@@ -245,7 +262,10 @@ def finish_user_axes(atlas: Atlas, ax: Axes, title: str, *, heads: bool, caption
         return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]) / 72 * MM
 
     layers = round_ticks(atlas.n_layers, width, measure(str(atlas.n_layers - 1)))
-    set_ticks(ax, layers, round_ticks(atlas.n_heads, height, size / 72 * MM) if heads else None)
+    ax.set_xticks(layers, [str(layer) for layer in layers])
+    if heads:
+        rows = round_ticks(atlas.n_heads, height, size / 72 * MM)
+        ax.set_yticks(rows, [str(row) for row in rows])
     ax.set_xlabel("Layer")
     ax.set_ylabel("Head" if heads else "Share of heads")
     ax.set_title(title, parse_math=False)

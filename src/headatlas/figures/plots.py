@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 from headatlas.addresses import output_path
 from headatlas.errors import HeadatlasError
-from headatlas.figures.describe import alt_text
 from headatlas.figures.grids import TABLES, Panels, Which, categories_table, grid_of_table
 from headatlas.files import atomic_write
+from headatlas.options import Look
 from headatlas.showing import safe_cells, safe_text
 
 if TYPE_CHECKING:
@@ -32,12 +31,19 @@ WIDTH_MM = 170.0
 class Plots:
     """The figures of one atlas.
 
-    Every method returns a matplotlib Figure of exactly ``width_mm`` (170 by default) with legend and caption,
-    drawn without pyplot. Given ``ax``, it draws one panel into those axes instead, which have a size of their
-    own, with axis names, title and, unless ``caption`` is False, the caption under them; nothing else of the
-    user's figure is touched. Every level has a labelled artist, so ``ax.legend()`` gives the legend.
+    Every method returns a matplotlib Figure of exactly ``width_mm`` (30 to 1000; 170 by default) with legend
+    and caption, drawn without pyplot. ``which`` chooses panels by name; all by default. ``look`` stands for
+    the fields of :class:`headatlas.options.Look`: ``caption``, ``letters``, ``colours``, ``dark``,
+    ``used_levels``, ``transparent``, ``dpi``.
+
+    Given ``ax``, it draws one panel into those axes instead, which have a size of their own, with axis names,
+    title and caption under them; nothing else of the user's figure is touched. Every level has a labelled
+    artist, so ``ax.legend()`` gives the legend.
 
     Layers run from 0 at the left, heads from 0 at the bottom.
+
+    Raises:
+        HeadatlasError: The width is out of range or given with ``ax``, or there is no such panel.
     """
 
     def __init__(self, atlas: Atlas) -> None:
@@ -50,129 +56,75 @@ class Plots:
         width_mm: float | None = None,
         which: Which = None,
         panels: Panels = "category",
-        caption: bool = True,
+        **look: Any,
     ) -> Figure:
         """Draw which heads belong to how many categories: a panel for all, and one for each.
 
         Args:
-            ax: Draw one panel here (``which``; All Categories by default).
-            width_mm: Width of the figure, 30 to 1000; not with ``ax``.
-            which: Panels, by name (``"All Categories"`` or one of the others); all by default.
+            ax: Draw one panel here, All Categories by default.
             panels: A panel for each ``"category"``, ``"subcategory"`` or ``"relation"``. A head's colour is
                 its number of categories in all of them.
-            caption: Whether to write the caption under it.
-
-        Raises:
-            HeadatlasError: The width is out of range or given with ``ax``, or there is no such panel or kind
-                of panels.
         """
+        from headatlas.figures.categories import draw_categories, draw_category_in
+
         check_panels("categories", panels)
-        return self._draw("categories", ax, width_mm, which, caption=caption, panels=panels)
+        if ax is not None:
+            return draw_category_in(self._atlas, ax, which, _look_in(width_mm, look), panels=panels)
+        return draw_categories(self._atlas, _width(width_mm), which, Look(**look), panels=panels)
 
     def relations(
-        self,
-        *,
-        ax: Axes | None = None,
-        width_mm: float | None = None,
-        which: Which = None,
-        caption: bool = True,
+        self, *, ax: Axes | None = None, width_mm: float | None = None, which: Which = None, **look: Any
     ) -> Figure:
         """Draw every head's score on every relation.
 
-        Colour says promotion or, where larger, suppression. Heads that are called are outlined, those that
-        suppress marked with a minus.
+        Colour says promotion or, where larger, suppression, which has a bar across. Heads that are called are
+        outlined.
 
         Args:
             ax: Draw one relation here (``which``; required).
-            width_mm: Width of the figure, 30 to 1000; not with ``ax``.
             which: Relations (name or title) or categories; all by default.
-            caption: Whether to write the caption under it.
 
         Raises:
-            HeadatlasError: The width is out of range or given with ``ax``, or there is no such relation, or
-                none is scored.
+            HeadatlasError: As for all figures, or no relation is scored.
         """
-        return self._draw("relations", ax, width_mm, which, caption=caption)
-
-    def layers(
-        self,
-        *,
-        ax: Axes | None = None,
-        width_mm: float | None = None,
-        which: Which = None,
-        caption: bool = True,
-    ) -> Figure:
-        """Share of each layer's heads in each category, by number of categories; the no-head control (share
-        of sources that the state itself answers, mean over the panel's relations) as a dashed line.
-
-        Args:
-            ax: Draw one panel here (``which``; All Categories by default).
-            width_mm: Width of the figure, 30 to 1000; not with ``ax``.
-            which: Panels, by name; all by default.
-            caption: Whether to write the caption under it.
-
-        Raises:
-            HeadatlasError: The width is out of range or given with ``ax``, or there is no such panel.
-        """
-        return self._draw("layers", ax, width_mm, which, caption=caption)
-
-    def _draw(
-        self,
-        kind: str,
-        ax: Axes | None,
-        width_mm: float | None,
-        which: Which,
-        *,
-        caption: bool,
-        **split: Any,
-    ) -> Figure:
-        from headatlas.figures import categories, relations
+        from headatlas.figures.relations import draw_relation_in, draw_relations
 
         if ax is not None:
-            if width_mm is not None:
-                raise HeadatlasError(
-                    "`width_mm`: the axes given with `ax` have a size of their own; leave it out."
-                )
-            draw_in = {
-                "categories": categories.draw_category_in,
-                "relations": relations.draw_relation_in,
-                "layers": categories.draw_profile_in,
-            }[kind]
-            return draw_in(self._atlas, ax, which, caption=caption, **split)
-        draw = {
-            "categories": categories.draw_categories,
-            "relations": relations.draw_relations,
-            "layers": categories.draw_layers,
-        }[kind]
-        return draw(
-            self._atlas,
-            WIDTH_MM if width_mm is None else width_mm,
-            which,
-            description=alt_text(self._atlas, kind, _each(split)),
-            caption=self._atlas.caption() if caption else "",
-            **split,
-        )
+            return draw_relation_in(self._atlas, ax, which, _look_in(width_mm, look))
+        return draw_relations(self._atlas, _width(width_mm), which, Look(**look))
 
-    def behaviours(self, *, width_mm: float = WIDTH_MM, which: Which = None, caption: bool = True) -> Figure:
+    def layers(
+        self, *, ax: Axes | None = None, width_mm: float | None = None, which: Which = None, **look: Any
+    ) -> Figure:
+        """Share of each layer's heads in each category, by number of categories; below it the no-head control
+        (share of sources that the state itself answers, mean over the panel's relations).
+
+        Args:
+            ax: Draw one panel here, All Categories by default, without the control.
+        """
+        from headatlas.figures.categories import draw_layers, draw_profile_in
+
+        if ax is not None:
+            return draw_profile_in(self._atlas, ax, which, _look_in(width_mm, look))
+        return draw_layers(self._atlas, _width(width_mm), which, Look(**look))
+
+    def behaviours(self, *, width_mm: float | None = None, which: Which = None, **look: Any) -> Figure:
         """Draw where heads look on the shipped texts: a panel a behaviour, coloured by attention.
 
         Heads that are called are outlined.
 
-        Args:
-            width_mm: Width of the figure, 30 to 1000.
-            which: Behaviours, by name; all that were measured by default.
-            caption: Whether to write the caption under it.
-
         Raises:
-            HeadatlasError: The width is out of range, there is no such behaviour, or none was measured.
+            HeadatlasError: As for all figures, or no behaviour was measured.
         """
         from headatlas.figures.behaviours import draw_behaviours
 
         frame = self._atlas.behaviours
-        words = f"{self._atlas.model_name}; {frame.attrs.get('caption', '')}" if caption else ""
+        caption = f"{self._atlas.model_name}; {frame.attrs.get('caption', '')}"
         shape = (self._atlas.n_layers, self._atlas.n_heads)
         title = f"Where the heads of {self._atlas.model_name} look"
-        return draw_behaviours(frame, shape, width_mm, which, title=title, caption=words)
+        return draw_behaviours(
+            frame, shape, _width(width_mm), which, Look(**look), title=title, caption=caption
+        )
 
     def data(self, kind: str, panels: Panels = "category") -> pd.DataFrame:
         """The plotted numbers of a figure as a table; :mod:`headatlas.figures.grids` describes its columns.
@@ -186,6 +138,26 @@ class Plots:
         return TABLES[kind](self._atlas)
 
 
+def _width(width_mm: float | None) -> float:
+    return WIDTH_MM if width_mm is None else width_mm
+
+
+def _look_in(width_mm: float | None, given: dict[str, Any]) -> Look:
+    """The look of one panel in the user's axes.
+
+    Raises:
+        HeadatlasError: Something is given that whole figures alone have.
+    """
+    look = Look(**given)
+    whole = ("letters", "used_levels", "transparent", "dpi")
+    refused = [name for name in whole if getattr(look, name) != getattr(Look(), name)]
+    for name in ["width_mm"] * (width_mm is not None) + refused:
+        raise HeadatlasError(
+            f"`{name}`: the axes given with `ax` are part of a figure of yours; leave it out."
+        )
+    return look
+
+
 def plot_categories(
     table: pd.DataFrame,
     *,
@@ -194,6 +166,7 @@ def plot_categories(
     shape: tuple[int, int] | None = None,
     title: str = "Categories of attention heads",
     caption: str = "",
+    **look: Any,
 ) -> Figure:
     """The categories figure of any table: which heads belong to which categories, however that was found.
 
@@ -206,6 +179,7 @@ def plot_categories(
         shape: (layers, heads per layer) of the model; by default up to the last layer and head of the table.
         title: Of the file, for screen readers.
         caption: The line under the figure.
+        look: Fields of :class:`headatlas.options.Look`, but for ``caption``.
 
     Raises:
         HeadatlasError: A column is missing, a number is no layer or head, or there is no such panel.
@@ -214,7 +188,7 @@ def plot_categories(
 
     grid = grid_of_table(table, shape)
     return draw_category_grid(
-        grid, width_mm, which, title=title, description=caption or title, caption=caption
+        grid, width_mm, which, Look(**look), title=title, description=caption or title, caption=caption
     )
 
 
@@ -226,6 +200,7 @@ def plot(
     *,
     which: Which = None,
     panels: Panels = "category",
+    **look: Any,
 ) -> Path:
     """Draw a figure into a file.
 
@@ -236,6 +211,7 @@ def plot(
         which: Panels or relations; all by default.
         panels: Of the categories figure: a panel for each ``"category"``, ``"subcategory"`` or
             ``"relation"``.
+        look: Fields of :class:`headatlas.options.Look`.
 
     Returns:
         The file written.
@@ -245,9 +221,8 @@ def plot(
     """
     figure_format(path)
     check_panels(check_kind(kind), panels)
-    draw: Callable[..., Figure] = getattr(Plots(atlas), kind)
     split = {"panels": panels} if kind == "categories" else {}
-    return save(draw(width_mm=width_mm, which=which, **split), path)
+    return save(getattr(Plots(atlas), kind)(width_mm=width_mm, which=which, **split, **look), path)
 
 
 def write_data(atlas: Atlas, kind: str, path: str | Path, panels: Panels = "category") -> Path:
@@ -286,12 +261,6 @@ def check_panels(kind: str, panels: str) -> None:
         raise HeadatlasError(f"`panels={panels}` is for the figure of the categories, not for {kind}.")
 
 
-def _each(split: dict[str, Any]) -> str:
-    """Kind of thing that has a panel, for the alternative text; empty for categories."""
-    panels = str(split.get("panels", "category"))
-    return "" if panels == "category" else panels
-
-
 # Files ------------------------------------------------------------------------------------------------
 
 
@@ -309,7 +278,7 @@ def figure_format(path: str | Path) -> str:
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure; the format follows the suffix. PNG has 300 dots per inch.
+    """Write a figure; the format follows the suffix. A PNG has the figure's dots per inch, 300 by default.
 
     The file holds the figure's title and description: ``<title>`` and ``<desc>`` in SVG, Title and Subject in
     PDF, Title and Description in PNG. It holds no date, so the same figure gives the same bytes.
@@ -326,7 +295,7 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 def figure_bytes(figure: Figure, file_format: str) -> bytes:
     """The bytes that :func:`save` writes, for pages and notebooks."""
-    from headatlas.figures.page import DPI, style
+    from headatlas.figures.page import style
 
     title, description = (safe_text(getattr(figure, name, "")) for name in ("title", "description"))
     metadata: dict[str, dict[str, Any]] = {
@@ -337,7 +306,7 @@ def figure_bytes(figure: Figure, file_format: str) -> bytes:
     chosen = {name: value for name, value in metadata[file_format].items() if value != ""}
     buffer = io.BytesIO()
     with style():
-        figure.savefig(buffer, format=file_format, dpi=DPI, metadata=chosen)
+        figure.savefig(buffer, format=file_format, dpi=figure.dpi, metadata=chosen)
     data = buffer.getvalue()
     return _describe_svg(data, title, description) if file_format == "svg" else data
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from headatlas.addresses import output_path
 from headatlas.atlas import Atlas
-from headatlas.figures.colours import BLANK, level_colours
+from headatlas.figures.colours import DARK, LIGHT
 from headatlas.files import atomic_write
 from headatlas.report.data import page_data
 from headatlas.showing import safe_values
@@ -99,11 +99,15 @@ def embed(data: Any) -> str:
 
 def stylesheet(n_categories: int) -> str:
     """The page's style, with the figures' colours: one per number of categories, and one for none."""
-    colours = list(enumerate(level_colours(n_categories), start=1))
-    names = "".join(f"  --level-{level}: {colour};\n" for level, colour in colours)
-    uses = "".join(f'.headatlas [data-level="{n}"] {{ --level: var(--level-{n}); }}\n' for n, _ in colours)
+    names = uses = ""
+    for n, pair in enumerate(
+        zip(LIGHT.levels(n_categories), DARK.levels(n_categories), strict=True), start=1
+    ):
+        names += f"  --level-{n}: light-dark({', '.join(pair)});\n"
+        uses += f'.headatlas [data-level="{n}"] {{ --level: var(--level-{n}); }}\n'
     sheets = "\n".join(_read(f"css/{name}.css") for name in STYLES)
-    return f".headatlas {{\n  --level-none: {BLANK};\n{names}}}\n{uses}\n{sheets}"
+    names += f"  --level-none: light-dark({LIGHT.blank}, {DARK.blank});\n"
+    return f".headatlas {{\n{names}}}\n{uses}\n{sheets}"
 
 
 def bundle() -> str:

@@ -41,14 +41,17 @@ export function cellSize(room, ratio, nLayers, nHeads) {
   return { width, height, gap };
 }
 
-/** Sparse round ticks from 0: multiples of 1, 2 or 5 × a power of ten, at least `apart` pixels from each other. */
+/** 0, sparse round ticks (multiples of 1, 2 or 5 × a power of ten) and n - 1, at least `apart` pixels from each other. */
 export function ticks(n, size, apart) {
   let step = 1;
   for (let power = 1; step * size < apart; power *= 10) {
     step = [1, 2, 5, 10].map((factor) => factor * power).find((value) => value * size >= apart) ?? step;
     if (power > n) break;
   }
-  const places = [];
-  for (let value = 0; value < n; value += step) places.push(value);
+  const last = n - 1;
+  const near = Math.max(step / 2, apart / size);
+  const places = [0];
+  for (let value = step; last - value >= near; value += step) places.push(value);
+  if (last * size >= apart) places.push(last);
   return places;
 }
