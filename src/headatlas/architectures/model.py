@@ -168,10 +168,9 @@ class Model:
         """
         if not self._inventory.layers[0].feeds:
             raise HeadatlasError(f"{self.checkpoint.spec}: the first block has no MLP.")
-        norm = self._inventory.mlp_norm
+        norm = self._inventory.mlp_norm(0)
         feed = MlpReader(self._inventory, self._read).of(0)
-        stands = norm is not None and self._inventory.stands(norm, 0)
-        return in_parts(rows, self._norm(norm, 0) if norm is not None and stands else None, feed)
+        return in_parts(rows, None if norm is None else self._norm(norm, 0), feed)
 
     def final_norm(self, rows: torch.Tensor) -> torch.Tensor:
         """The whole final norm, with its scale and bias, on rows [..., d_model]."""

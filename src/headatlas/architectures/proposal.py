@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from headatlas.architectures.accounting import Inventory, _fits
+from headatlas.architectures.accounting import Inventory
 from headatlas.architectures.family import MLP, Experts, Family, Linear, Norm, Section, Value
 from headatlas.architectures.registry import families, parse_family
 from headatlas.errors import HeadatlasError
@@ -254,18 +254,7 @@ def _misfits(family: Family, checkpoint: Checkpoint) -> int:
         inventory = Inventory(checkpoint, section)
     except HeadatlasError:  # the config lacks what the family reads, or contradicts it
         return len(every) + len(every - set(names_in(section)))
-    ignored = inventory._ignored_patterns()
-    wrong = {collapsed(name) for name in inventory.expected if name not in stored}
-    wrong |= {
-        collapsed(name)
-        for name in stored
-        if name not in inventory.expected and not any(fnmatchcase(name, each) for each in ignored)
-    }
-    there = {
-        name: shape for name, shape in inventory.expected.items() if name in stored and shape is not None
-    }
-    wrong |= {collapsed(name) for name, shape in there.items() if not _fits(stored[name].shape, shape)}
-    return len(wrong)
+    return len({collapsed(name) for names in inventory.misfits() for name in names})
 
 
 def _written(
