@@ -10,6 +10,7 @@ A *condition* says when a tensor is there: ``always``, ``never``, ``stored`` (bo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -130,6 +131,8 @@ class ConfigKeys(Strict):
 
 
 PLAIN_CONDITIONS = ("always", "never", "stored")
+_CONDITIONS = ("bias", "weight", "when", "present", "parallel", "normalise", "grouped")
+"""Fields that hold a condition."""
 
 
 class Prefix(Strict):
@@ -338,33 +341,9 @@ class Section(Strict):
     aside: tuple[str, ...] = ()
     caveats: tuple[Caveat, ...] = ()
 
-    def conditions(self) -> set[str]:
-        """Every condition named in the section."""
-        linears = [self.output, *self.mlp.linears]
-        for experts in self.experts:
-            linears += [experts.router, *experts.linears, *(experts.shared.linears if experts.shared else ())]
-        downs = [value.down for value in self.value if value.down]
-        norms = [
-            self.final_norm,
-            self.embed_norm,
-            self.attention_norm,
-            self.post_attention_norm,
-            self.mlp.norm,
-        ]
-        there = [norm for norm in norms if norm]
-        parts: list[Linear | Norm | Value | Other | Unembed] = [
-            *linears, *downs, *there, *self.value, *self.other, self.unembed,
-        ]  # fmt: skip
-        found = {part.bias for part in parts} | {norm.weight for norm in there}
-        found |= {value.when for value in self.value} | {caveat.when for caveat in self.caveats}
-        found |= {other.present for other in self.other} | {self.mlp.parallel}
-        for experts in self.experts:
-            found |= {experts.when, experts.normalise, experts.grouped}
-        return found
-
     @model_validator(mode="after")
     def _conditions_are_known(self) -> Self:
-        unknown = self.conditions() - set(PLAIN_CONDITIONS) - set(self.config.flags)
+        unknown = set(_conditions(self)) - set(PLAIN_CONDITIONS) - set(self.config.flags)
         if unknown:
             raise ValueError(f"conditions {sorted(unknown)} are neither {PLAIN_CONDITIONS} nor config flags")
         if not self.prefixes or not self.value:
@@ -372,6 +351,19 @@ class Section(Strict):
         if self.experts and self.config.experts is None:
             raise ValueError("experts need their config keys")
         return self
+
+
+def _conditions(part: object) -> Iterator[str]:
+    """Every condition named in a part of a section."""
+    if isinstance(part, tuple):
+        for each in part:
+            yield from _conditions(each)
+    elif isinstance(part, Strict):
+        for name, value in part:
+            if name in _CONDITIONS:
+                yield value
+            else:
+                yield from _conditions(value)
 
 
 class Modules(Strict):
@@ -422,3 +414,7 @@ class Family(Strict):
     safetensors: Section
     gguf: Section | None = None
     modules: Modules
+
+    def section(self, file_format: str) -> Section | None:
+        """The part for a checkpoint's format; a loaded model counts as safetensors."""
+        return self.gguf if file_format == "gguf" else self.safetensors
