@@ -206,11 +206,9 @@ def test_the_command(running: str, model: Path, relations: list[Relation], tmp_p
     assert_same(Atlas.open(out), map_heads(str(model), relations=written, lens="maps", layers="1"))
 
 
-def what_it_gets(
-    layout: Any, vocabulary: Any, inputs: Any, options: dict[str, Any], cpus: int, version: str
-) -> Any:
+def what_it_gets(layout: Any, vocabulary: Any, inputs: Any, ceiling: int, cpus: int, version: str) -> Any:
     """In place of `rank_one`."""
-    return (cluster.import_ray().get_gpu_ids(), options, vocabulary.device.type), Stats()
+    return (cluster.import_ray().get_gpu_ids(), ceiling, vocabulary.device.type), Stats()
 
 
 def test_a_task_gets_a_gpu_if_asked_for(running: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +219,7 @@ def test_a_task_gets_a_gpu_if_asked_for(running: str, monkeypatch: pytest.Monkey
     found = cluster.rank_on_cluster(
         nothing, vocabulary, layers, n_layers=2, ceiling=32, stats=Stats(), device="cuda:1"
     )
-    expected = [0], {"ceiling": 32}, "cuda"
+    expected = [0], 32, "cuda"
     assert sorted(found) == [(0, expected), (1, expected)]
 
 

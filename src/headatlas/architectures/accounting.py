@@ -67,14 +67,11 @@ class Inventory:
 
     def name(self, stem: str, layer: int | None = None, kind: str = "weight") -> str:
         """The stored name of a stem's weight or bias."""
-        filled = self._fill(stem, layer, self.prefix)
-        if filled.endswith("!"):
-            return filled[:-1] if kind == "weight" else f"{filled[:-1]}_{kind}"
-        return f"{filled}.{kind}"
+        return self.section.name(stem, self.prefix, layer, kind)
 
     def block(self, layer: int) -> str:
         """The beginning of the stored names of a decoder block's tensors."""
-        return self._fill(self.section.block, layer, self.prefix)
+        return self._fill(self.section.block, layer)
 
     def has(self, condition: str, name: str) -> bool:
         """Whether a tensor under this condition is part of the model."""
@@ -105,12 +102,12 @@ class Inventory:
     def _stands(self, norm: Norm, layer: int) -> bool:
         return norm.layers == "all" or self.layers[layer].value is None
 
-    def weight(self, norm: Norm, layer: int | None = None) -> str | None:
+    def weight(self, norm: Norm, layer: int | None) -> str | None:
         """The name of a norm's weight, or None if it has none."""
         name = self.name(self._stem(norm, layer), layer)
         return name if self.has(norm.weight, name) else None
 
-    def bias(self, part: Linear | Norm | Value | Other, layer: int | None = None) -> str | None:
+    def bias(self, part: Linear | Norm | Value | Other, layer: int | None) -> str | None:
         """The name of a part's bias, or None if it has none."""
         name = self.name(self._stem(part, layer), layer, "bias")
         return name if self.has(part.bias, name) else None
@@ -174,7 +171,7 @@ class Inventory:
             yield from self._linears(self._linears_of(mlp, self.sizes.d_mlp), layer)
             if mlp.xielu is not None:
                 for name in XIELU:
-                    yield f"{self._fill(mlp.xielu, layer, self.prefix)}.{name}", None
+                    yield f"{self._fill(mlp.xielu, layer)}.{name}", None
         else:
             yield from self._experts(parts.experts, layer)
 
@@ -210,24 +207,14 @@ class Inventory:
                     f"{len(self.stored):,} tensors are stored; check that config and weights belong together."
                 )
 
-    def _fill(self, stem: str, layer: int | None, prefix: Prefix) -> str:
-        # {block} itself holds {body} and {layer}, hence two rounds.
-        for _ in range(2):
-            stem = stem.format(
-                block=self.section.block,
-                body=prefix.body,
-                head=prefix.head,
-                layer="{layer}" if layer is None else layer,
-                expert="{expert}",
-            )
-        return stem
+    def _fill(self, stem: str, layer: int | None) -> str:
+        return self.section.filled(stem, self.prefix, layer)
 
     def _find_prefix(self) -> Prefix:
         """The first prefix under which the embedding is stored, else the first of all."""
-        for prefix in self.section.prefixes:
-            if f"{self._fill(self.section.embed, None, prefix)}.weight" in self.stored:
-                return prefix
-        return self.section.prefixes[0]
+        section = self.section
+        there = (each for each in section.prefixes if section.name(section.embed, each) in self.stored)
+        return next(there, section.prefixes[0])
 
     def _stored_sizes(self) -> Iterator[tuple[str, int]]:
         """Numbers of rows that a family file may take from the tensors themselves."""
@@ -268,7 +255,7 @@ class Inventory:
             return found
         names = sorted(self.stored)
         for layer in range(self.sizes.dims.n_layers):
-            patterns = [self._fill(each, layer, self.prefix) for each in self.section.without_heads]
+            patterns = [self._fill(each, layer) for each in self.section.without_heads]
             block = self.block(layer)
             within = names[bisect_left(names, block) : bisect_left(names, f"{block}\uffff")]
             if there := [name for name in within if _matches(name, patterns)]:
@@ -301,7 +288,7 @@ class Inventory:
                     if self.has(other.present, self.name(other.stem, layer)):
                         yield from self._pair(other, layer)
                 elif self.holds(other.present):
-                    pattern = self._fill(other.stem, layer, self.prefix)
+                    pattern = self._fill(other.stem, layer)
                     yield from ((name, None) for name in self.stored if fnmatchcase(name, pattern))
 
     def _layer(self, layer: int) -> Iterator[tuple[str, Shape | None]]:
@@ -375,7 +362,7 @@ class Inventory:
     def _ignored_patterns(self) -> list[str]:
         patterns = []
         for pattern in (*self.section.ignored, *self.section.aside):
-            patterns += [self._fill(pattern, layer, self.prefix) for layer in self._layers_of(pattern)]
+            patterns += [self._fill(pattern, layer) for layer in self._layers_of(pattern)]
         first, more = self.sizes.dims.n_layers, self.sizes.further_layers
         return patterns + [f"{self.block(layer)}*" for layer in range(first, first + more)]
 

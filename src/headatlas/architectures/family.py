@@ -200,38 +200,46 @@ class Unembed(Strict):
     bias: str = "never"
 
 
-class MLP(Strict):
-    """The block's MLP: gated (``down(act(gate(x)) * up(x))``) if ``gate`` is there, else plain.
+class Projections(Strict):
+    """The projections of an MLP: gated (``down(act(gate(x)) * up(x))``) if ``gate`` is there, else plain.
 
     Attributes:
-        norm: The norm whose output feeds it; None where the MLP reads the residual stream as it is.
-        parallel: Condition on the config under which the norm before the attention feeds it instead.
-        gate_up: Gate and up in one tensor, the gate's rows first, instead of the two.
-        up, down: None where no layer has a dense MLP.
-        xielu: Stem of the activation's own parameters, for the activation of that name.
+        gate_up: Gate and up in one tensor instead of the two.
     """
 
-    norm: Norm | None = None
-    parallel: str = "never"
     gate: Linear | None = None
     gate_up: Linear | None = None
     up: Linear | None = None
     down: Linear | None = None
-    xielu: str | None = None
 
     @property
     def linears(self) -> tuple[Linear, ...]:
-        """The projections there are."""
+        """Those there are."""
         return tuple(each for each in (self.gate, self.gate_up, self.up, self.down) if each is not None)
 
     @model_validator(mode="after")
-    def _is_whole(self) -> Self:
+    def _are_whole(self) -> Self:
         if self.linears and ((self.up is None) == (self.gate_up is None) or self.down is None):
             raise ValueError("an MLP needs 'down' and one of 'up' and 'gate_up'")
         return self
 
 
-class Experts(Strict):
+class MLP(Projections):
+    """The block's MLP; without projections where no layer has a dense one.
+
+    Attributes:
+        norm: The norm whose output feeds it; None where the MLP reads the residual stream as it is.
+        parallel: Condition on the config under which the norm before the attention feeds it instead.
+        gate_up: The gate's rows come first.
+        xielu: Stem of the activation's own parameters, for the activation of that name.
+    """
+
+    norm: Norm | None = None
+    parallel: str = "never"
+    xielu: str | None = None
+
+
+class Experts(Projections):
     """A mixture of experts in one form; in each layer the form whose router and experts are stored counts.
 
     Attributes:
@@ -247,7 +255,7 @@ class Experts(Strict):
         group_score: What ranks groups of experts: their best score, or the sum of their best two.
         layout: ``separate`` (a tensor an expert, ``{expert}`` in the stems), ``stacked`` ([experts, out,
             in]), ``stacked_in_out`` ([experts, in, out]) or ``flat`` ([experts * width, d_model], DBRX).
-        gate_up: Gate and up in one tensor instead of the two, its halves or alternating (``interleaved``).
+        interleaved: Whether the rows of ``gate_up`` alternate; else the gate's come first.
         glu: ``plain``: act(gate) * up. ``clamped``: GPT-OSS's, with its constants.
         shared: Experts every token passes.
         shared_gate: Projection to one number whose sigmoid scales the shared experts.
@@ -263,19 +271,11 @@ class Experts(Strict):
     grouped: str = "always"
     group_score: Literal["best", "best_two"] = "best"
     layout: Literal["separate", "stacked", "stacked_in_out", "flat"] = "separate"
-    gate: Linear | None = None
-    gate_up: Linear | None = None
-    up: Linear | None = None
     down: Linear
     interleaved: bool = False
     glu: Literal["plain", "clamped"] = "plain"
     shared: MLP | None = None
     shared_gate: Linear | None = None
-
-    @property
-    def linears(self) -> tuple[Linear, ...]:
-        """The projections of an expert."""
-        return tuple(each for each in (self.gate, self.gate_up, self.up, self.down) if each is not None)
 
 
 class Other(Strict):
@@ -340,6 +340,25 @@ class Section(Strict):
     ignored: tuple[str, ...] = ()
     aside: tuple[str, ...] = ()
     caveats: tuple[Caveat, ...] = ()
+
+    def filled(self, stem: str, prefix: Prefix, layer: int | None = None) -> str:
+        """A stem or pattern with everything in braces filled in but for numbers that are not given."""
+        for _ in range(2):  # {block} itself holds {body} and {layer}
+            stem = stem.format(
+                block=self.block,
+                body=prefix.body,
+                head=prefix.head,
+                layer="{layer}" if layer is None else layer,
+                expert="{expert}",
+            )
+        return stem
+
+    def name(self, stem: str, prefix: Prefix, layer: int | None = None, kind: str = "weight") -> str:
+        """The stored name of a stem's weight or bias."""
+        filled = self.filled(stem, prefix, layer)
+        if filled.endswith("!"):
+            return filled[:-1] if kind == "weight" else f"{filled[:-1]}_{kind}"
+        return f"{filled}.{kind}"
 
     @model_validator(mode="after")
     def _conditions_are_known(self) -> Self:

@@ -144,8 +144,7 @@ class MlpReader:
             alternate = isinstance(mlp, Experts) and mlp.interleaved
             gate = both.part(slice(0, None, 2) if alternate else slice(None, half))
             up = both.part(slice(1, None, 2) if alternate else slice(half, None))
-        if up is None or down is None:
-            raise ValueError("family file: an MLP without 'up' or 'down'")
+        assert up is not None and down is not None  # noqa: S101 (or the family file would not be valid)
         activation, clamped = self._activation, isinstance(mlp, Experts) and mlp.glu == "clamped"
 
         def feed(x: torch.Tensor) -> torch.Tensor:

@@ -113,10 +113,10 @@ def roles_in(family: Family, checkpoint: Checkpoint) -> dict[str, str]:
     if (section := family.section(checkpoint.format)) is not None:
         for prefix in section.prefixes:
             for role, stem in _roles(section):
-                for end in ("weight", "bias"):
-                    found.setdefault(_name(section, stem, prefix, end), role)
+                for kind in ("weight", "bias"):
+                    found.setdefault(section.name(stem, prefix, kind=kind), role)
             for role, pattern in _patterns(section):
-                found.setdefault(_filled(section, pattern, prefix), role)
+                found.setdefault(section.filled(pattern, prefix), role)
     return found
 
 
@@ -155,17 +155,6 @@ def _tail(name: str) -> str:
     """A collapsed name without its prefix: what follows the layer, or its last two parts."""
     _, layer, rest = name.partition("{layer}.")
     return f"{layer}{rest}" if layer else ".".join(name.split(".")[-2:])
-
-
-def _filled(section: Section, stem: str, prefix: Prefix) -> str:
-    stem = stem.replace("{block}", section.block)
-    return stem.replace("{body}", prefix.body).replace("{head}", prefix.head)
-
-
-def _name(section: Section, stem: str, prefix: Prefix, end: str) -> str:
-    """The collapsed name of a stem's weight or bias."""
-    name = _filled(section, stem, prefix)
-    return name.rstrip("!") if name.endswith("!") else f"{name}.{end}"
 
 
 def _roles(section: Section) -> Iterator[tuple[str, str]]:
@@ -272,11 +261,11 @@ def _differences(
     prefix = _prefix(section, stored)
     overlay: dict[str, Any] = {} if prefix in section.prefixes else {"prefixes": [prefix.model_dump()]}
 
-    def of(stem: str, end: str = "weight") -> str:
-        return _name(section, stem, prefix, end)
+    def of(stem: str, kind: str = "weight") -> str:
+        return section.name(stem, prefix, kind=kind)
 
-    explained = {of(stem, end) for _, stem in _roles(section) for end in ("weight", "bias")}
-    ignored = [_filled(section, each, prefix) for each in (*section.ignored, *section.aside)]
+    explained = {of(stem, kind) for _, stem in _roles(section) for kind in ("weight", "bias")}
+    ignored = [section.filled(each, prefix) for each in (*section.ignored, *section.aside)]
     left = sorted(name for name in stored - explained if not any(fnmatchcase(name, each) for each in ignored))
     added = [name for name in left if _BESIDE in meanings[name]]
     biased = {_stem(section, name, prefix) for name in added if name.endswith(".bias")}
@@ -321,7 +310,7 @@ def _with_biases(part: Any, has_bias: Callable[[str], bool], flags: Mapping[str,
 def _prefix(section: Section, stored: set[str]) -> Prefix:
     """The prefixes under which the section's embedding or blocks are stored."""
     for each in section.prefixes:
-        if _name(section, section.embed, each, "weight") in stored:
+        if section.name(section.embed, each) in stored:
             return each
     within = section.block.removeprefix("{body}")
     bodies = Counter(name[: name.index(within)] for name in stored if within in name)

@@ -33,6 +33,9 @@ SIGNS = (1, -1)
 Ints = NDArray[np.int64]
 
 
+NO_ENTRIES = Entries(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int8))
+
+
 @dataclass
 class _Head:
     """One head, or the no-head control: what is known of it, and what is still asked.
@@ -52,20 +55,18 @@ class _Head:
     cells: Sequence[NDArray[np.uint8]]
     open: list[Ints] = field(default_factory=list)
     through: list[NDArray[np.bool_]] = field(default_factory=list)
-    entries: Entries | None = None
+    entries: Entries = NO_ENTRIES
     sinks: list[tuple[NDArray[np.int16] | NDArray[np.uint8], Ints, Ints]] = field(default_factory=list)
 
     def ask(self, wanted: list[_Wanted]) -> None:
         """Make this round's entries, each (row, target, sign) once however often it is wanted."""
         n_targets = len(self.space.layout.targets)
-        self.entries, self.sinks = None, []
-        if not sum(len(each.row) for each in wanted):
-            return
         keys = [(each.row * n_targets + each.column) * 2 + (each.sign > 0) for each in wanted]
-        asked, where = np.unique(np.concatenate(keys), return_inverse=True)
+        together = np.concatenate([np.empty(0, dtype=np.int64), *keys])
+        asked, where = np.unique(together, return_inverse=True)
         row, column = np.divmod(asked // 2, n_targets)
         self.entries = Entries(row, column, np.where(asked % 2, 1, -1).astype(np.int8))
-        parts = np.split(where, np.cumsum([len(key) for key in keys])[:-1])
+        parts = np.split(where, np.cumsum([len(key) for key in keys]))[:-1]
         self.sinks = [(each.into, each.at, part) for each, part in zip(wanted, parts, strict=True)]
 
     def fill(self, ranks: NDArray[np.int16]) -> None:
@@ -248,7 +249,7 @@ def _at_floor(head: _Head, block: RelationBlock, ranks: NDArray[np.int16], ceili
 
 def _rank(heads: Sequence[_Head], ceiling: int, stats: Stats) -> None:
     """Rank what the heads ask: heads with many rows in their own space, the others together."""
-    asking = [head for head in heads if head.entries is not None]
+    asking = [head for head in heads if len(head.entries.row)]
     alone = [head for head in asking if _many_rows(head)]
     together = [head for head in asking if not _many_rows(head)]
     with stats.timed("survivors"):
@@ -260,7 +261,7 @@ def _rank(heads: Sequence[_Head], ceiling: int, stats: Stats) -> None:
 
 def _many_rows(head: _Head) -> bool:
     """Whether projecting U onto the head's output space pays for this many lines."""
-    if head.space.basis is None or head.entries is None:
+    if head.space.basis is None:
         return False
     d_head, d_model = head.space.basis.shape
     lines = len(distinct(head.entries.row * 2 + (head.entries.sign > 0), 2 * len(head.space.rows)))
@@ -274,8 +275,6 @@ def _through_vocabulary(
     space = heads[0].space
     outputs, parts, n_rows, bounded = [], [], [0], None
     for head in heads:
-        if head.entries is None:
-            continue
         rows, local = numbered(head.entries.row, len(head.space.rows))
         outputs.append(unit(head.space.outputs(rows)))
         parts.append(head.entries._replace(row=local + n_rows[-1]))

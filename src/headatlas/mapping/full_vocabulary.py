@@ -67,7 +67,7 @@ def rank_entries(
     *,
     ceiling: int,
     stats: Stats,
-    in_head: Bounded | None = None,
+    in_head: Bounded | None,
 ) -> Ranked:
     """Exact ranks below the ceiling, ``RANK_BEYOND`` otherwise.
 
@@ -78,8 +78,8 @@ def rank_entries(
         vocabulary: Competing rows of U.
         ceiling: First rank that is not told apart.
         stats: Counters.
-        in_head: The outputs of a head in its own space: cheaper where many go through together. Changes cost,
-            not results.
+        in_head: The outputs of a head in its own space, or None: cheaper where many go through together.
+            Changes cost, not results.
     """
     # A line is a row with a sign; its logits are those of the row times the sign.
     key, line = numbered(entries.row * 2 + (entries.sign < 0), 2 * len(outputs))
@@ -293,11 +293,10 @@ def _at_least(values: torch.Tensor, limit: torch.Tensor) -> tuple[Ints, Ints]:
         return row.cpu().numpy(), column.cpu().numpy()
     # The bits of positive numbers are ordered as integers are, and those of negative ones are below:
     # comparing them is twenty times faster than comparing bfloat16.
-    dtype = torch.int16 if values.dtype == torch.bfloat16 and bool((limit > 0).all()) else None
-    if dtype is None:
-        numbers, least = values.to(torch.float32), limit.to(torch.float32)
-    else:
-        numbers, least = values.view(dtype), limit.view(dtype)
+    as_bits = values.dtype == torch.bfloat16 and bool((limit > 0).all())
+    numbers, least = (
+        each.view(torch.int16) if as_bits else each.to(torch.float32) for each in (values, limit)
+    )
     reaching = np.flatnonzero(numbers.numpy() >= least.numpy()[:, None])
     return np.divmod(reaching, values.shape[1])
 
@@ -339,18 +338,18 @@ def _count(
     doubtful &= candidates.token[which] != block.target[entry][at]
     ranks = np.bincount(at[surely], minlength=len(entry))
     at, which, limit = at[doubtful], which[doubtful], (logit - margin)[doubtful]
-    for dtype in (torch.float32, torch.float64):
-        token = candidates.token[which]
-        found = single_logits(block.rows, candidates.line[which], vocabulary, token, dtype)
-        if dtype == torch.float64:
-            stats.rechecked += len(which)
-            ranks += np.bincount(at[found >= limit], minlength=len(entry))
-            break
-        error = single_error(vocabulary, token)
-        ranks += np.bincount(at[found - error > limit], minlength=len(entry))
-        still = np.abs(found - limit) <= error
-        at, which, limit = at[still], which[still], limit[still]
-    return ranks
+    found = single_logits(
+        block.rows, candidates.line[which], vocabulary, candidates.token[which], torch.float32
+    )
+    error = single_error(vocabulary, candidates.token[which])
+    ranks += np.bincount(at[found - error > limit], minlength=len(entry))
+    still = np.abs(found - limit) <= error
+    at, which, limit = at[still], which[still], limit[still]
+    stats.rechecked += len(which)
+    found = single_logits(
+        block.rows, candidates.line[which], vocabulary, candidates.token[which], torch.float64
+    )
+    return ranks + np.bincount(at[found >= limit], minlength=len(entry))
 
 
 # Distinct among many small numbers: marking them is several times faster than sorting or hashing ------
