@@ -51,6 +51,7 @@ def running(doomed: Path) -> Iterator[str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),  # else Ray leaves one in the home folder
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's own announcement of a change is a warning
+        "RAY_memory_monitor_refresh_ms": "0",  # else workers die when something else fills the memory
         "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
         DOOMED: str(doomed),
     }
