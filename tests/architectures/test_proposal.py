@@ -111,8 +111,9 @@ def test_a_gguf_that_transformers_does_not_read(tmp_path: Path) -> None:
     assert "cannot convert GGUF files" in result["oracle_not_run"]
 
 
-def test_a_new_name_for_a_known_layout(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(renamed(saved("llama", tmp_path)))
+@pytest.mark.parametrize("case", ["llama", "gpt_oss"])
+def test_a_new_name_for_a_known_layout(case: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(renamed(saved(case, tmp_path)))
     found, outcomes, not_run = family_check.best(checkpoint)
     assert found.text and not_run is None and not found.unexplained
     assert family_check.accounting(found.family, checkpoint) is None
