@@ -61,7 +61,7 @@ def _seconds(
 ) -> float:
     W_V = inputs.heads.W_V[inputs.dims.kv_head(head)].to(device)
     W_O = inputs.output(head).to(device, torch.float32)
-    U = vocabulary.float32(slice(None)).to(device).T
+    U = vocabulary.rows.to(device, torch.float32).T
     states = inputs.states.to(device)
     finish = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     finish()
@@ -88,7 +88,7 @@ def ranks(outputs: torch.Tensor, columns: Ints, vocabulary: Vocabulary, ceiling:
         Promotion and suppression ranks, [n, m] each.
     """
     tie = TIE * vocabulary.longest * torch.linalg.vector_norm(outputs, dim=1, keepdim=True)
-    target = outputs @ vocabulary.float64(columns).T
+    target = outputs @ vocabulary.float32(columns).to(torch.float64).T
     # A target is counted among those that reach it.
     at_least, at_most = torch.full(target.shape, -1), torch.full(target.shape, -1)
     for rows in torch.split(vocabulary.rows, COLUMNS):
@@ -127,7 +127,7 @@ def check(
     at = np.full(len(layout.sources), -1)
     at[rows] = np.arange(len(rows))
     index = torch.from_numpy(rows)
-    outputs = inputs.values(head)[index] @ inputs.output(head)
+    outputs = inputs.values(inputs.dims.kv_head(head))[index] @ inputs.output(head)
     stored = {name: atlas.dataset[name].values[layer] for name in atlas.dataset if name.endswith("_rank")}
     expected = ranks(outputs, columns, vocabulary, ceiling)
     compared = 0

@@ -71,7 +71,7 @@ def test_a_first_mlp_that_is_not_there_is_not_said_to_agree(
 @pytest.mark.parametrize("case", KNOWN)
 def test_a_known_family_agrees_with_a_tiny_model_of_the_config(case: str, tmp_path: Path) -> None:
     found, outcomes, not_run = family_check.best(open_checkpoint(saved(case, tmp_path)))
-    assert found.known and not_run is None
+    assert found.family is found.base and not_run is None
     assert [each.part for each in outcomes] == list(COMPARISONS)
     assert not [each for each in outcomes if each.problem]
     assert {each.pattern for each in found.groups if not each.meanings} == set()
@@ -111,16 +111,17 @@ def test_a_gguf_that_transformers_does_not_read(tmp_path: Path) -> None:
     assert "cannot convert GGUF files" in result["oracle_not_run"]
 
 
-def test_a_new_name_for_a_known_layout(tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(renamed(saved("llama", tmp_path)))
+@pytest.mark.parametrize("case", ["llama", "gpt_oss"])
+def test_a_new_name_for_a_known_layout(case: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(renamed(saved(case, tmp_path)))
     found, outcomes, not_run = family_check.best(checkpoint)
-    assert not found.known and not_run is None and not found.unexplained
-    assert family_check.accounting(found.family(), checkpoint) is None
+    assert found.text and not_run is None and not found.unexplained
+    assert family_check.accounting(found.family, checkpoint) is None
     assert not [each for each in outcomes if each.problem]
     table = tomllib.loads(found.text)
     assert table["aliases"]["model_types"] == []  # a family has it already
     assert table["aliases"]["architectures"] == ["NewForCausalLM"]
-    assert found.family().safetensors.value[0].stem.endswith("v_proj")
+    assert found.family.safetensors.value[0].stem.endswith("v_proj")
 
 
 def test_norms_beside_and_offsets_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,11 +130,11 @@ def test_norms_beside_and_offsets_are_found(tmp_path: Path, monkeypatch: pytest.
     The gains' offset is no name: only the comparison with transformers tells such families apart.
     """
     forget(monkeypatch, "gemma3")
-    monkeypatch.setattr(proposal, "_claiming", lambda _: None)
+    monkeypatch.setattr(proposal, "claiming", lambda _: None)
     found, outcomes, _ = family_check.best(open_checkpoint(renamed(saved("gemma3", tmp_path))))
     assert found.base.safetensors.gain_offset == 1.0
     assert {"{block}self_attn.q_norm", "{block}self_attn.k_norm"} <= {
-        each.stem for each in found.family().safetensors.other
+        each.stem for each in found.family.safetensors.other
     }
     assert outcomes and not [each for each in outcomes if each.problem]
 
@@ -167,7 +168,7 @@ def test_a_tensor_that_no_family_knows_stays_unexplained(tmp_path: Path) -> None
     assert found.unexplained == ("model.layers.{layer}.self_attn.mystery.weight",)
     assert "# Not explained: model.layers.{layer}.self_attn.mystery.weight" in found.text
     assert "unknown tensors: model.layers.0.self_attn.mystery.weight" in (
-        family_check.accounting(found.family(), checkpoint) or ""
+        family_check.accounting(found.family, checkpoint) or ""
     )
 
 
@@ -181,9 +182,9 @@ def test_a_new_prefix_and_new_biases(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(folder)
     found = proposal.proposals(checkpoint)[0]
     assert found.unexplained == ()
-    section = found.family().safetensors
+    section = found.family.safetensors
     assert section.prefixes[0].body == "decoder.inner." and section.output.bias == "stored"
-    assert family_check.accounting(found.family(), checkpoint) is None
+    assert family_check.accounting(found.family, checkpoint) is None
 
 
 def test_nothing_known_at_all(tmp_path: Path) -> None:

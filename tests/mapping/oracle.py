@@ -60,11 +60,11 @@ def brute_force_layer(
     layout: Layout, inputs: LayerInputs, vocabulary: Vocabulary, *, ceiling: int
 ) -> LayerRanks:
     """Every rank of one layer, by brute force in float64 (see :func:`headatlas.mapping.engine.map_layer`)."""
-    n_heads = inputs.n_heads
+    n_heads = inputs.dims.n_heads
     ranks = np.full((2, n_heads, layout.n_pairs), RANK_UNUSABLE, dtype=np.int16)
     cells = np.full((2, n_heads, layout.n_cells), CELL_BEYOND, dtype=np.uint8)
     for head in range(n_heads):
-        outputs = inputs.values(head) @ inputs.output(head)
+        outputs = inputs.values(inputs.dims.kv_head(head)) @ inputs.output(head)
         for at, square in enumerate(_all_targets(outputs, layout, vocabulary, ceiling)):
             ranks[at, head, layout.own_pair] = square[layout.own_row, layout.own_column]
             for block in layout.blocks:

@@ -56,7 +56,7 @@ def test_logits_lie_between_their_bounds(
     mine = torch.nn.functional.normalize(torch.randn(40, 12, generator=generator, dtype=torch.float64))
     mine[0] = 0
     outputs = mine @ basis
-    exact = outputs @ vocabulary.float64(slice(None)).T
+    exact = outputs @ vocabulary.rows.to(torch.float64).T
     assert_between(Bounded(whole(vocabulary), outputs), exact)
     assert_between(Bounded(in_head(basis, vocabulary), mine), exact)
 
@@ -109,7 +109,7 @@ def test_a_row_along_what_rounding_took_from_the_basis_is_allowed_for(
     vocabulary = vocabulary_of(taken.to(torch.bfloat16).to(torch.float32))
     columns = in_head(basis, vocabulary)
     stored = columns.chunk(0, 4)[:, :4].to(torch.float64)
-    rows = vocabulary.float64(slice(None))
+    rows = vocabulary.rows.to(torch.float64)
     error = torch.linalg.vector_norm(rows @ basis.T - stored, dim=1)
     worst = torch.linalg.vector_norm(rows, dim=1) * torch.linalg.matrix_norm(taken, ord=2)
     assert (error >= 0.8 * worst).all(), "the case is as bad as it is meant to be"

@@ -54,7 +54,7 @@ def brute_force(
     """For each head (source, gain, promoted, suppressed) of the 30 largest gains, with every logit of U."""
     x, U = inputs.states.double(), unembed.double()[torch.from_numpy(competing)]
     found = []
-    for head in range(inputs.n_heads):
+    for head in range(inputs.dims.n_heads):
         W_O = inputs.heads.W_O[head].double()
         written = x @ whole_matrix(inputs, head)
         if inputs.use_bias and inputs.heads.b_V is not None:

@@ -60,7 +60,7 @@ def test_factors_give_what_the_matrix_gives(context: bool) -> None:
     found = operations(inputs, UNEMBED)
     x, U = STATES.double(), UNEMBED.double()[FIRST:]
     squares = []
-    for head in range(inputs.n_heads):
+    for head in range(inputs.dims.n_heads):
         W = whole_matrix(inputs, head)
         factors = HeadFactors.of(inputs, head)
         gram = inputs.heads.W_O[head].double() @ inputs.heads.W_O[head].double().T

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from headatlas.architectures.family import MLP, Experts, Linear, Norm, Prefix, Section, Value
+from headatlas.architectures.family import MLP, Experts, Linear, Norm, Other, Prefix, Section, Value
 from headatlas.architectures.layouts import linear_shape, value_shape, value_width
 from headatlas.architectures.sizes import ExpertSizes, ModelSizes, read_sizes
 from headatlas.errors import HeadatlasError
@@ -67,14 +67,11 @@ class Inventory:
 
     def name(self, stem: str, layer: int | None = None, kind: str = "weight") -> str:
         """The stored name of a stem's weight or bias."""
-        filled = self._fill(stem, layer, self.prefix)
-        if filled.endswith("!"):
-            return filled[:-1] if kind == "weight" else f"{filled[:-1]}_{kind}"
-        return f"{filled}.{kind}"
+        return self.section.name(stem, self.prefix, layer, kind)
 
     def block(self, layer: int) -> str:
         """The beginning of the stored names of a decoder block's tensors."""
-        return self._fill(self.section.block, layer, self.prefix)
+        return self._fill(self.section.block, layer)
 
     def has(self, condition: str, name: str) -> bool:
         """Whether a tensor under this condition is part of the model."""
@@ -87,28 +84,47 @@ class Inventory:
         return self.has(condition, "")
 
     @property
-    def mlp_norm(self) -> Norm | None:
-        """The norm whose output feeds the MLP."""
-        return self.section.attention_norm if self.holds(self.section.mlp.parallel) else self.section.mlp.norm
+    def expert_sizes(self) -> ExpertSizes:
+        """Sizes of the experts, in a model that has some."""
+        if self.sizes.experts is None:
+            raise HeadatlasError(
+                f"{self.checkpoint.spec}: there is a mixture of experts, but the config speaks of none; "
+                "check that config and weights belong together."
+            )
+        return self.sizes.experts
 
-    def stands(self, norm: Norm | None, layer: int) -> bool:
-        """Whether a layer has a norm."""
-        return norm is not None and (norm.layers == "all" or self.layers[layer].value is None)
+    def mlp_norm(self, layer: int) -> Norm | None:
+        """The norm whose output feeds a layer's MLP; None where the layer has none."""
+        mlp = self.section.mlp
+        norm = self.section.attention_norm if self.holds(mlp.parallel) else mlp.norm
+        return norm if norm is not None and self._stands(norm, layer) else None
 
-    def weight(self, norm: Norm, layer: int | None = None) -> str | None:
+    def _stands(self, norm: Norm, layer: int) -> bool:
+        return norm.layers == "all" or self.layers[layer].value is None
+
+    def weight(self, norm: Norm, layer: int | None) -> str | None:
         """The name of a norm's weight, or None if it has none."""
         name = self.name(self._stem(norm, layer), layer)
         return name if self.has(norm.weight, name) else None
 
-    def bias(self, part: Linear | Norm | Value, layer: int | None = None) -> str | None:
+    def bias(self, part: Linear | Norm | Value | Other, layer: int | None) -> str | None:
         """The name of a part's bias, or None if it has none."""
         name = self.name(self._stem(part, layer), layer, "bias")
         return name if self.has(part.bias, name) else None
 
-    def _stem(self, part: Linear | Norm | Value, layer: int | None) -> str:
+    def _stem(self, part: Linear | Norm | Value | Other, layer: int | None) -> str:
         """A part's stem; of alternatives the first that is stored, else the last."""
         stems = part.stems if isinstance(part, Norm) else (part.stem,)
         return next((stem for stem in stems if self.name(stem, layer) in self.stored), stems[-1])
+
+    def misfits(self) -> tuple[list[str], list[str], list[str]]:
+        """Names of the tensors that are missing, not known, and not of the shape that the config implies."""
+        expected, stored = self.expected, self.stored
+        patterns = self._ignored_patterns()
+        missing = [name for name in expected if name not in stored]
+        unknown = [name for name in stored if name not in expected and not _matches(name, patterns)]
+        shaped = ((name, shape) for name, shape in expected.items() if name in stored and shape is not None)
+        return missing, unknown, [name for name, shape in shaped if not _fits(stored[name].shape, shape)]
 
     def check(self) -> None:
         """Compare the headers with what the family and the config say.
@@ -116,32 +132,30 @@ class Inventory:
         Raises:
             HeadatlasError: A tensor is unknown, missing, or has another shape than the config implies.
         """
-        missing = [name for name in self.expected if name not in self.stored]
-        ignored = self._ignored_patterns()
-        unknown = [name for name in self.stored if name not in self.expected and not _matches(name, ignored)]
+        missing, unknown, misshapen = self.misfits()
         if missing or unknown:
             found = [f"tensors missing: {_some(missing)}"] if missing else []
             found += [f"unknown tensors: {_some(unknown)}"] if unknown else []
+            where = self.stored[unknown[0]].file if unknown else self.checkpoint.spec
             raise HeadatlasError(
-                f"{self._where(unknown[0] if unknown else None)}: does not match the config of a "
-                f"{self.checkpoint.architecture!r} model ({'; '.join(found)}); check that config and weights "
-                "belong together and that the file is complete."
+                f"{where}: does not match the config of a {self.checkpoint.architecture!r} model "
+                f"({'; '.join(found)}); check that config and weights belong together and that the file is "
+                "complete."
             )
-        for name, shape in self.expected.items():
-            if shape is not None and not _fits(self.stored[name].shape, shape):
-                implied = ", ".join("any" if size is None else str(size) for size in shape)
-                raise HeadatlasError(
-                    f"{self._where(name)}: tensor {name!r} has shape {list(self.stored[name].shape)}, but "
-                    f"the config implies [{implied}]; check that config and weights belong together."
-                )
+        for name in misshapen:
+            implied = ", ".join("any" if size is None else str(size) for size in self.expected[name] or ())
+            raise HeadatlasError(
+                f"{self.stored[name].file}: tensor {name!r} has shape {list(self.stored[name].shape)}, but "
+                f"the config implies [{implied}]; check that config and weights belong together."
+            )
 
     def aside(self) -> list[str]:
         """Names of the stored tensors that belong to towers for images or sound."""
         aside = list(self.section.aside)
         return [name for name in self.stored if name not in self.expected and _matches(name, aside)]
 
-    def linears_of(self, mlp: MLP, width: int) -> list[tuple[Linear, int, int]]:
-        """The projections of an MLP of this hidden width, with their output and input sizes."""
+    def _linears_of(self, mlp: MLP | Experts, width: int) -> list[tuple[Linear, int, int]]:
+        """The projections of an MLP or an expert of this hidden width, with their output and input sizes."""
         d_model = self.sizes.dims.d_model
         sizes = [(mlp.gate, width, d_model), (mlp.gate_up, 2 * width, d_model)]
         sizes += [(mlp.up, width, d_model), (mlp.down, d_model, width)]
@@ -152,13 +166,12 @@ class Inventory:
         parts, mlp = self.layers[layer], self.section.mlp
         if not parts.feeds:
             return
-        if (norm := self.mlp_norm) is not None and self.stands(norm, layer):
-            yield from self._norm(norm, layer)
+        yield from self._norm(self.mlp_norm(layer), layer)
         if parts.experts is None:
-            yield from self._linears(self.linears_of(mlp, self.sizes.d_mlp), layer)
+            yield from self._linears(self._linears_of(mlp, self.sizes.d_mlp), layer)
             if mlp.xielu is not None:
                 for name in XIELU:
-                    yield f"{self._fill(mlp.xielu, layer, self.prefix)}.{name}", None
+                    yield f"{self._fill(mlp.xielu, layer)}.{name}", None
         else:
             yield from self._experts(parts.experts, layer)
 
@@ -174,14 +187,11 @@ class Inventory:
             by_head = value.layout == "latent_by_head"
             shape = (dims.n_heads, dims.d_head, latent) if by_head else (rows, latent)
             yield self.name(value.stem, layer), shape
-            yield self.name(value.down.stem, layer), (beside, dims.d_model)
-            if (bias := self.bias(value.down, layer)) is not None:
-                yield bias, (beside,)
+            yield from self._pair(value.down, layer, (beside, dims.d_model), beside)
             yield self.name(self._stem(value.norm, layer), layer), (latent,)
         else:
-            yield self.name(value.stem, layer), value_shape(value.layout, dims)
-            if (bias := self.bias(value, layer)) is not None:
-                yield bias, (value_width(value.layout, dims),)
+            width = value_width(value.layout, dims)
+            yield from self._pair(value, layer, value_shape(value.layout, dims), width)
         output = [(self.section.output, dims.d_model, dims.n_heads * dims.d_head)]
         yield from self._linears(output, layer)
 
@@ -197,24 +207,14 @@ class Inventory:
                     f"{len(self.stored):,} tensors are stored; check that config and weights belong together."
                 )
 
-    def _fill(self, stem: str, layer: int | None, prefix: Prefix) -> str:
-        # {block} itself holds {body} and {layer}, hence two rounds.
-        for _ in range(2):
-            stem = stem.format(
-                block=self.section.block,
-                body=prefix.body,
-                head=prefix.head,
-                layer="{layer}" if layer is None else layer,
-                expert="{expert}",
-            )
-        return stem
+    def _fill(self, stem: str, layer: int | None) -> str:
+        return self.section.filled(stem, self.prefix, layer)
 
     def _find_prefix(self) -> Prefix:
         """The first prefix under which the embedding is stored, else the first of all."""
-        for prefix in self.section.prefixes:
-            if f"{self._fill(self.section.embed, None, prefix)}.weight" in self.stored:
-                return prefix
-        return self.section.prefixes[0]
+        section = self.section
+        there = (each for each in section.prefixes if section.name(section.embed, each) in self.stored)
+        return next(there, section.prefixes[0])
 
     def _stored_sizes(self) -> Iterator[tuple[str, int]]:
         """Numbers of rows that a family file may take from the tensors themselves."""
@@ -255,7 +255,7 @@ class Inventory:
             return found
         names = sorted(self.stored)
         for layer in range(self.sizes.dims.n_layers):
-            patterns = [self._fill(each, layer, self.prefix) for each in self.section.without_heads]
+            patterns = [self._fill(each, layer) for each in self.section.without_heads]
             block = self.block(layer)
             within = names[bisect_left(names, block) : bisect_left(names, f"{block}\uffff")]
             if there := [name for name in within if _matches(name, patterns)]:
@@ -278,22 +278,18 @@ class Inventory:
         bias = self.name(self.unembed_stem or section.unembed.stems[0], kind="bias")
         if self.has(section.unembed.bias, bias):
             yield bias, (dims.vocab_size,)
-        for norm in (section.final_norm, section.embed_norm):
-            if norm is not None:
-                yield from self._norm(norm, None)
+        yield from self._norm(section.final_norm, None)
+        yield from self._norm(section.embed_norm, None)
         for block in range(dims.n_layers):
             yield from self._layer(block)
         for other in section.other:
             for layer in self._layers_of(other.stem):
-                if "*" in other.stem:
-                    pattern = self._fill(other.stem, layer, self.prefix)
-                    if self.holds(other.present):
-                        yield from ((name, None) for name in self.stored if fnmatchcase(name, pattern))
-                elif self.has(other.present, self.name(other.stem, layer)):
-                    yield self.name(other.stem, layer), None
-                    bias = self.name(other.stem, layer, "bias")
-                    if self.has(other.bias, bias):
-                        yield bias, None
+                if "*" not in other.stem:
+                    if self.has(other.present, self.name(other.stem, layer)):
+                        yield from self._pair(other, layer)
+                elif self.holds(other.present):
+                    pattern = self._fill(other.stem, layer)
+                    yield from ((name, None) for name in self.stored if fnmatchcase(name, pattern))
 
     def _layer(self, layer: int) -> Iterator[tuple[str, Shape | None]]:
         section = self.section
@@ -302,85 +298,77 @@ class Inventory:
             norms.append(section.post_attention_norm)
             yield from self.attending(layer)
             for stem in value.beside:
-                yield self.name(stem, layer), None
-                bias = self.name(stem, layer, "bias")
-                if self.has(value.bias, bias):
-                    yield bias, None
+                yield from self._pair(Linear(stem=stem, bias=value.bias), layer)
         for norm in norms:
-            if norm is not None and self.stands(norm, layer):
+            if norm is not None and self._stands(norm, layer):
                 yield from self._norm(norm, layer)
         yield from self.feeding(layer)
         yield from ((name, None) for name in self.elsewhere.get(layer, ()))
+
+    def _pair(
+        self,
+        part: Linear | Value | Other,
+        layer: int | None,
+        shape: Shape | None = None,
+        width: int | None = None,
+    ) -> Iterator[tuple[str, Shape | None]]:
+        """A projection's weight, and its bias of this width if it has one."""
+        yield self.name(part.stem, layer), shape
+        if (bias := self.bias(part, layer)) is not None:
+            yield bias, None if shape is None else (width,)
+
+    def _norm(self, norm: Norm | None, layer: int | None) -> Iterator[tuple[str, Shape]]:
+        names = () if norm is None else (self.weight(norm, layer), self.bias(norm, layer))
+        yield from ((name, (self.sizes.dims.d_model,)) for name in names if name is not None)
 
     def _linears(
         self, linears: list[tuple[Linear, int, int]], layer: int
     ) -> Iterator[tuple[str, Shape | None]]:
         for linear, d_out, d_in in linears:
-            yield self.name(linear.stem, layer), linear_shape(linear.layout, d_out, d_in)
-            if (bias := self.bias(linear, layer)) is not None:
-                yield bias, (d_out,)
+            yield from self._pair(linear, layer, linear_shape(linear.layout, d_out, d_in), d_out)
 
     def _experts(self, experts: Experts, layer: int) -> Iterator[tuple[str, Shape | None]]:
-        sizes = self.sizes.experts
-        if sizes is None:
-            raise HeadatlasError(
-                f"{self.checkpoint.spec}: layer {layer} has a mixture of experts, but the config speaks of "
-                "none; check that config and weights belong together."
-            )
-        count, d_model = sizes.n_experts, self.sizes.dims.d_model
-        yield from self._linears([(experts.router, count, d_model)], layer)
+        sizes, d_model = self.expert_sizes, self.sizes.dims.d_model
+        yield from self._linears([(experts.router, sizes.n_experts, d_model)], layer)
         if experts.correction is not None:
-            yield self.name(experts.correction, layer), (*[1] * (experts.correction_axes - 1), count)
-        as_mlp = MLP(gate=experts.gate, gate_up=experts.gate_up, up=experts.up, down=experts.down)
-        linears = self.linears_of(as_mlp, sizes.width)
-        if experts.layout == "separate":
-            for linear, d_out, d_in in linears:
-                shape = linear_shape(linear.layout, d_out, d_in)
-                weight, biases = (self.name(linear.stem, layer, kind) for kind in ("weight", "bias"))
-                for number in map(str, range(count)):
-                    yield weight.replace("{expert}", number), shape
-                    if self.has(linear.bias, of_bias := biases.replace("{expert}", number)):
-                        yield of_bias, (d_out,)
-        else:
-            yield from self._together(experts, linears, layer, sizes)
+            axes = (*[1] * (experts.correction_axes - 1), sizes.n_experts)
+            yield self.name(experts.correction, layer), axes
+        for linear, d_out, d_in in self._linears_of(experts, sizes.width):
+            yield from self._of_all_experts(experts, linear, d_out, d_in, layer)
         if experts.shared is not None and sizes.shared_width:
-            yield from self._linears(self.linears_of(experts.shared, sizes.shared_width), layer)
+            yield from self._linears(self._linears_of(experts.shared, sizes.shared_width), layer)
             if experts.shared_gate is not None:
                 yield from self._linears([(experts.shared_gate, 1, d_model)], layer)
 
-    def _together(
-        self, experts: Experts, linears: list[tuple[Linear, int, int]], layer: int, sizes: ExpertSizes
+    def _of_all_experts(
+        self, experts: Experts, linear: Linear, d_out: int, d_in: int, layer: int
     ) -> Iterator[tuple[str, Shape | None]]:
-        """Projections of all experts in one tensor each."""
-        for linear, d_out, d_in in linears:
-            name, shape = self.name(linear.stem, layer), (d_out, d_in)
-            if experts.layout == "flat":
-                yield name, (sizes.n_experts * sizes.width, self.sizes.dims.d_model)
-                continue
-            yield name, (sizes.n_experts, *(shape if experts.layout == "stacked" else shape[::-1]))
-            if (bias := self.bias(linear, layer)) is not None:
-                yield bias, (sizes.n_experts, d_out)
-
-    def _norm(self, norm: Norm, layer: int | None) -> Iterator[tuple[str, Shape]]:
-        if (weight := self.weight(norm, layer)) is not None:
-            yield weight, (self.sizes.dims.d_model,)
-        if (bias := self.bias(norm, layer)) is not None:
-            yield bias, (self.sizes.dims.d_model,)
+        """One projection of every expert: a tensor each, or all in one."""
+        sizes = self.expert_sizes
+        if experts.layout == "flat":
+            yield self.name(linear.stem, layer), (sizes.n_experts * sizes.width, self.sizes.dims.d_model)
+        elif experts.layout == "separate":
+            weight, bias = (self.name(linear.stem, layer, kind) for kind in ("weight", "bias"))
+            for number in map(str, range(sizes.n_experts)):
+                yield weight.replace("{expert}", number), linear_shape(linear.layout, d_out, d_in)
+                if self.has(linear.bias, of_bias := bias.replace("{expert}", number)):
+                    yield of_bias, (d_out,)
+        else:
+            shape = (d_out, d_in) if experts.layout == "stacked" else (d_in, d_out)
+            yield self.name(linear.stem, layer), (sizes.n_experts, *shape)
+            if (of_all := self.bias(linear, layer)) is not None:
+                yield of_all, (sizes.n_experts, d_out)
 
     def _ignored_patterns(self) -> list[str]:
         patterns = []
         for pattern in (*self.section.ignored, *self.section.aside):
-            patterns += [self._fill(pattern, layer, self.prefix) for layer in self._layers_of(pattern)]
+            patterns += [self._fill(pattern, layer) for layer in self._layers_of(pattern)]
         first, more = self.sizes.dims.n_layers, self.sizes.further_layers
         return patterns + [f"{self.block(layer)}*" for layer in range(first, first + more)]
 
     def _layers_of(self, stem: str) -> list[int | None]:
         """Every layer for a stem inside the blocks, else one entry for the whole model."""
         return list(range(self.sizes.dims.n_layers)) if "{block}" in stem else [None]
-
-    def _where(self, name: str | None) -> str:
-        """The file of a tensor, or what the user typed."""
-        return self.stored[name].file if name is not None else self.checkpoint.spec
 
 
 def of_expert(linear: Linear, expert: int) -> Linear:
@@ -408,45 +396,44 @@ Pieces = tuple[tuple[str, ...], ...]
 def pieces_of(inventory: Inventory, layer: int) -> dict[str, Pieces]:
     """Names of a layer's tensors as modules have them → what files have instead."""
     stored, found = inventory.layers[layer].experts, dict[str, Pieces]()
-    if stored is None:
-        return found
-    for form in inventory.section.experts:
-        if form is not stored and form.layout == "stacked" and inventory.holds(form.when):
-            found |= dict(_of_form(inventory, layer, form, stored))
+    for form in inventory.section.experts if stored is not None else ():
+        if (
+            stored is not None
+            and form is not stored
+            and form.layout == "stacked"
+            and inventory.holds(form.when)
+        ):
+            found |= _renamed(inventory, layer, form, stored)
+            if stored.layout == "separate":
+                found |= _of_experts(inventory, layer, form, stored)
     return found
 
 
-def _of_form(
-    inventory: Inventory, layer: int, form: Experts, stored: Experts
-) -> Iterator[tuple[str, Pieces]]:
-    def same(here: Linear | None, there: Linear | None) -> Iterator[tuple[str, Pieces]]:
-        if here is not None and there is not None:
-            for kind in ("weight", "bias"):
-                yield inventory.name(here.stem, layer, kind), ((inventory.name(there.stem, layer, kind),),)
-
-    yield from same(form.router, stored.router)
-    yield from same(form.shared_gate, stored.shared_gate)
-    if form.correction is not None and stored.correction is not None:
-        yield inventory.name(form.correction, layer), ((inventory.name(stored.correction, layer),),)
+def _renamed(inventory: Inventory, layer: int, form: Experts, stored: Experts) -> dict[str, Pieces]:
+    """What both forms have in one tensor."""
+    pairs = [(form.router, stored.router), (form.shared_gate, stored.shared_gate)]
     if form.shared is not None and stored.shared is not None:
-        for here, there in zip(form.shared.linears, stored.shared.linears, strict=True):
-            yield from same(here, there)
+        pairs += zip(form.shared.linears, stored.shared.linears, strict=True)
     if stored.layout != "separate":
-        yield from same(form.gate_up, stored.gate_up)
-        yield from same(form.down, stored.down)
-        return
+        pairs += [(form.gate_up, stored.gate_up), (form.down, stored.down)]
+    stems = [(here.stem, there.stem) for here, there in pairs if here is not None and there is not None]
+    if form.correction is not None and stored.correction is not None:
+        stems.append((form.correction, stored.correction))
+    return {
+        inventory.name(here, layer, kind): ((inventory.name(there, layer, kind),),)
+        for here, there in stems
+        for kind in ("weight", "bias")
+    }
+
+
+def _of_experts(inventory: Inventory, layer: int, form: Experts, stored: Experts) -> dict[str, Pieces]:
+    """What the stored form has in a tensor for each expert."""
     together = {form.gate_up: (stored.gate, stored.up), form.up: (stored.up,), form.down: (stored.down,)}
-    sizes = inventory.sizes.experts
-    for whole, parts in together.items():
-        if whole is not None and sizes is not None:
-            yield (
-                inventory.name(whole.stem, layer),
-                tuple(
-                    tuple(
-                        inventory.name(of_expert(part, number).stem, layer)
-                        for part in parts
-                        if part is not None
-                    )
-                    for number in range(sizes.n_experts)
-                ),
-            )
+    return {
+        inventory.name(whole.stem, layer): tuple(
+            tuple(inventory.name(of_expert(part, number).stem, layer) for part in parts if part is not None)
+            for number in range(inventory.expert_sizes.n_experts)
+        )
+        for whole, parts in together.items()
+        if whole is not None
+    }

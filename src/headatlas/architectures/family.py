@@ -10,6 +10,7 @@ A *condition* says when a tensor is there: ``always``, ``never``, ``stored`` (bo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -130,6 +131,8 @@ class ConfigKeys(Strict):
 
 
 PLAIN_CONDITIONS = ("always", "never", "stored")
+_CONDITIONS = ("bias", "weight", "when", "present", "parallel", "normalise", "grouped")
+"""Fields that hold a condition."""
 
 
 class Prefix(Strict):
@@ -197,38 +200,46 @@ class Unembed(Strict):
     bias: str = "never"
 
 
-class MLP(Strict):
-    """The block's MLP: gated (``down(act(gate(x)) * up(x))``) if ``gate`` is there, else plain.
+class Projections(Strict):
+    """The projections of an MLP: gated (``down(act(gate(x)) * up(x))``) if ``gate`` is there, else plain.
 
     Attributes:
-        norm: The norm whose output feeds it; None where the MLP reads the residual stream as it is.
-        parallel: Condition on the config under which the norm before the attention feeds it instead.
-        gate_up: Gate and up in one tensor, the gate's rows first, instead of the two.
-        up, down: None where no layer has a dense MLP.
-        xielu: Stem of the activation's own parameters, for the activation of that name.
+        gate_up: Gate and up in one tensor instead of the two.
     """
 
-    norm: Norm | None = None
-    parallel: str = "never"
     gate: Linear | None = None
     gate_up: Linear | None = None
     up: Linear | None = None
     down: Linear | None = None
-    xielu: str | None = None
 
     @property
     def linears(self) -> tuple[Linear, ...]:
-        """The projections there are."""
+        """Those there are."""
         return tuple(each for each in (self.gate, self.gate_up, self.up, self.down) if each is not None)
 
     @model_validator(mode="after")
-    def _is_whole(self) -> Self:
+    def _are_whole(self) -> Self:
         if self.linears and ((self.up is None) == (self.gate_up is None) or self.down is None):
             raise ValueError("an MLP needs 'down' and one of 'up' and 'gate_up'")
         return self
 
 
-class Experts(Strict):
+class MLP(Projections):
+    """The block's MLP; without projections where no layer has a dense one.
+
+    Attributes:
+        norm: The norm whose output feeds it; None where the MLP reads the residual stream as it is.
+        parallel: Condition on the config under which the norm before the attention feeds it instead.
+        gate_up: The gate's rows come first.
+        xielu: Stem of the activation's own parameters, for the activation of that name.
+    """
+
+    norm: Norm | None = None
+    parallel: str = "never"
+    xielu: str | None = None
+
+
+class Experts(Projections):
     """A mixture of experts in one form; in each layer the form whose router and experts are stored counts.
 
     Attributes:
@@ -244,7 +255,7 @@ class Experts(Strict):
         group_score: What ranks groups of experts: their best score, or the sum of their best two.
         layout: ``separate`` (a tensor an expert, ``{expert}`` in the stems), ``stacked`` ([experts, out,
             in]), ``stacked_in_out`` ([experts, in, out]) or ``flat`` ([experts * width, d_model], DBRX).
-        gate_up: Gate and up in one tensor instead of the two, its halves or alternating (``interleaved``).
+        interleaved: Whether the rows of ``gate_up`` alternate; else the gate's come first.
         glu: ``plain``: act(gate) * up. ``clamped``: GPT-OSS's, with its constants.
         shared: Experts every token passes.
         shared_gate: Projection to one number whose sigmoid scales the shared experts.
@@ -260,19 +271,11 @@ class Experts(Strict):
     grouped: str = "always"
     group_score: Literal["best", "best_two"] = "best"
     layout: Literal["separate", "stacked", "stacked_in_out", "flat"] = "separate"
-    gate: Linear | None = None
-    gate_up: Linear | None = None
-    up: Linear | None = None
     down: Linear
     interleaved: bool = False
     glu: Literal["plain", "clamped"] = "plain"
     shared: MLP | None = None
     shared_gate: Linear | None = None
-
-    @property
-    def linears(self) -> tuple[Linear, ...]:
-        """The projections of an expert."""
-        return tuple(each for each in (self.gate, self.gate_up, self.up, self.down) if each is not None)
 
 
 class Other(Strict):
@@ -362,34 +365,28 @@ class Section(Strict):
     aside: tuple[str, ...] = ()
     caveats: tuple[Caveat, ...] = ()
 
-    def conditions(self) -> set[str]:
-        """Every condition named in the section."""
-        linears = [self.output, *self.mlp.linears]
-        for experts in self.experts:
-            linears += [experts.router, *experts.linears, *(experts.shared.linears if experts.shared else ())]
-        downs = [value.down for value in self.value if value.down]
-        norms = [
-            self.final_norm,
-            self.embed_norm,
-            self.attention_norm,
-            self.post_attention_norm,
-            self.mlp.norm,
-        ]
-        norms += [self.queries.query_norm, self.queries.key_norm] if self.queries else []
-        there = [norm for norm in norms if norm]
-        parts: list[Linear | Norm | Value | Other | Unembed] = [
-            *linears, *downs, *there, *self.value, *self.other, self.unembed,
-        ]  # fmt: skip
-        found = {part.bias for part in parts} | {norm.weight for norm in there}
-        found |= {value.when for value in self.value} | {caveat.when for caveat in self.caveats}
-        found |= {other.present for other in self.other} | {self.mlp.parallel}
-        for experts in self.experts:
-            found |= {experts.when, experts.normalise, experts.grouped}
-        return found
+    def filled(self, stem: str, prefix: Prefix, layer: int | None = None) -> str:
+        """A stem or pattern with everything in braces filled in but for numbers that are not given."""
+        for _ in range(2):  # {block} itself holds {body} and {layer}
+            stem = stem.format(
+                block=self.block,
+                body=prefix.body,
+                head=prefix.head,
+                layer="{layer}" if layer is None else layer,
+                expert="{expert}",
+            )
+        return stem
+
+    def name(self, stem: str, prefix: Prefix, layer: int | None = None, kind: str = "weight") -> str:
+        """The stored name of a stem's weight or bias."""
+        filled = self.filled(stem, prefix, layer)
+        if filled.endswith("!"):
+            return filled[:-1] if kind == "weight" else f"{filled[:-1]}_{kind}"
+        return f"{filled}.{kind}"
 
     @model_validator(mode="after")
     def _conditions_are_known(self) -> Self:
-        unknown = self.conditions() - set(PLAIN_CONDITIONS) - set(self.config.flags)
+        unknown = set(_conditions(self)) - set(PLAIN_CONDITIONS) - set(self.config.flags)
         if unknown:
             raise ValueError(f"conditions {sorted(unknown)} are neither {PLAIN_CONDITIONS} nor config flags")
         if not self.prefixes or not self.value:
@@ -397,6 +394,19 @@ class Section(Strict):
         if self.experts and self.config.experts is None:
             raise ValueError("experts need their config keys")
         return self
+
+
+def _conditions(part: object) -> Iterator[str]:
+    """Every condition named in a part of a section."""
+    if isinstance(part, tuple):
+        for each in part:
+            yield from _conditions(each)
+    elif isinstance(part, Strict):
+        for name, value in part:
+            if name in _CONDITIONS:
+                yield value
+            else:
+                yield from _conditions(value)
 
 
 class Modules(Strict):
@@ -447,3 +457,7 @@ class Family(Strict):
     safetensors: Section
     gguf: Section | None = None
     modules: Modules
+
+    def section(self, file_format: str) -> Section | None:
+        """The part for a checkpoint's format; a loaded model counts as safetensors."""
+        return self.gguf if file_format == "gguf" else self.safetensors

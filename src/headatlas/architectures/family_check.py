@@ -21,7 +21,7 @@ from headatlas.architectures.accounting import Inventory
 from headatlas.architectures.family import Family
 from headatlas.architectures.model import Model
 from headatlas.architectures.oracle import COMPARISONS, Compared
-from headatlas.architectures.proposal import Proposal, proposals, section_for
+from headatlas.architectures.proposal import Proposal, proposals
 from headatlas.errors import HeadatlasError
 from headatlas.weights.checkpoints import open_path
 from headatlas.weights.gguf_source import GgufSource
@@ -108,9 +108,9 @@ def subject(checkpoint: Checkpoint) -> str:
 
 def _try_gguf(family: Family, checkpoint: Checkpoint, source: GgufSource) -> list[Outcome]:
     """The first layers of a GGUF file as the family reads them and as transformers does."""
-    section, key = family.gguf, f"{checkpoint.architecture}.block_count"
+    key = f"{checkpoint.architecture}.block_count"
     stored = checkpoint.config.get(key)
-    if section is None or not isinstance(stored, int):
+    if family.gguf is None or not isinstance(stored, int):
         raise HeadatlasError(
             f"{checkpoint.spec}: the family {family.name!r} or the file does not say how many layers "
             "there are."
@@ -123,12 +123,8 @@ def _try_gguf(family: Family, checkpoint: Checkpoint, source: GgufSource) -> lis
             f"{checkpoint.spec}: its first layers would take {error.args[0] / 1e9:.1f} GB of memory; a "
             "smaller model of the family can be compared."
         ) from error
-    part = replace(
-        checkpoint,
-        config={**checkpoint.config, key: layers},
-        source=_FirstLayers(source, layers),
-    )
-    return _outcomes(family, part, modules)
+    config = {**checkpoint.config, key: layers}
+    return _outcomes(family, replace(checkpoint, config=config, source=_FirstLayers(source, layers)), modules)
 
 
 class _FirstLayers:
@@ -147,53 +143,14 @@ class _FirstLayers:
 
 def _outcomes(family: Family, checkpoint: Checkpoint, modules: PreTrainedModel) -> list[Outcome]:
     """Every part of a checkpoint as a family reads it, compared with modules."""
-    section = section_for(family, checkpoint)
-    assert section is not None  # noqa: S101 (who calls has seen to it)
     try:
-        inventory = Inventory(checkpoint, section)
-        inventory.check()
+        model = Model(checkpoint, family, _accounted(family, checkpoint))
     except HeadatlasError as error:
         return [Outcome("accounting", None, str(error))]
-    model = Model(checkpoint, family, inventory)
     # Without an MLP, or with a mixer of unknown place before it, there is nothing to compare.
     mlp = bool(model.mlp_modules(0) and model.attention_modules(0))
     parts = {part: compare for part, compare in COMPARISONS.items() if mlp or part != "first MLP"}
     return [_outcome(part, compare, model, modules) for part, compare in parts.items()]
-
-
-def best(checkpoint: Checkpoint) -> tuple[Proposal, list[Outcome], str | None]:
-    """The proposal to show for a checkpoint: the first that is whole and agrees with transformers, if any is.
-
-    Returns:
-        The proposal, the outcomes of its comparison, and why there was none where there is none.
-
-    Raises:
-        HeadatlasError: No family explains anything of the checkpoint.
-    """
-    found = proposals(checkpoint)
-    whole = [each for each in found[:_TRIED] if accounting(each.family(), checkpoint) is None]
-    tried: list[tuple[Proposal, list[Outcome]]] = []
-    for proposal in whole or found[:1]:
-        try:
-            outcomes = try_family(proposal.family(), checkpoint)
-        except HeadatlasError as error:
-            return proposal, [], str(error)
-        if not any(each.problem for each in outcomes):
-            return proposal, outcomes, None
-        tried.append((proposal, outcomes))
-    return *min(tried, key=lambda each: sum(bool(outcome.problem) for outcome in each[1])), None
-
-
-def accounting(family: Family, checkpoint: Checkpoint) -> str | None:
-    """The objection of the accounting of tensors to a family; None if there is none."""
-    section = section_for(family, checkpoint)
-    if section is None:
-        return f"The family {family.name!r} has no section for {checkpoint.format}."
-    try:
-        Inventory(checkpoint, section).check()
-    except HeadatlasError as error:
-        return str(error)
-    return None
 
 
 def _outcome(
@@ -208,11 +165,56 @@ def _outcome(
         return Outcome(part, None, str(error))
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         # A wrong module path, or modules that do not fit the family's idea of them.
-        return Outcome(
-            part, None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        )
+        why = str(error).splitlines()[:1]
+        return Outcome(part, None, f"{type(error).__name__}: {''.join(why)}")
     problem = "" if distance < _TOLERANCE else "differs from what transformers computes"
     return Outcome(part, distance, problem)
+
+
+def _accounted(family: Family, checkpoint: Checkpoint) -> Inventory:
+    """A checkpoint's tensors as a family explains them.
+
+    Raises:
+        HeadatlasError: It does not explain all of them.
+    """
+    section = family.section(checkpoint.format)
+    if section is None:
+        raise HeadatlasError(f"The family {family.name!r} has no section for {checkpoint.format}.")
+    inventory = Inventory(checkpoint, section)
+    inventory.check()
+    return inventory
+
+
+def accounting(family: Family, checkpoint: Checkpoint) -> str | None:
+    """The objection of the accounting of tensors to a family; None if there is none."""
+    try:
+        _accounted(family, checkpoint)
+    except HeadatlasError as error:
+        return str(error)
+    return None
+
+
+def best(checkpoint: Checkpoint) -> tuple[Proposal, list[Outcome], str | None]:
+    """The proposal to show for a checkpoint: the first that is whole and agrees with transformers, if any is.
+
+    Returns:
+        The proposal, the outcomes of its comparison, and why there was none where there is none.
+
+    Raises:
+        HeadatlasError: No family explains anything of the checkpoint.
+    """
+    found = proposals(checkpoint)
+    whole = [each for each in found[:_TRIED] if accounting(each.family, checkpoint) is None]
+    tried: list[tuple[Proposal, list[Outcome]]] = []
+    for proposal in whole or found[:1]:
+        try:
+            outcomes = try_family(proposal.family, checkpoint)
+        except HeadatlasError as error:
+            return proposal, [], str(error)
+        if not any(each.problem for each in outcomes):
+            return proposal, outcomes, None
+        tried.append((proposal, outcomes))
+    return *min(tried, key=lambda each: sum(bool(outcome.problem) for outcome in each[1])), None
 
 
 def _tiny(checkpoint: Checkpoint) -> PreTrainedModel:

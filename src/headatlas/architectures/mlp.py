@@ -20,10 +20,15 @@ if TYPE_CHECKING:
     import torch
 
     Read = Callable[[str, slice | Sequence[int] | None], torch.Tensor]
+    OnRows = Callable[[torch.Tensor], torch.Tensor]
 
 
 # Rows whose hidden layer is in memory at a time: 256 MB at a width of 14,336.
 _ROWS = 4096
+# GPT-OSS: transformers models/gpt_oss/modeling_gpt_oss.py, GptOssExperts.
+_ALPHA, _LIMIT = 1.702, 7.0
+# What DeepSeek-V3 and its relatives add to a sum before dividing by it.
+_TINY = 1e-20
 
 
 @dataclass(frozen=True)
@@ -57,33 +62,12 @@ class LinearWeights:
         out = rows @ self.weight.to(rows).T
         return out if self.bias is None else out + self.bias.to(rows)
 
-
-@dataclass(frozen=True)
-class MLPWeights:
-    """``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` without a gate.
-
-    Attributes:
-        glu: What joins ``gate(x)`` and ``up(x)`` where it is not ``act(gate) * up``.
-    """
-
-    gate: LinearWeights | None
-    up: LinearWeights
-    down: LinearWeights
-    activation: Callable[[torch.Tensor], torch.Tensor]
-    glu: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Map rows [n, d_model] to [n, d_model]."""
-        if self.gate is None:
-            return self.down(self.activation(self.up(x)))
-        if self.glu is not None:
-            return self.down(self.glu(self.gate(x), self.up(x)))
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+    def part(self, outputs: slice) -> LinearWeights:
+        """The projection to some of the outputs."""
+        return LinearWeights(self.weight[outputs], None if self.bias is None else self.bias[outputs])
 
 
-def in_parts(
-    rows: torch.Tensor, norm: NormWeights | None, feed: Callable[[torch.Tensor], torch.Tensor]
-) -> torch.Tensor:
+def in_parts(rows: torch.Tensor, norm: NormWeights | None, feed: OnRows) -> torch.Tensor:
     """``feed(norm(rows))`` of rows [n, d_model], a few thousand at a time, in at least float32."""
     import torch
 
@@ -95,44 +79,156 @@ def in_parts(
     return out
 
 
-def activation_function(name: str, spec: str, scale: float = 1.0) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The activation that transformers knows under this name, of its argument times ``scale``.
+class MlpReader:
+    """Reads what stands after the norm in a block's second half."""
 
-    Raises:
-        HeadatlasError: There is none.
-    """
-    from transformers.activations import ACT2FN
+    def __init__(self, inventory: Inventory, read: Read) -> None:
+        self._inventory = inventory
+        self._read = read
+        stem = inventory.section.mlp.xielu
+        self._activation = self._named_activation() if stem is None else self._xielu(stem)
 
-    if name not in ACT2FN:
-        raise HeadatlasError(f"{spec}: the config names an unknown activation {name!r}; update transformers.")
-    function: Callable[[torch.Tensor], torch.Tensor] = ACT2FN[name]
-    return function if scale == 1 else lambda x: function(x * scale)
+    def of(self, layer: int) -> OnRows:
+        """The MLP of a layer, for normed rows [n, d_model]; the layer must have one."""
+        experts = self._inventory.layers[layer].experts
+        if experts is None:
+            return self._mlp(self._inventory.section.mlp, lambda linear: self._linear(linear, layer))
+        return self._mixture(experts, layer)
 
+    def _named_activation(self) -> OnRows:
+        """The activation that transformers knows under the config's name, of its argument times a factor."""
+        from transformers.activations import ACT2FN
 
-def xielu(
-    alpha_p: torch.Tensor, alpha_n: torch.Tensor, beta: torch.Tensor, eps: torch.Tensor
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The activation xIELU (arXiv:2411.13010) with a layer's own parameters, one number each.
+        sizes = self._inventory.sizes
+        if sizes.activation not in ACT2FN:
+            raise HeadatlasError(
+                f"{self._inventory.checkpoint.spec}: the config names an unknown activation "
+                f"{sizes.activation!r}; update transformers."
+            )
+        function: OnRows = ACT2FN[sizes.activation]
+        return function if sizes.gate_scale == 1 else lambda x: function(x * sizes.gate_scale)
 
-    ``a x² + b x`` for positive x, else ``(e^min(x, eps) - 1 - x) c + b x`` with ``a = softplus(alpha_p)``,
-    ``c = b + softplus(alpha_n)`` and ``b = beta``.
-    """
-    import torch
-    from torch.nn.functional import softplus
+    def _xielu(self, stem: str) -> OnRows:
+        """The activation xIELU (arXiv:2411.13010) with the first layer's own parameters, one number each.
 
-    def function(x: torch.Tensor) -> torch.Tensor:
-        a, b = softplus(alpha_p).to(x), beta.to(x)
-        c = b + softplus(alpha_n).to(x)
-        below = (torch.expm1(torch.minimum(x, eps.to(x))) - x) * c + b * x
-        return torch.where(x > 0, a * x * x + b * x, below)
+        ``a x² + b x`` for positive x, else ``(e^min(x, eps) - 1 - x) c + b x``, with
+        ``a = softplus(alpha_p)``, ``b = beta`` and ``c = b + softplus(alpha_n)``.
+        """
+        import torch
+        from torch.nn.functional import softplus
 
-    return function
+        names = [self._inventory.name(f"{stem}.{each}!", 0) for each in XIELU]
+        numbers = [self._read(name, None).double() for name in names]
+        for name, number in zip(names, numbers, strict=True):
+            if number.numel() != 1:
+                raise HeadatlasError(
+                    f"{self._inventory.stored[name].file}: tensor {name!r} must be one number; fetch the "
+                    "file again."
+                )
+        alpha_p, alpha_n, beta, eps = numbers
 
+        def function(x: torch.Tensor) -> torch.Tensor:
+            a, b = softplus(alpha_p).to(x), beta.to(x)
+            c = b + softplus(alpha_n).to(x)
+            below = (torch.expm1(torch.minimum(x, eps.to(x))) - x) * c + b * x
+            return torch.where(x > 0, a * x * x + b * x, below)
 
-# GPT-OSS: transformers models/gpt_oss/modeling_gpt_oss.py, GptOssExperts.
-_ALPHA, _LIMIT = 1.702, 7.0
-# What DeepSeek-V3 and its relatives add to a sum before dividing by it.
-_TINY = 1e-20
+        return function
+
+    def _mlp(self, mlp: MLP | Experts, read: Callable[[Linear], LinearWeights]) -> OnRows:
+        """An MLP, or one expert of a mixture: ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))``."""
+        gate, up, down = (None if each is None else read(each) for each in (mlp.gate, mlp.up, mlp.down))
+        if mlp.gate_up is not None:
+            both = read(mlp.gate_up)
+            half = both.weight.shape[0] // 2
+            alternate = isinstance(mlp, Experts) and mlp.interleaved
+            gate = both.part(slice(0, None, 2) if alternate else slice(None, half))
+            up = both.part(slice(1, None, 2) if alternate else slice(half, None))
+        assert up is not None and down is not None  # noqa: S101 (or the family file would not be valid)
+        activation, clamped = self._activation, isinstance(mlp, Experts) and mlp.glu == "clamped"
+
+        def feed(x: torch.Tensor) -> torch.Tensor:
+            if gate is None:
+                return down(activation(up(x)))
+            return down(clamped_glu(gate(x), up(x)) if clamped else activation(gate(x)) * up(x))
+
+        return feed
+
+    def _mixture(self, form: Experts, layer: int) -> OnRows:
+        """The weighted sum of the chosen experts' outputs, and what the experts add that every row passes."""
+        import torch
+
+        choose, shared, gate = self._router(form, layer), None, None
+        if form.shared is not None and self._inventory.expert_sizes.shared_width:
+            shared = self._mlp(form.shared, lambda linear: self._linear(linear, layer))
+            gate = None if form.shared_gate is None else self._linear(form.shared_gate, layer)
+
+        def feed(rows: torch.Tensor) -> torch.Tensor:
+            weights, chosen = choose(rows)
+            out = torch.zeros_like(rows)
+            for number in sorted(set(chosen.flatten().tolist())):
+                row, place = (chosen == number).nonzero(as_tuple=True)
+                weight, expert = weights[row, place].unsqueeze(1), self._expert(form, layer, number)
+                out[row] += expert(rows[row] * weight) if form.weighs_input else expert(rows[row]) * weight
+            if shared is not None:
+                more = shared(rows)
+                out += more if gate is None else more * gate(rows).sigmoid()
+            return out
+
+        return feed
+
+    def _router(
+        self, form: Experts, layer: int
+    ) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+        """Chooses the experts of rows [n, d_model]: their weights and numbers, both [n, top_k]."""
+        names, sizes = self._inventory, self._inventory.expert_sizes
+        logits = self._linear(form.router, layer)
+        if form.scores == "sparsemixer":
+            return lambda rows: sparse_mixer(logits(rows), sizes.top_k, sizes.jitter)
+        correction = None
+        if form.correction is not None:  # for choosing only (arXiv:2408.15664)
+            correction = self._read(names.name(form.correction, layer), None).flatten()
+        in_groups = names.holds(form.grouped) and sizes.groups > sizes.top_groups
+        normalise = names.holds(form.normalise)
+
+        def choose(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            scores = logits(rows).softmax(dim=-1) if form.scores == "softmax" else logits(rows).sigmoid()
+            eligible = scores if correction is None else scores + correction.to(scores)
+            if in_groups:
+                eligible = _of_best_groups(eligible, sizes, form.group_score)
+            chosen = eligible.topk(sizes.top_k, dim=-1).indices
+            weights = scores.gather(1, chosen)
+            if normalise:
+                weights = weights / (weights.sum(dim=-1, keepdim=True) + _TINY)
+            return weights * sizes.scale, chosen
+
+        return choose
+
+    def _expert(self, form: Experts, layer: int, number: int) -> OnRows:
+        """One expert, read from tensors of its own or from those of all."""
+
+        def read(linear: Linear) -> LinearWeights:
+            if form.layout == "separate":
+                return self._linear(of_expert(linear, number), layer)
+            name, bias = self._inventory.name(linear.stem, layer), self._inventory.bias(linear, layer)
+            if form.layout == "flat":  # below each other; what goes out is stored transposed
+                width = self._inventory.expert_sizes.width
+                weight = self._read(name, slice(number * width, (number + 1) * width))
+                return LinearWeights(weight.T if linear is form.down else weight, None)
+            weight = self._read(name, [number])[0]
+            return LinearWeights(
+                weight=weight if form.layout == "stacked" else weight.T,
+                bias=None if bias is None else self._read(bias, [number])[0],
+            )
+
+        return self._mlp(form, read)
+
+    def _linear(self, linear: Linear, layer: int) -> LinearWeights:
+        bias = self._inventory.bias(linear, layer)
+        return LinearWeights(
+            weight=as_linear(self._read(self._inventory.name(linear.stem, layer), None), linear.layout),
+            bias=None if bias is None else self._read(bias, None),
+        )
 
 
 def clamped_glu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -164,215 +260,14 @@ def sparse_mixer(logits: torch.Tensor, top_k: int, jitter: float) -> tuple[torch
     return torch.cat(weights, dim=-1), torch.cat(chosen, dim=-1)
 
 
-@dataclass(frozen=True)
-class Router:
-    """Chooses the experts that a row is sent to, and their weights.
+def _of_best_groups(
+    eligible: torch.Tensor, sizes: ExpertSizes, score: Literal["best", "best_two"]
+) -> torch.Tensor:
+    """Scores [n, n_experts] with those of all but the best groups at minus infinity."""
+    import torch
 
-    Attributes:
-        logits: From d_model to one logit an expert.
-        scores: ``softmax`` or ``sigmoid`` of the logits, or ``sparsemixer`` (:func:`sparse_mixer`).
-        top_k: How many are chosen.
-        normalise: Whether the weights of the chosen are divided by their sum.
-        correction: [n_experts] added to the scores for choosing only (arXiv:2408.15664), or None.
-        groups, top_groups: Experts are divided into groups, and only the best may be chosen from.
-        group_score: A group is as good as its best expert, or as its best two together.
-        scale: Factor on the weights.
-        jitter: What ``sparsemixer`` calls near the best.
-    """
-
-    logits: LinearWeights
-    scores: Literal["softmax", "sigmoid", "sparsemixer"]
-    top_k: int
-    normalise: bool
-    correction: torch.Tensor | None
-    groups: int
-    top_groups: int
-    group_score: Literal["best", "best_two"]
-    scale: float
-    jitter: float = 0.0
-
-    def __call__(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights and numbers of the chosen experts, both [n, top_k], for rows [n, d_model]."""
-        logits = self.logits(rows)
-        if self.scores == "sparsemixer":
-            return sparse_mixer(logits, self.top_k, self.jitter)
-        scores = logits.softmax(dim=-1) if self.scores == "softmax" else logits.sigmoid()
-        eligible = scores if self.correction is None else scores + self.correction.to(scores)
-        if self.groups > self.top_groups:
-            eligible = self._of_best_groups(eligible)
-        chosen = eligible.topk(self.top_k, dim=-1).indices
-        weights = scores.gather(1, chosen)
-        if self.normalise:
-            weights = weights / (weights.sum(dim=-1, keepdim=True) + _TINY)
-        return weights * self.scale, chosen
-
-    def _of_best_groups(self, eligible: torch.Tensor) -> torch.Tensor:
-        """The scores with those of all but the best groups at minus infinity."""
-        import torch
-
-        grouped = eligible.view(eligible.shape[0], self.groups, -1)
-        if self.group_score == "best":
-            value = grouped.amax(dim=-1)
-        else:
-            value = grouped.topk(2, dim=-1).values.sum(dim=-1)
-        best = value.topk(self.top_groups, dim=-1).indices
-        out = torch.ones_like(value, dtype=torch.bool).scatter_(1, best, False)
-        return grouped.masked_fill(out.unsqueeze(-1), float("-inf")).view_as(eligible)
-
-
-@dataclass(frozen=True)
-class ExpertsWeights:
-    """The weighted sum of the chosen experts' outputs, and what the shared experts add.
-
-    Attributes:
-        expert: Reads one expert.
-        shared: Experts every row passes, or None.
-        shared_gate: To one number whose sigmoid scales what they add, or None.
-        weighs_input: Whether weights multiply what goes into an expert and not what comes out (Llama 4).
-    """
-
-    router: Router
-    expert: Callable[[int], MLPWeights]
-    shared: MLPWeights | None
-    shared_gate: LinearWeights | None
-    weighs_input: bool = False
-
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """Map normed rows [n, d_model] to [n, d_model]."""
-        import torch
-
-        weights, chosen = self.router(rows)
-        out = torch.zeros_like(rows)
-        for number in sorted(set(chosen.flatten().tolist())):
-            row, place = (chosen == number).nonzero(as_tuple=True)
-            weight, expert = weights[row, place].unsqueeze(1), self.expert(number)
-            out[row] += expert(rows[row] * weight) if self.weighs_input else expert(rows[row]) * weight
-        if self.shared is not None:
-            more = self.shared(rows)
-            out += more if self.shared_gate is None else more * self.shared_gate(rows).sigmoid()
-        return out
-
-
-class MlpReader:
-    """Reads what stands after the norm in a block's second half."""
-
-    def __init__(self, inventory: Inventory, read: Read) -> None:
-        self._inventory = inventory
-        self._read = read
-        if inventory.section.mlp.xielu is None:
-            self._activation = activation_function(
-                inventory.sizes.activation, inventory.checkpoint.spec, inventory.sizes.gate_scale
-            )
-        else:
-            names = [inventory.name(f"{inventory.section.mlp.xielu}.{each}!", 0) for each in XIELU]
-            numbers = [read(name, None).double() for name in names]
-            if many := [name for name, each in zip(names, numbers, strict=True) if each.numel() != 1]:
-                raise HeadatlasError(
-                    f"{inventory.stored[many[0]].file}: tensor {many[0]!r} must be one number; fetch the "
-                    "file again."
-                )
-            self._activation = xielu(*numbers)
-
-    def of(self, layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The MLP of a layer, for normed rows [n, d_model]; the layer must have one."""
-        experts, sizes = self._inventory.layers[layer].experts, self._inventory.sizes.experts
-        if experts is None or sizes is None:
-            return self._mlp(self._inventory.section.mlp, layer)
-        return self._mixture(experts, sizes, layer)
-
-    def _mixture(self, experts: Experts, sizes: ExpertSizes, layer: int) -> ExpertsWeights:
-        names = self._inventory
-        correction = experts.correction
-        shared = experts.shared if sizes.shared_width else None
-        gate = experts.shared_gate if shared is not None else None
-        router = Router(
-            logits=self._linear(experts.router, layer),
-            scores=experts.scores,
-            top_k=sizes.top_k,
-            normalise=names.holds(experts.normalise),
-            correction=None
-            if correction is None
-            else self._read(names.name(correction, layer), None).flatten(),
-            groups=sizes.groups if names.holds(experts.grouped) else 1,
-            top_groups=sizes.top_groups,
-            group_score=experts.group_score,
-            scale=sizes.scale,
-            jitter=sizes.jitter,
-        )
-        return ExpertsWeights(
-            router=router,
-            expert=lambda number: self._expert(experts, layer, number),
-            shared=None if shared is None else self._mlp(shared, layer),
-            shared_gate=None if gate is None else self._linear(gate, layer),
-            weighs_input=experts.weighs_input,
-        )
-
-    def _expert(self, experts: Experts, layer: int, number: int) -> MLPWeights:
-        def of(linear: Linear | None) -> LinearWeights | None:
-            if linear is None:
-                return None
-            if experts.layout == "separate":
-                return self._linear(of_expert(linear, number), layer)
-            if experts.layout == "flat":
-                return self._flat(linear, layer, number, transposed=linear is experts.down)
-            one, bias = [number], self._inventory.bias(linear, layer)
-            weight = self._read(self._inventory.name(linear.stem, layer), one)[0]
-            return LinearWeights(
-                weight=weight if experts.layout == "stacked" else weight.T,
-                bias=None if bias is None else self._read(bias, one)[0],
-            )
-
-        gate, up, down = of(experts.gate), of(experts.up), of(experts.down)
-        if (both := of(experts.gate_up)) is not None:
-            gate, up = _interleaved(both) if experts.interleaved else _halves(both)
-        return self._whole(gate, up, down, clamped=experts.glu == "clamped")
-
-    def _flat(self, linear: Linear, layer: int, number: int, *, transposed: bool) -> LinearWeights:
-        """One expert's rows out of all experts' below each other; what goes out is stored transposed."""
-        sizes = self._inventory.sizes.experts
-        width = 0 if sizes is None else sizes.width
-        rows = slice(number * width, (number + 1) * width)
-        weight = self._read(self._inventory.name(linear.stem, layer), rows)
-        return LinearWeights(weight.T if transposed else weight, None)
-
-    def _mlp(self, mlp: MLP, layer: int) -> MLPWeights:
-        def of(linear: Linear | None) -> LinearWeights | None:
-            return None if linear is None else self._linear(linear, layer)
-
-        gate, up, down = of(mlp.gate), of(mlp.up), of(mlp.down)
-        if (both := of(mlp.gate_up)) is not None:
-            gate, up = _halves(both)
-        return self._whole(gate, up, down)
-
-    def _whole(
-        self,
-        gate: LinearWeights | None,
-        up: LinearWeights | None,
-        down: LinearWeights | None,
-        clamped: bool = False,
-    ) -> MLPWeights:
-        if up is None or down is None:
-            raise ValueError("family file: an MLP without 'up' or 'down'")
-        return MLPWeights(gate, up, down, self._activation, clamped_glu if clamped else None)
-
-    def _linear(self, linear: Linear, layer: int) -> LinearWeights:
-        bias = self._inventory.bias(linear, layer)
-        return LinearWeights(
-            weight=as_linear(self._read(self._inventory.name(linear.stem, layer), None), linear.layout),
-            bias=None if bias is None else self._read(bias, None),
-        )
-
-
-def _halves(both: LinearWeights) -> tuple[LinearWeights, LinearWeights]:
-    """Gate and up from one projection with the gate's outputs first."""
-    width = both.weight.shape[0] // 2
-    return _part(both, slice(None, width)), _part(both, slice(width, None))
-
-
-def _interleaved(both: LinearWeights) -> tuple[LinearWeights, LinearWeights]:
-    """Gate and up from one projection whose outputs alternate."""
-    return _part(both, slice(0, None, 2)), _part(both, slice(1, None, 2))
-
-
-def _part(both: LinearWeights, rows: slice) -> LinearWeights:
-    return LinearWeights(both.weight[rows], None if both.bias is None else both.bias[rows])
+    grouped = eligible.view(eligible.shape[0], sizes.groups, -1)
+    value = grouped.amax(dim=-1) if score == "best" else grouped.topk(2, dim=-1).values.sum(dim=-1)
+    best = value.topk(sizes.top_groups, dim=-1).indices
+    out = torch.ones_like(value, dtype=torch.bool).scatter_(1, best, False)
+    return grouped.masked_fill(out.unsqueeze(-1), float("-inf")).view_as(eligible)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
@@ -191,15 +191,13 @@ class Model:
         """
         if not self._inventory.layers[0].feeds:
             raise HeadatlasError(f"{self.checkpoint.spec}: the first block has no MLP.")
-        norm = self._inventory.mlp_norm
+        norm = self._inventory.mlp_norm(0)
         feed = MlpReader(self._inventory, self._read).of(0)
-        stands = norm is not None and self._inventory.stands(norm, 0)
-        return in_parts(rows, self._norm(norm, 0) if norm is not None and stands else None, feed)
+        return in_parts(rows, None if norm is None else self._norm(norm, 0), feed)
 
     def final_norm(self, rows: torch.Tensor) -> torch.Tensor:
         """The whole final norm, with its scale and bias, on rows [..., d_model]."""
-        norm = self._norm(self._section.final_norm)
-        return norm(rows)
+        return self._norm(self._section.final_norm)(rows)
 
     def body_module(self) -> str:
         """Path of the Hugging Face module of the decoder: embedding, blocks and final norm."""
@@ -224,14 +222,11 @@ class Model:
         names = self._inventory
         sizes = [(0, 0)]
         for layer, parts in enumerate(names.layers):
-            if (form := parts.experts) is None:
-                continue
-            beside = (form.router, form.shared_gate, *(form.shared.linears if form.shared else ()))
-            skip = {names.name(each.stem, layer) for each in beside if each is not None}
-            large = (
-                name for name, shape in names.feeding(layer) if name not in skip and len(shape or ()) > 1
-            )
-            sizes.append((sum(prod(names.stored[name].shape) for name in large), layer))
+            if (form := parts.experts) is not None:
+                beside = (form.router, form.shared_gate, *(form.shared.linears if form.shared else ()))
+                skip = {names.name(each.stem, layer) for each in beside if each is not None}
+                tensors = [name for name, shape in names.feeding(layer) if len(shape or ()) > 1]
+                sizes.append((self._numbers(name for name in tensors if name not in skip), layer))
         most, layer = max(sizes)
         return layer, most
 
@@ -315,17 +310,20 @@ class Model:
     @property
     def n_parameters(self) -> int:
         """Number of parameters in use; a tied unembedding that a safetensors file repeats counts once."""
-        repeats = self._inventory.sizes.tied and self.checkpoint.format != "gguf"
-        twice = self._inventory.unembed_stem if repeats else None
-        skip = self._inventory.name(twice) if twice is not None else None
-        stored = self._inventory.stored
-        return sum(prod(stored[name].shape) for name in self._inventory.expected if name != skip)
+        names = self._inventory
+        twice = names.unembed_stem if names.sizes.tied and self.checkpoint.format != "gguf" else None
+        skip = None if twice is None else names.name(twice)
+        return self._numbers(name for name in names.expected if name != skip)
 
     @property
     def n_block_parameters(self) -> int:
         """Number of parameters of a decoder block, by the first one's."""
-        stored, start = self._inventory.stored, self._inventory.block(0)
-        return sum(prod(info.shape) for name, info in stored.items() if name.startswith(start))
+        start = self._inventory.block(0)
+        return self._numbers(name for name in self._inventory.stored if name.startswith(start))
+
+    def _numbers(self, names: Iterable[str]) -> int:
+        """How many numbers stored tensors hold together."""
+        return sum(prod(self._inventory.stored[name].shape) for name in names)
 
     def bytes_needed(self, *, forward_pass: bool) -> int:
         """Stored bytes that are read: all that a forward pass needs, or heads, E, U and the first MLP."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from headatlas.architectures.model import Model
 from headatlas.errors import HeadatlasError
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
     Tensors = dict[str, torch.Tensor]
 
-Factor = Literal["none", "source", "head"]
-"""Positive factors, which change no rank, that are left open when values are compared: none; one for each
-source (values made from a latent, whose norm divides by a number of the source); or one for each source and
-head (attention sinks and gates, which take a share of what a head passes on)."""
 _ROWS = 3
 
 
@@ -61,7 +57,7 @@ class Compared:
     @property
     def directions(self) -> Compared:
         """Both with rows of length one: positive factors, which change no rank, are left open."""
-        return Compared(self.part, _unit(self.ours), _unit(self.theirs))
+        return Compared(self.part, unit(self.ours), unit(self.theirs))
 
 
 class _Reached(Exception):  # noqa: N818 (a signal, no error)
@@ -138,76 +134,39 @@ def embeddings(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
     unembedding = untyped.get_output_embeddings().weight.detach()
     yield Compared("unembedding", model.unembed(), unembedding, stored=True)
     if model.norms_embedding:
-        ids = _ids(model, 1)
+        ids = random_ids(model, 1)
         first = model.block_module(0)
         with recorded(modules, [first]) as (entering, _):
             modules(ids)
-        yield Compared("embedding", _unit(model.embed(ids[:, 0].tolist())), _unit(entering[first][:, 0]))
+        yield Compared("embedding", unit(model.embed(ids[:, 0].tolist())), unit(entering[first][:, 0]))
         return
     embedding = untyped.get_input_embeddings().weight.detach()
     yield Compared("embedding", model.embed(), embedding, stored=True)
     yield Compared("rows of the embedding", model.embed([7, 3]), embedding[[7, 3]], stored=True)
 
 
-def values(
-    model: Model, modules: PreTrainedModel, *, tokens: int = 1, factor: Factor = "head"
-) -> Iterator[Compared]:
-    """Values of the recorded x_l, weighted by attention, against what enters the output projections.
-
-    Args:
-        model: The model as headatlas reads it.
-        modules: Its modules.
-        tokens: Length of the texts. Of one token, attention is the token's to itself; of several, the modules
-            must return their attention weights (``eager``).
-        factor: Positive factors left open.
-    """
-    layers = model.layers_with_heads
-    sources = {layer: model.value_input_module(layer) for layer in layers}
-    outputs = {layer: model.o_proj_module(layer) for layer in layers}
-    with recorded(modules, [*sources.values(), *outputs.values()]) as (entering, _):
-        ran = modules(_ids(model, tokens), **({"output_attentions": True} if tokens > 1 else {}))
-    for place, layer in enumerate(layers):
-        weights = None
-        if tokens > 1:
-            only_heads = len(ran.attentions) < model.dims.n_layers
-            weights = ran.attentions[place if only_heads else layer].detach().cpu().double()
-        x, passed = entering[sources[layer]], entering[outputs[layer]]
-        yield from values_of_layer(model.heads(layer), model.dims, layer, x, passed, weights, factor)
+def values(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
+    """Values of the recorded x_l against what enters the output projections, in texts of one token."""
+    paths = {
+        each: (model.value_input_module(each), model.o_proj_module(each)) for each in model.layers_with_heads
+    }
+    with recorded(modules, [path for both in paths.values() for path in both]) as (entering, _):
+        modules(random_ids(model, 1))
+    for layer, (source, output) in paths.items():
+        yield from values_of_layer(model.heads(layer), model.dims, layer, entering[source], entering[output])
 
 
 def values_of_layer(
-    heads: LayerHeads,
-    dims: Dims,
-    layer: int,
-    x: torch.Tensor,
-    passed: torch.Tensor,
-    weights: torch.Tensor | None = None,
-    factor: Factor = "head",
+    heads: LayerHeads, dims: Dims, layer: int, x: torch.Tensor, passed: torch.Tensor
 ) -> Iterator[Compared]:
-    """Every head's values of source states x [n, tokens, d_model] against what it passed on.
+    """Every head's values of source states x [n, 1, d_model] against passed [n, 1, n_heads * d_head].
 
-    Args:
-        heads: The layer's heads as headatlas reads them.
-        dims: Sizes of the model.
-        layer: The layer, for the names of heads.
-        x: Source states.
-        passed: What entered the output projection [n, tokens, n_heads * d_head].
-        weights: Attention weights [n, n_heads, tokens, tokens]; None if every token attends to itself alone.
-        factor: Positive factors left open.
+    A token that is alone attends to itself, so what a head passes on is its value, up to a positive factor
+    for each source and head: a sink or a gate takes a share, the norm of a latent divides by a number.
     """
-    import torch
-
-    ours = []
     for head in range(dims.n_heads):
-        own = _values_of_head(heads, dims, head, x)
-        ours.append(own if weights is None else weights[:, head] @ own)
-    if factor == "source":
-        yield Compared(f"values of layer {layer}", _unit(torch.cat(ours, dim=-1)), _unit(passed))
-        return
-    for head, own in enumerate(ours):
-        theirs = _of_head(passed, head, dims)
-        both = (own, theirs) if factor == "none" else (_unit(own), _unit(theirs))
-        yield Compared(f"values of head {layer}.{head}", *both)
+        ours, theirs = values_of_head(heads, dims, head, x), of_head(passed, head, dims)
+        yield Compared(f"values of head {layer}.{head}", unit(ours), unit(theirs))
 
 
 def outputs(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
@@ -224,7 +183,7 @@ def output_of_head(
     heads: LayerHeads, dims: Dims, layer: int, head: int, passed: torch.Tensor, projection: Any
 ) -> Compared:
     """Output of one head for its part of what entered the output projection [..., n_heads * d_head]."""
-    ours = _of_head(passed, head, dims) @ heads.W_O[head].double()
+    ours = of_head(passed, head, dims) @ heads.W_O[head].double()
     return Compared(f"output of head {layer}.{head}", ours, _written_by(projection, passed, head, dims))
 
 
@@ -233,11 +192,11 @@ def norms_after_attention(model: Model, modules: PreTrainedModel) -> Iterator[Co
     for layer in model.layers_with_heads:
         output, norms = model.o_proj_module(layer), _norms_of(model, modules, layer)
         with recorded(modules, [output, *norms]) as (entering, left):
-            modules(_ids(model, 1))
+            modules(random_ids(model, 1))
         after = _norm_after(model, layer, norms, entering, left[output])
         gain = model.right_map(layer).post_gain
         if gain is not None and after is not None:
-            yield Compared(f"norm after attention {layer}", _unit(left[output] * gain), _unit(left[after]))
+            yield Compared(f"norm after attention {layer}", unit(left[output] * gain), unit(left[after]))
 
 
 def contributions(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
@@ -253,7 +212,7 @@ def contributions(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
     for layer in norms:
         paths += [model.o_proj_module(layer), model.value_input_module(layer)]
     with recorded(modules, paths) as (entering, left):
-        logits = modules(_ids(model, 1)).logits.detach().cpu().double()
+        logits = modules(random_ids(model, 1)).logits.detach().cpu().double()
     last = _frozen(modules.get_submodule(final), entering[final], left[final])
     for layer, around in norms.items():
         output, right, heads = model.o_proj_module(layer), model.right_map(layer), model.heads(layer)
@@ -264,8 +223,8 @@ def contributions(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
             if after is not None:
                 theirs = _frozen(modules.get_submodule(after), entering[after], left[after])(theirs)
             theirs = last(theirs) @ unembedding.weight.detach().cpu().double().T
-            ours = right.apply(_values_of_head(heads, dims, head, x) @ heads.W_O[head].double()) @ U
-            yield Compared(f"part of the logits of head {layer}.{head}", _unit(ours), _unit(theirs))
+            ours = right.apply(values_of_head(heads, dims, head, x) @ heads.W_O[head].double()) @ U
+            yield Compared(f"part of the logits of head {layer}.{head}", unit(ours), unit(theirs))
     # Logits are what the final norm leaves, unembedded; multipliers and caps may follow and keep the order.
     order = _called(unembedding, left[final]).argsort()
     yield Compared("order of the logits", logits.gather(-1, order), logits.sort().values)
@@ -282,7 +241,7 @@ def residual_stream(model: Model, modules: PreTrainedModel) -> Iterator[Compared
         model.o_proj_module(layer),
         model.block_module(layer),
     )
-    ids = _ids(model, 1)
+    ids = random_ids(model, 1)
     with _silenced(modules, model.mlp_modules(layer)):
         with recorded(modules, [source, output, block]) as (entering, left):
             modules(ids)
@@ -293,15 +252,15 @@ def residual_stream(model: Model, modules: PreTrainedModel) -> Iterator[Compared
     if bias is not None:
         ours = ours + bias.detach().cpu()
     for head in range(dims.n_heads):
-        own = _values_of_head(heads, dims, head, entering[source])
-        share = (_of_head(entering[output], head, dims) * own).sum(-1, keepdim=True)
+        own = values_of_head(heads, dims, head, entering[source])
+        share = (of_head(entering[output], head, dims) * own).sum(-1, keepdim=True)
         share = share / own.square().sum(-1, keepdim=True)
         if not bool((share > 0).all()):  # below one beside a sink, anything where values come from a latent
             raise HeadatlasError(f"head {layer}.{head} passes on its values with another sign")
         ours = ours + share * own @ heads.W_O[head].double()
     gain = model.right_map(layer).post_gain
     ours = ours if gain is None else ours * gain.double()
-    yield Compared(f"attention's part of block {layer}", _unit(ours), _unit(left[block] - without[block]))
+    yield Compared(f"attention's part of block {layer}", unit(ours), unit(left[block] - without[block]))
 
 
 def final_norm(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
@@ -314,7 +273,7 @@ def final_norm(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
     right = model.right_map(model.layers_with_heads[0])
     ours = type(right)(None, right.centre, right.final_gain).apply(rows)
     without_bias = theirs if bias is None else theirs - bias.detach().cpu()
-    yield Compared("final norm of the right map", _unit(ours), _unit(without_bias))
+    yield Compared("final norm of the right map", unit(ours), unit(without_bias))
 
 
 def first_mlp(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
@@ -332,7 +291,7 @@ def first_mlp(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
         stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
         stack.enter_context(_silenced(modules, model.attention_modules(0)))
         _, left = stack.enter_context(recorded(modules, paths))
-        modules(_ids(model, 5))
+        modules(random_ids(model, 5))
     theirs = sum(left[path].reshape(rows.shape) for path in paths)
     assert not isinstance(theirs, int)  # noqa: S101 (there is an MLP)
     yield Compared("first MLP", model.first_mlp(rows.flatten(0, 1)).reshape(rows.shape), theirs)
@@ -353,7 +312,7 @@ COMPARISONS: dict[str, Callable[[Model, PreTrainedModel], Iterator[Compared]]] =
 # With what ------------------------------------------------------------------------------------------
 
 
-def _ids(model: Model, length: int) -> torch.Tensor:
+def random_ids(model: Model, length: int) -> torch.Tensor:
     """Texts of random tokens [3, length]; ids below three may be special."""
     import torch
 
@@ -367,19 +326,19 @@ def _random(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def _unit(rows: torch.Tensor) -> torch.Tensor:
+def unit(rows: torch.Tensor) -> torch.Tensor:
     """Rows of length one."""
     import torch
 
     return torch.nn.functional.normalize(rows.double(), dim=-1)
 
 
-def _of_head(passed: torch.Tensor, head: int, dims: Dims) -> torch.Tensor:
+def of_head(passed: torch.Tensor, head: int, dims: Dims) -> torch.Tensor:
     """One head's part [..., d_head] of what enters the output projection."""
     return passed[..., head * dims.d_head : (head + 1) * dims.d_head]
 
 
-def _values_of_head(heads: LayerHeads, dims: Dims, head: int, x: torch.Tensor) -> torch.Tensor:
+def values_of_head(heads: LayerHeads, dims: Dims, head: int, x: torch.Tensor) -> torch.Tensor:
     """x_l W_V + b_V of one query head."""
     group = dims.kv_head(head)
     own = x @ heads.W_V[group].to(x)
@@ -391,7 +350,7 @@ def _written_by(projection: Any, passed: torch.Tensor, head: int, dims: Dims) ->
     import torch
 
     alone = torch.zeros_like(passed)
-    _of_head(alone, head, dims).copy_(_of_head(passed, head, dims))
+    of_head(alone, head, dims).copy_(of_head(passed, head, dims))
     return _called(projection, alone) - _called(projection, torch.zeros_like(passed))
 
 

@@ -22,6 +22,11 @@ from headatlas.errors import HeadatlasError
 from headatlas.weights.gguf_config import BESIDE_TEXT
 from headatlas.weights.source import Checkpoint
 
+Table = dict[str, Any]
+_HERE = resources.files("headatlas.architectures")
+_FILLED_IN = ("block", "body", "head", "layer", "expert")
+_JOINED = ("safetensors", "gguf", "config", "flags", "experts", "mlp", "modules")
+
 
 class Oracles(BaseModel):
     """The tiny random models of a family whose heads, norms and first MLP equal the modules'.
@@ -52,22 +57,14 @@ def tested_with() -> str:
 @cache
 def unsupported() -> dict[str, str]:
     """Architectures that are known and not supported → why, as the end of a sentence."""
-    file = resources.files("headatlas.architectures") / "unsupported.toml"
-    groups = tomllib.loads(file.read_text("utf-8"))["group"]
+    groups = tomllib.loads((_HERE / "unsupported.toml").read_text("utf-8"))["group"]
     return {name: group["because"] for group in groups for name in group["architectures"]}
 
 
 @cache
 def _stored() -> dict[str, Any]:
-    stored: dict[str, Any] = json.loads(
-        (resources.files("headatlas.architectures") / "oracles.json").read_text("utf-8")
-    )
+    stored: dict[str, Any] = json.loads((_HERE / "oracles.json").read_text("utf-8"))
     return stored
-
-
-Table = dict[str, Any]
-_FILLED_IN = ("block", "body", "head", "layer", "expert")
-_JOINED = ("safetensors", "gguf", "config", "flags", "experts", "mlp", "modules")
 
 
 @cache
@@ -77,10 +74,7 @@ def families() -> tuple[Family, ...]:
     Raises:
         HeadatlasError: A family file is broken or two files claim the same name.
     """
-    folder = resources.files("headatlas.architectures") / "families"
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=lambda f: f.name)
-    tables = {file.name: _table(file.read_text("utf-8"), file.name) for file in files}
-    return check_distinct(_family(tables[name], name, tables) for name in tables)
+    return check_distinct(_family(table, name) for name, table in _shipped().items())
 
 
 def parse_family(text: str, file: str) -> Family:
@@ -89,17 +83,15 @@ def parse_family(text: str, file: str) -> Family:
     Raises:
         HeadatlasError: The text is no TOML, or a key is unknown, missing or of the wrong type.
     """
-    table = _table(text, file)
-    folder = resources.files("headatlas.architectures") / "families"
-    tables: dict[str, Table] = {}
-    base = table.get("like")
-    while isinstance(base, str) and f"{base}.toml" not in tables:
-        found = folder / f"{base}.toml"
-        if not found.is_file():
-            break
-        tables[found.name] = _table(found.read_text("utf-8"), found.name)
-        base = tables[found.name].get("like")
-    return _family(table, file, tables)
+    return _family(_table(text, file), file)
+
+
+@cache
+def _shipped() -> dict[str, Table]:
+    """The tables of all shipped family files, by file name."""
+    files = [file for file in (_HERE / "families").iterdir() if file.name.endswith(".toml")]
+    files.sort(key=lambda file: file.name)
+    return {file.name: _table(file.read_text("utf-8"), file.name) for file in files}
 
 
 def _table(text: str, file: str) -> Table:
@@ -109,9 +101,9 @@ def _table(text: str, file: str) -> Table:
         raise HeadatlasError(f"{file}: not valid TOML ({error}); correct the file.") from error
 
 
-def _family(table: Table, file: str, tables: Mapping[str, Table]) -> Family:
+def _family(table: Table, file: str) -> Family:
     """The family of a table, with what it takes over from the family it is like."""
-    whole = _completed(table, file, tables)
+    whole = _completed(table, file)
     aliases = table.get("aliases")
     if "like" in table and isinstance(aliases, dict) and not aliases.get("gguf"):
         whole.pop("gguf", None)
@@ -137,21 +129,9 @@ def _check_braces(family: Family, file: str) -> None:
     Raises:
         HeadatlasError: Something else does, or braces are not closed.
     """
-
-    def texts(part: Any) -> Iterator[str]:
-        inside = (
-            part.values() if isinstance(part, Mapping) else part if isinstance(part, list | tuple) else ()
-        )
-        for each in inside:
-            yield from texts(each)
-        if isinstance(part, str):
-            yield part
-
-    for text in texts(family.model_dump(exclude={"title": True, "name": True})):
+    for text in _texts(family.model_dump(exclude={"title": True, "name": True})):
         try:
-            fields = [
-                (name, spec, form) for _, name, spec, form in Formatter().parse(text) if name is not None
-            ]
+            fields = [part[1:] for part in Formatter().parse(text) if part[1] is not None]
         except ValueError:
             fields = [(text, "", None)]
         if any(name not in _FILLED_IN or spec or form for name, spec, form in fields):
@@ -160,7 +140,16 @@ def _check_braces(family: Family, file: str) -> None:
             )
 
 
-def _completed(table: Table, file: str, tables: Mapping[str, Table], behind: tuple[str, ...] = ()) -> Table:
+def _texts(part: Any) -> Iterator[str]:
+    """All texts in a nested value."""
+    if isinstance(part, str):
+        yield part
+    elif isinstance(part, Mapping | list | tuple):
+        for each in part.values() if isinstance(part, Mapping) else part:
+            yield from _texts(each)
+
+
+def _completed(table: Table, file: str, behind: tuple[str, ...] = ()) -> Table:
     """The table over that of the family it is like, table by table; ``false`` takes a table away.
 
     Names, title, aliases and queries are a family's own. The GGUF section comes along only where the family
@@ -169,9 +158,9 @@ def _completed(table: Table, file: str, tables: Mapping[str, Table], behind: tup
     if "like" not in table:
         return table
     base = f"{table['like']}.toml"
-    if base not in tables or base in (file, *behind):
+    if base not in _shipped() or base in (file, *behind):
         raise HeadatlasError(f"{file}: like = {table['like']!r} is no other family; correct the family file.")
-    under = _completed(tables[base], base, tables, (file, *behind))
+    under = _completed(_shipped()[base], base, (file, *behind))
     for section in ("safetensors", "gguf"):  # how a family attends is not taken over
         if section in under:
             under = {**under, section: {key: at for key, at in under[section].items() if key != "queries"}}
@@ -226,13 +215,9 @@ def find_family(checkpoint: Checkpoint) -> tuple[Family, Section]:
             config's model type is that of other modules.
     """
     wanted = checkpoint.architecture
-    for family in families():
-        if checkpoint.format == "gguf":
-            if family.gguf is not None and wanted in family.aliases.gguf:
-                return family, family.gguf
-        elif wanted in family.aliases.architectures or wanted in family.aliases.model_types:
-            _check_model_type(checkpoint, family)
-            return family, family.safetensors
+    if (found := claiming(checkpoint)) is not None:
+        _check_model_type(checkpoint, found[0])
+        return found
     names = supported(checkpoint.format == "gguf")
     because = unsupported().get(wanted)
     near = get_close_matches(wanted, names, n=3)
@@ -242,6 +227,17 @@ def find_family(checkpoint: Checkpoint) -> tuple[Family, Section]:
         f"{checkpoint.spec}: the architecture {wanted!r} is not supported{why}; supported are {len(names)} "
         f"others{among}, see headatlas families list."
     )
+
+
+def claiming(checkpoint: Checkpoint) -> tuple[Family, Section] | None:
+    """The family that claims a checkpoint's architecture, and the section for its format."""
+    for family in families():
+        aliases, section = family.aliases, family.section(checkpoint.format)
+        gguf = checkpoint.format == "gguf"
+        names = aliases.gguf if gguf else (*aliases.architectures, *aliases.model_types)
+        if section is not None and checkpoint.architecture in names:
+            return family, section
+    return None
 
 
 def _check_model_type(checkpoint: Checkpoint, family: Family) -> None:
@@ -266,6 +262,5 @@ def _check_model_type(checkpoint: Checkpoint, family: Family) -> None:
 
 def supported(gguf: bool = False) -> list[str]:
     """Supported architecture names, in GGUF's or Hugging Face's spelling."""
-    if gguf:
-        return sorted(name for family in families() if family.gguf for name in family.aliases.gguf)
-    return sorted(name for family in families() for name in family.aliases.architectures)
+    aliases = [family.aliases for family in families() if family.gguf or not gguf]
+    return sorted(name for each in aliases for name in (each.gguf if gguf else each.architectures))

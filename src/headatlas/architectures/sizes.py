@@ -13,7 +13,7 @@ from headatlas.architectures.types import Dims
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint
 
-_SIZES = ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_head", "d_mlp", "vocab_size")
+SIZES = ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_head", "d_mlp", "vocab_size")
 _EXPRESSION = re.compile(r"(?:(?P<factor>\w+) \* )?(?P<a>\w+)(?: / (?P<b>\w+))?")
 
 
@@ -73,18 +73,18 @@ def read_sizes(checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str, in
     Raises:
         HeadatlasError: A key is missing, is of the wrong type, or numbers contradict each other.
     """
-    reader = _Reader(checkpoint, keys, stored)
-    flags = {name: reader.switch(name, value) for name, value in keys.flags.items()}
-    reader.flags = flags
+    reader = ConfigReader(checkpoint, keys.nested)
+    reader.known.update(stored)
+    for name, flag in keys.flags.items():
+        reader.flags[name] = reader.switch(name, flag)
     for name, value in keys.numbers.items():
         reader.size(name, value)
-    sizes = {name: reader.size(name, getattr(keys, name)) for name in _SIZES}
+    sizes = {name: reader.size(name, getattr(keys, name)) for name in SIZES}
     d_mlp = sizes.pop("d_mlp")
     dims = Dims(**sizes)
     if dims.n_heads % dims.n_kv_heads:
-        raise HeadatlasError(
-            f"{checkpoint.spec}: {dims.n_heads} attention heads cannot share {dims.n_kv_heads} key/value "
-            "heads evenly; the config contradicts itself, check it against the model's source."
+        raise reader.contradiction(
+            f"{dims.n_heads} attention heads cannot share {dims.n_kv_heads} key/value heads evenly"
         )
     return ModelSizes(
         dims=dims,
@@ -92,7 +92,7 @@ def read_sizes(checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str, in
         eps=reader.number("eps", keys.eps),
         activation=reader.word("activation", keys.activation),
         tied=reader.tied(keys.tied),
-        flags=flags,
+        flags=reader.flags,
         latent=None if keys.latent is None else reader.size("latent", keys.latent),
         key_width=reader.perhaps("key_width", keys.key_width),
         rotary_width=reader.perhaps("rotary_width", keys.rotary_width),
@@ -102,32 +102,20 @@ def read_sizes(checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str, in
     )
 
 
-def _experts(reader: _Reader, keys: ExpertKeys) -> ExpertSizes | None:
+def _experts(reader: ConfigReader, keys: ExpertKeys) -> ExpertSizes | None:
     """The sizes of the experts; None where a config of the family speaks of none."""
-    if not reader.there(keys.n_experts):
+    if not reader.stored(keys.n_experts)[1]:
         return None
     n_experts, top_k = reader.size("n_experts", keys.n_experts), reader.size("top_k", keys.top_k)
-    if top_k > n_experts:
-        raise HeadatlasError(
-            f"{reader.spec}: the config sends a token to {top_k:,} of {n_experts:,} experts; it contradicts "
-            "itself, check it against the model's source."
-        )
     width = reader.size("width", keys.width)
     if keys.shared_count is not None:
         reader.size("shared_count", keys.shared_count, least=0)
-    groups = reader.size("groups", keys.groups)
+    groups, top_groups = reader.size("groups", keys.groups), reader.size("top_groups", keys.top_groups)
     if n_experts % groups:
-        raise HeadatlasError(
-            f"{reader.spec}: {n_experts} experts are no {groups} groups of one size; the config contradicts "
-            "itself, check it against the model's source."
-        )
-    top_groups = reader.size("top_groups", keys.top_groups)
-    if top_k > top_groups * (n_experts // groups):
-        raise HeadatlasError(
-            f"{reader.spec}: the config sends a token to {top_k:,} experts, but {top_groups:,} groups have "
-            f"only {top_groups * (n_experts // groups):,}; it contradicts itself, check it against the "
-            "model's source."
-        )
+        raise reader.contradiction(f"{n_experts} experts are no {groups} groups of one size")
+    among = min(top_groups, groups) * (n_experts // groups)
+    if top_k > among:
+        raise reader.contradiction(f"a token is sent to {top_k:,} of {among:,} experts")
     return ExpertSizes(
         n_experts=n_experts,
         top_k=top_k,
@@ -140,54 +128,65 @@ def _experts(reader: _Reader, keys: ExpertKeys) -> ExpertSizes | None:
     )
 
 
-class _Reader:
-    def __init__(self, checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str, int]) -> None:
-        self.spec = checkpoint.spec
-        self.config: Mapping[str, Any] = checkpoint.config
-        self.outer = checkpoint.config
-        self.prefix = f"{checkpoint.architecture}." if checkpoint.format == "gguf" else ""
-        if keys.nested is not None and isinstance(self.config.get(keys.nested), Mapping):
-            self.config = self.config[keys.nested]
-        self.flags: Mapping[str, bool] = {}
-        self.known: dict[str, int] = dict(stored)
+class ConfigReader:
+    """Reads the values of a checkpoint's config that a family file asks for.
 
-    def _stored(self, value: ConfigValue) -> tuple[str, Any]:
+    Attributes:
+        flags: The switches that values may depend on.
+        known: Sizes by name, which expressions may use; those that are read are added.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, nested: str | None) -> None:
+        self._spec = checkpoint.spec
+        self._config = self._outer = checkpoint.config
+        self._prefix = f"{checkpoint.architecture}." if checkpoint.format == "gguf" else ""
+        if nested is not None and isinstance(self._outer.get(nested), Mapping):
+            self._config = self._outer[nested]
+        self.flags: dict[str, bool] = {}
+        self.known: dict[str, int] = {}
+
+    def stored(self, value: ConfigValue) -> tuple[str, Any]:
         """The key that is there and what it holds, else the first key and the default."""
         for key in value.keys:
-            found = self._at(key)
+            found = self.at(key)
             if found is not None:
-                return self.prefix + key, found
-        return self.prefix + (value.keys[0] if value.keys else ""), value.default
+                return self._prefix + key, found
+        return self._prefix + (value.keys[0] if value.keys else ""), value.default
 
-    def _at(self, key: str) -> Any:
+    def at(self, key: str) -> Any:
         """The value under a key, or None; ``a.b`` may be a key itself (GGUF) or lead into a table."""
-        found = self.config.get(self.prefix + key)
+        found = self._config.get(self._prefix + key)
         outer, dot, inner = key.partition(".")
-        table = self.config.get(outer) if found is None and dot else None
+        table = self._config.get(outer) if found is None and dot else None
         if isinstance(table, Mapping):
             return table.get(inner)
         if isinstance(table, list) and inner.isdigit():
             return table[int(inner)] if int(inner) < len(table) else None
         return found
 
-    def there(self, value: ConfigValue) -> bool:
-        """Whether the config has the key, with more than nothing in it, or the family knows a default."""
-        return bool(self._stored(value)[1])
+    def contradiction(self, what: str) -> HeadatlasError:
+        """The error to raise for a config whose numbers do not go together."""
+        return HeadatlasError(
+            f"{self._spec}: {what}; the config contradicts itself, check it against the model's source."
+        )
 
     def _wrong(self, name: str, key: str, found: object, wanted: str) -> HeadatlasError:
         if found is None:
             return HeadatlasError(
-                f"{self.spec}: the config has no {key!r} ({name}); add it or get a complete model."
+                f"{self._spec}: the config has no {key!r} ({name}); add it or get a complete model."
             )
-        return HeadatlasError(f"{self.spec}: config key {key!r} ({name}) is {found!r}, but must be {wanted}.")
+        return HeadatlasError(
+            f"{self._spec}: config key {key!r} ({name}) is {found!r}, but must be {wanted}."
+        )
 
     def _case(self, value: ConfigValue) -> ConfigValue:
         """The case that counts under the flags of this config."""
         return next((case for case in value.cases if self.flags[case.when]), value)
 
     def size(self, name: str, value: ConfigValue, least: int = 1) -> int:
+        """A whole number of at least ``least``, kept for expressions."""
         value = self._case(value)
-        key, found = self._stored(value)
+        key, found = self.stored(value)
         if value.count and isinstance(found, list | str):
             found = len(found)
         if found is None and value.derive is not None:
@@ -199,7 +198,7 @@ class _Reader:
 
     def perhaps(self, name: str, value: ConfigValue | None) -> int | None:
         """A size that the config need not say."""
-        return self.size(name, value, 0) if value is not None and self._stored(value)[1] is not None else None
+        return self.size(name, value, 0) if value is not None and self.stored(value)[1] is not None else None
 
     def _derived(self, name: str, expression: str, key: str) -> int | None:
         match = _EXPRESSION.fullmatch(expression)
@@ -213,47 +212,46 @@ class _Reader:
             return result
         divisor = self.known[match["b"]]
         if result % divisor:
-            raise HeadatlasError(
-                f"{self.spec}: {match['a']} = {result} is no multiple of {match['b']} = {divisor} and the "
-                f"config has no {key!r}; {name} is unknown, check the config against the model's source."
+            raise self.contradiction(
+                f"{match['a']} = {result} is no multiple of {match['b']} = {divisor}, and without {key!r} "
+                f"{name} is unknown"
             )
         return result // divisor
 
     def number(self, name: str, value: ConfigValue, most: float | None = 1.0) -> float:
-        key, found = self._stored(value)
+        """A number that is not negative, and below ``most``."""
+        key, found = self.stored(value)
         if not isinstance(found, int | float) or isinstance(found, bool) or not 0 <= found < (most or inf):
             raise self._wrong(name, key, found, f"a {'small ' if most else ''}positive number")
         return float(found)
 
     def word(self, name: str, value: ConfigValue) -> str:
-        value = self._case(value)
-        key, found = self._stored(value)
+        """A name."""
+        key, found = self.stored(self._case(value))
         if not isinstance(found, str):
             raise self._wrong(name, key, found, "a name")
         return found
 
-    def flag(self, name: str, value: ConfigValue) -> bool:
-        key, found = self._stored(value)
-        if not isinstance(found, bool):
-            raise self._wrong(name, key, found, "true or false")
-        return found
-
     def tied(self, value: ConfigValue) -> bool:
         """Whether the unembedding is the embedding; the outer of two configs is that of the unembedding."""
-        inner = self.config
-        self.config = self.outer if any(key in self.outer for key in value.keys) else inner
-        try:
-            return self.flag("tied", value)
-        finally:
-            self.config = inner
+        inner = self._config
+        self._config = self._outer if any(key in self._outer for key in value.keys) else inner
+        key, found = self.stored(value)
+        self._config = inner
+        return self._truth("tied", key, found)
 
     def switch(self, name: str, flag: Flag) -> bool:
         """A flag: what the config says, or whether it says something."""
-        _, found = self._stored(flag)
+        key, found = self.stored(flag)
         if flag.given is not None:
             return (found is not None) == flag.given
         if flag.equals is not None:
             return found in flag.equals
         if flag.unequal is not None:
             return found is not None and found != flag.unequal
-        return self.flag(name, flag)
+        return self._truth(name, key, found)
+
+    def _truth(self, name: str, key: str, found: object) -> bool:
+        if not isinstance(found, bool):
+            raise self._wrong(name, key, found, "true or false")
+        return found

@@ -107,9 +107,9 @@ def check_family(
         result = _own(checkpoint, family)
     else:
         proposal, outcomes, not_run = best(checkpoint)
-        result = _result(checkpoint, proposal.family(), outcomes, not_run) | {
+        result = _result(checkpoint, proposal.family, outcomes, not_run) | {
             "closest": proposal.base.name,
-            "tensors": _tensors(proposal.groups, roles_in(proposal.family(), checkpoint)),
+            "tensors": _tensors(proposal.groups, roles_in(proposal.family, checkpoint)),
             "unexplained": list(proposal.unexplained),
             "proposal": proposal.text or None,
         }

@@ -41,7 +41,6 @@ class RightFactor:
         first: [V] float32 error for a row of length one.
         second: [V] float32 error for each unit of length that rounding took from a row; zeros in float32.
         device: Where the factors are.
-        rounding: Relative error of a stored bound.
     """
 
     chunk: Callable[[int, int], torch.Tensor]
@@ -49,7 +48,11 @@ class RightFactor:
     first: torch.Tensor
     second: torch.Tensor
     device: torch.device
-    rounding: float
+
+    @property
+    def rounding(self) -> float:
+        """Relative error of a stored bound."""
+        return 2.0**-7 if self.carries else 2.0**-22
 
 
 @dataclass(frozen=True)
@@ -146,9 +149,7 @@ def whole(vocabulary: Vocabulary) -> RightFactor:
     if bfloat16_pays(vocabulary.device):
         right = vocabulary.bfloat16
         first, second = vocabulary.bfloat16_errors
-        return RightFactor(
-            lambda start, stop: right[start:stop], True, first, second, vocabulary.device, 2.0**-7
-        )
+        return RightFactor(lambda start, stop: right[start:stop], True, first, second, vocabulary.device)
     stored = vocabulary.on_device
     return _in_float32(
         lambda start, stop: stored[start:stop, : vocabulary.d_model].to(torch.float32),
@@ -160,7 +161,7 @@ def whole(vocabulary: Vocabulary) -> RightFactor:
 def in_head(basis: torch.Tensor, vocabulary: Vocabulary) -> RightFactor:
     """U projected onto a head's output space: d_head multiply-adds a logit, after d_head · d_model a column.
 
-    RightFactor are projected when they are asked for, and kept: rows may all drop out before the last.
+    Columns are projected when they are asked for, and kept: rows may all drop out before the last.
 
     Args:
         basis: [d_head, d_model] float64 orthonormal rows that span the head's outputs.
@@ -173,7 +174,7 @@ def in_head(basis: torch.Tensor, vocabulary: Vocabulary) -> RightFactor:
     def project(part: slice) -> torch.Tensor:
         return projected(stored[part, : vocabulary.d_model].to(torch.float32), right)
 
-    return _in_float32(_Kept(project, len(vocabulary)), vocabulary, head_error(basis))
+    return _in_float32(_kept(project, len(vocabulary)), vocabulary, head_error(basis))
 
 
 def projecting_pays(n_rows: int, d_head: int, d_model: int) -> bool:
@@ -207,31 +208,28 @@ def head_error(basis: torch.Tensor) -> float:
     return float(d_head**0.5 * dot_error(min(d_model, SUMMED) + parts) + 2 * dot_error(d_head))
 
 
-class _Kept:
-    """Factors made in the order of the vocabulary, when they are first asked for."""
+def _kept(make: Callable[[slice], torch.Tensor], n: int) -> Callable[[int, int], torch.Tensor]:
+    """Factors of n columns, made in the order of the vocabulary when they are first asked for."""
+    made, until = torch.empty(0), 0
 
-    def __init__(self, make: Callable[[slice], torch.Tensor], n: int) -> None:
-        self._make = make
-        self._n = n
-        self._made: torch.Tensor | None = None
-        self._until = 0
+    def chunk(start: int, stop: int) -> torch.Tensor:
+        nonlocal made, until
+        while until < stop:
+            part = slice(until, min(stop, until + PROJECTED))
+            found = make(part)
+            if until == 0:
+                made = found.new_empty((n, found.shape[1]))
+            made[part], until = found, part.stop
+        return made[start:stop]
 
-    def __call__(self, start: int, stop: int) -> torch.Tensor:
-        while self._made is None or self._until < stop:
-            part = slice(self._until, min(stop, self._until + PROJECTED))
-            made = self._make(part)
-            if self._made is None:
-                self._made = made.new_empty((self._n, made.shape[1]))
-            self._made[part] = made
-            self._until = part.stop
-        return self._made[start:stop]
+    return chunk
 
 
 def _in_float32(
     chunk: Callable[[int, int], torch.Tensor], vocabulary: Vocabulary, relative: float
 ) -> RightFactor:
     error = 1.001 * relative * vocabulary.norms
-    return RightFactor(chunk, False, error, torch.zeros_like(error), vocabulary.device, 2.0**-22)
+    return RightFactor(chunk, False, error, torch.zeros_like(error), vocabulary.device)
 
 
 def _head_in_bfloat16(basis: torch.Tensor, vocabulary: Vocabulary) -> RightFactor:
@@ -264,7 +262,7 @@ def _head_in_bfloat16(basis: torch.Tensor, vocabulary: Vocabulary) -> RightFacto
         first[part], second[part] = (factors[:, d_head + i].to(torch.float32).cpu() for i in range(2))
         return factors
 
-    return RightFactor(_Kept(project, len(vocabulary)), True, first, second, device, 2.0**-7)
+    return RightFactor(_kept(project, len(vocabulary)), True, first, second, device)
 
 
 def _in_parts(left: torch.Tensor, right: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -107,7 +107,6 @@ def rank_on_cluster(
     """
     ray = import_ray()
     cpus, gpus, at_once = _shares(ray.nodes(), n_layers, device)
-    options = {"ceiling": ceiling}
     vocabulary = replace(vocabulary, device=torch.device("cuda" if gpus else "cpu"))
     task = ray.remote(rank_one).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)
     waiting: dict[Any, int] = {}
@@ -119,7 +118,7 @@ def rank_on_cluster(
                 # Twice as many as can run, so that no machine waits while this one reads.
                 given = next(layers, None) if len(waiting) < 2 * at_once else None
                 if given is not None:
-                    waiting[task.remote(*common, given[1], options, cpus, __version__)] = given[0]
+                    waiting[task.remote(*common, given[1], ceiling, cpus, __version__)] = given[0]
                 elif not waiting:
                     return
                 ready, _ = ray.wait(list(waiting), timeout=None if given is None else 0)
@@ -139,14 +138,9 @@ def rank_on_cluster(
 
 
 def rank_one(
-    layout: Layout,
-    vocabulary: Vocabulary,
-    inputs: LayerInputs,
-    options: dict[str, Any],
-    cpus: int,
-    version: str,
+    layout: Layout, vocabulary: Vocabulary, inputs: LayerInputs, ceiling: int, cpus: int, version: str
 ) -> tuple[LayerRanks, Stats]:
-    """The task: one layer, on any machine, on the vocabulary's device; ``options`` are :func:`map_layer`'s.
+    """The task: one layer, on any machine, on the vocabulary's device.
 
     Raises:
         HeadatlasError: This machine has another version of headatlas.
@@ -159,7 +153,7 @@ def rank_one(
     torch.set_num_threads(cpus)
     stats = Stats()
     with strict_products():
-        return map_layer(layout, inputs, vocabulary, stats=stats, **options), stats
+        return map_layer(layout, inputs, vocabulary, ceiling=ceiling, stats=stats), stats
 
 
 def _shares(nodes: list[dict[str, Any]], n_layers: int, device: str = "cpu") -> tuple[int, int, int]:

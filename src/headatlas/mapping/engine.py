@@ -8,8 +8,8 @@ floor. Every round screens with what the rounds before found.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from headatlas.atlas.layout import Layout, RelationBlock
 from headatlas.atlas.store import CELL_BEYOND, LayerRanks
 from headatlas.mapping.bounds import Bounded, in_head, projecting_pays
-from headatlas.mapping.full_vocabulary import Entries, distinct, numbered, rank_entries
+from headatlas.mapping.full_vocabulary import Entries, distinct, joined, numbered, rank_entries
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.screening import Space, typical_tokens, unit
 from headatlas.mapping.vocabulary import Vocabulary
@@ -31,6 +31,9 @@ PILOTS = 32
 SIGNS = (1, -1)
 
 Ints = NDArray[np.int64]
+
+
+NO_ENTRIES = Entries(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int8))
 
 
 @dataclass
@@ -52,20 +55,18 @@ class _Head:
     cells: Sequence[NDArray[np.uint8]]
     open: list[Ints] = field(default_factory=list)
     through: list[NDArray[np.bool_]] = field(default_factory=list)
-    entries: Entries | None = None
+    entries: Entries = NO_ENTRIES
     sinks: list[tuple[NDArray[np.int16] | NDArray[np.uint8], Ints, Ints]] = field(default_factory=list)
 
     def ask(self, wanted: list[_Wanted]) -> None:
         """Make this round's entries, each (row, target, sign) once however often it is wanted."""
         n_targets = len(self.space.layout.targets)
-        self.entries, self.sinks = None, []
-        if not sum(len(each.row) for each in wanted):
-            return
         keys = [(each.row * n_targets + each.column) * 2 + (each.sign > 0) for each in wanted]
-        asked, where = np.unique(np.concatenate(keys), return_inverse=True)
+        together = np.concatenate([np.empty(0, dtype=np.int64), *keys])
+        asked, where = np.unique(together, return_inverse=True)
         row, column = np.divmod(asked // 2, n_targets)
         self.entries = Entries(row, column, np.where(asked % 2, 1, -1).astype(np.int8))
-        parts = np.split(where, np.cumsum([len(key) for key in keys])[:-1])
+        parts = np.split(where, np.cumsum([len(key) for key in keys]))[:-1]
         self.sinks = [(each.into, each.at, part) for each, part in zip(wanted, parts, strict=True)]
 
     def fill(self, ranks: NDArray[np.int16]) -> None:
@@ -108,16 +109,17 @@ def map_layer(
         stats: Counts what was done, if given.
     """
     stats = Stats() if stats is None else stats
-    ranks = np.full((2, inputs.n_heads, layout.n_pairs), RANK_UNUSABLE, dtype=np.int16)
-    cells = np.full((2, inputs.n_heads, layout.n_cells), CELL_BEYOND, dtype=np.uint8)
-    target_rows = vocabulary.float32(vocabulary.columns(layout.targets)).to(vocabulary.device)
+    ranks = np.full((2, inputs.dims.n_heads, layout.n_pairs), RANK_UNUSABLE, dtype=np.int16)
+    cells = np.full((2, inputs.dims.n_heads, layout.n_cells), CELL_BEYOND, dtype=np.uint8)
+    target_rows = vocabulary.float32(vocabulary.columns(layout.targets))
     by_group: dict[int, torch.Tensor] = {}
-    for some in _split(range(inputs.n_heads), heads_at_once or inputs.n_heads):
+    n_heads, at_once = inputs.dims.n_heads, heads_at_once or inputs.dims.n_heads
+    for start in range(0, n_heads, at_once):
         heads = []
-        for head in some:
+        for head in range(start, min(start + at_once, n_heads)):
             group = inputs.dims.kv_head(head)
             if group not in by_group:
-                by_group = {group: inputs.group_values(group)}  # the group before is done with
+                by_group = {group: inputs.values(group)}  # the group before is done with
             with stats.timed("screening"):
                 space = Space.of_head(by_group[group], inputs.output(head), layout, vocabulary, target_rows)
             heads.append(_Head(space, list(ranks[:, head]), list(cells[:, head])))
@@ -129,11 +131,6 @@ def map_layer(
     if control is None:
         raise ValueError("a layer has at least one head")
     return LayerRanks(ranks[0], ranks[1], control, cells[0], cells[1])
-
-
-def _split(heads: range, n: int) -> Iterator[range]:
-    for start in range(0, len(heads), n):
-        yield heads[start : start + n]
 
 
 def _in_rounds(heads: list[_Head], ceiling: int, stats: Stats) -> None:
@@ -252,62 +249,48 @@ def _at_floor(head: _Head, block: RelationBlock, ranks: NDArray[np.int16], ceili
 
 def _rank(heads: Sequence[_Head], ceiling: int, stats: Stats) -> None:
     """Rank what the heads ask: heads with many rows in their own space, the others together."""
-    asking = [head for head in heads if head.entries is not None]
+    asking = [head for head in heads if len(head.entries.row)]
     alone = [head for head in asking if _many_rows(head)]
     together = [head for head in asking if not _many_rows(head)]
     with stats.timed("survivors"):
         for head in alone:
-            _rank_alone(head, ceiling, stats)
+            _through_vocabulary([head], ceiling, stats, head.space.basis)
         if together:
-            _rank_together(together, ceiling, stats)
+            _through_vocabulary(together, ceiling, stats)
 
 
 def _many_rows(head: _Head) -> bool:
     """Whether projecting U onto the head's output space pays for this many lines."""
-    if head.space.basis is None or head.entries is None:
+    if head.space.basis is None:
         return False
     d_head, d_model = head.space.basis.shape
     lines = len(distinct(head.entries.row * 2 + (head.entries.sign > 0), 2 * len(head.space.rows)))
     return projecting_pays(lines, d_head, d_model)
 
 
-def _rank_alone(head: _Head, ceiling: int, stats: Stats) -> None:
-    space, entries = head.space, head.entries
-    if entries is None or space.basis is None:
-        return
-    rows, local = numbered(entries.row, len(space.rows))
+def _through_vocabulary(
+    heads: Sequence[_Head], ceiling: int, stats: Stats, basis: torch.Tensor | None = None
+) -> None:
+    """Rank what heads ask, of a single head through its own output space if its basis is given."""
+    space = heads[0].space
+    outputs, parts, n_rows, bounded = [], [], [0], None
+    for head in heads:
+        rows, local = numbered(head.entries.row, len(head.space.rows))
+        outputs.append(unit(head.space.outputs(rows)))
+        parts.append(head.entries._replace(row=local + n_rows[-1]))
+        n_rows.append(n_rows[-1] + len(rows))
+        if basis is not None:
+            bounded = Bounded(in_head(basis, space.vocabulary), space.rows[torch.from_numpy(rows)])
     ranked = rank_entries(
-        unit(space.outputs(rows)),
-        replace(entries, row=local),
+        torch.cat(outputs),
+        joined(parts),
         space.target_columns,
         space.vocabulary,
         ceiling=ceiling,
         stats=stats,
-        in_head=Bounded(in_head(space.basis, space.vocabulary), space.rows[torch.from_numpy(rows)]),
+        in_head=bounded,
     )
-    head.fill(ranked.ranks)
-    space.learn(ranked.beating_token)
-
-
-def _rank_together(heads: Sequence[_Head], ceiling: int, stats: Stats) -> None:
-    vocabulary = heads[0].space.vocabulary
-    outputs, parts, n_rows = [], [], [0]
-    for head in heads:
-        if head.entries is None:
-            continue
-        rows, local = numbered(head.entries.row, len(head.space.rows))
-        outputs.append(unit(head.space.outputs(rows)))
-        parts.append(replace(head.entries, row=local + n_rows[-1]))
-        n_rows.append(n_rows[-1] + len(rows))
-    ranked = rank_entries(
-        torch.cat(outputs),
-        Entries.joined(parts),
-        heads[0].space.target_columns,
-        vocabulary,
-        ceiling=ceiling,
-        stats=stats,
-    )
-    ends = np.cumsum([len(part) for part in parts])[:-1]
+    ends = np.cumsum([len(part.row) for part in parts])[:-1]
     of_head = np.searchsorted(n_rows, ranked.beating_row, side="right") - 1
     for at, (head, ranks) in enumerate(zip(heads, np.split(ranked.ranks, ends), strict=True)):
         head.fill(ranks)

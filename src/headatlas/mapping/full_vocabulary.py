@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,10 +27,10 @@ BLOCK_ROWS = 1024
 MOST_CANDIDATES = 2_000_000
 
 Ints = NDArray[np.int64]
+_Arrays = TypeVar("_Arrays", bound=tuple[NDArray[Any], ...])
 
 
-@dataclass(frozen=True)
-class Entries:
+class Entries(NamedTuple):
     """Ranks wanted.
 
     Attributes:
@@ -41,17 +42,6 @@ class Entries:
     row: Ints
     column: Ints
     sign: NDArray[np.int8]
-
-    @staticmethod
-    def joined(parts: Sequence[Entries]) -> Entries:
-        return Entries(
-            np.concatenate([p.row for p in parts]),
-            np.concatenate([p.column for p in parts]),
-            np.concatenate([p.sign for p in parts]),
-        )
-
-    def __len__(self) -> int:
-        return len(self.row)
 
 
 @dataclass(frozen=True)
@@ -77,7 +67,7 @@ def rank_entries(
     *,
     ceiling: int,
     stats: Stats,
-    in_head: Bounded | None = None,
+    in_head: Bounded | None,
 ) -> Ranked:
     """Exact ranks below the ceiling, ``RANK_BEYOND`` otherwise.
 
@@ -88,8 +78,8 @@ def rank_entries(
         vocabulary: Competing rows of U.
         ceiling: First rank that is not told apart.
         stats: Counters.
-        in_head: The outputs of a head in its own space: cheaper where many go through together. Changes cost,
-            not results.
+        in_head: The outputs of a head in its own space, or None: cheaper where many go through together.
+            Changes cost, not results.
     """
     # A line is a row with a sign; its logits are those of the row times the sign.
     key, line = numbered(entries.row * 2 + (entries.sign < 0), 2 * len(outputs))
@@ -99,25 +89,12 @@ def rank_entries(
     routes = [Bounded(whole(vocabulary), rows)]
     if in_head is not None:
         routes.append(Bounded(in_head.factor, in_head.rows[torch.from_numpy(key // 2)] * sign[:, None]))
-    ranks = np.empty(len(entries), dtype=np.int16)
     order = np.argsort(line, kind="stable")
-    starts = np.arange(0, len(rows), BLOCK_ROWS)
-    edges = np.searchsorted(line[order], [*starts, len(rows)])
-    row, token = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
-    for start, first, last in zip(starts, edges[:-1], edges[1:], strict=True):
-        chosen = order[first:last]
-        block = _Block(
-            rows[start : start + BLOCK_ROWS],
-            [route.part(slice(start, start + BLOCK_ROWS)) for route in routes],
-            line[chosen] - start,
-            targets[entries.column[chosen]],
-            logit[chosen],
-        )
-        ranks[chosen], best = _rank_block(block, vocabulary, ceiling, stats)
-        row.append(key[best.line + start] // 2)
-        token.append(best.token)
+    block = _Block(rows, routes, line[order], targets[entries.column[order]], logit[order])
+    ranks = np.empty(len(line), dtype=np.int16)
+    ranks[order], best = _in_parts(block, BLOCK_ROWS, vocabulary, ceiling, stats)
     stats.hit_rows += len(distinct(line[ranks >= 0], len(rows)))
-    return Ranked(ranks, np.concatenate(row), np.concatenate(token))
+    return Ranked(ranks, key[best.line] // 2, best.token)
 
 
 @dataclass(frozen=True)
@@ -141,6 +118,17 @@ class _Block:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def part(self, lines: slice) -> _Block:
+        """Some of the lines, with their entries."""
+        entries = slice(*np.searchsorted(self.line, [lines.start, lines.stop]))
+        return _Block(
+            self.rows[lines],
+            [route.part(lines) for route in self.routes],
+            self.line[entries] - lines.start,
+            self.target[entries],
+            self.logit[entries],
+        )
+
     def route(self, n: int) -> Bounded:
         """The cheaper bounds for ``n`` of the lines, where U would have to be projected for them."""
         if len(self.routes) > 1:
@@ -150,8 +138,7 @@ class _Block:
         return self.routes[0]
 
 
-@dataclass(frozen=True)
-class _Candidates:
+class _Candidates(NamedTuple):
     """Tokens that may be at or above an open target of their line.
 
     Attributes:
@@ -164,18 +151,25 @@ class _Candidates:
     upper: NDArray[np.float64]
     lower: NDArray[np.float64]
 
-    @staticmethod
-    def joined(parts: Sequence[_Candidates]) -> _Candidates:
-        none = np.empty(0)
-        return _Candidates(
-            np.concatenate([none.astype(np.int64), *(p.line for p in parts)]),
-            np.concatenate([none.astype(np.int64), *(p.token for p in parts)]),
-            np.concatenate([none, *(p.upper for p in parts)]),
-            np.concatenate([none, *(p.lower for p in parts)]),
-        )
 
-    def where(self, mask: NDArray[np.bool_]) -> _Candidates:
-        return _Candidates(self.line[mask], self.token[mask], self.upper[mask], self.lower[mask])
+_NONE = _Candidates(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0), np.empty(0))
+
+
+def joined(parts: Sequence[_Arrays]) -> _Arrays:
+    """Tuples of arrays as one; there is at least one."""
+    return type(parts[0])(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def _in_parts(
+    block: _Block, size: int, vocabulary: Vocabulary, ceiling: int, stats: Stats
+) -> tuple[NDArray[np.int16], _Candidates]:
+    """:func:`_rank_block` for so many lines at a time."""
+    ranks, best = [np.empty(0, dtype=np.int16)], [_NONE]
+    for start in range(0, len(block), size):
+        found, beating = _rank_block(block.part(slice(start, start + size)), vocabulary, ceiling, stats)
+        ranks.append(found)
+        best.append(beating._replace(line=beating.line + start))
+    return np.concatenate(ranks), joined(best)
 
 
 def _rank_block(
@@ -189,38 +183,15 @@ def _rank_block(
     ranks = np.full(len(block.line), RANK_BEYOND, dtype=np.int64)
     ranks[~open_] = len(vocabulary) - 1
     found = _collect(block, open_, tie, vocabulary, ceiling, stats)
-    if found is None:
-        return _in_halves(block, vocabulary, ceiling, stats)
+    if found is None:  # rows of U that are nearly copies
+        return _in_parts(block, -(-len(block) // 2), vocabulary, ceiling, stats)
     candidates, best = found
     entry = np.flatnonzero(open_)
     if len(entry):
         ranks[entry] = _count(block, entry, tie, candidates, vocabulary, stats)
     ranks = np.where(ranks < ceiling, ranks, RANK_BEYOND)
-    return ranks.astype(np.int16), candidates.where(candidates.lower >= best[candidates.line])
-
-
-def _in_halves(
-    block: _Block, vocabulary: Vocabulary, ceiling: int, stats: Stats
-) -> tuple[NDArray[np.int16], _Candidates]:
-    """Rank a block with very many candidates (rows of U that are nearly copies) in two parts."""
-    half = len(block) // 2
-    split = int(np.searchsorted(block.line, half))
-    ranks, best = [], []
-    for lines, entries in (
-        (slice(0, half), slice(0, split)),
-        (slice(half, len(block)), slice(split, None)),
-    ):
-        part = _Block(
-            block.rows[lines],
-            [route.part(lines) for route in block.routes],
-            block.line[entries] - lines.start,
-            block.target[entries],
-            block.logit[entries],
-        )
-        found, beating = _rank_block(part, vocabulary, ceiling, stats)
-        ranks.append(found)
-        best.append(_Candidates(beating.line + lines.start, beating.token, beating.upper, beating.lower))
-    return np.concatenate(ranks), _Candidates.joined(best)
+    among_first = candidates.lower >= best[candidates.line]
+    return ranks.astype(np.int16), _Candidates._make(each[among_first] for each in candidates)
 
 
 def _collect(
@@ -238,7 +209,7 @@ def _collect(
     """
     n_lines, n_tokens = len(block), len(vocabulary)
     best = np.full((n_lines, ceiling), -np.inf)
-    parts: list[_Candidates] = []
+    parts = [_NONE]
     held, start, chunk = 0, 0, FIRST_CHUNK
     index = distinct(block.line[open_], n_lines)
     stats.rows += len(index)
@@ -263,7 +234,7 @@ def _collect(
         start, chunk = stop, min(chunk * 2, LARGEST_CHUNK)
         before, index = index, distinct(block.line[open_], n_lines)
         stats.rows_dropped += len(before) - len(index) if start < n_tokens else 0
-    return _Candidates.joined(parts), best[:, -1]
+    return joined(parts), best[:, -1]
 
 
 def _lowest(block: _Block, open_: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -322,11 +293,10 @@ def _at_least(values: torch.Tensor, limit: torch.Tensor) -> tuple[Ints, Ints]:
         return row.cpu().numpy(), column.cpu().numpy()
     # The bits of positive numbers are ordered as integers are, and those of negative ones are below:
     # comparing them is twenty times faster than comparing bfloat16.
-    dtype = torch.int16 if values.dtype == torch.bfloat16 and bool((limit > 0).all()) else None
-    if dtype is None:
-        numbers, least = values.to(torch.float32), limit.to(torch.float32)
-    else:
-        numbers, least = values.view(dtype), limit.view(dtype)
+    as_bits = values.dtype == torch.bfloat16 and bool((limit > 0).all())
+    numbers, least = (
+        each.view(torch.int16) if as_bits else each.to(torch.float32) for each in (values, limit)
+    )
     reaching = np.flatnonzero(numbers.numpy() >= least.numpy()[:, None])
     return np.divmod(reaching, values.shape[1])
 
@@ -368,40 +338,30 @@ def _count(
     doubtful &= candidates.token[which] != block.target[entry][at]
     ranks = np.bincount(at[surely], minlength=len(entry))
     at, which, limit = at[doubtful], which[doubtful], (logit - margin)[doubtful]
-    for dtype in (torch.float32, torch.float64):
-        token = candidates.token[which]
-        found = single_logits(block.rows, candidates.line[which], vocabulary, token, dtype)
-        if dtype == torch.float64:
-            stats.rechecked += len(which)
-            ranks += np.bincount(at[found >= limit], minlength=len(entry))
-            break
-        error = single_error(vocabulary, token)
-        ranks += np.bincount(at[found - error > limit], minlength=len(entry))
-        still = np.abs(found - limit) <= error
-        at, which, limit = at[still], which[still], limit[still]
-    return ranks
+    found = single_logits(
+        block.rows, candidates.line[which], vocabulary, candidates.token[which], torch.float32
+    )
+    error = single_error(vocabulary, candidates.token[which])
+    ranks += np.bincount(at[found - error > limit], minlength=len(entry))
+    still = np.abs(found - limit) <= error
+    at, which, limit = at[still], which[still], limit[still]
+    stats.rechecked += len(which)
+    found = single_logits(
+        block.rows, candidates.line[which], vocabulary, candidates.token[which], torch.float64
+    )
+    return ranks + np.bincount(at[found >= limit], minlength=len(entry))
 
 
 # Distinct among many small numbers: marking them is several times faster than sorting or hashing ------
 
 
 def distinct(values: Ints, below: int) -> Ints:
-    """Distinct values, ascending.
-
-    Args:
-        values: [n] in 0 … ``below`` - 1.
-        below: Where they end.
-    """
+    """Distinct values, ascending, of [n] values in 0 … ``below`` - 1."""
     return np.flatnonzero(_marked(values, below))
 
 
 def numbered(values: Ints, below: int) -> tuple[Ints, Ints]:
-    """Distinct values, ascending, and [n] the position of each value among them.
-
-    Args:
-        values: [n] in 0 … ``below`` - 1.
-        below: Where they end.
-    """
+    """:func:`distinct` values, and [n] the position of each value among them."""
     marked = _marked(values, below)
     return np.flatnonzero(marked), (np.cumsum(marked) - 1)[values]
 

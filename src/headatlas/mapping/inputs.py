@@ -21,6 +21,8 @@ class LayerInputs:
         use_bias: Whether the lens keeps b_V.
         control_states: [n, d_model] float32: what the no-head control reads.
         control_right: The right map of the control (the final norm), or None.
+        given: [n_heads, n, d_head] value rows that take the place of x·W_V + b_V, or None. With them, every
+            query head is a key/value group of its own.
     """
 
     dims: Dims
@@ -30,17 +32,12 @@ class LayerInputs:
     use_bias: bool
     control_states: torch.Tensor
     control_right: RightMap | None
+    given: torch.Tensor | None = None
 
-    @property
-    def n_heads(self) -> int:
-        return self.dims.n_heads
-
-    def values(self, head: int) -> torch.Tensor:
-        """[n, d_head] float64 value vectors x·W_V + b_V that query head ``head`` reads."""
-        return self.group_values(self.dims.kv_head(head))
-
-    def group_values(self, group: int) -> torch.Tensor:
-        """[n, d_head] float64 value vectors of a key/value group."""
+    def values(self, group: int) -> torch.Tensor:
+        """[n, d_head] float64 value vectors x·W_V + b_V of a key/value group."""
+        if self.given is not None:
+            return self.given[group].to(torch.float64)
         out = self.states.to(torch.float64) @ self.heads.W_V[group].to(torch.float64)
         if self.use_bias and self.heads.b_V is not None:
             out = out + self.heads.b_V[group].to(torch.float64)
@@ -58,22 +55,7 @@ class LayerInputs:
         return rows if self.control_right is None else self.control_right.apply(rows)
 
 
-@dataclass(frozen=True)
-class GivenValues(LayerInputs):
-    """A layer with a value row of its own for every query head and source.
-
-    Attributes:
-        rows: [n_heads, n, d_head] value rows; they take the place of x·W_V + b_V.
-    """
-
-    rows: torch.Tensor
-
-    def group_values(self, group: int) -> torch.Tensor:
-        """[n, d_head] float64 value rows; every query head is a group of its own here."""
-        return self.rows[group].to(torch.float64)
-
-
-def given_values(dims: Dims, rows: torch.Tensor, heads: LayerHeads, right: RightMap | None) -> GivenValues:
+def given_values(dims: Dims, rows: torch.Tensor, heads: LayerHeads, right: RightMap | None) -> LayerInputs:
     """Make the inputs of a layer from value rows that were seen in texts, instead of those of a lens.
 
     Args:
@@ -87,13 +69,5 @@ def given_values(dims: Dims, rows: torch.Tensor, heads: LayerHeads, right: Right
         Inputs without a no-head control: its rows are zero and rank nothing.
     """
     nothing = torch.zeros(rows.shape[1], dims.d_model)
-    return GivenValues(
-        dims=replace(dims, n_kv_heads=dims.n_heads),
-        states=nothing,
-        heads=heads,
-        right=right,
-        use_bias=False,
-        control_states=nothing,
-        control_right=None,
-        rows=rows,
-    )
+    own_groups = replace(dims, n_kv_heads=dims.n_heads)
+    return LayerInputs(own_groups, nothing, heads, right, False, nothing, None, given=rows)

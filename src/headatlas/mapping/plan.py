@@ -179,30 +179,33 @@ def streams(model: Model, lens: Lens, sources: int, stream: bool | None, machine
     Raises:
         HeadatlasError: It was asked for and cannot be done.
     """
+    why_not = _why_whole(model, lens)
+    if why_not is not None and stream:
+        raise HeadatlasError(why_not)
+    if why_not is not None or stream is not None:
+        return bool(stream)
+    fits = memory_least(model, lens, sources) <= machine.memory
+    first = machine.devices[0]
+    if first.type != "cpu":
+        fits = fits and BYTES * model.n_parameters <= free_memory(first) // 2
+    return not fits
+
+
+def _why_whole(model: Model, lens: Lens) -> str | None:
+    """Why the forward pass of a lens cannot go layer by layer, told to who asked for it; None if it can."""
     if lens.weights_only:
-        if stream:
-            raise HeadatlasError(f"`stream`: the lens {lens.name!r} has no forward pass; leave it out.")
-        return False
+        return f"`stream`: the lens {lens.name!r} has no forward pass; leave it out."
     if not model.only_attention:
-        if stream:
-            raise HeadatlasError(
-                f"{model.checkpoint.spec}: a model with mixers beside attention does not go through layer by "
-                "layer, because they do not keep a prefix as attention does; leave out `stream=True`."
-            )
-        return False
-    possible = can_stream(model.checkpoint)
-    if stream is None:
-        fits = memory_least(model, lens, sources) <= machine.memory
-        first = machine.devices[0]
-        if first.type != "cpu":
-            fits = fits and BYTES * model.n_parameters <= free_memory(first) // 2
-        return possible and not fits
-    if stream and not possible:
-        raise HeadatlasError(
+        return (
+            f"{model.checkpoint.spec}: a model with mixers beside attention does not go through layer by "
+            "layer, because they do not keep a prefix as attention does; leave out `stream=True`."
+        )
+    if not can_stream(model.checkpoint):
+        return (
             f"{model.checkpoint.spec}: only safetensors go through layer by layer, this is "
             f"{model.checkpoint.format}; leave out `stream=True`."
         )
-    return stream
+    return None
 
 
 def memory_needed(model: Model, lens: Lens, sources: int, machine: Machine, *, streamed: bool = False) -> int:
@@ -211,16 +214,14 @@ def memory_needed(model: Model, lens: Lens, sources: int, machine: Machine, *, s
     Args:
         model, lens, sources, machine, streamed: As for :func:`streams`.
     """
-    held = _held(model, lens, sources, streamed=streamed)
-    ranking = held + shares(model.dims, sources, machine, held).bytes
-    return max(ranking, _forward(model, lens, sources, streamed=streamed))
+    in_work = share_of(model, lens, sources, machine, streamed=streamed).bytes
+    return _most_held(model, lens, sources, in_work, streamed=streamed)
 
 
 def memory_least(model: Model, lens: Lens, sources: int, *, streamed: bool = False) -> int:
     """Estimated peak bytes with one head in work at a time: less does not do."""
-    one = WORKING_BYTES + head_bytes(model.dims, sources)
-    ranking = _held(model, lens, sources, streamed=streamed) + one
-    return max(ranking, _forward(model, lens, sources, streamed=streamed))
+    in_work = WORKING_BYTES + head_bytes(model.dims, sources)
+    return _most_held(model, lens, sources, in_work, streamed=streamed)
 
 
 def streams_within(model: Model, lens: Lens, sources: int, stream: bool | None, machine: Machine) -> bool:
@@ -241,7 +242,7 @@ def streams_within(model: Model, lens: Lens, sources: int, stream: bool | None, 
     if lens.weights_only:
         raise HeadatlasError(f"{model.checkpoint.spec}: the map {amounts}.")
     how = "runs the model layer by layer" if streamed else "loads the whole model"
-    instead = "leave out `stream=False`, or " if stream is False and can_stream(model.checkpoint) else ""
+    instead = "leave out `stream=False`, or " if stream is False and _why_whole(model, lens) is None else ""
     raise HeadatlasError(
         f"{model.checkpoint.spec}: the neutral lens {how} and {amounts}; {instead}use `lens=maps`."
     )
@@ -291,10 +292,6 @@ def share_of(model: Model, lens: Lens, sources: int, machine: Machine, *, stream
     return shares(model.dims, sources, machine, _held(model, lens, sources, streamed=streamed))
 
 
-def _libraries(model: Model) -> int:
-    return LIBRARY_BYTES + TOKENIZER_BYTES * model.dims.vocab_size
-
-
 def _held(model: Model, lens: Lens, sources: int, *, streamed: bool) -> int:
     """Bytes held while heads are ranked, beside those in work.
 
@@ -306,24 +303,27 @@ def _held(model: Model, lens: Lens, sources: int, *, streamed: bool) -> int:
     heads = 2 * BYTES * 2 * dims.n_heads * dims.d_model * dims.d_head
     unembed = (BYTES + BYTES // 2) * dims.vocab_size * dims.d_model
     states = 2 * BYTES * sources * dims.d_model * 2
-    held = _libraries(model) + unembed + heads + states
+    held = LIBRARY_BYTES + TOKENIZER_BYTES * dims.vocab_size + unembed + heads + states
     if not streamed:
         return held
     tokens = len(lens.prefixes) * sources * TOKENS_A_SOURCE
     return held + _block_bytes(model) + ACTIVATIONS + BYTES * tokens * dims.d_model
 
 
-def _forward(model: Model, lens: Lens, sources: int, *, streamed: bool) -> int:
-    """Bytes held during the forward pass of the whole model; 0 where there is none.
+def _most_held(model: Model, lens: Lens, sources: int, in_work: int, *, streamed: bool) -> int:
+    """The larger of the bytes held while heads are ranked, with some in work, and during the forward pass.
 
-    That is the model in float32, the states of all layers, and while it is loaded the embedding once more.
+    A forward pass of the whole model holds it in float32, the states of all layers, and while it is loaded
+    the embedding once more.
     """
+    ranking = _held(model, lens, sources, streamed=streamed) + in_work
     if lens.weights_only or streamed:
-        return 0
+        return ranking
     dims = model.dims
-    unembed = BYTES * dims.vocab_size * dims.d_model
-    states = BYTES * sources * dims.d_model * 2
-    return _libraries(model) + BYTES * model.n_parameters + unembed + states * dims.n_layers
+    libraries = LIBRARY_BYTES + TOKENIZER_BYTES * dims.vocab_size
+    embed = BYTES * dims.vocab_size * dims.d_model
+    states = BYTES * sources * dims.d_model * 2 * dims.n_layers
+    return max(ranking, libraries + BYTES * model.n_parameters + embed + states)
 
 
 def _block_bytes(model: Model) -> int:

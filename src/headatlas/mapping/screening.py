@@ -133,7 +133,7 @@ class Space:
         wanted[self.tokens] = False
         new = np.flatnonzero(wanted)[: max(0, SCREENING_TOKENS - len(self.tokens))]
         self.tokens = np.concatenate([self.tokens, new])
-        self._screens.append(self._projected(self.vocabulary.float32(new).to(self.vocabulary.device)))
+        self._screens.append(self._projected(self.vocabulary.float32(new)))
 
     def screen(self, rows: Ints, ceiling: int, stats: Stats, *, first: int | None = None) -> None:
         """Find out how far rows can be screened: raise ``upper`` and lower ``lower``.

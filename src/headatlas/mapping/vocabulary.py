@@ -49,12 +49,7 @@ class Vocabulary:
         return cls.read(lambda part: unembed[part], competing)
 
     @classmethod
-    def read(
-        cls,
-        rows: Callable[[slice], torch.Tensor],
-        competing: NDArray[np.bool_],
-        device: torch.device | None = None,
-    ) -> Vocabulary:
+    def read(cls, rows: Callable[[slice], torch.Tensor], competing: NDArray[np.bool_]) -> Vocabulary:
         """Read U some rows at a time and keep those that compete.
 
         Most checkpoints store bfloat16; held so, U takes half the memory and is still exact.
@@ -62,7 +57,6 @@ class Vocabulary:
         Args:
             rows: Reads rows of U transposed, [n, d_model].
             competing: [vocab] whether a token competes.
-            device: Where bounds are computed; the processor if not given.
         """
         ids = np.flatnonzero(competing)
         kept: torch.Tensor | None = None
@@ -87,7 +81,7 @@ class Vocabulary:
             filled += len(found)
         if kept is None:
             raise ValueError("no token competes")
-        return cls(kept, ids, device or torch.device("cpu"))
+        return cls(kept, ids)
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -104,12 +98,8 @@ class Vocabulary:
     @cached_property
     def norms(self) -> torch.Tensor:
         """[V] float32 lengths of the rows."""
-        return torch.cat(
-            [
-                torch.linalg.vector_norm(part.to(torch.float32), dim=1)
-                for part in torch.split(self.rows, ROWS_AT_ONCE)
-            ]
-        )
+        parts = torch.split(self.rows, ROWS_AT_ONCE)
+        return torch.cat([torch.linalg.vector_norm(part.to(torch.float32), dim=1) for part in parts])
 
     @cached_property
     def lengths(self) -> NDArray[np.float64]:
@@ -156,16 +146,9 @@ class Vocabulary:
         """[n] columns of tokens, all of which compete."""
         return np.searchsorted(self.token_ids, token_ids)
 
-    def float32(self, tokens: NDArray[np.int64] | torch.Tensor | slice) -> torch.Tensor:
-        """[n, d_model] float32 rows of the given columns, exact."""
-        return self._rows(tokens).to(torch.float32)
-
-    def float64(self, tokens: NDArray[np.int64] | torch.Tensor | slice) -> torch.Tensor:
-        """[n, d_model] float64 rows of the given columns."""
-        return self._rows(tokens).to(torch.float64)
-
-    def _rows(self, tokens: NDArray[np.int64] | torch.Tensor | slice) -> torch.Tensor:
-        return self.rows[tokens if isinstance(tokens, slice) else torch.as_tensor(tokens)]
+    def float32(self, tokens: NDArray[np.int64]) -> torch.Tensor:
+        """[n, d_model] float32 rows of the given columns, exact, on the device."""
+        return self.rows[torch.from_numpy(tokens)].to(torch.float32).to(self.device)
 
 
 def _round(rows: torch.Tensor, into: torch.Tensor, device: torch.device) -> None:

@@ -6,7 +6,7 @@ import queue
 import sys
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 WORTH_TRIMMING = 128 << 20
 """Bytes of a worker's heads from which freed memory goes back to the system after every layer. Small layers
 would spend more time on getting it anew than it is worth."""
-
-
 TURN = 0.0001
 """Seconds that a thread may keep the interpreter while another waits for it, where layers are side by side.
 
@@ -152,7 +150,9 @@ def rank_here(
     ranker = _Ranker(layout, workers, ceiling)
     waiting: _Waiting = {}
     exhausted = False
-    with _cores_shared(workers), _pool(len(workers)) as pool:
+    pool = ThreadPoolExecutor(len(workers), thread_name_prefix="layer")
+    with _cores_shared(workers), ExitStack() as after:
+        after.callback(pool.shutdown, cancel_futures=True)
         while waiting or not exhausted:
             # One more than can be in work, so that no worker waits while this thread reads.
             try:
@@ -169,16 +169,6 @@ def rank_here(
                 yield from _delivered(waiting, [one for one in waiting if not one.cancel()], stats)
                 raise
             yield from _delivered(waiting, done, stats)
-
-
-@contextmanager
-def _pool(n: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads; what they have begun ends before the block does, what waits is not begun."""
-    pool = ThreadPoolExecutor(n, thread_name_prefix="layer")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _delivered(

@@ -40,12 +40,12 @@ def source_hits(ranks: NDArray[np.integer], source: NDArray[np.integer], n_sourc
     return np.logical_or.reduceat(below, starts, axis=-1)
 
 
-def wilson(hits: NDArray[np.integer], n: int, level: float = 0.95) -> tuple[Floats, Floats]:
-    """Wilson score interval for hits out of n: (low, high), same shape as hits.
+def wilson(hits: NDArray[np.integer], n: int) -> tuple[Floats, Floats]:
+    """Wilson score interval at 95 % for hits out of n: (low, high), same shape as hits.
 
     Treats sources as independent draws from the relation; it says nothing about other relations.
     """
-    z2 = NormalDist().inv_cdf(0.5 + level / 2) ** 2
+    z2 = NormalDist().inv_cdf(0.975) ** 2
     share = hits / n
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)

@@ -186,8 +186,8 @@ class Operations:
 
     def layer(self, inputs: LayerInputs) -> LayerOperations:
         """The operations of a layer; its states are those of :attr:`tokens`."""
-        heads = [HeadFactors.of(inputs, head) for head in range(inputs.n_heads)]
-        out = LayerOperations.empty(inputs.n_heads, inputs.dims.d_head)
+        heads = [HeadFactors.of(inputs, head) for head in range(inputs.dims.n_heads)]
+        out = LayerOperations.empty(inputs.dims.n_heads, inputs.dims.d_head)
         rows: list[torch.Tensor] = []
         with torch.inference_mode(), strict_products():
             for head, (factors, gains, readings, shortest) in enumerate(self._screened(inputs, heads)):
@@ -308,7 +308,7 @@ class Operations:
             total = torch.zeros((states.shape[1], states.shape[1]), dtype=torch.float64)
             for start in range(0, len(columns), ROWS):
                 part = slice(start, start + ROWS)
-                total += self.vocabulary.float64(columns[part]).T @ states[part].double()
+                total += self.vocabulary.rows[columns[part]].double().T @ states[part].double()
             self._correlated, self._correlation = states, total
         return self._correlation
 
@@ -348,7 +348,9 @@ def top_targets(rows: torch.Tensor, vocabulary: Vocabulary, n: int) -> tuple[Int
             open_ = columns[row][values[row] >= values[row, n - 1] - 2 * error].sort().values
             if len(open_) == values.shape[1] < len(vocabulary):
                 open_ = torch.arange(len(vocabulary))
-            exact = torch.cat([vocabulary.float64(part) @ unit[row] for part in torch.split(open_, COLUMNS)])
+            exact = torch.cat(
+                [vocabulary.rows[part].double() @ unit[row] for part in torch.split(open_, COLUMNS)]
+            )
             order = torch.argsort(sign * exact, descending=True, stable=True)[:n]
             out[at, row] = vocabulary.token_ids[open_[order].numpy()]
     return out[0], out[1]
@@ -359,7 +361,7 @@ def _kept(unit: torch.Tensor, vocabulary: Vocabulary) -> list[tuple[torch.Tensor
     nothing = unit.new_empty((len(unit), 0)), torch.empty((len(unit), 0), dtype=torch.int64)
     kept = [nothing, nothing]
     for start in range(0, len(vocabulary), COLUMNS):
-        logits = unit @ vocabulary.float32(slice(start, start + COLUMNS)).T
+        logits = unit @ vocabulary.rows[start : start + COLUMNS].float().T
         for at, (values, columns) in enumerate(kept):
             more = torch.topk(logits if at == 0 else -logits, min(KEPT, logits.shape[1]), dim=1)
             both = torch.cat([values, more.values], dim=1)
