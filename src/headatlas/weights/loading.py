@@ -6,6 +6,8 @@ names and conversions, not by a family file, so what modules compute says whethe
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -58,7 +60,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
     with transformers_at_work(f"The tokenizer of {checkpoint.path}"):
         if isinstance(checkpoint.source, GgufSource):
-            return gguf_tokenizer(checkpoint.source.files[0], checkpoint.source.header)
+            return gguf_tokenizer(checkpoint.source)
         folder = _folder_of(checkpoint)
         if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
             raise HeadatlasError(f"{folder} holds no tokenizer; put the model's tokenizer.json there.")
@@ -73,6 +75,12 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
             str(folder), local_files_only=True, trust_remote_code=False
         )
     return tokenizer
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """``sha256:`` over the sorted vocabulary (token, id) and the ids of the special tokens."""
+    body = [sorted(tokenizer.get_vocab().items()), sorted(set(tokenizer.all_special_ids))]
+    return f"sha256:{hashlib.sha256(json.dumps(body).encode()).hexdigest()}"
 
 
 def load_modules(
@@ -330,8 +338,7 @@ def _folder_of(checkpoint: Checkpoint) -> Path:
 @contextmanager
 def _as_folder(source: SafetensorsSource, folder: Path) -> Iterator[Path]:
     """A folder in which transformers finds exactly these weights, whatever the file is called."""
-    sharded = source.index is not None and not (folder / SINGLE_NAME).exists()
-    if sharded or source.files == (folder / SINGLE_NAME,):
+    if len(source.files) > 1 or source.files == (folder / SINGLE_NAME,):
         yield folder
     else:
         with tempfile.TemporaryDirectory(prefix="headatlas-") as name:
