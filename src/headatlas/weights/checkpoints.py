@@ -166,12 +166,12 @@ def _open_hub(spec: str, remote: bool) -> Checkpoint:
         from headatlas.weights.remote import open_hub_remotely
 
         return open_hub_remotely(spec, match["repo"], match["revision"])
-    folder, commit = download(match["repo"], match["revision"])
+    folder = download(match["repo"], match["revision"])
     try:
         checkpoint = open_path(folder, spec)
     except HeadatlasError as error:
         raise HeadatlasError(f"{match['repo']} as cached from the Hub cannot be opened: {error}") from error
-    return replace(checkpoint, name=match["repo"].partition("/")[2], revision=commit)
+    return replace(checkpoint, name=match["repo"].partition("/")[2], revision=folder.name)
 
 
 def _open_module(model: object) -> Checkpoint:
@@ -254,11 +254,7 @@ def _open_folder(folder: Path, spec: str) -> Checkpoint:
 
 
 def _notes_on_index(single: Path, index: Path) -> tuple[str, ...]:
-    """Notes on weights in one file beside an index that names others.
-
-    Raises:
-        HeadatlasError: The two are not the same model.
-    """
+    """Notes on weights in one file beside an index that names others."""
     if not index.is_file():
         return ()
     weight_map = read_weight_map(index)
@@ -321,8 +317,7 @@ def with_config(source: StoredTensors, folder: Path, spec: str, config_name: str
         config_name: The config, for messages, where the folder is not the user's.
 
     Raises:
-        HeadatlasError: There is no config, it names no architecture, or the weights are quantised in a way
-            that is not read.
+        HeadatlasError: There is no config, it names no architecture, or the weights are quantised otherwise.
     """
     config_file = folder / "config.json"
     if not config_file.is_file():
@@ -342,11 +337,7 @@ def with_config(source: StoredTensors, folder: Path, spec: str, config_name: str
 
 
 def _architecture_of(config: Mapping[str, Any], file: str) -> str:
-    """The architecture that a config.json names.
-
-    Raises:
-        HeadatlasError: It names none.
-    """
+    """The architecture that a config.json names."""
     named = config.get("architectures")
     if isinstance(named, list) and named and isinstance(named[0], str):
         return named[0]

@@ -341,11 +341,7 @@ def _dequantised(
 
 
 def _check_split(files: Sequence[Path], headers: Sequence[GgufHeader]) -> None:
-    """Compare what the headers of the parts say about the split with the files that are there.
-
-    Raises:
-        HeadatlasError: A part belongs to another split or has another place in it, or tensors are missing.
-    """
+    """Compare what the headers of the parts say about the split with the files that are there."""
     for place, (file, header) in enumerate(zip(files, headers, strict=True)):
         count, number = header.metadata.get("split.count"), header.metadata.get("split.no", place)
         if count and (count, number) != (len(files), place):

@@ -23,7 +23,7 @@ _SMALL_FILES = re.compile(
 _UNSAFE = (*PICKLES, ".h5", ".msgpack", ".onnx")
 
 
-def download(repo: str, revision: str | None) -> tuple[Path, str]:
+def download(repo: str, revision: str | None) -> Path:
     """Fetch what headatlas reads of a Hub model, or find it in the cache.
 
     With ``HF_HUB_OFFLINE`` set, or when the Hub cannot be reached, only the cache is used.
@@ -33,7 +33,7 @@ def download(repo: str, revision: str | None) -> tuple[Path, str]:
         revision: Branch, tag or commit; the default branch if None.
 
     Returns:
-        The folder with the files, and the commit.
+        The folder with the files, named like the commit.
 
     Raises:
         HeadatlasError: The model or revision does not exist, is gated, has no usable files, or is neither
@@ -42,15 +42,13 @@ def download(repo: str, revision: str | None) -> tuple[Path, str]:
     with explained(repo, revision):
         names = _file_names(repo, revision)
         if names is None:
-            folder = _snapshot(repo, revision, ["config.json"], local_files_only=True)
-            return folder, folder.name
+            return _snapshot(repo, revision, ["config.json"], local_files_only=True)
         is_model = {"config.json", CONFIG_NAME} & set(names) or any(n.endswith(".gguf") for n in names)
         if not is_model:
             raise HeadatlasError(
                 f"{repo} on the Hub has no config.json; it does not hold a model for transformers."
             )
-        folder = _snapshot(repo, revision, [*_small(names), *_weight_files(repo, revision, names)])
-    return folder, folder.name
+        return _snapshot(repo, revision, [*_small(names), *_weight_files(repo, revision, names)])
 
 
 def download_all_but_weights(repo: str, revision: str | None) -> tuple[Path, str]:
@@ -161,11 +159,7 @@ def _client_error() -> type[Exception]:
 
 @contextmanager
 def explained(repo: str, revision: str | None) -> Iterator[None]:
-    """Turn the errors of huggingface_hub into sentences that say what to do.
-
-    Raises:
-        HeadatlasError: The block raised one.
-    """
+    """Turn the errors of huggingface_hub into sentences (HeadatlasError) that say what to do."""
     from huggingface_hub.errors import HFValidationError
 
     try:

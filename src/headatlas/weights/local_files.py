@@ -57,11 +57,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Say of which file it is that reading fails.
-
-    Raises:
-        HeadatlasError: The system refuses.
-    """
+    """Say of which file it is that the system refuses to read (HeadatlasError)."""
     try:
         yield
     except OSError as error:
@@ -75,11 +71,7 @@ def sha256_of_file(path: Path) -> str:
 
 
 def sha256_of_files(files: Sequence[Path]) -> str:
-    """SHA-256 of the lines ``<sha256>  <name>``, as ``sha256sum`` prints them.
-
-    Raises:
-        HeadatlasError: A file cannot be read.
-    """
+    """SHA-256 of the lines ``<sha256>  <name>``, as ``sha256sum`` prints them."""
     digest = hashlib.sha256()
     for file in files:
         with reading(file):
@@ -116,12 +108,9 @@ def _sampled(files: Sequence[Path], sizes: Sequence[int]) -> str:
 
 
 def refuse_pointer(path: Path | str, first: bytes) -> None:
-    """Make sure that a file is not a pointer of Git LFS, by its first bytes.
+    """Refuse a pointer of Git LFS, by the first bytes of a file.
 
     Source: the specification of Git LFS, docs/spec.md: the first line begins with ``version``.
-
-    Raises:
-        HeadatlasError: It is one.
     """
     if first[:8] == b"version ":
         raise HeadatlasError(

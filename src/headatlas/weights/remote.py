@@ -203,10 +203,8 @@ class RemoteStore:
     def find(self, address: str, *, forbidden_is_missing: bool = False) -> RemoteFile | None:
         """Look a file up; None if there is none.
 
-        Args:
-            address: Of the file.
-            forbidden_is_missing: Whether “forbidden” counts as “not there”: object stores answer so for
-                files that do not exist when the folder may not be listed.
+        Object stores say “forbidden” of files that do not exist when the folder may not be listed:
+        ``forbidden_is_missing`` believes them.
 
         Raises:
             HeadatlasError: The store cannot be asked, or does not say how large the file is.
@@ -238,11 +236,7 @@ class RemoteStore:
         return RemoteFile(address, label, size, mark, mark or times)
 
     def found(self, addresses: Iterable[str], named_by: str = "") -> list[RemoteFile]:
-        """Look several files up, all of which must be there.
-
-        Raises:
-            HeadatlasError: One is not there.
-        """
+        """Look several files up, all of which must be there."""
 
         def find(address: str) -> RemoteFile:
             if (file := self.find(address)) is None:
@@ -272,11 +266,7 @@ class RemoteStore:
         return self._patiently(file.label, ask)
 
     def check_unchanged(self, file: RemoteFile) -> None:
-        """Make sure that a file is still the one that was opened; over HTTP every answer was checked.
-
-        Raises:
-            HeadatlasError: It has changed or gone.
-        """
+        """Refuse a file that is no longer the one that was opened; over HTTP every answer was checked."""
         if self._fixed or _is_http(file.address):
             return
         now = self.find(file.address)
@@ -494,11 +484,6 @@ def open_url(spec: str) -> Checkpoint:
 def open_hub_remotely(spec: str, repo: str, revision: str | None) -> Checkpoint:
     """Open a Hub model without its weights: those are read by ranges, through huggingface_hub's file system.
 
-    Args:
-        spec: What the user typed.
-        repo: ``org/name``.
-        revision: Branch, tag or commit; the default branch if None.
-
     Raises:
         HeadatlasError: The model cannot be reached or read.
     """
@@ -587,11 +572,6 @@ class RemoteSafetensorsSource(StoredTensors):
     ) -> None:
         """Read and check the header of every file.
 
-        Args:
-            store: What reads them.
-            files: The safetensors files of the checkpoint.
-            weight_map: Tensor name → file name, where there is an index.
-
         Raises:
             HeadatlasError: A file cannot be read, is truncated or contradicts itself or the index, or two
                 hold the same tensor.
@@ -637,11 +617,7 @@ class RemoteSafetensorsSource(StoredTensors):
         return stored.view(placed.shape if rows is None else (len(wanted), *shape[1:]))
 
     def fingerprint(self) -> str:
-        """See :func:`headatlas.weights.source.fingerprint`.
-
-        Raises:
-            HeadatlasError: A window cannot be read.
-        """
+        """See :func:`headatlas.weights.source.fingerprint`."""
         count = max(2, _WINDOWS // len(self.files))
         windows = [
             (file, (file.size - length) * place // (count - 1), length)

@@ -74,12 +74,7 @@ def _broken(path: Path | str, problem: str) -> HeadatlasError:
 
 
 def header_length(path: Path | str, first: bytes, size: int) -> int:
-    """Bytes of the JSON header.
-
-    Args:
-        path: The file, for messages.
-        first: Its first 8 bytes, or all if it has fewer.
-        size: Its size.
+    """Bytes of the JSON header, from the first 8 bytes (or fewer) of a file of ``size`` bytes.
 
     Raises:
         HeadatlasError: The file is truncated or not safetensors.
@@ -100,12 +95,7 @@ def header_length(path: Path | str, first: bytes, size: int) -> int:
 
 
 def placed_tensors(path: Path | str, header: bytes, size: int) -> dict[str, PlacedTensor]:
-    """Every tensor that a JSON header describes, in its order.
-
-    Args:
-        path: The file, for messages and :attr:`TensorInfo.file`.
-        header: The header without its length.
-        size: Size of the file.
+    """Every tensor that a JSON header describes, in its order, in a file of ``size`` bytes.
 
     Raises:
         HeadatlasError: The header contradicts itself or the size of the file.
@@ -181,12 +171,7 @@ class StoredTensors:
     def __init__(
         self, headers: Iterable[Mapping[str, PlacedTensor]], where: str, weight_map: Mapping[str, str] | None
     ) -> None:
-        """Join the headers of all files.
-
-        Args:
-            headers: The tensors of each file.
-            where: Their folder, for messages.
-            weight_map: Tensor name → file name, where there is an index.
+        """Join the headers of the files in the folder ``where``; an index says which file holds a tensor.
 
         Raises:
             HeadatlasError: Two files hold the same tensor, none holds any, or a tensor is not where the index
@@ -207,11 +192,8 @@ class StoredTensors:
     def dequantise(self, config: Mapping[str, Any]) -> None:
         """From now on show quantised weights (FP8, MXFP4) as the plain tensors they stand for.
 
-        Args:
-            config: The model's config.json.
-
         Raises:
-            HeadatlasError: The weights are quantised in a way that is not read.
+            HeadatlasError: By config.json or tensors, the weights are quantised in a way that is not read.
         """
         self._infos, self._quantized = quantized_tensors(self._placed, config, self._where)
         self.quantised = bool(self._quantized) or speaks_of_quantisation(config)
@@ -230,11 +212,7 @@ class StoredTensors:
         return quantized.read(self._stored, rows) if quantized else widened(self._plain(name, rows))
 
     def _plain(self, name: str, rows: Rows = None) -> torch.Tensor:
-        """A stored tensor, or rows of it, of a type that is read as it is.
-
-        Raises:
-            HeadatlasError: There is none of the name and of such a type.
-        """
+        """A stored tensor, or rows of it, of a type that is read as it is."""
         info = self._infos.get(name)
         if info is None:
             raise HeadatlasError(f"{self._where} holds no tensor {name!r}.")
@@ -258,11 +236,7 @@ class SafetensorsSource(StoredTensors):
     """
 
     def __init__(self, files: Sequence[Path], weight_map: Mapping[str, str] | None = None) -> None:
-        """Read and check the header of every file.
-
-        Args:
-            files: The safetensors files of the checkpoint.
-            weight_map: Tensor name → file name, where there is an index.
+        """Read and check the header of every file; see :class:`StoredTensors`.
 
         Raises:
             HeadatlasError: A file is missing, truncated or contradicts itself or the index, or two hold the
@@ -278,8 +252,7 @@ class SafetensorsSource(StoredTensors):
         """Open the shards that an index names.
 
         Raises:
-            HeadatlasError: The index is malformed, names a file outside its folder, a missing shard, or a
-                tensor that its shard does not hold.
+            HeadatlasError: As for given files; or the index is malformed, or names a file that is not there.
         """
         weight_map = read_weight_map(index)
         shards = [index.parent / shard for shard in shards_of(weight_map)]

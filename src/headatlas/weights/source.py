@@ -196,6 +196,13 @@ class Checkpoint:
     traffic: Traffic | None = None
     adapter: MergedAdapter | None = None
 
+    @property
+    def folder(self) -> Path:
+        """The folder of config and tokenizer, of a model that is not in memory."""
+        if self.path is None:
+            raise TypeError("a loaded model has no folder")
+        return self.path if self.path.is_dir() else self.path.parent
+
     def release(self) -> None:
         """Unmap files that were read: pages of them are no memory of this process then."""
         if isinstance(self.source, Mapped):
