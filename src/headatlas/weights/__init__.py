@@ -4,7 +4,6 @@
 unpickles a file or runs code that comes with a model.
 """
 
-from headatlas.addresses import shown
 from headatlas.weights.checkpoints import open_checkpoint
 from headatlas.weights.loading import (
     can_stream,
@@ -36,6 +35,5 @@ __all__ = [
     "load_tokenizer",
     "need_on_disk",
     "open_checkpoint",
-    "shown",
     "tokenizer_hash",
 ]

@@ -37,9 +37,9 @@ from headatlas.weights.source import (
 if TYPE_CHECKING:
     import torch
 
-CONFIG_NAME = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
-_FILES = (CONFIG_NAME, WEIGHTS_NAME, "adapter_model.bin")
+_FILES = (ADAPTER_CONFIG, WEIGHTS_NAME, "adapter_model.bin")
 _MERGE = (
     "merge it with PEFT (PeftModel.from_pretrained(base, ADAPTER).merge_and_unload()"
     ".save_pretrained(FOLDER)) and give that folder"
@@ -140,7 +140,7 @@ def with_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
         name=home.resolve().name,
         folder=str(folder),
         base=_named_base(config.base_model_name_or_path),
-        hash=f"sha256:{sha256_of_files([home / CONFIG_NAME, home / WEIGHTS_NAME])}",
+        hash=f"sha256:{sha256_of_files([home / ADAPTER_CONFIG, home / WEIGHTS_NAME])}",
         tensors=frozenset(updates),
     )
     source = AdaptedSource(checkpoint.source, factors, updates, adapter.hash)
@@ -232,12 +232,12 @@ class AdaptedSource:
 
 def _config(home: Path) -> _Config:
     """An adapter's config, if it is a LoRA that can be merged exactly; the refusal names the key."""
-    file = home / CONFIG_NAME
+    file = home / ADAPTER_CONFIG
     if not file.is_file():
         known = (
             "" if home.is_dir() else " (give a folder of this machine; `hf download org/name` fetches one)"
         )
-        raise HeadatlasError(f"`adapter` {home}: there is no {CONFIG_NAME}{known}.")
+        raise HeadatlasError(f"`adapter` {home}: there is no {ADAPTER_CONFIG}{known}.")
     try:
         config = _Config.model_validate(read_json_object(file))
     except ValidationError as error:
@@ -285,12 +285,12 @@ def _updates(
             )
         if d_in == d_out and flag != conv1d:
             raise HeadatlasError(
-                f"{home / CONFIG_NAME}: fan_in_fan_out is {str(flag).lower()}, but the base stores {name!r} "
-                f"{'input' if conv1d else 'output'} first; correct it, or {_MERGE}."
+                f"{home / ADAPTER_CONFIG}: fan_in_fan_out is {str(flag).lower()}, but the base stores "
+                f"{name!r} {'input' if conv1d else 'output'} first; correct it, or {_MERGE}."
             )
         if config.rank(module) != rank or rank < 1:
             raise HeadatlasError(
-                f"{home / CONFIG_NAME}: the rank of {module!r} is {config.rank(module):g}, but {A!r} has "
+                f"{home / ADAPTER_CONFIG}: the rank of {module!r} is {config.rank(module):g}, but {A!r} has "
                 f"{rank} rows; the config does not belong to these weights."
             )
         transposed = conv1d if d_in == d_out else shape == (d_in, d_out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from headatlas.addresses import is_url
 from headatlas.errors import HeadatlasError
 from headatlas.weights.adapter import (
-    CONFIG_NAME,
+    ADAPTER_CONFIG,
     WEIGHTS_NAME,
     adapter_alone,
     refuse_adapter_beside,
     with_adapter,
 )
-from headatlas.weights.gguf_source import MAGIC, GgufSource, parts_of
+from headatlas.weights.gguf_source import GgufSource, starts_like_gguf, whole_name
 from headatlas.weights.local_files import read_json_object
 from headatlas.weights.module_source import instead_of, refuse_wrapped
 from headatlas.weights.packages import aliases
@@ -166,7 +166,7 @@ def _open_hub(spec: str, remote: bool) -> Checkpoint:
         from headatlas.weights.remote import open_hub_remotely
 
         return open_hub_remotely(spec, match["repo"], match["revision"])
-    folder = download(match["repo"], match["revision"])
+    folder, _ = download(match["repo"], match["revision"])
     try:
         checkpoint = open_path(folder, spec)
     except HeadatlasError as error:
@@ -211,13 +211,11 @@ def open_path(path: Path, spec: str) -> Checkpoint:
         raise HeadatlasError(f"{spec} looks like a file or folder, and there is none; check the path.")
     if path.is_dir():
         return _open_folder(path, spec)
-    if path.suffix == ".gguf" and path.is_file():
-        return open_gguf(path, spec)
-    if path.suffix == ".safetensors" and path.is_file():
-        return _open_safetensors_file(path, spec)
     if path.suffix in PICKLES:
         raise HeadatlasError(f"{path} is a pickle, {CONVERT}.")
-    if _starts_like_gguf(path):
+    if path.is_file() and path.suffix == ".safetensors":
+        return _open_safetensors_file(path, spec)
+    if path.is_file() and (path.suffix == ".gguf" or starts_like_gguf(path)):
         return open_gguf(path, spec)
     raise HeadatlasError(
         f"{path} is not a model that headatlas opens; give a .safetensors or .gguf "
@@ -225,32 +223,55 @@ def open_path(path: Path, spec: str) -> Checkpoint:
     )
 
 
-def _starts_like_gguf(path: Path) -> bool:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(4) == MAGIC
-    except OSError:
-        return False
+def main_file(names: Collection[str], where: Path | str) -> str:
+    """The file of a folder that holds its model, or stands for it: an index, a part, an adapter's config.
+
+    Args:
+        names: Of all files.
+        where: The folder, for messages.
+
+    Raises:
+        HeadatlasError: There is none, or there are several, or it is a pickle.
+    """
+    for name in (SINGLE_NAME, INDEX_NAME, ADAPTER_CONFIG):
+        if name in names:
+            return name
+    found = sorted(name for name in names if name.endswith(".safetensors"))
+    if len(found) > 1:
+        raise HeadatlasError(
+            f"{where} holds {len(found)} .safetensors files and no {INDEX_NAME}; fetch the index or give one "
+            "file."
+        )
+    # A vision encoder in a file of its own is called mmproj-….gguf.
+    gguf = sorted(name for name in names if name.endswith(".gguf") and not name.startswith("mmproj"))
+    models = {whole_name(name): name for name in reversed(gguf)}
+    if found or len(models) == 1:
+        return found[0] if found else gguf[0]
+    if models:
+        named = f"{', '.join(gguf[:5])}{' …' if len(gguf) > 5 else ''}"
+        raise HeadatlasError(
+            f"{where} holds {len(models)} GGUF models ({named}); give the path of one file (of the Hub, "
+            "`hf download ORG/NAME FILE` fetches it)."
+        )
+    if pickles := sorted(name for name in names if name.endswith(PICKLES)):
+        raise HeadatlasError(f"{where} holds its weights as a pickle ({pickles[0]}), {CONVERT}.")
+    raise HeadatlasError(
+        f"{where} holds no {SINGLE_NAME}, {INDEX_NAME} or .gguf file; give the folder of a model."
+    )
 
 
 def _open_folder(folder: Path, spec: str) -> Checkpoint:
-    single, index = folder / SINGLE_NAME, folder / INDEX_NAME
-    if single.is_file():
-        notes = _notes_on_index(single, index)
-        return replace(with_config(SafetensorsSource([single]), folder, spec), notes=notes)
-    if index.is_file():
-        return with_config(SafetensorsSource.from_index(index), folder, spec)
-    if (folder / CONFIG_NAME).is_file():
-        raise adapter_alone(folder, folder / CONFIG_NAME)
-    found = sorted(folder.glob("*.safetensors"))
-    if len(found) == 1:
-        return with_config(SafetensorsSource(found), folder, spec)
-    if found:
-        raise HeadatlasError(
-            f"{folder} holds {len(found)} .safetensors files and no {INDEX_NAME}; "
-            "fetch the index or give one file."
-        )
-    return _open_gguf_folder(folder, spec)
+    main = folder / main_file({file.name for file in folder.iterdir() if file.is_file()}, folder)
+    if main.name == SINGLE_NAME:
+        notes = _notes_on_index(main, folder / INDEX_NAME)
+        return replace(with_config(SafetensorsSource([main]), folder, spec), notes=notes)
+    if main.name == INDEX_NAME:
+        return with_config(SafetensorsSource.from_index(main), folder, spec)
+    if main.name == ADAPTER_CONFIG:
+        raise adapter_alone(folder, main)
+    if main.suffix == ".gguf":
+        return open_gguf(main, spec)
+    return with_config(SafetensorsSource([main]), folder, spec)
 
 
 def _notes_on_index(single: Path, index: Path) -> tuple[str, ...]:
@@ -278,30 +299,10 @@ def _notes_on_index(single: Path, index: Path) -> tuple[str, ...]:
     )
 
 
-def _open_gguf_folder(folder: Path, spec: str) -> Checkpoint:
-    # A vision encoder in a file of its own is called mmproj-….gguf.
-    found = sorted(file for file in folder.glob("*.gguf") if not file.name.startswith("mmproj"))
-    models = sorted({parts_of(file)[0] for file in found})
-    if len(models) == 1:
-        return open_gguf(models[0], spec)
-    if models:
-        named = ", ".join(file.name for file in models[:5])
-        raise HeadatlasError(
-            f"{folder} holds {len(models)} GGUF models ({named}{' …' if len(models) > 5 else ''}); "
-            "give the path of one file."
-        )
-    pickle = next((file for kind in PICKLES for file in sorted(folder.glob(f"*{kind}"))), None)
-    if pickle is not None:
-        raise HeadatlasError(f"{folder} holds its weights as a pickle ({pickle.name}), {CONVERT}.")
-    raise HeadatlasError(
-        f"{folder} holds no {SINGLE_NAME}, {INDEX_NAME} or .gguf file; give the folder of a model."
-    )
-
-
 def _open_safetensors_file(path: Path, spec: str) -> Checkpoint:
     index = path.parent / INDEX_NAME
     if path.name == WEIGHTS_NAME:
-        raise adapter_alone(path, path.parent / CONFIG_NAME)
+        raise adapter_alone(path, path.parent / ADAPTER_CONFIG)
     if index.is_file() and path.name in read_weight_map(index).values():
         raise HeadatlasError(f"{path} is one shard of a model; give its folder {path.parent}.")
     return replace(with_config(SafetensorsSource([path]), path.parent, spec), path=path)

@@ -359,6 +359,18 @@ def _check_split(files: Sequence[Path], headers: Sequence[GgufHeader]) -> None:
         )
 
 
+def starts_like_gguf(path: Path) -> bool:
+    """Whether a file begins as GGUF files do."""
+    with reading(path), path.open("rb") as stream:
+        return stream.read(4) == MAGIC
+
+
+def whole_name(name: str) -> str:
+    """The name that the parts of a split file have in common; of another file its own."""
+    split = SPLIT_NAME.match(name)
+    return name if split is None else f"{split['stem']} of {split['parts']}"
+
+
 def parts_of(path: Path) -> tuple[Path, ...]:
     """The file itself, or every part of a split model in order."""
     split = SPLIT_NAME.match(path.name)

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights.adapter import CONFIG_NAME, adapter_alone
-from headatlas.weights.checkpoints import CONVERT, PICKLES, SINGLE_NAME
-from headatlas.weights.gguf_source import SPLIT_NAME
+from headatlas.weights.adapter import ADAPTER_CONFIG, adapter_alone
+from headatlas.weights.checkpoints import main_file
+from headatlas.weights.gguf_source import whole_name
 from headatlas.weights.safetensors_source import INDEX_NAME, read_weight_map, shards_of
 
 HUB_ID = re.compile(
@@ -20,10 +20,9 @@ _SMALL_FILES = re.compile(
     r"^(config\.json|adapter_config\.json|tokenizer.*\.(json|model)|[\w.-]+\.model|special_tokens_map\.json|added_tokens\.json|"
     r"vocab\.(json|txt)|merges\.txt|.*\.tiktoken)$"
 )
-_UNSAFE = (*PICKLES, ".h5", ".msgpack", ".onnx")
 
 
-def download(repo: str, revision: str | None) -> Path:
+def download(repo: str, revision: str | None, *, weights: bool = True) -> tuple[Path, str]:
     """Fetch what headatlas reads of a Hub model, or find it in the cache.
 
     With ``HF_HUB_OFFLINE`` set, or when the Hub cannot be reached, only the cache is used.
@@ -31,9 +30,11 @@ def download(repo: str, revision: str | None) -> Path:
     Args:
         repo: ``org/name``.
         revision: Branch, tag or commit; the default branch if None.
+        weights: Whether to fetch them, too; if not they are to be read in place and must be safetensors.
 
     Returns:
-        The folder with the files, named like the commit.
+        The folder with the files, named like the commit; and the name of the weights' file or index
+        ("" if the Hub was not asked).
 
     Raises:
         HeadatlasError: The model or revision does not exist, is gated, has no usable files, or is neither
@@ -41,43 +42,21 @@ def download(repo: str, revision: str | None) -> Path:
     """
     with explained(repo, revision):
         names = _file_names(repo, revision)
-        if names is None:
-            return _snapshot(repo, revision, ["config.json"], local_files_only=True)
-        is_model = {"config.json", CONFIG_NAME} & set(names) or any(n.endswith(".gguf") for n in names)
-        if not is_model:
-            raise HeadatlasError(
-                f"{repo} on the Hub has no config.json; it does not hold a model for transformers."
-            )
-        return _snapshot(repo, revision, [*_small(names), *_weight_files(repo, revision, names)])
-
-
-def download_all_but_weights(repo: str, revision: str | None) -> tuple[Path, str]:
-    """Fetch config, tokenizer and index of a Hub model whose weights are to be read in place.
-
-    Returns:
-        The folder with the files, named like the commit; and the name of the weights or of their index.
-
-    Raises:
-        HeadatlasError: As :func:`download`, or the Hub cannot be asked, or the weights are not safetensors.
-    """
-    with explained(repo, revision):
-        names = _file_names(repo, revision)
+        if names is None and weights:
+            return _snapshot(repo, revision, ["config.json"], local_files_only=True), ""
         if names is None:
             raise HeadatlasError(
                 f"{repo} is to be read from the Hub, which cannot be reached (offline mode or no "
                 "connection); leave out `remote=True` to use what is in the cache."
             )
-        if "config.json" not in names:
-            raise HeadatlasError(
-                f"{repo} on the Hub has no config.json; it cannot be read with `remote=True`."
-            )
-        weights = _weight_files(repo, revision, names)[0]
-        if weights.endswith(".gguf"):
+        files = _weight_files(repo, revision, names)
+        if not weights and files[0].endswith(".gguf"):
             raise HeadatlasError(
                 f"{repo} on the Hub holds a GGUF file; leave out `remote=True` to download it."
             )
-        index = [INDEX_NAME] if weights == INDEX_NAME else []
-        return _snapshot(repo, revision, [*_small(names), *index]), weights
+        small = [name for name in names if _SMALL_FILES.match(name)]
+        fetched = files if weights else {INDEX_NAME} & {files[0]}
+        return _snapshot(repo, revision, [*small, *fetched]), files[0]
 
 
 def _file_names(repo: str, revision: str | None) -> list[str] | None:
@@ -98,11 +77,6 @@ def _file_names(repo: str, revision: str | None) -> list[str] | None:
     return [item.rfilename for item in info.siblings or [] if "/" not in item.rfilename]
 
 
-def _small(names: Iterable[str]) -> list[str]:
-    """Config and tokenizer among files."""
-    return [name for name in names if _SMALL_FILES.match(name)]
-
-
 def _snapshot(
     repo: str, revision: str | None, names: Iterable[str], *, local_files_only: bool = False
 ) -> Path:
@@ -118,36 +92,23 @@ def _snapshot(
 
 
 def _weight_files(repo: str, revision: str | None, names: list[str]) -> list[str]:
-    """The files that hold the model, without the copies that some repositories add."""
+    """The files that hold the model, without the copies that some repositories add; first the one to open."""
     import huggingface_hub
 
-    if SINGLE_NAME in names:
-        return [SINGLE_NAME, *([INDEX_NAME] if INDEX_NAME in names else [])]
-    if INDEX_NAME in names:
+    main = main_file(names, f"{repo} on the Hub")
+    if main.endswith(".gguf"):
+        return sorted(name for name in names if whole_name(name) == whole_name(main))
+    if main == ADAPTER_CONFIG:
+        config = huggingface_hub.hf_hub_download(repo, ADAPTER_CONFIG, revision=revision)
+        raise adapter_alone(f"{repo} on the Hub", Path(config))
+    if "config.json" not in names:
+        raise HeadatlasError(
+            f"{repo} on the Hub has no config.json; it does not hold a model for transformers."
+        )
+    if main == INDEX_NAME:
         index = huggingface_hub.hf_hub_download(repo, INDEX_NAME, revision=revision)
         return [INDEX_NAME, *shards_of(read_weight_map(Path(index)))]
-    if CONFIG_NAME in names:
-        config = huggingface_hub.hf_hub_download(repo, CONFIG_NAME, revision=revision)
-        raise adapter_alone(f"{repo} on the Hub", Path(config))
-    gguf = sorted(name for name in names if name.endswith(".gguf") and not name.startswith("mmproj"))
-    if gguf and len({_split_model(name) for name in gguf}) == 1:
-        return gguf
-    if gguf:
-        raise HeadatlasError(
-            f"{repo} on the Hub holds several GGUF files; fetch one with `hf download {repo} {gguf[0]}` "
-            "and give its path."
-        )
-    if any(name.endswith(_UNSAFE) for name in names):
-        raise HeadatlasError(
-            f"{repo} on the Hub holds its weights as a pickle or in another format, {CONVERT}."
-        )
-    raise HeadatlasError(f"{repo} on the Hub holds no .safetensors weights.")
-
-
-def _split_model(name: str) -> str:
-    """The common name of the parts of a split GGUF; for another file its own."""
-    split = SPLIT_NAME.match(name)
-    return name if split is None else f"{split['stem']} of {split['parts']}"
+    return [main, *({INDEX_NAME} & set(names))]
 
 
 def _client_error() -> type[Exception]:

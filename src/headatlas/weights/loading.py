@@ -146,7 +146,8 @@ def _modules_beside(source: ModuleSource, dtype: torch.dtype, needed: Collection
     kind: Any = stock_class(loaded)
     model = _without_weights(name, lambda: kind._from_config(config, dtype=dtype))
     tensors, places = source.tensors(), model.state_dict(keep_vars=True)
-    shared, filled = dict[int, nn.Parameter](), dict[str, torch.Tensor]()
+    shared: dict[int, nn.Parameter] = {}
+    filled: dict[str, torch.Tensor] = {}
     for path, place in places.items():
         tensor = tensors.get(path)
         if tensor is None or tensor.shape != place.shape:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import Event
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -252,8 +252,6 @@ class RemoteStore:
         Raises:
             HeadatlasError: They cannot be had, after all tries.
         """
-        if not 0 <= start <= end <= file.size:
-            raise ValueError(f"bytes {start} to {end} of a file of {file.size}")
         if start == end:
             return b""
 
@@ -409,23 +407,19 @@ def _verdict(error: BaseException) -> tuple[str, str]:
     if status is not None:
         kind = "passing" if status in _PASSING else _LASTING.get(status, "lasting")
         return f"the server answered {status}", kind
-    name, waited = type(error).__name__, PATIENCE.timeout
-    absent, refused = (FileNotFoundError, IsADirectoryError, NotADirectoryError), PermissionError
+    name = type(error).__name__
+    absent, late = (FileNotFoundError, IsADirectoryError, NotADirectoryError), isinstance(error, TimeoutError)
     cases = (
         (garbled, "the server's answer is garbled", "passing"),
         (name.startswith("NonHttp"), "the server redirects to something other than http", "lasting"),
         (isinstance(error, absent), "there is no such file", "missing"),
-        (isinstance(error, refused) or "Cred" in name, f"access is refused ({name})", "forbidden"),
-        (
-            isinstance(error, TimeoutError) or "Timeout" in name,
-            f"no data for {waited:g} s",
-            "passing",
-        ),
+        (isinstance(error, PermissionError) or "Cred" in name, f"access is refused ({name})", "forbidden"),
+        (late or "Timeout" in name, f"no data for {PATIENCE.timeout:g} s", "passing"),
         ("SSL" in name or "Cert" in name, f"no secure connection can be made ({name})", "unusable"),
         (isinstance(error, (ValueError, RuntimeError)), f"it cannot be asked for ({name})", "unusable"),
+        (True, f"the connection failed ({name})", "passing"),
     )
-    lasting = next(((reason, kind) for is_it, reason, kind in cases if is_it), None)
-    return lasting or (f"the connection failed ({name})", "passing")
+    return next((reason, kind) for is_it, reason, kind in cases if is_it)
 
 
 def _status(error: BaseException) -> int | None:
@@ -489,9 +483,9 @@ def open_hub_remotely(spec: str, repo: str, revision: str | None) -> Checkpoint:
     """
     from huggingface_hub import HfFileSystem
 
-    from headatlas.weights.hub import download_all_but_weights, explained
+    from headatlas.weights.hub import download, explained
 
-    folder, weights = download_all_but_weights(repo, revision)
+    folder, weights = download(repo, revision, weights=False)
     weight_map = read_weight_map(folder / INDEX_NAME) if weights == INDEX_NAME else None
     with explained(repo, revision):
         store = RemoteStore(HfFileSystem(), fixed=True)
@@ -549,7 +543,7 @@ def _kept(store: RemoteStore, address: Address, files: list[RemoteFile]) -> Path
             with atomic_folder(final) as work:
                 work.mkdir()
                 for label, body in fetched.items():
-                    (work / label.rpartition("/")[2]).write_bytes(body)
+                    (work / PurePosixPath(label).name).write_bytes(body)
         except OSError as error:
             raise HeadatlasError(
                 f"{final} cannot be written ({error.strerror or error}); make room, or set {CACHE_VARIABLE}."
@@ -628,7 +622,7 @@ class RemoteSafetensorsSource(StoredTensors):
         bodies = self._store.map(lambda w: self._read(w[0], w[1], w[1] + w[2]), windows)
         digest = hashlib.sha256()
         for label, file in self.files.items():
-            about = (label.rpartition("/")[2], file.size, file.content_mark, self._headers[label])
+            about = (PurePosixPath(label).name, file.size, file.content_mark, self._headers[label])
             digest.update(repr(about).encode())
         for body in bodies:
             digest.update(body)
@@ -650,12 +644,7 @@ def _torch_type(dtype: str) -> torch.dtype:
     import torch
 
     return {
-        "F16": torch.float16,
-        "BF16": torch.bfloat16,
-        "F32": torch.float32,
-        "F64": torch.float64,
-        "U8": torch.uint8,
-        "F8_E4M3": torch.float8_e4m3fn,
-        "F8_E5M2": torch.float8_e5m2,
+        "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+        "U8": torch.uint8, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
         "F8_E8M0": torch.float8_e8m0fnu,
-    }[dtype]
+    }[dtype]  # fmt: skip
