@@ -105,6 +105,7 @@ def test_a_repository_with_one_gguf(hub: Hub, tmp_path: Path) -> None:
     [
         ({"config.json": b"{}", "pytorch_model.bin": b""}, r"pickle.*save_pretrained\(FOLDER\)"),
         ({"config.json": b"{}", "README.md": b""}, r"holds no model\.safetensors"),
+        ({"config.json": b"{}", "consolidated.safetensors": b""}, r"holds no model\.safetensors"),
         ({"model.safetensors": b""}, r"has no config\.json"),
         (
             {"config.json": b"{}", "adapter_config.json": b"{}", "adapter_model.safetensors": b""},

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from headatlas.errors import HeadatlasError
 from headatlas.weights.adapter import ADAPTER_CONFIG, adapter_alone
-from headatlas.weights.checkpoints import main_file
+from headatlas.weights.checkpoints import SINGLE_NAME, main_file
 from headatlas.weights.gguf_source import whole_name
 from headatlas.weights.safetensors_source import INDEX_NAME, read_weight_map, shards_of
 
@@ -95,7 +95,9 @@ def _weight_files(repo: str, revision: str | None, names: list[str]) -> list[str
     """The files that hold the model, without the copies that some repositories add; first the one to open."""
     import huggingface_hub
 
-    main = main_file(names, f"{repo} on the Hub")
+    # Safetensors of other names are second copies, in another precision or with names of another library.
+    known = [name for name in names if name == SINGLE_NAME or not name.endswith(".safetensors")]
+    main = main_file(known, f"{repo} on the Hub")
     if main.endswith(".gguf"):
         return sorted(name for name in names if whole_name(name) == whole_name(main))
     if main == ADAPTER_CONFIG:
