@@ -62,7 +62,7 @@ _Number = Annotated[float, Field(gt=-1e9, lt=1e9)]
 
 
 class _Config(BaseModel, extra="allow", strict=True):
-    """What an adapter_config.json says of merging; the defaults are PEFT's."""
+    """The keys of an adapter_config.json that say how to merge; the defaults are PEFT's."""
 
     peft_type: Literal["LORA"]
     r: _Number = 8
@@ -76,7 +76,7 @@ class _Config(BaseModel, extra="allow", strict=True):
     base_model_name_or_path: Any = None
 
     def scale(self, module: str, rank: int) -> float:
-        """What the product of a module's factors is multiplied by."""
+        """The factor of the product of a module's A and B."""
         alpha = _by_pattern(module, self.alpha_pattern, self.lora_alpha)
         return alpha / (sqrt(rank) if self.use_rslora else rank)
 
@@ -86,7 +86,7 @@ class _Config(BaseModel, extra="allow", strict=True):
 
 
 def _by_pattern(module: str, patterns: Mapping[str, float] | None, usual: float) -> float:
-    """What the first pattern says that a module's name ends with."""
+    """The value of the first pattern that a module's name ends with, or the usual one."""
     found = (each for pattern, each in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", module))
     return next(found, usual)
 

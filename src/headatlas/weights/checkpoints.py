@@ -38,7 +38,7 @@ CONVERT = (
     "which headatlas never opens, for reading it can run what is in it; convert the model once, where you "
     "trust it, with AutoModelForCausalLM.from_pretrained(…).save_pretrained(FOLDER), and give that folder"
 )
-"""What to do with a pickle."""
+"""The advice where weights are a pickle."""
 _PREFIX = re.compile(r"^(?P<prefix>[a-z]{2,}):(?P<rest>.*)$")
 
 

@@ -126,7 +126,7 @@ def _shown_to_transformers(source: GgufSource, wanted: Callable[[str], bool]) ->
 
 
 def _as_reader(source: GgufSource, wanted: Callable[[str], bool]) -> SimpleNamespace:
-    """What ``gguf.GGUFReader`` has of a file: fields, without long arrays, and the tensors wanted."""
+    """A file as ``gguf.GGUFReader`` has it: its fields, without long arrays, and the tensors wanted."""
     from gguf.constants import GGMLQuantizationType
 
     tensors = [
@@ -145,7 +145,7 @@ def _as_reader(source: GgufSource, wanted: Callable[[str], bool]) -> SimpleNames
 
 
 def _as_field(value: Any) -> SimpleNamespace:
-    """What ``gguf.ReaderField`` has of a value: types, parts, and the places of the items among the parts."""
+    """A value as ``gguf.ReaderField`` has it: types, parts, and the places of the items among the parts."""
     from gguf.constants import GGUFValueType as Kind
 
     kinds = {bool: Kind.BOOL, int: Kind.INT64, float: Kind.FLOAT64, str: Kind.STRING}

@@ -39,7 +39,7 @@ BITS = {
 
 
 class _Entry(BaseModel):
-    """What a header says of a tensor; offsets count from the end of the header."""
+    """A tensor as a header has it; offsets count from the end of the header."""
 
     dtype: str
     shape: list[_Size] = Field(max_length=MAX_DIMS)

@@ -29,7 +29,7 @@ Rows = slice | Sequence[int] | None
 
 
 def place_of(rows: Rows) -> EllipsisType | slice | list[int]:
-    """What a tensor is indexed with to get these rows."""
+    """The index that gives these rows of a tensor."""
     if rows is None:
         return ...
     return rows if isinstance(rows, slice) else list(rows)
