@@ -94,7 +94,8 @@ def test_a_repository_with_one_gguf(hub: Hub, tmp_path: Path) -> None:
     assert len(open_checkpoint("org/split").source.infos()) == 27
     hub.repos["org/many"] = {"a.gguf": b"", "b.gguf": b""}
     with pytest.raises(
-        HeadatlasError, match=r"several GGUF files; fetch one with `hf download org/many a\.gguf`"
+        HeadatlasError,
+        match=r"2 GGUF models \(a\.gguf, b\.gguf\); give the path of one.*`hf download ORG/NAME FILE`",
     ):
         open_checkpoint("org/many")
 
@@ -103,8 +104,9 @@ def test_a_repository_with_one_gguf(hub: Hub, tmp_path: Path) -> None:
     ("files", "problem"),
     [
         ({"config.json": b"{}", "pytorch_model.bin": b""}, r"pickle.*save_pretrained\(FOLDER\)"),
-        ({"config.json": b"{}", "README.md": b""}, r"holds no \.safetensors weights"),
-        ({"README.md": b""}, r"has no config\.json"),
+        ({"config.json": b"{}", "README.md": b""}, r"holds no model\.safetensors"),
+        ({"config.json": b"{}", "consolidated.safetensors": b""}, r"holds no model\.safetensors"),
+        ({"model.safetensors": b""}, r"has no config\.json"),
         (
             {"config.json": b"{}", "adapter_config.json": b"{}", "adapter_model.safetensors": b""},
             "org/odd on the Hub holds an adapter, not a whole model, and does not name its base",

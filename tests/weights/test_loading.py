@@ -10,22 +10,25 @@ from typing import Any
 
 import gguf
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 import transformers
 from gguf import GGMLQuantizationType as Kind
+from transformers.modeling_gguf_pytorch_utils import read_field
 
 from headatlas.errors import HeadatlasError
 from headatlas.weights import (
     Checkpoint,
     fingerprint,
     gguf_modules,
-    identity,
     load_modules,
     load_tokenizer,
+    local_files,
     open_checkpoint,
     tokenizer_hash,
 )
+from headatlas.weights.gguf_source import GgufSource
 from tests.weights import builders
 
 TEXT = " the year 1987 and\n naïve"
@@ -162,19 +165,31 @@ def test_gguf_modules_hold_what_the_source_reads(
     assert capsys.readouterr() == ("", "")
 
 
-def test_stepping_over_tokens_changes_no_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = builders.tiny_qwen2()
-    file = builders.qwen2_gguf(tmp_path / "tiny.gguf", model)
+def test_transformers_is_shown_what_its_own_reader_finds(tmp_path: Path) -> None:
+    settings = {
+        "qwen2.a": True,
+        "qwen2.b": 0.5,
+        "qwen2.c": [1, 2],
+        "qwen2.d": [0.5],
+        "qwen2.e": [True, False],
+    }
+    file = builders.qwen2_gguf(tmp_path / "tiny.gguf", builders.tiny_qwen2(), Kind.Q8_0, changed=settings)
     usual = gguf.GGUFReader(file)
-    for longest in (2, 10_000):  # every array is stepped over, or none
-        monkeypatch.setattr(gguf_modules, "LONG_ARRAY", longest)
-        found = gguf_modules._reader_without_tokens(gguf.GGUFReader)(file)
-        assert [(t.name, t.data_offset) for t in found.tensors] == [
-            (t.name, t.data_offset) for t in usual.tensors
-        ]
-        assert set(found.fields) == set(usual.fields)
-        same_modules(open_checkpoint(file), model)
+    with gguf_modules._shown_to_transformers(GgufSource(file), lambda name: "blk" in name):
+        shown = gguf.GGUFReader(file)
     assert gguf.GGUFReader is type(usual)
+    assert settings.keys() < shown.fields.keys() < usual.fields.keys()
+    for key in shown.fields:
+        assert read_field(shown, key) == read_field(usual, key)
+    wanted = [tensor for tensor in usual.tensors if "blk" in tensor.name]
+    assert len(shown.tensors) == len(wanted) > 20
+    for ours, theirs in zip(shown.tensors, wanted, strict=True):
+        assert (ours.name, ours.tensor_type, ours.shape) == (
+            theirs.name,
+            theirs.tensor_type,
+            list(theirs.shape),
+        )
+        assert np.array_equal(*(gguf.dequantize(each.data, each.tensor_type) for each in (ours, theirs)))
 
 
 def test_gguf_tokenizer_is_converted_once(
@@ -184,7 +199,7 @@ def test_gguf_tokenizer_is_converted_once(
     first = load_tokenizer(checkpoint)
     assert first.get_vocab() == builders.tiny_tokenizer().get_vocab()
     load_modules(checkpoint)
-    assert {item.name for item in private_cache.glob("converted/*/*")} == {"tokenizer", "config"}
+    assert {item.name for item in private_cache.glob("converted/*/*")} == {"tokenizer"}
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("converted again")
@@ -201,7 +216,6 @@ def test_gguf_loads_without_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HEADATLAS_CACHE", str(tmp_path / "file"))
     checkpoint = open_checkpoint(builders.qwen2_gguf(tmp_path / "tiny.gguf", builders.tiny_qwen2()))
     assert len(load_tokenizer(checkpoint)) == len(builders.vocabulary())
-    assert gguf_modules.gguf_config(tmp_path / "tiny.gguf", checkpoint.source.header).vocab_size == 264  # type: ignore[attr-defined]
 
 
 def test_a_split_gguf_is_one_model(tmp_path: Path) -> None:
@@ -337,7 +351,7 @@ def test_fingerprints_identify_the_weights(
     shards = fingerprint(open_checkpoint(sharded_folder))
     assert shards.startswith("sha256:")
     assert shards != fingerprint(single)
-    monkeypatch.setattr(identity, "FULL_LIMIT", 1000)
+    monkeypatch.setattr(local_files, "FULL_LIMIT", 1000)
     sampled = fingerprint(open_checkpoint(sharded_folder))
     assert sampled.startswith("sampled-sha256:")
     assert sampled == fingerprint(open_checkpoint(sharded_folder))

@@ -22,7 +22,6 @@ from headatlas.weights import (
     load_tokenizer,
     open_checkpoint,
     remote,
-    remote_safetensors,
     tokenizer_hash,
 )
 from headatlas.weights.remote import Address, Patience, RemoteStore
@@ -74,7 +73,7 @@ def test_shards_are_the_same(server: Server, sharded_folder: Path) -> None:
 
 
 def test_packed_weights_are_the_same(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_safetensors, "BLOCK_BYTES", 500)
+    monkeypatch.setattr(remote, "BLOCK_BYTES", 500)
     folder = quantised_llama(tmp_path / "fp8")
     assert "F8_E4M3" in {info.dtype for info in open_checkpoint(folder).source.infos().values()}
     assert_same_tensors(server.serve(folder), folder)
@@ -84,8 +83,8 @@ def test_packed_weights_are_the_same(server: Server, tmp_path: Path, monkeypatch
 def test_types_and_small_blocks(
     server: Server, tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_safetensors, "BLOCK_BYTES", 2000)
-    monkeypatch.setattr(remote_safetensors, "GAP_BYTES", 64)
+    monkeypatch.setattr(remote, "BLOCK_BYTES", 2000)
+    monkeypatch.setattr(remote, "GAP_BYTES", 64)
     folder = builders.save(builders.tiny_llama(dtype), tmp_path / "m")
     assert_same_tensors(server.serve(folder), folder)
 
@@ -93,7 +92,7 @@ def test_types_and_small_blocks(
 def test_scalars_empty_tensors_and_wide_rows(
     server: Server, tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_safetensors, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(remote, "BLOCK_BYTES", 64)
     tensors = {
         "scalar": torch.tensor(3.5),
         "empty": torch.zeros(0, 4),
@@ -212,13 +211,6 @@ def test_rows_close_together_are_one_request(server: Server, tmp_path: Path, lla
     assert len(server.ranges) == 1
 
 
-def test_blocks_and_spans() -> None:
-    assert remote_safetensors.spans([0, 1, 2, 500], 2048) == [(0, 3), (500, 501)]
-    assert remote_safetensors.spans([], 8) == []
-    assert remote_safetensors.blocks([(0, 3)], 8 << 20) == [(0, 2), (2, 3)]
-    assert remote_safetensors.blocks([(4, 6)], 64 << 20) == [(4, 5), (5, 6)]
-
-
 PASSING = (
     *("truncated", "reset", "stall", "503", "429", "500", "longer-announced", "shorter-announced"),
     *("other-range", "no-content-range"),
@@ -266,7 +258,7 @@ def test_what_lasts_is_not_tried_again(server: Server, llama_folder: Path, fault
 
 
 def test_one_bad_block_of_many(server: Server, llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_safetensors, "BLOCK_BYTES", 1024)
+    monkeypatch.setattr(remote, "BLOCK_BYTES", 1024)
     source = open_checkpoint(server.serve(llama_folder)).source
     server.faults[WEIGHTS] = ["truncated", "503", "other-range", "reset"]
     assert torch.equal(source.read(TENSOR), open_checkpoint(llama_folder).source.read(TENSOR))
@@ -374,7 +366,7 @@ def test_one_hopeless_part_ends_the_others(
     server: Server, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "PATIENCE", Patience(attempts=3, first_pause=60, longest_pause=60))
-    monkeypatch.setattr(remote_safetensors, "BLOCK_BYTES", 1024)
+    monkeypatch.setattr(remote, "BLOCK_BYTES", 1024)
     source = open_checkpoint(server.serve(llama_folder)).source
     server.faults[WEIGHTS] = ["404"]
     server.always[WEIGHTS] = "503"

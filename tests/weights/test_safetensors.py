@@ -156,7 +156,7 @@ BROKEN_HEADERS: list[tuple[Any, bytes, str]] = [
     (b"\xff\xfe", b"", "not JSON"),
     (b"[" * 100_000, b"", "not JSON"),
     (b'{"a": {"dtype":"F32","shape":[1],"data_offsets":[0,4]}, "a": 1}', bytes(4), "'a' twice"),
-    ({"a": 3}, b"", "'a' is not an object"),
+    ({"a": 3}, b"", "entry of 'a' lacks a valid"),
     ({"a": {"dtype": "F32", "shape": [1]}}, b"", "lacks a valid"),
     ({"a": entry("F32", [-1], 0, 4)}, bytes(4), "lacks a valid"),
     ({"a": entry("F32", [True], 0, 4)}, bytes(4), "lacks a valid"),

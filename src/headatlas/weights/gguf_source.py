@@ -11,15 +11,14 @@ import math
 import mmap
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights.local_files import refuse_pointer
-from headatlas.weights.source import TensorInfo
+from headatlas.weights.local_files import fingerprint_of_files, reading, refuse_pointer
+from headatlas.weights.source import Rows, TensorInfo, joined, place_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,41 +39,22 @@ MAX_ALIGNMENT = 1 << 20
 MAX_DIMS = 8
 KEPT_ARRAY_LENGTH = 1 << 12
 
-_SCALARS = {
-    0: "<B",
-    1: "<b",
-    2: "<H",
-    3: "<h",
-    4: "<I",
-    5: "<i",
-    6: "<f",
-    7: "<?",
-    10: "<Q",
-    11: "<q",
-    12: "<d",
-}
+# Value types of the header and how struct unpacks them.
+_SCALARS = {**dict(enumerate("BbHhIif?")), 10: "Q", 11: "q", 12: "d"}
 _UINT32, _STRING, _ARRAY = 4, 8, 9
 
 
 @dataclass(frozen=True)
-class GgufTensor:
-    """One tensor of a GGUF file.
+class GgufTensor(TensorInfo):
+    """One tensor of a GGUF file; ``dtype`` is the name of its ggml type, e.g. ``"Q4_1"``.
 
     Attributes:
-        name: Name as stored.
-        shape: Logical shape, outermost axis first (the file stores it innermost first).
-        type_name: Name of the ggml type, e.g. ``"Q4_1"``.
         row_bytes: Stored bytes of one row (the innermost axis).
-        offset: Position of its first byte in the file.
-        nbytes: Stored size.
+        offset: Position of its first byte in the file; ``nbytes`` follow.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    type_name: str
     row_bytes: int
     offset: int
-    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -101,19 +81,16 @@ def read_gguf_header(path: Path) -> GgufHeader:
         HeadatlasError: The file cannot be read, is not GGUF, has an unsupported version, an impossible
             count, an unknown tensor type, or tensors that lie outside the file.
     """
-    try:
+    with reading(path), path.open("rb") as stream:
         size = path.stat().st_size
-        with path.open("rb") as stream:
-            if size < 24:
-                start = stream.read(4)
-                problem = "is truncated" if start == MAGIC[: len(start)] and start else "is not a GGUF file"
-                raise HeadatlasError(
-                    f"{path} {problem}: a GGUF header has at least 24 bytes, found {size}; fetch it again."
-                )
-            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
-                return _HeaderReader(path, view, size).read()
-    except OSError as error:
-        raise HeadatlasError(f"{path} cannot be read: {error.strerror or error}.") from error
+        if size < 24:
+            start = stream.read(4)
+            problem = "is truncated" if start == MAGIC[: len(start)] and start else "is not a GGUF file"
+            raise HeadatlasError(
+                f"{path} {problem}: a GGUF header has at least 24 bytes, found {size}; fetch it again."
+            )
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            return _HeaderReader(path, view, size).read()
 
 
 class _HeaderReader:
@@ -133,9 +110,8 @@ class _HeaderReader:
         """Step over ``count`` bytes and return where they start."""
         start = self.position
         if count > self.size - start:
-            raise HeadatlasError(
-                f"{self.path} is truncated or broken: {what} needs {start + count:,} bytes, found "
-                f"{self.size:,}; fetch it again."
+            self.fail(
+                f"the file is truncated or broken: {what} needs {start + count:,} bytes, found {self.size:,}"
             )
         self.position = start + count
         return start
@@ -172,7 +148,14 @@ class _HeaderReader:
         found = [self.read_tensor() for _ in range(n_tensors)]
         alignment = self.alignment()
         data_start = -(-self.position // alignment) * alignment
-        tensors = self.place(found, data_start, alignment)
+        tensors: dict[str, GgufTensor] = {}
+        for name, shape, kind, offset in found:
+            if name in tensors:
+                self.fail(f"tensor {name!r} is there twice")
+            if offset % alignment:
+                self.fail(f"tensor {name!r} starts at {offset:,}, which is not a multiple of {alignment}")
+            tensors[name] = self.placed(name, shape, kind, data_start + offset)
+        self.check_places(tensors.values(), data_start)
         return GgufHeader(self.metadata, self.arrays, tensors, data_start)
 
     def read_key(self) -> None:
@@ -185,7 +168,7 @@ class _HeaderReader:
         elif kind == _STRING:
             self.metadata[key] = self.text(f"the value of {key!r}", MAX_STRING_BYTES)
         elif kind in _SCALARS:
-            self.metadata[key] = self.number(_SCALARS[kind], f"the value of {key!r}")
+            self.metadata[key] = self.number(f"<{_SCALARS[kind]}", f"the value of {key!r}")
             if key == "general.alignment" and kind != _UINT32:
                 self.fail("general.alignment is not a 32-bit count")
         else:
@@ -196,11 +179,9 @@ class _HeaderReader:
         kind, length = self.number("<I", what), self.number("<Q", what)
         self.arrays[key] = length
         if kind in _SCALARS:
-            code = _SCALARS[kind]
-            start = self.take(length * struct.calcsize(code), what)
+            start = self.take(length * struct.calcsize(f"<{_SCALARS[kind]}"), what)
             if length <= KEPT_ARRAY_LENGTH:
-                packed = f"<{length}{code[1]}"
-                self.metadata[key] = list(struct.unpack_from(packed, self.view, start))
+                self.metadata[key] = list(struct.unpack_from(f"<{length}{_SCALARS[kind]}", self.view, start))
         elif kind == _STRING:
             if length > self.strings_left:
                 self.fail(f"{what} would hold {length:,} strings, which no tokenizer has")
@@ -226,47 +207,33 @@ class _HeaderReader:
             self.fail(f"general.alignment is {alignment}, not a usable power of two")
         return int(alignment)
 
-    def place(
-        self, found: list[tuple[str, tuple[int, ...], int, int]], data_start: int, alignment: int
-    ) -> dict[str, GgufTensor]:
-        """Give every tensor its bytes, and check that they exist and belong to it alone."""
-        tensors: dict[str, GgufTensor] = {}
-        for name, shape, kind, offset in found:
-            if name in tensors:
-                self.fail(f"tensor {name!r} is there twice")
-            type_name, block, block_bytes = self.type_of(name, kind)
-            if not all(shape) or math.prod(shape) >= 1 << 62 or shape[-1] % block:
-                self.fail(f"tensor {name!r} of type {type_name} has the impossible shape {shape}")
-            if offset % alignment:
-                self.fail(f"tensor {name!r} starts at {offset:,}, which is not a multiple of {alignment}")
-            row_bytes = shape[-1] // block * block_bytes
-            nbytes = math.prod(shape[:-1]) * row_bytes
-            tensors[name] = GgufTensor(name, shape, type_name, row_bytes, data_start + offset, nbytes)
-        end, last = data_start, ""
-        for tensor in sorted(tensors.values(), key=lambda item: item.offset):
-            if tensor.offset < end:
-                self.fail(f"tensors {last!r} and {tensor.name!r} overlap")
-            end, last = tensor.offset + tensor.nbytes, tensor.name
-        if tensors and end > self.size:
-            raise HeadatlasError(
-                f"{self.path} is truncated: its header describes {end:,} bytes, found {self.size:,}; "
-                "fetch it again."
-            )
-        return tensors
-
-    def type_of(self, name: str, kind: int) -> tuple[str, int, int]:
-        """Name, elements per block and bytes per block of a ggml type."""
+    def placed(self, name: str, shape: tuple[int, ...], kind: int, start: int) -> GgufTensor:
+        """A tensor with the bytes that its type and shape take."""
         from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
         try:
-            ggml_type = GGMLQuantizationType(kind)
-            block, block_bytes = GGML_QUANT_SIZES[ggml_type]
+            dtype = GGMLQuantizationType(kind)
+            block, block_bytes = GGML_QUANT_SIZES[dtype]
         except (ValueError, KeyError):
             raise HeadatlasError(
                 f"{self.path}: tensor {name!r} has the ggml type {kind}, which the installed gguf package "
                 "does not know; update the package `gguf` or convert the model to another type."
             ) from None
-        return ggml_type.name, block, block_bytes
+        if not all(shape) or math.prod(shape) >= 1 << 62 or shape[-1] % block:
+            self.fail(f"tensor {name!r} of type {dtype.name} has the impossible shape {shape}")
+        row_bytes = shape[-1] // block * block_bytes
+        nbytes = math.prod(shape[:-1]) * row_bytes
+        return GgufTensor(name, shape, dtype.name, nbytes, str(self.path), row_bytes, start)
+
+    def check_places(self, tensors: Collection[GgufTensor], data_start: int) -> None:
+        """Make sure that every tensor's bytes exist and belong to it alone."""
+        end, last = data_start, ""
+        for tensor in sorted(tensors, key=lambda item: item.offset):
+            if tensor.offset < end:
+                self.fail(f"tensors {last!r} and {tensor.name!r} overlap")
+            end, last = tensor.offset + tensor.nbytes, tensor.name
+        if tensors and end > self.size:
+            self.fail(f"the file is truncated: its header describes {end:,} bytes, found {self.size:,}")
 
 
 SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf$")
@@ -280,6 +247,7 @@ class GgufSource:
     Attributes:
         files: The file, or the parts in order.
         header: The header of the first file, which holds the metadata.
+        tensors: The tensors of all files by name.
     """
 
     def __init__(self, path: Path) -> None:
@@ -294,85 +262,68 @@ class GgufSource:
         self.files = parts_of(path)
         headers = [read_gguf_header(file) for file in self.files]
         _check_split(self.files, headers)
-        self.header: GgufHeader = headers[0]
-        self._tensors: dict[str, tuple[Path, GgufTensor]] = {}
-        for file, header in zip(self.files, headers, strict=True):
-            for name, tensor in header.tensors.items():
-                if name in self._tensors:
-                    raise HeadatlasError(
-                        f"Tensor {name!r} is in {self._tensors[name][0]} and again in {file}; "
-                        "fetch the parts again."
-                    )
-                self._tensors[name] = (file, tensor)
-        if not self._tensors:
-            raise HeadatlasError(
-                f"{path} holds no tensors (a vocabulary only?); use a file with the weights."
-            )
-        self._maps: dict[Path, Any] = {}
+        self.header = headers[0]
+        self.tensors = joined((header.tensors for header in headers), path)
+        self._maps: dict[str, np.memmap[Any, np.dtype[np.uint8]]] = {}
 
     def infos(self) -> Mapping[str, TensorInfo]:
         """Every stored tensor by name, shapes as [out, in]."""
-        return self._by_name
+        return self.tensors
 
-    @cached_property
-    def _by_name(self) -> dict[str, TensorInfo]:
-        return {
-            name: TensorInfo(name, tensor.shape, tensor.type_name, tensor.nbytes, str(file))
-            for name, (file, tensor) in self._tensors.items()
-        }
-
-    def read(self, name: str, rows: slice | Sequence[int] | None = None) -> torch.Tensor:
+    def read(self, name: str, rows: Rows = None) -> torch.Tensor:
         """See :meth:`headatlas.weights.source.TensorSource.read`; only the rows asked for are dequantised."""
-        import numpy as np
         import torch
 
-        if name not in self._tensors:
+        if name not in self.tensors:
             raise HeadatlasError(f"{self.files[0]} holds no tensor {name!r}.")
-        file, tensor = self._tensors[name]
-        stored = self._stored(file, tensor)
-        if rows is not None and len(tensor.shape) > 1:
-            stored = stored[rows if isinstance(rows, slice) else np.asarray(rows, dtype=np.int64)]
-        values = torch.from_numpy(_dequantise(stored, tensor, file))
-        if rows is not None and len(tensor.shape) == 1:
-            values = values[rows if isinstance(rows, slice) else list(rows)]
-        return values
+        tensor = self.tensors[name]
+        stored = self.stored(tensor)
+        if len(tensor.shape) == 1:  # a row of bytes is the whole tensor
+            return torch.from_numpy(_dequantised(stored, tensor))[place_of(rows)]
+        return torch.from_numpy(_dequantised(stored[place_of(rows)], tensor))
 
-    def _stored(self, file: Path, tensor: GgufTensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The stored bytes as a view of the mapped file: [*shape[:-1], row_bytes]."""
+    def fingerprint(self) -> str:
+        """See :func:`headatlas.weights.source.fingerprint`."""
+        return fingerprint_of_files(self.files)
+
+    def stored(self, tensor: GgufTensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The stored bytes as a view of the mapped file: [*shape[:-1], row_bytes].
+
+        Raises:
+            HeadatlasError: The file cannot be read, or has become shorter.
+        """
         import numpy as np
 
-        if file not in self._maps:
+        if tensor.file not in self._maps:
             try:
-                self._maps[file] = np.memmap(file, dtype=np.uint8, mode="r")
+                self._maps[tensor.file] = np.memmap(tensor.file, dtype=np.uint8, mode="r")
             except (OSError, ValueError) as error:
-                raise HeadatlasError(f"{file} cannot be read ({error}).") from error
-        whole = self._maps[file]
+                raise HeadatlasError(f"{tensor.file} cannot be read ({error}).") from error
+        whole = self._maps[tensor.file]
         end = tensor.offset + tensor.nbytes
         if end > whole.size:
             raise HeadatlasError(
-                f"{file} has become shorter: tensor {tensor.name!r} ends at byte {end:,}, "
+                f"{tensor.file} has become shorter: tensor {tensor.name!r} ends at byte {end:,}, "
                 f"found {whole.size:,}; fetch it again."
             )
-        part = np.asarray(whole[tensor.offset : end])
-        return part.reshape(*tensor.shape[:-1], tensor.row_bytes)
+        return np.asarray(whole[tensor.offset : end]).reshape(*tensor.shape[:-1], tensor.row_bytes)
 
 
-def _dequantise(
-    stored: np.ndarray[Any, np.dtype[np.uint8]], tensor: GgufTensor, file: Path
+def _dequantised(
+    stored: np.ndarray[Any, np.dtype[np.uint8]], tensor: GgufTensor
 ) -> np.ndarray[Any, np.dtype[Any]]:
     """Float32 (or float64) values of stored rows [..., row_bytes], in the logical shape [..., n_in]."""
     import numpy as np
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    if tensor.type_name in _INTEGERS:
-        raise HeadatlasError(
-            f"{file}: tensor {tensor.name!r} holds integers ({tensor.type_name}), not weights."
-        )
+    what = f"{tensor.file}: tensor {tensor.name!r}"
+    if tensor.dtype in _INTEGERS:
+        raise HeadatlasError(f"{what} holds integers ({tensor.dtype}), not weights.")
     n_in = tensor.shape[-1]
-    if tensor.type_name == "F64":
-        return np.ascontiguousarray(stored).view("<f8").astype(np.float64).reshape(*stored.shape[:-1], n_in)
-    kind = GGMLQuantizationType[tensor.type_name]
+    if tensor.dtype == "F64":
+        return np.ascontiguousarray(stored).view("<f8").astype(np.float64)
+    kind = GGMLQuantizationType[tensor.dtype]
     flat = stored.reshape(-1, tensor.row_bytes)
     values = np.empty((flat.shape[0], n_in), dtype=np.float32)
     step = max(1, _CHUNK_ELEMENTS // n_in)
@@ -383,37 +334,41 @@ def _dequantise(
                 values[start : start + step] = dequantize(chunk, kind)
     except NotImplementedError as error:
         raise HeadatlasError(
-            f"{file}: tensor {tensor.name!r} is stored as {tensor.type_name}, which the installed gguf "
-            "package cannot dequantise; use another quantisation of the model."
+            f"{what} is stored as {tensor.dtype}, which the installed gguf package cannot dequantise; use "
+            "another quantisation of the model."
         ) from error
     return values.reshape(*stored.shape[:-1], n_in)
 
 
 def _check_split(files: Sequence[Path], headers: Sequence[GgufHeader]) -> None:
-    """Compare what the headers of the parts say about the split with the files that are there.
-
-    Raises:
-        HeadatlasError: A part belongs to another split or has another place in it, or tensors are missing.
-    """
+    """Compare what the headers of the parts say about the split with the files that are there."""
     for place, (file, header) in enumerate(zip(files, headers, strict=True)):
-        count, number = (
-            header.metadata.get(f"split.{key}", usual) for key, usual in (("count", 0), ("no", place))
-        )
+        count, number = header.metadata.get("split.count"), header.metadata.get("split.no", place)
         if count and (count, number) != (len(files), place):
             raise HeadatlasError(
                 f"{file}: by its header it is part {number} of {count}, counted from 0, by its name {place} "
                 f"of {len(files)}; give the parts their names back, …-00001-of-0000N.gguf, or fetch "
                 "them again."
             )
-    total, found = (
-        headers[0].metadata.get("split.tensors.count", 0),
-        sum(len(each.tensors) for each in headers),
-    )
+    total = headers[0].metadata.get("split.tensors.count")
+    found = sum(len(each.tensors) for each in headers)
     if total and total != found:
         raise HeadatlasError(
             f"{files[0]}: the model has {total} tensors by its header, its {len(files)} files hold {found}; "
             "fetch the parts again."
         )
+
+
+def starts_like_gguf(path: Path) -> bool:
+    """Whether a file begins as GGUF files do."""
+    with reading(path), path.open("rb") as stream:
+        return stream.read(4) == MAGIC
+
+
+def whole_name(name: str) -> str:
+    """The name that the parts of a split file have in common; of another file its own."""
+    split = SPLIT_NAME.match(name)
+    return name if split is None else f"{split['stem']} of {split['parts']}"
 
 
 def parts_of(path: Path) -> tuple[Path, ...]:

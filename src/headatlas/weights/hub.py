@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights.adapter import CONFIG_NAME, adapter_alone
-from headatlas.weights.gguf_source import SPLIT_NAME
-from headatlas.weights.safetensors_source import INDEX_NAME, read_weight_map
+from headatlas.weights.adapter import ADAPTER_CONFIG, adapter_alone
+from headatlas.weights.checkpoints import SINGLE_NAME, main_file
+from headatlas.weights.gguf_source import whole_name
+from headatlas.weights.safetensors_source import INDEX_NAME, read_weight_map, shards_of
 
 HUB_ID = re.compile(
     r"^(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@(?P<revision>[A-Za-z0-9][\w./-]*))?$", re.ASCII
@@ -19,10 +20,9 @@ _SMALL_FILES = re.compile(
     r"^(config\.json|adapter_config\.json|tokenizer.*\.(json|model)|[\w.-]+\.model|special_tokens_map\.json|added_tokens\.json|"
     r"vocab\.(json|txt)|merges\.txt|.*\.tiktoken)$"
 )
-_UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx")
 
 
-def download(repo: str, revision: str | None) -> tuple[Path, str]:
+def download(repo: str, revision: str | None, *, weights: bool = True) -> tuple[Path, str]:
     """Fetch what headatlas reads of a Hub model, or find it in the cache.
 
     With ``HF_HUB_OFFLINE`` set, or when the Hub cannot be reached, only the cache is used.
@@ -30,65 +30,42 @@ def download(repo: str, revision: str | None) -> tuple[Path, str]:
     Args:
         repo: ``org/name``.
         revision: Branch, tag or commit; the default branch if None.
+        weights: Whether to fetch them, too; if not they are to be read in place and must be safetensors.
 
     Returns:
-        The folder with the files, and the commit.
+        The folder with the files, named like the commit; and the name of the weights' file or index
+        ("" if the Hub was not asked).
 
     Raises:
         HeadatlasError: The model or revision does not exist, is gated, has no usable files, or is neither
             reachable nor in the cache.
     """
-    import huggingface_hub
-
     with explained(repo, revision):
-        if huggingface_hub.is_offline_mode():
-            folder = _cached(repo, revision)
-        else:
-            names = _file_names(repo, revision)
-            folder = _cached(repo, revision) if names is None else _fetch(repo, revision, names)
-    return folder, folder.name
-
-
-def download_all_but_weights(repo: str, revision: str | None) -> tuple[Path, list[str]]:
-    """Fetch config, tokenizer and index of a Hub model whose weights are to be read in place.
-
-    Returns:
-        The folder with the files, named like the commit; and the name of the weights or of their index.
-
-    Raises:
-        HeadatlasError: As :func:`download`, or the Hub cannot be asked, or the weights are not safetensors.
-    """
-    import huggingface_hub
-
-    with explained(repo, revision):
-        names = None if huggingface_hub.is_offline_mode() else _file_names(repo, revision)
+        names = _file_names(repo, revision)
+        if names is None and weights:
+            return _snapshot(repo, revision, ["config.json"], local_files_only=True), ""
         if names is None:
             raise HeadatlasError(
                 f"{repo} is to be read from the Hub, which cannot be reached (offline mode or no "
                 "connection); leave out `remote=True` to use what is in the cache."
             )
-        if "config.json" not in names:
-            raise HeadatlasError(
-                f"{repo} on the Hub has no config.json; it cannot be read with `remote=True`."
-            )
-        weights = _weight_files(repo, revision, names)[:1]
-        if weights[0].endswith(".gguf"):
+        files = _weight_files(repo, revision, names)
+        if not weights and files[0].endswith(".gguf"):
             raise HeadatlasError(
                 f"{repo} on the Hub holds a GGUF file; leave out `remote=True` to download it."
             )
-        wanted = [name for name in names if _SMALL_FILES.match(name)]
-        wanted += [INDEX_NAME] if weights == [INDEX_NAME] else []
-        folder = huggingface_hub.snapshot_download(
-            repo, revision=revision, allow_patterns=[_literal(name) for name in wanted]
-        )
-    return Path(folder), weights
+        small = [name for name in names if _SMALL_FILES.match(name)]
+        fetched = files if weights else {INDEX_NAME} & {files[0]}
+        return _snapshot(repo, revision, [*small, *fetched]), files[0]
 
 
 def _file_names(repo: str, revision: str | None) -> list[str] | None:
-    """Names of the files at the top of the repository; None when the Hub cannot be reached."""
+    """Names of the files at the top of the repository; None without a connection."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
+    if huggingface_hub.is_offline_mode():
+        return None
     try:
         info = huggingface_hub.HfApi().model_info(repo, revision=revision)
     except HfHubHTTPError as error:
@@ -100,73 +77,40 @@ def _file_names(repo: str, revision: str | None) -> list[str] | None:
     return [item.rfilename for item in info.siblings or [] if "/" not in item.rfilename]
 
 
-def _fetch(repo: str, revision: str | None, names: list[str]) -> Path:
+def _snapshot(
+    repo: str, revision: str | None, names: Iterable[str], *, local_files_only: bool = False
+) -> Path:
+    """The folder of the Hub's cache that holds these files."""
     import huggingface_hub
 
-    if (
-        CONFIG_NAME not in names
-        and "config.json" not in names
-        and not any(name.endswith(".gguf") for name in names)
-    ):
-        raise HeadatlasError(
-            f"{repo} on the Hub has no config.json; it does not hold a model for transformers."
-        )
-    wanted = [name for name in names if _SMALL_FILES.match(name)] + _weight_files(repo, revision, names)
+    patterns = [re.sub(r"([*?\[])", r"[\1]", name) for name in names]  # each matches only itself
     return Path(
         huggingface_hub.snapshot_download(
-            repo, revision=revision, allow_patterns=[_literal(n) for n in wanted]
+            repo, revision=revision, allow_patterns=patterns, local_files_only=local_files_only
         )
     )
 
 
 def _weight_files(repo: str, revision: str | None, names: list[str]) -> list[str]:
-    """The files that hold the model, without the copies that some repositories add."""
+    """The files that hold the model, without the copies that some repositories add; first the one to open."""
     import huggingface_hub
 
-    if "model.safetensors" in names:
-        return ["model.safetensors", *([INDEX_NAME] if INDEX_NAME in names else [])]
-    if INDEX_NAME in names:
-        index = huggingface_hub.hf_hub_download(repo, INDEX_NAME, revision=revision)
-        return [INDEX_NAME, *sorted(set(read_weight_map(Path(index)).values()))]
-    if CONFIG_NAME in names:
-        config = huggingface_hub.hf_hub_download(repo, CONFIG_NAME, revision=revision)
+    # Safetensors of other names are second copies, in another precision or with names of another library.
+    known = [name for name in names if name == SINGLE_NAME or not name.endswith(".safetensors")]
+    main = main_file(known, f"{repo} on the Hub")
+    if main.endswith(".gguf"):
+        return sorted(name for name in names if whole_name(name) == whole_name(main))
+    if main == ADAPTER_CONFIG:
+        config = huggingface_hub.hf_hub_download(repo, ADAPTER_CONFIG, revision=revision)
         raise adapter_alone(f"{repo} on the Hub", Path(config))
-    gguf = sorted(name for name in names if name.endswith(".gguf") and not name.startswith("mmproj"))
-    if len(gguf) == 1 or len({_split_model(name) for name in gguf}) == 1:
-        return gguf
-    if gguf:
+    if "config.json" not in names:
         raise HeadatlasError(
-            f"{repo} on the Hub holds several GGUF files; fetch one with `hf download {repo} {gguf[0]}` "
-            "and give its path."
+            f"{repo} on the Hub has no config.json; it does not hold a model for transformers."
         )
-    if any(name.endswith(_UNSAFE) for name in names):
-        raise HeadatlasError(
-            f"{repo} on the Hub holds its weights in a pickle or another format that headatlas does not "
-            "open; convert them once, where you trust them, with AutoModelForCausalLM.from_pretrained(…)"
-            ".save_pretrained(FOLDER), and give the folder."
-        )
-    raise HeadatlasError(f"{repo} on the Hub holds no .safetensors weights.")
-
-
-def _split_model(name: str) -> str:
-    """The common name of the parts of a split GGUF; for another file its own."""
-    split = SPLIT_NAME.match(name)
-    return name if split is None else f"{split['stem']} of {split['parts']}"
-
-
-def _cached(repo: str, revision: str | None) -> Path:
-    import huggingface_hub
-
-    return Path(
-        huggingface_hub.snapshot_download(
-            repo, revision=revision, local_files_only=True, allow_patterns=["config.json"]
-        )
-    )
-
-
-def _literal(name: str) -> str:
-    """A file name as a pattern that matches only itself."""
-    return re.sub(r"([*?\[])", r"[\1]", name)
+    if main == INDEX_NAME:
+        index = huggingface_hub.hf_hub_download(repo, INDEX_NAME, revision=revision)
+        return [INDEX_NAME, *shards_of(read_weight_map(Path(index)))]
+    return [main, *({INDEX_NAME} & set(names))]
 
 
 def _client_error() -> type[Exception]:
@@ -178,44 +122,33 @@ def _client_error() -> type[Exception]:
 
 @contextmanager
 def explained(repo: str, revision: str | None) -> Iterator[None]:
-    """Turn the errors of huggingface_hub into sentences that say what to do."""
+    """Turn the errors of huggingface_hub into sentences (HeadatlasError) that say what to do."""
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        yield
+    except (HFValidationError, _client_error(), OSError) as error:
+        raise HeadatlasError(_explanation(error, repo, revision)) from error
+
+
+def _explanation(error: Exception, repo: str, revision: str | None) -> str:
     from huggingface_hub import errors
 
     where = f"{repo}@{revision}" if revision else repo
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise HeadatlasError(
-            f"{repo} is gated: accept its terms on the model's page on the Hub, then log in with "
-            "`hf auth login`."
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise HeadatlasError(
-            f"{repo} is neither a folder here nor a model on the Hub that you may read; check the "
-            "spelling, or log in with `hf auth login` if it is private."
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise HeadatlasError(f"{repo} on the Hub has no revision {revision!r}; check the name.") from error
-    except errors.LocalEntryNotFoundError as error:
-        raise HeadatlasError(
-            f"{where} is not in the cache of the Hub and the Hub cannot be reached "
-            "(offline mode or no connection); run once with a connection, or give a folder."
-        ) from error
-    except errors.HFValidationError as error:
-        raise HeadatlasError(f"{where} is not a name that the Hub accepts ({error}).") from error
-    except errors.HfHubHTTPError as error:
-        raise HeadatlasError(
-            f"The Hub refused {where} ({_first_sentence(error)}); try again later."
-        ) from error
-    except _client_error() as error:
-        raise HeadatlasError(
-            f"The connection to the Hub broke while fetching {where} ({_first_sentence(error)}); run again, "
-            "what was fetched is kept."
-        ) from error
-    except OSError as error:
-        raise HeadatlasError(f"{where} could not be fetched ({_first_sentence(error)}).") from error
-
-
-def _first_sentence(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    said = lines[0].rstrip(".") if lines else type(error).__name__
+    sentences = {
+        errors.GatedRepoError: f"{repo} is gated: accept its terms on the model's page on the Hub, then log "
+        "in with `hf auth login`.",
+        errors.RepositoryNotFoundError: f"{repo} is neither a folder here nor a model on the Hub that you "
+        "may read; check the spelling, or log in with `hf auth login` if it is private.",
+        errors.RevisionNotFoundError: f"{repo} on the Hub has no revision {revision!r}; check the name.",
+        errors.LocalEntryNotFoundError: f"{where} is not in the cache of the Hub and the Hub cannot be "
+        "reached (offline mode or no connection); run once with a connection, or give a folder.",
+        errors.HFValidationError: f"{where} is not a name that the Hub accepts ({said}).",
+        errors.HfHubHTTPError: f"The Hub refused {where} ({said}); try again later.",
+        _client_error(): f"The connection to the Hub broke while fetching {where} ({said}); run again, what "
+        "was fetched is kept.",
+        OSError: f"{where} could not be fetched ({said}).",
+    }
+    return next(sentence for kind, sentence in sentences.items() if isinstance(error, kind))

@@ -6,6 +6,8 @@ names and conversions, not by a family file, so what modules compute says whethe
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -25,18 +27,12 @@ from headatlas.weights.local_files import refuse_pointer
 from headatlas.weights.module_source import ModuleSource, stock_class
 from headatlas.weights.quantized import PLAIN, QUANTIZED
 from headatlas.weights.safetensors_source import SafetensorsSource
-from headatlas.weights.source import Checkpoint, NoModulesError, TensorSource
+from headatlas.weights.source import Checkpoint, NoModulesError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-
-# What transformers, tokenizers and safetensors raise when a file does not hold what they expect.
-_LIBRARY_ERRORS = (
-    OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, ImportError,
-    AssertionError, ArithmeticError,
-)  # fmt: skip
 
 # What a tokenizer is made of: whole, SentencePiece, or a list of words.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
@@ -58,8 +54,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
     with transformers_at_work(f"The tokenizer of {checkpoint.path}"):
         if isinstance(checkpoint.source, GgufSource):
-            return gguf_tokenizer(checkpoint.source.files[0], checkpoint.source.header)
-        folder = _folder_of(checkpoint)
+            return gguf_tokenizer(checkpoint.source)
+        folder = checkpoint.folder
         if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
             raise HeadatlasError(f"{folder} holds no tokenizer; put the model's tokenizer.json there.")
         # tokenizer.json says how text is cut. For some model types AutoTokenizer would build the cutter of
@@ -73,6 +69,12 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
             str(folder), local_files_only=True, trust_remote_code=False
         )
     return tokenizer
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """``sha256:`` over the sorted vocabulary (token, id) and the ids of the special tokens."""
+    body = [sorted(tokenizer.get_vocab().items()), sorted(set(tokenizer.all_special_ids))]
+    return f"sha256:{hashlib.sha256(json.dumps(body).encode()).hexdigest()}"
 
 
 def load_modules(
@@ -143,8 +145,9 @@ def _modules_beside(source: ModuleSource, dtype: torch.dtype, needed: Collection
         config = _plain(type(loaded.config).from_dict(loaded.config.to_dict()))
     kind: Any = stock_class(loaded)
     model = _without_weights(name, lambda: kind._from_config(config, dtype=dtype))
-    tensors, made = source.tensors(), dict[int, nn.Parameter]()
-    places = model.state_dict(keep_vars=True)
+    tensors, places = source.tensors(), model.state_dict(keep_vars=True)
+    shared: dict[int, nn.Parameter] = {}
+    filled: dict[str, torch.Tensor] = {}
     for path, place in places.items():
         tensor = tensors.get(path)
         if tensor is None or tensor.shape != place.shape:
@@ -153,15 +156,14 @@ def _modules_beside(source: ModuleSource, dtype: torch.dtype, needed: Collection
                 f"{name} {found} {path!r}, which its config wants in {list(place.shape)}; check that config "
                 "and weights belong together."
             )
-        owner, _, leaf = path.rpartition(".")
-        module = model.get_submodule(owner)
         if not isinstance(place, nn.Parameter):
-            setattr(module, leaf, tensor.detach().to(place.dtype))
+            filled[path] = tensor.detach().to(place.dtype)
             continue
-        if id(tensor) not in made:
-            made[id(tensor)] = nn.Parameter(source.floating(path).to(dtype), requires_grad=False)
-        setattr(module, leaf, made[id(tensor)])
+        if id(tensor) not in shared:  # one parameter under two names stays one
+            shared[id(tensor)] = nn.Parameter(source.floating(path).to(dtype), requires_grad=False)
+        filled[path] = shared[id(tensor)]
     _check_places(name, model, (tensors.keys() - places.keys()) & set(needed))
+    model.load_state_dict(filled, assign=True)
     nn.Module.to(model, devices.pop())
     return _at_rest(model)
 
@@ -197,7 +199,7 @@ def local_config(checkpoint: Checkpoint) -> PretrainedConfig:
 
     with transformers_at_work(f"The model {checkpoint.path}"):
         config: PretrainedConfig = AutoConfig.from_pretrained(
-            str(_folder_of(checkpoint)), local_files_only=True, trust_remote_code=False
+            str(checkpoint.folder), local_files_only=True, trust_remote_code=False
         )
     return _plain(config)
 
@@ -212,11 +214,7 @@ def _plain(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def skeleton_of(checkpoint: Checkpoint, config: PretrainedConfig) -> PreTrainedModel:
-    """The modules that a config asks for, as :func:`load_skeleton` returns them.
-
-    Raises:
-        HeadatlasError: transformers cannot make them.
-    """
+    """The modules that a config asks for, as :func:`load_skeleton` returns them."""
     import torch
 
     auto, options = auto_class(checkpoint), {"dtype": torch.float32, "trust_remote_code": False}
@@ -224,11 +222,7 @@ def skeleton_of(checkpoint: Checkpoint, config: PretrainedConfig) -> PreTrainedM
 
 
 def _without_weights(what: str, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    """Modules whose parameters take no memory, at rest.
-
-    Raises:
-        HeadatlasError: transformers cannot make them.
-    """
+    """Modules whose parameters take no memory, at rest."""
     from accelerate import init_empty_weights
 
     with transformers_at_work(what), init_empty_weights(include_buffers=False):
@@ -238,15 +232,16 @@ def _without_weights(what: str, make: Callable[[], PreTrainedModel]) -> PreTrain
 def auto_class(checkpoint: Checkpoint) -> Any:
     """The class of transformers that makes the checkpoint's modules: images may go into them or not."""
     import transformers
-    from transformers.models.auto import modeling_auto
+    from transformers.models.auto import modeling_auto as auto
 
-    def made_by(names: Any) -> bool:
-        return any(checkpoint.architecture in (n if isinstance(n, tuple) else (n,)) for n in names.values())
+    def is_in(mapping: Any) -> bool:
+        return any(checkpoint.architecture in (n if isinstance(n, tuple) else (n,)) for n in mapping.values())
 
-    text = made_by(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    images = made_by(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
     untyped: Any = transformers
-    return untyped.AutoModelForImageTextToText if images and not text else untyped.AutoModelForCausalLM
+    if is_in(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        return untyped.AutoModelForCausalLM
+    images = is_in(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    return untyped.AutoModelForImageTextToText if images else untyped.AutoModelForCausalLM
 
 
 def can_stream(checkpoint: Checkpoint) -> bool:
@@ -258,22 +253,12 @@ def can_stream(checkpoint: Checkpoint) -> bool:
 
 
 def need_on_disk(checkpoint: Checkpoint, what: str) -> None:
-    """Refuse what needs the whole model where only single tensors are fetched.
-
-    Args:
-        checkpoint: The model.
-        what: What needs all of it, e.g. ``"evidence"``.
-
-    Raises:
-        NoModulesError: The weights are not on disk.
-    """
+    """Refuse (NoModulesError) what needs all of a model of which only single tensors are fetched."""
     if checkpoint.traffic is None:
         return
-    how = (
-        "download it and give its folder"
-        if is_url(checkpoint.spec)
-        else "leave out `remote=True` to download it"
-    )
+    how = "download it and give its folder"
+    if not is_url(checkpoint.spec):
+        how = "leave out `remote=True` to download it"
     raise NoModulesError(
         f"{checkpoint.spec}: {what} needs the whole model ({checkpoint.traffic.total / 1e9:.3g} GB), "
         f"which is read in place here; {how}."
@@ -285,34 +270,32 @@ def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTra
     options: dict[str, Any] = {
         "dtype": dtype, "local_files_only": True, "trust_remote_code": False, "output_loading_info": True,
     }  # fmt: skip
-    if isinstance(checkpoint.source, GgufSource):
-        loaded: Any = gguf_modules(checkpoint.source, options)
+    source = checkpoint.source
+    loaded: Any
+    if isinstance(source, GgufSource):
+        loaded = gguf_modules(source, options)
         if not loaded[1]["missing_keys"] and not loaded[1]["mismatched_keys"]:
-            finish(loaded[0], checkpoint.source)
-    elif isinstance(checkpoint.source, AdaptedSource) or (
-        isinstance(checkpoint.source, SafetensorsSource) and checkpoint.source.quantised
-    ):
-        loaded = _from_tensors(checkpoint, checkpoint.source, options)
-    elif isinstance(checkpoint.source, SafetensorsSource):
-        with _as_folder(checkpoint.source, _folder_of(checkpoint)) as folder:
+            finish(loaded[0], source)
+    elif isinstance(source, SafetensorsSource) and not source.quantised:
+        with _as_folder(source, checkpoint.folder) as folder:
             loaded = auto_class(checkpoint).from_pretrained(str(folder), use_safetensors=True, **options)
     else:
-        raise TypeError(f"transformers cannot load a {type(checkpoint.source).__name__}")
+        loaded = _from_tensors(checkpoint, options)
     model, report = loaded
     return model, report
 
 
-def _from_tensors(checkpoint: Checkpoint, source: TensorSource, options: dict[str, Any]) -> Any:
+def _from_tensors(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
     """Call ``from_pretrained`` with the plain tensors that a source shows.
 
     So FP8 and MXFP4 need none of the packages and devices that transformers asks for, an adapter not PEFT,
     and the modules hold the numbers that the source reads.
     """
-    config = local_config(checkpoint)
+    config, source = local_config(checkpoint), checkpoint.source
     tensors = {
         name: source.read(name).to(options["dtype"])
         for name, info in source.infos().items()
-        if info.dtype in PLAIN or info.dtype in QUANTIZED
+        if info.dtype in PLAIN | QUANTIZED
     }
     known = auto_class(checkpoint)._model_mapping[type(config)]
     classes = known if isinstance(known, tuple) else (known,)
@@ -320,18 +303,10 @@ def _from_tensors(checkpoint: Checkpoint, source: TensorSource, options: dict[st
     return (named or classes)[0].from_pretrained(None, config=config, state_dict=tensors, **options)
 
 
-def _folder_of(checkpoint: Checkpoint) -> Path:
-    """The folder of config and tokenizer."""
-    if checkpoint.path is None:
-        raise TypeError("a loaded model has no folder")
-    return checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-
-
 @contextmanager
 def _as_folder(source: SafetensorsSource, folder: Path) -> Iterator[Path]:
     """A folder in which transformers finds exactly these weights, whatever the file is called."""
-    sharded = source.index is not None and not (folder / SINGLE_NAME).exists()
-    if sharded or source.files == (folder / SINGLE_NAME,):
+    if len(source.files) > 1 or source.files == (folder / SINGLE_NAME,):
         yield folder
     else:
         with tempfile.TemporaryDirectory(prefix="headatlas-") as name:
@@ -343,49 +318,42 @@ def _as_folder(source: SafetensorsSource, folder: Path) -> Iterator[Path]:
 @contextmanager
 def transformers_at_work(what: str) -> Iterator[None]:
     """Silence transformers, and turn what it raises into one sentence."""
-    from huggingface_hub.errors import StrictDataclassError
-
-    with _quiet():
-        try:
+    try:
+        with _quiet():
             yield
-        except BaseException as error:
-            # tokenizers raises plain Exceptions.
-            known = isinstance(error, (*_LIBRARY_ERRORS, StrictDataclassError)) or type(error) is Exception
-            if not known:
-                raise
-            lines = str(error).strip().splitlines()
-            reason = lines[0].rstrip(".:") if lines else type(error).__name__
-            if isinstance(error, KeyError):
-                reason = f"it has no {reason}, or does not know it"
-            asks = "trust_remote_code" in str(error)
-            hint = (
-                "headatlas never runs code from a model's folder"
-                if asks
-                else "check or fetch its files again"
-            )
-            raise HeadatlasError(f"{what} cannot be loaded by transformers: {reason}; {hint}.") from error
+    except (HeadatlasError, MemoryError):
+        raise
+    except Exception as error:  # tokenizers raises plain ones, the others whatever a bad file leads to
+        lines = str(error).strip().splitlines()
+        reason = lines[0].rstrip(".:") if lines else type(error).__name__
+        if isinstance(error, KeyError):
+            reason = f"it has no {reason}, or does not know it"
+        hint = "check or fetch its files again"
+        if "trust_remote_code" in str(error):
+            hint = "headatlas never runs code from a model's folder"
+        raise HeadatlasError(f"{what} cannot be loaded by transformers: {reason}; {hint}.") from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No warnings, messages or progress bars from transformers; everything is put back afterwards."""
     import huggingface_hub.utils
-    from transformers.utils import logging
+    import transformers
 
     hub: Any = huggingface_hub.utils
-    transformers_logging: Any = logging
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    logging: Any = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    no_hub_bars = hub.are_progress_bars_disabled()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        no_hub_bars = hub.are_progress_bars_disabled()
-        transformers_logging.set_verbosity(transformers_logging.CRITICAL)
-        transformers_logging.disable_progress_bar()
+        logging.set_verbosity(logging.CRITICAL)
+        logging.disable_progress_bar()
         try:
             yield
         finally:
-            transformers_logging.set_verbosity(verbosity)
+            logging.set_verbosity(verbosity)
             if bars:
-                transformers_logging.enable_progress_bar()  # switches those of the Hub on, too
+                logging.enable_progress_bar()  # switches those of the Hub on, too
             if no_hub_bars:
                 hub.disable_progress_bars()
 
@@ -393,11 +361,7 @@ def _quiet() -> Iterator[None]:
 _FEW = 8
 # What makes an MLP or a vocabulary large; the attention does not depend on it.
 _WIDTHS = (
-    "vocab_size",
-    "intermediate_size",
-    "n_inner",
-    "ffn_dim",
-    "ffn_hidden_size",
+    *("vocab_size", "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
     "moe_intermediate_size",
 )
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")  # the places in the list are their new ids
@@ -405,6 +369,11 @@ _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")  # the places in the 
 
 class TooLargeError(Exception):
     """More would be read than was allowed; the argument is the size in bytes."""
+
+
+def _check_size(size: int, most_bytes: int) -> None:
+    if size > most_bytes:
+        raise TooLargeError(size)
 
 
 def first_block(
@@ -429,7 +398,7 @@ def first_block(
         TooLargeError: More than ``most_bytes`` would be read.
     """
     if isinstance(checkpoint.source, GgufSource):
-        return _of_gguf(checkpoint.source, most_bytes)
+        return _first_attention(checkpoint.source, most_bytes)
     if not can_stream(checkpoint) or checkpoint.traffic is not None:
         raise HeadatlasError(f"{checkpoint.spec}: the weights are not on disk.")
     config = local_config(checkpoint)
@@ -437,48 +406,71 @@ def first_block(
         with_layers(config)
     model = skeleton_of(checkpoint, config)
     decoder: Any = model.get_submodule(body)
-    embedding = decoder.get_input_embeddings()
+    embedding, infos = decoder.get_input_embeddings(), checkpoint.source.infos()
     wanted = {}
     for name, parameter in decoder.named_parameters():
         path = f"{body}.{name}" if body else name
         if parameter is embedding.weight or path.startswith(tuple(f"{part}." for part in without)):
             continue
-        wanted[path] = stored_name(path)
-        info = checkpoint.source.infos().get(wanted[path])
-        if info is None or info.shape != tuple(parameter.shape):
-            found = "is missing" if info is None else f"has the shape {list(info.shape)}"
+        wanted[path] = stored = stored_name(path)
+        if stored not in infos or infos[stored].shape != tuple(parameter.shape):
+            found = f"has the shape {list(infos[stored].shape)}" if stored in infos else "is missing"
             raise HeadatlasError(
-                f"{checkpoint.spec}: tensor {wanted[path]!r} {found}, transformers wants it in "
+                f"{checkpoint.spec}: tensor {stored!r} {found}, transformers wants it in "
                 f"{list(parameter.shape)}."
             )
-    infos = checkpoint.source.infos()
-    size = sum(infos[name].nbytes for name in wanted.values())
-    if size > most_bytes:
-        raise TooLargeError(size)
-    _fill(model, {path: checkpoint.source.read(name) for path, name in wanted.items()})
+    _check_size(sum(infos[stored].nbytes for stored in wanted.values()), most_bytes)
+    tensors = {path: checkpoint.source.read(stored).float() for path, stored in wanted.items()}
+    model.load_state_dict(tensors, assign=True, strict=False)
     return model
+
+
+def _first_attention(source: GgufSource, most_bytes: int) -> PreTrainedModel:
+    """The first block as transformers converts it; what is not read is made up, and small."""
+
+    def wanted(name: str) -> bool:
+        if name.startswith("blk."):
+            return name.startswith("blk.0.") and ".ffn" not in name
+        return name not in ("token_embd.weight", "output.weight")
+
+    def smaller(config: Any) -> Any:
+        text = with_layers(config).get_text_config()
+        for key in _WIDTHS:
+            if isinstance(getattr(text, key, None), int):
+                setattr(text, key, _FEW)
+        small_ids(text)
+        return config
+
+    _check_size(sum(info.nbytes for name, info in source.infos().items() if wanted(name)), most_bytes)
+    return _modules_of_gguf(source, smaller, wanted)
 
 
 def first_layers(source: GgufSource, layers: int, most_bytes: int) -> PreTrainedModel:
     """A transformers model of the first layers of a GGUF file, in float32 and evaluation mode.
 
-    Args:
-        source: The file.
-        layers: How many layers.
-        most_bytes: How much memory the weights may take.
-
     Raises:
         HeadatlasError: transformers cannot make the modules.
-        TooLargeError: The weights would take more than ``most_bytes``.
+        TooLargeError: The weights would take more than ``most_bytes`` of memory.
     """
 
     def wanted(name: str) -> bool:
         return of_text(name) and in_first_layers(name, layers)
 
-    size = sum(4 * prod(info.shape) for name, info in source.infos().items() if wanted(name))
-    if size > most_bytes:
-        raise TooLargeError(size)
+    _check_size(
+        sum(4 * prod(info.shape) for name, info in source.infos().items() if wanted(name)), most_bytes
+    )
     return _modules_of_gguf(source, lambda config: with_layers(config, layers), wanted)
+
+
+def _modules_of_gguf(
+    source: GgufSource, change: Callable[[Any], Any], wanted: Callable[[str], bool]
+) -> PreTrainedModel:
+    """Modules of a changed config with some of a file's tensors."""
+    import torch
+
+    options = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": False}
+    with transformers_at_work(f"The model {source.files[0]}"):
+        return _at_rest(gguf_modules(source, options, change=change, wanted=wanted))
 
 
 def in_first_layers(name: str, layers: int) -> bool:
@@ -503,48 +495,3 @@ def small_ids(config: Any) -> None:
     for place, key in enumerate(_TOKENS):
         if getattr(config, key, None) is not None:
             setattr(config, key, place)
-
-
-def _fill(model: PreTrainedModel, tensors: dict[str, Any]) -> None:
-    from torch import nn
-
-    for path, tensor in tensors.items():
-        owner, _, leaf = path.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor.float(), requires_grad=False))
-
-
-def _of_gguf(source: GgufSource, most_bytes: int) -> PreTrainedModel:
-    """As transformers converts it. What is not read is made up, and small."""
-
-    def wanted(name: str) -> bool:
-        if name.startswith("blk."):
-            return name.startswith("blk.0.") and ".ffn" not in name
-        return name not in ("token_embd.weight", "output.weight")
-
-    size = sum(info.nbytes for name, info in source.infos().items() if wanted(name))
-    if size > most_bytes:
-        raise TooLargeError(size)
-
-    def smaller(config: Any) -> Any:
-        text = with_layers(config).get_text_config()
-        for key in _WIDTHS:
-            if isinstance(getattr(text, key, None), int):
-                setattr(text, key, _FEW)
-        small_ids(text)
-        return config
-
-    return _modules_of_gguf(source, smaller, wanted)
-
-
-def _modules_of_gguf(
-    source: GgufSource, change: Callable[[Any], Any], wanted: Callable[[str], bool]
-) -> PreTrainedModel:
-    """Modules of a changed config with some of a file's tensors."""
-    import torch
-
-    options = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": False}
-    with transformers_at_work(f"The model {source.files[0]}"):
-        model: PreTrainedModel = gguf_modules(source, options, change=change, wanted=wanted)
-    model.requires_grad_(False)
-    model.train(mode=False)
-    return model

@@ -8,9 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,9 @@ from typing import Any
 from headatlas.errors import HeadatlasError
 
 CACHE_VARIABLE = "HEADATLAS_CACHE"
-_BLOCK = 1 << 20
+FULL_LIMIT = 2 << 30
+"""Files of up to so many bytes together are hashed whole."""
+_WINDOWS, _WINDOW = 256, 1 << 20
 
 
 def cache_dir() -> Path:
@@ -31,38 +31,22 @@ def cache_dir() -> Path:
     return Path(user_cache_dir("headatlas"))
 
 
-def make_folder(folder: Path) -> Path:
-    """Create a folder of the cache.
-
-    Raises:
-        HeadatlasError: The folder cannot be created.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HeadatlasError(
-            f"The cache folder {folder} cannot be created ({error.strerror or error}); "
-            f"set {CACHE_VARIABLE} to a folder you can write to."
-        ) from error
-    return folder
-
-
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold ``path`` as a lock file, so that only one process fills a place of the cache at a time.
 
     Raises:
-        HeadatlasError: The lock file cannot be created.
+        HeadatlasError: The lock file or its folder cannot be created.
     """
     from filelock import FileLock
 
-    make_folder(path.parent)
     lock = FileLock(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except OSError as error:
         raise HeadatlasError(
-            f"The lock file {path} cannot be created ({error.strerror or error}); "
+            f"{path} in the cache cannot be created ({error.strerror or error}); "
             f"set {CACHE_VARIABLE} to a folder you can write to."
         ) from error
     try:
@@ -72,42 +56,61 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def filled_folder(final: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``final`` when the block ends well, and disappears when it does not.
-
-    The rename is atomic, so nobody ever sees a half-filled ``final``. If another process has filled it in the
-    meantime, its folder stays.
-    """
-    make_folder(final.parent)
-    work = Path(tempfile.mkdtemp(prefix=".filling-", dir=final.parent))
+def reading(path: Path) -> Iterator[None]:
+    """Say of which file it is that the system refuses to read (HeadatlasError)."""
     try:
-        yield work
-        work.chmod(0o755)
-        try:
-            work.replace(final)
-        except OSError:
-            if not final.is_dir():
-                raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        yield
+    except OSError as error:
+        raise HeadatlasError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def sha256_of_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of_files(files: Sequence[Path]) -> str:
+    """SHA-256 of the lines ``<sha256>  <name>``, as ``sha256sum`` prints them."""
+    digest = hashlib.sha256()
+    for file in files:
+        with reading(file):
+            digest.update(f"{sha256_of_file(file)}  {file.name}\n".encode())
+    return digest.hexdigest()
+
+
+def fingerprint_of_files(files: Sequence[Path]) -> str:
+    """A hash that identifies weights on disk; see :func:`headatlas.weights.source.fingerprint`.
+
+    Raises:
+        HeadatlasError: A file cannot be read.
+    """
+    with reading(files[0].parent):
+        sizes = [file.stat().st_size for file in files]
+        if sum(sizes) > FULL_LIMIT:
+            return f"sampled-sha256:{_sampled(files, sizes)}"
+        if len(files) == 1:
+            return f"sha256:{sha256_of_file(files[0])}"
+    return f"sha256:{sha256_of_files(files)}"
+
+
+def _sampled(files: Sequence[Path], sizes: Sequence[int]) -> str:
+    windows = max(2, _WINDOWS // len(files))
+    digest = hashlib.sha256()
+    for file, size in zip(files, sizes, strict=True):
+        digest.update(f"{file.name}\0{size}\0".encode())
+        last = max(0, size - _WINDOW)
+        with file.open("rb") as stream:
+            for place in range(windows):
+                stream.seek(last * place // (windows - 1))
+                digest.update(stream.read(_WINDOW))
     return digest.hexdigest()
 
 
 def refuse_pointer(path: Path | str, first: bytes) -> None:
-    """Make sure that a file is not a pointer of Git LFS, by its first bytes.
+    """Refuse a pointer of Git LFS, by the first bytes of a file.
 
     Source: the specification of Git LFS, docs/spec.md: the first line begins with ``version``.
-
-    Raises:
-        HeadatlasError: It is one.
     """
     if first[:8] == b"version ":
         raise HeadatlasError(
@@ -121,25 +124,19 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         HeadatlasError: The file cannot be read, is not UTF-8 JSON (with the line), or is not an object.
     """
+    with reading(path):
+        content = path.read_bytes()
+    refuse_pointer(path, content)
     try:
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise HeadatlasError(f"{path} cannot be read: {error.strerror or error}.") from error
+        value = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise HeadatlasError(
-            f"{path} is not UTF-8 text (byte {error.start}); fetch the file again."
-        ) from error
-    refuse_pointer(path, text[:8].encode())
-    try:
-        value = json.loads(text)
+        problem = f" is not UTF-8 text (byte {error.start})"
     except json.JSONDecodeError as error:
-        raise HeadatlasError(
-            f"{path}, line {error.lineno}: not valid JSON ({error.msg}); correct it or fetch the file again."
-        ) from error
+        problem = f", line {error.lineno}: not valid JSON ({error.msg})"
     except (RecursionError, ValueError) as error:
-        raise HeadatlasError(f"{path} is not usable JSON ({error}); fetch the file again.") from error
-    if not isinstance(value, dict):
-        raise HeadatlasError(
-            f"{path} holds a JSON {type(value).__name__} where an object is needed; fetch the file again."
-        )
-    return value
+        problem = f" is not usable JSON ({error})"
+    else:
+        if isinstance(value, dict):
+            return value
+        problem = f" holds a JSON {type(value).__name__} where an object is needed"
+    raise HeadatlasError(f"{path}{problem}; correct it or fetch the file again.")

@@ -5,11 +5,12 @@ Wrappers add to the names of tensors. Each way has one sentence that says how to
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights.source import Checkpoint, TensorInfo
+from headatlas.weights.source import Checkpoint, Rows, TensorInfo, place_of, widened
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 
 _COMPILED = "_orig_mod."
+_SAMPLED_VALUES = 4096
 
 
 def unwrapped(model: object) -> Any:
@@ -43,9 +45,8 @@ def stock_class(model: PreTrainedModel) -> type[PreTrainedModel]:
 class ModuleSource:
     """Reads tensors out of a loaded module by their ``state_dict`` names; tied names are all there.
 
-    Modules within it that ``torch.compile`` has wrapped keep the names they had before.
-
-    Nothing is copied until it is read, and what is read is a copy on the CPU.
+    Modules within it that ``torch.compile`` has wrapped keep the names they had before. Nothing is copied
+    until it is read, and what is read is a copy on the CPU.
 
     Attributes:
         module: The model, which is only looked at.
@@ -87,10 +88,7 @@ class ModuleSource:
         if stored is None:
             raise HeadatlasError(f"The loaded {kind} holds no tensor {name!r}.")
         if stored.is_meta:
-            raise HeadatlasError(
-                f"Tensor {name!r} of the loaded {kind} has no data (it is on the meta device or offloaded); "
-                "load the model fully into memory."
-            )
+            raise self._without_data(name)
         if stored.dtype not in {torch.float16, torch.bfloat16, torch.float32, torch.float64}:
             raise HeadatlasError(
                 f"Tensor {name!r} of the loaded {kind} is {stored.dtype}, which headatlas does not read; "
@@ -98,15 +96,29 @@ class ModuleSource:
             )
         return stored.detach()
 
-    def read(self, name: str, rows: slice | Sequence[int] | None = None) -> torch.Tensor:
+    def read(self, name: str, rows: Rows = None) -> torch.Tensor:
         """See :meth:`headatlas.weights.source.TensorSource.read`."""
+        return widened(self.floating(name)[place_of(rows)])
+
+    def fingerprint(self) -> str:
+        """See :func:`headatlas.weights.source.fingerprint`."""
         import torch
 
-        stored = self.floating(name)
-        if rows is not None:
-            stored = stored[rows if isinstance(rows, slice) else list(rows)]
-        wanted = torch.float64 if stored.dtype == torch.float64 else torch.float32
-        return stored.to("cpu", wanted, copy=True)
+        digest = hashlib.sha256()
+        for name, tensor in self.tensors().items():
+            if tensor.is_meta:
+                raise self._without_data(name)
+            digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+            flat = tensor.detach().reshape(-1)
+            step = max(1, flat.numel() // _SAMPLED_VALUES)
+            digest.update(flat[::step].to("cpu", torch.float64).numpy().tobytes())
+        return f"sampled-sha256:{digest.hexdigest()}"
+
+    def _without_data(self, name: str) -> HeadatlasError:
+        return HeadatlasError(
+            f"Tensor {name!r} of the loaded {type(self.module).__name__} has no data (it is on the meta "
+            "device or offloaded); load the model fully into memory."
+        )
 
 
 _PARALLEL = "module."
@@ -115,29 +127,23 @@ _MERGED = "what PEFT's merge_and_unload() makes of a copy (copy.deepcopy) of it"
 
 
 def refuse_wrapped(checkpoint: Checkpoint) -> None:
-    """Make sure that the names of tensors are those of the model, not of what it was wrapped in.
-
-    Raises:
-        HeadatlasError: They are not.
-    """
+    """Refuse names of tensors that are not those of the model but of what it was wrapped in."""
     if checkpoint.format == "gguf":
         return
     names = checkpoint.source.infos()
     if adapted := next((name for name in names if any(part in name for part in _ADAPTERS)), None):
-        raise HeadatlasError(
-            f"{checkpoint.spec} holds {adapted!r}: an adapter is in the model and not merged into its "
-            f"weights; give {_MERGED}{_saved(checkpoint)}."
-        )
-    if compiled := next((name for name in names if _COMPILED in name), None):
-        raise HeadatlasError(
-            f"{checkpoint.spec} holds {compiled!r}: a compiled part was put into the model; "
-            f"give the model as it was before torch.compile (model._orig_mod){_saved(checkpoint)}."
-        )
-    if _all_begin(names, _PARALLEL):
-        raise HeadatlasError(
-            f"{checkpoint.spec}: all names begin with {_PARALLEL!r}, which parallel training puts before "
-            f"them; give the model inside (model.module){_saved(checkpoint)}."
-        )
+        problem = f" holds {adapted!r}: an adapter is in the model and not merged into its weights"
+        wanted = _MERGED
+    elif compiled := next((name for name in names if _COMPILED in name), None):
+        problem = f" holds {compiled!r}: a compiled part was put into the model"
+        wanted = "the model as it was before torch.compile (model._orig_mod)"
+    elif names and all(name.startswith(_PARALLEL) for name in names):
+        problem = f": all names begin with {_PARALLEL!r}, which parallel training puts before them"
+        wanted = "the model inside (model.module)"
+    else:
+        return
+    saved = "" if checkpoint.loaded is not None else ", saved with its save_pretrained(FOLDER)"
+    raise HeadatlasError(f"{checkpoint.spec}{problem}; give {wanted}{saved}.")
 
 
 def instead_of(model: object) -> str:
@@ -145,12 +151,3 @@ def instead_of(model: object) -> str:
     if {"PeftModel", "BaseTuner"} & {cls.__name__ for cls in type(model).__mro__}:
         return _MERGED
     return "a path, a name or a PreTrainedModel"
-
-
-def _all_begin(names: Collection[str], start: str) -> bool:
-    return bool(names) and all(name.startswith(start) for name in names)
-
-
-def _saved(checkpoint: Checkpoint) -> str:
-    """The end of the advice where the model is in a file."""
-    return "" if checkpoint.loaded is not None else ", saved with its save_pretrained(FOLDER)"

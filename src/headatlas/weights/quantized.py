@@ -15,13 +15,13 @@ Whatever else is quantised is refused, with a sentence that says what to use ins
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights.source import TensorInfo
+from headatlas.weights.source import Rows, TensorInfo, place_of
 
 if TYPE_CHECKING:
     import torch
@@ -50,10 +50,10 @@ _TELLTALES = {
     "W_q": "HQQ",
     "biases": "MLX",
 }
-# Scales of activations and of the key/value cache; no weight depends on them.
+# Ends of names: scales of activations and of the key/value cache, which no weight depends on.
 _OF_ACTIVATIONS = (
-    *("input_scale", "input_scale_ub", "input_global_scale", "activation_scale", "output_scale"),
-    *("q_scale", "k_scale", "v_scale", "kv_scale"),
+    *(".input_scale", ".input_scale_ub", ".input_global_scale", ".activation_scale", ".output_scale"),
+    *(".q_scale", ".k_scale", ".v_scale", ".kv_scale"),
 )
 _INSTEAD = {
     "bitsandbytes": "convert them once, where they run, with "
@@ -61,7 +61,7 @@ _INSTEAD = {
     "mlx": "convert them once with `mlx_lm.convert --dequantize`, and give that folder",
 }
 
-Stored = Callable[[str, "slice | Sequence[int] | None"], "torch.Tensor"]
+Stored = Callable[[str, Rows], "torch.Tensor"]
 """Reads a stored tensor, or rows of it, in the type it is stored in."""
 
 
@@ -83,12 +83,11 @@ class Quantized:
     grid: tuple[int, ...] = field(default=())
     block: tuple[int, int] = field(default=(1, 1))
 
-    def read(self, stored: Stored, rows: slice | Sequence[int] | None) -> torch.Tensor:
+    def read(self, stored: Stored, rows: Rows) -> torch.Tensor:
         """The tensor, or rows of its first axis, as float32; only their values are read, and all scales."""
         import torch
 
-        every = torch.arange(self.info.shape[0] if self.info.shape else 1)
-        wanted = every if rows is None else every[rows if isinstance(rows, slice) else list(rows)]
+        wanted = torch.arange(self.info.shape[0] if self.info.shape else 1)[place_of(rows)]
         values = stored(self.values.name, rows)
         if self.values.dtype not in FP8:
             return _mxfp4(values, stored(self.scale.name, None)[wanted])
@@ -124,11 +123,11 @@ def quantized_tensors(
     """
     scheme = _quantization_config(config)
     quantized = {each.info.name: each for each in _found(infos, scheme)}
-    _refuse_others(infos, quantized, config, scheme, where)
-    if not quantized:
-        return dict(infos), {}
     hidden = {part.name for each in quantized.values() for part in (each.values, each.scale)}
-    hidden |= {name for name in infos if name.endswith(tuple(f".{end}" for end in _OF_ACTIVATIONS))}
+    others = {name: info for name, info in infos.items() if name not in hidden and info.dtype not in PLAIN}
+    _refuse_others(infos, others, config, scheme, where)
+    if quantized:
+        hidden |= {name for name in infos if name.endswith(_OF_ACTIVATIONS)}
     plain = {name: info for name, info in infos.items() if name not in hidden}
     return plain | {name: each.info for name, each in quantized.items()}, quantized
 
@@ -139,11 +138,10 @@ def speaks_of_quantisation(config: Mapping[str, Any]) -> bool:
 
 
 def _quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    nested = config.get("text_config")
-    for each in (config, nested if isinstance(nested, Mapping) else {}):
+    for part in (config, config.get("text_config")):
         for key in ("quantization_config", "compression_config"):
-            if isinstance(each.get(key), Mapping):
-                return dict(each[key])
+            if isinstance(part, Mapping) and isinstance(part.get(key), Mapping):
+                return dict(part[key])
     return {}
 
 
@@ -191,13 +189,10 @@ def _grid(
     grid = (*scale.shape, 1) if len(values.shape) == 2 and len(scale.shape) == 1 else scale.shape
     if len(values.shape) not in (2, 3) or len(grid) != len(values.shape) or grid[:-2] != values.shape[:-2]:
         raise _misfit(values, scale)
-    sizes = scheme.get("weight_block_size")
-    known = isinstance(sizes, list) and len(sizes) == 2 and all(type(size) is int for size in sizes)
-    usual = sizes if known and isinstance(sizes, list) else [_BLOCK, _BLOCK]
-    rows, columns = (
-        _block(size, parts, whole)
-        for size, parts, whole in zip(values.shape[-2:], grid[-2:], usual, strict=True)
-    )
+    usual = scheme.get("weight_block_size")
+    if not isinstance(usual, list) or len(usual) != 2 or any(type(size) is not int for size in usual):
+        usual = [_BLOCK, _BLOCK]
+    rows, columns = map(_block, values.shape[-2:], grid[-2:], usual)
     if rows is None or columns is None:
         raise _misfit(values, scale)
     return grid, (rows, columns)
@@ -219,31 +214,22 @@ def _misfit(values: TensorInfo, scale: TensorInfo) -> HeadatlasError:
 
 def _refuse_others(
     infos: Mapping[str, TensorInfo],
-    quantized: Mapping[str, Quantized],
+    others: Mapping[str, TensorInfo],
     config: Mapping[str, Any],
     scheme: Mapping[str, Any],
     where: str,
 ) -> None:
-    """Refuse what is quantised otherwise.
-
-    Raises:
-        HeadatlasError: It is.
-    """
-    named = scheme.get("quant_method")
-    method = str(named) if isinstance(named, str) else ""
-    if isinstance(config.get("quantization"), Mapping) and not method:
-        method = "mlx"
-    read = {part.name for each in quantized.values() for part in (each.values, each.scale)}
-    others = {name: info for name, info in infos.items() if name not in read and info.dtype not in PLAIN}
-    telling = [kind for name in infos if (kind := _TELLTALES.get(name.rpartition(".")[2]))]
-    if telling and others:
-        raise _refusal(where, method or telling[0])
-    if method and method not in _READ and others:
-        raise _refusal(where, method)
+    """Refuse what is quantised otherwise: ``others`` are tensors that are neither plain nor understood."""
+    method = scheme.get("quant_method")
+    if not isinstance(method, str):
+        method = "mlx" if isinstance(config.get("quantization"), Mapping) else ""
+    telling = next((kind for name in infos if (kind := _TELLTALES.get(name.rpartition(".")[2]))), None)
     # A matrix of whole numbers, or of eight bits without a scale: not a form that is read above.
-    stored = next((info for name, info in others.items() if name.endswith(".weight")), None)
-    if stored is not None:
-        raise _refusal(where, method or f"{stored.name!r} is {stored.dtype}")
+    matrix = next((info for name, info in others.items() if name.endswith(".weight")), None)
+    if others and (telling or (method and method not in _READ)):
+        raise _refusal(where, method or str(telling))
+    if matrix is not None:
+        raise _refusal(where, method or f"{matrix.name!r} is {matrix.dtype}")
     if method in _IN_THE_FORWARD_PASS:
         raise HeadatlasError(
             f"{where}: its weights are quantised in the forward pass ({method}), so that the stored ones are "
@@ -256,9 +242,8 @@ def _refuse_others(
 
 
 def _refusal(where: str, method: str) -> HeadatlasError:
-    instead = _INSTEAD.get(
-        method.lower(), "give the model that they were made from, or an FP8 or GGUF file of it"
-    )
+    usual = "give the model that they were made from, or an FP8 or GGUF file of it"
+    instead = _INSTEAD.get(method.lower(), usual)
     return HeadatlasError(
         f"{where}: its weights are quantised ({method}), in a form that headatlas does not read; {instead}."
     )

@@ -1,16 +1,21 @@
-"""Files that are not on disk, read in parts through fsspec.
+"""Safetensors models that are not on disk: of the weights only what is asked for is fetched, through fsspec.
 
 A read returns exactly the bytes asked for, of the file as it was when it was found, or ends in one sentence.
 There is one policy for failures: those that may pass are tried again with growing pauses, everywhere.
+
+Config, tokenizer and index go into the user cache, under the address and what the store says identifies each
+file. Weights are read by ranges of bytes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from threading import Event
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -18,8 +23,22 @@ from urllib.request import getproxies
 
 from headatlas.addresses import failures, shown
 from headatlas.errors import HeadatlasError
+from headatlas.files import atomic_folder
+from headatlas.weights.checkpoints import SINGLE_NAME, with_config
+from headatlas.weights.local_files import CACHE_VARIABLE, cache_dir, locked
+from headatlas.weights.safetensors_source import (
+    INDEX_NAME,
+    PlacedTensor,
+    StoredTensors,
+    header_length,
+    placed_tensors,
+    read_weight_map,
+    shards_of,
+)
+from headatlas.weights.source import Checkpoint, Rows, Traffic, place_of
 
 if TYPE_CHECKING:
+    import torch
     from fsspec import AbstractFileSystem
     from fsspec.asyn import AsyncFileSystem
 
@@ -29,6 +48,19 @@ U = TypeVar("U")
 HTTP = ("http", "https")
 PARALLEL = 8
 """Requests under way at a time, where the file system allows several."""
+MOST_BYTES = 256 << 20
+"""No config, tokenizer or index is larger."""
+BLOCK_BYTES = 16 << 20
+"""Most bytes of one request, unless a single row is larger: what is lost when a connection breaks."""
+GAP_BYTES = 256 << 10
+"""Rows this close are fetched together: a request of its own costs as much time as this many bytes."""
+CONFIG = "config.json"
+_DECIDING = ("tokenizer.json", "tokenizer_config.json")
+_OPTIONAL = (
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+)
+_WINDOWS, _WINDOW_BYTES = 64, 16 << 10
 _HUB_PAGE = re.compile(r"/(resolve|raw|blob|tree)/[^/]+$")
 _CONTENT_RANGE = re.compile(r"\s*bytes\s+(\d+)-(\d+)/(\d+|\*)\s*", re.IGNORECASE)
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
@@ -171,10 +203,8 @@ class RemoteStore:
     def find(self, address: str, *, forbidden_is_missing: bool = False) -> RemoteFile | None:
         """Look a file up; None if there is none.
 
-        Args:
-            address: Of the file.
-            forbidden_is_missing: Whether “forbidden” counts as “not there”: object stores answer so for
-                files that do not exist when the folder may not be listed.
+        Object stores say “forbidden” of files that do not exist when the folder may not be listed:
+        ``forbidden_is_missing`` believes them.
 
         Raises:
             HeadatlasError: The store cannot be asked, or does not say how large the file is.
@@ -206,18 +236,15 @@ class RemoteStore:
         return RemoteFile(address, label, size, mark, mark or times)
 
     def found(self, addresses: Iterable[str], named_by: str = "") -> list[RemoteFile]:
-        """Look several files up, all of which must be there.
+        """Look several files up, all of which must be there."""
 
-        Raises:
-            HeadatlasError: One is not there.
-        """
-        tasks = list(addresses)
-        files = self.map(self.find, tasks)
-        for address, file in zip(tasks, files, strict=True):
-            if file is None:
+        def find(address: str) -> RemoteFile:
+            if (file := self.find(address)) is None:
                 by = f", which {named_by} names" if named_by else ""
                 raise HeadatlasError(f"{shown(address)}{by} is not there; check the address.")
-        return [file for file in files if file is not None]
+            return file
+
+        return self.map(find, addresses)
 
     def read(self, file: RemoteFile, start: int, end: int) -> bytes:
         """Bytes ``start`` to ``end`` (excluded) of a file.
@@ -225,8 +252,6 @@ class RemoteStore:
         Raises:
             HeadatlasError: They cannot be had, after all tries.
         """
-        if not 0 <= start <= end <= file.size:
-            raise ValueError(f"bytes {start} to {end} of a file of {file.size}")
         if start == end:
             return b""
 
@@ -239,11 +264,7 @@ class RemoteStore:
         return self._patiently(file.label, ask)
 
     def check_unchanged(self, file: RemoteFile) -> None:
-        """Make sure that a file is still the one that was opened; over HTTP every answer was checked.
-
-        Raises:
-            HeadatlasError: It has changed or gone.
-        """
+        """Refuse a file that is no longer the one that was opened; over HTTP every answer was checked."""
         if self._fixed or _is_http(file.address):
             return
         now = self.find(file.address)
@@ -386,23 +407,19 @@ def _verdict(error: BaseException) -> tuple[str, str]:
     if status is not None:
         kind = "passing" if status in _PASSING else _LASTING.get(status, "lasting")
         return f"the server answered {status}", kind
-    name, waited = type(error).__name__, PATIENCE.timeout
-    absent, refused = (FileNotFoundError, IsADirectoryError, NotADirectoryError), PermissionError
+    name = type(error).__name__
+    absent, late = (FileNotFoundError, IsADirectoryError, NotADirectoryError), isinstance(error, TimeoutError)
     cases = (
         (garbled, "the server's answer is garbled", "passing"),
         (name.startswith("NonHttp"), "the server redirects to something other than http", "lasting"),
         (isinstance(error, absent), "there is no such file", "missing"),
-        (isinstance(error, refused) or "Cred" in name, f"access is refused ({name})", "forbidden"),
-        (
-            isinstance(error, TimeoutError) or "Timeout" in name,
-            f"no data for {waited:g} s",
-            "passing",
-        ),
+        (isinstance(error, PermissionError) or "Cred" in name, f"access is refused ({name})", "forbidden"),
+        (late or "Timeout" in name, f"no data for {PATIENCE.timeout:g} s", "passing"),
         ("SSL" in name or "Cert" in name, f"no secure connection can be made ({name})", "unusable"),
         (isinstance(error, (ValueError, RuntimeError)), f"it cannot be asked for ({name})", "unusable"),
+        (True, f"the connection failed ({name})", "passing"),
     )
-    lasting = next(((reason, kind) for is_it, reason, kind in cases if is_it), None)
-    return lasting or (f"the connection failed ({name})", "passing")
+    return next((reason, kind) for is_it, reason, kind in cases if is_it)
 
 
 def _status(error: BaseException) -> int | None:
@@ -421,3 +438,213 @@ def _asked_to_wait(error: BaseException) -> float:
     headers = getattr(error, "headers", None) or getattr(getattr(error, "response", None), "headers", None)
     asked = str((headers or {}).get("Retry-After", ""))
     return float(asked) if asked.isascii() and asked.isdigit() and len(asked) < 6 else 0.0
+
+
+# Safetensors ----------------------------------------------------------------------------------------
+
+
+def open_url(spec: str) -> Checkpoint:
+    """Open the model at an address that fsspec understands.
+
+    Args:
+        spec: A folder with config.json, tokenizer and weights (``model.safetensors``, or an index and its
+            shards), or one ``.safetensors`` file with the others beside it.
+
+    Raises:
+        HeadatlasError: It cannot be read, or is no such model. Credentials in the address are never shown.
+    """
+    address = Address.parse(spec)
+    store = RemoteStore.at(address.of(CONFIG))
+    if (config := store.find(address.of(CONFIG))) is None:
+        raise HeadatlasError(
+            f"{shown(address.of(CONFIG))} is not there; give the address of a folder that holds a model's "
+            "config.json and its safetensors."
+        )
+    weights, index = _weights(store, address)
+
+    def find(name: str) -> RemoteFile | None:
+        return store.find(address.of(name), forbidden_is_missing=name not in _DECIDING)
+
+    tokenizer = [file for file in store.map(find, (*_DECIDING, *_OPTIONAL)) if file is not None]
+    folder = _kept(store, address, [config, *tokenizer, *([index] if index else [])])
+    weight_map = read_weight_map(folder / INDEX_NAME) if index else None
+    if weight_map is not None:
+        weights = store.found(map(address.of, shards_of(weight_map)), INDEX_NAME)
+    source = RemoteSafetensorsSource(store, weights, weight_map)
+    checkpoint = with_config(source, folder, shown(spec), f"{shown(spec)} ({CONFIG})")
+    return replace(checkpoint, name=address.name, traffic=source.traffic)
+
+
+def open_hub_remotely(spec: str, repo: str, revision: str | None) -> Checkpoint:
+    """Open a Hub model without its weights: those are read by ranges, through huggingface_hub's file system.
+
+    Raises:
+        HeadatlasError: The model cannot be reached or read.
+    """
+    from huggingface_hub import HfFileSystem
+
+    from headatlas.weights.hub import download, explained
+
+    folder, weights = download(repo, revision, weights=False)
+    weight_map = read_weight_map(folder / INDEX_NAME) if weights == INDEX_NAME else None
+    with explained(repo, revision):
+        store = RemoteStore(HfFileSystem(), fixed=True)
+        shards = [weights] if weight_map is None else shards_of(weight_map)
+        files = store.found([f"{repo}@{folder.name}/{shard}" for shard in shards], INDEX_NAME)
+        source = RemoteSafetensorsSource(store, files, weight_map)
+    checkpoint = with_config(source, folder, spec, f"{spec} ({CONFIG})")
+    name = repo.partition("/")[2]
+    return replace(checkpoint, name=name, revision=folder.name, traffic=source.traffic)
+
+
+def _weights(store: RemoteStore, address: Address) -> tuple[list[RemoteFile], RemoteFile | None]:
+    """The weight files of an address, or the index that names them."""
+    index = store.find(address.of(INDEX_NAME), forbidden_is_missing=True)
+    if address.file is not None:
+        if index is not None and re.search(r"-\d{5}-of-\d{5}\.safetensors$", address.file):
+            raise HeadatlasError(
+                f"{shown(address.of(address.file))} is one shard of a model; give its folder "
+                f"{shown(address.folder)}."
+            )
+        return store.found([address.of(address.file)]), None
+    whole = store.find(address.of(SINGLE_NAME), forbidden_is_missing=index is not None)
+    if whole is not None:
+        return [whole], None
+    if index is None:
+        raise HeadatlasError(
+            f"{shown(address.folder)} holds neither {SINGLE_NAME} nor {INDEX_NAME}; only safetensors are "
+            "read from afar: download the model and give its folder."
+        )
+    return [], index
+
+
+def _kept(store: RemoteStore, address: Address, files: list[RemoteFile]) -> Path:
+    """A folder of the cache with these files, fetched unless they are there.
+
+    Files whose content the store does not mark are fetched every time, and kept under their content.
+    """
+    if large := [file for file in files if file.size > MOST_BYTES]:
+        raise HeadatlasError(
+            f"{large[0].label} is {large[0].size:,} bytes; that is no model's config, tokenizer or index."
+        )
+    fetched = {f.label: store.read(f, 0, f.size) for f in files if f.content_mark is None}
+    marks = [(f.label, f.size, f.content_mark or hashlib.sha256(fetched[f.label]).hexdigest()) for f in files]
+    key = hashlib.sha256(repr((shown(address.folder), sorted(marks))).encode()).hexdigest()[:32]
+    final = cache_dir() / "remote" / key
+    with locked(final.with_suffix(".lock")):
+        if final.is_dir():
+            return final
+        missing = [file for file in files if file.label not in fetched]
+        bodies = store.map(lambda file: store.read(file, 0, file.size), missing)
+        fetched |= {file.label: body for file, body in zip(missing, bodies, strict=True)}
+        for file in files:
+            store.check_unchanged(file)
+        try:
+            with atomic_folder(final) as work:
+                work.mkdir()
+                for label, body in fetched.items():
+                    (work / PurePosixPath(label).name).write_bytes(body)
+        except OSError as error:
+            raise HeadatlasError(
+                f"{final} cannot be written ({error.strerror or error}); make room, or set {CACHE_VARIABLE}."
+            ) from error
+    return final
+
+
+class RemoteSafetensorsSource(StoredTensors):
+    """Reads tensors out of one or several safetensors files by byte ranges; opening reads headers only.
+
+    A file that changed since it was opened is never read on.
+
+    Attributes:
+        files: The files by label, in order.
+        traffic: What has been fetched.
+    """
+
+    def __init__(
+        self, store: RemoteStore, files: Sequence[RemoteFile], weight_map: Mapping[str, str] | None
+    ) -> None:
+        """Read and check the header of every file.
+
+        Raises:
+            HeadatlasError: A file cannot be read, is truncated or contradicts itself or the index, or two
+                hold the same tensor.
+        """
+        self.files = {file.label: file for file in files}
+        self.traffic = Traffic(sum(file.size for file in files))
+        self._store = store
+        self._headers: dict[str, str] = {}
+        super().__init__(store.map(self._header, files), files[0].label.rpartition("/")[0], weight_map)
+
+    def _stored(self, name: str, rows: Rows) -> torch.Tensor:
+        """Of the rows asked for, those close together are fetched in one request, and each only once."""
+        import torch
+        from fsspec.utils import merge_offset_ranges
+
+        placed = self._placed[name]
+        file, shape = self.files[placed.file], placed.shape or (1,)
+        row_bytes = placed.nbytes // max(1, shape[0])
+        # Indexing a range gives negative, repeated and out-of-range rows the meaning they have on disk.
+        wanted = torch.arange(shape[0])[place_of(rows)]
+        unique, inverse = torch.unique(wanted, return_inverse=True)
+        found = torch.empty((len(unique), row_bytes), dtype=torch.uint8)
+
+        def fetch(span: tuple[int, int]) -> None:
+            start, end = span
+            # A copy, because torch wants memory that may be written to.
+            body = torch.frombuffer(bytearray(self._read(file, start, end)), dtype=torch.uint8)
+            first = (start - placed.start) // row_bytes
+            low, high = torch.searchsorted(unique, torch.tensor([first, first + len(body) // row_bytes]))
+            found[low:high] = body.view(-1, row_bytes)[unique[low:high] - first]
+
+        if found.numel():
+            starts = (placed.start + unique * row_bytes).tolist()
+            ends = [start + row_bytes for start in starts]
+            _, starts, ends = merge_offset_ranges(
+                [""] * len(starts), starts, ends, GAP_BYTES, BLOCK_BYTES, sort=False
+            )
+            self._store.map(fetch, zip(starts, ends, strict=True))
+            self._store.check_unchanged(file)
+        if not torch.equal(wanted, unique):
+            found = found[inverse]
+        stored = found.flatten().view(_torch_type(placed.dtype))
+        return stored.view(placed.shape if rows is None else (len(wanted), *shape[1:]))
+
+    def fingerprint(self) -> str:
+        """See :func:`headatlas.weights.source.fingerprint`."""
+        count = max(2, _WINDOWS // len(self.files))
+        windows = [
+            (file, (file.size - length) * place // (count - 1), length)
+            for file in self.files.values()
+            for length in [min(_WINDOW_BYTES, file.size)]
+            for place in range(count)
+        ]
+        bodies = self._store.map(lambda w: self._read(w[0], w[1], w[1] + w[2]), windows)
+        digest = hashlib.sha256()
+        for label, file in self.files.items():
+            about = (PurePosixPath(label).name, file.size, file.content_mark, self._headers[label])
+            digest.update(repr(about).encode())
+        for body in bodies:
+            digest.update(body)
+        return f"remote-sha256:{digest.hexdigest()}"
+
+    def _header(self, file: RemoteFile) -> dict[str, PlacedTensor]:
+        length = header_length(file.label, self._read(file, 0, min(8, file.size)), file.size)
+        header = self._read(file, 8, 8 + length)
+        self._headers[file.label] = hashlib.sha256(header).hexdigest()
+        return placed_tensors(file.label, header, file.size)
+
+    def _read(self, file: RemoteFile, start: int, end: int) -> bytes:
+        body = self._store.read(file, start, end)
+        self.traffic.add(len(body))
+        return body
+
+
+def _torch_type(dtype: str) -> torch.dtype:
+    import torch
+
+    return {
+        "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+        "U8": torch.uint8, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+        "F8_E8M0": torch.float8_e8m0fnu,
+    }[dtype]  # fmt: skip

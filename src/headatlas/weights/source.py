@@ -5,11 +5,12 @@ Nothing above this folder knows whether the bytes are safetensors, GGUF or a mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from headatlas.errors import HeadatlasError
 
@@ -23,6 +24,23 @@ class NoModulesError(HeadatlasError):
 
 
 Format = Literal["safetensors", "gguf", "module"]
+Rows = slice | Sequence[int] | None
+"""Rows of a tensor's first axis; all of it if None."""
+
+
+def place_of(rows: Rows) -> EllipsisType | slice | list[int]:
+    """The index that gives these rows of a tensor."""
+    if rows is None:
+        return ...
+    return rows if isinstance(rows, slice) else list(rows)
+
+
+def widened(stored: torch.Tensor) -> torch.Tensor:
+    """A copy of floating-point numbers on the CPU, as float32; float64 stays float64."""
+    import torch
+
+    wanted = torch.float64 if stored.dtype == torch.float64 else torch.float32
+    return stored.to("cpu", wanted, copy=True)
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,28 @@ class TensorInfo:
     file: str
 
 
+T = TypeVar("T", bound=TensorInfo)
+
+
+def joined(headers: Iterable[Mapping[str, T]], where: Path | str) -> dict[str, T]:
+    """The tensors of all files of a checkpoint; ``where`` is its place, for messages.
+
+    Raises:
+        HeadatlasError: Two files hold the same tensor, or none holds any.
+    """
+    found: dict[str, T] = {}
+    for header in headers:
+        if twice := next((name for name in header if name in found), None):
+            raise HeadatlasError(
+                f"Tensor {twice!r} is in {found[twice].file} and again in {header[twice].file}; "
+                "a checkpoint may hold it once, remove the file that does not belong."
+            )
+        found |= header
+    if not found:
+        raise HeadatlasError(f"{where} holds no tensors (a vocabulary only?); give a file with weights.")
+    return found
+
+
 class TensorSource(Protocol):
     """Named tensors of one checkpoint, read when asked for and never kept."""
 
@@ -51,7 +91,7 @@ class TensorSource(Protocol):
         """Every stored tensor by name; reads headers only."""
         ...
 
-    def read(self, name: str, rows: slice | Sequence[int] | None = None) -> torch.Tensor:
+    def read(self, name: str, rows: Rows = None) -> torch.Tensor:
         """The tensor, dequantised, as float32 (float64 stays float64), in its logical shape.
 
         Args:
@@ -61,6 +101,15 @@ class TensorSource(Protocol):
         Raises:
             HeadatlasError: The name is unknown, or the bytes on disk do not match the header.
         """
+        ...
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """A source that says which weights it reads."""
+
+    def fingerprint(self) -> str:
+        """See :func:`fingerprint`."""
         ...
 
 
@@ -78,22 +127,18 @@ class Traffic:
 
     Attributes:
         total: Bytes of all its weight files.
+        read: Bytes fetched so far: headers and tensors, without config and tokenizer.
     """
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self._read = 0
+        self.read = 0
         self._lock = Lock()
 
     def add(self, n_bytes: int) -> None:
         """Count bytes that were fetched."""
         with self._lock:
-            self._read += n_bytes
-
-    @property
-    def read(self) -> int:
-        """Bytes fetched so far: headers and tensors, without config and tokenizer."""
-        return self._read
+            self.read += n_bytes
 
 
 @dataclass(frozen=True)
@@ -151,7 +196,36 @@ class Checkpoint:
     traffic: Traffic | None = None
     adapter: MergedAdapter | None = None
 
+    @property
+    def folder(self) -> Path:
+        """The folder of config and tokenizer, of a model that is not in memory."""
+        if self.path is None:
+            raise TypeError("a loaded model has no folder")
+        return self.path if self.path.is_dir() else self.path.parent
+
     def release(self) -> None:
         """Unmap files that were read: pages of them are no memory of this process then."""
         if isinstance(self.source, Mapped):
             self.source.release()
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """A hash that identifies the weights of a checkpoint.
+
+    * Files of up to 2 GiB together: ``sha256:`` and the SHA-256 of the file, as ``sha256sum`` prints it. For
+      several files, of the lines ``<sha256>  <name>`` in the order of the shards.
+    * Larger ones: ``sampled-sha256:`` over each file's name, size, first and last mebibyte, and evenly spaced
+      mebibytes between them, 256 in all files together (at least two a file). It tells models apart; it does
+      not prove that every byte is the same.
+    * Files that are not on disk: ``remote-sha256:`` over names, sizes, what the store says identifies their
+      content, headers, and a mebibyte of evenly spaced windows.
+    * With an adapter merged in: ``adapted-sha256:`` over the base's own and the adapter's hash.
+    * A loaded model: ``sampled-sha256:`` over names, types, shapes and some 4,096 evenly spaced values of
+      every tensor.
+
+    Raises:
+        HeadatlasError: A file cannot be read.
+    """
+    if not isinstance(checkpoint.source, Identified):
+        raise TypeError(f"no fingerprint is defined for a {type(checkpoint.source).__name__}")
+    return checkpoint.source.fingerprint()
