@@ -14,10 +14,10 @@ from headatlas.architectures import Model
 from headatlas.architectures.oracle import (
     COMPARISONS,
     Compared,
+    directions_of,
     of_head,
     random_ids,
     recorded,
-    unit,
     values_of_head,
 )
 from headatlas.errors import HeadatlasError
@@ -72,13 +72,15 @@ def weighted_values(model: Model, modules: PreTrainedModel) -> Iterator[Compared
             weights = ran.attentions[place if only_heads else layer].detach().cpu().double()
             ours = [weights[:, head] @ own for head, own in enumerate(ours)]
         if factor == "source":
-            yield Compared(f"values of layer {layer}", unit(torch.cat(ours, dim=-1)), unit(passed))
+            yield Compared(
+                f"values of layer {layer}", directions_of(torch.cat(ours, dim=-1)), directions_of(passed)
+            )
             continue
         for head, own in enumerate(ours):
             both = own, of_head(passed, head, dims)
             yield Compared(
                 f"weighted values of head {layer}.{head}",
-                *(both if factor == "none" else map(unit, both)),
+                *(both if factor == "none" else map(directions_of, both)),
             )
 
 

@@ -410,7 +410,7 @@ def pieces_of(inventory: Inventory, layer: int) -> dict[str, Pieces]:
 
 
 def _renamed(inventory: Inventory, layer: int, form: Experts, stored: Experts) -> dict[str, Pieces]:
-    """What both forms have in one tensor."""
+    """Tensors that both forms have whole."""
     pairs = [(form.router, stored.router), (form.shared_gate, stored.shared_gate)]
     if form.shared is not None and stored.shared is not None:
         pairs += zip(form.shared.linears, stored.shared.linears, strict=True)
@@ -427,7 +427,7 @@ def _renamed(inventory: Inventory, layer: int, form: Experts, stored: Experts) -
 
 
 def _of_experts(inventory: Inventory, layer: int, form: Experts, stored: Experts) -> dict[str, Pieces]:
-    """What the stored form has in a tensor for each expert."""
+    """Tensors that the stored form has in pieces, one or two for each expert."""
     together = {form.gate_up: (stored.gate, stored.up), form.up: (stored.up,), form.down: (stored.down,)}
     return {
         inventory.name(whole.stem, layer): tuple(

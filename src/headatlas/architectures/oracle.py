@@ -57,7 +57,7 @@ class Compared:
     @property
     def directions(self) -> Compared:
         """Both with rows of length one: positive factors, which change no rank, are left open."""
-        return Compared(self.part, unit(self.ours), unit(self.theirs))
+        return Compared(self.part, directions_of(self.ours), directions_of(self.theirs))
 
 
 class _Reached(Exception):  # noqa: N818 (a signal, no error)
@@ -138,7 +138,9 @@ def embeddings(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
         first = model.block_module(0)
         with recorded(modules, [first]) as (entering, _):
             modules(ids)
-        yield Compared("embedding", unit(model.embed(ids[:, 0].tolist())), unit(entering[first][:, 0]))
+        yield Compared(
+            "embedding", directions_of(model.embed(ids[:, 0].tolist())), directions_of(entering[first][:, 0])
+        )
         return
     embedding = untyped.get_input_embeddings().weight.detach()
     yield Compared("embedding", model.embed(), embedding, stored=True)
@@ -166,7 +168,7 @@ def values_of_layer(
     """
     for head in range(dims.n_heads):
         ours, theirs = values_of_head(heads, dims, head, x), of_head(passed, head, dims)
-        yield Compared(f"values of head {layer}.{head}", unit(ours), unit(theirs))
+        yield Compared(f"values of head {layer}.{head}", directions_of(ours), directions_of(theirs))
 
 
 def outputs(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
@@ -196,7 +198,11 @@ def norms_after_attention(model: Model, modules: PreTrainedModel) -> Iterator[Co
         after = _norm_after(model, layer, norms, entering, left[output])
         gain = model.right_map(layer).post_gain
         if gain is not None and after is not None:
-            yield Compared(f"norm after attention {layer}", unit(left[output] * gain), unit(left[after]))
+            yield Compared(
+                f"norm after attention {layer}",
+                directions_of(left[output] * gain),
+                directions_of(left[after]),
+            )
 
 
 def contributions(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
@@ -224,7 +230,9 @@ def contributions(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
                 theirs = _frozen(modules.get_submodule(after), entering[after], left[after])(theirs)
             theirs = last(theirs) @ unembedding.weight.detach().cpu().double().T
             ours = right.apply(values_of_head(heads, dims, head, x) @ heads.W_O[head].double()) @ U
-            yield Compared(f"part of the logits of head {layer}.{head}", unit(ours), unit(theirs))
+            yield Compared(
+                f"part of the logits of head {layer}.{head}", directions_of(ours), directions_of(theirs)
+            )
     # Logits are what the final norm leaves, unembedded; multipliers and caps may follow and keep the order.
     order = _called(unembedding, left[final]).argsort()
     yield Compared("order of the logits", logits.gather(-1, order), logits.sort().values)
@@ -260,7 +268,9 @@ def residual_stream(model: Model, modules: PreTrainedModel) -> Iterator[Compared
         ours = ours + share * own @ heads.W_O[head].double()
     gain = model.right_map(layer).post_gain
     ours = ours if gain is None else ours * gain.double()
-    yield Compared(f"attention's part of block {layer}", unit(ours), unit(left[block] - without[block]))
+    yield Compared(
+        f"attention's part of block {layer}", directions_of(ours), directions_of(left[block] - without[block])
+    )
 
 
 def final_norm(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
@@ -273,7 +283,7 @@ def final_norm(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
     right = model.right_map(model.layers_with_heads[0])
     ours = type(right)(None, right.centre, right.final_gain).apply(rows)
     without_bias = theirs if bias is None else theirs - bias.detach().cpu()
-    yield Compared("final norm of the right map", unit(ours), unit(without_bias))
+    yield Compared("final norm of the right map", directions_of(ours), directions_of(without_bias))
 
 
 def first_mlp(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
@@ -326,7 +336,7 @@ def _random(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def unit(rows: torch.Tensor) -> torch.Tensor:
+def directions_of(rows: torch.Tensor) -> torch.Tensor:
     """Rows of length one."""
     import torch
 
