@@ -15,8 +15,8 @@ from headatlas.describing.judging import (
     Halves,
     Mappings,
     above_chance,
-    choose,
     halves,
+    right_choices,
     standard_error,
     tokens_of,
 )
@@ -144,10 +144,10 @@ def test_words_dealt_out_anew_have_no_labels() -> None:
 
 def test_a_tie_counts_by_lot() -> None:
     strength = np.array([2, 0, 1, 2, 2, 0])
-    assert choose(strength, np.array([[0, 1, 2, 1, 5]])) == 1.0
-    assert choose(strength, np.array([[0, 1, 3, 4, 2]])) == pytest.approx(1 / 3)
-    assert choose(strength, np.array([[1, 0, 5, 5, 5]])) == 0.0
-    assert choose(np.zeros(6, dtype=int), np.array([[0, 1, 2, 3, 4]])) == pytest.approx(CHANCE)
+    assert right_choices(strength, np.array([[0, 1, 2, 1, 5]])) == 1.0
+    assert right_choices(strength, np.array([[0, 1, 3, 4, 2]])) == pytest.approx(1 / 3)
+    assert right_choices(strength, np.array([[1, 0, 5, 5, 5]])) == 0.0
+    assert right_choices(np.zeros(6, dtype=int), np.array([[0, 1, 2, 3, 4]])) == pytest.approx(CHANCE)
 
 
 def test_chance_and_its_error() -> None:
@@ -157,7 +157,7 @@ def test_chance_and_its_error() -> None:
     # A rule that is true at random is right once in five.
     rng = np.random.default_rng(0)
     strength, options = rng.integers(0, 3, 1000), rng.integers(0, 1000, (20000, 5))
-    assert choose(strength, options) == pytest.approx(CHANCE, abs=0.01)
+    assert right_choices(strength, options) == pytest.approx(CHANCE, abs=0.01)
 
 
 def test_halves_are_apart_and_distractors_are_of_other_heads() -> None:
