@@ -47,7 +47,7 @@ def say_more(message: str) -> None:
 
 
 def say_error(message: str) -> None:
-    """What is wrong, on stderr in one line, whatever people asked for."""
+    """One line on stderr that says what is wrong, whatever people asked for."""
     typer.echo(safe_text(f"error: {as_options(message)}"), err=True)
 
 

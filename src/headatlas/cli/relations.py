@@ -21,7 +21,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.options import TargetPolicy
 
 if TYPE_CHECKING:
-    from headatlas.describing.mining import Proposal
+    from headatlas.describing.mining import MinedRelation
     from headatlas.relations import Relation
 
 Specs = Annotated[
@@ -251,12 +251,12 @@ def mine_relations_command(
         )
 
 
-def _proposal(each: Proposal) -> dict[str, Any]:
+def _proposal(each: MinedRelation) -> dict[str, Any]:
     pairs = [[pair.source, list(pair.targets)] for pair in each.relation.pairs]
     return {"relation": each.relation.name, "heads": [list(head) for head in each.heads], "pairs": pairs}
 
 
-def _proposal_row(each: Proposal) -> list[Any]:
+def _proposal_row(each: MinedRelation) -> list[Any]:
     pairs = each.relation.pairs
     first = ", ".join(f"{pair.source} → {'|'.join(pair.targets)}" for pair in pairs[:4])
     more = " …" if len(pairs) > 4 else ""

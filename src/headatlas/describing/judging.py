@@ -234,7 +234,7 @@ def halves(mappings: Mappings, head: tuple[int, int], seed: int = 0) -> Halves:
     return Halves(rows[:half], rows[half:], drawn[:half], drawn[half:])
 
 
-def choose(strength: NDArray[np.integer], options: NDArray[np.int64]) -> NDArray[np.float64]:
+def right_choices(strength: NDArray[np.integer], options: NDArray[np.int64]) -> NDArray[np.float64]:
     """Share of forced choices that strengths get right.
 
     Args:

@@ -43,7 +43,7 @@ WordPair = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Proposal:
+class MinedRelation:
     """A group of mappings that several heads share.
 
     Attributes:
@@ -66,7 +66,7 @@ class Mined:
         by_chance: The number expected where each head's targets are dealt out among its sources anew.
     """
 
-    proposals: tuple[Proposal, ...]
+    proposals: tuple[MinedRelation, ...]
     least_heads: int
     shared: int
     by_chance: float
@@ -162,7 +162,7 @@ def _is_word(token: Token) -> bool:
     return whole and token.word.isalnum() and word_problem(token.word) is None
 
 
-def _grouped(pairs: dict[Head, set[WordPair]], counts: dict[WordPair, int]) -> list[Proposal]:
+def _grouped(pairs: dict[Head, set[WordPair]], counts: dict[WordPair, int]) -> list[MinedRelation]:
     """Groups of mappings that the same heads have, by average linkage, those of most heads first."""
     from scipy.cluster.hierarchy import fcluster, linkage
 
@@ -190,7 +190,7 @@ def _grouped(pairs: dict[Head, set[WordPair]], counts: dict[WordPair, int]) -> l
     return [_proposal(at, own, words) for at, (own, words) in enumerate(found, start=1)]
 
 
-def _proposal(at: int, heads: tuple[Head, ...], words: tuple[Pair, ...]) -> Proposal:
+def _proposal(at: int, heads: tuple[Head, ...], words: tuple[Pair, ...]) -> MinedRelation:
     named = ", ".join(f"{layer}.{head}" for layer, head in heads)
     note = (
         f"Proposed from salient mappings that {len(heads)} heads share ({named}). Nobody has read the pairs: "
@@ -198,4 +198,4 @@ def _proposal(at: int, heads: tuple[Head, ...], words: tuple[Pair, ...]) -> Prop
     )
     provenance = {"source": "mined from the weights of a model", "licence": "", "note": note}
     title = f"mined {at}: {words[0].source} → {words[0].targets[0]} …"
-    return Proposal(Relation(f"mined_{at}", title, MINED_CATEGORY, words, provenance=provenance), heads)
+    return MinedRelation(Relation(f"mined_{at}", title, MINED_CATEGORY, words, provenance=provenance), heads)

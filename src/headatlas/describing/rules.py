@@ -21,7 +21,7 @@ from headatlas.describing.judging import (
     Side,
     Token,
     above_chance,
-    choose,
+    right_choices,
     script,
     standard_error,
 )
@@ -289,7 +289,7 @@ def _index(rules: Sequence[Rule], side: Side, what: Literal["pairs", "words"]) -
 
 @dataclass(frozen=True)
 class Description:
-    """What a rule says of a head, and how it fares.
+    """A rule's label for a head, and how it fares.
 
     Attributes:
         label: The rule's.
@@ -324,7 +324,7 @@ class Describer:
         if not parts.judged:
             return None
         rows = parts.described
-        scores = choose(self.strengths, parts.described_options)
+        scores = right_choices(self.strengths, parts.described_options)
         holds = (self.strengths[rows] > 0).sum(axis=0)
         fits = np.array([above_chance(score, len(rows)) for score in scores])
         fits &= (holds >= LEAST_SUPPORT) & self._fields.enriched(rows, fits)
@@ -332,7 +332,7 @@ class Describer:
             return None
         at = self._best(np.where(fits, scores, -1.0), len(rows))
         every = np.concatenate([rows, parts.held_out])
-        score = choose(self.strengths[:, at], parts.held_out_options)
+        score = right_choices(self.strengths[:, at], parts.held_out_options)
         held = int((self.strengths[every, at] > 0).sum())
         return Description(self.rules[at].label, held, len(every), float(score), len(parts.held_out_options))
 
