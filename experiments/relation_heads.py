@@ -29,6 +29,7 @@ from headatlas.atlas import Atlas
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 SEED = 0
+FLOOR = 0.03  # of calibration: below it no score is called
 INTO_ENGLISH = "_to_english"
 
 
@@ -43,7 +44,8 @@ def main() -> None:
     atlases = [ha.open_atlas(path) for path in arguments.atlases]
     for atlas in atlases:
         print(f"# {atlas.caption()}\n")
-        print(languages_table(atlas, arguments.permutations), end="\n\n")
+        for tau in (atlas.thresholds.tau, FLOOR):
+            print(f"score ≥ {tau:g}: {languages_table(atlas.at(tau=tau), arguments.permutations)}\n")
         print(categories_table(atlas, arguments.permutations).to_string(index=False), end="\n\n")
         print(coverage_table(atlas).to_string(index=False), end="\n\n")
     draw(atlases, arguments.out / "relation-heads.png")
@@ -131,7 +133,9 @@ def languages_table(atlas: Atlas, permutations: int) -> str:
     """Whether the same heads translate into English from all languages; other relations are the control."""
     names = languages(atlas)
     sets = implementing(atlas, "relation", names)
-    active = sets.reshape(len(sets), -1).any(1)
+    active = sets.any((1, 2))
+    if active.sum() < 2:
+        return f"{active.sum()} of {len(names)} languages into English have a head"
     names = [name for name, one in zip(names, active, strict=True) if one]
     sets = sets[active]
     flat = sets.reshape(len(sets), -1)
@@ -240,7 +244,7 @@ def draw(atlases: list[Atlas], path: Path) -> None:
     )
     for (left, right), atlas in zip(axes, atlases, strict=True):
         names = languages(atlas)
-        sets = implementing(atlas, "relation", names)
+        sets = implementing(atlas.at(tau=FLOOR), "relation", names)
         values = jaccard(sets.reshape(len(sets), -1))
         np.fill_diagonal(values, np.nan)
         image = left.imshow(values, vmin=0, vmax=1, cmap="viridis")
@@ -255,7 +259,7 @@ def draw(atlases: list[Atlas], path: Path) -> None:
         right.set_xlabel("layer", fontsize=8)
         right.set_ylabel("head", fontsize=8)
         right.tick_params(labelsize=7)
-        right.set_title("languages into English", fontsize=8)
+        right.set_title(f"languages into English, score ≥ {FLOOR:g}", fontsize=8)
         figure.colorbar(image, ax=right, shrink=0.7)
     figure.savefig(path, dpi=150)
     plt.close(figure)
