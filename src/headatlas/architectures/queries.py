@@ -130,7 +130,7 @@ def _unread(inventory: Inventory) -> HeadatlasError:
 
 @dataclass(frozen=True)
 class AttentionRule:
-    """What a model's layers make of queries and keys.
+    """The way a model's layers make attention logits of queries and keys.
 
     Attributes:
         scale: Multiplies a product.

@@ -1,4 +1,4 @@
-"""What a model loses without heads of one's own choice: on running texts and on tasks, beside random heads.
+"""Loss of a model without heads of one's own choice: on running texts and tasks, beside random heads.
 
 Random heads are drawn layer by layer: as many of each layer as are chosen there, and none of the chosen ones.
 """
