@@ -41,7 +41,7 @@ export function cellSize(room, ratio, nLayers, nHeads) {
   return { width, height, gap };
 }
 
-/** 0, sparse round ticks (multiples of 1, 2 or 5 × a power of ten) and n - 1, at least `apart` pixels from each other. */
+/** 0, sparse round ticks (1, 2 or 5 × a power of ten) and n - 1, at least `apart` pixels from each other. */
 export function ticks(n, size, apart) {
   let step = 1;
   for (let power = 1; step * size < apart; power *= 10) {
