@@ -28,11 +28,12 @@ SEQUENCES = "item"
 """Sources of a relation that are parts of several sequences; each sequence is a field."""
 ANY_WORD = frozenset(
     (
-        *("word", "word in capitals", "capitalised word", "the same word", "the word read backwards"),
+        *("word", "word in capitals", "capitalised word", "the same word", "the same name", "person"),
         *("rhyme", "homophone", "synonym", "antonym", "stronger word", "compound", "first part", "last part"),
         *("its partner in a fixed pair", "word with a negative prefix", "abbreviation", "English", "object"),
-        *("thing", "part", "whole", "member", "group", "domain", "person", "the next in its sequence"),
-        *("its counterpart", "what it does", "what it studies", "what it measures", "what it is known for"),
+        *("thing", "part", "whole", "member", "group", "domain", "the next in its sequence"),
+        *("what it does", "what it studies", "what it measures", "what it is known for", "its counterpart"),
+        "the word read backwards",
     )
 )
 """Titles of words that have nothing in common; they are no fields."""
