@@ -357,9 +357,8 @@ class Atlas(SalienceReading):
     def labels(self) -> pd.DataFrame:
         """Labels of heads that are stored in this atlas: :func:`headatlas.label` makes them.
 
-        One row per head and author, and one more where attention says what a head does: layer, head, label,
-        support, score, chance, se, author, kind. No row where there are none; ``attrs["caption"]`` says what
-        the numbers are not.
+        One row per head and author, one more where attention says what a head does: layer, head, label,
+        support, score, chance, se, author, kind; ``attrs["caption"]`` says what the numbers are not.
         """
         from headatlas.atlas.labels import all_labels
 

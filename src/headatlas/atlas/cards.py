@@ -38,7 +38,7 @@ CAVEAT = (
 
 @dataclass(frozen=True)
 class Card:
-    """What an atlas says about one head.
+    """All that an atlas says about one head.
 
     Attributes:
         layer, head: Which, both from 0.

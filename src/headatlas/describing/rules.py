@@ -387,7 +387,7 @@ class _Fields:
 
 
 @dataclass(frozen=True)
-class AttentionRule:
+class BehaviourRule:
     """A label made of a measured behaviour.
 
     Attributes:
@@ -407,17 +407,17 @@ class AttentionRule:
 
 _INDUCTION = ("induction", "induction_repeated")
 ATTENTION_RULES = (
-    AttentionRule("induction: finds what followed the token before, and copies it", _INDUCTION, copies=True),
-    AttentionRule("induction: looks at what followed the token before", _INDUCTION),
-    AttentionRule("duplicate token: looks at earlier copies of the token", ("duplicate_token",)),
-    AttentionRule("previous token: looks one token back", ("previous_token",)),
-    AttentionRule("looks at the token itself", ("self",)),
-    AttentionRule("looks at the start of the line", ("line_start",)),
-    AttentionRule("looks at the start of the sentence", ("sentence_start",)),
-    AttentionRule("looks at punctuation", ("punctuation",)),
-    AttentionRule("looks at digits", ("digits",)),
-    AttentionRule("looks at capitalised words", ("names",)),
-    AttentionRule("looks at line breaks", ("line_breaks",)),
-    AttentionRule("sink: rests on the first position", ("first_position",), least=0.5, last=True),
+    BehaviourRule("induction: finds what followed the token before, and copies it", _INDUCTION, copies=True),
+    BehaviourRule("induction: looks at what followed the token before", _INDUCTION),
+    BehaviourRule("duplicate token: looks at earlier copies of the token", ("duplicate_token",)),
+    BehaviourRule("previous token: looks one token back", ("previous_token",)),
+    BehaviourRule("looks at the token itself", ("self",)),
+    BehaviourRule("looks at the start of the line", ("line_start",)),
+    BehaviourRule("looks at the start of the sentence", ("sentence_start",)),
+    BehaviourRule("looks at punctuation", ("punctuation",)),
+    BehaviourRule("looks at digits", ("digits",)),
+    BehaviourRule("looks at capitalised words", ("names",)),
+    BehaviourRule("looks at line breaks", ("line_breaks",)),
+    BehaviourRule("sink: rests on the first position", ("first_position",), least=0.5, last=True),
 )
 """Of those that are true of a head, the one whose attention exceeds the expected most; then the first."""

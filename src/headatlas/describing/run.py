@@ -25,7 +25,7 @@ from headatlas.atlas.labels import (
 from headatlas.describing.asking import describe_with_model
 from headatlas.describing.endpoint import Endpoint
 from headatlas.describing.judging import CHANCE, Halves, Mappings, above_chance, halves, standard_error
-from headatlas.describing.rules import ATTENTION_RULES, RULES_VERSION, AttentionRule, Describer
+from headatlas.describing.rules import ATTENTION_RULES, RULES_VERSION, BehaviourRule, Describer
 from headatlas.errors import HeadatlasError
 from headatlas.progress import Progress, Report, silent
 from headatlas.relations.relation import Relation
@@ -186,7 +186,7 @@ def _by_attention(atlas: Atlas) -> Iterator[Row]:
             yield (layer, head, rule.label, support, *nothing, RULES_AUTHOR, BY_ATTENTION)
 
 
-def _is_true(rule: AttentionRule, measured: dict[Any, Any], copies: bool) -> bool:
+def _is_true(rule: BehaviourRule, measured: dict[Any, Any], copies: bool) -> bool:
     return float(measured["value"]) >= rule.least and (copies or not rule.copies)
 
 

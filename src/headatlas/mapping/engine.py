@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from headatlas.atlas.layout import Layout, RelationBlock
 from headatlas.atlas.store import CELL_BEYOND, LayerRanks
 from headatlas.mapping.bounds import Bounded, in_head, projecting_pays
-from headatlas.mapping.full_vocabulary import Entries, distinct, joined, numbered, rank_entries
+from headatlas.mapping.full_vocabulary import Entries, concatenated, distinct, numbered, rank_entries
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.screening import Space, typical_tokens, unit
 from headatlas.mapping.vocabulary import Vocabulary
@@ -283,7 +283,7 @@ def _through_vocabulary(
             bounded = Bounded(in_head(basis, space.vocabulary), space.rows[torch.from_numpy(rows)])
     ranked = rank_entries(
         torch.cat(outputs),
-        joined(parts),
+        concatenated(parts),
         space.target_columns,
         space.vocabulary,
         ceiling=ceiling,

@@ -155,7 +155,7 @@ class _Candidates(NamedTuple):
 _NONE = _Candidates(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0), np.empty(0))
 
 
-def joined(parts: Sequence[_Arrays]) -> _Arrays:
+def concatenated(parts: Sequence[_Arrays]) -> _Arrays:
     """Tuples of arrays as one; there is at least one."""
     return type(parts[0])(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
@@ -169,7 +169,7 @@ def _in_parts(
         found, beating = _rank_block(block.part(slice(start, start + size)), vocabulary, ceiling, stats)
         ranks.append(found)
         best.append(beating._replace(line=beating.line + start))
-    return np.concatenate(ranks), joined(best)
+    return np.concatenate(ranks), concatenated(best)
 
 
 def _rank_block(
@@ -234,7 +234,7 @@ def _collect(
         start, chunk = stop, min(chunk * 2, LARGEST_CHUNK)
         before, index = index, distinct(block.line[open_], n_lines)
         stats.rows_dropped += len(before) - len(index) if start < n_tokens else 0
-    return joined(parts), best[:, -1]
+    return concatenated(parts), best[:, -1]
 
 
 def _lowest(block: _Block, open_: NDArray[np.bool_]) -> NDArray[np.float64]:
