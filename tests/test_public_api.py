@@ -103,7 +103,7 @@ def test_relations_in_python() -> None:
     assert made.pairs[0].targets == ("blue",)
 
 
-def test_evidence_is_a_name_of_two_functions() -> None:
+def test_evidence_is_a_name_of_three_functions() -> None:
     assert headatlas.evidence.__all__ == ["ablation", "attention", "inference"]
     for name in headatlas.evidence.__all__:
         parameters = inspect.signature(getattr(headatlas.evidence, name)).parameters
