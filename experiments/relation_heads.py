@@ -258,6 +258,7 @@ def draw(atlases: list[Atlas], path: Path) -> None:
         )
         right.set_xlabel("layer", fontsize=8)
         right.set_ylabel("head", fontsize=8)
+        right.yaxis.get_major_locator().set_params(integer=True)
         right.tick_params(labelsize=7)
         right.set_title(f"languages into English, score ≥ {FLOOR:g}", fontsize=8)
         figure.colorbar(image, ax=right, shrink=0.7)
