@@ -31,6 +31,8 @@ from headatlas.progress import duration
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
+    from headatlas.atlas.behaviours import Looking
+    from headatlas.progress import Report
 
 _N_BEST = 5
 _FEW = 0.6
@@ -103,17 +105,27 @@ def map_command(
     no_figures: Annotated[
         bool, typer.Option("--no-figures", help="Write the atlas and the tables only.")
     ] = False,
+    behaviour: Annotated[
+        bool | None,
+        typer.Option(
+            "--behaviour/--no-behaviour",
+            help="Measure where heads look as well, as the command behaviour does. Default: with the lens "
+            "neutral, where the model runs in the memory of this machine.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Map every head of a model into a folder.
 
     DIR gets the atlas (atlas.zarr), the figure (categories.png, .svg, .pdf), its data (categories.csv), the
-    figure in words (description.txt), the interactive page (report.html) and the table (heads.parquet).
+    figure in words (description.txt), the interactive page (report.html), the table (heads.parquet) and, in
+    evidence, where heads look.
 
     Each layer is saved when it is done. After Ctrl-C or a crash, the same command goes on where it stopped.
     """
     asked = _relations(relations)
     from headatlas.mapping.run import map_heads
-    from headatlas.outputs import UnwrittenError, write_outputs
+    from headatlas.outputs import UnwrittenError, write_behaviours, write_outputs
     from headatlas.progress import Stats
 
     stats = Stats()
@@ -137,16 +149,44 @@ def map_command(
                 progress=progress,
                 stats=stats,
             )
-        # The outputs follow this command line, whatever an earlier one, now resumed, said.
-        atlas = atlas.at(thresholds)
+            # The outputs follow this command line, whatever an earlier one, now resumed, said.
+            atlas = atlas.at(thresholds)
+            with stats.timed("behaviour"):
+                looking, note = _watched(atlas, model, behaviour, compute, progress)
         try:
             with stats.timed("outputs"):
                 written = write_outputs(atlas, out, figures=not no_figures)
+                if looking is not None:
+                    written += write_behaviours(atlas, looking, out, figures=not no_figures)
         except UnwrittenError as error:
-            say(map_summary(atlas, out, error.written, _since_start()))
+            say(map_summary(atlas, out, error.written, _since_start(), note))
             raise
     say_more("; ".join(f"{stage} {duration(seconds)}" for stage, seconds in stats.seconds.items()))
-    say(map_summary(atlas, out, written, _since_start()))
+    say(map_summary(atlas, out, written, _since_start(), note))
+
+
+def _watched(
+    atlas: Atlas, model: str, asked: bool | None, compute: Compute, progress: Report
+) -> tuple[Looking | None, str]:
+    """Where the heads look, if that is to be measured; and if it was not, why.
+
+    By default it is measured where the map has run the whole model here anyway: then it takes under a third
+    of the time.
+    """
+    ran_here = atlas.lens == "neutral" and not compute.stream and compute.cluster is None
+    whole = int(atlas.layers_done.sum()) + len(atlas.layers_without_heads) == atlas.n_layers
+    if asked is False or (asked is None and not (ran_here and whole)):
+        return None, ""
+    from headatlas.looking.run import run_behaviour
+
+    try:
+        found = run_behaviour(atlas, model, compute=compute, progress=progress)
+    except HeadatlasError as error:
+        if asked:
+            raise
+        return None, f"attention was not measured: {error}"
+    atlas.forget_evidence()
+    return found, ""
 
 
 def _relations(given: list[str] | None) -> Any:
@@ -174,10 +214,17 @@ def _stopped(out: Path) -> str:
     return f"stopped; {int(done.sum())} of {len(done)} layers saved; the same command resumes"
 
 
-def map_summary(atlas: Atlas, out: Path, written: Sequence[Path], seconds: float) -> str:
-    """Summary of a map: findings, omissions with reasons, files written, time."""
-    lines = [atlas.caption(), *_counts(atlas), *_best(atlas), *_missing(atlas)]
+def map_summary(atlas: Atlas, out: Path, written: Sequence[Path], seconds: float, note: str = "") -> str:
+    """Summary of a map: findings, omissions with reasons, files written, time.
+
+    Args:
+        note: Why something that is usual was not done; empty if nothing.
+    """
+    from headatlas.atlas.cards import coverage_sentence
+
+    lines = [atlas.caption(), *_counts(atlas), *_best(atlas), coverage_sentence(atlas), *_missing(atlas)]
     lines += _fetched(atlas)
+    lines += [note] if note else []
     lines += [f"note: {note}" for note in atlas.provenance["model"].get("notes", ())]
     names = [atlas.path.name if atlas.path else "atlas", *(path.name for path in written)]
     lines.append(f"written to {out}: {', '.join(names)}")
