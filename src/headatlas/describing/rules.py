@@ -241,7 +241,9 @@ def _formal_fields(mappings: Mappings) -> dict[str, frozenset[str]]:
     for token in every:
         letters = [char for char in token.word if char.isalpha()]
         if token.kind == "other script" and script(letters[0]):
-            found.setdefault(f"{script(letters[0]).capitalize()} letters", set()).add(token.folded)
+            name = script(letters[0])
+            name = name if name == "CJK" else name.capitalize()
+            found.setdefault(f"{name} letters", set()).add(token.folded)
         elif token.kind in _KINDS:
             found.setdefault(_KINDS[token.kind], set()).add(token.folded)
     return {name: frozenset(words) for name, words in found.items() if len(words) >= LEAST_WORDS}
