@@ -14,7 +14,8 @@ _ROOTS = (
     *(("aiohttp", "ClientError"), ("botocore.exceptions", "BotoCoreError")),
     *(("botocore.exceptions", "ClientError"), ("azure.core.exceptions", "AzureError")),
     *(("gcsfs.retry", "HttpError"), ("google.auth.exceptions", "GoogleAuthError")),
-    *(("huggingface_hub.errors", "HfHubHTTPError"), ("httpx", "HTTPError"), ("requests", "RequestException")),
+    *(("huggingface_hub.errors", "HfHubHTTPError"), ("httpx", "HTTPError"), ("httpx2", "HTTPError")),
+    ("requests", "RequestException"),
 )
 """Errors that the libraries behind fsspec raise and that Python has no name for."""
 
