@@ -59,7 +59,7 @@ def figure(planted: pd.DataFrame, trained: pd.DataFrame, width_mm: float) -> Atl
         page.text(MARGIN, y + HEIGHT / 2 - 0.8 * LINE, what, rotation=90, va="center")
         y += HEIGHT + BELOW
         y = page.legend(left, y, page.width - left, _keys(row)) + 0.8 * LINE
-    return page.finish(page.caption(y, text) + MARGIN)
+    return page.finish(y, text)
 
 
 def _by_noise(ax: Axes, rows: pd.DataFrame) -> None:

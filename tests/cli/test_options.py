@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def test_a_command_that_computes_takes_what_it_can_use() -> None:
 
 def test_the_signature_of_a_command_that_reads_an_atlas() -> None:
     parameters = inspect.signature(heads_command).parameters
-    own = ["only", "category", "everything", "limit", "as_json"]
+    own = ["only", "category", "everything", "limit", "label", "as_json"]
     assert list(parameters) == ["folder", *own, *(each.name for each in choices(Thresholds)), "preset"]
     assert "atlas" not in parameters
 
@@ -137,9 +138,9 @@ def test_verbose_says_more(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("headatlas.mapping.run.map_heads", mapped)
     usual = run("map", "some-model", "-o", tmp_path / "a", "--no-figures").stderr
-    assert "opening some-model" in usual and "opening 0 s" not in usual and "time: " in usual
+    assert "opening some-model" in usual and "; outputs " not in usual and "time: " in usual
     more = run("map", "some-model", "-o", tmp_path / "b", "--no-figures", "-v").stderr
-    assert "opening 0 s; outputs " in more
+    assert re.search(r"opening \d+ s; behaviour \d+ s; outputs \d+ s", more)
     assert run("map", "some-model", "-o", tmp_path / "c", "--no-figures", "-q").stderr == ""
 
 
@@ -172,16 +173,20 @@ def test_nothing_is_written_to_standard_output(
 # JSON ---------------------------------------------------------------------------------------------
 
 ATLAS_FIELDS = ["model", "lens", "thresholds", "caption"]
+CARD_FIELDS = [
+    *("layer", "head", "statements", "behaviours", "salient", "spectrum", "explained", "labels"),
+    *("similar", "group"),
+]
 
 
 @pytest.mark.parametrize(
     ("args", "more"),
     [
         (["heads", "{dir}"], ["rows"]),
-        (["head", "{dir}", "3.2"], ["rows"]),
+        (["head", "{dir}", "3.2"], ["rows", *CARD_FIELDS]),
         (
             ["info", "{dir}"],
-            ["rows", "path", "layers", "heads", "layers_done", "provenance", "evidence"],
+            ["rows", "path", "layers", "heads", "layers_done", "coverage", "provenance", "evidence"],
         ),
         (["structure", "{dir}"], None),
     ],

@@ -123,6 +123,14 @@ def coverage(atlas: Atlas) -> pd.DataFrame:
     return frame
 
 
+def caption_with_coverage(atlas: Atlas) -> str:
+    """The caption of an atlas with its coverage, where more than relations was measured."""
+    frame = coverage(atlas)
+    if len(frame.attrs["not_measured"]) == len(COMMANDS):
+        return atlas.caption()
+    return f"{int(frame['any'].sum())} of {len(frame)} heads have a tested statement; {atlas.caption()}"
+
+
 def coverage_sentence(atlas: Atlas) -> str:
     """Coverage in words: how many heads have any statement, and how many each kind."""
     frame = coverage(atlas)

@@ -25,16 +25,25 @@ if TYPE_CHECKING:
 
 
 class Watched:
-    """The recording of some texts, in files; row i of everything belongs to text i."""
+    """The recording of some texts, in files; row i of everything belongs to text i.
 
-    def __init__(self, model: Model, n_texts: int, folder: Path) -> None:
+    Args:
+        model: Whose heads are recorded.
+        folder: Of the files.
+        n_texts: New files for so many texts; by default those that are there are read.
+    """
+
+    def __init__(self, model: Model, folder: Path, n_texts: int | None = None) -> None:
         self._dims = dims = model.dims
         widths = {"states": dims.d_model, "outputs": dims.n_heads * dims.d_head, "attention": dims.n_heads}
         try:
             self.arrays: dict[str, dict[int, Any]] = {
                 kind: {
                     layer: np.lib.format.open_memmap(
-                        folder / f"{kind}_{layer:03d}.npy", "w+", np.float32, (n_texts, width)
+                        folder / f"{kind}_{layer:03d}.npy",
+                        mode="r" if n_texts is None else "w+",
+                        dtype=np.float32,
+                        shape=None if n_texts is None else (n_texts, width),
                     )
                     for layer in model.layers_with_heads
                 }
@@ -85,7 +94,7 @@ def watch(
     Raises:
         HeadatlasError: What was seen is not finite, or the folder cannot be written.
     """
-    watched = Watched(model, len(texts), folder)
+    watched = Watched(model, folder, len(texts))
     rows: list[int] = []
 
     def keep(kind: str, layer: int, seen: torch.Tensor) -> None:

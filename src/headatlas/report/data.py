@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from headatlas.atlas import Atlas
+from headatlas.atlas.cards import caption_with_coverage
 from headatlas.atlas.evidence import CRITERIA
 
 FORMAT = 1
@@ -73,7 +74,7 @@ def page_data(atlas: Atlas, *, alternative: str, in_words: str) -> dict[str, Any
         "format": FORMAT,
         "model": atlas.model_name,
         "lens": atlas.lens,
-        "caption": atlas.caption(),
+        "caption": caption_with_coverage(atlas),
         "rule": atlas.thresholds.describe(),
         "alternative": alternative,
         "in_words": in_words,
