@@ -152,7 +152,7 @@ def similar_heads(atlas: Atlas, layer: int, head: int, n: int = N_SIMILAR) -> pd
 
     ``writes`` is the cosine of the scores over relations, promotion and suppression side by side; ``looks``
     is 1 − the mean absolute difference of the tested behaviours, shares of attention from 0 to 1; similarity
-    is the mean of those that there are. A head that scores nowhere has no ``writes``.
+    is the mean of those that there are. A head that scores nowhere is like no other in what it writes.
     """
     vectors, looks = _scores(atlas), _attention(atlas)
     found = {"writes": _cosines(vectors, vectors[layer, head])}
@@ -231,8 +231,8 @@ def _attention(atlas: Atlas) -> NDArray[np.float64] | None:
 def _cosines(vectors: NDArray[np.float64], one: NDArray[np.float64]) -> NDArray[np.float64]:
     lengths = np.linalg.norm(vectors, axis=-1) * np.linalg.norm(one)
     with np.errstate(divide="ignore", invalid="ignore"):
-        cosines: NDArray[np.float64] = np.where(lengths > 0, vectors @ one / lengths, np.nan)
-    return cosines
+        cosines: NDArray[np.float64] = np.where(lengths == 0, 0.0, vectors @ one / lengths)
+    return cosines if one.any() else np.full_like(cosines, np.nan)
 
 
 def _behaviours(atlas: Atlas, layer: int, head: int) -> pd.DataFrame | None:
@@ -241,7 +241,7 @@ def _behaviours(atlas: Atlas, layer: int, head: int) -> pd.DataFrame | None:
         return None
     mine = head_rows(frame, (layer, head))
     excess = (mine["value"] - mine["expected"]).to_numpy()
-    return mine.iloc[np.lexsort((-excess, ~mine["called"]))].reset_index(drop=True)
+    return mine.iloc[np.lexsort((-excess, mine["q"].isna(), ~mine["called"]))].reset_index(drop=True)
 
 
 def _group(atlas: Atlas, layer: int, head: int) -> tuple[tuple[int, int], ...]:
