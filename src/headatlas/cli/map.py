@@ -168,7 +168,7 @@ def map_command(
 def _watched(
     atlas: Atlas, model: str, asked: bool | None, compute: Compute, progress: Report
 ) -> tuple[Looking | None, str]:
-    """Where the heads look, if that is to be measured; and if it was not, why.
+    """Attention of the heads, if it is to be measured; and if it was not, why.
 
     By default it is measured where the map has run the whole model here anyway: then it takes under a third
     of the time.
