@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from headatlas.atlas import Atlas
+from headatlas.atlas import Atlas, cards
 from headatlas.atlas.ablations import store_dataset
 from headatlas.atlas.behaviours import looking_path
 from headatlas.atlas.cards import coverage_sentence, search, similar_heads
@@ -106,7 +106,17 @@ def test_coverage_counts_heads_with_a_tested_statement(watched: Atlas) -> None:
         assert set(zip(there["layer"], there["head"], strict=True)) == heads
     assert (frame["any"] == frame[["relation", "behaviour", "description"]].any(axis=1)).all()
     assert frame.attrs["share"] == frame["any"].mean()
+    assert (frame["more"] == frame["any"]).all()
     assert "1 a behaviour, 1 a scored description" in coverage_sentence(watched)
+
+
+def test_attention_to_the_first_position_alone_is_no_more(
+    watched: Atlas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cards, "SINK", "previous_token")
+    frame = watched.coverage().set_index(["layer", "head"])
+    assert frame.loc[LABELLED, "more"]
+    assert frame.loc[LOOKS, "more"] == frame.loc[LOOKS, "relation"]
 
 
 def test_coverage_says_what_was_not_measured(atlas: Atlas) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from headatlas.atlas.atlas import Atlas
 
 N_SIMILAR = 5
+SINK = "first_position"
 STATEMENTS = {"relation": "a relation", "behaviour": "a behaviour", "description": "a scored description"}
 """Kinds of tested statements that make a head a covered one, and how they are called in words; columns of
 :func:`coverage`."""
@@ -102,21 +103,26 @@ def head_card(atlas: Atlas, layer: int, head: int) -> Card:
 
 
 def coverage(atlas: Atlas) -> pd.DataFrame:
-    """Which mapped heads have a tested statement: layer, head, one column a kind, ``any``.
+    """Which mapped heads have a tested statement: layer, head, one column a kind, ``any``, ``more``.
 
     The kinds are :data:`STATEMENTS`: a relation or a behaviour that is called, and a description that picks
-    out held-out mappings of the head. ``attrs["share"]`` is the share of heads with any,
-    ``attrs["not_measured"]`` the kinds that this atlas does not hold.
+    out held-out mappings of the head. ``more`` leaves out attention to the first position, which most heads
+    of most models give: it says that a head rests, not what it does. ``attrs["share"]`` is the share of heads
+    with any, ``attrs["not_measured"]`` the kinds that this atlas does not hold.
     """
     heads = atlas.categories()[["layer", "head", "relations"]]
     looks, labels = atlas.behaviours, atlas.labels()
+    called = looks[looks["called"]]
     scored = labels[(labels["kind"] == BY_MAPPINGS) & (labels["label"] != UNCLEAR)]
     frame = heads[["layer", "head"]].assign(
         relation=heads["relations"].map(len) > 0,
-        behaviour=_among(heads, looks[looks["called"]]),
+        behaviour=_among(heads, called),
         description=_among(heads, scored),
     )
     frame["any"] = frame[list(STATEMENTS)].any(axis=1)
+    frame["more"] = (
+        frame["relation"] | frame["description"] | _among(heads, called[called["behaviour"] != SINK])
+    )
     frame.attrs["share"] = float(frame["any"].mean()) if len(frame) else 0.0
     empty = {"behaviour": looks.empty, "description": labels.empty}
     frame.attrs["not_measured"] = tuple(kind for kind, missing in empty.items() if missing)
@@ -128,7 +134,8 @@ def caption_with_coverage(atlas: Atlas) -> str:
     frame = coverage(atlas)
     if len(frame.attrs["not_measured"]) == len(COMMANDS):
         return atlas.caption()
-    return f"{int(frame['any'].sum())} of {len(frame)} heads have a tested statement; {atlas.caption()}"
+    counts = f"{int(frame['any'].sum())} of {len(frame)} heads have a tested statement"
+    return f"{counts}, {int(frame['more'].sum())} more than a first-position sink; {atlas.caption()}"
 
 
 def coverage_sentence(atlas: Atlas) -> str:
@@ -141,6 +148,8 @@ def coverage_sentence(atlas: Atlas) -> str:
         f"Coverage: {int(frame['any'].sum())} of {len(frame)} heads ({100 * frame.attrs['share']:.0f} %) "
         f"have at least one tested statement: {', '.join(kinds)}; {none} have none"
     )
+    if "behaviour" not in missing:
+        text += f"; {int(frame['more'].sum())} have more than attention to the first position"
     if missing:
         commands = ", ".join(f"`headatlas {COMMANDS[kind]} DIR`" for kind in missing)
         text += f" (not measured: {', '.join(missing)}; {commands})"

@@ -320,7 +320,13 @@ def _coverage_counts(atlas: Atlas) -> dict[str, Any]:
     frame = atlas.coverage()
     missing = frame.attrs["not_measured"]
     counts = {kind: None if kind in missing else int(frame[kind].sum()) for kind in STATEMENTS}
-    return {"heads": len(frame), "any": int(frame["any"].sum()), "share": frame.attrs["share"], **counts}
+    return {
+        "heads": len(frame),
+        "any": int(frame["any"].sum()),
+        "more": int(frame["more"].sum()),
+        "share": frame.attrs["share"],
+        **counts,
+    }
 
 
 def _info_rows(atlas: Atlas) -> list[tuple[str, Any]]:

@@ -58,7 +58,10 @@ def describe(atlas: Atlas) -> str:
         parts = [f"{what}, so nothing can be said about any head of {caption_head(atlas)}."]
     else:
         heads = atlas.categories()
-        parts = [_finding(atlas, heads), f"{coverage_sentence(atlas)}. {COVERAGE_CAVEAT}."]
+        parts = [
+            _finding(atlas, heads),
+            f"{coverage_sentence(atlas)}. {COVERAGE_CAVEAT[0].upper()}{COVERAGE_CAVEAT[1:]}.",
+        ]
         parts += [_strongest(atlas, heads), _relations(atlas), *_depth(atlas, heads)]
     parts += [_not_mapped(atlas), f"Read with: {caption_head(atlas)}.", _caveats(atlas)]
     return safe_text("\n\n".join(part for part in parts if part), keep="\n")
