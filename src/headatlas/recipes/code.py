@@ -287,21 +287,23 @@ def _collecting(layer, chosen, found):
     return collect
 ''',
     usage="""
-    model = HookedTransformer.from_pretrained(…, fold_value_biases=False)  # or a TransformerBridge
+    model = transformer_lens.model_bridge.TransformerBridge.boot_transformers(…)
     with $function(model):
         logits = model(tokens)
     with $function(model, CONTROL):
         control = model(tokens)
 
-With value biases folded, which is the default, z is without the head's own bias, and the rest keeps it.""",
+Where value biases are folded (enable_compatibility_mode, or a HookedTransformer of versions before 4 without
+fold_value_biases=False), z lacks the head's value bias, and the model keeps it.""",
     watching_usage="""
-    model = HookedTransformer.from_pretrained(…, fold_value_biases=False)  # or a TransformerBridge
+    model = transformer_lens.model_bridge.TransformerBridge.boot_transformers(…)
     with $function(model) as found:
         model(tokens)
     layer, head = HEADS[0]
     found[layer, head][0]  # [batch, position, D_HEAD]
 
-With value biases folded, which is the default, z is without the head's own bias.""",
+Where value biases are folded (enable_compatibility_mode, or a HookedTransformer of versions before 4 without
+fold_value_biases=False), z lacks the head's value bias.""",
 )
 
 # nnsight ---------------------------------------------------------------------------------------------
