@@ -75,7 +75,7 @@ def test_of_gguf_it_has_the_names_of_the_modules(name: str, tmp_path: Path) -> N
     file = tmp_path / "x.safetensors"
     made = atlas.recipe(heads=HEADS, form="checkpoint", out=file)
     found = load_file(file)
-    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32} and "GGUF" in made.code
     assert set(found) <= {parameter for parameter, _ in modules.named_parameters()}
     run(made.code)["load_over"](modules, file)
     torch.testing.assert_close(logits(modules), expected, atol=1e-5, rtol=1e-5)

@@ -45,7 +45,7 @@ def write_checkpoint(
         HeadatlasError: The model cannot be read, is not the atlas's, or its weights are quantised; or the
             file cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     opened = _opened(atlas, model)
     if path.resolve() in {Path(each.file).resolve() for each in opened.checkpoint.source.infos().values()}:
@@ -70,7 +70,7 @@ def write_checkpoint(
     # Half a character is no UTF-8; it becomes a question mark.
     metadata = {name: text.encode("utf-8", "replace").decode() for name, text in metadata.items()}
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        temporary.write_bytes(save(tensors, metadata))
 
 
 def _opened(atlas: Atlas, model: str | Path | None) -> Model:

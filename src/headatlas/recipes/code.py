@@ -1,4 +1,4 @@
-"""Python as text: one page a library, put together of an introduction, names of the model, and functions.
+"""Python as text: one text a library, put together of an introduction, names of the model, and functions.
 
 Text of others (names of models and relations) goes in as literals alone. Only strings are handled here.
 """
@@ -17,7 +17,7 @@ Action = Literal["silence", "scale", "watch"]
 Head = tuple[int, int]
 
 FUNCTIONS: dict[Action, str] = {"silence": "silenced", "scale": "scaled", "watch": "watched"}
-"""What the function of the code is called."""
+"""Names of the function in the code."""
 SAYS: dict[Action, str] = {
     "silence": "Set to zero what heads bring to the output projection, at every position",
     "scale": "Multiply by FACTOR what heads bring to the output projection, at every position",
@@ -34,7 +34,7 @@ HOOK_Z = "blocks.{layer}.attn.hook_z"
 
 @dataclass(frozen=True)
 class Place:
-    """Where the heads of a model are.
+    """The place of heads in a model.
 
     Attributes:
         model: The model's name, as it is; text of others.
@@ -71,19 +71,20 @@ def written(
         seed: Of the control.
         factor: Of ``scale``.
     """
-    page = _PAGES[form]
-    body = page.watching if do == "watch" else page.changing
+    dialect = _DIALECTS[form]
+    body = dialect.watching if do == "watch" else dialect.changing
     lines = [
         *_names(place, heads, why),
         f"CONTROL = {_listed(control)}",
         f"# CONTROL: random other heads of the same layers, seed {seed}" + _fewer(heads, control),
         f"N_HEADS, D_HEAD = {place.n_heads}, {place.d_head}",
-        f"OUTPUTS = {_listed(place.outputs)}" if page.finding else f"HOOK = {HOOK_Z!r}",
+        f"OUTPUTS = {_listed(place.outputs)}" if dialect.finding else f"HOOK = {HOOK_Z!r}",
         *([f"FACTOR = {factor!r}"] if do == "scale" else []),
     ]
     filled = {"function": FUNCTIONS[do], "says": SAYS[do], "change": CHANGES[do], "version": __version__}
-    usage = page.watching_usage if do == "watch" else page.usage
-    text = "\n".join([_INTRODUCTION, usage, '"""\n', page.imports, *lines, "", page.finding + body])
+    usage = dialect.watching_usage if do == "watch" else dialect.usage
+    start = [_INTRODUCTION, usage, '"""\n', *([dialect.imports] if dialect.imports else [])]
+    text = "\n".join([*start, *lines, "", dialect.finding + body])
     return Template(text).substitute(filled)
 
 
@@ -91,7 +92,9 @@ def _fewer(heads: Sequence[Head], control: Sequence[Head]) -> str:
     return "" if len(control) == len(heads) else "; fewer than HEADS, for a layer has no more"
 
 
-def written_loader(place: Place, file: str, heads: Sequence[Head], *, why: str, factor: float | None) -> str:
+def written_loader(
+    place: Place, file: str, heads: Sequence[Head], *, why: str, factor: float | None, gguf: bool
+) -> str:
     """The code that loads changed output projections over a model of transformers."""
     done = "set to zero" if factor is None else f"multiplied by {factor!r}"
     names = [
@@ -99,7 +102,12 @@ def written_loader(place: Place, file: str, heads: Sequence[Head], *, why: str, 
         f"FILE = {_literal(file)}",
         f"# The columns of HEADS in W_O are {done}.",
     ]
-    return Template("\n".join([_LOADER, *names, "", _LOADING])).substitute(version=__version__)
+    kept = "names and types of the checkpoint"
+    filled = {
+        "version": __version__,
+        "kept": "names of the modules, in float32: the model is a GGUF file" if gguf else kept,
+    }
+    return Template("\n".join([_LOADER, *names, "", _LOADING])).substitute(filled)
 
 
 def _names(place: Place, heads: Sequence[Head], why: str) -> list[str]:
@@ -116,8 +124,8 @@ def _listed(items: Sequence[object]) -> str:
 
 
 @dataclass(frozen=True)
-class Page:
-    """The pieces of one library's code."""
+class Dialect:
+    """The pieces of the code for one library."""
 
     imports: str
     finding: str
@@ -153,13 +161,13 @@ def _output(model, layer):
 
 
 def _entering(args, kwargs):
-    """What enters a module, head by head: [..., N_HEADS, D_HEAD]."""
+    """The input of a module, head by head: [..., N_HEADS, D_HEAD]."""
     entering = args[0] if args else next(iter(kwargs.values()))
     return entering.unflatten(-1, (N_HEADS, D_HEAD))
 
 '''
 
-TRANSFORMERS = Page(
+TRANSFORMERS = Dialect(
     imports="from contextlib import contextmanager\n",
     finding=_MODULES,
     changing='''
@@ -240,7 +248,7 @@ def _by_layer(heads):
 
 """
 
-LENS = Page(
+LENS = Dialect(
     imports="from contextlib import contextmanager\n",
     finding="",
     changing=_HOOKED
@@ -330,7 +338,7 @@ def _output(model, layer):
 
 '''
 
-NNSIGHT = Page(
+NNSIGHT = Dialect(
     imports="",
     finding=_ENVOYS,
     changing='''
@@ -362,17 +370,18 @@ def $function(model, heads=HEADS):
     watching_usage="""
     model = nnsight.LanguageModel(…)  # or TransformersModel(…)
     with model.trace(prompt):
-        found = $function(model)""",
+        found = nnsight.save($function(model))""",
 )
 
-_PAGES = {"transformers": TRANSFORMERS, "transformer-lens": LENS, "nnsight": NNSIGHT}
+_DIALECTS = {"transformers": TRANSFORMERS, "transformer-lens": LENS, "nnsight": NNSIGHT}
 
 # A file over a model ---------------------------------------------------------------------------------
 
 _LOADER = '''"""Load changed output projections over a model of transformers.
 
-Written by headatlas $version, which is not needed here. Tensors in FILE have the names and types of the
-checkpoint; its metadata say in "parameters" which parameter of the model each one replaces.
+Written by headatlas $version, which is not needed here. The metadata of FILE say in "parameters" which
+parameter of the model each tensor replaces. Tensors have the
+$kept.
 
     model = transformers.AutoModelForCausalLM.from_pretrained(…)
     load_over(model)

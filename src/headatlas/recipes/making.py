@@ -88,7 +88,8 @@ def recipe(
     from headatlas.recipes.checkpoint import write_checkpoint
 
     path = output_path(str(out))
-    code = written_loader(place, path.name, chosen, why=why, factor=scale)
+    gguf = atlas.provenance["model"].get("format") == "gguf"
+    code = written_loader(place, path.name, chosen, why=why, factor=scale, gguf=gguf)
     write_checkpoint(atlas, model, path, chosen, 0.0 if scale is None else scale, code)
     return Recipe(chosen, beside, code)
 
@@ -117,14 +118,12 @@ def _check_choices(form: str, do: str, factor: Any, control: Any, out: object) -
 def _chosen(atlas: Atlas, relation: str | None, heads: Sequence[Head] | None) -> tuple[tuple[Head, ...], str]:
     """The heads meant, and why they are."""
     if (relation is None) == (heads is None):
-        raise HeadatlasError("say which heads: give `relation` or `heads`, one of the two.")
+        raise HeadatlasError("say which heads: give `relation` or a list of heads, one of the two.")
     if relation is not None:
         name, found = atlas.known(relation), atlas.heads(relation)
         rule = f"{atlas.thresholds.describe()}; lens {atlas.lens}"
         if not found:
-            raise HeadatlasError(
-                f"no head of this atlas implements {name} ({rule}); name heads with `heads`."
-            )
+            raise HeadatlasError(f"no head of this atlas implements {name} ({rule}); give a list of heads.")
         return tuple(found), f"they implement {name}, best first ({rule})"
     return _named(atlas, heads or ()), "named by hand"
 
@@ -133,9 +132,9 @@ def _named(atlas: Atlas, heads: Sequence[Head]) -> tuple[Head, ...]:
     try:
         found = [(index(layer), index(head)) for layer, head in heads]
     except (TypeError, ValueError):
-        raise HeadatlasError("`heads` is a list of (layer, head), such as [(23, 4)].") from None
+        raise HeadatlasError("heads are a list of (layer, head), such as [(23, 4)].") from None
     if not found:
-        raise HeadatlasError("`heads` names no head; give (layer, head), such as [(23, 4)].")
+        raise HeadatlasError("the list of heads is empty; give (layer, head), such as [(23, 4)].")
     for layer, head in found:
         there = 0 <= layer < atlas.n_layers and 0 <= head < atlas.n_heads
         if not there or layer in atlas.layers_without_heads:
@@ -164,7 +163,7 @@ def random_heads(heads: Sequence[Head], n_heads: int, seed: int) -> tuple[Head, 
 
 
 def _place(atlas: Atlas) -> Place:
-    """Where heads are found in the model.
+    """The place of heads in the model.
 
     Raises:
         HeadatlasError: The atlas does not say of which family it is, or this version has no such family.
