@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import headatlas as ha
 from tests.architectures.gguf_files import write_gguf
 from tests.mapping.checkpoints import tiny_model
 from tests.recipes.made import HEADS, atlas_of, logits, opened, run
+from tests.weights.test_quantized import quantised_llama
 
 CASES = ["llama", "gpt2", "gemma3", "gemma3-multimodal", "gpt_neox"]
 
@@ -103,3 +104,20 @@ def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     atlas.provenance["model"] = about | {"spec": "gone"}
     atlas.recipe(heads=HEADS, form="checkpoint", out=out, model=tmp_path / "model")
     assert out.exists()
+
+
+def test_quantised_weights_are_refused_and_plain_ones_beside_them_are_not(tmp_path: Path) -> None:
+    folder = quantised_llama(tmp_path / "tiny")
+    atlas, out = atlas_of(opened(folder), tmp_path), tmp_path / "x.safetensors"
+    with pytest.raises(ha.HeadatlasError, match=r"o_proj\.weight' is stored quantised; use another form"):
+        atlas.recipe(heads=[(1, 0)], form="checkpoint", out=out)
+    assert not out.exists() and atlas.recipe(heads=[(1, 0)]).code
+    tensors = load_file(folder / "model.safetensors")
+    scale = tensors.pop("model.layers.1.self_attn.o_proj.weight_scale_inv")
+    plain = tensors["model.layers.1.self_attn.o_proj.weight"].float() * scale.mean()
+    tensors["model.layers.1.self_attn.o_proj.weight"] = plain
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    atlas_of(opened(folder), tmp_path / "again").recipe(heads=[(1, 0)], form="checkpoint", out=out)
+    (changed,) = load_file(out).values()
+    size = atlas.provenance["model"]["dims"]["d_head"]
+    assert not changed[:, :size].any() and torch.equal(changed[:, size:], plain[:, size:])

@@ -49,12 +49,16 @@ def recipe_command(
         Literal["silence", "scale", "watch"],
         typer.Option("--do", help="Set what heads bring to zero, multiply it by --factor, or collect it."),
     ] = "silence",
-    factor: Annotated[float | None, typer.Option("--factor", metavar="F", help="Of --do scale.")] = None,
+    factor: Annotated[
+        float | None, typer.Option("--factor", metavar="F", help="What --do scale multiplies by.")
+    ] = None,
     control: Annotated[
-        int, typer.Option("--control", metavar="SEED", help="Of the random heads beside them.")
+        int, typer.Option("--control", metavar="SEED", help="Seed of the random heads beside them.")
     ] = 0,
     model: ModelOption = None,
-    out: Annotated[Path | None, out_option("Write it to this file instead.")] = None,
+    out: Annotated[
+        Path | None, out_option("Write it to this file instead. checkpoint: the file of tensors.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print Python that silences, scales or watches heads, for your own experiments.

@@ -98,9 +98,9 @@ def _weight(model: Model, layer: int) -> tuple[str, str, torch.Tensor]:
     if model.checkpoint.format == "gguf":
         W_O = model.heads(layer).W_O.flatten(0, 1)
         return parameter, parameter, W_O.clone() if _transposed(model) else W_O.T.contiguous()
-    if not isinstance(source, SafetensorsSource) or source.quantised:
-        raise HeadatlasError(f"{model.checkpoint.spec}: its weights are stored quantised; {REST}.")
     name = model.output_name(layer)
+    if not isinstance(source, SafetensorsSource) or source.holds_scales_of(name):
+        raise HeadatlasError(f"{model.checkpoint.spec}: its tensor {name!r} is stored quantised; {REST}.")
     return name, parameter, source.stored(name).clone().contiguous()
 
 
