@@ -9,7 +9,7 @@ import typer
 
 from headatlas.cli.evidence import ModelOption
 from headatlas.cli.heads import parse_head
-from headatlas.cli.options import AsJson, names_of, out_option, reads_atlas, shipped_names
+from headatlas.cli.options import AsJson, out_option, reads_atlas, shipped_names
 from headatlas.cli.output import print_rows, print_text, say
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def recipe_command(
     """
     from headatlas.recipes import recipe
 
-    named = names_of(heads, "heads")
+    named = None if heads is None else [name for text in heads for name in text.split(",")]
     made = recipe(
         atlas,
         relation,
