@@ -103,6 +103,12 @@ EXAMPLES = {
         "headatlas label demo --describe-with http://localhost:11434/v1 --model-name llama3.2",
         "headatlas label demo --only 23.4,29.2 --json",
     ],
+    "recipe": [
+        "headatlas recipe demo --relation country_to_capital",
+        "headatlas recipe demo --relation country_to_capital --do scale --factor 2 -o scaled.py",
+        "headatlas recipe demo --heads 23.4,29.2 --as nnsight --do watch",
+        "headatlas recipe demo --heads 23.4,29.2 --as checkpoint -o without.safetensors",
+    ],
 }
 
 

@@ -20,7 +20,7 @@ SOURCE = ROOT / "src"
 ORDER = (
     *("errors", "showing", "options", "progress", "addresses", "files", "devices"),
     *("weights", "architectures", "relations", "scoring", "atlas", "arrangement"),
-    *("lenses", "mapping", "evidence", "looking", "writing", "describing"),
+    *("lenses", "mapping", "evidence", "looking", "writing", "describing", "recipes"),
     *("figures", "report", "outputs", "cli"),
 )
 """Data flow from left to right; a folder imports only from itself and from those on its left."""
@@ -38,7 +38,7 @@ NO_TORCH = (
         "atlas",
         "arrangement",
     ),
-    *("describing", "figures", "report"),
+    *("describing", "recipes", "figures", "report"),
 )
 MOST_LINES = 700
 

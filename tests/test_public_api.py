@@ -30,6 +30,7 @@ NAMES = [
     "open_atlas",
     "plan",
     "plot_categories",
+    "recipe",
     "salience",
     "structure",
 ]
@@ -41,7 +42,7 @@ ATLAS = {
     *("relation_scores", "scores", "table", "without_evidence", "evidence", "forget_evidence", "behaviours"),
     *("salience", "spectrum", "explained", "labels"),
     *("sel", "heads", "head", "coverage", "top", "pairs", "categories"),
-    *("caption", "plot"),
+    *("caption", "plot", "recipe"),
 }
 
 

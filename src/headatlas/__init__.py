@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from headatlas.looking import behaviour
     from headatlas.mapping.plan import plan
     from headatlas.mapping.run import map_heads
+    from headatlas.recipes import recipe
     from headatlas.relations import Pair, Relation, core_relations, load_relations
     from headatlas.writing import salience
 
@@ -50,6 +51,7 @@ __all__ = [
     "open_atlas",
     "plan",
     "plot_categories",
+    "recipe",
     "salience",
     "structure",
 ]
@@ -62,6 +64,7 @@ _HOMES = {
     "headatlas.looking": ("behaviour",),
     "headatlas.mapping.plan": ("plan",),
     "headatlas.mapping.run": ("map_heads",),
+    "headatlas.recipes": ("recipe",),
     "headatlas.relations": ("Pair", "Relation", "core_relations", "load_relations"),
     "headatlas.writing": ("salience",),
 }

@@ -107,7 +107,7 @@ class Model:
                 f"{', '.join(map(str, self.layers_with_heads))}."
             )
         W_V, b_V = self._values(value, layer)
-        stored = self._read(self._inventory.name(output.stem, layer))
+        stored = self._read(self.output_name(layer))
         return LayerHeads(W_V, b_V, W_O=split_outputs(stored, output.layout, self.dims))
 
     def queries(self, layer: int) -> LayerQueries:
@@ -241,6 +241,10 @@ class Model:
     def o_proj_module(self, layer: int) -> str:
         """Path of the Hugging Face module whose input is the concatenated head outputs."""
         return self._module(self.family.modules.output, layer)
+
+    def output_name(self, layer: int) -> str:
+        """The stored name of a layer's output projection."""
+        return self._inventory.name(self._section.output.stem, layer)
 
     def mlp_modules(self, layer: int) -> tuple[str, ...]:
         """Paths of the Hugging Face modules of a block's MLP; the sum of their outputs is the MLP's.

@@ -620,9 +620,9 @@ class Atlas(SalienceReading):
         return "; ".join(parts)
 
     plot = MadeAbove(
-        "headatlas.figures:Plots",
-        """Figures of this atlas: ``plot.categories()``, ``plot.relations()``, ``plot.layers()``.""",
+        "headatlas.figures:Plots", "Figures of this atlas: ``categories()``, ``relations()``, ``layers()``."
     )
+    recipe = MadeAbove("headatlas.recipes:bound", "Python that acts on heads: :func:`headatlas.recipe`.")
 
     def __repr__(self) -> str:
         mapped = int(self.layers_done.sum())

@@ -18,6 +18,7 @@ from headatlas.cli import (
     label,
     map,
     plot,
+    recipe,
     relations,
     salience,
     structure,
@@ -86,7 +87,19 @@ def _global(
     warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
 
 
-for _commands in (map, heads, plot, structure, relations, families, evidence, behaviour, salience, label):
+for _commands in (
+    map,
+    heads,
+    plot,
+    structure,
+    relations,
+    families,
+    evidence,
+    behaviour,
+    salience,
+    label,
+    recipe,
+):
     _commands.register(app)
 
 

@@ -171,6 +171,7 @@ PARAMETERS = {
     **{name: f"--{name.replace('_', '-')}" for name in _KINDS},
     "out": "-o",
     "width_mm": "--width",
+    "form": "--as",
     **{
         name: f"--{name.replace('_', '-')}"
         for name in (
@@ -178,6 +179,7 @@ PARAMETERS = {
             *("adapter", "templates", "model", "kind", "method", "shots", "sources", "max_heads", "draws"),
             *("seed", "panels", "which", "data", "write", "family", "category", "limit", "text", "tokens"),
             *("describe_with", "model_name", "per_minute", "seconds", "least_heads"),
+            *("relation", "do", "factor", "control"),
         )
     },
 }

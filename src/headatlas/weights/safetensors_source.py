@@ -202,6 +202,10 @@ class StoredTensors:
         """Every tensor by name."""
         return self._infos
 
+    def holds_scales_of(self, name: str) -> bool:
+        """Whether a tensor is stored as values and scales."""
+        return name in self._quantized
+
     def read(self, name: str, rows: Rows = None) -> torch.Tensor:
         """See :meth:`headatlas.weights.source.TensorSource.read`; integer tensors are refused.
 

@@ -1,0 +1,190 @@
+"""Which heads a recipe is about, which random heads stand beside them, and how it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from numbers import Integral, Real
+from operator import index
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from headatlas.addresses import output_path
+from headatlas.architectures.family import Family
+from headatlas.architectures.registry import families
+from headatlas.atlas import Atlas
+from headatlas.errors import HeadatlasError
+from headatlas.files import atomic_write
+from headatlas.recipes.code import Action, Head, Place, written, written_loader
+
+Form = Literal["transformers", "transformer-lens", "nnsight", "checkpoint"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Python that does something to heads of a model; ``print`` shows it.
+
+    Attributes:
+        heads: (layer, head), as in the code.
+        control: Random other heads of the same layers, as in the code.
+        code: The Python. Of the form ``checkpoint``, it loads the written file over the model.
+    """
+
+    heads: tuple[Head, ...]
+    control: tuple[Head, ...]
+    code: str
+
+    def __str__(self) -> str:
+        return self.code
+
+
+def recipe(
+    atlas: Atlas,
+    relation: str | None = None,
+    *,
+    heads: Sequence[Head] | None = None,
+    form: Form = "transformers",
+    do: Action = "silence",
+    factor: float | None = None,
+    control: int = 0,
+    out: str | Path | None = None,
+    model: str | Path | None = None,
+) -> Recipe:
+    """Write Python that silences, scales or watches heads at the input of the output projection.
+
+    The code needs the model and its library, not headatlas. It names the heads and, as a control, as many
+    random heads of the same layers. Only the form ``checkpoint`` reads the model; no other needs torch.
+
+    Args:
+        atlas: Any atlas.
+        relation: The heads that implement it, best first; its name or title.
+        heads: Or these heads: (layer, head), each once.
+        form: ``transformers``, ``transformer-lens`` or ``nnsight``: code for that library. ``checkpoint``:
+            a safetensors file with the changed output projections alone.
+        do: ``silence`` (zero), ``scale`` (times `factor`) or ``watch`` (collect what they bring).
+        factor: Of ``scale``.
+        control: Seed of the random heads.
+        out: File to write the code to; of ``checkpoint``, the safetensors file, which is needed.
+        model: Of ``checkpoint``: the model; by default the one that the atlas names.
+
+    Raises:
+        HeadatlasError: A choice makes no sense, no head is meant, the atlas does not say what the model is,
+            or a file cannot be read or written.
+    """
+    _check_choices(form, do, factor, control, out)
+    chosen, why = _chosen(atlas, relation, heads)
+    place = _place(atlas)
+    beside = random_heads(chosen, place.n_heads, control)
+    scale = None if factor is None else float(factor)
+    if form != "checkpoint":
+        code = written(form, do, place, chosen, beside, why=why, seed=int(control), factor=scale)
+        if out is not None:
+            with atomic_write(output_path(out)) as temporary:
+                temporary.write_text(code, encoding="utf-8")
+        return Recipe(chosen, beside, code)
+    from headatlas.recipes.checkpoint import write_checkpoint
+
+    path = output_path(str(out))
+    gguf = atlas.provenance["model"].get("format") == "gguf"
+    code = written_loader(place, path.name, chosen, why=why, factor=scale, gguf=gguf)
+    write_checkpoint(atlas, model, path, chosen, 0.0 if scale is None else scale, code)
+    return Recipe(chosen, beside, code)
+
+
+def _check_choices(form: str, do: str, factor: Any, control: Any, out: object) -> None:
+    for name, value, known in (("form", form, get_args(Form)), ("do", do, get_args(Action))):
+        if value not in known:
+            raise HeadatlasError(f"`{name}` is {value!r}: use {', '.join(known)}.")
+    if (factor is not None) != (do == "scale"):
+        raise HeadatlasError("`factor` goes with `do=scale`, and `do=scale` needs it.")
+    number = not isinstance(factor, bool) and isinstance(factor, Real) and isfinite(factor)
+    if factor is not None and not number:
+        raise HeadatlasError(f"`factor` is {factor!r}: it must be a finite number.")
+    if isinstance(control, bool) or not isinstance(control, Integral) or control < 0:
+        raise HeadatlasError(f"`control` is {control!r}: it is a seed, a whole number of at least 0.")
+    if form == "checkpoint" and do == "watch":
+        raise HeadatlasError(
+            "`form=checkpoint` changes weights, and weights watch nothing; use another form."
+        )
+    if form == "checkpoint" and (out is None or Path(str(out)).suffix != ".safetensors"):
+        raise HeadatlasError(
+            "`form=checkpoint` writes a file: give one that ends in .safetensors with `out`."
+        )
+
+
+def _chosen(atlas: Atlas, relation: str | None, heads: Sequence[Head] | None) -> tuple[tuple[Head, ...], str]:
+    """The heads meant, and why they are."""
+    if (relation is None) == (heads is None):
+        raise HeadatlasError("say which heads: give `relation` or a list of heads, one of the two.")
+    if relation is not None:
+        name, found = atlas.known(relation), atlas.heads(relation)
+        rule = f"{atlas.thresholds.describe()}; lens {atlas.lens}"
+        if not found:
+            raise HeadatlasError(f"no head of this atlas implements {name} ({rule}); give a list of heads.")
+        return tuple(found), f"they implement {name}, best first ({rule})"
+    return _named(atlas, heads or ()), "named by hand"
+
+
+def _named(atlas: Atlas, heads: Sequence[Head]) -> tuple[Head, ...]:
+    try:
+        found = [(index(layer), index(head)) for layer, head in heads]
+    except (TypeError, ValueError):
+        raise HeadatlasError("heads are a list of (layer, head), such as [(23, 4)].") from None
+    if not found:
+        raise HeadatlasError("the list of heads is empty; give (layer, head), such as [(23, 4)].")
+    for layer, head in found:
+        there = 0 <= layer < atlas.n_layers and 0 <= head < atlas.n_heads
+        if not there or layer in atlas.layers_without_heads:
+            raise HeadatlasError(
+                f"there is no head {layer}.{head}: {atlas.model_name} has {atlas.n_layers} layers and "
+                f"{atlas.n_heads} heads in each that has any, both counted from 0."
+            )
+    if twice := next((each for each in found if found.count(each) > 1), None):
+        raise HeadatlasError(f"head {twice[0]}.{twice[1]} is named twice; name it once.")
+    return tuple(found)
+
+
+def random_heads(heads: Sequence[Head], n_heads: int, seed: int) -> tuple[Head, ...]:
+    """As many random heads of each layer as are chosen there, and none of the chosen ones.
+
+    Where a layer has fewer others, those. It is the first draw of ``evidence ablation`` with this seed.
+    """
+    rng = np.random.default_rng([int(seed), *(number for head in sorted(heads) for number in head)])
+    found: list[Head] = []
+    for layer in sorted({layer for layer, _ in heads}):
+        mine = {head for at, head in heads if at == layer}
+        others = sorted(set(range(n_heads)) - mine)
+        drawn = rng.choice(others, min(len(mine), len(others)), replace=False) if others else ()
+        found += [(layer, int(head)) for head in sorted(drawn)]
+    return tuple(found)
+
+
+def _place(atlas: Atlas) -> Place:
+    """The place of heads in the model.
+
+    Raises:
+        HeadatlasError: The atlas does not say of which family it is, or this version has no such family.
+    """
+    about = atlas.provenance["model"]
+    dims, family = about.get("dims"), about.get("family")
+    known = next((each for each in families() if each.name == family), None)
+    if dims is None or known is None:
+        raise HeadatlasError(
+            f"this atlas names no model family that this version knows ({family!r}); map the model again."
+        )
+    return Place(atlas.model_name, _outputs(known), int(dims["n_heads"]), int(dims["d_head"]))
+
+
+def _outputs(family: Family) -> tuple[str, ...]:
+    """Paths of the output projection, the layer in braces, one for each place where the decoder may be."""
+    modules = family.modules
+    bodies = dict.fromkeys((modules.body, *modules.body_of.values()))
+    return tuple(
+        modules.output.format(block=modules.block, body="{body}", layer="{layer}").format(
+            body=body, layer="{layer}"
+        )
+        for body in bodies
+    )
