@@ -18,6 +18,7 @@ NAMES = [
     "Relation",
     "Thresholds",
     "__version__",
+    "ask",
     "behaviour",
     "compare",
     "concat",
@@ -30,6 +31,7 @@ NAMES = [
     "open_atlas",
     "plan",
     "plot_categories",
+    "query",
     "salience",
     "structure",
 ]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from headatlas.mapping.run import map_heads
     from headatlas.relations import Pair, Relation, core_relations, load_relations
     from headatlas.writing import salience
+    from headatlas.writing.words import ask, query
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ __all__ = [
     "Relation",
     "Thresholds",
     "__version__",
+    "ask",
     "behaviour",
     "compare",
     "concat",
@@ -50,6 +52,7 @@ __all__ = [
     "open_atlas",
     "plan",
     "plot_categories",
+    "query",
     "salience",
     "structure",
 ]
@@ -64,6 +67,7 @@ _HOMES = {
     "headatlas.mapping.run": ("map_heads",),
     "headatlas.relations": ("Pair", "Relation", "core_relations", "load_relations"),
     "headatlas.writing": ("salience",),
+    "headatlas.writing.words": ("ask", "query"),
 }
 """Modules that define the names."""
 

@@ -216,7 +216,7 @@ def _signed(pairs: pd.DataFrame, relation: str, sign: str) -> pd.DataFrame:
     """Rows of :func:`words_of` for one relation and sign, from those of :meth:`Atlas.pairs`."""
     prefix = "" if sign == "promotion" else "suppression_"
     control = pairs["control_rank"], pairs["control_hit"].groupby(pairs["source"]).transform("any")
-    nothing = pd.array([pd.NA] * len(pairs), dtype="Int16"), pd.array([pd.NA] * len(pairs), dtype="boolean")
+    nothing = [pd.Series(pd.NA, index=pairs.index, dtype=kind) for kind in ("Int16", "boolean")]
     rank, of_state = pairs[f"{prefix}rank"], control if sign == "promotion" else nothing
     frame = pairs[["source", "target"]].assign(
         relation=relation,
@@ -225,7 +225,7 @@ def _signed(pairs: pd.DataFrame, relation: str, sign: str) -> pd.DataFrame:
         hit=pairs[f"{prefix}hit"],
         source_hit=pairs[f"{prefix}hit"].groupby(pairs["source"]).transform("any"),
         control_rank=of_state[0],
-        control_source_hit=pd.array(of_state[1], dtype="boolean"),
+        control_source_hit=of_state[1].astype("boolean"),
     )
     far = rank.astype("Float64").fillna(np.inf)
     order = pd.DataFrame({"best": far.groupby(pairs["source"]).transform("min"), "own": far})

@@ -21,6 +21,7 @@ from headatlas.cli import (
     relations,
     salience,
     structure,
+    words,
 )
 from headatlas.cli.output import say, say_error, set_level
 from headatlas.errors import HeadatlasError
@@ -86,7 +87,19 @@ def _global(
     warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
 
 
-for _commands in (map, heads, plot, structure, relations, families, evidence, behaviour, salience, label):
+for _commands in (
+    map,
+    heads,
+    plot,
+    structure,
+    relations,
+    families,
+    evidence,
+    behaviour,
+    salience,
+    label,
+    words,
+):
     _commands.register(app)
 
 
