@@ -229,16 +229,16 @@ def _print_words(atlas: Atlas, layer: int, head: int, only: list[str] | None, as
     say(f"head {layer}.{head}: {atlas.caption()}")
     if frame.empty:
         say("no relation is called of this head; --only NAME shows the words of any.")
-    known = atlas.relations.set_index("relation")
+    known = {row["relation"]: row for row in atlas.relations.to_dict("records")}
     for (relation, sign), rows in frame.groupby(["relation", "sign"], sort=False):
         sources = rows.drop_duplicates("source")
         control = "" if sign == "suppression" else f"; the state itself {sources['control_source_hit'].sum()}"
-        n_unused = sum(map(len, known["dropped"][relation].values()))
+        n_unused = sum(map(len, known[relation]["dropped"].values()))
         unused = f"; {n_unused} more cannot be used (headatlas info)" if n_unused else ""
         typer.echo("")
         print_text(
             f"{relation}, {sign}: {sources['source_hit'].sum()} of {len(sources)} sources hit "
-            f"(rank below {known['k'][relation]}){control}{unused}"
+            f"(rank below {known[relation]['k']}){control}{unused}"
         )
         columns = ["", "source", "rank of target", *(["of the state itself"] if control else [])]
         print_table(columns, [_word_row(group, ceiling) for _, group in rows.groupby("source", sort=False)])
