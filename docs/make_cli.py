@@ -98,6 +98,14 @@ EXAMPLES = {
         "headatlas salience demo --head 23.4",
         "headatlas salience demo --tokens initial --json",
     ],
+    "ask": [
+        "headatlas ask demo 23.4 Portugal",
+        "headatlas ask demo 23.4 Portugal Poland --top 5 --json",
+    ],
+    "query": [
+        "headatlas query demo France=Paris Italy=Rome",
+        "headatlas query smollm2-135m red=rouge --top 5 --json",
+    ],
     "label": [
         "headatlas label demo",
         "headatlas label demo --describe-with http://localhost:11434/v1 --model-name llama3.2",

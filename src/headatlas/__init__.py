@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from headatlas.recipes import recipe
     from headatlas.relations import Pair, Relation, core_relations, load_relations
     from headatlas.writing import salience
+    from headatlas.writing.words import ask, query
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ __all__ = [
     "Relation",
     "Thresholds",
     "__version__",
+    "ask",
     "behaviour",
     "compare",
     "concat",
@@ -51,6 +53,7 @@ __all__ = [
     "open_atlas",
     "plan",
     "plot_categories",
+    "query",
     "recipe",
     "salience",
     "structure",
@@ -67,6 +70,7 @@ _HOMES = {
     "headatlas.recipes": ("recipe",),
     "headatlas.relations": ("Pair", "Relation", "core_relations", "load_relations"),
     "headatlas.writing": ("salience",),
+    "headatlas.writing.words": ("ask", "query"),
 }
 """Modules that define the names."""
 

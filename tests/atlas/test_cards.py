@@ -12,7 +12,7 @@ import xarray as xr
 from headatlas.atlas import Atlas, cards
 from headatlas.atlas.ablations import store_dataset
 from headatlas.atlas.behaviours import looking_path
-from headatlas.atlas.cards import coverage_sentence, search, similar_heads
+from headatlas.atlas.cards import coverage_sentence, search, similar_heads, wanted_of, words_of
 from headatlas.atlas.evidence import evidence_group
 from headatlas.atlas.labels import BY_ATTENTION, BY_MAPPINGS, LABEL_COLUMNS, UNCLEAR, store_labels
 from headatlas.errors import HeadatlasError
@@ -156,3 +156,40 @@ def test_search_looks_through_all_that_is_said(watched: Atlas) -> None:
     heads = set(map(tuple, called[called["relation"] == relation][["layer", "head"]].to_numpy().tolist()))
     there = search(watched, relation)
     assert heads <= set(zip(there["layer"], there["head"], strict=True))
+
+
+def test_words_of_a_head_are_those_of_its_pairs(atlas: Atlas) -> None:
+    rows = atlas.sel(called=True)
+    for layer, head in set(zip(rows["layer"], rows["head"], strict=True)):
+        found = words_of(atlas, layer, head)
+        called = atlas.sel(layer=layer, head=head, called=True)
+        assert list(dict.fromkeys(found["relation"])) == called["relation"].tolist()
+        for row in called.to_dict("records"):
+            for sign, verb, column in (
+                ("promotion", "implements", "score"),
+                ("suppression", "suppresses", "suppression"),
+            ):
+                mine = found[(found["relation"] == row["relation"]) & (found["sign"] == sign)]
+                assert len(mine) == (40 if row[verb] else 0)
+                if row[verb]:
+                    assert mine.drop_duplicates("source")["source_hit"].mean() == row[column]
+                    ranks = mine["rank"].astype("Float64").fillna(np.inf).tolist()
+                    assert ranks == sorted(ranks)
+                    state = mine["control_source_hit"]
+                    assert state.isna().all() if sign == "suppression" else state.mean() == row["control"]
+    quiet = (2, 0, "word_to_antonym")
+    assert set(words_of(atlas, 2, 0, ["antonym"])["relation"]) == {quiet[2]}
+    assert len(words_of(atlas, 2, 0, ["antonym"])) == len(atlas.pairs(*quiet)) == 40
+    with pytest.raises(HeadatlasError, match="no relation"):
+        words_of(atlas, 2, 0, ["nothing like it"])
+
+
+def test_what_relations_want_of_a_word(atlas: Atlas) -> None:
+    wanted = wanted_of(atlas, 1, 2, "s3")
+    assert wanted["relation"].tolist() == atlas.included["relation"].tolist()
+    assert set(wanted["target"]) == {"t3"}
+    for at, name in enumerate(wanted["relation"]):
+        pair = atlas.pairs(1, 2, name).query("source == 's3'").reset_index(drop=True)
+        for column in ("rank", "suppression_rank"):
+            pd.testing.assert_series_equal(wanted[column].iloc[[at]].reset_index(drop=True), pair[column])
+    assert wanted_of(atlas, 1, 2, "S3").empty

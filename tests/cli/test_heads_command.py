@@ -127,3 +127,19 @@ def test_a_closed_pipe_is_no_traceback(shared_folder: Path) -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout == "{\n"
     assert not re.search("Traceback|Error", done.stderr)
+
+
+def test_words_of_a_head(run: Run, shared_folder: Path) -> None:
+    atlas = Atlas.open(shared_folder)
+    row = atlas.sel(called=True).query("implements").iloc[0]
+    name, relation = f"{row['layer']}.{row['head']}", row["relation"]
+    result = run("head", shared_folder, name, "--words", "--only", relation)
+    n = round(row["score"] * row["n_sources"])
+    assert f"{relation}, promotion: {n} of {row['n_sources']} sources hit (rank below 10)" in result.stdout
+    lines = result.stdout.splitlines()
+    assert sum(line.startswith("hit ") for line in lines) == n
+    assert "≥ 32" in result.stdout and re.search(r"^hit +s\d+ +t\d+ \d+ ", result.stdout, re.M)
+    records = parsed(run("head", shared_folder, name, "--only", relation, "--json"))
+    pairs = atlas.pairs(row["layer"], row["head"], relation)
+    assert records["ceiling"] == 32 and len(records["rows"]) == len(pairs)
+    assert sum(each["hit"] for each in records["rows"]) == n

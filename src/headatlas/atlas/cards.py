@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from headatlas.atlas.labels import BY_MAPPINGS, UNCLEAR
 from headatlas.atlas.salience import head_rows
+from headatlas.atlas.store import read_array
 
 if TYPE_CHECKING:
     from headatlas.atlas.atlas import Atlas
@@ -29,6 +30,10 @@ SINK = "first_position"
 STATEMENTS = {"relation": "a relation", "behaviour": "a behaviour", "description": "a scored description"}
 """Kinds of tested statements that make a head a covered one, and how they are called in words; columns of
 :func:`coverage`."""
+WORD_COLUMNS = (
+    *("relation", "sign", "source", "target", "rank", "hit", "source_hit"),
+    *("control_rank", "control_source_hit"),
+)
 COMMANDS = {"behaviour": "behaviour", "description": "label"}
 """Commands that measure a kind of statement; relations are in every atlas."""
 CAVEAT = (
@@ -175,6 +180,74 @@ def similar_heads(atlas: Atlas, layer: int, head: int, n: int = N_SIMILAR) -> pd
     other = ~((frame["layer"] == layer) & (frame["head"] == head)) & frame["similarity"].notna()
     best = frame[other].sort_values("similarity", ascending=False, kind="stable").head(n)
     return best.reset_index(drop=True)[["layer", "head", "similarity", "writes", "looks"]]
+
+
+def words_of(atlas: Atlas, layer: int, head: int, only: Sequence[str] | None = None) -> pd.DataFrame:
+    """Which sources of its relations a head hits, at which rank, and which target was wanted.
+
+    Args:
+        atlas: The atlas; its stored ranks are read, no model.
+        layer, head: Both from 0.
+        only: Names or titles of relations, called or not. By default those called of the head.
+
+    Returns:
+        One row per source and accepted target: relation, sign (``"promotion"`` or ``"suppression"``: the
+        one called, both where both are, promotion where neither is), source, target, rank (missing at the
+        ceiling and beyond), hit, source_hit (any target of the source is hit), control_rank and
+        control_source_hit (of the state itself, without any head; missing for suppression, where there is no
+        control). Hits first, by the best rank of their source; pairs that the tokenizer cannot use are not
+        there.
+
+    Raises:
+        HeadatlasError: No such head or relation, or the layer is not mapped.
+    """
+    rows = atlas.sel(layer=layer, head=head, relation=only, called=only is None)
+    parts = []
+    for row in rows.to_dict("records"):
+        pairs = atlas.pairs(layer, head, row["relation"])
+        for sign in ("promotion", "suppression"):
+            called = row["implements" if sign == "promotion" else "suppresses"]
+            if called or (sign == "promotion" and not row["suppresses"]):
+                parts.append(_signed(pairs, str(row["relation"]), sign))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(WORD_COLUMNS))
+
+
+def _signed(pairs: pd.DataFrame, relation: str, sign: str) -> pd.DataFrame:
+    """Rows of :func:`words_of` for one relation and sign, from those of :meth:`Atlas.pairs`."""
+    prefix = "" if sign == "promotion" else "suppression_"
+    control = pairs["control_rank"], pairs["control_hit"].groupby(pairs["source"]).transform("any")
+    nothing = [pd.Series(pd.NA, index=pairs.index, dtype=kind) for kind in ("Int16", "boolean")]
+    rank, of_state = pairs[f"{prefix}rank"], control if sign == "promotion" else nothing
+    frame = pairs[["source", "target"]].assign(
+        relation=relation,
+        sign=sign,
+        rank=rank,
+        hit=pairs[f"{prefix}hit"],
+        source_hit=pairs[f"{prefix}hit"].groupby(pairs["source"]).transform("any"),
+        control_rank=of_state[0],
+        control_source_hit=of_state[1].astype("boolean"),
+    )
+    far = rank.astype("Float64").fillna(np.inf)
+    order = pd.DataFrame({"best": far.groupby(pairs["source"]).transform("min"), "own": far})
+    order["source"] = pd.factorize(pairs["source"])[0]
+    return frame.loc[order.sort_values(["best", "source", "own"], kind="stable").index, list(WORD_COLUMNS)]
+
+
+def wanted_of(atlas: Atlas, layer: int, head: int, word: str) -> pd.DataFrame:
+    """Targets that mapped relations want of a word, with the head's ranks of them.
+
+    Returns:
+        Columns relation, target, rank, suppression_rank, in the atlas's order; missing ranks are at the
+        ceiling or beyond. No row where the word is no usable source of a scored relation.
+    """
+    data, names = atlas.dataset, list(atlas.relations["relation"])
+    mine = (read_array(data, "source") == word) & (read_array(data, "pair_source") >= 0)
+    parts = [pd.DataFrame(columns=["relation", "target", "rank", "suppression_rank"])]
+    for at in np.unique(read_array(data, "pair_relation")[mine]):
+        pairs = atlas.pairs(layer, head, names[at])
+        found = pairs[pairs["source"] == word].assign(relation=names[at])
+        parts.append(found[list(parts[0].columns)])
+    return pd.concat(parts[1:] or parts, ignore_index=True)
 
 
 def search(atlas: Atlas, text: str) -> pd.DataFrame:

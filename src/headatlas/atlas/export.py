@@ -62,7 +62,7 @@ def header(atlas: Atlas) -> dict[str, Any]:
 
 
 def heads_json(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of :attr:`Atlas.table` as records of plain Python values; NaN becomes None.
+    """Rows of :attr:`Atlas.table` as records of plain Python values; NaN and NA become None.
 
     The fields of :data:`RECORD_FIELDS` come first; the other columns follow in their order.
     """
@@ -71,7 +71,7 @@ def heads_json(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def plain_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table as records of plain Python values; NaN becomes None."""
+    """The rows of a table as records of plain Python values; NaN and NA become None."""
     columns = [str(name) for name in frame.columns]
     values = [[_plain(value) for value in frame[name]] for name in columns]
     return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
@@ -80,7 +80,7 @@ def plain_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if value is pd.NA or (isinstance(value, float) and math.isnan(value)) else value
 
 
 def _write_parquet(atlas: Atlas, path: Path) -> None:

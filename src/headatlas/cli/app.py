@@ -22,6 +22,7 @@ from headatlas.cli import (
     relations,
     salience,
     structure,
+    words,
 )
 from headatlas.cli.output import say, say_error, set_level
 from headatlas.errors import HeadatlasError
@@ -99,6 +100,7 @@ for _commands in (
     salience,
     label,
     recipe,
+    words,
 ):
     _commands.register(app)
 

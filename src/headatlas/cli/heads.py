@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headatlas.cli.options import AsJson, AtlasArgument, Only, names_of, reads_atlas
+from headatlas.cli.options import AsJson, AtlasArgument, Only, names_of, reads_atlas, shipped_names
 from headatlas.cli.output import (
     number,
     print_fields,
@@ -78,6 +78,21 @@ def heads_command(
 def head_command(
     atlas: Atlas,
     name: Annotated[str, typer.Argument(metavar="LAYER.HEAD", help="For example 23.4.", show_default=False)],
+    words: Annotated[
+        bool,
+        typer.Option(
+            "--words", help="Show which words of its relations it hits, at which rank, and which not."
+        ),
+    ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="NAME,…",
+            help="The words of these relations, called or not, by name, title or a part of it.",
+            autocompletion=shipped_names,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the card of one head: tested statements, relations, where it looks, what it writes, heads like it.
@@ -86,7 +101,11 @@ def head_command(
     """
     from headatlas.atlas.cards import CAVEAT
 
-    card = atlas.head(*parse_head(name, atlas))
+    layer, head = parse_head(name, atlas)
+    if words or only:
+        _print_words(atlas, layer, head, names_of(only), as_json)
+        return
+    card = atlas.head(layer, head)
     if as_json:
         _print_card_json(atlas, card)
         return
@@ -195,6 +214,51 @@ def _print_card_json(atlas: Atlas, card: Card) -> None:
         similar=plain_records(card.similar),
         group=card.group,
     )
+
+
+def _print_words(atlas: Atlas, layer: int, head: int, only: list[str] | None, as_json: bool) -> None:
+    """Hits and misses of each relation: a line a source, its targets with their ranks."""
+    from headatlas.atlas.cards import words_of
+    from headatlas.atlas.export import plain_records
+
+    frame = words_of(atlas, layer, head, only)
+    ceiling = int(atlas.provenance["ceiling"])
+    if as_json:
+        print_rows([atlas], plain_records(frame), layer=layer, head=head, ceiling=ceiling)
+        return
+    say(f"head {layer}.{head}: {atlas.caption()}")
+    if frame.empty:
+        say("no relation is called of this head; --only NAME shows the words of any.")
+    known = {row["relation"]: row for row in atlas.relations.to_dict("records")}
+    for (relation, sign), rows in frame.groupby(["relation", "sign"], sort=False):
+        sources = rows.drop_duplicates("source")
+        control = "" if sign == "suppression" else f"; the state itself {sources['control_source_hit'].sum()}"
+        n_unused = sum(map(len, known[relation]["dropped"].values()))
+        unused = f"; {n_unused} more cannot be used (headatlas info)" if n_unused else ""
+        typer.echo("")
+        print_text(
+            f"{relation}, {sign}: {sources['source_hit'].sum()} of {len(sources)} sources hit "
+            f"(rank below {known[relation]['k']}){control}{unused}"
+        )
+        columns = ["", "source", "rank of target", *(["of the state itself"] if control else [])]
+        print_table(columns, [_word_row(group, ceiling) for _, group in rows.groupby("source", sort=False)])
+
+
+def _word_row(targets: pd.DataFrame, ceiling: int) -> list[str]:
+    """A source with its targets, the best first; what the control hits where there is one."""
+    first = targets.iloc[0]
+    cells = ["hit" if first["source_hit"] else "–", str(first["source"])]
+    for column in ("rank", "control_rank"):
+        pairs = zip(targets["target"], targets[column], strict=True)
+        cells.append(", ".join(f"{target} {rank_shown(rank, ceiling)}" for target, rank in pairs))
+    return cells if first["sign"] == "promotion" else cells[:3]
+
+
+def rank_shown(rank: Any, ceiling: int) -> str:
+    """A rank as text; one that is missing is at the ceiling or beyond."""
+    import pandas as pd
+
+    return f"≥ {ceiling}" if pd.isna(rank) else str(int(rank))
 
 
 def _print_attention(atlas: Atlas, card: Card) -> None:

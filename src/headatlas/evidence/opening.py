@@ -95,6 +95,22 @@ def reopened(
             "evidence is stored with the atlas: map the model into a folder (out=…), or copy the atlas from "
             "its address, first."
         )
+    prepared = asked_again(atlas, model, tokenizer)
+    need_on_disk(prepared.model.checkpoint, "evidence")
+    return prepared, atlas.path
+
+
+def asked_again(
+    atlas: Atlas,
+    model: str | Path | PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    relation: Relation | None = None,
+) -> PreparedMap:
+    """Prepare an atlas's map once more, or the same map of another relation of any number of pairs.
+
+    Raises:
+        HeadatlasError: The model is not the atlas's, or its tokenizer can use no pair.
+    """
     lens = lens_named(atlas.lens)
     chosen = MapOptions(
         lens=lens,
@@ -106,19 +122,22 @@ def reopened(
     )
     if model is None and atlas.provenance["model"].get("format") == "module":
         raise HeadatlasError(
-            f"{atlas.path}: this atlas was made from a model in memory; give the model and its tokenizer."
+            f"{atlas.path or atlas.model_name}: this atlas was made from a model in memory; give the model "
+            "and its tokenizer."
         )
     spec = str(atlas.provenance["model"]["spec"]) if model is None else model
     # What was mapped is the model with its adapter merged in.
     adapter = atlas.provenance["model"].get("adapter", {}).get("folder")
-    prepared = prepare_map(spec, tokenizer, relations_of(atlas), chosen, adapter=adapter)
-    if different := differences(atlas.provenance, prepared.provenance):
+    asked = relations_of(atlas) if relation is None else [relation]
+    few = relation is not None
+    prepared = prepare_map(spec, tokenizer, asked, chosen, adapter=adapter, few=few)
+    other = {"relations": prepared.provenance["relations"]} if few else {}
+    if different := differences({**atlas.provenance, **other}, prepared.provenance):
         raise HeadatlasError(
             f"{spec}: this model differs from the atlas's in {', '.join(different)}; "
             "give the model that was mapped with `model`."
         )
-    need_on_disk(prepared.model.checkpoint, "evidence")
-    return prepared, atlas.path
+    return prepared
 
 
 def relations_of(atlas: Atlas) -> list[Relation]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -122,8 +122,12 @@ def prepare_map(
     *,
     remote: bool = False,
     adapter: str | Path | None = None,
+    few: bool = False,
 ) -> PreparedMap:
     """Open the model and lay out what will be asked of it. Reads headers, tokenizer and relations.
+
+    With ``few``, a relation of any usable pair is in: its ranks say something of these pairs, its scores and
+    their calibration nothing.
 
     Raises:
         HeadatlasError: The model or the relations cannot be used.
@@ -147,6 +151,13 @@ def prepare_map(
             sources=most,
         ),
     )
+    if few:
+        tokenised = [replace(item, left_out=_unusable(item)) for item in tokenised]
+        if all(item.left_out for item in tokenised):
+            reasons = "; ".join(str(item.left_out) for item in tokenised)
+            raise HeadatlasError(
+                f"{opened.checkpoint.spec}: its tokenizer can use none of the pairs ({reasons})."
+            )
     if all(item.left_out for item in tokenised):
         reasons = "; ".join(f"{item.relation.name}: {item.left_out}" for item in tokenised[:5])
         raise HeadatlasError(
@@ -161,6 +172,12 @@ def prepare_map(
         competing,
         _provenance(opened, options, most, layout, [int(i) for i in masked], checked, replaced),
     )
+
+
+def _unusable(item: TokenisedRelation) -> str | None:
+    """Why no pair of a relation is usable, or None if one is."""
+    reasons = "; ".join(f"{', '.join(words)}: {reason}" for reason, words in item.dropped.items())
+    return None if item.pairs else reasons
 
 
 def with_alternatives(

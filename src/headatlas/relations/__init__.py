@@ -1,6 +1,13 @@
 """Relations to look for: shipped ones, the user's own, and how a tokenizer sees them."""
 
-from headatlas.relations.relation import CORE_CATEGORIES, Pair, Relation, TokenisedPair, TokenisedRelation
+from headatlas.relations.relation import (
+    CORE_CATEGORIES,
+    Pair,
+    Relation,
+    TokenisedPair,
+    TokenisedRelation,
+    checked_word,
+)
 from headatlas.relations.selection import (
     RelationSpec,
     check_sources,
@@ -20,6 +27,7 @@ from headatlas.relations.tokenising import (
     sampled,
     tokenise,
     too_small,
+    usable_words,
 )
 from headatlas.relations.vocabulary import competing_tokens
 
@@ -35,6 +43,7 @@ __all__ = [
     "TokenisedRelation",
     "alternative_to",
     "check_sources",
+    "checked_word",
     "competing_tokens",
     "contexts",
     "core",
@@ -50,4 +59,5 @@ __all__ = [
     "tokenise",
     "too_small",
     "try_relations",
+    "usable_words",
 ]

@@ -184,6 +184,15 @@ def word_problem(word: str) -> str | None:
     return None
 
 
+def checked_word(word: Any) -> str:
+    """A word as pairs have it, without the spaces around it.
+
+    Raises:
+        HeadatlasError: It is no text, or no word.
+    """
+    return _word(word, "word", f"{word!r}" if isinstance(word, str) else "words")
+
+
 def as_pair(item: Any, where: str) -> Pair:
     """A pair from ``(source, target)`` or ``(source, [targets])``; numbers are taken as they are written.
 

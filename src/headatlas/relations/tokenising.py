@@ -99,10 +99,7 @@ def tokenise(
         sources: The most usable sources to keep (:func:`sampled`); None for all.
     """
     ids = word_ids(tokenizer, (word for pair in relation.pairs for word in (pair.source, *pair.targets)))
-    known = competing.copy()
-    unknown = tokenizer.unk_token_id
-    if unknown is not None and unknown < len(known):
-        known[unknown] = False
+    known = _meaningful(tokenizer, competing)
     usable: list[TokenisedPair] = []
     dropped: dict[str, list[str]] = {}
     seen: set[tuple[int, ...]] = set()
@@ -120,6 +117,30 @@ def tokenise(
     reasons = {reason: tuple(sources) for reason, sources in dropped.items()}
     seen_as = TokenisedRelation(relation, tuple(usable), reasons, _left_out(usable))
     return seen_as if sources is None else sampled(seen_as, sources)
+
+
+def usable_words(
+    words: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    competing: npt.NDArray[np.bool_],
+    max_source_tokens: int,
+) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """The token ids of words as sources of relations have them; and why the others cannot be sources."""
+    ids, known = word_ids(tokenizer, words), _meaningful(tokenizer, competing)
+    reasons = {word: _source_reason(each, known, max_source_tokens) for word, each in ids.items()}
+    bad = {word: reason for word, reason in reasons.items() if reason is not None}
+    return {word: each for word, each in ids.items() if word not in bad}, bad
+
+
+def _meaningful(
+    tokenizer: PreTrainedTokenizerBase, competing: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """[vocab] which tokens compete and are not the unknown one."""
+    known, unknown = competing.copy(), tokenizer.unk_token_id
+    if unknown is not None and unknown < len(known):
+        known[unknown] = False
+    return known
 
 
 def reduced(

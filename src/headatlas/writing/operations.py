@@ -24,7 +24,8 @@ ROWS = 8192
 """Tokens whose states are multiplied at a time."""
 COLUMNS = 16_384
 KEPT = 32
-"""Targets that float32 keeps of each row and sign; where its error leaves more open, all are done again."""
+"""Targets at least that float32 keeps of each row and sign; where its error leaves more open, all are done
+again."""
 NOTHING = 1e-10
 """Of the largest singular value: smaller ones are rounding, and have no direction."""
 
@@ -340,7 +341,7 @@ def top_targets(rows: torch.Tensor, vocabulary: Vocabulary, n: int) -> tuple[Int
     n = min(n, len(vocabulary))
     unit = torch.nn.functional.normalize(rows, dim=1)
     error = dot_error(vocabulary.d_model) * vocabulary.longest
-    kept = _kept(unit.float(), vocabulary)
+    kept = _kept(unit.float(), vocabulary, max(KEPT, 2 * n))
     out = np.empty((2, len(rows), n), dtype=np.int64)
     for at, (values, columns) in enumerate(kept):
         sign = 1 - 2 * at
@@ -356,16 +357,16 @@ def top_targets(rows: torch.Tensor, vocabulary: Vocabulary, n: int) -> tuple[Int
     return out[0], out[1]
 
 
-def _kept(unit: torch.Tensor, vocabulary: Vocabulary) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The largest float32 logits [r, kept] and their columns; then those of the negated logits."""
+def _kept(unit: torch.Tensor, vocabulary: Vocabulary, n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The n largest float32 logits [r, n] and their columns; then those of the negated logits."""
     nothing = unit.new_empty((len(unit), 0)), torch.empty((len(unit), 0), dtype=torch.int64)
     kept = [nothing, nothing]
     for start in range(0, len(vocabulary), COLUMNS):
         logits = unit @ vocabulary.rows[start : start + COLUMNS].float().T
         for at, (values, columns) in enumerate(kept):
-            more = torch.topk(logits if at == 0 else -logits, min(KEPT, logits.shape[1]), dim=1)
+            more = torch.topk(logits if at == 0 else -logits, min(n, logits.shape[1]), dim=1)
             both = torch.cat([values, more.values], dim=1)
-            best_, order = torch.topk(both, min(KEPT, both.shape[1]), dim=1)
+            best_, order = torch.topk(both, min(n, both.shape[1]), dim=1)
             where = torch.gather(torch.cat([columns, more.indices + start], dim=1), 1, order)
             kept[at] = best_, where
     return kept

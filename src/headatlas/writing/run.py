@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 from importlib.metadata import version
@@ -110,7 +111,8 @@ def _computed(
     operations = Operations(vocabulary, chosen.ids)
     found = {}
     with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
-        states = _states(prepared, chosen, Path(folder) / "states", machine, tell)
+        sources = [(token,) for token in chosen.ids.tolist()]
+        states = word_states(prepared, sources, Path(folder) / "states", machine, tell)
         for done, layer in enumerate(model.layers_with_heads):
             tell(Progress("salience", done, len(model.layers_with_heads)))
             found[layer] = operations.layer(layer_inputs(prepared, states, layer))
@@ -119,16 +121,22 @@ def _computed(
     return found
 
 
-def _states(
-    prepared: PreparedMap, chosen: SourceTokens, folder: Path, machine: Machine, tell: Report
+def word_states(
+    prepared: PreparedMap,
+    sources: Sequence[tuple[int, ...]],
+    folder: Path,
+    machine: Machine,
+    tell: Report,
+    *,
+    last: int | None = None,
 ) -> States:
-    """The source states of the tokens, as the lens sees them."""
+    """The states of sources, given as token ids, as the lens of a map sees them; up to layer ``last``."""
     model, lens = prepared.model, prepared.options.lens
-    sources = [(token,) for token in chosen.ids.tolist()]
     if lens.weights_only:
         return MapsStates(model, sources)
     streamed = streams_within(model, lens, len(sources), None, machine)
-    make = partial(StreamedStates, last=model.layers_with_heads[-1]) if streamed else NeutralStates.compute
+    end = model.layers_with_heads[-1] if last is None else last
+    make = partial(StreamedStates, last=end) if streamed else NeutralStates.compute
     return make(
         model,
         sources,

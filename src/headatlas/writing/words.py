@@ -1,0 +1,309 @@
+"""Words of one's own: what a head writes for them, and which heads write the targets wanted.
+
+Nothing here is stored, and nothing is tested: the answers are exact for the words given, and say nothing of
+others.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from headatlas.addresses import is_url
+from headatlas.atlas import Atlas
+from headatlas.atlas.cards import wanted_of
+from headatlas.atlas.export import plain_records
+from headatlas.atlas.layout import Layout
+from headatlas.atlas.store import LayerRanks, atlas_path
+from headatlas.devices import strict_products
+from headatlas.errors import HeadatlasError
+from headatlas.evidence.opening import asked_again
+from headatlas.lenses import States
+from headatlas.mapping.engine import map_layer
+from headatlas.mapping.machine import this_machine
+from headatlas.mapping.prepared import MapOptions, PreparedMap, prepare_map
+from headatlas.mapping.run import layer_inputs
+from headatlas.mapping.vocabulary import Vocabulary
+from headatlas.options import MAX_CEILING, Compute, Thresholds
+from headatlas.progress import Progress, Report, reporting
+from headatlas.relations import Relation, checked_word, usable_words
+from headatlas.scoring.scores import source_hits
+from headatlas.writing.operations import top_targets
+from headatlas.writing.run import word_states
+from headatlas.writing.tokens import token_texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+QUERY_COLUMNS = (*("layer", "head", "sign", "score", "suppression", "control", "ranks", "suppression_ranks"),)
+MOST_TOKENS = 1000
+"""More tokens of a list are not asked for."""
+LITTLE = (
+    "a few pairs prove little: there is no calibration and no q, and of many heads some hit by chance; map a "
+    "relation of 30 sources or more to test one"
+)
+
+
+def ask(
+    atlas: Atlas,
+    layer: int,
+    head: int,
+    words: str | Iterable[str],
+    model: str | Path | PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    top: int = 10,
+    compute: Compute | None = None,
+    progress: Report | bool | None = None,
+) -> pd.DataFrame:
+    """The tokens that one head promotes and suppresses most for any words, with the lens of an atlas.
+
+    Exact: the order is that of float64 arithmetic on the states of the words and the weights as stored. With
+    the lens ``neutral`` the states come from a forward pass of their own, whose last bits may differ from
+    those of the map.
+
+    Args:
+        atlas: The atlas, for its model, its lens and the ranks it holds.
+        layer, head: Both from 0.
+        words: Cut into tokens as sources of relations are: with the space before them where text has one.
+        model: Its model; by default the one that the atlas names.
+        tokenizer: Needed with a loaded model.
+        top: Tokens of each list.
+        compute: Device and memory for the forward pass of ``neutral``.
+        progress: As for :func:`headatlas.map_heads`.
+
+    Returns:
+        One row per word: source, tokens (as the tokenizer cuts it; the last is read), promoted_ids, promoted,
+        suppressed_ids, suppressed (the strongest first, equal logits by token id; empty for a head that
+        writes nothing; texts are as tokens have them, unescaped), wanted (for each target of a scored
+        relation of which the word is a source: relation, target, rank and suppression_rank, which are None at
+        the atlas's ceiling and beyond). ``attrs["caption"]`` says what was asked.
+
+    Raises:
+        HeadatlasError: A word cannot be a source, there is no such head, or the model is not the atlas's.
+    """
+    if not 1 <= top <= MOST_TOKENS:
+        raise HeadatlasError(f"`top` is {top}: it must lie between 1 and {MOST_TOKENS}.")
+    asked = list(dict.fromkeys(checked_word(each) for each in ([words] if isinstance(words, str) else words)))
+    if not asked:
+        raise HeadatlasError("`words` is empty: give one or more.")
+    atlas.sel(layer=layer, head=head)
+    if not atlas.layers_done[layer]:
+        raise HeadatlasError(f"layer {layer} is not mapped in this atlas.")
+    with reporting(progress) as tell:
+        tell(Progress("open", 0, 0, atlas.model_name))
+        prepared = asked_again(atlas, model, tokenizer)
+        ids = _sources(prepared, asked)
+        distinct = list(dict.fromkeys(ids.values()))
+        with _states(prepared, distinct, compute, tell, last=layer) as states:
+            inputs = layer_inputs(prepared, states, layer)
+        vocabulary = Vocabulary.read(prepared.model.unembed, prepared.competing)
+        with torch.inference_mode(), strict_products():
+            rows = inputs.values(inputs.dims.kv_head(head)) @ inputs.output(head)
+            lists = top_targets(rows, vocabulary, top)
+    nothing = (rows.norm(dim=1) == 0).tolist()  # no token is the strongest there
+    tokens = {
+        cut: ([], []) if nothing[at] else (lists[0][at].tolist(), lists[1][at].tolist())
+        for at, cut in enumerate(distinct)
+    }
+    frame = _answers(atlas, (layer, head), prepared, ids, tokens)
+    frame.attrs["caption"] = (
+        f"{atlas.model_name}; lens {atlas.lens}; head {layer}.{head}: the {top} tokens it promotes and "
+        "suppresses most by itself, whatever the rest of the model writes"
+    )
+    return frame
+
+
+def _sources(prepared: PreparedMap, words: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Token ids of words.
+
+    Raises:
+        HeadatlasError: One cannot be a source.
+    """
+    ids, bad = usable_words(
+        words,
+        prepared.model.tokenizer(),
+        competing=prepared.competing,
+        max_source_tokens=prepared.options.lens.max_source_tokens,
+    )
+    for word, reason in bad.items():
+        raise HeadatlasError(
+            f"{word!r} cannot be asked with the lens {prepared.options.lens.name}: {reason}."
+        )
+    return ids
+
+
+@contextmanager
+def _states(
+    prepared: PreparedMap,
+    sources: Sequence[tuple[int, ...]],
+    compute: Compute | None,
+    tell: Report,
+    *,
+    last: int | None = None,
+) -> Iterator[States]:
+    """The states of sources, in a folder that lasts as long as the block."""
+    with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
+        machine = this_machine(compute or Compute())
+        yield word_states(prepared, sources, Path(folder) / "states", machine, tell, last=last)
+
+
+def _answers(
+    atlas: Atlas,
+    head: tuple[int, int],
+    prepared: PreparedMap,
+    ids: dict[str, tuple[int, ...]],
+    tokens: dict[tuple[int, ...], tuple[list[int], list[int]]],
+) -> pd.DataFrame:
+    """The rows of :func:`ask`, from the ids of each word and the promoted and suppressed tokens of these."""
+    named = np.zeros_like(prepared.competing)
+    for cut, (promoted, suppressed) in tokens.items():
+        named[[*cut, *promoted, *suppressed]] = True
+    texts = token_texts(prepared.model.tokenizer(), named)
+    records = []
+    for word, cut in ids.items():
+        record: dict[str, Any] = {"source": word, "tokens": [texts[token] for token in cut]}
+        for name, listed in zip(("promoted", "suppressed"), tokens[cut], strict=True):
+            record |= {f"{name}_ids": listed, name: [texts[token] for token in listed]}
+        records.append(record | {"wanted": plain_records(wanted_of(atlas, *head, word))})
+    return pd.DataFrame(records)
+
+
+def query(
+    where: Atlas | str | Path | PreTrainedModel,
+    pairs: Iterable[tuple[str, str | Sequence[str]]],
+    *,
+    model: str | Path | PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    compute: Compute | None = None,
+    progress: Report | bool | None = None,
+) -> pd.DataFrame:
+    """Rank the targets of a few pairs for every head, the best head first.
+
+    Ranks are exact below 250, as those of a map are below its ceiling. A few pairs prove little: of hundreds
+    of heads some hit by chance, and there is no calibration and no q. To test a relation, map 30 sources or
+    more.
+
+    Args:
+        where: An atlas or its folder, for its model and lens; or a model as :func:`headatlas.map_heads` takes
+            it, seen with the lens ``neutral``.
+        pairs: ``(source, target)`` or ``(source, [targets])``.
+        model: The model of the atlas; by default the one that it names.
+        tokenizer: Needed with a loaded model.
+        compute: Device and memory for the forward pass of ``neutral``; ranks are computed on the processor.
+        progress: As for :func:`headatlas.map_heads`.
+
+    Returns:
+        One row per head: layer, head, sign (the better of the two), score (share of sources of which a target
+        has a rank below k), suppression (the same of the negated logits), control (score of the state itself
+        at that layer, without any head), ranks and suppression_ranks (of the usable pairs, in the order of
+        ``attrs["pairs"]``; None from 250 on). Best first: by the larger of score and suppression, then by the
+        sum of ranks. ``attrs`` further holds model, lens, thresholds, k, ceiling, dropped (reason → sources
+        that the tokenizer cannot use) and caption.
+
+    Raises:
+        HeadatlasError: The pairs are none, no pair can be used with this tokenizer, the model cannot be
+            opened or is not the atlas's.
+    """
+    relation = Relation.from_pairs("query", pairs)
+    atlas = _atlas_at(where)
+    with reporting(progress) as tell:
+        tell(Progress("open", 0, 0, str(where) if atlas is None else atlas.model_name))
+        prepared = _prepared(where, atlas, model, tokenizer, relation)
+        thresholds = Thresholds() if atlas is None else atlas.thresholds
+        k = thresholds.k_for(relation.copying)
+        frame = _ranked(prepared, k, compute, tell)
+    layout, name = prepared.layout, prepared.model.checkpoint.name
+    dropped = {reason: list(words) for reason, words in _dropped(prepared).items()}
+    lens, n = prepared.options.lens.name, layout.relations[0].n_sources
+    unused = "".join(f"; not asked: {', '.join(words)} ({reason})" for reason, words in dropped.items())
+    frame.attrs |= {
+        "model": name,
+        "lens": lens,
+        "thresholds": asdict(thresholds),
+        "k": k,
+        "ceiling": MAX_CEILING,
+        "pairs": [list(layout.pair_words[at]) for at in layout.own_pair],
+        "dropped": dropped,
+        "caption": f"{name}; lens {lens}; k = {k}; {n} sources{unused}; {LITTLE}",
+    }
+    return frame
+
+
+def _atlas_at(where: Any) -> Atlas | None:
+    """The atlas given, or the one in a folder or at an address that ends with ``.zarr``; None for a model."""
+    if isinstance(where, Atlas):
+        return where
+    if not isinstance(where, str | Path):
+        return None
+    address = isinstance(where, str) and is_url(where)
+    there = str(where).rstrip("/").endswith(".zarr") if address else Path(atlas_path(where)).is_dir()
+    return Atlas.open(where) if there else None
+
+
+def _prepared(
+    where: Any,
+    atlas: Atlas | None,
+    model: str | Path | PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    relation: Relation,
+) -> PreparedMap:
+    """The map of a few pairs."""
+    if atlas is not None:
+        return asked_again(atlas, model, tokenizer, relation)
+    if model is not None:
+        raise HeadatlasError("`model` is the model of an atlas, and a model was given already; leave it out.")
+    return prepare_map(where, tokenizer, [relation], MapOptions(), few=True)
+
+
+def _dropped(prepared: PreparedMap) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = json.loads(prepared.layout.relations[0].dropped)
+    return found
+
+
+def _ranked(prepared: PreparedMap, k: int, compute: Compute | None, tell: Report) -> pd.DataFrame:
+    """The rows of :func:`query`."""
+    layers, parts = prepared.model.layers_with_heads, []
+    with _states(prepared, prepared.layout.sources, compute, tell) as states:
+        vocabulary = Vocabulary.read(prepared.model.unembed, prepared.competing)
+        for done, layer in enumerate(layers):
+            tell(Progress("heads", done, len(layers)))
+            inputs = layer_inputs(prepared, states, layer)
+            found = map_layer(prepared.layout, inputs, vocabulary, ceiling=MAX_CEILING)
+            prepared.model.checkpoint.release()
+            parts.append(_layer_rows(prepared.layout, found, k).assign(layer=layer))
+        tell(Progress("heads", len(layers), len(layers)))
+    whole = pd.concat(parts).sort_values(["order", "layer", "head"], kind="stable", ignore_index=True)
+    return whole[list(QUERY_COLUMNS)]
+
+
+def _layer_rows(layout: Layout, found: LayerRanks, k: int) -> pd.DataFrame:
+    """The heads of one layer with what they are ordered by: −score and, of equal ones, the sum of ranks."""
+    own, n_sources = layout.own_pair, layout.relations[0].n_sources
+
+    def score(ranks: NDArray[np.int16]) -> Any:
+        return source_hits(ranks[..., own], layout.pair_source[own], n_sources, k).mean(axis=-1)
+
+    columns: dict[str, Any] = {"head": range(len(found.promotion)), "control": score(found.control)}
+    orders = []
+    for name, prefix, ranks in (
+        ("score", "", found.promotion),
+        ("suppression", "suppression_", found.suppression),
+    ):
+        columns[name], mine = score(ranks), ranks[:, own]
+        columns[f"{prefix}ranks"] = [[each if each >= 0 else None for each in row] for row in mine.tolist()]
+        totals = np.where(mine >= 0, mine, MAX_CEILING).sum(axis=1)
+        orders.append(list(zip((-columns[name]).tolist(), totals.tolist(), strict=True)))
+    both = list(zip(*orders, strict=True))
+    columns["sign"] = ["promotion" if plus <= minus else "suppression" for plus, minus in both]
+    return pd.DataFrame(columns | {"order": [min(each) for each in both]})
