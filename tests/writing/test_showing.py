@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 import headatlas as ha
 from headatlas.atlas import Atlas
 from headatlas.atlas.ablations import store_dataset
-from headatlas.atlas.salience import COLUMNS, EXPLAINED_COLUMNS, SPECTRUM_COLUMNS, stored_salience
+from headatlas.atlas.salience import COLUMNS, EXPLAINED_COLUMNS, SPECTRUM_COLUMNS, head_rows, stored_salience
 from headatlas.cli import app
 from headatlas.cli.salience import tokens_shown
 from headatlas.errors import HeadatlasError
@@ -68,6 +68,10 @@ def test_a_model_is_read_as_defined(lens: str, tmp_path: Path, request: pytest.F
 def test_spectrum_and_shares(written_neutral: Path) -> None:
     atlas = Atlas.open(written_neutral)
     spectrum, explained = atlas.spectrum(), atlas.explained()
+    stored = stored_salience(atlas.path)
+    assert stored is not None
+    for mine, every in zip(stored.of_head(1, 2), (atlas.salience(), spectrum, explained), strict=True):
+        assert len(mine) and mine.equals(head_rows(every, (1, 2)))
     assert list(spectrum.columns) == list(SPECTRUM_COLUMNS)
     assert list(explained.columns) == list(EXPLAINED_COLUMNS)
     assert len(spectrum) == len(explained) == atlas.n_layers * atlas.n_heads

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from headatlas.atlas.labels import BY_MAPPINGS, UNCLEAR
-from headatlas.atlas.salience import head_rows
+from headatlas.atlas.salience import head_rows, stored_salience
 from headatlas.atlas.store import read_array
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ def head_card(atlas: Atlas, layer: int, head: int) -> Card:
     """
     rows = atlas.sel(layer=layer, head=head)
     looks, labels = _behaviours(atlas, layer, head), _of(atlas.labels(), layer, head)
-    spectrum, explained = (_of(frame, layer, head) for frame in (atlas.spectrum(), atlas.explained()))
+    written = stored_salience(atlas.path)
+    salient, spectrum, explained = (None,) * 3 if written is None else written.of_head(layer, head)
     return Card(
         layer=layer,
         head=head,
@@ -98,7 +99,7 @@ def head_card(atlas: Atlas, layer: int, head: int) -> Card:
         relations=rows,
         behaviours=looks,
         similar=similar_heads(atlas, layer, head),
-        salient=_of(atlas.salience(), layer, head),
+        salient=salient,
         spectrum=_row(spectrum),
         explained=_row(explained),
         labels=labels,

@@ -140,6 +140,13 @@ class Salience:
         ]
         return pd.DataFrame(rows, columns=list(EXPLAINED_COLUMNS))
 
+    def of_head(self, layer: int, head: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        """The rows of one head of :meth:`frame`, :meth:`spectrum`, :meth:`explained`; no others are made."""
+        mine = Salience(self.data.isel(layer=[layer], head=[head]), self.provenance)
+        frames = mine.frame(), mine.spectrum(), mine.explained()
+        first, second, third = (frame.assign(layer=layer, head=head) for frame in frames)
+        return first, second, third
+
     def caption(self) -> str:
         """The tokens, how many were left out, and what the lists are not, in one line."""
         said = self.provenance["tokens"]
