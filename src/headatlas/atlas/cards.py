@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from headatlas.atlas.labels import BY_MAPPINGS, UNCLEAR
 from headatlas.atlas.salience import head_rows, stored_salience
 from headatlas.atlas.store import read_array
+from headatlas.scoring.scores import p_value
 
 if TYPE_CHECKING:
     from headatlas.atlas.atlas import Atlas
@@ -337,7 +338,7 @@ def _group(atlas: Atlas, layer: int, head: int) -> tuple[tuple[int, int], ...]:
 def _statements(rows: pd.DataFrame) -> list[str]:
     signs = (("implements", "score", "q"), ("suppresses", "suppression", "suppression_q"))
     return [
-        f"{verb} {row['relation']} (score {row[score]:.2f}, {_q(row[q])})"
+        f"{verb} {row['relation']} (score {row[score]:.2f}, {p_value(row[q], 'q')})"
         for row in rows.to_dict("records")
         for verb, score, q in signs
         if row[verb]
@@ -347,7 +348,8 @@ def _statements(rows: pd.DataFrame) -> list[str]:
 def _looks(looks: pd.DataFrame | None) -> list[str]:
     called = [] if looks is None else looks[looks["called"]].to_dict("records")
     return [
-        f"looks: {row['behaviour']} {row['value']:.2f}, expected {row['expected']:.2f} ({_q(row['q'])})"
+        f"looks: {row['behaviour']} {row['value']:.2f}, expected {row['expected']:.2f} "
+        f"({p_value(row['q'], 'q')})"
         for row in called
     ]
 
@@ -361,7 +363,3 @@ def _descriptions(labels: pd.DataFrame | None) -> list[str]:
         for row in rows
         if row["kind"] == BY_MAPPINGS and row["label"] != UNCLEAR
     ]
-
-
-def _q(value: Any) -> str:
-    return "q < 0.001" if value < 1e-3 else f"q = {value:.2g}"

@@ -9,8 +9,8 @@ import numpy as np
 from headatlas.arrangement.comparison import Comparison, RelationAgreement
 from headatlas.errors import HeadatlasError
 from headatlas.figures.colours import LIGHT
-from headatlas.figures.describe import p_value
 from headatlas.figures.page import LINE, MARGIN, AtlasFigure, Key, Page, style, text_width, wrap
+from headatlas.scoring.scores import p_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

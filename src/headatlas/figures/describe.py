@@ -24,6 +24,7 @@ from headatlas.atlas.atlas import meets_criterion
 from headatlas.atlas.cards import CAVEAT as COVERAGE_CAVEAT
 from headatlas.atlas.cards import coverage_sentence
 from headatlas.atlas.relation_scores import all_single
+from headatlas.scoring.scores import p_value
 from headatlas.showing import safe_text
 
 if TYPE_CHECKING:
@@ -403,8 +404,3 @@ def short_number(value: float) -> str:
 def decimal(value: float) -> str:
     """Two decimals with a true minus sign: ``0.25``, ``−0.03``; a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
-
-
-def p_value(value: float, name: str = "p") -> str:
-    """``p = 0.031`` or, below 0.001, ``p < 0.001``."""
-    return f"{name} < 0.001" if value < 0.001 else f"{name} = {value:.2g}"

@@ -12,7 +12,7 @@ from headatlas.arrangement.depth import CategoryDepth
 from headatlas.arrangement.groups import Likeness
 from headatlas.arrangement.model_structure import Structure
 from headatlas.figures.colours import LIGHT
-from headatlas.figures.describe import decimal, p_value
+from headatlas.figures.describe import decimal
 from headatlas.figures.page import (
     BELOW,
     LINE,
@@ -28,6 +28,7 @@ from headatlas.figures.page import (
     wrap,
 )
 from headatlas.figures.panels import layer_ticks
+from headatlas.scoring.scores import p_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

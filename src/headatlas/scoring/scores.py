@@ -67,3 +67,8 @@ def false_discovery_rates(p: Floats) -> Floats:
     raised = p.ravel()[order] * (len(order) / np.arange(1, len(order) + 1))
     q.ravel()[order] = np.minimum(np.minimum.accumulate(raised[::-1])[::-1], 1.0)
     return q
+
+
+def p_value(value: float, name: str = "p") -> str:
+    """``p = 0.031`` or, below 0.001, ``p < 0.001``."""
+    return f"{name} < 0.001" if value < 0.001 else f"{name} = {value:.2g}"
