@@ -56,12 +56,15 @@ def test_less_memory_means_fewer_layers_then_fewer_heads(monkeypatch: pytest.Mon
     assert head_bytes(LLAMA_8B, 3000) < 20 * 10**6
 
 
-def test_gpus_take_a_layer_each() -> None:
+@pytest.mark.parametrize(("cores", "expected"), [(1, 2), (3, 3), (32, 8)])
+def test_gpus_share_the_layers_in_work(cores: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Machine, "cores", cores)
     _, _, vocabulary = random_problem(0)
     gpus = tuple(torch.device("cuda", i) for i in range(2))
     machine = Machine(gpus, 64 * GB)
     workers = workers_for(vocabulary, machine, shares(LLAMA_8B, 3000, machine, 0))
-    assert [worker.vocabulary.device for worker in workers] == list(gpus)
+    assert [worker.vocabulary.device.index for worker in workers] == [i % 2 for i in range(expected)]
+    assert len({id(worker.vocabulary) for worker in workers}) == 2  # one copy on each
     assert all(worker.vocabulary.stored is vocabulary.stored for worker in workers)
 
 

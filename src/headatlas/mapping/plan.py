@@ -46,7 +46,7 @@ TOKENIZER_BYTES = 1600
 WORKING_BYTES = 256 << 20
 """Bounds, candidates and sorted screens of a layer in work, at most; for estimates."""
 MOST_WORKERS = 4
-"""Layers at a time on processor cores. The rest of the cores help within a layer."""
+"""Layers at a time on the processor's cores, or on each GPU. The rest of the cores help within a layer."""
 FEW_HEADS = 8
 """Fewer heads of a layer at a time make products so small that a second worker does not pay."""
 
@@ -280,8 +280,9 @@ def shares(dims: Dims, sources: int, machine: Machine, held: int) -> Shares:
     """
     each, room = head_bytes(dims, sources), machine.memory - held
     few = min(FEW_HEADS, dims.n_heads)
-    on_gpus = sum(device.type != "cpu" for device in machine.devices)
-    most = on_gpus or min(machine.cores, MOST_WORKERS)
+    # Half of a layer's time on a GPU is the processor's, so each GPU has several, as far as cores go.
+    gpus = sum(device.type != "cpu" for device in machine.devices)
+    most = max(gpus, min(machine.cores, MOST_WORKERS * max(1, gpus)))
     workers = max(1, min(most, room // (WORKING_BYTES + few * each)))
     heads = max(1, min(dims.n_heads, (room // workers - WORKING_BYTES) // each))
     return Shares(workers, heads, workers * (WORKING_BYTES + heads * each))

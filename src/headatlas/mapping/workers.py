@@ -1,4 +1,4 @@
-"""The layers of a map on this machine: several at a time on its cores, one at a time on each GPU."""
+"""The layers of a map on this machine: several at a time, on its cores or on each GPU."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def workers_for(vocabulary: Vocabulary, machine: Machine, share: Shares) -> list
         machine: Where to compute.
         share: What fits.
     """
-    devices = [device for device in machine.devices if device.type != "cpu"][: share.workers]
+    devices = [device for device in machine.devices if device.type != "cpu"]
     each = max(1, machine.cores // share.workers)
-    if devices:
-        return [Worker(replace(vocabulary, device=device), each, share.heads) for device in devices]
-    return [Worker(vocabulary, each, share.heads)] * share.workers
+    # Those of a GPU share what is on it.
+    vocabularies = [replace(vocabulary, device=device) for device in devices] or [vocabulary]
+    return [Worker(vocabularies[at % len(vocabularies)], each, share.heads) for at in range(share.workers)]
 
 
 class _Ranker:
