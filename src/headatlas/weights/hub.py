@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from headatlas.errors import HeadatlasError
 from headatlas.weights.adapter import ADAPTER_CONFIG, adapter_alone
-from headatlas.weights.checkpoints import SINGLE_NAME, main_file
+from headatlas.weights.checkpoints import SINGLE_NAME, main_file, open_path
 from headatlas.weights.gguf_source import whole_name
 from headatlas.weights.safetensors_source import INDEX_NAME, read_weight_map, shards_of
+from headatlas.weights.source import Checkpoint
 
 HUB_ID = re.compile(
     r"^(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@(?P<revision>[A-Za-z0-9][\w./-]*))?$", re.ASCII
@@ -20,6 +22,26 @@ _SMALL_FILES = re.compile(
     r"^(config\.json|adapter_config\.json|tokenizer.*\.(json|model)|[\w.-]+\.model|special_tokens_map\.json|added_tokens\.json|"
     r"vocab\.(json|txt)|merges\.txt|.*\.tiktoken)$"
 )
+
+
+def open_hub(spec: str, remote: bool, short_names: Iterable[str]) -> Checkpoint:
+    """Open ``org/name[@revision]``: from the cache of the Hub, once it is there, or in place."""
+    match = HUB_ID.match(spec)
+    if match is None:
+        raise HeadatlasError(
+            f"{spec!r} is no file or folder here and no short name ({', '.join(short_names)}); "
+            "a model on the Hub is written org/name or org/name@revision."
+        )
+    if remote:
+        from headatlas.weights.remote import open_hub_remotely
+
+        return open_hub_remotely(spec, match["repo"], match["revision"])
+    folder, _ = download(match["repo"], match["revision"])
+    try:
+        checkpoint = open_path(folder, spec)
+    except HeadatlasError as error:
+        raise HeadatlasError(f"{match['repo']} as cached from the Hub cannot be opened: {error}") from error
+    return replace(checkpoint, name=match["repo"].partition("/")[2], revision=folder.name)
 
 
 def download(repo: str, revision: str | None, *, weights: bool = True) -> tuple[Path, str]:

@@ -20,13 +20,11 @@ from headatlas.addresses import is_url
 from headatlas.errors import HeadatlasError
 from headatlas.weights.adapter import AdaptedSource
 from headatlas.weights.checkpoints import SINGLE_NAME
-from headatlas.weights.gguf_config import finish, of_text
-from headatlas.weights.gguf_modules import gguf_modules, gguf_tokenizer
+from headatlas.weights.gguf_modules import finish, gguf_modules, gguf_tokenizer, of_text
 from headatlas.weights.gguf_source import GgufSource
 from headatlas.weights.local_files import refuse_pointer
 from headatlas.weights.module_source import ModuleSource, stock_class
-from headatlas.weights.quantized import PLAIN, QUANTIZED
-from headatlas.weights.safetensors_source import SafetensorsSource
+from headatlas.weights.safetensors_source import PLAIN, QUANTIZED, SafetensorsSource
 from headatlas.weights.source import Checkpoint, NoModulesError
 
 if TYPE_CHECKING:
