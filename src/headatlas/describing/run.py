@@ -22,8 +22,7 @@ from headatlas.atlas.labels import (
     read_labels,
     store_labels,
 )
-from headatlas.describing.asking import describe_with_model
-from headatlas.describing.endpoint import Endpoint
+from headatlas.describing.endpoint import Endpoint, describe_with_model
 from headatlas.describing.judging import CHANCE, Halves, Mappings, above_chance, halves, standard_error
 from headatlas.describing.rules import ATTENTION_RULES, RULES_VERSION, BehaviourRule, Describer
 from headatlas.errors import HeadatlasError

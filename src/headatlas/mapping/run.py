@@ -23,14 +23,13 @@ from headatlas.atlas.store import ATLAS_NAME, AtlasWriter, LayerRanks, create_st
 from headatlas.errors import HeadatlasError
 from headatlas.files import check_writable
 from headatlas.lenses import MapsStates, NeutralStates, States, StreamedStates, lens_named
-from headatlas.lenses.saved_states import check_states_folder, discard_states
-from headatlas.mapping.cluster import connected, rank_on_cluster
+from headatlas.lenses.neutral import check_states_folder, discard_states
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.machine import Machine, this_machine
 from headatlas.mapping.plan import share_of, streams_within
 from headatlas.mapping.prepared import MapOptions, PreparedMap, differences, prepare_map, with_traffic
 from headatlas.mapping.vocabulary import Vocabulary
-from headatlas.mapping.workers import rank_here, workers_for
+from headatlas.mapping.workers import connected, rank_here, rank_on_cluster, workers_for
 from headatlas.options import (
     CEILING,
     Compute,

@@ -23,13 +23,13 @@ from headatlas.relations.tokenising import (
     MIN_SOURCES,
     MIN_TARGETS,
     NOT_DRAWN,
+    competing_tokens,
     drawn,
     sampled,
     tokenise,
     too_small,
     usable_words,
 )
-from headatlas.relations.vocabulary import competing_tokens
 
 __all__ = [
     "CORE_CATEGORIES",
