@@ -16,9 +16,8 @@ from headatlas.relations import (
     Relation,
     alternative_to,
     core,
-    core_relations,
     library,
-    load_relations,
+    resolve_relations,
     shipped,
 )
 from headatlas.relations.tokenising import written_bare
@@ -156,7 +155,7 @@ def test_years_are_followed_by_the_next() -> None:
 def test_a_relation_stands_in_for_years() -> None:
     (other,) = [relation for relation in library() if _head(relation).get("alternative_to")]
     assert (other.name, _head(other)["alternative_to"]) == ("item_to_successor", "year_to_following")
-    (years,) = core_relations("year_to_following")
+    (years,) = resolve_relations("year_to_following")
     assert alternative_to(years) is other
     assert alternative_to(replace(years, pairs=years.pairs[:40])) is None
     assert alternative_to(other) is None
@@ -168,7 +167,7 @@ def test_core_is_read_without_the_pairs_of_others(monkeypatch: pytest.MonkeyPatc
 
     def counted(path: Path) -> Relation:
         read.append(path.stem)
-        return load_relations(path)[0]
+        return resolve_relations(path)[0]
 
     monkeypatch.setattr(shipped, "read_relation", counted)
     monkeypatch.setattr(shipped, "shipped", shipped.shipped.__wrapped__)
@@ -177,7 +176,7 @@ def test_core_is_read_without_the_pairs_of_others(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_shipped_folder_reads_as_a_users_would() -> None:
-    assert {relation.sha256 for relation in load_relations(shipped.DATA)} == {
+    assert {relation.sha256 for relation in resolve_relations(shipped.DATA)} == {
         relation.sha256 for relation in EVERY
     }
 

@@ -499,7 +499,7 @@ def _states(model: Model, modules: PreTrainedModel) -> tuple[torch.Tensor, torch
         return f"{type(modules).__name__} does not run on embeddings alone: {str(error).splitlines()[0]}"
     if output not in entering:
         return f"{type(modules).__name__} does not come to the first output projection"
-    return entering[source].reshape(_CHECKED_ROWS, 1, -1), entering[output].reshape(_ROWS, 1, -1)
+    return entering[source].reshape(_CHECKED_ROWS, 1, -1), entering[output].reshape(_CHECKED_ROWS, 1, -1)
 
 
 def _check_unembedding(model: Model, modules: PreTrainedModel) -> None:

@@ -70,7 +70,7 @@ def label_command(
     from headatlas.atlas import Atlas
     from headatlas.atlas.export import plain_records
     from headatlas.atlas.labels import LABELS_CAVEAT, UNCLEAR, label_counts
-    from headatlas.describing import label
+    from headatlas.describing.run import label
 
     atlas = Atlas.open(folder)
     asked = names_of(only)

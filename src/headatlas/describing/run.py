@@ -22,11 +22,11 @@ from headatlas.atlas.labels import (
     read_labels,
     store_labels,
 )
-from headatlas.describing.endpoint import Endpoint, describe_with_model
+from headatlas.describing.endpoint import Endpoint, describe_with_model, limits_of
 from headatlas.describing.judging import CHANCE, Halves, Mappings, above_chance, halves, standard_error
 from headatlas.describing.rules import ATTENTION_RULES, RULES_VERSION, BehaviourRule, Describer
 from headatlas.errors import HeadatlasError
-from headatlas.progress import Progress, Report, silent
+from headatlas.progress import Progress, Report, reporting
 from headatlas.relations.relation import Relation
 from headatlas.relations.selection import RelationSpec, resolve_relations
 
@@ -36,48 +36,75 @@ _SAME = ("seed", "rules", "salience", "relations")
 Row = tuple[Any, ...]
 
 
-def label_heads(
+def label(
     atlas: Atlas,
-    salience: pd.DataFrame | None = None,
     *,
+    salience: pd.DataFrame | None = None,
     relations: RelationSpec = "all",
-    endpoint: Endpoint | None = None,
-    heads: Sequence[tuple[int, int]] | None = None,
+    describe_with: str | None = None,
+    model_name: str | None = None,
+    only: Sequence[tuple[int, int]] | None = None,
+    per_minute: float | None = None,
+    seconds: float | None = None,
     seed: int = 0,
-    progress: Report = silent,
+    progress: Report | bool | None = None,
 ) -> pd.DataFrame:
-    """Labels of heads by the rules and, if there is an endpoint, by its model; kept in an atlas of a folder.
+    """Name what every head does, test whether the name predicts, and keep both in the atlas.
+
+    Half of a head's salient mappings are described, by rules and, if asked, by a language model. The
+    description is scored on the other half: each mapping must be picked among four of other heads.
 
     Args:
-        atlas: The atlas.
-        salience: Salient operations; by default those of the atlas.
-        relations: The library that rules know.
-        endpoint: A language model to describe heads as well.
-        heads: Only these; others are still distractors. What is stored of others stays.
+        atlas: An atlas; of one in a folder the labels are stored.
+        salience: Salient operations as ``atlas.salience()`` gives them, which is the default.
+        relations: The relations that rules know, as for :func:`headatlas.map_heads`.
+        describe_with: Address of an OpenAI-compatible endpoint, such as ``http://localhost:11434/v1``. A key
+            is read from the environment (``HEADATLAS_API_KEY``, else ``OPENAI_API_KEY``).
+        model_name: The model there.
+        only: (layer, head) of the heads to label; all by default.
+        per_minute: Most requests a minute to another machine; 120 by default.
+        seconds: Longest time of a request; 120 by default.
         seed: Of halves and distractors.
-        progress: Called with each head.
+        progress: As for :func:`headatlas.map_heads`.
+
+    Returns:
+        One row per head and author, and one more for a head whose attention says what it does: layer, head,
+        label (``"unclear"`` at or below chance + 2 standard errors), support, score, chance, se, author, kind
+        (``"mappings"``: scored; ``"attention"``: rests on a behaviour's q, not scored).
 
     Raises:
-        HeadatlasError: There are no salient operations, no such head or relation; the endpoint gives no
-            answers. What it has answered is kept.
+        HeadatlasError: There are no salient operations; no such head or relation; the endpoint cannot be
+            used. What it has answered is kept.
     """
+    if (describe_with is None) != (model_name is None):
+        raise HeadatlasError("`describe_with` and `model_name` belong together: give both or neither.")
+    endpoint = None
+    if describe_with is not None and model_name is not None:
+        endpoint = Endpoint(
+            describe_with, model_name, limits=limits_of(per_minute=per_minute, seconds=seconds)
+        )
     mappings = Mappings.of(stored_operations(atlas) if salience is None else salience)
-    asked = _asked(mappings, heads)
+    asked = _asked(mappings, only)
     library = resolve_relations(relations)
     parts = {head: halves(mappings, head, seed) for head in asked}
     about = _provenance(mappings, library, seed)
     found = [_keep(atlas, _by_rules(atlas, mappings, library, parts), about | {"author": RULES_AUTHOR})]
     if endpoint is not None:
-        rows = []
-        for at, (head, part) in enumerate(parts.items()):
-            progress(Progress("labels", at, len(parts), f"head {head[0]}.{head[1]}"))
-            rows.append(_by_model(mappings, head, part, endpoint))
-        progress(Progress("labels", len(parts), len(parts)))
+        with reporting(progress) as tell:
+            rows = [_by_model(mappings, head, part, endpoint) for head, part in _told(parts, tell)]
         more = {"author": endpoint.author, "model": endpoint.model, "host": endpoint.host}
         found.append(_keep(atlas, _frame(rows), about | more))
     frame = in_order(pd.concat(found, ignore_index=True))
     frame.attrs["caption"] = LABELS_CAVEAT
     return frame
+
+
+def _told(parts: dict[tuple[int, int], Halves], tell: Report) -> Iterator[tuple[tuple[int, int], Halves]]:
+    """The halves of each head, in turn; what is done with each is told as progress."""
+    for at, (head, part) in enumerate(parts.items()):
+        tell(Progress("labels", at, len(parts), f"head {head[0]}.{head[1]}"))
+        yield head, part
+    tell(Progress("labels", len(parts), len(parts)))
 
 
 def stored_operations(atlas: Atlas) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.options import MANY_RELATIONS, SAMPLE, Sources
 from headatlas.relations.readers import looks_like_a_file, read_relation, relation_files
 from headatlas.relations.relation import Relation, kind
-from headatlas.relations.shipped import ALL, CORE, core, groups, shipped
+from headatlas.relations.shipped import ALL, CORE, groups, shipped
 from headatlas.relations.tokenising import MIN_SOURCES
 
 Pairs = Iterable[tuple[str, str | Sequence[str]]]
@@ -82,40 +82,6 @@ def most_sources(relations: Sequence[Relation], sources: Sources) -> int | None:
     if sources is None:
         return SAMPLE if len(relations) > MANY_RELATIONS else None
     return None if sources == "all" else sources
-
-
-def load_relations(path: Path | str) -> tuple[Relation, ...]:
-    """The relations in a file, or in a folder and its subfolders in order of path; or shipped ones.
-
-    A relation is named after its file unless the file says otherwise. Its category is the one the file
-    gives; else, if the folder's subfolder it is in holds several relations, that subfolder's name; else
-    ``"User"``. Files with other endings (README, notes) and hidden files are ignored in a folder.
-
-    Args:
-        path: A ``.json``, ``.csv`` or ``.tsv`` file, or a folder. Text that is none of these may also name
-            shipped relations, as for :func:`resolve_relations`: ``"all"``, ``"Translation"``.
-
-    Raises:
-        HeadatlasError: Nothing there, a malformed file (with the line), two relations of one name.
-    """
-    return resolve_relations(Path(path) if isinstance(path, Path) or _there(path) else path)
-
-
-def core_relations(*names: str) -> tuple[Relation, ...]:
-    """The relations of core, all of them or those named, in the order given.
-
-    Args:
-        names: Names in any case, or parts that only one name has.
-
-    Raises:
-        HeadatlasError: A name is not known or is a part of several; says which names are near.
-
-    >>> [relation.title for relation in core_relations("country_to_capital")]
-    ['country → capital']
-    """
-    by_name = {relation.name: relation for relation in core()}
-    wanted = [match_relation(name, list(by_name), where="headatlas") for name in names]
-    return tuple(by_name[name] for name in dict.fromkeys(wanted)) if names else core()
 
 
 def match_relation(name: str, names: Sequence[str], *, where: str = "this atlas") -> str:
