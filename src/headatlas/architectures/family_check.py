@@ -17,8 +17,9 @@ import json
 import re
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -42,10 +43,9 @@ from headatlas.weights.loading import (
     small_ids,
     transformers_at_work,
 )
-from headatlas.weights.source import Checkpoint, TensorInfo
+from headatlas.weights.source import Checkpoint
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
 
@@ -466,22 +466,9 @@ def _try_gguf(family: Family, checkpoint: Checkpoint, source: GgufSource) -> lis
             f"{checkpoint.spec}: its first layers would take {error.args[0] / 1e9:.1f} GB of memory; a "
             "smaller model of the family can be compared."
         ) from error
-    config = {**checkpoint.config, key: layers}
-    return _outcomes(family, replace(checkpoint, config=config, source=_FirstLayers(source, layers)), modules)
-
-
-class _FirstLayers:
-    """The tensors of a GGUF file without those of later layers."""
-
-    def __init__(self, source: GgufSource, layers: int) -> None:
-        self._source = source
-        self._infos = {name: info for name, info in source.infos().items() if in_first_layers(name, layers)}
-
-    def infos(self) -> Mapping[str, TensorInfo]:
-        return self._infos
-
-    def read(self, name: str, rows: slice | Sequence[int] | None = None) -> torch.Tensor:
-        return self._source.read(name, rows)
+    config, first = {**checkpoint.config, key: layers}, copy(source)
+    first.tensors = {name: info for name, info in source.tensors.items() if in_first_layers(name, layers)}
+    return _outcomes(family, replace(checkpoint, config=config, source=first), modules)
 
 
 def _outcomes(family: Family, checkpoint: Checkpoint, modules: PreTrainedModel) -> list[Outcome]:

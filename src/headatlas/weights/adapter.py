@@ -25,8 +25,6 @@ from headatlas.weights.local_files import read_json_object, sha256_of_files
 from headatlas.weights.safetensors_source import SafetensorsSource
 from headatlas.weights.source import (
     Checkpoint,
-    Identified,
-    Mapped,
     MergedAdapter,
     Rows,
     TensorInfo,
@@ -173,7 +171,7 @@ class Update:
     transposed: bool
 
 
-class AdaptedSource:
+class AdaptedSource(TensorSource):
     """The tensors of another source with an adapter merged into them."""
 
     def __init__(
@@ -207,16 +205,13 @@ class AdaptedSource:
 
     def fingerprint(self) -> str:
         """See :func:`headatlas.weights.source.fingerprint`."""
-        if not isinstance(self.base, Identified):
-            raise TypeError(f"no fingerprint is defined for a {type(self.base).__name__}")
         body = f"{self.base.fingerprint()}\n{self._hash}\n"
         return f"adapted-sha256:{hashlib.sha256(body.encode()).hexdigest()}"
 
     def release(self) -> None:
         """Unmap the files until the next read."""
         self._factors.release()
-        if isinstance(self.base, Mapped):
-            self.base.release()
+        self.base.release()
 
     def _factor(self, name: str) -> torch.Tensor:
         import torch

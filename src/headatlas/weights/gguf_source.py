@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from headatlas.errors import HeadatlasError
 from headatlas.weights.local_files import fingerprint_of_files, reading, refuse_pointer
-from headatlas.weights.source import Rows, TensorInfo, joined, place_of
+from headatlas.weights.source import Rows, TensorInfo, TensorSource, joined, place_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -241,7 +241,7 @@ _CHUNK_ELEMENTS = 1 << 22  # elements dequantised at once, so that temporary mem
 _INTEGERS = frozenset({"I8", "I16", "I32", "I64"})
 
 
-class GgufSource:
+class GgufSource(TensorSource):
     """Reads tensors out of a GGUF file, or out of all parts of a split one; opening reads headers only.
 
     Attributes:

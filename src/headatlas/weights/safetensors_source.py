@@ -30,7 +30,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from headatlas.errors import HeadatlasError
 from headatlas.weights.local_files import fingerprint_of_files, read_json_object, reading, refuse_pointer
-from headatlas.weights.source import Rows, TensorInfo, joined, place_of, widened
+from headatlas.weights.source import Rows, TensorInfo, TensorSource, joined, place_of, widened
 
 if TYPE_CHECKING:
     import torch
@@ -430,7 +430,7 @@ def _placed(path: Path | str, name: str, entry: object, data_start: int) -> Plac
 INDEX_NAME = "model.safetensors.index.json"
 
 
-class StoredTensors:
+class StoredTensors(TensorSource):
     """Tensors of safetensors files, wherever these are; quantised ones can be shown as what they stand for.
 
     Attributes:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from headatlas.errors import HeadatlasError
 
@@ -103,23 +103,13 @@ class TensorSource(Protocol):
         """
         ...
 
-
-@runtime_checkable
-class Identified(Protocol):
-    """A source that says which weights it reads."""
-
     def fingerprint(self) -> str:
         """See :func:`fingerprint`."""
         ...
 
-
-@runtime_checkable
-class Mapped(Protocol):
-    """A source whose files are mapped into memory."""
-
     def release(self) -> None:
-        """Unmap what no tensor holds; the next read maps it again."""
-        ...
+        """Unmap files that no tensor holds; the next read maps them again."""
+        return
 
 
 class Traffic:
@@ -205,8 +195,7 @@ class Checkpoint:
 
     def release(self) -> None:
         """Unmap files that were read: pages of them are no memory of this process then."""
-        if isinstance(self.source, Mapped):
-            self.source.release()
+        self.source.release()
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
@@ -226,6 +215,4 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     Raises:
         HeadatlasError: A file cannot be read.
     """
-    if not isinstance(checkpoint.source, Identified):
-        raise TypeError(f"no fingerprint is defined for a {type(checkpoint.source).__name__}")
     return checkpoint.source.fingerprint()
