@@ -20,8 +20,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def atomic_write(path: Path) -> Iterator[Path]:
     """Atomic write: yields a temporary path with the suffix of `path`, renames it over `path` on success.
 
-    Raises:
-        HeadatlasError: The file cannot be written; ``path`` is then what it was before.
+    Where it cannot be written, ``path`` is what it was before.
     """
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
@@ -41,12 +40,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Atomic creation of a folder: yields a temporary path beside `path`, renames it to `path` on success.
 
-    Args:
-        path: The folder.
-        replace: Whether a folder that is there already is deleted first, on success.
-
-    Raises:
-        OSError: It cannot be written, or is there already.
+    A folder that is there already is an OSError, or with ``replace`` deleted first, on success.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -60,11 +54,7 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Make sure that files can be created in ``folder``, or that it can be created. Leaves no trace.
-
-    Raises:
-        HeadatlasError: It is an address or a file, or nothing can be written there.
-    """
+    """Make sure that files can be created in ``folder``, or that it can be created. Leaves no trace."""
     folder = output_path(folder)
     nearest = folder.absolute()
     while not nearest.exists():

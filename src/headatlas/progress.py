@@ -57,11 +57,7 @@ def silent(_: Progress) -> None:
 
 @contextmanager
 def reporting(progress: Report | bool | None) -> Iterator[Report]:
-    """Give the function to tell of a run's steps: True shows them on stderr, a callable gets them.
-
-    Raises:
-        HeadatlasError: It is none of these.
-    """
+    """Give the function to tell of a run's steps: True shows them on stderr, a callable gets them."""
     if progress is True:
         with progress_display() as display:
             yield display

@@ -95,9 +95,6 @@ def proposals(checkpoint: Checkpoint) -> list[Proposal]:
     """Family files for a checkpoint, each like another family; those that leave least unexplained first.
 
     A checkpoint whose architecture a family claims has one proposal, that family.
-
-    Raises:
-        HeadatlasError: No family explains anything of it.
     """
     groups = inspect_tensors(checkpoint)
     if (claimed := claiming(checkpoint)) is not None:
@@ -243,11 +240,7 @@ def _misfits(family: Family, checkpoint: Checkpoint) -> int:
 
 
 def _proposed(checkpoint: Checkpoint, base: Family, groups: tuple[TensorGroup, ...]) -> Proposal:
-    """A family file that is like a base.
-
-    Raises:
-        HeadatlasError: It would be no valid family file.
-    """
+    """A family file that is like a base."""
     section = base.section(checkpoint.format)
     assert section is not None  # noqa: S101 (the base was chosen among those that have one)
     overlay, left = _differences(section, groups, _flags(checkpoint, section))
@@ -415,16 +408,7 @@ class Outcome:
 def try_family(family: Family, checkpoint: Checkpoint) -> list[Outcome]:
     """Hold a family file against a tiny model of a checkpoint's config, or against a GGUF's first layers.
 
-    Args:
-        family: What is to be tried.
-        checkpoint: Safetensors with a config.json, whose weights are not read; or GGUF.
-
-    Returns:
-        An outcome for each part, those with a ``problem`` among them.
-
-    Raises:
-        HeadatlasError: transformers cannot build the architecture, not even tiny, or the checkpoint is
-            neither.
+    Of safetensors the weights are not read. There is an outcome for each part.
     """
     if isinstance(checkpoint.source, GgufSource):
         return _try_gguf(family, checkpoint, checkpoint.source)
@@ -502,11 +486,7 @@ def _outcome(
 
 
 def _accounted(family: Family, checkpoint: Checkpoint) -> Inventory:
-    """A checkpoint's tensors as a family explains them.
-
-    Raises:
-        HeadatlasError: It does not explain all of them.
-    """
+    """A checkpoint's tensors as a family explains them, all of them."""
     section = family.section(checkpoint.format)
     if section is None:
         raise HeadatlasError(f"The family {family.name!r} has no section for {checkpoint.format}.")
@@ -527,11 +507,7 @@ def accounting(family: Family, checkpoint: Checkpoint) -> str | None:
 def best(checkpoint: Checkpoint) -> tuple[Proposal, list[Outcome], str | None]:
     """The proposal to show for a checkpoint: the first that is whole and agrees with transformers, if any is.
 
-    Returns:
-        The proposal, the outcomes of its comparison, and why there was none where there is none.
-
-    Raises:
-        HeadatlasError: No family explains anything of the checkpoint.
+    With it the outcomes of its comparison, and why there was none where there is none.
     """
     found = proposals(checkpoint)
     whole = [each for each in found[:_TRIED] if accounting(each.family, checkpoint) is None]

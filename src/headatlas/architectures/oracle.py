@@ -74,10 +74,7 @@ def recorded(
 ) -> Iterator[tuple[Tensors, Tensors]]:
     """Last inputs and outputs of the named modules during the block, in float64 on the CPU.
 
-    Args:
-        modules: The model.
-        paths: What to record.
-        stop_at: A path at which the block ends, before that module runs.
+    The block ends before the module at ``stop_at`` runs.
     """
     import torch
 
@@ -388,11 +385,7 @@ def _norms_of(model: Model, modules: PreTrainedModel, layer: int) -> list[str]:
 def _norm_after(
     model: Model, layer: int, norms: Sequence[str], entering: Tensors, written: torch.Tensor
 ) -> str | None:
-    """The path of the norm that the attention's output enters; None if there is none.
-
-    Raises:
-        HeadatlasError: The family file says otherwise.
-    """
+    """The path of the norm that the attention's output enters, or None, as the family file says."""
     import torch
 
     after = [path for path in norms if path in entering and torch.equal(entering[path], written)]
@@ -428,11 +421,11 @@ _CHECKED_ROWS = 4
 def self_check(model: Model) -> str:
     """Hold the first block of a model against its Hugging Face modules, where that is cheap.
 
-    Returns:
-        What was checked, or why nothing was, in words for the provenance.
-
-    Raises:
-        HeadatlasError: They disagree: the family file does not describe this checkpoint.
+    Returns what was checked, or why nothing was, in words for the provenance. Random rows go in, and what
+    every head passes on, and what one head writes, must have the direction that the heads read from the
+    checkpoint give. (A positive factor per row and head is left open: it changes no rank, and an attention
+    sink or a latent's norm makes one.) Besides, the unembedding must be the tensor that transformers would
+    use.
     """
     if os.environ.get(VARIABLE, "1").lower() in ("0", "no", "false", "off"):
         return f"not run ({VARIABLE} is set)"

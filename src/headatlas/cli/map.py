@@ -215,11 +215,7 @@ def _stopped(out: Path) -> str:
 
 
 def map_summary(atlas: Atlas, out: Path, written: Sequence[Path], seconds: float, note: str = "") -> str:
-    """Summary of a map: findings, omissions with reasons, files written, time.
-
-    Args:
-        note: Why something that is usual was not done; empty if nothing.
-    """
+    """Summary of a map: findings, omissions with reasons, files written, time."""
     from headatlas.atlas.cards import coverage_sentence
 
     lines = [atlas.caption(), *_counts(atlas), *_best(atlas), coverage_sentence(atlas), *_missing(atlas)]

@@ -139,11 +139,7 @@ class Endpoint:
         return f"{self.host}: {safe_text(self.model)[:80]}"
 
     def ask(self, messages: Messages, form: type[Answer]) -> Answer | None:
-        """The model's answer in the form asked for; None if it gives none, however often it is asked.
-
-        Raises:
-            HeadatlasError: The endpoint cannot be reached, refuses, or sends something else than completions.
-        """
+        """The model's answer in the form asked for; None if it gives none, however often it is asked."""
         file = self._file(messages, form)
         kept = _kept(file, form)
         if kept is not None:
@@ -246,11 +242,7 @@ class Endpoint:
 
 
 def _address(url: str) -> tuple[str, str, bool]:
-    """The address of chat completions, the host as it is shown, and whether it is this machine.
-
-    Raises:
-        HeadatlasError: It is no address of that kind, holds a password, or is unencrypted and elsewhere.
-    """
+    """The address of chat completions, the host as it is shown, and whether it is this machine."""
     try:
         parts = urlsplit(url.strip())
         host, port = parts.hostname or "", parts.port
@@ -383,17 +375,7 @@ def describe_with_model(
     Each choice is a question of its own: beside one another, held-out mappings would show what they have in
     common, and a description that says nothing would do. An answer that is no choice counts as a wrong one.
 
-    Args:
-        mappings: All mappings.
-        parts: The head's halves.
-        endpoint: The model.
-        seed: Of the order of options.
-
-    Returns:
-        The description and how it fares; None if the model gives no valid description.
-
-    Raises:
-        HeadatlasError: The endpoint gives no answers.
+    Returns the description and how it fares; None if the model gives no valid one.
     """
     asked = [_shown(mappings, at) for at in parts.described]
     described = endpoint.ask(_messages(_DESCRIBE, asked), _Described)

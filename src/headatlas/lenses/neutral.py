@@ -115,9 +115,6 @@ def atomic_state_folder(folder: Path, complete: Callable[[], bool]) -> Iterator[
 
     Where ``folder`` is ``complete`` by then, another process of a job array has made the same states and may
     be reading them: it stays.
-
-    Raises:
-        HeadatlasError: It cannot be written, or something else is in the way.
     """
     try:
         with atomic_folder(folder) as temporary:
@@ -182,10 +179,6 @@ class NeutralStates:
             identity: Says which model this is; states of another are not reused.
             progress: Called with (rows done, rows in all).
             device: Where the model is put. One that is in memory already stays where it is.
-
-        Raises:
-            HeadatlasError: A tensor or the states are not finite, a prefix has no tokens, or the folder
-                cannot be written or holds something else.
         """
         wanted = states_key(sources, prefixes, identity)
         shape = (len(sources), model.dims.d_model)
@@ -213,11 +206,7 @@ class NeutralStates:
 
 
 def prefix_row(model: Model, prefix: str) -> list[int]:
-    """Token ids of a prefix.
-
-    Raises:
-        HeadatlasError: There are none.
-    """
+    """Token ids of a prefix; one without any is refused."""
     ids = prefix_ids(model.tokenizer(), prefix)
     if not ids:
         raise HeadatlasError(
@@ -339,11 +328,7 @@ class Collector:
         self._sums[layer][1][self._members] += torch.nn.functional.normalize(state, dim=-1)
 
     def means(self, layer: int) -> LayerStates:
-        """The means over prefixes of one layer.
-
-        Raises:
-            HeadatlasError: They are not finite.
-        """
+        """The means over prefixes of one layer, which must be finite."""
         x, control = (sums / self._n_prefixes for sums in self._sums[layer])
         if not all(bool(torch.isfinite(rows).all()) for rows in (x, control)):
             raise HeadatlasError(

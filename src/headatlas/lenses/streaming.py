@@ -108,16 +108,9 @@ class BlockPass:
         sources: Sequence[tuple[int, ...]],
         device: torch.device = CPU,
     ) -> None:
-        """Make the modules and rehearse.
+        """Make the modules and rehearse; ``prefixes`` and ``sources`` are token ids.
 
-        Args:
-            model: The opened model, of safetensors.
-            prefixes: Token ids of each prefix.
-            sources: Token ids of each source.
-            device: Where the blocks work; everything else stays on the CPU.
-
-        Raises:
-            HeadatlasError: The modules cannot be made.
+        The blocks work on the device; everything else stays on the CPU.
         """
         self._model = model
         self._prefixes = prefixes
@@ -148,19 +141,11 @@ class BlockPass:
         self.next, self.hidden = layer, hidden
 
     def advance(self, collector: Collector, tell: Callable[[int], None], *, leave: bool = True) -> LayerHeads:
-        """Send all rows through the next block.
+        """Send all rows through the next block; returns its heads, from the weights that were read for it.
 
-        Args:
-            collector: Takes the states of this block.
-            tell: Called with the number of rows that have come through since the last call.
-            leave: Whether they leave it. If not, they end at its value projection, which is all that its
-                states need, and the block stays the next one.
-
-        Returns:
-            The heads of the block, from the weights that were read for it.
-
-        Raises:
-            HeadatlasError: The weights cannot be read.
+        The collector takes the states, ``tell`` numbers of rows that have come through. Rows that do not
+        ``leave`` end at the block's value projection, which is all that its states need, and it stays the
+        next one.
         """
         layer = self.next
         stored = self._read(layer)
@@ -445,20 +430,10 @@ class StreamedStates:
         device: torch.device = CPU,
         last: int | None = None,
     ) -> None:
-        """Claim the folder; nothing is computed yet.
+        """Claim the folder; nothing is computed yet. Arguments are those of :meth:`NeutralStates.compute`.
 
-        Args:
-            model: The opened model, of safetensors.
-            sources: Token ids of each source.
-            prefixes: Texts, each put after what the tokenizer itself puts first.
-            folder: Where the states go; those of the same question are kept, those of another replaced.
-            identity: Says which model this is.
-            progress: Called with (rows through a layer, the same for all rows and layers up to the last).
-            device: Where the blocks work.
-            last: The last layer that will be asked for: its block is not left. None: the model's last.
-
-        Raises:
-            HeadatlasError: A prefix has no tokens, or the folder cannot be written or holds something else.
+        ``progress`` counts rows through a layer, the same for all rows and layers up to the ``last`` that
+        will be asked for, whose block is not left (None: the model's last).
         """
         self._model = model
         self._sources = sources
@@ -475,11 +450,7 @@ class StreamedStates:
                 write_index(temporary, wanted)
 
     def layer(self, layer: int) -> LayerStates:
-        """States at a layer, with its heads where its weights had to be read.
-
-        Raises:
-            HeadatlasError: States are not finite, weights cannot be read, or the folder cannot be written.
-        """
+        """States at a layer, with its heads where its weights had to be read."""
         if has_layer(self._folder, layer, self._shape):
             return saved_layer(self._folder, layer)
         rows = self._placed(layer)

@@ -102,11 +102,7 @@ def open_for(
     remote: bool,
     adapter: str | Path | None = None,
 ) -> Model:
-    """Open a model that a lens can read.
-
-    Raises:
-        HeadatlasError: It cannot be opened, or the lens needs all of it and it is not on disk.
-    """
+    """Open a model that a lens can read; if it needs all of it, that must be on disk."""
     checkpoint = open_checkpoint(model, tokenizer, remote=remote, adapter=adapter)
     if not lens.weights_only:
         with or_lens_maps():
@@ -128,9 +124,6 @@ def prepare_map(
 
     With ``few``, a relation of any usable pair is in: its ranks say something of these pairs, its scores and
     their calibration nothing.
-
-    Raises:
-        HeadatlasError: The model or the relations cannot be used.
     """
     asked = resolve_relations(relations)
     most = most_sources(asked, options.sources)
@@ -186,14 +179,7 @@ def with_alternatives(
     """The relations as a tokenizer sees them; where all of core is asked, what it leaves out is replaced.
 
     After a relation of core that is left out comes the shipped one that stands in for it, if there is one
-    that is usable and not asked for already.
-
-    Args:
-        asked: The relations.
-        seen: Tokenises one.
-
-    Returns:
-        The relations, and relation left out → the one that stands in for it.
+    that is usable and not asked for already. Returns the relations, and which of them stands in for which.
     """
     names, hashes = {relation.name for relation in asked}, {relation.sha256 for relation in asked}
     found, replaced = [], {}

@@ -68,13 +68,7 @@ class Worker:
 
 
 def workers_for(vocabulary: Vocabulary, machine: Machine, share: Shares) -> list[Worker]:
-    """The workers of this machine.
-
-    Args:
-        vocabulary: Competing rows of U.
-        machine: Where to compute.
-        share: What fits.
-    """
+    """The workers of this machine."""
     devices = [device for device in machine.devices if device.type != "cpu"][: share.workers]
     each = max(1, machine.cores // share.workers)
     if devices:
@@ -154,11 +148,7 @@ def rank_here(
 ) -> Generator[tuple[int, LayerRanks], None, None]:
     """Ranks of layers as they get done, in any order. This thread reads the next layer while others rank.
 
-    Args:
-        layout, ceiling: As for :func:`headatlas.mapping.engine.map_layer`.
-        workers: From :func:`workers_for`.
-        layers: Layers and their inputs.
-        stats: Gets the counts of all workers; times are added up over workers.
+    ``stats`` gets the counts of all workers; times are added up over workers.
     """
     ranker = _Ranker(layout, workers, ceiling)
     waiting: _Waiting = {}
@@ -213,11 +203,7 @@ def import_ray() -> Any:
 def connected(address: str) -> Iterator[None]:
     """A connection to a running cluster during the block; one that the caller has is used and kept.
 
-    Args:
-        address: ``"auto"``, the cluster this machine belongs to, or ``HOST:PORT``, its head.
-
-    Raises:
-        HeadatlasError: Ray is not installed, there is no cluster, or it is of another Ray or Python.
+    The address is ``"auto"``, the cluster this machine belongs to, or ``HOST:PORT``, its head.
     """
     ray = import_ray()
     if ray.is_initialized():
@@ -261,15 +247,9 @@ def rank_on_cluster(
 ) -> Iterator[tuple[int, LayerRanks]]:
     """Ranks of layers as they get done, in any order. What is not done when the caller stops is cancelled.
 
-    Args:
-        layout, vocabulary, ceiling: As for :func:`headatlas.mapping.engine.map_layer`.
-        layers: Layers and their inputs, read when a machine can soon work on them.
-        n_layers: Number of layers to come; decides how many processors each gets.
-        stats: Gets the counts of all tasks.
-        device: ``"cpu"``, or ``"cuda"``: each task then has a GPU of its own, whichever Ray gives it.
-
-    Raises:
-        HeadatlasError: A layer failed, or was lost more than ``RETRIES`` times; or no machine has the device.
+    The number of layers to come decides how many processors each gets. With the device ``"cuda"`` each task
+    has a GPU of its own, whichever Ray gives it. A layer that is lost is given to other workers, ``RETRIES``
+    times.
     """
     ray = import_ray()
     cpus, gpus, at_once = _shares(ray.nodes(), n_layers, device)
@@ -306,11 +286,7 @@ def rank_on_cluster(
 def rank_one(
     layout: Layout, vocabulary: Vocabulary, inputs: LayerInputs, ceiling: int, cpus: int, version: str
 ) -> tuple[LayerRanks, Stats]:
-    """The task: one layer, on any machine, on the vocabulary's device.
-
-    Raises:
-        HeadatlasError: This machine has another version of headatlas.
-    """
+    """The task: one layer, on any machine that has this version of headatlas, on the vocabulary's device."""
     if version != __version__:
         raise HeadatlasError(
             f"a machine of the cluster has headatlas {__version__}, this one {version}; "
@@ -323,11 +299,7 @@ def rank_one(
 
 
 def _shares(nodes: list[dict[str, Any]], n_layers: int, device: str = "cpu") -> tuple[int, int, int]:
-    """Processors and GPUs a layer, and how many layers that makes at once: all of them used if that can be.
-
-    Raises:
-        HeadatlasError: The device is not one that a cluster shares out, or no machine has it.
-    """
+    """Processors and GPUs a layer, and how many layers that makes at once; all are used if that can be."""
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     kind = device.partition(":")[0]
     if kind == "cuda":

@@ -172,11 +172,7 @@ def random_heads(heads: Sequence[Head], n_heads: int, seed: int) -> tuple[Head, 
 
 
 def _place(atlas: Atlas) -> Place:
-    """The place of heads in the model.
-
-    Raises:
-        HeadatlasError: The atlas does not say of which family it is, or this version has no such family.
-    """
+    """The place of heads in the model."""
     about = atlas.provenance["model"]
     dims, family = about.get("dims"), about.get("family")
     known = next((each for each in families() if each.name == family), None)
@@ -205,22 +201,11 @@ REST = "use another form of recipe, which needs no weights"
 def write_checkpoint(
     atlas: Atlas, model: str | Path | None, path: Path, heads: Sequence[Head], factor: float, code: str
 ) -> None:
-    """Write the output projections of these heads' layers, the heads' columns multiplied by a factor.
+    """Write the output projections of these heads' layers, the heads' columns times a factor.
 
     Tensors have the names, layouts and types that the checkpoint has them in. Of a GGUF file they have the
-    names and layouts of the Hugging Face modules, in float32: the block types of GGUF cannot hold them.
-
-    Args:
-        atlas: Of that model.
-        model: The model; None as the atlas names it.
-        path: The file to write.
-        heads: (layer, head).
-        factor: 0 sets to zero, whatever stands there.
-        code: Python that loads the file; it goes into the metadata.
-
-    Raises:
-        HeadatlasError: The model cannot be read, is not the atlas's, or its weights are quantised; or the
-            file cannot be written.
+    names and layouts of the Hugging Face modules, in float32: the block types of GGUF cannot hold them. The
+    ``code`` that loads the file goes into its metadata.
     """
     from safetensors.torch import save
 

@@ -56,9 +56,6 @@ def relation_files(path: Path) -> list[tuple[Path, str]]:
 
     In a folder that is the name of the subfolder that several relations share; elsewhere ``"User"``. Files
     with other endings (README, notes) and hidden files are ignored in a folder.
-
-    Raises:
-        HeadatlasError: Nothing there, or no relation file in the folder.
     """
     patterns = ["/".join(["*"] * (depth + 1)) for depth in range(_DEPTH)]
     try:
@@ -94,14 +91,9 @@ def looks_like_a_file(name: str) -> bool:
 
 
 def read_relation(path: Path, category: str = USER_CATEGORY) -> Relation:
-    """The relation in a file. It is named after the file unless the file says otherwise.
+    """The relation in a .json, .csv or .tsv file in UTF-8, or in UTF-16 with its byte order mark.
 
-    Args:
-        path: A ``.json``, ``.csv`` or ``.tsv`` file in UTF-8, or in UTF-16 with its byte order mark.
-        category: For a file that gives none.
-
-    Raises:
-        HeadatlasError: The file cannot be read or is malformed; names the file, and the line of a bad pair.
+    It is named after the file unless the file says otherwise; ``category`` is for a file that gives none.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:

@@ -185,19 +185,14 @@ def word_problem(word: str) -> str | None:
 
 
 def checked_word(word: Any) -> str:
-    """A word as pairs have it, without the spaces around it.
-
-    Raises:
-        HeadatlasError: It is no text, or no word.
-    """
+    """A word as pairs have it, without the spaces around it."""
     return _word(word, "word", f"{word!r}" if isinstance(word, str) else "words")
 
 
 def as_pair(item: Any, where: str) -> Pair:
     """A pair from ``(source, target)`` or ``(source, [targets])``; numbers are taken as they are written.
 
-    Raises:
-        HeadatlasError: It is something else, or holds a word that cannot be used; begins with `where`.
+    The refusal of anything else begins with `where`.
     """
     if isinstance(item, Pair):
         item = (item.source, item.targets)

@@ -49,11 +49,7 @@ def resolve_relations(spec: RelationSpec) -> tuple[Relation, ...]:
 
 
 def try_relations(spec: RelationSpec) -> tuple[tuple[Relation, ...], tuple[HeadatlasError, ...]]:
-    """As `resolve_relations`, but going on after an error: the relations that can be read, and all errors.
-
-    Raises:
-        HeadatlasError: `spec` has the wrong type or is empty.
-    """
+    """As `resolve_relations`, but going on after an error: the relations that can be read, and all errors."""
     problems: list[HeadatlasError] = []
     return _gather(spec, problems), tuple(problems)
 
@@ -70,13 +66,7 @@ def check_sources(sources: Sources) -> None:
 def most_sources(relations: Sequence[Relation], sources: Sources) -> int | None:
     """The most usable sources that each of these relations is asked of; None for all.
 
-    Args:
-        relations: All that are asked for.
-        sources: As a person gives it. None samples a library: of more than `MANY_RELATIONS` relations,
-            `SAMPLE` sources of each.
-
-    Raises:
-        HeadatlasError: It is no such number.
+    None given samples a library: of more than `MANY_RELATIONS` relations, `SAMPLE` sources of each.
     """
     check_sources(sources)
     if sources is None:
@@ -87,15 +77,8 @@ def most_sources(relations: Sequence[Relation], sources: Sources) -> int | None:
 def match_relation(name: str, names: Sequence[str], *, where: str = "this atlas") -> str:
     """The one of `names` that a person means: itself, in any case, or by a part that no other name has.
 
-    Spaces and hyphens count as ``_``.
-
-    Args:
-        name: The name as it was written.
-        names: The names there are.
-        where: The place they are in, for the message.
-
-    Raises:
-        HeadatlasError: None or several are meant; says which are near.
+    Spaces and hyphens count as ``_``. The refusal says which names are near, and that they are those of
+    `where`.
 
     >>> match_relation("Capital", ["country_to_capital", "country_to_language"])
     'country_to_capital'

@@ -20,20 +20,12 @@ _HEAD_CHARACTERS = 8192
 
 
 def core() -> tuple[Relation, ...]:
-    """The relations of the paper, by category in the order of `CORE_CATEGORIES`, then by name.
-
-    Raises:
-        HeadatlasError: A shipped file is damaged: names the file and the fault.
-    """
+    """The relations of the paper, by category in the order of `CORE_CATEGORIES`, then by name."""
     return tuple(map(shipped, groups()[CORE]))
 
 
 def library() -> tuple[Relation, ...]:
-    """Every other shipped relation, in the order of `core`.
-
-    Raises:
-        HeadatlasError: A shipped file is damaged: names the file and the fault.
-    """
+    """Every other shipped relation, in the order of `core`."""
     others = groups()[ALL][len(groups()[CORE]) :]
     return tuple(map(shipped, others))
 
@@ -60,11 +52,7 @@ def groups() -> dict[str, tuple[str, ...]]:
 
 @cache
 def shipped(name: str) -> Relation:
-    """The shipped relation of that name; its file is held to more than a user's.
-
-    Raises:
-        HeadatlasError: The file is damaged.
-    """
+    """The shipped relation of that name; its file is held to more than a user's."""
     path = DATA / heads()[name]["category"].lower() / f"{name}.json"
     try:
         return read_relation(path)
@@ -92,11 +80,7 @@ def contexts() -> dict[str, tuple[str, ...]]:
 
 @cache
 def heads() -> dict[str, dict[str, Any]]:
-    """Name → what its file says before the pairs, by the path of the file.
-
-    Raises:
-        HeadatlasError: A file is damaged, in the wrong place, or does not say where its pairs come from.
-    """
+    """Name → what its file says before the pairs, by the path of the file; none may be damaged."""
     found = {}
     for path in sorted(DATA.glob("*/*.json")):
         with path.open(encoding="utf-8") as stream:

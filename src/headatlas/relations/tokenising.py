@@ -46,10 +46,6 @@ def competing_tokens(
     An id does not compete if the tokenizer has no token for it (a padding row or a gap), if its token is
     special, or if its name says that it is reserved. Byte-fallback tokens such as ``<0x0A>`` compete.
 
-    Args:
-        tokenizer: The model's tokenizer.
-        vocab_size: Rows of the unembedding; may be more or fewer than the tokenizer has tokens.
-
     Returns:
         A boolean array [vocab_size], and the ids where it is False, ascending.
     """

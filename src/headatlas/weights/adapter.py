@@ -117,11 +117,7 @@ def adapter_alone(where: Path | str, config: Path) -> HeadatlasError:
 
 
 def with_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
-    """A checkpoint (safetensors) whose weights have the adapter of a folder merged into them.
-
-    Raises:
-        HeadatlasError: The base is not safetensors, the adapter is no plain LoRA, or does not fit the base.
-    """
+    """A checkpoint (safetensors) whose weights have the adapter of a folder merged into them."""
     if checkpoint.format != "safetensors":
         what = "a loaded model" if checkpoint.format == "module" else "a GGUF file"
         raise HeadatlasError(

@@ -139,11 +139,7 @@ def _open_module(model: object) -> Checkpoint:
 
 
 def open_path(path: Path, spec: str) -> Checkpoint:
-    """Open the folder, ``.safetensors`` or ``.gguf`` file at a path.
-
-    Raises:
-        HeadatlasError: There is none, it is no checkpoint that headatlas reads, or a broken one.
-    """
+    """Open the folder, ``.safetensors`` or ``.gguf`` file at a path."""
     if not path.exists():
         raise HeadatlasError(f"{spec} looks like a file or folder, and there is none; check the path.")
     if path.is_dir():
@@ -163,12 +159,7 @@ def open_path(path: Path, spec: str) -> Checkpoint:
 def main_file(names: Collection[str], where: Path | str) -> str:
     """The file of a folder that holds its model, or stands for it: an index, a part, an adapter's config.
 
-    Args:
-        names: Of all files.
-        where: The folder, for messages.
-
-    Raises:
-        HeadatlasError: There is none, or there are several, or it is a pickle.
+    The refusal of folders without one clear model, or with a pickle, names the folder ``where``.
     """
     for name in (SINGLE_NAME, INDEX_NAME, ADAPTER_CONFIG):
         if name in names:
@@ -248,14 +239,7 @@ def _open_safetensors_file(path: Path, spec: str) -> Checkpoint:
 def with_config(source: StoredTensors, folder: Path, spec: str, config_name: str = "") -> Checkpoint:
     """The checkpoint of safetensors and the config.json in a folder.
 
-    Args:
-        source: The tensors.
-        folder: Where config and tokenizer are.
-        spec: What the user typed.
-        config_name: The config, for messages, where the folder is not the user's.
-
-    Raises:
-        HeadatlasError: There is no config, it names no architecture, or the weights are quantised otherwise.
+    ``spec`` is what the user typed; ``config_name`` the config, for messages, where the folder is not theirs.
     """
     config_file = folder / "config.json"
     if not config_file.is_file():
@@ -293,11 +277,7 @@ def _architecture_of(config: Mapping[str, Any], file: str) -> str:
 
 
 def open_gguf(path: Path, spec: str) -> Checkpoint:
-    """Open a GGUF file, whatever it is called.
-
-    Raises:
-        HeadatlasError: It is broken, or a part of it is missing.
-    """
+    """Open a GGUF file, whatever it is called."""
     source = GgufSource(path)
     metadata = source.header.metadata
     if (kind := metadata.get("general.type", "model")) != "model":

@@ -238,12 +238,7 @@ def of_text(name: str) -> bool:
 
 
 def check_convertible(source: GgufSource) -> None:
-    """Refuse a file that transformers cannot turn into modules of its sizes.
-
-    Raises:
-        NoModulesError: transformers cannot convert the architecture, or the header lacks a size that the
-            modules need.
-    """
+    """Refuse a file that transformers cannot turn into modules of its sizes."""
     keys = _Keys(source)
     name = keys.architecture
     if name not in _ARCHITECTURES:
@@ -261,11 +256,7 @@ def check_convertible(source: GgufSource) -> None:
 
 
 def completed(config: PretrainedConfig, source: GgufSource) -> PretrainedConfig:
-    """The config that transformers made of a header, with what it left out.
-
-    Raises:
-        NoModulesError: The header says something that the modules cannot be told, or that is not known here.
-    """
+    """The config that transformers made of a header, with what it left out."""
     keys = _Keys(source)
     config = _with_sizes(config, keys)
     untyped: Any = config
@@ -429,11 +420,7 @@ def _rotary_width(keys: _Keys) -> float | None:
 
 
 def finish(model: PreTrainedModel, source: GgufSource) -> None:
-    """Divide the rotary frequencies as the file says, and make sure that the modules hold all of the file.
-
-    Raises:
-        NoModulesError: Numbers of the file are in no module, or positions act on other dimensions.
-    """
+    """Divide the rotary frequencies as the file says, and make sure that the modules hold all of the file."""
     keys, infos = _Keys(source), source.infos()
     width = keys.number("rope.dimension_count")
     frequencies = {name: each for name, each in model.named_buffers() if name.endswith("inv_freq")}
@@ -462,11 +449,7 @@ _NEEDS = {"gpt2": ("merges",), "llama": ("scores", "merges"), "t5": ("scores",)}
 
 
 def gguf_tokenizer(source: GgufSource) -> PreTrainedTokenizerBase:
-    """The tokenizer inside a GGUF file, out of the cache where it was converted before.
-
-    Raises:
-        HeadatlasError: The file has no tokenizer.
-    """
+    """The tokenizer inside a GGUF file, out of the cache where it was converted before."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     path, header = source.files[0], source.header
@@ -516,11 +499,7 @@ def gguf_modules(
 ) -> Any:
     """Call ``AutoModelForCausalLM.from_pretrained`` for the files of a source.
 
-    Args:
-        source: An opened GGUF, whose header is thereby known to be sound; a split one is read as one file.
-        options: Keyword arguments for ``from_pretrained``.
-        change: Changes the config before the modules are made.
-        wanted: Says by name which tensors to load.
+    ``change`` changes the config before the modules are made, ``wanted`` says by name which tensors to load.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 

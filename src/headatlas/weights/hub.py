@@ -47,20 +47,12 @@ def open_hub(spec: str, remote: bool, short_names: Iterable[str]) -> Checkpoint:
 def download(repo: str, revision: str | None, *, weights: bool = True) -> tuple[Path, str]:
     """Fetch what headatlas reads of a Hub model, or find it in the cache.
 
-    With ``HF_HUB_OFFLINE`` set, or when the Hub cannot be reached, only the cache is used.
-
-    Args:
-        repo: ``org/name``.
-        revision: Branch, tag or commit; the default branch if None.
-        weights: Whether to fetch them, too; if not they are to be read in place and must be safetensors.
+    With ``HF_HUB_OFFLINE`` set, or when the Hub cannot be reached, only the cache is used. Without
+    ``weights`` these are to be read in place and must be safetensors.
 
     Returns:
         The folder with the files, named like the commit; and the name of the weights' file or index
         ("" if the Hub was not asked).
-
-    Raises:
-        HeadatlasError: The model or revision does not exist, is gated, has no usable files, or is neither
-            reachable nor in the cache.
     """
     with explained(repo, revision):
         names = _file_names(repo, revision)

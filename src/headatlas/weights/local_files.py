@@ -33,11 +33,7 @@ def cache_dir() -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold ``path`` as a lock file, so that only one process fills a place of the cache at a time.
-
-    Raises:
-        HeadatlasError: The lock file or its folder cannot be created.
-    """
+    """Hold ``path`` as a lock file, so that only one process fills a place of the cache at a time."""
     from filelock import FileLock
 
     lock = FileLock(path)
@@ -80,11 +76,7 @@ def sha256_of_files(files: Sequence[Path]) -> str:
 
 
 def fingerprint_of_files(files: Sequence[Path]) -> str:
-    """A hash that identifies weights on disk; see :func:`headatlas.weights.source.fingerprint`.
-
-    Raises:
-        HeadatlasError: A file cannot be read.
-    """
+    """A hash that identifies weights on disk; see :func:`headatlas.weights.source.fingerprint`."""
     with reading(files[0].parent):
         sizes = [file.stat().st_size for file in files]
         if sum(sizes) > FULL_LIMIT:
@@ -119,11 +111,7 @@ def refuse_pointer(path: Path | str, first: bytes) -> None:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        HeadatlasError: The file cannot be read, is not UTF-8 JSON (with the line), or is not an object.
-    """
+    """The JSON object in a file."""
     with reading(path):
         content = path.read_bytes()
     refuse_pointer(path, content)

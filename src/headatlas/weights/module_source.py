@@ -75,11 +75,7 @@ class ModuleSource(TensorSource):
         return {name.replace(_COMPILED, ""): tensor for name, tensor in stored.items()}
 
     def floating(self, name: str) -> torch.Tensor:
-        """The tensor itself, of whatever floating type it is.
-
-        Raises:
-            HeadatlasError: It is not there, has no data, or is of a type that is not read.
-        """
+        """The tensor itself, of whatever floating type it is."""
         import torch
 
         # The module is asked anew: `.to(device)` replaces storage between two reads.

@@ -456,13 +456,7 @@ class _Manifest(BaseModel):
 def open_ollama(request: str, spec: str) -> Checkpoint:
     """Open a model of the local store, having made sure that its file is what the manifest says.
 
-    Args:
-        request: ``[[HOST/]NAMESPACE/]MODEL[:TAG]``; what is left out is Ollama's own default.
-        spec: What the user typed.
-
-    Raises:
-        HeadatlasError: The store or the model is not there (the message lists what is), the manifest is
-            broken, or the file has another size or digest.
+    Of ``[[HOST/]NAMESPACE/]MODEL[:TAG]``, what is left out is Ollama's own default.
     """
     match = _NAME.fullmatch(request)
     if match is None:

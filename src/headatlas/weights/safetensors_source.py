@@ -120,16 +120,8 @@ def quantized_tensors(
 ) -> tuple[dict[str, TensorInfo], dict[str, Quantized]]:
     """The tensors of a checkpoint as a model that is not quantised would have them.
 
-    Args:
-        infos: The stored tensors.
-        config: The model's config.json.
-        where: The checkpoint, for messages.
-
     Returns:
         Every tensor without scales, and how to read those that are quantised.
-
-    Raises:
-        HeadatlasError: The weights are quantised in another way, or scales do not fit their weights.
     """
     scheme = _quantization_config(config)
     quantized = {each.info.name: each for each in _found(infos, scheme)}
@@ -327,11 +319,7 @@ class PlacedTensor(TensorInfo):
 
 
 def read_safetensors_header(path: Path) -> dict[str, PlacedTensor]:
-    """Every tensor of one safetensors file, in the order of the header.
-
-    Raises:
-        HeadatlasError: The file cannot be read, is truncated, or its header contradicts itself.
-    """
+    """Every tensor of one safetensors file, in the order of the header."""
     with reading(path), path.open("rb") as stream:
         size = path.stat().st_size
         header = stream.read(header_length(path, stream.read(8), size))
@@ -343,11 +331,7 @@ def _broken(path: Path | str, problem: str) -> HeadatlasError:
 
 
 def header_length(path: Path | str, first: bytes, size: int) -> int:
-    """Bytes of the JSON header, from the first 8 bytes (or fewer) of a file of ``size`` bytes.
-
-    Raises:
-        HeadatlasError: The file is truncated or not safetensors.
-    """
+    """Bytes of the JSON header, from the first 8 bytes (or fewer) of a file of ``size`` bytes."""
     if len(first) < 8:
         raise _broken(path, f" is truncated: a safetensors file has at least 8 bytes, found {size}")
     refuse_pointer(path, first)
@@ -364,11 +348,7 @@ def header_length(path: Path | str, first: bytes, size: int) -> int:
 
 
 def placed_tensors(path: Path | str, header: bytes, size: int) -> dict[str, PlacedTensor]:
-    """Every tensor that a JSON header describes, in its order, in a file of ``size`` bytes.
-
-    Raises:
-        HeadatlasError: The header contradicts itself or the size of the file.
-    """
+    """Every tensor that a JSON header describes, in its order, in a file of ``size`` bytes."""
     entries = _parse(path, header)
     entries.pop("__metadata__", None)
     data_start = 8 + len(header)
@@ -440,12 +420,7 @@ class StoredTensors(TensorSource):
     def __init__(
         self, headers: Iterable[Mapping[str, PlacedTensor]], where: str, weight_map: Mapping[str, str] | None
     ) -> None:
-        """Join the headers of the files in the folder ``where``; an index says which file holds a tensor.
-
-        Raises:
-            HeadatlasError: Two files hold the same tensor, none holds any, or a tensor is not where the index
-                says.
-        """
+        """Join the headers of the files in the folder ``where``; an index says which file holds a tensor."""
         self._placed, self._where = joined(headers, where), where
         self._infos: Mapping[str, TensorInfo] = self._placed
         self._quantized: dict[str, Quantized] = {}
@@ -459,11 +434,7 @@ class StoredTensors(TensorSource):
         self.quantised = False
 
     def dequantise(self, config: Mapping[str, Any]) -> None:
-        """From now on show quantised weights (FP8, MXFP4) as the plain tensors they stand for.
-
-        Raises:
-            HeadatlasError: By config.json or tensors, the weights are quantised in a way that is not read.
-        """
+        """From now on show quantised weights (FP8, MXFP4) as the plain tensors they stand for."""
         self._infos, self._quantized = quantized_tensors(self._placed, config, self._where)
         self.quantised = bool(self._quantized) or speaks_of_quantisation(config)
 
@@ -476,11 +447,7 @@ class StoredTensors(TensorSource):
         return name in self._quantized
 
     def read(self, name: str, rows: Rows = None) -> torch.Tensor:
-        """See :meth:`headatlas.weights.source.TensorSource.read`; integer tensors are refused.
-
-        Raises:
-            HeadatlasError: There is no such tensor, its type is not read, or its bytes cannot be had.
-        """
+        """See :meth:`headatlas.weights.source.TensorSource.read`; integer tensors are refused."""
         quantized = self._quantized.get(name)
         return quantized.read(self._stored, rows) if quantized else widened(self._plain(name, rows))
 
@@ -509,12 +476,7 @@ class SafetensorsSource(StoredTensors):
     """
 
     def __init__(self, files: Sequence[Path], weight_map: Mapping[str, str] | None = None) -> None:
-        """Read and check the header of every file; see :class:`StoredTensors`.
-
-        Raises:
-            HeadatlasError: A file is missing, truncated or contradicts itself or the index, or two hold the
-                same tensor.
-        """
+        """Read and check the header of every file; see :class:`StoredTensors`."""
         self.files = tuple(files)
         self._handles: dict[str, Any] = {}
         headers = map(read_safetensors_header, self.files)
@@ -522,11 +484,7 @@ class SafetensorsSource(StoredTensors):
 
     @classmethod
     def from_index(cls, index: Path) -> SafetensorsSource:
-        """Open the shards that an index names.
-
-        Raises:
-            HeadatlasError: As for given files; or the index is malformed, or names a file that is not there.
-        """
+        """Open the shards that an index names."""
         weight_map = read_weight_map(index)
         shards = [index.parent / shard for shard in shards_of(weight_map)]
         for shard in shards:
@@ -539,9 +497,6 @@ class SafetensorsSource(StoredTensors):
 
         Its pages are read when they are used, and the system may take them back meanwhile. What is
         stored quantised is dequantised.
-
-        Raises:
-            HeadatlasError: It is not there, of a type that is not read, or cannot be read.
         """
         quantized = self._quantized.get(name)
         return quantized.read(self._stored, None) if quantized else self._plain(name)
@@ -577,11 +532,7 @@ class SafetensorsSource(StoredTensors):
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
-    """Tensor name → shard name of an index.
-
-    Raises:
-        HeadatlasError: The index is malformed or names anything but .safetensors files of its own folder.
-    """
+    """Tensor name → shard name of an index, which may name .safetensors files of its own folder only."""
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise HeadatlasError(f"{index} has no weight_map; fetch it again.")

@@ -66,11 +66,7 @@ T = TypeVar("T", bound=TensorInfo)
 
 
 def joined(headers: Iterable[Mapping[str, T]], where: Path | str) -> dict[str, T]:
-    """The tensors of all files of a checkpoint; ``where`` is its place, for messages.
-
-    Raises:
-        HeadatlasError: Two files hold the same tensor, or none holds any.
-    """
+    """The tensors of all files of a checkpoint, each once; ``where`` is its place, for messages."""
     found: dict[str, T] = {}
     for header in headers:
         if twice := next((name for name in header if name in found), None):
@@ -211,8 +207,5 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     * With an adapter merged in: ``adapted-sha256:`` over the base's own and the adapter's hash.
     * A loaded model: ``sampled-sha256:`` over names, types, shapes and some 4,096 evenly spaced values of
       every tensor.
-
-    Raises:
-        HeadatlasError: A file cannot be read.
     """
     return checkpoint.source.fingerprint()
