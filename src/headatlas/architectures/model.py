@@ -335,7 +335,7 @@ class Model:
         return tensor
 
     def _check_decoder(self, modules: PreTrainedModel) -> None:
-        """Look at every tensor of the decoder as modules hold it; name one that is not finite as it is stored."""
+        """Look at every tensor of the decoder as modules hold it, and name one that is not finite."""
         body = self.body_module()
         for name, tensor in modules.get_submodule(body).state_dict().items():
             if tensor.is_floating_point() and not _is_finite(tensor):

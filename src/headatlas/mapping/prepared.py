@@ -146,17 +146,8 @@ def prepare_map(
     )
     if few:
         tokenised = [replace(item, left_out=_unusable(item)) for item in tokenised]
-        if all(item.left_out for item in tokenised):
-            reasons = "; ".join(str(item.left_out) for item in tokenised)
-            raise HeadatlasError(
-                f"{opened.checkpoint.spec}: its tokenizer can use none of the pairs ({reasons})."
-            )
     if all(item.left_out for item in tokenised):
-        reasons = "; ".join(f"{item.relation.name}: {item.left_out}" for item in tokenised[:5])
-        raise HeadatlasError(
-            f"{opened.checkpoint.spec}: no relation can be used with this tokenizer ({reasons}); "
-            "add pairs of words that are single tokens."
-        )
+        raise _nothing_usable(opened.checkpoint.spec, tokenised, few)
     layout = build_layout(tokenised)
     return PreparedMap(
         opened,
@@ -164,6 +155,17 @@ def prepare_map(
         layout,
         competing,
         _provenance(opened, options, most, layout, [int(i) for i in masked], checked, replaced),
+    )
+
+
+def _nothing_usable(spec: str, tokenised: Sequence[TokenisedRelation], few: bool) -> HeadatlasError:
+    if few:
+        reasons = "; ".join(str(item.left_out) for item in tokenised)
+        return HeadatlasError(f"{spec}: its tokenizer can use none of the pairs ({reasons}).")
+    reasons = "; ".join(f"{item.relation.name}: {item.left_out}" for item in tokenised[:5])
+    return HeadatlasError(
+        f"{spec}: no relation can be used with this tokenizer ({reasons}); add pairs of words that are "
+        "single tokens."
     )
 
 
