@@ -28,7 +28,7 @@ from pydantic import BaseModel, Field, ValidationError
 from headatlas import __version__
 from headatlas.describing.judging import OPTIONS, Halves, Mappings
 from headatlas.errors import HeadatlasError
-from headatlas.files import atomic_write
+from headatlas.files import atomic_write, cache_dir
 from headatlas.showing import safe_json, safe_text
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class Endpoint:
             raise HeadatlasError("`model_name`: name the model that the endpoint is to use.")
         self.model = model.strip()
         self.limits = limits or Limits()
-        self._cache = _cache_folder() if cache is None else cache
+        self._cache = cache_dir() / "described" if cache is None else cache
         self._sleep = sleep
         self._started = float("-inf")
         self._optional = dict(_OPTIONAL)
@@ -291,12 +291,6 @@ def _hint(status: int) -> str:
 def _retry_after(text: str) -> float | None:
     """Seconds of a Retry-After header; None for a date or none."""
     return float(text) if re.fullmatch(r"\d{1,6}(\.\d{1,6})?", text) else None
-
-
-def _cache_folder() -> Path:
-    from headatlas.weights.local_files import cache_dir
-
-    return cache_dir() / "described"
 
 
 def _kept(file: Path, form: type[Answer]) -> Answer | None:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
-from headatlas.weights.local_files import read_json_object, sha256_of_files
+from headatlas.files import read_json_object, sha256_of_files
 from headatlas.weights.safetensors_source import SafetensorsSource
 from headatlas.weights.source import (
     Checkpoint,

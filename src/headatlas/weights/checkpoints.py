@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headatlas.errors import HeadatlasError
+from headatlas.files import read_json_object
 from headatlas.weights.adapter import (
     ADAPTER_CONFIG,
     WEIGHTS_NAME,
@@ -16,7 +17,6 @@ from headatlas.weights.adapter import (
     with_adapter,
 )
 from headatlas.weights.gguf_source import GgufSource, starts_like_gguf, whole_name
-from headatlas.weights.local_files import read_json_object
 from headatlas.weights.module_source import instead_of, refuse_wrapped
 from headatlas.weights.safetensors_source import (
     INDEX_NAME,

@@ -30,9 +30,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 from headatlas.errors import HeadatlasError
-from headatlas.files import atomic_folder
+from headatlas.files import atomic_folder, cache_dir
 from headatlas.weights.gguf_source import GgufSource
-from headatlas.weights.local_files import cache_dir
 from headatlas.weights.source import NoModulesError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights.local_files import fingerprint_of_files, reading, refuse_pointer
+from headatlas.files import fingerprint_of_files, reading, refuse_pointer
 from headatlas.weights.source import Rows, TensorInfo, TensorSource, joined, place_of
 
 if TYPE_CHECKING:

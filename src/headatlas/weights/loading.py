@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from headatlas.addresses import is_url
 from headatlas.errors import HeadatlasError
+from headatlas.files import refuse_pointer
 from headatlas.weights.adapter import AdaptedSource
 from headatlas.weights.checkpoints import SINGLE_NAME
 from headatlas.weights.gguf_modules import finish, gguf_modules, gguf_tokenizer, of_text
 from headatlas.weights.gguf_source import GgufSource
-from headatlas.weights.local_files import refuse_pointer
 from headatlas.weights.module_source import ModuleSource, stock_class
 from headatlas.weights.safetensors_source import PLAIN, QUANTIZED, SafetensorsSource
 from headatlas.weights.source import Checkpoint, NoModulesError

@@ -23,9 +23,8 @@ from urllib.request import getproxies
 
 from headatlas.addresses import failures, shown
 from headatlas.errors import HeadatlasError
-from headatlas.files import atomic_folder
+from headatlas.files import CACHE_VARIABLE, atomic_folder, cache_dir, locked
 from headatlas.weights.checkpoints import SINGLE_NAME, with_config
-from headatlas.weights.local_files import CACHE_VARIABLE, cache_dir, locked
 from headatlas.weights.safetensors_source import (
     INDEX_NAME,
     PlacedTensor,

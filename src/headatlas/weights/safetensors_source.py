@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights.local_files import fingerprint_of_files, read_json_object, reading, refuse_pointer
+from headatlas.files import fingerprint_of_files, read_json_object, reading, refuse_pointer
 from headatlas.weights.source import Rows, TensorInfo, TensorSource, joined, place_of, widened
 
 if TYPE_CHECKING:
@@ -463,9 +464,9 @@ class StoredTensors(TensorSource):
             )
         return self._stored(name, rows)
 
+    @abstractmethod
     def _stored(self, name: str, rows: Rows) -> torch.Tensor:
         """A stored tensor, or rows of it, in the type it is stored in."""
-        raise NotImplementedError
 
 
 class SafetensorsSource(StoredTensors):
