@@ -18,8 +18,9 @@ from headatlas.relations import (
     core,
     library,
     resolve_relations,
-    shipped,
+    selection,
 )
+from headatlas.relations.readers import read_relation
 from headatlas.relations.tokenising import written_bare
 
 MIN_CORE = 100
@@ -167,16 +168,16 @@ def test_core_is_read_without_the_pairs_of_others(monkeypatch: pytest.MonkeyPatc
 
     def counted(path: Path) -> Relation:
         read.append(path.stem)
-        return resolve_relations(path)[0]
+        return read_relation(path)
 
-    monkeypatch.setattr(shipped, "read_relation", counted)
-    monkeypatch.setattr(shipped, "shipped", shipped.shipped.__wrapped__)
+    monkeypatch.setattr(selection, "read_relation", counted)
+    monkeypatch.setattr(selection, "shipped", selection.shipped.__wrapped__)
     assert core() and sorted(read) == sorted(relation.name for relation in core())
-    assert all(len(json.dumps(head)) < 4000 and "pairs" not in head for head in shipped.heads().values())
+    assert all(len(json.dumps(head)) < 4000 and "pairs" not in head for head in selection.heads().values())
 
 
 def test_the_shipped_folder_reads_as_a_users_would() -> None:
-    assert {relation.sha256 for relation in resolve_relations(shipped.DATA)} == {
+    assert {relation.sha256 for relation in resolve_relations(selection.DATA)} == {
         relation.sha256 for relation in EVERY
     }
 
@@ -212,8 +213,8 @@ def test_a_damaged_installation_is_said(
 ) -> None:
     (tmp_path / folder).mkdir()
     (tmp_path / folder / "a.json").write_text(text, encoding="utf-8")
-    monkeypatch.setattr(shipped, "DATA", tmp_path)
+    monkeypatch.setattr(selection, "DATA", tmp_path)
     for name in ("heads", "groups", "shipped"):
-        monkeypatch.setattr(shipped, name, getattr(shipped, name).__wrapped__)
+        monkeypatch.setattr(selection, name, getattr(selection, name).__wrapped__)
     with pytest.raises(HeadatlasError, match=message):
         core()

@@ -10,13 +10,17 @@ from headatlas.relations.relation import (
 )
 from headatlas.relations.selection import (
     RelationSpec,
+    alternative_to,
     check_sources,
+    contexts,
+    core,
+    library,
     match_relation,
     most_sources,
+    questions,
     resolve_relations,
     try_relations,
 )
-from headatlas.relations.shipped import alternative_to, contexts, core, library, questions
 from headatlas.relations.tokenising import (
     MIN_SOURCES,
     MIN_TARGETS,

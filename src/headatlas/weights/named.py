@@ -37,8 +37,7 @@ from pydantic import BaseModel, Field, PrivateAttr, StrictInt, ValidationError
 from headatlas.addresses import is_url
 from headatlas.errors import HeadatlasError
 from headatlas.files import cache_dir, locked, read_json_object, reading, sha256_of_file
-from headatlas.weights.checkpoints import open_gguf, open_path
-from headatlas.weights.hub import HUB_ID
+from headatlas.weights.checkpoints import HUB_ID, open_gguf, open_path
 from headatlas.weights.source import Checkpoint
 
 _REQUEST = re.compile(

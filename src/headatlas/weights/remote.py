@@ -459,7 +459,7 @@ def open_hub_remotely(spec: str, repo: str, revision: str | None) -> Checkpoint:
     """Open a Hub model without its weights, which huggingface_hub's file system reads by ranges."""
     from huggingface_hub import HfFileSystem
 
-    from headatlas.weights.hub import download, explained
+    from headatlas.weights.checkpoints import download, explained
 
     folder, weights = download(repo, revision, weights=False)
     weight_map = read_weight_map(folder / INDEX_NAME) if weights == INDEX_NAME else None
