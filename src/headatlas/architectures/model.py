@@ -17,12 +17,7 @@ from headatlas.architectures.layouts import (
     value_rows,
 )
 from headatlas.architectures.mlp import MlpReader, NormWeights, in_parts
-from headatlas.architectures.queries import (
-    AttentionRule,
-    LayerQueries,
-    attention_rule,
-    queries_of_layer,
-)
+from headatlas.architectures.queries import AttentionRule, LayerQueries, attention_rule, queries_of_layer
 from headatlas.architectures.registry import find_family
 from headatlas.architectures.types import Dims, LayerHeads, RightMap
 from headatlas.errors import HeadatlasError

@@ -84,13 +84,7 @@ def plan_command(
     from headatlas.mapping.plan import plan
 
     found = plan(
-        model,
-        lens=lens,
-        relations=asked,
-        sources=sources,
-        compute=compute,
-        remote=remote,
-        adapter=adapter,
+        model, lens=lens, relations=asked, sources=sources, compute=compute, remote=remote, adapter=adapter
     ).to_dict()
     if as_json:
         print_json(found)

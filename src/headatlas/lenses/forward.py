@@ -44,10 +44,7 @@ def prefix_ids(tokenizer: PreTrainedTokenizerBase, prefix: str) -> list[int]:
     """Token ids of a prefix after whatever the tokenizer itself puts first (``<bos>`` or nothing)."""
     plain: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
     dressed: list[int] = tokenizer("a")["input_ids"]
-    first = next(
-        (at for at in range(len(dressed)) if dressed[at : at + len(plain)] == plain),
-        0,
-    )
+    first = next((at for at in range(len(dressed)) if dressed[at : at + len(plain)] == plain), 0)
     ids: list[int] = tokenizer(prefix, add_special_tokens=False)["input_ids"]
     return dressed[:first] + ids
 

@@ -71,10 +71,7 @@ class Relation:
 
     @classmethod
     def from_pairs(
-        cls,
-        name: str,
-        pairs: Iterable[tuple[str, str | Sequence[str]]],
-        category: str = USER_CATEGORY,
+        cls, name: str, pairs: Iterable[tuple[str, str | Sequence[str]]], category: str = USER_CATEGORY
     ) -> Relation:
         """A relation from plain pairs; a source given several times has all its targets.
 

@@ -23,14 +23,7 @@ from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
 from headatlas.files import read_json_object, sha256_of_files
 from headatlas.weights.safetensors_source import SafetensorsSource
-from headatlas.weights.source import (
-    Checkpoint,
-    MergedAdapter,
-    Rows,
-    TensorInfo,
-    TensorSource,
-    place_of,
-)
+from headatlas.weights.source import Checkpoint, MergedAdapter, Rows, TensorInfo, TensorSource, place_of
 
 if TYPE_CHECKING:
     import torch
