@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
 from headatlas import __version__
@@ -313,11 +312,6 @@ def _parsed(content: str, form: type[Answer]) -> Answer | None:
         return None
 
 
-def limits_of(**given: Any) -> Limits:
-    """Limits with some changed; None leaves one as it is."""
-    return Limits(**{name: value for name, value in given.items() if value is not None})
-
-
 LONGEST_TOKEN = 40
 LONGEST_LABEL = 120
 """Characters of a description that are kept."""
@@ -380,16 +374,11 @@ def describe_with_model(
     right = 0
     for options in parts.held_out_options:
         order = rng.permutation(OPTIONS)
-        chosen = endpoint.ask(_messages(_CHOOSE, _question(mappings, text, options[order])), _Chosen)
+        shown = {str(at): _shown(mappings, row) for at, row in enumerate(options[order], start=1)}
+        question = _messages(_CHOOSE, {"description": text, "mappings": shown})
+        chosen = endpoint.ask(question, _Chosen)
         right += chosen is not None and int(order[chosen.choice - 1]) == 0
     return ModelDescription(text, right, len(parts.held_out_options))
-
-
-def _question(mappings: Mappings, text: str, options: NDArray[np.int64]) -> dict[str, Any]:
-    return {
-        "description": text,
-        "mappings": {str(at): _shown(mappings, row) for at, row in enumerate(options, start=1)},
-    }
 
 
 def _messages(task: str, data: Any) -> Messages:

@@ -22,13 +22,14 @@ from headatlas.atlas.labels import (
     read_labels,
     store_labels,
 )
-from headatlas.describing.endpoint import Endpoint, describe_with_model, limits_of
+from headatlas.describing.endpoint import Endpoint, Limits, describe_with_model
 from headatlas.describing.judging import CHANCE, Halves, Mappings, above_chance, halves, standard_error
-from headatlas.describing.rules import ATTENTION_RULES, RULES_VERSION, BehaviourRule, Describer
+from headatlas.describing.rules import ATTENTION_RULES, RULES_VERSION, Describer
 from headatlas.errors import HeadatlasError
 from headatlas.progress import Progress, Report, reporting
 from headatlas.relations.relation import Relation
 from headatlas.relations.selection import RelationSpec, resolve_relations
+from headatlas.scoring.scores import p_value
 
 RULES_AUTHOR = f"headatlas rules {RULES_VERSION}"
 _SAME = ("seed", "rules", "salience", "relations")
@@ -80,9 +81,9 @@ def label(
         raise HeadatlasError("`describe_with` and `model_name` belong together: give both or neither.")
     endpoint = None
     if describe_with is not None and model_name is not None:
-        endpoint = Endpoint(
-            describe_with, model_name, limits=limits_of(per_minute=per_minute, seconds=seconds)
-        )
+        given: dict[str, Any] = {"per_minute": per_minute, "seconds": seconds}
+        limits = Limits(**{name: value for name, value in given.items() if value is not None})
+        endpoint = Endpoint(describe_with, model_name, limits=limits)
     mappings = Mappings.of(stored_operations(atlas) if salience is None else salience)
     asked = _asked(mappings, only)
     library = resolve_relations(relations)
@@ -200,20 +201,17 @@ def _by_attention(atlas: Atlas) -> Iterator[Row]:
             (rule.last, each["expected"] - each["value"], at, rule, each)
             for at, rule in enumerate(ATTENTION_RULES)
             for each in rows.to_dict("records")
-            if each["behaviour"] in rule.behaviours and _is_true(rule, each, (layer, head) in copying)
+            if each["behaviour"] in rule.behaviours and float(each["value"]) >= rule.least
+            if not rule.copies or (layer, head) in copying
         ]
         if found:
             *_, rule, each = min(found, key=lambda item: item[:3])
             support = (
                 f"{each['value']:.2f} of its attention, expected {each['expected']:.2f}, "
-                f"q {_small(each['q'])}; tested by attention"
+                f"{p_value(each['q'], 'q')}; tested by attention"
             )
             nothing = (np.nan, np.nan, np.nan)
             yield (layer, head, rule.label, support, *nothing, RULES_AUTHOR, BY_ATTENTION)
-
-
-def _is_true(rule: BehaviourRule, measured: dict[Any, Any], copies: bool) -> bool:
-    return float(measured["value"]) >= rule.least and (copies or not rule.copies)
 
 
 def _copying_heads(atlas: Atlas) -> set[tuple[int, int]]:
@@ -222,10 +220,6 @@ def _copying_heads(atlas: Atlas) -> set[tuple[int, int]]:
     table = atlas.without_evidence
     rows = table[table["relation"].isin(copying) & table["implements"].to_numpy(dtype=bool)]
     return set(zip(rows["layer"].tolist(), rows["head"].tolist(), strict=True))
-
-
-def _small(q: float) -> str:
-    return "< 0.001" if q < 0.001 else f"= {q:.3f}"
 
 
 # By a language model ------------------------------------------------------------------------------

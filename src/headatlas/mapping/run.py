@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -110,7 +110,8 @@ def map_heads(
         check_writable(out)
     stats = Stats() if stats is None else stats
     machine = this_machine(compute)
-    with reporting(progress) as tell, _cluster(compute):
+    cluster = nullcontext() if compute.cluster is None else connected(compute.cluster)
+    with reporting(progress) as tell, cluster:
         name = shown(str(model)) if isinstance(model, (str, Path)) else type(model).__name__
         tell(Progress("open", 0, 0, name))
         with stats.timed("opening"):
@@ -126,11 +127,6 @@ def map_heads(
         if force:
             remove_atlas(out)
         return run.mapped(wanted)
-
-
-def _cluster(compute: Compute) -> AbstractContextManager[None]:
-    """The connection to the cluster that ranks the layers, if one does."""
-    return nullcontext() if compute.cluster is None else connected(compute.cluster)
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,9 @@ class _Ranker:
         worker, stats = self._free.get(), Stats()
         try:
             torch.set_num_threads(worker.threads)
-            known = self._known_control(inputs)
+            known, control = None, self._control
+            if control and control[0] is inputs.control_states and control[1] is inputs.control_right:
+                known = control[2]
             with strict_products():
                 ranks = map_layer(
                     self._layout,
@@ -112,12 +114,6 @@ class _Ranker:
             if worker.heads * head_bytes(inputs.dims, len(self._layout.sources)) >= WORTH_TRIMMING:
                 trim_heap()
             self._free.put(worker)
-
-    def _known_control(self, inputs: LayerInputs) -> NDArray[np.int16] | None:
-        known = self._control
-        if known is None or known[0] is not inputs.control_states or known[1] is not inputs.control_right:
-            return None
-        return known[2]
 
 
 @contextmanager

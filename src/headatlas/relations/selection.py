@@ -185,17 +185,12 @@ def match_relation(name: str, names: Sequence[str], *, where: str = "this atlas"
     """
     if not isinstance(name, str):
         raise HeadatlasError(f"a relation is asked for by its name, not by {kind(name)}.")
-    found, near = _find(name, names)
-    if found is not None:
-        return found
+    meant = _candidates(name, names)
+    if len(meant) == 1:
+        return meant[0]
+    near = meant or _near(_key(name), names)
     others = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(names)}."
     raise HeadatlasError(f"{where} has no relation {name!r}; {others}")
-
-
-def _find(name: str, names: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The name that is meant, or None and those that may be."""
-    parts = _candidates(name, names)
-    return (parts[0], []) if len(parts) == 1 else (None, parts or _near(_key(name), names))
 
 
 def _candidates(name: str, names: Sequence[str]) -> list[str]:
