@@ -21,7 +21,7 @@ from headatlas.architectures import model as model_module
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import NEUTRAL_PREFIXES, NeutralStates, StreamedStates, forward, neutral
 from headatlas.lenses.forward import Step, beginnings, prefix_ids, shared_steps
-from headatlas.lenses.neutral import discard_states
+from headatlas.lenses.saved_states import discard_states
 from headatlas.weights import open_checkpoint
 from tests.architectures.tiny import MODELS
 from tests.lenses.oracles import direct_logits, neutral_states

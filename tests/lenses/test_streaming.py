@@ -21,7 +21,7 @@ from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import NEUTRAL_PREFIXES, NeutralStates, StreamedStates, forward, streaming
 from headatlas.lenses.forward import beginnings
-from headatlas.lenses.neutral import discard_states
+from headatlas.lenses.saved_states import discard_states
 from headatlas.lenses.streaming import BlockPass
 from headatlas.mapping import plan
 from headatlas.mapping.machine import Machine

@@ -1,21 +1,13 @@
-"""Source states of the ``neutral`` lens: one forward pass over (prefix, source) rows, and their files.
+"""Source states of the ``neutral`` lens: one forward pass over (prefix, source) rows, with hooks.
 
 A prefix goes through once, and its keys and values serve all sources; so do those of what several sources
 begin with. Rows of equal length go through together, so there is no padding to get wrong. What is kept per
 layer is the input of the value projection at the source's last token, averaged over the prefixes, and for the
 no-head control the normed residual stream entering the block. The last layer ends at its value projection.
-
-States are saved before any head is mapped, in a folder of ``.npy`` files, one for each layer and kind, that
-appears whole: ranks are exact for the saved states, and a resumed run reads the same ones. Processes of a job
-array may share the folder.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -26,7 +18,6 @@ import torch
 
 from headatlas.architectures import Model
 from headatlas.errors import HeadatlasError
-from headatlas.files import atomic_folder
 from headatlas.lenses.forward import (
     CPU,
     EnoughError,
@@ -41,113 +32,19 @@ from headatlas.lenses.forward import (
     walk,
 )
 from headatlas.lenses.lens import LayerStates, or_lens_maps
+from headatlas.lenses.saved_states import (
+    KINDS,
+    atomic_state_folder,
+    belongs,
+    has_layer,
+    saved_layer,
+    state_file,
+    states_key,
+    write_index,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-INDEX = "states.json"
-KINDS = ("x", "control")
-ORDER = "beginnings"
-"""How rows of states that enter a block are ordered; those of another order are not taken up."""
-
-
-def saved_layer(folder: Path, layer: int) -> LayerStates:
-    """The states of a layer from its files."""
-    x, control = (
-        torch.from_numpy(np.load(folder / state_file(kind, layer), allow_pickle=False)) for kind in KINDS
-    )
-    return LayerStates(x, control)
-
-
-def state_file(kind: str, layer: int) -> str:
-    """The name of a file of states."""
-    return f"{kind}_{layer:03d}.npy"
-
-
-def states_key(sources: Sequence[tuple[int, ...]], prefixes: Sequence[str], identity: str) -> str:
-    """Hash that says of which model, prefixes and sources states are."""
-    body = json.dumps([ORDER, identity, list(prefixes), [list(source) for source in sources]])
-    return hashlib.sha256(body.encode()).hexdigest()
-
-
-def write_index(folder: Path, wanted: str) -> None:
-    """Write the key of the states that a folder holds."""
-    (folder / INDEX).write_text(json.dumps({"states_key": wanted}), encoding="utf-8")
-
-
-def belongs(folder: Path, wanted: str) -> bool:
-    """Whether a folder is one of states with this states_key."""
-    try:
-        found = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return bool(found == {"states_key": wanted})
-
-
-def has_layer(folder: Path, layer: int, shape: tuple[int, int]) -> bool:
-    """Whether the states [n, d_model] of a layer are there and whole."""
-    return all(whole_array(folder / state_file(kind, layer), shape) for kind in KINDS)
-
-
-def whole_array(file: Path, shape: tuple[int, int]) -> bool:
-    """Whether a file holds a float32 array of this shape."""
-    try:
-        rows = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, EOFError, ValueError):
-        return False
-    return bool(rows.shape == shape and rows.dtype == np.float32)
-
-
-def check_states_folder(folder: Path) -> None:
-    """Raise HeadatlasError where states cannot go because something else is there, which is left alone."""
-    ours = (folder / INDEX).is_file() or (folder.is_dir() and not any(folder.iterdir()))
-    if folder.exists() and not ours:
-        raise HeadatlasError(
-            f"{folder}: cannot be written (it holds something else than source states, which a map keeps "
-            "there until it is done); move it away or choose another `out`."
-        )
-
-
-@contextmanager
-def atomic_state_folder(folder: Path, complete: Callable[[], bool]) -> Iterator[Path]:
-    """Atomic creation of a folder of states: yields a temporary one, which replaces older states on success.
-
-    Where ``folder`` is ``complete`` by then, another process of a job array has made the same states and may
-    be reading them: it stays.
-    """
-    try:
-        with atomic_folder(folder) as temporary:
-            temporary.mkdir()
-            yield temporary
-            if folder.exists() and not complete():
-                _discard(folder)
-    except OSError as error:
-        if not complete():
-            raise unwritable_states(folder, error) from error
-
-
-def unwritable_states(folder: Path, error: OSError) -> HeadatlasError:
-    """The error that says why states cannot be saved."""
-    return HeadatlasError(
-        f"{folder}: cannot be written ({error.strerror or error}); free space or choose another `out`."
-    )
-
-
-def discard_states(folder: Path) -> None:
-    """Delete saved states and what a killed process left of them; a folder of anything else is left alone."""
-    _discard(folder)
-    for left in folder.parent.glob(f".{folder.name}." + 8 * "[0-9a-f]"):
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def _discard(folder: Path) -> None:
-    if (folder / INDEX).is_file():
-        # Another process may be writing to it: moved away at once, it cannot be found half deleted.
-        away = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-        with suppress(FileNotFoundError):
-            folder.rename(away)
-        shutil.rmtree(away, ignore_errors=True)
 
 
 class NeutralStates:
@@ -179,6 +76,10 @@ class NeutralStates:
             identity: Says which model this is; states of another are not reused.
             progress: Called with (rows done, rows in all).
             device: Where the model is put. One that is in memory already stays where it is.
+
+        Raises:
+            HeadatlasError: A tensor or the states are not finite, a prefix has no tokens, or the folder
+                cannot be written or holds something else.
         """
         wanted = states_key(sources, prefixes, identity)
         shape = (len(sources), model.dims.d_model)
@@ -206,7 +107,11 @@ class NeutralStates:
 
 
 def prefix_row(model: Model, prefix: str) -> list[int]:
-    """Token ids of a prefix; one without any is refused."""
+    """Token ids of a prefix.
+
+    Raises:
+        HeadatlasError: There are none.
+    """
     ids = prefix_ids(model.tokenizer(), prefix)
     if not ids:
         raise HeadatlasError(
@@ -328,7 +233,11 @@ class Collector:
         self._sums[layer][1][self._members] += torch.nn.functional.normalize(state, dim=-1)
 
     def means(self, layer: int) -> LayerStates:
-        """The means over prefixes of one layer, which must be finite."""
+        """The means over prefixes of one layer.
+
+        Raises:
+            HeadatlasError: They are not finite.
+        """
         x, control = (sums / self._n_prefixes for sums in self._sums[layer])
         if not all(bool(torch.isfinite(rows).all()) for rows in (x, control)):
             raise HeadatlasError(

@@ -50,13 +50,12 @@ from headatlas.lenses.forward import (
     walk,
 )
 from headatlas.lenses.lens import LayerStates
-from headatlas.lenses.neutral import (
+from headatlas.lenses.neutral import Collector, prefix_row
+from headatlas.lenses.saved_states import (
     KINDS,
-    Collector,
     atomic_state_folder,
     belongs,
     has_layer,
-    prefix_row,
     saved_layer,
     state_file,
     states_key,

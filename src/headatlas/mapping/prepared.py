@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from headatlas import __version__
 from headatlas.architectures import Model, open_model
-from headatlas.architectures.oracle import self_check
+from headatlas.architectures.self_check import self_check
 from headatlas.atlas.layout import Layout, build_layout
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import LENSES, Lens, or_lens_maps

@@ -24,7 +24,7 @@ from headatlas.atlas.store import ATLAS_NAME, AtlasWriter, LayerRanks, create_st
 from headatlas.errors import HeadatlasError
 from headatlas.files import check_writable
 from headatlas.lenses import MapsStates, NeutralStates, States, StreamedStates, lens_named
-from headatlas.lenses.neutral import check_states_folder, discard_states
+from headatlas.lenses.saved_states import check_states_folder, discard_states
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.machine import Machine, this_machine
 from headatlas.mapping.plan import share_of, streams_within

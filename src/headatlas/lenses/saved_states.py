@@ -1,0 +1,128 @@
+"""Files of source states: a folder of ``.npy`` files, one for each layer and kind, that appears whole.
+
+States are saved before any head is mapped: ranks are exact for the saved states, and a resumed run reads the
+same ones. Processes of a job array may share the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from headatlas.errors import HeadatlasError
+from headatlas.files import atomic_folder
+from headatlas.lenses.lens import LayerStates
+
+INDEX = "states.json"
+KINDS = ("x", "control")
+ORDER = "beginnings"
+"""How rows of states that enter a block are ordered; those of another order are not taken up."""
+
+
+def saved_layer(folder: Path, layer: int) -> LayerStates:
+    """The states of a layer from its files."""
+    x, control = (
+        torch.from_numpy(np.load(folder / state_file(kind, layer), allow_pickle=False)) for kind in KINDS
+    )
+    return LayerStates(x, control)
+
+
+def state_file(kind: str, layer: int) -> str:
+    """The name of a file of states."""
+    return f"{kind}_{layer:03d}.npy"
+
+
+def states_key(sources: Sequence[tuple[int, ...]], prefixes: Sequence[str], identity: str) -> str:
+    """Hash that says of which model, prefixes and sources states are."""
+    body = json.dumps([ORDER, identity, list(prefixes), [list(source) for source in sources]])
+    return hashlib.sha256(body.encode()).hexdigest()
+
+
+def write_index(folder: Path, wanted: str) -> None:
+    """Write the key of the states that a folder holds."""
+    (folder / INDEX).write_text(json.dumps({"states_key": wanted}), encoding="utf-8")
+
+
+def belongs(folder: Path, wanted: str) -> bool:
+    """Whether a folder is one of states with this states_key."""
+    try:
+        found = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(found == {"states_key": wanted})
+
+
+def has_layer(folder: Path, layer: int, shape: tuple[int, int]) -> bool:
+    """Whether the states [n, d_model] of a layer are there and whole."""
+    return all(whole_array(folder / state_file(kind, layer), shape) for kind in KINDS)
+
+
+def whole_array(file: Path, shape: tuple[int, int]) -> bool:
+    """Whether a file holds a float32 array of this shape."""
+    try:
+        rows = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, EOFError, ValueError):
+        return False
+    return bool(rows.shape == shape and rows.dtype == np.float32)
+
+
+def check_states_folder(folder: Path) -> None:
+    """Raise HeadatlasError where states cannot go because something else is there, which is left alone."""
+    ours = (folder / INDEX).is_file() or (folder.is_dir() and not any(folder.iterdir()))
+    if folder.exists() and not ours:
+        raise HeadatlasError(
+            f"{folder}: cannot be written (it holds something else than source states, which a map keeps "
+            "there until it is done); move it away or choose another `out`."
+        )
+
+
+@contextmanager
+def atomic_state_folder(folder: Path, complete: Callable[[], bool]) -> Iterator[Path]:
+    """Atomic creation of a folder of states: yields a temporary one, which replaces older states on success.
+
+    Where ``folder`` is ``complete`` by then, another process of a job array has made the same states and may
+    be reading them: it stays.
+
+    Raises:
+        HeadatlasError: It cannot be written, or something else is in the way.
+    """
+    try:
+        with atomic_folder(folder) as temporary:
+            temporary.mkdir()
+            yield temporary
+            if folder.exists() and not complete():
+                _discard(folder)
+    except OSError as error:
+        if not complete():
+            raise unwritable_states(folder, error) from error
+
+
+def unwritable_states(folder: Path, error: OSError) -> HeadatlasError:
+    """The error that says why states cannot be saved."""
+    return HeadatlasError(
+        f"{folder}: cannot be written ({error.strerror or error}); free space or choose another `out`."
+    )
+
+
+def discard_states(folder: Path) -> None:
+    """Delete saved states and what a killed process left of them; a folder of anything else is left alone."""
+    _discard(folder)
+    for left in folder.parent.glob(f".{folder.name}." + 8 * "[0-9a-f]"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _discard(folder: Path) -> None:
+    if (folder / INDEX).is_file():
+        # Another process may be writing to it: moved away at once, it cannot be found half deleted.
+        away = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+        with suppress(FileNotFoundError):
+            folder.rename(away)
+        shutil.rmtree(away, ignore_errors=True)
