@@ -28,7 +28,7 @@ from headatlas.atlas import Atlas
 from headatlas.mapping.run import map_heads
 from headatlas.relations import Relation, core
 from headatlas.weights import load_modules, load_tokenizer, open_checkpoint
-from headatlas.weights.gguf_config import FREQUENCY_FACTORS
+from headatlas.weights.gguf_modules import FREQUENCY_FACTORS
 from headatlas.weights.loading import transformers_at_work
 
 LENSES = ("neutral", "maps")

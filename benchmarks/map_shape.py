@@ -33,7 +33,7 @@ from headatlas.mapping.prepared import MapOptions, PreparedMap, prepare_map
 from headatlas.mapping.run import layer_inputs
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.options import layers_asked
-from headatlas.relations import Relation, load_relations
+from headatlas.relations import Relation, resolve_relations
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -88,7 +88,7 @@ def _run(given: argparse.Namespace, out: Path) -> None:
     measured, out = median_run(runs), outs[-1]
     with first_prefixes(given.prefixes):
         asked = MapOptions(lens_named(given.lens))
-    prepared = prepare_map(given.checkpoint, None, _first(load_relations(relations), given.sources), asked)
+    prepared = prepare_map(given.checkpoint, None, _first(resolve_relations(relations), given.sources), asked)
     layers = layers_asked(given.layers, prepared.model.dims.n_layers)
     atlas = Atlas.open(out)
     print_header(given.checkpoint, prepared, layers)

@@ -24,7 +24,7 @@ from headatlas.lenses.lens import LENSES
 from headatlas.mapping.run import map_heads
 from headatlas.options import Compute
 from headatlas.progress import Stats
-from headatlas.relations import load_relations
+from headatlas.relations import resolve_relations
 
 STAGES = (
     *("opening", "states", "reading", "ranking", "screening", "survivors", "writing"),
@@ -119,7 +119,7 @@ def _map(asked: Mapping[str, Any]) -> dict[str, Any]:
     options = dict(asked)
     sources, prefixes = options.pop("sources"), options.pop("prefixes")
     if sources is not None:
-        relations = load_relations(options["relations"])
+        relations = resolve_relations(options["relations"])
         each = sources // len(relations)
         options["relations"] = [replace(relation, pairs=relation.pairs[:each]) for relation in relations]
     compute = Compute(

@@ -22,7 +22,7 @@ from headatlas.relations import (
     competing_tokens,
     tokenise,
 )
-from headatlas.relations.shipped import groups, heads, shipped
+from headatlas.relations.selection import groups, heads, shipped
 
 USABLE = Path(__file__).parent / "usable.json"
 PAGES = Path(__file__).parent.parent / "docs" / "relations"

@@ -213,7 +213,7 @@ def holm(p: Floats) -> Floats:
 def coverage_table(atlas: Atlas) -> pd.DataFrame:
     """Share of heads that do at least one relation of core, and of all; by thirds those that implement it."""
     table = atlas.table()
-    core = {relation.name for relation in ha.core_relations()}
+    core = {relation.name for relation in ha.resolve_relations("core")}
     n = atlas.n_layers * atlas.n_heads
     thirds = pd.cut(table["layer"], 3, labels=["first third", "middle", "last"])
     rows = []

@@ -22,17 +22,16 @@ NAMES = [
     "behaviour",
     "compare",
     "concat",
-    "core_relations",
     "describe",
     "evidence",
     "label",
-    "load_relations",
     "map_heads",
     "open_atlas",
     "plan",
     "plot_categories",
     "query",
     "recipe",
+    "resolve_relations",
     "salience",
     "structure",
 ]
@@ -100,7 +99,7 @@ def test_an_atlas_in_python(tmp_path: Path) -> None:
 
 
 def test_relations_in_python() -> None:
-    names = {relation.name for relation in headatlas.core_relations()}
+    names = {relation.name for relation in headatlas.resolve_relations("core")}
     assert "country_to_capital" in names
     made = headatlas.Relation("mine", "mine", "User", (headatlas.Pair("sky", ("blue",)),))
     assert made.pairs[0].targets == ("blue",)

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from headatlas import evidence
     from headatlas.arrangement import compare, structure
     from headatlas.atlas import Atlas, concat, open_atlas
-    from headatlas.describing import label
+    from headatlas.describing.run import label
     from headatlas.figures import describe, plot_categories
     from headatlas.looking import behaviour
     from headatlas.mapping.plan import plan
     from headatlas.mapping.run import map_heads
     from headatlas.recipes import recipe
-    from headatlas.relations import Pair, Relation, core_relations, load_relations
+    from headatlas.relations import Pair, Relation, resolve_relations
     from headatlas.writing import salience
     from headatlas.writing.words import ask, query
 
@@ -44,17 +44,16 @@ __all__ = [
     "behaviour",
     "compare",
     "concat",
-    "core_relations",
     "describe",
     "evidence",
     "label",
-    "load_relations",
     "map_heads",
     "open_atlas",
     "plan",
     "plot_categories",
     "query",
     "recipe",
+    "resolve_relations",
     "salience",
     "structure",
 ]
@@ -62,13 +61,13 @@ __all__ = [
 _HOMES = {
     "headatlas.arrangement": ("compare", "structure"),
     "headatlas.atlas": ("Atlas", "concat", "open_atlas"),
-    "headatlas.describing": ("label",),
+    "headatlas.describing.run": ("label",),
     "headatlas.figures": ("describe", "plot_categories"),
     "headatlas.looking": ("behaviour",),
     "headatlas.mapping.plan": ("plan",),
     "headatlas.mapping.run": ("map_heads",),
     "headatlas.recipes": ("recipe",),
-    "headatlas.relations": ("Pair", "Relation", "core_relations", "load_relations"),
+    "headatlas.relations": ("Pair", "Relation", "resolve_relations"),
     "headatlas.writing": ("salience",),
     "headatlas.writing.words": ("ask", "query"),
 }

@@ -1,14 +1,21 @@
-"""Atomic writes of files and folders, and an early check that a place can be written."""
+"""Files on this machine: written whole or not at all, hashed, read as JSON; and the cache of all processes.
+
+A clone without Git LFS has a few lines of text in the place of any large file; those are known here as well.
+"""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
+import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from headatlas.addresses import output_path
 from headatlas.errors import HeadatlasError
@@ -20,8 +27,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def atomic_write(path: Path) -> Iterator[Path]:
     """Atomic write: yields a temporary path with the suffix of `path`, renames it over `path` on success.
 
-    Raises:
-        HeadatlasError: The file cannot be written; ``path`` is then what it was before.
+    Where it cannot be written, ``path`` is what it was before.
     """
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
@@ -41,12 +47,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Atomic creation of a folder: yields a temporary path beside `path`, renames it to `path` on success.
 
-    Args:
-        path: The folder.
-        replace: Whether a folder that is there already is deleted first, on success.
-
-    Raises:
-        OSError: It cannot be written, or is there already.
+    A folder that is there already is an OSError, or with ``replace`` deleted first, on success.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -60,11 +61,7 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Make sure that files can be created in ``folder``, or that it can be created. Leaves no trace.
-
-    Raises:
-        HeadatlasError: It is an address or a file, or nothing can be written there.
-    """
+    """Make sure that files can be created in ``folder``, or that it can be created. Leaves no trace."""
     folder = output_path(folder)
     nearest = folder.absolute()
     while not nearest.exists():
@@ -78,3 +75,118 @@ def check_writable(folder: str | Path) -> None:
         raise HeadatlasError(
             f"{folder}: cannot be written ({error.strerror or error}); choose another `out`."
         ) from error
+
+
+CACHE_VARIABLE = "HEADATLAS_CACHE"
+FULL_LIMIT = 2 << 30
+"""Files of up to so many bytes together are hashed whole."""
+_WINDOWS, _WINDOW = 256, 1 << 20
+
+
+def cache_dir() -> Path:
+    """The user cache of headatlas; the environment variable ``HEADATLAS_CACHE`` overrides it."""
+    override = os.environ.get(CACHE_VARIABLE)
+    if override:
+        return Path(override).expanduser()
+    from platformdirs import user_cache_dir
+
+    return Path(user_cache_dir("headatlas"))
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold ``path`` as a lock file, so that only one process fills a place of the cache at a time."""
+    from filelock import FileLock
+
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise HeadatlasError(
+            f"{path} in the cache cannot be created ({error.strerror or error}); "
+            f"set {CACHE_VARIABLE} to a folder you can write to."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say of which file it is that the system refuses to read (HeadatlasError)."""
+    try:
+        yield
+    except OSError as error:
+        raise HeadatlasError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of_files(files: Sequence[Path]) -> str:
+    """SHA-256 of the lines ``<sha256>  <name>``, as ``sha256sum`` prints them."""
+    digest = hashlib.sha256()
+    for file in files:
+        with reading(file):
+            digest.update(f"{sha256_of_file(file)}  {file.name}\n".encode())
+    return digest.hexdigest()
+
+
+def fingerprint_of_files(files: Sequence[Path]) -> str:
+    """A hash that identifies weights on disk; see :func:`headatlas.weights.source.fingerprint`."""
+    with reading(files[0].parent):
+        sizes = [file.stat().st_size for file in files]
+        if sum(sizes) > FULL_LIMIT:
+            return f"sampled-sha256:{_sampled(files, sizes)}"
+        if len(files) == 1:
+            return f"sha256:{sha256_of_file(files[0])}"
+    return f"sha256:{sha256_of_files(files)}"
+
+
+def _sampled(files: Sequence[Path], sizes: Sequence[int]) -> str:
+    windows = max(2, _WINDOWS // len(files))
+    digest = hashlib.sha256()
+    for file, size in zip(files, sizes, strict=True):
+        digest.update(f"{file.name}\0{size}\0".encode())
+        last = max(0, size - _WINDOW)
+        with file.open("rb") as stream:
+            for place in range(windows):
+                stream.seek(last * place // (windows - 1))
+                digest.update(stream.read(_WINDOW))
+    return digest.hexdigest()
+
+
+def refuse_pointer(path: Path | str, first: bytes) -> None:
+    """Refuse a pointer of Git LFS, by the first bytes of a file.
+
+    Source: the specification of Git LFS, docs/spec.md: the first line begins with ``version``.
+    """
+    if first[:8] == b"version ":
+        raise HeadatlasError(
+            f"{path} is a pointer of Git LFS, not the file itself; fetch it with `git lfs pull` there."
+        )
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
+    with reading(path):
+        content = path.read_bytes()
+    refuse_pointer(path, content)
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        problem = f" is not UTF-8 text (byte {error.start})"
+    except json.JSONDecodeError as error:
+        problem = f", line {error.lineno}: not valid JSON ({error.msg})"
+    except (RecursionError, ValueError) as error:
+        problem = f" is not usable JSON ({error})"
+    else:
+        if isinstance(value, dict):
+            return value
+        problem = f" holds a JSON {type(value).__name__} where an object is needed"
+    raise HeadatlasError(f"{path}{problem}; correct it or fetch the file again.")

@@ -1,6 +1,6 @@
 """Progress of a run: the steps it tells, how they are shown, and what it counts.
 
-A run tells a callable of its steps. :class:`ProgressDisplay` shows them: a bar with the time left on a
+A run tells a callable of its steps. :func:`progress_display` shows them: a bar with the time left on a
 terminal, a plain line every few seconds elsewhere.
 """
 
@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 from headatlas.errors import HeadatlasError
 from headatlas.showing import safe_text
@@ -58,13 +57,9 @@ def silent(_: Progress) -> None:
 
 @contextmanager
 def reporting(progress: Report | bool | None) -> Iterator[Report]:
-    """Give the function to tell of a run's steps: True shows them on stderr, a callable gets them.
-
-    Raises:
-        HeadatlasError: It is none of these.
-    """
+    """Give the function to tell of a run's steps: True shows them on stderr, a callable gets them."""
     if progress is True:
-        with ProgressDisplay() as display:
+        with progress_display() as display:
             yield display
     elif callable(progress):
         yield progress
@@ -74,29 +69,15 @@ def reporting(progress: Report | bool | None) -> Iterator[Report]:
         raise HeadatlasError(f"`progress` is {progress!r}: give True, or a function that takes each step.")
 
 
-class ProgressDisplay:
-    """Shows the events of a map on stderr; use it as a context manager and call it with each event."""
-
-    def __init__(self) -> None:
-        self._show: _Bars | _Lines = _Bars() if sys.stderr.isatty() else _Lines()
-
-    def __enter__(self) -> Self:
-        self._show.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._show.stop()
-
-    def __call__(self, event: Progress) -> None:
-        if event.stage == "open":
-            self._show.note(f"opening {event.note}")
-        else:
-            self._show.update(event, _LABELS[event.stage])
+@contextmanager
+def progress_display() -> Iterator[Report]:
+    """Show a run's steps on stderr while the block runs."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    bars = _Bars()
+    with bars.progress:
+        yield bars
 
 
 class _Bars:
@@ -107,7 +88,7 @@ class _Bars:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         # A layer of a large model takes minutes; the speed must be taken over more than the last few.
-        self._progress = Progress(
+        self.progress = Progress(
             TextColumn("{task.description:>14}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -118,23 +99,16 @@ class _Bars:
         )
         self._tasks: dict[str, rich.progress.TaskID] = {}
 
-    def start(self) -> None:
-        self._progress.start()
-
-    def stop(self) -> None:
-        self._progress.stop()
-
-    def note(self, text: str) -> None:
-        self._progress.console.print(safe_text(text, keep="\n"), markup=False, highlight=False)
-
-    def update(self, event: Progress, label: str) -> None:
+    def __call__(self, event: Progress) -> None:
+        note = safe_text(event.note)
+        if event.stage == "open":
+            self.progress.console.print(f"opening {note}", markup=False, highlight=False)
+            return
         if event.stage not in self._tasks:
-            self._tasks[event.stage] = self._progress.add_task(
-                label, total=event.total, completed=event.done, note=safe_text(event.note)
+            self._tasks[event.stage] = self.progress.add_task(
+                _LABELS[event.stage], total=event.total, completed=event.done, note=note
             )
-        self._progress.update(
-            self._tasks[event.stage], completed=event.done, total=event.total, note=safe_text(event.note)
-        )
+        self.progress.update(self._tasks[event.stage], completed=event.done, total=event.total, note=note)
 
 
 class _Lines:
@@ -144,23 +118,21 @@ class _Lines:
         self._began: dict[str, tuple[float, int]] = {}  # two stages may take turns
         self._printed = 0.0
 
-    def start(self) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
-
-    def note(self, text: str) -> None:
-        _say(text)
-
-    def update(self, event: Progress, label: str) -> None:
+    def __call__(self, event: Progress) -> None:
+        if event.stage == "open":
+            _say(f"opening {event.note}")
+            return
         now = time.monotonic()
         first = event.stage not in self._began
         if first:
             self._began[event.stage] = (now, event.done)
         if first or event.done >= event.total or now - self._printed >= _SECONDS_BETWEEN_LINES:
             self._printed = now
-            parts = [f"{label}: {event.done} of {event.total}", self._left(event, now), event.note]
+            parts = [
+                f"{_LABELS[event.stage]}: {event.done} of {event.total}",
+                self._left(event, now),
+                event.note,
+            ]
             _say(", ".join(part for part in parts if part))
 
     def _left(self, event: Progress, now: float) -> str:

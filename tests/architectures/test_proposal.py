@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from headatlas.architectures import family_check, open_model, proposal
+from headatlas.architectures import family_check, open_model
 from headatlas.architectures.oracle import COMPARISONS
 from headatlas.architectures.registry import families, find_family, parse_family
 from headatlas.cli import app
@@ -54,7 +54,7 @@ def renamed(folder: Path, **config: object) -> Path:
 
 def forget(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     left = tuple(family for family in families() if family.name not in names)
-    monkeypatch.setattr(proposal, "families", lambda: left)
+    monkeypatch.setattr(family_check, "families", lambda: left)
 
 
 @pytest.mark.parametrize(("case", "compared"), [("nemotron_h", False), ("falcon_h1", True)])
@@ -130,7 +130,7 @@ def test_norms_beside_and_offsets_are_found(tmp_path: Path, monkeypatch: pytest.
     The gains' offset is no name: only the comparison with transformers tells such families apart.
     """
     forget(monkeypatch, "gemma3")
-    monkeypatch.setattr(proposal, "claiming", lambda _: None)
+    monkeypatch.setattr(family_check, "claiming", lambda _: None)
     found, outcomes, _ = family_check.best(open_checkpoint(renamed(saved("gemma3", tmp_path))))
     assert found.base.safetensors.gain_offset == 1.0
     assert {"{block}self_attn.q_norm", "{block}self_attn.k_norm"} <= {
@@ -180,7 +180,7 @@ def test_a_new_prefix_and_new_biases(tmp_path: Path) -> None:
         tensors[name.replace(".weight", ".bias")] = torch.ones(tensors[name].shape[0])
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     checkpoint = open_checkpoint(folder)
-    found = proposal.proposals(checkpoint)[0]
+    found = family_check.proposals(checkpoint)[0]
     assert found.unexplained == ()
     section = found.family.safetensors
     assert section.prefixes[0].body == "decoder.inner." and section.output.bias == "stored"
@@ -191,7 +191,7 @@ def test_nothing_known_at_all(tmp_path: Path) -> None:
     save_file({"x": torch.ones(2)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"architectures": ["NewForCausalLM"]}')
     with pytest.raises(HeadatlasError, match="no tensor has a name that any family knows"):
-        proposal.proposals(open_checkpoint(tmp_path))
+        family_check.proposals(open_checkpoint(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from headatlas.lenses import MapsStates, lens_named
 from headatlas.mapping.prepared import MapOptions, prepare_map
 from headatlas.mapping.run import layer_inputs, map_heads
 from headatlas.mapping.vocabulary import Vocabulary
-from headatlas.relations import load_relations
+from headatlas.relations import resolve_relations
 from headatlas.weights import open_checkpoint
 from tests.mapping import oracle
 from tests.mapping.cases import random_problem
@@ -73,7 +73,7 @@ def test_a_checkpoint_is_sharded_and_opens(tiny: Path) -> None:
     assert model.dims.n_kv_heads == TINY.kv_heads
     with safe_open(tiny / index["weight_map"]["lm_head.weight"], framework="pt") as file:
         assert file.get_slice("lm_head.weight").get_dtype() == "BF16"
-    relations = load_relations(tiny / "relations")
+    relations = resolve_relations(tiny / "relations")
     assert len(relations) == 20
     assert len({pair.source for relation in relations for pair in relation.pairs}) == TINY.sources
 
@@ -168,7 +168,7 @@ def test_pairs_are_as_many_as_asked_and_always_the_same(tmp_path: Path) -> None:
     words = [*(f"w{i}" for i in range(500)), *("cat", "Cat", "cats"), *(f"{c}at" for c in "bfhmprs")]
     for folder in ("one", "two"):
         scaling.write_pairs(tmp_path / folder, words, 1000)
-    one, two = load_relations(tmp_path / "one"), load_relations(tmp_path / "two")
+    one, two = resolve_relations(tmp_path / "one"), resolve_relations(tmp_path / "two")
     assert [relation.pairs for relation in one] == [relation.pairs for relation in two]
     assert sum(len(relation.pairs) for relation in one) == 1000
     assert any(relation.copying for relation in one)

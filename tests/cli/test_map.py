@@ -21,7 +21,7 @@ from headatlas.atlas import Atlas
 from headatlas.cli.map import map_summary, size
 from headatlas.errors import HeadatlasError
 from headatlas.options import Compute, Thresholds
-from headatlas.progress import Progress, ProgressDisplay, duration
+from headatlas.progress import Progress, duration, progress_display
 from headatlas.relations import NOT_DRAWN, core
 from headatlas.relations.relation import TokenisedRelation
 from tests.atlas.made import tokenised, write_atlas
@@ -216,7 +216,7 @@ def test_plain_progress_is_short_and_has_the_time_left(
 ) -> None:
     clock = iter(range(0, 1000, 2))
     monkeypatch.setattr("headatlas.progress.time.monotonic", lambda: float(next(clock)))
-    with ProgressDisplay() as progress:
+    with progress_display() as progress:
         progress(Progress("open", 0, 0, "some-model"))
         progress(Progress("states", 0, 1, "prefix 1 of 4"))
         for done in range(11):
@@ -235,8 +235,8 @@ def test_plain_progress_is_short_and_has_the_time_left(
 def test_a_bar_on_a_terminal() -> None:
     """In a pseudo-terminal, as a person sees it."""
     code = (
-        "from headatlas.progress import Progress, ProgressDisplay\n"
-        "with ProgressDisplay() as progress:\n"
+        "from headatlas.progress import Progress, progress_display\n"
+        "with progress_display() as progress:\n"
         "    progress(Progress('open', 0, 0, 'some-model'))\n"
         "    for done in range(4): progress(Progress('heads', done, 3, 'layer note'))\n"
     )

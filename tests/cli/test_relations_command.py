@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from headatlas.relations import core, library, load_relations
+from headatlas.relations import core, library, resolve_relations
 from tests.cli.conftest import Run, parsed
 from tests.mapping import checkpoints
 
@@ -98,7 +98,7 @@ def test_check_with_a_model(run: Run, tmp_path: Path, policy: str, usable: int) 
 def test_new_writes_a_file_that_is_read(run: Run, tmp_path: Path, name: str) -> None:
     more = ("--category", "Colours") if name.endswith("json") else ()
     run("relations", "new", "My colour", "-o", tmp_path / "new" / name, *more)
-    (relation,) = load_relations(tmp_path / "new" / name)
+    (relation,) = resolve_relations(tmp_path / "new" / name)
     assert (relation.name, relation.category) == ("my_colour", "Colours" if more else "User")
     assert [(pair.source, pair.targets) for pair in relation.pairs] == [
         ("hot", ("cold",)),
@@ -128,7 +128,7 @@ def test_new_refuses(
 
 def test_export_gives_the_same_relations(run: Run, tmp_path: Path) -> None:
     run("relations", "export", "core", "-o", tmp_path / "all")
-    assert {each.sha256 for each in load_relations(tmp_path / "all")} == {each.sha256 for each in core()}
+    assert {each.sha256 for each in resolve_relations(tmp_path / "all")} == {each.sha256 for each in core()}
     run("relations", "export", "capital,copying", "-o", tmp_path / "two")
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [
         "copying.json",
@@ -138,8 +138,8 @@ def test_export_gives_the_same_relations(run: Run, tmp_path: Path) -> None:
     assert "copying.json: there already" in again.stderr
     assert not (tmp_path / "two" / "word_to_antonym.json").exists()
     run("relations", "export", "stronger", "-o", tmp_path / "other")
-    (relation,) = load_relations(tmp_path / "other")
-    (shipped,) = load_relations("stronger")
+    (relation,) = resolve_relations(tmp_path / "other")
+    (shipped,) = resolve_relations("stronger")
     assert relation == shipped and relation.provenance == shipped.provenance
 
 

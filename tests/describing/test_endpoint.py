@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from headatlas.describing.asking import describe_with_model
-from headatlas.describing.endpoint import LARGEST_ANSWER, Endpoint, Limits
+from headatlas.describing.endpoint import LARGEST_ANSWER, Endpoint, Limits, describe_with_model
 from headatlas.describing.judging import CHANCE, Mappings, halves
 from headatlas.errors import HeadatlasError
 from tests.describing.made import HOSTILE, planted

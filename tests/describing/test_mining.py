@@ -10,7 +10,7 @@ import pytest
 from headatlas.atlas import Atlas
 from headatlas.describing.mining import mine_relations
 from headatlas.errors import HeadatlasError
-from headatlas.relations import load_relations, resolve_relations
+from headatlas.relations import resolve_relations
 from tests.cli.conftest import Run, parsed, run, shared_folder
 from tests.describing.made import HOSTILE, planted, random_weights, vocabulary
 
@@ -96,7 +96,7 @@ def test_proposals_are_relation_files(
     result = run(*given, "-o", out)
     assert re.search(r"^mined_1 +\d\d +\d\d +3 +\w+ → \w+", result.stdout, re.M)
     assert "nobody has judged their pairs" in result.stderr
-    (relation,) = load_relations(out)
+    (relation,) = resolve_relations(out)
     assert relation.category == "Mined" and "Nobody has read the pairs" in relation.provenance["note"]
     assert "0.1, 1.2, 2.3" in relation.provenance["note"] or "heads share" in relation.provenance["note"]
     body = parsed(run(*given, "--json"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from headatlas.lenses.blocks import placed
+from headatlas.lenses.streaming import placed
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 

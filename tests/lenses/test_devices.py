@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 from headatlas.architectures import open_model
 from headatlas.lenses import NEUTRAL_PREFIXES, NeutralStates, StreamedStates, forward
-from headatlas.lenses.blocks import BlockPass
 from headatlas.lenses.forward import batch_tokens
 from headatlas.lenses.neutral import Collector, prefix_row
+from headatlas.lenses.streaming import BlockPass
 from headatlas.weights import open_checkpoint
 from tests.architectures.tiny import MODELS
 from tests.mapping.checkpoints import save, tiny_model, word_tokenizer

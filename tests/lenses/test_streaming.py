@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from headatlas.architectures import Model, open_model
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
-from headatlas.lenses import NEUTRAL_PREFIXES, NeutralStates, StreamedStates, blocks, forward
-from headatlas.lenses.blocks import BlockPass
+from headatlas.lenses import NEUTRAL_PREFIXES, NeutralStates, StreamedStates, forward, streaming
 from headatlas.lenses.forward import beginnings
 from headatlas.lenses.saved_states import discard_states
+from headatlas.lenses.streaming import BlockPass
 from headatlas.mapping import plan
 from headatlas.mapping.machine import Machine
 from headatlas.mapping.prepared import MapOptions
@@ -108,7 +108,7 @@ class Calls:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.paths: Counter[str] = Counter()
         self.most = 0
-        made = blocks.load_skeleton
+        made = streaming.load_skeleton
 
         def watched(checkpoint: Any) -> Any:
             modules = made(checkpoint)
@@ -123,7 +123,7 @@ class Calls:
                 part.register_forward_hook(note)
             return modules
 
-        monkeypatch.setattr(blocks, "load_skeleton", watched)
+        monkeypatch.setattr(streaming, "load_skeleton", watched)
 
 
 # Equal to the pass in memory --------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import torch
 
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
-from headatlas.mapping import cluster
+from headatlas.mapping import workers as cluster
 from headatlas.mapping.run import map_heads
 from headatlas.options import Compute
 from headatlas.progress import Progress, Stats

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from headatlas.errors import HeadatlasError
-from headatlas.relations import Pair, Relation, load_relations, readers
+from headatlas.relations import Pair, Relation, readers, resolve_relations
 
 FRANCE = Pair("France", ("Paris",))
 BOLIVIA = Pair("Bolivia", ("Sucre", "La Paz"))
@@ -21,7 +21,7 @@ def write(path: Path, text: str | bytes) -> Path:
 
 
 def one(path: Path) -> Relation:
-    (relation,) = load_relations(path)
+    (relation,) = resolve_relations(path)
     return relation
 
 
@@ -134,7 +134,7 @@ def test_folder_flat_nested_and_by_category(tmp_path: Path) -> None:
     write(tmp_path / "said.json", '{"category": "Own", "pairs": [["a", "b"]]}')
     for ignored in ("README.md", "alone/data_source.txt", ".DS_Store", ".hidden/x.json", "knowledge/.x.json"):
         write(tmp_path / ignored, b"\xff not a relation")
-    assert {relation.name: relation.category for relation in load_relations(tmp_path)} == {
+    assert {relation.name: relation.category for relation in resolve_relations(tmp_path)} == {
         "flat": "User",
         "alone": "User",
         "capitals": "Knowledge",
@@ -198,10 +198,10 @@ def test_folder_flat_nested_and_by_category(tmp_path: Path) -> None:
         ("a.json", "[" * 100_000, "cannot be read"),
         ("a.json", "[" + "1" * 5000 + "]", "cannot be read"),
         ("a.json", '{"name": "No Name", "pairs": [["a", "b"]]}', "the name 'No Name' is not made of"),
-        ("a.json", '{"title": 3, "pairs": [["a", "b"]]}', 'line 1: "title" is no text'),
-        ("a.json", '{"samples": [],\n"name": 3}', 'line 2: "title" is no text'),
-        ("a.json", '{"pairs": [["a", "b"]],\n"category": " x"}', 'line 2: "category" begins or ends'),
-        ("a.json", '{"pairs": [["a", "b"]],\n\n"copying": "no"}', "line 3: \"copying\" is 'no'"),
+        ("a.json", '{"title": 3, "pairs": [["a", "b"]]}', ': "title" is no text'),
+        ("a.json", '{"samples": [],\n"name": 3}', ': "title" is no text'),
+        ("a.json", '{"pairs": [["a", "b"]],\n"category": " x"}', ': "category" begins or ends'),
+        ("a.json", '{"pairs": [["a", "b"]],\n\n"copying": "no"}', ": \"copying\" is 'no'"),
         ("法.csv", "source,target\na,b\n", "the name '' is not made of"),
         ("a.txt", "France Paris", "a relation file ends in"),
     ],
@@ -211,7 +211,7 @@ def test_mistakes_are_named_with_file_and_line(
 ) -> None:
     path = write(tmp_path / name, text)
     with pytest.raises(HeadatlasError) as caught:
-        load_relations(path)
+        resolve_relations(path)
     assert str(caught.value).startswith(str(path))
     assert message in str(caught.value)
 
@@ -222,14 +222,14 @@ def test_two_relations_of_one_name(tmp_path: Path) -> None:
     with pytest.raises(
         HeadatlasError, match=r"a\.csv: a relation with the name 'a' comes from .*a\.json too"
     ):
-        load_relations(tmp_path)
+        resolve_relations(tmp_path)
 
 
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(HeadatlasError, match="no such file or folder"):
-        load_relations(tmp_path / "missing")
+        resolve_relations(tmp_path / "missing")
     with pytest.raises(HeadatlasError, match="no relation file"):
-        load_relations(tmp_path)
+        resolve_relations(tmp_path)
 
 
 def test_too_large_is_said_before_reading(tmp_path: Path) -> None:
@@ -237,4 +237,4 @@ def test_too_large_is_said_before_reading(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(readers.MAX_BYTES + 1)  # sparse: takes no space on disk
     with pytest.raises(HeadatlasError, match="too large for a relation"):
-        load_relations(path)
+        resolve_relations(path)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headatlas.errors import HeadatlasError
-from headatlas.relations import Pair, load_relations
+from headatlas.relations import Pair, resolve_relations
 from headatlas.relations.relation import word_problem
 
 WORDS = st.text(
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def check(path: Path, data: bytes) -> None:
     path.write_bytes(data)
     try:
-        relations = load_relations(path)
+        relations = resolve_relations(path)
     except HeadatlasError as error:
         assert str(error).startswith(str(path))
     else:
@@ -71,6 +71,6 @@ def test_any_table(folder: Path, parts: list[str], header: bool, suffix: str) ->
 def test_what_is_written_is_what_is_read(folder: Path, pairs: dict[str, list[str]]) -> None:
     path = folder / "round.json"
     path.write_text(json.dumps(list(pairs.items())), encoding="utf-8")
-    assert load_relations(path)[0].pairs == tuple(
+    assert resolve_relations(path)[0].pairs == tuple(
         Pair(source, tuple(targets)) for source, targets in pairs.items()
     )

@@ -16,11 +16,11 @@ from headatlas.relations import (
     Relation,
     alternative_to,
     core,
-    core_relations,
     library,
-    load_relations,
-    shipped,
+    resolve_relations,
+    selection,
 )
+from headatlas.relations.readers import read_relation
 from headatlas.relations.tokenising import written_bare
 
 MIN_CORE = 100
@@ -156,7 +156,7 @@ def test_years_are_followed_by_the_next() -> None:
 def test_a_relation_stands_in_for_years() -> None:
     (other,) = [relation for relation in library() if _head(relation).get("alternative_to")]
     assert (other.name, _head(other)["alternative_to"]) == ("item_to_successor", "year_to_following")
-    (years,) = core_relations("year_to_following")
+    (years,) = resolve_relations("year_to_following")
     assert alternative_to(years) is other
     assert alternative_to(replace(years, pairs=years.pairs[:40])) is None
     assert alternative_to(other) is None
@@ -168,16 +168,16 @@ def test_core_is_read_without_the_pairs_of_others(monkeypatch: pytest.MonkeyPatc
 
     def counted(path: Path) -> Relation:
         read.append(path.stem)
-        return load_relations(path)[0]
+        return read_relation(path)
 
-    monkeypatch.setattr(shipped, "read_relation", counted)
-    monkeypatch.setattr(shipped, "shipped", shipped.shipped.__wrapped__)
+    monkeypatch.setattr(selection, "read_relation", counted)
+    monkeypatch.setattr(selection, "shipped", selection.shipped.__wrapped__)
     assert core() and sorted(read) == sorted(relation.name for relation in core())
-    assert all(len(json.dumps(head)) < 4000 and "pairs" not in head for head in shipped.heads().values())
+    assert all(len(json.dumps(head)) < 4000 and "pairs" not in head for head in selection.heads().values())
 
 
 def test_the_shipped_folder_reads_as_a_users_would() -> None:
-    assert {relation.sha256 for relation in load_relations(shipped.DATA)} == {
+    assert {relation.sha256 for relation in resolve_relations(selection.DATA)} == {
         relation.sha256 for relation in EVERY
     }
 
@@ -213,8 +213,8 @@ def test_a_damaged_installation_is_said(
 ) -> None:
     (tmp_path / folder).mkdir()
     (tmp_path / folder / "a.json").write_text(text, encoding="utf-8")
-    monkeypatch.setattr(shipped, "DATA", tmp_path)
+    monkeypatch.setattr(selection, "DATA", tmp_path)
     for name in ("heads", "groups", "shipped"):
-        monkeypatch.setattr(shipped, name, getattr(shipped, name).__wrapped__)
+        monkeypatch.setattr(selection, name, getattr(selection, name).__wrapped__)
     with pytest.raises(HeadatlasError, match=message):
         core()

@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from headatlas.relations import competing_tokens
-from headatlas.relations.vocabulary import is_reserved
+from headatlas.relations.tokenising import is_reserved
 from tests.relations.tiny_tokenizers import byte_level_bpe, sentence_piece, word_piece
 
 

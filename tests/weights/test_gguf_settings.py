@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights import gguf_config, load_modules, open_checkpoint
+from headatlas.weights import gguf_modules, load_modules, open_checkpoint
 from tests.architectures.gguf_files import write_gguf
 
 SIZES = {
@@ -128,8 +128,8 @@ def test_the_modules_compute_what_the_model_does(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The number of layers tells Gemma 2 27B, and 46 of them take long.
-    assert ("gemma2", 46) in gguf_config._SCALED_BY_WIDTH
-    monkeypatch.setattr(gguf_config, "_SCALED_BY_WIDTH", {("gemma2", 2)})
+    assert ("gemma2", 46) in gguf_modules._SCALED_BY_WIDTH
+    monkeypatch.setattr(gguf_modules, "_SCALED_BY_WIDTH", {("gemma2", 2)})
     kind, changes, also = CASES[case]
     model = model_of(kind, **changes)
     write_gguf(model, tmp_path / "tiny.gguf", also=also)

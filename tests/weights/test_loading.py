@@ -24,7 +24,6 @@ from headatlas.weights import (
     gguf_modules,
     load_modules,
     load_tokenizer,
-    local_files,
     open_checkpoint,
     tokenizer_hash,
 )
@@ -351,7 +350,7 @@ def test_fingerprints_identify_the_weights(
     shards = fingerprint(open_checkpoint(sharded_folder))
     assert shards.startswith("sha256:")
     assert shards != fingerprint(single)
-    monkeypatch.setattr(local_files, "FULL_LIMIT", 1000)
+    monkeypatch.setattr("headatlas.files.FULL_LIMIT", 1000)
     sampled = fingerprint(open_checkpoint(sharded_folder))
     assert sampled.startswith("sampled-sha256:")
     assert sampled == fingerprint(open_checkpoint(sharded_folder))

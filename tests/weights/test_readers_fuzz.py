@@ -19,8 +19,7 @@ from safetensors.torch import save_file
 from headatlas.architectures import open_model
 from headatlas.errors import HeadatlasError
 from headatlas.weights import Checkpoint, open_checkpoint
-from headatlas.weights.quantized import quantized_tensors
-from headatlas.weights.safetensors_source import INDEX_NAME
+from headatlas.weights.safetensors_source import INDEX_NAME, quantized_tensors
 from headatlas.weights.source import TensorInfo
 from tests.weights import builders
 

@@ -127,11 +127,7 @@ class Inventory:
         return missing, unknown, [name for name, shape in shaped if not _fits(stored[name].shape, shape)]
 
     def check(self) -> None:
-        """Compare the headers with what the family and the config say.
-
-        Raises:
-            HeadatlasError: A tensor is unknown, missing, or has another shape than the config implies.
-        """
+        """Compare the headers with what the family and the config say."""
         missing, unknown, misshapen = self.misfits()
         if missing or unknown:
             found = [f"tensors missing: {_some(missing)}"] if missing else []

@@ -1,27 +1,36 @@
-"""Tries a family file on a tiny random model of a checkpoint's own architecture and config.
+"""A checkpoint of an unknown family: proposes a family file for it, and tries one on a tiny random model.
 
-transformers makes the model with all parameters drawn anew; it is saved as it would be published, opened
-through the family file, and every part that headatlas reads of it must be what the Hugging Face modules
-compute. So a norm, bias or layout that the file forgets is found without the large weights.
+*Proposal.* Names are compared with those of every family, tensor by tensor; the family that leaves least
+unexplained is the base, and what differs from it is written as a family file that is ``like`` it. Nothing is
+guessed: a tensor whose name no family knows stays unexplained, and the file does not pass the accounting.
 
-Nothing writes GGUF files here, so of those the first layers themselves are compared with what transformers
-makes of them.
+*Trial.* transformers makes a tiny model of the checkpoint's own architecture and config with all parameters
+drawn anew; it is saved as it would be published, opened through the family file, and every part that is
+read of it must be what the Hugging Face modules compute. So a norm, bias or layout that the file forgets is
+found without the large weights. Nothing writes GGUF files here, so of those the first layers themselves are
+compared with what transformers makes of them.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headatlas.architectures.accounting import Inventory
-from headatlas.architectures.family import Family
+from headatlas.architectures.family import MLP, Family, Linear, Norm, Prefix, Section, Value
 from headatlas.architectures.model import Model
 from headatlas.architectures.oracle import COMPARISONS, Compared
-from headatlas.architectures.proposal import Proposal, proposals
+from headatlas.architectures.registry import claiming, families, parse_family
+from headatlas.architectures.sizes import SIZES, ConfigReader
 from headatlas.errors import HeadatlasError
 from headatlas.weights.checkpoints import open_path
 from headatlas.weights.gguf_source import GgufSource
@@ -34,11 +43,338 @@ from headatlas.weights.loading import (
     small_ids,
     transformers_at_work,
 )
-from headatlas.weights.source import Checkpoint, TensorInfo
+from headatlas.weights.source import Checkpoint
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
+
+
+_SHAPES = 3
+_BESIDE = "beside (read by no head)"
+
+
+@dataclass(frozen=True)
+class TensorGroup:
+    """The tensors of one name but for the numbers of layer and expert.
+
+    Attributes:
+        pattern: The name, with ``{layer}`` and ``{expert}``.
+        count: How many there are.
+        shapes: Their shapes, the first few different ones.
+        dtype: Type of the first.
+        meanings: What families call a tensor of this name → the families.
+    """
+
+    pattern: str
+    count: int
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: str
+    meanings: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A family file proposed for a checkpoint.
+
+    Attributes:
+        groups: Its tensors, by name.
+        base: The family that explains most of it.
+        family: What the file says; ``base`` itself if that claims the architecture.
+        text: The proposed file; empty where nothing needs to be written.
+        unexplained: Patterns that the proposal does not explain.
+    """
+
+    groups: tuple[TensorGroup, ...]
+    base: Family
+    family: Family
+    text: str = ""
+    unexplained: tuple[str, ...] = ()
+
+
+def proposals(checkpoint: Checkpoint) -> list[Proposal]:
+    """Family files for a checkpoint, each like another family; those that leave least unexplained first.
+
+    A checkpoint whose architecture a family claims has one proposal, that family.
+    """
+    groups = inspect_tensors(checkpoint)
+    if (claimed := claiming(checkpoint)) is not None:
+        return [Proposal(groups, claimed[0], claimed[0])]
+    found = []
+    for base in families():
+        if base.section(checkpoint.format) is not None:
+            with suppress(HeadatlasError):  # what differs cannot be said in a file that is like this family
+                proposal = _proposed(checkpoint, base, groups)
+                rank = _misfits(proposal.family, checkpoint), -len(base.aliases.architectures), base.name
+                found.append((rank, proposal))
+    if not any(each.meanings for each in groups) or not found:
+        raise HeadatlasError(
+            f"{checkpoint.spec}: no tensor has a name that any family knows; write a family file by hand."
+        )
+    return [proposal for _, proposal in sorted(found, key=lambda each: each[0])]
+
+
+# What families call a tensor ------------------------------------------------------------------------
+
+
+def inspect_tensors(checkpoint: Checkpoint) -> tuple[TensorGroup, ...]:
+    """Every tensor of a checkpoint, with what the families call one of this name."""
+    meanings = _known_names(checkpoint)
+    groups: dict[str, list[str]] = defaultdict(list)
+    infos = checkpoint.source.infos()
+    for name in infos:
+        groups[_collapsed(name)].append(name)
+    found = []
+    for pattern, names in groups.items():
+        shapes = tuple(dict.fromkeys(infos[name].shape for name in names))[:_SHAPES]
+        found.append(TensorGroup(pattern, len(names), shapes, infos[names[0]].dtype, meanings(pattern)))
+    return tuple(found)
+
+
+def roles_in(family: Family, checkpoint: Checkpoint) -> dict[str, str]:
+    """Pattern → what one family calls the tensors of that name, under any of its prefixes."""
+    found: dict[str, str] = {}
+    if (section := family.section(checkpoint.format)) is not None:
+        for prefix in section.prefixes:
+            for role, stem in _roles(section):
+                for kind in ("weight", "bias"):
+                    found.setdefault(section.name(stem, prefix, kind=kind), role)
+            for role, pattern in _patterns(section):
+                found.setdefault(section.filled(pattern, prefix), role)
+    return found
+
+
+def _known_names(checkpoint: Checkpoint) -> Callable[[str], dict[str, tuple[str, ...]]]:
+    """A function from a collapsed name to role → families.
+
+    A name under a prefix that no family has is known by what follows the prefix.
+    """
+    exact: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    globs: list[tuple[str, str, str]] = []
+    for family in families():
+        for name, role in roles_in(family, checkpoint).items():
+            if "*" in name:
+                globs.append((name, role, family.name))
+            else:
+                for key in {name, _tail(name)}:
+                    exact[key][role].append(family.name)
+
+    def meanings(pattern: str) -> dict[str, tuple[str, ...]]:
+        found = exact.get(pattern) or exact.get(_tail(pattern))
+        if found:
+            return {role: tuple(sorted(set(by))) for role, by in found.items()}
+        return next(({role: (by,)} for glob, role, by in globs if fnmatchcase(pattern, glob)), {})
+
+    return meanings
+
+
+def _collapsed(name: str) -> str:
+    """A tensor's name with its first number as ``{layer}`` and later ones as ``{expert}``."""
+    numbered = iter(["{layer}"])
+    parts = [next(numbered, "{expert}") if part.isdigit() else part for part in name.split(".")]
+    return ".".join(parts)
+
+
+def _tail(name: str) -> str:
+    """A collapsed name without its prefix: what follows the layer, or its last two parts."""
+    _, layer, rest = name.partition("{layer}.")
+    return f"{layer}{rest}" if layer else ".".join(name.split(".")[-2:])
+
+
+def _roles(section: Section) -> Iterator[tuple[str, str]]:
+    """Role and stem of every tensor that a section names."""
+    yield "embedding", section.embed
+    yield from (("unembedding", stem) for stem in section.unembed.stems)
+    norms = {
+        "final norm": section.final_norm,
+        "norm of the embedding": section.embed_norm,
+        "norm before attention": section.attention_norm,
+        "norm after attention": section.post_attention_norm,
+        "norm before the MLP": section.mlp.norm,
+    }
+    yield from ((role, stem) for role, norm in norms.items() if norm is not None for stem in norm.stems)
+    for value in section.value:
+        yield ("values" if value.layout == "linear" else f"values ({value.layout})"), value.stem
+        yield from (("queries or keys", stem) for stem in value.beside)
+        latent = [value.down.stem] if value.down is not None else []
+        latent += value.norm.stems if value.norm is not None else ()
+        yield from (("latent of keys and values", stem) for stem in latent)
+    yield "output of attention", section.output.stem
+    yield from _mlp_roles("MLP", section.mlp)
+    for experts in section.experts:
+        yield from (
+            ("router", stem) for stem in (experts.router.stem, experts.correction) if stem is not None
+        )
+        yield from (("expert", linear.stem) for linear in experts.linears)
+        if experts.shared is not None:
+            yield from _mlp_roles("shared expert", experts.shared)
+        if experts.shared_gate is not None:
+            yield "shared expert", experts.shared_gate.stem
+    yield from ((_BESIDE, other.stem) for other in section.other)
+
+
+def _mlp_roles(what: str, mlp: MLP) -> Iterator[tuple[str, str]]:
+    linears = {"gate": mlp.gate, "gate and up": mlp.gate_up, "up": mlp.up, "down": mlp.down}
+    yield from ((f"{what}: {role}", linear.stem) for role, linear in linears.items() if linear is not None)
+
+
+def _patterns(section: Section) -> Iterator[tuple[str, str]]:
+    """Role and pattern of what a section knows and does not read."""
+    yield from (("ignored", pattern) for pattern in (*section.ignored, *section.without_heads))
+    yield from (("beside the language model", pattern) for pattern in section.aside)
+
+
+# The file -------------------------------------------------------------------------------------------
+
+
+def _misfits(family: Family, checkpoint: Checkpoint) -> int:
+    """The number of kinds of tensors that a family would miss, not know, or want in another shape."""
+    section = family.section(checkpoint.format)
+    every = {_collapsed(name) for name in checkpoint.source.infos()}
+    if section is None:
+        return 2 * len(every)
+    try:
+        misfits = Inventory(checkpoint, section).misfits()
+    except HeadatlasError:  # the config lacks what the family reads, or contradicts it
+        return len(every) + len(every - set(roles_in(family, checkpoint)))
+    return len({_collapsed(name) for names in misfits for name in names})
+
+
+def _proposed(checkpoint: Checkpoint, base: Family, groups: tuple[TensorGroup, ...]) -> Proposal:
+    """A family file that is like a base."""
+    section = base.section(checkpoint.format)
+    assert section is not None  # noqa: S101 (the base was chosen among those that have one)
+    overlay, left = _differences(section, groups, _flags(checkpoint, section))
+    keys = _config_keys(checkpoint, section)
+    kind = checkpoint.config.get("model_type")
+    name = re.sub(r"\W", "_", str(kind or checkpoint.architecture).lower())
+    name = f"{name}_new" if name in {family.name for family in families()} else name
+    gguf = checkpoint.format == "gguf"
+    claimed = {each for family in families() for each in family.aliases.model_types}
+    kinds = [kind] if isinstance(kind, str) and kind not in claimed and not gguf else []
+    lines = [
+        f"# Proposed from {checkpoint.name}. Compare it with the model's own code before you use it.",
+        *(f"# Not explained: {pattern}" for pattern in left),
+        f"like = {_toml(base.name)}",
+        f"name = {_toml(name)}",
+        f"title = {_toml(checkpoint.architecture)}",
+        "",
+        "[aliases]",
+        f"architectures = {_toml([] if gguf else [checkpoint.architecture])}",
+        f"model_types = {_toml(kinds)}",
+        *([f"gguf = {_toml([checkpoint.architecture])}"] if gguf else []),
+    ]
+    table = "gguf" if gguf else "safetensors"
+    for title, part in ((table, overlay), (f"{table}.config", keys)):
+        if part:
+            lines += ["", f"[{title}]", *(f"{key} = {_toml(value)}" for key, value in part.items())]
+    text = "\n".join(lines) + "\n"
+    return Proposal(groups, base, parse_family(text, f"{name}.toml"), text, left)
+
+
+def _differences(
+    section: Section, groups: tuple[TensorGroup, ...], flags: Mapping[str, bool]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Changes to a section so that it names what is stored, and the names that no family explains."""
+    meanings = {each.pattern: each.meanings for each in groups}
+    stored = set(meanings)
+    prefix = _prefix(section, stored)
+    overlay: dict[str, Any] = {} if prefix in section.prefixes else {"prefixes": [prefix.model_dump()]}
+
+    def of(stem: str, kind: str = "weight") -> str:
+        return section.name(stem, prefix, kind=kind)
+
+    explained = {of(stem, kind) for _, stem in _roles(section) for kind in ("weight", "bias")}
+    ignored = [section.filled(each, prefix) for each in (*section.ignored, *section.aside)]
+    left = sorted(name for name in stored - explained if not any(fnmatchcase(name, each) for each in ignored))
+    added = [name for name in left if _BESIDE in meanings[name]]
+    biased = {_stem(section, name, prefix) for name in added if name.endswith(".bias")}
+    new = sorted({_stem(section, name, prefix) for name in added})
+    others = [each for each in section.other if each.present != "always" or of(each.stem) in stored]
+    if len(others) != len(section.other) or new:
+        plain = [each.model_dump(exclude_defaults=True) for each in others]
+        overlay["other"] = plain + [{"stem": s, **({"bias": "stored"} if s in biased else {})} for s in new]
+    for key in ("output", "mlp", "value", "final_norm", "attention_norm", "post_attention_norm"):
+        part = getattr(section, key)
+        changed = _with_biases(part, lambda stem: of(stem, "bias") in stored, flags)
+        if changed != part:
+            dumped = [each.model_dump(exclude_defaults=True) for each in changed] if key == "value" else None
+            overlay[key] = changed.model_dump(exclude_defaults=True) if dumped is None else dumped
+    return overlay, tuple(name for name in left if name not in added)
+
+
+def _flags(checkpoint: Checkpoint, section: Section) -> Mapping[str, bool]:
+    """The section's conditions on the config; none where the config cannot be read that way."""
+    try:
+        return Inventory(checkpoint, section).sizes.flags
+    except HeadatlasError:
+        return {}
+
+
+def _with_biases(part: Any, has_bias: Callable[[str], bool], flags: Mapping[str, bool]) -> Any:
+    """A part with ``bias = "stored"`` wherever a bias is stored that it says is not there."""
+    if isinstance(part, tuple):
+        return tuple(_with_biases(each, has_bias, flags) for each in part)
+    if isinstance(part, Linear | Norm | Value):
+        stems = part.stems if isinstance(part, Norm) else (part.stem, *getattr(part, "beside", ()))
+        there = any(map(has_bias, stems))
+        said = part.bias in ("always", "stored") or flags.get(part.bias, False)
+        return part.model_copy(update={"bias": "stored"}) if there and not said else part
+    if isinstance(part, MLP):
+        names = ("norm", "gate", "gate_up", "up", "down")
+        changed = {name: _with_biases(getattr(part, name), has_bias, flags) for name in names}
+        return part.model_copy(update=changed)
+    return part
+
+
+def _prefix(section: Section, stored: set[str]) -> Prefix:
+    """The prefixes under which the section's embedding or blocks are stored."""
+    for each in section.prefixes:
+        if section.name(section.embed, each) in stored:
+            return each
+    within = section.block.removeprefix("{body}")
+    bodies = Counter(name[: name.index(within)] for name in stored if within in name)
+    return Prefix(body=bodies.most_common(1)[0][0] if bodies else section.prefixes[0].body)
+
+
+def _stem(section: Section, name: str, prefix: Prefix) -> str:
+    """The stem that a collapsed name belongs to, in the words of a family file."""
+    block = section.block.replace("{body}", prefix.body)
+    ends = (".weight", ".bias")
+    stem = next((name.removesuffix(end) for end in ends if name.endswith(end)), f"{name}!")
+    if stem.startswith(block):
+        return "{block}" + stem.removeprefix(block)
+    if prefix.body and stem.startswith(prefix.body):
+        return "{body}" + stem.removeprefix(prefix.body)
+    return stem
+
+
+def _config_keys(checkpoint: Checkpoint, section: Section) -> dict[str, Any]:
+    """For sizes that the config has under another key than the section says: the key that a family knows."""
+    config = ConfigReader(checkpoint, section.config.nested)
+    sections = [each for family in families() if (each := family.section(checkpoint.format)) is not None]
+    found: dict[str, Any] = {}
+    for size in SIZES:
+        wanted = getattr(section.config, size)
+        if wanted.derive is None and config.stored(wanted)[1] is None:
+            known = (key for each in sections for key in getattr(each.config, size).keys)
+            keys = Counter(key for key in known if config.at(key) is not None)
+            if keys:
+                found[size] = {"key": keys.most_common(1)[0][0]}
+    return found
+
+
+def _toml(value: Any) -> str:
+    """A value as inline TOML."""
+    if isinstance(value, Mapping):
+        inside = ", ".join(f"{key} = {_toml(part)}" for key, part in value.items() if part is not None)
+        return f"{{ {inside} }}" if inside else "{}"
+    if isinstance(value, list | tuple):
+        parts = [_toml(part) for part in value]
+        one = f"[{', '.join(parts)}]"
+        return one if len(one) <= 90 else "[\n" + "".join(f"  {part},\n" for part in parts) + "]"
+    # A JSON string, number or truth value is a TOML one.
+    return json.dumps(value, ensure_ascii=False)
+
 
 _SIZES = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "n_inner": 48, "ffn_dim": 48,
@@ -72,16 +408,7 @@ class Outcome:
 def try_family(family: Family, checkpoint: Checkpoint) -> list[Outcome]:
     """Hold a family file against a tiny model of a checkpoint's config, or against a GGUF's first layers.
 
-    Args:
-        family: What is to be tried.
-        checkpoint: Safetensors with a config.json, whose weights are not read; or GGUF.
-
-    Returns:
-        An outcome for each part, those with a ``problem`` among them.
-
-    Raises:
-        HeadatlasError: transformers cannot build the architecture, not even tiny, or the checkpoint is
-            neither.
+    Of safetensors the weights are not read. There is an outcome for each part.
     """
     if isinstance(checkpoint.source, GgufSource):
         return _try_gguf(family, checkpoint, checkpoint.source)
@@ -123,22 +450,9 @@ def _try_gguf(family: Family, checkpoint: Checkpoint, source: GgufSource) -> lis
             f"{checkpoint.spec}: its first layers would take {error.args[0] / 1e9:.1f} GB of memory; a "
             "smaller model of the family can be compared."
         ) from error
-    config = {**checkpoint.config, key: layers}
-    return _outcomes(family, replace(checkpoint, config=config, source=_FirstLayers(source, layers)), modules)
-
-
-class _FirstLayers:
-    """The tensors of a GGUF file without those of later layers."""
-
-    def __init__(self, source: GgufSource, layers: int) -> None:
-        self._source = source
-        self._infos = {name: info for name, info in source.infos().items() if in_first_layers(name, layers)}
-
-    def infos(self) -> Mapping[str, TensorInfo]:
-        return self._infos
-
-    def read(self, name: str, rows: slice | Sequence[int] | None = None) -> torch.Tensor:
-        return self._source.read(name, rows)
+    config, first = {**checkpoint.config, key: layers}, copy(source)
+    first.tensors = {name: info for name, info in source.tensors.items() if in_first_layers(name, layers)}
+    return _outcomes(family, replace(checkpoint, config=config, source=first), modules)
 
 
 def _outcomes(family: Family, checkpoint: Checkpoint, modules: PreTrainedModel) -> list[Outcome]:
@@ -172,11 +486,7 @@ def _outcome(
 
 
 def _accounted(family: Family, checkpoint: Checkpoint) -> Inventory:
-    """A checkpoint's tensors as a family explains them.
-
-    Raises:
-        HeadatlasError: It does not explain all of them.
-    """
+    """A checkpoint's tensors as a family explains them, all of them."""
     section = family.section(checkpoint.format)
     if section is None:
         raise HeadatlasError(f"The family {family.name!r} has no section for {checkpoint.format}.")
@@ -197,11 +507,7 @@ def accounting(family: Family, checkpoint: Checkpoint) -> str | None:
 def best(checkpoint: Checkpoint) -> tuple[Proposal, list[Outcome], str | None]:
     """The proposal to show for a checkpoint: the first that is whole and agrees with transformers, if any is.
 
-    Returns:
-        The proposal, the outcomes of its comparison, and why there was none where there is none.
-
-    Raises:
-        HeadatlasError: No family explains anything of the checkpoint.
+    With it the outcomes of its comparison, and why there was none where there is none.
     """
     found = proposals(checkpoint)
     whole = [each for each in found[:_TRIED] if accounting(each.family, checkpoint) is None]

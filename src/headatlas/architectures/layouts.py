@@ -143,10 +143,7 @@ def split_queries_and_keys(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Queries [n_heads, d_head, ...] and keys [n_kv_heads, d_head, ...] of a fused projection.
 
-    Args:
-        outputs: Its weight or bias, with the projection's outputs on the first axis.
-        layout: One of the layouts that hold queries and keys.
-        dims: Sizes.
+    ``outputs`` is its weight or bias, with the projection's outputs on the first axis.
     """
     rest = outputs.shape[1:]
     if layout in ("per_head_qkv", "conv1d_per_head", "grouped_qkv"):

@@ -17,12 +17,7 @@ from headatlas.architectures.layouts import (
     value_rows,
 )
 from headatlas.architectures.mlp import MlpReader, NormWeights, in_parts
-from headatlas.architectures.queries import (
-    AttentionRule,
-    LayerQueries,
-    attention_rule,
-    queries_of_layer,
-)
+from headatlas.architectures.queries import AttentionRule, LayerQueries, attention_rule, queries_of_layer
 from headatlas.architectures.registry import find_family
 from headatlas.architectures.types import Dims, LayerHeads, RightMap
 from headatlas.errors import HeadatlasError
@@ -94,11 +89,7 @@ class Model:
         return self._read(self._inventory.name(stem), rows)
 
     def heads(self, layer: int) -> LayerHeads:
-        """Value and output weights of all heads of a layer.
-
-        Raises:
-            HeadatlasError: The layer has none.
-        """
+        """Value and output weights of all heads of a layer."""
         self._check_layer(layer)
         value, output = self._inventory.layers[layer].value, self._section.output
         if value is None:
@@ -111,20 +102,12 @@ class Model:
         return LayerHeads(W_V, b_V, W_O=split_outputs(stored, output.layout, self.dims))
 
     def queries(self, layer: int) -> LayerQueries:
-        """Query and key weights of all heads of a layer.
-
-        Raises:
-            HeadatlasError: The layer has none, or how the family attends is not read yet.
-        """
+        """Query and key weights of all heads of a layer."""
         self._check_layer(layer)
         return queries_of_layer(self._inventory, layer, self._read, self._norm)
 
     def attention_rule(self, modules: PreTrainedModel) -> AttentionRule:
-        """The rule by which queries and keys make attention logits; ``modules`` say angles and scale.
-
-        Raises:
-            HeadatlasError: The family's is not read yet, or the config has values that change it.
-        """
+        """The rule by which queries and keys make attention logits; ``modules`` say angles and scale."""
         return attention_rule(self._inventory, modules, self.body_module())
 
     @property
@@ -184,11 +167,7 @@ class Model:
         )
 
     def first_mlp(self, rows: torch.Tensor) -> torch.Tensor:
-        """``mlp_0(norm(rows))``: the first block's MLP on rows [n, d_model], in at least float32.
-
-        Raises:
-            HeadatlasError: The first block has none.
-        """
+        """``mlp_0(norm(rows))``: the first block's MLP on rows [n, d_model], in at least float32."""
         if not self._inventory.layers[0].feeds:
             raise HeadatlasError(f"{self.checkpoint.spec}: the first block has no MLP.")
         norm = self._inventory.mlp_norm(0)
@@ -279,9 +258,6 @@ class Model:
         """The whole model as Hugging Face modules, in evaluation mode; float32 unless told otherwise.
 
         On the CPU, or where the parameters of a model in memory are.
-
-        Raises:
-            HeadatlasError: They cannot be made, or the decoder holds a number that is not finite.
         """
         import torch
 
@@ -292,12 +268,10 @@ class Model:
         return modules
 
     def check_finite(self, name: str, tensor: torch.Tensor, *, whole: bool = True) -> None:
-        """Look at a stored tensor or a part of it, in any floating type, unless all of it has been looked at.
+        """Refuse a stored tensor, or a part of it, that is not finite, unless all of it has been looked at.
 
-        States need not show such a number: of scores that are NaN, kernels of attention make finite ones.
-
-        Raises:
-            HeadatlasError: Not all of its numbers are finite; compared with such a one, nothing has a rank.
+        Compared with such a number, nothing has a rank; and states need not show it: of scores that are NaN,
+        kernels of attention make finite ones.
         """
         if name not in self._finite:
             if not _is_finite(tensor):
@@ -350,21 +324,13 @@ class Model:
         return path
 
     def _read(self, name: str, rows: slice | Sequence[int] | None = None) -> torch.Tensor:
-        """A tensor or some of its rows.
-
-        Raises:
-            HeadatlasError: Not all of its numbers are finite.
-        """
+        """A tensor or some of its rows, all finite."""
         tensor = self.checkpoint.source.read(name, rows)
         self.check_finite(name, tensor, whole=rows is None)
         return tensor
 
     def _check_decoder(self, modules: PreTrainedModel) -> None:
-        """Look at every tensor of the decoder as the modules hold it.
-
-        Raises:
-            HeadatlasError: One is not finite; it is named as it is stored, wherever modules have other names.
-        """
+        """Look at every tensor of the decoder as modules hold it, and name one that is not finite."""
         body = self.body_module()
         for name, tensor in modules.get_submodule(body).state_dict().items():
             if tensor.is_floating_point() and not _is_finite(tensor):

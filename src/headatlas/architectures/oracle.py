@@ -70,10 +70,7 @@ def recorded(
 ) -> Iterator[tuple[Tensors, Tensors]]:
     """Last inputs and outputs of the named modules during the block, in float64 on the CPU.
 
-    Args:
-        modules: The model.
-        paths: What to record.
-        stop_at: A path at which the block ends, before that module runs.
+    The block ends before the module at ``stop_at`` runs.
     """
     import torch
 
@@ -384,11 +381,7 @@ def _norms_of(model: Model, modules: PreTrainedModel, layer: int) -> list[str]:
 def _norm_after(
     model: Model, layer: int, norms: Sequence[str], entering: Tensors, written: torch.Tensor
 ) -> str | None:
-    """The path of the norm that the attention's output enters; None if there is none.
-
-    Raises:
-        HeadatlasError: The family file says otherwise.
-    """
+    """The path of the norm that the attention's output enters, or None, as the family file says."""
     import torch
 
     after = [path for path in norms if path in entering and torch.equal(entering[path], written)]

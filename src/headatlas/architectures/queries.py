@@ -71,11 +71,7 @@ def queries_of_layer(
     read: Callable[[str], torch.Tensor],
     norm: Callable[[Norm, int], NormWeights],
 ) -> LayerQueries:
-    """Read the queries and keys of a layer that has heads.
-
-    Raises:
-        HeadatlasError: The family's are not read yet.
-    """
+    """Read the queries and keys of a layer that has heads."""
     rules, value, dims = _rules(inventory), inventory.layers[layer].value, inventory.sizes.dims
     if value is None or value.layout.startswith("latent"):
         raise _unread(inventory)
@@ -181,11 +177,7 @@ def turned(rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rotary: str
 
 
 def attention_rule(inventory: Inventory, modules: PreTrainedModel, body: str) -> AttentionRule:
-    """The rule of a model, from its family file and the config of its modules, whose decoder is ``body``.
-
-    Raises:
-        HeadatlasError: The family's is not read yet, or the config has values that change it.
-    """
+    """The rule of a model, from its family file and the config of its modules, whose decoder is ``body``."""
     rules, config = _rules(inventory), modules.config.get_text_config()
     for key, wanted in rules.only.items():
         if getattr(config, key, wanted) != wanted:

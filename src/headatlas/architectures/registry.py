@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from headatlas.architectures.family import Family, Section
 from headatlas.errors import HeadatlasError
-from headatlas.weights.gguf_config import BESIDE_TEXT
+from headatlas.weights.gguf_modules import BESIDE_TEXT
 from headatlas.weights.source import Checkpoint
 
 Table = dict[str, Any]
@@ -69,20 +69,12 @@ def _stored() -> dict[str, Any]:
 
 @cache
 def families() -> tuple[Family, ...]:
-    """Every known family, by name.
-
-    Raises:
-        HeadatlasError: A family file is broken or two files claim the same name.
-    """
+    """Every known family, by name."""
     return check_distinct(_family(table, name) for name, table in _shipped().items())
 
 
 def parse_family(text: str, file: str) -> Family:
-    """One family from the text of its TOML file; ``like`` may name any shipped family.
-
-    Raises:
-        HeadatlasError: The text is no TOML, or a key is unknown, missing or of the wrong type.
-    """
+    """One family from the text of its TOML file; ``like`` may name any shipped family."""
     return _family(_table(text, file), file)
 
 
@@ -124,11 +116,7 @@ def _family(table: Table, file: str) -> Family:
 
 
 def _check_braces(family: Family, file: str) -> None:
-    """Names are filled in: what stands in braces must be something to fill in.
-
-    Raises:
-        HeadatlasError: Something else does, or braces are not closed.
-    """
+    """Names are filled in: what stands in braces must be something to fill in."""
     for text in _texts(family.model_dump(exclude={"title": True, "name": True})):
         try:
             fields = [part[1:] for part in Formatter().parse(text) if part[1] is not None]
@@ -185,11 +173,7 @@ def _over(under: Table, over: Table) -> Table:
 
 
 def check_distinct(found: Iterable[Family]) -> tuple[Family, ...]:
-    """The families in order.
-
-    Raises:
-        HeadatlasError: Two of them share a name or an alias.
-    """
+    """The families in order, no two of which share a name or an alias."""
     owner: dict[tuple[str, str], str] = {}
     result = tuple(found)
     for family in result:
@@ -208,12 +192,7 @@ def check_distinct(found: Iterable[Family]) -> tuple[Family, ...]:
 
 
 def find_family(checkpoint: Checkpoint) -> tuple[Family, Section]:
-    """The family of a checkpoint and the section for its format (a loaded module counts as safetensors).
-
-    Raises:
-        HeadatlasError: No family claims the architecture; the message says why, if that is known. Or the
-            config's model type is that of other modules.
-    """
+    """The family of a checkpoint and the section for its format (a loaded module counts as safetensors)."""
     wanted = checkpoint.architecture
     if (found := claiming(checkpoint)) is not None:
         _check_model_type(checkpoint, found[0])
@@ -241,11 +220,7 @@ def claiming(checkpoint: Checkpoint) -> tuple[Family, Section] | None:
 
 
 def _check_model_type(checkpoint: Checkpoint, family: Family) -> None:
-    """The architecture says how tensors are read, the model type which modules transformers makes of them.
-
-    Raises:
-        HeadatlasError: They speak of different models.
-    """
+    """Refuse a config whose model type, by which transformers makes modules, is that of other models."""
     said = checkpoint.config.get("model_type")
     if not isinstance(said, str) or said in family.aliases.model_types:
         return

@@ -63,15 +63,9 @@ class ModelSizes:
 
 
 def read_sizes(checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str, int]) -> ModelSizes:
-    """Sizes and switches of a checkpoint, read from its config.
+    """Sizes and switches of a checkpoint, read from its config where its family has them.
 
-    Args:
-        checkpoint: The checkpoint.
-        keys: Where its family has them.
-        stored: Sizes of stored tensors that expressions may use, by name.
-
-    Raises:
-        HeadatlasError: A key is missing, is of the wrong type, or numbers contradict each other.
+    ``stored`` are sizes of stored tensors that expressions may use, by name.
     """
     reader = ConfigReader(checkpoint, keys.nested)
     reader.known.update(stored)

@@ -14,8 +14,7 @@ from headatlas.errors import HeadatlasError
 
 if TYPE_CHECKING:
     from headatlas.architectures.family import Family
-    from headatlas.architectures.family_check import Outcome
-    from headatlas.architectures.proposal import TensorGroup
+    from headatlas.architectures.family_check import Outcome, TensorGroup
     from headatlas.weights import Checkpoint
 
 NOT_EXPLAINED = 1
@@ -98,8 +97,7 @@ def check_family(
     the same config; of a GGUF file, against its own first layers as transformers converts them. The exit
     code is 0 if everything is explained and agrees, else 1.
     """
-    from headatlas.architectures.family_check import best
-    from headatlas.architectures.proposal import roles_in
+    from headatlas.architectures.family_check import best, roles_in
     from headatlas.weights import open_checkpoint
 
     checkpoint = open_checkpoint(path)
@@ -125,8 +123,7 @@ def check_family(
 
 def _own(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
     """Report on a family file of the user's own."""
-    from headatlas.architectures.family_check import try_family
-    from headatlas.architectures.proposal import inspect_tensors, roles_in
+    from headatlas.architectures.family_check import inspect_tensors, roles_in, try_family
     from headatlas.architectures.registry import parse_family
 
     try:

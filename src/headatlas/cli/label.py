@@ -19,42 +19,49 @@ def register(app: typer.Typer) -> None:
     app.command("label")(label_command)
 
 
+DescribeWith = Annotated[
+    str | None,
+    typer.Option(
+        "--describe-with",
+        metavar="URL",
+        help="Let a language model describe heads as well: an OpenAI-compatible address, such as "
+        "http://localhost:11434/v1. HEADATLAS_API_KEY or OPENAI_API_KEY may hold a key.",
+    ),
+]
+ModelName = Annotated[
+    str | None, typer.Option("--model-name", metavar="NAME", help="The model at that address.")
+]
+Known = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--relations",
+        metavar="core|all|NAME|PATH,…",
+        help="Relations that the rules know. Default: all that are shipped.",
+        autocompletion=askable_names,
+    ),
+]
+Only = Annotated[
+    list[str] | None, typer.Option("--only", metavar="LAYER.HEAD,…", help="Only these heads. Default: all.")
+]
+PerMinute = Annotated[
+    float | None,
+    typer.Option(
+        "--per-minute", metavar="N", help="Most requests a minute to another machine. Default: 120."
+    ),
+]
+Seconds = Annotated[
+    float | None, typer.Option("--seconds", metavar="S", help="Longest time of a request. Default: 120.")
+]
+
+
 def label_command(
     folder: AtlasArgument,
-    describe_with: Annotated[
-        str | None,
-        typer.Option(
-            "--describe-with",
-            metavar="URL",
-            help="Let a language model describe heads as well: an OpenAI-compatible address, such as "
-            "http://localhost:11434/v1. HEADATLAS_API_KEY or OPENAI_API_KEY may hold a key.",
-        ),
-    ] = None,
-    model_name: Annotated[
-        str | None, typer.Option("--model-name", metavar="NAME", help="The model at that address.")
-    ] = None,
-    relations: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--relations",
-            metavar="core|all|NAME|PATH,…",
-            help="Relations that the rules know. Default: all that are shipped.",
-            autocompletion=askable_names,
-        ),
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option("--only", metavar="LAYER.HEAD,…", help="Only these heads. Default: all."),
-    ] = None,
-    per_minute: Annotated[
-        float | None,
-        typer.Option(
-            "--per-minute", metavar="N", help="Most requests a minute to another machine. Default: 120."
-        ),
-    ] = None,
-    seconds: Annotated[
-        float | None, typer.Option("--seconds", metavar="S", help="Longest time of a request. Default: 120.")
-    ] = None,
+    describe_with: DescribeWith = None,
+    model_name: ModelName = None,
+    relations: Known = None,
+    only: Only = None,
+    per_minute: PerMinute = None,
+    seconds: Seconds = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of halves and distractors.")] = 0,
     everything: Annotated[bool, typer.Option("--all", help="Also heads whose label is unclear.")] = False,
     as_json: AsJson = False,
@@ -70,7 +77,7 @@ def label_command(
     from headatlas.atlas import Atlas
     from headatlas.atlas.export import plain_records
     from headatlas.atlas.labels import LABELS_CAVEAT, UNCLEAR, label_counts
-    from headatlas.describing import label
+    from headatlas.describing.run import label
 
     atlas = Atlas.open(folder)
     asked = names_of(only)
@@ -100,17 +107,8 @@ def label_command(
 
 
 def _table(rows: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
+    shown = ["label", "support", "score", "chance", "se", "kind", "author"]
     cells = [
-        [
-            f"{row['layer']}.{row['head']}",
-            row["label"],
-            row["support"],
-            row["score"],
-            row["chance"],
-            row["se"],
-            row["kind"],
-            row["author"],
-        ]
-        for row in rows.to_dict("records")
+        [f"{row['layer']}.{row['head']}", *(row[name] for name in shown)] for row in rows.to_dict("records")
     ]
-    return ["head", "label", "support", "score", "chance", "se", "kind", "author"], cells
+    return ["head", *shown], cells

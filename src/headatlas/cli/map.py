@@ -34,6 +34,26 @@ if TYPE_CHECKING:
     from headatlas.atlas.behaviours import Looking
     from headatlas.progress import Report
 
+Layers = Annotated[
+    str | None, typer.Option("--layers", metavar="A-B", help="Map only these layers, both ends included.")
+]
+Ceiling = Annotated[
+    int, typer.Option("--ceiling", metavar="N", help="Ranks are stored exactly below N; k can be up to N.")
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Delete the atlas in DIR and start over, instead of resuming.")
+]
+NoFigures = Annotated[bool, typer.Option("--no-figures", help="Write the atlas and the tables only.")]
+Behaviour = Annotated[
+    bool | None,
+    typer.Option(
+        "--behaviour/--no-behaviour",
+        help="Measure where heads look as well, as the command behaviour does. Default: with the lens "
+        "neutral, where the model runs in the memory of this machine.",
+        show_default=False,
+    ),
+]
+
 _N_BEST = 5
 _FEW = 0.6
 """Relations that use a smaller share of their sources are named."""
@@ -64,13 +84,7 @@ def plan_command(
     from headatlas.mapping.plan import plan
 
     found = plan(
-        model,
-        lens=lens,
-        relations=asked,
-        sources=sources,
-        compute=compute,
-        remote=remote,
-        adapter=adapter,
+        model, lens=lens, relations=asked, sources=sources, compute=compute, remote=remote, adapter=adapter
     ).to_dict()
     if as_json:
         print_json(found)
@@ -89,31 +103,14 @@ def map_command(
     lens: LensOption = None,
     relations: Relations = None,
     sources: Sources = None,
-    layers: Annotated[
-        str | None, typer.Option("--layers", metavar="A-B", help="Map only these layers, both ends included.")
-    ] = None,
+    layers: Layers = None,
     target_policy: TargetPolicyOption = "single",
-    ceiling: Annotated[
-        int,
-        typer.Option("--ceiling", metavar="N", help="Ranks are stored exactly below N; k can be up to N."),
-    ] = CEILING,
+    ceiling: Ceiling = CEILING,
     remote: Remote = False,
     adapter: Adapter = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Delete the atlas in DIR and start over, instead of resuming.")
-    ] = False,
-    no_figures: Annotated[
-        bool, typer.Option("--no-figures", help="Write the atlas and the tables only.")
-    ] = False,
-    behaviour: Annotated[
-        bool | None,
-        typer.Option(
-            "--behaviour/--no-behaviour",
-            help="Measure where heads look as well, as the command behaviour does. Default: with the lens "
-            "neutral, where the model runs in the memory of this machine.",
-            show_default=False,
-        ),
-    ] = None,
+    force: Force = False,
+    no_figures: NoFigures = False,
+    behaviour: Behaviour = None,
 ) -> None:
     """Map every head of a model into a folder.
 
@@ -125,7 +122,6 @@ def map_command(
     """
     asked = _relations(relations)
     from headatlas.mapping.run import map_heads
-    from headatlas.outputs import UnwrittenError, write_behaviours, write_outputs
     from headatlas.progress import Stats
 
     stats = Stats()
@@ -153,16 +149,24 @@ def map_command(
             atlas = atlas.at(thresholds)
             with stats.timed("behaviour"):
                 looking, note = _watched(atlas, model, behaviour, compute, progress)
-        try:
-            with stats.timed("outputs"):
-                written = write_outputs(atlas, out, figures=not no_figures)
-                if looking is not None:
-                    written += write_behaviours(atlas, looking, out, figures=not no_figures)
-        except UnwrittenError as error:
-            say(map_summary(atlas, out, error.written, _since_start(), note))
-            raise
+        with stats.timed("outputs"):
+            written = _written(atlas, looking, out, note, figures=not no_figures)
     say_more("; ".join(f"{stage} {duration(seconds)}" for stage, seconds in stats.seconds.items()))
     say(map_summary(atlas, out, written, _since_start(), note))
+
+
+def _written(atlas: Atlas, looking: Looking | None, out: Path, note: str, *, figures: bool) -> Sequence[Path]:
+    """Write what a map leaves beside its atlas; the summary is said also where that fails."""
+    from headatlas.outputs import UnwrittenError, write_behaviours, write_outputs
+
+    try:
+        written = write_outputs(atlas, out, figures=figures)
+        if looking is not None:
+            written += write_behaviours(atlas, looking, out, figures=figures)
+    except UnwrittenError as error:
+        say(map_summary(atlas, out, error.written, _since_start(), note))
+        raise
+    return written
 
 
 def _watched(
@@ -215,11 +219,7 @@ def _stopped(out: Path) -> str:
 
 
 def map_summary(atlas: Atlas, out: Path, written: Sequence[Path], seconds: float, note: str = "") -> str:
-    """Summary of a map: findings, omissions with reasons, files written, time.
-
-    Args:
-        note: Why something that is usual was not done; empty if nothing.
-    """
+    """Summary of a map: findings, omissions with reasons, files written, time."""
     from headatlas.atlas.cards import coverage_sentence
 
     lines = [atlas.caption(), *_counts(atlas), *_best(atlas), coverage_sentence(atlas), *_missing(atlas)]

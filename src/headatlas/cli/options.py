@@ -36,14 +36,14 @@ Lens = Literal["neutral", "maps"]
 
 def shipped_names(incomplete: str) -> list[str]:
     """Names of shipped relations, for the shell's completion."""
-    from headatlas.relations.shipped import groups
+    from headatlas.relations.selection import groups
 
     return [name for name in groups()["all"] if name.startswith(incomplete)]
 
 
 def askable_names(incomplete: str) -> list[str]:
     """Names for ``--relations``: ``core``, ``all``, categories, subcategories, then relations."""
-    from headatlas.relations.shipped import groups
+    from headatlas.relations.selection import groups
 
     return [name for name in groups() if name.startswith(incomplete)] + shipped_names(incomplete)
 

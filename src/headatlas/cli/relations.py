@@ -315,13 +315,7 @@ def _yes(value: bool) -> str:
 
 
 def _check_row(row: dict[str, Any]) -> list[Any]:
-    cells = [
-        row["relation"],
-        row["category"],
-        row["n_sources"],
-        row["n_targets"],
-        _yes(row["copying"]),
-    ]
+    cells = [row["relation"], row["category"], row["n_sources"], row["n_targets"], _yes(row["copying"])]
     if "usable_sources" in row:
         reasons = [f"{reason} ({len(sources)})" for reason, sources in row["dropped"].items() if sources]
         cells += [row["usable_sources"], row["usable_targets"], "; ".join(reasons)]
@@ -344,11 +338,7 @@ def _usable(
     rows = []
     for relation in relations:
         seen = tokenise(
-            relation,
-            tokenizer,
-            competing=competing,
-            max_source_tokens=longest,
-            target_policy=target_policy,
+            relation, tokenizer, competing=competing, max_source_tokens=longest, target_policy=target_policy
         )
         rows.append(
             {

@@ -128,9 +128,6 @@ class Mappings:
         Args:
             frame: One row per layer, head and order: the columns of :data:`NEEDED`; ``promoted`` and
                 ``suppressed`` are lists of raw token strings.
-
-        Raises:
-            HeadatlasError: A column is missing or holds something else; there is no row.
         """
         missing = [name for name in NEEDED if name not in frame.columns]
         if missing or frame.empty:

@@ -81,11 +81,7 @@ class Mined:
 
 
 def mine_relations(
-    salience: pd.DataFrame,
-    *,
-    known: RelationSpec = "all",
-    least_heads: int = LEAST_HEADS,
-    seed: int = 0,
+    salience: pd.DataFrame, *, known: RelationSpec = "all", least_heads: int = LEAST_HEADS, seed: int = 0
 ) -> Mined:
     """Propose relations from salient mappings that the known ones do not explain.
 

@@ -22,14 +22,14 @@ from headatlas.atlas.labels import (
     read_labels,
     store_labels,
 )
-from headatlas.describing.asking import describe_with_model
-from headatlas.describing.endpoint import Endpoint
+from headatlas.describing.endpoint import Endpoint, Limits, describe_with_model
 from headatlas.describing.judging import CHANCE, Halves, Mappings, above_chance, halves, standard_error
-from headatlas.describing.rules import ATTENTION_RULES, RULES_VERSION, BehaviourRule, Describer
+from headatlas.describing.rules import ATTENTION_RULES, RULES_VERSION, Describer
 from headatlas.errors import HeadatlasError
-from headatlas.progress import Progress, Report, silent
+from headatlas.progress import Progress, Report, reporting
 from headatlas.relations.relation import Relation
 from headatlas.relations.selection import RelationSpec, resolve_relations
+from headatlas.scoring.scores import p_value
 
 RULES_AUTHOR = f"headatlas rules {RULES_VERSION}"
 _SAME = ("seed", "rules", "salience", "relations")
@@ -37,48 +37,75 @@ _SAME = ("seed", "rules", "salience", "relations")
 Row = tuple[Any, ...]
 
 
-def label_heads(
+def label(
     atlas: Atlas,
-    salience: pd.DataFrame | None = None,
     *,
+    salience: pd.DataFrame | None = None,
     relations: RelationSpec = "all",
-    endpoint: Endpoint | None = None,
-    heads: Sequence[tuple[int, int]] | None = None,
+    describe_with: str | None = None,
+    model_name: str | None = None,
+    only: Sequence[tuple[int, int]] | None = None,
+    per_minute: float | None = None,
+    seconds: float | None = None,
     seed: int = 0,
-    progress: Report = silent,
+    progress: Report | bool | None = None,
 ) -> pd.DataFrame:
-    """Labels of heads by the rules and, if there is an endpoint, by its model; kept in an atlas of a folder.
+    """Name what every head does, test whether the name predicts, and keep both in the atlas.
+
+    Half of a head's salient mappings are described, by rules and, if asked, by a language model. The
+    description is scored on the other half: each mapping must be picked among four of other heads.
 
     Args:
-        atlas: The atlas.
-        salience: Salient operations; by default those of the atlas.
-        relations: The library that rules know.
-        endpoint: A language model to describe heads as well.
-        heads: Only these; others are still distractors. What is stored of others stays.
+        atlas: An atlas; of one in a folder the labels are stored.
+        salience: Salient operations as ``atlas.salience()`` gives them, which is the default.
+        relations: The relations that rules know, as for :func:`headatlas.map_heads`.
+        describe_with: Address of an OpenAI-compatible endpoint, such as ``http://localhost:11434/v1``. A key
+            is read from the environment (``HEADATLAS_API_KEY``, else ``OPENAI_API_KEY``).
+        model_name: The model there.
+        only: (layer, head) of the heads to label; all by default.
+        per_minute: Most requests a minute to another machine; 120 by default.
+        seconds: Longest time of a request; 120 by default.
         seed: Of halves and distractors.
-        progress: Called with each head.
+        progress: As for :func:`headatlas.map_heads`.
+
+    Returns:
+        One row per head and author, and one more for a head whose attention says what it does: layer, head,
+        label (``"unclear"`` at or below chance + 2 standard errors), support, score, chance, se, author, kind
+        (``"mappings"``: scored; ``"attention"``: rests on a behaviour's q, not scored).
 
     Raises:
-        HeadatlasError: There are no salient operations, no such head or relation; the endpoint gives no
-            answers. What it has answered is kept.
+        HeadatlasError: There are no salient operations; no such head or relation; the endpoint cannot be
+            used. What it has answered is kept.
     """
+    if (describe_with is None) != (model_name is None):
+        raise HeadatlasError("`describe_with` and `model_name` belong together: give both or neither.")
+    endpoint = None
+    if describe_with is not None and model_name is not None:
+        given: dict[str, Any] = {"per_minute": per_minute, "seconds": seconds}
+        limits = Limits(**{name: value for name, value in given.items() if value is not None})
+        endpoint = Endpoint(describe_with, model_name, limits=limits)
     mappings = Mappings.of(stored_operations(atlas) if salience is None else salience)
-    asked = _asked(mappings, heads)
+    asked = _asked(mappings, only)
     library = resolve_relations(relations)
     parts = {head: halves(mappings, head, seed) for head in asked}
     about = _provenance(mappings, library, seed)
     found = [_keep(atlas, _by_rules(atlas, mappings, library, parts), about | {"author": RULES_AUTHOR})]
     if endpoint is not None:
-        rows = []
-        for at, (head, part) in enumerate(parts.items()):
-            progress(Progress("labels", at, len(parts), f"head {head[0]}.{head[1]}"))
-            rows.append(_by_model(mappings, head, part, endpoint))
-        progress(Progress("labels", len(parts), len(parts)))
+        with reporting(progress) as tell:
+            rows = [_by_model(mappings, head, part, endpoint) for head, part in _told(parts, tell)]
         more = {"author": endpoint.author, "model": endpoint.model, "host": endpoint.host}
         found.append(_keep(atlas, _frame(rows), about | more))
     frame = in_order(pd.concat(found, ignore_index=True))
     frame.attrs["caption"] = LABELS_CAVEAT
     return frame
+
+
+def _told(parts: dict[tuple[int, int], Halves], tell: Report) -> Iterator[tuple[tuple[int, int], Halves]]:
+    """The halves of each head, in turn; what is done with each is told as progress."""
+    for at, (head, part) in enumerate(parts.items()):
+        tell(Progress("labels", at, len(parts), f"head {head[0]}.{head[1]}"))
+        yield head, part
+    tell(Progress("labels", len(parts), len(parts)))
 
 
 def stored_operations(atlas: Atlas) -> pd.DataFrame:
@@ -174,20 +201,17 @@ def _by_attention(atlas: Atlas) -> Iterator[Row]:
             (rule.last, each["expected"] - each["value"], at, rule, each)
             for at, rule in enumerate(ATTENTION_RULES)
             for each in rows.to_dict("records")
-            if each["behaviour"] in rule.behaviours and _is_true(rule, each, (layer, head) in copying)
+            if each["behaviour"] in rule.behaviours and float(each["value"]) >= rule.least
+            if not rule.copies or (layer, head) in copying
         ]
         if found:
             *_, rule, each = min(found, key=lambda item: item[:3])
             support = (
                 f"{each['value']:.2f} of its attention, expected {each['expected']:.2f}, "
-                f"q {_small(each['q'])}; tested by attention"
+                f"{p_value(each['q'], 'q')}; tested by attention"
             )
             nothing = (np.nan, np.nan, np.nan)
             yield (layer, head, rule.label, support, *nothing, RULES_AUTHOR, BY_ATTENTION)
-
-
-def _is_true(rule: BehaviourRule, measured: dict[Any, Any], copies: bool) -> bool:
-    return float(measured["value"]) >= rule.least and (copies or not rule.copies)
 
 
 def _copying_heads(atlas: Atlas) -> set[tuple[int, int]]:
@@ -196,10 +220,6 @@ def _copying_heads(atlas: Atlas) -> set[tuple[int, int]]:
     table = atlas.without_evidence
     rows = table[table["relation"].isin(copying) & table["implements"].to_numpy(dtype=bool)]
     return set(zip(rows["layer"].tolist(), rows["head"].tolist(), strict=True))
-
-
-def _small(q: float) -> str:
-    return "< 0.001" if q < 0.001 else f"= {q:.3f}"
 
 
 # By a language model ------------------------------------------------------------------------------

@@ -44,10 +44,7 @@ def prefix_ids(tokenizer: PreTrainedTokenizerBase, prefix: str) -> list[int]:
     """Token ids of a prefix after whatever the tokenizer itself puts first (``<bos>`` or nothing)."""
     plain: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
     dressed: list[int] = tokenizer("a")["input_ids"]
-    first = next(
-        (at for at in range(len(dressed)) if dressed[at : at + len(plain)] == plain),
-        0,
-    )
+    first = next((at for at in range(len(dressed)) if dressed[at : at + len(plain)] == plain), 0)
     ids: list[int] = tokenizer(prefix, add_special_tokens=False)["input_ids"]
     return dressed[:first] + ids
 
@@ -161,11 +158,6 @@ def walk(
     """Each step with the keys and values of what its rows look back on.
 
     Whoever takes a step sends its rows through with that cache before asking for the next one.
-
-    Args:
-        steps: Steps that go on from the rows of a cache.
-        cache: Keys and values of these rows; it stays as it is.
-        device: Where they are.
     """
     for step in steps:
         past = copy.copy(cache)
@@ -200,9 +192,7 @@ def ending(modules: torch.nn.Module, path: str) -> Iterator[None]:
 def pre_hooks(modules: torch.nn.Module, hooks: Iterable[tuple[str, Callable[..., Any]]]) -> Iterator[None]:
     """Have hooks see, or change, what enters submodules while the block runs.
 
-    Args:
-        modules: The model.
-        hooks: Paths of submodules, each with a forward pre-hook that takes keyword arguments as well.
+    They are paths with forward pre-hooks that take keyword arguments as well.
     """
     handles = [
         modules.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True) for path, hook in hooks

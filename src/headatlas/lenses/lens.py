@@ -116,12 +116,7 @@ class MapsStates:
     """
 
     def __init__(self, model: Model, sources: Sequence[tuple[int, ...]]) -> None:
-        """Read the embedding rows and the first MLP.
-
-        Args:
-            model: The opened model.
-            sources: One token id each.
-        """
+        """Read the embedding rows of sources of one token each, and the first MLP."""
         if any(len(source) != 1 for source in sources):
             raise ValueError("the maps lens reads sources of one token only")
         if not model.mlp_modules(0):

@@ -50,9 +50,6 @@ def this_machine(compute: Compute = Compute()) -> Machine:
     """The machine, as far as the user lets us have it; all of it by default.
 
     With a cluster, its machines have the device: this one only reads and writes.
-
-    Raises:
-        HeadatlasError: There is no such device.
     """
     device = compute.device if compute.cluster is None else "cpu"
     first = pick_device(device)

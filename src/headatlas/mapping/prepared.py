@@ -102,11 +102,7 @@ def open_for(
     remote: bool,
     adapter: str | Path | None = None,
 ) -> Model:
-    """Open a model that a lens can read.
-
-    Raises:
-        HeadatlasError: It cannot be opened, or the lens needs all of it and it is not on disk.
-    """
+    """Open a model that a lens can read; if it needs all of it, that must be on disk."""
     checkpoint = open_checkpoint(model, tokenizer, remote=remote, adapter=adapter)
     if not lens.weights_only:
         with or_lens_maps():
@@ -128,9 +124,6 @@ def prepare_map(
 
     With ``few``, a relation of any usable pair is in: its ranks say something of these pairs, its scores and
     their calibration nothing.
-
-    Raises:
-        HeadatlasError: The model or the relations cannot be used.
     """
     asked = resolve_relations(relations)
     most = most_sources(asked, options.sources)
@@ -153,17 +146,8 @@ def prepare_map(
     )
     if few:
         tokenised = [replace(item, left_out=_unusable(item)) for item in tokenised]
-        if all(item.left_out for item in tokenised):
-            reasons = "; ".join(str(item.left_out) for item in tokenised)
-            raise HeadatlasError(
-                f"{opened.checkpoint.spec}: its tokenizer can use none of the pairs ({reasons})."
-            )
     if all(item.left_out for item in tokenised):
-        reasons = "; ".join(f"{item.relation.name}: {item.left_out}" for item in tokenised[:5])
-        raise HeadatlasError(
-            f"{opened.checkpoint.spec}: no relation can be used with this tokenizer ({reasons}); "
-            "add pairs of words that are single tokens."
-        )
+        raise _nothing_usable(opened.checkpoint.spec, tokenised, few)
     layout = build_layout(tokenised)
     return PreparedMap(
         opened,
@@ -171,6 +155,17 @@ def prepare_map(
         layout,
         competing,
         _provenance(opened, options, most, layout, [int(i) for i in masked], checked, replaced),
+    )
+
+
+def _nothing_usable(spec: str, tokenised: Sequence[TokenisedRelation], few: bool) -> HeadatlasError:
+    if few:
+        reasons = "; ".join(str(item.left_out) for item in tokenised)
+        return HeadatlasError(f"{spec}: its tokenizer can use none of the pairs ({reasons}).")
+    reasons = "; ".join(f"{item.relation.name}: {item.left_out}" for item in tokenised[:5])
+    return HeadatlasError(
+        f"{spec}: no relation can be used with this tokenizer ({reasons}); add pairs of words that are "
+        "single tokens."
     )
 
 
@@ -186,14 +181,7 @@ def with_alternatives(
     """The relations as a tokenizer sees them; where all of core is asked, what it leaves out is replaced.
 
     After a relation of core that is left out comes the shipped one that stands in for it, if there is one
-    that is usable and not asked for already.
-
-    Args:
-        asked: The relations.
-        seen: Tokenises one.
-
-    Returns:
-        The relations, and relation left out → the one that stands in for it.
+    that is usable and not asked for already. Returns the relations, and which of them stands in for which.
     """
     names, hashes = {relation.name for relation in asked}, {relation.sha256 for relation in asked}
     found, replaced = [], {}

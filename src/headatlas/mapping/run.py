@@ -6,7 +6,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,13 +25,12 @@ from headatlas.errors import HeadatlasError
 from headatlas.files import check_writable
 from headatlas.lenses import MapsStates, NeutralStates, States, StreamedStates, lens_named
 from headatlas.lenses.saved_states import check_states_folder, discard_states
-from headatlas.mapping.cluster import connected, rank_on_cluster
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.machine import Machine, this_machine
 from headatlas.mapping.plan import share_of, streams_within
 from headatlas.mapping.prepared import MapOptions, PreparedMap, differences, prepare_map, with_traffic
 from headatlas.mapping.vocabulary import Vocabulary
-from headatlas.mapping.workers import rank_here, workers_for
+from headatlas.mapping.workers import connected, rank_here, rank_on_cluster, workers_for
 from headatlas.options import (
     CEILING,
     Compute,
@@ -110,114 +110,145 @@ def map_heads(
         check_writable(out)
     stats = Stats() if stats is None else stats
     machine = this_machine(compute)
-    with reporting(progress) as tell, _cluster(compute):
+    cluster = nullcontext() if compute.cluster is None else connected(compute.cluster)
+    with reporting(progress) as tell, cluster:
         name = shown(str(model)) if isinstance(model, (str, Path)) else type(model).__name__
         tell(Progress("open", 0, 0, name))
         with stats.timed("opening"):
             prepared = prepare_map(model, tokenizer, asked, options, remote=remote, adapter=adapter)
         wanted = layers_asked(layers, prepared.model.dims.n_layers)
-        if out is not None:
-            if force or not (output_path(out) / ATLAS_NAME).exists():  # before anything is deleted or created
-                _streams(prepared, output_path(out) / STATES_NAME, machine, compute)
-            if force:
-                remove_atlas(out)
-            return run(prepared, output_path(out), wanted, tell, stats, machine, compute)
-        with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
-            mapped = run(prepared, Path(folder), wanted, tell, stats, machine, compute, single_tokens=False)
-            return mapped.load()
+        if out is None:
+            with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
+                run = _Run(prepared, Path(folder), tell, stats, machine, compute)
+                return run.mapped(wanted, single_tokens=False).load()
+        run = _Run(prepared, output_path(out), tell, stats, machine, compute)
+        if force or not run.path.exists():  # before anything is deleted or created
+            run.streams()
+        if force:
+            remove_atlas(out)
+        return run.mapped(wanted)
 
 
-def _cluster(compute: Compute) -> AbstractContextManager[None]:
-    """The connection to the cluster that ranks the layers, if one does."""
-    return nullcontext() if compute.cluster is None else connected(compute.cluster)
+@dataclass(frozen=True)
+class _Run:
+    """A prepared map into ``out/atlas.zarr``, layers ranked here or on a cluster's devices."""
 
+    prepared: PreparedMap
+    out: Path
+    tell: Report
+    stats: Stats
+    machine: Machine
+    compute: Compute
 
-def run(
-    prepared: PreparedMap,
-    out: Path,
-    wanted: Sequence[int],
-    tell: Report,
-    stats: Stats,
-    machine: Machine,
-    compute: Compute,
-    *,
-    single_tokens: bool = True,
-) -> Atlas:
-    """Map the wanted layers that are not done yet into ``out/atlas.zarr``, here or on a cluster's devices.
+    @property
+    def path(self) -> Path:
+        """The atlas."""
+        return self.out / ATLAS_NAME
 
-    ``single_tokens`` is as for :func:`~headatlas.atlas.relation_scores.store_scores`.
-    """
-    path, saved_states = out / ATLAS_NAME, out / STATES_NAME
-    _open_or_create(path, prepared)
-    writer = AtlasWriter(path)
-    done = writer.done()
-    with_heads = prepared.model.layers_with_heads
-    todo = [layer for layer in wanted if layer in with_heads and not done[layer]]
-    if todo:
+    def mapped(self, wanted: Sequence[int], *, single_tokens: bool = True) -> Atlas:
+        """Map the wanted layers that are not done yet.
+
+        ``single_tokens`` is as for :func:`~headatlas.atlas.relation_scores.store_scores`.
+        """
+        _open_or_create(self.path, self.prepared)
+        writer, with_heads = AtlasWriter(self.path), self.prepared.model.layers_with_heads
+        done = writer.done()
+        todo = [layer for layer in wanted if layer in with_heads and not done[layer]]
+        if todo:
+            self._rank(todo, writer, done)
+        if writer.done()[list(with_heads)].all():
+            discard_states(self.out / STATES_NAME)
+            # What a process left that was killed while it made the atlas.
+            for left in self.out.glob(f".{ATLAS_NAME}." + 8 * "[0-9a-f]"):
+                shutil.rmtree(left, ignore_errors=True)
+        with _alone(self.path), self.stats.timed("calibration"):
+            atlas = Atlas.open(self.path)
+            provenance = with_traffic(atlas.provenance, self.prepared.model)
+            scored = Atlas(atlas.dataset, provenance, self.prepared.options.thresholds, self.path)
+            store_scores(scored, single_tokens=single_tokens)
+            return Atlas.open(self.path)
+
+    def streams(self) -> bool:
+        """Whether sources go through layer by layer; refuse a map whose memory or folder does not do."""
+        model, lens = self.prepared.model, self.prepared.options.lens
+        if not lens.weights_only:
+            check_states_folder(self.out / STATES_NAME)
+        n_sources = len(self.prepared.layout.sources)
+        return streams_within(model, lens, n_sources, self.compute.stream, self.machine)
+
+    def _rank(self, todo: list[int], writer: AtlasWriter, done: NDArray[np.bool_]) -> None:
+        """Rank and write the layers to do, marking them in ``done``."""
+        model, stats, tell = self.prepared.model, self.stats, self.tell
         with stats.timed("states"):
-            states = _make_states(prepared, saved_states, tell, machine, compute, last=todo[-1])
+            states = self._states(last=todo[-1])
         with stats.timed("reading"):
-            vocabulary = Vocabulary.read(prepared.model.unembed, prepared.competing)
-            prepared.model.checkpoint.release()
-        layers = _layers(prepared, states, todo, writer, done, stats)
+            vocabulary = Vocabulary.read(model.unembed, self.prepared.competing)
+            model.checkpoint.release()
+        layers = self._layers(states, todo, writer, done)
         tell(Progress("heads", 0, len(todo)))
-        ranked = _ranked(
-            prepared,
-            vocabulary,
-            layers,
-            len(todo),
-            stats,
-            machine,
-            isinstance(states, StreamedStates),
-            compute,
-        )
+        ranked = self._ranked(vocabulary, layers, len(todo), isinstance(states, StreamedStates))
         with closing(ranked), stats.timed("ranking"):
             for layer, ranks in ranked:
                 with stats.timed("writing"):
                     writer.write(layer, ranks)
                 done[layer] = True
                 tell(Progress("heads", int(done[todo].sum()), len(todo), f"layer {layer} done"))
-        del vocabulary, layers, ranked  # before calibration needs memory
         tell(Progress("heads", len(todo), len(todo)))
-    if writer.done()[list(with_heads)].all():
-        discard_states(saved_states)
-        # What a process left that was killed while it made the atlas.
-        for left in out.glob(f".{ATLAS_NAME}." + 8 * "[0-9a-f]"):
-            shutil.rmtree(left, ignore_errors=True)
-    with _alone(path), stats.timed("calibration"):
-        atlas = Atlas.open(path)
-        provenance = with_traffic(atlas.provenance, prepared.model)
-        scored = Atlas(atlas.dataset, provenance, prepared.options.thresholds, path)
-        store_scores(scored, single_tokens=single_tokens)
-        return Atlas.open(path)
 
+    def _states(self, *, last: int) -> States:
+        """Make the source states of all layers up to ``last``, or go on where an earlier run stopped."""
+        streamed, provenance = self.streams(), self.prepared.provenance
+        lens, model, sources = self.prepared.options.lens, self.prepared.model, self.prepared.layout.sources
+        if lens.weights_only:
+            return MapsStates(model, sources)
+        make = partial(StreamedStates, last=last) if streamed else NeutralStates.compute
+        return make(
+            model,
+            sources,
+            lens.prefixes,
+            self.out / STATES_NAME,
+            identity=f"{provenance['model']['weights_hash']} {provenance['tokenizer_hash']}",
+            device=self.machine.devices[0],
+            progress=lambda done, total: self.tell(Progress("states", done, total)),
+        )
 
-def _streams(prepared: PreparedMap, folder: Path, machine: Machine, compute: Compute) -> bool:
-    """Whether sources go through layer by layer; refuse a map whose memory or folder does not do."""
-    lens = prepared.options.lens
-    if not lens.weights_only:
-        check_states_folder(folder)
-    return streams_within(prepared.model, lens, len(prepared.layout.sources), compute.stream, machine)
+    def _layers(
+        self, states: States, todo: list[int], writer: AtlasWriter, done: NDArray[np.bool_]
+    ) -> Iterator[tuple[int, LayerInputs]]:
+        """The layers to do with their inputs, each read when it is asked for.
 
+        Those that another process has done in the meantime are marked in ``done`` and left out.
+        """
+        for layer in todo:
+            done[layer] = writer.is_done(layer)
+            if not done[layer]:
+                with self.stats.timed("states" if isinstance(states, StreamedStates) else "reading"):
+                    inputs = layer_inputs(self.prepared, states, layer)
+                    self.prepared.model.checkpoint.release()
+                yield layer, inputs
+                del inputs  # before the next layer is read
 
-def _make_states(
-    prepared: PreparedMap, folder: Path, tell: Report, machine: Machine, compute: Compute, *, last: int
-) -> States:
-    """Make the source states of all layers up to ``last``, or take them up where an earlier run stopped."""
-    streamed = _streams(prepared, folder, machine, compute)
-    lens, model, sources = prepared.options.lens, prepared.model, prepared.layout.sources
-    if lens.weights_only:
-        return MapsStates(model, sources)
-    make = partial(StreamedStates, last=last) if streamed else NeutralStates.compute
-    return make(
-        model,
-        sources,
-        lens.prefixes,
-        folder,
-        identity=f"{prepared.provenance['model']['weights_hash']} {prepared.provenance['tokenizer_hash']}",
-        device=machine.devices[0],
-        progress=lambda done, total: tell(Progress("states", done, total)),
-    )
+    def _ranked(
+        self, vocabulary: Vocabulary, layers: Iterator[tuple[int, LayerInputs]], n_layers: int, streamed: bool
+    ) -> Generator[tuple[int, LayerRanks], None, None]:
+        """The layers' ranks as they get done, here or on a cluster."""
+        layout, stats, options = self.prepared.layout, self.stats, self.prepared.options
+        if self.compute.cluster is not None:
+            device = "cuda" if self.compute.device.startswith("cuda") else "cpu"
+            yield from rank_on_cluster(
+                layout,
+                vocabulary,
+                layers,
+                n_layers=n_layers,
+                ceiling=options.ceiling,
+                stats=stats,
+                device=device,
+            )
+            return
+        n_sources = len(layout.sources)
+        share = share_of(self.prepared.model, options.lens, n_sources, self.machine, streamed=streamed)
+        workers = workers_for(vocabulary, self.machine, share)
+        yield from rank_here(layout, workers, layers, ceiling=options.ceiling, stats=stats)
 
 
 def layer_inputs(prepared: PreparedMap, states: States, layer: int) -> LayerInputs:
@@ -238,51 +269,6 @@ def layer_inputs(prepared: PreparedMap, states: States, layer: int) -> LayerInpu
         control_states=seen.control,
         control_right=control_right,
     )
-
-
-def _layers(
-    prepared: PreparedMap,
-    states: States,
-    todo: list[int],
-    writer: AtlasWriter,
-    done: NDArray[np.bool_],
-    stats: Stats,
-) -> Iterator[tuple[int, LayerInputs]]:
-    """The layers to do with their inputs, each read when it is asked for.
-
-    Those that another process has done in the meantime are marked in ``done`` and left out.
-    """
-    for layer in todo:
-        done[layer] = writer.is_done(layer)
-        if not done[layer]:
-            with stats.timed("states" if isinstance(states, StreamedStates) else "reading"):
-                inputs = layer_inputs(prepared, states, layer)
-                prepared.model.checkpoint.release()
-            yield layer, inputs
-            del inputs  # before the next layer is read
-
-
-def _ranked(
-    prepared: PreparedMap,
-    vocabulary: Vocabulary,
-    layers: Iterator[tuple[int, LayerInputs]],
-    n_layers: int,
-    stats: Stats,
-    machine: Machine,
-    streamed: bool,
-    compute: Compute,
-) -> Generator[tuple[int, LayerRanks], None, None]:
-    """The layers' ranks as they get done, here or on a cluster."""
-    layout, ceiling = prepared.layout, prepared.options.ceiling
-    if compute.cluster is not None:
-        device = "cuda" if compute.device.startswith("cuda") else "cpu"
-        yield from rank_on_cluster(
-            layout, vocabulary, layers, n_layers=n_layers, ceiling=ceiling, stats=stats, device=device
-        )
-        return
-    share = share_of(prepared.model, prepared.options.lens, len(layout.sources), machine, streamed=streamed)
-    workers = workers_for(vocabulary, machine, share)
-    yield from rank_here(layout, workers, layers, ceiling=ceiling, stats=stats)
 
 
 @contextmanager

@@ -1,20 +1,32 @@
-"""The layers of a map on this machine: several at a time, on its cores or on each GPU."""
+"""The layers of a map: several at a time on this machine's cores or on each GPU, or one task a layer on a Ray cluster.
+
+With a cluster this process reads the model, makes the source states, and writes the atlas. A task gets all it
+needs through Ray's object store (one layer's states and weights; the unembedding once a machine, in shared
+memory) and returns the layer's ranks. So the other machines need headatlas, but neither the model nor the
+folder of the atlas, and a layer's result is that of the same function with the same numbers here.
+"""
 
 from __future__ import annotations
 
+import logging
 import queue
+import socket
 import sys
+import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from numpy.typing import NDArray
 
+from headatlas import __version__
 from headatlas.atlas.layout import Layout
 from headatlas.atlas.store import LayerRanks
 from headatlas.devices import strict_products, trim_heap
+from headatlas.errors import HeadatlasError
 from headatlas.mapping.bounds import whole
 from headatlas.mapping.engine import map_layer
 from headatlas.mapping.inputs import LayerInputs
@@ -28,6 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from headatlas.architectures import RightMap
+
 
 WORTH_TRIMMING = 128 << 20
 """Bytes of a worker's heads from which freed memory goes back to the system after every layer. Small layers
@@ -55,13 +68,7 @@ class Worker:
 
 
 def workers_for(vocabulary: Vocabulary, machine: Machine, share: Shares) -> list[Worker]:
-    """The workers of this machine.
-
-    Args:
-        vocabulary: Competing rows of U.
-        machine: Where to compute.
-        share: What fits.
-    """
+    """The workers of this machine."""
     devices = [device for device in machine.devices if device.type != "cpu"]
     each = max(1, machine.cores // share.workers)
     # Those of a GPU share what is on it.
@@ -87,7 +94,9 @@ class _Ranker:
         worker, stats = self._free.get(), Stats()
         try:
             torch.set_num_threads(worker.threads)
-            known = self._known_control(inputs)
+            known, control = None, self._control
+            if control and control[0] is inputs.control_states and control[1] is inputs.control_right:
+                known = control[2]
             with strict_products():
                 ranks = map_layer(
                     self._layout,
@@ -105,12 +114,6 @@ class _Ranker:
             if worker.heads * head_bytes(inputs.dims, len(self._layout.sources)) >= WORTH_TRIMMING:
                 trim_heap()
             self._free.put(worker)
-
-    def _known_control(self, inputs: LayerInputs) -> NDArray[np.int16] | None:
-        known = self._control
-        if known is None or known[0] is not inputs.control_states or known[1] is not inputs.control_right:
-            return None
-        return known[2]
 
 
 @contextmanager
@@ -141,11 +144,7 @@ def rank_here(
 ) -> Generator[tuple[int, LayerRanks], None, None]:
     """Ranks of layers as they get done, in any order. This thread reads the next layer while others rank.
 
-    Args:
-        layout, ceiling: As for :func:`headatlas.mapping.engine.map_layer`.
-        workers: From :func:`workers_for`.
-        layers: Layers and their inputs.
-        stats: Gets the counts of all workers; times are added up over workers.
+    ``stats`` gets the counts of all workers; times are added up over workers.
     """
     ranker = _Ranker(layout, workers, ceiling)
     waiting: _Waiting = {}
@@ -180,3 +179,181 @@ def _delivered(
         ranks, mine = future.result()
         stats.add(mine)
         yield layer, ranks
+
+
+RETRIES = 5
+"""How often a layer is given to another worker when its worker or machine is lost."""
+SECONDS_TO_ANSWER = 10
+
+
+def import_ray() -> Any:
+    """Ray, or a HeadatlasError that says how to get it."""
+    try:
+        import ray
+    except ImportError as error:
+        raise HeadatlasError("`cluster` needs Ray; get it with pip install 'headatlas[cluster]'.") from error
+    return ray
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """A connection to a running cluster during the block; one that the caller has is used and kept.
+
+    The address is ``"auto"``, the cluster this machine belongs to, or ``HOST:PORT``, its head.
+    """
+    ray = import_ray()
+    if ray.is_initialized():
+        yield
+        return
+    if address.startswith("ray://"):
+        raise HeadatlasError(
+            f"`cluster={address}`: the command runs on a machine of the cluster; start it there (by "
+            "`ray job submit`, or in a shell of it) with `cluster=auto`."
+        )
+    try:
+        _knock(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, OverflowError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise HeadatlasError(
+            f"`cluster={address}`: no connection to a Ray cluster ({_first_line(error)}); "
+            "start one with `ray start --head`, or give its address."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise an OSError where nobody listens at ``HOST:PORT``; Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=SECONDS_TO_ANSWER).close()
+
+
+def rank_on_cluster(
+    layout: Layout,
+    vocabulary: Vocabulary,
+    layers: Iterator[tuple[int, LayerInputs]],
+    *,
+    n_layers: int,
+    ceiling: int,
+    stats: Stats,
+    device: str = "cpu",
+) -> Iterator[tuple[int, LayerRanks]]:
+    """Ranks of layers as they get done, in any order. What is not done when the caller stops is cancelled.
+
+    The number of layers to come decides how many processors each gets. With the device ``"cuda"`` each task
+    has a GPU of its own, whichever Ray gives it. A layer that is lost is given to other workers, ``RETRIES``
+    times.
+    """
+    ray = import_ray()
+    cpus, gpus, at_once = _shares(ray.nodes(), n_layers, device)
+    vocabulary = replace(vocabulary, device=torch.device("cuda" if gpus else "cpu"))
+    task = ray.remote(rank_one).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)
+    waiting: dict[Any, int] = {}
+    with _tensors_in_shared_memory():
+        _ = vocabulary.norms  # computed once and sent along
+        try:
+            common = ray.put(layout), ray.put(vocabulary)
+            while True:
+                # Twice as many as can run, so that no machine waits while this one reads.
+                given = next(layers, None) if len(waiting) < 2 * at_once else None
+                if given is not None:
+                    waiting[task.remote(*common, given[1], ceiling, cpus, __version__)] = given[0]
+                elif not waiting:
+                    return
+                ready, _ = ray.wait(list(waiting), timeout=None if given is None else 0)
+                for reference in ready:
+                    layer = waiting.pop(reference)
+                    ranks, done = _fetched(ray, reference, layer)
+                    stats.add(done)
+                    yield layer, ranks
+        except ray.exceptions.RayError as error:
+            raise HeadatlasError(
+                f"the cluster takes no more layers ({_first_line(error)}); "
+                "finished layers are saved, the same command goes on."
+            ) from error
+        finally:
+            for reference in waiting:
+                ray.cancel(reference)
+
+
+def rank_one(
+    layout: Layout, vocabulary: Vocabulary, inputs: LayerInputs, ceiling: int, cpus: int, version: str
+) -> tuple[LayerRanks, Stats]:
+    """The task: one layer, on any machine that has this version of headatlas, on the vocabulary's device."""
+    if version != __version__:
+        raise HeadatlasError(
+            f"a machine of the cluster has headatlas {__version__}, this one {version}; "
+            "install the same version on all."
+        )
+    torch.set_num_threads(cpus)
+    stats = Stats()
+    with strict_products():
+        return map_layer(layout, inputs, vocabulary, ceiling=ceiling, stats=stats), stats
+
+
+def _shares(nodes: list[dict[str, Any]], n_layers: int, device: str = "cpu") -> tuple[int, int, int]:
+    """Processors and GPUs a layer, and how many layers that makes at once; all are used if that can be."""
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    kind = device.partition(":")[0]
+    if kind == "cuda":
+        shares = [(int(each.get("CPU", 0)), int(each["GPU"])) for each in alive if each.get("GPU", 0) >= 1]
+        if not shares:
+            raise HeadatlasError(
+                f"`device={device}`: no machine of the cluster has a GPU that Ray knows of; start one with "
+                "`ray start --num-gpus N`, or use `device=cpu`."
+            )
+        return max(1, min(cpus // gpus for cpus, gpus in shares)), 1, sum(gpus for _, gpus in shares)
+    if kind != "cpu":
+        raise HeadatlasError(f"`device={device}`: Ray shares out processors and CUDA GPUs; use cpu or cuda.")
+    sizes = [int(each.get("CPU", 0)) for each in alive]
+    sizes = [size for size in sizes if size] or [1]  # a cluster may start its machines only when asked
+    cpus = max(1, min(*sizes, sum(sizes) // n_layers))
+    return cpus, 0, sum(size // cpus for size in sizes)
+
+
+def _fetched(ray: Any, reference: Any, layer: int) -> tuple[LayerRanks, Stats]:
+    """The result of a task; its failure as a HeadatlasError that says why."""
+    try:
+        found: tuple[LayerRanks, Stats] = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, HeadatlasError):
+            raise HeadatlasError(f"layer {layer} on the cluster: {cause}") from error
+        raise HeadatlasError(
+            f"layer {layer} failed on the cluster ({type(cause or error).__name__}: "
+            f"{_first_line(cause or error)}); finished layers are saved, the same command goes on."
+        ) from error
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+@contextmanager
+def _tensors_in_shared_memory() -> Iterator[None]:
+    """Ray keeps NumPy arrays in memory that all processes of a machine share, tensors only in copies."""
+    from ray.util import deregister_serializer, register_serializer
+
+    register_serializer(torch.Tensor, serializer=_packed, deserializer=_unpacked)
+    try:
+        yield
+    finally:
+        deregister_serializer(torch.Tensor)
+
+
+def _packed(tensor: torch.Tensor) -> tuple[NDArray[Any], torch.dtype, tuple[int, ...]]:
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy(), flat.dtype, tuple(tensor.shape)
+
+
+def _unpacked(packed: tuple[NDArray[Any], torch.dtype, tuple[int, ...]]) -> torch.Tensor:
+    raw, dtype, shape = packed
+    with warnings.catch_warnings():
+        # Shared memory is read-only; the engine writes into nothing that it is given.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(raw).view(dtype).view(shape)

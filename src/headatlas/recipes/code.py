@@ -60,16 +60,9 @@ def written(
     seed: int,
     factor: float | None,
 ) -> str:
-    """The code for one library.
+    """The code for one library (``transformers``, ``transformer-lens`` or ``nnsight``).
 
-    Args:
-        form: ``transformers``, ``transformer-lens`` or ``nnsight``.
-        do: What happens to the heads.
-        place: Where they are.
-        heads, control: (layer, head).
-        why: How the heads were chosen; text of others.
-        seed: Of the control.
-        factor: Of ``scale``.
+    ``why`` says how the heads were chosen, and is text of others; ``control`` are drawn with ``seed``.
     """
     dialect = _DIALECTS[form]
     body = dialect.watching if do == "watch" else dialect.changing

@@ -10,26 +10,28 @@ from headatlas.relations.relation import (
 )
 from headatlas.relations.selection import (
     RelationSpec,
+    alternative_to,
     check_sources,
-    core_relations,
-    load_relations,
+    contexts,
+    core,
+    library,
     match_relation,
     most_sources,
+    questions,
     resolve_relations,
     try_relations,
 )
-from headatlas.relations.shipped import alternative_to, contexts, core, library, questions
 from headatlas.relations.tokenising import (
     MIN_SOURCES,
     MIN_TARGETS,
     NOT_DRAWN,
+    competing_tokens,
     drawn,
     sampled,
     tokenise,
     too_small,
     usable_words,
 )
-from headatlas.relations.vocabulary import competing_tokens
 
 __all__ = [
     "CORE_CATEGORIES",
@@ -47,10 +49,8 @@ __all__ = [
     "competing_tokens",
     "contexts",
     "core",
-    "core_relations",
     "drawn",
     "library",
-    "load_relations",
     "match_relation",
     "most_sources",
     "questions",

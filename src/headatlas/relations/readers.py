@@ -15,7 +15,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +47,7 @@ _MARKS = (
 )
 _SEPARATORS = (",", ";", "\t")
 _NO_ROW: tuple[int, list[str]] = (1, [])
+_HEAD = ("name", "title", "category", "subcategory")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -56,9 +56,6 @@ def relation_files(path: Path) -> list[tuple[Path, str]]:
 
     In a folder that is the name of the subfolder that several relations share; elsewhere ``"User"``. Files
     with other endings (README, notes) and hidden files are ignored in a folder.
-
-    Raises:
-        HeadatlasError: Nothing there, or no relation file in the folder.
     """
     patterns = ["/".join(["*"] * (depth + 1)) for depth in range(_DEPTH)]
     try:
@@ -94,14 +91,9 @@ def looks_like_a_file(name: str) -> bool:
 
 
 def read_relation(path: Path, category: str = USER_CATEGORY) -> Relation:
-    """The relation in a file. It is named after the file unless the file says otherwise.
+    """The relation in a .json, .csv or .tsv file in UTF-8, or in UTF-16 with its byte order mark.
 
-    Args:
-        path: A ``.json``, ``.csv`` or ``.tsv`` file in UTF-8, or in UTF-16 with its byte order mark.
-        category: For a file that gives none.
-
-    Raises:
-        HeadatlasError: The file cannot be read or is malformed; names the file, and the line of a bad pair.
+    It is named after the file unless the file says otherwise; ``category`` is for a file that gives none.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -224,54 +216,35 @@ def _table_pairs(rows: Iterator[tuple[int, list[str]]], path: Path) -> list[Pair
 # JSON
 
 
-@dataclass(frozen=True)
-class _Document:
-    """A JSON document that knows lines, which the standard parser forgets.
-
-    Attributes:
-        value: The parsed value.
-        line_of_key: The 1-based line of each value of the top object.
-        item_lines: The line of each item of the list of pairs: the top list, or the one under ``pairs`` or
-            ``samples``.
-    """
-
-    value: Any
-    line_of_key: dict[str, int]
-    item_lines: tuple[int, ...]
-
-
 def _read_json(text: str, path: Path, category: str) -> Relation:
     """The relation in a JSON text; the three formats are told apart by what they hold."""
-    document = _parse(text, path)
-    value = document.value
-    if isinstance(value, list):
-        return _from_json({}, value, document, path, category)
-    if isinstance(value, dict) and isinstance(value.get("pairs"), list):
-        return _from_json(value, value["pairs"], document, path, category)
-    if isinstance(value, dict) and isinstance(value.get("samples"), list):
-        head = {"title": value["name"]} if "name" in value else {}
-        return _from_json(head, value["samples"], document, path, category)
-    raise HeadatlasError(
-        f'{path}, line 1: not a relation. Give a list of pairs ([["France", "Paris"], …]), an object with '
-        '"pairs", or one with "samples" of "subject" and "object".'
-    )
-
-
-def _from_json(
-    head: dict[str, Any], items: list[Any], document: _Document, path: Path, category: str
-) -> Relation:
-    pairs = merge(
-        [
-            as_pair(_sample(item), f"{path}, line {line}")
-            for item, line in zip(items, document.item_lines, strict=True)
-        ]
-    )
-    keys = ("name", "title", "category", "subcategory", *PROVENANCE)
-    texts = {key: _head_text(head, key, document, path) for key in keys}
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise HeadatlasError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from None
+    except (ValueError, RecursionError) as error:  # an endless number; thousands of nested brackets
+        raise HeadatlasError(f"{path}: JSON that cannot be read ({error}).") from None
+    head = value if isinstance(value, dict) else {}
+    key = next((key for key in ("pairs", "samples") if isinstance(head.get(key), list)), "")
+    items = head[key] if key else value
+    if not isinstance(items, list):
+        raise HeadatlasError(
+            f'{path}, line 1: not a relation. Give a list of pairs ([["France", "Paris"], …]), an object '
+            'with "pairs", or one with "samples" of "subject" and "object".'
+        )
+    if key == "samples":
+        head = {"title": head["name"]} if "name" in head else {}
+    found = []
+    for at, item in enumerate(items):
+        try:
+            found.append(as_pair(_sample(item), ""))
+        except HeadatlasError as error:
+            raise HeadatlasError(f"{path}, line {_line_of_item(text, key, at)}{error}") from None
+    pairs = merge(found)
+    texts = {key: _head_text(head, key, path) for key in (*_HEAD, *PROVENANCE)}
     copying = head.get("copying", is_copying(pairs))
     if not isinstance(copying, bool):
-        where = f"{path}, line {document.line_of_key['copying']}"
-        raise HeadatlasError(f'{where}: "copying" is {kind(copying)}; write true or false.')
+        raise HeadatlasError(f'{path}: "copying" is {kind(copying)}; write true or false.')
     name = texts["name"] or slug(path.stem)
     return Relation(
         name=name,
@@ -292,7 +265,7 @@ def _sample(item: Any) -> Any:
     return item
 
 
-def _head_text(head: dict[str, Any], key: str, document: _Document, path: Path) -> str:
+def _head_text(head: dict[str, Any], key: str, path: Path) -> str:
     """The text under a key of the top object, ``""`` if there is none."""
     value = head.get(key, "")
     if not isinstance(value, str):
@@ -300,76 +273,34 @@ def _head_text(head: dict[str, Any], key: str, document: _Document, path: Path) 
     else:
         problem = word_problem(value) if value and key not in PROVENANCE else None
     if problem:
-        line = document.line_of_key.get(key, document.line_of_key.get("name"))
-        raise HeadatlasError(f'{path}, line {line}: "{key}" {problem}.')
+        raise HeadatlasError(f'{path}: "{key}" {problem}.')
     return str(value)
 
 
-def _parse(text: str, path: Path) -> _Document:
-    """Parse `text`, and find the lines of keys and pairs by walking it item by item once more."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise HeadatlasError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from None
-    except (ValueError, RecursionError) as error:  # an endless number; thousands of nested brackets
-        raise HeadatlasError(f"{path}: JSON that cannot be read ({error}).") from None
-    start = _skip(text, 0)
-    keys = _value_starts(text, start) if isinstance(value, dict) else {}
-    lists = [keys[key] for key in ("pairs", "samples") if key in keys and text[keys[key]] == "["]
-    if isinstance(value, list):
-        lists = [start]
-    items = _item_starts(text, lists[0]) if lists else []
-    return _Document(
-        value,
-        {key: text.count("\n", 0, position) + 1 for key, position in keys.items()},
-        tuple(_lines(text, items)),
-    )
-
-
-def _lines(text: str, positions: list[int]) -> Iterator[int]:
-    """The 1-based lines of ascending positions."""
-    line, done = 1, 0
-    for position in positions:
-        line += text.count("\n", done, position)
-        done = position
-        yield line
-
-
-def _skip(text: str, position: int) -> int:
-    """The position of the next character that is not white space."""
-    found = _SPACE.match(text, position)
-    return found.end() if found else position
-
-
-def _item_starts(text: str, position: int) -> list[int]:
-    """Starts of the items of the (valid) array at `position`."""
+def _line_of_item(text: str, key: str, at: int) -> int:
+    """The 1-based line of an item of the top list of valid JSON, or of the list under a key at the top."""
     decoder = json.JSONDecoder()
-    starts = []
-    position = _skip(text, position + 1)
-    while text[position] != "]":
-        starts.append(position)
-        position = _skip(text, decoder.raw_decode(text, position)[1])
-        if text[position] == ",":
-            position = _skip(text, position + 1)
-    return starts
 
+    def skip(position: int) -> int:
+        found = _SPACE.match(text, position)
+        return found.end() if found else position
 
-def _value_starts(text: str, position: int) -> dict[str, int]:
-    """Starts of the values of the (valid) object at `position`, by key.
+    def values(start: int) -> Iterator[tuple[str, int]]:
+        """Name, if it has one, and start of each value of the list or object that starts there."""
+        position = skip(start + 1)
+        while text[position] not in "]}":
+            name = ""
+            if text[start] == "{":
+                name, position = decoder.raw_decode(text, position)
+                position = skip(skip(position) + 1)  # the colon
+            yield name, position
+            position = skip(decoder.raw_decode(text, position)[1])
+            position = skip(position + 1) if text[position] == "," else position
 
-    Of a key given twice the last counts, as it does for the standard parser.
-    """
-    decoder = json.JSONDecoder()
-    found: dict[str, int] = {}
-    position = _skip(text, position + 1)
-    while text[position] != "}":
-        key, position = decoder.raw_decode(text, position)
-        position = _skip(text, _skip(text, position) + 1)  # the colon
-        found[key] = position
-        position = _skip(text, decoder.raw_decode(text, position)[1])
-        if text[position] == ",":
-            position = _skip(text, position + 1)
-    return found
+    start = skip(0)
+    if key:  # of a key given twice the last counts
+        start = [place for name, place in values(start) if name == key][-1]
+    return text.count("\n", 0, [place for _, place in values(start)][at]) + 1
 
 
 _READERS: dict[str, Callable[[str, Path, str], Relation]] = {

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -65,16 +65,12 @@ class Relation:
     subcategory: str = ""
 
     def __post_init__(self) -> None:
-        problem = _type_problem(self) or _problem(self)
-        if problem:
+        if problem := next(_problems(self), None):
             raise HeadatlasError(f"{self.file or f'relation {self.name!r}'}: {problem}.")
 
     @classmethod
     def from_pairs(
-        cls,
-        name: str,
-        pairs: Iterable[tuple[str, str | Sequence[str]]],
-        category: str = USER_CATEGORY,
+        cls, name: str, pairs: Iterable[tuple[str, str | Sequence[str]]], category: str = USER_CATEGORY
     ) -> Relation:
         """A relation from plain pairs; a source given several times has all its targets.
 
@@ -185,19 +181,14 @@ def word_problem(word: str) -> str | None:
 
 
 def checked_word(word: Any) -> str:
-    """A word as pairs have it, without the spaces around it.
-
-    Raises:
-        HeadatlasError: It is no text, or no word.
-    """
+    """A word as pairs have it, without the spaces around it."""
     return _word(word, "word", f"{word!r}" if isinstance(word, str) else "words")
 
 
 def as_pair(item: Any, where: str) -> Pair:
     """A pair from ``(source, target)`` or ``(source, [targets])``; numbers are taken as they are written.
 
-    Raises:
-        HeadatlasError: It is something else, or holds a word that cannot be used; begins with `where`.
+    The refusal of anything else begins with `where`.
     """
     if isinstance(item, Pair):
         item = (item.source, item.targets)
@@ -255,62 +246,47 @@ def is_copying(pairs: tuple[Pair, ...]) -> bool:
     return bool(pairs) and all(pair.targets == (pair.source,) for pair in pairs)
 
 
-def _type_problem(relation: Any) -> str | None:
-    """Why the arguments of a relation have the wrong types, or None."""
+def _problems(relation: Any) -> Iterator[str]:
+    """Why a relation cannot be used: types, texts, the name, the pairs. Only the first is to be asked for."""
     for role in ("name", "title", "category", "subcategory"):
-        value = getattr(relation, role)
-        if not isinstance(value, str):
-            return f"the {role} is {kind(value)}, not text; {_FROM_PAIRS}"
+        text = getattr(relation, role)
+        if not isinstance(text, str):
+            yield f"the {role} is {kind(text)}, not text; {_FROM_PAIRS}"
+    if not _NAME.fullmatch(relation.name):
+        yield f"the name {relation.name!r} is not made of a–z, 0–9 and _; rename it or its file"
+    for role in ("title", "category", *(["subcategory"] if relation.subcategory else [])):
+        if problem := word_problem(getattr(relation, role)):
+            yield f"the {role} {problem}"
+    if not isinstance(relation.copying, bool):
+        yield f"copying is {kind(relation.copying)}; it is True or False"
     pairs = relation.pairs
     if not isinstance(pairs, tuple) or not all(isinstance(pair, Pair) for pair in pairs):
-        return f"the pairs are {kind(pairs)}, not a tuple of Pair; {_FROM_PAIRS}"
-    for pair in pairs:
-        if not isinstance(pair.targets, tuple):
-            return f"the targets of {pair.source!r} are {kind(pair.targets)}, not a tuple of words"
-        if not all(isinstance(word, str) for word in (pair.source, *pair.targets)):
-            return f"{pair!r} holds something that is not text"
-    if not isinstance(relation.copying, bool):
-        return f"copying is {kind(relation.copying)}; it is True or False"
-    return None
-
-
-def _problem(relation: Relation) -> str | None:
-    """Why `relation` cannot be used, or None: the name, the texts, the pairs, repetitions."""
-    if not _NAME.fullmatch(relation.name):
-        return f"the name {relation.name!r} is not made of a–z, 0–9 and _; rename it or its file"
-    texts = {"title": relation.title, "category": relation.category}
-    if relation.subcategory:
-        texts["subcategory"] = relation.subcategory
-    for role, text in texts.items():
-        problem = word_problem(text)
-        if problem:
-            return f"the {role} {problem}"
-    if not relation.pairs:
-        return "there are no pairs"
+        yield f"the pairs are {kind(pairs)}, not a tuple of Pair; {_FROM_PAIRS}"
+    if not pairs:
+        yield "there are no pairs"
     seen: set[str] = set()
-    for pair in relation.pairs:
-        problem = _pair_problem(pair)
-        if problem:
-            return problem
+    for pair in pairs:
+        yield from _pair_problems(pair)
         if pair.source in seen:
-            return f"the source {pair.source!r} is there twice"
+            yield f"the source {pair.source!r} is there twice"
         seen.add(pair.source)
-    return None
 
 
-def _pair_problem(pair: Pair) -> str | None:
-    problem = word_problem(pair.source)
-    if problem:
-        return f"the source {pair.source!r} {problem}"
-    if not pair.targets:
-        return f"the source {pair.source!r} has no target"
-    for target in pair.targets:
-        problem = word_problem(target)
-        if problem:
-            return f"the target {target!r} of {pair.source!r} {problem}"
-    if len(set(pair.targets)) < len(pair.targets):
-        return f"the source {pair.source!r} has the same target twice"
-    return None
+def _pair_problems(pair: Any) -> Iterator[str]:
+    source, targets = pair.source, pair.targets
+    if not isinstance(targets, tuple):
+        yield f"the targets of {source!r} are {kind(targets)}, not a tuple of words"
+    if not all(isinstance(word, str) for word in (source, *targets)):
+        yield f"{pair!r} holds something that is not text"
+    if problem := word_problem(source):
+        yield f"the source {source!r} {problem}"
+    if not targets:
+        yield f"the source {source!r} has no target"
+    for target in targets:
+        if problem := word_problem(target):
+            yield f"the target {target!r} of {source!r} {problem}"
+    if len(set(targets)) < len(targets):
+        yield f"the source {source!r} has the same target twice"
 
 
 def _json(value: Any) -> str:

@@ -1,21 +1,121 @@
-"""From a person's words to relations: shipped names, files, folders, plain pairs, and several of these."""
+"""From a person's words to relations: shipped names, files, folders, plain pairs, and several of these.
+
+The relations that come with headatlas are one JSON file each under ``data/<category>/<name>.json``. What a
+file says before its pairs is read of all of them; the pairs only of relations that are asked for.
+"""
 
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from headatlas.errors import HeadatlasError
 from headatlas.options import MANY_RELATIONS, SAMPLE, Sources
 from headatlas.relations.readers import looks_like_a_file, read_relation, relation_files
-from headatlas.relations.relation import Relation, kind
-from headatlas.relations.shipped import ALL, CORE, core, groups, shipped
+from headatlas.relations.relation import CORE_CATEGORIES, Relation, kind
 from headatlas.relations.tokenising import MIN_SOURCES
+
+DATA = Path(__file__).parent / "data"
+CORE, ALL = "core", "all"
+_HEAD_CHARACTERS = 8192
+
+
+def core() -> tuple[Relation, ...]:
+    """The relations of the paper, by category in the order of `CORE_CATEGORIES`, then by name."""
+    return tuple(map(shipped, groups()[CORE]))
+
+
+def library() -> tuple[Relation, ...]:
+    """Every other shipped relation, in the order of `core`."""
+    others = groups()[ALL][len(groups()[CORE]) :]
+    return tuple(map(shipped, others))
+
+
+@cache
+def groups() -> dict[str, tuple[str, ...]]:
+    """Names of relations by the name of a group: ``"core"``, ``"all"``, each category, each subcategory.
+
+    Those of core come first in each. A subcategory that two categories have holds the relations of both.
+    """
+    first, then = (
+        sorted(
+            (name for name, head in heads().items() if head.get(mark) is True),
+            key=lambda name: (CORE_CATEGORIES.index(heads()[name]["category"]), name),
+        )
+        for mark in ("core", "judged")
+    )
+    found: dict[str, list[str]] = {CORE: first, ALL: [*first, *then]}
+    for key in ("category", "subcategory"):
+        for name in found[ALL]:
+            found.setdefault(heads()[name][key], []).append(name)
+    return {group: tuple(names) for group, names in found.items()}
+
+
+@cache
+def shipped(name: str) -> Relation:
+    """The shipped relation of that name; its file is held to more than a user's."""
+    path = DATA / heads()[name]["category"].lower() / f"{name}.json"
+    try:
+        return read_relation(path)
+    except HeadatlasError as error:
+        raise HeadatlasError(f"{str(error).rstrip('.')}; install headatlas again.") from error
+
+
+def alternative_to(relation: Relation) -> Relation | None:
+    """The shipped relation that stands in for this one where a tokenizer leaves it out, or None."""
+    for name, head in heads().items():
+        if head.get("alternative_to") == relation.name and shipped(relation.name).sha256 == relation.sha256:
+            return shipped(name)
+    return None
+
+
+def questions() -> dict[str, str]:
+    """Name → the text that asks for the target, with ``{}`` for the source, where a relation has one."""
+    return {name: heads()[name]["question"] for name in groups()[ALL] if "question" in heads()[name]}
+
+
+def contexts() -> dict[str, tuple[str, ...]]:
+    """Name → texts in which its sources stand naturally, with ``{}`` for the source, where it has such."""
+    return {name: tuple(heads()[name]["contexts"]) for name in groups()[ALL] if "contexts" in heads()[name]}
+
+
+@cache
+def heads() -> dict[str, dict[str, Any]]:
+    """Name → what its file says before the pairs, by the path of the file; none may be damaged."""
+    found = {}
+    for path in sorted(DATA.glob("*/*.json")):
+        with path.open(encoding="utf-8") as stream:
+            text = stream.read(_HEAD_CHARACTERS)
+            before, mark, _ = text.partition('"pairs":')
+            whole = f"{before.rstrip().rstrip(',')}}}" if mark else text + stream.read()
+        try:
+            head = dict(json.loads(whole))
+        except ValueError as error:
+            raise HeadatlasError(
+                f"{path}: not the JSON of a relation ({error}); install headatlas again."
+            ) from None
+        if problem := _head_problem(head, path):
+            raise HeadatlasError(f"{path}: {problem}; install headatlas again.")
+        found[path.stem] = head
+    return found
+
+
+def _head_problem(head: dict[str, Any], path: Path) -> str | None:
+    category = head.get("category", "")
+    if head.get("name") != path.stem or str(category).lower() != path.parent.name:
+        return "the name or the category is not that of the file and its folder"
+    if category not in CORE_CATEGORIES:
+        return f"the category {category!r} is not one of {', '.join(CORE_CATEGORIES)}"
+    if missing := [key for key in ("subcategory", "source", "licence") if not head.get(key)]:
+        return f"the {' and the '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+    return None
+
 
 Pairs = Iterable[tuple[str, str | Sequence[str]]]
 OneRelationSpec = str | Path | Relation | tuple[str, Pairs]
@@ -49,11 +149,7 @@ def resolve_relations(spec: RelationSpec) -> tuple[Relation, ...]:
 
 
 def try_relations(spec: RelationSpec) -> tuple[tuple[Relation, ...], tuple[HeadatlasError, ...]]:
-    """As `resolve_relations`, but going on after an error: the relations that can be read, and all errors.
-
-    Raises:
-        HeadatlasError: `spec` has the wrong type or is empty.
-    """
+    """As `resolve_relations`, but going on after an error: the relations that can be read, and all errors."""
     problems: list[HeadatlasError] = []
     return _gather(spec, problems), tuple(problems)
 
@@ -70,13 +166,7 @@ def check_sources(sources: Sources) -> None:
 def most_sources(relations: Sequence[Relation], sources: Sources) -> int | None:
     """The most usable sources that each of these relations is asked of; None for all.
 
-    Args:
-        relations: All that are asked for.
-        sources: As a person gives it. None samples a library: of more than `MANY_RELATIONS` relations,
-            `SAMPLE` sources of each.
-
-    Raises:
-        HeadatlasError: It is no such number.
+    None given samples a library: of more than `MANY_RELATIONS` relations, `SAMPLE` sources of each.
     """
     check_sources(sources)
     if sources is None:
@@ -84,69 +174,23 @@ def most_sources(relations: Sequence[Relation], sources: Sources) -> int | None:
     return None if sources == "all" else sources
 
 
-def load_relations(path: Path | str) -> tuple[Relation, ...]:
-    """The relations in a file, or in a folder and its subfolders in order of path; or shipped ones.
-
-    A relation is named after its file unless the file says otherwise. Its category is the one the file
-    gives; else, if the folder's subfolder it is in holds several relations, that subfolder's name; else
-    ``"User"``. Files with other endings (README, notes) and hidden files are ignored in a folder.
-
-    Args:
-        path: A ``.json``, ``.csv`` or ``.tsv`` file, or a folder. Text that is none of these may also name
-            shipped relations, as for :func:`resolve_relations`: ``"all"``, ``"Translation"``.
-
-    Raises:
-        HeadatlasError: Nothing there, a malformed file (with the line), two relations of one name.
-    """
-    return resolve_relations(Path(path) if isinstance(path, Path) or _there(path) else path)
-
-
-def core_relations(*names: str) -> tuple[Relation, ...]:
-    """The relations of core, all of them or those named, in the order given.
-
-    Args:
-        names: Names in any case, or parts that only one name has.
-
-    Raises:
-        HeadatlasError: A name is not known or is a part of several; says which names are near.
-
-    >>> [relation.title for relation in core_relations("country_to_capital")]
-    ['country → capital']
-    """
-    by_name = {relation.name: relation for relation in core()}
-    wanted = [match_relation(name, list(by_name), where="headatlas") for name in names]
-    return tuple(by_name[name] for name in dict.fromkeys(wanted)) if names else core()
-
-
 def match_relation(name: str, names: Sequence[str], *, where: str = "this atlas") -> str:
     """The one of `names` that a person means: itself, in any case, or by a part that no other name has.
 
-    Spaces and hyphens count as ``_``.
-
-    Args:
-        name: The name as it was written.
-        names: The names there are.
-        where: The place they are in, for the message.
-
-    Raises:
-        HeadatlasError: None or several are meant; says which are near.
+    Spaces and hyphens count as ``_``. The refusal says which names are near, and that they are those of
+    `where`.
 
     >>> match_relation("Capital", ["country_to_capital", "country_to_language"])
     'country_to_capital'
     """
     if not isinstance(name, str):
         raise HeadatlasError(f"a relation is asked for by its name, not by {kind(name)}.")
-    found, near = _find(name, names)
-    if found is not None:
-        return found
+    meant = _candidates(name, names)
+    if len(meant) == 1:
+        return meant[0]
+    near = meant or _near(_key(name), names)
     others = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(names)}."
     raise HeadatlasError(f"{where} has no relation {name!r}; {others}")
-
-
-def _find(name: str, names: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The name that is meant, or None and those that may be."""
-    parts = _candidates(name, names)
-    return (parts[0], []) if len(parts) == 1 else (None, parts or _near(_key(name), names))
 
 
 def _candidates(name: str, names: Sequence[str]) -> list[str]:

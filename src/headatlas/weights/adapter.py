@@ -21,18 +21,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
-from headatlas.weights.local_files import read_json_object, sha256_of_files
+from headatlas.files import read_json_object, sha256_of_files
 from headatlas.weights.safetensors_source import SafetensorsSource
-from headatlas.weights.source import (
-    Checkpoint,
-    Identified,
-    Mapped,
-    MergedAdapter,
-    Rows,
-    TensorInfo,
-    TensorSource,
-    place_of,
-)
+from headatlas.weights.source import Checkpoint, MergedAdapter, Rows, TensorInfo, TensorSource, place_of
 
 if TYPE_CHECKING:
     import torch
@@ -119,11 +110,7 @@ def adapter_alone(where: Path | str, config: Path) -> HeadatlasError:
 
 
 def with_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
-    """A checkpoint (safetensors) whose weights have the adapter of a folder merged into them.
-
-    Raises:
-        HeadatlasError: The base is not safetensors, the adapter is no plain LoRA, or does not fit the base.
-    """
+    """A checkpoint (safetensors) whose weights have the adapter of a folder merged into them."""
     if checkpoint.format != "safetensors":
         what = "a loaded model" if checkpoint.format == "module" else "a GGUF file"
         raise HeadatlasError(
@@ -173,7 +160,7 @@ class Update:
     transposed: bool
 
 
-class AdaptedSource:
+class AdaptedSource(TensorSource):
     """The tensors of another source with an adapter merged into them."""
 
     def __init__(
@@ -207,16 +194,13 @@ class AdaptedSource:
 
     def fingerprint(self) -> str:
         """See :func:`headatlas.weights.source.fingerprint`."""
-        if not isinstance(self.base, Identified):
-            raise TypeError(f"no fingerprint is defined for a {type(self.base).__name__}")
         body = f"{self.base.fingerprint()}\n{self._hash}\n"
         return f"adapted-sha256:{hashlib.sha256(body.encode()).hexdigest()}"
 
     def release(self) -> None:
         """Unmap the files until the next read."""
         self._factors.release()
-        if isinstance(self.base, Mapped):
-            self.base.release()
+        self.base.release()
 
     def _factor(self, name: str) -> torch.Tensor:
         import torch

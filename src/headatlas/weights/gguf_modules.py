@@ -1,4 +1,12 @@
-"""A GGUF file as transformers' config, tokenizer and modules, by its own header reader and tensors.
+"""A GGUF file as transformers' config, tokenizer and modules: every key of the header is accounted for.
+
+transformers' table of header keys (``integrations/ggml.py``) is incomplete: widths of experts, epsilons,
+windows, how positions are scaled and more fall back to the defaults of a config class, and it passes over
+tensors that its modules have no place for. Such modules run, and compute states that are not the model's. So
+every key of the architecture is either carried over, set here, without effect, or of the one value that the
+modules compute with; anything else is refused (NoModulesError). The modules must have taken as many numbers
+as the file holds. Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. What a key means, and what
+counts where it is absent, is llama.cpp's (``src/models/*.cpp``, ``src/llama-model.cpp``).
 
 transformers reads the file with gguf's reader, which makes several numpy views for each of some hundred
 thousand tokens, and it asks for the table of tensor names anew for every submodule. Both are replaced while
@@ -13,21 +21,424 @@ import functools
 import hashlib
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from math import prod
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from headatlas.errors import HeadatlasError
-from headatlas.files import atomic_folder
-from headatlas.weights.gguf_config import check_convertible, completed, of_text
+from headatlas.files import atomic_folder, cache_dir
 from headatlas.weights.gguf_source import GgufSource
-from headatlas.weights.local_files import cache_dir
+from headatlas.weights.source import NoModulesError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+_INSTEAD = "use safetensors of the model"
+"""Advice where the modules would not be the model."""
+BESIDE_TEXT = ("v.*", "mm.*", "a.*")
+"""Tensors of towers for images and sound, and of what projects them, in llama.cpp's and Ollama's names."""
+FREQUENCY_FACTORS = "rope_freqs.weight"
+"""[d_rotary / 2]: what each frequency of the rotary embedding is divided by (Llama 3.1 and later)."""
+_SHORT, _LONG = "rope_factors_short.weight", "rope_factors_long.weight"
+_ORIGINAL = "original_max_position_embeddings"
+_BY_LENGTH, _FACTORS = (_SHORT, _LONG), ("short_factor", "long_factor")
+_NO_PARAMETERS = (FREQUENCY_FACTORS, *_BY_LENGTH)
+
+# Blocks of the models whose queries are scaled by d_model / n_heads instead of d_head. The header does not
+# say so; llama.cpp knows the two by their number of layers as well. Source: google/gemma_pytorch, config.py.
+_SCALED_BY_WIDTH = {("gemma2", 46), ("gemma3", 62)}
+
+_HEADS = ("attention.head_count", "attention.head_count_kv")
+_SIZES = ("block_count", "embedding_length", "feed_forward_length", *_HEADS)
+_WITHOUT_EFFECT = (
+    "context_length",
+    "vocab_size",  # the rows of the embedding count
+    "tensor_data_layout",
+    "use_parallel_residual",  # StableLM: whether a second norm is stored decides
+    "rope.scaling.finetuned",
+    "attention.scale",  # _complete_scores takes it over, or refuses it
+)
+_NOTHING_ELSE: Mapping[str, Any] = {
+    "expert_count": 0,
+    "expert_used_count": 0,
+    "nextn_predict_layers": 0,
+    "attention.causal": True,
+    "rope.scaling.yarn_log_multiplier": 0.0,
+    "rope.scaling.yarn_ext_factor": 1.0,
+    "rope.scaling.yarn_attn_factor": 1.0,
+    "rope.scaling.alpha": 0.0,
+    "logit_scale": 1.0,
+    "residual_scale": 1.0,
+    "embedding_scale": 1.0,
+    "attention.temperature_scale": 0.0,
+    "attention.output_scale": 1.0,
+    "attention.clamp_kqv": 0.0,
+}
+_ROPE = (
+    "rope.global.freq_base",
+    "rope.local.freq_base",
+    "rope.freq_base",
+    "rope.freq_base_swa",
+    "rope.dimension_count",
+    "rope.scale_linear",
+)
+_SCALING = ("type", "factor", "original_context_length", "attn_factor", "yarn_beta_fast", "yarn_beta_slow")
+
+
+@dataclass(frozen=True)
+class _Architecture:
+    """Rules by which the header of one GGUF architecture becomes a config.
+
+    Attributes:
+        sets: Header key → attribute.
+        fixed: Header key → the value that the modules compute with whatever the header says.
+        needs: Keys without which the config class would fall back to the sizes of another model.
+        rope: Rotary positions: none, over the whole head, or over part of it.
+        head_dim: Whether the config says the size of a head; if not it is d_model / n_heads.
+        window: How sliding windows are said: not at all, for all layers, or every so many layers not.
+    """
+
+    eps: str = "attention.layer_norm_rms_epsilon"
+    eps_name: str = "rms_norm_eps"
+    sets: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = _SIZES[:4]
+    rope: Literal["none", "whole", "part"] = "whole"
+    head_dim: bool = True
+    window: int | None = None
+
+
+_CAPS = {
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+_EXPERTS = {"expert_count": "num_experts", "expert_used_count": "num_experts_per_tok"}
+_WIDTH = {"expert_feed_forward_length": "moe_intermediate_size"}
+_LAYER_NORM = "attention.layer_norm_epsilon"
+
+_ARCHITECTURES: Mapping[str, _Architecture] = {
+    "llama": _Architecture(),
+    "qwen2": _Architecture(),
+    "qwen3": _Architecture(),
+    "qwen2moe": _Architecture(
+        sets=_EXPERTS
+        | _WIDTH
+        | {
+            "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+            "expert_weights_norm": "norm_topk_prob",
+        },
+        fixed={"expert_gating_func": 1, "expert_weights_scale": 1.0, "expert_shared_count": None},
+    ),
+    "qwen3moe": _Architecture(
+        sets=_EXPERTS | _WIDTH | {"expert_weights_norm": "norm_topk_prob"},
+        fixed={"expert_gating_func": 1, "expert_weights_scale": 1.0},
+    ),
+    "minimax-m2": _Architecture(
+        sets={
+            "expert_count": "num_local_experts",
+            "expert_used_count": "num_experts_per_tok",
+            "expert_feed_forward_length": "intermediate_size",
+        },
+        fixed={"expert_gating_func": 2, "expert_weights_norm": True, "expert_weights_scale": 1.0},
+        rope="part",
+    ),
+    "gemma2": _Architecture(sets=_CAPS, window=2),
+    "gemma3": _Architecture(sets=_CAPS, window=6),
+    "phi3": _Architecture(rope="part", head_dim=False, window=1),
+    "starcoder2": _Architecture(eps=_LAYER_NORM, eps_name="norm_epsilon", head_dim=False, window=1),
+    "nemotron": _Architecture(eps=_LAYER_NORM, eps_name="norm_eps", rope="part"),
+    "stablelm": _Architecture(eps=_LAYER_NORM, eps_name="layer_norm_eps", rope="part", head_dim=False),
+    "falcon": _Architecture(
+        eps=_LAYER_NORM,
+        eps_name="layer_norm_epsilon",
+        sets={"feed_forward_length": "ffn_hidden_size"},
+        fixed={_HEADS[1]: 1},
+        head_dim=False,
+    ),
+    "bloom": _Architecture(
+        eps=_LAYER_NORM,
+        eps_name="layer_norm_epsilon",
+        fixed={"attention.max_alibi_bias": 8.0},
+        rope="none",
+        head_dim=False,
+    ),
+    "gpt2": _Architecture(
+        eps=_LAYER_NORM,
+        eps_name="layer_norm_epsilon",
+        sets={"context_length": "n_positions", "feed_forward_length": "n_inner"},
+        needs=(*_SIZES[:4], "context_length"),
+        rope="none",
+        head_dim=False,
+    ),
+}
+
+_REFUSED = {"gpt-oss": "leaves the experts out of GGUF files of this architecture"}
+
+
+class _Keys:
+    """The keys of a header that describe its architecture, without the architecture's name before them."""
+
+    def __init__(self, source: GgufSource) -> None:
+        self.source = source
+        metadata = source.header.metadata
+        self.architecture = str(metadata.get("general.architecture"))
+        prefix = f"{self.architecture}."
+        self.values = {
+            key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)
+        }
+
+    def number(self, *keys: str) -> float | None:
+        """The number under the first of these keys that is there; None if none is."""
+        value = next((self.values[key] for key in keys if self.values.get(key) is not None), None)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise self.refusal(f"{self.architecture}.{keys[0]} is no number")
+        return None if value is None else float(value)
+
+    @property
+    def rules(self) -> _Architecture:
+        """The rules by which this header becomes a config."""
+        return _ARCHITECTURES[self.architecture]
+
+    @property
+    def usual_d_head(self) -> int:
+        """d_model / n_heads, the size of a head where the header says no other."""
+        return int(self.values["embedding_length"] // self.values["attention.head_count"])
+
+    @property
+    def d_head(self) -> int:
+        """The size of a head's key."""
+        return int(self.number("attention.key_length") or self.usual_d_head)
+
+    def refusal(self, problem: str) -> NoModulesError:
+        return NoModulesError(
+            f"{self.source.files[0]}: {problem}, so transformers would compute other states than the model "
+            f"does; {_INSTEAD}."
+        )
+
+    def unknown(self, key: str) -> NoModulesError:
+        """The refusal of a key that says what the modules cannot be told."""
+        value = self.values.get(key)
+        return self.refusal(
+            f"the header says {self.architecture}.{key} = {value}, which the modules of this architecture "
+            "do not know"
+        )
+
+
+def of_text(name: str) -> bool:
+    """Whether a tensor belongs to the language model."""
+    return not any(fnmatchcase(name, pattern) for pattern in BESIDE_TEXT)
+
+
+def check_convertible(source: GgufSource) -> None:
+    """Refuse a file that transformers cannot turn into modules of its sizes."""
+    keys = _Keys(source)
+    name = keys.architecture
+    if name not in _ARCHITECTURES:
+        why = _REFUSED.get(name, "cannot convert GGUF files of this architecture")
+        raise NoModulesError(f"{source.files[0]}: transformers {why} ({name}); {_INSTEAD}.")
+    for key in (*keys.rules.needs, keys.rules.eps):
+        value = keys.values.get(key)
+        if isinstance(value, list):
+            raise keys.refusal(f"the header says {name}.{key} layer by layer, where modules know one number")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise NoModulesError(
+                f"{source.files[0]}: the header has no {name}.{key}, without which transformers would make a "
+                "model of another size; convert the model again."
+            )
+
+
+def completed(config: PretrainedConfig, source: GgufSource) -> PretrainedConfig:
+    """The config that transformers made of a header, with what it left out."""
+    keys = _Keys(source)
+    config = _with_sizes(config, keys)
+    untyped: Any = config
+    _complete_scores(untyped, keys)
+    rope = getattr(config, "rope_parameters", None)
+    if isinstance(rope, dict):
+        _complete_positions(untyped, rope, keys)
+    elif keys.values.get("rope.scaling.type") not in (None, "none"):
+        raise keys.refusal("its header scales rotary positions")
+    for key in keys.values:
+        _check_key(keys, key)
+    _check_heads(keys)
+    return config
+
+
+def _with_sizes(config: PretrainedConfig, keys: _Keys) -> PretrainedConfig:
+    """The config with the sizes, epsilon, biases and windows of the header and the tensors."""
+    rules, values, infos = keys.rules, keys.values, keys.source.infos()
+    raw: dict[str, Any] = config.to_dict()
+    raw |= {attribute: values[key] for key, attribute in rules.sets.items() if key in values}
+    raw[rules.eps_name] = values[rules.eps]
+    raw["tie_word_embeddings"] = "output.weight" not in infos
+    raw["vocab_size"] = infos["token_embd.weight"].shape[0]
+    if rules.head_dim:
+        raw["head_dim"] = keys.d_head
+    if rules.eps == "attention.layer_norm_rms_epsilon" and "attention.head_count_kv" not in values:
+        raw["num_key_value_heads"] = values["attention.head_count"]
+    if rules.window is not None:
+        raw |= _windows(keys, rules.window)
+    for attribute, tensor in (("attention_bias", "attn_q"), ("mlp_bias", "ffn_up")):
+        if attribute in raw:
+            raw[attribute] = f"blk.0.{tensor}.bias" in infos
+    return type(config).from_dict(raw)
+
+
+def _windows(keys: _Keys, every: int) -> dict[str, Any]:
+    """Sliding windows: their size, and which layers have none.
+
+    A pattern of n says that every n-th layer has none; a list says so layer by layer.
+    """
+    values = keys.values
+    if "attention.sliding_window" not in values:
+        return {}
+    window = values["attention.sliding_window"] or None
+    if every == 1:
+        return {"sliding_window": window}
+    layers = range(values["block_count"])
+    pattern = values.get("attention.sliding_window_pattern", every)
+    if isinstance(pattern, list):
+        if len(pattern) < len(layers):
+            raise keys.unknown("attention.sliding_window_pattern")
+        slides = [bool(pattern[layer]) for layer in layers]
+    else:
+        slides = [(layer + 1) % int(pattern) != 0 for layer in layers] if pattern else [False for _ in layers]
+    types = ["sliding_attention" if each and window else "full_attention" for each in slides]
+    # A window has to be a number even where no layer slides.
+    return {"sliding_window": window or values.get("context_length", 1), "layer_types": types}
+
+
+def _check_key(keys: _Keys, key: str) -> None:
+    """Refuse a key that nothing accounts for, or that has another value than the modules compute with."""
+    rules = keys.rules
+    if key in rules.fixed or (key in _NOTHING_ELSE and key not in rules.sets):
+        wanted = rules.fixed.get(key, _NOTHING_ELSE.get(key))
+        if wanted is not None and keys.values[key] != wanted:
+            raise keys.unknown(key)
+        return
+    windows = ("attention.sliding_window", "attention.sliding_window_pattern") if rules.window else ()
+    positions = (*_ROPE, *(f"rope.scaling.{each}" for each in _SCALING)) if rules.rope != "none" else ()
+    heads = ("attention.key_length", "attention.value_length")
+    if key not in (*_SIZES, *heads, *_WITHOUT_EFFECT, *rules.sets, rules.eps, *windows, *positions):
+        raise keys.unknown(key)
+
+
+def _check_heads(keys: _Keys) -> None:
+    """Refuse heads of another size than stored, or than the modules make them."""
+    size = keys.d_head
+    # Modules are made as large as the header says: it must fit the queries before they are.
+    heads, queries = keys.values["attention.head_count"], keys.source.infos().get("blk.0.attn_q.weight")
+    if queries is not None and queries.shape[0] != heads * size:
+        raise NoModulesError(
+            f"{keys.source.files[0]}: its header speaks of {heads:,} heads with keys of {size:,} numbers, "
+            f"and it holds queries of {queries.shape[0]:,} in all; {_INSTEAD}."
+        )
+    usual = size if keys.rules.head_dim else keys.usual_d_head
+    if size != usual:
+        raise keys.unknown("attention.key_length")
+    if keys.values.get("attention.value_length", size) != usual:
+        raise keys.unknown("attention.value_length")
+    if keys.rules.rope == "whole" and keys.values.get("rope.dimension_count", size) != size:
+        raise keys.unknown("rope.dimension_count")
+
+
+def _complete_scores(config: Any, keys: _Keys) -> None:
+    """Set the scale of attention scores."""
+    scale = keys.number("attention.scale")
+    if hasattr(config, "query_pre_attn_scalar"):
+        wide = (keys.architecture, config.num_hidden_layers) in _SCALED_BY_WIDTH
+        usual = keys.usual_d_head if wide else keys.d_head
+        config.query_pre_attn_scalar = scale**-2 if scale else usual
+    elif scale and abs(scale**-2 / keys.d_head - 1) > 1e-3:
+        raise keys.refusal(f"its header says {keys.architecture}.attention.scale = {scale:g}")
+
+
+def _complete_positions(config: Any, rope: dict[str, Any], keys: _Keys) -> None:
+    """Set the rotary embedding: its base, its dimensions, its scaling.
+
+    Where layers with a sliding window have one of their own, the header's scaling is that of the others.
+    """
+    table = rope.get("full_attention", rope)
+    base = keys.number("rope.freq_base", "rope.global.freq_base")
+    if base is not None:
+        table["rope_theta"] = base
+    local = keys.number("rope.freq_base_swa", "rope.local.freq_base")
+    if local is not None and isinstance(rope.get("sliding_attention"), dict):
+        rope["sliding_attention"]["rope_theta"] = local
+    width = _rotary_width(keys)
+    share = 1.0 if width is None else width / keys.d_head
+    if width is not None and (share != 1 or "partial_rotary_factor" in table):
+        table["partial_rotary_factor"] = share
+    scaling = _scaling(keys)
+    table.update(scaling)
+    # Phi-3's config has this length in a key of its own, which counts there.
+    if _ORIGINAL in scaling and hasattr(config, _ORIGINAL):
+        setattr(config, _ORIGINAL, scaling[_ORIGINAL])
+
+
+def _scaling(keys: _Keys) -> dict[str, Any]:
+    """The scaling of rotary positions as transformers writes it; empty where they are not."""
+    kind = keys.values.get("rope.scaling.type")
+    factor = keys.number("rope.scaling.factor", "rope.scale_linear")
+    original, share = (
+        keys.number(f"rope.scaling.{key}") for key in ("original_context_length", "attn_factor")
+    )
+    before = {} if original is None else {_ORIGINAL: int(original)}
+    if _SHORT in keys.source.infos():
+        if original is None:
+            raise keys.refusal(f"it holds {_SHORT}, and its header no rope.scaling.original_context_length")
+        factors = {
+            key: keys.source.read(name).tolist() for key, name in zip(_FACTORS, _BY_LENGTH, strict=True)
+        }
+        of_scores = {} if share is None else {"attention_factor": share}
+        return {"rope_type": "longrope", **factors, **before, **of_scores}
+    if kind == "none" or (kind in (None, "linear") and factor in (None, 0, 1)):
+        return {}
+    if kind in (None, "linear"):
+        return {"rope_type": "linear", "factor": factor}
+    if kind != "yarn" or share not in (None, 1):
+        raise keys.refusal(f"its header scales rotary positions in a way that is not read ({kind})")
+    betas = {name: keys.number(f"rope.scaling.yarn_{name}") for name in ("beta_fast", "beta_slow")}
+    given = {name: beta for name, beta in betas.items() if beta is not None}
+    return {"rope_type": "yarn", "factor": factor, **before, **given}
+
+
+def _rotary_width(keys: _Keys) -> float | None:
+    """On how many dimensions of a head positions act; None where the header does not say."""
+    width = keys.number("rope.dimension_count")
+    if width is not None and not (0 < width <= keys.d_head and width % 2 == 0):
+        raise keys.refusal(f"its header has rotary positions on {width:g} dimensions of a head")
+    return width
+
+
+def finish(model: PreTrainedModel, source: GgufSource) -> None:
+    """Divide the rotary frequencies as the file says, and make sure that the modules hold all of the file."""
+    keys, infos = _Keys(source), source.infos()
+    width = keys.number("rope.dimension_count")
+    frequencies = {name: each for name, each in model.named_buffers() if name.endswith("inv_freq")}
+    if width is not None and any(2 * len(each) != width for each in frequencies.values()):
+        raise keys.refusal(f"its header has rotary positions on {width:g} dimensions")
+    if FREQUENCY_FACTORS in infos:
+        factors = source.read(FREQUENCY_FACTORS)
+        if not frequencies or any(each.shape != factors.shape for each in frequencies.values()):
+            raise keys.refusal(f"{FREQUENCY_FACTORS} fits no module")
+        for each in frequencies.values():
+            each.div_(factors.to(each))
+    parameters = [info for name, info in infos.items() if of_text(name) and name not in _NO_PARAMETERS]
+    stored = sum(prod(info.shape) for info in parameters)
+    # One parameter under two names is tied, and stored once.
+    taken = {id(each): each.numel() for each in model.state_dict(keep_vars=True).values()}
+    if sum(taken.values()) != stored:
+        raise keys.refusal(
+            f"a {type(model).__name__} takes {sum(taken.values()):,} numbers of the {stored:,} in it"
+        )
 
 
 _log = logging.getLogger(__name__)
@@ -37,11 +448,7 @@ _NEEDS = {"gpt2": ("merges",), "llama": ("scores", "merges"), "t5": ("scores",)}
 
 
 def gguf_tokenizer(source: GgufSource) -> PreTrainedTokenizerBase:
-    """The tokenizer inside a GGUF file, out of the cache where it was converted before.
-
-    Raises:
-        HeadatlasError: The file has no tokenizer.
-    """
+    """The tokenizer inside a GGUF file, out of the cache where it was converted before."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     path, header = source.files[0], source.header
@@ -91,11 +498,7 @@ def gguf_modules(
 ) -> Any:
     """Call ``AutoModelForCausalLM.from_pretrained`` for the files of a source.
 
-    Args:
-        source: An opened GGUF, whose header is thereby known to be sound; a split one is read as one file.
-        options: Keyword arguments for ``from_pretrained``.
-        change: Changes the config before the modules are made.
-        wanted: Says by name which tensors to load.
+    ``change`` changes the config before the modules are made, ``wanted`` says by name which tensors to load.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights.local_files import fingerprint_of_files, reading, refuse_pointer
-from headatlas.weights.source import Rows, TensorInfo, joined, place_of
+from headatlas.files import fingerprint_of_files, reading, refuse_pointer
+from headatlas.weights.source import Rows, TensorInfo, TensorSource, joined, place_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,12 +75,7 @@ class GgufHeader:
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
-    """Read and check the header of one GGUF file.
-
-    Raises:
-        HeadatlasError: The file cannot be read, is not GGUF, has an unsupported version, an impossible
-            count, an unknown tensor type, or tensors that lie outside the file.
-    """
+    """Read and check the header of one GGUF file."""
     with reading(path), path.open("rb") as stream:
         size = path.stat().st_size
         if size < 24:
@@ -241,7 +236,7 @@ _CHUNK_ELEMENTS = 1 << 22  # elements dequantised at once, so that temporary mem
 _INTEGERS = frozenset({"I8", "I16", "I32", "I64"})
 
 
-class GgufSource:
+class GgufSource(TensorSource):
     """Reads tensors out of a GGUF file, or out of all parts of a split one; opening reads headers only.
 
     Attributes:
@@ -251,14 +246,7 @@ class GgufSource:
     """
 
     def __init__(self, path: Path) -> None:
-        """Read and check the headers.
-
-        Args:
-            path: The file; for a split model any of its parts ``…-00001-of-0000N.gguf``.
-
-        Raises:
-            HeadatlasError: A header is broken, a part is missing, or a tensor is in two parts.
-        """
+        """Read and check the headers; of a split model ``path`` is any of its parts."""
         self.files = parts_of(path)
         headers = [read_gguf_header(file) for file in self.files]
         _check_split(self.files, headers)
@@ -287,11 +275,7 @@ class GgufSource:
         return fingerprint_of_files(self.files)
 
     def stored(self, tensor: GgufTensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The stored bytes as a view of the mapped file: [*shape[:-1], row_bytes].
-
-        Raises:
-            HeadatlasError: The file cannot be read, or has become shorter.
-        """
+        """The stored bytes as a view of the mapped file: [*shape[:-1], row_bytes]."""
         import numpy as np
 
         if tensor.file not in self._maps:

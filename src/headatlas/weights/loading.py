@@ -18,15 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from headatlas.addresses import is_url
 from headatlas.errors import HeadatlasError
+from headatlas.files import refuse_pointer
 from headatlas.weights.adapter import AdaptedSource
 from headatlas.weights.checkpoints import SINGLE_NAME
-from headatlas.weights.gguf_config import finish, of_text
-from headatlas.weights.gguf_modules import gguf_modules, gguf_tokenizer
+from headatlas.weights.gguf_modules import finish, gguf_modules, gguf_tokenizer, of_text
 from headatlas.weights.gguf_source import GgufSource
-from headatlas.weights.local_files import refuse_pointer
 from headatlas.weights.module_source import ModuleSource, stock_class
-from headatlas.weights.quantized import PLAIN, QUANTIZED
-from headatlas.weights.safetensors_source import SafetensorsSource
+from headatlas.weights.safetensors_source import PLAIN, QUANTIZED, SafetensorsSource
 from headatlas.weights.source import Checkpoint, NoModulesError
 
 if TYPE_CHECKING:
@@ -39,11 +37,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint.
-
-    Raises:
-        HeadatlasError: There is none, or it cannot be loaded without running code of the model's folder.
-    """
+    """The tokenizer of a checkpoint."""
     if checkpoint.loaded_tokenizer is not None:
         return checkpoint.loaded_tokenizer
     if checkpoint.path is None:
@@ -80,20 +74,12 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 def load_modules(
     checkpoint: Checkpoint, dtype: torch.dtype | None = None, needed: Collection[str] = ()
 ) -> PreTrainedModel:
-    """The checkpoint as a transformers model on the CPU, in evaluation mode.
+    """The checkpoint as a transformers model on the CPU, in evaluation mode, by default in float32.
 
     For a model that is already in memory, other modules of its class and config, on its device, which share
     parameters of this type and copy others. So its mode, hooks, compiled code and settings play no part, and
-    it stays as it is.
-
-    Args:
-        checkpoint: What :func:`~headatlas.weights.open_checkpoint` returned.
-        dtype: Type of the parameters; float32 if None.
-        needed: Names of stored tensors that the modules must have a place for.
-
-    Raises:
-        HeadatlasError: transformers does not know the architecture, tensors are missing or would be passed
-            over, or the weights are not on disk.
+    it stays as it is. Stored tensors that are ``needed`` must have a place in the modules; what is missing,
+    or would be passed over, is refused.
     """
     need_on_disk(checkpoint, "loading its modules")
     import torch
@@ -177,9 +163,6 @@ def load_skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
     """The checkpoint's modules without their weights, in evaluation mode.
 
     Parameters are float32 on the meta device; buffers, which follow from the config, are real.
-
-    Raises:
-        HeadatlasError: The weights are not safetensors, or transformers does not know the architecture.
     """
     if not can_stream(checkpoint):
         raise HeadatlasError(
@@ -190,11 +173,7 @@ def load_skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
 
 
 def local_config(checkpoint: Checkpoint) -> PretrainedConfig:
-    """The transformers config beside safetensors, as of a model that is not quantised.
-
-    Raises:
-        HeadatlasError: transformers does not know it, or only with code from the model's folder.
-    """
+    """The transformers config beside safetensors, as of a model that is not quantised."""
     from transformers import AutoConfig
 
     with transformers_at_work(f"The model {checkpoint.path}"):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights.source import Checkpoint, Rows, TensorInfo, place_of, widened
+from headatlas.weights.source import Checkpoint, Rows, TensorInfo, TensorSource, place_of, widened
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ def stock_class(model: PreTrainedModel) -> type[PreTrainedModel]:
     )
 
 
-class ModuleSource:
+class ModuleSource(TensorSource):
     """Reads tensors out of a loaded module by their ``state_dict`` names; tied names are all there.
 
     Modules within it that ``torch.compile`` has wrapped keep the names they had before. Nothing is copied
@@ -75,11 +75,7 @@ class ModuleSource:
         return {name.replace(_COMPILED, ""): tensor for name, tensor in stored.items()}
 
     def floating(self, name: str) -> torch.Tensor:
-        """The tensor itself, of whatever floating type it is.
-
-        Raises:
-            HeadatlasError: It is not there, has no data, or is of a type that is not read.
-        """
+        """The tensor itself, of whatever floating type it is."""
         import torch
 
         # The module is asked anew: `.to(device)` replaces storage between two reads.

@@ -23,9 +23,8 @@ from urllib.request import getproxies
 
 from headatlas.addresses import failures, shown
 from headatlas.errors import HeadatlasError
-from headatlas.files import atomic_folder
+from headatlas.files import CACHE_VARIABLE, atomic_folder, cache_dir, locked
 from headatlas.weights.checkpoints import SINGLE_NAME, with_config
-from headatlas.weights.local_files import CACHE_VARIABLE, cache_dir, locked
 from headatlas.weights.safetensors_source import (
     INDEX_NAME,
     PlacedTensor,
@@ -99,11 +98,7 @@ class Address:
 
     @classmethod
     def parse(cls, spec: str) -> Address:
-        """Take an address apart.
-
-        Raises:
-            HeadatlasError: It is a chain of file systems, names no place, or a file that is not safetensors.
-        """
+        """Take an address apart."""
         try:
             parts = urlsplit(spec)
         except ValueError:
@@ -180,11 +175,7 @@ class RemoteStore:
 
     @classmethod
     def at(cls, address: str) -> RemoteStore:
-        """The file system that an address belongs to.
-
-        Raises:
-            HeadatlasError: fsspec knows no such scheme, a package is missing, or it cannot be set up.
-        """
+        """The file system that an address belongs to."""
         import fsspec
 
         scheme = address.partition("://")[0].lower()
@@ -205,9 +196,6 @@ class RemoteStore:
 
         Object stores say “forbidden” of files that do not exist when the folder may not be listed:
         ``forbidden_is_missing`` believes them.
-
-        Raises:
-            HeadatlasError: The store cannot be asked, or does not say how large the file is.
         """
         label = shown(address)
         options = {"expand_info": True} if self._fixed else {}
@@ -247,11 +235,7 @@ class RemoteStore:
         return self.map(find, addresses)
 
     def read(self, file: RemoteFile, start: int, end: int) -> bytes:
-        """Bytes ``start`` to ``end`` (excluded) of a file.
-
-        Raises:
-            HeadatlasError: They cannot be had, after all tries.
-        """
+        """Bytes ``start`` to ``end`` (excluded) of a file."""
         if start == end:
             return b""
 
@@ -444,14 +428,10 @@ def _asked_to_wait(error: BaseException) -> float:
 
 
 def open_url(spec: str) -> Checkpoint:
-    """Open the model at an address that fsspec understands.
+    """Open the model at an address that fsspec understands; credentials in it are never shown.
 
-    Args:
-        spec: A folder with config.json, tokenizer and weights (``model.safetensors``, or an index and its
-            shards), or one ``.safetensors`` file with the others beside it.
-
-    Raises:
-        HeadatlasError: It cannot be read, or is no such model. Credentials in the address are never shown.
+    It is a folder with config.json, tokenizer and weights (``model.safetensors``, or an index and its
+    shards), or one ``.safetensors`` file with the others beside it.
     """
     address = Address.parse(spec)
     store = RemoteStore.at(address.of(CONFIG))
@@ -476,14 +456,10 @@ def open_url(spec: str) -> Checkpoint:
 
 
 def open_hub_remotely(spec: str, repo: str, revision: str | None) -> Checkpoint:
-    """Open a Hub model without its weights: those are read by ranges, through huggingface_hub's file system.
-
-    Raises:
-        HeadatlasError: The model cannot be reached or read.
-    """
+    """Open a Hub model without its weights, which huggingface_hub's file system reads by ranges."""
     from huggingface_hub import HfFileSystem
 
-    from headatlas.weights.hub import download, explained
+    from headatlas.weights.checkpoints import download, explained
 
     folder, weights = download(repo, revision, weights=False)
     weight_map = read_weight_map(folder / INDEX_NAME) if weights == INDEX_NAME else None
@@ -564,12 +540,7 @@ class RemoteSafetensorsSource(StoredTensors):
     def __init__(
         self, store: RemoteStore, files: Sequence[RemoteFile], weight_map: Mapping[str, str] | None
     ) -> None:
-        """Read and check the header of every file.
-
-        Raises:
-            HeadatlasError: A file cannot be read, is truncated or contradicts itself or the index, or two
-                hold the same tensor.
-        """
+        """Read and check the header of every file."""
         self.files = {file.label: file for file in files}
         self.traffic = Traffic(sum(file.size for file in files))
         self._store = store

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from headatlas.errors import HeadatlasError
 
@@ -66,11 +66,7 @@ T = TypeVar("T", bound=TensorInfo)
 
 
 def joined(headers: Iterable[Mapping[str, T]], where: Path | str) -> dict[str, T]:
-    """The tensors of all files of a checkpoint; ``where`` is its place, for messages.
-
-    Raises:
-        HeadatlasError: Two files hold the same tensor, or none holds any.
-    """
+    """The tensors of all files of a checkpoint, each once; ``where`` is its place, for messages."""
     found: dict[str, T] = {}
     for header in headers:
         if twice := next((name for name in header if name in found), None):
@@ -103,23 +99,13 @@ class TensorSource(Protocol):
         """
         ...
 
-
-@runtime_checkable
-class Identified(Protocol):
-    """A source that says which weights it reads."""
-
     def fingerprint(self) -> str:
         """See :func:`fingerprint`."""
         ...
 
-
-@runtime_checkable
-class Mapped(Protocol):
-    """A source whose files are mapped into memory."""
-
     def release(self) -> None:
-        """Unmap what no tensor holds; the next read maps it again."""
-        ...
+        """Unmap files that no tensor holds; the next read maps them again."""
+        return
 
 
 class Traffic:
@@ -205,8 +191,7 @@ class Checkpoint:
 
     def release(self) -> None:
         """Unmap files that were read: pages of them are no memory of this process then."""
-        if isinstance(self.source, Mapped):
-            self.source.release()
+        self.source.release()
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
@@ -222,10 +207,5 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     * With an adapter merged in: ``adapted-sha256:`` over the base's own and the adapter's hash.
     * A loaded model: ``sampled-sha256:`` over names, types, shapes and some 4,096 evenly spaced values of
       every tensor.
-
-    Raises:
-        HeadatlasError: A file cannot be read.
     """
-    if not isinstance(checkpoint.source, Identified):
-        raise TypeError(f"no fingerprint is defined for a {type(checkpoint.source).__name__}")
     return checkpoint.source.fingerprint()
