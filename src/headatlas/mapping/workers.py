@@ -1,4 +1,4 @@
-"""The layers of a map: several at a time on this machine's cores or on each GPU, or one task a layer on a Ray cluster.
+"""The layers of a map: several at a time on this machine (cores or GPUs), or one a task on a Ray cluster.
 
 With a cluster this process reads the model, makes the source states, and writes the atlas. A task gets all it
 needs through Ray's object store (one layer's states and weights; the unembedding once a machine, in shared
