@@ -20,8 +20,9 @@ from headatlas.report.data import page_data
 from headatlas.showing import safe_values
 
 MODULES = (
-    *("dom", "format", "unpack", "layout", "atlas", "state", "measures", "words", "colours"),
-    *("rows", "panels", "figure", "tooltip", "card", "controls", "heads", "relations", "notes"),
+    *("format", "dom", "unpack", "layout", "atlas", "state", "measures", "words", "colours", "rows"),
+    *("panels", "figure", "tooltip", "relationrows", "measured", "card", "controls", "finder", "heads"),
+    *("relations", "scatter", "profile", "exports", "notes"),
     "page",
 )
 """The JavaScript modules, each after those it imports."""

@@ -32,7 +32,7 @@ export function decode(data, ranks) {
     nMapped: data.layers_done.reduce((sum, done) => sum + done, 0) * data.n_heads,
     thresholds: data.thresholds,
     ceiling: data.ceiling,
-    rows: decodeRows(data, scored, ranks),
+    rows: decodeRows(scored, ranks),
     calibrated: decodeCalibration(ranks),
     evidence: decodeEvidence(ranks),
   };
@@ -48,7 +48,7 @@ export function decode(data, ranks) {
   return atlas;
 }
 
-function decodeRows(data, scored, ranks) {
+function decodeRows(scored, ranks) {
   const length = ranks.row_cell.length;
   const cell = new Uint32Array(length);
   const relation = new Uint16Array(length);
@@ -205,7 +205,11 @@ export function scoresAt(atlas, k, kCopy) {
       out.control[row] = control[Math.floor(rows.cell[row] / nHeads)] / n;
     }
   }
-  return { ...out, ...falseDiscoveryRates(atlas, k, kCopy), kOf: (row) => (relations[rows.relation[row]].copying ? kCopy : k) };
+  return {
+    ...out,
+    ...falseDiscoveryRates(atlas, k, kCopy),
+    kOf: (row) => (relations[rows.relation[row]].copying ? kCopy : k),
+  };
 }
 
 /** Sources that the state itself hits, by layer. */
@@ -230,7 +234,10 @@ function falseDiscoveryRates(atlas, k, kCopy) {
   if (!qKnown) return { qKnown, q, suppressionQ };
   const found = [];
   for (const part of parts) {
-    for (const [sign, column] of [["promotion", q], ["suppression", suppressionQ]]) {
+    for (const [sign, column] of [
+      ["promotion", q],
+      ["suppression", suppressionQ],
+    ]) {
       part[sign].row.forEach((row, i) => found.push({ p: part[sign].value[i], row, column }));
     }
   }

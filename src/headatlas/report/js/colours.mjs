@@ -20,7 +20,15 @@ export function paint(context, by, measures) {
   const measure = measures.find((each) => each.name === by);
   if (by === "categories" || !measure) {
     const classOf = Array.from(reading.level, (level) => (level ? `level-${level}` : null));
-    return { kind: "levels", classOf, value: null, title: "categories", range: null, down: false, measure: null };
+    return {
+      kind: "levels",
+      classOf,
+      value: null,
+      title: "categories",
+      range: null,
+      down: false,
+      measure: null,
+    };
   }
   const value = measure.values(context);
   const range = measure.share ? [0, 1] : extent(value);
@@ -33,7 +41,15 @@ export function valuesPaint(atlas, { title, value, range: [least, most] }) {
   const classOf = Array.from(value, (own, cell) =>
     isMapped(atlas, cell) && !Number.isNaN(own) ? `score-${Math.round(scale(own) * STEPS)}` : null,
   );
-  return { kind: "values", classOf, value, title, range: [plain(least), plain(most)], down: false, measure: null };
+  return {
+    kind: "values",
+    classOf,
+    value,
+    title,
+    range: [plain(least), plain(most)],
+    down: false,
+    measure: null,
+  };
 }
 
 function paintScores(context) {

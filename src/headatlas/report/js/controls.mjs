@@ -24,7 +24,12 @@ export function createControls(atlas, measures, handlers) {
     createColour(measures, change),
   ];
   const reset = button("Reset all", handlers.reset, { class: "reset" });
-  const node = el("div", { class: "controls", role: "group", "aria-label": "What counts, and what is shown" }, ...parts.map((part) => part.node), reset);
+  const node = el(
+    "div",
+    { class: "controls", role: "group", "aria-label": "What counts, and what is shown" },
+    ...parts.map((part) => part.node),
+    reset,
+  );
   return {
     node,
     sync(state, reading) {
@@ -37,15 +42,28 @@ export function createControls(atlas, measures, handlers) {
 function slider(className, attributes, input) {
   const id = freshId("slider");
   const output = el("output", { for: id });
-  const range = el("input", { type: "range", id, ...attributes, on: { input: (event) => input(Number(event.target.value)) } });
+  const range = el("input", {
+    type: "range",
+    id,
+    ...attributes,
+    on: { input: (event) => input(Number(event.target.value)) },
+  });
   const note = el("div", { class: "note" });
-  const node = (label) => el("div", { class: `control slider ${className}` }, el("label", { for: id }, label, output), range, note);
+  const node = (label) =>
+    el("div", { class: `control slider ${className}` }, el("label", { for: id }, label, output), range, note);
   return { node, output, range, note };
 }
 
 function createTau(change) {
-  const { node, output, range, note } = slider("tau", { min: 0, max: 1, step: 0.01 }, (tau) => change({ tau }));
-  note.append(hint("τ?", "A head counts for a relation when it ranks an accepted target in the top k of the vocabulary for at least this share of the sources."));
+  const { node, output, range, note } = slider("tau", { min: 0, max: 1, step: 0.01 }, (tau) =>
+    change({ tau }),
+  );
+  note.append(
+    hint(
+      "τ?",
+      "A head counts for a relation when it ranks an accepted target in the top k of the vocabulary for at least this share of the sources.",
+    ),
+  );
   return {
     node: node("Score at least τ = "),
     sync({ tau }) {
@@ -58,7 +76,9 @@ function createTau(change) {
 /** Both k: of all relations but copying, and of copying. */
 function createK(atlas, change) {
   const known = (kind) => [...atlas.calibrated[kind].keys()].sort((a, b) => a - b);
-  const { node, output, range, note } = slider("k", { min: 1, max: atlas.ceiling, step: 1 }, (k) => change({ k }));
+  const { node, output, range, note } = slider("k", { min: 1, max: atlas.ceiling, step: 1 }, (k) =>
+    change({ k }),
+  );
   const id = freshId("k-copy");
   const copy = el("input", {
     type: "number",
@@ -92,7 +112,9 @@ function createK(atlas, change) {
 function createQ(atlas, change) {
   const own = atlas.thresholds.q_max;
   const stops = [...new Set([...Q_STOPS, own])].sort((a, b) => a - b).concat(null);
-  const { node, output, range, note } = slider("q", { min: 0, max: stops.length - 1, step: 1 }, (at) => change({ q: stops[at] }));
+  const { node, output, range, note } = slider("q", { min: 0, max: stops.length - 1, step: 1 }, (at) =>
+    change({ q: stops[at] }),
+  );
   note.append(
     hint(
       "q?",
@@ -120,13 +142,19 @@ function createSign(change) {
     ["promotion", "promotion"],
     ["suppression", "suppression"],
   ];
-  const inputs = choices.map(([value]) => el("input", { type: "radio", name, value, on: { change: () => change({ sign: value }) } }));
+  const inputs = choices.map(([value]) =>
+    el("input", { type: "radio", name, value, on: { change: () => change({ sign: value }) } }),
+  );
   const titleId = freshId("sign-title");
   const node = el(
     "div",
     { class: "control", role: "radiogroup", "aria-labelledby": titleId },
     el("span", { class: "label", id: titleId }, "Effect"),
-    el("div", { class: "segments" }, ...choices.map(([, label], i) => el("label", {}, inputs[i], el("span", {}, label)))),
+    el(
+      "div",
+      { class: "segments" },
+      ...choices.map(([, label], i) => el("label", {}, inputs[i], el("span", {}, label))),
+    ),
   );
   return { node, sync: ({ sign }) => inputs.forEach((input) => (input.checked = input.value === sign)) };
 }
@@ -158,7 +186,12 @@ function createChooser(atlas, change) {
   const summary = el("summary", {});
   const none = button("All relations", () => change({ relations: [], categories: [] }));
   const labelId = freshId("chooser");
-  const details = el("details", { class: "chooser", on: { keydown: (event) => event.key === "Escape" && shut() } }, summary, el("div", { class: "sheet" }, none, ...groups));
+  const details = el(
+    "details",
+    { class: "chooser", on: { keydown: (event) => event.key === "Escape" && shut() } },
+    summary,
+    el("div", { class: "sheet" }, none, ...groups),
+  );
   const shut = () => {
     details.open = false;
     summary.focus();
@@ -184,17 +217,29 @@ function createChooser(atlas, change) {
 
 /** What is chosen, in words; empty for everything. */
 export function chosenWords(atlas, { relations, categories }) {
-  const names = [...categories.map((index) => atlas.categories[index]), ...relations.map((index) => atlas.relations[index].title)];
+  const names = [
+    ...categories.map((index) => atlas.categories[index]),
+    ...relations.map((index) => atlas.relations[index].title),
+  ];
   return names.length > 2 ? `${names[0]} and ${count(names.length - 1, "other")}` : names.join(" and ");
 }
 
 function createColour(measures, change) {
   const looks = measures.filter((each) => each.behaviour);
-  const whole = measures.filter((each) => ["effective_rank", "copying", "norm_share", "explained"].includes(each.name));
+  const whole = measures.filter((each) =>
+    ["effective_rank", "copying", "norm_share", "explained"].includes(each.name),
+  );
   const { node, input } = select(
     "Colour by",
     [
-      ["", [["", "automatic"], ["categories", "number of categories"], ["score", "score of the relations chosen"]]],
+      [
+        "",
+        [
+          ["", "automatic"],
+          ["categories", "number of categories"],
+          ["score", "score of the relations chosen"],
+        ],
+      ],
       ...(looks.length ? [["attention", looks.map((each) => [each.name, each.title])]] : []),
       ...(whole.length ? [["weights", whole.map((each) => [each.name, each.title])]] : []),
     ],

@@ -2,7 +2,7 @@
 
 import { countHeads } from "./atlas.mjs";
 import { STEPS } from "./colours.mjs";
-import { button, el, freshId, hint } from "./dom.mjs";
+import { button, el, freshId, hint, saveButtons } from "./dom.mjs";
 import { count, plain } from "./format.mjs";
 import { arrange } from "./layout.mjs";
 import { createPanel, maskOf } from "./panels.mjs";
@@ -24,22 +24,14 @@ export function createFigure(atlas, handlers) {
   );
   const main = createPanel(atlas, { title: "", helpId: help.id, handlers });
   main.node.classList.add("main-panel");
-  const sides = atlas.categories.map((category) => createPanel(atlas, { title: category, helpId: help.id, handlers }));
+  const sides = atlas.categories.map((category) =>
+    createPanel(atlas, { title: category, helpId: help.id, handlers }),
+  );
   const grid = el("div", { class: "side-panels" }, ...sides.map((panel) => panel.node));
   const legend = createLegend(atlas);
   const zoom = createZoom(main, () => resize());
   const caption = el("p", { class: "quiet caption" });
-  const tools = el(
-    "div",
-    { class: "figure-tools" },
-    zoom.node,
-    el(
-      "div",
-      { class: "buttons", role: "group", "aria-label": "Save the figure" },
-      button("SVG", () => handlers.save("svg"), { "aria-label": "Save the figure as SVG" }),
-      button("PNG", () => handlers.save("png"), { "aria-label": "Save the figure as PNG" }),
-    ),
-  );
+  const tools = el("div", { class: "figure-tools" }, zoom.node, saveButtons("figure", handlers.save));
   const drawing = el("div", { class: "drawing" }, legend.node, main.node, grid, caption);
   const node = el("div", { class: "figure" }, tools, drawing, help);
   const resize = () => {
@@ -51,7 +43,6 @@ export function createFigure(atlas, handlers) {
     main.resize(plan.main);
     sides.forEach((panel) => panel.resize(plan.side));
   };
-  followSize(drawing, resize);
   return {
     ...{ node, drawing, tools, resize },
     sync(view) {
@@ -68,18 +59,24 @@ function drawAll(atlas, { main, sides, grid, legend }, view) {
   const { reading, painted, only, chosen } = view;
   const counts = countHeads(atlas, reading, only);
   const levels = painted.kind === "levels";
-  const shown = (heads) => (cell) => reading.level[cell] > 0 && (!heads || heads[cell] > 0) && (!only || only[cell] > 0);
+  const shown = (heads) => (cell) =>
+    reading.level[cell] > 0 && (!heads || heads[cell] > 0) && (!only || only[cell] > 0);
   const passes = Uint8Array.from({ length: atlas.nCells }, (_, cell) => (shown(null)(cell) ? 1 : 0));
   const marked = painted.measure?.behaviour ? painted.measure.behaviour.called : passes;
   if (levels) main.draw(maskOf(atlas, painted.classOf, shown(null)));
   else main.draw(painted.classOf, marked);
   const about = view.about ? ` of ${view.about}` : "";
   main.setTitle(levels ? `Heads${about} by number of categories` : `Heads by ${painted.title}`);
-  main.setCount(painted.measure?.behaviour ? count(sum(marked), "head called", "heads called") : count(counts[0].total, "head"));
+  main.setCount(
+    painted.measure?.behaviour
+      ? count(sum(marked), "head called", "heads called")
+      : count(counts[0].total, "head"),
+  );
   // A measure of whole heads has no parts by category.
   grid.hidden = painted.kind === "values" || atlas.categories.length < 2;
   sides.forEach((panel, at) => {
-    const asked = !chosen || atlas.scored.some((relation) => relation.category === at && chosen.has(relation.index));
+    const asked =
+      !chosen || atlas.scored.some((relation) => relation.category === at && chosen.has(relation.index));
     panel.node.hidden = !asked;
     panel.draw(maskOf(atlas, view.levels, shown(reading.member[at])));
     panel.setCount(count(counts[at + 1].total, "head"));
@@ -109,13 +106,19 @@ function createLegend(atlas) {
   const item = (attributes, label, tally) =>
     el("li", {}, swatch(attributes), el("span", {}, label, " ", el("span", { class: "count" }, tally)));
   const list = (label, items) => el("ul", { class: "legend", "aria-label": label }, ...items);
-  const unmapped = atlas.mapped.includes(0) ? [item({ "data-level": "unmapped" }, "layer not mapped", "")] : [];
+  const unmapped = atlas.mapped.includes(0)
+    ? [item({ "data-level": "unmapped" }, "layer not mapped", "")]
+    : [];
   const scale = (name, [least, most]) =>
     el(
       "span",
       { class: "scale" },
       least,
-      el("span", { class: "ramp" }, ...Array.from({ length: STEPS + 1 }, (_, i) => swatch({ [`data-${name}`]: i }))),
+      el(
+        "span",
+        { class: "ramp" },
+        ...Array.from({ length: STEPS + 1 }, (_, i) => swatch({ [`data-${name}`]: i })),
+      ),
       most,
     );
   return {
@@ -125,7 +128,9 @@ function createLegend(atlas) {
         ...(painted.kind === "levels"
           ? [
               list("Colours: in how many categories a head implements a relation", [
-                ...levels.map((n, i) => item({ "data-level": i + 1 }, count(i + 1, "category", "categories"), count(n, "head"))),
+                ...levels.map((n, i) =>
+                  item({ "data-level": i + 1 }, count(i + 1, "category", "categories"), count(n, "head")),
+                ),
                 item({ "data-level": "none" }, "none", count(nBlank, "head")),
                 ...unmapped,
               ]),
@@ -143,9 +148,16 @@ function createLegend(atlas) {
 
 function legendOfScale(painted, scale, view) {
   if (painted.kind === "values") {
-    const called = painted.measure.behaviour ? [el("span", { class: "key" }, el("span", { class: "dot" }), "called: clearly more than expected")] : [];
+    const called = painted.measure.behaviour
+      ? [el("span", { class: "key" }, el("span", { class: "dot" }), "called: clearly more than expected")]
+      : [];
     const why = painted.measure.behaviour && view.heads.captions.behaviour;
-    return [el("span", {}, painted.title), scale("score", painted.range), ...called, why ? hint("what is this?", why) : null].filter(Boolean);
+    return [
+      el("span", {}, painted.title),
+      scale("score", painted.range),
+      ...called,
+      why ? hint("what is this?", why) : null,
+    ].filter(Boolean);
   }
   return [
     el("span", {}, painted.down ? "promotes" : painted.title),
@@ -167,8 +179,13 @@ function createZoom(main, change) {
     main.node.classList.toggle("zoomed", fine > 1);
     change();
   };
-  const smaller = button("−", () => set(ZOOMS[fine > ZOOMS[at] ? at : Math.max(0, at - 1)]), { "aria-label": "Smaller figure", disabled: true });
-  const larger = button("+", () => set(ZOOMS[Math.min(ZOOMS.length - 1, at + 1)]), { "aria-label": "Larger figure" });
+  const smaller = button("−", () => set(ZOOMS[fine > ZOOMS[at] ? at : Math.max(0, at - 1)]), {
+    "aria-label": "Smaller figure",
+    disabled: true,
+  });
+  const larger = button("+", () => set(ZOOMS[Math.min(ZOOMS.length - 1, at + 1)]), {
+    "aria-label": "Larger figure",
+  });
   pinch(main.frame, () => fine, set);
   return {
     node: el("div", { class: "buttons", role: "group", "aria-label": "Size of the figure" }, smaller, larger),
@@ -205,16 +222,4 @@ function pinch(frame, factor, set) {
       start = null;
     });
   }
-}
-
-/** Cells are whole device pixels, so they change with the room and with the zoom. */
-function followSize(node, fit) {
-  let width = -1;
-  let ratio = 0;
-  new ResizeObserver(() => {
-    if (node.clientWidth === width && window.devicePixelRatio === ratio) return;
-    width = node.clientWidth;
-    ratio = window.devicePixelRatio;
-    fit();
-  }).observe(node);
 }

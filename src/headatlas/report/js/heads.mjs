@@ -34,7 +34,12 @@ const COLUMNS = [
   { key: "n", label: "n", title: "Sources used" },
 ];
 
-const EVIDENCE = { key: "confirmed", label: "Confirmed", words: true, title: "By evidence; a dash: not asked" };
+const EVIDENCE = {
+  key: "confirmed",
+  label: "Confirmed",
+  words: true,
+  title: "By evidence; a dash: not asked",
+};
 
 /** Whether a text, with or without a minus before it, names a column that sorts. */
 export function sortOf(text) {
@@ -52,13 +57,18 @@ export function sortOf(text) {
 export function createHeads(atlas, handlers) {
   const table = {
     ...{ atlas, handlers, page: 0, view: null, state: null, shown: [], order: null },
-    columns: COLUMNS.flatMap((each) => (each.key === "best" && atlas.data.evidence ? [each, EVIDENCE] : [each])),
+    columns: COLUMNS.flatMap((each) =>
+      each.key === "best" && atlas.data.evidence ? [each, EVIDENCE] : [each],
+    ),
   };
   table.head = createHeader(table);
   table.body = el("tbody");
   table.status = el("p", { class: "quiet", role: "status" });
   table.pager = createPager(table);
-  const below = el("input", { type: "checkbox", on: { change: (event) => handlers.change({ below: event.target.checked }) } });
+  const below = el("input", {
+    type: "checkbox",
+    on: { change: (event) => handlers.change({ below: event.target.checked }) },
+  });
   const scroller = el(
     "div",
     { class: "scroller", tabindex: 0, role: "region", "aria-label": "Table of heads" },
@@ -194,7 +204,10 @@ function createRow(table, row) {
     class: "link",
     "aria-label": `Open head ${headName(atlas, cell)}`,
   });
-  const choose = button(relation.title, () => handlers.choose(relation.index), { class: "link quiet-link", title: "Show this relation in the figure" });
+  const choose = button(relation.title, () => handlers.choose(relation.index), {
+    class: "link quiet-link",
+    title: "Show this relation in the figure",
+  });
   const cells = {
     head: () => el("th", { scope: "row", class: "number" }, open),
     relation: () => el("td", { class: "words" }, choose),
@@ -204,7 +217,8 @@ function createRow(table, row) {
     q: () => number(rate(scores.q[row])),
     control: () => number(share(scores.control[row])),
     added: () => number(share(scores.addedShare[row])),
-    suppression: () => number(share(scores.suppression[row]), interval(scores.suppressed[row], n), (effect & 2) > 0),
+    suppression: () =>
+      number(share(scores.suppression[row]), interval(scores.suppressed[row], n), (effect & 2) > 0),
     suppressionQ: () => number(rate(scores.suppressionQ[row])),
     category: () => el("td", { class: "words" }, atlas.categories[relation.category]),
     n: () => number(String(n)),

@@ -46,11 +46,29 @@ export function spoken(name) {
  */
 export function measuresOf(atlas, heads) {
   const list = [
-    { name: "layer", title: "layer", values: () => Float64Array.from({ length: atlas.nCells }, (_, cell) => Math.floor(cell / atlas.nHeads)) },
-    { name: "head", title: "head", values: () => Float64Array.from({ length: atlas.nCells }, (_, cell) => cell % atlas.nHeads) },
+    {
+      name: "layer",
+      title: "layer",
+      values: () => Float64Array.from({ length: atlas.nCells }, (_, cell) => Math.floor(cell / atlas.nHeads)),
+    },
+    {
+      name: "head",
+      title: "head",
+      values: () => Float64Array.from({ length: atlas.nCells }, (_, cell) => cell % atlas.nHeads),
+    },
     { name: "score", title: "best score", share: true, values: (context) => bestOfHeads(context, "score") },
-    { name: "suppression", title: "best suppression", share: true, values: (context) => bestOfHeads(context, "suppression") },
-    { name: "added", title: "best added", share: true, values: (context) => bestOfHeads(context, "addedShare") },
+    {
+      name: "suppression",
+      title: "best suppression",
+      share: true,
+      values: (context) => bestOfHeads(context, "suppression"),
+    },
+    {
+      name: "added",
+      title: "best added",
+      share: true,
+      values: (context) => bestOfHeads(context, "addedShare"),
+    },
     { name: "control", title: "control of the best relation", share: true, values: controlOfBest },
     { name: "categories", title: "categories", values: ({ reading }) => Float64Array.from(reading.level) },
     { name: "relations", title: "relations", values: countRelations },
@@ -162,7 +180,11 @@ const N_SIMILAR = 5;
  */
 export function similarHeads({ atlas, heads, reading }, cell) {
   const writes = cosines(atlas, reading.scores, cell);
-  const looks = likeLooks(heads.behaviours.filter((each) => each.tested), atlas.nCells, cell);
+  const looks = likeLooks(
+    heads.behaviours.filter((each) => each.tested),
+    atlas.nCells,
+    cell,
+  );
   const found = [];
   for (let other = 0; other < atlas.nCells; other += 1) {
     const there = [writes?.[other] ?? NaN, looks?.[other] ?? NaN].filter((value) => !Number.isNaN(value));
@@ -225,7 +247,9 @@ export function coverage({ atlas, heads, reading }) {
     const has = {
       relation: reading.level[cell] > 0,
       behaviour: called.length > 0,
-      description: (heads.labelsOf.get(cell) ?? []).some((each) => each.kind === BY_MAPPINGS && each.label !== UNCLEAR),
+      description: (heads.labelsOf.get(cell) ?? []).some(
+        (each) => each.kind === BY_MAPPINGS && each.label !== UNCLEAR,
+      ),
     };
     for (const kind of Object.keys(kinds)) kinds[kind] += has[kind] ? 1 : 0;
     if (has.relation || has.behaviour || has.description) any += 1;

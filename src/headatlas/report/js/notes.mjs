@@ -14,7 +14,10 @@ export function createHeader(atlas) {
   const facts = [
     ["Lens", el("span", {}, data.lens, " ", hint("what it reads", lead, " ", rest))],
     ["Heads", missing > 0 ? `${size} (${missing} layers not mapped)` : size],
-    ["Relations", `${atlas.scored.length} of ${atlas.relations.length}, ${count(atlas.categories.length, "category", "categories")}`],
+    [
+      "Relations",
+      `${atlas.scored.length} of ${atlas.relations.length}, ${count(atlas.categories.length, "category", "categories")}`,
+    ],
     [
       "Heads with a tested statement",
       el(
@@ -34,8 +37,17 @@ export function createHeader(atlas) {
   const node = el(
     "header",
     {},
-    el("div", { class: "title" }, el("p", { class: "quiet" }, "What the attention heads do"), el("h1", {}, data.model)),
-    el("dl", { class: "facts" }, ...facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))),
+    el(
+      "div",
+      { class: "title" },
+      el("p", { class: "quiet" }, "What the attention heads do"),
+      el("h1", {}, data.model),
+    ),
+    el(
+      "dl",
+      { class: "facts" },
+      ...facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))),
+    ),
     createSchemeButton(),
   );
   return { node, sync: (view) => (covered.textContent = coverageWords(view)) };
@@ -43,7 +55,9 @@ export function createHeader(atlas) {
 
 function coverageWords(view) {
   const { any, more, total } = coverage(view);
-  const behaviours = view.heads.behaviours.length ? `, ${more} more than attention to the first position` : "";
+  const behaviours = view.heads.behaviours.length
+    ? `, ${more} more than attention to the first position`
+    : "";
   return `${any} of ${total}${behaviours}`;
 }
 

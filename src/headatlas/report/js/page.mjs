@@ -20,13 +20,24 @@ import { decode, headNamed, headsOf, read, scoresAt } from "./atlas.mjs";
 import { createCard } from "./card.mjs";
 import { paint, valuesPaint } from "./colours.mjs";
 import { chosenWords, createControls } from "./controls.mjs";
-import { el } from "./dom.mjs";
+import { el, followSize, saveButtons } from "./dom.mjs";
+import { saveDrawing } from "./exports.mjs";
 import { createFigure } from "./figure.mjs";
+import { createFinder } from "./finder.mjs";
 import { createHeads } from "./heads.mjs";
 import { decodeHeads, measuresOf } from "./measures.mjs";
 import { createCaveats, createHeader, createInWords, createProvenance } from "./notes.mjs";
+import { createProfile } from "./profile.mjs";
 import { createRelations } from "./relations.mjs";
-import { chosenRelations, colouredBy, formatFragment, initialState, parseFragment, thresholdsOf } from "./state.mjs";
+import { createScatter } from "./scatter.mjs";
+import {
+  chosenRelations,
+  colouredBy,
+  formatFragment,
+  initialState,
+  parseFragment,
+  thresholdsOf,
+} from "./state.mjs";
 import { createTooltip } from "./tooltip.mjs";
 import { unpack } from "./unpack.mjs";
 import { decodeSalience, decodeWords } from "./words.mjs";
@@ -46,10 +57,11 @@ export async function mount(root, data) {
   const app = createApp(atlas, decodeHeads(heads, atlas.nCells));
   root.replaceChildren(...assemble(app));
   listen(app);
-  app.parts.figure.resize();
+  for (const part of [app.parts.figure, app.parts.profile, app.parts.scatter])
+    followSize(part.drawing, part.resize);
   render(app);
   performance.mark("headatlas-ready");
-  if (app.state.head !== null) readSalience(app);
+  if (app.state.head !== null || app.state.find) readSalience(app);
   return app;
 }
 
@@ -98,11 +110,40 @@ function assemble(app) {
   const choose = (index) => app.change({ relations: [index], categories: [], colour: "" });
   parts.tooltip = createTooltip(atlas);
   parts.header = createHeader(atlas);
-  parts.controls = createControls(atlas, app.measures, { change: app.change, reset: () => app.change(initialState(atlas)) });
-  parts.figure = createFigure(atlas, { point, open, close, save: () => {} });
+  parts.controls = createControls(atlas, app.measures, {
+    change: app.change,
+    reset: () => app.change(initialState(atlas)),
+  });
+  const keep = (what, drawing) => (kind) => saveDrawing(drawing(), atlas.data.model, what, kind);
+  parts.figure = createFigure(atlas, {
+    point,
+    open,
+    close,
+    save: keep("figure", () => parts.figure.drawing),
+  });
   parts.card = createCard(atlas, { open, close, choose });
-  parts.heads = createHeads(atlas, { change: app.change, open, choose, point: (cell) => parts.figure.mark(cell) });
+  parts.finder = createFinder({ change: app.change, open, choose, wanted: () => readSalience(app) });
+  parts.scatter = createScatter(atlas, app.measures, { change: app.change, point, open, close });
+  parts.profile = createProfile(atlas);
+  parts.heads = createHeads(atlas, {
+    change: app.change,
+    open,
+    choose,
+    point: (cell) => markHead(app, cell),
+  });
   parts.relations = createRelations(atlas, { open, choose });
+  parts.scatter.node.append(
+    saveButtons(
+      "scatter",
+      keep("scatter", () => parts.scatter.drawing),
+    ),
+  );
+  parts.profile.node.append(
+    saveButtons(
+      "layers",
+      keep("layers", () => parts.profile.drawing),
+    ),
+  );
   const figure = el(
     "section",
     { class: "main-figure", "aria-labelledby": "figure-title" },
@@ -110,14 +151,16 @@ function assemble(app) {
     parts.figure.node,
     createInWords(atlas),
   );
+  const left = el("div", { class: "left" }, figure, parts.profile.node, parts.scatter.node);
   return [
     parts.header.node,
     el(
       "main",
       {},
       parts.controls.node,
+      parts.finder.node,
       app.slot,
-      el("div", { class: "beside" }, figure, parts.card.node),
+      el("div", { class: "beside" }, left, parts.card.node),
       parts.heads.node,
       parts.relations.node,
       createCaveats(atlas),
@@ -126,6 +169,11 @@ function assemble(app) {
     parts.tooltip.node,
     parts.tooltip.say,
   ];
+}
+
+function markHead(app, cell) {
+  app.parts.figure.mark(cell);
+  app.parts.scatter.mark("cursor", cell);
 }
 
 function openCard(app, cell, how) {
@@ -155,7 +203,7 @@ function arrive(app) {
 }
 
 function lookAt(app, cell, anchor, how) {
-  app.parts.figure.mark(cell);
+  markHead(app, cell);
   if (cell === null || !app.view) app.parts.tooltip.hide();
   else app.parts.tooltip.show(cell, anchor, app.view, how === "keys");
 }
@@ -185,16 +233,31 @@ function viewOf(app) {
   const { atlas, heads, state, view: last } = app;
   const thresholds = thresholdsOf(atlas, state);
   let scores = last?.reading.scores;
-  if (!scores || scores.k !== state.k || scores.kCopy !== state.kCopy) scores = scoresAt(atlas, state.k, state.kCopy);
-  const same = last && last.reading.scores === scores && JSON.stringify(last.reading.thresholds) === JSON.stringify(thresholds);
+  if (!scores || scores.k !== state.k || scores.kCopy !== state.kCopy)
+    scores = scoresAt(atlas, state.k, state.kCopy);
+  const same =
+    last &&
+    last.reading.scores === scores &&
+    JSON.stringify(last.reading.thresholds) === JSON.stringify(thresholds);
   const reading = same ? last.reading : read(atlas, scores, thresholds);
   const chosen = chosenRelations(atlas, state);
   const context = { atlas, heads, reading, chosen, salience: app.salience };
   const levels = paint(context, "categories", app.measures);
   const by = colouredBy(state);
-  const painted = app.shown ? valuesPaint(atlas, app.shown) : by === "categories" ? levels : paint(context, by, app.measures);
+  const painted = app.shown
+    ? valuesPaint(atlas, app.shown)
+    : by === "categories"
+      ? levels
+      : paint(context, by, app.measures);
   const only = headsOf(atlas, reading, chosen);
-  return { ...context, cell: state.head, painted, levels: levels.classOf, only, about: chosenWords(atlas, state) };
+  return {
+    ...context,
+    cell: state.head,
+    painted,
+    levels: levels.classOf,
+    only,
+    about: chosenWords(atlas, state),
+  };
 }
 
 function render(app) {
@@ -206,6 +269,10 @@ function render(app) {
   parts.figure.sync(view);
   parts.figure.pin(state.head);
   parts.card.sync(view);
+  parts.finder.sync(view, state);
+  parts.profile.sync(view);
+  parts.scatter.sync(view, state);
+  parts.scatter.mark("pin", state.head);
   parts.heads.sync(view, state);
   parts.relations.sync(view);
   remember(app);
@@ -222,4 +289,6 @@ function remember(app) {
 }
 
 const own = document.getElementById("atlas-data");
-export const mounted = own ? mount(document.getElementById("atlas"), JSON.parse(own.textContent)) : Promise.resolve(null);
+export const mounted = own
+  ? mount(document.getElementById("atlas"), JSON.parse(own.textContent))
+  : Promise.resolve(null);

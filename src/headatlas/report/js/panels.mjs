@@ -153,8 +153,10 @@ function drawGrid(panel, width, height) {
   const { size, grid } = panel;
   const lines = [];
   if (size.gap) {
-    for (let layer = 1; layer <= nLayers; layer += 1) lines.push(`M${layer * size.width - size.gap} 0h${size.gap}v${height}h${-size.gap}z`);
-    for (let head = 1; head <= nHeads; head += 1) lines.push(`M0 ${head * size.height - size.gap}h${width}v${size.gap}h${-width}z`);
+    for (let layer = 1; layer <= nLayers; layer += 1)
+      lines.push(`M${layer * size.width - size.gap} 0h${size.gap}v${height}h${-size.gap}z`);
+    for (let head = 1; head <= nHeads; head += 1)
+      lines.push(`M0 ${head * size.height - size.gap}h${width}v${size.gap}h${-width}z`);
   }
   grid.setAttribute("d", lines.join(""));
 }
@@ -174,8 +176,16 @@ function drawAxes(panel, width, height) {
   }
   const middle = top + height / 2;
   labels.push(
-    svg("text", { class: "axis", x: left + width / 2, y: top + height + 29, "text-anchor": "middle" }, "Layer"),
-    svg("text", { class: "axis", transform: `translate(11 ${middle}) rotate(-90)`, "text-anchor": "middle" }, "Head"),
+    svg(
+      "text",
+      { class: "axis", x: left + width / 2, y: top + height + 29, "text-anchor": "middle" },
+      "Layer",
+    ),
+    svg(
+      "text",
+      { class: "axis", transform: `translate(11 ${middle}) rotate(-90)`, "text-anchor": "middle" },
+      "Head",
+    ),
   );
   axes.replaceChildren(...labels);
 }

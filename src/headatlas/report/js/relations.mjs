@@ -28,7 +28,11 @@ export function createRelations(atlas, handlers) {
     return el(
       "tr",
       {},
-      el("th", { class: "words", scope: "row" }, button(relation.title, choose, { class: "link", title: "Show this relation in the figure" })),
+      el(
+        "th",
+        { class: "words", scope: "row" },
+        button(relation.title, choose, { class: "link", title: "Show this relation in the figure" }),
+      ),
       el("td", { class: "words" }, atlas.categories[relation.category]),
       best.get(relation.index),
       calls.get(relation.index),
@@ -79,7 +83,10 @@ function bestHead(atlas, { scores }, relation, handlers) {
   const cell = atlas.rows.cell[best];
   const name = headName(atlas, cell);
   const range = el("span", { class: "quiet" }, ` ${interval(scores.hits[best], relation.n_sources)}`);
-  const open = button(name, () => handlers.open(cell, "link"), { class: "link", "aria-label": `Open head ${name}` });
+  const open = button(name, () => handlers.open(cell, "link"), {
+    class: "link",
+    "aria-label": `Open head ${name}`,
+  });
   return [open, ` ${share(scores.score[best])}`, range];
 }
 

@@ -55,8 +55,16 @@ function fields(atlas) {
     k: ["k", whole(1, atlas.ceiling), String],
     k_copy: ["kCopy", whole(1, atlas.ceiling), String],
     tau: ["tau", share, String],
-    q: ["q", (text) => (text === "any" ? null : share(text)), (value) => (value === null ? "any" : String(value))],
-    sign: ["sign", (text) => (["both", "promotion", "suppression"].includes(text) ? text : undefined), String],
+    q: [
+      "q",
+      (text) => (text === "any" ? null : share(text)),
+      (value) => (value === null ? "any" : String(value)),
+    ],
+    sign: [
+      "sign",
+      (text) => (["both", "promotion", "suppression"].includes(text) ? text : undefined),
+      String,
+    ],
     colour: ["colour", word, String],
     x: ["x", word, String],
     y: ["y", word, String],

@@ -1,6 +1,14 @@
 /** What is known about one head, in short: a small table beside it, and the same in a sentence for screen readers. */
 
-import { confirmedOnly, effectName, headName, isMapped, isSuppression, rowsOfHead, strength } from "./atlas.mjs";
+import {
+  confirmedOnly,
+  effectName,
+  headName,
+  isMapped,
+  isSuppression,
+  rowsOfHead,
+  strength,
+} from "./atlas.mjs";
 import { el } from "./dom.mjs";
 import { count, interval, listed, plain, rate, share } from "./format.mjs";
 import { spoken } from "./measures.mjs";
@@ -36,7 +44,9 @@ export function createTooltip(atlas) {
 export function notable(atlas, cell, reading) {
   const best = rowsOfHead(atlas, cell).sort((a, b) => strength(reading, b) - strength(reading, a));
   const called = best.filter((row) => reading.effect[row]);
-  const others = best.filter((row) => !reading.effect[row] && strength(reading, row) >= WORTH_NAMING).slice(0, OTHERS);
+  const others = best
+    .filter((row) => !reading.effect[row] && strength(reading, row) >= WORTH_NAMING)
+    .slice(0, OTHERS);
   return { called, others };
 }
 
@@ -68,7 +78,9 @@ export function unmappedWhy(atlas, layer) {
 
 function looksOf(heads, cell) {
   const called = heads.behaviours.filter((each) => each.called[cell]);
-  return called.length ? `looks: ${called.map((each) => `${spoken(each.name)} ${each.value[cell].toFixed(2)}`).join(", ")}` : "";
+  return called.length
+    ? `looks: ${called.map((each) => `${spoken(each.name)} ${each.value[cell].toFixed(2)}`).join(", ")}`
+    : "";
 }
 
 /** "2 categories: Knowledge and Linguistic". */

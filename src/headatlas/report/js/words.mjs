@@ -21,7 +21,9 @@ export function decodeSalience(section, nCells) {
   const gain = unfixed(section.gain, 3);
   const values = unfixed(section.singular_values, 3);
   const named = (name, from, to) =>
-    Array.from(section[name].subarray(from, to)).filter((id) => id !== NO_TOKEN).map((id) => texts[id]);
+    Array.from(section[name].subarray(from, to))
+      .filter((id) => id !== NO_TOKEN)
+      .map((id) => texts[id]);
   const [nSources] = sizes.source;
   const [, nTargets] = sizes.promoted;
   const [nDirections, nEnds, nPlaces] = sizes.reads;
@@ -39,7 +41,12 @@ export function decodeSalience(section, nCells) {
         const [source] = named("source", i, i + 1);
         if (source === undefined) continue;
         const [from, to] = [i * nTargets, (i + 1) * nTargets];
-        out.push({ source, gain: gain[i], promoted: named("promoted", from, to), suppressed: named("suppressed", from, to) });
+        out.push({
+          source,
+          gain: gain[i],
+          promoted: named("promoted", from, to),
+          suppressed: named("suppressed", from, to),
+        });
       }
       return out;
     },
@@ -52,11 +59,15 @@ export function decodeSalience(section, nCells) {
           promotes: tokens("writes", cell, direction, end),
           suppresses: tokens("writes", cell, direction, 1 - end),
         }));
-        if (ends.some((end) => end.reads.length || end.promotes.length)) out.push({ value: values[cell * nValues + direction], ends });
+        if (ends.some((end) => end.reads.length || end.promotes.length))
+          out.push({ value: values[cell * nValues + direction], ends });
       }
       return out;
     },
-    values: (cell) => Array.from(values.subarray(cell * nValues, (cell + 1) * nValues)).filter((value) => !Number.isNaN(value)),
+    values: (cell) =>
+      Array.from(values.subarray(cell * nValues, (cell + 1) * nValues)).filter(
+        (value) => !Number.isNaN(value),
+      ),
     explained: (cell) => explained[cell],
     /** Cells whose source tokens or promoted tokens hold a text. */
     heads(text) {
@@ -95,7 +106,14 @@ export function pairsOf(atlas, scores, row, sign) {
     const source = relation.source[at];
     if (own !== null) best[source] = Math.min(best[source], own);
     const controlHit = relation.control.best[layer * relation.n_sources + source] < k;
-    return { at: source, source: relation.sources[source], target, rank: own, hit: own !== null && own < k, controlHit };
+    return {
+      at: source,
+      source: relation.sources[source],
+      target,
+      rank: own,
+      hit: own !== null && own < k,
+      controlHit,
+    };
   });
   const far = (rank) => (rank === null || rank === Infinity ? BEYOND : rank);
   return pairs
@@ -189,7 +207,9 @@ export function search(context, text) {
     heads: [],
     relations,
     pairs: atlas.scored.flatMap((relation) => foundPairs(context, relation, wanted)),
-    behaviours: heads.behaviours.filter((each) => spoken(each.name).includes(wanted) || each.name.includes(wanted)),
+    behaviours: heads.behaviours.filter(
+      (each) => spoken(each.name).includes(wanted) || each.name.includes(wanted),
+    ),
     labels,
     tokens: salience && wanted.length > 1 ? salience.heads(wanted) : [],
   };
