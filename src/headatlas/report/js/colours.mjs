@@ -55,8 +55,8 @@ export function valuesPaint(atlas, { title, value, range: [least, most] }) {
 function paintScores(context) {
   const { value, down } = strongest(context);
   const classOf = Array.from(value, (own, cell) => {
-    if (Number.isNaN(own) || own === 0) return null;
-    return `${down[cell] ? "down" : "score"}-${Math.max(1, Math.round(own * STEPS))}`;
+    const step = Math.round(own * STEPS);
+    return step > 0 ? `${down[cell] ? "down" : "score"}-${step}` : null;
   });
   const { relations } = context.atlas;
   const { chosen } = context;

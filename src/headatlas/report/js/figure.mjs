@@ -1,7 +1,7 @@
 /** The figure: one large panel, small ones for the categories, what the colours mean, and how large it all is. */
 
 import { countHeads } from "./atlas.mjs";
-import { STEPS } from "./colours.mjs";
+import { paint, STEPS } from "./colours.mjs";
 import { button, el, freshId, hint, saveButtons } from "./dom.mjs";
 import { count, plain } from "./format.mjs";
 import { arrange } from "./layout.mjs";
@@ -72,16 +72,31 @@ function drawAll(atlas, { main, sides, grid, legend }, view) {
       ? count(sum(marked), "head called", "heads called")
       : count(counts[0].total, "head"),
   );
-  // A measure of whole heads has no parts by category.
-  grid.hidden = painted.kind === "values" || atlas.categories.length < 2;
+  const asked = atlas.categories.map(
+    (_, at) => !chosen || atlas.scored.some((each) => each.category === at && chosen.has(each.index)),
+  );
+  // A measure of whole heads has no parts by category, and one category is the whole.
+  grid.hidden = painted.kind === "values" || asked.filter(Boolean).length < 2;
   sides.forEach((panel, at) => {
-    const asked =
-      !chosen || atlas.scored.some((relation) => relation.category === at && chosen.has(relation.index));
-    panel.node.hidden = !asked;
-    panel.draw(maskOf(atlas, view.levels, shown(reading.member[at])));
+    panel.node.hidden = !asked[at];
+    if (grid.hidden || !asked[at]) return;
+    if (levels) panel.draw(maskOf(atlas, painted.classOf, shown(reading.member[at])));
+    else panel.draw(paintCategory(view, at), maskedBy(passes, reading.member[at]));
     panel.setCount(count(counts[at + 1].total, "head"));
   });
   legend.sync(painted, counts[0].levels, atlas.nMapped - counts[0].total, view);
+}
+
+/** Scores of the relations of one category. */
+function paintCategory(view, at) {
+  const own = view.atlas.scored.filter(
+    (each) => each.category === at && (view.chosen?.has(each.index) ?? true),
+  );
+  return paint({ ...view, chosen: new Set(own.map((each) => each.index)) }, "score", []).classOf;
+}
+
+function maskedBy(cells, mask) {
+  return cells.map((on, cell) => on & mask[cell]);
 }
 
 function sum(values) {

@@ -123,6 +123,7 @@ function assemble(app) {
   });
   parts.card = createCard(atlas, { open, close, choose });
   parts.finder = createFinder({ change: app.change, open, choose, wanted: () => readSalience(app) });
+  parts.controls.node.lastChild.before(parts.finder.box);
   parts.scatter = createScatter(atlas, app.measures, { change: app.change, point, open, close });
   parts.profile = createProfile(atlas);
   parts.heads = createHeads(atlas, {
@@ -242,19 +243,13 @@ function viewOf(app) {
   const reading = same ? last.reading : read(atlas, scores, thresholds);
   const chosen = chosenRelations(atlas, state);
   const context = { atlas, heads, reading, chosen, salience: app.salience };
-  const levels = paint(context, "categories", app.measures);
-  const by = colouredBy(state);
-  const painted = app.shown
-    ? valuesPaint(atlas, app.shown)
-    : by === "categories"
-      ? levels
-      : paint(context, by, app.measures);
+  const painted = app.shown ? valuesPaint(atlas, app.shown) : paint(context, colouredBy(state), app.measures);
   const only = headsOf(atlas, reading, chosen);
   return {
     ...context,
     cell: state.head,
     painted,
-    levels: levels.classOf,
+
     only,
     about: chosenWords(atlas, state),
   };
