@@ -137,19 +137,7 @@ function labels({ heads, cell }) {
       {},
       el("strong", { class: each.label === UNCLEAR ? "quiet" : false }, each.label),
       el("br"),
-      el(
-        "span",
-        { class: "quiet" },
-        [
-          each.label === UNCLEAR && each.kind === BY_MAPPINGS
-            ? `no description does better than chance: ${tested}`
-            : tested,
-          `by ${each.author}`,
-          each.support,
-        ]
-          .filter(Boolean)
-          .join("; "),
-      ),
+      el("span", { class: "quiet" }, [tested, `by ${each.author}`, each.support].filter(Boolean).join("; ")),
     );
   };
   return [

@@ -31,9 +31,9 @@ export function createFigure(atlas, handlers) {
   const legend = createLegend(atlas);
   const zoom = createZoom(main, () => resize());
   const caption = el("p", { class: "quiet caption" });
-  const tools = el("div", { class: "figure-tools" }, zoom.node, saveButtons("figure", handlers.save));
+  const tools = el("div", { class: "figure-tools" }, zoom.node);
   const drawing = el("div", { class: "drawing" }, legend.node, main.node, grid, caption);
-  const node = el("div", { class: "figure" }, tools, drawing, help);
+  const node = el("div", { class: "figure" }, tools, drawing, saveButtons("figure", handlers.save), help);
   const resize = () => {
     const width = drawing.clientWidth;
     if (!width) return;

@@ -37,12 +37,7 @@ export function createHeader(atlas) {
   const node = el(
     "header",
     {},
-    el(
-      "div",
-      { class: "title" },
-      el("p", { class: "quiet" }, "What the attention heads do"),
-      el("h1", {}, data.model),
-    ),
+    el("h1", {}, data.model, el("span", { class: "hidden" }, ": what its attention heads do")),
     el(
       "dl",
       { class: "facts" },
@@ -55,9 +50,7 @@ export function createHeader(atlas) {
 
 function coverageWords(view) {
   const { any, more, total } = coverage(view);
-  const behaviours = view.heads.behaviours.length
-    ? `, ${more} more than attention to the first position`
-    : "";
+  const behaviours = view.heads.behaviours.length ? `, ${more} beyond a first-position sink` : "";
   return `${any} of ${total}${behaviours}`;
 }
 

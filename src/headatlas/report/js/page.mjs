@@ -123,7 +123,7 @@ function assemble(app) {
   });
   parts.card = createCard(atlas, { open, close, choose });
   parts.finder = createFinder({ change: app.change, open, choose, wanted: () => readSalience(app) });
-  parts.controls.node.lastChild.before(parts.finder.box);
+  parts.controls.box.lastChild.before(parts.finder.box);
   parts.scatter = createScatter(atlas, app.measures, { change: app.change, point, open, close });
   parts.profile = createProfile(atlas);
   parts.heads = createHeads(atlas, {
