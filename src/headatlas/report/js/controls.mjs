@@ -11,7 +11,7 @@ const Q_STOPS = [1e-10, 1e-6, 1e-4, 0.001, 0.01, 0.05, 0.1, 0.2];
  *
  * @param measures those of measuresOf.
  * @param handlers change(part of the state), reset().
- * @returns node, box (where they stand), sync(state, reading).
+ * @returns node, reset (its last button), sync(state, reading).
  */
 export function createControls(atlas, measures, handlers) {
   const { change } = handlers;
@@ -24,7 +24,13 @@ export function createControls(atlas, measures, handlers) {
     createColour(measures, change),
   ];
   const reset = button("Reset all", handlers.reset, { class: "reset" });
-  const box = el("div", { class: "controls" }, ...parts.map((part) => part.node), reset);
+  const box = el(
+    "div",
+    { class: "controls" },
+    ...parts.map((part) => part.node),
+    reset,
+    ...parts.map((part) => part.said),
+  );
   const node = el(
     "details",
     { class: "settings", role: "group", "aria-label": "What counts, and what is shown" },
@@ -36,7 +42,7 @@ export function createControls(atlas, measures, handlers) {
   node.open = roomy.matches;
   roomy.addEventListener("change", () => (node.open = roomy.matches));
   return {
-    ...{ node, box },
+    ...{ node, reset },
     sync(state, reading) {
       parts.forEach((part) => part.sync(state, reading));
       reset.disabled = formatFragment(atlas, state) === "";
@@ -127,19 +133,20 @@ function createQ(atlas, change) {
   const words = (kind) => [...atlas.calibrated[kind].keys()].sort((a, b) => a - b).join(", ");
   const copying = atlas.scored.some((relation) => relation.copying);
   const known = `k = ${words("plain")}${copying ? `, copying ${words("copying")}` : ""}`;
-  const whole = node("q at most ", why);
-  whole.append(said);
   return {
-    node: whole,
+    node: node("q at most ", why),
+    said,
     sync({ q }, reading) {
       const place = stops.findIndex((each) => each === null || (q !== null && each >= q));
       range.value = String(q === null ? stops.length - 1 : place);
       const { qKnown } = reading.scores;
       const value = q === null ? "any (score alone)" : plain(q);
-      output.textContent = qKnown ? value : "not known here";
+      output.textContent = qKnown ? value : "–";
       range.setAttribute("aria-valuetext", output.textContent);
       range.disabled = !qKnown;
-      said.textContent = qKnown ? "" : `Known at ${known}. Elsewhere the score alone counts.`;
+      said.textContent = qKnown
+        ? ""
+        : `q is not known at this k, so the score alone counts. It is known at ${known}; for others: headatlas report DIR --q-at K.`;
     },
   };
 }
@@ -247,6 +254,7 @@ function createColour(measures, change) {
           ["", "automatic"],
           ["categories", "number of categories"],
           ["score", "score of the relations chosen"],
+          ["statements", "tested statement"],
         ],
       ],
       ...(looks.length ? [["attention", looks.map((each) => [each.name, each.title])]] : []),

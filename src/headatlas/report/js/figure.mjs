@@ -63,7 +63,8 @@ function drawAll(atlas, { main, sides, grid, legend }, view) {
     reading.level[cell] > 0 && (!heads || heads[cell] > 0) && (!only || only[cell] > 0);
   const passes = Uint8Array.from({ length: atlas.nCells }, (_, cell) => (shown(null)(cell) ? 1 : 0));
   const marked = painted.measure?.behaviour ? painted.measure.behaviour.called : passes;
-  if (levels) main.draw(maskOf(atlas, painted.classOf, shown(null)));
+  if (painted.kind === "kinds") main.draw(painted.classOf);
+  else if (levels) main.draw(maskOf(atlas, painted.classOf, shown(null)));
   else main.draw(painted.classOf, marked);
   const about = view.about ? ` of ${view.about}` : "";
   main.setTitle(levels ? `Heads${about} by number of categories` : `Heads by ${painted.title}`);
@@ -76,7 +77,7 @@ function drawAll(atlas, { main, sides, grid, legend }, view) {
     (_, at) => !chosen || atlas.scored.some((each) => each.category === at && chosen.has(each.index)),
   );
   // A measure of whole heads has no parts by category, and one category is the whole.
-  grid.hidden = painted.kind === "values" || asked.filter(Boolean).length < 2;
+  grid.hidden = ["values", "kinds"].includes(painted.kind) || asked.filter(Boolean).length < 2;
   sides.forEach((panel, at) => {
     panel.node.hidden = !asked[at];
     if (grid.hidden || !asked[at]) return;
@@ -136,9 +137,24 @@ function createLegend(atlas) {
       ),
       most,
     );
+  const kinds = ({ tally }) => [
+    list("Colours: the first kind of tested statement that a head has", [
+      ...tally.map(([words, n], at) => item({ "data-kind": at }, words, count(n, "head"))),
+      item(
+        { "data-level": "none" },
+        "none",
+        count(atlas.nMapped - tally.reduce((all, [, n]) => all + n, 0), "head"),
+      ),
+      ...unmapped,
+    ]),
+  ];
   return {
     node,
     sync(painted, levels, nBlank, view) {
+      if (painted.kind === "kinds") {
+        node.replaceChildren(...kinds(painted));
+        return;
+      }
       node.replaceChildren(
         ...(painted.kind === "levels"
           ? [

@@ -1,16 +1,16 @@
 /** The header, what the figure can and cannot tell, the figure in words, and where it all comes from. */
 
-import { el, hint } from "./dom.mjs";
+import { button, el, hint } from "./dom.mjs";
 import { count, plain } from "./format.mjs";
 import { coverage } from "./measures.mjs";
 
 /** Model, lens, size and coverage, with the button for light and dark. @returns node, sync(view). */
-export function createHeader(atlas) {
+export function createHeader(atlas, showStatements) {
   const { data } = atlas;
   const missing = atlas.mapped.filter((done) => !done).length - data.layers_without_heads.length;
   const size = `${atlas.nLayers} layers × ${atlas.nHeads} heads`;
   const [lead, rest] = lensCaveat(data.lens);
-  const covered = el("span");
+  const covered = button("", showStatements, { class: "link", title: "Colour the figure by it" });
   const facts = [
     ["Lens", el("span", {}, data.lens, " ", hint("what it reads", lead, " ", rest))],
     ["Heads", missing > 0 ? `${size} (${missing} layers not mapped)` : size],
@@ -60,15 +60,15 @@ function createSchemeButton() {
     const chosen = root.dataset.scheme;
     return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   };
-  const button = el("button", { type: "button", class: "scheme" });
-  const label = () => (button.textContent = dark() ? "Light" : "Dark");
-  button.addEventListener("click", () => {
+  const toggle = el("button", { type: "button", class: "scheme" });
+  const label = () => (toggle.textContent = dark() ? "Light" : "Dark");
+  toggle.addEventListener("click", () => {
     root.dataset.scheme = dark() ? "light" : "dark";
     label();
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", label);
   label();
-  return button;
+  return toggle;
 }
 
 /** What this can and cannot tell. */

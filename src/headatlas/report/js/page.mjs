@@ -109,7 +109,7 @@ function assemble(app) {
   const close = () => closeCard(app);
   const choose = (index) => app.change({ relations: [index], categories: [], colour: "" });
   parts.tooltip = createTooltip(atlas);
-  parts.header = createHeader(atlas);
+  parts.header = createHeader(atlas, () => app.change({ colour: "statements" }));
   parts.controls = createControls(atlas, app.measures, {
     change: app.change,
     reset: () => app.change(initialState(atlas)),
@@ -123,7 +123,7 @@ function assemble(app) {
   });
   parts.card = createCard(atlas, { open, close, choose });
   parts.finder = createFinder({ change: app.change, open, choose, wanted: () => readSalience(app) });
-  parts.controls.box.lastChild.before(parts.finder.box);
+  parts.controls.reset.before(parts.finder.box);
   parts.scatter = createScatter(atlas, app.measures, { change: app.change, point, open, close });
   parts.profile = createProfile(atlas);
   parts.heads = createHeads(atlas, {
