@@ -11,8 +11,8 @@ export const STEPS = 20;
  * The class of every head: "level-2", "score-13", "down-4", or null for blank; and what they mean.
  *
  * @param by "categories", "score", or the name of a measure.
- * @returns kind: "levels", "scores", "values" or "kinds"; classOf [cell]; value [cell] where there are numbers; title; range:
- *     what the ends of the scale stand for; down: whether suppression has a scale of its own.
+ * @returns kind: "levels", "scores", "values" or "kinds"; classOf [cell]; value [cell] where there are numbers; title;
+ *     range: what the ends of the scale stand for; down: whether suppression has a scale of its own.
  */
 export function paint(context, by, measures) {
   const { atlas, reading } = context;

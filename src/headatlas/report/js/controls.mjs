@@ -73,11 +73,11 @@ function createTau(change) {
   const { node, output, range } = slider("tau", { min: 0, max: 1, step: 0.01 }, (tau) => change({ tau }));
   const why = hint(
     "τ?",
-    "A head counts for a relation when it ranks an accepted target in the top k of the vocabulary for at least this share of " +
-      "the sources.",
+    "A head counts for a relation when it ranks an accepted target in the top k of the vocabulary for " +
+      "at least this share of the sources.",
   );
   return {
-    node: node("Score at least τ = ", why),
+    node: node("Score ≥ τ = ", why),
     sync({ tau }) {
       range.value = String(tau);
       output.textContent = tau.toFixed(Math.max(2, (plain(tau).split(".")[1] ?? "").length));
@@ -126,15 +126,16 @@ function createQ(atlas, change) {
   );
   const why = hint(
     "q?",
-    "Would the head score as high if the targets were dealt to the sources at random? Of the rows with q up to this, about that " +
-      "share or less is expected to be such chance. q says nothing of whether the model uses the head.",
+    "Would the head score as high if the targets were dealt to the sources at random? Of the rows " +
+      "with q up to this, about that share or less is expected to be such chance. q says nothing of " +
+      "whether the model uses the head.",
   );
   const said = el("p", { class: "said" });
   const words = (kind) => [...atlas.calibrated[kind].keys()].sort((a, b) => a - b).join(", ");
   const copying = atlas.scored.some((relation) => relation.copying);
   const known = `k = ${words("plain")}${copying ? `, copying ${words("copying")}` : ""}`;
   return {
-    node: node("q at most ", why),
+    node: node("q ≤ ", why),
     said,
     sync({ q }, reading) {
       const place = stops.findIndex((each) => each === null || (q !== null && each >= q));
@@ -146,7 +147,8 @@ function createQ(atlas, change) {
       range.disabled = !qKnown;
       said.textContent = qKnown
         ? ""
-        : `q is not known at this k, so the score alone counts. It is known at ${known}; for others: headatlas report DIR --q-at K.`;
+        : `q is not known at this k, so the score alone counts. It is known at ${known}; for others: ` +
+          `headatlas report DIR --q-at K.`;
     },
   };
 }

@@ -19,8 +19,8 @@ export function createFigure(atlas, handlers) {
   const help = el(
     "p",
     { class: "hidden", id: freshId("keys") },
-    "Arrow keys move from head to head, Page Up and Page Down between coloured heads, Enter opens the head's card, " +
-      "Escape closes it.",
+    "Arrow keys move from head to head, Page Up and Page Down between coloured heads, Enter opens the " +
+      "head's card, Escape closes it.",
   );
   const main = createPanel(atlas, { title: "", helpId: help.id, handlers });
   main.node.classList.add("main-panel");
@@ -71,7 +71,7 @@ function drawAll(atlas, { main, sides, grid, legend }, view) {
   main.setCount(
     painted.measure?.behaviour
       ? count(sum(marked), "head called", "heads called")
-      : count(counts[0].total, "head"),
+      : count(painted.tally ? painted.tally.reduce((all, [, n]) => all + n, 0) : counts[0].total, "head"),
   );
   const asked = atlas.categories.map(
     (_, at) => !chosen || atlas.scored.some((each) => each.category === at && chosen.has(each.index)),
@@ -167,8 +167,8 @@ function createLegend(atlas) {
               ]),
               hint(
                 "blank?",
-                "A blank cell is not an idle head: none of the relations asked passes the criterion there. Categories " +
-                  "with more relations have more chances.",
+                "A blank cell is not an idle head: none of the relations asked passes the criterion " +
+                  "there. Categories with more relations have more chances.",
               ),
             ]
           : legendOfScale(painted, scale, view)),

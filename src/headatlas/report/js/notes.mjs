@@ -16,7 +16,8 @@ export function createHeader(atlas, showStatements) {
     ["Heads", missing > 0 ? `${size} (${missing} layers not mapped)` : size],
     [
       "Relations",
-      `${atlas.scored.length} of ${atlas.relations.length}, ${count(atlas.categories.length, "category", "categories")}`,
+      `${atlas.scored.length} of ${atlas.relations.length}, ` +
+        `${count(atlas.categories.length, "category", "categories")}`,
     ],
     [
       "Heads with a tested statement",
@@ -27,9 +28,10 @@ export function createHeader(atlas, showStatements) {
         " ",
         hint(
           "counted how?",
-          "A relation or a behaviour that is called, or a description that picks out held-out mappings of the head. A covered head may " +
-            "do more; one without a statement may do something that was not asked. Most heads of most models attend to the first " +
-            "position, which says that a head rests.",
+          "A relation or a behaviour that is called, or a description that picks out held-out " +
+            "mappings of the head. A covered head may do more; one without a statement may do something " +
+            "that was not asked. Most heads of most models attend to the first position, which says " +
+            "that a head rests.",
         ),
       ),
     ],
@@ -94,9 +96,9 @@ function caveats(data) {
   return [
     [
       "A colour is a count of categories.",
-      `A head implements a relation when it ranks an accepted target among the top ${k} of the vocabulary ` +
-        `(fewer for copying) for a share of the sources of at least τ, ${plain(tau)} unless moved above. ` +
-        "Promoting and suppressing both count.",
+      `A head implements a relation when it ranks an accepted target among the top ${k} of the ` +
+        `vocabulary (fewer for copying) for a share of the sources of at least τ, ${plain(tau)} unless ` +
+        "moved above. Promoting and suppressing both count.",
     ],
     lensCaveat(data.lens),
     [
@@ -105,21 +107,22 @@ function caveats(data) {
     ],
     [
       "A late state may already hold the answer.",
-      "A head that only moves it looks like one that computes it. Control is the score of the state itself at " +
-        "that layer, without any head; added is the share of sources that the head hits and the state does not. " +
-        "Both are about promotion; suppression has no such control.",
+      "A head that only moves it looks like one that computes it. Control is the score of the state " +
+        "itself at that layer, without any head; added is the share of sources that the head hits and " +
+        "the state does not. Both are about promotion; suppression has no such control.",
     ],
     [
       "q asks one question.",
-      `Would the head score as high if the targets were dealt to the sources at random? Of the rows with ` +
-        `q ≤ ${plain(q)}, about that share or less is expected to be such chance. q does not say that the model uses ` +
-        "the head. The intervals treat sources as independent draws and say nothing about other words.",
+      "Would the head score as high if the targets were dealt to the sources at random? Of the rows " +
+        `with q ≤ ${plain(q)}, about that share or less is expected to be such chance. q does not say ` +
+        "that the model uses the head. The intervals treat sources as independent draws and say nothing " +
+        "about other words.",
     ],
     ...targetCaveat(data.provenance),
     [
       "A blank cell is not an idle head.",
-      "It only means that none of the relations asked passes the criterion there. Panels with more relations " +
-        "have more chances.",
+      "It only means that none of the relations asked passes the criterion there. Panels with more " +
+        "relations have more chances.",
     ],
     evidenceCaveat(data.evidence),
   ];
@@ -134,9 +137,9 @@ function evidenceCaveat(evidence) {
   }
   return [
     "Evidence confirms some heads.",
-    `${evidence.map((each) => each[0].toUpperCase() + each.slice(1)).join(". ")}. Both hold for the atlas's own ` +
-      "criterion, wherever τ is moved. A dash: not asked. A head that is not confirmed may have others that do the " +
-      "same; ablation is not asked of heads that only suppress.",
+    `${evidence.map((each) => each[0].toUpperCase() + each.slice(1)).join(". ")}. Both hold for the ` +
+      "atlas's own criterion, wherever τ is moved. A dash: not asked. A head that is not confirmed may " +
+      "have others that do the same; ablation is not asked of heads that only suppress.",
   ];
 }
 
@@ -145,8 +148,8 @@ function targetCaveat(provenance) {
   return [
     [
       "Targets count by their first token.",
-      "A target of several tokens is a hit when its first token is. A first token may begin many words, so " +
-        "such a hit says less than one of a whole word.",
+      "A target of several tokens is a hit when its first token is. A first token may begin many " +
+        "words, so such a hit says less than one of a whole word.",
     ],
   ];
 }
@@ -155,15 +158,17 @@ function lensCaveat(lens) {
   if (lens === "maps") {
     return [
       "The lens maps reads weights only.",
-      "A word's state is its embedding after the first block's MLP, at every later layer. It sees sources of one " +
-        "token. In some models that state is far from what heads really read, and nearly all scores are then 0.",
+      "A word's state is its embedding after the first block's MLP, at every later layer. It sees " +
+        "sources of one token. In some models that state is far from what heads really read, and nearly " +
+        "all scores are then 0.",
     ];
   }
   if (lens === "neutral") {
     return [
       "The lens neutral is not weights only.",
-      "It takes the model's own state of a word after short neutral prefixes, averaged. That makes it nearly a " +
-        "repeat of inference without context, so agreement with such inference is weak evidence.",
+      "It takes the model's own state of a word after short neutral prefixes, averaged. That makes it " +
+        "nearly a repeat of inference without context, so agreement with such inference is weak " +
+        "evidence.",
     ];
   }
   return [

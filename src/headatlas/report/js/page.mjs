@@ -2,7 +2,7 @@
  * The page: one state, everything drawn from it.
  *
  * `mounted` is a promise of the app of this page, null where the document holds no atlas. The app is what another
- * module, bundled after this one, attaches to (`import { mounted } from "./page.mjs"`):
+ * module, bundled after this one, attaches to by importing `mounted`:
  *
  *   app.atlas             the decoded atlas; app.atlas.data is the embedded data, with whatever else it holds (such as
  *                         `live`, which says that a server answers)
