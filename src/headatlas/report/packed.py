@@ -2,7 +2,7 @@
 
 A *section* is a set of named arrays, one after the other, each byte plane by byte plane (all lowest bytes,
 then all second ones, …; planes of high bytes are nearly constant and compress to nothing), as gzip in base64.
-``js/unpack.mjs`` reads it. Ranks are sparse: of each head and relation only pairs below the ceiling are there.
+``js/unpack.mjs`` reads it. Ranks are sparse: of each head and relation only pairs below the ceiling.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ export function decodeHeads(section, nCells) {
   const labelsOf = new Map();
   for (const [cell, label, support, score, chance, se, author, kind] of labels) {
     if (!labelsOf.has(cell)) labelsOf.set(cell, []);
-    labelsOf.get(cell).push({ label, support, score, chance, se, author, kind });
+    const numbers = { score: score ?? NaN, chance: chance ?? NaN, se: se ?? NaN };
+    labelsOf.get(cell).push({ label, support, ...numbers, author, kind });
   }
   return {
     behaviours,

@@ -42,6 +42,9 @@ import { createTooltip } from "./tooltip.mjs";
 import { unpack } from "./unpack.mjs";
 import { decodeSalience, decodeWords } from "./words.mjs";
 
+/** Milliseconds without a change after which what is under the figure is drawn. */
+const REST_AFTER = 60;
+
 /**
  * Show an atlas inside an element.
  *
@@ -60,6 +63,7 @@ export async function mount(root, data) {
   for (const part of [app.parts.figure, app.parts.profile, app.parts.scatter])
     followSize(part.drawing, part.resize);
   render(app);
+  renderRest(app);
   performance.mark("headatlas-ready");
   if (app.state.head !== null || app.state.find) readSalience(app);
   return app;
@@ -69,7 +73,7 @@ function createApp(atlas, heads) {
   const app = {
     ...{ atlas, heads, measures: measuresOf(atlas, heads), salience: null, shown: null },
     state: parseFragment(atlas, location.hash),
-    ...{ view: null, due: false, hearers: new Set(), parts: {} },
+    ...{ view: null, due: false, later: 0, hearers: new Set(), parts: {} },
     slot: el("section", { id: "live", hidden: true }),
   };
   app.change = (part) => {
@@ -263,7 +267,17 @@ function render(app) {
   parts.controls.sync(state, view.reading);
   parts.figure.sync(view);
   parts.figure.pin(state.head);
+  parts.scatter.mark("pin", state.head);
   parts.card.sync(view);
+  arrive(app);
+  for (const hear of app.hearers) hear(state, view);
+  clearTimeout(app.later);
+  app.later = setTimeout(() => renderRest(app), REST_AFTER);
+}
+
+/** What is under the figure follows when a slider rests, so that the figure moves with it. */
+function renderRest(app) {
+  const { state, parts, view } = app;
   parts.finder.sync(view, state);
   parts.profile.sync(view);
   parts.scatter.sync(view, state);
@@ -271,8 +285,6 @@ function render(app) {
   parts.heads.sync(view, state);
   parts.relations.sync(view);
   remember(app);
-  arrive(app);
-  for (const hear of app.hearers) hear(state, view);
 }
 
 /** The address says what is shown, so that it can be sent. */
