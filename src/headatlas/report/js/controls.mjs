@@ -142,8 +142,8 @@ function createQ(atlas, change) {
       range.value = String(q === null ? stops.length - 1 : place);
       const { qKnown } = reading.scores;
       const value = q === null ? "any (score alone)" : plain(q);
-      output.textContent = qKnown ? value : "–";
-      range.setAttribute("aria-valuetext", output.textContent);
+      output.textContent = qKnown ? value.split(" ")[0] : "–";
+      range.setAttribute("aria-valuetext", qKnown ? value : "not known at this k");
       range.disabled = !qKnown;
       said.textContent = qKnown
         ? ""
