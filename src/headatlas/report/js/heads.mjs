@@ -1,7 +1,7 @@
 /** The table of heads: a row per head × relation, sorted, filtered, a page at a time. */
 
 import { confirmedName, effectName, headName } from "./atlas.mjs";
-import { button, el, fileStem, save } from "./dom.mjs";
+import { button, el, fileStem, save, turnOff } from "./dom.mjs";
 import { count, interval, rate, share } from "./format.mjs";
 import { filterRows, sortRows, toCsv } from "./rows.mjs";
 
@@ -137,8 +137,8 @@ function createPager(table) {
     const end = Math.min(first + PAGE_ROWS, table.shown.length);
     const [from, to, all] = [first + 1, end, table.shown.length].map((n) => n.toLocaleString("en"));
     where.textContent = `${from}–${to} of ${all}`;
-    back.forEach((each) => (each.disabled = table.page === 0));
-    on.forEach((each) => (each.disabled = table.page === last()));
+    back.forEach((each) => turnOff(each, table.page === 0));
+    on.forEach((each) => turnOff(each, table.page === last()));
   };
   return { node, sync };
 }
