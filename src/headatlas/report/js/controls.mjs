@@ -180,6 +180,7 @@ function createSign(change) {
 /** Which relations and categories. */
 function createChooser(atlas, change) {
   const boxes = { relations: new Map(), categories: new Map() };
+  /** @type {any} */
   let state = null;
   const toggle = (list, index) => (event) => {
     const now = new Set(state[list]);

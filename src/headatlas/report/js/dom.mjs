@@ -88,8 +88,13 @@ export function missing(title, command) {
   ];
 }
 
-/** A share as a bar from 0 to 1; `mark` is a line on it, `range` an interval. */
-export function bar(value, { down = false, mark, range = null }) {
+/**
+ * A share as a bar from 0 to 1; `mark` is a line on it, `range` an interval.
+ *
+ * @param {number} value
+ * @param {{down?: boolean, mark: number, range?: [number, number]}} also
+ */
+export function bar(value, { down = false, mark, range }) {
   const rect = (kind, x, width, y = 0, height = 8) =>
     svg("rect", { class: `bar-${kind}`, x, y, width, height });
   return svg(

@@ -227,6 +227,7 @@ function createZoom(main, change) {
 /** Two fingers on the frame change the factor; what is between them stays between them. */
 function pinch(frame, factor, set) {
   const fingers = new Map();
+  /** @type {{far: number, x: number, factor: number} | null} */
   let start = null;
   const apart = () => {
     const [a, b] = [...fingers.values()];

@@ -55,6 +55,7 @@ export function sortOf(text) {
  * @returns node, sync(view, state).
  */
 export function createHeads(atlas, handlers) {
+  /** @type {any} */
   const table = {
     ...{ atlas, handlers, page: 0, view: null, state: null, shown: [], order: null },
     columns: COLUMNS.flatMap((each) =>
@@ -193,7 +194,7 @@ function createRow(table, row) {
   const cell = atlas.rows.cell[row];
   const n = relation.n_sources;
   const effect = reading.effect[row];
-  const number = (text, extra = null, strong = false) =>
+  const number = (text, extra = "", strong = false) =>
     el(
       "td",
       { class: strong ? "number called" : "number" },
