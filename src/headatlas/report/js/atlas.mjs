@@ -15,12 +15,7 @@ export const SIGNS = { both: PROMOTES | SUPPRESSES, promotion: PROMOTES, suppres
 
 const BEYOND = 255;
 
-/**
- * The page's data with its unpacked ranks.
- *
- * @param {import("./types.d.ts").PageData} data
- * @param {any} ranks section
- */
+/** The page's data with its unpacked ranks. */
 export function decode(data, ranks) {
   const relations = data.relations.map((relation, index) => ({ ...relation, index }));
   const scored = relations.filter((relation) => !relation.left_out);
