@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 import headatlas
+from headatlas.atlas import Atlas
+from headatlas.atlas.relation_scores import store_scores
 from tests.cli.conftest import Run
 
 HEAVY = {
@@ -62,6 +66,40 @@ def test_what_is_given_wrongly_is_said_without_torch(args: list[str]) -> None:
         "else: raise AssertionError('not refused')"
     )
     assert not modules_after(code) & {"torch", "transformers", "xarray", "zarr"}
+
+
+READING = (
+    ("heads", "DIR"),
+    ("heads", "DIR", "--label", "capital"),
+    ("head", "DIR", "3.1"),
+    ("info", "DIR"),
+    ("describe", "DIR"),
+    ("structure", "DIR"),
+)
+"""Commands that show what a finished atlas holds."""
+
+
+def test_a_finished_atlas_is_read_without_what_measures_and_draws(folder: Path) -> None:
+    store_scores(Atlas.open(folder))
+    commands = [[str(folder) if arg == "DIR" else arg for arg in command] for command in READING]
+    code = (
+        f"import sys; from headatlas.cli import app\nfor command in {commands!r}:\n"
+        "    try: app(command)\n    except SystemExit as end: assert not end.code, command\n"
+        "print('scipy.stats' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n")
+    assert not modules_after(code) & {"torch", "transformers", "matplotlib", "rich"}
+
+
+@pytest.mark.parametrize("command", READING)
+def test_ranks_are_not_read_where_scores_are_stored(folder: Path, run: Run, command: tuple[str, ...]) -> None:
+    store_scores(Atlas.open(folder))
+    args = [folder if arg == "DIR" else arg for arg in command]
+    before = run(*args).stdout
+    for name in ("promotion_rank", "suppression_rank", "cell_promotion_rank", "cell_suppression_rank"):
+        shutil.rmtree(folder / "atlas.zarr" / name / "c")
+    assert run(*args).stdout == before
 
 
 def test_help_answers_within_half_a_second() -> None:
