@@ -1,4 +1,4 @@
-"""The floor of a map: what an ideal run reads and multiplies, and how long this machine takes for that at least.
+"""The floor of a map: what an ideal run reads and multiplies, and how long that takes here at least.
 
     python -m benchmarks.floor
 
@@ -154,8 +154,8 @@ def main() -> None:
 def said(speed: Rates) -> str:
     """Measured rates in words."""
     return (
-        f"{speed.float32 / 2e9:.0f} · 10⁹ float32 and {speed.bfloat16 / 2e9:.0f} · 10⁹ bfloat16 multiply-adds "
-        f"and {speed.memory / 1e9:.0f} GB of memory traffic a second"
+        f"{speed.float32 / 2e9:.0f} · 10⁹ float32 and {speed.bfloat16 / 2e9:.0f} · 10⁹ bfloat16 "
+        f"multiply-adds and {speed.memory / 1e9:.0f} GB of memory traffic a second"
     )
 
 

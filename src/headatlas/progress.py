@@ -79,6 +79,7 @@ class ProgressDisplay:
 
     def __init__(self) -> None:
         self._show: _Bars | _Lines = _Bars() if sys.stderr.isatty() else _Lines()
+        self._opening = ""
 
     def __enter__(self) -> Self:
         self._show.start()
@@ -94,7 +95,9 @@ class ProgressDisplay:
 
     def __call__(self, event: Progress) -> None:
         if event.stage == "open":
-            self._show.note(f"opening {event.note}")
+            if event.note != self._opening:  # a command says it before its imports, the run itself after
+                self._show.note(f"opening {event.note}")
+            self._opening = event.note
         else:
             self._show.update(event, _LABELS[event.stage])
 

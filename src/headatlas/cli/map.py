@@ -124,13 +124,16 @@ def map_command(
     Each layer is saved when it is done. After Ctrl-C or a crash, the same command goes on where it stopped.
     """
     asked = _relations(relations)
-    from headatlas.mapping.run import map_heads
-    from headatlas.outputs import UnwrittenError, write_behaviours, write_outputs
-    from headatlas.progress import Stats
+    from headatlas.addresses import shown
+    from headatlas.progress import Progress, Stats
 
     stats = Stats()
     with stopping(lambda: _stopped(out)):
         with progress_shown() as progress:
+            progress(Progress("open", 0, 0, shown(model)))  # the imports take seconds
+            from headatlas.mapping.run import map_heads
+            from headatlas.outputs import UnwrittenError, write_behaviours, write_outputs
+
             atlas = map_heads(
                 model,
                 out=out,
