@@ -275,8 +275,8 @@ def work_of(prepared: PreparedMap, atlas: Any) -> Work:
     model, lens = prepared.model, prepared.options.lens
     dims, sources = model.dims, prepared.layout.sources
     attention = 2 * dims.d_model * dims.d_head * (dims.n_heads + dims.n_kv_heads)
-    # Without the embedding, which serves as unembedding, a block has norms beside these: a few rows.
-    block = (model.n_parameters - dims.vocab_size * dims.d_model) // dims.n_layers
+    embeddings = (2 if model.stores_unembedding else 1) * dims.vocab_size * dims.d_model
+    block = (model.n_parameters - embeddings) // dims.n_layers  # norms beside these are a few rows
     pieces = {source[:end] for source in sources for end in range(1, len(source) + 1)}
     return Work(
         layers=dims.n_layers,

@@ -125,7 +125,13 @@ def map_command(
     """
     asked = _relations(relations)
     from headatlas.addresses import shown
+    from headatlas.files import check_writable
     from headatlas.progress import Progress, Stats
+    from headatlas.relations.selection import check_sources
+
+    thresholds.check(ceiling)
+    check_sources(sources)
+    check_writable(out)
 
     stats = Stats()
     with stopping(lambda: _stopped(out)):
