@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,9 @@ import pytest
 import headatlas
 from headatlas.atlas import Atlas
 from headatlas.atlas.relation_scores import store_scores
+from headatlas.cli.app import GARBAGE_AFTER
+from headatlas.cli.output import progress_shown
+from headatlas.progress import Progress
 from tests.cli.conftest import Run
 
 HEAVY = {
@@ -103,6 +107,20 @@ def test_ranks_are_not_read_where_scores_are_stored(folder: Path, run: Run, comm
     for name in ("promotion_rank", "suppression_rank", "cell_promotion_rank", "cell_suppression_rank"):
         shutil.rmtree(folder / "atlas.zarr" / name / "c")
     assert run(*args).stdout == before
+
+
+def test_garbage_is_collected_as_usual_once_a_run_does_more_than_open() -> None:
+    usual = gc.get_threshold()
+    gc.set_threshold(GARBAGE_AFTER)
+    try:
+        with progress_shown() as progress:
+            progress(Progress("open", 0, 0, "some-model"))
+            assert gc.get_threshold()[0] == GARBAGE_AFTER
+            progress(Progress("heads", 0, 1))
+            assert gc.get_threshold() == usual
+    finally:
+        gc.set_threshold(*usual)
+        gc.unfreeze()
 
 
 def test_help_answers_within_half_a_second() -> None:
