@@ -22,7 +22,7 @@ help:
 	@echo "make test-all  the same, with every variant of every model family and format"
 	@echo "make test-cluster   install Ray and run the tests of --cluster"
 	@echo "make lint    format, lint and types only"
-	@echo "make bench   time and memory of the mapping"
+	@echo "make bench   how long every command and the mapping take, against the plain way and the floor"
 	@echo "make bench-shape   the same on random weights of Llama-3.1-8B's shape (16 GB in shapes/; SHAPE=70b, SHAPE=tiny)"
 	@echo "make bench-gpu   every route on a GPU against the processor and float64 (SHAPE as above)"
 	@echo "make bench-scaling   how the time grows with pairs, heads, d_model and vocabulary"
@@ -52,7 +52,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.map_smollm2
+	$(BIN)/python -m benchmarks.waiting
 
 bench-shape: $(VENV)/.installed-dev
 	test -e shapes/$(SHAPE)/model.safetensors.index.json || \

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from headatlas.addresses import output_path
 from headatlas.atlas import Atlas
+from headatlas.atlas.behaviours import looking_path
 from headatlas.atlas.export import export_table
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_write, check_writable
@@ -126,6 +127,11 @@ def write_behaviours(atlas: Atlas, found: Looking, folder: Path, *, figures: boo
     """Write ``evidence/behaviour.csv`` (a row per behaviour and head) and, unless ``figures`` is False, a
     figure. What was measured on a user's own text is named after the file.
 
+    Files of the shipped texts that are newer than the measurement are left as they are.
+
+    Returns:
+        The files written.
+
     Raises:
         UnwrittenError: A file could not be written; all others were.
     """
@@ -134,7 +140,15 @@ def write_behaviours(atlas: Atlas, found: Looking, folder: Path, *, figures: boo
     tasks: dict[str, Task] = {f"{stem}.csv": partial(_write_table, found.frame())}
     if figures:
         tasks |= _figure_tasks(stem, partial(_draw_behaviours, atlas, found))
+    if not own and atlas.path is not None:
+        measured = looking_path(atlas.path / EVIDENCE_FOLDER) / "zarr.json"
+        tasks = {name: write for name, write in tasks.items() if not _newer(folder / name, measured)}
     return _write_all(folder, tasks)
+
+
+def _newer(path: Path, other: Path) -> bool:
+    """Whether a file is there that was written after another."""
+    return path.exists() and other.exists() and path.stat().st_mtime >= other.stat().st_mtime
 
 
 def write_preferences(frame: pd.DataFrame, folder: Path) -> list[Path]:

@@ -29,6 +29,8 @@ from headatlas.errors import HeadatlasError
 
 GLOBAL = ("--debug", "--quiet", "-q", "--verbose", "-v")
 """Options that people add to the end of a command; they are taken at any place."""
+GARBAGE_AFTER = 200_000
+"""New objects after which Python looks for unreachable cycles among them."""
 
 
 class _Commands(TyperGroup):
@@ -107,6 +109,8 @@ for _commands in (
 
 def main() -> None:
     """The entry point of the ``headatlas`` command."""
+    # Imports make some hundred thousand objects that stay; the default of 700 looks at them again and again.
+    gc.set_threshold(GARBAGE_AFTER)
     try:
         app(prog_name="headatlas")
     finally:

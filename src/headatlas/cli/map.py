@@ -121,12 +121,21 @@ def map_command(
     Each layer is saved when it is done. After Ctrl-C or a crash, the same command goes on where it stopped.
     """
     asked = _relations(relations)
-    from headatlas.mapping.run import map_heads
-    from headatlas.progress import Stats
+    from headatlas.addresses import shown
+    from headatlas.files import check_writable
+    from headatlas.progress import Progress, Stats
+    from headatlas.relations import check_sources
+
+    thresholds.check(ceiling)
+    check_sources(sources)
+    check_writable(out)
 
     stats = Stats()
     with stopping(lambda: _stopped(out)):
         with progress_shown() as progress:
+            progress(Progress("open", 0, 0, shown(model)))  # the imports take seconds
+            from headatlas.mapping.run import map_heads
+
             atlas = map_heads(
                 model,
                 out=out,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import re
 import unicodedata
@@ -24,6 +25,7 @@ _MM = {"": 1.0, "mm": 1.0, "cm": 10.0, "in": 25.4, "pt": 25.4 / 72}
 
 
 _level = 1
+_USUAL = gc.get_threshold()
 STOPPED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
@@ -58,11 +60,28 @@ def print_text(text: str) -> None:
 
 @contextmanager
 def progress_shown() -> Iterator[Report]:
-    """Progress on stderr, unless people asked for quiet."""
-    from headatlas.progress import reporting
+    """Progress on stderr, unless people asked for quiet.
+
+    Once a run does more than open, garbage is collected as often as Python usually does: until then modules
+    are imported, which makes none, and after it tensors may hang in cycles.
+    """
+    from headatlas.progress import Progress, reporting
+
+    opening = ""
+
+    def told(event: Progress) -> None:
+        nonlocal opening
+        if event.stage != "open" and gc.get_threshold() != _USUAL:
+            gc.freeze()
+            gc.set_threshold(*_USUAL)
+        if (
+            event.stage != "open" or event.note != opening
+        ):  # a command says it before its imports, the run after
+            tell(event)
+        opening = event.note if event.stage == "open" else opening
 
     with reporting(_level >= 1) as tell:
-        yield tell
+        yield told
 
 
 @contextmanager

@@ -65,12 +65,12 @@ def salience_command(
     from headatlas.atlas import Atlas
     from headatlas.atlas.export import plain_records
     from headatlas.atlas.salience import head_rows
-    from headatlas.writing.run import run_salience
+    from headatlas.writing import computed_or_stored
 
     atlas = Atlas.open(folder)
     one = None if head is None else parse_head(head, atlas)
     with stopping(lambda: STOPPED_HERE), progress_shown() as progress:
-        found = run_salience(atlas, model, tokens=tokens, compute=compute, progress=progress)
+        found = computed_or_stored(atlas, model, tokens=tokens, compute=compute, progress=progress)
     frames = found.frame(), found.spectrum(), found.explained()
     if one is not None:
         rows, spectrum, explained = (head_rows(frame, one) for frame in frames)

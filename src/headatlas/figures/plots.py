@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.sax.saxutils import escape
 
 from headatlas.addresses import output_path
 from headatlas.errors import HeadatlasError
@@ -318,5 +318,5 @@ def _describe_svg(data: bytes, title: str, description: str) -> bytes:
     text = data.decode("utf-8")
     text = text.replace("<svg ", '<svg role="img" aria-labelledby="title desc" ', 1)
     text = text.replace("<title>", '<title id="title">', 1)
-    wanted = f'</title>\n <desc id="desc">{escape(description)}</desc>'
+    wanted = f'</title>\n <desc id="desc">{escape(description, quote=False)}</desc>'
     return re.sub("</title>", lambda _: wanted, text, count=1).encode("utf-8")

@@ -15,6 +15,7 @@ from headatlas.mapping.machine import Machine, Rates, rates, this_machine
 from headatlas.mapping.prepared import open_for
 from headatlas.mapping.screening import SCREENING_TOKENS
 from headatlas.options import Compute, Sources, require_type
+from headatlas.progress import duration
 from headatlas.relations import Relation, RelationSpec, drawn, most_sources, resolve_relations
 from headatlas.weights import can_stream
 
@@ -40,6 +41,10 @@ TOKENS_A_SOURCE = 2
 """At most, for memory."""
 TOKENS: Range = (1.1, 1.8)
 """A source of the shipped relations with the tokenizers tried."""
+WATCHED_TOKENS = 7_728
+"""Positions of the texts on which heads are watched: 161 sequences of 48."""
+WATCHING: Range = (0.8, 1.6)
+"""Of the time of a forward pass of these; attention is asked for and summed up beside it."""
 LIBRARY_BYTES = 450 << 20
 TOKENIZER_BYTES = 1600
 """Of a loaded tokenizer, a token: 1,900 on Gemma 3 (262,144 tokens), 1,300 on SmolLM2; for estimates only."""
@@ -373,9 +378,13 @@ def _notes(model: Model, lens: Lens, streamed: bool, speed: Rates) -> tuple[str,
             "is read once, and one is in memory at a time"
         )
     elif not lens.weights_only:
-        notes.append(
-            "the neutral lens runs the whole model once per (prefix, source) row; it must fit in memory"
-        )
+        passed = 2.0 * (model.n_parameters - model.dims.vocab_size * model.dims.d_model) * WATCHED_TOKENS
+        least, most = (WATCHING[end] * passed / speed.float32 for end in range(2))
+        notes += [
+            "the neutral lens runs the whole model once per (prefix, source) row; it must fit in memory",
+            "the command `headatlas map` also measures where heads look, which is not in the time: about "
+            f"{duration(least)} to {duration(most)} more (`--no-behaviour` leaves it out)",
+        ]
     single, half, memory = (each / 1e9 for each in (speed.float32, speed.bfloat16, speed.memory))
     return (
         *notes,

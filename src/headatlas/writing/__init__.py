@@ -16,10 +16,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from headatlas.atlas import Atlas
+    from headatlas.atlas.salience import Salience
     from headatlas.options import Compute, TokenChoice
     from headatlas.progress import Report
 
-__all__ = ["salience"]
+__all__ = ["computed_or_stored", "salience"]
+
+DEFINITIONS = 1
+"""Goes up when a definition changes: what is stored is then computed again."""
 
 
 def salience(
@@ -57,11 +61,34 @@ def salience(
             of tokens.
     """
     from headatlas.progress import reporting
-    from headatlas.writing.run import run_salience
 
     with reporting(progress) as tell:
-        found = run_salience(atlas, model, tokenizer, tokens=tokens, compute=compute, progress=tell)
+        found = computed_or_stored(atlas, model, tokenizer, tokens=tokens, compute=compute, progress=tell)
     atlas.forget_evidence()
     frame = found.frame()
     frame.attrs["caption"] = found.caption()
     return frame
+
+
+def computed_or_stored(
+    atlas: Atlas,
+    model: str | Path | PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    tokens: TokenChoice | None = None,
+    compute: Compute | None = None,
+    progress: Report | None = None,
+) -> Salience:
+    """As :func:`headatlas.writing.run.run_salience`, without torch where the atlas has it all."""
+    from headatlas.atlas.salience import stored_salience
+
+    there = stored_salience(atlas.path)
+    if (
+        there is not None
+        and there.provenance.get("definitions") == DEFINITIONS
+        and tokens in (None, there.provenance["tokens"]["choice"])
+    ):
+        return there
+    from headatlas.writing.run import run_salience
+
+    return run_salience(atlas, model, tokenizer, tokens=tokens, compute=compute, progress=progress)

@@ -18,7 +18,7 @@ from headatlas import __version__
 from headatlas.atlas import Atlas
 from headatlas.atlas.ablations import store_dataset
 from headatlas.atlas.evidence import evidence_group
-from headatlas.atlas.salience import Salience, read_salience, salience_path, stored_salience
+from headatlas.atlas.salience import Salience, read_salience, salience_path
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import relations_of, reopened
 from headatlas.lenses import MapsStates, NeutralStates, States, StreamedStates
@@ -30,6 +30,7 @@ from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.options import Compute, TokenChoice
 from headatlas.progress import Progress, Report, silent
 from headatlas.relations import Relation, core, library
+from headatlas.writing import DEFINITIONS
 from headatlas.writing.explaining import Explained, Library, fields_of
 from headatlas.writing.operations import LayerOperations, Operations
 from headatlas.writing.tokens import SourceTokens, source_tokens
@@ -37,8 +38,6 @@ from headatlas.writing.tokens import SourceTokens, source_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DEFINITIONS = 1
-"""Goes up when a definition changes: what is stored is then computed again."""
 _DIMS = {
     "gain": ("order",),
     "source": ("order",),
@@ -64,14 +63,13 @@ def run_salience(
     compute: Compute | None = None,
     progress: Report | None = None,
 ) -> Salience:
-    """Compute salience and store it in the atlas; what is stored is not computed again.
+    """Compute salience and store it in the atlas.
 
     Args:
         atlas: An atlas from a folder.
         model: Its model; by default the one that the atlas names.
         tokenizer: Needed with a loaded model.
-        tokens: The source tokens; by default those that are stored, else all for a lens of weights only and
-            word-like ones for another.
+        tokens: The source tokens; by default all for a lens of weights only and word-like ones for another.
         compute: Its device and memory, for the lens's forward pass.
         progress: Called with each step.
 
@@ -80,13 +78,6 @@ def run_salience(
     """
     if tokens is not None and tokens not in get_args(TokenChoice):
         raise HeadatlasError(f"`tokens` is {tokens!r}: use {', '.join(get_args(TokenChoice))}.")
-    there = stored_salience(atlas.path)
-    if (
-        there is not None
-        and there.provenance.get("definitions") == DEFINITIONS
-        and tokens in (None, there.provenance["tokens"]["choice"])
-    ):
-        return there
     tell = progress or silent
     tell(Progress("open", 0, 0, atlas.model_name))
     machine = this_machine(compute or Compute())
