@@ -20,6 +20,7 @@ from headatlas.evidence.recording import watch
 from headatlas.evidence.statistics import agreement
 from headatlas.evidence.tasks import answers
 from headatlas.evidence.texts import Text
+from headatlas.lenses import forward
 from headatlas.lenses.forward import running
 from headatlas.mapping.run import map_heads
 from headatlas.weights import open_checkpoint
@@ -32,9 +33,10 @@ TEXTS = [Text((1, 9, 10, 11), 2), Text((1, 40, 41), 2)]
 PROMPTS = [(1, 20, 21, 30), (1, 20, 21, 31, 32)]
 
 
-def test_the_model_works_where_it_was_put(tmp_path: Path) -> None:
+def test_the_model_works_where_it_was_put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Watching, means, ablation and answers: every product on the device, nothing mixed."""
     model = open_model(open_checkpoint(save(tiny_model("llama"), tmp_path / "model")))
+    monkeypatch.setitem(forward.MOST_TOKENS, "meta", 1000)
     (tmp_path / "seen").mkdir()
     # transformers looks at a number to see whether rows are packed; the meta device has none.
     packed = patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
