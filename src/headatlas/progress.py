@@ -36,14 +36,14 @@ class Progress:
     """A step of a run.
 
     Attributes:
-        stage: ``"open"``, ``"states"`` (rows through the model), ``"heads"`` (layers), ``"ablation"`` (runs
-            of a task), ``"behaviour"`` (sequences), ``"salience"`` (layers) or ``"labels"``
-            (heads).
+        stage: ``"open"``, ``"estimate"`` (of what is ahead, in the note), ``"states"`` (rows through the
+            model), ``"heads"`` (layers), ``"ablation"`` (runs of a task), ``"behaviour"`` (sequences),
+            ``"salience"`` (layers) or ``"labels"`` (heads).
         done, total: How far; total is 0 where it is not known.
         note: What to tell people, e.g. ``"layer 12"``.
     """
 
-    stage: Literal["open", "states", "heads", "ablation", "behaviour", "salience", "labels"]
+    stage: Literal["open", "estimate", "states", "heads", "ablation", "behaviour", "salience", "labels"]
     done: int
     total: int
     note: str = ""
@@ -95,6 +95,8 @@ class ProgressDisplay:
     def __call__(self, event: Progress) -> None:
         if event.stage == "open":
             self._show.note(f"opening {event.note}")
+        elif event.stage == "estimate":
+            self._show.note(event.note)
         else:
             self._show.update(event, _LABELS[event.stage])
 

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from headatlas.cli.heads import parse_head
-from headatlas.cli.options import AsJson, AtlasArgument, Only, as_options, computes, names_of
+from headatlas.cli.options import (
+    AsJson,
+    AtlasArgument,
+    InferenceSources,
+    Only,
+    as_options,
+    computes,
+    names_of,
+)
 from headatlas.cli.output import number, print_rows, print_table, progress_shown, say, stopping
 from headatlas.options import Compute
 
@@ -57,6 +65,7 @@ def inference_command(
         bool,
         typer.Option("--own-templates", help="The texts that relations have of their own, in their place."),
     ] = False,
+    sources: InferenceSources = None,
     no_figures: NoFigures = False,
     as_json: AsJson = False,
 ) -> None:
@@ -81,6 +90,7 @@ def inference_command(
             only=names_of(only),
             templates=templates,
             own_templates=own_templates,
+            sources=sources,
             compute=compute,
             progress=progress,
         )

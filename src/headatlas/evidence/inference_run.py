@@ -37,25 +37,22 @@ from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import Subject, open_subject
 from headatlas.evidence.recording import Watched, watch
 from headatlas.evidence.texts import Ids, Template, Text, in_template, read_templates
-from headatlas.lenses.forward import running
+from headatlas.lenses.forward import beginnings, running
 from headatlas.mapping.inputs import LayerInputs, given_values
 from headatlas.mapping.inputs import side_by_side as together
 from headatlas.mapping.machine import Machine, this_machine
-from headatlas.mapping.plan import share_of
+from headatlas.mapping.plan import inference_seconds, share_of
 from headatlas.mapping.prepared import differences
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.mapping.workers import Worker, rank_here, workers_for
-from headatlas.options import Compute, Sources
-from headatlas.progress import Progress, Report, Stats, silent
+from headatlas.options import INFERENCE_SAMPLE, Compute, Sources
+from headatlas.progress import Progress, Report, Stats, duration, silent
 from headatlas.relations import TokenisedRelation, check_sources, contexts
 from headatlas.relations.tokenising import sampled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SOURCES = 50
-"""Sources of a relation that are asked by default, drawn by hashes of the words: the share of them that a
-head hits is known to ± 0.14 at worst (95 %)."""
 RECORDED_BYTES = 4 << 30
 """Of the recording of the templates that are measured together, at most (one template aside)."""
 SUMMARIES = {
@@ -90,12 +87,15 @@ def run_inference(
     tell(Progress("open", 0, 0, atlas.model_name))
     subject = open_subject(atlas, model, tokenizer, only=only, compute=compute)
     evidence_group(subject.path)
-    most = None if sources == "all" else sources or SOURCES
+    most = None if sources == "all" else sources or INFERENCE_SAMPLE
     plans = [_Plan(subject, template, most) for template in chosen] or _own_plans(subject, most)
     todo = [plan for plan in plans if not plan.complete()]
     machine = this_machine(compute or Compute())
-    for group in _groups(todo, subject.prepared.model):
-        _Together(subject, group).run(machine, tell, Stats() if stats is None else stats)
+    groups = [_Together(subject, group) for group in _groups(todo, subject.prepared.model)]
+    if groups:
+        tell(Progress("estimate", 0, 0, _estimate(groups, subject)))
+    for group in groups:
+        group.run(machine, tell, Stats() if stats is None else stats)
     return [read_dynamic(plan.path(CONTEXT), plan.path(WITHOUT), atlas.thresholds) for plan in plans]
 
 
@@ -219,6 +219,20 @@ def _groups(plans: Sequence[_Plan], model: Model) -> Iterator[list[_Plan]]:
         yield group
 
 
+def _estimate(groups: Sequence[_Together], subject: Subject) -> str:
+    """The work that is ahead, and how long it takes here."""
+    texts, tokens, rows = (
+        sum(each)
+        for each in zip(*((len(g.texts), g.n_tokens(), len(g.layout.sources)) for g in groups), strict=True)
+    )
+    model = subject.prepared.model
+    least, most = inference_seconds(model, tokens=(tokens, tokens), rows=rows, device=subject.device)
+    return (
+        f"{texts:,} texts, {tokens:,} tokens through the model, {rows:,} rows a head to rank: "
+        f"{duration(least)} to {duration(most)} on this machine if nothing else uses it"
+    )
+
+
 class _Together:
     """Some templates, recorded in one pass and ranked as rows of one layout.
 
@@ -247,6 +261,15 @@ class _Together:
         self.layout = side_by_side(layouts)
         self._pairs = np.cumsum([0, *(each.n_pairs for each in layouts)])
         self._cells = np.cumsum([0, *(each.n_cells for each in layouts)])
+
+    def n_tokens(self) -> int:
+        """Tokens that go through the model."""
+        once = self._subject.prepared.model.only_attention
+        return (
+            len(beginnings([text.ids for text in self.texts]))
+            if once
+            else sum(len(text.ids) for text in self.texts)
+        )
 
     def run(self, machine: Machine, tell: Report, stats: Stats) -> None:
         """Record what is not done, rank and store it, then score."""

@@ -150,9 +150,9 @@ def agreement(atlas: Atlas, dynamics: tuple[Dynamic, ...] | list[Dynamic] | None
 
     Returns:
         One row per relation, kind (``context``, ``without-context``) and sign (``promotion``,
-        ``suppression``), and rows whose relation is ``mean``: relation, kind, sign, n_templates, n_heads,
-        then pearson, spearman, each with ``_low`` and ``_high``. NaN where one side is the same for all
-        heads.
+        ``suppression``), and rows whose relation is ``mean``: relation, kind, sign, n_templates, n_sources
+        (of the template that used fewest), n_heads, then pearson, spearman, each with ``_low`` and ``_high``.
+        NaN where one side is the same for all heads.
     """
     evidence = atlas.evidence if dynamics is None else Evidence(atlas, dynamics, ())
     rows: list[dict[str, Any]] = []
@@ -165,6 +165,7 @@ def agreement(atlas: Atlas, dynamics: tuple[Dynamic, ...] | list[Dynamic] | None
                 "kind": kind,
                 "sign": sign,
                 "n_templates": len(evidence.templates_of(name)),
+                "n_sources": evidence.sources_of(name),
             }
             numbers = _named("pearson", found.pearson) | _named("spearman", found.spearman)
             rows.append(known | {"n_heads": found.n_heads} | numbers)
@@ -173,12 +174,15 @@ def agreement(atlas: Atlas, dynamics: tuple[Dynamic, ...] | list[Dynamic] | None
         for _, group in frame.groupby(["kind", "sign"], sort=False):
             row: dict[str, Any] = {
                 "relation": MEAN,
-                **group[["kind", "sign", "n_templates", "n_heads"]].max(),
+                **group[["kind", "sign", "n_templates", "n_sources", "n_heads"]].max(),
             }
             for measure in MEASURES:
                 row |= _named(measure, mean(group[measure].dropna().to_numpy(dtype=np.float64)))
             rows.append(row)
-    return pd.DataFrame(rows, columns=["relation", "kind", "sign", "n_templates", "n_heads", *_columns()])
+    return pd.DataFrame(rows, columns=[*_KNOWN, *_columns()])
+
+
+_KNOWN = ("relation", "kind", "sign", "n_templates", "n_sources", "n_heads")
 
 
 def _named(name: str, estimate: Estimate) -> dict[str, float]:
