@@ -88,8 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stage, seconds in stages.seconds.items():
         print(f"{stage:>8} {seconds:8.1f} s")
     print(
-        f"{stats.products / 1e9:,.0f} billion multiply-adds with vocabulary columns; rows through the vocabulary "
-        f"{stats.rows:,}, with a rank below the ceiling {stats.hit_rows:,}"
+        f"{stats.products / 1e9:,.0f} billion multiply-adds with vocabulary columns; rows through the "
+        f"vocabulary {stats.rows:,}, with a rank below the ceiling {stats.hit_rows:,}"
     )
     print(f"in it, summed: {', '.join(f'{name} {value:.1f} s' for name, value in stats.seconds.items())}")
 

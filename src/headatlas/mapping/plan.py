@@ -372,6 +372,13 @@ def inference_seconds(model: Model, *, tokens: Range, rows: int, device: torch.d
     return round(found[0], 1), round(found[1], 1)
 
 
+def passing_seconds(model: Model, tokens: Range, device: torch.device) -> Range:
+    """The least and the most in which so many tokens go through a model on a device."""
+    speed = rates(device)
+    least, most = (FIXED[end] + _passing(model, tokens[end], speed)[end] for end in range(2))
+    return round(least, 1), round(most, 1)
+
+
 def _seconds(model: Model, lens: Lens, sources: int, speed: Rates) -> Range:
     """The least and the most a map takes at this speed."""
     ranking = _ranking(model, sources, lens.weights_only, speed)
