@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from headatlas.architectures import Model, open_model
 from headatlas.atlas.layout import build_layout
+from headatlas.atlas.layout import side_by_side as layouts_together
 from headatlas.evidence import tasks
 from headatlas.evidence.ablation_hooks import ablated, mean_outputs
 from headatlas.evidence.inference_run import layer_as_watched
@@ -20,6 +21,7 @@ from headatlas.evidence.tasks import Questions, tokens_of
 from headatlas.evidence.texts import Text
 from headatlas.lenses.forward import pre_hooks
 from headatlas.mapping import engine
+from headatlas.mapping.inputs import side_by_side
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.weights import open_checkpoint
 from tests.mapping import oracle
@@ -193,11 +195,15 @@ def test_watched_rows_are_ranked_like_the_oracle(family: str, tmp_path: Path) ->
     texts = [Text((1, 5, *source, 7), 1 + len(source)) for source in layout.sources]
     watched = watch(model, modules, texts, tmp_path)
     vocabulary = Vocabulary.competing(model.unembed(), np.ones(VOCAB, dtype=bool))
-    for inputs in layer_as_watched(model, watched, 1).values():
-        fast = engine.map_layer(layout, inputs, vocabulary, ceiling=16)
-        slow = oracle.brute_force_layer(layout, inputs, vocabulary, ceiling=16)
+    both = layer_as_watched(model, watched, 1)
+    # Each kind alone, and both as rows of one layout, as they are in a run.
+    cases = [(layout, inputs) for inputs in both.values()]
+    cases.append((layouts_together([layout, layout]), side_by_side(list(both.values()))))
+    for axes, inputs in cases:
+        fast = engine.map_layer(axes, inputs, vocabulary, ceiling=16)
+        slow = oracle.brute_force_layer(axes, inputs, vocabulary, ceiling=16)
         for name in ("promotion", "suppression", "cell_promotion", "cell_suppression", "control"):
             np.testing.assert_array_equal(getattr(fast, name), getattr(slow, name), err_msg=name)
-    outputs = layer_as_watched(model, watched, 1)["context"]
+    outputs = both["context"]
     direct = watched.outputs(1)[3].double() @ model.right_map(1).apply(model.heads(1).W_O[3].double())
     torch.testing.assert_close(outputs.values(3) @ outputs.output(3), direct)

@@ -43,7 +43,7 @@ TOKENS: Range = (1.1, 1.8)
 """A source of the shipped relations with the tokenizers tried."""
 CONTEXT_TEXTS = 4
 """Texts of ``evidence inference`` for each source."""
-TOKENS_AFTER = 2.5
+TOKENS_AFTER = 2.0
 """Of a context template after its source, mean of the shipped ones. What stands before is shared."""
 LIBRARY_BYTES = 450 << 20
 TOKENIZER_BYTES = 1600
