@@ -19,6 +19,7 @@ from headatlas.atlas import Atlas
 from headatlas.atlas.ablations import ADDED, RANDOM, RELATION, RUNNING_TEXT, Ablation, HeadsAblation
 from headatlas.atlas.evidence import CONTEXT, WITHOUT, Dynamic, Evidence
 from headatlas.atlas.relation_scores import SIGNS
+from headatlas.relations.tokenising import NOT_DRAWN
 from headatlas.scoring.scores import wilson
 
 RESAMPLES = 2000
@@ -118,6 +119,7 @@ def area(steps: NDArray[np.integer], lower: Floats, upper: Floats) -> Floats:
 KINDS = (CONTEXT, WITHOUT)
 MEASURES = {"pearson": pearson, "spearman": spearman}
 MEAN = "mean"
+_KNOWN = ("relation", "kind", "sign", "n_templates", "n_sources", "n_heads")
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,17 @@ def agreement(atlas: Atlas, dynamics: tuple[Dynamic, ...] | list[Dynamic] | None
     return pd.DataFrame(rows, columns=[*_KNOWN, *_columns()])
 
 
-_KNOWN = ("relation", "kind", "sign", "n_templates", "n_sources", "n_heads")
+def sampling(dynamics: Sequence[Dynamic]) -> str:
+    """Say how many sources were asked, and how well a score is known by them; empty if all were."""
+    asked = [row for each in dynamics for _, row in each.context.included.iterrows()]
+    drawn = [int(row["n_sources"]) for row in asked if NOT_DRAWN in row["dropped"]]
+    if not drawn:
+        return ""
+    low, high = wilson(np.array(min(drawn) / 2), min(drawn))
+    return (
+        f"of relations with more than {min(drawn)} sources a sample was asked, by which a score of a half is "
+        f"known to ± {float(high - low) / 2:.2f} (95 %)"
+    )
 
 
 def _named(name: str, estimate: Estimate) -> dict[str, float]:
