@@ -11,13 +11,12 @@ import torch
 from transformers import PreTrainedModel
 
 from headatlas.architectures import Model, open_model
-from headatlas.atlas.layout import build_layout
-from headatlas.atlas.layout import side_by_side as layouts_together
+from headatlas.atlas.layout import build_layout, layouts_together
 from headatlas.evidence import tasks
 from headatlas.evidence.ablation_hooks import ablated, mean_outputs
 from headatlas.evidence.inference_run import layer_as_watched
 from headatlas.evidence.recording import watch
-from headatlas.evidence.tasks import Questions, tokens_of
+from headatlas.evidence.tasks import Questions, tokens_asked
 from headatlas.evidence.texts import Text
 from headatlas.lenses.forward import pre_hooks
 from headatlas.mapping import engine
@@ -158,7 +157,7 @@ def test_a_pass_begins_at_the_first_ablated_layer(
     """Tokens that go through the value projection of each layer: what comes before the heads is not run."""
     model, modules = pair
     prompts = [(1, 20, 21, 22, each) for each in (30, 31, 32)]
-    tokens = tokens_of(prompts)
+    tokens = tokens_asked(prompts)
     assert tokens == 4 + 3
     seen = [0] * model.dims.n_layers
 

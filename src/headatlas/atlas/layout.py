@@ -182,7 +182,7 @@ def build_layout(tokenised: Sequence[TokenisedRelation]) -> Layout:
     )
 
 
-def side_by_side(layouts: Sequence[Layout]) -> Layout:
+def layouts_together(layouts: Sequence[Layout]) -> Layout:
     """The axes of several layouts one after another; each keeps its rows, also of the same source.
 
     Relations, pairs, cells and rows of a layout follow those of the one before, in their own order. Targets

@@ -34,7 +34,7 @@ from headatlas.atlas.evidence import evidence_group
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.ablation_hooks import Head, ablated, mean_outputs
 from headatlas.evidence.opening import Subject, open_subject
-from headatlas.evidence.tasks import Questions, Task, make_task, tokens_of
+from headatlas.evidence.tasks import Questions, Task, make_task, tokens_asked
 from headatlas.evidence.texts import Templates, read_templates
 from headatlas.lenses.forward import running
 from headatlas.mapping.plan import passing_seconds
@@ -212,9 +212,9 @@ class _Run:
                 n_alone = min(N_ALONE, len(self._heads(name)))
                 runs = n_steps * (2 + self._choices.draws + N_CONTROLS) + n_alone
                 asked += 1
-                tokens += runs * tokens_of(self.tasks[name].prompts)
+                tokens += runs * tokens_asked(self.tasks[name].prompts)
         others = [task for task in self.tasks.values() if len(task.words) >= MIN_SOURCES] if asked else []
-        tokens += sum(tokens_of(task.prompts) for task in others)
+        tokens += sum(tokens_asked(task.prompts) for task in others)
         least, most = passing_seconds(model, (tokens * LEAST_LEFT, tokens), self._subject.device)
         return (
             f"{int(asked)} tasks to ablate, at most {int(tokens):,} tokens through the model: "

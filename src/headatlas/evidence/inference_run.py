@@ -30,7 +30,7 @@ from headatlas.atlas.evidence import (
     read_dynamic,
     store_attention,
 )
-from headatlas.atlas.layout import Layout, build_layout, side_by_side
+from headatlas.atlas.layout import Layout, build_layout, layouts_together
 from headatlas.atlas.relation_scores import store_scores
 from headatlas.atlas.store import AtlasWriter, LayerRanks, create_store, read_store
 from headatlas.errors import HeadatlasError
@@ -38,8 +38,7 @@ from headatlas.evidence.opening import Subject, open_subject
 from headatlas.evidence.recording import Watched, watch
 from headatlas.evidence.texts import Ids, Template, Text, in_template, read_templates
 from headatlas.lenses.forward import beginnings, running
-from headatlas.mapping.inputs import LayerInputs, given_values
-from headatlas.mapping.inputs import side_by_side as together
+from headatlas.mapping.inputs import LayerInputs, given_values, side_by_side
 from headatlas.mapping.machine import Machine, this_machine
 from headatlas.mapping.plan import inference_seconds, share_of
 from headatlas.mapping.prepared import differences
@@ -258,7 +257,7 @@ class _Together:
                 layouts.append(plan.layout)
                 self._without_rows += range(first, first + len(plan.texts))
             self._without.append(alike[begun])
-        self.layout = side_by_side(layouts)
+        self.layout = layouts_together(layouts)
         self._pairs = np.cumsum([0, *(each.n_pairs for each in layouts)])
         self._cells = np.cumsum([0, *(each.n_cells for each in layouts)])
 
@@ -314,7 +313,7 @@ class _Together:
         """Rows of a layer, with one control for all layers: the engine ranks it once."""
         both = layer_as_watched(self._subject.prepared.model, watched, layer)
         values = replace(both[WITHOUT], states=both[WITHOUT].states[self._without_rows])
-        return replace(together([both[CONTEXT], values]), control_states=nothing)
+        return replace(side_by_side([both[CONTEXT], values]), control_states=nothing)
 
     def _write(self, writers: Sequence[dict[str, AtlasWriter]], layer: int, ranks: LayerRanks) -> None:
         """Write the ranks of a layer, each part where it belongs."""

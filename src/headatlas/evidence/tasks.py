@@ -247,7 +247,7 @@ def _repeated(cache: DynamicCache, n: int, start: int) -> DynamicCache:
     return repeated
 
 
-def tokens_of(prompts: Sequence[Ids]) -> int:
+def tokens_asked(prompts: Sequence[Ids]) -> int:
     """Tokens that go through the model when these prompts are asked once."""
     shared = _shared(prompts)
     return shared + sum(len(prompt) - shared for prompt in prompts)
