@@ -18,6 +18,7 @@ import typer
 from headatlas.addresses import output_path
 from headatlas.errors import HeadatlasError
 from headatlas.options import (
+    INFERENCE_SAMPLE,
     MANY_RELATIONS,
     PRESETS,
     SAMPLE,
@@ -92,6 +93,17 @@ Sources = Annotated[
         parser=_number_or_word,
         help="Sample relations with more usable sources than N, always the same words; all: no sample. "
         f"Default: {SAMPLE} where more than {MANY_RELATIONS} relations are asked for, else all.",
+        show_default=False,
+    ),
+]
+InferenceSources = Annotated[
+    Any,
+    typer.Option(
+        "--sources",
+        metavar="N|all",
+        parser=_number_or_word,
+        help="Sources of a relation that are asked, always the same words; all: every one. "
+        f"Default: {INFERENCE_SAMPLE}.",
         show_default=False,
     ),
 ]

@@ -306,7 +306,7 @@ class BlockPass:
             calls.append(_Call(tuple(map(opened, args)), names))
             return hidden.as_subclass(_First)
 
-        with _played_by(self._blocks, write_down):
+        with played_by(self._blocks, write_down):
             embedded = self._body.get_input_embeddings()(places)
             try:
                 self._body(inputs_embeds=embedded, past_key_values=cache, use_cache=True)
@@ -327,7 +327,7 @@ class _First(torch.Tensor):
 
 
 @contextmanager
-def _played_by(blocks: Sequence[nn.Module], forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+def played_by(blocks: Sequence[nn.Module], forward: Callable[..., torch.Tensor]) -> Iterator[None]:
     """Call ``forward`` in place of each block."""
     for block in blocks:
         block.__dict__["forward"] = forward
