@@ -99,6 +99,7 @@ class HeadChanges:
             best_a, best_b, total (sum of the differences over cells called in either); the largest loss
             first.
         counts: Over everything.
+        categories: Of the relations compared, in panel order.
         mapped: [n_layers] layers mapped in both.
         n_heads: Heads of a layer.
         q_max: Largest q of a change.
@@ -109,6 +110,7 @@ class HeadChanges:
     table: pd.DataFrame
     relations: pd.DataFrame
     counts: ChangeCounts
+    categories: tuple[str, ...]
     mapped: Bools
     n_heads: int
     q_max: float
@@ -191,8 +193,16 @@ def head_changes(
     by_relation = _by_relation(table, first, second)
     n_cells = len(relations) * len(SIGNS) * int(mapped.sum()) * first.n_heads
     counts = _counts(table, by_relation, n_cells, int(asked.sum()), shuffled, first.thresholds.q_max)
+    there = {categories[name] for name in relations}
     return HeadChanges(
-        *labels, table, by_relation, counts, mapped, first.n_heads, q_max=first.thresholds.q_max
+        *labels,
+        table,
+        by_relation,
+        counts,
+        categories=tuple(name for name in first.category_names if name in there),
+        mapped=mapped,
+        n_heads=first.n_heads,
+        q_max=first.thresholds.q_max,
     )
 
 

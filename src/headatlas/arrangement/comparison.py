@@ -144,37 +144,24 @@ def _same(first: Atlas, second: Atlas) -> bool:
 def labels_of(atlases: Sequence[Atlas]) -> tuple[str, ...]:
     """Short different names: the model's, or where models repeat that with what tells them apart.
 
-    That is the lens, else the revision, the file or id of the model, or the atlas's folder, else a number.
+    That is the lens, else the revision, else the file or id of the model alone, else a number.
     """
     names = [atlas.model_name for atlas in atlases]
-    if len(set(names)) == len(names):
-        return tuple(names)
-    for tell in (_lens, _revision, _spec, _folder):
-        told = tuple(f"{atlas.model_name} ({tell(atlas)})" for atlas in atlases)
+    models = [atlas.provenance["model"] for atlas in atlases]
+    specs = [str(model.get("spec")) for model in models]
+    with_lens = [f"{atlas.model_name} ({atlas.lens})" for atlas in atlases]
+    for told in (
+        names,
+        with_lens,
+        [f"{name} ({model.get('revision')})" for name, model in zip(names, models, strict=True)],
+        [spec if is_url(spec) else Path(spec).name for spec in specs],
+    ):
         if len(set(told)) == len(told):
-            return told
-    names = [f"{atlas.model_name} ({atlas.lens})" for atlas in atlases]
+            return tuple(told)
     return tuple(
-        f"{name} #{names[: at + 1].count(name)}" if names.count(name) > 1 else name
-        for at, name in enumerate(names)
+        f"{name} #{with_lens[: at + 1].count(name)}" if with_lens.count(name) > 1 else name
+        for at, name in enumerate(with_lens)
     )
-
-
-def _lens(atlas: Atlas) -> str:
-    return atlas.lens
-
-
-def _revision(atlas: Atlas) -> str:
-    return str(atlas.provenance["model"].get("revision"))
-
-
-def _spec(atlas: Atlas) -> str:
-    spec = str(atlas.provenance["model"].get("spec"))
-    return spec if is_url(spec) else Path(spec).name
-
-
-def _folder(atlas: Atlas) -> str:
-    return "" if atlas.path is None else atlas.folder.resolve().name
 
 
 def _shared_relations(atlases: Sequence[Atlas]) -> tuple[list[str], dict[str, str]]:
