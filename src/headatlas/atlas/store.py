@@ -88,6 +88,13 @@ def atlas_path(path: str | Path) -> Path | str:
     return inside if given.suffix != ".zarr" or inside.is_dir() else given
 
 
+def is_atlas(where: str | Path) -> bool:
+    """Whether a place is meant as an atlas, not as a model: a folder with one, or an address ``….zarr``."""
+    if isinstance(where, str) and is_url(where):
+        return where.rstrip("/").endswith(".zarr")
+    return Path(atlas_path(where)).is_dir()
+
+
 def create_store(
     path: Path, layout: Layout, *, n_layers: int, n_heads: int, attributes: Mapping[str, Any]
 ) -> None:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from headatlas.arrangement.changes import HeadChanges
 from headatlas.arrangement.comparison import Comparison
+from headatlas.arrangement.paired import FEWEST_DISCORDANT
 from headatlas.errors import HeadatlasError
 from headatlas.figures import panels as parts
 from headatlas.figures.colours import Palette
-from headatlas.figures.describe import amount, decimal, join_words
+from headatlas.figures.describe import amount, join_words, short_number
 from headatlas.figures.grids import ALL
 from headatlas.figures.page import (
     LINE,
@@ -138,7 +139,7 @@ def draw_changes(found: HeadChanges, captions: Sequence[str], width_mm: float, l
     caption = (
         f"From {found.a} to {found.b}. Colour: relations × signs of a head that are lost (bar across) or "
         f"gained: called in one of the two, and the scores differ on the same sources (q ≤ {found.q_max:g}). "
-        f"{'. '.join(captions)}."
+        f"{'. '.join(dict.fromkeys(captions))}."
     )
     with style(page.palette):
         y = page.panels(columns, MARGIN, rows, height, title=lambda at: _titled(at, grids[at]), draw=draw)
@@ -151,7 +152,9 @@ def _titled(panel: str, grid: ChangeGrid) -> str:
 
 def _colours(palette: Palette) -> tuple[Sequence[str], Sequence[str]]:
     """Colours of the levels of ``down`` and ``up``: alike in grey, where the bar tells them apart."""
-    return palette.scores(MOST + 2, suppression=True), palette.scores(MOST + 2)
+    falling, rising = palette.scores(MOST + 3, suppression=True), palette.scores(MOST + 3)
+    # One step is left out, so that a score that is lower is plainly fainter than a relation lost.
+    return [*falling[:2], *falling[3:]], [*rising[:2], *rising[3:]]
 
 
 def _draw_grid(ax: Axes, grid: ChangeGrid, mapped: Bools, palette: Palette, *, cell: Cell) -> None:
@@ -192,7 +195,9 @@ def _keys(grid: ChangeGrid, found: HeadChanges, palette: Palette) -> list[Key]:
     """The legend: those colours that occur, the dot, the mark, hatching."""
     keys = []
     words = (("lost", "score lower, none lost"), ("gained", "score higher, none gained"))
-    for (crossed, shifted), colours, levels in zip(words, _colours(palette), (grid.down, grid.up), strict=True):
+    for (crossed, shifted), colours, levels in zip(
+        words, _colours(palette), (grid.down, grid.up), strict=True
+    ):
         minus = crossed == "lost"
         for level in range(1, int(levels.max(initial=0)) + 1):
             name = f"{amount(level - 1, 'relation')} {crossed}"
@@ -207,19 +212,20 @@ def _keys(grid: ChangeGrid, found: HeadChanges, palette: Palette) -> list[Key]:
 
 def describe_changes(found: HeadChanges) -> str:
     """Say in words how much of a is in b, what was lost and gained, and how much of that may be chance."""
-    n, at = found.counts, f"q ≤ {found.q_max:g}"
+    n = found.counts
     if not n.called_a and not n.called_b:
         calls = f"No head implements or suppresses a relation in {found.a} or {found.b}."
     else:
         calls = (
-            f"Of {amount(n.called_a, 'head × relation')} called in {found.a}, {n.called_both} are called in "
-            f"{found.b}, too ({decimal(n.expected_both)} expected if heads of a layer were shuffled); "
-            f"{found.b} has {n.called_b}."
+            f"Cells (head × relation × sign) that are called: {n.called_a} in {found.a}, {n.called_b} in "
+            f"{found.b}, {n.called_both} in both ({n.expected_both:.1f} expected if heads of a layer were "
+            "shuffled)."
         )
     changes = (
-        f"Lost: {n.lost}, gained: {n.gained}; score lower without that: {n.weaker}, higher: {n.stronger} "
-        f"({at} over the {n.asked:,} of {n.cells:,} cells in which six sources or more differ). Of these "
-        f"{n.different} at most {decimal(n.by_chance)} are expected to be chance."
+        f"Lost: {n.lost}. Gained: {n.gained}. Score lower without that: {n.weaker}; higher: {n.stronger}. "
+        f"Tested: {n.asked:,} of {n.cells:,} cells, those in which {FEWEST_DISCORDANT} sources or more "
+        f"differ; of the {n.different} that differ (q ≤ {found.q_max:g}) at most "
+        f"{short_number(n.by_chance)} are expected to be chance."
     )
     sentences = [calls, changes]
     if n.unsure:
@@ -228,18 +234,24 @@ def describe_changes(found: HeadChanges) -> str:
         moved = found.relations[found.relations["moved"]]
         sentences.append(f"Moved from heads to others: {join_words(list(dict.fromkeys(moved['title'])))}.")
     if n.mean_difference is not None:
-        interval = "" if n.low is None or n.high is None else f" (95 % {n.low:+.3f} to {n.high:+.3f})"
+        ends = "" if n.low is None or n.high is None else f" (95 % {_signed(n.low)} to {_signed(n.high)})"
         sentences.append(
-            f"Mean difference of the score where a head is called in either: {n.mean_difference:+.3f}{interval}."
+            f"Mean difference of the score over cells called in either: {_signed(n.mean_difference)}{ends}."
         )
     hurt = found.relations[found.relations["total"] < 0].head(NAMED)
     if len(hurt):
         worst = [
-            f"{row['title']}{' (suppressed)' if row['sign'] == 'suppression' else ''} {row['total']:+.2f}"
+            f"{row['title']}{' (suppression)' if row['sign'] == 'suppression' else ''} {_signed(row['total'])}"
             for row in hurt.to_dict("records")
         ]
-        sentences.append(f"Largest fall, summed over called heads: {join_words(worst)}.")
+        sentences.append(
+            f"Largest fall of the score, summed over heads called in either: {join_words(worst)}."
+        )
     return " ".join(sentences)
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
 
 
 # Relations over revisions -----------------------------------------------------------------------------
@@ -348,7 +360,9 @@ def describe_trajectory(found: Comparison) -> str:
     for label in found.labels:
         rows = found.table[found.table["atlas"] == label]
         implemented = int((rows["n_implementing"] > 0).sum())
-        parts_.append(f"{label}: {amount(int(rows['n_implementing'].sum()), 'head × relation')} in {implemented}")
+        parts_.append(
+            f"{label}: {amount(int(rows['n_implementing'].sum()), 'head × relation')} in {implemented}"
+        )
     sentences = [f"Implemented, and relations with such a head: {'; '.join(parts_)}."]
     sentences += [f"{step.a} to {step.b}: {describe_changes(step)}" for step in found.changes]
     return " ".join(sentences)
