@@ -63,8 +63,8 @@ def compare_command(
         Literal["heads", "trajectory", "relations"] | None,
         typer.Option(
             "--kind",
-            help="Of the figure: heads that changed (two of one shape), relations over models in their order, "
-            "or relations side by side. Default: the first that can be drawn.",
+            help="The figure: heads that changed (two of one shape), relations over models in order, or "
+            "relations side by side. Default: the first that fits.",
         ),
     ] = None,
     width: Width = "170mm",
@@ -219,8 +219,10 @@ def _print_changes(step: HeadChanges) -> None:
     print_text(describe_changes(step).replace(". ", ".\n"))
     if len(step.relations):
         typer.echo("")
-        names = ("relation", "sign", "called_a", "called_b", "called_both", "lost", "gained", "weaker")
-        names = (*names, "stronger", "best_a", "best_b", "total")
+        names = [
+            *("relation", "sign", "called_a", "called_b", "called_both"),
+            *("lost", "gained", "weaker", "stronger", "best_a", "best_b", "total"),
+        ]
         print_table(
             [name.replace("_", " ") for name in names],
             [[row[name] for name in names] for row in step.relations.to_dict("records")],

@@ -20,7 +20,6 @@ from headatlas.figures.colours import Palette
 from headatlas.figures.describe import amount, join_words, short_number
 from headatlas.figures.grids import ALL
 from headatlas.figures.page import (
-    LINE,
     MARGIN,
     MM,
     AtlasFigure,
@@ -106,7 +105,10 @@ def _grid(found: HeadChanges, rows: pd.DataFrame) -> ChangeGrid:
         return grid
 
     return ChangeGrid(
-        *(count(rows[rows["change"] == kind]) for kind in ("lost", "gained", "weaker", "stronger")),
+        lost=count(rows[rows["change"] == "lost"]),
+        gained=count(rows[rows["change"] == "gained"]),
+        weaker=count(rows[rows["change"] == "weaker"]),
+        stronger=count(rows[rows["change"] == "stronger"]),
         called=count(rows[rows["called"] != ""]),
         moved=count(crossed[np.array(in_moved, dtype=bool)]) > 0,
     )
@@ -240,10 +242,9 @@ def describe_changes(found: HeadChanges) -> str:
         )
     hurt = found.relations[found.relations["total"] < 0].head(NAMED)
     if len(hurt):
-        worst = [
-            f"{row['title']}{' (suppression)' if row['sign'] == 'suppression' else ''} {_signed(row['total'])}"
-            for row in hurt.to_dict("records")
-        ]
+        signs = hurt["sign"].map({"promotion": "", "suppression": " (suppression)"})
+        named = zip(hurt["title"], signs, hurt["total"], strict=True)
+        worst = [f"{title}{sign} {_signed(total)}" for title, sign, total in named]
         sentences.append(
             f"Largest fall of the score, summed over heads called in either: {join_words(worst)}."
         )
@@ -355,14 +356,14 @@ def _draw_counts(ax: Axes, line: RelationLine, most: int, palette: Palette) -> N
 
 
 def describe_trajectory(found: Comparison) -> str:
-    """Say in words how the number of heads and of relations goes over the atlases, and what changed at a step."""
-    parts_ = []
+    """Say in words how numbers of heads and relations go over the atlases, and what changed at each step."""
+    numbers = []
     for label in found.labels:
         rows = found.table[found.table["atlas"] == label]
         implemented = int((rows["n_implementing"] > 0).sum())
-        parts_.append(
+        numbers.append(
             f"{label}: {amount(int(rows['n_implementing'].sum()), 'head × relation')} in {implemented}"
         )
-    sentences = [f"Implemented, and relations with such a head: {'; '.join(parts_)}."]
+    sentences = [f"Implemented, and relations with such a head: {'; '.join(numbers)}."]
     sentences += [f"{step.a} to {step.b}: {describe_changes(step)}" for step in found.changes]
     return " ".join(sentences)

@@ -168,8 +168,8 @@ def _panel(ax: Axes, found: Comparison, titles: list[str], column: str, palette:
     first_of_category = set(table.drop_duplicates("category")["title"])
     for at, title in enumerate(titles):
         begins = title in first_of_category and at > 0
-        look = {"color": palette.ink if begins else palette.soft, "alpha": 1.0 if begins else 0.3}
-        ax.axhline(at - 0.5, linewidth=0.3, zorder=0, **look)
+        colour, alpha = (palette.ink, 1.0) if begins else (palette.soft, 0.3)
+        ax.axhline(at - 0.5, color=colour, alpha=alpha, linewidth=0.3, zorder=0)
     for number, label in enumerate(found.labels):
         rows = table[table["atlas"] == label]
         offset = (number - (n - 1) / 2) * min(0.24, 0.7 / n)
