@@ -326,7 +326,7 @@ def _by_relation(table: pd.DataFrame, first: Atlas, second: Atlas) -> pd.DataFra
         )
     names = ("relation", "title", "category", "sign", "n_sources", "called_a", "called_b", "called_both")
     columns = [*names, *CHANGES, "moved", "best_a", "best_b", "total"]
-    frame = pd.DataFrame(rows, columns=columns)
+    frame = pd.DataFrame(rows, columns=columns).astype({"moved": bool})  # also where there is no row
     return frame.sort_values("total", kind="stable", ignore_index=True)
 
 

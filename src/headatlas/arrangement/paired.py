@@ -64,7 +64,7 @@ def paired_difference(
         root: Floats = np.sqrt(np.maximum(one**2 - 2 * phi * one * other + other**2, 0.0))
         return root
 
-    difference = share_2 - share_1
+    difference = (only_second - only_first) / n
     low = difference - joined(share_2 - low_2, high_1 - share_1)
     high = difference + joined(high_2 - share_2, share_1 - low_1)
     return difference, low, high

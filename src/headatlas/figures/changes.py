@@ -331,7 +331,7 @@ def draw_trajectory(found: Comparison, width_mm: float, look: Look) -> AtlasFigu
         without = len(dict.fromkeys(found.table["relation"])) - len(lines)
         rest = f" {amount(without, 'relation')} that no model implements: not shown." if without else ""
         readings = list(dict.fromkeys(_reading(caption) for caption in found.captions))
-        return page.finish(y, f"{TRAJECTORY_READING} Models: {models}.{rest} {'. '.join(readings)}.")
+        return page.finish(y, f"{TRAJECTORY_READING} Models: {models}.{rest} Maps: {'. '.join(readings)}.")
 
 
 def _reading(caption: str) -> str:
