@@ -150,13 +150,15 @@ def labels_of(atlases: Sequence[Atlas]) -> tuple[str, ...]:
     models = [atlas.provenance["model"] for atlas in atlases]
     specs = [str(model.get("spec")) for model in models]
     with_lens = [f"{atlas.model_name} ({atlas.lens})" for atlas in atlases]
+    revisions = [model.get("revision") for model in models]
+    with_revision = [f"{name} ({revision})" for name, revision in zip(names, revisions, strict=True)]
     for told in (
         names,
         with_lens,
-        [f"{name} ({model.get('revision')})" for name, model in zip(names, models, strict=True)],
+        with_revision if None not in revisions else [],
         [spec if is_url(spec) else Path(spec).name for spec in specs],
     ):
-        if len(set(told)) == len(told):
+        if len(set(told)) == len(atlases):
             return tuple(told)
     return tuple(
         f"{name} #{with_lens[: at + 1].count(name)}" if with_lens.count(name) > 1 else name
