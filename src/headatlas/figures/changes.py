@@ -135,8 +135,10 @@ def draw_changes(found: HeadChanges, captions: Sequence[str], width_mm: float, l
         parts.cell_axes(page, ax, shape, (columns.width, height), first=first)
 
     def legend(x: float, y: float, width: float, *, draw: bool = True) -> float:
-        return page.legend(x, y, width, _keys(grids[ALL], found, page.palette), draw=draw)
+        return page.legend(x, y, width, keys, draw=draw)
 
+    marked = min(columns.cell, height / shape[1]) >= parts.CELL_FOR_LINES
+    keys = _keys(grids[ALL], found, page.palette, marked=marked)
     rows = columns.rows(list(grids))
     caption = (
         f"From {found.a} to {found.b}. Colour: relations × signs of a head that are lost (bar across) or "
@@ -177,7 +179,7 @@ def _draw_grid(ax: Axes, grid: ChangeGrid, mapped: Bools, palette: Palette, *, c
     x, y = np.nonzero((grid.called > 0) & (grid.down == 0) & (grid.up == 0))
     if len(x):
         parts.add_path(ax, parts.boxes_path(x, y - 0.2, 0.4, 0.4), zorder=2, facecolor=palette.soft)
-    x, y = np.nonzero(grid.moved)
+    x, y = np.nonzero(grid.moved & (min(cell) >= parts.CELL_FOR_LINES))  # smaller, it would hide the colour
     mark = mark_look("moved", 0.62 * min(cell) / MM * 72, palette.ink, palette.paper)
     ax.plot(x, y, linestyle="none", zorder=5, **mark)
     if mapped.any() and not (grid.called.any() or grid.down.any() or grid.up.any()):
@@ -193,7 +195,7 @@ def _triangles(mask: Bools, corner: float) -> Path:
     return Path(vertices, codes.astype(Path.code_type))
 
 
-def _keys(grid: ChangeGrid, found: HeadChanges, palette: Palette) -> list[Key]:
+def _keys(grid: ChangeGrid, found: HeadChanges, palette: Palette, *, marked: bool) -> list[Key]:
     """The legend: those colours that occur, the dot, the mark, hatching."""
     keys = []
     words = (("lost", "score lower, none lost"), ("gained", "score higher, none gained"))
@@ -207,7 +209,7 @@ def _keys(grid: ChangeGrid, found: HeadChanges, palette: Palette) -> list[Key]:
             if level > 1 or (levels == 1).any():
                 keys.append(Key(shifted if level == 1 else name, {"facecolor": colours[level]}, minus=minus))
     keys.append(Key.point("called, not shown to differ", color=palette.soft, marker="s", markersize=2.6))
-    if grid.moved.any():
+    if grid.moved.any() and marked:
         keys.append(Key("of a relation that moved", {"facecolor": _colours(palette)[1][2]}, mark="moved"))
     return [*keys, *parts.not_mapped_keys(found.mapped, palette)]
 
