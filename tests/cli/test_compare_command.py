@@ -9,7 +9,7 @@ import pytest
 
 from headatlas.mapping.given import folder_names
 from tests.cli.conftest import Run, parsed
-from tests.figures.planted import Plant, plant_atlas
+from tests.figures.planted import Plant, Spec, plant_atlas
 from tests.mapping.checkpoints import save, tiny_model, word
 from tests.synthetic import make_atlas
 
@@ -107,6 +107,12 @@ def test_models_are_mapped_first(run: Run, models: list[Path], tmp_path: Path) -
     other = run("compare", *models, *more[:2], "--lens", "neutral", "--maps", tmp_path / "maps", code=2)
     assert "the atlas there is of another map (differs in lens" in other.stderr
     assert other.stderr.rstrip().endswith("choose another --maps.")
+
+
+def test_relations_of_an_atlas_that_are_not_shipped(run: Run, two: list[Path], tmp_path: Path) -> None:
+    own = plant_atlas(tmp_path / "own" / "atlas.zarr", [], specs=[Spec("atom → number", "Chemistry")])
+    said = run("compare", own.folder, tmp_path / "no_model", code=2).stderr
+    assert "relations that are not shipped" in said and said.endswith("give them with --relations.\n")
 
 
 def test_what_is_no_model_either_is_refused(run: Run, two: list[Path], tmp_path: Path) -> None:

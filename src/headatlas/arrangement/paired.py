@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 Counts = NDArray[np.integer[Any]]
 
 FEWEST_DISCORDANT = 6
-"""Where fewer sources are hit in one alone, no outcome has p ≤ 0.05: the smallest of five is 0.0625."""
+"""With fewer sources that are hit in one alone no outcome has p ≤ 0.05: the smallest of five is 0.0625."""
 
 
 def mcnemar(only_first: Counts, only_second: Counts) -> Floats:

@@ -154,9 +154,9 @@ def _given(
     preset: Preset,
     compute: Compute,
 ) -> list[Atlas]:
-    from headatlas.atlas.store import is_atlas
+    from headatlas.atlas.store import holds_atlas
 
-    if all(map(is_atlas, places)) and not (maps or lens or relations or sources):
+    if all(map(holds_atlas, places)) and not (maps or lens or relations or sources):
         from headatlas.atlas import Atlas
 
         return [Atlas.open(place) for place in places]  # without torch, which takes seconds

@@ -9,13 +9,13 @@ from typing import Any
 
 from headatlas.addresses import output_path, shown
 from headatlas.atlas import Atlas
-from headatlas.atlas.store import is_atlas
+from headatlas.atlas.store import holds_atlas
 from headatlas.errors import HeadatlasError
 from headatlas.files import check_writable
 from headatlas.mapping.run import OtherMapError, map_heads
 from headatlas.options import Compute, Preset, Sources
 from headatlas.progress import Report
-from headatlas.relations import RelationSpec, resolve_relations
+from headatlas.relations import Relation, RelationSpec, resolve_relations
 
 
 def atlases_given(
@@ -45,14 +45,15 @@ def atlases_given(
         HeadatlasError: A place is neither, a model cannot be mapped, or choices of maps are given where all
             places are atlases.
     """
-    models = [place for place in places if not is_atlas(place)]
+    models = [place for place in places if not holds_atlas(place)]
     chosen = {"maps": maps, "lens": lens, "relations": relations, "sources": sources}
     if not models and (given := [name for name, value in chosen.items() if value is not None]):
         raise HeadatlasError(f"`{given[0]}` is for models that are mapped, and all of these are atlases.")
     there = {place: Atlas.open(place) for place in places if place not in models}
     like = _like(next(iter(there.values()), None), preset)
     like |= {name: value for name, value in chosen.items() if name != "maps" and value is not None}
-    like["relations"] = resolve_relations(like["relations"])  # before anything is mapped
+    if models:  # before anything is mapped
+        like["relations"] = _resolved(like["relations"], given=relations is not None)
     if maps is not None and models:
         check_writable(maps)
     folders = dict(zip(models, folder_names(models), strict=True))
@@ -78,6 +79,18 @@ def _like(atlas: Atlas | None, preset: Preset) -> dict[str, Any]:
         "relations": atlas.relations["relation"].tolist(),
         "sources": atlas.provenance.get("sources") or "all",
     }
+
+
+def _resolved(relations: RelationSpec, *, given: bool) -> tuple[Relation, ...]:
+    try:
+        return resolve_relations(relations)
+    except HeadatlasError as error:
+        if given:
+            raise
+        raise HeadatlasError(
+            f"the first atlas has relations that are not shipped ({str(error).partition(';')[0]}); give them "
+            "with `relations`."
+        ) from error
 
 
 def folder_names(models: Sequence[str]) -> list[str]:
