@@ -89,6 +89,24 @@ def atlas_path(path: str | Path) -> Path | str:
     return inside if given.suffix != ".zarr" or inside.is_dir() else given
 
 
+def is_atlas(where: str | Path) -> bool:
+    """Whether a place is meant as an atlas, not as a model: a folder with one, or an address ``….zarr``."""
+    if isinstance(where, str) and is_url(where):
+        return where.rstrip("/").endswith(".zarr")
+    return Path(atlas_path(where)).is_dir()
+
+
+def holds_atlas(where: str | Path) -> bool:
+    """As :func:`is_atlas`, but an address that names no file is looked at: it may hold an atlas."""
+    if is_atlas(where) or not is_url(str(where)) or str(where).endswith((".gguf", ".safetensors")):
+        return is_atlas(where)
+    try:
+        read_store(atlas_path(where))
+    except HeadatlasError:
+        return False
+    return True
+
+
 def create_store(
     path: Path, layout: Layout, *, n_layers: int, n_heads: int, attributes: Mapping[str, Any]
 ) -> None:

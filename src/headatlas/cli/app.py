@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from headatlas import __version__
 from headatlas.cli import (
     behaviour,
+    compare,
     evidence,
     families,
     heads,
@@ -95,6 +96,7 @@ for _commands in (
     heads,
     plot,
     structure,
+    compare,
     relations,
     families,
     evidence,

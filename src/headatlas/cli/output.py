@@ -18,6 +18,10 @@ from headatlas.errors import HeadatlasError
 from headatlas.showing import safe_json, safe_text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
+
     from headatlas.atlas import Atlas
     from headatlas.progress import Report
 
@@ -153,6 +157,26 @@ def number(value: float) -> str:
     if math.isnan(value):
         return "–"
     return "<0.001" if value < 0.001 else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def p_equals(p: float) -> str:
+    """The rest of a sentence that names p: ``= 0.012``, ``< 0.001``."""
+    return "< 0.001" if p < 0.001 else f"= {number(p)}"
+
+
+def check_figure(out: Path | None) -> None:
+    """Refuse a kind of file that cannot be drawn, before anything is computed."""
+    if out is not None:
+        from headatlas.figures.plots import figure_format
+
+        figure_format(out)
+
+
+def save_figure(figure: Figure, out: Path) -> None:
+    """Write a figure and say so."""
+    from headatlas.figures.plots import save
+
+    say(f"written: {save(figure, out)}")
 
 
 def tokens_shown(texts: Sequence[str]) -> str:

@@ -231,7 +231,15 @@ def write_data(atlas: Atlas, kind: str, path: str | Path, panels: Panels = "cate
     Raises:
         HeadatlasError: There is no such figure, or the file cannot be written.
     """
-    table = Plots(atlas).data(kind, panels)
+    return write_table(Plots(atlas).data(kind, panels), path)
+
+
+def write_table(table: pd.DataFrame, path: str | Path) -> Path:
+    """Write a table as CSV (UTF-8), its texts safe for a spreadsheet.
+
+    Raises:
+        HeadatlasError: The file cannot be written.
+    """
     where = output_path(path)
     with atomic_write(where) as temporary:
         safe_cells(table).to_csv(temporary, index=False)

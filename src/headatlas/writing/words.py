@@ -19,12 +19,11 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from headatlas.addresses import is_url
 from headatlas.atlas import Atlas
 from headatlas.atlas.cards import wanted_of
 from headatlas.atlas.export import plain_records
 from headatlas.atlas.layout import Layout
-from headatlas.atlas.store import LayerRanks, atlas_path
+from headatlas.atlas.store import LayerRanks, is_atlas
 from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import asked_again
@@ -246,9 +245,7 @@ def _atlas_at(where: Any) -> Atlas | None:
         return where
     if not isinstance(where, str | Path):
         return None
-    address = isinstance(where, str) and is_url(where)
-    there = str(where).rstrip("/").endswith(".zarr") if address else Path(atlas_path(where)).is_dir()
-    return Atlas.open(where) if there else None
+    return Atlas.open(where) if is_atlas(where) else None
 
 
 def _prepared(
