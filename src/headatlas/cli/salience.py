@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from headatlas.atlas.salience import Salience
 
 STOPPED_HERE = "stopped; nothing is stored"
+STOPPED_BETWEEN = "stopped; the same command goes on where it was"
 SHOWN_SOURCES = 4
 
 
@@ -50,7 +51,17 @@ def salience_command(
         typer.Option(
             "--tokens",
             help="Source tokens: like words, those that begin a word, or all. Default: those stored, "
-            "else all with the lens maps and the first 20,000 word-like ones with neutral.",
+            "else all with the lens maps and word-like ones with neutral.",
+        ),
+    ] = None,
+    most: Annotated[
+        int | None,
+        typer.Option(
+            "--most",
+            metavar="N",
+            min=1,
+            help="The first N of them, by id. Default: those stored; else all, but for word-like ones with "
+            "neutral: 20,000, fewer of a large model.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -60,7 +71,8 @@ def salience_command(
     Of every head the 30 source tokens of largest gain ‖x·W_V·W_O‖ / ‖x‖ with the 5 tokens that it promotes
     and suppresses most for each; the spectrum of W_V·W_O; and how much of it known relations explain.
 
-    It is computed once and stored in the atlas. JSON has all heads, sources and directions.
+    It is computed once and stored in the atlas; a run that was stopped goes on where it was. JSON has all
+    heads, sources and directions.
     """
     from headatlas.atlas import Atlas
     from headatlas.atlas.export import plain_records
@@ -69,8 +81,8 @@ def salience_command(
 
     atlas = Atlas.open(folder)
     one = None if head is None else parse_head(head, atlas)
-    with stopping(lambda: STOPPED_HERE), progress_shown() as progress:
-        found = run_salience(atlas, model, tokens=tokens, compute=compute, progress=progress)
+    with stopping(lambda: STOPPED_BETWEEN), progress_shown() as progress:
+        found = run_salience(atlas, model, tokens=tokens, most=most, compute=compute, progress=progress)
     frames = found.frame(), found.spectrum(), found.explained()
     if one is not None:
         rows, spectrum, explained = (head_rows(frame, one) for frame in frames)

@@ -28,20 +28,24 @@ def salience(
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     tokens: TokenChoice | None = None,
+    most: int | None = None,
     compute: Compute | None = None,
     progress: Report | bool | None = None,
 ) -> pd.DataFrame:
     """Find the tokens that every head changes most and what it writes for them, and keep it in the atlas.
 
     The gain of a source token s is ‖x(s)·W_V·W_O‖ / ‖x(s)‖ (arXiv:2412.11965, section 5), with the atlas's
-    lens. In the same pass come the spectrum of W_V·W_O and the share that known relations explain.
+    lens. In the same pass come the spectrum of W_V·W_O and the share that known relations explain. A run that
+    was stopped goes on where it was: states and finished layers are kept beside the atlas until then.
 
     Args:
         atlas: An atlas from a folder.
         model: Its model; by default the one that the atlas names.
         tokenizer: Needed with a loaded model, which comes back as it was.
         tokens: ``"wordlike"``, ``"initial"`` or ``"all"`` tokens as sources. By default those that are
-            stored; else all with the lens ``maps``, and the first 20,000 word-like ones with ``neutral``.
+            stored; else all with the lens ``maps``, and word-like ones with ``neutral``.
+        most: The most source tokens, the first ones by id. By default as many as are stored; else no limit,
+            but for word-like ones with ``neutral``: 20,000, and fewer of a large model.
         compute: Its device and memory, for the forward pass of ``neutral``.
         progress: As for :func:`headatlas.map_heads`.
 
@@ -53,14 +57,16 @@ def salience(
         is stored.
 
     Raises:
-        HeadatlasError: The model is not the atlas's or does not fit into memory, or there is no such choice
-            of tokens.
+        HeadatlasError: The model is not the atlas's or does not fit into memory, there is no such choice of
+            tokens, or the folder of the atlas cannot be written.
     """
     from headatlas.progress import reporting
     from headatlas.writing.run import run_salience
 
     with reporting(progress) as tell:
-        found = run_salience(atlas, model, tokenizer, tokens=tokens, compute=compute, progress=tell)
+        found = run_salience(
+            atlas, model, tokenizer, tokens=tokens, most=most, compute=compute, progress=tell
+        )
     atlas.forget_evidence()
     frame = found.frame()
     frame.attrs["caption"] = found.caption()
