@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headatlas.cli.evidence import ModelOption
+from headatlas.cli.evidence import ModelOption, NoFigures, write_and_say
 from headatlas.cli.heads import parse_head
 from headatlas.cli.options import AsJson, AtlasArgument, computes
 from headatlas.cli.output import (
@@ -64,6 +64,7 @@ def salience_command(
             "neutral: 20,000, fewer of a large model.",
         ),
     ] = None,
+    no_figures: NoFigures = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what heads write: the tokens each head changes most, and what it promotes for them.
@@ -72,11 +73,13 @@ def salience_command(
     and suppresses most for each; the spectrum of W_V·W_O; and how much of it known relations explain.
 
     It is computed once and stored in the atlas; a run that was stopped goes on where it was. JSON has all
-    heads, sources and directions.
+    heads, sources and directions. Without --head, tables and a
+    figure go to DIR/evidence.
     """
     from headatlas.atlas import Atlas
     from headatlas.atlas.export import plain_records
     from headatlas.atlas.salience import head_rows
+    from headatlas.outputs import write_salience
     from headatlas.writing.run import run_salience
 
     atlas = Atlas.open(folder)
@@ -90,12 +93,16 @@ def salience_command(
     if as_json:
         records = [plain_records(frame) for frame in frames]
         print_rows([atlas], records[0], spectrum=records[1], explained=records[2], salience=found.caption())
-        return
-    say(f"{atlas.model_name}: {found.caption()}")
-    if one is None:
-        print_table(*_all_heads(found))
     else:
-        _print_head(*frames)
+        say(f"{atlas.model_name}: {found.caption()}")
+        if one is None:
+            print_table(*_all_heads(found))
+        else:
+            _print_head(*frames)
+    if one is None:
+        write_and_say(
+            atlas.folder, lambda: write_salience(atlas, found, atlas.folder, figures=not no_figures)
+        )
 
 
 def _all_heads(found: Salience) -> tuple[list[str], list[list[Any]]]:

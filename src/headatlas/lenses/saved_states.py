@@ -59,7 +59,6 @@ def claim(folder: Path, wanted: str) -> None:
         HeadatlasError: It cannot be written, or something else is in the way.
     """
     if not belongs(folder, wanted):
-        check_states_folder(folder)
         with atomic_state_folder(folder, lambda: belongs(folder, wanted)) as temporary:
             write_index(temporary, wanted)
 

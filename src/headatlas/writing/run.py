@@ -21,7 +21,7 @@ from headatlas.atlas.salience import Salience, read_salience, salience_path, sto
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import relations_of, reopened
 from headatlas.lenses import MapsStates, NeutralParts, NeutralStates, States, StreamedStates
-from headatlas.lenses.saved_states import claim, discard_states, states_key
+from headatlas.lenses.saved_states import check_states_folder, claim, discard_states, states_key
 from headatlas.mapping.machine import Machine, this_machine
 from headatlas.mapping.plan import streams_within
 from headatlas.mapping.prepared import PreparedMap
@@ -131,6 +131,7 @@ def _computed(
     model, lens = prepared.model, prepared.options.lens
     sources = [(token,) for token in chosen.ids.tolist()]
     identity = f"{prepared.provenance['model']['weights_hash']} {DEFINITIONS}"
+    check_states_folder(work)
     claim(work, states_key(sources, lens.prefixes, identity))
     files = {layer: work / f"operations_{layer:03d}.npz" for layer in model.layers_with_heads}
     found = {layer: LayerOperations.load(file) for layer, file in files.items() if file.is_file()}

@@ -109,7 +109,7 @@ def default_most(model: Model, lens: Lens) -> int | None:
     if lens.weights_only:
         return None
     a_token = 2 * model.n_block_parameters * model.dims.n_layers * len(lens.prefixes)
-    return max(LEAST_WITH_FORWARD_PASS, min(MOST_WITH_FORWARD_PASS, int(FORWARD_PASS / a_token)))
+    return min(MOST_WITH_FORWARD_PASS, max(LEAST_WITH_FORWARD_PASS, int(FORWARD_PASS / a_token)))
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, competing: Bools) -> list[str]:
