@@ -41,7 +41,7 @@ def colours(name: str) -> dict[str, set[tuple[int, int]]]:
     [
         ("explained", {(0, 1): 1.0, (2, 0): 0.25}),
         ("copying", {(0, 0): 1.0, (0, 1): -1.0}),
-        ("effective_rank", {(0, 0): 0.25, (0, 1): 1.0, (2, 0): 0.5}),
+        ("effective_rank", {(0, 1): 1.0, (2, 0): 1 / 9}),
         ("norm_share", {(0, 0): 1.0, (0, 1): 0.5}),
     ],
 )

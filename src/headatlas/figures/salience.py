@@ -34,18 +34,20 @@ class Measure:
         name: Its column.
         title: Of its panel.
         largest: What has the strongest colour, where that is not the largest number there is.
+        from_least: Whether the faintest colour is that of the smallest number there is, and not of 0.
     """
 
     name: str
     title: str
     largest: float | None = None
+    from_least: bool = False
 
 
 MEASURES = (
     Measure("explained", "Share explained", 1.0),
     Measure("copying", "Copying, −1 to 1", 1.0),
-    Measure("effective_rank", "Effective rank"),
-    Measure("norm_share", "Share of layer's norm²"),
+    Measure("effective_rank", "Effective rank", from_least=True),
+    Measure("norm_share", "Norm share"),
 )
 
 
@@ -61,8 +63,9 @@ def draw_salience(
 ) -> AtlasFigure:
     """A panel a measure, [layer × head], coloured by value; below 0 in the colour of suppression.
 
-    Colours go by the square root of the value. Share explained and copying reach from 0 to 1; effective rank
-    and share of the norm to the largest value, which their titles name.
+    Colours go by the square root of the value, but evenly for effective rank. Share explained and copying
+    reach from 0 to 1, the share of the layer's norm to the largest there is, effective rank from the smallest
+    to the largest; titles name these.
 
     Args:
         frame: A row a head: layer, head and a column a measure.
@@ -127,8 +130,11 @@ def draw_measure_panel(
     """
     shape = (len(seen), n_heads)
     value = np.zeros(shape)
-    numbers = frame[each.name].fillna(0.0).to_numpy(dtype=float) / _largest(frame, each)
-    value[frame["layer"].to_numpy(), frame["head"].to_numpy()] = numbers
+    least, largest = _range(frame, each)
+    numbers = (frame[each.name].fillna(least).to_numpy(dtype=float) - least) / max(largest - least, 1e-9)
+    # Colours go by the square root, which suits shares; squares make them even.
+    at = frame["layer"].to_numpy(), frame["head"].to_numpy()
+    value[at] = numbers**2 if each.from_least else numbers
     panels.prepare_panel(ax, seen, n_heads, palette)
     for sign in (1, -1):
         step = np.rint((sign * value).clip(0.0, 1.0) * panels.STEPS).astype(int)
@@ -136,13 +142,18 @@ def draw_measure_panel(
     panels.separate(ax, shape, cell, palette)
 
 
-def _largest(frame: pd.DataFrame, each: Measure) -> float:
-    """The value that has the strongest colour."""
-    return max(float(frame[each.name].max()), 1e-9) if each.largest is None else each.largest
+def _range(frame: pd.DataFrame, each: Measure) -> tuple[float, float]:
+    """The values that have the faintest and the strongest colour."""
+    numbers = frame[each.name].dropna()
+    if not len(numbers):
+        return 0.0, 1.0
+    least = float(numbers.min()) if each.from_least else 0.0
+    return least, float(numbers.max()) if each.largest is None else each.largest
 
 
 def _title(frame: pd.DataFrame, each: Measure) -> str:
-    return each.title if each.largest is not None else f"{each.title}, 0 to {_largest(frame, each):.3g}"
+    least, largest = _range(frame, each)
+    return each.title if each.largest is not None else f"{each.title}, {least:.3g} to {largest:.3g}"
 
 
 def _words(frame: pd.DataFrame, shown: list[Measure]) -> str:
