@@ -178,7 +178,7 @@ def test_large_models_get_fewer_tokens(out: Path) -> None:
         with patch.object(type(model), "n_block_parameters", parameters / model.dims.n_layers):
             return default_most(model, lens)
 
-    assert (most(1e8), most(6.98e9), most(7e10)) == (20_000, 2148, 1000)
+    assert (most(1e8), most(6.98e9), most(7e10)) == (20_000, 1790, 1000)
     assert default_most(model, ha.lenses.LENSES["maps"]) is None
 
 

@@ -25,7 +25,7 @@ MOST_WITH_FORWARD_PASS = 20_000
 """Word-like tokens that go through the model where the lens needs a forward pass, if it can be afforded."""
 LEAST_WITH_FORWARD_PASS = 1000
 """So many go through the largest model."""
-FORWARD_PASS = 120e12
+FORWARD_PASS = 100e12
 """Floating-point operations of products with weights that may be spent on it."""
 LEAST_REFERENCE = 5
 """Fewer unused tokens give no direction to compare with."""
@@ -103,7 +103,7 @@ def source_tokens(
 def default_most(model: Model, lens: Lens) -> int | None:
     """How many word-like tokens are taken where nobody says: no limit for a lens without a forward pass.
 
-    Else 20,000, or fewer where that pass would take more than 120 · 10¹² operations: two for each weight of
+    Else 20,000, or fewer where that pass would take more than 100 · 10¹² operations: two for each weight of
     the blocks, each prefix and each token. At least 1,000.
     """
     if lens.weights_only:
