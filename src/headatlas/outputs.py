@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from headatlas.atlas.ablations import Ablation
     from headatlas.atlas.behaviours import Looking
     from headatlas.atlas.evidence import Dynamic
+    from headatlas.atlas.salience import Salience
     from headatlas.figures.evidence import Scatter
 
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
@@ -149,6 +150,24 @@ def write_behaviours(atlas: Atlas, found: Looking, folder: Path, *, figures: boo
 def _newer(path: Path, other: Path) -> bool:
     """Whether a file is there that was written after another."""
     return path.exists() and other.exists() and path.stat().st_mtime >= other.stat().st_mtime
+
+
+def write_salience(atlas: Atlas, found: Salience, folder: Path, *, figures: bool = True) -> list[Path]:
+    """Write ``evidence/salience.csv`` (a row per head and source token), ``evidence/spectrum.csv`` (a row per
+    head: numbers, what is explained and by what) and, unless ``figures`` is False, a figure.
+
+    Raises:
+        UnwrittenError: A file could not be written; all others were.
+    """
+    stem = f"{EVIDENCE_FOLDER}/salience"
+    heads = found.spectrum().merge(found.explained(), on=["layer", "head"], how="left")
+    tasks: dict[str, Task] = {
+        f"{stem}.csv": partial(_write_table, found.frame()),
+        f"{EVIDENCE_FOLDER}/spectrum.csv": partial(_write_table, heads),
+    }
+    if figures:
+        tasks |= _figure_tasks(stem, partial(_draw_salience, atlas, heads, found.caption()))
+    return _write_all(folder, tasks)
 
 
 def write_preferences(frame: pd.DataFrame, folder: Path) -> list[Path]:
@@ -310,6 +329,19 @@ def _draw_behaviours(atlas: Atlas, found: Looking) -> Figure:
         WIDTH_MM,
         title=f"Where the heads of {atlas.model_name} look",
         caption=f"{atlas.model_name}; {found.caption()}",
+    )
+
+
+def _draw_salience(atlas: Atlas, heads: pd.DataFrame, caption: str) -> Figure:
+    """The salience figure of an atlas."""
+    from headatlas.figures.salience import draw_salience
+
+    return draw_salience(
+        heads,
+        (atlas.n_layers, atlas.n_heads),
+        WIDTH_MM,
+        title=f"What the heads of {atlas.model_name} write",
+        caption=f"{atlas.model_name}; {caption}",
     )
 
 

@@ -183,3 +183,16 @@ def test_arrays_say_what_they_are(written_maps: Path) -> None:
     assert there is not None and isinstance(there.data, xr.Dataset)
     assert there.data["promoted"].dims == ("layer", "head", "order", "place")
     assert there.data["reads"].dims == ("layer", "head", "direction", "end", "place")
+
+
+def test_tables_and_a_figure_of_all_heads(written: Path) -> None:
+    said = invoke("salience", written)
+    assert "evidence/salience.csv, evidence/spectrum.csv, evidence/salience.png" in said.stderr
+    atlas = Atlas.open(written)
+    table = pd.read_csv(written / "evidence" / "spectrum.csv")
+    np.testing.assert_allclose(table["copying"], atlas.spectrum()["copying"])
+    assert len(pd.read_csv(written / "evidence" / "salience.csv")) == len(atlas.salience())
+    (written / "evidence" / "salience.png").unlink()
+    invoke("salience", written, "--head", "1.2")
+    invoke("salience", written, "--no-figures")
+    assert not (written / "evidence" / "salience.png").exists()

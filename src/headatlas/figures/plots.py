@@ -126,6 +126,23 @@ class Plots:
             frame, shape, _width(width_mm), which, Look(**look), title=title, caption=caption
         )
 
+    def salience(self, *, width_mm: float | None = None, which: Which = None, **look: Any) -> Figure:
+        """Draw what heads write, in numbers: share explained, copying, effective rank, share of the norm.
+
+        Raises:
+            HeadatlasError: As for all figures, or the salience was not computed.
+        """
+        from headatlas.figures.salience import draw_salience
+
+        explained, spectrum = self._atlas.explained(), self._atlas.spectrum()
+        frame = spectrum.merge(explained, on=["layer", "head"], how="left")
+        caption = f"{self._atlas.model_name}; {explained.attrs.get('caption', '')}"
+        shape = (self._atlas.n_layers, self._atlas.n_heads)
+        title = f"What the heads of {self._atlas.model_name} write"
+        return draw_salience(
+            frame, shape, _width(width_mm), which, Look(**look), title=title, caption=caption
+        )
+
     def data(self, kind: str, panels: Panels = "category") -> pd.DataFrame:
         """The plotted numbers of a figure as a table; :mod:`headatlas.figures.grids` describes its columns.
 
