@@ -26,6 +26,7 @@ _LABELS = {
     "ablation": "tasks run",
     "behaviour": "texts read",
     "salience": "layers read",
+    "reading": "layers read",
     "labels": "heads described",
 }
 _SECONDS_BETWEEN_LINES = 5.0
@@ -37,13 +38,13 @@ class Progress:
 
     Attributes:
         stage: ``"open"``, ``"states"`` (rows through the model), ``"heads"`` (layers), ``"ablation"`` (runs
-            of a task), ``"behaviour"`` (sequences), ``"salience"`` (layers) or ``"labels"``
-            (heads).
+            of a task), ``"behaviour"`` (sequences), ``"salience"`` or ``"reading"`` (layers) or
+            ``"labels"`` (heads).
         done, total: How far; total is 0 where it is not known.
         note: What to tell people, e.g. ``"layer 12"``.
     """
 
-    stage: Literal["open", "states", "heads", "ablation", "behaviour", "salience", "labels"]
+    stage: Literal["open", "states", "heads", "ablation", "behaviour", "salience", "reading", "labels"]
     done: int
     total: int
     note: str = ""

@@ -152,7 +152,7 @@ def prepare_map(
         ),
     )
     if few:
-        tokenised = [replace(item, left_out=_unusable(item)) for item in tokenised]
+        tokenised = [replace(item, left_out=unusable(item)) for item in tokenised]
         if all(item.left_out for item in tokenised):
             reasons = "; ".join(str(item.left_out) for item in tokenised)
             raise HeadatlasError(
@@ -174,7 +174,7 @@ def prepare_map(
     )
 
 
-def _unusable(item: TokenisedRelation) -> str | None:
+def unusable(item: TokenisedRelation) -> str | None:
     """Why no pair of a relation is usable, or None if one is."""
     reasons = "; ".join(f"{', '.join(words)}: {reason}" for reason, words in item.dropped.items())
     return None if item.pairs else reasons
