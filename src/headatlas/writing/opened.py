@@ -39,7 +39,7 @@ from headatlas.writing.tokens import token_texts
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FEW_SOURCES = 16
+FEW_SOURCES = 200
 """Up to so many, every head's outputs go straight through the vocabulary; more are worth a screening set."""
 LINES = 1024
 """Rows with a sign that go through the vocabulary together."""
