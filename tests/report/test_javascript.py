@@ -57,9 +57,7 @@ def run(data: Any, folder: Path, **asked: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def checked(
-    atlas: Atlas, data_of: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory
-) -> Any:
+def checked(atlas: Atlas, data_of: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
     data = data_of(report_html(atlas, q_at=Q_AT))
     asked = {"taus": TAUS, "ks": KS, "heads": HEADS, "fragments": FRAGMENTS, "searches": ["s3", "t3", "7.7"]}
     return run(data, tmp_path_factory.mktemp("node"), **asked)

@@ -21,6 +21,7 @@ from headatlas.cli import (
     recipe,
     relations,
     salience,
+    serve,
     structure,
     words,
 )
@@ -101,6 +102,7 @@ for _commands in (
     label,
     recipe,
     words,
+    serve,
 ):
     _commands.register(app)
 

@@ -15,7 +15,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.evidence.recording import attention_by_layer, with_attention
 from headatlas.lenses.forward import pre_hooks, prefix_ids
 from headatlas.looking.places import pieces
-from headatlas.looking.sequences import positions
+from headatlas.looking.sequences import most_positions
 from headatlas.mapping.inputs import given_values
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def most_tokens(model: Model) -> int:
     """How many tokens a text may have."""
     heads = len(model.layers_with_heads) * model.dims.n_heads
     within = int((ATTENTION_BYTES / (4 * heads)) ** 0.5)
-    return min(MOST_TOKENS, positions(model.checkpoint.config), within)
+    return min(MOST_TOKENS, most_positions(model.checkpoint.config), within)
 
 
 def text_ids(model: Model, text: str) -> tuple[int, ...]:

@@ -24,9 +24,7 @@ LIST_SHOWN = 24
 """Longer lists in the provenance are cut to this many entries, with their length."""
 
 
-def page_data(
-    atlas: Atlas, *, alternative: str, in_words: str, q_at: Sequence[int] = ()
-) -> dict[str, Any]:
+def page_data(atlas: Atlas, *, alternative: str, in_words: str, q_at: Sequence[int] = ()) -> dict[str, Any]:
     """Everything the page shows, as plain JSON values without NaN.
 
     Args:

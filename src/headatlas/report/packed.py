@@ -100,7 +100,11 @@ def rank_section(atlas: Atlas, calibrated: Sequence[Atlas]) -> dict[str, Any]:
     shapes: dict[str, str] = {
         **{"rows": "u4", "row_cell": "u4", "pairs": "u4", "pair_source": "u2"},
         **{f"{part}_{sign}": kind for sign in SIGNS for part, kind in (("row", "u4"),)},
-        **{f"{sign}_{part}": kind for sign in (*SIGNS, "control") for part, kind in (("pair", "u2"), ("rank", "u1"))},
+        **{
+            f"{sign}_{part}": kind
+            for sign in (*SIGNS, "control")
+            for part, kind in (("pair", "u2"), ("rank", "u1"))
+        },
         "control": "u4",
     }
     arrays: Arrays = {
@@ -222,7 +226,11 @@ def head_section(atlas: Atlas) -> dict[str, Any]:
     names = list(dict.fromkeys(looks["behaviour"]))
     if names:
         shape = (len(names), atlas.n_layers, atlas.n_heads)
-        place = looks["behaviour"].map({name: at for at, name in enumerate(names)}), looks["layer"], looks["head"]
+        place = (
+            looks["behaviour"].map({name: at for at, name in enumerate(names)}),
+            looks["layer"],
+            looks["head"],
+        )
         for column in ("value", "expected", "low", "high", "q"):
             values = np.full(shape, np.nan)
             values[place] = looks[column]
@@ -270,12 +278,15 @@ def salience_section(atlas: Atlas) -> dict[str, Any] | None:
     named = np.unique(np.concatenate([each.ravel() for each in ids.values()]))
     named = named[named >= 0]
     arrays: Arrays = {
-        name: ("u4", np.where(each >= 0, np.searchsorted(named, each), TOKENLESS)) for name, each in ids.items()
+        name: ("u4", np.where(each >= 0, np.searchsorted(named, each), TOKENLESS))
+        for name, each in ids.items()
     }
     values = data["singular_values"].values[..., :N_VALUES]
     arrays |= {"gain": fixed(data["gain"].values, 3), "singular_values": fixed(values, 3)}
     sizes = {name: list(each.shape[2:]) for name, each in (*ids.items(), ("singular_values", values))}
-    return pack(arrays, {"texts": _texts(found, named), "sizes": sizes, "explained": _explained(found, atlas)})
+    return pack(
+        arrays, {"texts": _texts(found, named), "sizes": sizes, "explained": _explained(found, atlas)}
+    )
 
 
 def _texts(found: Salience, named: Ints) -> list[str]:
@@ -288,7 +299,9 @@ def _explained(found: Salience, atlas: Atlas) -> list[list[Any]]:
     relations, rest = found.data["relations"].values.ravel(), found.data["rest"].values.ravel()
     share = found.data["explained"].values.ravel()
     return [
-        [json.loads(str(relations[at])), [each[:2] for each in json.loads(str(rest[at]))]] if np.isfinite(share[at]) else []
+        [json.loads(str(relations[at])), [each[:2] for each in json.loads(str(rest[at]))]]
+        if np.isfinite(share[at])
+        else []
         for at in range(atlas.n_layers * atlas.n_heads)
     ]
 

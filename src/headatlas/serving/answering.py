@@ -19,13 +19,12 @@ from headatlas.looking.one_text import OneText, look_at, most_tokens, text_ids
 from headatlas.mapping.run import layer_inputs
 from headatlas.progress import Progress
 from headatlas.relations import Relation, checked_word
-from headatlas.serving.words import (
+from headatlas.serving.bodies import (
     LISTED,
     MOST_PAIRS,
     About,
     HeadInText,
     HeadInTextAnswer,
-    Look,
     LookAnswer,
     LookInText,
     LookRow,
@@ -42,6 +41,7 @@ from headatlas.serving.words import (
     WordAnswer,
     WordAsked,
     WordRow,
+    Weight,
     Written,
 )
 from headatlas.writing.opened import OpenModel, head_outputs, strongest
@@ -149,8 +149,8 @@ class Answers:
         ]
         return WordAnswer(
             caption=f"{self.atlas.model_name}; lens {self.atlas.lens}; what each head writes for this word by "
-            "itself, whatever the rest of the model writes and whether or not it attends to the word; gain is "
-            "‖what it writes‖ / ‖state‖",
+            "itself, whatever the rest of the model writes and whether or not it attends to the word; gain "
+            "is ‖what it writes‖ / ‖state‖",
             word=word,
             tokens=[texts[token] for token in ids],
             rows=sorted(found, key=lambda row: (-row.gain, row.layer, row.head)),
@@ -170,7 +170,7 @@ class Answers:
             firsts = attention[:, 1:, 0].mean(dim=1) if length > 1 else torch.zeros(len(attention))
             for head, (weights, places) in enumerate(zip(*map(torch.Tensor.tolist, largest), strict=True)):
                 looks = [
-                    Look(query=place // length, key=place % length, attention=round(weight, DIGITS))
+                    Weight(query=place // length, key=place % length, attention=round(weight, DIGITS))
                     for weight, place in zip(weights, places, strict=True)
                     if weight >= 0
                 ]
@@ -185,9 +185,7 @@ class Answers:
             raise HeadatlasError(f"there is no head {asked.layer}.{asked.head} in this model.")
         seen = self._seen(asked.text, check)
         check()
-        lists = strongest(
-            seen.written(self.model, asked.layer, asked.head), self.opened.vocabulary, LISTED
-        )
+        lists = strongest(seen.written(self.model, asked.layer, asked.head), self.opened.vocabulary, LISTED)
         texts = self.opened.texts(token for pair in lists for side in pair for token in side)
         attention = np.round(seen.attention[asked.layer][asked.head].double().numpy(), DIGITS).tolist()
         return HeadInTextAnswer(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.json_schema import models_json_schema
@@ -134,7 +134,7 @@ class WordAnswer(Told):
     rows: list[WordRow]
 
 
-class Look(Told):
+class Weight(Told):
     """One weight of attention: from the token at ``query`` to that at ``key``."""
 
     query: int
@@ -148,7 +148,10 @@ class TextRow(Told):
     layer: int
     head: int
     first: Annotated[float, Field(description="mean attention to the first token, from those after it")]
-    looks: Annotated[list[Look], Field(description="the largest weights from one token to an earlier one that is not the first")]
+    looks: Annotated[
+        list[Weight],
+        Field(description="the largest weights from one token to an earlier one that is not the first"),
+    ]
 
 
 class TextAnswer(Told):
@@ -210,7 +213,11 @@ QUESTIONS: dict[str, tuple[type[Strict], type[Told], str]] = {
     "/api/pairs": (Pairs, PairsAnswer, "Rank the targets of pairs for every head."),
     "/api/word": (WordAsked, WordAnswer, "Say what every head writes for a word."),
     "/api/text": (TextAsked, TextAnswer, "Say where every head looks in a text."),
-    "/api/text/head": (HeadInText, HeadInTextAnswer, "Say where one head looks in a text and what it writes."),
+    "/api/text/head": (
+        HeadInText,
+        HeadInTextAnswer,
+        "Say where one head looks in a text and what it writes.",
+    ),
     "/api/text/look": (LookInText, LookAnswer, "Say which heads look from one token of a text, and where."),
     "/api/relation": (NamedPairs, RelationFile, "Write pairs as a relation file."),
 }
@@ -229,13 +236,17 @@ PROBLEMS = {
 
 def openapi() -> dict[str, Any]:
     """The description of the API (OpenAPI 3.1)."""
-    models = {each for asked, told, _ in QUESTIONS.values() for each in (asked, told)} | {About, Problem}
-    ordered = sorted(models, key=lambda each: each.__name__)
-    _, defined = models_json_schema(
-        [(each, "validation") for each in ordered], ref_template="#/components/schemas/{model}"
-    )
+    models: set[type[BaseModel]] = {
+        each for asked, told, _ in QUESTIONS.values() for each in (asked, told)
+    } | {About, Problem}
+    named: list[tuple[type[BaseModel], Literal["validation"]]] = [
+        (each, "validation") for each in sorted(models, key=lambda each: each.__name__)
+    ]
+    _, defined = models_json_schema(named, ref_template="#/components/schemas/{model}")
     paths: dict[str, Any] = {
-        path: {"post": _operation(does, told) | {"requestBody": {"required": True, "content": _content(asked)}}}
+        path: {
+            "post": _operation(does, told) | {"requestBody": {"required": True, "content": _content(asked)}}
+        }
         for path, (asked, told, does) in QUESTIONS.items()
     }
     paths["/api/about"] = {"get": _operation("Say what is served.", About)}
