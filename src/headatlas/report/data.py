@@ -1,8 +1,8 @@
 """The data of the page: what an atlas holds, as small JSON and packed arrays.
 
-Ranks travel, not scores: the page counts hits at any k up to the ceiling, and finds the same heads as Python for
-every k and τ. q needs the calibration, which a page cannot run; p travels for the k at which it was run, and the
-page derives q of it as Python does.
+Ranks travel, not scores: the page counts hits at any k up to the ceiling, and finds the same heads as Python
+for every k and τ. q needs the calibration, which a page cannot run; p travels for the k at which it was run,
+and the page derives q of it as Python does.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ MODULES = (
 )
 """The JavaScript modules, each after those it imports."""
 
-LIVE = "live"
-"""The module and the style sheet of a page behind which a model answers (``headatlas serve``)."""
+LIVE = ("questions", "live")
+"""Further modules of a page behind which a model answers (``headatlas serve``)."""
 
 STYLES = ("base", "figure", "card", "tables", "narrow_and_print")
 """The style sheets, in the order in which they override each other."""
@@ -76,9 +76,8 @@ def report_html(atlas: Atlas, q_at: Sequence[int] = (), *, live: bool = False) -
 
     alternative = alt_text(atlas)
     data = safe_values(page_data(atlas, alternative=alternative, in_words=describe(atlas), q_at=q_at))
-    more = (LIVE,) if live else ()
-    style = stylesheet(len(data["categories"]), (*STYLES, *more))
-    script = bundle((*MODULES, *more))
+    style = stylesheet(len(data["categories"]), (*STYLES, "live") if live else STYLES)
+    script = bundle((*MODULES, *LIVE) if live else MODULES)
     return _fill(
         _read("page.html"),
         {

@@ -23,6 +23,7 @@ from headatlas.serving.bodies import (
     LISTED,
     MOST_PAIRS,
     About,
+    Asked,
     HeadInText,
     HeadInTextAnswer,
     LookAnswer,
@@ -33,15 +34,14 @@ from headatlas.serving.bodies import (
     Pairs,
     PairsAnswer,
     RelationFile,
-    Strict,
     TextAnswer,
     TextAsked,
     TextRow,
     Told,
+    Weight,
     WordAnswer,
     WordAsked,
     WordRow,
-    Weight,
     Written,
 )
 from headatlas.writing.opened import OpenModel, head_outputs, strongest
@@ -78,7 +78,7 @@ class Answers:
         }
 
     def about(self) -> About:
-        """What is served."""
+        """The model served, and how much may be asked."""
         return About(
             model=self.atlas.model_name,
             lens=self.atlas.lens,
@@ -89,7 +89,7 @@ class Answers:
             headatlas=__version__,
         )
 
-    def answer(self, path: str, body: Strict, check: Check) -> Told:
+    def answer(self, path: str, body: Asked, check: Check) -> Told:
         """The answer to a question.
 
         Raises:
@@ -113,7 +113,7 @@ class Answers:
         )
 
     def word(self, asked: WordAsked, check: Check) -> WordAnswer:
-        """What every head writes for a word."""
+        """The tokens that every head writes for a word."""
         opened, word = self.opened, checked_word(asked.word)
         ids = opened.source_ids([word])[word]
         heads, rows, gains = [], [], []
@@ -148,8 +148,8 @@ class Answers:
             for (layer, head), gain, (promoted, suppressed) in zip(heads, gains, lists, strict=True)
         ]
         return WordAnswer(
-            caption=f"{self.atlas.model_name}; lens {self.atlas.lens}; what each head writes for this word by "
-            "itself, whatever the rest of the model writes and whether or not it attends to the word; gain "
+            caption=f"{self.atlas.model_name}; lens {self.atlas.lens}; what each head writes for this word "
+            "by itself, whatever the rest of the model writes and whether or not it attends to the word; gain "
             "is ‖what it writes‖ / ‖state‖",
             word=word,
             tokens=[texts[token] for token in ids],
@@ -157,7 +157,7 @@ class Answers:
         )
 
     def text(self, asked: TextAsked, check: Check) -> TextAnswer:
-        """Where every head looks in a text."""
+        """The places that every head looks at in a text."""
         seen = self._seen(asked.text, check)
         length = len(seen.ids)
         # The first token draws attention whatever it is; a token's weight on itself says little.
@@ -180,7 +180,7 @@ class Answers:
         return TextAnswer(caption=self._of_text(), tokens=list(seen.texts), rows=rows)
 
     def head_in_text(self, asked: HeadInText, check: Check) -> HeadInTextAnswer:
-        """Where one head looks in a text, and what it writes at each position."""
+        """Attention of one head in a text, and what it writes at each position."""
         if asked.head >= self.atlas.n_heads or asked.layer not in self.model.layers_with_heads:
             raise HeadatlasError(f"there is no head {asked.layer}.{asked.head} in this model.")
         seen = self._seen(asked.text, check)

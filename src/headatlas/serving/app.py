@@ -17,8 +17,8 @@ from starlette.routing import Route
 
 from headatlas.errors import HeadatlasError
 from headatlas.serving.answering import Answers
-from headatlas.serving.guard import Access, BodyError, Guard, problem, whole_body
 from headatlas.serving.bodies import QUESTIONS, Told, openapi
+from headatlas.serving.guard import Access, BodyError, Guard, problem, whole_body
 
 WAITING = 8
 """Questions that wait for the one in work; more are refused."""

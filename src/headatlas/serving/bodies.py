@@ -1,4 +1,4 @@
-"""What is asked and what is answered, field by field: requests are checked, and described, by these."""
+"""Questions and answers, field by field: by these models bodies are checked and the API is described."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ Place = Annotated[int, Field(ge=0, lt=MOST_HEADS)]
 Rank = Annotated[int | None, Field(description="null from the ceiling on")]
 
 
-class Strict(BaseModel):
+class Asked(BaseModel):
     """A body without fields that mean nothing."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class PairAsked(Strict):
+class PairAsked(Asked):
     """A word and what should follow from it."""
 
     source: Word
     target: Word
 
 
-class Pairs(Strict):
+class Pairs(Asked):
     """Pairs to rank for every head."""
 
     pairs: Annotated[list[PairAsked], Field(min_length=1, max_length=MOST_PAIRS)]
@@ -47,13 +47,13 @@ class NamedPairs(Pairs):
     name: Word
 
 
-class WordAsked(Strict):
+class WordAsked(Asked):
     """A word to send through every head."""
 
     word: Word
 
 
-class TextAsked(Strict):
+class TextAsked(Asked):
     """A text to show all heads."""
 
     text: Text
@@ -74,13 +74,13 @@ class LookInText(TextAsked):
 
 
 class Told(BaseModel):
-    """Whatever is answered: numbers are finite, texts are as tokens have them."""
+    """An answer: its numbers are finite, its texts as tokens have them."""
 
     model_config = ConfigDict(frozen=True)
 
 
 class About(Told):
-    """What is served, and what may be asked."""
+    """The model served, and how much may be asked."""
 
     model: str
     lens: str
@@ -116,7 +116,7 @@ class PairsAnswer(Told):
 
 
 class WordRow(Told):
-    """What a head writes for a word: its gain, and the strongest tokens of either sign."""
+    """A head asked for a word: its gain, and the strongest tokens of either sign that it writes."""
 
     layer: int
     head: int
@@ -143,7 +143,7 @@ class Weight(Told):
 
 
 class TextRow(Told):
-    """Where a head looks in a text."""
+    """A head in a text."""
 
     layer: int
     head: int
@@ -204,12 +204,12 @@ class RelationFile(Told):
 
 
 class Problem(Told):
-    """What is wrong, in one sentence."""
+    """One sentence that says what is wrong."""
 
     error: str
 
 
-QUESTIONS: dict[str, tuple[type[Strict], type[Told], str]] = {
+QUESTIONS: dict[str, tuple[type[Asked], type[Told], str]] = {
     "/api/pairs": (Pairs, PairsAnswer, "Rank the targets of pairs for every head."),
     "/api/word": (WordAsked, WordAnswer, "Say what every head writes for a word."),
     "/api/text": (TextAsked, TextAnswer, "Say where every head looks in a text."),

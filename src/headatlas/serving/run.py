@@ -25,8 +25,8 @@ from headatlas.progress import Progress, Report
 from headatlas.report import report_html
 from headatlas.serving.answering import Answers
 from headatlas.serving.app import make_app
-from headatlas.serving.guard import LOOPBACK, Access
 from headatlas.serving.bodies import MOST_PAIRS
+from headatlas.serving.guard import LOOPBACK, Access
 from headatlas.weights import need_on_disk
 from headatlas.writing.opened import OpenModel
 
@@ -133,7 +133,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address_of(listening: socket.socket, access: Access) -> str:
-    """What to open in a browser, with the token if there is one."""
+    """The address to open in a browser, with the token if there is one."""
     host, port = listening.getsockname()[:2]
     if host in ("0.0.0.0", "::"):  # noqa: S104 - what the user asked for
         host = socket.gethostname()
