@@ -149,8 +149,8 @@ class Answers:
         ]
         return WordAnswer(
             caption=f"{self.atlas.model_name}; lens {self.atlas.lens}; what each head writes for this word "
-            "by itself, whatever the rest of the model writes and whether or not it attends to the word; gain "
-            "is ‖what it writes‖ / ‖state‖",
+            "by itself, whatever the rest of the model writes and whether or not it attends to the word; "
+            "gain is ‖what it writes‖ / ‖state‖",
             word=word,
             tokens=[texts[token] for token in ids],
             rows=sorted(found, key=lambda row: (-row.gain, row.layer, row.head)),

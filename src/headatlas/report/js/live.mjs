@@ -90,7 +90,8 @@ const cellOf = (live, row) => row.layer * live.app.atlas.nHeads + row.head;
 
 function headButton(live, row) {
   const name = headName(live.app.atlas, cellOf(live, row));
-  return button(name, () => live.app.select(cellOf(live, row)), { class: "link", "aria-label": `Open head ${name}` });
+  const open = () => live.app.select(cellOf(live, row));
+  return button(name, open, { class: "link", "aria-label": `Open head ${name}` });
 }
 
 /** Colour the figure by a number of each head. */
@@ -139,7 +140,7 @@ function saveRelation(live) {
   const body = { name: "my relation", pairs };
   void ask(live, "/api/relation", body, ({ name, text }) => {
     save(name, new Blob([text], { type: "application/json" }));
-    live.status.textContent = `${name}: map it with headatlas map MODEL --relations ${name}; 30 sources or more make a test.`;
+    live.status.textContent = `Saved ${name}; headatlas map MODEL --relations ${name} tests 30 sources or more.`;
   });
 }
 
@@ -213,10 +214,12 @@ function choose(live, at) {
   text.buttons.forEach((each, i) => each.setAttribute("aria-pressed", String(i === at)));
   void ask(live, "/api/text/look", { ...text.body, query: at }, (found) => {
     live.status.textContent = found.caption;
-    colour(live, `attention from '${visible(text.tokens[at])}' to the token it looks at most`, found.rows, (row) => row.attention, [0, 1]);
-    const rows = found.rows
-      .slice(0, SHOWN)
-      .map((row) => line(chooser(live, row), `'${visible(text.tokens[row.key])}' (${row.key})`, row.attention.toFixed(2)));
+    const title = `largest attention from '${visible(text.tokens[at])}'`;
+    colour(live, title, found.rows, (row) => row.attention, [0, 1]);
+    const rows = found.rows.slice(0, SHOWN).map((row) => {
+      const key = `'${visible(text.tokens[row.key])}' (${row.key})`;
+      return line(chooser(live, row), key, row.attention.toFixed(2));
+    });
     text.table.replaceChildren(
       table("Heads by attention from this token", ["Head", "Looks at", "Attention"], rows),
       button("Back to all heads", () => text.table.replaceChildren(looksTable(live, text))),
