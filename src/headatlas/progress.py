@@ -25,6 +25,7 @@ _LABELS = {
     "ablation": "tasks run",
     "behaviour": "texts read",
     "salience": "layers read",
+    "reading": "layers read",
     "labels": "heads described",
 }
 _SAID = {"open": "opening ", "estimate": ""}
@@ -39,12 +40,14 @@ class Progress:
     Attributes:
         stage: ``"open"``, ``"estimate"`` (of what is ahead, in the note), ``"states"`` (rows through the
             model), ``"heads"`` (layers), ``"ablation"`` (runs of a task), ``"behaviour"`` (sequences),
-            ``"salience"`` (layers) or ``"labels"`` (heads).
+            ``"salience"`` or ``"reading"`` (layers) or ``"labels"`` (heads).
         done, total: How far; total is 0 where it is not known.
         note: What to tell people, e.g. ``"layer 12"``.
     """
 
-    stage: Literal["open", "estimate", "states", "heads", "ablation", "behaviour", "salience", "labels"]
+    stage: Literal[
+        "open", "estimate", "states", "heads", "ablation", "behaviour", "salience", "reading", "labels"
+    ]
     done: int
     total: int
     note: str = ""

@@ -22,6 +22,7 @@ from headatlas.cli import (
     recipe,
     relations,
     salience,
+    serve,
     structure,
     words,
 )
@@ -105,6 +106,7 @@ for _commands in (
     label,
     recipe,
     words,
+    serve,
 ):
     _commands.register(app)
 

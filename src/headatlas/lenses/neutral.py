@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from headatlas.architectures import Model
+from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
 from headatlas.lenses.forward import (
     CPU,
@@ -100,9 +101,8 @@ class NeutralStates:
         if complete():
             return cls(folder)
         rows = [prefix_row(model, prefix) for prefix in prefixes]
-        collector = Collector(model, layers, len(sources), len(prefixes))
-        with or_lens_maps(), running(model, device) as modules, collector.hooked(modules):
-            _forward(model, modules, rows, sources, collector, progress)
+        with or_lens_maps(), running(model, device) as modules:
+            collector = collected(model, modules, sources, rows, progress)
         del modules
         with atomic_state_folder(folder, complete) as temporary:
             collector.save(temporary)
@@ -164,7 +164,7 @@ class NeutralParts:
 
                 with collector.hooked(modules):
                     _forward(model, modules, rows, [sources[at] for at in part], collector, tell)
-                states = np.stack([collector.means(layer).x.numpy() for layer in layers])
+                states = np.stack([collector.layer(layer).x.numpy() for layer in layers])
                 save_array(folder, _part_file(part), states)
                 done += len(prefixes) * len(part)
         return cls(folder, layers, parts)
@@ -191,6 +191,26 @@ class NeutralParts:
 
 def _part_file(part: range) -> str:
     return f"part_{part.start:06d}.npy"
+
+
+def collected(
+    model: Model,
+    modules: PreTrainedModel,
+    sources: Sequence[tuple[int, ...]],
+    prefixes: Sequence[list[int]],
+    progress: Callable[[int, int], None] | None = None,
+) -> Collector:
+    """Send every (prefix, source) row through modules in memory; the states stay in memory, too.
+
+    Args:
+        model, sources, progress: As for :meth:`NeutralStates.compute`.
+        modules: The model's modules, in float32 and evaluation mode.
+        prefixes: Token ids of each, from :func:`prefix_row`.
+    """
+    collector = Collector(model, model.layers_with_heads, len(sources), len(prefixes))
+    with collector.hooked(modules), torch.inference_mode(), strict_products():
+        _forward(model, modules, prefixes, sources, collector, progress)
+    return collector
 
 
 def prefix_row(model: Model, prefix: str) -> list[int]:
@@ -321,7 +341,7 @@ class Collector:
             state = state - state.mean(dim=-1, keepdim=True)
         self._sums[layer][1].index_add_(0, self._members, torch.nn.functional.normalize(state, dim=-1))
 
-    def means(self, layer: int) -> LayerStates:
+    def layer(self, layer: int) -> LayerStates:
         """The means over prefixes of one layer.
 
         Raises:
@@ -338,7 +358,7 @@ class Collector:
     def save(self, folder: Path) -> None:
         """Write the means, one file per layer and kind."""
         for layer in self._sums:
-            means = self.means(layer)
+            means = self.layer(layer)
             for kind, rows in zip(KINDS, (means.x, means.control), strict=True):
                 np.save(folder / state_file(kind, layer), rows.numpy(), allow_pickle=False)
 

@@ -478,7 +478,7 @@ class StreamedStates:
         self._pass = None  # broken off within a block, a pass is of no use
         heads = rows.advance(collector, tell, leave=leave)
         self._pass = rows
-        states = collector.means(layer)
+        states = collector.layer(layer)
         if has_layer(self._folder, layer, self._shape):
             states = saved_layer(self._folder, layer)
         else:

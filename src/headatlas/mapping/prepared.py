@@ -150,7 +150,7 @@ def prepare_map(
         ),
     )
     if few:
-        tokenised = [replace(item, left_out=_unusable(item)) for item in tokenised]
+        tokenised = [replace(item, left_out=unusable(item)) for item in tokenised]
     if all(item.left_out for item in tokenised):
         raise _nothing_usable(opened.checkpoint.spec, tokenised, few)
     layout = build_layout(tokenised)
@@ -204,7 +204,7 @@ def checked_once(model: Model, weights_hash: str) -> str:
     return found
 
 
-def _unusable(item: TokenisedRelation) -> str | None:
+def unusable(item: TokenisedRelation) -> str | None:
     """Why no pair of a relation is usable, or None if one is."""
     reasons = "; ".join(f"{', '.join(words)}: {reason}" for reason, words in item.dropped.items())
     return None if item.pairs else reasons
