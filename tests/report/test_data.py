@@ -2,78 +2,84 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from headatlas.atlas import Atlas
-from headatlas.report.data import _round_up, page_data
+from headatlas.atlas.store import read_array
+from headatlas.report.data import page_data
+from headatlas.report.packed import MISSING, fixed, pack, unpack
 from headatlas.report.page import bundle, embed, report_html, stylesheet
-from tests.report.made_up import atlas_of, large_atlas, relation
+from tests.report.made_up import HOSTILE, atlas_of, large_atlas, relation
 
 KB = 1000
 
 
-def as_table(data: dict[str, Any]) -> pd.DataFrame:
-    """The rows of the page's data, one per listed head × relation."""
-    parts = []
-    for entry in data["relations"]:
-        if "cells" not in entry:
-            continue
-        cells, n = entry["cells"], entry["n_sources"]
-        frame = pd.DataFrame(cells)
-        at = frame["at"].cumsum()
-        layer = at // data["n_heads"]
-        parts.append(
-            pd.DataFrame(
-                {
-                    "layer": layer,
-                    "head": at % data["n_heads"],
-                    "relation": entry["name"],
-                    "category": data["categories"][entry["category"]],
-                    "score": frame["hits"] / n,
-                    "suppression": frame["suppressed"] / n,
-                    "added": frame["added"] / n,
-                    "q": frame["q"],
-                    "suppression_q": frame["suppression_q"],
-                    "control": [entry["control"][i] / n for i in layer],
-                    "n_sources": n,
-                }
-            )
-        )
-    return pd.concat(parts, ignore_index=True)
-
-
-def test_the_rows_are_those_of_the_table(
+def test_the_ranks_are_those_of_the_atlas(
     atlas: Atlas, page: str, data_of: Callable[[str], dict[str, Any]]
 ) -> None:
-    rows = as_table(data_of(page))
-    keys = ["layer", "head", "relation"]
-    both = atlas.table().merge(rows, on=keys, how="left", suffixes=("", "_page"), indicator=True)
-    listed = both[both["_merge"] == "both"]
-    assert len(listed) == len(rows) > 100
-    for column in ("category", "score", "suppression", "control", "added", "n_sources"):
-        assert (listed[column] == listed[f"{column}_page"]).all(), column
-    for column in ("q", "suppression_q"):
-        rounded = listed[f"{column}_page"].to_numpy()
-        np.testing.assert_allclose(rounded, listed[column], rtol=1e-3)
-        assert (rounded >= listed[column].to_numpy()).all()
-        assert ((rounded <= 0.01) == (listed[column] <= 0.01)).all()
-    omitted = both[both["_merge"] == "left_only"]
-    assert (omitted[["score", "suppression"]] == 0).all().all()
-    assert (omitted[["q", "suppression_q"]] == 1).all().all()
+    arrays = unpack(data_of(page)["packed"]["ranks"])
+    row = pair = entry = 0
+    for at, name in enumerate(atlas.included["relation"]):
+        cells = np.cumsum(arrays["row_cell"][row : row + arrays["rows"][at]])
+        n_pairs = int(arrays["pairs"][at])
+        found = np.full((atlas.n_layers * atlas.n_heads, n_pairs), -1)
+        for cell, n in zip(cells, arrays["row_promotion"][row : row + len(cells)], strict=True):
+            where = np.cumsum(arrays["promotion_pair"][entry : entry + n])
+            found[cell, where] = arrays["promotion_rank"][entry : entry + n]
+            entry += int(n)
+        usable = np.flatnonzero(
+            (read_array(atlas.dataset, "pair_relation") == atlas.included.index[at])
+            & (read_array(atlas.dataset, "pair_source") >= 0)
+        )
+        ranks = read_array(atlas.dataset, "promotion_rank")[..., usable].reshape(found.shape)
+        assert (np.where(ranks >= 0, ranks, -1) == found).all(), name
+        source = arrays["pair_source"][pair : pair + n_pairs]
+        assert (source == read_array(atlas.dataset, "pair_source")[usable]).all()
+        row, pair = row + len(cells), pair + n_pairs
+    assert row == len(arrays["row_cell"]) > 100
+    assert entry == len(arrays["promotion_rank"])
 
 
-def test_layers_that_are_not_mapped_are_null(page: str, data_of: Callable[[str], dict[str, Any]]) -> None:
+def test_what_is_packed_comes_back() -> None:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "u1": rng.integers(0, 256, 9),
+        "u2": rng.integers(0, 1 << 16, (3, 2)),
+        "u4": rng.integers(0, 1 << 32, 5),
+        "i4": rng.integers(-(1 << 31), 1 << 31, 4),
+        "f8": rng.random(7) ** 99,
+        "none": np.zeros(0),
+    }
+    kinds = {name: ("u2" if name == "none" else name, values) for name, values in arrays.items()}
+    section = pack(kinds, {"words": [HOSTILE, "\u202e"]})
+    out = unpack(section)
+    for name, values in arrays.items():
+        assert out[name].tolist() == values.ravel().tolist()
+    assert json.loads(out["json"].tobytes()) == {"words": [HOSTILE, "\\u202e"]}
+    assert section == pack(kinds, {"words": [HOSTILE, "\u202e"]})
+    with pytest.raises(OverflowError, match="ranks does not fit u1"):
+        pack({"ranks": ("u1", np.array([256]))})
+    assert fixed(np.array([0.12345, math.nan, -1.0]), 4)[1].tolist() == [1234, MISSING, -10000]
+
+
+def test_layers_that_are_not_mapped_have_no_rows(
+    atlas: Atlas, page: str, data_of: Callable[[str], dict[str, Any]]
+) -> None:
     data = data_of(page)
     assert data["layers_done"] == [1, 1, 1, 1, 0, 0]
-    for entry in data["relations"]:
-        assert entry["left_out"] or [x is None for x in entry["control"]] == [False] * 4 + [True] * 2
+    arrays = unpack(data["packed"]["ranks"])
+    row = 0
+    for n in arrays["rows"]:
+        assert np.cumsum(arrays["row_cell"][row : row + n])[-1] < 4 * atlas.n_heads
+        row += int(n)
+    assert not arrays["control"].reshape(-1, atlas.n_layers)[:, 4:].any()
 
 
 def test_relations_say_what_was_used_and_what_was_not(
@@ -85,14 +91,16 @@ def test_relations_say_what_was_used_and_what_was_not(
     (missing,) = [each for each in data_of(page)["relations"] if each["left_out"]]
     assert missing["name"] == "year_to_following"
     assert "at least 30 needed" in missing["left_out"]
-    assert "cells" not in missing
+    words = json.loads(unpack(data_of(page)["packed"]["words"])["json"].tobytes())
+    assert len(words) == 19
+    assert words[0] == [[f"s{i}" for i in range(40)], [f"t{i % 20}" for i in range(40)]]
 
 
 def test_an_atlas_without_any_layer(tmp_path: Path, data_of: Callable[[str], dict[str, Any]]) -> None:
     empty = atlas_of(tmp_path / "a.zarr", [relation("r", "r", "Knowledge")], "m", range(0))
-    (only,) = data_of(report_html(empty))["relations"]
-    assert only["n_sources"] == 40
-    assert "cells" not in only
+    data = data_of(report_html(empty))
+    assert data["relations"][0]["n_sources"] == 40
+    assert unpack(data["packed"]["ranks"])["rows"].tolist() == [0]
 
 
 def test_an_atlas_without_any_head_that_counts(
@@ -108,21 +116,6 @@ def test_long_lists_of_the_provenance_are_cut(hostile: Atlas) -> None:
     assert provenance["masked_ids"]["entries"] == 99
     assert len(provenance["masked_ids"]["first"]) < 99
     assert provenance["notes"][1] is None
-
-
-@pytest.mark.parametrize(
-    ("value", "rounded"),
-    [
-        (0.01, 0.01),
-        (math.nextafter(0.01, 1), 0.01001),
-        (0.0, 0),
-        (1.0, 1),
-        (0.123456, 0.1235),
-        (math.nan, None),
-    ],
-)
-def test_q_is_rounded_upwards(value: float, rounded: float | None) -> None:
-    assert _round_up(np.array([value]), 4) == [rounded]
 
 
 @pytest.mark.parametrize(

@@ -328,9 +328,14 @@ def _behaviours(atlas: Atlas, layer: int, head: int) -> pd.DataFrame | None:
     return mine.iloc[np.lexsort((-excess, mine["q"].isna(), ~mine["called"]))].reset_index(drop=True)
 
 
-def _group(atlas: Atlas, layer: int, head: int) -> tuple[tuple[int, int], ...]:
+def group_size(atlas: Atlas) -> int:
+    """How many heads of a layer share their keys and values."""
     n_groups = atlas.provenance["model"].get("dims", {}).get("n_kv_heads", atlas.n_heads)
-    size = atlas.n_heads // int(n_groups)
+    return atlas.n_heads // int(n_groups)
+
+
+def _group(atlas: Atlas, layer: int, head: int) -> tuple[tuple[int, int], ...]:
+    size = group_size(atlas)
     first = head // size * size
     return tuple((layer, each) for each in range(first, first + size) if each != head)
 

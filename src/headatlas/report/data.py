@@ -1,75 +1,49 @@
-"""The data of the page: what an atlas holds, as small JSON.
+"""The data of the page: what an atlas holds, as small JSON and packed arrays.
 
-Scores travel as counts of sources, so the page computes exactly the shares that Python computes, and finds
-the same heads for every τ. Cells where a head hits no source, promoting or suppressing, are not listed; their
-scores are 0 and their q is 1.
+Ranks travel, not scores: the page counts hits at any k up to the ceiling, and finds the same heads as Python for
+every k and τ. q needs the calibration, which a page cannot run; p travels for the k at which it was run, and the
+page derives q of it as Python does.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
-from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
-import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
-
 from headatlas.atlas import Atlas
-from headatlas.atlas.cards import caption_with_coverage
+from headatlas.atlas.cards import STATEMENTS, caption_with_coverage, group_size
 from headatlas.atlas.evidence import CRITERIA
+from headatlas.report.packed import head_section, rank_section, salience_section, word_section
 
-FORMAT = 1
-Q_DIGITS = 4
-"""Significant digits of q; rounding is upwards, so that no head is called because of it."""
+FORMAT = 2
 DROPPED_SHOWN = 12
 """Examples of dropped sources listed per reason."""
 LIST_SHOWN = 24
 """Longer lists in the provenance are cut to this many entries, with their length."""
 
 
-def page_data(atlas: Atlas, *, alternative: str, in_words: str) -> dict[str, Any]:
+def page_data(
+    atlas: Atlas, *, alternative: str, in_words: str, q_at: Sequence[int] = ()
+) -> dict[str, Any]:
     """Everything the page shows, as plain JSON values without NaN.
 
     Args:
         atlas: The atlas, read with its own thresholds (they are where the page starts).
         alternative: The figure's text alternative.
         in_words: The figure in words, in full.
+        q_at: Further k at which heads are calibrated for the page.
 
     Returns:
-        ``relations`` holds one entry per relation, in atlas order. Those that are scored have ``cells``:
-        columns of equal length: ``at`` (differences of ``layer * n_heads + head``, ascending), ``hits``,
-        ``suppressed`` and ``added`` (numbers of sources out of ``n_sources``), ``q``, ``suppression_q``. And
-        ``control``, a number of sources per layer, null where the layer is not mapped. Where there is
-        evidence, ``evidence`` holds what its words mean, and cells have ``confirmed``.
+        ``relations`` holds one entry per relation, in atlas order; ``packed`` the sections of
+        :mod:`headatlas.report.packed`. Where there is evidence, ``evidence`` holds what its words mean.
+
+    Raises:
+        HeadatlasError: A k of `q_at` is above the ceiling.
     """
-    table = atlas.table()
-    by_relation = dict(iter(table.groupby("relation", sort=False)))
     categories = list(atlas.category_names)
-    evidence = list(CRITERIA) if atlas.evidence else None
-    digits = max(Q_DIGITS, _significant_digits(atlas.thresholds.q_max))
-    relations = []
-    for entry in atlas.relations.itertuples(index=False):
-        item: dict[str, Any] = {
-            "name": entry.relation,
-            "title": entry.title,
-            "category": categories.index(str(entry.category)),
-            "copying": bool(entry.copying),
-            "k": int(str(entry.k)),
-            "n_pairs": int(str(entry.n_pairs)),
-            "n_sources": int(str(entry.n_sources)),
-            "n_targets": int(str(entry.n_targets)),
-            "left_out": entry.left_out,
-            "dropped": _dropped(entry.dropped),
-        }
-        rows = by_relation.get(str(entry.relation))
-        if not entry.left_out and rows is not None:
-            item["control"] = _control(rows, atlas.n_layers)
-            item["cells"] = _cells(rows, atlas.n_heads, digits)
-            if evidence:
-                item["cells"]["confirmed"] = _confirmed(rows)
-        relations.append(item)
+    calibrated = [atlas, *(atlas.at(k=k, k_copy=k) for k in q_at)]
     return {
         "format": FORMAT,
         "model": atlas.model_name,
@@ -80,13 +54,40 @@ def page_data(atlas: Atlas, *, alternative: str, in_words: str) -> dict[str, Any
         "in_words": in_words,
         "n_layers": atlas.n_layers,
         "n_heads": atlas.n_heads,
+        "group_size": group_size(atlas),
         "layers_done": [int(done) for done in atlas.layers_done],
+        "layers_without_heads": list(atlas.layers_without_heads),
+        "ceiling": int(atlas.provenance["ceiling"]),
         "thresholds": asdict(atlas.thresholds),
-        "evidence": evidence,
+        "evidence": list(CRITERIA) if atlas.evidence else None,
+        "statements": STATEMENTS,
         "categories": categories,
-        "relations": relations,
+        "relations": _relations(atlas, categories),
         "provenance": _plain(atlas.provenance),
+        "packed": {
+            "ranks": rank_section(atlas, calibrated),
+            "words": word_section(atlas),
+            "heads": head_section(atlas),
+            "salience": salience_section(atlas),
+        },
     }
+
+
+def _relations(atlas: Atlas, categories: list[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": entry.relation,
+            "title": entry.title,
+            "category": categories.index(str(entry.category)),
+            "copying": bool(entry.copying),
+            "n_pairs": int(str(entry.n_pairs)),
+            "n_sources": int(str(entry.n_sources)),
+            "n_targets": int(str(entry.n_targets)),
+            "left_out": entry.left_out,
+            "dropped": _dropped(entry.dropped),
+        }
+        for entry in atlas.relations.itertuples(index=False)
+    ]
 
 
 def _dropped(reasons: Any) -> list[dict[str, Any]]:
@@ -95,75 +96,6 @@ def _dropped(reasons: Any) -> list[dict[str, Any]]:
         for reason, words in dict(reasons).items()
         if len(words)
     ]
-
-
-def _control(rows: pd.DataFrame, n_layers: int) -> list[int | None]:
-    counts: list[int | None] = [None] * n_layers
-    first = rows.drop_duplicates("layer")
-    hits = _counts(first, "control")
-    for layer, count in zip(first["layer"], hits, strict=True):
-        counts[int(layer)] = int(count)
-    return counts
-
-
-def _counts(rows: pd.DataFrame, column: str) -> NDArray[np.int64]:
-    """Shares of sources back to numbers of sources."""
-    shares: NDArray[np.float64] = rows[column].to_numpy(dtype=np.float64)
-    counts = np.rint(shares * rows["n_sources"].to_numpy(dtype=np.float64))
-    return np.asarray(counts, dtype=np.int64)
-
-
-def _cells(rows: pd.DataFrame, n_heads: int, digits: int) -> dict[str, list[Any]]:
-    hits, suppressed = _counts(rows, "score"), _counts(rows, "suppression")
-    chosen = _listed(rows)
-    at = rows["layer"].to_numpy()[chosen] * n_heads + rows["head"].to_numpy()[chosen]
-    return {
-        "at": np.diff(at, prepend=0).tolist(),
-        "hits": hits[chosen].tolist(),
-        "suppressed": suppressed[chosen].tolist(),
-        "added": _counts(rows, "added")[chosen].tolist(),
-        "q": _round_up(rows["q"].to_numpy()[chosen], digits),
-        "suppression_q": _round_up(rows["suppression_q"].to_numpy()[chosen], digits),
-    }
-
-
-def _listed(rows: pd.DataFrame) -> NDArray[np.int64]:
-    """Places of the rows with a hit, by layer and head."""
-    places = np.flatnonzero((_counts(rows, "score") > 0) | (_counts(rows, "suppression") > 0))
-    order = np.lexsort((rows["head"].to_numpy()[places], rows["layer"].to_numpy()[places]))
-    return np.asarray(places[order], dtype=np.int64)
-
-
-def _confirmed(rows: pd.DataFrame) -> list[int]:
-    """For each listed cell 1 if asked with context, plus 2 if by ablation; plus 4 and 8 where confirmed."""
-    chosen = _listed(rows)
-    bits = np.zeros(len(chosen), dtype=np.int64)
-    for asked, yes, name in ((1, 4, "confirmed_with_context"), (2, 8, "confirmed_by_ablation")):
-        bits += yes * rows[name].eq(True).to_numpy()[chosen] + asked * rows[name].notna().to_numpy()[chosen]
-    return [int(each) for each in bits]
-
-
-def _round_up(values: NDArray[np.float64], digits: int) -> list[float | int | None]:
-    """Each value at that many significant digits, rounded up; NaN becomes None.
-
-    Works on the shortest decimal form, so a value that is already that short stays what it is.
-    """
-    known: dict[float, float | int | None] = {}
-    out: list[float | int | None] = []
-    for value in values.tolist():
-        if math.isnan(value):
-            out.append(None)
-            continue
-        if value not in known:
-            exact = Decimal(repr(value))
-            rounded = float(exact.quantize(Decimal(1).scaleb(exact.adjusted() - digits + 1), ROUND_CEILING))
-            known[value] = int(rounded) if rounded.is_integer() else rounded
-        out.append(known[value])
-    return out
-
-
-def _significant_digits(value: float) -> int:
-    return len(Decimal(repr(value)).normalize().as_tuple().digits)
 
 
 def _plain(value: Any) -> Any:

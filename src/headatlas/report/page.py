@@ -7,6 +7,7 @@ import hashlib
 import html
 import json
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,58 +20,54 @@ from headatlas.report.data import page_data
 from headatlas.showing import safe_values
 
 MODULES = (
-    "dom",
-    "format",
-    "atlas",
-    "rows",
-    "layout",
-    "panels",
-    "tooltip",
-    "controls",
-    "heads",
-    "relations",
-    "notes",
+    *("format", "dom", "unpack", "layout", "atlas", "state", "measures", "words", "colours", "rows"),
+    *("panels", "figure", "tooltip", "relationrows", "measured", "card", "controls", "finder", "heads"),
+    *("relations", "scatter", "profile", "exports", "notes"),
     "page",
 )
 """The JavaScript modules, each after those it imports."""
 
-STYLES = ("base", "figure", "tables", "narrow_and_print")
+STYLES = ("base", "figure", "card", "tables", "narrow_and_print")
 """The style sheets, in the order in which they override each other."""
 
+N_SCORES = 21
+"""Steps of the scale of scores, 0 to 1; ``STEPS`` of ``js/colours.mjs`` is the last one."""
+
 _IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.mjs";\n', re.MULTILINE)
-_EXPORT = re.compile(r"^export (?=(?:function|const) (\w+))", re.MULTILINE)
+_EXPORT = re.compile(r"^export (?=(?:async function|function|const) (\w+))", re.MULTILINE)
 _HOLE = re.compile(r"\{\{(\w+)\}\}")
 
 
-def write_report(atlas: Atlas, path: str | Path) -> Path:
+def write_report(atlas: Atlas, path: str | Path, q_at: Sequence[int] = ()) -> Path:
     """Write the interactive page of an atlas; the same atlas always gives the same bytes.
 
     Args:
         atlas: The atlas; the page starts with its τ and criterion.
         path: The file, or an existing folder that gets a ``report.html``.
+        q_at: Further k at which heads are calibrated, so that the page has q there.
 
     Returns:
         The file written.
 
     Raises:
-        HeadatlasError: The file cannot be written.
+        HeadatlasError: The file cannot be written, or a k is above the ceiling.
     """
     where = output_path(path)
     if where.is_dir():
         where = where / "report.html"
-    page = report_html(atlas)
+    page = report_html(atlas, q_at)
     with atomic_write(where) as temporary:
         temporary.write_bytes(page.encode("utf-8"))
     return where
 
 
-def report_html(atlas: Atlas) -> str:
-    """The interactive page of an atlas as one HTML document that loads nothing."""
+def report_html(atlas: Atlas, q_at: Sequence[int] = ()) -> str:
+    """The interactive page of an atlas as one HTML document that loads nothing; arguments as above."""
     # Imported here: the figure in words needs SciPy's statistics, the rest of the page does not.
     from headatlas.figures.describe import alt_text, describe
 
     alternative = alt_text(atlas)
-    data = safe_values(page_data(atlas, alternative=alternative, in_words=describe(atlas)))
+    data = safe_values(page_data(atlas, alternative=alternative, in_words=describe(atlas), q_at=q_at))
     style = stylesheet(len(data["categories"]))
     script = bundle()
     return _fill(
@@ -98,13 +95,17 @@ def embed(data: Any) -> str:
 
 
 def stylesheet(n_categories: int) -> str:
-    """The page's style, with the figures' colours: one per number of categories, and one for none."""
+    """The page's style, with the figures' colours: one per number of categories, of scores, and for none."""
+    scales = {
+        "level": [palette.levels(n_categories) for palette in (LIGHT, DARK)],
+        "score": [palette.scores(N_SCORES) for palette in (LIGHT, DARK)],
+        "down": [palette.scores(N_SCORES, suppression=True) for palette in (LIGHT, DARK)],
+    }
     names = uses = ""
-    for n, pair in enumerate(
-        zip(LIGHT.levels(n_categories), DARK.levels(n_categories), strict=True), start=1
-    ):
-        names += f"  --level-{n}: light-dark({', '.join(pair)});\n"
-        uses += f'.headatlas [data-level="{n}"] {{ --level: var(--level-{n}); }}\n'
+    for scale, colours in scales.items():
+        for n, pair in enumerate(zip(*colours, strict=True), start=1 if scale == "level" else 0):
+            names += f"  --{scale}-{n}: light-dark({', '.join(pair)});\n"
+            uses += f'.headatlas [data-{scale}="{n}"] {{ --level: var(--{scale}-{n}); }}\n'
     sheets = "\n".join(_read(f"css/{name}.css") for name in STYLES)
     names += f"  --level-none: light-dark({LIGHT.blank}, {DARK.blank});\n"
     return f".headatlas {{\n{names}}}\n{uses}\n{sheets}"

@@ -1,134 +1,255 @@
-/** The criterion, the relation filter and the legend above the panels. */
+/** What a reader can turn: thresholds, effects, relations and categories, the colour. */
 
-import { el, freshId } from "./dom.mjs";
+import { button, el, freshId, hint, select } from "./dom.mjs";
 import { count, plain } from "./format.mjs";
+import { formatFragment } from "./state.mjs";
+
+const Q_STOPS = [1e-10, 1e-6, 1e-4, 0.001, 0.01, 0.05, 0.1, 0.2];
 
 /**
- * The slider for τ, the choice of criterion and the relation filter.
+ * Build the controls.
  *
- * @param change receives the changed part of the state: tau, criterion or relation.
- * @returns node, sync(state).
+ * @param measures those of measuresOf.
+ * @param handlers change(part of the state), reset().
+ * @returns node, sync(state, reading).
  */
-export function createControls(atlas, change) {
-  const initial = atlas.thresholds;
-  const tauId = freshId("tau");
-  const output = el("output", { for: tauId });
-  const slider = el("input", {
-    type: "range",
-    id: tauId,
-    min: 0,
-    max: 1,
-    step: 0.01,
-    on: { input: (event) => change({ tau: Number(event.target.value) }) },
-  });
-  const reset = el(
-    "button",
-    {
-      type: "button",
-      class: "plain",
-      on: { click: () => change({ tau: initial.tau, criterion: initial.criterion }) },
-    },
-    "Reset",
-  );
-  const criterion = createCriterion(initial, change);
-  const relation = createRelationFilter(atlas, change);
+export function createControls(atlas, measures, handlers) {
+  const { change } = handlers;
+  const parts = [
+    createTau(change),
+    createK(atlas, change),
+    createQ(atlas, change),
+    createSign(change),
+    createChooser(atlas, change),
+    createColour(measures, change),
+  ];
+  const reset = button("Reset all", handlers.reset, { class: "reset" });
   const node = el(
     "div",
-    { class: "controls" },
-    el("div", { class: "control tau" }, el("label", { for: tauId }, "Score at least τ = ", output), slider),
-    criterion.node,
-    relation.node,
+    { class: "controls", role: "group", "aria-label": "What counts, and what is shown" },
+    ...parts.map((part) => part.node),
     reset,
   );
   return {
     node,
-    sync(state) {
-      slider.value = String(state.tau);
-      output.textContent = state.tau.toFixed(Math.max(2, decimals(state.tau)));
-      reset.disabled = state.tau === initial.tau && state.criterion === initial.criterion;
-      criterion.sync(state.criterion);
-      relation.sync(state.relation);
+    sync(state, reading) {
+      parts.forEach((part) => part.sync(state, reading));
+      reset.disabled = formatFragment(atlas, state) === "";
     },
   };
 }
 
-function decimals(value) {
-  return (plain(value).split(".")[1] ?? "").length;
+function slider(className, attributes, input) {
+  const id = freshId("slider");
+  const output = el("output", { for: id });
+  const range = el("input", {
+    type: "range",
+    id,
+    ...attributes,
+    on: { input: (event) => input(Number(event.target.value)) },
+  });
+  const note = el("div", { class: "note" });
+  const node = (label) =>
+    el("div", { class: `control slider ${className}` }, el("label", { for: id }, label, output), range, note);
+  return { node, output, range, note };
 }
 
-function createCriterion(initial, change) {
-  const name = freshId("criterion");
-  const choices = [
-    ["tau", "score only"],
-    ["calibrated", `score and q ≤ ${plain(initial.q_max)}`],
-  ];
-  const inputs = choices.map(([value]) =>
-    el("input", { type: "radio", name, value, on: { change: () => change({ criterion: value }) } }),
+function createTau(change) {
+  const { node, output, range, note } = slider("tau", { min: 0, max: 1, step: 0.01 }, (tau) =>
+    change({ tau }),
   );
-  const titleId = freshId("criterion-title");
-  const node = el(
-    "div",
-    { class: "control", role: "radiogroup", "aria-labelledby": titleId },
-    el("span", { class: "label", id: titleId }, "Criterion"),
-    el("div", {}, ...choices.map(([, label], i) => el("label", { class: "tick" }, inputs[i], label))),
+  note.append(
+    hint(
+      "τ?",
+      "A head counts for a relation when it ranks an accepted target in the top k of the vocabulary for at least this share of the sources.",
+    ),
   );
   return {
-    node,
-    sync: (value) => inputs.forEach((input) => (input.checked = input.value === value)),
+    node: node("Score at least τ = "),
+    sync({ tau }) {
+      range.value = String(tau);
+      output.textContent = tau.toFixed(Math.max(2, (plain(tau).split(".")[1] ?? "").length));
+    },
   };
 }
 
-function createRelationFilter(atlas, change) {
-  const id = freshId("relation");
+/** Both k: of all relations but copying, and of copying. */
+function createK(atlas, change) {
+  const known = (kind) => [...atlas.calibrated[kind].keys()].sort((a, b) => a - b);
+  const { node, output, range, note } = slider("k", { min: 1, max: atlas.ceiling, step: 1 }, (k) =>
+    change({ k }),
+  );
+  const id = freshId("k-copy");
+  const copy = el("input", {
+    type: "number",
+    id,
+    min: 1,
+    max: atlas.ceiling,
+    on: {
+      change: () => {
+        const kCopy = Math.round(Number(copy.value));
+        if (kCopy >= 1 && kCopy <= atlas.ceiling) change({ kCopy });
+      },
+    },
+  });
+  const said = el("span", { class: "said" });
+  note.append(el("label", { for: id, class: "inline" }, "copying: k = ", copy), said);
+  const copying = atlas.scored.some((relation) => relation.copying);
+  note.firstChild.hidden = !copying;
+  return {
+    node: node("Top k = "),
+    sync({ k, kCopy }, reading) {
+      range.value = String(k);
+      output.textContent = String(k);
+      if (document.activeElement !== copy) copy.value = String(kCopy);
+      said.textContent = reading.scores.qKnown
+        ? ""
+        : `q is known at k = ${known("plain").join(", ")}${copying ? ` (copying ${known("copying").join(", ")})` : ""}; here the score alone counts.`;
+    },
+  };
+}
+
+function createQ(atlas, change) {
+  const own = atlas.thresholds.q_max;
+  const stops = [...new Set([...Q_STOPS, own])].sort((a, b) => a - b).concat(null);
+  const { node, output, range, note } = slider("q", { min: 0, max: stops.length - 1, step: 1 }, (at) =>
+    change({ q: stops[at] }),
+  );
+  note.append(
+    hint(
+      "q?",
+      "Would the head score as high if the targets were dealt to the sources at random? Of the rows with q up to this, about that " +
+        "share or less is expected to be such chance. q says nothing of whether the model uses the head.",
+    ),
+  );
+  return {
+    node: node("q at most "),
+    sync({ q }, reading) {
+      const place = stops.findIndex((each) => each === null || (q !== null && each >= q));
+      range.value = String(q === null ? stops.length - 1 : place);
+      const words = q === null ? "any (score alone)" : plain(q);
+      output.textContent = words;
+      range.setAttribute("aria-valuetext", words);
+      range.disabled = !reading.scores.qKnown;
+    },
+  };
+}
+
+function createSign(change) {
+  const name = freshId("sign");
+  const choices = [
+    ["both", "both"],
+    ["promotion", "promotion"],
+    ["suppression", "suppression"],
+  ];
+  const inputs = choices.map(([value]) =>
+    el("input", { type: "radio", name, value, on: { change: () => change({ sign: value }) } }),
+  );
+  const titleId = freshId("sign-title");
+  const node = el(
+    "div",
+    { class: "control", role: "radiogroup", "aria-labelledby": titleId },
+    el("span", { class: "label", id: titleId }, "Effect"),
+    el(
+      "div",
+      { class: "segments" },
+      ...choices.map(([, label], i) => el("label", {}, inputs[i], el("span", {}, label))),
+    ),
+  );
+  return { node, sync: ({ sign }) => inputs.forEach((input) => (input.checked = input.value === sign)) };
+}
+
+/** Which relations and categories. */
+function createChooser(atlas, change) {
+  const boxes = { relations: new Map(), categories: new Map() };
+  let state = null;
+  const toggle = (list, index) => (event) => {
+    const now = new Set(state[list]);
+    if (event.target.checked) now.add(index);
+    else now.delete(index);
+    change({ [list]: [...now].sort((a, b) => a - b) });
+  };
+  const box = (list, index, label) => {
+    const input = el("input", { type: "checkbox", on: { change: toggle(list, index) } });
+    boxes[list].set(index, input);
+    return el("label", { class: "tick" }, input, label);
+  };
   const groups = atlas.categories.map((category, index) => {
     const own = atlas.scored.filter((relation) => relation.category === index);
     return el(
-      "optgroup",
-      { label: category },
-      el("option", { value: `category:${index}` }, `all ${category} relations`),
-      ...own.map((relation) => el("option", { value: String(relation.index) }, relation.title)),
+      "fieldset",
+      {},
+      el("legend", {}, box("categories", index, `all of ${category}`)),
+      ...own.map((relation) => box("relations", relation.index, relation.title)),
     );
   });
-  const select = el(
-    "select",
-    { id, on: { change: (event) => change({ relation: event.target.value }) } },
-    el("option", { value: "" }, "all relations"),
-    ...groups,
+  const summary = el("summary", {});
+  const none = button("All relations", () => change({ relations: [], categories: [] }));
+  const labelId = freshId("chooser");
+  const details = el(
+    "details",
+    { class: "chooser", on: { keydown: (event) => event.key === "Escape" && shut() } },
+    summary,
+    el("div", { class: "sheet" }, none, ...groups),
   );
-  const node = el("div", { class: "control" }, el("label", { for: id }, "Show heads of"), select);
-  return { node, sync: (value) => (select.value = value) };
+  const shut = () => {
+    details.open = false;
+    summary.focus();
+  };
+  document.addEventListener("pointerdown", (event) => {
+    if (!details.contains(event.target)) details.open = false;
+  });
+  return {
+    node: el("div", { class: "control" }, el("span", { class: "label", id: labelId }, "Relations"), details),
+    sync(now) {
+      state = now;
+      for (const [index, input] of boxes.categories) input.checked = now.categories.includes(index);
+      for (const [index, input] of boxes.relations) {
+        const whole = now.categories.includes(atlas.relations[index].category);
+        input.checked = whole || now.relations.includes(index);
+        input.disabled = whole;
+      }
+      none.disabled = !now.relations.length && !now.categories.length;
+      summary.textContent = chosenWords(atlas, now) || "all relations";
+    },
+  };
 }
 
-/** The relation indices that the filter's value names; null for all. */
-export function chosenRelations(atlas, value) {
-  if (value === "") return null;
-  const [kind, index] = value.split(":");
-  if (kind !== "category") return new Set([Number(value)]);
-  const own = atlas.scored.filter((relation) => relation.category === Number(index));
-  return new Set(own.map((relation) => relation.index));
+/** What is chosen, in words; empty for everything. */
+export function chosenWords(atlas, { relations, categories }) {
+  const names = [
+    ...categories.map((index) => atlas.categories[index]),
+    ...relations.map((index) => atlas.relations[index].title),
+  ];
+  return names.length > 2 ? `${names[0]} and ${count(names.length - 1, "other")}` : names.join(" and ");
 }
 
-/** The discrete legend, with the number of heads per colour. @returns node, sync(levels, nBlank). */
-export function createLegend(atlas) {
-  const tallies = atlas.categories.map(() => el("span", { class: "count" }));
-  const blank = el("span", { class: "count" });
-  const item = (attributes, label, tally) =>
-    el("li", {}, el("span", { class: "swatch", ...attributes }), el("span", {}, label, " ", tally));
-  const items = tallies.map((tally, i) =>
-    item({ "data-level": i + 1 }, count(i + 1, "category", "categories"), tally),
+function createColour(measures, change) {
+  const looks = measures.filter((each) => each.behaviour);
+  const whole = measures.filter((each) =>
+    ["effective_rank", "copying", "norm_share", "explained"].includes(each.name),
   );
-  items.push(item({ "data-level": "none" }, "none", blank));
-  if (atlas.mapped.includes(0)) items.push(item({ "data-level": "unmapped" }, "layer not mapped", null));
-  const node = el(
-    "ul",
-    { class: "legend", "aria-label": "Colours: in how many categories a head implements a relation" },
-    ...items,
+  const { node, input } = select(
+    "Colour by",
+    [
+      [
+        "",
+        [
+          ["", "automatic"],
+          ["categories", "number of categories"],
+          ["score", "score of the relations chosen"],
+        ],
+      ],
+      ...(looks.length ? [["attention", looks.map((each) => [each.name, each.title])]] : []),
+      ...(whole.length ? [["weights", whole.map((each) => [each.name, each.title])]] : []),
+    ],
+    (colour) => change({ colour }),
   );
   return {
     node,
-    sync(levels, nBlank) {
-      blank.textContent = count(nBlank, "head");
-      levels.forEach((n, i) => (tallies[i].textContent = count(n, "head")));
+    sync({ colour }) {
+      input.value = colour;
+      if (input.selectedIndex < 0) input.value = "";
     },
   };
 }

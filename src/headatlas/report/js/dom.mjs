@@ -1,13 +1,29 @@
 /** Building elements. Text only ever becomes text nodes, so no name can turn into markup. */
 
+import { count } from "./format.mjs";
+
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An HTML element with attributes (false and null are left off) and children (nodes or strings). */
+/**
+ * An HTML element with attributes (false and null are left off) and children (nodes or strings; null is left off).
+ *
+ * @param {string} tag
+ * @param {Record<string, any>} [attributes] `on` holds event handlers
+ * @param {...(Node | string | null | undefined | false)} children
+ * @returns {any}
+ */
 export function el(tag, attributes = {}, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }
 
-/** The same for SVG. */
+/**
+ * The same for SVG.
+ *
+ * @param {string} tag
+ * @param {Record<string, any>} [attributes]
+ * @param {...(Node | string | null | undefined | false)} children
+ * @returns {any}
+ */
 export function svg(tag, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), attributes, children);
 }
@@ -20,7 +36,7 @@ function fill(node, attributes, children) {
       node.setAttribute(name, value === true ? "" : String(value));
     }
   }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
+  node.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
   return node;
 }
 
@@ -30,4 +46,100 @@ let used = 0;
 export function freshId(stem) {
   used += 1;
   return `headatlas-${stem}-${used}`;
+}
+
+/** A button; `attributes` may have `on`. */
+export function button(label, click, attributes = {}) {
+  return el("button", { type: "button", ...attributes, on: { click } }, label);
+}
+
+/** A caveat where it matters: a word that opens a sentence. */
+export function hint(word, ...sentence) {
+  return el("details", { class: "hint" }, el("summary", {}, word), el("p", {}, ...sentence));
+}
+
+/** Further entries, made when they are asked for; null where there are none. */
+export function more(n, noun, make) {
+  if (n <= 0) return null;
+  const node = el(
+    "details",
+    { class: "more", "data-key": `more-${noun}` },
+    el("summary", {}, `${count(n, noun)} more`),
+  );
+  node.addEventListener("toggle", () => node.open && node.children.length === 1 && node.append(make()));
+  return node;
+}
+
+/** What a part of the card is that was never measured, and the command that does it. */
+export function missing(title, command) {
+  return [
+    el("h3", {}, title),
+    el("p", { class: "quiet" }, "Not measured: ", el("code", {}, `headatlas ${command} DIR`)),
+  ];
+}
+
+/** A share as a bar from 0 to 1; `mark` is a line on it, `range` an interval. */
+export function bar(value, { down = false, mark, range = null }) {
+  const rect = (kind, x, width, y = 0, height = 8) =>
+    svg("rect", { class: `bar-${kind}`, x, y, width, height });
+  return svg(
+    "svg",
+    { class: "bar", viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" },
+    rect("ground", 0, 100),
+    rect(down ? "down" : "up", 0, 100 * value),
+    range && rect("range", 100 * range[0], Math.max(0, 100 * (range[1] - range[0])), 3, 2),
+    rect("mark", 100 * mark - 0.4, 0.8),
+  );
+}
+
+/** A labelled choice. Groups are [label, [[value, text], …]]; an empty label stands for no group. */
+export function select(label, groups, change, attributes = {}) {
+  const id = freshId("select");
+  const options = (entries) => entries.map(([value, text]) => el("option", { value }, text));
+  const inner = groups.flatMap(([name, entries]) =>
+    name ? [el("optgroup", { label: name }, ...options(entries))] : options(entries),
+  );
+  const input = el("select", { id, ...attributes, on: { change: () => change(input.value) } }, ...inner);
+  const node = el("div", { class: "control" }, el("label", { for: id }, label), input);
+  return { node, input };
+}
+
+/** Buttons that save a drawing; click is given "svg" or "png". */
+export function saveButtons(what, click) {
+  const one = (kind) =>
+    button(kind.toUpperCase(), () => click(kind), {
+      "aria-label": `Save the ${what} as ${kind.toUpperCase()}`,
+    });
+  return el(
+    "div",
+    { class: "buttons save", role: "group", "aria-label": `Save the ${what}` },
+    one("svg"),
+    one("png"),
+  );
+}
+
+/** Fit a drawing now, and whenever its room or the zoom of the page changes: cells are whole device pixels. */
+export function followSize(node, fit) {
+  let width = node.clientWidth;
+  let ratio = window.devicePixelRatio;
+  fit();
+  new ResizeObserver(() => {
+    if (node.clientWidth === width && window.devicePixelRatio === ratio) return;
+    width = node.clientWidth;
+    ratio = window.devicePixelRatio;
+    // In the next frame: what changes size while sizes are told would be told again.
+    requestAnimationFrame(fit);
+  }).observe(node);
+}
+
+/** Hand a file to the reader. */
+export function save(name, blob) {
+  const url = URL.createObjectURL(blob);
+  el("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 1000);
+}
+
+/** A model's name as the beginning of a file's. */
+export function fileStem(name) {
+  return name.replace(/[^\w.-]+/g, "-").slice(0, 80) || "model";
 }

@@ -1,17 +1,15 @@
 /** The table of heads: a row per head × relation, sorted, filtered, a page at a time. */
 
 import { confirmedName, effectName, headName } from "./atlas.mjs";
-import { el, freshId } from "./dom.mjs";
+import { button, el, fileStem, save } from "./dom.mjs";
 import { count, interval, rate, share } from "./format.mjs";
 import { filterRows, sortRows, toCsv } from "./rows.mjs";
 
 const PAGE_ROWS = 25;
 
 const COLUMNS = [
-  { key: "layer", label: "Layer", ascending: true },
   { key: "head", label: "Head", ascending: true },
   { key: "relation", label: "Relation", ascending: true, words: true },
-  { key: "category", label: "Category", ascending: true, words: true },
   { key: "best", label: "Effect", words: true, title: "Sorts by the larger of score and suppression" },
   {
     key: "score",
@@ -19,6 +17,12 @@ const COLUMNS = [
     title: "Share of sources whose target the head ranks in the top k; 95 % interval",
   },
   { key: "q", label: "q", ascending: true, title: "False discovery rate of the score" },
+  { key: "control", label: "Control", title: "Score of the state itself at that layer, without any head" },
+  {
+    key: "added",
+    label: "Added",
+    title: "Share of sources that the head hits and the state itself does not",
+  },
   { key: "suppression", label: "Suppression", title: "The same for the negated logits" },
   {
     key: "suppressionQ",
@@ -26,42 +30,45 @@ const COLUMNS = [
     ascending: true,
     title: "False discovery rate of the suppression",
   },
-  { key: "control", label: "Control", title: "Score of the state itself at that layer, without any head" },
-  {
-    key: "added",
-    label: "Added",
-    title: "Share of sources that the head hits and the state itself does not",
-  },
+  { key: "category", label: "Category", ascending: true, words: true },
   { key: "n", label: "n", title: "Sources used" },
 ];
 
-const EVIDENCE = { key: "confirmed", label: "Confirmed", words: true, title: "By evidence; see what it can tell" };
+const EVIDENCE = {
+  key: "confirmed",
+  label: "Confirmed",
+  words: true,
+  title: "By evidence; a dash: not asked",
+};
+
+/** Whether a text, with or without a minus before it, names a column that sorts. */
+export function sortOf(text) {
+  const key = text.replace(/^-/, "");
+  const known = [...COLUMNS, EVIDENCE].some((column) => column.key === key);
+  return known ? { key, descending: text.startsWith("-") } : { key: "best", descending: true };
+}
 
 /**
  * Build the table.
  *
- * @param handlers pin(cell or null), point(cell or null): a row is looked at.
- * @returns node, sync(reading, filter): filter has chosen, cell and about (words for what it leaves).
+ * @param handlers change(part of the state), open(cell, how), choose(relation index), point(cell or null).
+ * @returns node, sync(view, state).
  */
 export function createHeads(atlas, handlers) {
   const table = {
-    atlas,
-    handlers,
-    columns: COLUMNS.flatMap((each) => (each.key === "best" && atlas.data.evidence ? [each, EVIDENCE] : [each])),
-    sort: { key: "best", descending: true },
-    page: 0,
-    text: "",
-    below: false,
-    reading: null,
-    filter: null,
-    shown: [],
-    orders: new Map(),
+    ...{ atlas, handlers, page: 0, view: null, state: null, shown: [], order: null },
+    columns: COLUMNS.flatMap((each) =>
+      each.key === "best" && atlas.data.evidence ? [each, EVIDENCE] : [each],
+    ),
   };
   table.head = createHeader(table);
   table.body = el("tbody");
   table.status = el("p", { class: "quiet", role: "status" });
-  table.pinned = el("span", { class: "chip-place" });
   table.pager = createPager(table);
+  const below = el("input", {
+    type: "checkbox",
+    on: { change: (event) => handlers.change({ below: event.target.checked }) },
+  });
   const scroller = el(
     "div",
     { class: "scroller", tabindex: 0, role: "region", "aria-label": "Table of heads" },
@@ -69,79 +76,47 @@ export function createHeads(atlas, handlers) {
   );
   const node = el(
     "section",
-    {},
-    el("h2", {}, "Heads"),
-    createToolbar(table),
-    table.status,
+    { "aria-labelledby": "heads-title" },
+    el("h2", { id: "heads-title" }, "Table"),
+    el(
+      "div",
+      { class: "toolbar" },
+      table.status,
+      el("label", { class: "tick" }, below, "also rows below the criterion"),
+      button("Download CSV", () => download(table), { class: "push" }),
+    ),
     scroller,
     table.pager.node,
   );
   return {
     node,
-    sync(reading, filter) {
-      if (filter.cell !== table.filter?.cell || filter.chosen !== table.filter?.chosen) table.page = 0;
-      table.reading = reading;
-      table.filter = filter;
-      refresh(table);
+    sync(view, state) {
+      below.checked = state.below;
+      refresh(table, view, state);
     },
   };
 }
 
 function createHeader(table) {
-  const cells = table.columns.map((column) => {
-    const button = el(
-      "button",
-      { type: "button", title: column.title ?? false, on: { click: () => sortBy(table, column) } },
-      column.label,
-    );
-    return el("th", { scope: "col", class: column.words ? "words" : "number" }, button);
-  });
+  const cells = table.columns.map((column) =>
+    el(
+      "th",
+      { scope: "col", class: column.words ? "words" : "number" },
+      button(column.label, () => sortBy(table, column), { title: column.title ?? false }),
+    ),
+  );
   const mark = ({ key, descending }) =>
     cells.forEach((cell, i) => {
       const direction = descending ? "descending" : "ascending";
       cell.setAttribute("aria-sort", table.columns[i].key === key ? direction : "none");
     });
-  mark(table.sort);
   return { node: el("tr", {}, ...cells), mark };
 }
 
 function sortBy(table, column) {
-  const again = table.sort.key === column.key;
-  table.sort = { key: column.key, descending: again ? !table.sort.descending : !column.ascending };
-  table.head.mark(table.sort);
-  table.page = 0;
-  refresh(table);
-}
-
-function createToolbar(table) {
-  const change = (part) => {
-    Object.assign(table, part, { page: 0 });
-    refresh(table);
-  };
-  const findId = freshId("find");
-  return el(
-    "div",
-    { class: "toolbar" },
-    el(
-      "div",
-      { class: "control" },
-      el("label", { for: findId }, "Find"),
-      el("input", {
-        type: "search",
-        id: findId,
-        placeholder: "capital, or a head: 23.4",
-        on: { input: (event) => change({ text: event.target.value }) },
-      }),
-    ),
-    el(
-      "label",
-      { class: "tick" },
-      el("input", { type: "checkbox", on: { change: (event) => change({ below: event.target.checked }) } }),
-      "also rows below the criterion",
-    ),
-    table.pinned,
-    el("button", { type: "button", class: "push", on: { click: () => download(table) } }, "Download CSV"),
-  );
+  const now = sortOf(table.state.sort);
+  const descending = now.key === column.key ? !now.descending : !column.ascending;
+  table.handlers.change({ sort: `${descending ? "-" : ""}${column.key}` });
 }
 
 function createPager(table) {
@@ -150,11 +125,10 @@ function createPager(table) {
     refreshPage(table);
   };
   const where = el("span");
-  const button = (label, name, target) =>
-    el("button", { type: "button", "aria-label": name, on: { click: () => go(target()) } }, label);
+  const turn = (label, name, target) => button(label, () => go(target()), { "aria-label": name });
   const last = () => Math.max(0, Math.ceil(table.shown.length / PAGE_ROWS) - 1);
-  const back = [button("«", "First page", () => 0), button("‹", "Previous page", () => table.page - 1)];
-  const on = [button("›", "Next page", () => table.page + 1), button("»", "Last page", last)];
+  const back = [turn("«", "First page", () => 0), turn("‹", "Previous page", () => table.page - 1)];
+  const on = [turn("›", "Next page", () => table.page + 1), turn("»", "Last page", last)];
   const node = el("nav", { class: "pager", "aria-label": "Pages of the table" }, ...back, where, ...on);
   const sync = () => {
     table.page = Math.min(table.page, last());
@@ -169,44 +143,35 @@ function createPager(table) {
   return { node, sync };
 }
 
-function refresh(table) {
-  const { atlas, reading, filter, sort } = table;
-  const name = `${sort.key} ${sort.descending}`;
-  if (!table.orders.has(name)) table.orders.set(name, sortRows(atlas, sort.key, sort.descending));
-  table.shown = filterRows(atlas, reading, table.orders.get(name), {
-    chosen: filter.chosen,
-    cell: filter.cell,
-    text: table.text,
-    below: table.below,
-  });
-  table.status.textContent = describe(table);
-  table.pinned.replaceChildren(...(filter.cell === null ? [] : [chip(table)]));
-  refreshPage(table);
+function refresh(table, view, state) {
+  const { atlas } = table;
+  const { key, descending } = sortOf(state.sort);
+  const before = table.view;
+  const made = JSON.stringify([state.sort, state.find, state.below, state.relations, state.categories]);
+  const same = before && before.reading === view.reading && table.made === made;
+  table.state = { ...state };
+  table.view = view;
+  if (!same) {
+    if (!before || before.reading !== view.reading || table.sorted !== state.sort) {
+      table.order = sortRows(atlas, view.reading, key, descending);
+      table.sorted = state.sort;
+    }
+    if (table.made !== made) table.page = 0;
+    table.made = made;
+    table.head.mark({ key, descending });
+    table.shown = filterRows(view, table.order, { text: state.find, below: state.below });
+    table.status.textContent = describe(table);
+  }
+  if (!same || before.cell !== view.cell) refreshPage(table);
 }
 
-function describe(table) {
-  const { atlas, filter, shown, below, reading } = table;
-  const parts = [`${count(shown.length, "row")}${below ? "" : " that pass"}`];
-  if (filter.cell !== null) parts.push(`head ${headName(atlas, filter.cell)}`);
-  if (filter.about) parts.push(filter.about);
-  if (below) parts.push("above and below the criterion");
-  if (below || reading.everything) parts.push("without heads that hit no source");
+function describe({ view, state, shown }) {
+  const parts = [`${count(shown.length, "row")}${state.below ? "" : " that pass"}`];
+  if (view.about) parts.push(view.about);
+  if (state.find.trim()) parts.push(`“${state.find.trim()}”`);
+  if (state.below) parts.push("above and below the criterion");
+  if (state.below || view.reading.everything) parts.push("without heads that hit no source");
   return parts.join(", ");
-}
-
-function chip(table) {
-  const name = headName(table.atlas, table.filter.cell);
-  return el(
-    "button",
-    {
-      type: "button",
-      class: "chip",
-      "aria-label": `Show all heads again, not only ${name}`,
-      on: { click: () => table.handlers.pin(null) },
-    },
-    `Head ${name} `,
-    el("span", { "aria-hidden": "true" }, "×"),
-  );
 }
 
 function refreshPage(table) {
@@ -214,18 +179,18 @@ function refreshPage(table) {
   const first = table.page * PAGE_ROWS;
   const rows = table.shown.slice(first, first + PAGE_ROWS).map((row) => createRow(table, row));
   if (!rows.length) {
-    rows.push(
-      el("tr", {}, el("td", { class: "empty", colspan: table.columns.length }, "No head passes these filters.")),
-    );
+    const cell = el("td", { class: "empty", colspan: table.columns.length }, "No head passes these filters.");
+    rows.push(el("tr", {}, cell));
   }
   table.body.replaceChildren(...rows);
 }
 
 function createRow(table, row) {
-  const { atlas, reading, handlers } = table;
-  const { rows, relations, nHeads } = atlas;
-  const relation = relations[rows.relation[row]];
-  const cell = rows.cell[row];
+  const { atlas, view, handlers } = table;
+  const { reading } = view;
+  const { scores } = reading;
+  const relation = atlas.relations[atlas.rows.relation[row]];
+  const cell = atlas.rows.cell[row];
   const n = relation.n_sources;
   const effect = reading.effect[row];
   const number = (text, extra = null, strong = false) =>
@@ -235,39 +200,40 @@ function createRow(table, row) {
       text,
       extra && el("span", { class: "quiet" }, ` ${extra}`),
     );
-  const pin = el(
-    "button",
-    {
-      type: "button",
-      class: "link",
-      "aria-label": `Pin head ${headName(atlas, cell)}`,
-      on: { click: () => handlers.pin(cell) },
-    },
-    String(cell % nHeads),
-  );
+  const open = button(headName(atlas, cell), () => handlers.open(cell, "link"), {
+    class: "link",
+    "aria-label": `Open head ${headName(atlas, cell)}`,
+  });
+  const choose = button(relation.title, () => handlers.choose(relation.index), {
+    class: "link quiet-link",
+    title: "Show this relation in the figure",
+  });
+  const cells = {
+    head: () => el("th", { scope: "row", class: "number" }, open),
+    relation: () => el("td", { class: "words" }, choose),
+    best: () => el("td", { class: "words" }, effectName(effect)),
+    confirmed: () => el("td", { class: "words" }, confirmedName(atlas.rows.confirmed[row])),
+    score: () => number(share(scores.score[row]), interval(scores.hits[row], n), (effect & 1) > 0),
+    q: () => number(rate(scores.q[row])),
+    control: () => number(share(scores.control[row])),
+    added: () => number(share(scores.addedShare[row])),
+    suppression: () =>
+      number(share(scores.suppression[row]), interval(scores.suppressed[row], n), (effect & 2) > 0),
+    suppressionQ: () => number(rate(scores.suppressionQ[row])),
+    category: () => el("td", { class: "words" }, atlas.categories[relation.category]),
+    n: () => number(String(n)),
+  };
   return el(
     "tr",
-    { on: { pointerenter: () => handlers.point(cell), pointerleave: () => handlers.point(null) } },
-    number(String(Math.floor(cell / nHeads))),
-    el("td", { class: "number" }, pin),
-    el("td", { class: "words" }, relation.title),
-    el("td", { class: "words" }, atlas.categories[relation.category]),
-    el("td", { class: "words" }, effectName(effect)),
-    atlas.data.evidence && el("td", { class: "words" }, confirmedName(rows.confirmed[row])),
-    number(share(rows.score[row]), interval(rows.hits[row], n), (effect & 1) > 0),
-    number(rate(rows.q[row])),
-    number(share(rows.suppression[row]), interval(rows.suppressed[row], n), (effect & 2) > 0),
-    number(rate(rows.suppressionQ[row])),
-    number(share(rows.control[row])),
-    number(share(rows.added[row])),
-    number(String(n)),
+    {
+      class: cell === view.cell ? "open" : false,
+      on: { pointerenter: () => handlers.point(cell), pointerleave: () => handlers.point(null) },
+    },
+    ...table.columns.map((column) => cells[column.key]()),
   );
 }
 
 function download(table) {
-  const blob = new Blob([toCsv(table.atlas, table.reading, table.shown)], { type: "text/csv;charset=utf-8" });
-  const url = URL.createObjectURL(blob);
-  const name = table.atlas.data.model.replace(/[^\w.-]+/g, "-").slice(0, 80) || "model";
-  el("a", { href: url, download: `${name}-heads.csv` }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 1000);
+  const csv = toCsv(table.view, table.shown);
+  save(`${fileStem(table.atlas.data.model)}-heads.csv`, new Blob([csv], { type: "text/csv;charset=utf-8" }));
 }

@@ -1,43 +1,36 @@
 /** How large a cell is and how the panels are arranged, from the room there is. Pure functions. */
 
-const AXIS = 44;
+/** Room beside and below a plot for its axes. */
+export const MARGIN = { left: 38, top: 3, right: 10, bottom: 34 };
 const GAP = 18;
-const ROW_AT = 5;
 const SIDE_AT = 3;
-const HEIGHT = { least: 130, most: 460 };
+const MAIN = { widest: 44, least: 150, most: 560 };
+const SIDE = { widest: 14, least: 84, most: 240 };
 
 /**
- * Arrange the panels: "row" (all side by side), "focus" (the first one large, the others beside it in two rows) or
- * "stack" (as many columns as stay legible).
+ * Arrange the figure: one large panel, and the others below it in as many columns as stay legible.
  *
- * @param width room in CSS pixels; ratio: device pixels per CSS pixel.
- * @returns kind, columns, and for the first panel and the others a cell of whole device pixels.
+ * @param width room in CSS pixels; ratio: device pixels per CSS pixel; zoom: how much larger the large panel is than
+ *     the room; nOthers: how many small panels there are.
+ * @returns columns, and for the large panel (main) and the others (side) a cell of whole device pixels.
  */
-export function arrange(width, ratio, nLayers, nHeads, nPanels) {
-  const cell = (room) => cellSize(room - AXIS, ratio, nLayers, nHeads);
-  const even = (columns) => cell((width - GAP * (columns - 1)) / columns);
-  const row = even(nPanels);
-  if (row.width >= ROW_AT) return { kind: "row", columns: nPanels, first: row, others: row };
-  if (nPanels > 2) {
-    const side = Math.ceil((nPanels - 1) / 2);
-    const unit = (width - GAP * side) / (side + 2);
-    const others = cell(unit);
-    if (others.width >= SIDE_AT) return { kind: "focus", columns: side, first: cell(2 * unit), others };
-  }
-  let columns = Math.max(1, Math.min(nPanels - 1, 3));
-  while (columns > 1 && even(columns).width < ROW_AT) columns -= 1;
-  const stacked = even(columns);
-  return { kind: "stack", columns, first: stacked, others: stacked };
+export function arrange(width, ratio, nLayers, nHeads, nOthers, zoom = 1) {
+  const inner = (room) => room - MARGIN.left - MARGIN.right;
+  const main = cellSize(inner(width) * zoom, ratio, nLayers, nHeads, MAIN, zoom);
+  let columns = Math.max(1, Math.min(nOthers, 4));
+  const side = (n) => cellSize(inner((width - GAP * (n - 1)) / n), ratio, nLayers, nHeads, SIDE);
+  while (columns > 1 && side(columns).width < SIDE_AT) columns -= 1;
+  return { columns, main, side: side(columns) };
 }
 
 /** A cell that fits nLayers across: square, but taller where there are few heads and flatter where many. */
-export function cellSize(room, ratio, nLayers, nHeads) {
+export function cellSize(room, ratio, nLayers, nHeads, limits = MAIN, zoom = 1) {
   const whole = (value) => Math.max(1, Math.floor(value * ratio)) / ratio;
-  const width = whole(Math.min(26, room / nLayers));
-  const least = HEIGHT.least / nHeads;
-  const most = HEIGHT.most / nHeads;
+  const width = whole(Math.min(limits.widest * zoom, room / nLayers));
+  const least = (limits.least * zoom) / nHeads;
+  const most = (limits.most * zoom) / nHeads;
   const height = whole(Math.min(Math.max(width, Math.min(least, 2.4 * width)), Math.max(most, 2)));
-  const gap = Math.min(width, height) >= 5 ? Math.max(1, Math.round(ratio)) / ratio : 0;
+  const gap = Math.min(width, height) >= 4 ? Math.max(1, Math.round(ratio)) / ratio : 0;
   return { width, height, gap };
 }
 
@@ -54,4 +47,15 @@ export function ticks(n, size, apart) {
   for (let value = step; last - value >= near; value += step) places.push(value);
   if (last * size >= apart) places.push(last);
   return places;
+}
+
+/** Round numbers from `least` to `most`, about `n` of them. */
+export function roundTicks(least, most, n = 5) {
+  const span = most - least || 1;
+  const power = 10 ** Math.floor(Math.log10(span / n));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((value) => span / value <= n);
+  const out = [];
+  for (let i = Math.ceil(least / step - 1e-9); i * step <= most + step * 1e-9; i += 1)
+    out.push(Number((i * step).toPrecision(12)));
+  return out;
 }

@@ -1,21 +1,40 @@
 /** The header, what the figure can and cannot tell, the figure in words, and where it all comes from. */
 
-import { el } from "./dom.mjs";
+import { el, hint } from "./dom.mjs";
 import { count, plain } from "./format.mjs";
+import { coverage } from "./measures.mjs";
 
-/** Model, lens, size and criterion, with the button for light and dark. */
+/** Model, lens, size and coverage, with the button for light and dark. @returns node, sync(view). */
 export function createHeader(atlas) {
-  const { data, thresholds } = atlas;
-  const missing = atlas.mapped.filter((done) => !done).length;
+  const { data } = atlas;
+  const missing = atlas.mapped.filter((done) => !done).length - data.layers_without_heads.length;
   const size = `${atlas.nLayers} layers × ${atlas.nHeads} heads`;
-  const categories = count(atlas.categories.length, "category", "categories");
+  const [lead, rest] = lensCaveat(data.lens);
+  const covered = el("span");
   const facts = [
-    ["Lens", data.lens],
-    ["Heads", missing ? `${size} (${missing} layers not mapped)` : size],
-    ["Relations", `${atlas.scored.length} of ${atlas.relations.length}, ${categories}`],
-    ["Top k", `${thresholds.k}, copying ${thresholds.k_copy}`],
+    ["Lens", el("span", {}, data.lens, " ", hint("what it reads", lead, " ", rest))],
+    ["Heads", missing > 0 ? `${size} (${missing} layers not mapped)` : size],
+    [
+      "Relations",
+      `${atlas.scored.length} of ${atlas.relations.length}, ${count(atlas.categories.length, "category", "categories")}`,
+    ],
+    [
+      "Heads with a tested statement",
+      el(
+        "span",
+        {},
+        covered,
+        " ",
+        hint(
+          "counted how?",
+          "A relation or a behaviour that is called, or a description that picks out held-out mappings of the head. A covered head may " +
+            "do more; one without a statement may do something that was not asked. Most heads of most models attend to the first " +
+            "position, which says that a head rests.",
+        ),
+      ),
+    ],
   ];
-  return el(
+  const node = el(
     "header",
     {},
     el(
@@ -31,6 +50,15 @@ export function createHeader(atlas) {
     ),
     createSchemeButton(),
   );
+  return { node, sync: (view) => (covered.textContent = coverageWords(view)) };
+}
+
+function coverageWords(view) {
+  const { any, more, total } = coverage(view);
+  const behaviours = view.heads.behaviours.length
+    ? `, ${more} more than attention to the first position`
+    : "";
+  return `${any} of ${total}${behaviours}`;
 }
 
 function createSchemeButton() {
@@ -39,7 +67,7 @@ function createSchemeButton() {
     const chosen = root.dataset.scheme;
     return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   };
-  const button = el("button", { type: "button", class: "scheme plain" });
+  const button = el("button", { type: "button", class: "scheme" });
   const label = () => (button.textContent = dark() ? "Light" : "Dark");
   button.addEventListener("click", () => {
     root.dataset.scheme = dark() ? "light" : "dark";
@@ -50,29 +78,20 @@ function createSchemeButton() {
   return button;
 }
 
-/** The line under the panels; it follows the criterion. @returns node, sync(thresholds). */
-export function createCaption(atlas) {
-  const node = el("p", { class: "quiet caption" });
-  return {
-    node,
-    sync({ k, k_copy: kCopy, tau, criterion, q_max: q }) {
-      const sure = criterion === "calibrated" ? ` and q ≤ ${plain(q)}` : "";
-      const rule = `k = ${k} (copying ${kCopy}), score ≥ ${plain(tau)}${sure}`;
-      node.textContent = atlas.data.caption.replace(atlas.data.rule, () => rule);
-    },
-  };
-}
-
 /** What this can and cannot tell. */
 export function createCaveats(atlas) {
   return el(
     "section",
     { class: "caveats" },
-    el("h2", {}, "What this can and cannot tell"),
     el(
-      "ul",
+      "details",
       {},
-      ...caveats(atlas.data).map(([lead, rest]) => el("li", {}, el("strong", {}, lead), ` ${rest}`)),
+      el("summary", {}, el("h2", {}, "What this can and cannot tell")),
+      el(
+        "ul",
+        {},
+        ...caveats(atlas.data).map(([lead, rest]) => el("li", {}, el("strong", {}, lead), ` ${rest}`)),
+      ),
     ),
   );
 }

@@ -1,137 +1,294 @@
-/** The page: one state, everything drawn from it. */
+/**
+ * The page: one state, everything drawn from it.
+ *
+ * `mounted` is a promise of the app of this page, null where the document holds no atlas. The app is what another
+ * module, bundled after this one, attaches to (`import { mounted } from "./page.mjs"`):
+ *
+ *   app.atlas             the decoded atlas; app.atlas.data is the embedded data, with whatever else it holds (such as
+ *                         `live`, which says that a server answers)
+ *   app.state             the state (state.mjs); read it, change it by app.change
+ *   app.change(part)      change properties of the state; all that shows them follows in the next frame
+ *   app.select(cell)      open the card of a head, by its cell (layer * nHeads + head); null closes it
+ *   app.selectHead(name)  the same by name, "23.4"
+ *   app.show(painted)     colour the figure by values from elsewhere, {title, value: Float64Array [cell], NaN where
+ *                         there is none, range: [least, most]}; null gives the figure back to the state
+ *   app.subscribe(hear)   hear(state, view) after each drawing; returns a function that ends it
+ *   app.slot              <section id="live" hidden>, above the figure, empty: for what attaches
+ */
 
-import { countHeads, decode, headsOf, read } from "./atlas.mjs";
-import { chosenRelations, createControls, createLegend } from "./controls.mjs";
-import { el, freshId } from "./dom.mjs";
+import { decode, headNamed, headsOf, read, scoresAt } from "./atlas.mjs";
+import { createCard } from "./card.mjs";
+import { paint, valuesPaint } from "./colours.mjs";
+import { chosenWords, createControls } from "./controls.mjs";
+import { el, followSize, saveButtons } from "./dom.mjs";
+import { saveDrawing } from "./exports.mjs";
+import { createFigure } from "./figure.mjs";
+import { createFinder } from "./finder.mjs";
 import { createHeads } from "./heads.mjs";
-import { createCaption, createCaveats, createHeader, createInWords, createProvenance } from "./notes.mjs";
-import { createPanels } from "./panels.mjs";
+import { decodeHeads, measuresOf } from "./measures.mjs";
+import { createCaveats, createHeader, createInWords, createProvenance } from "./notes.mjs";
+import { createProfile } from "./profile.mjs";
 import { createRelations } from "./relations.mjs";
+import { createScatter } from "./scatter.mjs";
+import {
+  chosenRelations,
+  colouredBy,
+  formatFragment,
+  initialState,
+  parseFragment,
+  thresholdsOf,
+} from "./state.mjs";
 import { createTooltip } from "./tooltip.mjs";
+import { unpack } from "./unpack.mjs";
+import { decodeSalience, decodeWords } from "./words.mjs";
 
 /**
  * Show an atlas inside an element.
  *
  * @param root an empty element with the class "headatlas" on it or around it.
  * @param data the page's data, as report/data.py writes it.
+ * @returns {Promise<any>} the app.
  */
-export function mount(root, data) {
-  const atlas = decode(data);
-  const { tau, criterion } = atlas.thresholds;
-  const state = { tau, criterion, relation: "", pinned: null };
-  const page = { atlas, state, reading: null, chosen: null, due: false };
-  const change = (part) => {
-    Object.assign(state, part);
-    schedule(page);
-  };
-  const pin = (cell) => change({ pinned: cell === state.pinned ? null : cell });
-  page.tooltip = createTooltip(atlas);
-  page.controls = createControls(atlas, change);
-  page.legend = createLegend(atlas);
-  page.caption = createCaption(atlas);
-  page.panels = createPanels(atlas, { pin, point: (...args) => point(page, ...args) });
-  page.heads = createHeads(atlas, { pin, point: (cell) => page.panels.mark(cell) });
-  page.relations = createRelations(atlas, pin);
-  root.replaceChildren(...assemble(page));
-  followSize(page);
-  const away = () => point(page, null);
-  window.addEventListener("scroll", away, { passive: true });
-  document.addEventListener("pointerdown", (event) => {
-    if (!page.panels.node.contains(event.target)) away();
-  });
-  render(page);
+export async function mount(root, data) {
+  const { packed } = data;
+  const [ranks, words, heads] = await Promise.all([packed.ranks, packed.words, packed.heads].map(unpack));
+  const atlas = decode(data, ranks);
+  decodeWords(atlas, words);
+  const app = createApp(atlas, decodeHeads(heads, atlas.nCells));
+  root.replaceChildren(...assemble(app));
+  listen(app);
+  for (const part of [app.parts.figure, app.parts.profile, app.parts.scatter])
+    followSize(part.drawing, part.resize);
+  render(app);
+  performance.mark("headatlas-ready");
+  if (app.state.head !== null || app.state.find) readSalience(app);
+  return app;
 }
 
-function assemble(page) {
-  const { atlas } = page;
-  const alternative = el("p", { class: "hidden", id: freshId("alternative") }, atlas.data.alternative);
+function createApp(atlas, heads) {
+  const app = {
+    ...{ atlas, heads, measures: measuresOf(atlas, heads), salience: null, shown: null },
+    state: parseFragment(atlas, location.hash),
+    ...{ view: null, due: false, hearers: new Set(), parts: {} },
+    slot: el("section", { id: "live", hidden: true }),
+  };
+  app.change = (part) => {
+    Object.assign(app.state, part);
+    schedule(app);
+  };
+  app.select = (cell) => {
+    if (cell !== null) readSalience(app);
+    app.change({ head: cell });
+  };
+  app.selectHead = (name) => app.select(headNamed(atlas, name));
+  app.show = (shown) => {
+    app.shown = shown;
+    schedule(app);
+  };
+  app.subscribe = (hear) => {
+    app.hearers.add(hear);
+    return () => app.hearers.delete(hear);
+  };
+  return app;
+}
+
+/** Texts of tokens are many and are read when a card or a search first asks for them. */
+function readSalience(app) {
+  const section = app.atlas.data.packed.salience;
+  if (!section || app.reading) return;
+  app.reading = unpack(section).then((arrays) => {
+    app.salience = decodeSalience(arrays, app.atlas.nCells);
+    schedule(app);
+  });
+}
+
+function assemble(app) {
+  const { atlas, parts } = app;
+  const open = (cell, how) => openCard(app, cell, how);
+  const point = (...args) => lookAt(app, ...args);
+  const close = () => closeCard(app);
+  const choose = (index) => app.change({ relations: [index], categories: [], colour: "" });
+  parts.tooltip = createTooltip(atlas);
+  parts.header = createHeader(atlas);
+  parts.controls = createControls(atlas, app.measures, {
+    change: app.change,
+    reset: () => app.change(initialState(atlas)),
+  });
+  const keep = (what, drawing) => (kind) => saveDrawing(drawing(), atlas.data.model, what, kind);
+  parts.figure = createFigure(atlas, {
+    point,
+    open,
+    close,
+    save: keep("figure", () => parts.figure.drawing),
+  });
+  parts.card = createCard(atlas, { open, close, choose });
+  parts.finder = createFinder({ change: app.change, open, choose, wanted: () => readSalience(app) });
+  parts.scatter = createScatter(atlas, app.measures, { change: app.change, point, open, close });
+  parts.profile = createProfile(atlas);
+  parts.heads = createHeads(atlas, {
+    change: app.change,
+    open,
+    choose,
+    point: (cell) => markHead(app, cell),
+  });
+  parts.relations = createRelations(atlas, { open, choose });
+  parts.scatter.node.append(
+    saveButtons(
+      "scatter",
+      keep("scatter", () => parts.scatter.drawing),
+    ),
+  );
+  parts.profile.node.append(
+    saveButtons(
+      "layers",
+      keep("layers", () => parts.profile.drawing),
+    ),
+  );
   const figure = el(
     "section",
-    { class: "figure", role: "group", "aria-label": "Heads by category", "aria-describedby": alternative.id },
-    page.controls.node,
-    page.legend.node,
-    page.panels.node,
-    page.caption.node,
-    alternative,
+    { class: "main-figure", "aria-labelledby": "figure-title" },
+    el("h2", { id: "figure-title", class: "hidden" }, "Figure"),
+    parts.figure.node,
     createInWords(atlas),
   );
+  const left = el("div", { class: "left" }, figure, parts.profile.node, parts.scatter.node);
   return [
-    createHeader(atlas),
+    parts.header.node,
     el(
       "main",
       {},
-      figure,
+      parts.controls.node,
+      parts.finder.node,
+      app.slot,
+      el("div", { class: "beside" }, left, parts.card.node),
+      parts.heads.node,
+      parts.relations.node,
       createCaveats(atlas),
-      page.heads.node,
-      page.relations.node,
       createProvenance(atlas),
     ),
-    page.tooltip.node,
-    page.tooltip.say,
+    parts.tooltip.node,
+    parts.tooltip.say,
   ];
 }
 
-function point(page, cell, anchor, how) {
-  page.panels.mark(cell);
-  if (cell === null) page.tooltip.hide();
-  else page.tooltip.show(cell, anchor, page.reading, how === "keys");
+function markHead(app, cell) {
+  app.parts.figure.mark(cell);
+  app.parts.scatter.mark("cursor", cell);
 }
 
-/** Draw once per frame, however fast the slider moves. */
-function schedule(page) {
-  if (page.due) return;
-  page.due = true;
-  requestAnimationFrame(() => {
-    page.due = false;
-    render(page);
+function openCard(app, cell, how) {
+  app.opener = document.activeElement;
+  app.select(cell);
+  lookAt(app, null);
+  app.arriving = how;
+}
+
+function closeCard(app) {
+  const inside = app.parts.card.node.contains(document.activeElement);
+  app.select(null);
+  if (inside) (app.opener?.isConnected ? app.opener : app.parts.figure).focus();
+}
+
+/** Bring a card that was just opened into view; the keyboard goes there, too. */
+function arrive(app) {
+  const { card } = app.parts;
+  const how = app.arriving;
+  app.arriving = null;
+  if (!how || app.state.head === null) return;
+  card.node.scrollTop = 0;
+  if (how !== "pointer") card.title.focus({ preventScroll: true });
+  const { top, bottom } = card.node.getBoundingClientRect();
+  const { clientHeight } = document.documentElement;
+  if (top < 0 || top > clientHeight - 160 || bottom < 160) card.node.scrollIntoView({ block: "start" });
+}
+
+function lookAt(app, cell, anchor, how) {
+  markHead(app, cell);
+  if (cell === null || !app.view) app.parts.tooltip.hide();
+  else app.parts.tooltip.show(cell, anchor, app.view, how === "keys");
+}
+
+function listen(app) {
+  window.addEventListener("scroll", () => lookAt(app, null), { passive: true });
+  window.addEventListener("hashchange", () => {
+    if (location.hash.slice(1) === formatFragment(app.atlas, app.state)) return;
+    Object.assign(app.state, parseFragment(app.atlas, location.hash));
+    if (app.state.head !== null) readSalience(app);
+    schedule(app);
   });
 }
 
-function render(page) {
-  const { atlas, state } = page;
-  const thresholds = { ...atlas.thresholds, tau: state.tau, criterion: state.criterion };
-  if (page.reading?.thresholds.tau !== state.tau || page.reading.thresholds.criterion !== state.criterion) {
-    page.reading = read(atlas, thresholds);
-  }
-  if (page.relation !== state.relation) {
-    page.relation = state.relation;
-    page.chosen = chosenRelations(atlas, state.relation);
-  }
-  const only = headsOf(atlas, page.reading, page.chosen);
-  const [all] = countHeads(atlas, page.reading, only);
-  const mapped = atlas.mapped.reduce((sum, done) => sum + done, 0) * atlas.nHeads;
-  page.controls.sync(state);
-  page.legend.sync(all.levels, mapped - all.total);
-  page.caption.sync(thresholds);
-  page.panels.draw(page.reading, only);
-  page.panels.markPinned(state.pinned);
-  page.heads.sync(page.reading, { chosen: page.chosen, cell: state.pinned, about: about(page) });
-  page.relations.sync(page.reading);
+/** Draw once per frame, however fast the slider moves. */
+function schedule(app) {
+  if (app.due) return;
+  app.due = true;
+  requestAnimationFrame(() => {
+    app.due = false;
+    render(app);
+  });
 }
 
-function about(page) {
-  const { relation } = page.state;
-  if (relation === "") return "";
-  const [kind, index] = relation.split(":");
-  return kind === "category"
-    ? page.atlas.categories[Number(index)]
-    : page.atlas.relations[Number(relation)].title;
+/** What is shown, from the state: pure but for the results it keeps. */
+function viewOf(app) {
+  const { atlas, heads, state, view: last } = app;
+  const thresholds = thresholdsOf(atlas, state);
+  let scores = last?.reading.scores;
+  if (!scores || scores.k !== state.k || scores.kCopy !== state.kCopy)
+    scores = scoresAt(atlas, state.k, state.kCopy);
+  const same =
+    last &&
+    last.reading.scores === scores &&
+    JSON.stringify(last.reading.thresholds) === JSON.stringify(thresholds);
+  const reading = same ? last.reading : read(atlas, scores, thresholds);
+  const chosen = chosenRelations(atlas, state);
+  const context = { atlas, heads, reading, chosen, salience: app.salience };
+  const levels = paint(context, "categories", app.measures);
+  const by = colouredBy(state);
+  const painted = app.shown
+    ? valuesPaint(atlas, app.shown)
+    : by === "categories"
+      ? levels
+      : paint(context, by, app.measures);
+  const only = headsOf(atlas, reading, chosen);
+  return {
+    ...context,
+    cell: state.head,
+    painted,
+    levels: levels.classOf,
+    only,
+    about: chosenWords(atlas, state),
+  };
 }
 
-/** Cells are whole device pixels, so they change with the room and with the zoom. */
-function followSize(page) {
-  const node = page.panels.node;
-  const fit = () => page.panels.resize(node.clientWidth, Math.max(1, window.devicePixelRatio || 1));
-  fit();
-  let width = node.clientWidth;
-  let ratio = window.devicePixelRatio;
-  new ResizeObserver(() => {
-    if (node.clientWidth === width && window.devicePixelRatio === ratio) return;
-    width = node.clientWidth;
-    ratio = window.devicePixelRatio;
-    fit();
-  }).observe(node);
+function render(app) {
+  const { state, parts } = app;
+  const view = viewOf(app);
+  app.view = view;
+  parts.header.sync(view);
+  parts.controls.sync(state, view.reading);
+  parts.figure.sync(view);
+  parts.figure.pin(state.head);
+  parts.card.sync(view);
+  parts.finder.sync(view, state);
+  parts.profile.sync(view);
+  parts.scatter.sync(view, state);
+  parts.scatter.mark("pin", state.head);
+  parts.heads.sync(view, state);
+  parts.relations.sync(view);
+  remember(app);
+  arrive(app);
+  for (const hear of app.hearers) hear(state, view);
+}
+
+/** The address says what is shown, so that it can be sent. */
+function remember(app) {
+  const fragment = formatFragment(app.atlas, app.state);
+  if (location.hash.slice(1) !== fragment) {
+    history.replaceState(null, "", fragment ? `#${fragment}` : location.pathname + location.search);
+  }
 }
 
 const own = document.getElementById("atlas-data");
-if (own) mount(document.getElementById("atlas"), JSON.parse(own.textContent));
+export const mounted = own
+  ? mount(document.getElementById("atlas"), JSON.parse(own.textContent))
+  : Promise.resolve(null);

@@ -1,125 +1,67 @@
 /**
- * The panels: one SVG each, with one path per number of categories. Vector shapes stay crisp at any zoom and in
- * print, and redrawing 80 × 64 heads in five panels means replacing a few path strings.
+ * The figure's panels: one SVG each, with one path per colour. Vector shapes stay crisp at any zoom and in print,
+ * and redrawing 80 × 64 heads in five panels means replacing a few path strings: cells of one colour that lie on
+ * each other are one rectangle, and lines of the ground's colour part them.
  */
 
+import { isMapped } from "./atlas.mjs";
 import { el, freshId, svg } from "./dom.mjs";
-import { count } from "./format.mjs";
-import { arrange, ticks } from "./layout.mjs";
-
-const LEFT = 36;
-const BOTTOM = 32;
-const TOP = 2;
+import { MARGIN, ticks } from "./layout.mjs";
 
 /**
- * Build all panels.
+ * Build a panel.
  *
- * @param handlers point(cell or null, anchor, how): a head is looked at; pin(cell): it is chosen.
- * @returns node, draw(reading, only), resize(), mark(cell), markPinned(cell).
+ * @param options title; button (a node that stands for the title), helpId, handlers: point(cell or null, anchor, how):
+ *     a head is looked at; open(cell, how): it is chosen; close().
+ * @returns node, draw(classOf, marked), resize(cell), mark(which, cell), setTitle(text), setCount(text).
  */
-export function createPanels(atlas, handlers) {
-  const node = el("div", { class: "panels" });
-  const help = el(
-    "p",
-    { class: "quiet hidden", id: freshId("keys") },
-    "Arrow keys move from head to head, Page Up and Page Down between coloured heads, Enter pins the head, " +
-      "Escape lets it go.",
-  );
-  const panels = ["All Categories", ...atlas.categories].map((title, index) =>
-    createPanel(atlas, title, index, help.id, handlers),
-  );
-  node.append(...panels.map((panel) => panel.node), help);
-  let drawn = null;
-  const draw = (reading, only) => {
-    drawn = [reading, only];
-    const counts = countsOf(atlas, reading, only);
-    panels.forEach((panel, index) => panel.draw(reading, only, counts[index]));
-  };
-  const resize = (width, ratio) => {
-    const plan = arrange(width, ratio, atlas.nLayers, atlas.nHeads, panels.length);
-    node.dataset.kind = plan.kind;
-    node.style.setProperty("--columns", plan.columns);
-    panels.forEach((panel, index) => panel.resize(index ? plan.others : plan.first));
-    if (drawn) draw(...drawn);
-  };
-  return {
-    node,
-    draw,
-    resize,
-    mark: (cell) => panels.forEach((panel) => panel.mark("cursor", cell)),
-    markPinned: (cell) => panels.forEach((panel) => panel.mark("pin", cell)),
-  };
-}
-
-function countsOf(atlas, reading, only) {
-  return [null, ...reading.member].map((heads) => {
-    let total = 0;
-    for (let cell = 0; cell < atlas.nCells; cell += 1) {
-      if (isShown(reading, heads, only, cell)) total += 1;
-    }
-    return total;
-  });
-}
-
-function isShown(reading, heads, only, cell) {
-  return reading.level[cell] > 0 && (!heads || heads[cell]) && (!only || only[cell]);
-}
-
-function createPanel(atlas, title, index, helpId, handlers) {
+export function createPanel(atlas, { title, helpId, handlers, level = "h3" }) {
   const titleId = freshId("panel");
+  const name = el("span", {}, title);
   const counter = el("span", { class: "count" });
-  const levels = atlas.categories.map((_, i) => svg("path", { class: "level", "data-level": i + 1 }));
   const plate = svg("rect", { class: "plate" });
   const ground = svg("path", { class: "ground" });
   const hatchId = freshId("hatch");
   const unmapped = svg("path", { class: "unmapped", fill: `url(#${hatchId})` });
+  const colours = svg("g");
+  const grid = svg("path", { class: "grid" });
+  const called = svg("path", { class: "called" });
   const axes = svg("g", { class: "axes", "aria-hidden": "true" });
   const marks = { cursor: svg("rect", { class: "cursor" }), pin: svg("rect", { class: "pin" }) };
-  const plot = svg("g", {}, plate, ground, unmapped, ...levels, marks.pin, marks.cursor);
+  const plot = svg("g", {}, plate, ground, unmapped, colours, grid, called, marks.pin, marks.cursor);
   const canvas = svg(
     "svg",
     {
+      class: "heatmap",
       tabindex: 0,
       role: "application",
       "aria-roledescription": "heatmap",
       "aria-labelledby": titleId,
       "aria-describedby": helpId,
     },
-    atlas.mapped.includes(0) ? hatching(hatchId) : null,
+    hatching(hatchId),
     plot,
     axes,
   );
-  const node = el(
-    "div",
-    { class: "panel", "data-first": index === 0 },
-    el("h3", { id: titleId }, title, " ", counter),
-    canvas,
-  );
+  const frame = el("div", { class: "frame" }, canvas);
+  const node = el("div", { class: "panel" }, el(level, { id: titleId }, name, " ", counter), frame);
   const panel = {
-    atlas,
-    index,
+    ...{ atlas, plate, ground, unmapped, colours, grid, called, axes, marks, plot, canvas },
     size: null,
-    levels,
-    plate,
-    ground,
-    unmapped,
-    axes,
-    marks,
-    plot,
-    canvas,
-    shown: null,
+    drawn: null,
   };
   listen(panel, handlers);
   return {
     node,
-    draw(reading, only, total) {
-      const heads = index ? reading.member[index - 1] : null;
-      panel.shown = (cell) => isShown(reading, heads, only, cell);
-      counter.textContent = count(total, "head");
-      drawLevels(panel, reading);
-    },
+    frame,
+    canvas,
+    draw: (classOf, marked = null) => drawColours(panel, classOf, marked),
     resize: (size) => resizePanel(panel, size),
     mark: (which, cell) => placeMark(panel, which, cell),
+    anchorOf: (cell) => anchorOf(panel, cell),
+    focus: () => canvas.focus(),
+    setTitle: (text) => (name.textContent = text),
+    setCount: (text) => (counter.textContent = text),
   };
 }
 
@@ -143,66 +85,105 @@ function place(panel, cell) {
   return { x: layer * width, y: (nHeads - 1 - (cell % nHeads)) * height };
 }
 
-function box(panel, cell) {
-  const { width, height, gap } = panel.size;
-  const { x, y } = place(panel, cell);
-  return `M${x} ${y}h${width - gap}v${height - gap}h${gap - width}z`;
+/** One path per class; runs of a class within a layer are one rectangle. */
+function drawColours(panel, classOf, marked) {
+  panel.drawn = { classOf, marked };
+  if (!panel.size) return;
+  const { nLayers, nHeads } = panel.atlas;
+  const { width, height } = panel.size;
+  const shapes = new Map();
+  for (let layer = 0; layer < nLayers; layer += 1) {
+    let head = 0;
+    while (head < nHeads) {
+      const name = classOf[layer * nHeads + head];
+      const first = head;
+      while (head < nHeads && classOf[layer * nHeads + head] === name) head += 1;
+      if (!name) continue;
+      const tall = (head - first) * height;
+      if (!shapes.has(name)) shapes.set(name, []);
+      shapes.get(name).push(`M${layer * width} ${(nHeads - head) * height}h${width}v${tall}h${-width}z`);
+    }
+  }
+  const paths = [...shapes].map(([name, parts]) => {
+    const [scale, step] = name.split("-");
+    return svg("path", { class: "level", [`data-${scale}`]: step, d: parts.join("") });
+  });
+  panel.colours.replaceChildren(...paths);
+  panel.called.setAttribute("d", marked ? dots(panel, marked) : "");
 }
 
-function drawLevels(panel, reading) {
-  const shapes = panel.levels.map(() => []);
+/** A small square in the corner of the heads that pass, where colours say something else. */
+function dots(panel, marked) {
+  const { width, height, gap } = panel.size;
+  const side = Math.max(2, Math.min(width, height) * 0.26);
+  const parts = [];
   for (let cell = 0; cell < panel.atlas.nCells; cell += 1) {
-    if (panel.shown(cell)) shapes[reading.level[cell] - 1].push(box(panel, cell));
+    if (!marked[cell]) continue;
+    const { x, y } = place(panel, cell);
+    const [right, top] = [x + width - gap - side - 1, y + 1];
+    parts.push(`M${right} ${top}h${side}v${side}h${-side}z`);
   }
-  panel.levels.forEach((path, i) => path.setAttribute("d", shapes[i].join("")));
+  return parts.join("");
 }
 
 function resizePanel(panel, size) {
   panel.size = size;
-  const { nLayers, nHeads, nCells, mapped } = panel.atlas;
+  const { nLayers, nHeads, mapped } = panel.atlas;
   const width = nLayers * size.width;
   const height = nHeads * size.height;
-  // Room for the last tick's label beyond the plot.
-  panel.canvas.setAttribute("width", LEFT + width + 8);
-  panel.canvas.setAttribute("height", TOP + height + BOTTOM);
-  panel.plot.setAttribute("transform", `translate(${LEFT} ${TOP})`);
+  panel.canvas.setAttribute("width", MARGIN.left + width + MARGIN.right);
+  panel.canvas.setAttribute("height", MARGIN.top + height + MARGIN.bottom);
+  panel.plot.setAttribute("transform", `translate(${MARGIN.left} ${MARGIN.top})`);
   panel.plate.setAttribute("width", width);
   panel.plate.setAttribute("height", height);
-  const ground = [];
-  for (let cell = 0; cell < nCells; cell += 1) {
-    if (mapped[Math.floor(cell / nHeads)]) ground.push(box(panel, cell));
-  }
-  const columns = Array.from(mapped, (done, layer) =>
-    done ? "" : `M${layer * size.width} 0h${size.width}v${height}h${-size.width}z`,
-  );
-  panel.ground.setAttribute("d", ground.join(""));
-  panel.unmapped.setAttribute("d", columns.join(""));
+  const columns = (wanted) =>
+    Array.from(mapped, (done, layer) =>
+      Boolean(done) === wanted ? `M${layer * size.width} 0h${size.width}v${height}h${-size.width}z` : "",
+    ).join("");
+  panel.ground.setAttribute("d", columns(true));
+  panel.unmapped.setAttribute("d", columns(false));
+  drawGrid(panel, width, height);
   drawAxes(panel, width, height);
+  if (panel.drawn) drawColours(panel, panel.drawn.classOf, panel.drawn.marked);
   for (const which of Object.keys(panel.marks)) placeMark(panel, which, panel.marks[which].cell ?? null);
+}
+
+function drawGrid(panel, width, height) {
+  const { nLayers, nHeads } = panel.atlas;
+  const { size, grid } = panel;
+  const lines = [];
+  if (size.gap) {
+    for (let layer = 1; layer <= nLayers; layer += 1)
+      lines.push(`M${layer * size.width - size.gap} 0h${size.gap}v${height}h${-size.gap}z`);
+    for (let head = 1; head <= nHeads; head += 1)
+      lines.push(`M0 ${head * size.height - size.gap}h${width}v${size.gap}h${-width}z`);
+  }
+  grid.setAttribute("d", lines.join(""));
 }
 
 function drawAxes(panel, width, height) {
   const { nLayers, nHeads } = panel.atlas;
   const { size, axes } = panel;
+  const { left, top } = MARGIN;
   const labels = [];
   for (const layer of ticks(nLayers, size.width, 26)) {
-    const x = LEFT + (layer + 0.5) * size.width - size.gap / 2;
-    labels.push(svg("text", { x, y: TOP + height + 13, "text-anchor": "middle" }, String(layer)));
+    const x = left + (layer + 0.5) * size.width - size.gap / 2;
+    labels.push(svg("text", { x, y: top + height + 13, "text-anchor": "middle" }, String(layer)));
   }
-  for (const head of ticks(nHeads, size.height, 20)) {
-    const y = TOP + (nHeads - 0.5 - head) * size.height - size.gap / 2;
-    labels.push(svg("text", { x: LEFT - 5, y, "text-anchor": "end", dy: "0.35em" }, String(head)));
+  for (const head of ticks(nHeads, size.height, 18)) {
+    const y = top + (nHeads - 0.5 - head) * size.height - size.gap / 2;
+    labels.push(svg("text", { x: left - 5, y, "text-anchor": "end", dy: "0.35em" }, String(head)));
   }
-  const middle = TOP + height / 2;
+  const middle = top + height / 2;
   labels.push(
     svg(
       "text",
-      { class: "axis", x: LEFT + width / 2, y: TOP + height + 28, "text-anchor": "middle" },
+      { class: "axis", x: left + width / 2, y: top + height + 29, "text-anchor": "middle" },
       "Layer",
     ),
     svg(
       "text",
-      { class: "axis", transform: `translate(10 ${middle}) rotate(-90)`, "text-anchor": "middle" },
+      { class: "axis", transform: `translate(11 ${middle}) rotate(-90)`, "text-anchor": "middle" },
       "Head",
     ),
   );
@@ -213,7 +194,7 @@ function placeMark(panel, which, cell) {
   const mark = panel.marks[which];
   mark.cell = cell;
   mark.classList.toggle("on", cell !== null);
-  if (cell === null) return;
+  if (cell === null || !panel.size) return;
   const { width, height, gap } = panel.size;
   const { x, y } = place(panel, cell);
   // Small cells get a frame around them, so that it does not cover the colour.
@@ -231,17 +212,16 @@ function listen(panel, handlers) {
     under = cellAt(panel, event);
     handlers.point(under, under === null ? null : anchorOf(panel, under), "pointer");
   };
-  canvas.addEventListener("pointermove", follow);
-  canvas.addEventListener("pointerdown", follow);
-  canvas.addEventListener("pointerleave", (event) => {
-    // A finger that lifts leaves too; what it touched stays explained until the next touch.
-    if (event.pointerType !== "touch") handlers.point(null, null, "pointer");
+  canvas.addEventListener("pointermove", (event) => {
+    if (event.pointerType !== "touch") follow(event);
   });
+  canvas.addEventListener("pointerdown", follow);
+  canvas.addEventListener("pointerleave", () => handlers.point(null, null, "pointer"));
   canvas.addEventListener("click", () => {
     // A click's coordinates may be rounded; the head meant is the one that was outlined.
     if (under === null) return;
     focused = under;
-    handlers.pin(under);
+    handlers.open(under, "pointer");
   });
   const look = (cell) => {
     focused = cell;
@@ -255,8 +235,8 @@ function listen(panel, handlers) {
   canvas.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const from = focused ?? firstShown(panel);
-    if (event.key === "Enter" || event.key === " ") handlers.pin(from);
-    else if (event.key === "Escape") handlers.pin(null);
+    if (event.key === "Enter" || event.key === " ") handlers.open(from, "keys");
+    else if (event.key === "Escape") handlers.close();
     else {
       const next = step(panel, from, event.key);
       if (next === null) return;
@@ -266,8 +246,13 @@ function listen(panel, handlers) {
   });
 }
 
+function isShown(panel, cell) {
+  const { classOf, marked } = panel.drawn;
+  return marked ? marked[cell] > 0 : classOf[cell] !== null;
+}
+
 function firstShown(panel) {
-  for (let cell = 0; cell < panel.atlas.nCells; cell += 1) if (panel.shown(cell)) return cell;
+  for (let cell = 0; cell < panel.atlas.nCells; cell += 1) if (isShown(panel, cell)) return cell;
   return 0;
 }
 
@@ -279,7 +264,7 @@ function step(panel, cell, key) {
   const to = (l, h) => Math.min(nLayers - 1, Math.max(0, l)) * nHeads + Math.min(nHeads - 1, Math.max(0, h));
   const seek = (direction) => {
     for (let next = cell + direction; next >= 0 && next < nCells; next += direction) {
-      if (panel.shown(next)) return next;
+      if (isShown(panel, next)) return next;
     }
     return cell;
   };
@@ -300,8 +285,8 @@ function cellAt(panel, event) {
   const { nLayers, nHeads } = panel.atlas;
   const { width, height } = panel.size;
   const bounds = panel.canvas.getBoundingClientRect();
-  const layer = Math.floor((event.clientX - bounds.left - LEFT) / width);
-  const fromTop = Math.floor((event.clientY - bounds.top - TOP) / height);
+  const layer = Math.floor((event.clientX - bounds.left - MARGIN.left) / width);
+  const fromTop = Math.floor((event.clientY - bounds.top - MARGIN.top) / height);
   if (layer < 0 || layer >= nLayers || fromTop < 0 || fromTop >= nHeads) return null;
   return layer * nHeads + (nHeads - 1 - fromTop);
 }
@@ -311,7 +296,12 @@ function anchorOf(panel, cell) {
   const bounds = panel.canvas.getBoundingClientRect();
   const { x, y } = place(panel, cell);
   const { width, height } = panel.size;
-  const left = bounds.left + LEFT + x;
-  const top = bounds.top + TOP + y;
+  const left = bounds.left + MARGIN.left + x;
+  const top = bounds.top + MARGIN.top + y;
   return { left, top, right: left + width, bottom: top + height, below: bounds.bottom };
+}
+
+/** Heads of unmapped layers have no colour. */
+export function maskOf(atlas, classOf, keep) {
+  return classOf.map((name, cell) => (name !== null && keep(cell) && isMapped(atlas, cell) ? name : null));
 }

@@ -1,41 +1,51 @@
 /** The relations asked: what was used, what was not and why, and the best head of each. */
 
 import { headName } from "./atlas.mjs";
-import { el } from "./dom.mjs";
+import { button, el } from "./dom.mjs";
 import { count, interval, share } from "./format.mjs";
 
-/** @returns node, sync(reading). */
-export function createRelations(atlas, pin) {
+const HEADER = [
+  ["Relation", "words"],
+  ["Category", "words"],
+  ["Best head", "whole"],
+  ["Heads", "number"],
+  ["Sources used", "number"],
+  ["Targets", "number"],
+  ["Sources not used", "words"],
+];
+
+/**
+ * Build the table of relations.
+ *
+ * @param handlers open(cell, how), choose(relation index).
+ * @returns node, sync(view).
+ */
+export function createRelations(atlas, handlers) {
   const calls = new Map(atlas.scored.map((relation) => [relation.index, el("td", { class: "number" })]));
-  const header = [
-    ["Relation", "words"],
-    ["Category", "words"],
-    ["k", "number"],
-    ["Sources used", "number"],
-    ["Targets", "number"],
-    ["Heads", "number"],
-    ["Best head", "whole"],
-    ["Sources not used", "words"],
-  ];
-  const body = atlas.scored.map((relation) =>
-    el(
+  const best = new Map(atlas.scored.map((relation) => [relation.index, el("td", { class: "whole" })]));
+  const body = atlas.scored.map((relation) => {
+    const choose = () => handlers.choose(relation.index);
+    return el(
       "tr",
       {},
-      el("th", { class: "words", scope: "row" }, relation.title),
+      el(
+        "th",
+        { class: "words", scope: "row" },
+        button(relation.title, choose, { class: "link", title: "Show this relation in the figure" }),
+      ),
       el("td", { class: "words" }, atlas.categories[relation.category]),
-      el("td", { class: "number" }, String(relation.k)),
+      best.get(relation.index),
+      calls.get(relation.index),
       el("td", { class: "number" }, `${relation.n_sources} of ${relation.n_pairs}`),
       el("td", { class: "number" }, String(relation.n_targets)),
-      calls.get(relation.index),
-      el("td", { class: "whole" }, ...bestHead(atlas, relation, pin)),
       el("td", { class: "words" }, ...dropped(relation)),
-    ),
-  );
-  const names = header.map(([label, kind]) => el("th", { scope: "col", class: kind }, label));
+    );
+  });
+  const names = HEADER.map(([label, kind]) => el("th", { scope: "col", class: kind }, label));
   const node = el(
     "section",
-    {},
-    el("h2", {}, "Relations"),
+    { "aria-labelledby": "relations-title" },
+    el("h2", { id: "relations-title" }, "Relations asked"),
     leftOut(atlas),
     el(
       "div",
@@ -43,39 +53,41 @@ export function createRelations(atlas, pin) {
       el("table", { class: "relations" }, el("thead", {}, el("tr", {}, ...names)), el("tbody", {}, ...body)),
     ),
   );
+  let shown = null;
   return {
     node,
-    sync(reading) {
+    sync({ reading }) {
+      if (shown === reading) return;
+      shown = reading;
       for (const relation of atlas.scored) {
         calls.get(relation.index).textContent = callsOf(atlas, reading, relation).toLocaleString("en");
+        best.get(relation.index).replaceChildren(...bestHead(atlas, reading, relation, handlers));
       }
     },
   };
 }
 
 function callsOf(atlas, reading, relation) {
-  if (reading.everything) return atlas.mapped.reduce((sum, done) => sum + done, 0) * atlas.nHeads;
+  if (reading.everything) return atlas.nMapped;
   let total = 0;
   for (let row = relation.first; row < relation.last; row += 1) total += reading.effect[row] ? 1 : 0;
   return total;
 }
 
-function bestHead(atlas, relation, pin) {
-  const { rows } = atlas;
+function bestHead(atlas, { scores }, relation, handlers) {
   let best = -1;
   for (let row = relation.first; row < relation.last; row += 1) {
-    if (rows.score[row] > (best < 0 ? 0 : rows.score[best])) best = row;
+    if (scores.score[row] > (best < 0 ? 0 : scores.score[best])) best = row;
   }
   if (best < 0) return ["no head promotes it"];
-  const cell = rows.cell[best];
+  const cell = atlas.rows.cell[best];
   const name = headName(atlas, cell);
-  const button = el(
-    "button",
-    { type: "button", class: "link", "aria-label": `Pin head ${name}`, on: { click: () => pin(cell) } },
-    name,
-  );
-  const range = el("span", { class: "quiet" }, ` ${interval(rows.hits[best], relation.n_sources)}`);
-  return [button, ` ${share(rows.score[best])}`, range];
+  const range = el("span", { class: "quiet" }, ` ${interval(scores.hits[best], relation.n_sources)}`);
+  const open = button(name, () => handlers.open(cell, "link"), {
+    class: "link",
+    "aria-label": `Open head ${name}`,
+  });
+  return [open, ` ${share(scores.score[best])}`, range];
 }
 
 function dropped(relation) {

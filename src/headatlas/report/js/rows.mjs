@@ -1,10 +1,11 @@
 /** Sorting, filtering and writing out the rows of the heads table. Pure functions, no document. */
 
-import { confirmedName, effectName } from "./atlas.mjs";
+import { confirmedName, effectName, strength } from "./atlas.mjs";
 import { wilson } from "./format.mjs";
+import { rowTest, wordsOf } from "./words.mjs";
 
 /** What each sortable column is sorted by; numbers ascending, text by its alphabetical rank. */
-function sortKey(atlas, column) {
+function sortKey(atlas, reading, column) {
   const { rows, relations, nHeads } = atlas;
   const ranks = (texts) => {
     const sorted = [...new Set(texts)].sort((a, b) => a.localeCompare(b, "en"));
@@ -13,20 +14,22 @@ function sortKey(atlas, column) {
   const titles = ranks(relations.map((relation) => relation.title));
   const categories = ranks(relations.map((relation) => atlas.categories[relation.category]));
   const keys = {
-    best: (row) => Math.max(rows.score[row], rows.suppression[row]),
+    best: (row) => strength(reading, row),
+    head: (row) => rows.cell[row],
     layer: (row) => Math.floor(rows.cell[row] / nHeads),
-    head: (row) => rows.cell[row] % nHeads,
     relation: (row) => titles[rows.relation[row]],
     category: (row) => categories[rows.relation[row]],
+    added: (row) => reading.scores.addedShare[row],
+    confirmed: (row) => rows.confirmed[row],
     n: (row) => relations[rows.relation[row]].n_sources,
   };
-  return keys[column] ?? ((row) => rows[column][row]);
+  return keys[column] ?? ((row) => reading.scores[column][row]);
 }
 
 /** All rows in the order of a column; ties by layer, head and the order of the relations; unknown last. */
-export function sortRows(atlas, column, descending) {
+export function sortRows(atlas, reading, column, descending) {
   const { rows } = atlas;
-  const keyOf = sortKey(atlas, column);
+  const keyOf = sortKey(atlas, reading, column);
   const sign = descending ? -1 : 1;
   const keys = new Float64Array(rows.length);
   for (let row = 0; row < rows.length; row += 1) {
@@ -43,66 +46,31 @@ export function sortRows(atlas, column, descending) {
 /**
  * The rows that pass, in the order given.
  *
- * @param filter chosen: set of relation indices or null; cell: one head or null; text: words that must all
- *     occur in the head's name, the relation or the category; below: also rows under the criterion.
+ * @param context atlas, heads, reading and chosen (relation indices, or null for all).
+ * @param filter text: words that must all be true of a row; below: also rows under the criterion that score at all.
  */
-export function filterRows(atlas, reading, order, filter) {
-  const { rows } = atlas;
-  const accepts = relationTest(atlas, filter.text);
+export function filterRows(context, order, { text, below }) {
+  const { atlas, reading, chosen } = context;
+  const tests = wordsOf(text).map((word) => rowTest(context, word));
   const shown = [];
   for (const row of order) {
-    if (!filter.below && !reading.effect[row]) continue;
-    if (filter.cell !== null && rows.cell[row] !== filter.cell) continue;
-    if (filter.chosen !== null && !filter.chosen.has(rows.relation[row])) continue;
-    if (accepts(row)) shown.push(row);
+    if (!(below ? strength(reading, row) > 0 : reading.effect[row])) continue;
+    if (chosen !== null && !chosen.has(atlas.rows.relation[row])) continue;
+    if (tests.every((test) => test(row))) shown.push(row);
   }
   return shown;
 }
 
-function relationTest(atlas, text) {
-  const words = text.toLowerCase().split(/\s+/).filter(Boolean);
-  if (!words.length) return () => true;
-  const heads = words.filter((word) => /^\d+\.\d*$/.test(word));
-  const others = words.filter((word) => !heads.includes(word));
-  const passes = atlas.relations.map((relation) => {
-    const about = `${relation.title} ${relation.name} ${atlas.categories[relation.category]}`.toLowerCase();
-    return others.every((word) => about.includes(word));
-  });
-  const { rows, nHeads } = atlas;
-  return (row) => {
-    if (!passes[rows.relation[row]]) return false;
-    const cell = rows.cell[row];
-    return heads.every((word) => {
-      const [layer, head] = word.split(".");
-      return Number(layer) === Math.floor(cell / nHeads) && (head === "" || Number(head) === cell % nHeads);
-    });
-  };
-}
-
 const CSV_COLUMNS = [
-  "layer",
-  "head",
-  "relation",
-  "title",
-  "category",
-  "effect",
-  "score",
-  "low",
-  "high",
-  "q",
-  "suppression",
-  "suppression_low",
-  "suppression_high",
-  "suppression_q",
-  "control",
-  "added",
-  "n_sources",
-  "confirmed",
+  ...["layer", "head", "relation", "title", "category", "effect", "k"],
+  ...["score", "low", "high", "q", "suppression", "suppression_low", "suppression_high", "suppression_q"],
+  ...["control", "added", "n_sources", "confirmed"],
 ];
 
 /** The rows as CSV with a header line (RFC 4180). */
-export function toCsv(atlas, reading, shown) {
+export function toCsv({ atlas, reading }, shown) {
   const { rows, relations, nHeads } = atlas;
+  const { scores } = reading;
   const lines = [CSV_COLUMNS.join(",")];
   for (const row of shown) {
     const relation = relations[rows.relation[row]];
@@ -115,14 +83,15 @@ export function toCsv(atlas, reading, shown) {
         relation.title,
         atlas.categories[relation.category],
         reading.effect[row] ? effectName(reading.effect[row]) : "",
-        rows.score[row],
-        ...wilson(rows.hits[row], n),
-        rows.q[row],
-        rows.suppression[row],
-        ...wilson(rows.suppressed[row], n),
-        rows.suppressionQ[row],
-        rows.control[row],
-        rows.added[row],
+        relation.copying ? scores.kCopy : scores.k,
+        scores.score[row],
+        ...wilson(scores.hits[row], n),
+        scores.q[row],
+        scores.suppression[row],
+        ...wilson(scores.suppressed[row], n),
+        scores.suppressionQ[row],
+        scores.control[row],
+        scores.addedShare[row],
         n,
         rows.confirmed[row] ? confirmedName(rows.confirmed[row]) : "",
       ]
@@ -136,6 +105,6 @@ export function toCsv(atlas, reading, shown) {
 function csvField(value) {
   if (typeof value === "number") return Number.isNaN(value) ? "" : String(Number(value.toPrecision(6)));
   // A leading =, +, - or @ would be run as a formula by spreadsheets.
-  const text = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
+  const text = /^\s*[=+\-@]/.test(value) ? `'${value}` : value;
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }

@@ -1,14 +1,23 @@
-/** What is known about one head: a small table beside it, and the same in a sentence for screen readers. */
+/** What is known about one head, in short: a small table beside it, and the same in a sentence for screen readers. */
 
-import { confirmedOnly, effectName, headName, rowsOfHead } from "./atlas.mjs";
+import {
+  confirmedOnly,
+  effectName,
+  headName,
+  isMapped,
+  isSuppression,
+  rowsOfHead,
+  strength,
+} from "./atlas.mjs";
 import { el } from "./dom.mjs";
-import { count, interval, listed, rate, share } from "./format.mjs";
+import { count, interval, listed, plain, rate, share } from "./format.mjs";
+import { spoken } from "./measures.mjs";
 
-const MOST = 8;
-const OTHERS = 3;
+const MOST = 5;
+const OTHERS = 2;
 const WORTH_NAMING = 0.03;
 
-/** @returns node, say (a live region), show(cell, anchor, reading, aloud), hide(). */
+/** @returns node, say (a live region), show(cell, anchor, view, aloud), hide(). */
 export function createTooltip(atlas) {
   const node = el("div", { class: "tooltip", "aria-hidden": "true" });
   const say = el("div", { class: "hidden", role: "status", "aria-live": "polite" });
@@ -16,14 +25,14 @@ export function createTooltip(atlas) {
   return {
     node,
     say,
-    show(cell, anchor, reading, aloud) {
-      if (shown?.cell !== cell || shown.reading !== reading) {
-        node.replaceChildren(...describeHead(atlas, cell, reading));
-        shown = { cell, reading };
+    show(cell, anchor, view, aloud) {
+      if (shown?.cell !== cell || shown.view !== view) {
+        node.replaceChildren(...describeHead(atlas, cell, view));
+        shown = { cell, view };
       }
       node.classList.add("on");
       position(node, anchor);
-      if (aloud) say.textContent = sentence(atlas, cell, reading);
+      if (aloud) say.textContent = sentence(atlas, cell, view);
     },
     hide() {
       node.classList.remove("on");
@@ -33,30 +42,49 @@ export function createTooltip(atlas) {
 
 /** The rows worth naming, best first: those that count, and a few of the others. */
 export function notable(atlas, cell, reading) {
-  const { rows } = atlas;
-  const strength = (row) => Math.max(rows.score[row], rows.suppression[row]);
-  const best = rowsOfHead(atlas, cell).sort((a, b) => strength(b) - strength(a));
+  const best = rowsOfHead(atlas, cell).sort((a, b) => strength(reading, b) - strength(reading, a));
   const called = best.filter((row) => reading.effect[row]);
-  const others = best.filter((row) => !reading.effect[row] && strength(row) >= WORTH_NAMING).slice(0, OTHERS);
+  const others = best
+    .filter((row) => !reading.effect[row] && strength(reading, row) >= WORTH_NAMING)
+    .slice(0, OTHERS);
   return { called, others };
 }
 
-function describeHead(atlas, cell, reading) {
-  const heading = el("p", { class: "tooltip-title" }, `Layer ${place(atlas, cell).join(", head ")}`);
-  if (!atlas.mapped[place(atlas, cell)[0]]) return [heading, el("p", {}, "This layer has not been mapped.")];
-  const { called, others } = notable(atlas, cell, reading);
+function describeHead(atlas, cell, view) {
+  const layer = Math.floor(cell / atlas.nHeads);
+  const heading = el("p", { class: "tooltip-title" }, `Layer ${layer}, head ${cell % atlas.nHeads}`);
+  if (!isMapped(atlas, cell)) return [heading, el("p", {}, unmappedWhy(atlas, layer))];
+  const { called, others } = notable(atlas, cell, view.reading);
   const listedRows = [...called.slice(0, MOST), ...others];
-  const parts = [heading, el("p", { class: "quiet" }, summary(atlas, cell, reading))];
-  if (listedRows.length) parts.push(relationTable(atlas, listedRows, reading));
+  const parts = [heading, el("p", { class: "quiet" }, summary(atlas, cell, view.reading))];
+  const { painted } = view;
+  if (painted.value && painted.kind === "values") {
+    const own = painted.value[cell];
+    parts.push(el("p", {}, `${painted.title}: ${Number.isNaN(own) ? "–" : plain(own)}`));
+  }
+  if (listedRows.length) parts.push(relationTable(atlas, listedRows, view.reading));
   if (called.length > MOST) parts.push(el("p", { class: "quiet" }, `and ${called.length - MOST} more`));
+  const looks = looksOf(view.heads, cell);
+  if (looks) parts.push(el("p", { class: "quiet" }, looks));
   return parts;
 }
 
-function place(atlas, cell) {
-  return [Math.floor(cell / atlas.nHeads), cell % atlas.nHeads];
+/** Why a head has nothing: its layer has no heads, or was not mapped. */
+export function unmappedWhy(atlas, layer) {
+  return atlas.data.layers_without_heads.includes(layer)
+    ? "This layer has no attention heads."
+    : "This layer has not been mapped.";
 }
 
-function summary(atlas, cell, reading) {
+function looksOf(heads, cell) {
+  const called = heads.behaviours.filter((each) => each.called[cell]);
+  return called.length
+    ? `looks: ${called.map((each) => `${spoken(each.name)} ${each.value[cell].toFixed(2)}`).join(", ")}`
+    : "";
+}
+
+/** "2 categories: Knowledge and Linguistic". */
+export function summary(atlas, cell, reading) {
   const which = atlas.categories.filter((_, i) => reading.member[i][cell]);
   if (!which.length) return "Implements none of the relations asked, by this criterion";
   return `${count(which.length, "category", "categories")}: ${listed(which)}`;
@@ -64,11 +92,12 @@ function summary(atlas, cell, reading) {
 
 function relationTable(atlas, listedRows, reading) {
   const { rows, relations } = atlas;
-  const head = ["Relation", "Score", "95 %", "q", "Control", "Added"];
+  const { scores } = reading;
+  const head = ["Relation", "Score", "95 %", "q", "Control"];
   const body = listedRows.map((row) => {
     const relation = relations[rows.relation[row]];
-    const down = isSuppression(atlas, reading, row);
-    const hits = down ? rows.suppressed[row] : rows.hits[row];
+    const down = isSuppression(reading, row);
+    const confirmed = confirmedOnly(rows.confirmed[row]);
     return el(
       "tr",
       { class: reading.effect[row] ? "called" : "below" },
@@ -76,16 +105,13 @@ function relationTable(atlas, listedRows, reading) {
         "td",
         {},
         relation.title,
-        down ? el("span", { class: "quiet" }, " suppresses") : null,
-        confirmedOnly(rows.confirmed[row])
-          ? el("span", { class: "quiet" }, ` confirmed ${confirmedOnly(rows.confirmed[row])}`)
-          : null,
+        down && el("span", { class: "quiet" }, " suppresses"),
+        confirmed && el("span", { class: "quiet" }, ` confirmed ${confirmed}`),
       ),
-      el("td", {}, share(down ? rows.suppression[row] : rows.score[row])),
-      el("td", {}, interval(hits, relation.n_sources)),
-      el("td", {}, rate(down ? rows.suppressionQ[row] : rows.q[row])),
-      el("td", {}, share(rows.control[row])),
-      el("td", {}, down ? "–" : share(rows.added[row])),
+      el("td", {}, share((down ? scores.suppression : scores.score)[row])),
+      el("td", {}, interval((down ? scores.suppressed : scores.hits)[row], relation.n_sources)),
+      el("td", {}, rate((down ? scores.suppressionQ : scores.q)[row])),
+      el("td", {}, share(scores.control[row])),
     );
   });
   return el(
@@ -96,43 +122,33 @@ function relationTable(atlas, listedRows, reading) {
   );
 }
 
-/** Whether a row is about suppression: the effect that counts, or the stronger one. */
-export function isSuppression(atlas, reading, row) {
-  const bits = reading.effect[row];
-  if (bits === 1 || bits === 2) return bits === 2;
-  return atlas.rows.suppression[row] > atlas.rows.score[row];
-}
-
-function sentence(atlas, cell, reading) {
+function sentence(atlas, cell, view) {
   const { rows, relations } = atlas;
+  const { reading } = view;
   const { called } = notable(atlas, cell, reading);
   const parts = called.slice(0, MOST).map((row) => {
-    const down = isSuppression(atlas, reading, row);
-    const value = share(down ? rows.suppression[row] : rows.score[row]);
+    const down = isSuppression(reading, row);
+    const value = share((down ? reading.scores.suppression : reading.scores.score)[row]);
     const title = relations[rows.relation[row]].title;
-    return `${effectName(down ? 2 : 1)} ${title}, ${value}, control ${share(rows.control[row])}`;
+    return `${effectName(down ? 2 : 1)} ${title}, ${value}, control ${share(reading.scores.control[row])}`;
   });
-  return `Head ${headName(atlas, cell)}. ${summary(atlas, cell, reading)}. ${parts.join("; ")}`;
+  const said = [summary(atlas, cell, reading), parts.join("; "), looksOf(view.heads, cell)].filter(Boolean);
+  return `Head ${headName(atlas, cell)}. ${said.join(". ")}`;
 }
 
-/** Under the panel where there is room, so that the panels stay in view; else beside the head. */
+/** Beside the head where there is room, under or over it else. */
 function position(node, anchor) {
   const margin = 10;
   const { width, height } = node.getBoundingClientRect();
   const { clientWidth, clientHeight } = document.documentElement;
-  const across = Math.max(margin, Math.min(anchor.left - width / 3, clientWidth - width - margin));
-  let left = across;
-  let top = anchor.below + margin;
-  if (top + height > clientHeight - margin) {
-    left = anchor.right + margin;
-    if (left + width > clientWidth - margin) left = anchor.left - margin - width;
-    top = anchor.top - height / 2;
-    if (left < margin) {
-      // No room on either side: right above or below the head.
-      left = across;
-      top = anchor.bottom + margin;
-      if (top + height > clientHeight - margin) top = anchor.top - margin - height;
-    }
+  let left = anchor.right + margin;
+  if (left + width > clientWidth - margin) left = anchor.left - margin - width;
+  let top = anchor.top - height / 2;
+  if (left < margin) {
+    // No room on either side: right above or below the head.
+    left = Math.max(margin, Math.min(anchor.left - width / 3, clientWidth - width - margin));
+    top = anchor.bottom + margin;
+    if (top + height > clientHeight - margin) top = anchor.top - margin - height;
   }
   top = Math.max(margin, Math.min(top, clientHeight - height - margin));
   node.style.transform = `translate(${Math.round(left)}px, ${Math.round(top)}px)`;
