@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
+from headatlas.atlas import Atlas
 from headatlas.report import write_report
 from tests.browser.made import full_atlas, hostile_atlas
 from tests.browser.showing import MISSING, WIDE, Shown, chromium, options, show
 
 MAKERS = {"full": full_atlas, "hostile": hostile_atlas}
+PATIENCE = 20_000
+"""Milliseconds for what should take a few: the machine may be busy."""
 Opener = Callable[..., Shown]
 
 
@@ -22,6 +25,7 @@ def browser() -> Iterator[Browser]:
     path = chromium()
     if path is None:
         pytest.skip(MISSING)
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=path)
         yield started
@@ -29,20 +33,26 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="package")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The page of a made atlas, by its name in :data:`MAKERS`; written once."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Atlas, Path]]:
+    """A made atlas by its name in :data:`MAKERS`, and its page; made once."""
     folder = tmp_path_factory.mktemp("pages")
 
     @cache
-    def written(name: str) -> Path:
+    def make(name: str) -> tuple[Atlas, Path]:
         atlas = MAKERS[name](folder / f"{name}.zarr")
-        return write_report(atlas, folder / f"{name}.html")
+        return atlas, write_report(atlas, folder / f"{name}.html")
 
-    return written
+    return make
 
 
 @pytest.fixture
-def open_page(browser: Browser, report: Callable[[str], Path]) -> Iterator[Opener]:
+def atlas(made: Callable[[str], tuple[Atlas, Path]]) -> Atlas:
+    """The atlas of the page that opens by default."""
+    return made("full")[0]
+
+
+@pytest.fixture
+def open_page(browser: Browser, made: Callable[[str], tuple[Atlas, Path]]) -> Iterator[Opener]:
     """Opens the page of a made atlas. Afterwards: it asked for nothing and complained of nothing."""
     opened = []
 
@@ -55,10 +65,11 @@ def open_page(browser: Browser, report: Callable[[str], Path]) -> Iterator[Opene
         **other: Any,
     ) -> Shown:
         context = browser.new_context(**options(theme, size, **other))
-        shown = show(context, report(name), fragment)
-        if other.get("java_script_enabled", True):
-            shown.settle()
+        context.set_default_timeout(PATIENCE)
+        shown = show(context, made(name)[1], fragment)
         opened.append((context, shown))
+        if other.get("java_script_enabled", True):
+            expect(shown.figure()).to_be_visible()
         return shown
 
     yield opener

@@ -41,7 +41,7 @@ WORDS = (" Paris", " France", " cat", " dog", " größer", " 猫", " été", " n
 
 
 def full_atlas(path: Path) -> Atlas:
-    """Six layers × four heads with relations, behaviours, salience and labels; the last layer is not mapped."""
+    """Six layers × four heads with all that a page shows; the last layer is not mapped."""
     make_atlas(path, N_LAYERS, N_HEADS, layers=range(N_LAYERS - 1))
     _add_evidence(path, WORDS, "capitals → countries")
     return Atlas.open(path)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import BrowserContext, ConsoleMessage, Dialog, Page, Request, Route
+from playwright.sync_api import BrowserContext, ConsoleMessage, Dialog, Locator, Page, Request, Route
 
 WIDE, NARROW = (1440, 900), (420, 800)
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -37,6 +38,27 @@ class Shown:
     asked: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
+    def figure(self) -> Locator:
+        """The large panel."""
+        return self.page.get_by_role("application").first
+
+    def card(self) -> Locator:
+        """The place of a head's card; its name is the head's while one is open."""
+        return self.page.get_by_role("region", name=re.compile("^Heads?( [0-9]+[.][0-9]+)?$"))
+
+    def place(self, layer: int, head: int, n_layers: int, n_heads: int) -> tuple[float, float]:
+        """The middle of a head in the large panel, in pixels of the window."""
+        self.figure().scroll_into_view_if_needed()
+        box = self.figure().locator(".plate").bounding_box()
+        assert box is not None
+        across, up = (layer + 0.5) / n_layers, 1 - (head + 0.5) / n_heads
+        return box["x"] + across * box["width"], box["y"] + up * box["height"]
+
+    def fragment(self) -> str:
+        """The fragment of the address, with its #; empty if there is none."""
+        found: str = self.page.evaluate("location.hash")
+        return found
+
     def texts(self) -> list[str]:
         """Every text node and attribute value of the document as it stands."""
         found: list[str] = self.page.evaluate(
@@ -53,6 +75,12 @@ class Shown:
             }"""
         )
         return found
+
+    def open_all(self) -> None:
+        """Open everything that folds, also what stands inside only then."""
+        for _ in range(2):
+            self.page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true })")
+            self.settle()
 
     def settle(self) -> None:
         """Wait until what was changed has been drawn."""

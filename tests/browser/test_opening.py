@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.browser.conftest import Opener
+from tests.browser.made import LABELLED, N_HEADS, N_LAYERS
 from tests.browser.showing import NARROW, WIDE
 
 UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
@@ -49,12 +51,14 @@ def test_names_of_others_stay_text(open_page: Opener, theme: str) -> None:
     shown = open_page("hostile", theme=theme)
     page = shown.page
     title = page.title()
-    for each in page.locator("details").all():
-        each.evaluate("node => { node.open = true }")
-    page.locator("svg").first.focus()
-    page.keyboard.press("Enter")
+    x, y = shown.place(*LABELLED, N_LAYERS, N_HEADS)
+    page.mouse.click(x, y)
+    expect(shown.card().get_by_role("heading", name=f"Head {LABELLED[0]}.{LABELLED[1]}")).to_be_visible()
+    expect(shown.card()).to_contain_text("</script><img src=x")
+    page.get_by_role("searchbox").fill("<")
     page.get_by_label("also rows below").check()
     shown.settle()
+    shown.open_all()
     assert page.title() == title != "hit"
     assert page.locator("img, iframe, object, embed, form, base, script[src]").count() == 0
     assert page.locator("script").count() == 2
