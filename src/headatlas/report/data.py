@@ -1,8 +1,8 @@
 """The data of the page: what an atlas holds, as small JSON and packed arrays.
 
-Ranks travel, not scores: the page counts hits at any k up to the ceiling, and finds the same heads as Python for
-every k and τ. q needs the calibration, which a page cannot run; p travels for the k at which it was run, and the
-page derives q of it as Python does.
+Ranks travel, not scores: the page counts hits at any k up to the ceiling, and finds the same heads as Python
+for every k and τ. q needs the calibration, which a page cannot run; p travels for the k at which it was run,
+and the page derives q of it as Python does.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ LIST_SHOWN = 24
 """Longer lists in the provenance are cut to this many entries, with their length."""
 
 
-def page_data(
-    atlas: Atlas, *, alternative: str, in_words: str, q_at: Sequence[int] = ()
-) -> dict[str, Any]:
+def page_data(atlas: Atlas, *, alternative: str, in_words: str, q_at: Sequence[int] = ()) -> dict[str, Any]:
     """Everything the page shows, as plain JSON values without NaN.
 
     Args:

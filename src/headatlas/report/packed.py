@@ -1,8 +1,8 @@
 """Numbers and words of the page in little room: arrays as compressed text, which the page unpacks.
 
-A *section* is a set of named arrays, one after the other, each byte plane by byte plane (all lowest bytes, then
-all second ones, …: planes of high bytes are nearly constant, and compress to nothing), as gzip in base64.
-``js/unpack.mjs`` reads it. Ranks are sparse: of each head and relation only pairs below the ceiling are listed.
+A *section* is a set of named arrays, one after the other, each byte plane by byte plane (all lowest bytes,
+then all second ones, …; planes of high bytes are nearly constant and compress to nothing), as gzip in base64.
+``js/unpack.mjs`` reads it. Ranks are sparse: of each head and relation only pairs below the ceiling.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headatlas.atlas import Atlas
-from headatlas.atlas.evidence import COLUMNS as EVIDENCE
 from headatlas.atlas.relation_scores import SIGNS
 from headatlas.atlas.salience import Salience, stored_salience
 from headatlas.atlas.store import read_array
@@ -29,7 +28,7 @@ TOKENLESS = (1 << 32) - 1
 """A place for a token that holds none."""
 LARGE = 1200
 """Pages of more heads than this list fewer salient operations of each."""
-FULL, SHORT = (30, 5), (8, 2)
+FULL, SHORT = (30, 5), (15, 3)
 """Source tokens and directions a head, on a page of few heads and on one of many."""
 N_VALUES = 24
 """Singular values of a head, the largest."""
@@ -87,20 +86,25 @@ def rank_section(atlas: Atlas, calibrated: Sequence[Atlas]) -> dict[str, Any]:
         calibrated: Readings of it at the k whose p the page gets.
 
     Returns:
-        Relations follow each other in the atlas's order, those that were left out are not there. A *row* is a
-        head and a relation with any rank below the ceiling: ``rows`` [relation] counts them, ``row_cell`` is the
-        step from the row before, ``row_promotion`` and ``row_suppression`` count the ranks; the ranks
-        themselves are in ``promotion_pair`` (step from the pair before, among the relation's usable pairs) and
-        ``promotion_rank``, the same for suppression. ``pairs`` [relation] counts usable pairs, ``pair_source``
-        is the position of the source of each. ``control`` [relation, layer] counts ranks of the state itself,
-        which ``control_pair`` and ``control_rank`` hold. ``p/…`` holds p where it is below 1: for each of
-        ``calibrated`` and sign its row (step) and value, of copying relations and of the others apart.
+        Relations follow each other in the atlas's order, those that were left out are not there. A *row* is
+        a head and a relation with any rank below the ceiling: ``rows`` [relation] counts them, ``row_cell``
+        is the step from the row before, ``row_promotion`` and ``row_suppression`` count the ranks; the ranks
+        are in ``promotion_pair`` (step from the pair before, among the relation's usable pairs) and
+        ``promotion_rank``, the same for suppression. ``pairs`` [relation] counts usable pairs,
+        ``pair_source`` is the position of the source of each. ``control`` [relation, layer] counts ranks of
+        the state itself, which ``control_pair`` and ``control_rank`` hold. ``p/…`` holds p where it is below
+        1: for each of ``calibrated`` and sign its row (step) and value, of copying relations and of the
+        others apart.
     """
     found = [_relation_ranks(atlas, at) for at in _scored(atlas)]
     shapes: dict[str, str] = {
         **{"rows": "u4", "row_cell": "u4", "pairs": "u4", "pair_source": "u2"},
         **{f"{part}_{sign}": kind for sign in SIGNS for part, kind in (("row", "u4"),)},
-        **{f"{sign}_{part}": kind for sign in (*SIGNS, "control") for part, kind in (("pair", "u2"), ("rank", "u1"))},
+        **{
+            f"{sign}_{part}": kind
+            for sign in (*SIGNS, "control")
+            for part, kind in (("pair", "u2"), ("rank", "u1"))
+        },
         "control": "u4",
     }
     arrays: Arrays = {
@@ -222,7 +226,11 @@ def head_section(atlas: Atlas) -> dict[str, Any]:
     names = list(dict.fromkeys(looks["behaviour"]))
     if names:
         shape = (len(names), atlas.n_layers, atlas.n_heads)
-        place = looks["behaviour"].map({name: at for at, name in enumerate(names)}), looks["layer"], looks["head"]
+        place = (
+            looks["behaviour"].map({name: at for at, name in enumerate(names)}),
+            looks["layer"],
+            looks["head"],
+        )
         for column in ("value", "expected", "low", "high", "q"):
             values = np.full(shape, np.nan)
             values[place] = looks[column]
@@ -258,8 +266,9 @@ def _number(value: float) -> float | None:
 def salience_section(atlas: Atlas) -> dict[str, Any] | None:
     """What each head writes for which tokens, and its largest directions; None where never computed.
 
-    ``source`` [head, source], ``promoted`` and ``suppressed`` [head, source, place], ``reads`` and ``writes``
-    [head, direction, end, place] are places among the texts of ``json``, :data:`TOKENLESS` where there is none.
+    ``source`` [head, source], ``promoted`` and ``suppressed`` [head, source, place], ``reads`` and
+    ``writes`` [head, direction, end, place] are places among the texts of ``json``, :data:`TOKENLESS` where
+    there is none.
     """
     found = stored_salience(atlas.path)
     if found is None:
@@ -270,12 +279,15 @@ def salience_section(atlas: Atlas) -> dict[str, Any] | None:
     named = np.unique(np.concatenate([each.ravel() for each in ids.values()]))
     named = named[named >= 0]
     arrays: Arrays = {
-        name: ("u4", np.where(each >= 0, np.searchsorted(named, each), TOKENLESS)) for name, each in ids.items()
+        name: ("u4", np.where(each >= 0, np.searchsorted(named, each), TOKENLESS))
+        for name, each in ids.items()
     }
     values = data["singular_values"].values[..., :N_VALUES]
     arrays |= {"gain": fixed(data["gain"].values, 3), "singular_values": fixed(values, 3)}
     sizes = {name: list(each.shape[2:]) for name, each in (*ids.items(), ("singular_values", values))}
-    return pack(arrays, {"texts": _texts(found, named), "sizes": sizes, "explained": _explained(found, atlas)})
+    return pack(
+        arrays, {"texts": _texts(found, named), "sizes": sizes, "explained": _explained(found, atlas)}
+    )
 
 
 def _texts(found: Salience, named: Ints) -> list[str]:
@@ -288,7 +300,9 @@ def _explained(found: Salience, atlas: Atlas) -> list[list[Any]]:
     relations, rest = found.data["relations"].values.ravel(), found.data["rest"].values.ravel()
     share = found.data["explained"].values.ravel()
     return [
-        [json.loads(str(relations[at])), [each[:2] for each in json.loads(str(rest[at]))]] if np.isfinite(share[at]) else []
+        [json.loads(str(relations[at])), [each[:2] for each in json.loads(str(rest[at]))]]
+        if np.isfinite(share[at])
+        else []
         for at in range(atlas.n_layers * atlas.n_heads)
     ]
 

@@ -2,7 +2,7 @@
 
 import { isMapped } from "./atlas.mjs";
 import { plain } from "./format.mjs";
-import { strongest } from "./measures.mjs";
+import { STATEMENTS, statementOf, strongest } from "./measures.mjs";
 
 /** Steps of a score's scale; its colours are --score-0 … and --down-0 …. */
 export const STEPS = 20;
@@ -11,12 +11,13 @@ export const STEPS = 20;
  * The class of every head: "level-2", "score-13", "down-4", or null for blank; and what they mean.
  *
  * @param by "categories", "score", or the name of a measure.
- * @returns kind: "levels", "scores" or "values"; classOf [cell]; value [cell] where there are numbers; title; range:
- *     what the ends of the scale stand for; down: whether suppression has a scale of its own.
+ * @returns kind: "levels", "scores", "values" or "kinds"; classOf [cell]; value [cell] where there are numbers; title;
+ *     range: what the ends of the scale stand for; down: whether suppression has a scale of its own.
  */
 export function paint(context, by, measures) {
   const { atlas, reading } = context;
   if (by === "score") return paintScores(context);
+  if (by === "statements") return paintStatements(context);
   const measure = measures.find((each) => each.name === by);
   if (by === "categories" || !measure) {
     const classOf = Array.from(reading.level, (level) => (level ? `level-${level}` : null));
@@ -55,14 +56,33 @@ export function valuesPaint(atlas, { title, value, range: [least, most] }) {
 function paintScores(context) {
   const { value, down } = strongest(context);
   const classOf = Array.from(value, (own, cell) => {
-    if (Number.isNaN(own) || own === 0) return null;
-    return `${down[cell] ? "down" : "score"}-${Math.max(1, Math.round(own * STEPS))}`;
+    const step = Math.round(own * STEPS);
+    return step > 0 ? `${down[cell] ? "down" : "score"}-${step}` : null;
   });
   const { relations } = context.atlas;
   const { chosen } = context;
   const one = chosen?.size === 1 ? relations[[...chosen][0]].title : null;
   const title = one ? `score on ${one}` : chosen ? "best score of the relations chosen" : "best score";
   return { kind: "scores", classOf, value, title, range: ["0", "1"], down: down.includes(1), measure: null };
+}
+
+function paintStatements(context) {
+  const { atlas } = context;
+  const value = Int8Array.from({ length: atlas.nCells }, (_, cell) =>
+    isMapped(atlas, cell) ? statementOf(context, cell) : -1,
+  );
+  const classOf = Array.from(value, (kind) => (kind < 0 ? null : `kind-${kind}`));
+  const tally = STATEMENTS.map(([, words], at) => [words, value.filter((kind) => kind === at).length]);
+  return {
+    kind: "kinds",
+    classOf,
+    value: null,
+    title: "tested statement",
+    range: null,
+    down: false,
+    measure: null,
+    tally,
+  };
 }
 
 /** Smallest and largest number. */

@@ -71,7 +71,7 @@ function plotOf(node, bounds) {
     for (const name of STYLE) {
       const value = style.getPropertyValue(name);
       // A pattern's address would be that of the page.
-      if (value && !value.startsWith("url(")) theirs[i].setAttribute(name, value);
+      if (value && !value.startsWith("url")) theirs[i].setAttribute(name, value);
     }
   });
   theirs.forEach((each, i) => {

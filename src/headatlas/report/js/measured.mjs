@@ -135,8 +135,9 @@ export function spectrumOf({ salience, heads, cell }) {
     el(
       "p",
       {},
-      `effective rank ${heads.effectiveRank[cell].toFixed(1)}, copying ${heads.copying[cell].toFixed(2)} (−1 … 1), ` +
-        `${(100 * heads.normShare[cell]).toFixed(0)} % of the layer's norm`,
+      `effective rank ${heads.effectiveRank[cell].toFixed(1)}, copying ` +
+        `${heads.copying[cell].toFixed(2)} (−1 … 1), ${(100 * heads.normShare[cell]).toFixed(0)} % of ` +
+        "the layer's norm",
     ),
     svg(
       "svg",
@@ -145,7 +146,9 @@ export function spectrumOf({ salience, heads, cell }) {
         width: values.length * 6,
         height: 24,
         role: "img",
-        "aria-label": `The ${values.length} largest singular values, from ${largest.toFixed(1)} down to ${values[values.length - 1].toFixed(1)}`,
+        "aria-label":
+          `The ${values.length} largest singular values, from ${largest.toFixed(1)} down to ` +
+          `${values[values.length - 1].toFixed(1)}`,
       },
       ...bars,
     ),

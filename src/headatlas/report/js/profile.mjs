@@ -75,7 +75,9 @@ function drawBest(atlas, strip, best, control, about) {
   );
   let peak = 0;
   best.forEach((value, layer) => (peak = value > (best[peak] || 0) ? layer : peak));
-  strip.words.textContent = `${title} by layer: largest ${share(best[peak])} in layer ${peak}, where the state itself scores ${share(control[peak])}`;
+  strip.words.textContent =
+    `${title} by layer: largest ${share(best[peak])} in layer ${peak}, where the state itself scores ` +
+    `${share(control[peak])}`;
 }
 
 function frame(atlas, { canvas, node }, title, most, values) {

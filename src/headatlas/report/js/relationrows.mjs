@@ -26,9 +26,12 @@ export function relationsOf(view, handlers) {
     more(rows.length - first, "relation", () => body(rows.slice(first))),
     hint(
       "control, q?",
-      "Control is the score of the state itself at this layer, without any head: a late state may already hold the answer. " +
-        "Added is the share of sources that the head hits and the state does not. q asks whether the head would score as high " +
-        "if the targets were dealt to the sources at random. What a head writes if it attends does not say whether it does.",
+      "Control is the score of the state itself at this layer, without any head: a late state may already " +
+        "hold the answer. " +
+        "Added is the share of sources that the head hits and the state does not. q asks whether the head " +
+        "would score as high " +
+        "if the targets were dealt to the sources at random. What a head writes if it attends does not " +
+        "say whether it does.",
     ),
   ];
 }
@@ -101,6 +104,11 @@ function evidenceOf(atlas, row) {
   return parts.join("; ");
 }
 
+function rankWords({ atlas }, { rank, controlHit }) {
+  const words = `rank ${rank ?? `${atlas.ceiling} or beyond`}`;
+  return controlHit ? `${words}; the state itself hits this source` : words;
+}
+
 function pairList(view, row, sign) {
   const pairs = pairsOf(view.atlas, view.reading.scores, row, sign);
   const hit = pairs.filter((each) => each.hit);
@@ -111,7 +119,7 @@ function pairList(view, row, sign) {
       "li",
       {
         class: each.controlHit ? "by-state" : false,
-        title: `rank ${each.rank ?? `${view.atlas.ceiling} or beyond`}${each.controlHit ? "; the state itself hits this source" : ""}`,
+        title: rankWords(view, each),
       },
       `${each.source} → ${each.target}`,
       each.rank !== null && el("sub", {}, ` ${each.rank}`),

@@ -107,7 +107,8 @@ function draw(plot) {
   plot.scale.textContent =
     painted.kind === "levels"
       ? "Colour: number of categories, as in the figure."
-      : `Colour: ${painted.title}, from ${painted.range[0]} (pale) to ${painted.range[1]}${painted.down ? "; orange: suppression" : ""}.`;
+      : `Colour: ${painted.title}, from ${painted.range[0]} (pale) to ` +
+        `${painted.range[1]}${painted.down ? "; orange: suppression" : ""}.`;
   for (const which of Object.keys(plot.marks)) placeMark(plot, which, plot.marks[which].cell ?? null);
 }
 
