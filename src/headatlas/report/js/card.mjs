@@ -28,6 +28,7 @@ export function createCard(atlas, handlers) {
     el("div", { class: "card-head" }, title, close),
     body,
   );
+  /** @type {{cell: number | null, reading: any, salience: any} | null} */
   let shown = null;
   return {
     node,

@@ -8,11 +8,22 @@ import { STATEMENTS, statementOf, strongest } from "./measures.mjs";
 export const STEPS = 20;
 
 /**
+ * @typedef {object} Painted
+ * @property {"levels" | "scores" | "values" | "kinds"} kind
+ * @property {(string | null)[]} classOf
+ * @property {Float64Array | null} value
+ * @property {string} title
+ * @property {[string, string]} range what the ends of the scale stand for
+ * @property {boolean} down whether suppression has a scale of its own
+ * @property {any} measure
+ * @property {[string, number][]} [tally] heads of each kind
+ */
+
+/**
  * The class of every head: "level-2", "score-13", "down-4", or null for blank; and what they mean.
  *
  * @param by "categories", "score", or the name of a measure.
- * @returns kind: "levels", "scores", "values" or "kinds"; classOf [cell]; value [cell] where there are numbers; title;
- *     range: what the ends of the scale stand for; down: whether suppression has a scale of its own.
+ * @returns {Painted}
  */
 export function paint(context, by, measures) {
   const { atlas, reading } = context;
@@ -26,17 +37,24 @@ export function paint(context, by, measures) {
       classOf,
       value: null,
       title: "categories",
-      range: null,
+      range: ["", ""],
       down: false,
       measure: null,
     };
   }
   const value = measure.values(context);
   const range = measure.share ? [0, 1] : extent(value);
-  return { ...valuesPaint(atlas, { title: measure.title, value, range }), measure };
+  return {
+    ...valuesPaint(atlas, { title: measure.title, value, range: /** @type {[number, number]} */ (range) }),
+    measure,
+  };
 }
 
-/** Paint by any values: {title, value [cell], range: [least, most]}. */
+/**
+ * Paint by any values: {title, value [cell], range: [least, most]}.
+ *
+ * @returns {Painted}
+ */
 export function valuesPaint(atlas, { title, value, range: [least, most] }) {
   const scale = (own) => (most > least ? Math.min(1, Math.max(0, (own - least) / (most - least))) : 0);
   const classOf = Array.from(value, (own, cell) =>
@@ -53,6 +71,7 @@ export function valuesPaint(atlas, { title, value, range: [least, most] }) {
   };
 }
 
+/** @returns {Painted} */
 function paintScores(context) {
   const { value, down } = strongest(context);
   const classOf = Array.from(value, (own, cell) => {
@@ -66,19 +85,21 @@ function paintScores(context) {
   return { kind: "scores", classOf, value, title, range: ["0", "1"], down: down.includes(1), measure: null };
 }
 
+/** @returns {Painted} */
 function paintStatements(context) {
   const { atlas } = context;
   const value = Int8Array.from({ length: atlas.nCells }, (_, cell) =>
     isMapped(atlas, cell) ? statementOf(context, cell) : -1,
   );
   const classOf = Array.from(value, (kind) => (kind < 0 ? null : `kind-${kind}`));
+  /** @type {[string, number][]} */
   const tally = STATEMENTS.map(([, words], at) => [words, value.filter((kind) => kind === at).length]);
   return {
     kind: "kinds",
     classOf,
     value: null,
     title: "tested statement",
-    range: null,
+    range: ["", ""],
     down: false,
     measure: null,
     tally,

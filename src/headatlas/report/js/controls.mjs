@@ -1,6 +1,6 @@
 /** What a reader can turn: thresholds, effects, relations and categories, the colour. */
 
-import { button, el, freshId, hint, select } from "./dom.mjs";
+import { button, el, freshId, hint, select, turnOff } from "./dom.mjs";
 import { count, plain } from "./format.mjs";
 import { formatFragment } from "./state.mjs";
 
@@ -45,7 +45,7 @@ export function createControls(atlas, measures, handlers) {
     ...{ node, reset },
     sync(state, reading) {
       parts.forEach((part) => part.sync(state, reading));
-      reset.disabled = formatFragment(atlas, state) === "";
+      turnOff(reset, formatFragment(atlas, state) === "");
     },
   };
 }
@@ -180,6 +180,7 @@ function createSign(change) {
 /** Which relations and categories. */
 function createChooser(atlas, change) {
   const boxes = { relations: new Map(), categories: new Map() };
+  /** @type {any} */
   let state = null;
   const toggle = (list, index) => (event) => {
     const now = new Set(state[list]);
@@ -227,7 +228,7 @@ function createChooser(atlas, change) {
         input.checked = whole || now.relations.includes(index);
         input.disabled = whole;
       }
-      none.disabled = !now.relations.length && !now.categories.length;
+      turnOff(none, !now.relations.length && !now.categories.length);
       summary.textContent = chosenWords(atlas, now) || "all relations";
     },
   };

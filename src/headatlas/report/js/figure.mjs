@@ -2,7 +2,7 @@
 
 import { countHeads } from "./atlas.mjs";
 import { paint, STEPS } from "./colours.mjs";
-import { button, el, freshId, hint, saveButtons } from "./dom.mjs";
+import { button, el, freshId, hint, saveButtons, turnOff } from "./dom.mjs";
 import { count, plain } from "./format.mjs";
 import { arrange } from "./layout.mjs";
 import { createPanel, maskOf } from "./panels.mjs";
@@ -205,14 +205,14 @@ function createZoom(main, change) {
   const set = (factor) => {
     fine = Math.min(ZOOMS[ZOOMS.length - 1], Math.max(1, factor));
     at = ZOOMS.findLastIndex((each) => each <= fine + 1e-6);
-    smaller.disabled = fine <= 1;
-    larger.disabled = fine >= ZOOMS[ZOOMS.length - 1];
+    turnOff(smaller, fine <= 1);
+    turnOff(larger, fine >= ZOOMS[ZOOMS.length - 1]);
     main.node.classList.toggle("zoomed", fine > 1);
     change();
   };
   const smaller = button("−", () => set(ZOOMS[fine > ZOOMS[at] ? at : Math.max(0, at - 1)]), {
     "aria-label": "Smaller figure",
-    disabled: true,
+    "aria-disabled": "true",
   });
   const larger = button("+", () => set(ZOOMS[Math.min(ZOOMS.length - 1, at + 1)]), {
     "aria-label": "Larger figure",
@@ -227,6 +227,7 @@ function createZoom(main, change) {
 /** Two fingers on the frame change the factor; what is between them stays between them. */
 function pinch(frame, factor, set) {
   const fingers = new Map();
+  /** @type {{far: number, x: number, factor: number} | null} */
   let start = null;
   const apart = () => {
     const [a, b] = [...fingers.values()];

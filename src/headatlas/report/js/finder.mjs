@@ -32,6 +32,7 @@ export function createFinder(handlers) {
   const status = el("div", { class: "hidden", role: "status" });
   const box = el("div", { class: "control find" }, el("label", { for: id }, "Find"), input);
   const node = el("div", { class: "finder" }, found, status);
+  /** @type {any[] | null} */
   let shown = null;
   return {
     ...{ box, node },

@@ -42,7 +42,9 @@ export function looksOf({ heads, cell }) {
           el(
             "tr",
             {},
-            ...["Attention to", "", "Share", "Expected", "q"].map((name) => el("th", { scope: "col" }, name)),
+            ...["Attention to", "", "Share", "Expected", "q"].map((name) =>
+              el(name ? "th" : "td", name ? { scope: "col" } : {}, name),
+            ),
           ),
         ),
       el("tbody", {}, ...some.map(line)),

@@ -40,12 +40,18 @@ export function spoken(name) {
 }
 
 /**
+ * @typedef {{name: string, title: string, share?: boolean, behaviour?: any, values: (context: any) => Float64Array}}
+ *     Measure
+ */
+
+/**
  * All measures: name, title, group, and values(context) → Float64Array [cell], NaN where there is none. Those with
  * `share` lie from 0 to 1.
  *
  * The context has atlas, heads, reading and chosen (relation indices or null).
  */
 export function measuresOf(atlas, heads) {
+  /** @type {Measure[]} */
   const list = [
     {
       name: "layer",
@@ -83,6 +89,7 @@ export function measuresOf(atlas, heads) {
       values: () => behaviour.value,
     });
   }
+  /** @type {[string, string, string, boolean][]} */
   const whole = [
     ["effectiveRank", "effective_rank", "effective rank", false],
     ["copying", "copying", "copying (−1 … 1)", false],

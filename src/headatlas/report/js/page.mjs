@@ -70,6 +70,7 @@ export async function mount(root, data) {
 }
 
 function createApp(atlas, heads) {
+  /** @type {any} */
   const app = {
     ...{ atlas, heads, measures: measuresOf(atlas, heads), salience: null, shown: null },
     state: parseFragment(atlas, location.hash),

@@ -208,7 +208,9 @@ function placeMark(panel, which, cell) {
 
 function listen(panel, handlers) {
   const { canvas } = panel;
+  /** @type {number | null} */
   let focused = null;
+  /** @type {number | null} */
   let under = null;
   const follow = (event) => {
     under = cellAt(panel, event);

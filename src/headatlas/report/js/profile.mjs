@@ -18,6 +18,7 @@ export function createProfile(atlas) {
   });
   const drawing = el("div", { class: "drawing strips" }, ...strips.map((strip) => strip.node));
   const node = el("section", { "aria-labelledby": titleId }, el("h2", { id: titleId }, "By layer"), drawing);
+  /** @type {any} */
   let shown = null;
   const draw = () => {
     const { counts, best, control } = profile(shown);

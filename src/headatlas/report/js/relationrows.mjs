@@ -13,7 +13,8 @@ export function relationsOf(view, handlers) {
   const { atlas, cell, reading } = view;
   const all = rowsOfHead(atlas, cell).sort(
     (a, b) =>
-      Boolean(reading.effect[b]) - Boolean(reading.effect[a]) || strength(reading, b) - strength(reading, a),
+      Number(reading.effect[b] > 0) - Number(reading.effect[a] > 0) ||
+      strength(reading, b) - strength(reading, a),
   );
   const rows = all.filter((row) => reading.effect[row] || strength(reading, row) > 0);
   const called = rows.filter((row) => reading.effect[row]).length;
@@ -43,11 +44,8 @@ function relationRow(view, row, handlers) {
   const down = isSuppression(reading, row);
   const bits = reading.effect[row];
   const facts = [];
-  for (const [bit, sign] of [
-    [PROMOTES, "promotion"],
-    [SUPPRESSES, "suppression"],
-  ]) {
-    const up = sign === "promotion";
+  for (const bit of [PROMOTES, SUPPRESSES]) {
+    const up = bit === PROMOTES;
     const hits = (up ? scores.hits : scores.suppressed)[row];
     if (!hits || !(bits & bit || up !== down)) continue;
     const q = (up ? scores.q : scores.suppressionQ)[row];

@@ -62,6 +62,7 @@ export function createScatter(atlas, measures, handlers) {
     el("div", { class: "toolbar" }, x.node, y.node, c.node),
     drawing,
   );
+  /** @type {any} */
   const plot = {
     ...{ atlas, measures, canvas, axes, points, marks, scale },
     places: null,
@@ -189,7 +190,9 @@ function placeMark(plot, which, cell) {
 
 function listen(plot, handlers) {
   const { canvas } = plot;
+  /** @type {number | null} */
   let under = null;
+  /** @type {any} */
   let focused = null;
   const look = (cell, how) => handlers.point(cell, cell === null ? null : anchorOf(plot, cell), how);
   const follow = (event) => {
