@@ -1,4 +1,4 @@
-/** The shape of the data inside a page, as report/data.py writes them. */
+/** The shape of the data inside a page, as report/data.py and report/packed.py write them. */
 
 /** What an atlas is read with. */
 export interface Thresholds {
@@ -9,18 +9,12 @@ export interface Thresholds {
   criterion: "tau" | "calibrated";
 }
 
-/** Columns of equal length: one entry for each head that hits at least one source. */
-export interface Cells {
-  /** Differences of layer * n_heads + head, ascending. */
-  at: number[];
-  /** Numbers of sources, out of n_sources. */
-  hits: number[];
-  suppressed: number[];
-  added: number[];
-  q: (number | null)[];
-  suppression_q: (number | null)[];
-  /** 1: asked with context, 2: by ablation; 4 and 8: confirmed. */
-  confirmed?: number[];
+/** Arrays one after the other, compressed, as text; unpack.mjs reads them. */
+export interface Section {
+  /** Name, type (u1, u2, u4, i4, f8) and length of each. */
+  arrays: [string, string, number][];
+  /** Base64 of gzip. */
+  bytes: string;
 }
 
 export interface Dropped {
@@ -35,16 +29,12 @@ export interface RelationData {
   /** Index into the categories. */
   category: number;
   copying: boolean;
-  k: number;
   n_pairs: number;
   n_sources: number;
   n_targets: number;
   /** Why it could not be scored, or null. */
   left_out: string | null;
   dropped: Dropped[];
-  /** A number of sources per layer; null where the layer is not mapped. */
-  control?: (number | null)[];
-  cells?: Cells;
 }
 
 export interface PageData {
@@ -57,10 +47,18 @@ export interface PageData {
   in_words: string;
   n_layers: number;
   n_heads: number;
+  /** Heads that share keys and values. */
+  group_size: number;
   layers_done: (0 | 1)[];
+  layers_without_heads: number[];
+  /** Ranks are stored below it. */
+  ceiling: number;
   thresholds: Thresholds;
   evidence: string[] | null;
+  /** Kinds of tested statements and how they are called in words. */
+  statements: Record<string, string>;
   categories: string[];
   relations: RelationData[];
   provenance: Record<string, unknown>;
+  packed: { ranks: Section; words: Section; heads: Section; salience: Section | null };
 }
