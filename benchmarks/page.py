@@ -2,13 +2,15 @@
 
     python -m benchmarks.page [--shape 30x9] [--atlas DIR] [--repeats 5] [--frames 90]
 
-Without arguments: made-up atlases of 270, 1,024 and 5,120 heads, each with 20 relations of 300 pairs, behaviour
-and salience of every head. The page is opened in a fresh context each time, from the disk.
+Without arguments: made-up atlases of 270, 1,024 and 5,120 heads, each with 20 relations of 300 pairs,
+behaviour and salience of every head. The page is opened in a fresh context each time, from the disk.
 
 * interactive: from the start of loading until everything is drawn and every control answers.
-* τ, k: a slider moves in every frame, as a drag does; heads: the pointer is on another head in every frame, with
-  its tooltip. A time is that from one frame to the next, so style, layout and painting are in it. A screen of
-  60 Hz gives 16.7 ms at best.
+* τ, k: a slider moves in every frame, as a drag does; heads: the pointer is on another head in every frame,
+  with its tooltip. A time is that from one frame to the next, so style, layout and painting are in it. A
+  screen of 60 Hz gives 16.7 ms at best.
+* work: processor time of the page's thread, in brackets: of opening it, and per frame. Other work on the
+  machine delays frames, but hardly changes this.
 * at rest: the same without doing anything, which shows what the machine and the browser give.
 
 Medians of the repeats. Chromium draws without a GPU here.
@@ -72,10 +74,19 @@ FRAMES = """async ([action, frames]) => {
 
 @dataclass(frozen=True)
 class Speed:
-    """One opening of a page: milliseconds until it answers, and between frames of each action."""
+    """One opening of a page, in milliseconds.
+
+    Attributes:
+        interactive: Until it answers.
+        opening: Work until then.
+        frames: Between frames, of each action.
+        work: Work per frame, of each action.
+    """
 
     interactive: float
+    opening: float
     frames: dict[str, list[float]]
+    work: dict[str, float]
 
 
 def measure(browser: Browser, page_file: Path, n_frames: int) -> Speed:
@@ -83,11 +94,22 @@ def measure(browser: Browser, page_file: Path, n_frames: int) -> Speed:
     context = browser.new_context(viewport={"width": WIDE[0], "height": WIDE[1]})
     try:
         page = context.new_page()
+        devtools = context.new_cdp_session(page)
+        devtools.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+        def worked() -> float:
+            metrics = devtools.send("Performance.getMetrics")["metrics"]
+            return 1000 * float(next(each["value"] for each in metrics if each["name"] == "TaskDuration"))
+
         page.goto(page_file.as_uri())
         page.wait_for_function(f"({READY})() !== null")
-        interactive = float(page.evaluate(READY))
-        frames = {action: page.evaluate(FRAMES, [action, n_frames]) for action in ACTIONS}
-        return Speed(interactive, frames)
+        interactive, opening = float(page.evaluate(READY)), worked()
+        frames, work = {}, {}
+        for action in ACTIONS:
+            before = worked()
+            frames[action] = page.evaluate(FRAMES, [action, n_frames])
+            work[action] = (worked() - before) / n_frames
+        return Speed(interactive, opening, frames, work)
     finally:
         context.close()
 
@@ -105,10 +127,14 @@ def atlases(shapes: list[str], folders: list[Path], scratch: Path) -> Iterator[t
 def row(name: str, n_heads: int, size: int, speeds: list[Speed]) -> str:
     """A line of the table: medians of all openings."""
     cells = [name, f"{n_heads:,}", f"{size / 1e6:.2f} MB"]
-    cells.append(f"{statistics.median(speed.interactive for speed in speeds):.0f} ms")
+    middle = statistics.median
+    cells.append(
+        f"{middle(speed.interactive for speed in speeds):.0f} ({middle(speed.opening for speed in speeds):.0f})"
+    )
     for action in ACTIONS:
         of_each = [np.percentile(speed.frames[action], [50, 95, 100]) for speed in speeds]
-        cells.append(" / ".join(f"{value:.0f}" for value in np.median(of_each, axis=0)))
+        times = " / ".join(f"{value:.0f}" for value in np.median(of_each, axis=0))
+        cells.append(f"{times} ({middle(speed.work[action] for speed in speeds):.1f})")
     return f"| {' | '.join(cells)} |"
 
 
@@ -131,7 +157,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path)
         print(f"Chromium {browser.version}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-        print("Frames: median / 95th percentile / longest, in ms")
+        print("Milliseconds; frames: median / 95th percentile / longest; in brackets: work")
         print(f"| atlas | heads | page | interactive | {' | '.join(ACTIONS)} |")
         print(f"|---|---|---|---|{'---|' * len(ACTIONS)}")
         for name, atlas in atlases(shapes, chosen.atlas, Path(scratch)):

@@ -121,7 +121,7 @@ def test_controls_follow_keys(open_page: Opener) -> None:
 
 def test_what_is_pressed_keeps_the_focus(open_page: Opener) -> None:
     """A button that has nothing more to do must not drop the reader at the top of the page."""
-    shown = open_page(fragment="#tau=0.0&relation=country_to_capital&below=1")
+    shown = open_page(fragment="#tau=0&relation=country_to_capital&below=1")
     page = shown.page
     page.locator("summary").filter(has_text="country → capital").press("Enter")
     for name in ("All relations", "Last page", "First page", "Reset all"):

@@ -49,7 +49,8 @@ export interface PageData {
   n_heads: number;
   /** Heads that share keys and values. */
   group_size: number;
-  layers_done: (0 | 1)[];
+  /** 1 where a layer is mapped, else 0. */
+  layers_done: number[];
   layers_without_heads: number[];
   /** Ranks are stored below it. */
   ceiling: number;
