@@ -77,7 +77,7 @@ function createTau(change) {
       "at least this share of the sources.",
   );
   return {
-    node: node("Score ≥ τ = ", why),
+    node: node("Score ≥ ", why),
     sync({ tau }) {
       range.value = String(tau);
       output.textContent = tau.toFixed(Math.max(2, (plain(tau).split(".")[1] ?? "").length));
