@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.text import Text
@@ -19,6 +20,7 @@ from headatlas.figures.grids import relation_grids
 from headatlas.outputs import write_outputs
 from headatlas.report import write_report
 from headatlas.report.data import page_data
+from headatlas.report.packed import unpack
 from tests.cli.conftest import Run, parsed, run
 from tests.evidence.conftest import Planted
 from tests.evidence.planted import HEADS, LAYER, template_file
@@ -178,13 +180,22 @@ def test_figures_mark_confirmed_heads(examined: Planted, mapped: Planted) -> Non
 def test_the_page_says_what_is_confirmed(examined: Planted, mapped: Planted) -> None:
     data = page_data(examined.atlas, alternative="", in_words="")
     assert data["evidence"] == list(CRITERIA)
-    for relation in data["relations"]:
-        cells = relation["cells"]
-        assert len(cells["confirmed"]) == len(cells["at"])
+    ranks = unpack(data["packed"]["ranks"])
+    assert len(ranks["confirmed"]) == len(ranks["row_cell"]) == ranks["rows"].sum()
+    table = examined.atlas.table()
+    first = 0
+    for relation, n_rows in zip(examined.atlas.included["relation"], ranks["rows"], strict=True):
+        bits = ranks["confirmed"][first : first + n_rows]
         # Asked and confirmed, both ways: 1 + 2 + 4 + 8. Of heads that are not called nothing is asked.
-        assert sorted(cells["confirmed"])[-2:] == [0, 15]
+        assert sorted(bits)[-2:] == [0, 15]
+        cells = np.cumsum(ranks["row_cell"][first : first + n_rows])
+        rows = table[table["relation"] == relation].set_index(["layer", "head"])
+        context = [rows.loc[divmod(int(cell), examined.atlas.n_heads), "context"] for cell in cells]
+        packed = ranks["evidence/context"][first : first + n_rows] / 1e4
+        np.testing.assert_allclose(packed, context, atol=1e-4)
+        first += int(n_rows)
     without = page_data(mapped.atlas, alternative="", in_words="")
-    assert without["evidence"] is None and "confirmed" not in without["relations"][0]["cells"]
+    assert without["evidence"] is None and "confirmed" not in unpack(without["packed"]["ranks"])
 
 
 def test_reading_evidence_needs_no_torch(examined: Planted, tmp_path: Path) -> None:

@@ -16,9 +16,12 @@ import pandas as pd
 import pytest
 
 from headatlas.atlas import Atlas
-from headatlas.atlas.cards import coverage, similar_heads
+from headatlas.atlas.cards import coverage, head_card, similar_heads
+from headatlas.report.data import page_data
 from headatlas.report.page import N_SCORES, bundle, report_html
 from headatlas.scoring.scores import wilson
+from headatlas.showing import safe_values
+from tests.report.made_up import atlas_of, large_atlas, relation
 from tests.report.test_page import FOLDER
 
 NODE = shutil.which("node")
@@ -169,9 +172,9 @@ def test_a_card_holds_the_pairs_and_the_similar_heads(atlas: Atlas, checked: Any
     for card in checked["cards"]:
         layer, head = map(int, card["head"].split("."))
         assert card["pairs"]
-        for relation, sign, pairs in card["pairs"]:
+        for name, sign, pairs in card["pairs"]:
             prefix = "" if sign == "promotion" else "suppression_"
-            frame = atlas.pairs(layer, head, relation)
+            frame = atlas.pairs(layer, head, name)
             ranks = [None if pd.isna(rank) else int(rank) for rank in frame[f"{prefix}rank"]]
             expected = sorted(
                 zip(frame["source"], frame["target"], ranks, frame[f"{prefix}hit"], strict=True), key=str
@@ -187,6 +190,33 @@ def test_a_card_holds_the_pairs_and_the_similar_heads(atlas: Atlas, checked: Any
             f"{row['layer']}.{row['head']}" for row in expected.to_dict("records")
         ]
         np.testing.assert_allclose([value for _, value in card["similar"]], expected["similarity"])
+
+
+def test_a_card_holds_what_was_measured(tmp_path: Path) -> None:
+    atlas = large_atlas(tmp_path / "atlas.zarr", 3, 4)
+    data = safe_values(page_data(atlas, alternative="", in_words=""))
+    out = run(data, tmp_path, heads=["0.0", "2.3"])
+    frame = coverage(atlas)
+    assert out["coverage"]["more"] == int(frame["more"].sum()) > 0
+    for card in out["cards"]:
+        layer, head = map(int, card["head"].split("."))
+        known = head_card(atlas, layer, head)
+        assert known.salient is not None and known.behaviours is not None and known.spectrum is not None
+        written = card["written"]
+        for own, column in (("source", "source"), ("promoted", "promoted"), ("suppressed", "suppressed")):
+            assert [each[own] for each in written["operations"]] == known.salient[column].tolist()
+        gains = [each["gain"] for each in written["operations"]]
+        np.testing.assert_allclose(gains, known.salient["gain"], atol=1e-3)
+        for mine, theirs in zip(written["directions"], known.spectrum["directions"], strict=True):
+            for side in ("reads", "promotes", "suppresses"):
+                assert [end[side] for end in mine["ends"]] == [end[side] for end in theirs["ends"]]
+        looks = known.behaviours.set_index("behaviour")
+        assert {name for name, *_ in card["looks"]} == set(looks.index)
+        for name, value, expected, q, called in card["looks"]:
+            row = looks.loc[name]
+            np.testing.assert_allclose([value, expected], [row["value"], row["expected"]], atol=1e-4)
+            assert row["q"] - 1e-9 <= q <= row["q"] + 1e-4
+            assert bool(called) == row["called"]
 
 
 def test_coverage_is_that_of_the_atlas(atlas: Atlas, checked: Any) -> None:
@@ -268,12 +298,10 @@ def test_hostile_titles_in_the_csv_stay_one_field(
 
 
 def test_an_atlas_without_any_layer_is_read(tmp_path: Path, data_of: Callable[[str], Any]) -> None:
-    from tests.report.made_up import atlas_of, relation
-
     empty = atlas_of(tmp_path / "a.zarr", [relation("r", "r", "Knowledge")], "m", range(0))
     out = run(data_of(report_html(empty)), tmp_path, searches=["t1"])
     assert out["best"] == []
-    assert out["coverage"] == {"any": 0, "more": 0, "total": 0, "kinds": out["coverage"]["kinds"]}
+    assert out["coverage"] == {"any": 0, "more": 0, "total": 0}
     assert [each["heads"] for each in out["searches"][0]["pairs"]] == [[]] * len(out["searches"][0]["pairs"])
 
 

@@ -71,10 +71,20 @@ def plot_command(
 def report_command(
     atlas: Atlas,
     out: Annotated[Path | None, out_option("Default: report.html beside the atlas.")] = None,
+    q_at: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--q-at",
+            metavar="K",
+            help="Calibrate at this k, too, so that the page has q there. May be repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Write the interactive page.
 
-    It is one HTML file that needs no network: hover, a slider for tau, a sortable table of heads.
+    It is one HTML file that needs no network: the figure, a card of every head, sliders for k, tau and q,
+    search, a scatter and a table (docs/page.md). Its k moves freely; q is there at the atlas's k, and at
+    those of --q-at.
     """
     from headatlas.report import write_report
 
@@ -83,7 +93,7 @@ def report_command(
             f"{atlas.dataset.encoding['source']}: this atlas is at an address; say with `out` where the page "
             "goes."
         )
-    say(f"written: {write_report(atlas, out or atlas.folder / 'report.html')}")
+    say(f"written: {write_report(atlas, out or atlas.folder / 'report.html', q_at or ())}")
 
 
 @reads_atlas

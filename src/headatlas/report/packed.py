@@ -178,7 +178,7 @@ def _p_values(atlas: Atlas, calibrated: Sequence[Atlas], cells: Sequence[Ints]) 
 
 
 def _evidence(atlas: Atlas, cells: Sequence[Ints]) -> Arrays:
-    """What evidence says of each row: bits as :func:`confirmed_bits`, and some of its numbers."""
+    """Evidence of each row: bits as :func:`confirmed_bits`, and some of its numbers."""
     table = atlas.table().set_index(["relation", "layer", "head"])
     parts = [
         table.loc[name].reindex([divmod(int(cell), atlas.n_heads) for cell in mine])
@@ -264,7 +264,7 @@ def _number(value: float) -> float | None:
 
 
 def salience_section(atlas: Atlas) -> dict[str, Any] | None:
-    """What each head writes for which tokens, and its largest directions; None where never computed.
+    """Salient operations and largest directions of every head; None where never computed.
 
     ``source`` [head, source], ``promoted`` and ``suppressed`` [head, source, place], ``reads`` and
     ``writes`` [head, direction, end, place] are places among the texts of ``json``, :data:`TOKENLESS` where

@@ -89,12 +89,12 @@ function decodeRanks(ranks, sign) {
 /** The best rank among the targets of each source, for heads; and of the state itself beside it. */
 function bestOfSources(atlas, { start, pair, rank }) {
   const { rows, relations, nHeads } = atlas;
-  const best = { start: new Uint32Array(start.length), rank: [], control: [] };
+  const first = new Uint32Array(start.length);
   const out = new Uint8Array(rank.length);
   const control = new Uint8Array(rank.length);
   let length = 0;
   for (let row = 0; row < rows.length; row += 1) {
-    best.start[row] = length;
+    first[row] = length;
     const relation = relations[rows.relation[row]];
     const state = relation.control.best.subarray(Math.floor(rows.cell[row] / nHeads) * relation.n_sources);
     let last = -1;
@@ -109,10 +109,8 @@ function bestOfSources(atlas, { start, pair, rank }) {
       }
     }
   }
-  best.start[rows.length] = length;
-  best.rank = out.slice(0, length);
-  best.control = control.slice(0, length);
-  return best;
+  first[rows.length] = length;
+  return { start: first, rank: out.slice(0, length), control: control.slice(0, length) };
 }
 
 /** Per relation, the best rank of the state itself for each layer and source: best[layer * n_sources + source]. */
@@ -234,10 +232,7 @@ function falseDiscoveryRates(atlas, k, kCopy) {
   if (!qKnown) return { qKnown, q, suppressionQ };
   const found = [];
   for (const part of parts) {
-    for (const [sign, column] of [
-      ["promotion", q],
-      ["suppression", suppressionQ],
-    ]) {
+    for (const [sign, column] of Object.entries({ promotion: q, suppression: suppressionQ })) {
       part[sign].row.forEach((row, i) => found.push({ p: part[sign].value[i], row, column }));
     }
   }
@@ -357,7 +352,11 @@ export function headNamed(atlas, text) {
   return layer < atlas.nLayers && head < atlas.nHeads ? layer * atlas.nHeads + head : null;
 }
 
-/** What evidence was asked for (bits 1 and 2), and what it confirms at the atlas's own criterion (4 and 8). */
+/**
+ * What evidence was asked for (bits 1 and 2), and what it confirms at the atlas's own criterion (4 and 8).
+ *
+ * @type {[number, number, string][]}
+ */
 const EVIDENCE = [
   [1, 4, "with context"],
   [2, 8, "by ablation"],

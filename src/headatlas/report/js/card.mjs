@@ -28,6 +28,7 @@ export function createCard(atlas, handlers) {
     el("div", { class: "card-head" }, title, close),
     body,
   );
+  /** @type {{cell: number | null, reading: any, salience: any} | null} */
   let shown = null;
   return {
     node,
@@ -65,7 +66,8 @@ function nobody(view, handlers) {
     el(
       "p",
       {},
-      "Choose a head in the figure to see all that is known about it: what it writes, where it looks, and the words.",
+      "Choose a head in the figure to see all that is known about it: what it writes, where it looks, " +
+        "and the words.",
     ),
     rows.length
       ? el("h3", {}, view.about ? `Strongest on ${view.about}` : "Strongest heads")
@@ -137,19 +139,7 @@ function labels({ heads, cell }) {
       {},
       el("strong", { class: each.label === UNCLEAR ? "quiet" : false }, each.label),
       el("br"),
-      el(
-        "span",
-        { class: "quiet" },
-        [
-          each.label === UNCLEAR && each.kind === BY_MAPPINGS
-            ? `no description does better than chance: ${tested}`
-            : tested,
-          `by ${each.author}`,
-          each.support,
-        ]
-          .filter(Boolean)
-          .join("; "),
-      ),
+      el("span", { class: "quiet" }, [tested, `by ${each.author}`, each.support].filter(Boolean).join("; ")),
     );
   };
   return [
@@ -175,7 +165,8 @@ function similar(view, handlers) {
     ),
     hint(
       "similar in what?",
-      "Cosine of the scores on all relations, and likeness of where they look; the mean of the two where both are known.",
+      "Cosine of the scores on all relations, and likeness of where they look; the mean of the two " +
+        "where both are known.",
     ),
   ];
 }

@@ -1,6 +1,6 @@
 /** What a reader can turn: thresholds, effects, relations and categories, the colour. */
 
-import { button, el, freshId, hint, select } from "./dom.mjs";
+import { button, el, freshId, hint, select, turnOff } from "./dom.mjs";
 import { count, plain } from "./format.mjs";
 import { formatFragment } from "./state.mjs";
 
@@ -11,7 +11,7 @@ const Q_STOPS = [1e-10, 1e-6, 1e-4, 0.001, 0.01, 0.05, 0.1, 0.2];
  *
  * @param measures those of measuresOf.
  * @param handlers change(part of the state), reset().
- * @returns node, sync(state, reading).
+ * @returns node, reset (its last button), sync(state, reading).
  */
 export function createControls(atlas, measures, handlers) {
   const { change } = handlers;
@@ -24,17 +24,28 @@ export function createControls(atlas, measures, handlers) {
     createColour(measures, change),
   ];
   const reset = button("Reset all", handlers.reset, { class: "reset" });
-  const node = el(
+  const box = el(
     "div",
-    { class: "controls", role: "group", "aria-label": "What counts, and what is shown" },
+    { class: "controls" },
     ...parts.map((part) => part.node),
     reset,
+    ...parts.map((part) => part.said),
   );
+  const node = el(
+    "details",
+    { class: "settings", role: "group", "aria-label": "What counts, and what is shown" },
+    el("summary", {}, "Settings and search"),
+    box,
+  );
+  // Where there is room they are always open, and the line that opens them is not shown.
+  const roomy = matchMedia("(min-width: 641px)");
+  node.open = roomy.matches;
+  roomy.addEventListener("change", () => (node.open = roomy.matches));
   return {
-    node,
+    ...{ node, reset },
     sync(state, reading) {
       parts.forEach((part) => part.sync(state, reading));
-      reset.disabled = formatFragment(atlas, state) === "";
+      turnOff(reset, formatFragment(atlas, state) === "");
     },
   };
 }
@@ -48,24 +59,25 @@ function slider(className, attributes, input) {
     ...attributes,
     on: { input: (event) => input(Number(event.target.value)) },
   });
-  const note = el("div", { class: "note" });
-  const node = (label) =>
-    el("div", { class: `control slider ${className}` }, el("label", { for: id }, label, output), range, note);
-  return { node, output, range, note };
+  const node = (label, why) =>
+    el(
+      "div",
+      { class: `control slider ${className}` },
+      el("div", { class: "labels-line" }, el("label", { for: id }, label, output), why),
+      range,
+    );
+  return { node, output, range };
 }
 
 function createTau(change) {
-  const { node, output, range, note } = slider("tau", { min: 0, max: 1, step: 0.01 }, (tau) =>
-    change({ tau }),
-  );
-  note.append(
-    hint(
-      "τ?",
-      "A head counts for a relation when it ranks an accepted target in the top k of the vocabulary for at least this share of the sources.",
-    ),
+  const { node, output, range } = slider("tau", { min: 0, max: 1, step: 0.01 }, (tau) => change({ tau }));
+  const why = hint(
+    "τ?",
+    "A head counts for a relation when it ranks an accepted target in the top k of the vocabulary for " +
+      "at least this share of the sources.",
   );
   return {
-    node: node("Score at least τ = "),
+    node: node("Score ≥ ", why),
     sync({ tau }) {
       range.value = String(tau);
       output.textContent = tau.toFixed(Math.max(2, (plain(tau).split(".")[1] ?? "").length));
@@ -75,10 +87,7 @@ function createTau(change) {
 
 /** Both k: of all relations but copying, and of copying. */
 function createK(atlas, change) {
-  const known = (kind) => [...atlas.calibrated[kind].keys()].sort((a, b) => a - b);
-  const { node, output, range, note } = slider("k", { min: 1, max: atlas.ceiling, step: 1 }, (k) =>
-    change({ k }),
-  );
+  const { node, output, range } = slider("k", { min: 1, max: atlas.ceiling, step: 1 }, (k) => change({ k }));
   const id = freshId("k-copy");
   const copy = el("input", {
     type: "number",
@@ -92,19 +101,19 @@ function createK(atlas, change) {
       },
     },
   });
-  const said = el("span", { class: "said" });
-  note.append(el("label", { for: id, class: "inline" }, "copying: k = ", copy), said);
   const copying = atlas.scored.some((relation) => relation.copying);
-  note.firstChild.hidden = !copying;
+  const box = el(
+    "div",
+    { class: "control", hidden: !copying },
+    el("label", { for: id }, "k of copying"),
+    copy,
+  );
   return {
-    node: node("Top k = "),
-    sync({ k, kCopy }, reading) {
+    node: el("div", { class: "pair" }, node("Top k = "), box),
+    sync({ k, kCopy }) {
       range.value = String(k);
       output.textContent = String(k);
       if (document.activeElement !== copy) copy.value = String(kCopy);
-      said.textContent = reading.scores.qKnown
-        ? ""
-        : `q is known at k = ${known("plain").join(", ")}${copying ? ` (copying ${known("copying").join(", ")})` : ""}; here the score alone counts.`;
     },
   };
 }
@@ -112,25 +121,34 @@ function createK(atlas, change) {
 function createQ(atlas, change) {
   const own = atlas.thresholds.q_max;
   const stops = [...new Set([...Q_STOPS, own])].sort((a, b) => a - b).concat(null);
-  const { node, output, range, note } = slider("q", { min: 0, max: stops.length - 1, step: 1 }, (at) =>
+  const { node, output, range } = slider("q", { min: 0, max: stops.length - 1, step: 1 }, (at) =>
     change({ q: stops[at] }),
   );
-  note.append(
-    hint(
-      "q?",
-      "Would the head score as high if the targets were dealt to the sources at random? Of the rows with q up to this, about that " +
-        "share or less is expected to be such chance. q says nothing of whether the model uses the head.",
-    ),
+  const why = hint(
+    "q?",
+    "Would the head score as high if the targets were dealt to the sources at random? Of the rows " +
+      "with q up to this, about that share or less is expected to be such chance. q says nothing of " +
+      "whether the model uses the head.",
   );
+  const said = el("p", { class: "said" });
+  const words = (kind) => [...atlas.calibrated[kind].keys()].sort((a, b) => a - b).join(", ");
+  const copying = atlas.scored.some((relation) => relation.copying);
+  const known = `k = ${words("plain")}${copying ? `, copying ${words("copying")}` : ""}`;
   return {
-    node: node("q at most "),
+    node: node("q ≤ ", why),
+    said,
     sync({ q }, reading) {
       const place = stops.findIndex((each) => each === null || (q !== null && each >= q));
       range.value = String(q === null ? stops.length - 1 : place);
-      const words = q === null ? "any (score alone)" : plain(q);
-      output.textContent = words;
-      range.setAttribute("aria-valuetext", words);
-      range.disabled = !reading.scores.qKnown;
+      const { qKnown } = reading.scores;
+      const value = q === null ? "any (score alone)" : plain(q);
+      output.textContent = qKnown ? value.split(" ")[0] : "–";
+      range.setAttribute("aria-valuetext", qKnown ? value : "not known at this k");
+      range.disabled = !qKnown;
+      said.textContent = qKnown
+        ? ""
+        : `q is not known at this k, so the score alone counts. It is known at ${known}; for others: ` +
+          `headatlas report DIR --q-at K.`;
     },
   };
 }
@@ -162,6 +180,7 @@ function createSign(change) {
 /** Which relations and categories. */
 function createChooser(atlas, change) {
   const boxes = { relations: new Map(), categories: new Map() };
+  /** @type {any} */
   let state = null;
   const toggle = (list, index) => (event) => {
     const now = new Set(state[list]);
@@ -209,7 +228,7 @@ function createChooser(atlas, change) {
         input.checked = whole || now.relations.includes(index);
         input.disabled = whole;
       }
-      none.disabled = !now.relations.length && !now.categories.length;
+      turnOff(none, !now.relations.length && !now.categories.length);
       summary.textContent = chosenWords(atlas, now) || "all relations";
     },
   };
@@ -238,6 +257,7 @@ function createColour(measures, change) {
           ["", "automatic"],
           ["categories", "number of categories"],
           ["score", "score of the relations chosen"],
+          ["statements", "tested statement"],
         ],
       ],
       ...(looks.length ? [["attention", looks.map((each) => [each.name, each.title])]] : []),

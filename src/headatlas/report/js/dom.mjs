@@ -48,9 +48,19 @@ export function freshId(stem) {
   return `headatlas-${stem}-${used}`;
 }
 
-/** A button; `attributes` may have `on`. */
+/** A button. It can be turned off by `turnOff` and then keeps the focus, where `disabled` would drop it. */
 export function button(label, click, attributes = {}) {
-  return el("button", { type: "button", ...attributes, on: { click } }, label);
+  const node = el("button", { type: "button", ...attributes }, label);
+  node.addEventListener("click", (event) => {
+    if (node.getAttribute("aria-disabled") !== "true") click(event);
+  });
+  return node;
+}
+
+/** Turn a button off, or on again. */
+export function turnOff(node, off) {
+  if (off) node.setAttribute("aria-disabled", "true");
+  else node.removeAttribute("aria-disabled");
 }
 
 /** A caveat where it matters: a word that opens a sentence. */
@@ -78,8 +88,13 @@ export function missing(title, command) {
   ];
 }
 
-/** A share as a bar from 0 to 1; `mark` is a line on it, `range` an interval. */
-export function bar(value, { down = false, mark, range = null }) {
+/**
+ * A share as a bar from 0 to 1; `mark` is a line on it, `range` an interval.
+ *
+ * @param {number} value
+ * @param {{down?: boolean, mark: number, range?: [number, number]}} also
+ */
+export function bar(value, { down = false, mark, range }) {
   const rect = (kind, x, width, y = 0, height = 8) =>
     svg("rect", { class: `bar-${kind}`, x, y, width, height });
   return svg(

@@ -71,7 +71,7 @@ function plotOf(node, bounds) {
     for (const name of STYLE) {
       const value = style.getPropertyValue(name);
       // A pattern's address would be that of the page.
-      if (value && !value.startsWith("url(")) theirs[i].setAttribute(name, value);
+      if (value && !value.startsWith("url")) theirs[i].setAttribute(name, value);
     }
   });
   theirs.forEach((each, i) => {
@@ -132,7 +132,7 @@ function savePng(text, width, height, name) {
     const canvas = document.createElement("canvas");
     canvas.width = width * SCALE;
     canvas.height = height * SCALE;
-    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+    canvas.getContext("2d")?.drawImage(image, 0, 0, canvas.width, canvas.height);
     canvas.toBlob((blob) => blob && save(name, blob), "image/png");
   });
   image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(text)}`;

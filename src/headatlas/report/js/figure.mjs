@@ -1,8 +1,8 @@
 /** The figure: one large panel, small ones for the categories, what the colours mean, and how large it all is. */
 
 import { countHeads } from "./atlas.mjs";
-import { STEPS } from "./colours.mjs";
-import { button, el, freshId, hint, saveButtons } from "./dom.mjs";
+import { paint, STEPS } from "./colours.mjs";
+import { button, el, freshId, hint, saveButtons, turnOff } from "./dom.mjs";
 import { count, plain } from "./format.mjs";
 import { arrange } from "./layout.mjs";
 import { createPanel, maskOf } from "./panels.mjs";
@@ -19,8 +19,8 @@ export function createFigure(atlas, handlers) {
   const help = el(
     "p",
     { class: "hidden", id: freshId("keys") },
-    "Arrow keys move from head to head, Page Up and Page Down between coloured heads, Enter opens the head's card, " +
-      "Escape closes it.",
+    "Arrow keys move from head to head, Page Up and Page Down between coloured heads, Enter opens the " +
+      "head's card, Escape closes it.",
   );
   const main = createPanel(atlas, { title: "", helpId: help.id, handlers });
   main.node.classList.add("main-panel");
@@ -31,9 +31,9 @@ export function createFigure(atlas, handlers) {
   const legend = createLegend(atlas);
   const zoom = createZoom(main, () => resize());
   const caption = el("p", { class: "quiet caption" });
-  const tools = el("div", { class: "figure-tools" }, zoom.node, saveButtons("figure", handlers.save));
+  const tools = el("div", { class: "figure-tools" }, zoom.node);
   const drawing = el("div", { class: "drawing" }, legend.node, main.node, grid, caption);
-  const node = el("div", { class: "figure" }, tools, drawing, help);
+  const node = el("div", { class: "figure" }, tools, drawing, saveButtons("figure", handlers.save), help);
   const resize = () => {
     const width = drawing.clientWidth;
     if (!width) return;
@@ -63,25 +63,41 @@ function drawAll(atlas, { main, sides, grid, legend }, view) {
     reading.level[cell] > 0 && (!heads || heads[cell] > 0) && (!only || only[cell] > 0);
   const passes = Uint8Array.from({ length: atlas.nCells }, (_, cell) => (shown(null)(cell) ? 1 : 0));
   const marked = painted.measure?.behaviour ? painted.measure.behaviour.called : passes;
-  if (levels) main.draw(maskOf(atlas, painted.classOf, shown(null)));
+  if (painted.kind === "kinds") main.draw(painted.classOf);
+  else if (levels) main.draw(maskOf(atlas, painted.classOf, shown(null)));
   else main.draw(painted.classOf, marked);
   const about = view.about ? ` of ${view.about}` : "";
   main.setTitle(levels ? `Heads${about} by number of categories` : `Heads by ${painted.title}`);
   main.setCount(
     painted.measure?.behaviour
       ? count(sum(marked), "head called", "heads called")
-      : count(counts[0].total, "head"),
+      : count(painted.tally ? painted.tally.reduce((all, [, n]) => all + n, 0) : counts[0].total, "head"),
   );
-  // A measure of whole heads has no parts by category.
-  grid.hidden = painted.kind === "values" || atlas.categories.length < 2;
+  const asked = atlas.categories.map(
+    (_, at) => !chosen || atlas.scored.some((each) => each.category === at && chosen.has(each.index)),
+  );
+  // A measure of whole heads has no parts by category, and one category is the whole.
+  grid.hidden = ["values", "kinds"].includes(painted.kind) || asked.filter(Boolean).length < 2;
   sides.forEach((panel, at) => {
-    const asked =
-      !chosen || atlas.scored.some((relation) => relation.category === at && chosen.has(relation.index));
-    panel.node.hidden = !asked;
-    panel.draw(maskOf(atlas, view.levels, shown(reading.member[at])));
+    panel.node.hidden = !asked[at];
+    if (grid.hidden || !asked[at]) return;
+    if (levels) panel.draw(maskOf(atlas, painted.classOf, shown(reading.member[at])));
+    else panel.draw(paintCategory(view, at), maskedBy(passes, reading.member[at]));
     panel.setCount(count(counts[at + 1].total, "head"));
   });
   legend.sync(painted, counts[0].levels, atlas.nMapped - counts[0].total, view);
+}
+
+/** Scores of the relations of one category. */
+function paintCategory(view, at) {
+  const own = view.atlas.scored.filter(
+    (each) => each.category === at && (view.chosen?.has(each.index) ?? true),
+  );
+  return paint({ ...view, chosen: new Set(own.map((each) => each.index)) }, "score", []).classOf;
+}
+
+function maskedBy(cells, mask) {
+  return cells.map((on, cell) => on & mask[cell]);
 }
 
 function sum(values) {
@@ -121,9 +137,24 @@ function createLegend(atlas) {
       ),
       most,
     );
+  const kinds = ({ tally }) => [
+    list("Colours: the first kind of tested statement that a head has", [
+      ...tally.map(([words, n], at) => item({ "data-kind": at }, words, count(n, "head"))),
+      item(
+        { "data-level": "none" },
+        "none",
+        count(atlas.nMapped - tally.reduce((all, [, n]) => all + n, 0), "head"),
+      ),
+      ...unmapped,
+    ]),
+  ];
   return {
     node,
     sync(painted, levels, nBlank, view) {
+      if (painted.kind === "kinds") {
+        node.replaceChildren(...kinds(painted));
+        return;
+      }
       node.replaceChildren(
         ...(painted.kind === "levels"
           ? [
@@ -136,8 +167,8 @@ function createLegend(atlas) {
               ]),
               hint(
                 "blank?",
-                "A blank cell is not an idle head: none of the relations asked passes the criterion there. Categories " +
-                  "with more relations have more chances.",
+                "A blank cell is not an idle head: none of the relations asked passes the criterion " +
+                  "there. Categories with more relations have more chances.",
               ),
             ]
           : legendOfScale(painted, scale, view)),
@@ -174,14 +205,14 @@ function createZoom(main, change) {
   const set = (factor) => {
     fine = Math.min(ZOOMS[ZOOMS.length - 1], Math.max(1, factor));
     at = ZOOMS.findLastIndex((each) => each <= fine + 1e-6);
-    smaller.disabled = fine <= 1;
-    larger.disabled = fine >= ZOOMS[ZOOMS.length - 1];
+    turnOff(smaller, fine <= 1);
+    turnOff(larger, fine >= ZOOMS[ZOOMS.length - 1]);
     main.node.classList.toggle("zoomed", fine > 1);
     change();
   };
   const smaller = button("−", () => set(ZOOMS[fine > ZOOMS[at] ? at : Math.max(0, at - 1)]), {
     "aria-label": "Smaller figure",
-    disabled: true,
+    "aria-disabled": "true",
   });
   const larger = button("+", () => set(ZOOMS[Math.min(ZOOMS.length - 1, at + 1)]), {
     "aria-label": "Larger figure",
@@ -196,6 +227,7 @@ function createZoom(main, change) {
 /** Two fingers on the frame change the factor; what is between them stays between them. */
 function pinch(frame, factor, set) {
   const fingers = new Map();
+  /** @type {{far: number, x: number, factor: number} | null} */
   let start = null;
   const apart = () => {
     const [a, b] = [...fingers.values()];

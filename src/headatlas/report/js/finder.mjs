@@ -6,14 +6,14 @@ import { count } from "./format.mjs";
 import { spoken } from "./measures.mjs";
 import { search } from "./words.mjs";
 
-const MOST = 8;
+const MOST = 5;
 const HEADS = 6;
 
 /**
  * Build the search.
  *
  * @param handlers change(part of the state), open(cell, how), choose(relation index), wanted(): a search begins.
- * @returns node, sync(view, state).
+ * @returns box (what is typed), node (what is found), sync(view, state).
  */
 export function createFinder(handlers) {
   const id = freshId("find");
@@ -30,21 +30,12 @@ export function createFinder(handlers) {
   });
   const found = el("div", { class: "found" });
   const status = el("div", { class: "hidden", role: "status" });
-  const node = el(
-    "div",
-    { class: "finder" },
-    el(
-      "div",
-      { class: "control" },
-      el("label", { for: id }, "Find a word, a relation, a head, a label"),
-      input,
-    ),
-    found,
-    status,
-  );
+  const box = el("div", { class: "control find" }, el("label", { for: id }, "Find"), input);
+  const node = el("div", { class: "finder" }, found, status);
+  /** @type {any[] | null} */
   let shown = null;
   return {
-    node,
+    ...{ box, node },
     sync(view, { find }) {
       if (document.activeElement !== input) input.value = find;
       const key = [find, view.reading, view.salience];

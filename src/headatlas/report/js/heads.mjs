@@ -1,7 +1,7 @@
 /** The table of heads: a row per head × relation, sorted, filtered, a page at a time. */
 
 import { confirmedName, effectName, headName } from "./atlas.mjs";
-import { button, el, fileStem, save } from "./dom.mjs";
+import { button, el, fileStem, save, turnOff } from "./dom.mjs";
 import { count, interval, rate, share } from "./format.mjs";
 import { filterRows, sortRows, toCsv } from "./rows.mjs";
 
@@ -55,6 +55,7 @@ export function sortOf(text) {
  * @returns node, sync(view, state).
  */
 export function createHeads(atlas, handlers) {
+  /** @type {any} */
   const table = {
     ...{ atlas, handlers, page: 0, view: null, state: null, shown: [], order: null },
     columns: COLUMNS.flatMap((each) =>
@@ -137,8 +138,8 @@ function createPager(table) {
     const end = Math.min(first + PAGE_ROWS, table.shown.length);
     const [from, to, all] = [first + 1, end, table.shown.length].map((n) => n.toLocaleString("en"));
     where.textContent = `${from}–${to} of ${all}`;
-    back.forEach((each) => (each.disabled = table.page === 0));
-    on.forEach((each) => (each.disabled = table.page === last()));
+    back.forEach((each) => turnOff(each, table.page === 0));
+    on.forEach((each) => turnOff(each, table.page === last()));
   };
   return { node, sync };
 }
@@ -193,7 +194,7 @@ function createRow(table, row) {
   const cell = atlas.rows.cell[row];
   const n = relation.n_sources;
   const effect = reading.effect[row];
-  const number = (text, extra = null, strong = false) =>
+  const number = (text, extra = "", strong = false) =>
     el(
       "td",
       { class: strong ? "number called" : "number" },

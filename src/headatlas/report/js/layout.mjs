@@ -53,7 +53,7 @@ export function ticks(n, size, apart) {
 export function roundTicks(least, most, n = 5) {
   const span = most - least || 1;
   const power = 10 ** Math.floor(Math.log10(span / n));
-  const step = [1, 2, 5, 10].map((factor) => factor * power).find((value) => span / value <= n);
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((value) => span / value <= n) ?? span;
   const out = [];
   for (let i = Math.ceil(least / step - 1e-9); i * step <= most + step * 1e-9; i += 1)
     out.push(Number((i * step).toPrecision(12)));

@@ -42,7 +42,9 @@ export function looksOf({ heads, cell }) {
           el(
             "tr",
             {},
-            ...["Attention to", "", "Share", "Expected", "q"].map((name) => el("th", { scope: "col" }, name)),
+            ...["Attention to", "", "Share", "Expected", "q"].map((name) =>
+              el(name ? "th" : "td", name ? { scope: "col" } : {}, name),
+            ),
           ),
         ),
       el("tbody", {}, ...some.map(line)),
@@ -135,8 +137,9 @@ export function spectrumOf({ salience, heads, cell }) {
     el(
       "p",
       {},
-      `effective rank ${heads.effectiveRank[cell].toFixed(1)}, copying ${heads.copying[cell].toFixed(2)} (−1 … 1), ` +
-        `${(100 * heads.normShare[cell]).toFixed(0)} % of the layer's norm`,
+      `effective rank ${heads.effectiveRank[cell].toFixed(1)}, copying ` +
+        `${heads.copying[cell].toFixed(2)} (−1 … 1), ${(100 * heads.normShare[cell]).toFixed(0)} % of ` +
+        "the layer's norm",
     ),
     svg(
       "svg",
@@ -145,7 +148,9 @@ export function spectrumOf({ salience, heads, cell }) {
         width: values.length * 6,
         height: 24,
         role: "img",
-        "aria-label": `The ${values.length} largest singular values, from ${largest.toFixed(1)} down to ${values[values.length - 1].toFixed(1)}`,
+        "aria-label":
+          `The ${values.length} largest singular values, from ${largest.toFixed(1)} down to ` +
+          `${values[values.length - 1].toFixed(1)}`,
       },
       ...bars,
     ),

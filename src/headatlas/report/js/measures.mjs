@@ -20,7 +20,8 @@ export function decodeHeads(section, nCells) {
   const labelsOf = new Map();
   for (const [cell, label, support, score, chance, se, author, kind] of labels) {
     if (!labelsOf.has(cell)) labelsOf.set(cell, []);
-    labelsOf.get(cell).push({ label, support, score, chance, se, author, kind });
+    const numbers = { score: score ?? NaN, chance: chance ?? NaN, se: se ?? NaN };
+    labelsOf.get(cell).push({ label, support, ...numbers, author, kind });
   }
   return {
     behaviours,
@@ -39,12 +40,18 @@ export function spoken(name) {
 }
 
 /**
+ * @typedef {{name: string, title: string, share?: boolean, behaviour?: any, values: (context: any) => Float64Array}}
+ *     Measure
+ */
+
+/**
  * All measures: name, title, group, and values(context) → Float64Array [cell], NaN where there is none. Those with
  * `share` lie from 0 to 1.
  *
  * The context has atlas, heads, reading and chosen (relation indices or null).
  */
 export function measuresOf(atlas, heads) {
+  /** @type {Measure[]} */
   const list = [
     {
       name: "layer",
@@ -82,6 +89,7 @@ export function measuresOf(atlas, heads) {
       values: () => behaviour.value,
     });
   }
+  /** @type {[string, string, string, boolean][]} */
   const whole = [
     ["effectiveRank", "effective_rank", "effective rank", false],
     ["copying", "copying", "copying (−1 … 1)", false],
@@ -236,24 +244,42 @@ export const UNCLEAR = "unclear";
 export const BY_MAPPINGS = "mappings";
 const SINK = "first_position";
 
-/** How many mapped heads have a tested statement of any kind, as headatlas.atlas.cards.coverage counts them. */
-export function coverage({ atlas, heads, reading }) {
-  const kinds = { relation: 0, behaviour: 0, description: 0 };
+/** Kinds of tested statements about a head, of which `statementOf` names the first that it has. */
+export const STATEMENTS = [
+  ["relation", "a relation"],
+  ["description", "a scored description"],
+  ["behaviour", "attention, beyond the first position"],
+  ["sink", "attention to the first position alone"],
+];
+
+/** Which kinds of tested statements a head has, as headatlas.atlas.cards.coverage counts them. */
+function kindsOf({ heads, reading }, cell) {
+  const called = heads.behaviours.filter((each) => each.called[cell]);
+  const labels = heads.labelsOf.get(cell) ?? [];
+  return {
+    relation: reading.level[cell] > 0,
+    description: labels.some((each) => each.kind === BY_MAPPINGS && each.label !== UNCLEAR),
+    behaviour: called.some((each) => each.name !== SINK),
+    sink: called.some((each) => each.name === SINK),
+  };
+}
+
+/** The first kind of tested statement that a head has, as its place among STATEMENTS; -1 for none. */
+export function statementOf(context, cell) {
+  const kinds = kindsOf(context, cell);
+  return STATEMENTS.findIndex(([kind]) => kinds[kind]);
+}
+
+/** How many mapped heads have a tested statement, and one beyond attention to the first position. */
+export function coverage(context) {
+  const { atlas } = context;
   let any = 0;
   let more = 0;
   for (let cell = 0; cell < atlas.nCells; cell += 1) {
     if (!isMapped(atlas, cell)) continue;
-    const called = heads.behaviours.filter((each) => each.called[cell]);
-    const has = {
-      relation: reading.level[cell] > 0,
-      behaviour: called.length > 0,
-      description: (heads.labelsOf.get(cell) ?? []).some(
-        (each) => each.kind === BY_MAPPINGS && each.label !== UNCLEAR,
-      ),
-    };
-    for (const kind of Object.keys(kinds)) kinds[kind] += has[kind] ? 1 : 0;
-    if (has.relation || has.behaviour || has.description) any += 1;
-    if (has.relation || has.description || called.some((each) => each.name !== SINK)) more += 1;
+    const at = statementOf(context, cell);
+    if (at >= 0) any += 1;
+    if (at >= 0 && STATEMENTS[at][0] !== "sink") more += 1;
   }
-  return { any, more, total: atlas.nMapped, kinds };
+  return { any, more, total: atlas.nMapped };
 }

@@ -1,22 +1,23 @@
 /** The header, what the figure can and cannot tell, the figure in words, and where it all comes from. */
 
-import { el, hint } from "./dom.mjs";
+import { button, el, hint } from "./dom.mjs";
 import { count, plain } from "./format.mjs";
 import { coverage } from "./measures.mjs";
 
 /** Model, lens, size and coverage, with the button for light and dark. @returns node, sync(view). */
-export function createHeader(atlas) {
+export function createHeader(atlas, showStatements) {
   const { data } = atlas;
   const missing = atlas.mapped.filter((done) => !done).length - data.layers_without_heads.length;
   const size = `${atlas.nLayers} layers × ${atlas.nHeads} heads`;
   const [lead, rest] = lensCaveat(data.lens);
-  const covered = el("span");
+  const covered = button("", showStatements, { class: "link", title: "Colour the figure by it" });
   const facts = [
     ["Lens", el("span", {}, data.lens, " ", hint("what it reads", lead, " ", rest))],
     ["Heads", missing > 0 ? `${size} (${missing} layers not mapped)` : size],
     [
       "Relations",
-      `${atlas.scored.length} of ${atlas.relations.length}, ${count(atlas.categories.length, "category", "categories")}`,
+      `${atlas.scored.length} of ${atlas.relations.length}, ` +
+        `${count(atlas.categories.length, "category", "categories")}`,
     ],
     [
       "Heads with a tested statement",
@@ -27,9 +28,10 @@ export function createHeader(atlas) {
         " ",
         hint(
           "counted how?",
-          "A relation or a behaviour that is called, or a description that picks out held-out mappings of the head. A covered head may " +
-            "do more; one without a statement may do something that was not asked. Most heads of most models attend to the first " +
-            "position, which says that a head rests.",
+          "A relation or a behaviour that is called, or a description that picks out held-out " +
+            "mappings of the head. A covered head may do more; one without a statement may do something " +
+            "that was not asked. Most heads of most models attend to the first position, which says " +
+            "that a head rests.",
         ),
       ),
     ],
@@ -37,12 +39,7 @@ export function createHeader(atlas) {
   const node = el(
     "header",
     {},
-    el(
-      "div",
-      { class: "title" },
-      el("p", { class: "quiet" }, "What the attention heads do"),
-      el("h1", {}, data.model),
-    ),
+    el("h1", {}, data.model, el("span", { class: "hidden" }, ": what its attention heads do")),
     el(
       "dl",
       { class: "facts" },
@@ -55,9 +52,7 @@ export function createHeader(atlas) {
 
 function coverageWords(view) {
   const { any, more, total } = coverage(view);
-  const behaviours = view.heads.behaviours.length
-    ? `, ${more} more than attention to the first position`
-    : "";
+  const behaviours = view.heads.behaviours.length ? `, ${more} beyond a first-position sink` : "";
   return `${any} of ${total}${behaviours}`;
 }
 
@@ -67,15 +62,15 @@ function createSchemeButton() {
     const chosen = root.dataset.scheme;
     return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   };
-  const button = el("button", { type: "button", class: "scheme" });
-  const label = () => (button.textContent = dark() ? "Light" : "Dark");
-  button.addEventListener("click", () => {
+  const toggle = el("button", { type: "button", class: "scheme" });
+  const label = () => (toggle.textContent = dark() ? "Light" : "Dark");
+  toggle.addEventListener("click", () => {
     root.dataset.scheme = dark() ? "light" : "dark";
     label();
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", label);
   label();
-  return button;
+  return toggle;
 }
 
 /** What this can and cannot tell. */
@@ -101,9 +96,9 @@ function caveats(data) {
   return [
     [
       "A colour is a count of categories.",
-      `A head implements a relation when it ranks an accepted target among the top ${k} of the vocabulary ` +
-        `(fewer for copying) for a share of the sources of at least τ, ${plain(tau)} unless moved above. ` +
-        "Promoting and suppressing both count.",
+      `A head implements a relation when it ranks an accepted target among the top ${k} of the ` +
+        `vocabulary (fewer for copying) for a share of the sources of at least τ, ${plain(tau)} unless ` +
+        "moved above. Promoting and suppressing both count.",
     ],
     lensCaveat(data.lens),
     [
@@ -112,21 +107,22 @@ function caveats(data) {
     ],
     [
       "A late state may already hold the answer.",
-      "A head that only moves it looks like one that computes it. Control is the score of the state itself at " +
-        "that layer, without any head; added is the share of sources that the head hits and the state does not. " +
-        "Both are about promotion; suppression has no such control.",
+      "A head that only moves it looks like one that computes it. Control is the score of the state " +
+        "itself at that layer, without any head; added is the share of sources that the head hits and " +
+        "the state does not. Both are about promotion; suppression has no such control.",
     ],
     [
       "q asks one question.",
-      `Would the head score as high if the targets were dealt to the sources at random? Of the rows with ` +
-        `q ≤ ${plain(q)}, about that share or less is expected to be such chance. q does not say that the model uses ` +
-        "the head. The intervals treat sources as independent draws and say nothing about other words.",
+      "Would the head score as high if the targets were dealt to the sources at random? Of the rows " +
+        `with q ≤ ${plain(q)}, about that share or less is expected to be such chance. q does not say ` +
+        "that the model uses the head. The intervals treat sources as independent draws and say nothing " +
+        "about other words.",
     ],
     ...targetCaveat(data.provenance),
     [
       "A blank cell is not an idle head.",
-      "It only means that none of the relations asked passes the criterion there. Panels with more relations " +
-        "have more chances.",
+      "It only means that none of the relations asked passes the criterion there. Panels with more " +
+        "relations have more chances.",
     ],
     evidenceCaveat(data.evidence),
   ];
@@ -141,9 +137,9 @@ function evidenceCaveat(evidence) {
   }
   return [
     "Evidence confirms some heads.",
-    `${evidence.map((each) => each[0].toUpperCase() + each.slice(1)).join(". ")}. Both hold for the atlas's own ` +
-      "criterion, wherever τ is moved. A dash: not asked. A head that is not confirmed may have others that do the " +
-      "same; ablation is not asked of heads that only suppress.",
+    `${evidence.map((each) => each[0].toUpperCase() + each.slice(1)).join(". ")}. Both hold for the ` +
+      "atlas's own criterion, wherever τ is moved. A dash: not asked. A head that is not confirmed may " +
+      "have others that do the same; ablation is not asked of heads that only suppress.",
   ];
 }
 
@@ -152,8 +148,8 @@ function targetCaveat(provenance) {
   return [
     [
       "Targets count by their first token.",
-      "A target of several tokens is a hit when its first token is. A first token may begin many words, so " +
-        "such a hit says less than one of a whole word.",
+      "A target of several tokens is a hit when its first token is. A first token may begin many " +
+        "words, so such a hit says less than one of a whole word.",
     ],
   ];
 }
@@ -162,15 +158,17 @@ function lensCaveat(lens) {
   if (lens === "maps") {
     return [
       "The lens maps reads weights only.",
-      "A word's state is its embedding after the first block's MLP, at every later layer. It sees sources of one " +
-        "token. In some models that state is far from what heads really read, and nearly all scores are then 0.",
+      "A word's state is its embedding after the first block's MLP, at every later layer. It sees " +
+        "sources of one token. In some models that state is far from what heads really read, and nearly " +
+        "all scores are then 0.",
     ];
   }
   if (lens === "neutral") {
     return [
       "The lens neutral is not weights only.",
-      "It takes the model's own state of a word after short neutral prefixes, averaged. That makes it nearly a " +
-        "repeat of inference without context, so agreement with such inference is weak evidence.",
+      "It takes the model's own state of a word after short neutral prefixes, averaged. That makes it " +
+        "nearly a repeat of inference without context, so agreement with such inference is weak " +
+        "evidence.",
     ];
   }
   return [

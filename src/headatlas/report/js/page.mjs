@@ -2,7 +2,7 @@
  * The page: one state, everything drawn from it.
  *
  * `mounted` is a promise of the app of this page, null where the document holds no atlas. The app is what another
- * module, bundled after this one, attaches to (`import { mounted } from "./page.mjs"`):
+ * module, bundled after this one, attaches to by importing `mounted`:
  *
  *   app.atlas             the decoded atlas; app.atlas.data is the embedded data, with whatever else it holds (such as
  *                         `live`, which says that a server answers)
@@ -42,6 +42,9 @@ import { createTooltip } from "./tooltip.mjs";
 import { unpack } from "./unpack.mjs";
 import { decodeSalience, decodeWords } from "./words.mjs";
 
+/** Milliseconds without a change after which what is under the figure is drawn. */
+const REST_AFTER = 60;
+
 /**
  * Show an atlas inside an element.
  *
@@ -60,16 +63,18 @@ export async function mount(root, data) {
   for (const part of [app.parts.figure, app.parts.profile, app.parts.scatter])
     followSize(part.drawing, part.resize);
   render(app);
+  renderRest(app);
   performance.mark("headatlas-ready");
   if (app.state.head !== null || app.state.find) readSalience(app);
   return app;
 }
 
 function createApp(atlas, heads) {
+  /** @type {any} */
   const app = {
     ...{ atlas, heads, measures: measuresOf(atlas, heads), salience: null, shown: null },
     state: parseFragment(atlas, location.hash),
-    ...{ view: null, due: false, hearers: new Set(), parts: {} },
+    ...{ view: null, due: false, later: 0, hearers: new Set(), parts: {} },
     slot: el("section", { id: "live", hidden: true }),
   };
   app.change = (part) => {
@@ -109,7 +114,7 @@ function assemble(app) {
   const close = () => closeCard(app);
   const choose = (index) => app.change({ relations: [index], categories: [], colour: "" });
   parts.tooltip = createTooltip(atlas);
-  parts.header = createHeader(atlas);
+  parts.header = createHeader(atlas, () => app.change({ colour: "statements" }));
   parts.controls = createControls(atlas, app.measures, {
     change: app.change,
     reset: () => app.change(initialState(atlas)),
@@ -123,6 +128,7 @@ function assemble(app) {
   });
   parts.card = createCard(atlas, { open, close, choose });
   parts.finder = createFinder({ change: app.change, open, choose, wanted: () => readSalience(app) });
+  parts.controls.reset.before(parts.finder.box);
   parts.scatter = createScatter(atlas, app.measures, { change: app.change, point, open, close });
   parts.profile = createProfile(atlas);
   parts.heads = createHeads(atlas, {
@@ -242,19 +248,13 @@ function viewOf(app) {
   const reading = same ? last.reading : read(atlas, scores, thresholds);
   const chosen = chosenRelations(atlas, state);
   const context = { atlas, heads, reading, chosen, salience: app.salience };
-  const levels = paint(context, "categories", app.measures);
-  const by = colouredBy(state);
-  const painted = app.shown
-    ? valuesPaint(atlas, app.shown)
-    : by === "categories"
-      ? levels
-      : paint(context, by, app.measures);
+  const painted = app.shown ? valuesPaint(atlas, app.shown) : paint(context, colouredBy(state), app.measures);
   const only = headsOf(atlas, reading, chosen);
   return {
     ...context,
     cell: state.head,
     painted,
-    levels: levels.classOf,
+
     only,
     about: chosenWords(atlas, state),
   };
@@ -268,7 +268,17 @@ function render(app) {
   parts.controls.sync(state, view.reading);
   parts.figure.sync(view);
   parts.figure.pin(state.head);
+  parts.scatter.mark("pin", state.head);
   parts.card.sync(view);
+  arrive(app);
+  for (const hear of app.hearers) hear(state, view);
+  clearTimeout(app.later);
+  app.later = setTimeout(() => renderRest(app), REST_AFTER);
+}
+
+/** What is under the figure follows when a slider rests, so that the figure moves with it. */
+function renderRest(app) {
+  const { state, parts, view } = app;
   parts.finder.sync(view, state);
   parts.profile.sync(view);
   parts.scatter.sync(view, state);
@@ -276,8 +286,6 @@ function render(app) {
   parts.heads.sync(view, state);
   parts.relations.sync(view);
   remember(app);
-  arrive(app);
-  for (const hear of app.hearers) hear(state, view);
 }
 
 /** The address says what is shown, so that it can be sent. */

@@ -115,6 +115,8 @@ function drawColours(panel, classOf, marked) {
 /** A small square in the corner of the heads that pass, where colours say something else. */
 function dots(panel, marked) {
   const { width, height, gap } = panel.size;
+  // On smaller cells they would cover the colour.
+  if (Math.min(width, height) < 6) return "";
   const side = Math.max(2, Math.min(width, height) * 0.26);
   const parts = [];
   for (let cell = 0; cell < panel.atlas.nCells; cell += 1) {
@@ -206,7 +208,9 @@ function placeMark(panel, which, cell) {
 
 function listen(panel, handlers) {
   const { canvas } = panel;
+  /** @type {number | null} */
   let focused = null;
+  /** @type {number | null} */
   let under = null;
   const follow = (event) => {
     under = cellAt(panel, event);

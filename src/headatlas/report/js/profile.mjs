@@ -18,6 +18,7 @@ export function createProfile(atlas) {
   });
   const drawing = el("div", { class: "drawing strips" }, ...strips.map((strip) => strip.node));
   const node = el("section", { "aria-labelledby": titleId }, el("h2", { id: titleId }, "By layer"), drawing);
+  /** @type {any} */
   let shown = null;
   const draw = () => {
     const { counts, best, control } = profile(shown);
@@ -75,7 +76,9 @@ function drawBest(atlas, strip, best, control, about) {
   );
   let peak = 0;
   best.forEach((value, layer) => (peak = value > (best[peak] || 0) ? layer : peak));
-  strip.words.textContent = `${title} by layer: largest ${share(best[peak])} in layer ${peak}, where the state itself scores ${share(control[peak])}`;
+  strip.words.textContent =
+    `${title} by layer: largest ${share(best[peak])} in layer ${peak}, where the state itself scores ` +
+    `${share(control[peak])}`;
 }
 
 function frame(atlas, { canvas, node }, title, most, values) {

@@ -13,7 +13,8 @@ export function relationsOf(view, handlers) {
   const { atlas, cell, reading } = view;
   const all = rowsOfHead(atlas, cell).sort(
     (a, b) =>
-      Boolean(reading.effect[b]) - Boolean(reading.effect[a]) || strength(reading, b) - strength(reading, a),
+      Number(reading.effect[b] > 0) - Number(reading.effect[a] > 0) ||
+      strength(reading, b) - strength(reading, a),
   );
   const rows = all.filter((row) => reading.effect[row] || strength(reading, row) > 0);
   const called = rows.filter((row) => reading.effect[row]).length;
@@ -26,9 +27,12 @@ export function relationsOf(view, handlers) {
     more(rows.length - first, "relation", () => body(rows.slice(first))),
     hint(
       "control, q?",
-      "Control is the score of the state itself at this layer, without any head: a late state may already hold the answer. " +
-        "Added is the share of sources that the head hits and the state does not. q asks whether the head would score as high " +
-        "if the targets were dealt to the sources at random. What a head writes if it attends does not say whether it does.",
+      "Control is the score of the state itself at this layer, without any head: a late state may already " +
+        "hold the answer. " +
+        "Added is the share of sources that the head hits and the state does not. q asks whether the head " +
+        "would score as high " +
+        "if the targets were dealt to the sources at random. What a head writes if it attends does not " +
+        "say whether it does.",
     ),
   ];
 }
@@ -40,11 +44,8 @@ function relationRow(view, row, handlers) {
   const down = isSuppression(reading, row);
   const bits = reading.effect[row];
   const facts = [];
-  for (const [bit, sign] of [
-    [PROMOTES, "promotion"],
-    [SUPPRESSES, "suppression"],
-  ]) {
-    const up = sign === "promotion";
+  for (const bit of [PROMOTES, SUPPRESSES]) {
+    const up = bit === PROMOTES;
     const hits = (up ? scores.hits : scores.suppressed)[row];
     if (!hits || !(bits & bit || up !== down)) continue;
     const q = (up ? scores.q : scores.suppressionQ)[row];
@@ -101,6 +102,11 @@ function evidenceOf(atlas, row) {
   return parts.join("; ");
 }
 
+function rankWords({ atlas }, { rank, controlHit }) {
+  const words = `rank ${rank ?? `${atlas.ceiling} or beyond`}`;
+  return controlHit ? `${words}; the state itself hits this source` : words;
+}
+
 function pairList(view, row, sign) {
   const pairs = pairsOf(view.atlas, view.reading.scores, row, sign);
   const hit = pairs.filter((each) => each.hit);
@@ -111,7 +117,7 @@ function pairList(view, row, sign) {
       "li",
       {
         class: each.controlHit ? "by-state" : false,
-        title: `rank ${each.rank ?? `${view.atlas.ceiling} or beyond`}${each.controlHit ? "; the state itself hits this source" : ""}`,
+        title: rankWords(view, each),
       },
       `${each.source} → ${each.target}`,
       each.rank !== null && el("sub", {}, ` ${each.rank}`),

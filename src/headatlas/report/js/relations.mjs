@@ -53,6 +53,7 @@ export function createRelations(atlas, handlers) {
       el("table", { class: "relations" }, el("thead", {}, el("tr", {}, ...names)), el("tbody", {}, ...body)),
     ),
   );
+  /** @type {any} */
   let shown = null;
   return {
     node,

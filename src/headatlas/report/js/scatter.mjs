@@ -62,6 +62,7 @@ export function createScatter(atlas, measures, handlers) {
     el("div", { class: "toolbar" }, x.node, y.node, c.node),
     drawing,
   );
+  /** @type {any} */
   const plot = {
     ...{ atlas, measures, canvas, axes, points, marks, scale },
     places: null,
@@ -107,7 +108,8 @@ function draw(plot) {
   plot.scale.textContent =
     painted.kind === "levels"
       ? "Colour: number of categories, as in the figure."
-      : `Colour: ${painted.title}, from ${painted.range[0]} (pale) to ${painted.range[1]}${painted.down ? "; orange: suppression" : ""}.`;
+      : `Colour: ${painted.title}, from ${painted.range[0]} (pale) to ` +
+        `${painted.range[1]}${painted.down ? "; orange: suppression" : ""}.`;
   for (const which of Object.keys(plot.marks)) placeMark(plot, which, plot.marks[which].cell ?? null);
 }
 
@@ -188,7 +190,9 @@ function placeMark(plot, which, cell) {
 
 function listen(plot, handlers) {
   const { canvas } = plot;
+  /** @type {number | null} */
   let under = null;
+  /** @type {any} */
   let focused = null;
   const look = (cell, how) => handlers.point(cell, cell === null ? null : anchorOf(plot, cell), how);
   const follow = (event) => {

@@ -44,7 +44,11 @@ const indices = (names) => (text) => {
   return there.length ? there : undefined;
 };
 
-/** Key of the fragment → property, how it is read (undefined: not at all) and how it is written. */
+/**
+ * Key of the fragment → property, how it is read (undefined: not at all) and how it is written.
+ *
+ * @returns {Record<string, [string, (text: string) => any, (value: any) => string]>}
+ */
 function fields(atlas) {
   const relations = atlas.relations.map((relation) => (relation.left_out ? null : relation.name));
   const listed = (names) => (value) => value.map((index) => names[index]).join(",");
@@ -99,6 +103,7 @@ export function initialState(atlas) {
 
 /** The state that a fragment, with or without its #, describes. @returns {State} */
 export function parseFragment(atlas, fragment) {
+  /** @type {any} */
   const state = initialState(atlas);
   const known = fields(atlas);
   for (const [key, text] of new URLSearchParams(fragment.replace(/^#/, ""))) {
@@ -112,6 +117,7 @@ export function parseFragment(atlas, fragment) {
 
 /** The fragment of a state, without #; empty for how the page opens. */
 export function formatFragment(atlas, state) {
+  /** @type {any} */
   const initial = initialState(atlas);
   const parts = [];
   for (const [key, [property, , print]] of Object.entries(fields(atlas))) {

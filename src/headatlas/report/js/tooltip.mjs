@@ -21,12 +21,13 @@ const WORTH_NAMING = 0.03;
 export function createTooltip(atlas) {
   const node = el("div", { class: "tooltip", "aria-hidden": "true" });
   const say = el("div", { class: "hidden", role: "status", "aria-live": "polite" });
+  /** @type {{cell: number, view: any} | null} */
   let shown = null;
   return {
     node,
     say,
     show(cell, anchor, view, aloud) {
-      if (shown?.cell !== cell || shown.view !== view) {
+      if (shown?.cell !== cell || shown?.view !== view) {
         node.replaceChildren(...describeHead(atlas, cell, view));
         shown = { cell, view };
       }

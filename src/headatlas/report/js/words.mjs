@@ -219,6 +219,7 @@ export function search(context, text) {
 function foundPairs({ atlas, reading }, relation, wanted) {
   const found = pairsWith(relation, wanted);
   if (!found.size) return [];
+  /** @type {Map<number, {cell: number, rank: number}[]>} */
   const hits = new Map([...found].map((at) => [at, []]));
   const k = relation.copying ? reading.scores.kCopy : reading.scores.k;
   const { start, pair, rank } = atlas.ranks.promotion;
