@@ -111,6 +111,10 @@ EXAMPLES = {
         "headatlas query demo France=Paris Italy=Rome",
         "headatlas query smollm2-135m red=rouge --top 5 --json",
     ],
+    "serve": [
+        "headatlas serve demo --open",
+        "headatlas serve demo --host 0.0.0.0 --port 8000    # prints an address with a token",
+    ],
     "label": [
         "headatlas label demo",
         "headatlas label demo --describe-with http://localhost:11434/v1 --model-name llama3.2",

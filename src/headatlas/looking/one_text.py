@@ -54,7 +54,7 @@ def most_tokens(model: Model) -> int:
     """How many tokens a text may have."""
     heads = len(model.layers_with_heads) * model.dims.n_heads
     within = int((ATTENTION_BYTES / (4 * heads)) ** 0.5)
-    return min(MOST_TOKENS, most_positions(model.checkpoint.config), within)
+    return min(MOST_TOKENS, most_positions(model.checkpoint.config) or MOST_TOKENS, within)
 
 
 def text_ids(model: Model, text: str) -> tuple[int, ...]:

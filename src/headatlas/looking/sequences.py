@@ -91,7 +91,7 @@ def sequences_for(model: Model, competing: NDArray[np.bool_], text: str | Path |
     """
     tokenizer, spec = model.tokenizer(), model.checkpoint.spec
     positions = most_positions(model.checkpoint.config)
-    if positions < LENGTH:
+    if positions is not None and positions < LENGTH:
         raise HeadatlasError(f"{spec}: the model takes {positions} tokens, and {LENGTH} are needed.")
     first = prefix_ids(tokenizer, "")
     room = LENGTH - len(first)
@@ -116,14 +116,15 @@ def sequences_for(model: Model, competing: NDArray[np.bool_], text: str | Path |
     )
 
 
-def most_positions(config: Mapping[str, Any]) -> int:
-    """How many positions a model takes; unknown is enough."""
+def most_positions(config: Mapping[str, Any]) -> int | None:
+    """How many positions a model takes; None if its config, or the header of its GGUF file, does not say."""
     inner = config.get("text_config") or {}
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
+    in_gguf = f"{config.get('general.architecture')}.context_length"
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", in_gguf):
         found = config.get(name, inner.get(name))
         if isinstance(found, int) and found > 0:
             return found
-    return LENGTH
+    return None
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

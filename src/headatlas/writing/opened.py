@@ -133,7 +133,7 @@ class OpenModel:
         )
         if (reason := unusable(item)) is not None:
             raise HeadatlasError(
-                f"{prepared.model.checkpoint.spec}: its tokenizer can use none of the pairs ({reason})."
+                f"{prepared.model.checkpoint.name}: its tokenizer can use none of the pairs ({reason})."
             )
         return replace(prepared, layout=build_layout([replace(item, left_out=None)]))
 
