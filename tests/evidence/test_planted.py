@@ -419,7 +419,12 @@ def test_only_what_is_needed_is_asked(mapped: Planted, tmp_path: Path) -> None:
         # The task, that of the one control, and both once more where blocks' outputs are kept.
         assert sum(whole) == 4
         whole.clear()
-        run_ablation(planted.atlas, only=["second"], templates=planted.templates, choices=NO_SHOTS)
+        told: list[Progress] = []
+        asked = {"templates": planted.templates, "choices": NO_SHOTS, "progress": told.append}
+        run_ablation(planted.atlas, only=["second"], **asked)
+        [said] = [each.note for each in told if each.stage == "estimate"]
+        # Of 35 prompts "<s> The {}": twice whole, 1 head in 9 orders, and 1 head alone; the control's once.
+        assert said.startswith(f"tasks to ablate: 1; at most {(12 + 1) * (2 + N)} tokens through the model: ")
         assert sum(whole) == 2, "the answers of the whole model are there"
 
 

@@ -16,7 +16,7 @@ from headatlas.evidence import tasks
 from headatlas.evidence.ablation_hooks import ablated, mean_outputs
 from headatlas.evidence.inference_run import layer_as_watched
 from headatlas.evidence.recording import watch
-from headatlas.evidence.tasks import Questions, tokens_asked
+from headatlas.evidence.tasks import Questions, asking_takes
 from headatlas.evidence.texts import Text
 from headatlas.lenses.forward import pre_hooks
 from headatlas.mapping import engine
@@ -157,8 +157,8 @@ def test_a_pass_begins_at_the_first_ablated_layer(
     """Tokens that go through the value projection of each layer: what comes before the heads is not run."""
     model, modules = pair
     prompts = [(1, 20, 21, 22, each) for each in (30, 31, 32)]
-    tokens = tokens_asked(prompts)
-    assert tokens == 4 + 3
+    tokens, passes = asking_takes(prompts)
+    assert (tokens, passes) == (4 + 3, 2)
     seen = [0] * model.dims.n_layers
 
     def count(layer: int) -> Any:

@@ -34,7 +34,7 @@ from headatlas.atlas.evidence import evidence_group
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.ablation_hooks import Head, ablated, mean_outputs
 from headatlas.evidence.opening import Subject, open_subject
-from headatlas.evidence.tasks import Questions, Task, make_task, tokens_asked
+from headatlas.evidence.tasks import Questions, Task, asking_takes, make_task
 from headatlas.evidence.texts import Templates, read_templates
 from headatlas.lenses.forward import running
 from headatlas.mapping.plan import passing_seconds
@@ -205,19 +205,19 @@ class _Run:
     def estimate(self, names: Sequence[str]) -> str:
         """The work ahead, if no answers are stored and every step is measured, and how long it takes here."""
         model = self._subject.prepared.model
-        asked = tokens = 0.0
-        for name in names:
-            if self._problem_beforehand(name) is None:
-                n_steps = len(steps_to(len(self._heads(name))))
-                n_alone = min(N_ALONE, len(self._heads(name)))
-                runs = n_steps * (2 + self._choices.draws + N_CONTROLS) + n_alone
-                asked += 1
-                tokens += runs * tokens_asked(self.tasks[name].prompts)
-        others = [task for task in self.tasks.values() if len(task.words) >= MIN_SOURCES] if asked else []
-        tokens += sum(tokens_asked(task.prompts) for task in others)
-        least, most = passing_seconds(model, (tokens * LEAST_LEFT, tokens), self._subject.device)
+        todo = [name for name in names if self._problem_beforehand(name) is None]
+        runs = dict.fromkeys(self.tasks, 1.0 if todo else 0.0)
+        for name in todo:
+            n_heads = len(self._heads(name))
+            orders = 2 + self._choices.draws + N_CONTROLS  # the controls' prompts are much as these
+            runs[name] += 1 + len(steps_to(n_heads)) * orders + min(N_ALONE, n_heads)
+        takes = {name: asking_takes(task.prompts) for name, task in self.tasks.items() if task.prompts}
+        tokens, passes = (sum(runs[name] * each[at] for name, each in takes.items()) for at in range(2))
+        least, most = passing_seconds(
+            model, (LEAST_LEFT * tokens, tokens), (LEAST_LEFT * passes, passes), self._subject.device
+        )
         return (
-            f"{int(asked)} tasks to ablate, at most {int(tokens):,} tokens through the model: "
+            f"tasks to ablate: {len(todo)}; at most {int(tokens):,} tokens through the model: "
             f"{duration(least)} to {duration(most)} on this machine if nothing else uses it"
         )
 

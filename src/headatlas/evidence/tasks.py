@@ -247,10 +247,10 @@ def _repeated(cache: DynamicCache, n: int, start: int) -> DynamicCache:
     return repeated
 
 
-def tokens_asked(prompts: Sequence[Ids]) -> int:
-    """Tokens that go through the model when these prompts are asked once."""
+def asking_takes(prompts: Sequence[Ids]) -> tuple[int, int]:
+    """Tokens that go through the model when these prompts are asked once, and passes in which they do."""
     shared = _shared(prompts)
-    return shared + sum(len(prompt) - shared for prompt in prompts)
+    return shared + sum(len(prompt) - shared for prompt in prompts), 1 + len({*map(len, prompts)})
 
 
 def _shared(prompts: Sequence[Ids]) -> int:

@@ -378,10 +378,16 @@ def inference_seconds(model: Model, *, tokens: Range, rows: int, device: torch.d
     return round(found[0], 1), round(found[1], 1)
 
 
-def passing_seconds(model: Model, tokens: Range, device: torch.device) -> Range:
-    """The least and the most in which so many tokens go through a model on a device."""
+def passing_seconds(model: Model, tokens: Range, passes: Range, device: torch.device) -> Range:
+    """The least and the most in which so many tokens go through a model on a device, in so many small passes.
+
+    In a pass of few tokens the weights are read for little.
+    """
     speed = rates(device)
-    least, most = (FIXED[end] + _passing(model, tokens[end], speed)[end] for end in range(2))
+    reading = BYTES * model.n_parameters / speed.memory
+    least, most = (
+        FIXED[end] + _passing(model, tokens[end], speed)[end] + passes[end] * reading for end in range(2)
+    )
     return round(least, 1), round(most, 1)
 
 
