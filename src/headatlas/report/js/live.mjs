@@ -131,7 +131,11 @@ function showPairs(live, found) {
   const names = found.pairs.map(([source, target]) => `${visible(source)} → ${visible(target)}`);
   live.answer.replaceChildren(
     table("Heads by the score of the question", ["Head", "Sign", "Score", "Control", ...names], rows),
-    el("div", { class: "buttons" }, button("Save as relation", () => saveRelation(live))),
+    el(
+      "div",
+      { class: "buttons" },
+      button("Save as relation", () => saveRelation(live)),
+    ),
   );
 }
 
@@ -149,7 +153,9 @@ function showWord(live, found) {
   colour(live, `gain of ${visible(found.word)}`, found.rows, (row) => row.gain, [0, most || 1]);
   const rows = found.rows
     .slice(0, SHOWN)
-    .map((row) => line(headButton(live, row), row.gain.toFixed(3), listed(row.promoted), listed(row.suppressed)));
+    .map((row) =>
+      line(headButton(live, row), row.gain.toFixed(3), listed(row.promoted), listed(row.suppressed)),
+    );
   live.answer.replaceChildren(table("Heads by gain", ["Head", "Gain", "Promotes", "Suppresses"], rows));
 }
 
