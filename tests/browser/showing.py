@@ -12,7 +12,7 @@ from typing import Any
 from playwright.sync_api import BrowserContext, ConsoleMessage, Dialog, Locator, Page, Request, Route
 
 WIDE, NARROW = (1440, 900), (420, 800)
-REST = 160
+REST = 80
 """Milliseconds: longer than the page waits after a change before it draws what is under the figure."""
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 MISSING = f"no Chromium: none of {', '.join(NAMES)} is on the path, and HEADATLAS_CHROMIUM names no other"

@@ -267,7 +267,7 @@ def test_no_control_does_nothing(open_page: Opener) -> None:
         name = control.evaluate("node => (node.closest('tbody tr:nth-child(n+3)') ? '' : node.outerHTML)")
         if (
             not name
-            or already(name, shown.fragment())
+            or already(name, page.evaluate("location.hash"))
             or control.evaluate("node => node.checked && node.name")
         ):
             continue
