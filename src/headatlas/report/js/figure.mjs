@@ -179,10 +179,10 @@ function createLegend(atlas) {
 
 function legendOfScale(painted, scale, view) {
   if (painted.kind === "values") {
-    const called = painted.measure.behaviour
+    const called = painted.measure?.behaviour
       ? [el("span", { class: "key" }, el("span", { class: "dot" }), "called: clearly more than expected")]
       : [];
-    const why = painted.measure.behaviour && view.heads.captions.behaviour;
+    const why = painted.measure?.behaviour && view.heads.captions.behaviour;
     return [
       el("span", {}, painted.title),
       scale("score", painted.range),
