@@ -15,7 +15,12 @@ export const SIGNS = { both: PROMOTES | SUPPRESSES, promotion: PROMOTES, suppres
 
 const BEYOND = 255;
 
-/** The page's data with its unpacked ranks. */
+/**
+ * The page's data with its unpacked ranks.
+ *
+ * @param {PageData} data
+ * @param {any} ranks section
+ */
 export function decode(data, ranks) {
   const relations = data.relations.map((relation, index) => ({ ...relation, index }));
   const scored = relations.filter((relation) => !relation.left_out);

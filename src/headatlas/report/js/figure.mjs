@@ -115,6 +115,10 @@ function captionOf(atlas, reading) {
   return caption.slice(caption.indexOf(atlas.data.model)).replace(own, () => rule);
 }
 
+const BLANK =
+  "A blank cell is not an idle head: none of the relations asked passes the criterion there. Categories with more " +
+  "relations have more chances.";
+
 /** What the colours mean, with the number of heads per colour where they are few. */
 function createLegend(atlas) {
   const node = el("div", { class: "legend-line" });
@@ -164,12 +168,8 @@ function createLegend(atlas) {
                 ),
                 item({ "data-level": "none" }, "none", count(nBlank, "head")),
                 ...unmapped,
+                el("li", {}, hint("blank?", BLANK)),
               ]),
-              hint(
-                "blank?",
-                "A blank cell is not an idle head: none of the relations asked passes the criterion " +
-                  "there. Categories with more relations have more chances.",
-              ),
             ]
           : legendOfScale(painted, scale, view)),
       );

@@ -20,6 +20,7 @@ export function arrange(width, ratio, nLayers, nHeads, nOthers, zoom = 1) {
   let columns = Math.max(1, Math.min(nOthers, 4));
   const side = (n) => cellSize(inner((width - GAP * (n - 1)) / n), ratio, nLayers, nHeads, SIDE);
   while (columns > 1 && side(columns).width < SIDE_AT) columns -= 1;
+  columns = Math.ceil(nOthers / Math.ceil(nOthers / columns)); // rows as even as can be
   return { columns, main, side: side(columns) };
 }
 

@@ -49,7 +49,7 @@ const REST_AFTER = 60;
  * Show an atlas inside an element.
  *
  * @param root an empty element with the class "headatlas" on it or around it.
- * @param data the page's data, as report/data.py writes it.
+ * @param {PageData} data as report/data.py writes them
  * @returns {Promise<any>} the app.
  */
 export async function mount(root, data) {

@@ -61,7 +61,7 @@ function drawCounts(atlas, strip, counts, most) {
 /** Bars for the best head of each layer, a line for the state itself. */
 function drawBest(atlas, strip, best, control, about) {
   const title = about ? `best score on ${about}` : "best score of any relation";
-  const plot = frame(atlas, strip, `${title}; line: control`, 1, [0, 0.5, 1]);
+  const plot = frame(atlas, strip, "best score; line: control", 1, [0, 0.5, 1]);
   const bars = Array.from(best, (value, layer) =>
     value > 0 ? `M${plot.x(layer)} ${plot.y(0)}V${plot.y(value)}h${plot.wide}V${plot.y(0)}z` : "",
   );
