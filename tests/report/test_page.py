@@ -18,7 +18,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.figures.colours import DARK, LIGHT
 from headatlas.figures.describe import alt_text
 from headatlas.report import report_html, write_report
-from headatlas.report.page import MODULES, STYLES, bundle, embed
+from headatlas.report.page import LIVE, MODULES, STYLES, bundle, embed
 from tests.report.made_up import HOSTILE
 
 FOLDER = Path(str(files("headatlas.report")))
@@ -145,12 +145,17 @@ def test_colours_and_words_are_those_of_the_figures(
 
 
 def test_every_module_is_bundled_after_what_it_imports() -> None:
-    assert {path.stem for path in (FOLDER / "js").glob("*.mjs")} == set(MODULES)
-    assert {path.stem for path in (FOLDER / "css").glob("*.css")} == set(STYLES)
-    for at, name in enumerate(MODULES):
+    order = (*MODULES, *LIVE)
+    assert {path.stem for path in (FOLDER / "js").glob("*.mjs")} == set(order)
+    assert {path.stem for path in (FOLDER / "css").glob("*.css")} == {*STYLES, "live"}
+    for at, name in enumerate(order):
         source = (FOLDER / "js" / f"{name}.mjs").read_text(encoding="utf-8")
-        assert set(re.findall(r'from "\./(\w+)\.mjs"', source)) <= set(MODULES[:at]), name
-    assert not re.search(r"^(import|export)\b", bundle(), re.MULTILINE)
+        assert set(re.findall(r'from "\./(\w+)\.mjs"', source)) <= set(order[:at]), name
+    assert not re.search(r"^(import|export)\b", bundle(order), re.MULTILINE)
+
+
+def test_a_page_without_a_server_asks_nothing(page: str) -> None:
+    assert "from_live" not in page and "fetch(" not in page and "connect-src" not in page
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.[mc][js]s")), ids=lambda path: path.name)

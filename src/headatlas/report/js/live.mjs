@@ -38,7 +38,9 @@ export function start(app) {
     el("button", { type: "submit" }, "Ask"),
     button("Clear", () => clear(live)),
   );
-  app.slot.replaceChildren(el("h2", {}, "Ask"), form, live.status, live.answer);
+  const title = el("h2", { id: freshId("asking") }, "Ask");
+  app.slot.replaceChildren(title, form, live.status, live.answer);
+  app.slot.setAttribute("aria-labelledby", title.id);
   app.slot.hidden = false;
 }
 
