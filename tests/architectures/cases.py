@@ -145,7 +145,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite_swa": ("granite_swa", _GQA | {"residual_multiplier": 0.22}),
     "helium": ("helium", _GQA | {"head_dim": 8}),
     "hunyuan_v1_dense": ("hunyuan_v1_dense", _HEAD),
-    "hyperclovax": ("hyperclovax", _GQA),
+    "hyperclovax": ("hyperclovax", _GQA | {"attention_multiplier": 0.1}),
     "jais2": ("jais2", _HEAD),
     "ministral": ("ministral", _HEAD | {"sliding_window": 4}),
     "ministral3": ("ministral3", _HEAD | {"sliding_window": 4}),
