@@ -77,6 +77,7 @@ _LINEAR = {
     "linear_value_head_dim": 8,
 }
 _ROPE = {"rope_type": "default", "rope_theta": 100.0}
+_HALF = {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}}
 _INDEXER = {"index_n_heads": 2, "index_head_dim": 8, "index_topk": 64, "head_dim": 4}
 _KIMI = {
     "layer_types": ["full_attention", "linear_attention"],
@@ -144,7 +145,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite_swa": ("granite_swa", _GQA | {"residual_multiplier": 0.22}),
     "helium": ("helium", _GQA | {"head_dim": 8}),
     "hunyuan_v1_dense": ("hunyuan_v1_dense", _HEAD),
-    "hyperclovax": ("hyperclovax", _GQA),
+    "hyperclovax": ("hyperclovax", _GQA | {"attention_multiplier": 0.1}),
     "jais2": ("jais2", _HEAD),
     "ministral": ("ministral", _HEAD | {"sliding_window": 4}),
     "ministral3": ("ministral3", _HEAD | {"sliding_window": 4}),
@@ -162,11 +163,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "seed_oss": ("seed_oss", _HEAD),
     "seed_oss-out_bias": ("seed_oss", _HEAD | {"attention_out_bias": True}),
     "smollm3": ("smollm3", _GQA),
-    "stablelm": ("stablelm", _GQA),
-    "stablelm-qkv_bias": ("stablelm", _GQA | {"use_qkv_bias": True}),
+    "stablelm": ("stablelm", _GQA | _HALF),
+    "stablelm-qkv_bias": ("stablelm", _GQA | _HALF | {"use_qkv_bias": True}),
     "stablelm-parallel-qk_layernorm": (
         "stablelm",
-        _GQA | {"use_parallel_residual": True, "qk_layernorm": True},
+        _GQA | _HALF | {"use_parallel_residual": True, "qk_layernorm": True},
     ),
     "starcoder2": ("starcoder2", _GQA),
     "starcoder2-unbiased": ("starcoder2", _GQA | {"use_bias": False, "tie_word_embeddings": False}),

@@ -141,9 +141,15 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
         GPT2Config(**_GPT2, n_inner=40, tie_word_embeddings=False, activation_function="relu")
     ),
     "gpt2-untied": lambda: GPT2LMHeadModel(GPT2Config(**_GPT2, tie_word_embeddings=False)),
-    "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_COMMON)),
+    "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**_COMMON, rotary_pct=0.5)),
     "gpt_neox-sequential-tied-unbiased": lambda: GPTNeoXForCausalLM(
-        GPTNeoXConfig(**_COMMON, use_parallel_residual=False, attention_bias=False, tie_word_embeddings=True)
+        GPTNeoXConfig(
+            **_COMMON,
+            rotary_pct=0.5,
+            use_parallel_residual=False,
+            attention_bias=False,
+            tie_word_embeddings=True,
+        )
     ),
     "phi": lambda: PhiForCausalLM(PhiConfig(**_COMMON)),
     "phi-grouped": lambda: PhiForCausalLM(PhiConfig(**_COMMON, num_key_value_heads=2)),

@@ -298,6 +298,7 @@ class Queries(Strict):
         rotary_module: Path of the Hugging Face module that gives cosines and sines.
         query_norm, key_norm: Norms over the channels of each head, before it turns.
         scale: Key of the config whose value to the power −½ multiplies logits; by default d_head does.
+        factor: Key of the config whose value itself multiplies logits instead, or the number.
         cap: Key of the config with the soft-cap of logits: ``cap * tanh(logit / cap)``.
         only: Config values without which all this does not hold.
     """
@@ -307,6 +308,7 @@ class Queries(Strict):
     query_norm: Norm | None = None
     key_norm: Norm | None = None
     scale: str | None = None
+    factor: str | float | None = None
     cap: str | None = None
     only: dict[str, bool | int | float | str] = {}
 

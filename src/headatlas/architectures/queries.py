@@ -185,9 +185,11 @@ def attention_rule(inventory: Inventory, modules: PreTrainedModel, body: str) ->
                 f"{inventory.checkpoint.spec}: attention with {key} = {getattr(config, key)!r} is not read "
                 "yet, so where its heads would look cannot be said."
             )
-    scale = (
-        float(inventory.sizes.dims.d_head if rules.scale is None else getattr(config, rules.scale)) ** -0.5
-    )
+    if rules.factor is None:
+        base = inventory.sizes.dims.d_head if rules.scale is None else getattr(config, rules.scale)
+        scale = float(base) ** -0.5
+    else:
+        scale = float(getattr(config, rules.factor) if isinstance(rules.factor, str) else rules.factor)
     cap = None if rules.cap is None else getattr(config, rules.cap, None)
     if rules.rotary == "none":
         return AttentionRule(scale, cap, turns=False, _angles=_no_angles)
