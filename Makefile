@@ -14,7 +14,7 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
   if "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
   command -v "$$name"; break; fi; done)
 
-.PHONY: help demo test test-all test-cluster lint bench bench-shape bench-gpu bench-scaling docs clean
+.PHONY: help demo test test-all test-cluster lint lint-page bench bench-shape bench-gpu bench-scaling bench-page docs clean
 
 help:
 	@echo "make demo    map SmolLM2-135M and write the figure, the atlas and the page into $(DEMO)/"
@@ -22,10 +22,12 @@ help:
 	@echo "make test-all  the same, with every variant of every model family and format"
 	@echo "make test-cluster   install Ray and run the tests of --cluster"
 	@echo "make lint    format, lint and types only"
+	@echo "make lint-page   the same of the page's JavaScript and style alone"
 	@echo "make bench   time and memory of the mapping"
 	@echo "make bench-shape   the same on random weights of Llama-3.1-8B's shape (16 GB in shapes/; SHAPE=70b, SHAPE=tiny)"
 	@echo "make bench-gpu   every route on a GPU against the processor and float64 (SHAPE as above)"
 	@echo "make bench-scaling   how the time grows with pairs, heads, d_model and vocabulary"
+	@echo "make bench-page   how fast the page opens and follows a slider, in Chromium"
 	@echo "make docs    write docs/cli.md again from the code"
 	@echo "make clean   remove the virtual environment, caches and $(DEMO)/"
 
@@ -46,10 +48,14 @@ test-cluster: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[cluster]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/mapping/test_cluster.py
 
-lint: $(VENV)/.installed-dev
+lint: lint-page
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+
+# Node comes from a wheel, so nothing need be installed beside Python.
+lint-page: node_modules/.installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" npm run --silent check
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.map_smollm2
@@ -67,11 +73,14 @@ bench-gpu: $(VENV)/.installed-dev
 bench-scaling: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.scaling shapes/scaling
 
+bench-page: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.page
+
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/make_cli.py
 
 clean:
-	rm -rf $(VENV) $(DEMO) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer was found; install one, or run make PYTHON=/path/to/python3"; exit 2; }
@@ -84,4 +93,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+node_modules/.installed: package.json package-lock.json $(VENV)/.installed-dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --no-audit --no-fund --loglevel=error
 	@touch $@
