@@ -136,15 +136,6 @@ def number(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}".rstrip("0").rstrip(".")
 
 
-def tokens_shown(texts: Sequence[str]) -> str:
-    """Tokens in quotes; what cannot be printed, such as control characters and marks of direction, escaped.
-
-    >>> tokens_shown([" May", chr(27) + "[31m"])
-    "' May' '\\\\x1b[31m'"
-    """
-    return " ".join(map(repr, texts))
-
-
 def _is_number(text: str) -> bool:
     return re.fullmatch(r"–|<?-?[\d,]+(\.\d+)?", text) is not None
 

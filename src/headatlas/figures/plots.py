@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 import re
 from pathlib import Path
@@ -26,6 +28,8 @@ KINDS = tuple(TABLES)
 FORMATS = ("png", "svg", "pdf")
 PANELS = ("category", "subcategory", "relation")
 WIDTH_MM = 170.0
+SCREEN_DPI, SCREEN_WIDTH = 144, 720
+"""Of the figure in a notebook; its width is in pixels of CSS, which screens may draw finer."""
 
 
 class Plots:
@@ -125,6 +129,13 @@ class Plots:
         return draw_behaviours(
             frame, shape, _width(width_mm), which, Look(**look), title=title, caption=caption
         )
+
+    def _repr_html_(self) -> str:
+        """The categories figure, which stands for all of them in notebooks, with its text alternative."""
+        figure = self.categories(caption=False, dpi=SCREEN_DPI)
+        shown = base64.b64encode(figure_bytes(figure, "png")).decode("ascii")
+        alternative = html.escape(safe_text(getattr(figure, "description", "")))
+        return f'<img alt="{alternative}" width="{SCREEN_WIDTH}" src="data:image/png;base64,{shown}">'
 
     def data(self, kind: str, panels: Panels = "category") -> pd.DataFrame:
         """The plotted numbers of a figure as a table; :mod:`headatlas.figures.grids` describes its columns.
