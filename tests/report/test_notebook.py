@@ -63,6 +63,8 @@ def test_an_atlas_shows_figure_and_coverage(atlas: Atlas) -> None:
     source = str(image["src"])
     assert base64.b64decode(source.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
     assert "categories" in str(image["alt"])
+    png, metadata = atlas.plot.relations()._repr_png_()
+    assert png.startswith(b"\x89PNG") and metadata == {"width": int(str(image["width"]))}
     assert coverage_sentence(atlas).partition(" (")[0] in seen.text
     assert {tag for tag, _ in seen.elements} <= {*("p", "b", "br", "img"), *TABLE}
 

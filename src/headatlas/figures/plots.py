@@ -28,8 +28,6 @@ KINDS = tuple(TABLES)
 FORMATS = ("png", "svg", "pdf")
 PANELS = ("category", "subcategory", "relation")
 WIDTH_MM = 170.0
-SCREEN_DPI, SCREEN_WIDTH = 144, 720
-"""Of the figure in a notebook; its width is in pixels of CSS, which screens may draw finer."""
 
 
 class Plots:
@@ -132,6 +130,8 @@ class Plots:
 
     def _repr_html_(self) -> str:
         """The categories figure, which stands for all of them in notebooks, with its text alternative."""
+        from headatlas.figures.page import SCREEN_DPI, SCREEN_WIDTH
+
         figure = self.categories(caption=False, dpi=SCREEN_DPI)
         shown = base64.b64encode(figure_bytes(figure, "png")).decode("ascii")
         alternative = html.escape(safe_text(getattr(figure, "description", "")))
