@@ -43,7 +43,7 @@ ATLAS = {
     *("relation_scores", "scores", "table", "without_evidence", "evidence", "forget_evidence", "behaviours"),
     *("salience", "spectrum", "explained", "labels"),
     *("sel", "heads", "head", "coverage", "top", "pairs", "categories"),
-    *("caption", "plot", "recipe"),
+    *("caption", "plot", "recipe", "explore"),
 }
 
 

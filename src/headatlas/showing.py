@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,6 +36,15 @@ def safe_text(text: str, keep: str = "") -> str:
         _escape(char) if unicodedata.category(char) in _UNSEEN and char not in _JOINERS + keep else char
         for char in text
     )
+
+
+def tokens_shown(texts: Sequence[str]) -> str:
+    """Tokens in quotes; what cannot be printed, such as control characters and marks of direction, escaped.
+
+    >>> tokens_shown([" May", chr(27) + "[31m"])
+    "' May' '\\\\x1b[31m'"
+    """
+    return " ".join(map(repr, texts))
 
 
 def safe_json(value: Any, indent: int | None = 2) -> str:

@@ -20,11 +20,11 @@ from headatlas.atlas import Atlas
 from headatlas.atlas.ablations import store_dataset
 from headatlas.atlas.salience import COLUMNS, EXPLAINED_COLUMNS, SPECTRUM_COLUMNS, head_rows, stored_salience
 from headatlas.cli import app
-from headatlas.cli.salience import tokens_shown
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import reopened
 from headatlas.lenses import NEUTRAL_PREFIXES, MapsStates, NeutralStates, States
 from headatlas.mapping.run import layer_inputs
+from headatlas.showing import tokens_shown
 from headatlas.writing import run
 from tests.cli.conftest import parsed
 from tests.mapping.checkpoints import word

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from headatlas.addresses import output_path
 from headatlas.atlas.behaviours import BehaviourReading
+from headatlas.atlas.display import SHOWN, HeadTable, MadeAbove, atlas_html
 from headatlas.atlas.labels import LabelReading
 from headatlas.atlas.relation_scores import (
     SIGNS,
@@ -41,7 +41,6 @@ from headatlas.options import Thresholds
 from headatlas.relations.relation import CORE_CATEGORIES
 from headatlas.relations.selection import match_relation
 from headatlas.scoring.scores import false_discovery_rates, wilson
-from headatlas.showing import safe_text
 
 if TYPE_CHECKING:
     from headatlas.atlas.cards import Card
@@ -49,50 +48,6 @@ if TYPE_CHECKING:
 
 _OF_K = ("relation_scores", "_q")
 """Cached results that depend on k alone."""
-
-
-class HeadTable(pd.DataFrame):
-    """A DataFrame whose printed form shows the columns one looks for; pandas would show the outer ones."""
-
-    @property
-    def _constructor(self) -> type[HeadTable]:
-        return HeadTable
-
-    def __repr__(self) -> str:
-        shown, rest = self._parted()
-        if not rest:
-            return super().__repr__()
-        rows = {"max_rows": pd.get_option("display.max_rows"), "min_rows": pd.get_option("display.min_rows")}
-        text = pd.DataFrame(self)[shown].to_string(float_format="{:.3g}".format, **rows)
-        return f"{text}\n{len(self)} rows; {len(rest)} more columns: {', '.join(rest)}"
-
-    def _repr_html_(self) -> str | None:
-        shown, rest = self._parted()
-        frame: Any = pd.DataFrame(self)[shown]
-        text: str | None = frame._repr_html_()
-        more = f"<p>{len(rest)} more columns: {', '.join(rest)}</p>" if rest else ""
-        return text if text is None else text + more
-
-    def _parted(self) -> tuple[list[str], list[str]]:
-        """The columns that are printed and the others; all of them where some of the usual are not there."""
-        names = [str(name) for name in self.columns]
-        if set(SHOWN) <= set(names):
-            return list(SHOWN), [name for name in names if name not in SHOWN]
-        return names, []
-
-
-class MadeAbove:
-    """An attribute made by a class of a folder above, which a string names and first use imports."""
-
-    def __init__(self, target: str, doc: str) -> None:
-        self._target = target
-        self.__doc__ = doc
-
-    def __get__(self, atlas: Atlas | None, owner: type[Atlas]) -> Any:
-        if atlas is None:
-            return self
-        module, name = self._target.split(":")
-        return getattr(import_module(module), name)(atlas)
 
 
 class Atlas(SalienceReading, BehaviourReading, LabelReading):
@@ -599,6 +554,7 @@ class Atlas(SalienceReading, BehaviourReading, LabelReading):
         "headatlas.figures:Plots", "Figures of this atlas: ``categories()``, ``relations()``, ``layers()``."
     )
     recipe = MadeAbove("headatlas.recipes:bound", "Python that acts on heads: :func:`headatlas.recipe`.")
+    explore = MadeAbove("headatlas.report:explore_atlas", "The page, in a notebook: ``atlas.explore()``.")
 
     def __repr__(self) -> str:
         mapped = int(self.layers_done.sum())
@@ -608,20 +564,7 @@ class Atlas(SalienceReading, BehaviourReading, LabelReading):
         )
 
     def _repr_html_(self) -> str:
-        """The caption, how many heads each category has, and the best head of the strongest relations."""
-        from html import escape
-
-        heads = self.categories()
-        called = int((heads["n_categories"] > 0).sum())
-        per_category = heads["which"].explode().value_counts()
-        counts = ", ".join(f"{name} {int(per_category.get(name, 0))}" for name in self.category_names)
-        best = self.sel(called=True).drop_duplicates("relation").head(N_SHOWN)
-        columns = ["layer", "head", "relation", "score", "suppression", "q", "added", "called"]
-        return (
-            f"<p><b>{escape(safe_text(self.caption()))}</b><br>"
-            f"{called} of {len(heads)} heads belong to a category: {escape(safe_text(counts))}</p>"
-            + best[columns].to_html(index=False, float_format="{:.2f}".format, border=0)
-        )
+        return atlas_html(self)
 
 
 open_atlas = Atlas.open
@@ -657,8 +600,6 @@ def with_thresholds(atlas: Atlas) -> pd.DataFrame:
     )
 
 
-SHOWN = ("layer", "head", "relation", "score", "q", "added", "called")
-N_SHOWN = 8
 CALLED = np.array(["", "implements", "suppresses", "implements, suppresses"], dtype=object)
 
 

@@ -10,14 +10,14 @@ card says which command measures it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from headatlas.atlas.display import MadeAbove, card_html
 from headatlas.atlas.labels import BY_MAPPINGS, UNCLEAR
 from headatlas.atlas.salience import head_rows, stored_salience
 from headatlas.atlas.store import read_array
@@ -48,6 +48,7 @@ class Card:
     """All that an atlas says about one head.
 
     Attributes:
+        atlas: Where it comes from.
         layer, head: Which, both from 0.
         caption: Of the atlas.
         relations: Rows of :meth:`Atlas.table`, best first.
@@ -61,6 +62,7 @@ class Card:
         statements: The tested statements in words, one a line; none if there is nothing to say.
     """
 
+    atlas: Atlas = field(repr=False)
     layer: int
     head: int
     caption: str
@@ -74,13 +76,12 @@ class Card:
     group: tuple[tuple[int, int], ...]
     statements: tuple[str, ...]
 
+    explore = MadeAbove(
+        "headatlas.report:explore_head", "The page in a notebook, with this card open: ``card.explore()``."
+    )
+
     def _repr_html_(self) -> str:
-        lines = "".join(f"<li>{escape(line)}</li>" for line in self.statements or ("no tested statement",))
-        parts = [f"<p><b>Head {self.layer}.{self.head}</b> {escape(self.caption)}</p><ul>{lines}</ul>"]
-        shown = (self.relations.head(N_SIMILAR), self.behaviours, self.salient, self.labels, self.similar)
-        tables = [pd.DataFrame(frame) for frame in shown if frame is not None and len(frame)]
-        parts += [each.to_html(index=False, float_format="{:.2f}".format, border=0) for each in tables]
-        return "".join(parts)
+        return card_html(self)
 
 
 def head_card(atlas: Atlas, layer: int, head: int) -> Card:
@@ -94,6 +95,7 @@ def head_card(atlas: Atlas, layer: int, head: int) -> Card:
     written = stored_salience(atlas.path)
     salient, spectrum, explained = (None,) * 3 if written is None else written.of_head(layer, head)
     return Card(
+        atlas=atlas,
         layer=layer,
         head=head,
         caption=atlas.caption(),
@@ -106,6 +108,17 @@ def head_card(atlas: Atlas, layer: int, head: int) -> Card:
         labels=labels,
         group=_group(atlas, layer, head),
         statements=(*_statements(rows), *_looks(looks), *_descriptions(labels)),
+    )
+
+
+def spectrum_sentence(card: Card) -> str:
+    """The properties of a head's weights in words; empty if never computed."""
+    if card.spectrum is None:
+        return ""
+    share = "" if card.explained is None else f"; {100 * card.explained['explained']:.0f} % explained"
+    return (
+        f"effective rank {card.spectrum['effective_rank']:.1f}, copying {card.spectrum['copying']:.2f}, "
+        f"{100 * card.spectrum['norm_share']:.0f} % of its layer's norm{share}"
     )
 
 

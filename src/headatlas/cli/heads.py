@@ -16,10 +16,9 @@ from headatlas.cli.output import (
     print_table,
     print_text,
     say,
-    tokens_shown,
 )
 from headatlas.errors import HeadatlasError
-from headatlas.showing import safe_text
+from headatlas.showing import safe_text, tokens_shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -284,6 +283,8 @@ def _print_attention(atlas: Atlas, card: Card) -> None:
 
 def _print_writing(atlas: Atlas, card: Card) -> None:
     """Salient operations, the spectrum in one line, and labels with who wrote them."""
+    from headatlas.atlas.cards import spectrum_sentence
+
     typer.echo("")
     if card.salient is None:
         say(f"what it writes was not computed: `headatlas salience {shlex.quote(str(atlas.folder))}`")
@@ -300,11 +301,7 @@ def _print_writing(atlas: Atlas, card: Card) -> None:
             ],
         )
     if card.spectrum is not None:
-        share = "" if card.explained is None else f"; {100 * card.explained['explained']:.0f} % explained"
-        say(
-            f"effective rank {card.spectrum['effective_rank']:.1f}, copying {card.spectrum['copying']:.2f}, "
-            f"{100 * card.spectrum['norm_share']:.0f} % of its layer's norm{share}"
-        )
+        say(spectrum_sentence(card))
     for row in [] if card.labels is None else card.labels.to_dict("records"):
         say(f"label: {row['label']} ({row['support']}; by {row['author']})")
 

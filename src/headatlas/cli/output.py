@@ -179,15 +179,6 @@ def save_figure(figure: Figure, out: Path) -> None:
     say(f"written: {save(figure, out)}")
 
 
-def tokens_shown(texts: Sequence[str]) -> str:
-    """Tokens in quotes; what cannot be printed, such as control characters and marks of direction, escaped.
-
-    >>> tokens_shown([" May", chr(27) + "[31m"])
-    "' May' '\\\\x1b[31m'"
-    """
-    return " ".join(map(repr, texts))
-
-
 def _is_number(text: str) -> bool:
     return re.fullmatch(r"–|<?-?[\d,]+(\.\d+)?", text) is not None
 

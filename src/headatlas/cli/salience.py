@@ -18,9 +18,9 @@ from headatlas.cli.output import (
     progress_shown,
     say,
     stopping,
-    tokens_shown,
 )
 from headatlas.options import Compute, TokenChoice
+from headatlas.showing import tokens_shown
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,11 +18,11 @@ from headatlas.cli.output import (
     progress_shown,
     say,
     stopping,
-    tokens_shown,
 )
 from headatlas.cli.salience import STOPPED_HERE
 from headatlas.errors import HeadatlasError
 from headatlas.options import Compute
+from headatlas.showing import tokens_shown
 
 
 def register(app: typer.Typer) -> None:

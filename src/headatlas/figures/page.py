@@ -7,6 +7,7 @@ millimetres, y runs down from the top edge.
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -88,6 +89,10 @@ def style(palette: Palette = LIGHT) -> Iterator[None]:
         yield
 
 
+SCREEN_DPI, SCREEN_WIDTH = 144, 720
+"""Of a figure in a notebook; its width is in pixels of CSS, which screens may draw finer."""
+
+
 class AtlasFigure(Figure):
     """A matplotlib Figure that knows its title and description and saves itself in headatlas's style."""
 
@@ -107,6 +112,12 @@ class AtlasFigure(Figure):
                 each.set_text(shown)
         with style():
             super().savefig(fname, **{"dpi": self.dpi, **kwargs})
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        """For notebooks, which show a matplotlib Figure by themselves only once pyplot is imported."""
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=SCREEN_DPI)
+        return buffer.getvalue(), {"width": SCREEN_WIDTH}
 
 
 @dataclass(frozen=True)

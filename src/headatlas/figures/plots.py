@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 import re
 from html import escape
@@ -142,6 +144,15 @@ class Plots:
         return draw_salience(
             frame, shape, _width(width_mm), which, Look(**look), title=title, caption=caption
         )
+
+    def _repr_html_(self) -> str:
+        """The categories figure, which stands for all of them in notebooks, with its text alternative."""
+        from headatlas.figures.page import SCREEN_DPI, SCREEN_WIDTH
+
+        figure = self.categories(caption=False, dpi=SCREEN_DPI)
+        shown = base64.b64encode(figure_bytes(figure, "png")).decode("ascii")
+        alternative = html.escape(safe_text(getattr(figure, "description", "")))
+        return f'<img alt="{alternative}" width="{SCREEN_WIDTH}" src="data:image/png;base64,{shown}">'
 
     def data(self, kind: str, panels: Panels = "category") -> pd.DataFrame:
         """The plotted numbers of a figure as a table; :mod:`headatlas.figures.grids` describes its columns.

@@ -44,6 +44,8 @@ import { decodeSalience, decodeWords } from "./words.mjs";
 
 /** Milliseconds without a change after which what is under the figure is drawn. */
 const REST_AFTER = 60;
+/** Whether the page stands in a frame of a notebook, without an address of its own. */
+const framed = location.protocol === "about:";
 
 /**
  * Show an atlas inside an element.
@@ -64,6 +66,7 @@ export async function mount(root, data) {
     followSize(part.drawing, part.resize);
   render(app);
   renderRest(app);
+  if (framed) beginAtCard(app);
   performance.mark("headatlas-ready");
   if (app.state.head !== null || app.state.find) readSalience(app);
   return app;
@@ -73,7 +76,7 @@ function createApp(atlas, heads) {
   /** @type {any} */
   const app = {
     ...{ atlas, heads, measures: measuresOf(atlas, heads), salience: null, shown: null },
-    state: parseFragment(atlas, location.hash),
+    state: parseFragment(atlas, location.hash || atlas.data.opens),
     ...{ view: null, due: false, later: 0, hearers: new Set(), parts: {} },
     slot: el("section", { id: "live", hidden: true }),
   };
@@ -195,6 +198,12 @@ function closeCard(app) {
   if (inside) (app.opener?.isConnected ? app.opener : app.parts.figure).focus();
 }
 
+/** Begin with the card that is open, where it is not beside the figure; what is around the frame stays. */
+function beginAtCard({ state, parts }) {
+  const { top } = parts.card.node.getBoundingClientRect();
+  if (state.head !== null && top > innerHeight / 2) scrollTo({ top, behavior: "instant" });
+}
+
 /** Bring a card that was just opened into view; the keyboard goes there, too. */
 function arrive(app) {
   const { card } = app.parts;
@@ -290,6 +299,7 @@ function renderRest(app) {
 
 /** The address says what is shown, so that it can be sent. */
 function remember(app) {
+  if (framed) return;
   const fragment = formatFragment(app.atlas, app.state);
   if (location.hash.slice(1) !== fragment) {
     history.replaceState(null, "", fragment ? `#${fragment}` : location.pathname + location.search);

@@ -61,5 +61,7 @@ interface PageData {
   categories: string[];
   relations: RelationData[];
   provenance: Record<string, unknown>;
+  /** The fragment it opens with where its address has none. */
+  opens: string;
   packed: { ranks: Section; words: Section; heads: Section; salience: Section | null };
 }
