@@ -23,7 +23,7 @@ help:
 	@echo "make test-cluster   install Ray and run the tests of --cluster"
 	@echo "make lint    format, lint and types only"
 	@echo "make lint-page   the same of the page's JavaScript and style alone"
-	@echo "make bench   time and memory of the mapping"
+	@echo "make bench   how long every command and the mapping take, against the plain way and the floor"
 	@echo "make bench-shape   the same on random weights of Llama-3.1-8B's shape (16 GB in shapes/; SHAPE=70b, SHAPE=tiny)"
 	@echo "make bench-gpu   every route on a GPU against the processor and float64 (SHAPE as above)"
 	@echo "make bench-scaling   how the time grows with pairs, heads, d_model and vocabulary"
@@ -58,7 +58,7 @@ lint-page: node_modules/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" npm run --silent check
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.map_smollm2
+	$(BIN)/python -m benchmarks.waiting
 
 bench-shape: $(VENV)/.installed-dev
 	test -e shapes/$(SHAPE)/model.safetensors.index.json || \

@@ -2,9 +2,10 @@
 
     python -m benchmarks.checkpoints FOLDER --shape 8b [--layers N] [--seed 0] [--mlp zero]
 
-``8b`` is the exact shape of Llama-3.1-8B, ``70b`` that of Llama-3.1-70B's layers, of which there are three
-unless told otherwise. The folder holds sharded bfloat16 safetensors, ``relations/`` and ``planted.json``,
-which says which heads were written to do what. One shard is in memory at a time.
+``0.5b`` is the shape of Qwen2.5-0.5B without its biases, ``8b`` the exact shape of Llama-3.1-8B, ``70b`` that
+of Llama-3.1-70B's layers, of which there are three unless told otherwise. The folder holds sharded bfloat16
+safetensors, ``relations/`` and ``planted.json``, which says which heads were written to do what. One shard is
+in memory at a time.
 
 Only the shape is real: heads with random weights promote nothing in common for their sources, so that fewer
 pairs survive screening than in a trained model.
@@ -60,6 +61,7 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(2, 4, 2, 64, 16, 160, 2048, sources=600),
+    "0.5b": Shape(24, 14, 2, 896, 64, 4864, 151936),
     "8b": Shape(32, 32, 8, 4096, 128, 14336, 128256),
     "70b": Shape(3, 64, 8, 8192, 128, 28672, 128256),
 }

@@ -55,7 +55,7 @@ FRAMES = """async ([action, frames]) => {
   };
   const moves = {
     "at rest": () => {},
-    τ: slide(named("τ"), 0.02, 0.6),
+    τ: slide(named("Score"), 0.02, 0.6),
     k: slide(named("Top k"), 1, 32),
     heads: point,
   };
@@ -128,9 +128,8 @@ def row(name: str, n_heads: int, size: int, speeds: list[Speed]) -> str:
     """A line of the table: medians of all openings."""
     cells = [name, f"{n_heads:,}", f"{size / 1e6:.2f} MB"]
     middle = statistics.median
-    cells.append(
-        f"{middle(speed.interactive for speed in speeds):.0f} ({middle(speed.opening for speed in speeds):.0f})"
-    )
+    opening = middle(speed.opening for speed in speeds)
+    cells.append(f"{middle(speed.interactive for speed in speeds):.0f} ({opening:.0f})")
     for action in ACTIONS:
         of_each = [np.percentile(speed.frames[action], [50, 95, 100]) for speed in speeds]
         times = " / ".join(f"{value:.0f}" for value in np.median(of_each, axis=0))

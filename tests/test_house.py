@@ -21,7 +21,7 @@ ORDER = (
     *("errors", "showing", "options", "progress", "addresses", "files", "devices"),
     *("weights", "architectures", "relations", "scoring", "atlas", "arrangement"),
     *("lenses", "mapping", "evidence", "looking", "writing", "describing", "recipes"),
-    *("figures", "report", "outputs", "cli"),
+    *("figures", "report", "serving", "outputs", "cli"),
 )
 """Data flow from left to right; a folder imports only from itself and from those on its left."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from headatlas.addresses import output_path
 from headatlas.atlas import Atlas
+from headatlas.atlas.behaviours import looking_path
 from headatlas.atlas.export import export_table
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_write, check_writable
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from headatlas.atlas.ablations import Ablation
     from headatlas.atlas.behaviours import Looking
     from headatlas.atlas.evidence import Dynamic
+    from headatlas.atlas.salience import Salience
     from headatlas.figures.evidence import Scatter
 
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
@@ -126,6 +128,11 @@ def write_behaviours(atlas: Atlas, found: Looking, folder: Path, *, figures: boo
     """Write ``evidence/behaviour.csv`` (a row per behaviour and head) and, unless ``figures`` is False, a
     figure. What was measured on a user's own text is named after the file.
 
+    Files of the shipped texts that are newer than the measurement are left as they are.
+
+    Returns:
+        The files written.
+
     Raises:
         UnwrittenError: A file could not be written; all others were.
     """
@@ -134,6 +141,32 @@ def write_behaviours(atlas: Atlas, found: Looking, folder: Path, *, figures: boo
     tasks: dict[str, Task] = {f"{stem}.csv": partial(_write_table, found.frame())}
     if figures:
         tasks |= _figure_tasks(stem, partial(_draw_behaviours, atlas, found))
+    if not own and atlas.path is not None:
+        measured = looking_path(atlas.path / EVIDENCE_FOLDER) / "zarr.json"
+        tasks = {name: write for name, write in tasks.items() if not _newer(folder / name, measured)}
+    return _write_all(folder, tasks)
+
+
+def _newer(path: Path, other: Path) -> bool:
+    """Whether a file is there that was written after another."""
+    return path.exists() and other.exists() and path.stat().st_mtime >= other.stat().st_mtime
+
+
+def write_salience(atlas: Atlas, found: Salience, folder: Path, *, figures: bool = True) -> list[Path]:
+    """Write ``evidence/salience.csv`` (a row per head and source token), ``evidence/spectrum.csv`` (a row per
+    head: numbers, what is explained and by what) and, unless ``figures`` is False, a figure.
+
+    Raises:
+        UnwrittenError: A file could not be written; all others were.
+    """
+    stem = f"{EVIDENCE_FOLDER}/salience"
+    heads = found.spectrum().merge(found.explained(), on=["layer", "head"], how="left")
+    tasks: dict[str, Task] = {
+        f"{stem}.csv": partial(_write_table, found.frame()),
+        f"{EVIDENCE_FOLDER}/spectrum.csv": partial(_write_table, heads),
+    }
+    if figures:
+        tasks |= _figure_tasks(stem, partial(_draw_salience, atlas, heads, found.caption()))
     return _write_all(folder, tasks)
 
 
@@ -296,6 +329,19 @@ def _draw_behaviours(atlas: Atlas, found: Looking) -> Figure:
         WIDTH_MM,
         title=f"Where the heads of {atlas.model_name} look",
         caption=f"{atlas.model_name}; {found.caption()}",
+    )
+
+
+def _draw_salience(atlas: Atlas, heads: pd.DataFrame, caption: str) -> Figure:
+    """The salience figure of an atlas."""
+    from headatlas.figures.salience import draw_salience
+
+    return draw_salience(
+        heads,
+        (atlas.n_layers, atlas.n_heads),
+        WIDTH_MM,
+        title=f"What the heads of {atlas.model_name} write",
+        caption=f"{atlas.model_name}; {caption}",
     )
 
 

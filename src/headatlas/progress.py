@@ -25,8 +25,11 @@ _LABELS = {
     "ablation": "tasks run",
     "behaviour": "texts read",
     "salience": "layers read",
+    "reading": "layers read",
     "labels": "heads described",
 }
+_SAID = {"open": "opening ", "estimate": ""}
+"""Stages without steps: what stands before their note."""
 _SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -35,14 +38,16 @@ class Progress:
     """A step of a run.
 
     Attributes:
-        stage: ``"open"``, ``"states"`` (rows through the model), ``"heads"`` (layers), ``"ablation"`` (runs
-            of a task), ``"behaviour"`` (sequences), ``"salience"`` (layers) or ``"labels"``
-            (heads).
+        stage: ``"open"``, ``"estimate"`` (of what is ahead, in the note), ``"states"`` (rows through the
+            model), ``"heads"`` (layers), ``"ablation"`` (runs of a task), ``"behaviour"`` (sequences),
+            ``"salience"`` or ``"reading"`` (layers) or ``"labels"`` (heads).
         done, total: How far; total is 0 where it is not known.
         note: What to tell people, e.g. ``"layer 12"``.
     """
 
-    stage: Literal["open", "states", "heads", "ablation", "behaviour", "salience", "labels"]
+    stage: Literal[
+        "open", "estimate", "states", "heads", "ablation", "behaviour", "salience", "reading", "labels"
+    ]
     done: int
     total: int
     note: str = ""
@@ -101,8 +106,8 @@ class _Bars:
 
     def __call__(self, event: Progress) -> None:
         note = safe_text(event.note)
-        if event.stage == "open":
-            self.progress.console.print(f"opening {note}", markup=False, highlight=False)
+        if event.stage in _SAID:
+            self.progress.console.print(_SAID[event.stage] + note, markup=False, highlight=False)
             return
         if event.stage not in self._tasks:
             self._tasks[event.stage] = self.progress.add_task(
@@ -119,8 +124,8 @@ class _Lines:
         self._printed = 0.0
 
     def __call__(self, event: Progress) -> None:
-        if event.stage == "open":
-            _say(f"opening {event.note}")
+        if event.stage in _SAID:
+            _say(_SAID[event.stage] + event.note)
             return
         now = time.monotonic()
         first = event.stage not in self._began

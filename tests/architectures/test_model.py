@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from headatlas.architectures import open_model
+from headatlas.architectures.mlp import of_torch
 from headatlas.errors import HeadatlasError
 from headatlas.weights import Checkpoint, open_checkpoint
 
@@ -310,3 +311,12 @@ def test_a_layer_without_heads_says_so(tmp_path: Path) -> None:
     assert opened.layers_with_heads == (0,) and not opened.every_layer_has_heads
     with pytest.raises(HeadatlasError, match="layer 1 has no attention heads; heads are in layers 0"):
         opened.heads(1)
+
+
+@pytest.mark.parametrize("name", ["silu", "relu", "gelu", "gelu_pytorch_tanh"])
+def test_activations_of_torch_are_those_of_transformers(name: str) -> None:
+    from transformers.activations import ACT2FN
+
+    rows, ours = torch.randn(50, 7, generator=torch.Generator().manual_seed(0)), of_torch(name)
+    assert ours is not None and torch.equal(ours(rows), ACT2FN[name](rows))
+    assert of_torch("gelu_new") is None

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from headatlas.architectures import LayerHeads, Model, open_model
 from headatlas.architectures.self_check import VARIABLE, self_check
 from headatlas.errors import HeadatlasError
+from headatlas.mapping import prepared
 from headatlas.weights import open_checkpoint
 from tests.architectures.gguf_files import write_gguf
 from tests.architectures.tiny import tiny_model
@@ -94,3 +97,28 @@ def test_only_the_first_block_is_read(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(source, "read", lambda name, rows=None: names.append(name) or usual(name, rows))
     self_check(model)
     assert names and not [name for name in names if "layers.1" in name or "mlp" in name or "embed" in name]
+
+
+def test_a_check_that_passed_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE)
+    monkeypatch.setenv("HEADATLAS_CACHE", str(tmp_path / "cache"))
+    model = saved("llama", tmp_path)
+    with patch.object(prepared, "self_check", wraps=self_check) as checked:
+        said = [prepared.checked_once(model, weights_hash) for weights_hash in ("a", "a", "b", "b")]
+        assert checked.call_count == 2 and len(set(said)) == 1 and re.fullmatch(RAN, said[0])
+        other = open_model(open_checkpoint(tmp_path))
+        other.family = other.family.model_copy(update={"name": "another"})
+        assert prepared.checked_once(other, "a") == said[0] and checked.call_count == 3
+        monkeypatch.setenv(VARIABLE, "1")
+        prepared.checked_once(model, "a")
+        assert checked.call_count == 4
+        monkeypatch.delenv(VARIABLE)
+        loaded = open_model(open_checkpoint(tiny_model("llama").float()))
+        prepared.checked_once(loaded, "a")
+        assert checked.call_count == 5
+    for why in ("not run (a reason)", HeadatlasError("they differ")):
+        with patch.object(prepared, "self_check", side_effect=[why, why]) as checked:
+            for _ in range(2):
+                with suppress(HeadatlasError):
+                    prepared.checked_once(model, "c")
+            assert checked.call_count == 2

@@ -101,7 +101,7 @@ def three(tmp_path: Path) -> list[Atlas]:
 @pytest.mark.parametrize("width_mm", [60.0, 170.0])
 def test_the_figure_has_every_relation_and_atlas(three: list[Atlas], width_mm: float, tmp_path: Path) -> None:
     found = compare(*three)
-    figure = draw_comparison(found, width_mm)
+    figure = draw_comparison(found, width_mm, "relations")
     assert figure.get_figwidth() * 25.4 == pytest.approx(width_mm)
     words = " ".join(text.get_text() for text in figure.texts).replace("\u00a0", " ")
     for label in found.labels:
@@ -115,4 +115,4 @@ def test_the_figure_has_every_relation_and_atlas(three: list[Atlas], width_mm: f
 def test_more_atlases_than_marks_are_refused(three: list[Atlas]) -> None:
     many = compare(*(three[0].at(tau=at / 100) for at in range(len(MARKS) + 1)))
     with pytest.raises(HeadatlasError, match="at most 6"):
-        draw_comparison(many, 170)
+        draw_comparison(many, 170, "relations")

@@ -95,6 +95,20 @@ def test_heads_without_scores_and_unmapped_layers_are_left_out() -> None:
     assert likeness_of("unsigned", np.zeros((2, 9, 3)), GROUPS) is None
 
 
+def test_the_interval_is_that_of_scipy() -> None:
+    rng = np.random.default_rng(3)
+    differences, weight = rng.normal(size=30), rng.random(30) + 0.1
+
+    def weighted(values: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
+        return np.asarray((values * weights).sum(axis=axis) / weights.sum(axis=axis))
+
+    found = stats.bootstrap(
+        (differences, weight), weighted, paired=True, n_resamples=999, method="percentile", random_state=0
+    )
+    interval = found.confidence_interval
+    assert module._interval(differences, weight, 999) == pytest.approx((interval.low, interval.high))
+
+
 def test_two_layers_have_no_interval() -> None:
     found = likeness_of("unsigned", alike(0.5, 2, n_layers=2), GROUPS)
     assert found is not None

@@ -12,6 +12,8 @@ from typing import Any
 from playwright.sync_api import BrowserContext, ConsoleMessage, Dialog, Locator, Page, Request, Route
 
 WIDE, NARROW = (1440, 900), (420, 800)
+REST = 160
+"""Milliseconds: longer than the page waits after a change before it draws what is under the figure."""
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 MISSING = f"no Chromium: none of {', '.join(NAMES)} is on the path, and HEADATLAS_CHROMIUM names no other"
 
@@ -56,6 +58,7 @@ class Shown:
 
     def fragment(self) -> str:
         """The fragment of the address, with its #; empty if there is none."""
+        self.settle()
         found: str = self.page.evaluate("location.hash")
         return found
 
@@ -83,11 +86,13 @@ class Shown:
             self.settle()
 
     def settle(self) -> None:
-        """Wait until what was changed has been drawn."""
-        # A timer, too: a page that is never painted must not keep a test waiting.
+        """Wait until all that was changed is drawn: the figure in the next frame, the rest a little later."""
         self.page.evaluate(
-            "() => new Promise((done) => {"
-            "setTimeout(done, 500); requestAnimationFrame(() => setTimeout(done, 0)); })"
+            """rest => new Promise((done) => {
+              const later = () => setTimeout(done, rest);
+              requestAnimationFrame(() => requestAnimationFrame(later));
+            })""",
+            REST,
         )
 
 

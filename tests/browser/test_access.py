@@ -97,7 +97,7 @@ def test_a_head_is_chosen_and_left_by_keys(open_page: Opener) -> None:
 def test_controls_follow_keys(open_page: Opener) -> None:
     shown = open_page()
     page = shown.page
-    for name, fragment in (("τ", "tau=0.16"), ("Top k", "k=11")):
+    for name, fragment in (("Score ≥", "tau=0.16"), ("Top k", "k=11")):
         slider = page.get_by_role("slider", name=name)
         slider.press("ArrowRight")
         shown.settle()

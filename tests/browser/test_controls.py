@@ -51,7 +51,7 @@ def slide(slider: Locator, value: float) -> None:
 def test_tau(open_page: Opener, atlas: Atlas, tau: float) -> None:
     shown = open_page()
     counts(shown, n_heads(atlas.sel(called=True)))
-    slide(shown.page.get_by_role("slider", name="τ"), tau)
+    slide(shown.page.get_by_role("slider", name="Score ≥"), tau)
     counts(shown, n_heads(atlas.at(tau=tau).sel(called=True)))
     assert f"tau={tau:g}" in shown.fragment()
 
@@ -62,8 +62,8 @@ def test_k(open_page: Opener, atlas: Atlas) -> None:
     k = shown.page.get_by_role("slider", name="Top k")
     slide(k, 3)
     counts(shown, n_heads(atlas.at(k=3, criterion="tau").sel(called=True)))
-    expect(shown.page.get_by_text("here the score alone counts")).to_be_visible()
-    copying = shown.page.get_by_role("spinbutton", name="copying: k")
+    expect(shown.page.get_by_text("so the score alone counts")).to_be_visible()
+    copying = shown.page.get_by_role("spinbutton", name="k of copying")
     copying.fill("5")
     copying.press("Tab")
     counts(shown, n_heads(atlas.at(k=3, k_copy=5, criterion="tau").sel(called=True)))
@@ -72,7 +72,7 @@ def test_k(open_page: Opener, atlas: Atlas) -> None:
 
 def test_q(open_page: Opener, atlas: Atlas) -> None:
     shown = open_page()
-    q = shown.page.get_by_role("slider", name="q at most")
+    q = shown.page.get_by_role("slider", name="q ≤")
     q.press("End")
     counts(shown, n_heads(atlas.at(criterion="tau").sel(called=True)))
     assert shown.fragment() == "#q=any"

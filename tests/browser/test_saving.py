@@ -107,13 +107,11 @@ def test_a_saved_figure_shows_the_same_heads(open_page: Opener, atlas: Atlas, tm
 )
 def test_an_address_shows_the_same_again(open_page: Opener, fragment: str) -> None:
     shown = open_page(fragment=fragment)
-    shown.settle()
     assert set(shown.fragment()[1:].split("&")) == set(fragment[1:].split("&"))
     seen = shown.page.locator("main").inner_text()
     again = open_page()
     again.page.evaluate("fragment => { location.hash = fragment; }", fragment)
     again.settle()
-    expect(again.page.locator("main")).to_have_text(shown.page.locator("main").text_content() or "")
     assert again.page.locator("main").inner_text() == seen
 
 

@@ -208,7 +208,8 @@ def test_errors_of_the_mapping_are_one_line(run: Run, mapped: Any, tmp_path: Pat
         raise HeadatlasError("model.safetensors: truncated.")
 
     mapped(refuse)
-    assert run("map", "m", "-o", tmp_path, code=2).stderr == "error: model.safetensors: truncated.\n"
+    said = run("map", "m", "-o", tmp_path, code=2).stderr
+    assert said == "opening m\nerror: model.safetensors: truncated.\n"
 
 
 def test_plain_progress_is_short_and_has_the_time_left(
@@ -218,6 +219,7 @@ def test_plain_progress_is_short_and_has_the_time_left(
     monkeypatch.setattr("headatlas.progress.time.monotonic", lambda: float(next(clock)))
     with progress_display() as progress:
         progress(Progress("open", 0, 0, "some-model"))
+        progress(Progress("open", 0, 0, "some-model"))  # the command, then the run itself
         progress(Progress("states", 0, 1, "prefix 1 of 4"))
         for done in range(11):
             progress(Progress("heads", done, 10, ""))

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 import headatlas
+from headatlas.atlas import Atlas
+from headatlas.atlas.relation_scores import store_scores
+from headatlas.cli.app import GARBAGE_AFTER
+from headatlas.cli.output import progress_shown
+from headatlas.progress import Progress
 from tests.cli.conftest import Run
 
 HEAVY = {
@@ -51,6 +59,9 @@ def test_help_imports_nothing_heavy(args: list[str]) -> None:
         ["map", "smollm2-135m", "-o", "x", "--relations", "captial"],
         ["map", "smollm2-135m", "-o", "x", "--max-memory", "6"],
         ["map", "smollm2-135m", "-o", "-"],
+        ["map", "smollm2-135m", "-o", "/proc/x"],
+        ["map", "smollm2-135m", "-o", "x", "--k", "40"],
+        ["map", "smollm2-135m", "-o", "x", "--sources", "3"],
         ["plan", "smollm2-135m", "--device", "gpu"],
         ["relations", "show", "captial"],
     ],
@@ -62,6 +73,54 @@ def test_what_is_given_wrongly_is_said_without_torch(args: list[str]) -> None:
         "else: raise AssertionError('not refused')"
     )
     assert not modules_after(code) & {"torch", "transformers", "xarray", "zarr"}
+
+
+READING = (
+    ("heads", "DIR"),
+    ("heads", "DIR", "--label", "capital"),
+    ("head", "DIR", "3.1"),
+    ("info", "DIR"),
+    ("describe", "DIR"),
+    ("structure", "DIR"),
+)
+"""Commands that show what a finished atlas holds."""
+
+
+def test_a_finished_atlas_is_read_without_what_measures_and_draws(folder: Path) -> None:
+    store_scores(Atlas.open(folder))
+    commands = [[str(folder) if arg == "DIR" else arg for arg in command] for command in READING]
+    code = (
+        f"import sys; from headatlas.cli import app\nfor command in {commands!r}:\n"
+        "    try: app(command)\n    except SystemExit as end: assert not end.code, command\n"
+        "print('scipy.stats' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n")
+    assert not modules_after(code) & {"torch", "transformers", "matplotlib", "rich"}
+
+
+@pytest.mark.parametrize("command", READING)
+def test_ranks_are_not_read_where_scores_are_stored(folder: Path, run: Run, command: tuple[str, ...]) -> None:
+    store_scores(Atlas.open(folder))
+    args = [folder if arg == "DIR" else arg for arg in command]
+    before = run(*args).stdout
+    for name in ("promotion_rank", "suppression_rank", "cell_promotion_rank", "cell_suppression_rank"):
+        shutil.rmtree(folder / "atlas.zarr" / name / "c")
+    assert run(*args).stdout == before
+
+
+def test_garbage_is_collected_as_usual_once_a_run_does_more_than_open() -> None:
+    usual = gc.get_threshold()
+    gc.set_threshold(GARBAGE_AFTER)
+    try:
+        with progress_shown() as progress:
+            progress(Progress("open", 0, 0, "some-model"))
+            assert gc.get_threshold()[0] == GARBAGE_AFTER
+            progress(Progress("heads", 0, 1))
+            assert gc.get_threshold() == usual
+    finally:
+        gc.set_threshold(*usual)
+        gc.unfreeze()
 
 
 def test_help_answers_within_half_a_second() -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 from typer.testing import CliRunner
 
 import headatlas as ha
@@ -20,7 +20,7 @@ from headatlas.atlas.preferences import all_preferences
 from headatlas.cli import app
 from headatlas.errors import HeadatlasError
 from headatlas.evidence import attention_run as attention_module
-from headatlas.evidence.attention_run import DISTANCES, run_attention
+from headatlas.evidence.attention_run import DISTANCES, run_attention, within_windows
 from headatlas.evidence.matching import FOILS, KEYS, auroc, matched_words, permutation_p, ranks_within
 from headatlas.mapping.run import map_heads
 from headatlas.relations import TokenisedPair, TokenisedRelation
@@ -212,3 +212,8 @@ def test_positions_in_the_states_have_no_distance(tmp_path: Path) -> None:
     found = run_attention(atlas, model, word_tokenizer(), templates=template_file(tmp_path))
     assert found.distances == [] and found.data["auroc"].shape[-1] == 1
     assert not [name for name in found.frame(atlas) if name.startswith("d1")]
+
+
+def test_what_a_sliding_window_leaves_behind_is_not_compared() -> None:
+    configs = [LlamaConfig(), *(MistralConfig(sliding_window=window) for window in (None, 512, 8))]
+    assert [within_windows(each) for each in configs] == [*[(1, 2, 4, 8, 16)] * 3, (1, 2, 4)]

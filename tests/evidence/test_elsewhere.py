@@ -18,8 +18,9 @@ from headatlas.evidence.ablation_run import Choices, run_ablation
 from headatlas.evidence.inference_run import run_inference
 from headatlas.evidence.recording import watch
 from headatlas.evidence.statistics import agreement
-from headatlas.evidence.tasks import answers
+from headatlas.evidence.tasks import Questions
 from headatlas.evidence.texts import Text
+from headatlas.lenses import forward
 from headatlas.lenses.forward import running
 from headatlas.mapping.run import map_heads
 from headatlas.weights import open_checkpoint
@@ -32,17 +33,20 @@ TEXTS = [Text((1, 9, 10, 11), 2), Text((1, 40, 41), 2)]
 PROMPTS = [(1, 20, 21, 30), (1, 20, 21, 31, 32)]
 
 
-def test_the_model_works_where_it_was_put(tmp_path: Path) -> None:
+def test_the_model_works_where_it_was_put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Watching, means, ablation and answers: every product on the device, nothing mixed."""
     model = open_model(open_checkpoint(save(tiny_model("llama"), tmp_path / "model")))
+    monkeypatch.setitem(forward.MOST_TOKENS, "meta", 1000)
     (tmp_path / "seen").mkdir()
     # transformers looks at a number to see whether rows are packed; the meta device has none.
     packed = patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
     with packed, Elsewhere() as elsewhere, running(model, META) as modules:
         watch(model, modules, TEXTS, tmp_path / "seen")
         means = mean_outputs(model, modules, PROMPTS)
+        asked = Questions(model, modules, PROMPTS)
+        assert asked.answers().shape == (2,)
         with ablated(model, modules, [(1, 2)], means):
-            assert answers(modules, PROMPTS).shape == (2,)
+            assert asked.answers([1]).shape == (2,)
     assert elsewhere.products["meta"] and not elsewhere.products["cpu"] and not elsewhere.mixed
 
 
@@ -89,7 +93,11 @@ def test_a_hybrid_model(family: str, tmp_path: Path) -> None:
 
 def test_answers_of_a_hybrid_model_are_those_of_whole_prompts() -> None:
     modules = tiny_model("lfm2").eval()
+    model = open_model(open_checkpoint(modules, word_tokenizer()))
+    layer = model.layers_with_heads[-1]
     prompts = [(1, 20, 21, 22, 23, 24, each) for each in (30, 31, 32)]
-    with torch.inference_mode():
-        wanted = [int(modules(input_ids=torch.tensor([ids])).logits[0, -1].argmax()) for ids in prompts]
-    np.testing.assert_array_equal(answers(modules, prompts, share=False), wanted)
+    asked = Questions(model, modules, prompts)
+    for heads in ([], [(layer, 0), (layer, 1)]):
+        with ablated(model, modules, heads), torch.inference_mode():
+            wanted = [int(modules(input_ids=torch.tensor([ids])).logits[0, -1].argmax()) for ids in prompts]
+            np.testing.assert_array_equal(asked.answers([at for at, _ in heads]), wanted)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import Mock, patch
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from transformers import PreTrainedModel
 
 from headatlas.atlas import Atlas
 from headatlas.atlas.evidence import COLUMNS, CONTEXT, WITHOUT
+from headatlas.atlas.layout import Layout
 from headatlas.atlas.store import read_array
 from headatlas.errors import HeadatlasError
 from headatlas.evidence import ablation_run as ablation_module
@@ -20,11 +26,15 @@ from headatlas.evidence import inference_run as inference_module
 from headatlas.evidence.ablation_run import Choices, run_ablation, steps_to
 from headatlas.evidence.inference_run import run_inference
 from headatlas.evidence.opening import relations_of
-from headatlas.evidence.statistics import agree, agreement, summarise_ablations
+from headatlas.evidence.statistics import agree, agreement, sampling, summarise_ablations
+from headatlas.mapping import workers
+from headatlas.mapping.plan import CONTEXT_TEXTS, TOKENS_AFTER
 from headatlas.mapping.run import map_heads
+from headatlas.progress import Progress
+from headatlas.relations import drawn
 from headatlas.weights import load_modules, open_checkpoint
 from tests.evidence.conftest import Planted
-from tests.evidence.planted import HEADS, LAYER, template_file
+from tests.evidence.planted import HEADS, LAYER, N, template_file
 from tests.mapping.checkpoints import word_tokenizer
 from tests.mapping.planting import VOCAB, random_model
 
@@ -110,29 +120,34 @@ class Killed(BaseException):
     """Stands for Ctrl-C."""
 
 
+def same_ranks(ours: Atlas, theirs: Atlas) -> None:
+    for name in ("promotion_rank", "suppression_rank", "cell_promotion_rank", "cell_suppression_rank"):
+        ranks = [read_array(each.dataset, name) for each in (ours, theirs)]
+        np.testing.assert_array_equal(*ranks, err_msg=name)
+
+
 def test_a_killed_inference_goes_on(mapped: Planted, examined: Planted, tmp_path: Path) -> None:
+    """All templates go layer by layer together: of the layers that are there none is ranked again."""
     planted = mapped.copied(tmp_path / "out")
     templates = ["a {}", "{} of"]
-    real, calls = inference_module.map_layer, []
+    real, calls = workers.map_layer, []
 
     def dying(*args, **kwargs):
         calls.append(1)
-        if len(calls) > 9:
+        if len(calls) > 2:
             raise Killed
         return real(*args, **kwargs)
 
-    with patch.object(inference_module, "map_layer", dying), pytest.raises(Killed):
+    with patch.object(workers, "map_layer", dying), pytest.raises(Killed):
         run_inference(planted.atlas, templates=templates)
-    assert [each.template for each in planted.atlas.evidence.dynamics] == templates[:1]  # the finished one
-    with patch.object(inference_module, "map_layer", side_effect=real) as counted:
+    assert not planted.atlas.evidence.dynamics
+    with patch.object(workers, "map_layer", side_effect=real) as counted:
         run_inference(planted.atlas, templates=templates)
-    assert counted.call_count == 2 * 2 * 3 - 9
+    assert counted.call_count == 3 - 2
     whole = {each.template: each for each in examined.atlas.evidence.dynamics}
     for each in planted.atlas.evidence.dynamics:
         for kind in (CONTEXT, WITHOUT):
-            for name in ("promotion_rank", "suppression_rank"):
-                ranks = [read_array(one.of(kind).dataset, name) for one in (each, whole[each.template])]
-                np.testing.assert_array_equal(*ranks)
+            same_ranks(each.of(kind), whole[each.template].of(kind))
 
 
 def test_a_killed_ablation_goes_on(mapped: Planted, tmp_path: Path) -> None:
@@ -299,3 +314,116 @@ def test_an_atlas_of_a_loaded_model_needs_it_again(tmp_path: Path, mapped: Plant
         run_inference(atlas, templates=["a {}"])
     found = run_inference(atlas, model, word_tokenizer(VOCAB), templates=["a {}"], only=["first"])
     assert list(found[0].context.relation_scores) == ["first"]
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Tokens that go through the model's body, calls of the engine and rows given to it."""
+    found: Counter[str] = Counter()
+    real_map, real_running = workers.map_layer, inference_module.running
+
+    def count_map(layout: Layout, *args: object, **kwargs: object) -> object:
+        found["layers"] += 1
+        found["rows"] += len(layout.sources)
+        return real_map(layout, *args, **kwargs)
+
+    def count_tokens(_: object, __: object, kwargs: dict[str, torch.Tensor]) -> None:
+        found["tokens"] += kwargs["input_ids"].numel()
+
+    @contextmanager
+    def running(*args: object) -> Iterator[PreTrainedModel]:
+        with real_running(*args) as modules:
+            handle = modules.base_model.register_forward_pre_hook(count_tokens, with_kwargs=True)
+            yield modules
+            handle.remove()
+
+    monkeypatch.setattr(workers, "map_layer", count_map)
+    monkeypatch.setattr(inference_module, "running", running)
+    return found
+
+
+def test_templates_share_passes_and_rows(mapped: Planted, counted: Counter[str], tmp_path: Path) -> None:
+    """What texts begin with goes through once; a layer is ranked once for all templates and kinds."""
+    planted = mapped.copied(tmp_path / "out")
+    templates = ["a of {}", "a of {} of", "a of {} of a"]
+    run_inference(planted.atlas, templates=templates)
+    n = 2 * N
+    # "<s>", "a", "of" once; every source once, though three templates hold it; then what follows it.
+    assert counted["tokens"] == 3 + n * (1 + 1 + 1)
+    # With context every text is a row; without, the templates begin alike and each source is a row once.
+    assert counted["layers"] == 3 and counted["rows"] == 3 * (3 * n + n)
+    dynamics = {each.template: each for each in planted.atlas.evidence.dynamics}
+    same_ranks(dynamics[templates[0]].without, dynamics[templates[2]].without)
+    alone = mapped.copied(tmp_path / "alone")
+    for template in templates[1:]:
+        run_inference(alone.atlas, templates=[template])
+    for each in alone.atlas.evidence.dynamics:
+        for kind in (CONTEXT, WITHOUT):
+            same_ranks(each.of(kind), dynamics[each.template].of(kind))
+
+
+def test_templates_of_a_large_model_go_in_groups(
+    mapped: Planted, counted: Counter[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = mapped.copied(tmp_path / "out")
+    monkeypatch.setattr(inference_module, "RECORDED_BYTES", 1)
+    found = run_inference(planted.atlas, templates=["a {}", "{} of"])
+    assert counted["layers"] == 2 * 3 and len(found) == 2
+
+
+def test_a_sample_of_sources(mapped: Planted, counted: Counter[str], tmp_path: Path) -> None:
+    """The same words whatever else is asked; all sources, where they were asked too, are what is read."""
+    planted = mapped.copied(tmp_path / "out")
+    told: list[Progress] = []
+    found = run_inference(planted.atlas, templates=["a {}"], sources=30, progress=told.append)
+    assert counted["rows"] == 3 * 2 * 60 and counted["tokens"] == 2 + 60
+    [said] = [each.note for each in told if each.stage == "estimate"]
+    assert said.startswith("60 texts, 62 tokens through the model, 120 rows a head to rank: ")
+    names = planted.atlas.relations["relation"]
+    frame = agreement(planted.atlas, found)
+    assert (frame["n_sources"] == 30).all()
+    assert sampling(found) == (
+        "of relations with more than 30 sources a sample was asked, by which a score of a half is known to "
+        "± 0.17 (95 %)"
+    )
+    used = read_array(found[0].context.dataset, "pair_source") >= 0
+    words = read_array(found[0].context.dataset, "source")
+    of = read_array(found[0].context.dataset, "pair_relation")
+    for at in range(len(names)):
+        assert set(words[used & (of == at)]) == set(drawn(words[of == at], 30))
+    whole = run_inference(planted.atlas, templates=["a {}"], sources="all")
+    assert sampling(whole) == ""
+    ranks = [read_array(each[0].context.dataset, "promotion_rank") for each in (found, whole)]
+    np.testing.assert_array_equal(ranks[0][..., used], ranks[1][..., used])
+    assert [planted.atlas.evidence.sources_of(name) for name in names] == [N, N]
+    for wrong in (29, "some"):
+        with pytest.raises(HeadatlasError, match=f"`sources` is {wrong!r}"):
+            run_inference(planted.atlas, templates=["a {}"], sources=wrong)  # type: ignore[arg-type]
+
+
+def test_only_what_is_needed_is_asked(mapped: Planted, tmp_path: Path) -> None:
+    """A relation without called heads asks the model nothing; what the whole model answers is stored."""
+    planted = mapped.copied(tmp_path / "out")
+    real = ablation_module.Questions.answers
+    whole: list[int] = []
+
+    def counting(self: object, without: Sequence[int] = ()) -> object:
+        whole.append(not without)
+        return real(self, without)
+
+    with patch.object(ablation_module.Questions, "answers", counting):
+        never = planted.atlas.at(tau=1.0, q_max=0.0)
+        run_ablation(never, templates=planted.templates, choices=NO_SHOTS)
+        assert not whole
+        run_ablation(planted.atlas, only=["first"], templates=planted.templates, choices=NO_SHOTS)
+        # The task, that of the one control, and both once more where blocks' outputs are kept.
+        assert sum(whole) == 4
+        whole.clear()
+        run_ablation(planted.atlas, only=["second"], templates=planted.templates, choices=NO_SHOTS)
+        assert sum(whole) == 2, "the answers of the whole model are there"
+
+
+def test_the_plan_knows_the_shipped_templates() -> None:
+    templates = inference_module.context_templates(None)
+    assert len(templates) == CONTEXT_TEXTS
+    assert np.mean([len(each.after.split()) for each in templates]) == TOKENS_AFTER

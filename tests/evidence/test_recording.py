@@ -11,13 +11,16 @@ import torch
 from transformers import PreTrainedModel
 
 from headatlas.architectures import Model, open_model
-from headatlas.atlas.layout import build_layout
+from headatlas.atlas.layout import build_layout, layouts_together
+from headatlas.evidence import tasks
 from headatlas.evidence.ablation_hooks import ablated, mean_outputs
 from headatlas.evidence.inference_run import layer_as_watched
 from headatlas.evidence.recording import watch
-from headatlas.evidence.tasks import answers
+from headatlas.evidence.tasks import Questions, tokens_asked
 from headatlas.evidence.texts import Text
+from headatlas.lenses.forward import pre_hooks
 from headatlas.mapping import engine
+from headatlas.mapping.inputs import side_by_side
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.weights import open_checkpoint
 from tests.mapping import oracle
@@ -135,11 +138,50 @@ def test_answers_are_those_of_whole_prompts(pair: tuple[Model, PreTrainedModel])
     model, modules = pair
     shared = (1, 20, 21, 22, 23, 24)
     prompts = [(*shared, 30), (*shared, 31, 32), (*shared, 33), (*shared, 34, 35)]
-    for heads in ([], [(0, 1), (2, 3)]):
-        with ablated(model, modules, heads), torch.inference_mode():
-            wanted = [int(modules(input_ids=torch.tensor([ids])).logits[0, -1].argmax()) for ids in prompts]
-            assert answers(modules, prompts).tolist() == wanted
-            assert answers(modules, [prompts[0]]).tolist() == wanted[:1]
+    last = model.dims.n_layers - 1
+    for some in (prompts, prompts[:1], [(1, 2), (3, 4)]):  # the last ones begin differently
+        asked = Questions(model, modules, some)
+        for heads in ([], [(0, 1), (2, 3)], [(1, 0)], [(last, 1), (last, 2)], []):
+            with ablated(model, modules, heads), torch.inference_mode():
+                wanted = [modules(input_ids=torch.tensor([ids])).logits[0, -1] for ids in some]
+                for members, logits in asked.logits([layer for layer, _ in heads]):
+                    for at, row in zip(members, logits, strict=True):
+                        torch.testing.assert_close(row, wanted[at], atol=2e-5, rtol=2e-4)
+                answers = asked.answers([layer for layer, _ in heads])
+                assert answers.tolist() == [int(row.argmax()) for row in wanted]
+
+
+def test_a_pass_begins_at_the_first_ablated_layer(
+    pair: tuple[Model, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens that go through the value projection of each layer: what comes before the heads is not run."""
+    model, modules = pair
+    prompts = [(1, 20, 21, 22, each) for each in (30, 31, 32)]
+    tokens = tokens_asked(prompts)
+    assert tokens == 4 + 3
+    seen = [0] * model.dims.n_layers
+
+    def count(layer: int) -> Any:
+        def hook(_module: Any, args: Any, kwargs: Any) -> None:
+            entering = args[0] if args else kwargs["hidden_states"]
+            seen[layer] += entering.shape[0] * entering.shape[1]
+
+        return hook
+
+    hooks = [(model.value_input_module(layer), count(layer)) for layer in range(model.dims.n_layers)]
+    for kept, wanted in (
+        (1 << 20, [0, 0, tokens]),
+        (8 * model.dims.d_model * tokens, [0, 0, tokens]),
+        (0, [7] * 3),
+    ):
+        monkeypatch.setattr(tasks, "KEPT_BYTES", kept)
+        asked = Questions(model, modules, prompts)
+        asked.answers()
+        seen[:] = [0] * len(seen)
+        with pre_hooks(modules, hooks):
+            asked.answers([2])
+        assert seen == wanted, kept
+        assert asked.answers([0]).tolist() == asked.answers().tolist()
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
@@ -152,11 +194,15 @@ def test_watched_rows_are_ranked_like_the_oracle(family: str, tmp_path: Path) ->
     texts = [Text((1, 5, *source, 7), 1 + len(source)) for source in layout.sources]
     watched = watch(model, modules, texts, tmp_path)
     vocabulary = Vocabulary.competing(model.unembed(), np.ones(VOCAB, dtype=bool))
-    for inputs in layer_as_watched(model, watched, 1).values():
-        fast = engine.map_layer(layout, inputs, vocabulary, ceiling=16)
-        slow = oracle.brute_force_layer(layout, inputs, vocabulary, ceiling=16)
+    both = layer_as_watched(model, watched, 1)
+    # Each kind alone, and both as rows of one layout, as they are in a run.
+    cases = [(layout, inputs) for inputs in both.values()]
+    cases.append((layouts_together([layout, layout]), side_by_side(list(both.values()))))
+    for axes, inputs in cases:
+        fast = engine.map_layer(axes, inputs, vocabulary, ceiling=16)
+        slow = oracle.brute_force_layer(axes, inputs, vocabulary, ceiling=16)
         for name in ("promotion", "suppression", "cell_promotion", "cell_suppression", "control"):
             np.testing.assert_array_equal(getattr(fast, name), getattr(slow, name), err_msg=name)
-    outputs = layer_as_watched(model, watched, 1)["context"]
+    outputs = both["context"]
     direct = watched.outputs(1)[3].double() @ model.right_map(1).apply(model.heads(1).W_O[3].double())
     torch.testing.assert_close(outputs.values(3) @ outputs.output(3), direct)

@@ -38,7 +38,14 @@ def test_the_inference_command(examined: Planted, run: Run, tmp_path: Path) -> N
     kinds, suffixes = ("context", "without-context"), (".png", ".svg", ".pdf")
     assert written == {"agreement.csv", *(kind + suffix for kind in kinds for suffix in suffixes)}
     table = run("evidence", "inference", planted.folder, "--templates", planted.templates, "--no-figures")
-    assert "r with context" in table.stdout and "mean" in table.stdout
+    assert "r with context" in table.stdout and "mean" in table.stdout and "sample" not in table.stderr
+    few = ("--templates", template_file(tmp_path, context=["{}"]), "--no-figures", "--sources", 30)
+    sampled = run("evidence", "inference", planted.folder, *few)
+    assert "70" not in sampled.stdout and "30" in sampled.stdout
+    assert "60 texts, 61 tokens through the model, 120 rows a head to rank" in sampled.stderr
+    assert "of relations with more than 30 sources a sample was asked" in sampled.stderr
+    refused = run("evidence", "inference", planted.folder, "--sources", 3, code=2)
+    assert "--sources is 3: it must be a whole number of at least 30" in refused.stderr
 
 
 @pytest.mark.parametrize("command", [("inference",), ("ablation", "--shots", 0)])

@@ -72,7 +72,7 @@ def test_all_work_of_a_block_is_done_on_the_device(case: str, tmp_path: Path) ->
             heads = there.advance(collector, lambda _: None, leave=leave)
         assert not elsewhere.mixed
         assert elsewhere.products["meta"] >= (1 if leave else 0) and not elsewhere.products["cpu"]
-        states = collector.means(layer)
+        states = collector.layer(layer)
         for tensor in (states.x, states.control, heads.W_V, heads.W_O, there.hidden):
             assert tensor.device.type == "cpu" and tensor.dtype == torch.float32
 

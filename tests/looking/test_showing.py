@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import headatlas as ha
+from headatlas import looking
 from headatlas.atlas import Atlas
 from headatlas.atlas.behaviours import COLUMNS, best_first, lookings
 from headatlas.cli import app
@@ -99,6 +100,28 @@ def test_shipped_texts_are_what_an_atlas_shows(fresh: Path, tmp_path: Path) -> N
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+def test_what_is_measured_and_drawn_is_shown_without_the_model(fresh: Path) -> None:
+    invoke("behaviour", fresh)
+    there = {path: path.stat().st_mtime_ns for path in (fresh / "evidence").iterdir()}
+    assert len(there) == 4
+    code = (
+        f"import sys; from headatlas.cli import app\ntry: app(['behaviour', {str(fresh)!r}])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert not {'torch', 'transformers', 'matplotlib', 'scipy'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert "called heads" in done.stderr and "written" not in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in there} == there
+    # A figure that is gone is drawn again; so is all of it once another measurement is stored.
+    (fresh / "evidence" / "behaviour.png").unlink()
+    assert "written to" in invoke("behaviour", fresh).stderr
+    with patch.object(looking, "DEFINITIONS", 2), patch.object(run, "DEFINITIONS", 2):
+        invoke("behaviour", fresh)
+    assert all(path.stat().st_mtime_ns > then for path, then in there.items())
 
 
 class Killed(BaseException):

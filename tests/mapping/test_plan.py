@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from headatlas.errors import HeadatlasError
+from headatlas.evidence.texts import LENGTH, shipped_texts
+from headatlas.looking.sequences import BLOCKS, PER_BLOCK
 from headatlas.mapping import plan as plans
 from headatlas.mapping.machine import Rates
 from headatlas.mapping.plan import plan
@@ -42,7 +44,13 @@ def test_a_plan_says_what_a_map_reads(model: Path, monkeypatch: pytest.MonkeyPat
     maps = plan(model, relations=relations, lens="maps")
     assert maps.bytes_to_read < neutral.bytes_to_read
     assert not any("must fit in memory" in note for note in maps.notes)
+    told = [any("measures where heads look" in note for note in each.notes) for each in (neutral, maps)]
+    assert told == [True, False]
     json.dumps(neutral.to_dict(), allow_nan=False)
+
+
+def test_the_texts_that_heads_are_watched_on_are_as_long_as_planned() -> None:
+    assert (len(shipped_texts()) + PER_BLOCK * len(BLOCKS)) * LENGTH == plans.WATCHED_TOKENS
 
 
 def test_larger_questions_need_more(model: Path) -> None:

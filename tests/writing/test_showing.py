@@ -15,6 +15,7 @@ import xarray as xr
 from typer.testing import CliRunner, Result
 
 import headatlas as ha
+from headatlas import writing
 from headatlas.atlas import Atlas
 from headatlas.atlas.ablations import store_dataset
 from headatlas.atlas.salience import COLUMNS, EXPLAINED_COLUMNS, SPECTRUM_COLUMNS, head_rows, stored_salience
@@ -96,7 +97,7 @@ def test_what_is_stored_is_not_computed_again(written: Path, tmp_path: Path) -> 
         few = ha.salience(atlas, tokens="wordlike")
         pd.testing.assert_frame_equal(ha.salience(atlas), few)
     assert computed.call_count == 1 and set(few["source"]) == {" The", " of"}
-    with opened as computed, patch.object(run, "DEFINITIONS", 2):
+    with opened as computed, patch.object(writing, "DEFINITIONS", 2):
         ha.salience(atlas)
     assert computed.call_count == 1
     atlas.save(tmp_path / "copy")
@@ -107,6 +108,8 @@ def test_an_atlas_is_read_without_torch(written_maps: Path) -> None:
     code = (
         f"import sys; from headatlas.atlas import Atlas; atlas = Atlas.open({str(written_maps)!r})\n"
         "assert len(atlas.salience()) and len(atlas.spectrum()) and len(atlas.explained())\n"
+        f"from headatlas.cli import app\ntry: app(['salience', {str(written_maps)!r}])\n"
+        "except SystemExit as end: assert not end.code\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=True, timeout=120)
@@ -180,3 +183,16 @@ def test_arrays_say_what_they_are(written_maps: Path) -> None:
     assert there is not None and isinstance(there.data, xr.Dataset)
     assert there.data["promoted"].dims == ("layer", "head", "order", "place")
     assert there.data["reads"].dims == ("layer", "head", "direction", "end", "place")
+
+
+def test_tables_and_a_figure_of_all_heads(written: Path) -> None:
+    said = invoke("salience", written)
+    assert "evidence/salience.csv, evidence/spectrum.csv, evidence/salience.png" in said.stderr
+    atlas = Atlas.open(written)
+    table = pd.read_csv(written / "evidence" / "spectrum.csv")
+    np.testing.assert_allclose(table["copying"], atlas.spectrum()["copying"])
+    assert len(pd.read_csv(written / "evidence" / "salience.csv")) == len(atlas.salience())
+    (written / "evidence" / "salience.png").unlink()
+    invoke("salience", written, "--head", "1.2")
+    invoke("salience", written, "--no-figures")
+    assert not (written / "evidence" / "salience.png").exists()

@@ -104,7 +104,12 @@ def a_model(seed: int = 0, **more: Any) -> Any:
     pushed = 3 * torch.randn(32, generator=generator)
     for token in (*range(10), *range(40, 44)):
         rows[token] = pushed + 0.2 * rows[token]
-    return SimpleNamespace(unembed=lambda part: rows[part], dims=SimpleNamespace(vocab_size=300), **more)
+    return SimpleNamespace(
+        unembed=lambda part: rows[part],
+        dims=SimpleNamespace(vocab_size=300, n_layers=1),
+        n_block_parameters=1,
+        **more,
+    )
 
 
 def test_undertrained_tokens_look_like_unused_ones() -> None:

@@ -23,6 +23,7 @@ from headatlas.mapping.run import layer_inputs
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.relations import Relation
 from headatlas.scoring.scores import RANK_BEYOND, source_hits
+from headatlas.writing import opened as open_module
 from headatlas.writing import words as module
 from tests.cli.conftest import parsed
 from tests.mapping.checkpoints import relation, word, word_tokenizer
@@ -179,7 +180,7 @@ def test_the_commands(fresh_maps: Path) -> None:
 
 def test_hostile_words_are_shown_safely(fresh_maps: Path) -> None:
     bad = " \x1b[31m\u202eevil\n"
-    with patch.object(module, "token_texts", lambda _tokenizer, named: [bad] * len(named)):
+    with patch.object(open_module, "token_texts", lambda _tokenizer, named: [bad] * len(named)):
         printed = invoke("ask", fresh_maps, "1.2", word(7)).stdout
         assert r"\x1b[31m\u202eevil\n" in printed and not {"\x1b", "\u202e"} & set(printed)
         rows = parsed(invoke("ask", fresh_maps, "1.2", word(7), "--json"))["rows"]

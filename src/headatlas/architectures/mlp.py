@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal, cast
 
 from headatlas.architectures.accounting import XIELU, Inventory, of_expert
 from headatlas.architectures.family import MLP, Experts, Linear
@@ -97,15 +98,17 @@ class MlpReader:
 
     def _named_activation(self) -> OnRows:
         """The activation that transformers knows under the config's name, of its argument times a factor."""
-        from transformers.activations import ACT2FN
-
         sizes = self._inventory.sizes
-        if sizes.activation not in ACT2FN:
-            raise HeadatlasError(
-                f"{self._inventory.checkpoint.spec}: the config names an unknown activation "
-                f"{sizes.activation!r}; update transformers."
-            )
-        function: OnRows = ACT2FN[sizes.activation]
+        function = of_torch(sizes.activation)
+        if function is None:
+            from transformers.activations import ACT2FN
+
+            if sizes.activation not in ACT2FN:
+                raise HeadatlasError(
+                    f"{self._inventory.checkpoint.spec}: the config names an unknown activation "
+                    f"{sizes.activation!r}; update transformers."
+                )
+            function = cast("OnRows", ACT2FN[sizes.activation])
         return function if sizes.gate_scale == 1 else lambda x: function(x * sizes.gate_scale)
 
     def _xielu(self, stem: str) -> OnRows:
@@ -229,6 +232,20 @@ class MlpReader:
             weight=as_linear(self._read(self._inventory.name(linear.stem, layer), None), linear.layout),
             bias=None if bias is None else self._read(bias, None),
         )
+
+
+def of_torch(name: str) -> OnRows | None:
+    """An activation that torch has under a name of transformers, whose module of activations imports all that
+    models are run with; None for any other."""
+    from torch.nn import functional
+
+    known: dict[str, OnRows] = {
+        "silu": functional.silu,
+        "relu": functional.relu,
+        "gelu": functional.gelu,
+        "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
+    }
+    return known.get(name)
 
 
 def clamped_glu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

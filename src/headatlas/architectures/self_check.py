@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from headatlas.architectures.model import Model
 
 VARIABLE = "HEADATLAS_SELF_CHECK"
+PASSED = "layer 0: "
+"""First words of what is said where a check was made and found nothing."""
 MOST_BYTES = 512 << 20
 """Stored bytes of a first block's attention that are read for it, at most."""
 _ROWS = 4
@@ -65,7 +67,7 @@ def self_check(model: Model) -> str:
     if output_of_head(heads, dims, 0, head, passed, projection).directions.distance > tolerance:
         raise _disagreement(model, f"the output of head 0.{head}", "another")
     return (
-        f"layer 0: values of all {dims.n_heads} heads and output of head {head} as "
+        f"{PASSED}values of all {dims.n_heads} heads and output of head {head} as "
         f"{type(modules).__name__} of transformers computes them"
     )
 

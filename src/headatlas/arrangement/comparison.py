@@ -1,10 +1,13 @@
-"""Compare atlases relation by relation: the best head, how deep it sits, how many heads, and agreement."""
+"""Compare atlases relation by relation: the best head, how deep it sits, how many heads, and agreement.
+
+Atlases of one shape are compared head by head as well (:mod:`headatlas.arrangement.changes`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from headatlas.addresses import is_url
+from headatlas.arrangement.changes import HeadChanges, head_changes, why_not_by_head
 from headatlas.errors import HeadatlasError
 
 if TYPE_CHECKING:
@@ -61,6 +66,8 @@ class Comparison:
         agreement: Every pair of atlases.
         left_out: Relation → why it is not compared.
         captions: What each atlas is and how it is read.
+        changes: Each atlas and the next head by head, where all have one shape; else empty.
+        not_by_head: Why ``changes`` is empty; empty where it is not.
     """
 
     labels: tuple[str, ...]
@@ -68,10 +75,16 @@ class Comparison:
     agreement: tuple[RelationAgreement, ...]
     left_out: dict[str, str]
     captions: tuple[str, ...]
+    changes: tuple[HeadChanges, ...]
+    not_by_head: str
 
 
 def compare(*atlases: Atlas) -> Comparison:
-    """Put the relations of several atlases side by side.
+    """Put the relations of several atlases side by side; those of one shape also head by head, in this order.
+
+    Args:
+        atlases: Two or more. Of one shape are models with the same layers, heads and family, mapped and read
+            alike: fine-tunes, checkpoints, quantisations. Heads are matched by layer and number.
 
     Raises:
         HeadatlasError: Fewer than two atlases, one given twice, or no relation that two of them share.
@@ -97,7 +110,25 @@ def compare(*atlases: Atlas) -> Comparison:
     ]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     pairs = tuple(_agreement(table, first, second) for first, second in combinations(labels, 2))
-    return Comparison(labels, table, pairs, left_out, tuple(atlas.caption() for atlas in atlases))
+    captions = tuple(atlas.caption() for atlas in atlases)
+    changes, why = _by_head(atlases, labels, names)
+    return Comparison(labels, table, pairs, left_out, captions, changes, why)
+
+
+def _by_head(
+    atlases: Sequence[Atlas], labels: Sequence[str], names: Sequence[str]
+) -> tuple[tuple[HeadChanges, ...], str]:
+    """Each atlas and the next head by head, or why not."""
+    steps = list(pairwise(zip(atlases, labels, strict=True)))
+    for (first, a), (second, b) in steps:
+        if why := why_not_by_head(first, second):
+            return (), f"{a} and {b} are not compared head by head: {why}"
+    found = []
+    for (first, a), (second, b) in steps:
+        scored = [set(atlas.included["relation"]) for atlas in (first, second)]
+        shared = [name for name in names if all(name in each for each in scored)]
+        found.append(head_changes(first, second, shared, (a, b)))
+    return tuple(found), ""
 
 
 def _same(first: Atlas, second: Atlas) -> bool:
@@ -111,13 +142,27 @@ def _same(first: Atlas, second: Atlas) -> bool:
 
 
 def labels_of(atlases: Sequence[Atlas]) -> tuple[str, ...]:
-    """Short different names: the model's, with the lens or a number where models repeat."""
+    """Short different names: the model's, or where models repeat that with what tells them apart.
+
+    That is the lens, else the revision, else the file or id of the model alone, else a number.
+    """
     names = [atlas.model_name for atlas in atlases]
-    if len(set(names)) < len(names):
-        names = [f"{atlas.model_name} ({atlas.lens})" for atlas in atlases]
+    models = [atlas.provenance["model"] for atlas in atlases]
+    specs = [str(model.get("spec")) for model in models]
+    with_lens = [f"{atlas.model_name} ({atlas.lens})" for atlas in atlases]
+    revisions = [model.get("revision") for model in models]
+    with_revision = [f"{name} ({revision})" for name, revision in zip(names, revisions, strict=True)]
+    for told in (
+        names,
+        with_lens,
+        with_revision if None not in revisions else [],
+        [spec if is_url(spec) else Path(spec).name for spec in specs],
+    ):
+        if len(set(told)) == len(atlases):
+            return tuple(told)
     return tuple(
-        f"{name} #{names[: at + 1].count(name)}" if names.count(name) > 1 else name
-        for at, name in enumerate(names)
+        f"{name} #{with_lens[: at + 1].count(name)}" if with_lens.count(name) > 1 else name
+        for at, name in enumerate(with_lens)
     )
 
 

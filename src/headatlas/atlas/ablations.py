@@ -16,7 +16,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from headatlas.atlas.store import renamed
+from headatlas.atlas.store import open_arrays, renamed
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_folder
 from headatlas.scoring.scores import false_discovery_rates
@@ -199,7 +199,7 @@ def read_dataset(path: Path) -> tuple[xr.Dataset, dict[str, Any]]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".* is not recognized as a component of a Zarr")
-            data = xr.open_zarr(path, consolidated=False, chunks=None).load()
+            data = open_arrays(path).load()
         return data, renamed(dict(json.loads(data.attrs["provenance"])))
     except FileNotFoundError as error:
         raise HeadatlasError(f"{path}: this is no stored measurement; move it elsewhere.") from error

@@ -21,7 +21,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headatlas.addresses import output_path
+from headatlas.atlas.behaviours import BehaviourReading
 from headatlas.atlas.display import SHOWN, HeadTable, MadeAbove, atlas_html
+from headatlas.atlas.labels import LabelReading
 from headatlas.atlas.relation_scores import (
     SIGNS,
     STORED,
@@ -48,7 +50,7 @@ _OF_K = ("relation_scores", "_q")
 """Cached results that depend on k alone."""
 
 
-class Atlas(SalienceReading):
+class Atlas(SalienceReading, BehaviourReading, LabelReading):
     """A map of one model: the scores of every head on every relation asked.
 
     An atlas is immutable; :meth:`at` gives another reading of the same ranks. Every number that can be
@@ -205,7 +207,7 @@ class Atlas(SalienceReading):
         frame["subcategory"] = read_array(self.dataset, finer).tolist()
         return frame
 
-    @property
+    @cached_property
     def included(self) -> pd.DataFrame:
         """The rows of :attr:`relations` that are scored."""
         return self.relations[self.relations["left_out"] == ""]
@@ -289,39 +291,9 @@ class Atlas(SalienceReading):
             warnings.warn(why, stacklevel=3)  # over functools to whoever asked
         return found
 
-    @property
-    def behaviours(self) -> pd.DataFrame:
-        """Attention of heads as :func:`headatlas.behaviour` measured it on the shipped texts.
-
-        One row per behaviour, layer and head: layer, head, behaviour, value, expected, low, high, p, q,
-        called. No row where that has not been measured; ``attrs["caption"]`` where it has.
-        """
-        return self._behaviours.copy()
-
-    @cached_property
-    def _behaviours(self) -> pd.DataFrame:
-        from headatlas.atlas.behaviours import no_rows, shipped_looking
-
-        found = shipped_looking(self.path)
-        if found is None:
-            return no_rows()
-        frame = found.frame()
-        frame.attrs["caption"] = found.caption()
-        return frame
-
-    def labels(self) -> pd.DataFrame:
-        """Labels of heads that are stored in this atlas: :func:`headatlas.label` makes them.
-
-        One row per head and author, one more where attention says what a head does: layer, head, label,
-        support, score, chance, se, author, kind; ``attrs["caption"]`` says what the numbers are not.
-        """
-        from headatlas.atlas.labels import all_labels
-
-        return all_labels(self.path)
-
     def forget_evidence(self) -> None:
         """Read the evidence from disk again when it is next asked for: some has been added."""
-        for name in ("evidence", "_behaviours", "_salience", "_table"):
+        for name in ("evidence", "_behaviours", "_labels", "_salience", "_table"):
             self.__dict__.pop(name, None)
 
     def table(self) -> pd.DataFrame:
@@ -541,6 +513,10 @@ class Atlas(SalienceReading):
     def categories(self) -> pd.DataFrame:
         """One row per mapped head: layer, head, n_categories, which (tuple of categories, in panel order),
         relations (tuple of the relations it promotes or suppresses)."""
+        return self._categories.copy()
+
+    @cached_property
+    def _categories(self) -> pd.DataFrame:
         frame = self.without_evidence
         called = frame[frame["implements"] | frame["suppresses"]]
         by_head = called.groupby(["layer", "head"], sort=False)

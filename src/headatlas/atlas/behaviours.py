@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -159,6 +160,34 @@ def no_rows() -> pd.DataFrame:
     """The frame of an atlas whose heads have not been watched."""
     kinds: dict[str, Any] = {"layer": int, "head": int, "behaviour": object, "called": bool}
     return pd.DataFrame({name: np.array([], dtype=kinds.get(name, float)) for name in COLUMNS})
+
+
+class BehaviourReading:
+    """Measured attention as an atlas hands it out.
+
+    Attributes:
+        path: The ``.zarr`` folder of the atlas; None where it has none.
+    """
+
+    path: Path | None
+
+    @property
+    def behaviours(self) -> pd.DataFrame:
+        """Attention of heads as :func:`headatlas.behaviour` measured it on the shipped texts.
+
+        One row per behaviour, layer and head: layer, head, behaviour, value, expected, low, high, p, q,
+        called. No row where that has not been measured; ``attrs["caption"]`` where it has.
+        """
+        return self._behaviours.copy()
+
+    @cached_property
+    def _behaviours(self) -> pd.DataFrame:
+        found = shipped_looking(self.path)
+        if found is None:
+            return no_rows()
+        frame = found.frame()
+        frame.attrs["caption"] = found.caption()
+        return frame
 
 
 def known(only: Sequence[str] | None) -> list[str]:

@@ -231,13 +231,24 @@ class Evidence:
         }
 
     def templates_of(self, relation: str) -> list[Dynamic]:
-        """The dynamic scores of a relation, each template once: of several runs the one of most relations.
+        """The dynamic scores of a relation, each template once: of several runs that of most relations, and
+        of several of these that of most sources.
 
         q is over all relations of a run, so which run is read must not depend on its name.
         """
-        runs = sorted(self.dynamics, key=lambda each: len(each.context.relation_scores))
+        runs = sorted(
+            self.dynamics,
+            key=lambda each: (len(each.context.relation_scores), each.context.included["n_sources"].sum()),
+        )
         found = {each.template: each for each in runs if relation in each.context.relation_scores}
         return [found[template] for template in sorted(found)]
+
+    def sources_of(self, relation: str) -> int:
+        """The sources of a relation that were asked, of the template that used fewest; 0 if none did."""
+        frames = [each.context.relations for each in self.templates_of(relation)]
+        return min(
+            (int(each.loc[each["relation"] == relation, "n_sources"].iloc[0]) for each in frames), default=0
+        )
 
     def scores(self, relation: str, kind: str, sign: str) -> tuple[Floats, Floats] | None:
         """Static and dynamic score of every head on a relation, means over templates.

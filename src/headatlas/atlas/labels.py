@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,28 @@ def all_labels(atlas_path: Path | None) -> pd.DataFrame:
     frame = in_order(pd.concat(found, ignore_index=True)) if found else no_labels()
     frame.attrs["caption"] = LABELS_CAVEAT
     return frame
+
+
+class LabelReading:
+    """Labels as an atlas hands them out.
+
+    Attributes:
+        path: The ``.zarr`` folder of the atlas; None where it has none.
+    """
+
+    path: Path | None
+
+    def labels(self) -> pd.DataFrame:
+        """Labels of heads that are stored in this atlas: :func:`headatlas.label` makes them.
+
+        One row per head and author, one more where attention says what a head does: layer, head, label,
+        support, score, chance, se, author, kind; ``attrs["caption"]`` says what the numbers are not.
+        """
+        return self._labels.copy()
+
+    @cached_property
+    def _labels(self) -> pd.DataFrame:
+        return all_labels(self.path)
 
 
 def no_labels() -> pd.DataFrame:

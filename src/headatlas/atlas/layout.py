@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -178,6 +178,54 @@ def build_layout(tokenised: Sequence[TokenisedRelation]) -> Layout:
         own_pair=own_pair,
         own_row=np.fromiter(rows, dtype=np.int64, count=len(own_pair)),
         own_column=own_column.astype(np.int64),
+        blocks=tuple(blocks),
+    )
+
+
+def layouts_together(layouts: Sequence[Layout]) -> Layout:
+    """The axes of several layouts one after another; each keeps its rows, also of the same source.
+
+    Relations, pairs, cells and rows of a layout follow those of the one before, in their own order. Targets
+    are the distinct ones of all.
+    """
+    targets = np.unique(np.concatenate([each.targets for each in layouts]))
+    blocks: list[RelationBlock] = []
+    own_pair, own_row, own_column = [], [], []
+    n_relations = n_pairs = n_rows = n_cells = n_own = 0
+    for each in layouts:
+        column = np.searchsorted(targets, each.targets)
+        own_pair.append(each.own_pair + n_pairs)
+        own_row.append(each.own_row + n_rows)
+        own_column.append(column[each.own_column])
+        blocks += [
+            replace(
+                block,
+                relation=block.relation + n_relations,
+                rows=block.rows + n_rows,
+                columns=column[block.columns],
+                offset=block.offset + n_cells,
+                own=slice(block.own.start + n_own, block.own.stop + n_own),
+            )
+            for block in each.blocks
+        ]
+        n_relations, n_pairs = n_relations + len(each.relations), n_pairs + each.n_pairs
+        n_rows, n_cells = n_rows + len(each.sources), n_cells + each.n_cells
+        n_own += len(each.own_pair)
+    starts = np.cumsum([0, *(len(each.relations) for each in layouts)])
+    return Layout(
+        relations=tuple(entry for each in layouts for entry in each.relations),
+        pair_relation=np.concatenate(
+            [each.pair_relation + start for each, start in zip(layouts, starts, strict=False)]
+        ).astype(np.int32),
+        pair_source=np.concatenate([each.pair_source for each in layouts]),
+        pair_target_id=np.concatenate([each.pair_target_id for each in layouts]),
+        pair_words=tuple(words for each in layouts for words in each.pair_words),
+        source_ids=tuple(ids for each in layouts for ids in each.source_ids),
+        sources=tuple(source for each in layouts for source in each.sources),
+        targets=targets,
+        own_pair=np.concatenate(own_pair),
+        own_row=np.concatenate(own_row),
+        own_column=np.concatenate(own_column),
         blocks=tuple(blocks),
     )
 

@@ -150,9 +150,11 @@ class Salience:
     def caption(self) -> str:
         """The tokens, how many were left out, and what the lists are not, in one line."""
         said = self.provenance["tokens"]
-        left = f", {said['undertrained']:,} undertrained ones left out"
+        # Stored before limits were said: the limit that word-like tokens had was not said either.
+        first = f", the first of {said['n'] + said['left']:,}" if said.get("left") else ""
+        left = f"{first}, {said['undertrained']:,} undertrained ones left out"
         if not said["reference"]:
-            left = "; undertrained ones cannot be told, for too few unused tokens are known"
+            left = f"{first}; undertrained ones cannot be told, for too few unused tokens are known"
         return (
             f"{N_SOURCES} sources of largest gain among {said['n']:,} tokens ({said['choice']}{left}); lens "
             f"{self.provenance['lens']}; {CAVEAT}"

@@ -19,6 +19,7 @@ import numpy as np
 import xarray as xr
 import zarr
 from numpy.typing import NDArray
+from xarray.backends.zarr import ZarrBackendEntrypoint
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore
 
@@ -86,6 +87,24 @@ def atlas_path(path: str | Path) -> Path | str:
     given = Path(path)
     inside = given / ATLAS_NAME
     return inside if given.suffix != ".zarr" or inside.is_dir() else given
+
+
+def is_atlas(where: str | Path) -> bool:
+    """Whether a place is meant as an atlas, not as a model: a folder with one, or an address ``….zarr``."""
+    if isinstance(where, str) and is_url(where):
+        return where.rstrip("/").endswith(".zarr")
+    return Path(atlas_path(where)).is_dir()
+
+
+def holds_atlas(where: str | Path) -> bool:
+    """As :func:`is_atlas`, but an address that names no file is looked at: it may hold an atlas."""
+    if is_atlas(where) or not is_url(str(where)) or str(where).endswith((".gguf", ".safetensors")):
+        return is_atlas(where)
+    try:
+        read_store(atlas_path(where))
+    except HeadatlasError:
+        return False
+    return True
 
 
 def create_store(
@@ -288,7 +307,7 @@ def read_store(path: Path | str) -> tuple[xr.Dataset, dict[str, Any]]:
             store = path if isinstance(path, Path) else _at_address(path)
             # An atlas of another version may be one that this version cannot open.
             _check_root(where, zarr.open_group(store, mode="r").attrs.asdict())
-            dataset = xr.open_zarr(store, consolidated=False, chunks=None)
+            dataset = open_arrays(store)
         dataset.encoding["source"] = where
         provenance = renamed(dict(json.loads(dataset.attrs["provenance"])))
     except HeadatlasError:
@@ -314,6 +333,13 @@ def read_store(path: Path | str) -> tuple[xr.Dataset, dict[str, Any]]:
             f"{where}: its provenance {strange} is not what headatlas writes; map again into another folder."
         )
     return dataset, provenance
+
+
+def open_arrays(store: Path | Store) -> xr.Dataset:
+    """A Zarr group as an xarray dataset whose arrays are read when used."""
+    # By its name, xarray would look for the engine in the metadata of every installed package.
+    engine = ZarrBackendEntrypoint
+    return xr.open_dataset(store, engine=engine, consolidated=False, chunks=None)  # type: ignore[arg-type]
 
 
 def renamed(provenance: dict[str, Any]) -> dict[str, Any]:

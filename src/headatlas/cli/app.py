@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from headatlas import __version__
 from headatlas.cli import (
     behaviour,
+    compare,
     evidence,
     families,
     heads,
@@ -21,6 +22,7 @@ from headatlas.cli import (
     recipe,
     relations,
     salience,
+    serve,
     structure,
     words,
 )
@@ -29,6 +31,8 @@ from headatlas.errors import HeadatlasError
 
 GLOBAL = ("--debug", "--quiet", "-q", "--verbose", "-v")
 """Options that people add to the end of a command; they are taken at any place."""
+GARBAGE_AFTER = 200_000
+"""New objects after which Python looks for unreachable cycles among them."""
 
 
 class _Commands(TyperGroup):
@@ -93,6 +97,7 @@ for _commands in (
     heads,
     plot,
     structure,
+    compare,
     relations,
     families,
     evidence,
@@ -101,12 +106,15 @@ for _commands in (
     label,
     recipe,
     words,
+    serve,
 ):
     _commands.register(app)
 
 
 def main() -> None:
     """The entry point of the ``headatlas`` command."""
+    # Imports make some hundred thousand objects that stay; the default of 700 looks at them again and again.
+    gc.set_threshold(GARBAGE_AFTER)
     try:
         app(prog_name="headatlas")
     finally:

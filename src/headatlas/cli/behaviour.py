@@ -66,14 +66,14 @@ def behaviour_command(
     from headatlas.atlas import Atlas
     from headatlas.atlas.behaviours import best_first, chosen, known
     from headatlas.atlas.export import plain_records
-    from headatlas.looking.run import run_behaviour
+    from headatlas.looking import measured_or_stored
     from headatlas.outputs import write_behaviours
 
     names = names_of(only)
     known(names)
     atlas = Atlas.open(folder)
     with stopping(lambda: KEPT), progress_shown() as progress:
-        found = run_behaviour(atlas, model, text=text, compute=compute, progress=progress)
+        found = measured_or_stored(atlas, model, text=text, compute=compute, progress=progress)
     rows = best_first(chosen(found.frame(), names))
     if as_json:
         print_rows([atlas], plain_records(rows), behaviours=found.caption())

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from headatlas.cli.heads import parse_head
-from headatlas.cli.options import AsJson, AtlasArgument, Only, as_options, computes, names_of
+from headatlas.cli.options import (
+    AsJson,
+    AtlasArgument,
+    InferenceSources,
+    Only,
+    as_options,
+    computes,
+    names_of,
+)
 from headatlas.cli.output import number, print_rows, print_table, progress_shown, say, stopping
 from headatlas.options import Compute
 
@@ -57,6 +65,7 @@ def inference_command(
         bool,
         typer.Option("--own-templates", help="The texts that relations have of their own, in their place."),
     ] = False,
+    sources: InferenceSources = None,
     no_figures: NoFigures = False,
     as_json: AsJson = False,
 ) -> None:
@@ -70,7 +79,7 @@ def inference_command(
     """
     from headatlas.atlas import Atlas
     from headatlas.evidence.inference_run import run_inference
-    from headatlas.evidence.statistics import agreement
+    from headatlas.evidence.statistics import agreement, sampling
     from headatlas.outputs import write_inference
 
     atlas = Atlas.open(folder)
@@ -81,6 +90,7 @@ def inference_command(
             only=names_of(only),
             templates=templates,
             own_templates=own_templates,
+            sources=sources,
             compute=compute,
             progress=progress,
         )
@@ -90,9 +100,9 @@ def inference_command(
         for name, why in dynamic.context.left_out.items():
             say(f"skipped in {dynamic.template!r}: {name} ({why})")
     if as_json:
-        print_rows([atlas], _records(frame))
+        print_rows([atlas], _records(frame), sampling=sampling(found))
     else:
-        say(f"{atlas.caption()}; {len(found)} templates")
+        say("; ".join(filter(None, [atlas.caption(), f"{len(found)} templates", sampling(found)])))
         print_table(*_agreement_table(frame))
     beside = _beside(atlas)
     write_and_say(beside, lambda: write_inference(atlas, frame, found, beside, figures=not no_figures))
@@ -344,12 +354,12 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _agreement_table(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
     """A row a relation: promotion with its interval, then suppression."""
-    columns = ["relation", "r with context", "95 %", "rho", "r without", "95 %", "rho"]
+    columns = ["relation", "sources", "r with context", "95 %", "rho", "r without", "95 %", "rho"]
     columns += ["suppression: r with", "r without"]
     rows = []
     for name in dict.fromkeys(frame["relation"]):
         cell = frame[frame["relation"] == name].set_index(["kind", "sign"])
-        row: list[Any] = [name]
+        row: list[Any] = [name, cell["n_sources"].max()]
         for kind in ("context", "without-context"):
             found = cell.loc[(kind, "promotion")]
             row += [found["pearson"], _interval(found, "pearson"), found["spearman"]]

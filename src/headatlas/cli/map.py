@@ -121,12 +121,21 @@ def map_command(
     Each layer is saved when it is done. After Ctrl-C or a crash, the same command goes on where it stopped.
     """
     asked = _relations(relations)
-    from headatlas.mapping.run import map_heads
-    from headatlas.progress import Stats
+    from headatlas.addresses import shown
+    from headatlas.files import check_writable
+    from headatlas.progress import Progress, Stats
+    from headatlas.relations import check_sources
+
+    thresholds.check(ceiling)
+    check_sources(sources)
+    check_writable(out)
 
     stats = Stats()
     with stopping(lambda: _stopped(out)):
         with progress_shown() as progress:
+            progress(Progress("open", 0, 0, shown(model)))  # the imports take seconds
+            from headatlas.mapping.run import map_heads
+
             atlas = map_heads(
                 model,
                 out=out,
@@ -293,16 +302,17 @@ def plan_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     """The fields of a plan for people: sizes in units, time in words, each note on a row."""
     rows = []
     for name, value in plan.items():
-        if name in ("notes", "seconds_most"):
+        if name == "notes" or name.endswith("seconds_most"):
             continue
         label = name.replace("bytes_to_read", "to read").replace("memory_bytes", "memory")
+        label = label.replace("inference_seconds_least", "evidence inference")
         label = label.replace("seconds_least", "time").replace("_", " ")
         if value is None:
             text = "–"
         elif name in ("bytes_to_read", "memory_bytes"):
             text = size(value)
-        elif name == "seconds_least":
-            text = f"{duration(value)} to {duration(plan['seconds_most'])}"
+        elif name.endswith("seconds_least"):
+            text = f"{duration(value)} to {duration(plan[name.replace('least', 'most')])}"
         else:
             text = f"{value:,}" if isinstance(value, int) else str(value)
         rows.append((label, text))

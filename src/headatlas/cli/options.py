@@ -18,6 +18,7 @@ import typer
 from headatlas.addresses import output_path
 from headatlas.errors import HeadatlasError
 from headatlas.options import (
+    INFERENCE_SAMPLE,
     MANY_RELATIONS,
     PRESETS,
     SAMPLE,
@@ -92,6 +93,17 @@ Sources = Annotated[
         parser=_number_or_word,
         help="Sample relations with more usable sources than N, always the same words; all: no sample. "
         f"Default: {SAMPLE} where more than {MANY_RELATIONS} relations are asked for, else all.",
+        show_default=False,
+    ),
+]
+InferenceSources = Annotated[
+    Any,
+    typer.Option(
+        "--sources",
+        metavar="N|all",
+        parser=_number_or_word,
+        help="Sources of a relation that are asked, always the same words; all: every one. "
+        f"Default: {INFERENCE_SAMPLE}.",
         show_default=False,
     ),
 ]
@@ -179,7 +191,7 @@ PARAMETERS = {
             *("adapter", "templates", "model", "kind", "method", "shots", "sources", "max_heads", "draws"),
             *("seed", "panels", "which", "data", "write", "family", "category", "limit", "text", "tokens"),
             *("describe_with", "model_name", "per_minute", "seconds", "least_heads", "top"),
-            *("relation", "do", "factor", "control"),
+            *("relation", "do", "factor", "control", "maps", "host", "port"),
         )
     },
 }
@@ -235,24 +247,33 @@ def reads_atlas(command: Callable[..., None]) -> Callable[..., None]:
     return _with(run, command, "atlas", [_argument("folder", AtlasArgument), *_thresholds()])
 
 
-def reads_atlases(command: Callable[..., None]) -> Callable[..., None]:
-    """As :func:`reads_atlas`, for a command that takes several DIR and gets a list of atlases."""
-    folders = Annotated[
+def reads_several(command: Callable[..., None]) -> Callable[..., None]:
+    """As :func:`reads_atlas`, for a command that takes several places, atlases or models.
+
+    It gets ``places`` (texts), ``preset`` (a Preset) and ``read``, which reads an atlas as the options say.
+    """
+    places = Annotated[
         list[str],
         typer.Argument(
-            metavar="DIR DIR …", help="Two or more folders or addresses that `headatlas map` wrote to."
+            metavar="DIR|MODEL…",
+            help="Two or more: folders or addresses that `headatlas map` wrote to, or models as "
+            "`headatlas map` takes them, which are mapped first.",
+            show_default=False,
         ),
     ]
 
     @wraps(command)
-    def run(folders: list[str], preset: str | None, **given: Any) -> None:
+    def run(places: list[str], preset: str | None, **given: Any) -> None:
         changes, rest = _split(given, Thresholds)
         _check(preset, changes)
-        from headatlas.atlas import Atlas
 
-        command([read_as(Atlas.open(folder), preset, changes) for folder in folders], **rest)
+        def read(atlas: Atlas) -> Atlas:
+            return read_as(atlas, preset, changes)
 
-    return _with(run, command, "atlases", [_argument("folders", folders), *_thresholds()])
+        command(places=places, read=read, preset=_preset(preset), **rest)
+
+    added = [_argument("places", places), *_thresholds()]
+    return _with(run, command, "places", added, also=("preset", "read"))
 
 
 def sets_thresholds(command: Callable[..., None]) -> Callable[..., None]:
@@ -263,7 +284,7 @@ def sets_thresholds(command: Callable[..., None]) -> Callable[..., None]:
         changes, rest = _split(given, Thresholds)
         command(preset=_preset(preset), thresholds=_preset(preset).thresholds.changed(**changes), **rest)
 
-    return _with(run, command, "thresholds", _thresholds(), also="preset")
+    return _with(run, command, "thresholds", _thresholds(), also=("preset",))
 
 
 def computes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -347,7 +368,7 @@ def _with(
     command: Callable[..., None],
     replaced: str,
     added: list[inspect.Parameter],
-    also: str | None = None,
+    also: Sequence[str] = (),
 ) -> Callable[..., None]:
     """``run`` with the parameters of ``command``, of which one gives way to those that are added.
 
@@ -355,7 +376,7 @@ def _with(
     """
     own = []
     for each in inspect.signature(command).parameters.values():
-        if each.name not in (replaced, also):
+        if each.name not in (replaced, *also):
             kind = each.annotation
             kind = eval(kind, command.__globals__) if isinstance(kind, str) else kind  # noqa: S307
             own.append(each.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))

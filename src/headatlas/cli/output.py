@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import re
 import unicodedata
@@ -17,6 +18,10 @@ from headatlas.errors import HeadatlasError
 from headatlas.showing import safe_json, safe_text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
+
     from headatlas.atlas import Atlas
     from headatlas.progress import Report
 
@@ -24,6 +29,7 @@ _MM = {"": 1.0, "mm": 1.0, "cm": 10.0, "in": 25.4, "pt": 25.4 / 72}
 
 
 _level = 1
+_USUAL = gc.get_threshold()
 STOPPED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
@@ -58,11 +64,28 @@ def print_text(text: str) -> None:
 
 @contextmanager
 def progress_shown() -> Iterator[Report]:
-    """Progress on stderr, unless people asked for quiet."""
-    from headatlas.progress import reporting
+    """Progress on stderr, unless people asked for quiet.
+
+    Once a run does more than open, garbage is collected as often as Python usually does: until then modules
+    are imported, which makes none, and after it tensors may hang in cycles.
+    """
+    from headatlas.progress import Progress, reporting
+
+    opening = ""
+
+    def told(event: Progress) -> None:
+        nonlocal opening
+        if event.stage != "open" and gc.get_threshold() != _USUAL:
+            gc.freeze()
+            gc.set_threshold(*_USUAL)
+        if (
+            event.stage != "open" or event.note != opening
+        ):  # a command says it before its imports, the run after
+            tell(event)
+        opening = event.note if event.stage == "open" else opening
 
     with reporting(_level >= 1) as tell:
-        yield tell
+        yield told
 
 
 @contextmanager
@@ -134,6 +157,26 @@ def number(value: float) -> str:
     if math.isnan(value):
         return "–"
     return "<0.001" if value < 0.001 else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def p_equals(p: float) -> str:
+    """The rest of a sentence that names p: ``= 0.012``, ``< 0.001``."""
+    return "< 0.001" if p < 0.001 else f"= {number(p)}"
+
+
+def check_figure(out: Path | None) -> None:
+    """Refuse a kind of file that cannot be drawn, before anything is computed."""
+    if out is not None:
+        from headatlas.figures.plots import figure_format
+
+        figure_format(out)
+
+
+def save_figure(figure: Figure, out: Path) -> None:
+    """Write a figure and say so."""
+    from headatlas.figures.plots import save
+
+    say(f"written: {save(figure, out)}")
 
 
 def _is_number(text: str) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headatlas.cli.evidence import ModelOption
+from headatlas.cli.evidence import ModelOption, NoFigures, write_and_say
 from headatlas.cli.heads import parse_head
 from headatlas.cli.options import AsJson, AtlasArgument, computes
 from headatlas.cli.output import (
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from headatlas.atlas.salience import Salience
 
 STOPPED_HERE = "stopped; nothing is stored"
+STOPPED_BETWEEN = "stopped; the same command goes on where it was"
 SHOWN_SOURCES = 4
 
 
@@ -50,9 +51,20 @@ def salience_command(
         typer.Option(
             "--tokens",
             help="Source tokens: like words, those that begin a word, or all. Default: those stored, "
-            "else all with the lens maps and the first 20,000 word-like ones with neutral.",
+            "else all with the lens maps and word-like ones with neutral.",
         ),
     ] = None,
+    most: Annotated[
+        int | None,
+        typer.Option(
+            "--most",
+            metavar="N",
+            min=1,
+            help="The first N of them, by id. Default: those stored; else all, but for word-like ones with "
+            "neutral: 20,000, fewer of a large model.",
+        ),
+    ] = None,
+    no_figures: NoFigures = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what heads write: the tokens each head changes most, and what it promotes for them.
@@ -60,17 +72,20 @@ def salience_command(
     Of every head the 30 source tokens of largest gain ‖x·W_V·W_O‖ / ‖x‖ with the 5 tokens that it promotes
     and suppresses most for each; the spectrum of W_V·W_O; and how much of it known relations explain.
 
-    It is computed once and stored in the atlas. JSON has all heads, sources and directions.
+    It is computed once and stored in the atlas; a run that was stopped goes on where it was. JSON has all
+    heads, sources and directions. Without --head, tables and a
+    figure go to DIR/evidence.
     """
     from headatlas.atlas import Atlas
     from headatlas.atlas.export import plain_records
     from headatlas.atlas.salience import head_rows
-    from headatlas.writing.run import run_salience
+    from headatlas.outputs import write_salience
+    from headatlas.writing import computed_or_stored
 
     atlas = Atlas.open(folder)
     one = None if head is None else parse_head(head, atlas)
-    with stopping(lambda: STOPPED_HERE), progress_shown() as progress:
-        found = run_salience(atlas, model, tokens=tokens, compute=compute, progress=progress)
+    with stopping(lambda: STOPPED_BETWEEN), progress_shown() as progress:
+        found = computed_or_stored(atlas, model, tokens=tokens, most=most, compute=compute, progress=progress)
     frames = found.frame(), found.spectrum(), found.explained()
     if one is not None:
         rows, spectrum, explained = (head_rows(frame, one) for frame in frames)
@@ -78,12 +93,16 @@ def salience_command(
     if as_json:
         records = [plain_records(frame) for frame in frames]
         print_rows([atlas], records[0], spectrum=records[1], explained=records[2], salience=found.caption())
-        return
-    say(f"{atlas.model_name}: {found.caption()}")
-    if one is None:
-        print_table(*_all_heads(found))
     else:
-        _print_head(*frames)
+        say(f"{atlas.model_name}: {found.caption()}")
+        if one is None:
+            print_table(*_all_heads(found))
+        else:
+            _print_head(*frames)
+    if one is None:
+        write_and_say(
+            atlas.folder, lambda: write_salience(atlas, found, atlas.folder, figures=not no_figures)
+        )
 
 
 def _all_heads(found: Salience) -> tuple[list[str], list[list[Any]]]:

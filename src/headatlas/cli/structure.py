@@ -1,28 +1,32 @@
-"""``structure`` and ``compare``: how what heads do is arranged, in one model and across models."""
+"""``structure``: how what heads do is arranged in one model."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from headatlas.cli.options import AsJson, OutFile, Width, reads_atlas, reads_atlases
-from headatlas.cli.output import number, parse_width, print_rows, print_table, say
+from headatlas.cli.options import AsJson, OutFile, Width, reads_atlas
+from headatlas.cli.output import (
+    check_figure,
+    number,
+    p_equals,
+    parse_width,
+    print_rows,
+    print_table,
+    save_figure,
+    say,
+)
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from headatlas.arrangement.depth import Depth
     from headatlas.arrangement.model_structure import Structure
     from headatlas.atlas import Atlas
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
+    """Add the command of this module."""
     app.command("structure")(structure_command)
-    app.command("compare")(compare_command)
 
 
 @reads_atlas
@@ -35,7 +39,7 @@ def structure_command(
     carries, and how deep each category sits, each with a test.
     """
     width_mm = parse_width(width)
-    _check_format(out)
+    check_figure(out)
     from headatlas.arrangement import structure
 
     found = structure(atlas)
@@ -47,52 +51,7 @@ def structure_command(
     if out is not None:
         from headatlas.figures.structure import draw_structure
 
-        _save(draw_structure(atlas, found, width_mm), out)
-
-
-@reads_atlases
-def compare_command(
-    atlases: list[Atlas], out: OutFile = None, width: Width = "170mm", as_json: AsJson = False
-) -> None:
-    """Put the same relations of several models, or lenses, side by side.
-
-    For each relation its best head, how deep that sits (0 the first layer, 1 the last), and how many heads
-    implement it; then how far the models agree.
-    """
-    width_mm = parse_width(width)
-    _check_format(out)
-    from headatlas.arrangement import compare
-    from headatlas.atlas.export import plain_records
-
-    found = compare(*atlases)
-    records = plain_records(found.table)
-    agreement = [asdict(pair) for pair in found.agreement]
-    if as_json:
-        print_rows(atlases, records, labels=found.labels, agreement=agreement, left_out=found.left_out)
-    else:
-        for atlas in atlases:
-            say(atlas.caption())
-        for name, why in found.left_out.items():
-            say(f"not compared: {name} ({why})")
-        _print_comparison(records, agreement)
-    if out is not None:
-        from headatlas.figures.compare import draw_comparison
-
-        _save(draw_comparison(found, width_mm), out)
-
-
-def _check_format(out: Path | None) -> None:
-    """Refuse a kind of file that cannot be drawn, before anything is computed."""
-    if out is not None:
-        from headatlas.figures.plots import figure_format
-
-        figure_format(out)
-
-
-def _save(figure: Figure, out: Path) -> None:
-    from headatlas.figures.plots import save
-
-    say(f"written: {save(figure, out)}")
+        save_figure(draw_structure(atlas, found, width_mm), out)
 
 
 def _print_structure(found: Structure) -> None:
@@ -128,7 +87,7 @@ def _print_structure(found: Structure) -> None:
         if found.per_head.dispersion is not None and found.per_head.p is not None:
             typer.echo(
                 f"variance within layers: {found.per_head.dispersion:.2f} times that by chance, "
-                f"p {_equals(found.per_head.p)}"
+                f"p {p_equals(found.per_head.p)}"
             )
     typer.echo("\nLayers of each category's heads")
     _print_depth(found.depth)
@@ -149,48 +108,8 @@ def _print_depth(depth: Depth) -> None:
     if found is None:
         typer.echo("not compared: fewer than two categories have five heads, or all sit in one layer")
         return
-    typer.echo(f"Kruskal–Wallis: H = {found.h:.2f}, p {_equals(found.p)}, ε² = {found.epsilon2:.2f}")
+    typer.echo(f"Kruskal–Wallis: H = {found.h:.2f}, p {p_equals(found.p)}, ε² = {found.epsilon2:.2f}")
     for pair in found.pairs:
         typer.echo(
-            f"Mann–Whitney, {pair.first} and {pair.second}: r = {pair.r:+.2f}, Holm p {_equals(pair.p)}"
+            f"Mann–Whitney, {pair.first} and {pair.second}: r = {pair.r:+.2f}, Holm p {p_equals(pair.p)}"
         )
-
-
-def _equals(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {number(p)}"
-
-
-def _print_comparison(records: list[dict[str, Any]], agreement: list[dict[str, Any]]) -> None:
-    print_table(
-        ["relation", "atlas", "best head", "score", "added", "depth", "heads", "median depth"],
-        [
-            [
-                row["relation"],
-                row["atlas"],
-                f"{row['layer']}.{row['head']}",
-                row["score"],
-                row["added"],
-                row["depth"],
-                row["n_implementing"],
-                row["median_depth"],
-            ]
-            for row in records
-        ],
-    )
-    typer.echo("\nAgreement: Spearman correlation over relations, p by permutation")
-    print_table(
-        ["first", "second", "best scores", "p", "relations", "depths", "p", "relations"],
-        [
-            [
-                pair["first"],
-                pair["second"],
-                pair["score"],
-                None if pair["score_p"] is None else number(pair["score_p"]),
-                pair["n_score"],
-                pair["depth"],
-                None if pair["depth_p"] is None else number(pair["depth_p"]),
-                pair["n_depth"],
-            ]
-            for pair in agreement
-        ],
-    )

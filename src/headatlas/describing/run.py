@@ -150,6 +150,7 @@ def _keep(atlas: Atlas, rows: pd.DataFrame, provenance: dict[str, Any]) -> pd.Da
             store_labels(group, in_order(pd.concat([there[other], rows], ignore_index=True)), provenance)
         else:
             store_labels(group, rows, provenance)
+        atlas.forget_evidence()
     return rows
 
 
@@ -197,10 +198,11 @@ def _by_attention(atlas: Atlas) -> Iterator[Row]:
     copying = _copying_heads(atlas)
     for key, rows in called.groupby(["layer", "head"]):
         layer, head = (int(str(each)) for each in key)
+        records = rows.to_dict("records")
         found = [
             (rule.last, each["expected"] - each["value"], at, rule, each)
             for at, rule in enumerate(ATTENTION_RULES)
-            for each in rows.to_dict("records")
+            for each in records
             if each["behaviour"] in rule.behaviours and float(each["value"]) >= rule.least
             if not rule.copies or (layer, head) in copying
         ]

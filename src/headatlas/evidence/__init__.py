@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from headatlas.atlas import Atlas
-    from headatlas.options import Compute
+    from headatlas.options import Compute, Sources
     from headatlas.progress import Report
 
 __all__ = ["ablation", "attention", "inference"]
@@ -31,6 +31,7 @@ def inference(
     only: Sequence[str] | None = None,
     templates: str | Path | Sequence[str] | None = None,
     own_templates: bool = False,
+    sources: Sources = None,
     compute: Compute | None = None,
     progress: Report | bool | None = None,
 ) -> pd.DataFrame:
@@ -43,6 +44,8 @@ def inference(
         only: Names or titles of relations; all scored relations by default.
         templates: A file, or texts with one ``{}``; the shipped ones by default.
         own_templates: In their place, the texts that shipped relations have of their own.
+        sources: Sample relations of more usable sources than this, always the same words; ``"all"``: no
+            sample. None: 50.
         compute: Its device; a model in memory stays where it is.
         progress: As for :func:`headatlas.map_heads`.
 
@@ -65,6 +68,7 @@ def inference(
             only=only,
             templates=templates,
             own_templates=own_templates,
+            sources=sources,
             compute=compute,
             progress=tell,
         )

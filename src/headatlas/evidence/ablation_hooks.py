@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from headatlas.architectures import Model
-from headatlas.evidence.texts import BATCH_TOKENS, Ids
-from headatlas.lenses.forward import batches, by_length, pre_hooks
+from headatlas.evidence.tasks import Questions
+from headatlas.evidence.texts import Ids
+from headatlas.lenses.forward import pre_hooks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,21 +59,18 @@ def mean_outputs(model: Model, modules: PreTrainedModel, prompts: Sequence[Ids])
     """[n_layers, n_heads, d_head] float32 what heads bring to the output projection, mean over all positions
     of all prompts, the whole model running; zeros where a layer has no heads.
     """
-    dims = model.dims
+    dims, asked = model.dims, Questions(model, modules, prompts)
     sums = torch.zeros(dims.n_layers, dims.n_heads * dims.d_head, dtype=torch.float64)
 
     def adding(layer: int) -> Callable[..., None]:
         def hook(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             entering = args[0] if args else kwargs["hidden_states"]
-            sums[layer] += entering.flatten(0, -2).cpu().sum(dim=0, dtype=torch.float64)
+            sums[layer] += asked.weight * entering.flatten(0, -2).cpu().sum(dim=0, dtype=torch.float64)
 
         return hook
 
     hooks = [(model.o_proj_module(layer), adding(layer)) for layer in model.layers_with_heads]
-    with pre_hooks(modules, hooks), torch.inference_mode():
-        for length, members in by_length(prompts).items():
-            for batch in batches(members, length, BATCH_TOKENS):
-                ids = torch.tensor([prompts[at] for at in batch], device=modules.device)
-                modules.base_model(input_ids=ids, use_cache=False)
+    with pre_hooks(modules, hooks):
+        asked.answers()
     n_tokens = sum(len(prompt) for prompt in prompts)
     return (sums / n_tokens).to(torch.float32).view(dims.n_layers, dims.n_heads, dims.d_head)

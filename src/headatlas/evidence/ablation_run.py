@@ -19,16 +19,27 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headatlas.atlas import Atlas
-from headatlas.atlas.ablations import ADDED, PREFIX, RANDOM, RELATION, Ablation, read_ablation, store_ablation
+from headatlas.atlas.ablations import (
+    ADDED,
+    PREFIX,
+    RANDOM,
+    RELATION,
+    Ablation,
+    read_ablation,
+    read_dataset,
+    store_ablation,
+    store_dataset,
+)
 from headatlas.atlas.evidence import evidence_group
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.ablation_hooks import Head, ablated, mean_outputs
 from headatlas.evidence.opening import Subject, open_subject
-from headatlas.evidence.tasks import Task, answers, make_task
+from headatlas.evidence.tasks import Questions, Task, make_task, tokens_asked
 from headatlas.evidence.texts import Templates, read_templates
 from headatlas.lenses.forward import running
+from headatlas.mapping.plan import passing_seconds
 from headatlas.options import Compute
-from headatlas.progress import Progress, Report, silent
+from headatlas.progress import Progress, Report, duration, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,6 +53,11 @@ MAX_BASE_DIFFERENCE = 0.2
 MAX_OVERLAP = 0.15
 """Heads called for a control task among those ablated; the share must be below this."""
 N_CONTROLS = 2
+BASE_PREFIX = "base-"
+DEFINITIONS = 1
+"""Goes up when a definition changes: stored answers of the whole model are then asked again."""
+LEAST_LEFT = 0.4
+"""Of the blocks, those that are run at least, on average over the heads ablated; for estimates."""
 N_ALONE = 8
 
 
@@ -119,18 +135,15 @@ def run_ablation(
     folder = evidence_group(subject.path)
     out = Ablations(skipped=_without_relation(atlas, found))
     with running(subject.prepared.model, subject.device) as modules:
-        run = _Run(subject, modules, found, chosen)
-        todo = [task.relation for task in run.tasks.values()]
-        for at, name in enumerate(todo):
-            tell(Progress("ablation", at, len(todo) + len(names), f"{name}: whole model"))
-            run.measure_base(name)
+        run = _Run(subject, modules, found, chosen, folder)
+        tell(Progress("estimate", 0, 0, run.estimate(names)))
         for at, name in enumerate(names):
-            tell(Progress("ablation", len(todo) + at, len(todo) + len(names), name))
+            tell(Progress("ablation", at, len(names), name))
             if why := run.problem(name):
                 out.skipped[name] = why
             else:
-                out.done.append(run.stored(folder, name))
-        tell(Progress("ablation", len(todo) + len(names), len(todo) + len(names)))
+                out.done.append(run.stored(name))
+        tell(Progress("ablation", len(names), len(names)))
     return out
 
 
@@ -145,9 +158,15 @@ class _Run:
     """Tasks of one model, and their answers."""
 
     def __init__(
-        self, subject: Subject, modules: PreTrainedModel, templates: Templates, choices: Choices
+        self,
+        subject: Subject,
+        modules: PreTrainedModel,
+        templates: Templates,
+        choices: Choices,
+        folder: Path,
     ) -> None:
         self._subject = subject
+        self._folder = folder
         self._modules = modules
         self._choices = choices
         self._templates = templates.tasks
@@ -165,43 +184,76 @@ class _Run:
         }
         self._base: dict[str, NDArray[np.bool_]] = {}
         self._known: dict[tuple[str, frozenset[Head]], NDArray[np.bool_]] = {}
+        self._asked: dict[str, Questions] = {}
         self._means: tuple[str, torch.Tensor] | None = None
 
-    def measure_base(self, name: str) -> None:
-        """Ask a task of the whole model."""
-        task = self.tasks[name]
-        if len(task.words) >= MIN_SOURCES:
-            self._base[name] = task.correct(self._answers(task))
+    def base(self, name: str) -> NDArray[np.bool_]:
+        """[source] right answers of the whole model: those stored in the atlas, or asked and stored."""
+        if name not in self._base:
+            task, weights = self.tasks[name], self._subject.prepared.provenance["model"]["weights_hash"]
+            body = repr([DEFINITIONS, task.prompts, [sorted(right) for right in task.accepted], weights])
+            digest = hashlib.sha256(body.encode()).hexdigest()
+            place = self._folder / f"{BASE_PREFIX}{digest[:12]}"
+            if not place.is_dir():
+                right = task.correct(self._questions(name).answers())
+                store_dataset(
+                    place, xr.Dataset({"base": ("source", right)}), {"relation": name, "digest": digest}
+                )
+            self._base[name] = np.asarray(read_dataset(place)[0]["base"].values).astype(bool)
+        return self._base[name]
+
+    def estimate(self, names: Sequence[str]) -> str:
+        """The work ahead, if no answers are stored and every step is measured, and how long it takes here."""
+        model = self._subject.prepared.model
+        asked = tokens = 0.0
+        for name in names:
+            if self._problem_beforehand(name) is None:
+                n_steps = len(steps_to(len(self._heads(name))))
+                n_alone = min(N_ALONE, len(self._heads(name)))
+                runs = n_steps * (2 + self._choices.draws + N_CONTROLS) + n_alone
+                asked += 1
+                tokens += runs * tokens_asked(self.tasks[name].prompts)
+        others = [task for task in self.tasks.values() if len(task.words) >= MIN_SOURCES] if asked else []
+        tokens += sum(tokens_asked(task.prompts) for task in others)
+        least, most = passing_seconds(model, (tokens * LEAST_LEFT, tokens), self._subject.device)
+        return (
+            f"{int(asked)} tasks to ablate, at most {int(tokens):,} tokens through the model: "
+            f"{duration(least)} to {duration(most)} on this machine if nothing else uses it"
+        )
 
     def problem(self, name: str) -> str | None:
         """The reason why a relation cannot be ablated, or None."""
+        if (why := self._problem_beforehand(name)) is not None:
+            return why
+        if (base := float(self.base(name).mean())) < MIN_BASE:
+            return f"base accuracy is {base:.2f}, at least {MIN_BASE:g} needed; see `shots` and `templates`"
+        return None
+
+    def _problem_beforehand(self, name: str) -> str | None:
+        """The reason that is known before the model is asked, or None."""
         if name not in self.tasks:
             return "there is no task template for it; give one with `templates`"
         task = self.tasks[name]
-        if name not in self._base:
+        if len(task.words) < MIN_SOURCES:
             gone = "; ".join(f"{reason} ({len(words)})" for reason, words in task.dropped.items())
             why = f": {gone}" if gone else ""
             examples = "; examples are not asked, see `shots`" if task.shots else ""
             return f"{len(task.words)} pairs can be asked, at least {MIN_SOURCES} needed{why}{examples}"
-        if (base := float(self._base[name].mean())) < MIN_BASE:
-            return f"base accuracy is {base:.2f}, at least {MIN_BASE:g} needed; see `shots` and `templates`"
-        if not self._heads(name):
-            return "the atlas calls no head for it"
-        return None
+        return None if self._heads(name) else "the atlas calls no head for it"
 
-    def stored(self, folder: Path, name: str) -> Ablation:
+    def stored(self, name: str) -> Ablation:
         """The ablation of a relation: from the atlas if it is there, else measured and stored."""
         heads = self._orders(name)
         controls = self._controls(name, heads[RELATION])
         provenance = self._provenance(name, heads, controls)
         label = f"{name}-shots{self._choices.shots}-{self._choices.method}"
-        path = folder / f"{PREFIX}{label}"
+        path = self._folder / f"{PREFIX}{label}"
         if path.is_dir():
             there = read_ablation(path)
             if there.provenance.get("key") == provenance["key"]:
                 return there
-        self._means, self._known = None, {}
-        store_ablation(folder, label, self._measured(name, heads, controls), provenance)
+        self._means, self._known, self._asked = None, {}, {}
+        store_ablation(self._folder, label, self._measured(name, heads, controls), provenance)
         return read_ablation(path)
 
     def _heads(self, name: str) -> list[Head]:
@@ -232,16 +284,18 @@ class _Run:
         return orders
 
     def _controls(self, name: str, heads: list[Head]) -> list[str]:
-        base = float(self._base[name].mean())
+        base = float(self.base(name).mean())
         table = self._subject.atlas.without_evidence
         near = []
-        for other, answered in self._base.items():
+        for other, task in self.tasks.items():
             rows = table[(table["relation"] == other) & table["implements"]]
             called = {(int(a), int(b)) for a, b in rows[["layer", "head"]].to_numpy()}
             overlap = len(called & set(heads)) / len(heads)
-            difference = abs(float(answered.mean()) - base)
-            enough = float(answered.mean()) >= MIN_BASE and difference <= MAX_BASE_DIFFERENCE
-            if other != name and enough and overlap < MAX_OVERLAP:
+            if other == name or overlap >= MAX_OVERLAP or len(task.words) < MIN_SOURCES:
+                continue  # the model need not be asked
+            accuracy = float(self.base(other).mean())
+            difference = abs(accuracy - base)
+            if accuracy >= MIN_BASE and difference <= MAX_BASE_DIFFERENCE:
                 near.append((difference, other))
         return [other for _, other in sorted(near)[:N_CONTROLS]]
 
@@ -259,7 +313,7 @@ class _Run:
         strings = np.dtypes.StringDType()
         return xr.Dataset(
             {
-                "base": ("source", self._base[name]),
+                "base": ("source", self.base(name)),
                 "correct": (("order", "step", "source"), correct),
                 "n_ablated": ("step", np.array(steps, dtype=np.int32)),
                 "alone": (("single", "source"), alone),
@@ -268,7 +322,7 @@ class _Run:
                 "control": (("control_name", "step"), control.astype(np.float64)),
                 "control_base": (
                     "control_name",
-                    np.array([self._base[other].mean() for other in controls], dtype=np.float64),
+                    np.array([self.base(other).mean() for other in controls], dtype=np.float64),
                 ),
             },
             coords={
@@ -282,15 +336,17 @@ class _Run:
         """[source] right answers without these heads; orders that agree are measured once."""
         key = name, frozenset(heads)
         if key not in self._known:
-            task = self.tasks[name]
-            with ablated(
-                self._subject.prepared.model, self._modules, sorted(key[1]), self._replacement(name)
-            ):
-                self._known[key] = task.correct(self._answers(task))
+            if name not in self._asked:
+                self._asked[name] = self._questions(name)
+                self._asked[name].answers()
+            model, means = self._subject.prepared.model, self._replacement(name)
+            with ablated(model, self._modules, sorted(key[1]), means):
+                found = self._asked[name].answers([layer for layer, _ in heads])
+            self._known[key] = self.tasks[name].correct(found)
         return self._known[key]
 
-    def _answers(self, task: Task) -> NDArray[np.int64]:
-        return answers(self._modules, task.prompts, share=self._subject.prepared.model.every_layer_has_heads)
+    def _questions(self, name: str) -> Questions:
+        return Questions(self._subject.prepared.model, self._modules, self.tasks[name].prompts)
 
     def _replacement(self, name: str) -> torch.Tensor | None:
         """The stand-in for ablated heads in a task; the last task's means are kept."""

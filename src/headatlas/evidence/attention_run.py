@@ -52,7 +52,7 @@ from headatlas.progress import Progress, Report, silent
 from headatlas.relations import TokenisedRelation
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DISTANCES = (1, 2, 4, 8, 16)
 """Positions from key to query, where positions turn them."""
@@ -210,9 +210,15 @@ def _measured(asking: _Asking, folder: Path, tell: Report) -> xr.Dataset:
             folder / "queries",
             lambda done, _: tell(Progress("states", before + done, total)),
         )
-        distances = DISTANCES if rule.turns else (0,)
+        distances = within_windows(modules.config) if rule.turns else (0,)
         ranks = _ranks(asking, rule, keys, asked, distances, tell)
     return _dataset(asking, ranks, distances)
+
+
+def within_windows(config: PretrainedConfig) -> tuple[int, ...]:
+    """The distances at which every layer sees a key: those inside the sliding window, if layers have one."""
+    window = getattr(config.get_text_config(), "sliding_window", None)
+    return tuple(each for each in DISTANCES if window is None or each < window)
 
 
 def _ranks(

@@ -35,7 +35,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.evidence.ablation_hooks import Head, ablated, mean_outputs
 from headatlas.evidence.ablation_run import MIN_SOURCES, Choices
 from headatlas.evidence.opening import open_subject
-from headatlas.evidence.tasks import Task, last_logits, make_task
+from headatlas.evidence.tasks import Questions, Task, make_task
 from headatlas.evidence.texts import LENGTH, Ids, encode, read_templates, shipped_texts
 from headatlas.lenses.forward import prefix_ids, running
 from headatlas.options import Compute
@@ -201,10 +201,11 @@ def _measured(
     done, total = 0, len(items) * len(conditions)
     for each in items:
         means = mean_outputs(model, modules, each.rows) if method == "mean" else None
+        asked = Questions(model, modules, each.rows)
         for name, heads in conditions.items():
             tell(Progress("ablation", done, total, f"{each.on}: {name}"))
             with ablated(model, modules, heads, means):
-                loss, right = _lost(model, modules, each)
+                loss, right = _lost(model, modules, each, asked, [layer for layer, _ in heads])
             losses[name].append(loss)
             rights[name].append(right)
             done += 1
@@ -226,8 +227,10 @@ def _measured(
     )
 
 
-def _lost(model: Model, modules: PreTrainedModel, items: _Items) -> tuple[Floats, Bools]:
-    """[item] loss in nats, and whether the answer is right.
+def _lost(
+    model: Model, modules: PreTrainedModel, items: _Items, asked: Questions, without: Sequence[int]
+) -> tuple[Floats, Bools]:
+    """[item] loss in nats, and whether the answer is right, without heads of these layers.
 
     Raises:
         HeadatlasError: A loss is not finite.
@@ -236,7 +239,7 @@ def _lost(model: Model, modules: PreTrainedModel, items: _Items) -> tuple[Floats
         loss = _text_loss(modules, items.rows, len(prefix_ids(model.tokenizer(), "")))
         right = np.zeros(len(loss), dtype=bool)
     else:
-        loss, right = _task_loss(modules, items.task, share=model.every_layer_has_heads)
+        loss, right = _task_loss(asked, items.task, without)
     if not np.isfinite(loss).all():
         raise HeadatlasError(
             f"{model.checkpoint.spec}: a loss is not finite; the weights are damaged or overflow in float32."
@@ -271,10 +274,10 @@ def _parts(n: int, n_bytes: int) -> Iterator[slice]:
         yield slice(start, min(start + size, n))
 
 
-def _task_loss(modules: PreTrainedModel, task: Task, *, share: bool) -> tuple[Floats, Bools]:
+def _task_loss(asked: Questions, task: Task, without: Sequence[int]) -> tuple[Floats, Bools]:
     """[prompt] −ln of the probability of all accepted targets together, and whether the best token is one."""
     loss, best = np.empty(len(task.prompts)), np.empty(len(task.prompts), dtype=np.int64)
-    for members, logits in last_logits(modules, task.prompts, share=share):
+    for members, logits in asked.logits(without):
         logs = logits.float().log_softmax(dim=-1)
         for row, at in enumerate(members):
             loss[at] = -float(logs[row, sorted(task.accepted[at])].double().logsumexp(dim=0))

@@ -9,8 +9,10 @@ killed run goes on.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,25 +30,30 @@ from headatlas.atlas.evidence import (
     read_dynamic,
     store_attention,
 )
-from headatlas.atlas.layout import Layout, build_layout
+from headatlas.atlas.layout import Layout, build_layout, layouts_together
 from headatlas.atlas.relation_scores import store_scores
-from headatlas.atlas.store import AtlasWriter, create_store, read_store
+from headatlas.atlas.store import AtlasWriter, LayerRanks, create_store, read_store
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import Subject, open_subject
 from headatlas.evidence.recording import Watched, watch
 from headatlas.evidence.texts import Ids, Template, Text, in_template, read_templates
-from headatlas.lenses.forward import running
-from headatlas.mapping.engine import map_layer
-from headatlas.mapping.inputs import LayerInputs, given_values
+from headatlas.lenses.forward import beginnings, running
+from headatlas.mapping.inputs import LayerInputs, given_values, side_by_side
+from headatlas.mapping.machine import Machine, this_machine
+from headatlas.mapping.plan import inference_seconds, share_of
 from headatlas.mapping.prepared import differences
 from headatlas.mapping.vocabulary import Vocabulary
-from headatlas.options import Compute
-from headatlas.progress import Progress, Report, silent
-from headatlas.relations import TokenisedRelation, contexts
+from headatlas.mapping.workers import Worker, rank_here, workers_for
+from headatlas.options import INFERENCE_SAMPLE, Compute, Sources
+from headatlas.progress import Progress, Report, Stats, duration, silent
+from headatlas.relations import TokenisedRelation, check_sources, contexts
+from headatlas.relations.tokenising import sampled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+RECORDED_BYTES = 4 << 30
+"""Of the recording of the templates that are measured together, at most (one template aside)."""
 SUMMARIES = {
     CONTEXT: "what each head adds at the last position of the text",
     WITHOUT: "the value vector at the source's last token in the text",
@@ -61,35 +68,33 @@ def run_inference(
     only: Sequence[str] | None = None,
     templates: str | Path | Sequence[str] | None = None,
     own_templates: bool = False,
+    sources: Sources = None,
     compute: Compute | None = None,
     progress: Report | None = None,
+    stats: Stats | None = None,
 ) -> list[Dynamic]:
     """Measure dynamic scores and store them in the atlas; those that are there are not measured again.
 
     Arguments and errors are those of :func:`headatlas.evidence.inference`; ``progress`` is called with each
-    step. Returns one entry for each template.
+    step, ``stats`` filled with counts of what was done. Returns one entry for each template.
     """
     if own_templates and templates is not None:
         raise HeadatlasError("`own_templates` and `templates` exclude each other.")
+    check_sources(sources)
     chosen = [] if own_templates else context_templates(templates)
     tell = progress or silent
     tell(Progress("open", 0, 0, atlas.model_name))
     subject = open_subject(atlas, model, tokenizer, only=only, compute=compute)
     evidence_group(subject.path)
-    plans = [_Plan(subject, template) for template in chosen] or _own_plans(subject)
+    most = None if sources == "all" else sources or INFERENCE_SAMPLE
+    plans = [_Plan(subject, template, most) for template in chosen] or _own_plans(subject, most)
     todo = [plan for plan in plans if not plan.complete()]
-    if todo:
-        vocabulary = replace(
-            Vocabulary.competing(subject.prepared.model.unembed(), subject.prepared.competing),
-            device=subject.device,
-        )
-        with running(subject.prepared.model, subject.device) as modules:
-            for at, plan in enumerate(todo):
-                with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
-                    seen = _counting("states", sum(len(each.texts) for each in todo[:at]), todo, tell)
-                    watched = watch(subject.prepared.model, modules, plan.texts, Path(folder), seen)
-                    before = at * len(plan.layers)
-                    plan.run(watched, vocabulary, _counting("heads", before, todo, tell))
+    machine = this_machine(compute or Compute())
+    groups = [_Together(subject, group) for group in _groups(todo, subject.prepared.model)]
+    if groups:
+        tell(Progress("estimate", 0, 0, _estimate(groups, subject)))
+    for group in groups:
+        group.run(machine, tell, Stats() if stats is None else stats)
     return [read_dynamic(plan.path(CONTEXT), plan.path(WITHOUT), atlas.thresholds) for plan in plans]
 
 
@@ -106,18 +111,10 @@ def context_templates(given: str | Path | Sequence[str] | None) -> list[Template
     return [Template.of(text, "templates") for text in given]
 
 
-def _counting(
-    stage: Literal["states", "heads"], before: int, todo: list[_Plan], tell: Report
-) -> Callable[[int, int], None]:
-    """Tells of one template's progress as part of all of them."""
-    whole = sum(len(plan.texts) if stage == "states" else len(plan.layers) for plan in todo)
-    return lambda done, _: tell(Progress(stage, before + done, whole))
-
-
 class _Plan:
     """One template: its texts, its axes, where its ranks go."""
 
-    def __init__(self, subject: Subject, template: Template) -> None:
+    def __init__(self, subject: Subject, template: Template, most: int | None) -> None:
         self._subject = subject
         self._template = template
         words = subject.prepared.model.tokenizer()
@@ -125,7 +122,9 @@ class _Plan:
         texts: dict[Ids, Text] = {}
         for _, placed in reversed(found):
             texts |= placed
-        self.layout: Layout = build_layout([relation for relation, _ in found])
+        # Drawn after the template has had its say: so as many are left as can be.
+        asked = [relation if most is None else sampled(relation, most) for relation, _ in found]
+        self.layout: Layout = build_layout(asked)
         if not self.layout.included:
             raise HeadatlasError(
                 f"template {str(template)!r}: the tokenizer cuts too many sources differently there "
@@ -134,45 +133,24 @@ class _Plan:
         self.texts = [texts[source] for source in self.layout.sources]
 
     def path(self, kind: str) -> Path:
+        """The store of the ranks of a kind."""
         hashes = [entry.sha256 for entry in self.layout.relations]
         return dynamic_path(self._subject.path, kind, str(self._template), hashes)
 
     def complete(self) -> bool:
         """Whether everything is there, from this model and these words."""
+        layers = list(self._subject.prepared.model.layers_with_heads)
         for kind in (CONTEXT, WITHOUT):
             path = self.path(kind)
-            if not path.exists() or not AtlasWriter(path).done()[list(self.layers)].all():
+            if not path.exists() or not AtlasWriter(path).done()[layers].all():
                 return False
             self._check(path, kind)
             if "attention" not in read_store(path)[0] and kind == CONTEXT:
                 return False
         return True
 
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Those that have heads."""
-        return self._subject.prepared.model.layers_with_heads
-
-    def run(self, watched: Watched, vocabulary: Vocabulary, tell: Callable[[int, int], None]) -> None:
-        """Rank all layers that are not done, then score; ``tell`` gets (layers done, layers in all)."""
-        prepared = self._subject.prepared
-        writers = {kind: self._writer(kind) for kind in (CONTEXT, WITHOUT)}
-        ceiling = prepared.options.ceiling
-        store_attention(self.path(CONTEXT), self._attention(watched))
-        for at, layer in enumerate(self.layers):
-            tell(at, len(self.layers))
-            todo = [kind for kind, writer in writers.items() if not writer.done()[layer]]
-            inputs = layer_as_watched(prepared.model, watched, layer) if todo else {}
-            for kind in todo:
-                ranks = map_layer(self.layout, inputs[kind], vocabulary, ceiling=ceiling)
-                writers[kind].write(layer, ranks)
-        tell(len(self.layers), len(self.layers))
-        thresholds = prepared.options.thresholds
-        for kind in (CONTEXT, WITHOUT):
-            dynamic = Atlas.open(self.path(kind)).at(k=thresholds.k, k_copy=thresholds.k_copy)
-            store_scores(dynamic, single_tokens=False)
-
-    def _writer(self, kind: str) -> AtlasWriter:
+    def writer(self, kind: str) -> AtlasWriter:
+        """Of the ranks of a kind; their store is made if it is not there."""
         path, dims = self.path(kind), self._subject.prepared.model.dims
         if path.exists():
             self._check(path, kind)
@@ -185,6 +163,25 @@ class _Plan:
                 attributes=self._provenance(kind),
             )
         return AtlasWriter(path)
+
+    def store_attention(self, watched: Watched, first: int) -> None:
+        """Store the attention on the sources, of texts recorded from row ``first`` on."""
+        row_of = {source: first + row for row, source in enumerate(self.layout.sources)}
+        dims = self._subject.prepared.model.dims
+        out = np.full((dims.n_layers, dims.n_heads, len(self.layout.relations)), np.nan)
+        for layer in self._subject.prepared.model.layers_with_heads:
+            weights = watched.attention(layer).to(torch.float64).numpy()
+            for at in self.layout.included:
+                rows = [row_of[source] for source in self.layout.source_ids[at]]
+                out[layer, :, at] = weights[:, rows].mean(axis=1)
+        store_attention(self.path(CONTEXT), out)
+
+    def score(self) -> None:
+        """Store the scores beside the ranks."""
+        thresholds = self._subject.prepared.options.thresholds
+        for kind in (CONTEXT, WITHOUT):
+            dynamic = Atlas.open(self.path(kind)).at(k=thresholds.k, k_copy=thresholds.k_copy)
+            store_scores(dynamic, single_tokens=False)
 
     def _check(self, path: Path, kind: str) -> None:
         _, there = read_store(path)
@@ -206,20 +203,138 @@ class _Plan:
             "relations": {entry.name: entry.sha256 for entry in self.layout.relations},
         }
 
-    def _attention(self, watched: Watched) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """[n_layers, n_heads, n_relations] mean over each relation's sources; NaN where it is left out."""
-        row_of = {source: row for row, source in enumerate(self.layout.sources)}
-        dims = self._subject.prepared.model.dims
-        out = np.full((dims.n_layers, dims.n_heads, len(self.layout.relations)), np.nan)
-        for layer in self.layers:
-            weights = watched.attention(layer).to(torch.float64).numpy()
-            for at in self.layout.included:
-                rows = [row_of[source] for source in self.layout.source_ids[at]]
-                out[layer, :, at] = weights[:, rows].mean(axis=1)
-        return out
+
+def _groups(plans: Sequence[_Plan], model: Model) -> Iterator[list[_Plan]]:
+    """Templates that are recorded and ranked together: all, or as many as their recording leaves room for."""
+    dims = model.dims
+    a_text = 4 * len(model.layers_with_heads) * (dims.d_model + dims.n_heads * (dims.d_head + 1))
+    group: list[_Plan] = []
+    for plan in plans:
+        if group and a_text * sum(len(each.texts) for each in [*group, plan]) > RECORDED_BYTES:
+            yield group
+            group = []
+        group.append(plan)
+    if group:
+        yield group
 
 
-def _own_plans(subject: Subject) -> list[_Plan]:
+def _estimate(groups: Sequence[_Together], subject: Subject) -> str:
+    """The work that is ahead, and how long it takes here."""
+    texts, tokens, rows = (
+        sum(each)
+        for each in zip(*((len(g.texts), g.n_tokens(), len(g.layout.sources)) for g in groups), strict=True)
+    )
+    model = subject.prepared.model
+    least, most = inference_seconds(model, tokens=(tokens, tokens), rows=rows, device=subject.device)
+    return (
+        f"{texts:,} texts, {tokens:,} tokens through the model, {rows:,} rows a head to rank: "
+        f"{duration(least)} to {duration(most)} on this machine if nothing else uses it"
+    )
+
+
+class _Together:
+    """Some templates, recorded in one pass and ranked as rows of one layout.
+
+    A head's rows of all templates, with context and without, are in one space: what the engine does once for
+    a head it does once for all of them. Values without context that several templates share, for they begin
+    alike, are rows once.
+    """
+
+    def __init__(self, subject: Subject, plans: Sequence[_Plan]) -> None:
+        self._subject = subject
+        self._plans = plans
+        self.texts = [text for plan in plans for text in plan.texts]
+        self._first = [0, *np.cumsum([len(plan.texts) for plan in plans])]
+        alike: dict[tuple[Ids, ...], int] = {}
+        self._without: list[int] = []
+        """For each template, which of the layouts without context is its."""
+        self._without_rows: list[int] = []
+        layouts = [plan.layout for plan in plans]
+        for plan, first in zip(plans, self._first, strict=False):
+            begun = tuple(text.ids[: text.source + 1] for text in plan.texts)
+            if begun not in alike:
+                alike[begun] = len(layouts)
+                layouts.append(plan.layout)
+                self._without_rows += range(first, first + len(plan.texts))
+            self._without.append(alike[begun])
+        self.layout = layouts_together(layouts)
+        self._pairs = np.cumsum([0, *(each.n_pairs for each in layouts)])
+        self._cells = np.cumsum([0, *(each.n_cells for each in layouts)])
+
+    def n_tokens(self) -> int:
+        """Tokens that go through the model."""
+        once = self._subject.prepared.model.only_attention
+        return (
+            len(beginnings([text.ids for text in self.texts]))
+            if once
+            else sum(len(text.ids) for text in self.texts)
+        )
+
+    def run(self, machine: Machine, tell: Report, stats: Stats) -> None:
+        """Record what is not done, rank and store it, then score."""
+        prepared = self._subject.prepared
+        model, layers = prepared.model, prepared.model.layers_with_heads
+        writers = [{kind: plan.writer(kind) for kind in (CONTEXT, WITHOUT)} for plan in self._plans]
+        todo = [
+            at for at in layers if not all(each.is_done(at) for both in writers for each in both.values())
+        ]
+        with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
+            with running(model, self._subject.device) as modules:
+                seen = partial(_told, tell, "states")
+                watched = watch(model, modules, self.texts, Path(folder), seen)
+            del modules
+            for plan, first in zip(self._plans, self._first, strict=False):
+                plan.store_attention(watched, first)
+            vocabulary = Vocabulary.read(model.unembed, prepared.competing)
+            nothing = torch.zeros(len(self.layout.sources), model.dims.d_model)
+            ranked = rank_here(
+                self.layout,
+                self._workers(vocabulary, machine),
+                ((layer, self._inputs(watched, layer, nothing)) for layer in todo),
+                ceiling=prepared.options.ceiling,
+                stats=stats,
+            )
+            with closing(ranked):
+                done = len(layers) - len(todo)
+                for layer, ranks in ranked:
+                    _told(tell, "heads", done, len(layers))
+                    self._write(writers, layer, ranks)
+                    done += 1
+                _told(tell, "heads", done, len(layers))
+        for plan in self._plans:
+            plan.score()
+
+    def _workers(self, vocabulary: Vocabulary, machine: Machine) -> list[Worker]:
+        prepared, n_rows = self._subject.prepared, len(self.layout.sources)
+        share = share_of(prepared.model, prepared.options.lens, n_rows, machine, streamed=False)
+        return workers_for(vocabulary, machine, share)
+
+    def _inputs(self, watched: Watched, layer: int, nothing: torch.Tensor) -> LayerInputs:
+        """Rows of a layer, with one control for all layers: the engine ranks it once."""
+        both = layer_as_watched(self._subject.prepared.model, watched, layer)
+        values = replace(both[WITHOUT], states=both[WITHOUT].states[self._without_rows])
+        return replace(side_by_side([both[CONTEXT], values]), control_states=nothing)
+
+    def _write(self, writers: Sequence[dict[str, AtlasWriter]], layer: int, ranks: LayerRanks) -> None:
+        """Write the ranks of a layer, each part where it belongs."""
+        for at, (both, without) in enumerate(zip(writers, self._without, strict=True)):
+            for kind, place in ((CONTEXT, at), (WITHOUT, without)):
+                pairs, cells = (slice(*ends[place : place + 2]) for ends in (self._pairs, self._cells))
+                mine = LayerRanks(
+                    ranks.promotion[:, pairs],
+                    ranks.suppression[:, pairs],
+                    ranks.control[pairs],
+                    ranks.cell_promotion[:, cells],
+                    ranks.cell_suppression[:, cells],
+                )
+                both[kind].write(layer, mine)
+
+
+def _told(tell: Report, stage: Literal["states", "heads"], done: int, total: int) -> None:
+    tell(Progress(stage, done, total))
+
+
+def _own_plans(subject: Subject, most: int | None) -> list[_Plan]:
     """A plan for each text that shipped relations have of their own, with the relations that have it."""
     found: dict[str, list[TokenisedRelation]] = {}
     for relation in subject.relations:
@@ -228,7 +343,9 @@ def _own_plans(subject: Subject) -> list[_Plan]:
     if not found:
         raise HeadatlasError("`own_templates`: none of these relations has context templates of its own.")
     return [
-        _Plan(replace(subject, relations=tuple(relations)), Template.of(text, relations[0].relation.name))
+        _Plan(
+            replace(subject, relations=tuple(relations)), Template.of(text, relations[0].relation.name), most
+        )
         for text, relations in found.items()
     ]
 

@@ -7,7 +7,7 @@ cannot be told apart).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,8 @@ import torch
 
 from headatlas.architectures import Model
 from headatlas.errors import HeadatlasError
-from headatlas.evidence.texts import BATCH_TOKENS, Text
-from headatlas.lenses.forward import batches, by_length, pre_hooks
+from headatlas.evidence.texts import Text
+from headatlas.lenses.forward import batch_tokens, batches, by_length, pre_hooks, shared_steps, walk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,7 +82,8 @@ def watch(
 ) -> Watched:
     """Run texts through the model and keep what its heads read and write.
 
-    Texts of one length go together, so nothing is padded.
+    What several texts begin with goes through once, where there is only attention: its keys and values serve
+    them all. In hybrid models every text goes through whole, those of one length together. Nothing is padded.
 
     Args:
         model: The opened model.
@@ -94,44 +95,106 @@ def watch(
     Raises:
         HeadatlasError: What was seen is not finite, or the folder cannot be written.
     """
-    watched = Watched(model, folder, len(texts))
-    rows: list[int] = []
+    recorder = _Recorder(model, texts, Watched(model, folder, len(texts)))
+    send = _beginnings_once if model.only_attention else _each_whole
+    done = 0
+    with with_attention(modules), pre_hooks(modules, recorder.hooks()), torch.inference_mode():
+        for more in send(model, modules, texts, recorder):
+            done += more
+            if progress is not None:
+                progress(done, len(texts))
+    _check(recorder.watched, model.checkpoint.spec)
+    return recorder.watched
 
-    def keep(kind: str, layer: int, seen: torch.Tensor) -> None:
-        watched.arrays[kind][layer][rows] = seen.cpu().float().numpy()
 
-    def at_sources(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each row of the batch, and where its source is."""
-        return torch.arange(len(rows), device=device), torch.tensor(
-            [texts[at].source for at in rows], device=device
-        )
+class _Recorder:
+    """Puts what hooks see in its place.
 
-    def hook(kind: str, layer: int) -> Callable[..., None]:
+    Attributes:
+        watched: Where it goes.
+    """
+
+    def __init__(self, model: Model, texts: Sequence[Text], watched: Watched) -> None:
+        self.watched = watched
+        self._model, self._texts = model, texts
+        self._at: dict[str, tuple[list[int], list[int], list[int]]] = {}
+
+    def expect(self, sources: Iterable[tuple[int, int, int]], ends: Iterable[tuple[int, int, int]]) -> None:
+        """Say what the next rows hold: (row, position in it, text), of sources and of the ends of texts."""
+        for kind, places in (("states", sources), ("outputs", ends)):
+            row, position, text = zip(*places, strict=True) if (places := list(places)) else ((), (), ())
+            self._at[kind] = list(row), list(position), list(text)
+
+    def hooks(self) -> list[tuple[str, Callable[..., None]]]:
+        """Those that see states and outputs."""
+        layers = self._model.layers_with_heads
+        hooks = [(self._model.value_input_module(layer), self._hook("states", layer)) for layer in layers]
+        return hooks + [(self._model.o_proj_module(layer), self._hook("outputs", layer)) for layer in layers]
+
+    def _hook(self, kind: str, layer: int) -> Callable[..., None]:
         def take(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            entering = args[0] if args else kwargs["hidden_states"]
-            keep(kind, layer, entering[at_sources(entering.device)] if kind == "states" else entering[:, -1])
+            row, position, text = self._at[kind]
+            if text:
+                entering = args[0] if args else kwargs["hidden_states"]
+                self._keep(kind, layer, text, entering[row, position])
 
         return take
 
-    layers = model.layers_with_heads
-    hooks = [(model.value_input_module(layer), hook("states", layer)) for layer in layers]
-    hooks += [(model.o_proj_module(layer), hook("outputs", layer)) for layer in layers]
-    done = 0
-    with with_attention(modules), pre_hooks(modules, hooks), torch.inference_mode():
-        for length, members in by_length([text.ids for text in texts]).items():
-            for batch in batches(members, length, BATCH_TOKENS):
-                rows[:] = batch
-                ids = torch.tensor([texts[at].ids for at in batch], device=modules.device)
-                seen = modules.base_model(input_ids=ids, output_attentions=True, use_cache=False)
-                weights = attention_by_layer(model.checkpoint.spec, layers, seen.attentions)
-                for layer, each in weights.items():
-                    at, sources = at_sources(each.device)
-                    keep("attention", layer, each[at, :, -1, sources])
-                done += len(batch)
-                if progress is not None:
-                    progress(done, len(texts))
-    _check(watched, model.checkpoint.spec)
-    return watched
+    def keep_attention(self, weights: Sequence[torch.Tensor | None] | None) -> None:
+        """Keep what the ends of texts give their sources, of the attentions of an output.
+
+        The last key is the end itself; those that a sliding window has left behind get nothing.
+        """
+        row, position, text = self._at["outputs"]
+        layers, spec = self._model.layers_with_heads, self._model.checkpoint.spec
+        for layer, each in attention_by_layer(spec, layers, weights).items() if text else ():
+            back = [len(self._texts[at].ids) - self._texts[at].source for at in text]
+            n_new, n_keys = each.shape[-2:]
+            where = torch.tensor([n_keys - n_new + at + 1 for at in position]) - torch.tensor(back)
+            seen = each[row, :, position, where.clamp(min=0).tolist()]
+            self._keep(
+                "attention", layer, text, torch.where((where >= 0).to(seen.device)[:, None], seen, 0.0)
+            )
+
+    def _keep(self, kind: str, layer: int, text: list[int], seen: torch.Tensor) -> None:
+        self.watched.arrays[kind][layer][text] = seen.cpu().float().numpy()
+
+
+def _beginnings_once(
+    model: Model, modules: PreTrainedModel, texts: Sequence[Text], recorder: _Recorder
+) -> Iterator[int]:
+    """Send every beginning of a text through a single time; yields numbers of texts done."""
+    from transformers import DynamicCache
+
+    body: Any = modules.base_model
+    device, n = modules.device, len(texts)
+    # A text is read at its source as well: that is where a shorter text ends.
+    asked = [text.ids for text in texts] + [text.ids[: text.source + 1] for text in texts]
+    steps = shared_steps(asked, batch_tokens(model, device))
+    for step, past in walk(steps, DynamicCache(config=body.config), device):
+        ending = list(zip(step.rows, step.members, strict=True))
+        ends = [(row, 0, at) for row, at in ending if at < n]
+        recorder.expect([(row, 0, at - n) for row, at in ending if at >= n], ends)
+        ids = torch.tensor([[token] for token in step.ids], device=device)
+        seen = body(input_ids=ids, past_key_values=past, use_cache=True, output_attentions=bool(ends))
+        recorder.keep_attention(seen.attentions)
+        yield len(ends)
+
+
+def _each_whole(
+    model: Model, modules: PreTrainedModel, texts: Sequence[Text], recorder: _Recorder
+) -> Iterator[int]:
+    """Send every text through from its beginning; yields numbers of texts done."""
+    for length, members in by_length([text.ids for text in texts]).items():
+        for batch in batches(members, length, batch_tokens(model, modules.device)):
+            recorder.expect(
+                [(row, texts[at].source, at) for row, at in enumerate(batch)],
+                [(row, length - 1, at) for row, at in enumerate(batch)],
+            )
+            ids = torch.tensor([texts[at].ids for at in batch], device=modules.device)
+            seen = modules.base_model(input_ids=ids, output_attentions=True, use_cache=False)
+            recorder.keep_attention(seen.attentions)
+            yield len(batch)
 
 
 def _check(watched: Watched, spec: str) -> None:

@@ -19,6 +19,7 @@ from headatlas.atlas import Atlas
 from headatlas.atlas.ablations import ADDED, RANDOM, RELATION, RUNNING_TEXT, Ablation, HeadsAblation
 from headatlas.atlas.evidence import CONTEXT, WITHOUT, Dynamic, Evidence
 from headatlas.atlas.relation_scores import SIGNS
+from headatlas.relations.tokenising import NOT_DRAWN
 from headatlas.scoring.scores import wilson
 
 RESAMPLES = 2000
@@ -118,6 +119,7 @@ def area(steps: NDArray[np.integer], lower: Floats, upper: Floats) -> Floats:
 KINDS = (CONTEXT, WITHOUT)
 MEASURES = {"pearson": pearson, "spearman": spearman}
 MEAN = "mean"
+_KNOWN = ("relation", "kind", "sign", "n_templates", "n_sources", "n_heads")
 
 
 @dataclass(frozen=True)
@@ -150,9 +152,9 @@ def agreement(atlas: Atlas, dynamics: tuple[Dynamic, ...] | list[Dynamic] | None
 
     Returns:
         One row per relation, kind (``context``, ``without-context``) and sign (``promotion``,
-        ``suppression``), and rows whose relation is ``mean``: relation, kind, sign, n_templates, n_heads,
-        then pearson, spearman, each with ``_low`` and ``_high``. NaN where one side is the same for all
-        heads.
+        ``suppression``), and rows whose relation is ``mean``: relation, kind, sign, n_templates, n_sources
+        (of the template that used fewest), n_heads, then pearson, spearman, each with ``_low`` and ``_high``.
+        NaN where one side is the same for all heads.
     """
     evidence = atlas.evidence if dynamics is None else Evidence(atlas, dynamics, ())
     rows: list[dict[str, Any]] = []
@@ -165,6 +167,7 @@ def agreement(atlas: Atlas, dynamics: tuple[Dynamic, ...] | list[Dynamic] | None
                 "kind": kind,
                 "sign": sign,
                 "n_templates": len(evidence.templates_of(name)),
+                "n_sources": evidence.sources_of(name),
             }
             numbers = _named("pearson", found.pearson) | _named("spearman", found.spearman)
             rows.append(known | {"n_heads": found.n_heads} | numbers)
@@ -173,12 +176,25 @@ def agreement(atlas: Atlas, dynamics: tuple[Dynamic, ...] | list[Dynamic] | None
         for _, group in frame.groupby(["kind", "sign"], sort=False):
             row: dict[str, Any] = {
                 "relation": MEAN,
-                **group[["kind", "sign", "n_templates", "n_heads"]].max(),
+                **group[["kind", "sign", "n_templates", "n_sources", "n_heads"]].max(),
             }
             for measure in MEASURES:
                 row |= _named(measure, mean(group[measure].dropna().to_numpy(dtype=np.float64)))
             rows.append(row)
-    return pd.DataFrame(rows, columns=["relation", "kind", "sign", "n_templates", "n_heads", *_columns()])
+    return pd.DataFrame(rows, columns=[*_KNOWN, *_columns()])
+
+
+def sampling(dynamics: Sequence[Dynamic]) -> str:
+    """Say how many sources were asked, and how well a score is known by them; empty if all were."""
+    asked = [row for each in dynamics for _, row in each.context.included.iterrows()]
+    drawn = [int(row["n_sources"]) for row in asked if NOT_DRAWN in row["dropped"]]
+    if not drawn:
+        return ""
+    low, high = wilson(np.array(min(drawn) / 2), min(drawn))
+    return (
+        f"of relations with more than {min(drawn)} sources a sample was asked, by which a score of a half is "
+        f"known to ± {float(high - low) / 2:.2f} (95 %)"
+    )
 
 
 def _named(name: str, estimate: Estimate) -> dict[str, float]:

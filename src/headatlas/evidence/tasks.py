@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from headatlas.architectures import Model
 from headatlas.evidence.texts import (
     BATCH_TOKENS,
     CUT_DIFFERENTLY,
@@ -22,10 +24,14 @@ from headatlas.evidence.texts import (
     place,
 )
 from headatlas.lenses.forward import batches, by_length
+from headatlas.lenses.streaming import played_by
 from headatlas.relations import TokenisedPair, TokenisedRelation
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+KEPT_BYTES = 512 << 20
+"""Of what leaves the blocks for the prompts of a task, at most; of larger ones fewer blocks are kept."""
 
 
 @dataclass(frozen=True)
@@ -114,43 +120,137 @@ def spread(n: int, wanted: int) -> list[int]:
     return sorted({int((at + 0.5) * n / wanted) for at in range(wanted)}) if n > wanted else list(range(n))
 
 
-def answers(modules: PreTrainedModel, prompts: Sequence[Ids], *, share: bool = True) -> NDArray[np.int64]:
-    """[n] the token with the highest logit after each prompt; arguments as for :func:`last_logits`."""
-    out = np.empty(len(prompts), dtype=np.int64)
-    for members, logits in last_logits(modules, prompts, share=share):
-        out[members] = logits.argmax(dim=-1).cpu().numpy()
-    return out
+class Questions:
+    """Prompts that a running model is asked again and again, each time without some of its heads.
 
+    What all prompts begin with goes through once a time. The first time, nothing being ablated, what leaves
+    each block is kept as well: without heads, the model is run from the first block on that has any of them.
 
-@torch.inference_mode()
-def last_logits(
-    modules: PreTrainedModel, prompts: Sequence[Ids], *, share: bool = True
-) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Places of some prompts and the logits [row, vocab] after them; prompts of one length go together.
-
-    Args:
-        modules: The running model.
-        prompts: Token ids.
-        share: Send what all prompts begin with through the model once. Not for hybrid models: what other
-            mixers than attention keep of it does not continue over several tokens in every family.
+    Attributes:
+        weight: Of the rows going through, how many prompts each stands for.
     """
-    shared = _shared(prompts) if share else 0
-    run: Any = modules
-    device = modules.device
-    past = None
-    if shared:
-        ids = torch.tensor([prompts[0][:shared]], device=device)
-        past = run(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-    rest = [prompt[shared:] for prompt in prompts]
-    for length, alike in by_length(rest).items():
+
+    def __init__(self, model: Model, modules: PreTrainedModel, prompts: Sequence[Ids]) -> None:
+        """Nothing is run yet.
+
+        Args:
+            model: The opened model.
+            modules: Its modules, in evaluation mode.
+            prompts: Token ids.
+        """
+        self._modules, self._prompts, self.weight = modules, prompts, 1
+        self._blocks = [modules.get_submodule(model.block_module(at)) for at in range(model.dims.n_layers)]
+        # What other mixers than attention keep of a beginning does not continue over several tokens in every
+        # family.
+        self._n_shared = _shared(prompts) if model.every_layer_has_heads else 0
+        rest = [prompt[self._n_shared :] for prompt in prompts]
         # A copy of the shared part's keys and values is held for every row.
-        for members in batches(alike, length + shared // 4, BATCH_TOKENS):
-            ids = torch.tensor([rest[at] for at in members], device=device)
-            mine = copy.deepcopy(past)
-            if mine is not None:
-                mine.batch_repeat_interleave(len(ids))
-            logits = run(input_ids=ids, past_key_values=mine, use_cache=share, logits_to_keep=1).logits
-            yield members, logits[:, -1]
+        self._parts = [
+            members
+            for length, alike in by_length(rest).items()
+            for members in batches(alike, length + self._n_shared // 4, BATCH_TOKENS)
+        ]
+        tokens = self._n_shared + sum(map(len, rest))
+        each = max(1, KEPT_BYTES // (4 * model.dims.d_model * tokens))
+        self._every = -(-model.dims.n_layers // each)
+        """Of so many blocks, one is kept."""
+        self._left: list[dict[int, Any]] = []
+        self._cache: DynamicCache | None = None
+
+    def answers(self, without: Collection[int] = ()) -> NDArray[np.int64]:
+        """[n] the token with the highest logit after each prompt; arguments as for :meth:`logits`."""
+        out = np.empty(len(self._prompts), dtype=np.int64)
+        for members, logits in self.logits(without):
+            out[members] = logits.argmax(dim=-1).cpu().numpy()
+        return out
+
+    @torch.inference_mode()
+    def logits(self, without: Collection[int] = ()) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Places of some prompts and the logits [row, vocab] after them; prompts of one length go together.
+
+        Args:
+            without: Layers in which heads are ablated, by hooks that are in place; none for the whole model.
+        """
+        start = self._start(min(without, default=0))
+        if start and not self._left:
+            raise ValueError("the whole model is asked first")
+        if keep := not without and not self._left:
+            self._left = [{} for _ in range(1 + len(self._parts))]
+        cache = self._begun(start, keep) if self._n_shared else None
+        for number, members in enumerate(self._parts, start=1):
+            ids = [self._prompts[at][self._n_shared :] for at in members]
+            past = None if cache is None else _repeated(cache, len(members), start)
+            yield members, self._run(ids, past, start, number, keep).logits[:, -1]
+
+    def _start(self, layer: int) -> int:
+        """The first block that is run where a layer is the first to change."""
+        return layer // self._every * self._every
+
+    def _begun(self, start: int, keep: bool) -> DynamicCache:
+        """Keys and values of what all prompts begin with; of blocks before the first, the whole model's."""
+        from transformers import DynamicCache
+
+        body: Any = self._modules.base_model
+        cache = DynamicCache(config=body.config)
+        self.weight = len(self._prompts)
+        self._run([self._prompts[0][: self._n_shared]], cache, start, 0, keep)
+        self.weight = 1
+        if self._cache is not None:
+            cache.layers[:start] = self._cache.layers[:start]
+        elif keep:
+            self._cache = cache
+        return cache
+
+    def _run(
+        self, rows: Sequence[Ids], past: DynamicCache | None, start: int, number: int, keep: bool
+    ) -> Any:
+        """A pass of one part, from block ``start`` on, or one that keeps what leaves each block."""
+        run: Any = self._modules
+        ids = torch.tensor(rows, device=self._modules.device)
+        given = {"past_key_values": past, "use_cache": past is not None, "logits_to_keep": 1}
+        if start:
+            left = self._left[number][start - 1]
+            with played_by(self._blocks[:start], lambda *_, **__: left):
+                return run(input_ids=ids, **given)
+        if not keep:
+            return run(input_ids=ids, **given)
+        with self._keeping(self._left[number]):
+            return run(input_ids=ids, **given)
+
+    @contextmanager
+    def _keeping(self, left: dict[int, Any]) -> Iterator[None]:
+        """Keep what leaves the blocks before those that a pass may begin with."""
+
+        def keep(at: int) -> Callable[..., None]:
+            def hook(_module: torch.nn.Module, _args: Any, leaving: Any) -> None:
+                left[at] = leaving
+
+            return hook
+
+        before = range(self._every - 1, len(self._blocks) - 1, self._every)
+        handles = [self._blocks[at].register_forward_hook(keep(at)) for at in before]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _repeated(cache: DynamicCache, n: int, start: int) -> DynamicCache:
+    """Keys and values of one row for each of n, from layer ``start`` on; those before are not looked at."""
+    past: Any = copy.copy(cache)
+    # Layers take new tensors in the place of the old ones, which are not written to.
+    past.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in past.layers[start:]:
+        layer.batch_repeat_interleave(n)
+    repeated: DynamicCache = past
+    return repeated
+
+
+def tokens_asked(prompts: Sequence[Ids]) -> int:
+    """Tokens that go through the model when these prompts are asked once."""
+    shared = _shared(prompts)
+    return shared + sum(len(prompt) - shared for prompt in prompts)
 
 
 def _shared(prompts: Sequence[Ids]) -> int:

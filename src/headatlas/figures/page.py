@@ -140,8 +140,8 @@ class Key:
         return cls(label, {"linewidth": 0.0, "markersize": 3.6, **look}, line=True)
 
 
-MARKS = {"ablation": ("o", 1.0), "context": ("o", 0.6), "refuted": ("X", 1.0)}
-"""Evidence → marker in a cell, and its size beside the largest."""
+MARKS = {"ablation": ("o", 1.0), "context": ("o", 0.6), "refuted": ("X", 1.0), "moved": ("D", 0.7)}
+"""Evidence, or change → marker in a cell, and its size beside the largest."""
 
 
 def mark_look(mark: str, size: float, ink: str, paper: str) -> dict[str, Any]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import re
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.sax.saxutils import escape
 
 from headatlas.addresses import output_path
 from headatlas.errors import HeadatlasError
@@ -128,13 +127,30 @@ class Plots:
             frame, shape, _width(width_mm), which, Look(**look), title=title, caption=caption
         )
 
+    def salience(self, *, width_mm: float | None = None, which: Which = None, **look: Any) -> Figure:
+        """Draw what heads write, in numbers: share explained, copying, effective rank, share of the norm.
+
+        Raises:
+            HeadatlasError: As for all figures, or the salience was not computed.
+        """
+        from headatlas.figures.salience import draw_salience
+
+        explained, spectrum = self._atlas.explained(), self._atlas.spectrum()
+        frame = spectrum.merge(explained, on=["layer", "head"], how="left")
+        caption = f"{self._atlas.model_name}; {explained.attrs.get('caption', '')}"
+        shape = (self._atlas.n_layers, self._atlas.n_heads)
+        title = f"What the heads of {self._atlas.model_name} write"
+        return draw_salience(
+            frame, shape, _width(width_mm), which, Look(**look), title=title, caption=caption
+        )
+
     def _repr_html_(self) -> str:
         """The categories figure, which stands for all of them in notebooks, with its text alternative."""
         from headatlas.figures.page import SCREEN_DPI, SCREEN_WIDTH
 
         figure = self.categories(caption=False, dpi=SCREEN_DPI)
         shown = base64.b64encode(figure_bytes(figure, "png")).decode("ascii")
-        alternative = html.escape(safe_text(getattr(figure, "description", "")))
+        alternative = escape(safe_text(getattr(figure, "description", "")))
         return f'<img alt="{alternative}" width="{SCREEN_WIDTH}" src="data:image/png;base64,{shown}">'
 
     def data(self, kind: str, panels: Panels = "category") -> pd.DataFrame:
@@ -242,7 +258,15 @@ def write_data(atlas: Atlas, kind: str, path: str | Path, panels: Panels = "cate
     Raises:
         HeadatlasError: There is no such figure, or the file cannot be written.
     """
-    table = Plots(atlas).data(kind, panels)
+    return write_table(Plots(atlas).data(kind, panels), path)
+
+
+def write_table(table: pd.DataFrame, path: str | Path) -> Path:
+    """Write a table as CSV (UTF-8), its texts safe for a spreadsheet.
+
+    Raises:
+        HeadatlasError: The file cannot be written.
+    """
     where = output_path(path)
     with atomic_write(where) as temporary:
         safe_cells(table).to_csv(temporary, index=False)
@@ -329,5 +353,5 @@ def _describe_svg(data: bytes, title: str, description: str) -> bytes:
     text = data.decode("utf-8")
     text = text.replace("<svg ", '<svg role="img" aria-labelledby="title desc" ', 1)
     text = text.replace("<title>", '<title id="title">', 1)
-    wanted = f'</title>\n <desc id="desc">{escape(description)}</desc>'
+    wanted = f'</title>\n <desc id="desc">{escape(description, quote=False)}</desc>'
     return re.sub("</title>", lambda _: wanted, text, count=1).encode("utf-8")

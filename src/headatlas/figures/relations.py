@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -35,6 +35,18 @@ from headatlas.options import Look
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
+
+
+class OfCategory(Protocol):
+    """Anything that has a panel and belongs to a category."""
+
+    @property
+    def category(self) -> str:
+        """Its name."""
+        ...
+
+
+Of = TypeVar("Of", bound=OfCategory)
 
 READING = (
     "Colour: the score, or the suppression score where that is larger; bars across: suppression. "
@@ -78,13 +90,13 @@ def draw_relations(atlas: Atlas, width_mm: float, which: Which, look: Look) -> A
             height,
             title=lambda placed: f"{placed[1].title}, n = {placed[1].called.sum():,}",
             draw=draw,
-            above=lambda y, row: _headings(page, columns, y, row),
+            above=lambda y, row: headings(page, columns, y, row),
         )
         y = page.beside_or_below(columns, y, height, len(rows[-1]), scale)
         return page.finish(y, f"{READING} {atlas.caption()}")
 
 
-def with_headings(rows: Sequence[Sequence[RelationGrid]]) -> list[list[tuple[str, RelationGrid]]]:
+def with_headings(rows: Sequence[Sequence[Of]]) -> list[list[tuple[str, Of]]]:
     """Each panel with its heading: its category where that begins and at the start of a row, else ``""``."""
     seen: set[str] = set()
     placed = []
@@ -99,7 +111,7 @@ def with_headings(rows: Sequence[Sequence[RelationGrid]]) -> list[list[tuple[str
     return placed
 
 
-def _headings(page: Page, columns: PanelColumns, y: float, row: Sequence[tuple[str, RelationGrid]]) -> float:
+def headings(page: Page, columns: PanelColumns, y: float, row: Sequence[tuple[str, Any]]) -> float:
     """The categories' names above a row, wrapped to the room they have; returns the height below them."""
     starts = [at for at, (heading, _) in enumerate(row) if heading]
     deepest = 1

@@ -10,7 +10,7 @@ from headatlas.lenses.lens import (
     lens_named,
     or_lens_maps,
 )
-from headatlas.lenses.neutral import NeutralStates
+from headatlas.lenses.neutral import NeutralParts, NeutralStates
 from headatlas.lenses.streaming import StreamedStates
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "LayerStates",
     "Lens",
     "MapsStates",
+    "NeutralParts",
     "NeutralStates",
     "States",
     "StreamedStates",

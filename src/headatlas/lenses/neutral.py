@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from headatlas.architectures import Model
+from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
 from headatlas.lenses.forward import (
     CPU,
@@ -36,15 +37,23 @@ from headatlas.lenses.saved_states import (
     KINDS,
     atomic_state_folder,
     belongs,
+    claim,
     has_layer,
+    save_array,
     saved_layer,
     state_file,
     states_key,
+    whole_array,
     write_index,
 )
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+PART = 2048
+"""Most sources of a part that is saved at a time."""
+PART_BYTES = 256 << 20
+"""Most bytes of its states, of all layers."""
 
 
 class NeutralStates:
@@ -92,9 +101,8 @@ class NeutralStates:
         if complete():
             return cls(folder)
         rows = [prefix_row(model, prefix) for prefix in prefixes]
-        collector = Collector(model, layers, len(sources), len(prefixes))
-        with or_lens_maps(), running(model, device) as modules, collector.hooked(modules):
-            _forward(model, modules, rows, sources, collector, progress)
+        with or_lens_maps(), running(model, device) as modules:
+            collector = collected(model, modules, sources, rows, progress)
         del modules
         with atomic_state_folder(folder, complete) as temporary:
             collector.save(temporary)
@@ -104,6 +112,105 @@ class NeutralStates:
     def layer(self, layer: int) -> LayerStates:
         """States at a layer."""
         return saved_layer(self.folder, layer)
+
+
+class NeutralParts:
+    """States of many sources, saved part by part as they are made: a stopped run goes on at the next part.
+
+    For questions that need no control, which is not kept: that of a layer has no rows.
+    """
+
+    def __init__(self, folder: Path, layers: Sequence[int], parts: Sequence[range]) -> None:
+        self._folder, self._at, self._parts = folder, {layer: at for at, layer in enumerate(layers)}, parts
+
+    @classmethod
+    def compute(
+        cls,
+        model: Model,
+        sources: Sequence[tuple[int, ...]],
+        prefixes: Sequence[str],
+        folder: Path,
+        *,
+        identity: str,
+        progress: Callable[[int, int], None] | None = None,
+        device: torch.device = CPU,
+    ) -> NeutralParts:
+        """Run the model over the (prefix, source) rows of parts that are not saved yet.
+
+        Memory holds the model and the states of one part. Arguments and errors are those of
+        :meth:`NeutralStates.compute`.
+        """
+        claim(folder, states_key(sources, prefixes, identity))
+        layers, d_model = model.layers_with_heads, model.dims.d_model
+        size = cls.part_size(model)
+        parts = [range(at, min(at + size, len(sources))) for at in range(0, len(sources), size)]
+        todo = [
+            part
+            for part in parts
+            if not whole_array(folder / _part_file(part), (len(layers), len(part), d_model))
+        ]
+        if not todo:
+            return cls(folder, layers, parts)
+        rows = [prefix_row(model, prefix) for prefix in prefixes]
+        total = len(prefixes) * len(sources)
+        done = total - len(prefixes) * sum(map(len, todo))
+        with or_lens_maps(), running(model, device) as modules:
+            for part in todo:
+                collector = Collector(model, layers, len(part), len(prefixes), control=False)
+
+                def tell(more: int, _: int, before: int = done) -> None:
+                    if progress is not None:
+                        progress(before + more, total)
+
+                with collector.hooked(modules):
+                    _forward(model, modules, rows, [sources[at] for at in part], collector, tell)
+                states = np.stack([collector.layer(layer).x.numpy() for layer in layers])
+                save_array(folder, _part_file(part), states)
+                done += len(prefixes) * len(part)
+        return cls(folder, layers, parts)
+
+    @staticmethod
+    def part_size(model: Model) -> int:
+        """Sources of a part."""
+        a_source = 4 * model.dims.d_model * len(model.layers_with_heads)
+        return max(1, min(PART, PART_BYTES // a_source))
+
+    def layer(self, layer: int) -> LayerStates:
+        """States at a layer, without a control.
+
+        Raises:
+            FileNotFoundError: Another run has deleted them.
+        """
+        parts = [
+            torch.from_numpy(np.load(self._folder / _part_file(part), mmap_mode="c")[self._at[layer]])
+            for part in self._parts
+        ]
+        x = torch.cat(parts)
+        return LayerStates(x, x.new_empty((0, x.shape[1])))
+
+
+def _part_file(part: range) -> str:
+    return f"part_{part.start:06d}.npy"
+
+
+def collected(
+    model: Model,
+    modules: PreTrainedModel,
+    sources: Sequence[tuple[int, ...]],
+    prefixes: Sequence[list[int]],
+    progress: Callable[[int, int], None] | None = None,
+) -> Collector:
+    """Send every (prefix, source) row through modules in memory; the states stay in memory, too.
+
+    Args:
+        model, sources, progress: As for :meth:`NeutralStates.compute`.
+        modules: The model's modules, in float32 and evaluation mode.
+        prefixes: Token ids of each, from :func:`prefix_row`.
+    """
+    collector = Collector(model, model.layers_with_heads, len(sources), len(prefixes))
+    with collector.hooked(modules), torch.inference_mode(), strict_products():
+        _forward(model, modules, prefixes, sources, collector, progress)
+    return collector
 
 
 def prefix_row(model: Model, prefix: str) -> list[int]:
@@ -187,24 +294,26 @@ def _whole(
 
 
 class Collector:
-    """Sums of the hooked states over prefixes, for some layers."""
+    """Sums of the hooked states over prefixes, for some layers; those of the control if it is wanted."""
 
-    def __init__(self, model: Model, layers: Sequence[int], n_sources: int, n_prefixes: int) -> None:
-        shape = (len(layers), n_sources, model.dims.d_model)
-        sums = zip(layers, torch.zeros(shape), torch.zeros(shape), strict=True)
-        self._sums = {layer: (x, control) for layer, x, control in sums}
+    def __init__(
+        self, model: Model, layers: Sequence[int], n_sources: int, n_prefixes: int, *, control: bool = True
+    ) -> None:
+        shape, d_model = (len(layers), n_sources), model.dims.d_model
+        x, controls = torch.zeros(*shape, d_model), torch.zeros(shape[0], n_sources * control, d_model)
+        self._sums = dict(zip(layers, zip(x, controls, strict=True), strict=True))
+        self._takes = (self.take_x, self.take_control) if control else (self.take_x,)
         self._n_prefixes = n_prefixes
         self._spec = model.checkpoint.spec
         self._paths = {
             layer: (model.value_input_module(layer), model.block_module(layer)) for layer in layers
         }
         self._centre = model.family.norm == "layer"
-        self._rows: Sequence[int] = ()
-        self._members: Sequence[int] = ()
+        self._rows = self._members = torch.empty(0, dtype=torch.int64)
 
     def expect(self, rows: Sequence[int], members: Sequence[int]) -> None:
         """Say at which rows of the forward pass to come sources end, and which; at none in a prefix."""
-        self._rows, self._members = list(rows), members
+        self._rows, self._members = torch.tensor(list(rows)), torch.tensor(members)
 
     @contextmanager
     def hooked(self, modules: PreTrainedModel) -> Iterator[None]:
@@ -212,27 +321,27 @@ class Collector:
         hooks = [
             (path, _reader(take, layer))
             for layer, paths in self._paths.items()
-            for path, take in zip(paths, (self.take_x, self.take_control), strict=True)
+            for path, take in zip(paths, self._takes, strict=False)
         ]
         with pre_hooks(modules, hooks):
             yield
 
     def take_x(self, layer: int, state: torch.Tensor) -> None:
         """Add the value projection's input at the rows where sources end."""
-        if self._rows:
-            self._sums[layer][0][self._members] += state[self._rows]
+        if len(self._rows):
+            self._sums[layer][0].index_add_(0, self._members, state[self._rows])
 
     def take_control(self, layer: int, state: torch.Tensor) -> None:
         """Add the normed state that enters the block, at these rows."""
-        if not self._rows:
+        if not len(self._rows):
             return
         state = state[self._rows]
         # The final norm without its gain, up to a positive scale: each prefix counts the same.
         if self._centre:
             state = state - state.mean(dim=-1, keepdim=True)
-        self._sums[layer][1][self._members] += torch.nn.functional.normalize(state, dim=-1)
+        self._sums[layer][1].index_add_(0, self._members, torch.nn.functional.normalize(state, dim=-1))
 
-    def means(self, layer: int) -> LayerStates:
+    def layer(self, layer: int) -> LayerStates:
         """The means over prefixes of one layer.
 
         Raises:
@@ -249,7 +358,7 @@ class Collector:
     def save(self, folder: Path) -> None:
         """Write the means, one file per layer and kind."""
         for layer in self._sums:
-            means = self.means(layer)
+            means = self.layer(layer)
             for kind, rows in zip(KINDS, (means.x, means.control), strict=True):
                 np.save(folder / state_file(kind, layer), rows.numpy(), allow_pickle=False)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_folder
@@ -51,6 +52,37 @@ def write_index(folder: Path, wanted: str) -> None:
     (folder / INDEX).write_text(json.dumps({"states_key": wanted}), encoding="utf-8")
 
 
+def claim(folder: Path, wanted: str) -> None:
+    """Make a folder one of states with this states_key: one that is keeps what it holds, others are replaced.
+
+    Raises:
+        HeadatlasError: It cannot be written, or something else is in the way.
+    """
+    if not belongs(folder, wanted):
+        with atomic_state_folder(folder, lambda: belongs(folder, wanted)) as temporary:
+            write_index(temporary, wanted)
+
+
+def save_array(folder: Path, name: str, rows: NDArray[np.float32]) -> None:
+    """Write a file that appears whole or not at all; nothing where the folder is gone.
+
+    Another process may delete it when it has all that it needs.
+
+    Raises:
+        HeadatlasError: It cannot be written.
+    """
+    if not folder.exists():
+        return
+    temporary = folder / f".{uuid.uuid4().hex[:8]}.npy"
+    try:
+        np.save(temporary, rows, allow_pickle=False)
+        temporary.replace(folder / name)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if folder.exists():
+            raise unwritable_states(folder, error) from error
+
+
 def belongs(folder: Path, wanted: str) -> bool:
     """Whether a folder is one of states with this states_key."""
     try:
@@ -65,7 +97,7 @@ def has_layer(folder: Path, layer: int, shape: tuple[int, int]) -> bool:
     return all(whole_array(folder / state_file(kind, layer), shape) for kind in KINDS)
 
 
-def whole_array(file: Path, shape: tuple[int, int]) -> bool:
+def whole_array(file: Path, shape: tuple[int, ...]) -> bool:
     """Whether a file holds a float32 array of this shape."""
     try:
         rows = np.load(file, mmap_mode="r", allow_pickle=False)

@@ -23,7 +23,6 @@ in float32; on a GPU also one block as it is stored.
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -53,15 +52,13 @@ from headatlas.lenses.lens import LayerStates
 from headatlas.lenses.neutral import Collector, prefix_row
 from headatlas.lenses.saved_states import (
     KINDS,
-    atomic_state_folder,
-    belongs,
+    claim,
     has_layer,
+    save_array,
     saved_layer,
     state_file,
     states_key,
-    unwritable_states,
     whole_array,
-    write_index,
 )
 from headatlas.weights import load_skeleton
 from headatlas.weights.safetensors_source import SafetensorsSource
@@ -306,7 +303,7 @@ class BlockPass:
             calls.append(_Call(tuple(map(opened, args)), names))
             return hidden.as_subclass(_First)
 
-        with _played_by(self._blocks, write_down):
+        with played_by(self._blocks, write_down):
             embedded = self._body.get_input_embeddings()(places)
             try:
                 self._body(inputs_embeds=embedded, past_key_values=cache, use_cache=True)
@@ -327,7 +324,7 @@ class _First(torch.Tensor):
 
 
 @contextmanager
-def _played_by(blocks: Sequence[nn.Module], forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+def played_by(blocks: Sequence[nn.Module], forward: Callable[..., torch.Tensor]) -> Iterator[None]:
     """Call ``forward`` in place of each block."""
     for block in blocks:
         block.__dict__["forward"] = forward
@@ -443,10 +440,7 @@ class StreamedStates:
         self._device = device
         self._last = model.dims.n_layers - 1 if last is None else last
         self._pass: BlockPass | None = None
-        wanted = states_key(sources, prefixes, identity)
-        if not belongs(folder, wanted):
-            with atomic_state_folder(folder, lambda: belongs(folder, wanted)) as temporary:
-                write_index(temporary, wanted)
+        claim(folder, states_key(sources, prefixes, identity))
 
     def layer(self, layer: int) -> LayerStates:
         """States at a layer, with its heads where its weights had to be read."""
@@ -484,14 +478,14 @@ class StreamedStates:
         self._pass = None  # broken off within a block, a pass is of no use
         heads = rows.advance(collector, tell, leave=leave)
         self._pass = rows
-        states = collector.means(layer)
+        states = collector.layer(layer)
         if has_layer(self._folder, layer, self._shape):
             states = saved_layer(self._folder, layer)
         else:
             for kind, part in zip(KINDS, (states.x, states.control), strict=True):
-                self._save(state_file(kind, layer), part)
+                save_array(self._folder, state_file(kind, layer), part.numpy())
         if leave:
-            self._save(f"entering_{rows.next:03d}.npy", rows.hidden)
+            save_array(self._folder, f"entering_{rows.next:03d}.npy", rows.hidden.numpy())
         needed = self._model.dims.n_layers if layer == self._model.dims.n_layers - 1 else rows.next
         for at, file in self._entering().items():
             if at < needed:
@@ -505,20 +499,3 @@ class StreamedStates:
             if match := _ENTERING.match(file.name):
                 found[int(match[1])] = file
         return found
-
-    def _save(self, name: str, rows: torch.Tensor) -> None:
-        """Write a file that appears whole or not at all; nothing where the folder is gone.
-
-        Another process of a job array deletes it when the last layer is mapped.
-        """
-        if not self._folder.exists():
-            return
-        temporary = self._folder / f".{uuid.uuid4().hex[:8]}.npy"
-        try:
-            np.save(temporary, rows.numpy(), allow_pickle=False)
-            temporary.replace(self._folder / name)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            if not self._folder.exists():
-                return
-            raise unwritable_states(self._folder, error) from error

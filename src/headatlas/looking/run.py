@@ -18,6 +18,7 @@ from headatlas.atlas.behaviours import Looking, looking_path, read_looking
 from headatlas.atlas.evidence import evidence_group
 from headatlas.evidence.opening import open_subject
 from headatlas.lenses.forward import running
+from headatlas.looking import DEFINITIONS
 from headatlas.looking.measuring import measure_attention, text_weights
 from headatlas.looking.sequences import Sequences, sequences_for
 from headatlas.looking.statistics import Found, findings
@@ -27,9 +28,6 @@ from headatlas.progress import Progress, Report, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-DEFINITIONS = 1
-"""Goes up when a definition or the choice of sequences changes: what is stored is then measured again."""
 
 
 def run_behaviour(

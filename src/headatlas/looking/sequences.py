@@ -90,7 +90,7 @@ def sequences_for(model: Model, competing: NDArray[np.bool_], text: str | Path |
             tokenizer has too few words.
     """
     tokenizer, spec = model.tokenizer(), model.checkpoint.spec
-    positions = _positions(model.checkpoint.config)
+    positions = most_positions(model.checkpoint.config)
     if positions < LENGTH:
         raise HeadatlasError(f"{spec}: the model takes {positions} tokens, and {LENGTH} are needed.")
     first = prefix_ids(tokenizer, "")
@@ -116,7 +116,7 @@ def sequences_for(model: Model, competing: NDArray[np.bool_], text: str | Path |
     )
 
 
-def _positions(config: Mapping[str, Any]) -> int:
+def most_positions(config: Mapping[str, Any]) -> int:
     """How many positions a model takes; unknown is enough."""
     inner = config.get("text_config") or {}
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,8 +22,8 @@ class LayerInputs:
         use_bias: Whether the lens keeps b_V.
         control_states: [n, d_model] float32: what the no-head control reads.
         control_right: The right map of the control (the final norm), or None.
-        given: [n_heads, n, d_head] value rows that take the place of x·W_V + b_V, or None. With them, every
-            query head is a key/value group of its own.
+        given: [n_heads, n, d_head] value rows, float32 or float64, that take the place of x·W_V + b_V, or
+            None. With them, every query head is a key/value group of its own.
     """
 
     dims: Dims
@@ -71,3 +72,15 @@ def given_values(dims: Dims, rows: torch.Tensor, heads: LayerHeads, right: Right
     nothing = torch.zeros(rows.shape[1], dims.d_model)
     own_groups = replace(dims, n_kv_heads=dims.n_heads)
     return LayerInputs(own_groups, nothing, heads, right, False, nothing, None, given=rows)
+
+
+def side_by_side(parts: Sequence[LayerInputs]) -> LayerInputs:
+    """Make inputs of one layer whose rows are those of several, one after another: what is done once for a
+    head is then done once for all of them.
+
+    Args:
+        parts: Inputs of the same layer, with the same right map, without a no-head control.
+    """
+    first, n_heads = parts[0], parts[0].dims.n_heads
+    rows = [torch.stack([part.values(part.dims.kv_head(head)) for head in range(n_heads)]) for part in parts]
+    return given_values(first.dims, torch.cat(rows, dim=1), first.heads, first.right)

@@ -14,11 +14,13 @@ from headatlas.lenses.forward import ACTIVATIONS
 from headatlas.mapping.machine import Machine, Rates, rates, this_machine
 from headatlas.mapping.prepared import open_for
 from headatlas.mapping.screening import SCREENING_TOKENS
-from headatlas.options import Compute, Sources, require_type
+from headatlas.options import INFERENCE_SAMPLE, Compute, Sources, require_type
+from headatlas.progress import duration
 from headatlas.relations import Relation, RelationSpec, drawn, most_sources, resolve_relations
 from headatlas.weights import can_stream
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from headatlas.architectures import Model
@@ -40,6 +42,14 @@ TOKENS_A_SOURCE = 2
 """At most, for memory."""
 TOKENS: Range = (1.1, 1.8)
 """A source of the shipped relations with the tokenizers tried."""
+WATCHED_TOKENS = 7_728
+"""Positions of the texts on which heads are watched: 161 sequences of 48."""
+WATCHING: Range = (0.8, 1.6)
+"""Of the time of a forward pass of these; attention is asked for and summed up beside it."""
+CONTEXT_TEXTS = 4
+"""Texts of ``evidence inference`` for each source."""
+TOKENS_AFTER = 2.0
+"""Of a context template after its source, mean of the shipped ones. What stands before is shared."""
 LIBRARY_BYTES = 450 << 20
 TOKENIZER_BYTES = 1600
 """Of a loaded tokenizer, a token: 1,900 on Gemma 3 (262,144 tokens), 1,300 on SmolLM2; for estimates only."""
@@ -66,6 +76,7 @@ class Plan:
         memory_bytes: Estimated peak memory.
         seconds_least, seconds_most: Between these lies the time of the map on this machine when nothing else
             uses it, by its measured speed; fetching the model is not in it.
+        inference_seconds_least, inference_seconds_most: The same of ``evidence inference``, which can follow.
         notes: What to know before starting.
     """
 
@@ -87,6 +98,8 @@ class Plan:
     memory_bytes: int
     seconds_least: float
     seconds_most: float
+    inference_seconds_least: float
+    inference_seconds_most: float
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,6 +144,10 @@ def plan(
     streamed = streams(opened, chosen, n_sources, compute.stream, machine)
     speed = rates(machine.devices[0])
     least, most = _seconds(opened, chosen, n_sources, speed)
+    few = min(INFERENCE_SAMPLE, sample or INFERENCE_SAMPLE)
+    texts = CONTEXT_TEXTS * len({word for relation in asked for word in _words(relation, few)})
+    tokens = texts * (TOKENS[0] + TOKENS_AFTER), texts * (TOKENS[1] + TOKENS_AFTER)
+    after = inference_seconds(opened, tokens=tokens, rows=2 * texts, device=machine.devices[0])
     return Plan(
         model=opened.checkpoint.name,
         family=opened.family.name,
@@ -150,6 +167,8 @@ def plan(
         memory_bytes=memory_needed(opened, chosen, n_sources, machine, streamed=streamed),
         seconds_least=least,
         seconds_most=most,
+        inference_seconds_least=after[0],
+        inference_seconds_most=after[1],
         notes=(*_sampled(sample), *_notes(opened, chosen, streamed, speed)),
     )
 
@@ -342,24 +361,58 @@ def _block_bytes(model: Model) -> int:
     return stored + BYTES * max(experts, *(prod(info.shape) for info in infos))
 
 
+def inference_seconds(model: Model, *, tokens: Range, rows: int, device: torch.device) -> Range:
+    """The least and the most that ``evidence inference`` takes on a device.
+
+    Args:
+        model: The opened model.
+        tokens: The least and the most tokens that go through the model.
+        rows: Rows of each head that are ranked: of every text with context and without.
+        device: Where it computes.
+    """
+    speed = rates(device)
+    found = [
+        FIXED[end] + _ranking(model, rows, False, speed)[end] + _passing(model, tokens[end], speed)[end]
+        for end in range(2)
+    ]
+    return round(found[0], 1), round(found[1], 1)
+
+
+def passing_seconds(model: Model, tokens: Range, device: torch.device) -> Range:
+    """The least and the most in which so many tokens go through a model on a device."""
+    speed = rates(device)
+    least, most = (FIXED[end] + _passing(model, tokens[end], speed)[end] for end in range(2))
+    return round(least, 1), round(most, 1)
+
+
 def _seconds(model: Model, lens: Lens, sources: int, speed: Rates) -> Range:
     """The least and the most a map takes at this speed."""
-    dims = model.dims
-    rows = len(model.layers_with_heads) * dims.n_heads * sources
-    logits = 2.0 * rows * dims.vocab_size * dims.d_model
-    passed = 0.0
-    if not lens.weights_only:
-        body = model.n_parameters - dims.vocab_size * dims.d_model
-        passed = 2.0 * body * sources * len(lens.prefixes)
-    ranking = speed.bfloat16 if speed.bfloat16_pays else speed.float32
+    ranking = _ranking(model, sources, lens.weights_only, speed)
+    tokens = 0 if lens.weights_only else sources * len(lens.prefixes)
     least, most = (
-        FIXED[end]
-        + logits * PRODUCTS[lens.weights_only][end] / ranking
-        + rows * dims.d_model * STEPS[end] / speed.memory
-        + passed * TOKENS[end] / (FORWARD[end] * speed.float32)
-        for end in range(2)
+        FIXED[end] + ranking[end] + _passing(model, tokens * TOKENS[end], speed)[end] for end in range(2)
     )
     return round(least, 1), round(most, 1)
+
+
+def _ranking(model: Model, a_head: int, weights_only: bool, speed: Rates) -> Range:
+    """Seconds to rank so many rows of every head."""
+    dims = model.dims
+    rows = len(model.layers_with_heads) * dims.n_heads * a_head
+    logits = 2.0 * rows * dims.vocab_size * dims.d_model
+    rate = speed.bfloat16 if speed.bfloat16_pays else speed.float32
+    least, most = (
+        logits * PRODUCTS[weights_only][end] / rate + rows * dims.d_model * STEPS[end] / speed.memory
+        for end in range(2)
+    )
+    return least, most
+
+
+def _passing(model: Model, tokens: float, speed: Rates) -> Range:
+    """Seconds in which so many tokens go through the model."""
+    body = model.n_parameters - model.dims.vocab_size * model.dims.d_model
+    least, most = (2.0 * body * tokens / (FORWARD[end] * speed.float32) for end in range(2))
+    return least, most
 
 
 def _notes(model: Model, lens: Lens, streamed: bool, speed: Rates) -> tuple[str, ...]:
@@ -373,9 +426,13 @@ def _notes(model: Model, lens: Lens, streamed: bool, speed: Rates) -> tuple[str,
             "is read once, and one is in memory at a time"
         )
     elif not lens.weights_only:
-        notes.append(
-            "the neutral lens runs the whole model once per (prefix, source) row; it must fit in memory"
-        )
+        passed = 2.0 * (model.n_parameters - model.dims.vocab_size * model.dims.d_model) * WATCHED_TOKENS
+        least, most = (WATCHING[end] * passed / speed.float32 for end in range(2))
+        notes += [
+            "the neutral lens runs the whole model once per (prefix, source) row; it must fit in memory",
+            "the command `headatlas map` also measures where heads look, which is not in the time: about "
+            f"{duration(least)} to {duration(most)} more (`--no-behaviour` leaves it out)",
+        ]
     single, half, memory = (each / 1e9 for each in (speed.float32, speed.bfloat16, speed.memory))
     return (
         *notes,

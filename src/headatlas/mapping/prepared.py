@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -13,11 +16,12 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from headatlas import __version__
+from headatlas import __version__, architectures
 from headatlas.architectures import Model, open_model
-from headatlas.architectures.self_check import self_check
+from headatlas.architectures.self_check import PASSED, VARIABLE, self_check
 from headatlas.atlas.layout import Layout, build_layout
 from headatlas.errors import HeadatlasError
+from headatlas.files import atomic_write, cache_dir
 from headatlas.lenses import LENSES, Lens, or_lens_maps
 from headatlas.options import CEILING, MAX_CEILING, Sources, TargetPolicy, Thresholds, require_type
 from headatlas.relations import (
@@ -128,7 +132,8 @@ def prepare_map(
     asked = resolve_relations(relations)
     most = most_sources(asked, options.sources)
     opened = open_for(options.lens, model, tokenizer, remote=remote, adapter=adapter)
-    checked = self_check(opened)
+    weights_hash = fingerprint(opened.checkpoint)
+    checked = checked_once(opened, weights_hash)
     words = opened.tokenizer()
     competing, masked = competing_tokens(words, opened.dims.vocab_size)
     if not options.mask:
@@ -145,7 +150,7 @@ def prepare_map(
         ),
     )
     if few:
-        tokenised = [replace(item, left_out=_unusable(item)) for item in tokenised]
+        tokenised = [replace(item, left_out=unusable(item)) for item in tokenised]
     if all(item.left_out for item in tokenised):
         raise _nothing_usable(opened.checkpoint.spec, tokenised, few)
     layout = build_layout(tokenised)
@@ -154,7 +159,7 @@ def prepare_map(
         options,
         layout,
         competing,
-        _provenance(opened, options, most, layout, [int(i) for i in masked], checked, replaced),
+        _provenance(opened, options, most, layout, [int(i) for i in masked], weights_hash, checked, replaced),
     )
 
 
@@ -169,7 +174,37 @@ def _nothing_usable(spec: str, tokenised: Sequence[TokenisedRelation], few: bool
     )
 
 
-def _unusable(item: TokenisedRelation) -> str | None:
+def checked_once(model: Model, weights_hash: str) -> str:
+    """The words of :func:`self_check`, which are kept in the user's cache where a check has passed.
+
+    The check always comes to the same for the same weights, config, versions and way to read families, and
+    imports everything that transformers runs models with, which takes longer than all else that opens a small
+    model. It is made again where any of these has changed, for a model in memory, and where the environment
+    variable ``HEADATLAS_SELF_CHECK`` is set.
+
+    Raises:
+        HeadatlasError: As of :func:`self_check`.
+    """
+    checkpoint = model.checkpoint
+    if checkpoint.loaded is not None or checkpoint.traffic is not None or VARIABLE in os.environ:
+        return self_check(model)
+    rules = Path(architectures.__file__).parent
+    files = sorted(path for path in rules.rglob("*") if path.suffix in (".py", ".toml"))
+    digest = hashlib.sha256("".join(f"{version(name)} " for name in ("torch", "transformers")).encode())
+    digest.update(f"{weights_hash} {dict(checkpoint.config)!r} {model.family!r}".encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    kept = cache_dir() / "checked" / f"{digest.hexdigest()[:32]}.txt"
+    if kept.is_file():
+        return kept.read_text(encoding="utf-8")
+    found = self_check(model)
+    if found.startswith(PASSED):
+        with suppress(HeadatlasError), atomic_write(kept) as temporary:
+            temporary.write_text(found, encoding="utf-8")
+    return found
+
+
+def unusable(item: TokenisedRelation) -> str | None:
     """Why no pair of a relation is usable, or None if one is."""
     reasons = "; ".join(f"{', '.join(words)}: {reason}" for reason, words in item.dropped.items())
     return None if item.pairs else reasons
@@ -202,6 +237,7 @@ def _provenance(
     sources: int | None,
     layout: Layout,
     masked: list[int],
+    weights_hash: str,
     checked: str,
     replaced: dict[str, str],
 ) -> dict[str, Any]:
@@ -215,7 +251,7 @@ def _provenance(
             "family": model.family.name,
             "dims": asdict(model.dims),
             **({} if model.every_layer_has_heads else {"layers_with_heads": list(model.layers_with_heads)}),
-            "weights_hash": fingerprint(checkpoint),
+            "weights_hash": weights_hash,
             **_adapter(checkpoint.adapter),
             "notes": list(checkpoint.notes),
             "self_check": checked,

@@ -50,6 +50,10 @@ if TYPE_CHECKING:
 STATES_NAME = "states"
 
 
+class OtherMapError(HeadatlasError):
+    """In the place where an atlas is to be written there is one of another map."""
+
+
 def map_heads(
     model: str | Path | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -310,7 +314,7 @@ def _open_or_create(path: Path, prepared: PreparedMap) -> None:
         if not different and not _same_axes(dataset, prepared):
             different = ["tokens of the relations (the way the tokenizer cuts words changed)"]
     if different:
-        raise HeadatlasError(
+        raise OtherMapError(
             f"{path}: the atlas there differs in {', '.join(different)}; "
             "choose another `out`, or start over with `force=True`."
         )

@@ -27,6 +27,9 @@ MODULES = (
 )
 """The JavaScript modules, each after those it imports."""
 
+LIVE = ("questions", "live")
+"""Further modules of a page behind which a model answers (``headatlas serve``)."""
+
 STYLES = ("base", "figure", "card", "tables", "narrow_and_print")
 """The style sheets, in the order in which they override each other."""
 
@@ -61,12 +64,13 @@ def write_report(atlas: Atlas, path: str | Path, q_at: Sequence[int] = ()) -> Pa
     return where
 
 
-def report_html(atlas: Atlas, q_at: Sequence[int] = (), *, opens: str = "") -> str:
+def report_html(atlas: Atlas, q_at: Sequence[int] = (), *, opens: str = "", live: bool = False) -> str:
     """The interactive page of an atlas as one HTML document that loads nothing.
 
     Args:
         atlas, q_at: As for :func:`write_report`.
         opens: The fragment it opens with where its address has none: ``head=23.4``.
+        live: Whether the server that the page comes from answers questions.
     """
     # Imported here: the figure in words needs SciPy's statistics, the rest of the page does not.
     from headatlas.figures.describe import alt_text, describe
@@ -74,12 +78,12 @@ def report_html(atlas: Atlas, q_at: Sequence[int] = (), *, opens: str = "") -> s
     alternative = alt_text(atlas)
     data = safe_values(page_data(atlas, alternative=alternative, in_words=describe(atlas), q_at=q_at))
     data["opens"] = opens
-    style = stylesheet(len(data["categories"]))
-    script = bundle()
+    style = stylesheet(len(data["categories"]), (*STYLES, "live") if live else STYLES)
+    script = bundle((*MODULES, *LIVE) if live else MODULES)
     return _fill(
         _read("page.html"),
         {
-            "policy": _policy(style, script),
+            "policy": _policy(style, script, "connect-src 'self'; " if live else ""),
             "title": html.escape(f"{data['model']}: what its attention heads do"),
             "alternative": html.escape(data["alternative"]),
             "style": style,
@@ -100,7 +104,7 @@ def embed(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def stylesheet(n_categories: int) -> str:
+def stylesheet(n_categories: int, sheets: Sequence[str] = STYLES) -> str:
     """The page's style, with the figures' colours: one per number of categories, of scores, and for none."""
     scales = {
         "level": [palette.levels(n_categories) for palette in (LIGHT, DARK)],
@@ -112,14 +116,14 @@ def stylesheet(n_categories: int) -> str:
         for n, pair in enumerate(zip(*colours, strict=True), start=1 if scale == "level" else 0):
             names += f"  --{scale}-{n}: light-dark({', '.join(pair)});\n"
             uses += f'.headatlas [data-{scale}="{n}"] {{ --level: var(--{scale}-{n}); }}\n'
-    sheets = "\n".join(_read(f"css/{name}.css") for name in STYLES)
+    rest = "\n".join(_read(f"css/{name}.css") for name in sheets)
     names += f"  --level-none: light-dark({LIGHT.blank}, {DARK.blank});\n"
-    return f".headatlas {{\n{names}}}\n{uses}\n{sheets}"
+    return f".headatlas {{\n{names}}}\n{uses}\n{rest}"
 
 
-def bundle() -> str:
+def bundle(modules: Sequence[str] = MODULES) -> str:
     """All JavaScript modules as one: each a closure that returns what it exports, after those it imports."""
-    return "\n".join(_closure(name, _read(f"js/{name}.mjs")) for name in MODULES)
+    return "\n".join(_closure(name, _read(f"js/{name}.mjs")) for name in modules)
 
 
 def _closure(name: str, source: str) -> str:
@@ -128,10 +132,10 @@ def _closure(name: str, source: str) -> str:
     return f"const from_{name} = (() => {{\n{body}\nreturn {{ {exports} }};\n}})();"
 
 
-def _policy(style: str, script: str) -> str:
+def _policy(style: str, script: str, connect: str) -> str:
     return (
         f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
+        f"{connect}base-uri 'none'; form-action 'none'"
     )
 
 

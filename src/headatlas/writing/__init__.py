@@ -16,10 +16,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from headatlas.atlas import Atlas
+    from headatlas.atlas.salience import Salience
     from headatlas.options import Compute, TokenChoice
     from headatlas.progress import Report
 
-__all__ = ["salience"]
+__all__ = ["computed_or_stored", "salience", "stored_as_asked"]
+
+DEFINITIONS = 1
+"""Goes up when a definition changes: what is stored is then computed again."""
 
 
 def salience(
@@ -28,20 +32,24 @@ def salience(
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     tokens: TokenChoice | None = None,
+    most: int | None = None,
     compute: Compute | None = None,
     progress: Report | bool | None = None,
 ) -> pd.DataFrame:
     """Find the tokens that every head changes most and what it writes for them, and keep it in the atlas.
 
     The gain of a source token s is ‖x(s)·W_V·W_O‖ / ‖x(s)‖ (arXiv:2412.11965, section 5), with the atlas's
-    lens. In the same pass come the spectrum of W_V·W_O and the share that known relations explain.
+    lens. In the same pass come the spectrum of W_V·W_O and the share that known relations explain. A run that
+    was stopped goes on where it was: states and finished layers are kept beside the atlas until then.
 
     Args:
         atlas: An atlas from a folder.
         model: Its model; by default the one that the atlas names.
         tokenizer: Needed with a loaded model, which comes back as it was.
         tokens: ``"wordlike"``, ``"initial"`` or ``"all"`` tokens as sources. By default those that are
-            stored; else all with the lens ``maps``, and the first 20,000 word-like ones with ``neutral``.
+            stored; else all with the lens ``maps``, and word-like ones with ``neutral``.
+        most: The most source tokens, the first ones by id. By default as many as are stored; else no limit,
+            but for word-like ones with ``neutral``: 20,000, and fewer of a large model.
         compute: Its device and memory, for the forward pass of ``neutral``.
         progress: As for :func:`headatlas.map_heads`.
 
@@ -53,15 +61,46 @@ def salience(
         is stored.
 
     Raises:
-        HeadatlasError: The model is not the atlas's or does not fit into memory, or there is no such choice
-            of tokens.
+        HeadatlasError: The model is not the atlas's or does not fit into memory, there is no such choice of
+            tokens, or the folder of the atlas cannot be written.
     """
     from headatlas.progress import reporting
-    from headatlas.writing.run import run_salience
 
     with reporting(progress) as tell:
-        found = run_salience(atlas, model, tokenizer, tokens=tokens, compute=compute, progress=tell)
+        found = computed_or_stored(
+            atlas, model, tokenizer, tokens=tokens, most=most, compute=compute, progress=tell
+        )
     atlas.forget_evidence()
     frame = found.frame()
     frame.attrs["caption"] = found.caption()
     return frame
+
+
+def computed_or_stored(
+    atlas: Atlas,
+    model: str | Path | PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    tokens: TokenChoice | None = None,
+    most: int | None = None,
+    compute: Compute | None = None,
+    progress: Report | None = None,
+) -> Salience:
+    """As :func:`headatlas.writing.run.run_salience`, without torch where the atlas has it all."""
+    there = stored_as_asked(atlas, tokens, most)
+    if there is not None:
+        return there
+    from headatlas.writing.run import run_salience
+
+    return run_salience(atlas, model, tokenizer, tokens=tokens, most=most, compute=compute, progress=progress)
+
+
+def stored_as_asked(atlas: Atlas, tokens: TokenChoice | None, most: int | None) -> Salience | None:
+    """The salience of an atlas, if it has any of these tokens and this number of them (None: any)."""
+    from headatlas.atlas.salience import stored_salience
+
+    there = stored_salience(atlas.path)
+    if there is None or there.provenance.get("definitions") != DEFINITIONS:
+        return None
+    said = there.provenance["tokens"]
+    return there if tokens in (None, said["choice"]) and most in (None, said.get("most")) else None

@@ -8,8 +8,9 @@ those of float64 arithmetic on the states and weights as they are stored.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from headatlas.atlas.salience import N_DIRECTIONS, N_SOURCES, N_TOKENS
 from headatlas.devices import strict_products
+from headatlas.files import atomic_write
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.vocabulary import UNIT_ROUNDOFF, Vocabulary, dot_error
 
@@ -146,6 +148,21 @@ class LayerOperations:
     squared_norm: Floats
     reads: Ints
     writes: Ints
+
+    def save(self, file: Path) -> None:
+        """Write them to an ``.npz`` file, which appears whole or not at all.
+
+        Raises:
+            HeadatlasError: It cannot be written.
+        """
+        with atomic_write(file) as temporary:
+            np.savez(temporary, **{each.name: getattr(self, each.name) for each in fields(self)})
+
+    @classmethod
+    def load(cls, file: Path) -> LayerOperations:
+        """Those of a file."""
+        with np.load(file, allow_pickle=False) as stored:
+            return cls(**{name: stored[name] for name in stored.files})
 
     @classmethod
     def empty(cls, n_heads: int, d_head: int) -> LayerOperations:

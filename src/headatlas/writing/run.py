@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
@@ -18,10 +17,11 @@ from headatlas import __version__
 from headatlas.atlas import Atlas
 from headatlas.atlas.ablations import store_dataset
 from headatlas.atlas.evidence import evidence_group
-from headatlas.atlas.salience import Salience, read_salience, salience_path, stored_salience
+from headatlas.atlas.salience import Salience, read_salience, salience_path
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import relations_of, reopened
-from headatlas.lenses import MapsStates, NeutralStates, States, StreamedStates
+from headatlas.lenses import MapsStates, NeutralParts, NeutralStates, States, StreamedStates
+from headatlas.lenses.saved_states import check_states_folder, claim, discard_states, states_key
 from headatlas.mapping.machine import Machine, this_machine
 from headatlas.mapping.plan import streams_within
 from headatlas.mapping.prepared import PreparedMap
@@ -30,6 +30,7 @@ from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.options import Compute, TokenChoice
 from headatlas.progress import Progress, Report, silent
 from headatlas.relations import Relation, core, library
+from headatlas.writing import DEFINITIONS, stored_as_asked
 from headatlas.writing.explaining import Explained, Library, fields_of
 from headatlas.writing.operations import LayerOperations, Operations
 from headatlas.writing.tokens import SourceTokens, source_tokens
@@ -37,8 +38,8 @@ from headatlas.writing.tokens import SourceTokens, source_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DEFINITIONS = 1
-"""Goes up when a definition changes: what is stored is then computed again."""
+WORK_NAME = "salience-work"
+"""Folder beside an atlas that holds states and finished layers until all is stored."""
 _DIMS = {
     "gain": ("order",),
     "source": ("order",),
@@ -61,64 +62,105 @@ def run_salience(
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     tokens: TokenChoice | None = None,
+    most: int | None = None,
     compute: Compute | None = None,
     progress: Report | None = None,
 ) -> Salience:
-    """Compute salience and store it in the atlas; what is stored is not computed again.
+    """Compute salience and store it in the atlas.
+
+    Source states and finished layers are kept beside the atlas until all is stored: a stopped run goes on.
 
     Args:
         atlas: An atlas from a folder.
         model: Its model; by default the one that the atlas names.
         tokenizer: Needed with a loaded model.
-        tokens: The source tokens; by default those that are stored, else all for a lens of weights only and
-            word-like ones for another.
+        tokens: The source tokens; by default all for a lens of weights only and word-like ones for another.
+        most: The most source tokens; by default as many as are stored, else :func:`default_most`.
         compute: Its device and memory, for the lens's forward pass.
         progress: Called with each step.
 
     Raises:
-        HeadatlasError: The model is not the atlas's or does not fit into memory, or there is no such choice.
+        HeadatlasError: The model is not the atlas's or does not fit into memory, or there is no such choice,
+            or nothing can be written there.
     """
+    if most is not None and most < 1:
+        raise HeadatlasError(f"`most` is {most}: it must be at least 1.")
     if tokens is not None and tokens not in get_args(TokenChoice):
         raise HeadatlasError(f"`tokens` is {tokens!r}: use {', '.join(get_args(TokenChoice))}.")
-    there = stored_salience(atlas.path)
-    if (
-        there is not None
-        and there.provenance.get("definitions") == DEFINITIONS
-        and tokens in (None, there.provenance["tokens"]["choice"])
-    ):
-        return there
     tell = progress or silent
     tell(Progress("open", 0, 0, atlas.model_name))
     machine = this_machine(compute or Compute())
     prepared, path = reopened(atlas, model, tokenizer)
     lens = prepared.options.lens
     choice = tokens or ("all" if lens.weights_only else "wordlike")
-    chosen = source_tokens(prepared.model, prepared.competing, lens, choice)
-    layers = _computed(prepared, chosen, machine, tell)
+    chosen = source_tokens(prepared.model, prepared.competing, lens, choice, most)
+    work = atlas.folder / WORK_NAME
+    try:
+        layers = _computed(prepared, chosen, work, machine, tell)
+    except FileNotFoundError:
+        # Another run of the same question was done first, and has cleared up.
+        if (there := stored_as_asked(atlas, tokens, most)) is None:
+            raise
+        return there
     known = {relation.sha256: relation for relation in (*core(), *library(), *relations_of(atlas))}
     data = _dataset(prepared, layers, chosen, list(known.values()))
     place = salience_path(evidence_group(path))
     store_dataset(place, data, _provenance(prepared, chosen))
+    discard_states(work)
     return read_salience(place)
 
 
 def _computed(
-    prepared: PreparedMap, chosen: SourceTokens, machine: Machine, tell: Report
+    prepared: PreparedMap, chosen: SourceTokens, work: Path, machine: Machine, tell: Report
 ) -> dict[int, LayerOperations]:
-    """Operations of every layer."""
-    model = prepared.model
-    vocabulary = Vocabulary.read(model.unembed, prepared.competing)
-    operations = Operations(vocabulary, chosen.ids)
-    found = {}
-    with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
-        sources = [(token,) for token in chosen.ids.tolist()]
-        states = word_states(prepared, sources, Path(folder) / "states", machine, tell)
-        for done, layer in enumerate(model.layers_with_heads):
-            tell(Progress("salience", done, len(model.layers_with_heads)))
-            found[layer] = operations.layer(layer_inputs(prepared, states, layer))
-            model.checkpoint.release()
-        tell(Progress("salience", len(found), len(found)))
+    """Operations of every layer; those that the folder holds are not computed again."""
+    model, lens = prepared.model, prepared.options.lens
+    sources = [(token,) for token in chosen.ids.tolist()]
+    identity = f"{prepared.provenance['model']['weights_hash']} {DEFINITIONS}"
+    check_states_folder(work)
+    claim(work, states_key(sources, lens.prefixes, identity))
+    files = {layer: work / f"operations_{layer:03d}.npz" for layer in model.layers_with_heads}
+    found = {layer: LayerOperations.load(file) for layer, file in files.items() if file.is_file()}
+    if len(found) == len(files):
+        return found
+    operations = Operations(Vocabulary.read(model.unembed, prepared.competing), chosen.ids)
+    states = _states(prepared, sources, work, identity, machine, tell)
+    for layer in sorted(files.keys() - found.keys()):
+        tell(Progress("salience", len(found), len(files)))
+        found[layer] = operations.layer(layer_inputs(prepared, states, layer))
+        model.checkpoint.release()
+        if work.is_dir():  # another run of the same question may have cleared up
+            found[layer].save(files[layer])
+    tell(Progress("salience", len(files), len(files)))
     return found
+
+
+def _states(
+    prepared: PreparedMap,
+    sources: Sequence[tuple[int, ...]],
+    work: Path,
+    identity: str,
+    machine: Machine,
+    tell: Report,
+) -> States:
+    """The states of source tokens: of weights alone, or from a forward pass whose states are kept."""
+    model, lens = prepared.model, prepared.options.lens
+    if lens.weights_only:
+        return MapsStates(model, sources)
+    a_part = min(NeutralParts.part_size(model), len(sources))
+    streamed = streams_within(model, lens, a_part, None, machine)
+    if streamed:
+        streams_within(model, lens, len(sources), True, machine)
+    make = partial(StreamedStates, last=model.layers_with_heads[-1]) if streamed else NeutralParts.compute
+    return make(
+        model,
+        sources,
+        lens.prefixes,
+        work,
+        identity=identity,
+        device=machine.devices[0],
+        progress=lambda done, total: tell(Progress("states", done, total)),
+    )
 
 
 def word_states(
@@ -218,6 +260,8 @@ def _provenance(prepared: PreparedMap, chosen: SourceTokens) -> dict[str, Any]:
         "tokens": {
             "choice": chosen.choice,
             "n": len(chosen.ids),
+            "most": chosen.most,
+            "left": chosen.left,
             "undertrained": len(chosen.undertrained),
             "undertrained_ids": chosen.undertrained.tolist(),
             "reference": chosen.reference,

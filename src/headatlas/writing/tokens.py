@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MOST_WITH_FORWARD_PASS = 20_000
-"""Word-like tokens that go through the model where the lens needs a forward pass."""
+"""Word-like tokens that go through the model where the lens needs a forward pass, if it can be afforded."""
+LEAST_WITH_FORWARD_PASS = 1000
+"""So many go through the largest model."""
+FORWARD_PASS = 100e12
+"""Floating-point operations of products with weights that may be spent on it."""
 LEAST_REFERENCE = 5
 """Fewer unused tokens give no direction to compare with."""
 UNDERTRAINED = 0.8
@@ -46,6 +50,8 @@ class SourceTokens:
         ids: [n] ascending.
         texts: [vocab] the text of each token; empty for what does not compete.
         choice: Which were asked for.
+        most: The most that might be taken, or None for no such limit.
+        left: How many tokens of the choice that limit left out.
         undertrained: Ids left out for it.
         reference: How many unused tokens they were recognised by; 0 where they could not be.
     """
@@ -53,19 +59,24 @@ class SourceTokens:
     ids: Ints
     texts: Sequence[str]
     choice: TokenChoice
+    most: int | None
+    left: int
     undertrained: Ints
     reference: int
 
 
-def source_tokens(model: Model, competing: Bools, lens: Lens, choice: TokenChoice) -> SourceTokens:
+def source_tokens(
+    model: Model, competing: Bools, lens: Lens, choice: TokenChoice, most: int | None = None
+) -> SourceTokens:
     """Choose the source tokens of a model.
 
     Args:
         model: The opened model.
         competing: [vocab] which tokens stand for text.
-        lens: Where it needs a forward pass, the first 20,000 word-like tokens by id are taken: vocabularies
-            that are built by merging number their tokens by frequency.
+        lens: It says how many word-like tokens are taken by default (:func:`default_most`).
         choice: ``"wordlike"``, ``"initial"`` (tokens that begin a word) or ``"all"``.
+        most: The first so many by id are taken: vocabularies that are built by merging number their tokens
+            by frequency.
 
     Raises:
         HeadatlasError: There is no such token.
@@ -80,11 +91,25 @@ def source_tokens(model: Model, competing: Bools, lens: Lens, choice: TokenChoic
         test = is_wordlike if choice == "wordlike" else begins_word
         known &= np.array([test(text) for text in texts])
     ids = np.flatnonzero(known)
-    if choice == "wordlike" and not lens.weights_only:
-        ids = ids[:MOST_WITH_FORWARD_PASS]
+    if most is None and choice == "wordlike":
+        most = default_most(model, lens)
     if len(ids) == 0:
         raise HeadatlasError(f"{model.checkpoint.spec}: `tokens={choice}`: its tokenizer has no such token.")
-    return SourceTokens(ids, texts, choice, np.flatnonzero(few & competing), reference)
+    taken = ids[:most]
+    left = len(ids) - len(taken)
+    return SourceTokens(taken, texts, choice, most, left, np.flatnonzero(few & competing), reference)
+
+
+def default_most(model: Model, lens: Lens) -> int | None:
+    """How many word-like tokens are taken where nobody says: no limit for a lens without a forward pass.
+
+    Else 20,000, or fewer where that pass would take more than 100 · 10¹² operations: two for each weight of
+    the blocks, each prefix and each token. At least 1,000.
+    """
+    if lens.weights_only:
+        return None
+    a_token = 2 * model.n_block_parameters * model.dims.n_layers * len(lens.prefixes)
+    return min(MOST_WITH_FORWARD_PASS, max(LEAST_WITH_FORWARD_PASS, int(FORWARD_PASS / a_token)))
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, competing: Bools) -> list[str]:

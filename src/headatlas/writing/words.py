@@ -7,10 +7,8 @@ others.
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,28 +17,21 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from headatlas.addresses import is_url
 from headatlas.atlas import Atlas
 from headatlas.atlas.cards import wanted_of
 from headatlas.atlas.export import plain_records
 from headatlas.atlas.layout import Layout
-from headatlas.atlas.store import LayerRanks, atlas_path
+from headatlas.atlas.store import is_atlas
 from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import asked_again
-from headatlas.lenses import States
-from headatlas.mapping.engine import map_layer
-from headatlas.mapping.machine import this_machine
 from headatlas.mapping.prepared import MapOptions, PreparedMap, prepare_map
 from headatlas.mapping.run import layer_inputs
-from headatlas.mapping.vocabulary import Vocabulary
-from headatlas.options import MAX_CEILING, Compute, Thresholds
-from headatlas.progress import Progress, Report, reporting
-from headatlas.relations import Relation, checked_word, usable_words
+from headatlas.options import MAX_CEILING, Compute
+from headatlas.progress import Progress, Report, Stats, reporting
+from headatlas.relations import Relation, checked_word
 from headatlas.scoring.scores import source_hits
-from headatlas.writing.operations import top_targets
-from headatlas.writing.run import word_states
-from headatlas.writing.tokens import token_texts
+from headatlas.writing.opened import OpenModel, OwnRanks, strongest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -102,21 +93,8 @@ def ask(
         raise HeadatlasError(f"layer {layer} is not mapped in this atlas.")
     with reporting(progress) as tell:
         tell(Progress("open", 0, 0, atlas.model_name))
-        prepared = asked_again(atlas, model, tokenizer)
-        ids = _sources(prepared, asked)
-        distinct = list(dict.fromkeys(ids.values()))
-        with _states(prepared, distinct, compute, tell, last=layer) as states:
-            inputs = layer_inputs(prepared, states, layer)
-        vocabulary = Vocabulary.read(prepared.model.unembed, prepared.competing)
-        with torch.inference_mode(), strict_products():
-            rows = inputs.values(inputs.dims.kv_head(head)) @ inputs.output(head)
-            lists = top_targets(rows, vocabulary, top)
-    nothing = (rows.norm(dim=1) == 0).tolist()  # no token is the strongest there
-    tokens = {
-        cut: ([], []) if nothing[at] else (lists[0][at].tolist(), lists[1][at].tolist())
-        for at, cut in enumerate(distinct)
-    }
-    frame = _answers(atlas, (layer, head), prepared, ids, tokens)
+        opened = OpenModel(asked_again(atlas, model, tokenizer), compute)
+        frame = _answers(atlas, (layer, head), opened, lists_of(opened, layer, head, asked, top, tell))
     frame.attrs["caption"] = (
         f"{atlas.model_name}; lens {atlas.lens}; head {layer}.{head}: the {top} tokens it promotes and "
         "suppresses most by itself, whatever the rest of the model writes"
@@ -124,56 +102,48 @@ def ask(
     return frame
 
 
-def _sources(prepared: PreparedMap, words: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Token ids of words.
+@dataclass(frozen=True)
+class Lists:
+    """The strongest tokens of what one head writes for a word.
+
+    Attributes:
+        ids: Token ids of the word; the last is read.
+        promoted, suppressed: Token ids, the strongest first; none for a head that writes nothing.
+    """
+
+    ids: tuple[int, ...]
+    promoted: list[int]
+    suppressed: list[int]
+
+
+def lists_of(
+    opened: OpenModel, layer: int, head: int, words: Sequence[str], top: int, tell: Report
+) -> dict[str, Lists]:
+    """Word → the tokens that one head promotes and suppresses most for it.
 
     Raises:
-        HeadatlasError: One cannot be a source.
+        HeadatlasError: A word cannot be a source.
     """
-    ids, bad = usable_words(
-        words,
-        prepared.model.tokenizer(),
-        competing=prepared.competing,
-        max_source_tokens=prepared.options.lens.max_source_tokens,
+    ids = opened.source_ids(words)
+    distinct = list(dict.fromkeys(ids.values()))
+    with opened.states(distinct, tell, last=layer) as states:
+        inputs = layer_inputs(opened.prepared, states, layer)
+    with torch.inference_mode(), strict_products():
+        rows = inputs.values(inputs.dims.kv_head(head)) @ inputs.output(head)
+        found = dict(zip(distinct, strongest(rows, opened.vocabulary, top), strict=True))
+    return {word: Lists(cut, *found[cut]) for word, cut in ids.items()}
+
+
+def _answers(atlas: Atlas, head: tuple[int, int], opened: OpenModel, lists: dict[str, Lists]) -> pd.DataFrame:
+    """The rows of :func:`ask`."""
+    texts = opened.texts(
+        token for each in lists.values() for token in (*each.ids, *each.promoted, *each.suppressed)
     )
-    for word, reason in bad.items():
-        raise HeadatlasError(
-            f"{word!r} cannot be asked with the lens {prepared.options.lens.name}: {reason}."
-        )
-    return ids
-
-
-@contextmanager
-def _states(
-    prepared: PreparedMap,
-    sources: Sequence[tuple[int, ...]],
-    compute: Compute | None,
-    tell: Report,
-    *,
-    last: int | None = None,
-) -> Iterator[States]:
-    """The states of sources, in a folder that lasts as long as the block."""
-    with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
-        machine = this_machine(compute or Compute())
-        yield word_states(prepared, sources, Path(folder) / "states", machine, tell, last=last)
-
-
-def _answers(
-    atlas: Atlas,
-    head: tuple[int, int],
-    prepared: PreparedMap,
-    ids: dict[str, tuple[int, ...]],
-    tokens: dict[tuple[int, ...], tuple[list[int], list[int]]],
-) -> pd.DataFrame:
-    """The rows of :func:`ask`, from the ids of each word and the promoted and suppressed tokens of these."""
-    named = np.zeros_like(prepared.competing)
-    for cut, (promoted, suppressed) in tokens.items():
-        named[[*cut, *promoted, *suppressed]] = True
-    texts = token_texts(prepared.model.tokenizer(), named)
     records = []
-    for word, cut in ids.items():
-        record: dict[str, Any] = {"source": word, "tokens": [texts[token] for token in cut]}
-        for name, listed in zip(("promoted", "suppressed"), tokens[cut], strict=True):
+    for word, each in lists.items():
+        record: dict[str, Any] = {"source": word, "tokens": [texts[token] for token in each.ids]}
+        for name in ("promoted", "suppressed"):
+            listed = getattr(each, name)
             record |= {f"{name}_ids": listed, name: [texts[token] for token in listed]}
         records.append(record | {"wanted": plain_records(wanted_of(atlas, *head, word))})
     return pd.DataFrame(records)
@@ -220,13 +190,36 @@ def query(
     with reporting(progress) as tell:
         tell(Progress("open", 0, 0, str(where) if atlas is None else atlas.model_name))
         prepared = _prepared(where, atlas, model, tokenizer, relation)
-        thresholds = Thresholds() if atlas is None else atlas.thresholds
-        k = thresholds.k_for(relation.copying)
-        frame = _ranked(prepared, k, compute, tell)
-    layout, name = prepared.layout, prepared.model.checkpoint.name
-    dropped = {reason: list(words) for reason, words in _dropped(prepared).items()}
-    lens, n = prepared.options.lens.name, layout.relations[0].n_sources
+        return ranked_heads(OpenModel(prepared, compute), relation, tell)
+
+
+def ranked_heads(
+    opened: OpenModel, relation: Relation, tell: Report, stats: Stats | None = None
+) -> pd.DataFrame:
+    """The rows of :func:`query`, of a model that is open.
+
+    Args:
+        opened: The model.
+        relation: The pairs.
+        tell: Called with each step; what it raises ends the question.
+        stats: Counts what was done, if given.
+
+    Raises:
+        HeadatlasError: No pair can be used with this tokenizer.
+    """
+    prepared = opened.asking(relation)
+    layout, thresholds = prepared.layout, prepared.options.thresholds
+    k = thresholds.k_for(relation.copying)
+    parts = [
+        _layer_rows(layout, found, k).assign(layer=layer)
+        for layer, found in opened.own_ranks(prepared, tell, stats).items()
+    ]
+    whole = pd.concat(parts).sort_values(["order", "layer", "head"], kind="stable", ignore_index=True)
+    frame = whole[list(QUERY_COLUMNS)]
+    name, lens = prepared.model.checkpoint.name, prepared.options.lens.name
+    dropped: dict[str, list[str]] = json.loads(layout.relations[0].dropped)
     unused = "".join(f"; not asked: {', '.join(words)} ({reason})" for reason, words in dropped.items())
+    n = layout.relations[0].n_sources
     frame.attrs |= {
         "model": name,
         "lens": lens,
@@ -246,9 +239,7 @@ def _atlas_at(where: Any) -> Atlas | None:
         return where
     if not isinstance(where, str | Path):
         return None
-    address = isinstance(where, str) and is_url(where)
-    there = str(where).rstrip("/").endswith(".zarr") if address else Path(atlas_path(where)).is_dir()
-    return Atlas.open(where) if there else None
+    return Atlas.open(where) if is_atlas(where) else None
 
 
 def _prepared(
@@ -266,33 +257,12 @@ def _prepared(
     return prepare_map(where, tokenizer, [relation], MapOptions(), few=True)
 
 
-def _dropped(prepared: PreparedMap) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = json.loads(prepared.layout.relations[0].dropped)
-    return found
-
-
-def _ranked(prepared: PreparedMap, k: int, compute: Compute | None, tell: Report) -> pd.DataFrame:
-    """The rows of :func:`query`."""
-    layers, parts = prepared.model.layers_with_heads, []
-    with _states(prepared, prepared.layout.sources, compute, tell) as states:
-        vocabulary = Vocabulary.read(prepared.model.unembed, prepared.competing)
-        for done, layer in enumerate(layers):
-            tell(Progress("heads", done, len(layers)))
-            inputs = layer_inputs(prepared, states, layer)
-            found = map_layer(prepared.layout, inputs, vocabulary, ceiling=MAX_CEILING)
-            prepared.model.checkpoint.release()
-            parts.append(_layer_rows(prepared.layout, found, k).assign(layer=layer))
-        tell(Progress("heads", len(layers), len(layers)))
-    whole = pd.concat(parts).sort_values(["order", "layer", "head"], kind="stable", ignore_index=True)
-    return whole[list(QUERY_COLUMNS)]
-
-
-def _layer_rows(layout: Layout, found: LayerRanks, k: int) -> pd.DataFrame:
+def _layer_rows(layout: Layout, found: OwnRanks, k: int) -> pd.DataFrame:
     """The heads of one layer with what they are ordered by: −score and, of equal ones, the sum of ranks."""
-    own, n_sources = layout.own_pair, layout.relations[0].n_sources
+    source, n_sources = layout.pair_source[layout.own_pair], layout.relations[0].n_sources
 
     def score(ranks: NDArray[np.int16]) -> Any:
-        return source_hits(ranks[..., own], layout.pair_source[own], n_sources, k).mean(axis=-1)
+        return source_hits(ranks, source, n_sources, k).mean(axis=-1)
 
     columns: dict[str, Any] = {"head": range(len(found.promotion)), "control": score(found.control)}
     orders = []
@@ -300,9 +270,9 @@ def _layer_rows(layout: Layout, found: LayerRanks, k: int) -> pd.DataFrame:
         ("score", "", found.promotion),
         ("suppression", "suppression_", found.suppression),
     ):
-        columns[name], mine = score(ranks), ranks[:, own]
-        columns[f"{prefix}ranks"] = [[each if each >= 0 else None for each in row] for row in mine.tolist()]
-        totals = np.where(mine >= 0, mine, MAX_CEILING).sum(axis=1)
+        columns[name] = score(ranks)
+        columns[f"{prefix}ranks"] = [[each if each >= 0 else None for each in row] for row in ranks.tolist()]
+        totals = np.where(ranks >= 0, ranks, MAX_CEILING).sum(axis=1)
         orders.append(list(zip((-columns[name]).tolist(), totals.tolist(), strict=True)))
     both = list(zip(*orders, strict=True))
     columns["sign"] = ["promotion" if plus <= minus else "suppression" for plus, minus in both]

@@ -1,7 +1,7 @@
-/** The shape of the data inside a page, as report/data.py and report/packed.py write them. */
+/** The shape of the data inside a page, as report/data.py and report/packed.py write them: names that every module knows. */
 
 /** What an atlas is read with. */
-export interface Thresholds {
+interface Thresholds {
   k: number;
   k_copy: number;
   tau: number;
@@ -10,20 +10,20 @@ export interface Thresholds {
 }
 
 /** Arrays one after the other, compressed, as text; unpack.mjs reads them. */
-export interface Section {
+interface Section {
   /** Name, type (u1, u2, u4, i4, f8) and length of each. */
   arrays: [string, string, number][];
   /** Base64 of gzip. */
   bytes: string;
 }
 
-export interface Dropped {
+interface Dropped {
   reason: string;
   count: number;
   examples: string[];
 }
 
-export interface RelationData {
+interface RelationData {
   name: string;
   title: string;
   /** Index into the categories. */
@@ -37,7 +37,7 @@ export interface RelationData {
   dropped: Dropped[];
 }
 
-export interface PageData {
+interface PageData {
   format: number;
   model: string;
   lens: string;

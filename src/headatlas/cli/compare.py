@@ -1,0 +1,252 @@
+"""``compare``: the same relations, and the same heads, in several models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from headatlas.addresses import output_path
+from headatlas.cli.options import (
+    AsJson,
+    Lens,
+    OutFile,
+    Relations,
+    Sources,
+    Width,
+    computes,
+    draws,
+    names_of,
+    reads_several,
+)
+from headatlas.cli.output import (
+    check_figure,
+    number,
+    parse_width,
+    print_rows,
+    print_table,
+    print_text,
+    progress_shown,
+    save_figure,
+    say,
+    stopping,
+)
+from headatlas.options import Compute, Look, Preset
+
+if TYPE_CHECKING:
+    from headatlas.arrangement.changes import HeadChanges
+    from headatlas.atlas import Atlas
+
+N_CHANGES = 20
+STOPPED = "stopped; with --maps DIR, layers that are done are saved, and the same command goes on"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command("compare")(compare_command)
+
+
+@computes("device", "max_memory", "stream")
+@draws
+@reads_several
+def compare_command(
+    places: list[str],
+    read: Callable[[Atlas], Atlas],
+    preset: Preset,
+    look: Look,
+    compute: Compute,
+    out: OutFile = None,
+    kind: Annotated[
+        Literal["heads", "trajectory", "relations"] | None,
+        typer.Option(
+            "--kind",
+            help="The figure: heads that changed (two of one shape), relations over models in order, or "
+            "relations side by side. Default: the first that fits.",
+        ),
+    ] = None,
+    width: Width = "170mm",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", metavar="FILE", help="Also write the plotted data, as CSV.", parser=output_path
+        ),
+    ] = None,
+    maps: Annotated[
+        Path | None,
+        typer.Option(
+            "--maps",
+            metavar="FOLDER",
+            help="Keep the atlases of models here, and go on with those that are here. Default: not kept.",
+            parser=output_path,
+        ),
+    ] = None,
+    lens: Annotated[
+        Lens | None,
+        typer.Option(
+            "--lens", help="Of models: how a head sees a token. Default: as the first atlas, or neutral."
+        ),
+    ] = None,
+    relations: Relations = None,
+    sources: Sources = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare models: relation by relation and, where they have one shape, head by head.
+
+    For each relation its best head, how deep that sits (0 the first layer, 1 the last), and how many heads
+    implement it; then how far the models agree.
+
+    Models with the same layers, heads and family (fine-tunes, checkpoints, quantisations) are compared head
+    by head, each with the next in the order given: a paired test on the same sources says which heads lost or
+    gained a relation. Heads are matched by layer and number.
+
+    A model in the place of an atlas is mapped first; then lens, relations and sources can be given.
+    """
+    width_mm = parse_width(width)
+    check_figure(out)
+    asked = names_of(relations, "relations")
+    atlases = [read(atlas) for atlas in _given(places, maps, lens, asked, sources, preset, compute)]
+    from headatlas.arrangement import compare
+    from headatlas.atlas.export import plain_records
+    from headatlas.figures.compare import comparison_data, comparison_kind, draw_comparison
+
+    found = compare(*atlases)
+    records = plain_records(found.table)
+    agreement = [asdict(pair) for pair in found.agreement]
+    if out is not None or data is not None:
+        comparison_kind(found, kind)
+    if as_json:
+        print_rows(
+            atlases,
+            records,
+            labels=found.labels,
+            agreement=agreement,
+            left_out=found.left_out,
+            changes=[step.to_dict() for step in found.changes],
+            not_by_head=found.not_by_head,
+        )
+    else:
+        for atlas in atlases:
+            say(atlas.caption())
+        for name, why in found.left_out.items():
+            say(f"not compared: {name} ({why})")
+        _print_relations(records, agreement)
+        for step in found.changes:
+            _print_changes(step)
+        if found.not_by_head:
+            say(found.not_by_head)
+    if out is not None:
+        save_figure(draw_comparison(found, width_mm, kind, look), out)
+    if data is not None:
+        from headatlas.figures.plots import write_table
+
+        say(f"written: {write_table(comparison_data(found, kind), data)}")
+
+
+def _given(
+    places: Sequence[str],
+    maps: Path | None,
+    lens: str | None,
+    relations: list[str] | None,
+    sources: Any,
+    preset: Preset,
+    compute: Compute,
+) -> list[Atlas]:
+    from headatlas.atlas.store import holds_atlas
+
+    if all(map(holds_atlas, places)) and not (maps or lens or relations or sources):
+        from headatlas.atlas import Atlas
+
+        return [Atlas.open(place) for place in places]  # without torch, which takes seconds
+    from headatlas.mapping.given import atlases_given
+
+    with stopping(lambda: STOPPED):
+        return atlases_given(
+            places,
+            maps=maps,
+            lens=lens,
+            relations=relations,
+            sources=sources,
+            preset=preset,
+            compute=compute,
+            progress=progress_shown,
+        )
+
+
+def _print_relations(records: list[dict[str, Any]], agreement: list[dict[str, Any]]) -> None:
+    print_table(
+        ["relation", "atlas", "best head", "score", "added", "depth", "heads", "median depth"],
+        [
+            [
+                row["relation"],
+                row["atlas"],
+                f"{row['layer']}.{row['head']}",
+                row["score"],
+                row["added"],
+                row["depth"],
+                row["n_implementing"],
+                row["median_depth"],
+            ]
+            for row in records
+        ],
+    )
+    typer.echo("\nAgreement: Spearman correlation over relations, p by permutation")
+    print_table(
+        ["first", "second", "best scores", "p", "relations", "depths", "p", "relations"],
+        [
+            [
+                pair["first"],
+                pair["second"],
+                pair["score"],
+                None if pair["score_p"] is None else number(pair["score_p"]),
+                pair["n_score"],
+                pair["depth"],
+                None if pair["depth_p"] is None else number(pair["depth_p"]),
+                pair["n_depth"],
+            ]
+            for pair in agreement
+        ],
+    )
+
+
+def _print_changes(step: HeadChanges) -> None:
+    from headatlas.figures.changes import describe_changes
+
+    typer.echo("")
+    print_text(f"Head by head, from {step.a} (a) to {step.b} (b)")
+    print_text(describe_changes(step).replace(". ", ".\n"))
+    if len(step.relations):
+        typer.echo("")
+        names = [
+            *("relation", "sign", "called_a", "called_b", "called_both"),
+            *("lost", "gained", "weaker", "stronger", "best_a", "best_b", "total"),
+        ]
+        print_table(
+            [name.replace("_", " ") for name in names],
+            [[row[name] for name in names] for row in step.relations.to_dict("records")],
+        )
+    rows = step.changes
+    if len(rows):
+        typer.echo("")
+        print_table(
+            ["head", "relation", "sign", "a", "b", "difference", "95 % interval", "q", "change", "called"],
+            [
+                [
+                    f"{row['layer']}.{row['head']}",
+                    row["relation"],
+                    row["sign"],
+                    row["score_a"],
+                    row["score_b"],
+                    row["difference"],
+                    f"{row['low']:.2f} to {row['high']:.2f}",
+                    number(row["q"]),
+                    row["change"] or "not shown",
+                    row["called"] or "neither",
+                ]
+                for row in rows.head(N_CHANGES).to_dict("records")
+            ],
+        )
+    if len(rows) > N_CHANGES:
+        say(f"{len(rows) - N_CHANGES} more rows; --json has them all")

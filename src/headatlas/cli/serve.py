@@ -1,0 +1,73 @@
+"""``serve``: an atlas with its model behind it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from headatlas.cli.evidence import ModelOption
+from headatlas.cli.options import AtlasArgument, computes
+from headatlas.cli.output import print_text, progress_shown, say, stopping
+from headatlas.options import Compute
+
+STOPPED_SERVING = "stopped; nothing was stored"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command("serve")(serve_command)
+
+
+@computes("device", "max_memory")
+def serve_command(
+    folder: AtlasArgument,
+    compute: Compute,
+    model: ModelOption = None,
+    port: Annotated[
+        int, typer.Option("--port", metavar="N", min=0, max=65535, help="Listen at this port; 0: a free one.")
+    ] = 0,
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host", metavar="ADDRESS", help="Listen at this address. All but loopback ask for a token."
+        ),
+    ] = "127.0.0.1",
+    open_browser: Annotated[
+        bool, typer.Option("--open/--no-open", help="Open the page in a browser.")
+    ] = False,
+) -> None:
+    """Show an atlas's page and answer questions there: your own pairs, words and texts.
+
+    The model is opened once and kept in memory. The address is printed; with --host it holds a token, made
+    anew each time or taken from the environment variable HEADATLAS_TOKEN. Nothing is stored. Ctrl-C ends it.
+    """
+    from headatlas.atlas import Atlas
+    from headatlas.serving.run import (
+        access_for,
+        address_of,
+        application,
+        listen,
+        open_answers,
+        serve_until_stopped,
+    )
+
+    atlas = Atlas.open(folder)
+    access = access_for(host)
+    listening = listen(host, port)
+    with listening, stopping(lambda: STOPPED_SERVING):
+        with progress_shown() as progress:
+            answers = open_answers(atlas, model, None, compute, progress)
+        app = application(atlas, answers, access)
+        address = address_of(listening, access)
+
+        def ready() -> None:
+            print_text(address)
+            say(f"{atlas.model_name} is answered at this address; Ctrl-C ends it.")
+            if open_browser:
+                import webbrowser
+
+                webbrowser.open(address)
+
+        serve_until_stopped(app, listening, ready)
+        say(STOPPED_SERVING)
