@@ -97,12 +97,15 @@ def evaluated(script: str) -> str:
         (" Lima ", ["/api/word", {"word": "Lima"}]),
         ("a = b, and a text", ["/api/text", {"text": "a = b, and a text"}]),
         ("=x", ["/api/word", {"word": "=x"}]),
+        ("->", ["/api/word", {"word": "->"}]),
+        ("France → Paris, Spain ->", {"wrong": "A pair has two sides: France → Paris."}),
     ],
 )
 def test_what_is_typed_on_the_page(typed: str, question: object) -> None:
     script = (
         'import { parseQuestion } from "./questions.mjs";'
-        f"const q = parseQuestion({json.dumps(typed)}); console.log(JSON.stringify(q && [q.path, q.body]));"
+        f"const q = parseQuestion({json.dumps(typed)});"
+        "console.log(JSON.stringify(q && (q.path ? [q.path, q.body] : q)));"
     )
     assert json.loads(evaluated(script)) == question
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import re
 from html import escape
@@ -151,7 +150,7 @@ class Plots:
 
         figure = self.categories(caption=False, dpi=SCREEN_DPI)
         shown = base64.b64encode(figure_bytes(figure, "png")).decode("ascii")
-        alternative = html.escape(safe_text(getattr(figure, "description", "")))
+        alternative = escape(safe_text(getattr(figure, "description", "")))
         return f'<img alt="{alternative}" width="{SCREEN_WIDTH}" src="data:image/png;base64,{shown}">'
 
     def data(self, kind: str, panels: Panels = "category") -> pd.DataFrame:

@@ -15,6 +15,7 @@ from typing import Any
 from headatlas.atlas import Atlas
 from headatlas.atlas.cards import STATEMENTS, caption_with_coverage, group_size
 from headatlas.atlas.evidence import CRITERIA
+from headatlas.errors import HeadatlasError
 from headatlas.report.packed import head_section, rank_section, salience_section, word_section
 
 FORMAT = 2
@@ -38,9 +39,13 @@ def page_data(atlas: Atlas, *, alternative: str, in_words: str, q_at: Sequence[i
         :mod:`headatlas.report.packed`. Where there is evidence, ``evidence`` holds what its words mean.
 
     Raises:
-        HeadatlasError: A k of `q_at` is above the ceiling.
+        HeadatlasError: A k of ``q_at`` is not from 1 to the ceiling.
     """
     categories = list(atlas.category_names)
+    ceiling = int(atlas.provenance["ceiling"])
+    for k in q_at:
+        if not 1 <= k <= ceiling:
+            raise HeadatlasError(f"`q_at` is {k}: ranks are stored for k from 1 to {ceiling}.")
     calibrated = [atlas, *(atlas.at(k=k, k_copy=k) for k in q_at)]
     return {
         "format": FORMAT,

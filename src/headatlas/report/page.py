@@ -64,13 +64,13 @@ def write_report(atlas: Atlas, path: str | Path, q_at: Sequence[int] = ()) -> Pa
     return where
 
 
-def report_html(atlas: Atlas, q_at: Sequence[int] = (), *, live: bool = False, opens: str = "") -> str:
+def report_html(atlas: Atlas, q_at: Sequence[int] = (), *, opens: str = "", live: bool = False) -> str:
     """The interactive page of an atlas as one HTML document that loads nothing.
 
     Args:
         atlas, q_at: As for :func:`write_report`.
-        live: Whether the server that the page comes from answers questions.
         opens: The fragment it opens with where its address has none: ``head=23.4``.
+        live: Whether the server that the page comes from answers questions.
     """
     # Imported here: the figure in words needs SciPy's statistics, the rest of the page does not.
     from headatlas.figures.describe import alt_text, describe

@@ -62,7 +62,9 @@ function drawAll(atlas, { main, sides, grid, legend }, view) {
   const shown = (heads) => (cell) =>
     reading.level[cell] > 0 && (!heads || heads[cell] > 0) && (!only || only[cell] > 0);
   const passes = Uint8Array.from({ length: atlas.nCells }, (_, cell) => (shown(null)(cell) ? 1 : 0));
-  const marked = painted.measure?.behaviour ? painted.measure.behaviour.called : passes;
+  // Values from elsewhere have no criterion that a head could pass.
+  const elsewhere = painted.kind === "values" && !painted.measure;
+  const marked = painted.measure?.behaviour ? painted.measure.behaviour.called : elsewhere ? null : passes;
   if (painted.kind === "kinds") main.draw(painted.classOf);
   else if (levels) main.draw(maskOf(atlas, painted.classOf, shown(null)));
   else main.draw(painted.classOf, marked);
@@ -71,7 +73,7 @@ function drawAll(atlas, { main, sides, grid, legend }, view) {
   main.setCount(
     painted.measure?.behaviour
       ? count(sum(marked), "head called", "heads called")
-      : count(painted.tally ? painted.tally.reduce((all, [, n]) => all + n, 0) : counts[0].total, "head"),
+      : count(countOf(painted, counts[0].total), "head"),
   );
   const asked = atlas.categories.map(
     (_, at) => !chosen || atlas.scored.some((each) => each.category === at && chosen.has(each.index)),
@@ -86,6 +88,13 @@ function drawAll(atlas, { main, sides, grid, legend }, view) {
     panel.setCount(count(counts[at + 1].total, "head"));
   });
   legend.sync(painted, counts[0].levels, atlas.nMapped - counts[0].total, view);
+}
+
+/** How many heads a painting is about. */
+function countOf(painted, passing) {
+  if (painted.tally) return painted.tally.reduce((all, [, n]) => all + n, 0);
+  if (painted.kind === "values" && !painted.measure) return painted.classOf.filter(Boolean).length;
+  return passing;
 }
 
 /** Scores of the relations of one category. */

@@ -48,6 +48,10 @@ function submit(live, event) {
   event.preventDefault();
   const question = parseQuestion(live.input.value);
   if (question === null) return;
+  if ("wrong" in question) {
+    live.status.textContent = question.wrong;
+    return;
+  }
   live.question = question;
   const show = { "/api/pairs": showPairs, "/api/word": showWord, "/api/text": showText }[question.path];
   void ask(live, question.path, question.body, (found) => {

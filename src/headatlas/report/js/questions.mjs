@@ -1,6 +1,6 @@
 /** Questions as they are typed, and answers as they are shown. Pure functions, no document. */
 
-/** What was typed, as a question: pairs (one a line or between commas), a word, or a text. */
+/** What was typed, as a question: pairs (one a line or between commas), a word, or a text; or what is wrong with it. */
 export function parseQuestion(typed) {
   const text = typed.trim();
   if (text === "") return null;
@@ -11,6 +11,9 @@ export function parseQuestion(typed) {
   const pairs = parts.map((part) => part.split(/\s*(?:→|->|=)\s*/));
   if (parts.length && pairs.every((pair) => pair.length === 2 && pair[0] && pair[1])) {
     return { path: "/api/pairs", body: { pairs: pairs.map(([source, target]) => ({ source, target })) } };
+  }
+  if (parts.some((part) => /\S\s*(→|->)$|^(→|->)\s*\S/.test(part))) {
+    return { wrong: "A pair has two sides: France → Paris." };
   }
   if (!/\s/.test(text)) return { path: "/api/word", body: { word: text } };
   return { path: "/api/text", body: { text } };
