@@ -12,7 +12,7 @@ from experiments.worth_agreement import Floats, shown
 from experiments.worth_scores import Bench, Scores
 from headatlas.evidence.ablation_hooks import Head, ablated
 from headatlas.evidence.statistics import area, mean
-from headatlas.evidence.tasks import Task, answers, make_task
+from headatlas.evidence.tasks import Questions, Task, make_task
 from headatlas.evidence.texts import read_templates
 
 if TYPE_CHECKING:
@@ -32,10 +32,11 @@ def first_heads(scores: Floats, n: int) -> list[Head]:
 
 
 class _Asked:
-    """A task, and what the model answers without heads; the same heads are not tried twice."""
+    """A task, and what the model answers without heads, none first; the same heads are not tried twice."""
 
     def __init__(self, bench: Bench, modules: PreTrainedModel, task: Task) -> None:
         self._bench, self._modules, self._task = bench, modules, task
+        self._questions = Questions(bench.model, modules, task.prompts)
         self._known: dict[frozenset[Head], Floats] = {}
 
     def without(self, heads: Sequence[Head]) -> Floats:
@@ -43,7 +44,7 @@ class _Asked:
         key = frozenset(heads)
         if key not in self._known:
             with ablated(self._bench.model, self._modules, sorted(key)):
-                found = answers(self._modules, self._task.prompts)
+                found = self._questions.answers({layer for layer, _ in key})
             self._known[key] = self._task.correct(found).astype(np.float64)
         return self._known[key]
 

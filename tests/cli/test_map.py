@@ -19,9 +19,10 @@ import pytest
 
 from headatlas.atlas import Atlas
 from headatlas.cli.map import map_summary, size
+from headatlas.cli.output import progress_shown
 from headatlas.errors import HeadatlasError
 from headatlas.options import Compute, Thresholds
-from headatlas.progress import Progress, duration, progress_display
+from headatlas.progress import Progress, duration
 from headatlas.relations import NOT_DRAWN, core
 from headatlas.relations.relation import TokenisedRelation
 from tests.atlas.made import tokenised, write_atlas
@@ -217,7 +218,7 @@ def test_plain_progress_is_short_and_has_the_time_left(
 ) -> None:
     clock = iter(range(0, 1000, 2))
     monkeypatch.setattr("headatlas.progress.time.monotonic", lambda: float(next(clock)))
-    with progress_display() as progress:
+    with progress_shown() as progress:
         progress(Progress("open", 0, 0, "some-model"))
         progress(Progress("open", 0, 0, "some-model"))  # the command, then the run itself
         progress(Progress("states", 0, 1, "prefix 1 of 4"))

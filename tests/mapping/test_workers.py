@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,6 +115,19 @@ def test_what_is_in_work_is_kept_when_reading_fails() -> None:
         for layer, _ in rank_here(layout, workers, layers(5, fails_at=2), ceiling=32, stats=Stats()):
             kept.append(layer)
     assert sorted(kept) == [0, 1]
+
+
+def test_layers_that_are_done_come_before_an_error() -> None:
+    ranks = object()
+    failed: Future[Any] = Future()
+    failed.set_exception(HeadatlasError("no more"))
+    done: Future[Any] = Future()
+    done.set_result((ranks, Stats()))
+    kept = []
+    with pytest.raises(HeadatlasError, match="no more"):
+        for layer, _ in side_by_side._delivered({failed: 0, done: 1}, [failed, done], Stats()):
+            kept.append(layer)
+    assert kept == [1]
 
 
 @pytest.mark.parametrize(("worth", "expected"), [(0, 4), (side_by_side.WORTH_TRIMMING, 0)])

@@ -173,8 +173,8 @@ def rank_here(
 def _delivered(
     waiting: _Waiting, futures: Iterable[Future[tuple[LayerRanks, Stats]]], stats: Stats
 ) -> Iterator[tuple[int, LayerRanks]]:
-    """Layers that are done, taken out of those waited for."""
-    for future in futures:
+    """Layers that are done, taken out of those waited for; an error comes after what can be kept."""
+    for future in sorted(futures, key=lambda one: one.exception() is not None):
         layer = waiting.pop(future)
         ranks, mine = future.result()
         stats.add(mine)
