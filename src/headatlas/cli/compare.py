@@ -14,6 +14,7 @@ from headatlas.cli.options import (
     AsJson,
     Lens,
     OutFile,
+    PlottedData,
     Relations,
     Sources,
     Width,
@@ -38,6 +39,7 @@ from headatlas.options import Compute, Look, Preset
 
 if TYPE_CHECKING:
     from headatlas.arrangement.changes import HeadChanges
+    from headatlas.arrangement.comparison import Comparison
     from headatlas.atlas import Atlas
 
 N_CHANGES = 20
@@ -47,6 +49,31 @@ STOPPED = "stopped; with --maps DIR, layers that are done are saved, and the sam
 def register(app: typer.Typer) -> None:
     """Add the command of this module."""
     app.command("compare")(compare_command)
+
+
+Kind = Annotated[
+    Literal["heads", "trajectory", "relations"] | None,
+    typer.Option(
+        "--kind",
+        help="The figure: heads that changed (two of one shape), relations over models in order, or "
+        "relations side by side. Default: the first that fits.",
+    ),
+]
+Maps = Annotated[
+    Path | None,
+    typer.Option(
+        "--maps",
+        metavar="FOLDER",
+        help="Keep the atlases of models here, and go on with those that are here. Default: not kept.",
+        parser=output_path,
+    ),
+]
+LensOfModels = Annotated[
+    Lens | None,
+    typer.Option(
+        "--lens", help="Of models: how a head sees a token. Default: as the first atlas, or neutral."
+    ),
+]
 
 
 @computes("device", "max_memory", "stream")
@@ -59,36 +86,11 @@ def compare_command(
     look: Look,
     compute: Compute,
     out: OutFile = None,
-    kind: Annotated[
-        Literal["heads", "trajectory", "relations"] | None,
-        typer.Option(
-            "--kind",
-            help="The figure: heads that changed (two of one shape), relations over models in order, or "
-            "relations side by side. Default: the first that fits.",
-        ),
-    ] = None,
+    kind: Kind = None,
     width: Width = "170mm",
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data", metavar="FILE", help="Also write the plotted data, as CSV.", parser=output_path
-        ),
-    ] = None,
-    maps: Annotated[
-        Path | None,
-        typer.Option(
-            "--maps",
-            metavar="FOLDER",
-            help="Keep the atlases of models here, and go on with those that are here. Default: not kept.",
-            parser=output_path,
-        ),
-    ] = None,
-    lens: Annotated[
-        Lens | None,
-        typer.Option(
-            "--lens", help="Of models: how a head sees a token. Default: as the first atlas, or neutral."
-        ),
-    ] = None,
+    data: PlottedData = None,
+    maps: Maps = None,
+    lens: LensOfModels = None,
     relations: Relations = None,
     sources: Sources = None,
     as_json: AsJson = False,
@@ -109,14 +111,26 @@ def compare_command(
     asked = names_of(relations, "relations")
     atlases = [read(atlas) for atlas in _given(places, maps, lens, asked, sources, preset, compute)]
     from headatlas.arrangement import compare
-    from headatlas.atlas.export import plain_records
     from headatlas.figures.compare import comparison_data, comparison_kind, draw_comparison
 
     found = compare(*atlases)
-    records = plain_records(found.table)
-    agreement = [asdict(pair) for pair in found.agreement]
     if out is not None or data is not None:
         comparison_kind(found, kind)
+    _say_found(atlases, found, as_json)
+    if out is not None:
+        save_figure(draw_comparison(found, width_mm, kind, look), out)
+    if data is not None:
+        from headatlas.figures.plots import write_table
+
+        say(f"written: {write_table(comparison_data(found, kind), data)}")
+
+
+def _say_found(atlases: Sequence[Atlas], found: Comparison, as_json: bool) -> None:
+    """Print a comparison."""
+    from headatlas.atlas.export import plain_records
+
+    records = plain_records(found.table)
+    agreement = [asdict(pair) for pair in found.agreement]
     if as_json:
         print_rows(
             atlases,
@@ -127,22 +141,16 @@ def compare_command(
             changes=[step.to_dict() for step in found.changes],
             not_by_head=found.not_by_head,
         )
-    else:
-        for atlas in atlases:
-            say(atlas.caption())
-        for name, why in found.left_out.items():
-            say(f"not compared: {name} ({why})")
-        _print_relations(records, agreement)
-        for step in found.changes:
-            _print_changes(step)
-        if found.not_by_head:
-            say(found.not_by_head)
-    if out is not None:
-        save_figure(draw_comparison(found, width_mm, kind, look), out)
-    if data is not None:
-        from headatlas.figures.plots import write_table
-
-        say(f"written: {write_table(comparison_data(found, kind), data)}")
+        return
+    for atlas in atlases:
+        say(atlas.caption())
+    for name, why in found.left_out.items():
+        say(f"not compared: {name} ({why})")
+    _print_relations(records, agreement)
+    for step in found.changes:
+        _print_changes(step)
+    if found.not_by_head:
+        say(found.not_by_head)
 
 
 def _given(

@@ -160,6 +160,10 @@ OutFile = Annotated[
     Path | None,
     out_option("Also draw it: .png, .svg or .pdf."),
 ]
+PlottedData = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="FILE", help="Also write the plotted data, as CSV.", parser=output_path),
+]
 
 _KINDS: dict[str, Any] = {
     "k": int,

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from headatlas.addresses import output_path
-from headatlas.cli.options import Width, draws, names_of, out_option, reads_atlas
+from headatlas.cli.options import PlottedData, Width, draws, names_of, out_option, reads_atlas
 from headatlas.cli.output import parse_width, say
 from headatlas.errors import HeadatlasError
 from headatlas.options import Look
@@ -49,12 +48,7 @@ def plot_command(
         ),
     ] = None,
     width: Width = "170mm",
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data", metavar="FILE", help="Also write the plotted data, as CSV.", parser=output_path
-        ),
-    ] = None,
+    data: PlottedData = None,
 ) -> None:
     """Draw a figure into a file."""
     from headatlas.figures import plot
