@@ -16,13 +16,9 @@ from headatlas.figures.colours import Palette
 from headatlas.figures.grids import Which, choose
 from headatlas.figures.page import (
     DEFAULT_LOOK,
-    MARGIN,
     AtlasFigure,
     Key,
     Page,
-    panel_columns,
-    panel_height,
-    style,
 )
 from headatlas.figures.panels import Cell
 from headatlas.options import Look
@@ -63,14 +59,10 @@ def draw_behaviours(
     there = {each.name: each for each in BEHAVIOURS if each.name in rows}
     shown = [there[name] for name in choose(which, list(there), "behaviour")]
     page = Page(width_mm, look, title=title, description=_words(rows, shown))
-    columns = panel_columns(page, len(shown), shape[0], str(shape[1] - 1), smallest=25.0)
-    height = panel_height(shape[1], columns.cell, columns.width, flat=0.8)
     seen = np.isin(np.arange(shape[0]), frame["layer"])
 
-    def draw(ax: Axes, each: Behaviour, first: bool) -> None:
-        cell = (columns.cell, height / shape[1])
+    def cells(ax: Axes, each: Behaviour, cell: Cell) -> None:
         draw_behaviour_panel(ax, rows[each.name], seen, shape[1], page.palette, cell=cell)
-        panels.cell_axes(page, ax, shape, (columns.width, height), first=first)
 
     def scale(x: float, y: float, width: float, *, draw: bool = True) -> float:
         palette = page.palette
@@ -79,12 +71,15 @@ def draw_behaviours(
         colours = palette.scores(panels.STEPS + 1)
         return panels.colour_bar(page, {"share of attention": colours}, keys, (x, y, width), draw=draw)
 
-    placed = columns.rows(shown)
-    with style(page.palette):
-        y = page.panels(
-            columns, MARGIN, placed, height, title=lambda each: _title(rows[each.name], each), draw=draw
-        )
-        return page.finish(page.beside_or_below(columns, y, height, len(placed[-1]), scale), caption)
+    return panels.draw_measures(
+        page,
+        shown,
+        shape,
+        caption,
+        cells=cells,
+        title=lambda each: _title(rows[each.name], each),
+        scale=scale,
+    )
 
 
 def draw_behaviour_panel(

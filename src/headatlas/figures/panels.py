@@ -6,9 +6,9 @@ A panel stands on a page of ours, or in axes that the user made, in the user's o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,7 +21,22 @@ from numpy.typing import NDArray
 
 from headatlas.errors import HeadatlasError
 from headatlas.figures.colours import Palette
-from headatlas.figures.page import FONT_PT, LINE, MM, Key, Page, round_ticks, text_width, wrap
+from headatlas.figures.page import (
+    FONT_PT,
+    LINE,
+    MARGIN,
+    MM,
+    AtlasFigure,
+    Key,
+    Page,
+    Put,
+    panel_columns,
+    panel_height,
+    round_ticks,
+    style,
+    text_width,
+    wrap,
+)
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
@@ -227,6 +242,43 @@ def colour_bar(
 
 
 # In the user's axes -------------------------------------------------------------------------------------
+
+
+_T = TypeVar("_T")
+
+
+def draw_measures(
+    page: Page,
+    shown: Sequence[_T],
+    shape: tuple[int, int],
+    caption: str,
+    *,
+    cells: Callable[[Axes, _T, Cell], None],
+    title: Callable[[_T], str],
+    scale: Put,
+) -> AtlasFigure:
+    """A panel [layer × head] a measure of heads, as many in a row as can be read, with their scale.
+
+    Args:
+        page: The page.
+        shown: The measures.
+        shape: Layers and heads of the model.
+        caption: The line under the figure.
+        cells: Draws those of a measure, of this size, into axes.
+        title: Of a measure's panel.
+        scale: Puts the scale where there is room.
+    """
+    columns = panel_columns(page, len(shown), shape[0], str(shape[1] - 1), smallest=25.0)
+    height = panel_height(shape[1], columns.cell, columns.width, flat=0.8)
+
+    def draw(ax: Axes, each: _T, first: bool) -> None:
+        cells(ax, each, (columns.cell, height / shape[1]))
+        cell_axes(page, ax, shape, (columns.width, height), first=first)
+
+    placed = columns.rows(shown)
+    with style(page.palette):
+        y = page.panels(columns, MARGIN, placed, height, title=title, draw=draw)
+        return page.finish(page.beside_or_below(columns, y, height, len(placed[-1]), scale), caption)
 
 
 def only_panel(names: Sequence[str]) -> str:

@@ -15,12 +15,8 @@ from headatlas.figures.colours import Palette
 from headatlas.figures.grids import Which, choose
 from headatlas.figures.page import (
     DEFAULT_LOOK,
-    MARGIN,
     AtlasFigure,
     Page,
-    panel_columns,
-    panel_height,
-    style,
 )
 from headatlas.figures.panels import Cell
 from headatlas.options import Look
@@ -84,14 +80,10 @@ def draw_salience(
     known = {each.name: each for each in MEASURES}
     shown = [known[name] for name in choose(which, list(known), "measure")]
     page = Page(width_mm, look, title=title, description=_words(frame, shown))
-    columns = panel_columns(page, len(shown), shape[0], str(shape[1] - 1), smallest=25.0)
-    height = panel_height(shape[1], columns.cell, columns.width, flat=0.8)
     seen = np.isin(np.arange(shape[0]), frame["layer"])
 
-    def draw(ax: Axes, each: Measure, first: bool) -> None:
-        cell = (columns.cell, height / shape[1])
+    def cells(ax: Axes, each: Measure, cell: Cell) -> None:
         draw_measure_panel(ax, frame, each, seen, shape[1], page.palette, cell=cell)
-        panels.cell_axes(page, ax, shape, (columns.width, height), first=first)
 
     def scale(x: float, y: float, width: float, *, draw: bool = True) -> float:
         palette = page.palette
@@ -101,10 +93,9 @@ def draw_salience(
         keys = panels.not_mapped_keys(seen, palette)
         return panels.colour_bar(page, named, keys, (x, y, width), draw=draw)
 
-    placed = columns.rows(shown)
-    with style(page.palette):
-        y = page.panels(columns, MARGIN, placed, height, title=lambda each: _title(frame, each), draw=draw)
-        return page.finish(page.beside_or_below(columns, y, height, len(placed[-1]), scale), caption)
+    return panels.draw_measures(
+        page, shown, shape, caption, cells=cells, title=lambda each: _title(frame, each), scale=scale
+    )
 
 
 def draw_measure_panel(
