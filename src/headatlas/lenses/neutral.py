@@ -156,14 +156,13 @@ class NeutralParts:
         done = total - len(prefixes) * sum(map(len, todo))
         with or_lens_maps(), running(model, device) as modules:
             for part in todo:
-                collector = Collector(model, layers, len(part), len(prefixes), control=False)
 
                 def tell(more: int, _: int, before: int = done) -> None:
                     if progress is not None:
                         progress(before + more, total)
 
-                with collector.hooked(modules):
-                    _forward(model, modules, rows, [sources[at] for at in part], collector, tell)
+                some = [sources[at] for at in part]
+                collector = collected(model, modules, some, rows, tell, control=False)
                 states = np.stack([collector.layer(layer).x.numpy() for layer in layers])
                 save_array(folder, _part_file(part), states)
                 done += len(prefixes) * len(part)
@@ -199,6 +198,8 @@ def collected(
     sources: Sequence[tuple[int, ...]],
     prefixes: Sequence[list[int]],
     progress: Callable[[int, int], None] | None = None,
+    *,
+    control: bool = True,
 ) -> Collector:
     """Send every (prefix, source) row through modules in memory; the states stay in memory, too.
 
@@ -206,8 +207,9 @@ def collected(
         model, sources, progress: As for :meth:`NeutralStates.compute`.
         modules: The model's modules, in float32 and evaluation mode.
         prefixes: Token ids of each, from :func:`prefix_row`.
+        control: Whether the states of the no-head control are kept, too.
     """
-    collector = Collector(model, model.layers_with_heads, len(sources), len(prefixes))
+    collector = Collector(model, model.layers_with_heads, len(sources), len(prefixes), control=control)
     with collector.hooked(modules), torch.inference_mode(), strict_products():
         _forward(model, modules, prefixes, sources, collector, progress)
     return collector
