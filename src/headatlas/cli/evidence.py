@@ -41,6 +41,26 @@ TemplateFile = Annotated[
     typer.Option("--templates", metavar="FILE", help="JSON with your own texts. Default: the shipped ones."),
 ]
 NoFigures = Annotated[bool, typer.Option("--no-figures", help="Draw nothing.")]
+AblateHeads = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ablate-heads",
+        metavar="LAYER.HEAD,…",
+        help="Ablate these heads together, such as 23.4,24.5, and say what is lost on running texts, and "
+        "on the tasks of --only, beside random heads of the same layers.",
+    ),
+]
+Shots = Annotated[int, typer.Option("--shots", metavar="N", min=0, help="Examples before each question.")]
+Method = Annotated[
+    Literal["zero", "mean"],
+    typer.Option("--method", help="What takes the place of a head's output: nothing, or its mean."),
+]
+Questions = Annotated[
+    int, typer.Option("--sources", metavar="N", help="At most so many questions a relation.")
+]
+MaxHeads = Annotated[int, typer.Option("--max-heads", metavar="N", help="At most so many heads are ablated.")]
+Draws = Annotated[int, typer.Option("--draws", metavar="N", help="Draws of random heads.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of the draws.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -185,31 +205,14 @@ def ablation_command(
     compute: Compute,
     model: ModelOption = None,
     only: Only = None,
-    ablate_heads: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--ablate-heads",
-            metavar="LAYER.HEAD,…",
-            help="Ablate these heads together, such as 23.4,24.5, and say what is lost on running texts, and "
-            "on the tasks of --only, beside random heads of the same layers.",
-        ),
-    ] = None,
+    ablate_heads: AblateHeads = None,
     templates: TemplateFile = None,
-    shots: Annotated[
-        int, typer.Option("--shots", metavar="N", min=0, help="Examples before each question.")
-    ] = 5,
-    method: Annotated[
-        Literal["zero", "mean"],
-        typer.Option("--method", help="What takes the place of a head's output: nothing, or its mean."),
-    ] = "zero",
-    sources: Annotated[
-        int, typer.Option("--sources", metavar="N", help="At most so many questions a relation.")
-    ] = 64,
-    max_heads: Annotated[
-        int, typer.Option("--max-heads", metavar="N", help="At most so many heads are ablated.")
-    ] = 32,
-    draws: Annotated[int, typer.Option("--draws", metavar="N", help="Draws of random heads.")] = 5,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the draws.")] = 0,
+    shots: Shots = 5,
+    method: Method = "zero",
+    sources: Questions = 64,
+    max_heads: MaxHeads = 32,
+    draws: Draws = 5,
+    seed: Seed = 0,
     no_figures: NoFigures = False,
     as_json: AsJson = False,
 ) -> None:
