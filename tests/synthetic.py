@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import xarray as xr
 
 from headatlas.atlas import Atlas
+from headatlas.atlas.ablations import store_dataset
+from headatlas.atlas.behaviours import looking_path
 from headatlas.atlas.layout import Layout, build_layout
 from headatlas.atlas.store import CELL_BEYOND, AtlasWriter, LayerRanks, create_store
 from headatlas.relations.relation import Pair, Relation, TokenisedPair, TokenisedRelation
@@ -116,3 +120,28 @@ def make_atlas(
         rng = np.random.default_rng([seed, layer])
         writer.write(layer, _layer(layout, n_heads, layer / max(1, n_layers - 1), rng))
     return Atlas.open(path)
+
+
+def make_behaviours(
+    group: Path, n_layers: int, n_heads: int, names: Sequence[str], looks: tuple[int, int]
+) -> None:
+    """Store measured attention: one head is called for the first name; ``distance`` is not tested."""
+    shape = (len(names), n_layers, n_heads)
+    value, p = np.full(shape, 0.2), np.full(shape, 0.5)
+    value[0][looks], p[0][looks] = 0.9, 1e-9
+    untested = names.index("distance")
+    value[untested], p[untested] = 3.0, np.nan
+    arrays = {
+        "value": value,
+        "expected": np.full(shape, 0.2),
+        "low": value - 0.1,
+        "high": value + 0.1,
+        "p": p,
+    }
+    data = xr.Dataset(
+        {name: (("behaviour", "layer", "head"), array) for name, array in arrays.items()}
+        | {"n_sequences": ("behaviour", np.full(len(names), 9))},
+        coords={"behaviour": np.array(names, dtype=np.dtypes.StringDType())},
+    )
+    texts = {"source": "", "texts": 9, "repeated": 1, "length": 64}
+    store_dataset(looking_path(group), data, {"texts": texts, "digest": "x"})

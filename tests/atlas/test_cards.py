@@ -7,16 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import xarray as xr
 
 from headatlas.atlas import Atlas, cards
-from headatlas.atlas.ablations import store_dataset
-from headatlas.atlas.behaviours import looking_path
 from headatlas.atlas.cards import coverage_sentence, search, similar_heads, wanted_of, words_of
 from headatlas.atlas.evidence import evidence_group
 from headatlas.atlas.labels import BY_ATTENTION, BY_MAPPINGS, LABEL_COLUMNS, UNCLEAR, store_labels
 from headatlas.errors import HeadatlasError
-from tests.synthetic import make_atlas
+from tests.synthetic import make_atlas, make_behaviours
 
 N_LAYERS, N_HEADS = 3, 4
 LOOKS = (1, 2)
@@ -34,28 +31,7 @@ def watched(atlas: Atlas) -> Atlas:
     """With attention of every head, of which one is called, and labels of three heads."""
     assert atlas.path is not None
     group = evidence_group(atlas.path)
-    shape = (2, N_LAYERS, N_HEADS)
-    value, p = np.full(shape, 0.2), np.full(shape, 0.5)
-    value[0][LOOKS], p[0][LOOKS] = 0.9, 1e-9
-    value[1] = 3.0
-    p[1] = np.nan  # the distance is not tested
-    names = ["previous_token", "distance"]
-    arrays = {
-        "value": value,
-        "expected": np.full(shape, 0.2),
-        "low": value - 0.1,
-        "high": value + 0.1,
-        "p": p,
-    }
-    data = xr.Dataset(
-        {
-            **{name: (("behaviour", "layer", "head"), array) for name, array in arrays.items()},
-            "n_sequences": ("behaviour", np.array([9, 9])),
-        },
-        coords={"behaviour": np.array(names, dtype=np.dtypes.StringDType())},
-    )
-    texts = {"source": "", "texts": 9, "repeated": 1, "length": 64}
-    store_dataset(looking_path(group), data, {"texts": texts, "digest": "x"})
+    make_behaviours(group, N_LAYERS, N_HEADS, ["previous_token", "distance"], LOOKS)
     rows = [
         (*LABELLED, "copies names", "9 of 15", 0.8, 0.2, 0.1, "rules 1", BY_MAPPINGS),
         (0, 2, UNCLEAR, "", 0.2, 0.2, 0.1, "rules 1", BY_MAPPINGS),

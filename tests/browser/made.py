@@ -10,12 +10,11 @@ import xarray as xr
 
 from headatlas.atlas import Atlas
 from headatlas.atlas.ablations import store_dataset
-from headatlas.atlas.behaviours import looking_path
 from headatlas.atlas.evidence import evidence_group
 from headatlas.atlas.labels import BY_ATTENTION, BY_MAPPINGS, LABEL_COLUMNS, store_labels
 from headatlas.atlas.salience import N_DIRECTIONS, N_SOURCES, N_TOKENS, salience_path
 from tests.report.made_up import atlas_of, relation
-from tests.synthetic import make_atlas
+from tests.synthetic import make_atlas, make_behaviours
 
 N_LAYERS, N_HEADS, D_HEAD = 6, 4, 4
 LABELLED, LOOKS = (2, 1), (3, 2)
@@ -65,34 +64,13 @@ def hostile_atlas(path: Path) -> Atlas:
 
 def _add_evidence(path: Path, tokens: tuple[str, ...], label: str) -> None:
     group = evidence_group(path)
-    _add_behaviours(group)
+    names = ["previous_token", "first_position", "distance"]
+    make_behaviours(group, N_LAYERS, N_HEADS, names, LOOKS)
     _add_salience(group, tokens)
     mappings = (*LABELLED, label, "9 of 15", 0.8, 0.2, 0.1, "rules 1", BY_MAPPINGS)
     attention = (*LOOKS, "looks at the previous token", "q 0", *[np.nan] * 3, "rules 1", BY_ATTENTION)
     frame = pd.DataFrame([mappings, attention], columns=list(LABEL_COLUMNS))
     store_labels(group, frame, {"author": "rules 1"})
-
-
-def _add_behaviours(group: Path) -> None:
-    names = ["previous_token", "first_position", "distance"]
-    shape = (len(names), N_LAYERS, N_HEADS)
-    value, p = np.full(shape, 0.2), np.full(shape, 0.5)
-    value[0][LOOKS], p[0][LOOKS] = 0.9, 1e-9
-    value[2], p[2] = 3.0, np.nan  # the distance is not tested
-    arrays = {
-        "value": value,
-        "expected": np.full(shape, 0.2),
-        "low": value - 0.1,
-        "high": value + 0.1,
-        "p": p,
-    }
-    data = xr.Dataset(
-        {name: (("behaviour", "layer", "head"), array) for name, array in arrays.items()}
-        | {"n_sequences": ("behaviour", np.full(len(names), 9))},
-        coords={"behaviour": _texts(names)},
-    )
-    texts = {"source": "", "texts": 9, "repeated": 1, "length": 64}
-    store_dataset(looking_path(group), data, {"texts": texts, "digest": "x"})
 
 
 def _add_salience(group: Path, tokens: tuple[str, ...]) -> None:
