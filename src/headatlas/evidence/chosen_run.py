@@ -34,7 +34,7 @@ from headatlas.atlas.evidence import evidence_group
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.ablation_hooks import Head, ablated, mean_outputs
 from headatlas.evidence.ablation_run import MIN_SOURCES, Choices
-from headatlas.evidence.opening import open_subject
+from headatlas.evidence.opening import Subject, open_subject
 from headatlas.evidence.tasks import Questions, Task, make_task
 from headatlas.evidence.texts import LENGTH, Ids, encode, read_templates, shipped_texts
 from headatlas.lenses.forward import prefix_ids, running
@@ -103,23 +103,7 @@ def run_chosen(
     opened = subject.prepared.model
     wanted = _checked(heads, opened)
     names = list(dict.fromkeys(atlas.known(name) for name in only or ()))
-    found, words = read_templates(templates), opened.tokenizer()
-    items, skipped = [_Items(RUNNING_TEXT, running_texts(words), None)], dict[str, str]()
-    for relation in subject.relations:
-        if (name := relation.relation.name) not in names:
-            continue
-        if name not in found.tasks:
-            skipped[name] = "there is no task template for it; give one with `templates`"
-            continue
-        task = make_task(relation, words, found.tasks[name], shots=chosen.shots, sources=chosen.sources)
-        if len(task.words) < MIN_SOURCES:
-            skipped[name] = f"{len(task.words)} pairs can be asked, at least {MIN_SOURCES} needed"
-        else:
-            items.append(_Items(name, task.prompts, task))
-    if not items[0].rows:
-        raise HeadatlasError(
-            f"{opened.checkpoint.spec}: its tokenizer makes {LENGTH} tokens of no shipped text."
-        )
+    items, skipped = _asked(subject, names, templates, chosen)
     orders = {CHOSEN: wanted, **_drawn(wanted, opened, chosen)}
     provenance: dict[str, Any] = {
         "heads": [f"{layer}.{head}" for layer, head in wanted],
@@ -140,6 +124,31 @@ def run_chosen(
             data = _measured(opened, modules, items, orders, chosen.method, tell)
         store_dataset(place, data, {**provenance, "digest": digest})
     return read_heads_ablation(place)
+
+
+def _asked(
+    subject: Subject, names: Sequence[str], templates: str | Path | None, chosen: Choices
+) -> tuple[list[_Items], dict[str, str]]:
+    """The running texts and the tasks of these relations, and why one is left out."""
+    opened = subject.prepared.model
+    found, words = read_templates(templates), opened.tokenizer()
+    items, skipped = [_Items(RUNNING_TEXT, running_texts(words), None)], dict[str, str]()
+    for relation in subject.relations:
+        if (name := relation.relation.name) not in names:
+            continue
+        if name not in found.tasks:
+            skipped[name] = "there is no task template for it; give one with `templates`"
+            continue
+        task = make_task(relation, words, found.tasks[name], shots=chosen.shots, sources=chosen.sources)
+        if len(task.words) < MIN_SOURCES:
+            skipped[name] = f"{len(task.words)} pairs can be asked, at least {MIN_SOURCES} needed"
+        else:
+            items.append(_Items(name, task.prompts, task))
+    if not items[0].rows:
+        raise HeadatlasError(
+            f"{opened.checkpoint.spec}: its tokenizer makes {LENGTH} tokens of no shipped text."
+        )
+    return items, skipped
 
 
 def _accepted(items: _Items) -> list[list[int]]:
