@@ -170,7 +170,10 @@ class OpenModel:
         if self._held is None:
             with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
                 where = Path(folder) / "states"
-                yield word_states(self.prepared, sources, where, self._machine, tell, last=last)
+                identity = str(self.prepared.provenance["model"]["weights_hash"])
+                yield word_states(
+                    self.prepared, sources, where, self._machine, tell, identity=identity, last=last
+                )
         elif lens.weights_only:
             yield _WithHeads(MapsStates(model, sources), self._heads)
         else:

@@ -124,7 +124,7 @@ def _computed(
     if len(found) == len(files):
         return found
     operations = Operations(Vocabulary.read(model.unembed, prepared.competing), chosen.ids)
-    states = _states(prepared, sources, work, identity, machine, tell)
+    states = word_states(prepared, sources, work, machine, tell, identity=identity, in_parts=True)
     for layer in sorted(files.keys() - found.keys()):
         tell(Progress("salience", len(found), len(files)))
         found[layer] = operations.layer(layer_inputs(prepared, states, layer))
@@ -135,34 +135,6 @@ def _computed(
     return found
 
 
-def _states(
-    prepared: PreparedMap,
-    sources: Sequence[tuple[int, ...]],
-    work: Path,
-    identity: str,
-    machine: Machine,
-    tell: Report,
-) -> States:
-    """The states of source tokens: of weights alone, or from a forward pass whose states are kept."""
-    model, lens = prepared.model, prepared.options.lens
-    if lens.weights_only:
-        return MapsStates(model, sources)
-    a_part = min(NeutralParts.part_size(model), len(sources))
-    streamed = streams_within(model, lens, a_part, None, machine)
-    if streamed:
-        streams_within(model, lens, len(sources), True, machine)
-    make = partial(StreamedStates, last=model.layers_with_heads[-1]) if streamed else NeutralParts.compute
-    return make(
-        model,
-        sources,
-        lens.prefixes,
-        work,
-        identity=identity,
-        device=machine.devices[0],
-        progress=lambda done, total: tell(Progress("states", done, total)),
-    )
-
-
 def word_states(
     prepared: PreparedMap,
     sources: Sequence[tuple[int, ...]],
@@ -170,21 +142,38 @@ def word_states(
     machine: Machine,
     tell: Report,
     *,
+    identity: str,
     last: int | None = None,
+    in_parts: bool = False,
 ) -> States:
-    """The states of sources, given as token ids, as the lens of a map sees them; up to layer ``last``."""
+    """The states of sources, given as token ids, as the lens of a map sees them.
+
+    Args:
+        prepared: The map.
+        sources: Token ids of each.
+        folder: Where those of a forward pass are kept.
+        machine: Where it goes.
+        tell: Called with each step.
+        identity: Says which model this is; states of another are not reused.
+        last: The last layer needed of a streamed pass; all by default.
+        in_parts: Whether a pass in memory saves part by part, for many sources and no control.
+    """
     model, lens = prepared.model, prepared.options.lens
     if lens.weights_only:
         return MapsStates(model, sources)
-    streamed = streams_within(model, lens, len(sources), None, machine)
+    at_once = min(NeutralParts.part_size(model), len(sources)) if in_parts else len(sources)
+    streamed = streams_within(model, lens, at_once, None, machine)
+    if streamed and at_once < len(sources):
+        streams_within(model, lens, len(sources), True, machine)
     end = model.layers_with_heads[-1] if last is None else last
-    make = partial(StreamedStates, last=end) if streamed else NeutralStates.compute
+    in_memory = NeutralParts.compute if in_parts else NeutralStates.compute
+    make = partial(StreamedStates, last=end) if streamed else in_memory
     return make(
         model,
         sources,
         lens.prefixes,
         folder,
-        identity=str(prepared.provenance["model"]["weights_hash"]),
+        identity=identity,
         device=machine.devices[0],
         progress=lambda done, total: tell(Progress("states", done, total)),
     )
