@@ -1,8 +1,8 @@
-"""A checkpoint of an unknown family: proposes a family file for it, and tries one on a tiny random model.
+"""A checkpoint held against families: which one explains its tensors, and does that compute what it computes?
 
-*Proposal.* Names are compared with those of every family, tensor by tensor; the family that leaves least
-unexplained is the base, and what differs from it is written as a family file that is ``like`` it. Nothing is
-guessed: a tensor whose name no family knows stays unexplained, and the file does not pass the accounting.
+*Explaining.* The family whose file names most of the tensors, in their shapes, comes closest; a file that is
+``like`` it is proposed for an architecture that no family claims. Nothing is guessed: a tensor that this
+family does not know stays unexplained, and the file passes the accounting when somebody has written it down.
 
 *Trial.* transformers makes a tiny model of the checkpoint's own architecture and config with all parameters
 drawn anew; it is saved as it would be published, opened through the family file, and every part that is
@@ -16,8 +16,8 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, replace
@@ -26,11 +26,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headatlas.architectures.accounting import Inventory
-from headatlas.architectures.family import MLP, Family, Linear, Norm, Prefix, Section, Value
+from headatlas.architectures.family import MLP, Family, Section
 from headatlas.architectures.model import Model
-from headatlas.architectures.oracle import COMPARISONS, Compared
+from headatlas.architectures.oracle import COMPARISONS
 from headatlas.architectures.registry import claiming, families, parse_family
-from headatlas.architectures.sizes import SIZES, ConfigReader
 from headatlas.errors import HeadatlasError
 from headatlas.weights.checkpoints import open_path
 from headatlas.weights.gguf_source import GgufSource
@@ -42,6 +41,7 @@ from headatlas.weights.loading import (
     local_config,
     small_ids,
     transformers_at_work,
+    with_layers,
 )
 from headatlas.weights.source import Checkpoint
 
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 
 _SHAPES = 3
-_BESIDE = "beside (read by no head)"
+_TRIED = 12
 
 
 @dataclass(frozen=True)
@@ -58,113 +58,128 @@ class TensorGroup:
     """The tensors of one name but for the numbers of layer and expert.
 
     Attributes:
-        pattern: The name, with ``{layer}`` and ``{expert}``.
-        count: How many there are.
+        name: The name, with ``{layer}`` and ``{expert}``.
         shapes: Their shapes, the first few different ones.
         dtype: Type of the first.
-        meanings: What families call a tensor of this name → the families.
+        role: Its meaning in the family; None where the family does not know it.
     """
 
-    pattern: str
+    name: str
     count: int
     shapes: tuple[tuple[int, ...], ...]
     dtype: str
-    meanings: Mapping[str, tuple[str, ...]]
+    role: str | None
 
 
 @dataclass(frozen=True)
-class Proposal:
-    """A family file proposed for a checkpoint.
+class Report:
+    """A family held against a checkpoint.
 
     Attributes:
-        groups: Its tensors, by name.
-        base: The family that explains most of it.
-        family: What the file says; ``base`` itself if that claims the architecture.
-        text: The proposed file; empty where nothing needs to be written.
-        unexplained: Patterns that the proposal does not explain.
+        family: The family that fits best, or the one that was asked about.
+        closest: The family that a proposed one is like; None if nothing is proposed.
+        proposal: The proposed file; empty if nothing is.
+        tensors: The checkpoint's tensors as this family calls them.
+        accounting: The objection of the accounting of tensors; None if there is none.
+        outcomes: The comparison with transformers, part by part.
+        not_run: Why there was none.
     """
 
-    groups: tuple[TensorGroup, ...]
-    base: Family
     family: Family
-    text: str = ""
-    unexplained: tuple[str, ...] = ()
+    closest: str | None
+    proposal: str
+    tensors: tuple[TensorGroup, ...]
+    accounting: str | None
+    outcomes: tuple[Outcome, ...]
+    not_run: str | None
 
 
-def proposals(checkpoint: Checkpoint) -> list[Proposal]:
-    """Family files for a checkpoint, each like another family; those that leave least unexplained first.
+def examine(checkpoint: Checkpoint, family: Family | None = None) -> Report:
+    """Hold a family against a checkpoint; without one, that which claims its architecture or comes closest.
 
-    A checkpoint whose architecture a family claims has one proposal, that family.
+    Of several that explain every tensor, the comparison with transformers decides.
     """
-    groups = inspect_tensors(checkpoint)
-    if (claimed := claiming(checkpoint)) is not None:
-        return [Proposal(groups, claimed[0], claimed[0])]
-    found = []
-    for base in families():
-        if base.section(checkpoint.format) is not None:
-            with suppress(HeadatlasError):  # what differs cannot be said in a file that is like this family
-                proposal = _proposed(checkpoint, base, groups)
-                rank = _misfits(proposal.family, checkpoint), -len(base.aliases.architectures), base.name
-                found.append((rank, proposal))
-    if not any(each.meanings for each in groups) or not found:
+    if family is None and (claimed := claiming(checkpoint)) is not None:
+        family = claimed[0]
+    candidates = _proposals(checkpoint) if family is None else [(family, None, "")]
+    whole = [each for each in candidates[:_TRIED] if accounting(each[0], checkpoint) is None]
+    reports: list[Report] = []
+    for found, closest, text in whole or candidates[:1]:
+        outcomes, not_run = list[Outcome](), None
+        try:
+            outcomes = try_family(found, checkpoint)
+        except HeadatlasError as error:
+            not_run = str(error)
+        groups, objection = _tensors(checkpoint, found), accounting(found, checkpoint)
+        reports.append(Report(found, closest, text, groups, objection, tuple(outcomes), not_run))
+        if not any(each.problem for each in outcomes):
+            break
+    return min(reports, key=lambda each: sum(bool(outcome.problem) for outcome in each.outcomes))
+
+
+# What explains it -----------------------------------------------------------------------------------
+
+
+def _proposals(checkpoint: Checkpoint) -> list[tuple[Family, str, str]]:
+    """Families that are like others, with the name of the other and their file; the closest first."""
+    bases = [base for base in families() if base.section(checkpoint.format) is not None]
+    bases.sort(key=lambda base: (_misfits(base, checkpoint), -len(base.aliases.architectures), base.name))
+    if not bases or not any(each.role for each in _tensors(checkpoint, bases[0])):
         raise HeadatlasError(
             f"{checkpoint.spec}: no tensor has a name that any family knows; write a family file by hand."
         )
-    return [proposal for _, proposal in sorted(found, key=lambda each: each[0])]
+    return [_like(base, checkpoint) for base in bases]
 
 
-# What families call a tensor ------------------------------------------------------------------------
+def _like(base: Family, checkpoint: Checkpoint) -> tuple[Family, str, str]:
+    """A family that is like a base under the checkpoint's own names."""
+    kind, gguf = checkpoint.config.get("model_type"), checkpoint.format == "gguf"
+    name = re.sub(r"\W", "_", str(kind or checkpoint.architecture).lower())
+    name = f"{name}_new" if name in {family.name for family in families()} else name
+    claimed = {each for family in families() for each in family.aliases.model_types}
+    kinds = [kind] if isinstance(kind, str) and kind not in claimed and not gguf else []
+    left = [each.name for each in _tensors(checkpoint, base) if each.role is None]
+    lines = [
+        f"# Proposed from {checkpoint.name}. Compare it with the model's own code before you use it.",
+        *(f"# Not explained: {pattern}" for pattern in left),
+        f"like = {json.dumps(base.name)}",  # a JSON string or list of strings is a TOML one
+        f"name = {json.dumps(name)}",
+        f"title = {json.dumps(checkpoint.architecture)}",
+        "",
+        "[aliases]",
+        f"architectures = {json.dumps([] if gguf else [checkpoint.architecture])}",
+        f"model_types = {json.dumps(kinds)}",
+        *([f"gguf = {json.dumps([checkpoint.architecture])}"] if gguf else []),
+    ]
+    text = "\n".join(lines) + "\n"
+    return parse_family(text, f"{name}.toml"), base.name, text
 
 
-def inspect_tensors(checkpoint: Checkpoint) -> tuple[TensorGroup, ...]:
-    """Every tensor of a checkpoint, with what the families call one of this name."""
-    meanings = _known_names(checkpoint)
+def _misfits(family: Family, checkpoint: Checkpoint) -> int:
+    """The number of kinds of tensors that a family would miss, not know, or want in another shape."""
+    section = family.section(checkpoint.format)
+    assert section is not None  # noqa: S101 (families without one are left out)
+    try:
+        misfits = Inventory(checkpoint, section).misfits()
+    except HeadatlasError:  # the config lacks what the family reads, or contradicts it
+        groups = _tensors(checkpoint, family)
+        return len(groups) + sum(each.role is None for each in groups)
+    return len({_collapsed(name) for names in misfits for name in names})
+
+
+def _tensors(checkpoint: Checkpoint, family: Family) -> tuple[TensorGroup, ...]:
+    """Every tensor of a checkpoint, with the meaning that a family gives it."""
     groups: dict[str, list[str]] = defaultdict(list)
-    infos = checkpoint.source.infos()
+    infos, roles = checkpoint.source.infos(), _named_roles(family, checkpoint)
     for name in infos:
         groups[_collapsed(name)].append(name)
     found = []
     for pattern, names in groups.items():
         shapes = tuple(dict.fromkeys(infos[name].shape for name in names))[:_SHAPES]
-        found.append(TensorGroup(pattern, len(names), shapes, infos[names[0]].dtype, meanings(pattern)))
+        globs = (role for glob, role in roles.items() if "*" in glob and fnmatchcase(pattern, glob))
+        role = roles.get(pattern) or next(globs, None)
+        found.append(TensorGroup(pattern, len(names), shapes, infos[names[0]].dtype, role))
     return tuple(found)
-
-
-def roles_in(family: Family, checkpoint: Checkpoint) -> dict[str, str]:
-    """Pattern → what one family calls the tensors of that name, under any of its prefixes."""
-    found: dict[str, str] = {}
-    if (section := family.section(checkpoint.format)) is not None:
-        for prefix in section.prefixes:
-            for role, stem in _roles(section):
-                for kind in ("weight", "bias"):
-                    found.setdefault(section.name(stem, prefix, kind=kind), role)
-            for role, pattern in _patterns(section):
-                found.setdefault(section.filled(pattern, prefix), role)
-    return found
-
-
-def _known_names(checkpoint: Checkpoint) -> Callable[[str], dict[str, tuple[str, ...]]]:
-    """A function from a collapsed name to role → families.
-
-    A name under a prefix that no family has is known by what follows the prefix.
-    """
-    exact: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    globs: list[tuple[str, str, str]] = []
-    for family in families():
-        for name, role in roles_in(family, checkpoint).items():
-            if "*" in name:
-                globs.append((name, role, family.name))
-            else:
-                for key in {name, _tail(name)}:
-                    exact[key][role].append(family.name)
-
-    def meanings(pattern: str) -> dict[str, tuple[str, ...]]:
-        found = exact.get(pattern) or exact.get(_tail(pattern))
-        if found:
-            return {role: tuple(sorted(set(by))) for role, by in found.items()}
-        return next(({role: (by,)} for glob, role, by in globs if fnmatchcase(pattern, glob)), {})
-
-    return meanings
 
 
 def _collapsed(name: str) -> str:
@@ -174,10 +189,20 @@ def _collapsed(name: str) -> str:
     return ".".join(parts)
 
 
-def _tail(name: str) -> str:
-    """A collapsed name without its prefix: what follows the layer, or its last two parts."""
-    _, layer, rest = name.partition("{layer}.")
-    return f"{layer}{rest}" if layer else ".".join(name.split(".")[-2:])
+def _named_roles(family: Family, checkpoint: Checkpoint) -> Mapping[str, str]:
+    """Collapsed name or pattern → what a family calls such tensors, under any of its prefixes."""
+    found: dict[str, str] = {}
+    if (section := family.section(checkpoint.format)) is None:
+        return found
+    for prefix in section.prefixes:
+        for role, stem in _roles(section):
+            for kind in ("weight", "bias"):
+                found.setdefault(section.name(stem, prefix, kind=kind), role)
+        for pattern in (*section.ignored, *section.without_heads):
+            found.setdefault(section.filled(pattern, prefix), "ignored")
+        for pattern in section.aside:
+            found.setdefault(section.filled(pattern, prefix), "beside the language model")
+    return found
 
 
 def _roles(section: Section) -> Iterator[tuple[str, str]]:
@@ -209,7 +234,7 @@ def _roles(section: Section) -> Iterator[tuple[str, str]]:
             yield from _mlp_roles("shared expert", experts.shared)
         if experts.shared_gate is not None:
             yield "shared expert", experts.shared_gate.stem
-    yield from ((_BESIDE, other.stem) for other in section.other)
+    yield from (("beside (read by no head)", other.stem) for other in section.other)
 
 
 def _mlp_roles(what: str, mlp: MLP) -> Iterator[tuple[str, str]]:
@@ -217,164 +242,7 @@ def _mlp_roles(what: str, mlp: MLP) -> Iterator[tuple[str, str]]:
     yield from ((f"{what}: {role}", linear.stem) for role, linear in linears.items() if linear is not None)
 
 
-def _patterns(section: Section) -> Iterator[tuple[str, str]]:
-    """Role and pattern of what a section knows and does not read."""
-    yield from (("ignored", pattern) for pattern in (*section.ignored, *section.without_heads))
-    yield from (("beside the language model", pattern) for pattern in section.aside)
-
-
-# The file -------------------------------------------------------------------------------------------
-
-
-def _misfits(family: Family, checkpoint: Checkpoint) -> int:
-    """The number of kinds of tensors that a family would miss, not know, or want in another shape."""
-    section = family.section(checkpoint.format)
-    every = {_collapsed(name) for name in checkpoint.source.infos()}
-    if section is None:
-        return 2 * len(every)
-    try:
-        misfits = Inventory(checkpoint, section).misfits()
-    except HeadatlasError:  # the config lacks what the family reads, or contradicts it
-        return len(every) + len(every - set(roles_in(family, checkpoint)))
-    return len({_collapsed(name) for names in misfits for name in names})
-
-
-def _proposed(checkpoint: Checkpoint, base: Family, groups: tuple[TensorGroup, ...]) -> Proposal:
-    """A family file that is like a base."""
-    section = base.section(checkpoint.format)
-    assert section is not None  # noqa: S101 (the base was chosen among those that have one)
-    overlay, left = _differences(section, groups, _flags(checkpoint, section))
-    keys = _config_keys(checkpoint, section)
-    kind = checkpoint.config.get("model_type")
-    name = re.sub(r"\W", "_", str(kind or checkpoint.architecture).lower())
-    name = f"{name}_new" if name in {family.name for family in families()} else name
-    gguf = checkpoint.format == "gguf"
-    claimed = {each for family in families() for each in family.aliases.model_types}
-    kinds = [kind] if isinstance(kind, str) and kind not in claimed and not gguf else []
-    lines = [
-        f"# Proposed from {checkpoint.name}. Compare it with the model's own code before you use it.",
-        *(f"# Not explained: {pattern}" for pattern in left),
-        f"like = {_toml(base.name)}",
-        f"name = {_toml(name)}",
-        f"title = {_toml(checkpoint.architecture)}",
-        "",
-        "[aliases]",
-        f"architectures = {_toml([] if gguf else [checkpoint.architecture])}",
-        f"model_types = {_toml(kinds)}",
-        *([f"gguf = {_toml([checkpoint.architecture])}"] if gguf else []),
-    ]
-    table = "gguf" if gguf else "safetensors"
-    for title, part in ((table, overlay), (f"{table}.config", keys)):
-        if part:
-            lines += ["", f"[{title}]", *(f"{key} = {_toml(value)}" for key, value in part.items())]
-    text = "\n".join(lines) + "\n"
-    return Proposal(groups, base, parse_family(text, f"{name}.toml"), text, left)
-
-
-def _differences(
-    section: Section, groups: tuple[TensorGroup, ...], flags: Mapping[str, bool]
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Changes to a section so that it names what is stored, and the names that no family explains."""
-    meanings = {each.pattern: each.meanings for each in groups}
-    stored = set(meanings)
-    prefix = _prefix(section, stored)
-    overlay: dict[str, Any] = {} if prefix in section.prefixes else {"prefixes": [prefix.model_dump()]}
-
-    def of(stem: str, kind: str = "weight") -> str:
-        return section.name(stem, prefix, kind=kind)
-
-    explained = {of(stem, kind) for _, stem in _roles(section) for kind in ("weight", "bias")}
-    ignored = [section.filled(each, prefix) for each in (*section.ignored, *section.aside)]
-    left = sorted(name for name in stored - explained if not any(fnmatchcase(name, each) for each in ignored))
-    added = [name for name in left if _BESIDE in meanings[name]]
-    biased = {_stem(section, name, prefix) for name in added if name.endswith(".bias")}
-    new = sorted({_stem(section, name, prefix) for name in added})
-    others = [each for each in section.other if each.present != "always" or of(each.stem) in stored]
-    if len(others) != len(section.other) or new:
-        plain = [each.model_dump(exclude_defaults=True) for each in others]
-        overlay["other"] = plain + [{"stem": s, **({"bias": "stored"} if s in biased else {})} for s in new]
-    for key in ("output", "mlp", "value", "final_norm", "attention_norm", "post_attention_norm"):
-        part = getattr(section, key)
-        changed = _with_biases(part, lambda stem: of(stem, "bias") in stored, flags)
-        if changed != part:
-            dumped = [each.model_dump(exclude_defaults=True) for each in changed] if key == "value" else None
-            overlay[key] = changed.model_dump(exclude_defaults=True) if dumped is None else dumped
-    return overlay, tuple(name for name in left if name not in added)
-
-
-def _flags(checkpoint: Checkpoint, section: Section) -> Mapping[str, bool]:
-    """The section's conditions on the config; none where the config cannot be read that way."""
-    try:
-        return Inventory(checkpoint, section).sizes.flags
-    except HeadatlasError:
-        return {}
-
-
-def _with_biases(part: Any, has_bias: Callable[[str], bool], flags: Mapping[str, bool]) -> Any:
-    """A part with ``bias = "stored"`` wherever a bias is stored that it says is not there."""
-    if isinstance(part, tuple):
-        return tuple(_with_biases(each, has_bias, flags) for each in part)
-    if isinstance(part, Linear | Norm | Value):
-        stems = part.stems if isinstance(part, Norm) else (part.stem, *getattr(part, "beside", ()))
-        there = any(map(has_bias, stems))
-        said = part.bias in ("always", "stored") or flags.get(part.bias, False)
-        return part.model_copy(update={"bias": "stored"}) if there and not said else part
-    if isinstance(part, MLP):
-        names = ("norm", "gate", "gate_up", "up", "down")
-        changed = {name: _with_biases(getattr(part, name), has_bias, flags) for name in names}
-        return part.model_copy(update=changed)
-    return part
-
-
-def _prefix(section: Section, stored: set[str]) -> Prefix:
-    """The prefixes under which the section's embedding or blocks are stored."""
-    for each in section.prefixes:
-        if section.name(section.embed, each) in stored:
-            return each
-    within = section.block.removeprefix("{body}")
-    bodies = Counter(name[: name.index(within)] for name in stored if within in name)
-    return Prefix(body=bodies.most_common(1)[0][0] if bodies else section.prefixes[0].body)
-
-
-def _stem(section: Section, name: str, prefix: Prefix) -> str:
-    """The stem that a collapsed name belongs to, in the words of a family file."""
-    block = section.block.replace("{body}", prefix.body)
-    ends = (".weight", ".bias")
-    stem = next((name.removesuffix(end) for end in ends if name.endswith(end)), f"{name}!")
-    if stem.startswith(block):
-        return "{block}" + stem.removeprefix(block)
-    if prefix.body and stem.startswith(prefix.body):
-        return "{body}" + stem.removeprefix(prefix.body)
-    return stem
-
-
-def _config_keys(checkpoint: Checkpoint, section: Section) -> dict[str, Any]:
-    """For sizes that the config has under another key than the section says: the key that a family knows."""
-    config = ConfigReader(checkpoint, section.config.nested)
-    sections = [each for family in families() if (each := family.section(checkpoint.format)) is not None]
-    found: dict[str, Any] = {}
-    for size in SIZES:
-        wanted = getattr(section.config, size)
-        if wanted.derive is None and config.stored(wanted)[1] is None:
-            known = (key for each in sections for key in getattr(each.config, size).keys)
-            keys = Counter(key for key in known if config.at(key) is not None)
-            if keys:
-                found[size] = {"key": keys.most_common(1)[0][0]}
-    return found
-
-
-def _toml(value: Any) -> str:
-    """A value as inline TOML."""
-    if isinstance(value, Mapping):
-        inside = ", ".join(f"{key} = {_toml(part)}" for key, part in value.items() if part is not None)
-        return f"{{ {inside} }}" if inside else "{}"
-    if isinstance(value, list | tuple):
-        parts = [_toml(part) for part in value]
-        one = f"[{', '.join(parts)}]"
-        return one if len(one) <= 90 else "[\n" + "".join(f"  {part},\n" for part in parts) + "]"
-    # A JSON string, number or truth value is a TOML one.
-    return json.dumps(value, ensure_ascii=False)
-
+# The trial ------------------------------------------------------------------------------------------
 
 _SIZES = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "n_inner": 48, "ffn_dim": 48,
@@ -385,7 +253,6 @@ _SIZES = {
 }  # fmt: skip
 _HEADS, _D_HEAD, _MOST_LAYERS = 4, 8, 8
 _TOLERANCE = 1e-3  # float32; what is wrong differs by far more
-_TRIED = 12
 _GGUF_LAYERS = 2
 _MOST_BYTES = 4 << 30  # memory for the weights of these layers, the embedding and the unembedding
 
@@ -461,28 +328,22 @@ def _outcomes(family: Family, checkpoint: Checkpoint, modules: PreTrainedModel) 
         model = Model(checkpoint, family, _accounted(family, checkpoint))
     except HeadatlasError as error:
         return [Outcome("accounting", None, str(error))]
-    # Without an MLP, or with a mixer of unknown place before it, there is nothing to compare.
-    mlp = bool(model.mlp_modules(0) and model.attention_modules(0))
-    parts = {part: compare for part, compare in COMPARISONS.items() if mlp or part != "first MLP"}
-    return [_outcome(part, compare, model, modules) for part, compare in parts.items()]
-
-
-def _outcome(
-    part: str,
-    compare: Callable[[Model, PreTrainedModel], Iterator[Compared]],
-    model: Model,
-    modules: PreTrainedModel,
-) -> Outcome:
-    try:
-        distance = max((each.distance for each in compare(model, modules)), default=0.0)
-    except HeadatlasError as error:
-        return Outcome(part, None, str(error))
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        # A wrong module path, or modules that do not fit the family's idea of them.
-        why = str(error).splitlines()[:1]
-        return Outcome(part, None, f"{type(error).__name__}: {''.join(why)}")
-    problem = "" if distance < _TOLERANCE else "differs from what transformers computes"
-    return Outcome(part, distance, problem)
+    found = []
+    for part, compare in COMPARISONS.items():
+        # Without an MLP, or with a mixer of unknown place before it, there is nothing to compare.
+        if part == "first MLP" and not (model.mlp_modules(0) and model.attention_modules(0)):
+            continue
+        distance, problem = None, ""
+        try:
+            distance = max((each.distance for each in compare(model, modules)), default=0.0)
+            problem = "" if distance < _TOLERANCE else "differs from what transformers computes"
+        except HeadatlasError as error:
+            problem = str(error)
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            # A wrong module path, or modules that do not fit the family's idea of them.
+            problem = f"{type(error).__name__}: {''.join(str(error).splitlines()[:1])}"
+        found.append(Outcome(part, distance, problem))
+    return found
 
 
 def _accounted(family: Family, checkpoint: Checkpoint) -> Inventory:
@@ -502,25 +363,6 @@ def accounting(family: Family, checkpoint: Checkpoint) -> str | None:
     except HeadatlasError as error:
         return str(error)
     return None
-
-
-def best(checkpoint: Checkpoint) -> tuple[Proposal, list[Outcome], str | None]:
-    """The proposal to show for a checkpoint: the first that is whole and agrees with transformers, if any is.
-
-    With it the outcomes of its comparison, and why there was none where there is none.
-    """
-    found = proposals(checkpoint)
-    whole = [each for each in found[:_TRIED] if accounting(each.family, checkpoint) is None]
-    tried: list[tuple[Proposal, list[Outcome]]] = []
-    for proposal in whole or found[:1]:
-        try:
-            outcomes = try_family(proposal.family, checkpoint)
-        except HeadatlasError as error:
-            return proposal, [], str(error)
-        if not any(each.problem for each in outcomes):
-            return proposal, outcomes, None
-        tried.append((proposal, outcomes))
-    return *min(tried, key=lambda each: sum(bool(outcome.problem) for outcome in each[1])), None
 
 
 def _tiny(checkpoint: Checkpoint) -> PreTrainedModel:
@@ -545,11 +387,7 @@ def _tiny(checkpoint: Checkpoint) -> PreTrainedModel:
 
 def _shrink(config: Any) -> None:
     """Small sizes in place of large ones; what kind of model it is stays."""
-    layers = _layers(config)
-    for key, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == config.num_hidden_layers:
-            setattr(config, key, value[:layers])
-    config.num_hidden_layers = layers
+    with_layers(config, _layers(config))
     heads = config.num_attention_heads
     shared = getattr(config, "num_key_value_heads", None)
     config.num_attention_heads = _HEADS

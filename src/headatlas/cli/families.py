@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +13,6 @@ from headatlas.errors import HeadatlasError
 
 if TYPE_CHECKING:
     from headatlas.architectures.family import Family
-    from headatlas.architectures.family_check import Outcome, TensorGroup
-    from headatlas.weights import Checkpoint
 
 NOT_EXPLAINED = 1
 """Exit code when tensors stay unexplained or the comparison with transformers finds a difference."""
@@ -92,89 +89,54 @@ def check_family(
 ) -> None:
     """Say what headatlas recognises in a checkpoint, tensor by tensor, and propose a family file.
 
-    The names of the tensors are compared with those of every family. What is proposed is then held against
+    The names of the tensors are compared with those of every family; the proposed file is like the one that
+    explains most of them, and lists what it does not explain. It is then held against
     the checkpoint's headers and, if transformers can build the architecture, against a tiny random model of
     the same config; of a GGUF file, against its own first layers as transformers converts them. The exit
     code is 0 if everything is explained and agrees, else 1.
     """
-    from headatlas.architectures.family_check import best, roles_in
+    from headatlas.architectures.family_check import examine, subject
     from headatlas.weights import open_checkpoint
 
     checkpoint = open_checkpoint(path)
-    if family is not None:
-        result = _own(checkpoint, family)
-    else:
-        proposal, outcomes, not_run = best(checkpoint)
-        result = _result(checkpoint, proposal.family, outcomes, not_run) | {
-            "closest": proposal.base.name,
-            "tensors": _tensors(proposal.groups, roles_in(proposal.family, checkpoint)),
-            "unexplained": list(proposal.unexplained),
-            "proposal": proposal.text or None,
-        }
+    report = examine(checkpoint, None if family is None else _read(family))
     if write is not None:
-        _write(write, result["proposal"])
+        _write(write, report.proposal)
+    tensors = [
+        {"name": each.name, "count": each.count, "shapes": each.shapes, "dtype": each.dtype, "is": each.role}
+        for each in report.tensors
+    ]
+    result = {
+        "model": checkpoint.name,
+        "format": checkpoint.format,
+        "architecture": checkpoint.architecture,
+        "family": report.family.name,
+        "closest": report.closest,
+        "tensors": tensors,
+        "unexplained": [each.name for each in report.tensors if each.role is None],
+        "proposal": report.proposal or None,
+        "accounting": report.accounting,
+        "oracle_of": subject(checkpoint),
+        "oracle": [vars(each) for each in report.outcomes],
+        "oracle_not_run": report.not_run,
+    }
     if as_json:
         print_json(result)
     else:
         _print(result, write)
-    if result["accounting"] is not None or any(each["problem"] for each in result["oracle"]):
+    if report.accounting is not None or any(each.problem for each in report.outcomes):
         raise typer.Exit(NOT_EXPLAINED)
 
 
-def _own(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
-    """Report on a family file of the user's own."""
-    from headatlas.architectures.family_check import inspect_tensors, roles_in, try_family
+def _read(file: Path) -> Family:
+    """A family file of the user's own."""
     from headatlas.architectures.registry import parse_family
 
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise HeadatlasError(f"{file}: cannot be read as text ({error}); give a family file.") from error
-    family = parse_family(text, file.name)
-    outcomes, not_run = [], None
-    try:
-        outcomes = try_family(family, checkpoint)
-    except HeadatlasError as error:
-        not_run = str(error)
-    return _result(checkpoint, family, outcomes, not_run) | {
-        "closest": None,
-        "tensors": _tensors(inspect_tensors(checkpoint), roles_in(family, checkpoint)),
-        "unexplained": [],
-        "proposal": None,
-    }
-
-
-def _result(
-    checkpoint: Checkpoint, family: Family, outcomes: list[Outcome], not_run: str | None
-) -> dict[str, Any]:
-    """Report on a checkpoint; ``accounting`` and ``oracle_not_run`` are None where all is well."""
-    from headatlas.architectures.family_check import accounting, subject
-
-    return {
-        "model": checkpoint.name,
-        "format": checkpoint.format,
-        "architecture": checkpoint.architecture,
-        "family": family.name,
-        "accounting": accounting(family, checkpoint),
-        "oracle_of": subject(checkpoint),
-        "oracle": [vars(each) for each in outcomes],
-        "oracle_not_run": not_run,
-    }
-
-
-def _tensors(groups: tuple[TensorGroup, ...], roles: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The tensors with what the chosen family calls them, and what all families do."""
-    return [
-        {
-            "name": each.pattern,
-            "count": each.count,
-            "shapes": [list(shape) for shape in each.shapes],
-            "dtype": each.dtype,
-            "is": roles.get(each.pattern),
-            "meanings": {role: list(by) for role, by in each.meanings.items()},
-        }
-        for each in groups
-    ]
+    return parse_family(text, file.name)
 
 
 def _print(result: dict[str, Any], write: Path | None) -> None:
@@ -183,10 +145,8 @@ def _print(result: dict[str, Any], write: Path | None) -> None:
     rows = []
     for each in result["tensors"]:
         shapes = ", ".join("×".join(map(str, shape)) for shape in each["shapes"])
-        means = each["is"] or "; ".join(each["meanings"]) or "not known"
-        by = sorted({name for names in each["meanings"].values() for name in names})
-        rows.append([each["name"], each["count"], shapes, means, _some(by)])
-    print_table(["tensor", "count", "shape", "is", "as in"], rows)
+        rows.append([each["name"], each["count"], shapes, each["is"] or "not known"])
+    print_table(["tensor", "count", "shape", "is"], rows)
     if result["proposal"]:
         print_text("\n" + result["proposal"].rstrip("\n") + "\n")
     if write is not None:
@@ -200,11 +160,7 @@ def _print(result: dict[str, Any], write: Path | None) -> None:
         say(f"{result['oracle_of']}: not compared. {result['oracle_not_run']}")
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _write(path: Path, text: str | None) -> None:
+def _write(path: Path, text: str) -> None:
     """Write a proposal under its own name, which is that of the file."""
     import re
 

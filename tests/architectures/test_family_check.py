@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from headatlas.architectures import family_check, open_model
 from headatlas.architectures.oracle import COMPARISONS
-from headatlas.architectures.registry import families, find_family, parse_family
+from headatlas.architectures.registry import find_family, parse_family
 from headatlas.cli import app
 from headatlas.errors import HeadatlasError
 from headatlas.weights import open_checkpoint
@@ -52,11 +52,6 @@ def renamed(folder: Path, **config: object) -> Path:
     return folder
 
 
-def forget(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    left = tuple(family for family in families() if family.name not in names)
-    monkeypatch.setattr(family_check, "families", lambda: left)
-
-
 @pytest.mark.parametrize(("case", "compared"), [("nemotron_h", False), ("falcon_h1", True)])
 def test_a_first_mlp_that_is_not_there_is_not_said_to_agree(
     case: str, compared: bool, tmp_path: Path
@@ -70,11 +65,11 @@ def test_a_first_mlp_that_is_not_there_is_not_said_to_agree(
 
 @pytest.mark.parametrize("case", KNOWN)
 def test_a_known_family_agrees_with_a_tiny_model_of_the_config(case: str, tmp_path: Path) -> None:
-    found, outcomes, not_run = family_check.best(open_checkpoint(saved(case, tmp_path)))
-    assert found.family is found.base and not_run is None
-    assert [each.part for each in outcomes] == list(COMPARISONS)
-    assert not [each for each in outcomes if each.problem]
-    assert {each.pattern for each in found.groups if not each.meanings} == set()
+    found = family_check.examine(open_checkpoint(saved(case, tmp_path)))
+    assert not found.proposal and found.not_run is None and found.accounting is None
+    assert [each.part for each in found.outcomes] == list(COMPARISONS)
+    assert not [each for each in found.outcomes if each.problem]
+    assert not [each.name for each in found.tensors if each.role is None]
 
 
 @pytest.mark.parametrize("case", ["llama", "gemma3", "gpt2"])
@@ -113,30 +108,14 @@ def test_a_gguf_that_transformers_does_not_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", ["llama", "gpt_oss"])
 def test_a_new_name_for_a_known_layout(case: str, tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(renamed(saved(case, tmp_path)))
-    found, outcomes, not_run = family_check.best(checkpoint)
-    assert found.text and not_run is None and not found.unexplained
-    assert family_check.accounting(found.family, checkpoint) is None
-    assert not [each for each in outcomes if each.problem]
-    table = tomllib.loads(found.text)
+    found = family_check.examine(open_checkpoint(renamed(saved(case, tmp_path))))
+    assert found.not_run is None and found.accounting is None
+    assert not [each for each in found.tensors if each.role is None]
+    assert not [each for each in found.outcomes if each.problem]
+    table = tomllib.loads(found.proposal)
     assert table["aliases"]["model_types"] == []  # a family has it already
     assert table["aliases"]["architectures"] == ["NewForCausalLM"]
     assert found.family.safetensors.value[0].stem.endswith("v_proj")
-
-
-def test_norms_beside_and_offsets_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gemma 3 without its file: Gemma 2 with norms on queries and keys.
-
-    The gains' offset is no name: only the comparison with transformers tells such families apart.
-    """
-    forget(monkeypatch, "gemma3")
-    monkeypatch.setattr(family_check, "claiming", lambda _: None)
-    found, outcomes, _ = family_check.best(open_checkpoint(renamed(saved("gemma3", tmp_path))))
-    assert found.base.safetensors.gain_offset == 1.0
-    assert {"{block}self_attn.q_norm", "{block}self_attn.k_norm"} <= {
-        each.stem for each in found.family.safetensors.other
-    }
-    assert outcomes and not [each for each in outcomes if each.problem]
 
 
 def test_a_wrong_offset_is_noticed(tmp_path: Path) -> None:
@@ -163,35 +142,21 @@ def test_a_tensor_that_no_family_knows_stays_unexplained(tmp_path: Path) -> None
     tensors = load_file(folder / "model.safetensors")
     tensors |= {f"model.layers.{n}.self_attn.mystery.weight": torch.ones(4) for n in range(3)}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    checkpoint = open_checkpoint(folder)
-    found, _, _ = family_check.best(checkpoint)
-    assert found.unexplained == ("model.layers.{layer}.self_attn.mystery.weight",)
-    assert "# Not explained: model.layers.{layer}.self_attn.mystery.weight" in found.text
-    assert "unknown tensors: model.layers.0.self_attn.mystery.weight" in (
-        family_check.accounting(found.family, checkpoint) or ""
-    )
-
-
-def test_a_new_prefix_and_new_biases(tmp_path: Path) -> None:
-    folder = renamed(saved("llama", tmp_path))
-    tensors = load_file(folder / "model.safetensors")
-    tensors = {name.replace("model.", "decoder.inner."): tensor for name, tensor in tensors.items()}
-    for name in [name for name in tensors if name.endswith("o_proj.weight")]:
-        tensors[name.replace(".weight", ".bias")] = torch.ones(tensors[name].shape[0])
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    checkpoint = open_checkpoint(folder)
-    found = family_check.proposals(checkpoint)[0]
-    assert found.unexplained == ()
-    section = found.family.safetensors
-    assert section.prefixes[0].body == "decoder.inner." and section.output.bias == "stored"
-    assert family_check.accounting(found.family, checkpoint) is None
+    found = family_check.examine(open_checkpoint(folder))
+    mystery = "model.layers.{layer}.self_attn.mystery.weight"
+    assert [each.name for each in found.tensors if each.role is None] == [mystery]
+    assert found.closest == "llama" and f"# Not explained: {mystery}" in found.proposal
+    assert "unknown tensors: model.layers.0.self_attn.mystery.weight" in str(found.accounting)
+    written = found.proposal + '[safetensors]\nother = [{ stem = "{block}self_attn.mystery" }]\n'
+    completed = family_check.examine(open_checkpoint(folder), parse_family(written, "llama_new.toml"))
+    assert completed.accounting is None and not [each for each in completed.tensors if each.role is None]
 
 
 def test_nothing_known_at_all(tmp_path: Path) -> None:
     save_file({"x": torch.ones(2)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"architectures": ["NewForCausalLM"]}')
     with pytest.raises(HeadatlasError, match="no tensor has a name that any family knows"):
-        family_check.proposals(open_checkpoint(tmp_path))
+        family_check.examine(open_checkpoint(tmp_path))
 
 
 @pytest.mark.parametrize(
