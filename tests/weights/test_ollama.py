@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from headatlas.architectures import open_model
 from headatlas.architectures.self_check import self_check
 from headatlas.errors import HeadatlasError
-from headatlas.weights import load_modules, load_tokenizer, named, open_checkpoint
+from headatlas.weights import load_modules, load_tokenizer, open_checkpoint
 from tests.weights import builders
 
 TYPE = "application/vnd.ollama.image."
@@ -146,10 +146,8 @@ def test_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         open_checkpoint("ollama:tiny")
     monkeypatch.delenv("OLLAMA_MODELS")
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(named, "_usual_places", lambda: [tmp_path / ".ollama" / "models"])
-    with pytest.raises(HeadatlasError, match=r"\.ollama/models; fetch"):
+    with pytest.raises(HeadatlasError, match=r"\.ollama/models or /usr/share/ollama/\.ollama/models; fetch"):
         open_checkpoint("ollama:tiny")
-    assert Path.home() / ".ollama" / "models" == tmp_path / ".ollama" / "models"
 
 
 def test_a_damaged_blob_is_noticed(store: Store, model: bytes, private_cache: Path) -> None:
@@ -216,7 +214,6 @@ LAYER = {"mediaType": TYPE + "model", "digest": "sha256:" + "0" * 64, "size": 3}
         ({"layers": [LAYER | {"size": "3"}]}, "does not list media type"),
         ({"layers": [LAYER | {"size": True}]}, "does not list media type"),
         ({"layers": [LAYER]}, "which is not in"),
-        (" " * (5 << 20), "too large"),
     ],
 )
 def test_broken_manifests(store: Store, manifest: object, problem: str) -> None:

