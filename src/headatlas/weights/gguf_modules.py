@@ -21,13 +21,16 @@ import functools
 import hashlib
 import io
 import logging
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from importlib import resources
 from math import prod
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel
 
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_folder, cache_dir
@@ -51,135 +54,40 @@ _ORIGINAL = "original_max_position_embeddings"
 _BY_LENGTH, _FACTORS = (_SHORT, _LONG), ("short_factor", "long_factor")
 _NO_PARAMETERS = (FREQUENCY_FACTORS, *_BY_LENGTH)
 
+_NEEDED = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count")
+
 # Blocks of the models whose queries are scaled by d_model / n_heads instead of d_head. The header does not
 # say so; llama.cpp knows the two by their number of layers as well. Source: google/gemma_pytorch, config.py.
 _SCALED_BY_WIDTH = {("gemma2", 46), ("gemma3", 62)}
 
-_HEADS = ("attention.head_count", "attention.head_count_kv")
-_SIZES = ("block_count", "embedding_length", "feed_forward_length", *_HEADS)
-_WITHOUT_EFFECT = (
-    "context_length",
-    "vocab_size",  # the rows of the embedding count
-    "tensor_data_layout",
-    "use_parallel_residual",  # StableLM: whether a second norm is stored decides
-    "rope.scaling.finetuned",
-    "attention.scale",  # _complete_scores takes it over, or refuses it
-)
-_NOTHING_ELSE: Mapping[str, Any] = {
-    "expert_count": 0,
-    "expert_used_count": 0,
-    "nextn_predict_layers": 0,
-    "attention.causal": True,
-    "rope.scaling.yarn_log_multiplier": 0.0,
-    "rope.scaling.yarn_ext_factor": 1.0,
-    "rope.scaling.yarn_attn_factor": 1.0,
-    "rope.scaling.alpha": 0.0,
-    "logit_scale": 1.0,
-    "residual_scale": 1.0,
-    "embedding_scale": 1.0,
-    "attention.temperature_scale": 0.0,
-    "attention.output_scale": 1.0,
-    "attention.clamp_kqv": 0.0,
-}
-_ROPE = (
-    "rope.global.freq_base",
-    "rope.local.freq_base",
-    "rope.freq_base",
-    "rope.freq_base_swa",
-    "rope.dimension_count",
-    "rope.scale_linear",
-)
-_SCALING = ("type", "factor", "original_context_length", "attn_factor", "yarn_beta_fast", "yarn_beta_slow")
 
+class _Architecture(BaseModel, extra="forbid", frozen=True):
+    """Rules by which the header of one GGUF architecture becomes a config; see ``gguf_headers.toml``."""
 
-@dataclass(frozen=True)
-class _Architecture:
-    """Rules by which the header of one GGUF architecture becomes a config.
-
-    Attributes:
-        sets: Header key → attribute.
-        fixed: Header key → the value that the modules compute with whatever the header says.
-        needs: Keys without which the config class would fall back to the sizes of another model.
-        rope: Rotary positions: none, over the whole head, or over part of it.
-        head_dim: Whether the config says the size of a head; if not it is d_model / n_heads.
-        window: How sliding windows are said: not at all, for all layers, or every so many layers not.
-    """
-
-    eps: str = "attention.layer_norm_rms_epsilon"
-    eps_name: str = "rms_norm_eps"
-    sets: Mapping[str, str] = field(default_factory=dict)
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    needs: tuple[str, ...] = _SIZES[:4]
+    eps: tuple[str, str] = ("attention.layer_norm_rms_epsilon", "rms_norm_eps")
+    sets: Mapping[str, str] = {}
+    fixed: Mapping[str, Any] = {}
+    needs: tuple[str, ...] = ()
     rope: Literal["none", "whole", "part"] = "whole"
     head_dim: bool = True
     window: int | None = None
 
 
-_CAPS = {
-    "attn_logit_softcapping": "attn_logit_softcapping",
-    "final_logit_softcapping": "final_logit_softcapping",
-}
-_EXPERTS = {"expert_count": "num_experts", "expert_used_count": "num_experts_per_tok"}
-_WIDTH = {"expert_feed_forward_length": "moe_intermediate_size"}
-_LAYER_NORM = "attention.layer_norm_epsilon"
+class _Rules(BaseModel, extra="forbid", frozen=True):
+    """What is known of header keys, and of each architecture's."""
 
-_ARCHITECTURES: Mapping[str, _Architecture] = {
-    "llama": _Architecture(),
-    "qwen2": _Architecture(),
-    "qwen3": _Architecture(),
-    "qwen2moe": _Architecture(
-        sets=_EXPERTS
-        | _WIDTH
-        | {
-            "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
-            "expert_weights_norm": "norm_topk_prob",
-        },
-        fixed={"expert_gating_func": 1, "expert_weights_scale": 1.0, "expert_shared_count": None},
-    ),
-    "qwen3moe": _Architecture(
-        sets=_EXPERTS | _WIDTH | {"expert_weights_norm": "norm_topk_prob"},
-        fixed={"expert_gating_func": 1, "expert_weights_scale": 1.0},
-    ),
-    "minimax-m2": _Architecture(
-        sets={
-            "expert_count": "num_local_experts",
-            "expert_used_count": "num_experts_per_tok",
-            "expert_feed_forward_length": "intermediate_size",
-        },
-        fixed={"expert_gating_func": 2, "expert_weights_norm": True, "expert_weights_scale": 1.0},
-        rope="part",
-    ),
-    "gemma2": _Architecture(sets=_CAPS, window=2),
-    "gemma3": _Architecture(sets=_CAPS, window=6),
-    "phi3": _Architecture(rope="part", head_dim=False, window=1),
-    "starcoder2": _Architecture(eps=_LAYER_NORM, eps_name="norm_epsilon", head_dim=False, window=1),
-    "nemotron": _Architecture(eps=_LAYER_NORM, eps_name="norm_eps", rope="part"),
-    "stablelm": _Architecture(eps=_LAYER_NORM, eps_name="layer_norm_eps", rope="part", head_dim=False),
-    "falcon": _Architecture(
-        eps=_LAYER_NORM,
-        eps_name="layer_norm_epsilon",
-        sets={"feed_forward_length": "ffn_hidden_size"},
-        fixed={_HEADS[1]: 1},
-        head_dim=False,
-    ),
-    "bloom": _Architecture(
-        eps=_LAYER_NORM,
-        eps_name="layer_norm_epsilon",
-        fixed={"attention.max_alibi_bias": 8.0},
-        rope="none",
-        head_dim=False,
-    ),
-    "gpt2": _Architecture(
-        eps=_LAYER_NORM,
-        eps_name="layer_norm_epsilon",
-        sets={"context_length": "n_positions", "feed_forward_length": "n_inner"},
-        needs=(*_SIZES[:4], "context_length"),
-        rope="none",
-        head_dim=False,
-    ),
-}
+    without_effect: tuple[str, ...]
+    sizes: tuple[str, ...]
+    windows: tuple[str, ...]
+    positions: tuple[str, ...]
+    fixed: Mapping[str, Any]
+    architecture: Mapping[str, _Architecture]
 
-_REFUSED = {"gpt-oss": "leaves the experts out of GGUF files of this architecture"}
+
+@functools.cache
+def _known() -> _Rules:
+    text = resources.files("headatlas.weights").joinpath("gguf_headers.toml").read_text(encoding="utf-8")
+    return _Rules.model_validate(tomllib.loads(text))
 
 
 class _Keys:
@@ -204,7 +112,7 @@ class _Keys:
     @property
     def rules(self) -> _Architecture:
         """The rules by which this header becomes a config."""
-        return _ARCHITECTURES[self.architecture]
+        return _known().architecture[self.architecture]
 
     @property
     def usual_d_head(self) -> int:
@@ -240,10 +148,12 @@ def check_convertible(source: GgufSource) -> None:
     """Refuse a file that transformers cannot turn into modules of its sizes."""
     keys = _Keys(source)
     name = keys.architecture
-    if name not in _ARCHITECTURES:
-        why = _REFUSED.get(name, "cannot convert GGUF files of this architecture")
+    if name not in _known().architecture:
+        why = "cannot convert GGUF files of this architecture"
+        if name == "gpt-oss":
+            why = "leaves the experts out of GGUF files of this architecture"
         raise NoModulesError(f"{source.files[0]}: transformers {why} ({name}); {_INSTEAD}.")
-    for key in (*keys.rules.needs, keys.rules.eps):
+    for key in (*_NEEDED, *keys.rules.needs, keys.rules.eps[0]):
         value = keys.values.get(key)
         if isinstance(value, list):
             raise keys.refusal(f"the header says {name}.{key} layer by layer, where modules know one number")
@@ -276,12 +186,12 @@ def _with_sizes(config: PretrainedConfig, keys: _Keys) -> PretrainedConfig:
     rules, values, infos = keys.rules, keys.values, keys.source.infos()
     raw: dict[str, Any] = config.to_dict()
     raw |= {attribute: values[key] for key, attribute in rules.sets.items() if key in values}
-    raw[rules.eps_name] = values[rules.eps]
+    raw[rules.eps[1]] = values[rules.eps[0]]
     raw["tie_word_embeddings"] = "output.weight" not in infos
     raw["vocab_size"] = infos["token_embd.weight"].shape[0]
     if rules.head_dim:
         raw["head_dim"] = keys.d_head
-    if rules.eps == "attention.layer_norm_rms_epsilon" and "attention.head_count_kv" not in values:
+    if rules.eps[1] == "rms_norm_eps" and "attention.head_count_kv" not in values:
         raw["num_key_value_heads"] = values["attention.head_count"]
     if rules.window is not None:
         raw |= _windows(keys, rules.window)
@@ -317,16 +227,15 @@ def _windows(keys: _Keys, every: int) -> dict[str, Any]:
 
 def _check_key(keys: _Keys, key: str) -> None:
     """Refuse a key that nothing accounts for, or that has another value than the modules compute with."""
-    rules = keys.rules
-    if key in rules.fixed or (key in _NOTHING_ELSE and key not in rules.sets):
-        wanted = rules.fixed.get(key, _NOTHING_ELSE.get(key))
-        if wanted is not None and keys.values[key] != wanted:
+    known, rules = _known(), keys.rules
+    fixed = {each: value for each, value in known.fixed.items() if each not in rules.sets} | rules.fixed
+    if key in fixed:
+        if fixed[key] not in ("any", keys.values[key]):
             raise keys.unknown(key)
         return
-    windows = ("attention.sliding_window", "attention.sliding_window_pattern") if rules.window else ()
-    positions = (*_ROPE, *(f"rope.scaling.{each}" for each in _SCALING)) if rules.rope != "none" else ()
-    heads = ("attention.key_length", "attention.value_length")
-    if key not in (*_SIZES, *heads, *_WITHOUT_EFFECT, *rules.sets, rules.eps, *windows, *positions):
+    windows = known.windows if rules.window else ()
+    positions = known.positions if rules.rope != "none" else ()
+    if key not in (*known.sizes, *known.without_effect, *rules.sets, rules.eps[0], *windows, *positions):
         raise keys.unknown(key)
 
 
