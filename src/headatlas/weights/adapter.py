@@ -1,9 +1,9 @@
 """A LoRA adapter of PEFT beside its base model: merged exactly when asked for, never passed over.
 
 Merging adds ``scale * B @ A`` to a stored weight, in float32, when the weight is read. ``scale`` is
-``lora_alpha / r``, with ``use_rslora`` ``lora_alpha / sqrt(r)``; single modules may have other numbers
-(``rank_pattern``, ``alpha_pattern``). Sources: huggingface/peft, tuners/lora/layer.py (``update_layer``,
-``get_delta_weight``) and utils/save_and_load.py (names). Whatever else a config or a file holds is refused.
+``lora_alpha / r``, with ``use_rslora`` ``lora_alpha / sqrt(r)``. Sources: huggingface/peft,
+tuners/lora/layer.py (``update_layer``, ``get_delta_weight``) and utils/save_and_load.py (names). Whatever
+else a config or a file holds, such as numbers of single modules (``rank_pattern``), is refused.
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ _WITHOUT_EFFECT = frozenset(
 _KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?\.weight"
 )
-_PLAIN_PATTERN = re.compile(r"\^?(?:[\w-]|\\?\.)+\$?", re.ASCII)
 _Number = Annotated[float, Field(gt=-1e9, lt=1e9)]
 
 
@@ -60,26 +59,14 @@ class _Config(BaseModel, extra="allow", strict=True):
     lora_alpha: _Number = 8
     use_rslora: bool | None = False
     fan_in_fan_out: bool | None = False
-    rank_pattern: dict[str, _Number] | None = None
-    alpha_pattern: dict[str, _Number] | None = None
     # The other starts (PiSSA, OLoRA …) change the base.
     init_lora_weights: Literal[True, False, None, "gaussian", "eva", "orthogonal"] = True
     base_model_name_or_path: Any = None
 
-    def scale(self, module: str, rank: int) -> float:
-        """The factor of the product of a module's A and B."""
-        alpha = _by_pattern(module, self.alpha_pattern, self.lora_alpha)
-        return alpha / (sqrt(rank) if self.use_rslora else rank)
-
-    def rank(self, module: str) -> float:
-        """The rank of a module's factors."""
-        return _by_pattern(module, self.rank_pattern, self.r)
-
-
-def _by_pattern(module: str, patterns: Mapping[str, float] | None, usual: float) -> float:
-    """The value of the first pattern that a module's name ends with, or the usual one."""
-    found = (each for pattern, each in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", module))
-    return next(found, usual)
+    @property
+    def scale(self) -> float:
+        """The factor of the products of A and B."""
+        return self.lora_alpha / (sqrt(self.r) if self.use_rslora else self.r)
 
 
 def refuse_adapter_beside(checkpoint: Checkpoint) -> None:
@@ -236,13 +223,6 @@ def _config(home: Path) -> _Config:
             raise HeadatlasError(
                 f"{file}: {key} is {str(value)[:100]}, which is more than a plain LoRA; {_MERGE}."
             )
-    for key, patterns in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
-        for pattern in patterns or {}:
-            if _PLAIN_PATTERN.fullmatch(pattern) is None:
-                raise HeadatlasError(
-                    f"{file}: {key} has the regular expression {pattern[:100]!r}, and only names of modules "
-                    f"are followed; {_MERGE}."
-                )
     return config
 
 
@@ -251,11 +231,11 @@ def _updates(
 ) -> dict[str, Update]:
     """Stored weights and the terms that an adapter adds to them."""
     infos, shapes = base.infos(), factors.infos()
-    ends, conv1d, flag = _by_end(infos), _stores_transposed(infos), bool(config.fan_in_fan_out)
+    conv1d, flag = _stores_transposed(infos), bool(config.fan_in_fan_out)
     file = home / WEIGHTS_NAME
     found: dict[str, Update] = {}
     for module, (A, B) in _pairs(factors, file):
-        name = _target(f"{module}.weight", infos, ends)
+        name = _target(f"{module}.weight", infos)
         if name is None or name in found:
             raise HeadatlasError(
                 f"{file}: tensor {A!r} belongs to no weight of the base, or to several; check that the "
@@ -272,13 +252,13 @@ def _updates(
                 f"{home / ADAPTER_CONFIG}: fan_in_fan_out is {str(flag).lower()}, but the base stores "
                 f"{name!r} {'input' if conv1d else 'output'} first; correct it, or {_MERGE}."
             )
-        if config.rank(module) != rank or rank < 1:
+        if config.r != rank or rank < 1:
             raise HeadatlasError(
-                f"{home / ADAPTER_CONFIG}: the rank of {module!r} is {config.rank(module):g}, but {A!r} has "
-                f"{rank} rows; the config does not belong to these weights."
+                f"{home / ADAPTER_CONFIG}: r is {config.r:g}, but {A!r} has {rank} rows; the config does not "
+                "belong to these weights."
             )
         transposed = conv1d if d_in == d_out else shape == (d_in, d_out)
-        found[name] = Update(A, B, config.scale(module, rank), transposed)
+        found[name] = Update(A, B, config.scale, transposed)
     return found
 
 
@@ -304,27 +284,16 @@ def _pairs(factors: SafetensorsSource, file: Path) -> Iterator[tuple[str, tuple[
         yield module, (names["A"], names["B"])
 
 
-def _by_end(stored: Mapping[str, TensorInfo]) -> dict[str, str | None]:
-    """Every end of a stored name, from a dot on → the name; None where several end so."""
-    found: dict[str, str | None] = {}
-    for name in stored:
-        parts = name.split(".")
-        for start in range(1, len(parts)):
-            end = ".".join(parts[start:])
-            found[end] = None if end in found else name
-    return found
-
-
-def _target(wanted: str, stored: Mapping[str, TensorInfo], ends: Mapping[str, str | None]) -> str | None:
-    """The stored name of a module's weight.
+def _target(wanted: str, stored: Mapping[str, TensorInfo]) -> str | None:
+    """The stored name of a module's weight; None where there is none, or several might be meant.
 
     A file may leave out what its modules' paths begin with (GPT-2: ``h.0…`` for ``transformer.h.0…``), or the
     other way round.
     """
     if wanted in stored:
         return wanted
-    if ends.get(wanted) is not None:
-        return ends[wanted]
+    if longer := [name for name in stored if name.endswith(f".{wanted}")]:
+        return longer[0] if len(longer) == 1 else None
     parts = wanted.split(".")
     shorter = (".".join(parts[start:]) for start in range(1, len(parts) - 2))
     return next((name for name in shorter if name in stored), None)

@@ -228,7 +228,8 @@ def _windows(keys: _Keys, every: int) -> dict[str, Any]:
 def _check_key(keys: _Keys, key: str) -> None:
     """Refuse a key that nothing accounts for, or that has another value than the modules compute with."""
     known, rules = _known(), keys.rules
-    fixed = {each: value for each, value in known.fixed.items() if each not in rules.sets} | rules.fixed
+    fixed = {each: value for each, value in known.fixed.items() if each not in rules.sets}
+    fixed.update(rules.fixed)
     if key in fixed:
         if fixed[key] not in ("any", keys.values[key]):
             raise keys.unknown(key)

@@ -13,7 +13,7 @@ import hashlib
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from threading import Event
@@ -62,8 +62,6 @@ _OPTIONAL = (
 _WINDOWS, _WINDOW_BYTES = 64, 16 << 10
 _HUB_PAGE = re.compile(r"/(resolve|raw|blob|tree)/[^/]+$")
 _CONTENT_RANGE = re.compile(r"\s*bytes\s+(\d+)-(\d+)/(\d+|\*)\s*", re.IGNORECASE)
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
-_LASTING = {401: "forbidden", 403: "forbidden", 404: "missing", 410: "missing"}
 _MARKS = ("ETag", "etag", "blob_id", "md5Hash", "content_md5", "Content-MD5")
 _TIMES = ("Last-Modified", "LastModified", "last_modified", "updated", "mtime", "ino", "created")
 
@@ -263,8 +261,7 @@ class RemoteStore:
         with ThreadPoolExecutor(min(self.parallel, len(tasks))) as pool:
             futures = [pool.submit(work, item) for item in tasks]
             try:
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                for future in done:
+                for future in as_completed(futures):
                     future.result()
             except BaseException:
                 # Those still under way are not worth more tries, and Ctrl-C should not wait for them.
@@ -376,6 +373,10 @@ _ADVICE = {
     "unusable": "check the address and how access to it is set up",
     "lasting": "download the model and give its folder",
 }
+_STATUS = {
+    **dict.fromkeys((408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524), "passing"),
+    **{401: "forbidden", 403: "forbidden", 404: "missing", 410: "missing"},
+}
 
 
 def _verdict(error: BaseException) -> tuple[str, str]:
@@ -389,8 +390,7 @@ def _verdict(error: BaseException) -> tuple[str, str]:
     garbled = type(error.__cause__).__module__ == "aiohttp.http_exceptions"
     status = None if garbled else _status(error)
     if status is not None:
-        kind = "passing" if status in _PASSING else _LASTING.get(status, "lasting")
-        return f"the server answered {status}", kind
+        return f"the server answered {status}", _STATUS.get(status, "lasting")
     name = type(error).__name__
     absent, late = (FileNotFoundError, IsADirectoryError, NotADirectoryError), isinstance(error, TimeoutError)
     cases = (
@@ -503,23 +503,22 @@ def _kept(store: RemoteStore, address: Address, files: list[RemoteFile]) -> Path
         raise HeadatlasError(
             f"{large[0].label} is {large[0].size:,} bytes; that is no model's config, tokenizer or index."
         )
-    fetched = {f.label: store.read(f, 0, f.size) for f in files if f.content_mark is None}
-    marks = [(f.label, f.size, f.content_mark or hashlib.sha256(fetched[f.label]).hexdigest()) for f in files]
+    bodies = {file: store.read(file, 0, file.size) for file in files if file.content_mark is None}
+    marks = [(f.label, f.size, f.content_mark or hashlib.sha256(bodies[f]).hexdigest()) for f in files]
     key = hashlib.sha256(repr((shown(address.folder), sorted(marks))).encode()).hexdigest()[:32]
     final = cache_dir() / "remote" / key
     with locked(final.with_suffix(".lock")):
         if final.is_dir():
             return final
-        missing = [file for file in files if file.label not in fetched]
-        bodies = store.map(lambda file: store.read(file, 0, file.size), missing)
-        fetched |= {file.label: body for file, body in zip(missing, bodies, strict=True)}
+        missing = [file for file in files if file not in bodies]
+        bodies |= zip(missing, store.map(lambda f: store.read(f, 0, f.size), missing), strict=True)
         for file in files:
             store.check_unchanged(file)
         try:
             with atomic_folder(final) as work:
                 work.mkdir()
-                for label, body in fetched.items():
-                    (work / PurePosixPath(label).name).write_bytes(body)
+                for file, body in bodies.items():
+                    (work / PurePosixPath(file.label).name).write_bytes(body)
         except OSError as error:
             raise HeadatlasError(
                 f"{final} cannot be written ({error.strerror or error}); make room, or set {CACHE_VARIABLE}."
