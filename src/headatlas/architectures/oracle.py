@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -80,26 +81,20 @@ def recorded(
     def kept(tensor: Any) -> torch.Tensor:
         return (tensor[0] if isinstance(tensor, tuple) else tensor).detach().cpu().double()  # type: ignore[no-any-return]
 
-    def entering(path: str) -> Any:
-        def hook(_: Any, args: Any, kwargs: Any) -> None:
-            given = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
-            inputs[path] = kept(given)
-            if path == stop_at:
-                raise _Reached
+    def enter(path: str, _: Any, args: Any, kwargs: Any) -> None:
+        given = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
+        inputs[path] = kept(given)
+        if path == stop_at:
+            raise _Reached
 
-        return hook
-
-    def leaving(path: str) -> Any:
-        def hook(_: Any, __: Any, output: Any) -> None:
-            outputs[path] = kept(output)
-
-        return hook
+    def leave(path: str, _: Any, __: Any, output: Any) -> None:
+        outputs[path] = kept(output)
 
     with ExitStack() as stack, torch.no_grad():
         for path in dict.fromkeys(paths):
             module = modules.get_submodule(path)
-            stack.callback(module.register_forward_pre_hook(entering(path), with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(leaving(path)).remove)
+            stack.callback(module.register_forward_pre_hook(partial(enter, path), with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(partial(leave, path)).remove)
         try:
             yield inputs, outputs
         except _Reached:
@@ -184,22 +179,6 @@ def output_of_head(
     """Output of one head for its part of what entered the output projection [..., n_heads * d_head]."""
     ours = of_head(passed, head, dims) @ heads.W_O[head].double()
     return Compared(f"output of head {layer}.{head}", ours, _written_by(projection, passed, head, dims))
-
-
-def norms_after_attention(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
-    """The norm on the attention's output, found among the modules by what goes into it."""
-    for layer in model.layers_with_heads:
-        output, norms = model.o_proj_module(layer), _norms_of(model, modules, layer)
-        with recorded(modules, [output, *norms]) as (entering, left):
-            modules(random_ids(model, 1))
-        after = _norm_after(model, layer, norms, entering, left[output])
-        gain = model.right_map(layer).post_gain
-        if gain is not None and after is not None:
-            yield Compared(
-                f"norm after attention {layer}",
-                directions_of(left[output] * gain),
-                directions_of(left[after]),
-            )
 
 
 def contributions(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
@@ -308,7 +287,6 @@ COMPARISONS: dict[str, Callable[[Model, PreTrainedModel], Iterator[Compared]]] =
     "embedding and unembedding": embeddings,
     "values of every head": values,
     "outputs of every head": outputs,
-    "norms after attention": norms_after_attention,
     "part of every head in the logits": contributions,
     "attention in the residual stream": residual_stream,
     "final norm": final_norm,
