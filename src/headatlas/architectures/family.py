@@ -17,11 +17,25 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from headatlas.architectures.layouts import LinearLayout, ValueLayout
 
+_FILLED_IN = dict.fromkeys(("block", "body", "head", "layer", "expert"), "")
+
 
 class Strict(BaseModel):
-    """A table in which every key is known."""
+    """A table in which every key is known, and what stands in braces can be filled in."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="after")
+    def _braces_can_be_filled_in(self) -> Self:
+        for _, value in self:
+            for text in value if isinstance(value, tuple) else (value,):
+                try:
+                    text.format(**_FILLED_IN) if isinstance(text, str) else None
+                except (LookupError, ValueError, AttributeError) as error:
+                    raise ValueError(
+                        f"{text!r} cannot be filled in; in braces may stand {', '.join(_FILLED_IN)}"
+                    ) from error
+        return self
 
 
 class ConfigValue(Strict):

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
 from importlib import resources
-from string import Formatter
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -24,7 +22,6 @@ from headatlas.weights.source import Checkpoint
 
 Table = dict[str, Any]
 _HERE = resources.files("headatlas.architectures")
-_FILLED_IN = ("block", "body", "head", "layer", "expert")
 _JOINED = ("safetensors", "gguf", "config", "flags", "experts", "mlp", "modules")
 
 
@@ -70,7 +67,7 @@ def _stored() -> dict[str, Any]:
 @cache
 def families() -> tuple[Family, ...]:
     """Every known family, by name."""
-    return check_distinct(_family(table, name) for name, table in _shipped().items())
+    return tuple(_family(table, name) for name, table in _shipped().items())
 
 
 def parse_family(text: str, file: str) -> Family:
@@ -107,34 +104,11 @@ def _family(table: Table, file: str) -> Family:
         raise HeadatlasError(f"{file}: {where}: {first['msg']}; correct the family file.") from error
     if f"{family.name}.toml" != file:
         raise HeadatlasError(f"{file}: the family is called {family.name!r}; file and name must agree.")
-    _check_braces(family, file)
     if family.gguf is None:
         return family
     # In GGUF, what reads images or sound has the same names beside every language model.
     gguf = family.gguf.model_copy(update={"aside": (*family.gguf.aside, *BESIDE_TEXT)})
     return family.model_copy(update={"gguf": gguf})
-
-
-def _check_braces(family: Family, file: str) -> None:
-    """Names are filled in: what stands in braces must be something to fill in."""
-    for text in _texts(family.model_dump(exclude={"title": True, "name": True})):
-        try:
-            fields = [part[1:] for part in Formatter().parse(text) if part[1] is not None]
-        except ValueError:
-            fields = [(text, "", None)]
-        if any(name not in _FILLED_IN or spec or form for name, spec, form in fields):
-            raise HeadatlasError(
-                f"{file}: {text!r} cannot be filled in; in braces may stand {', '.join(_FILLED_IN)}."
-            )
-
-
-def _texts(part: Any) -> Iterator[str]:
-    """All texts in a nested value."""
-    if isinstance(part, str):
-        yield part
-    elif isinstance(part, Mapping | list | tuple):
-        for each in part.values() if isinstance(part, Mapping) else part:
-            yield from _texts(each)
 
 
 def _completed(table: Table, file: str, behind: tuple[str, ...] = ()) -> Table:
@@ -170,25 +144,6 @@ def _over(under: Table, over: Table) -> Table:
         else:
             merged[key] = part
     return merged
-
-
-def check_distinct(found: Iterable[Family]) -> tuple[Family, ...]:
-    """The families in order, no two of which share a name or an alias."""
-    owner: dict[tuple[str, str], str] = {}
-    result = tuple(found)
-    for family in result:
-        aliases = family.aliases
-        claims = {("family", family.name)} | {("GGUF architecture", name) for name in aliases.gguf}
-        claims |= {("architecture", name) for name in aliases.architectures + aliases.model_types}
-        for claim in sorted(claims):
-            if claim in owner:
-                kind, name = claim
-                raise HeadatlasError(
-                    f"families/{family.name}.toml: {kind} {name!r} is already claimed by "
-                    f"{owner[claim]}.toml; keep it in one of them."
-                )
-            owner[claim] = family.name
-    return result
 
 
 def find_family(checkpoint: Checkpoint) -> tuple[Family, Section]:

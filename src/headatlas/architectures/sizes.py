@@ -13,7 +13,7 @@ from headatlas.architectures.types import Dims
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint
 
-SIZES = ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_head", "d_mlp", "vocab_size")
+_SIZES = ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_head", "d_mlp", "vocab_size")
 _EXPRESSION = re.compile(r"(?:(?P<factor>\w+) \* )?(?P<a>\w+)(?: / (?P<b>\w+))?")
 
 
@@ -67,13 +67,13 @@ def read_sizes(checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str, in
 
     ``stored`` are sizes of stored tensors that expressions may use, by name.
     """
-    reader = ConfigReader(checkpoint, keys.nested)
+    reader = _ConfigReader(checkpoint, keys.nested)
     reader.known.update(stored)
     for name, flag in keys.flags.items():
         reader.flags[name] = reader.switch(name, flag)
     for name, value in keys.numbers.items():
         reader.size(name, value)
-    sizes = {name: reader.size(name, getattr(keys, name)) for name in SIZES}
+    sizes = {name: reader.size(name, getattr(keys, name)) for name in _SIZES}
     d_mlp = sizes.pop("d_mlp")
     dims = Dims(**sizes)
     if dims.n_heads % dims.n_kv_heads:
@@ -92,11 +92,11 @@ def read_sizes(checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str, in
         rotary_width=reader.perhaps("rotary_width", keys.rotary_width),
         experts=None if keys.experts is None else _experts(reader, keys.experts),
         further_layers=0 if keys.further_layers is None else reader.size("further", keys.further_layers, 0),
-        gate_scale=reader.number("gate_scale", keys.gate_scale, most=None),
+        gate_scale=reader.number("gate_scale", keys.gate_scale, most=inf),
     )
 
 
-def _experts(reader: ConfigReader, keys: ExpertKeys) -> ExpertSizes | None:
+def _experts(reader: _ConfigReader, keys: ExpertKeys) -> ExpertSizes | None:
     """The sizes of the experts; None where a config of the family speaks of none."""
     if not reader.stored(keys.n_experts)[1]:
         return None
@@ -115,14 +115,14 @@ def _experts(reader: ConfigReader, keys: ExpertKeys) -> ExpertSizes | None:
         top_k=top_k,
         width=width,
         shared_width=0 if keys.shared_width is None else reader.size("shared_width", keys.shared_width, 0),
-        scale=reader.number("scale", keys.scale, most=None),
+        scale=reader.number("scale", keys.scale, most=inf),
         groups=groups,
         top_groups=top_groups,
         jitter=reader.number("jitter", keys.jitter),
     )
 
 
-class ConfigReader:
+class _ConfigReader:
     """Reads the values of a checkpoint's config that a family file asks for.
 
     Attributes:
@@ -142,12 +142,12 @@ class ConfigReader:
     def stored(self, value: ConfigValue) -> tuple[str, Any]:
         """The key that is there and what it holds, else the first key and the default."""
         for key in value.keys:
-            found = self.at(key)
+            found = self._at(key)
             if found is not None:
                 return self._prefix + key, found
         return self._prefix + (value.keys[0] if value.keys else ""), value.default
 
-    def at(self, key: str) -> Any:
+    def _at(self, key: str) -> Any:
         """The value under a key, or None; ``a.b`` may be a key itself (GGUF) or lead into a table."""
         found = self._config.get(self._prefix + key)
         outer, dot, inner = key.partition(".")
@@ -212,11 +212,11 @@ class ConfigReader:
             )
         return result // divisor
 
-    def number(self, name: str, value: ConfigValue, most: float | None = 1.0) -> float:
+    def number(self, name: str, value: ConfigValue, most: float = 1.0) -> float:
         """A number that is not negative, and below ``most``."""
         key, found = self.stored(value)
-        if not isinstance(found, int | float) or isinstance(found, bool) or not 0 <= found < (most or inf):
-            raise self._wrong(name, key, found, f"a {'small ' if most else ''}positive number")
+        if not isinstance(found, int | float) or isinstance(found, bool) or not 0 <= found < most:
+            raise self._wrong(name, key, found, f"a {'small ' if most < inf else ''}positive number")
         return float(found)
 
     def word(self, name: str, value: ConfigValue) -> str:
