@@ -25,7 +25,7 @@ from headatlas.weights import open_checkpoint
 from .oracle import hold
 from .tiny import checkpoint_of, tiny_model
 
-FAMILIES = ["llama", "gemma3", "qwen3_moe"]
+FAMILIES = ["gemma3", "qwen3_moe"]
 MORE = [
     "apertus",
     "aria_text",
@@ -46,6 +46,7 @@ MORE = [
     "granitemoe",
     "jamba",
     "lfm2_moe",
+    "llama",
     "llama4",
     "mellum",
     "nemotron",
