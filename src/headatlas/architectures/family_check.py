@@ -7,8 +7,8 @@ family does not know stays unexplained, and the file passes the accounting when 
 *Trial.* transformers makes a tiny model of the checkpoint's own architecture and config with all parameters
 drawn anew; it is saved as it would be published, opened through the family file, and every part that is
 read of it must be what the Hugging Face modules compute. So a norm, bias or layout that the file forgets is
-found without the large weights. Nothing writes GGUF files here, so of those the first layers themselves are
-compared with what transformers makes of them.
+found without the large weights. Nothing writes GGUF files here, and transformers converts those of known
+architectures alone, which the tests compare: of GGUF there is no trial.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,12 +31,8 @@ from headatlas.architectures.oracle import COMPARISONS
 from headatlas.architectures.registry import claiming, families, parse_family
 from headatlas.errors import HeadatlasError
 from headatlas.weights.checkpoints import open_path
-from headatlas.weights.gguf_source import GgufSource
 from headatlas.weights.loading import (
-    TooLargeError,
     auto_class,
-    first_layers,
-    in_first_layers,
     local_config,
     small_ids,
     transformers_at_work,
@@ -253,8 +248,6 @@ _SIZES = {
 }  # fmt: skip
 _HEADS, _D_HEAD, _MOST_LAYERS = 4, 8, 8
 _TOLERANCE = 1e-3  # float32; what is wrong differs by far more
-_GGUF_LAYERS = 2
-_MOST_BYTES = 4 << 30  # memory for the weights of these layers, the embedding and the unembedding
 
 
 @dataclass(frozen=True)
@@ -273,16 +266,11 @@ class Outcome:
 
 
 def try_family(family: Family, checkpoint: Checkpoint) -> list[Outcome]:
-    """Hold a family file against a tiny model of a checkpoint's config, or against a GGUF's first layers.
-
-    Of safetensors the weights are not read. There is an outcome for each part.
-    """
-    if isinstance(checkpoint.source, GgufSource):
-        return _try_gguf(family, checkpoint, checkpoint.source)
+    """Hold a family file against a tiny model of a checkpoint's config, part by part."""
     if checkpoint.format != "safetensors" or checkpoint.traffic is not None:
         raise HeadatlasError(
             f"{checkpoint.spec}: the comparison with transformers needs safetensors and their "
-            "config.json on disk, or GGUF."
+            "config.json on disk."
         )
     modules = _tiny(checkpoint)
     with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
@@ -293,33 +281,6 @@ def try_family(family: Family, checkpoint: Checkpoint) -> list[Outcome]:
         except HeadatlasError as error:
             return [Outcome("accounting", None, str(error))]
         return _outcomes(family, saved, modules)
-
-
-def subject(checkpoint: Checkpoint) -> str:
-    """The model that :func:`try_family` compares with, in words."""
-    return f"first {_GGUF_LAYERS} layers" if checkpoint.format == "gguf" else "tiny model"
-
-
-def _try_gguf(family: Family, checkpoint: Checkpoint, source: GgufSource) -> list[Outcome]:
-    """The first layers of a GGUF file as the family reads them and as transformers does."""
-    key = f"{checkpoint.architecture}.block_count"
-    stored = checkpoint.config.get(key)
-    if family.gguf is None or not isinstance(stored, int):
-        raise HeadatlasError(
-            f"{checkpoint.spec}: the family {family.name!r} or the file does not say how many layers "
-            "there are."
-        )
-    layers = min(stored, _GGUF_LAYERS)
-    try:
-        modules = first_layers(source, layers, _MOST_BYTES)
-    except TooLargeError as error:
-        raise HeadatlasError(
-            f"{checkpoint.spec}: its first layers would take {error.args[0] / 1e9:.1f} GB of memory; a "
-            "smaller model of the family can be compared."
-        ) from error
-    config, first = {**checkpoint.config, key: layers}, copy(source)
-    first.tensors = {name: info for name, info in source.tensors.items() if in_first_layers(name, layers)}
-    return _outcomes(family, replace(checkpoint, config=config, source=first), modules)
 
 
 def _outcomes(family: Family, checkpoint: Checkpoint, modules: PreTrainedModel) -> list[Outcome]:

@@ -210,24 +210,14 @@ def _notes_on_index(single: Path, index: Path) -> tuple[str, ...]:
     if not index.is_file():
         return ()
     weight_map = read_weight_map(index)
-    shards = sorted({name for name in weight_map.values() if name != SINGLE_NAME})
-    if not shards:
-        return ()
-    there = [index.parent / name for name in shards if (index.parent / name).is_file()]
-    one = SafetensorsSource([single]).infos()
-    others = SafetensorsSource(there).infos() if there else {}
-    different = sorted(set(one) ^ set(weight_map))
-    different += sorted(name for name in one if name in others and one[name].shape != others[name].shape)
-    if different:
+    shards = {name for name in weight_map.values() if name != SINGLE_NAME}
+    if shards and (different := sorted(set(SafetensorsSource([single]).infos()) ^ set(weight_map))):
         raise HeadatlasError(
             f"{single} and {index.name} beside it are of different models: {different[0]!r} is in one of "
-            "them only, or has another shape; remove the one that does not belong."
+            "them only; remove the one that does not belong."
         )
-    what = "gives the same names and shapes" if len(there) == len(shards) else "names files that are not here"
-    return (
-        f"{SINGLE_NAME} is read, as transformers does, and not the {len(shards)} shards beside it; "
-        f"{index.name} {what}.",
-    )
+    note = f"{SINGLE_NAME} is read, as transformers does, and not the {len(shards)} shards of {index.name}."
+    return (note,) if shards else ()
 
 
 def _open_safetensors_file(path: Path, spec: str) -> Checkpoint:

@@ -12,7 +12,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.files import refuse_pointer
 from headatlas.weights.adapter import AdaptedSource
 from headatlas.weights.checkpoints import SINGLE_NAME
-from headatlas.weights.gguf_modules import finish, gguf_modules, gguf_tokenizer, of_text
+from headatlas.weights.gguf_modules import finish, gguf_modules, gguf_tokenizer
 from headatlas.weights.gguf_source import GgufSource
 from headatlas.weights.module_source import ModuleSource, stock_class
 from headatlas.weights.safetensors_source import PLAIN, QUANTIZED, SafetensorsSource
@@ -406,6 +405,7 @@ def first_block(
 
 def _first_attention(source: GgufSource, most_bytes: int) -> PreTrainedModel:
     """The first block as transformers converts it; what is not read is made up, and small."""
+    import torch
 
     def wanted(name: str) -> bool:
         if name.startswith("blk."):
@@ -421,41 +421,9 @@ def _first_attention(source: GgufSource, most_bytes: int) -> PreTrainedModel:
         return config
 
     _check_size(sum(info.nbytes for name, info in source.infos().items() if wanted(name)), most_bytes)
-    return _modules_of_gguf(source, smaller, wanted)
-
-
-def first_layers(source: GgufSource, layers: int, most_bytes: int) -> PreTrainedModel:
-    """A transformers model of the first layers of a GGUF file, in float32 and evaluation mode.
-
-    Raises:
-        HeadatlasError: transformers cannot make the modules.
-        TooLargeError: The weights would take more than ``most_bytes`` of memory.
-    """
-
-    def wanted(name: str) -> bool:
-        return of_text(name) and in_first_layers(name, layers)
-
-    _check_size(
-        sum(4 * prod(info.shape) for name, info in source.infos().items() if wanted(name)), most_bytes
-    )
-    return _modules_of_gguf(source, lambda config: with_layers(config, layers), wanted)
-
-
-def _modules_of_gguf(
-    source: GgufSource, change: Callable[[Any], Any], wanted: Callable[[str], bool]
-) -> PreTrainedModel:
-    """Modules of a changed config with some of a file's tensors."""
-    import torch
-
     options = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": False}
     with transformers_at_work(f"The model {source.files[0]}"):
-        return _at_rest(gguf_modules(source, options, change=change, wanted=wanted))
-
-
-def in_first_layers(name: str, layers: int) -> bool:
-    """Whether a tensor of a GGUF file belongs to the first layers or to none."""
-    block, number = name.split(".")[:2]
-    return block != "blk" or not number.isdigit() or int(number) < layers
+        return _at_rest(gguf_modules(source, options, change=smaller, wanted=wanted))
 
 
 def with_layers(config: Any, layers: int = 1) -> Any:

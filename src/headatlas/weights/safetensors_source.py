@@ -370,16 +370,8 @@ def placed_tensors(path: Path | str, header: bytes, size: int) -> dict[str, Plac
 
 
 def _parse(path: Path | str, header: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise _broken(path, f": its header names {twice!r} twice")
-        return found
-
     try:
-        value = json.loads(header.decode("utf-8"), object_pairs_hook=unique)
+        value = json.loads(header.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise _broken(path, f" is not a safetensors file: its header is not JSON ({error})") from error
     if not isinstance(value, dict):
