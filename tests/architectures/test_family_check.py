@@ -157,7 +157,7 @@ def test_the_command(tmp_path: Path) -> None:
     written = tmp_path / "my_family.toml"
     result = run("families", "check", str(folder), "--write", str(written))
     assert result.exit_code == 0
-    assert "model.layers.{layer}.self_attn.v_proj.weight" in result.stdout and "values" in result.stdout
+    assert "model.layers.{layer}.self_attn.v_proj.weight" in result.stdout and "value.beside" in result.stdout
     assert "accounting: every tensor is used or declared ignored" in result.stderr
     assert "tiny model, values of every head: agrees" in result.stderr
     assert tomllib.loads(written.read_text())["name"] == "my_family"
@@ -168,7 +168,7 @@ def test_the_command(tmp_path: Path) -> None:
     told = json.loads(own.stdout)
     assert told["family"] == "my_family" and told["accounting"] is None and len(told["oracle"]) == 7
     named = {each["name"]: each["is"] for each in told["tensors"]}
-    assert named["model.layers.{layer}.post_attention_layernorm.weight"] == "norm before the MLP"
+    assert named["model.layers.{layer}.post_attention_layernorm.weight"] == "mlp.norm"
     written.write_text(written.read_text() + '[safetensors]\nother = [{ stem = "{block}nothing" }]\n')
     wrong = run("families", "check", str(folder), "--family", str(written), "--json")
     assert wrong.exit_code == 1

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headatlas.architectures.accounting import Inventory
-from headatlas.architectures.family import MLP, Family, Section
+from headatlas.architectures.family import Family, Strict
 from headatlas.architectures.model import Model
 from headatlas.architectures.oracle import COMPARISONS
 from headatlas.architectures.registry import claiming, families, parse_family
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 
 _SHAPES = 3
+_STEMS = ("embed", "beside", "correction")
+_TABLES = ("value", "experts", "other")
+"""Keys under which there are stems, or several tables with stems."""
 _TRIED = 12
 
 
@@ -56,7 +59,7 @@ class TensorGroup:
         name: The name, with ``{layer}`` and ``{expert}``.
         shapes: Their shapes, the first few different ones.
         dtype: Type of the first.
-        role: Its meaning in the family; None where the family does not know it.
+        role: Its key in the family file; None where the family does not know it.
     """
 
     name: str
@@ -185,7 +188,7 @@ def _collapsed(name: str) -> str:
 
 
 def _named_roles(family: Family, checkpoint: Checkpoint) -> Mapping[str, str]:
-    """Collapsed name or pattern → what a family calls such tensors, under any of its prefixes."""
+    """Collapsed name or pattern → its key in the family file, under any of the family's prefixes."""
     found: dict[str, str] = {}
     if (section := family.section(checkpoint.format)) is None:
         return found
@@ -193,48 +196,27 @@ def _named_roles(family: Family, checkpoint: Checkpoint) -> Mapping[str, str]:
         for role, stem in _roles(section):
             for kind in ("weight", "bias"):
                 found.setdefault(section.name(stem, prefix, kind=kind), role)
-        for pattern in (*section.ignored, *section.without_heads):
-            found.setdefault(section.filled(pattern, prefix), "ignored")
-        for pattern in section.aside:
-            found.setdefault(section.filled(pattern, prefix), "beside the language model")
+        if section.mlp.xielu is not None:
+            found.setdefault(f"{section.filled(section.mlp.xielu, prefix)}.*", "mlp.xielu")
+        for role in ("ignored", "without_heads", "aside"):
+            for pattern in getattr(section, role):
+                found.setdefault(section.filled(pattern, prefix), role)
     return found
 
 
-def _roles(section: Section) -> Iterator[tuple[str, str]]:
-    """Role and stem of every tensor that a section names."""
-    yield "embedding", section.embed
-    yield from (("unembedding", stem) for stem in section.unembed.stems)
-    norms = {
-        "final norm": section.final_norm,
-        "norm of the embedding": section.embed_norm,
-        "norm before attention": section.attention_norm,
-        "norm after attention": section.post_attention_norm,
-        "norm before the MLP": section.mlp.norm,
-    }
-    yield from ((role, stem) for role, norm in norms.items() if norm is not None for stem in norm.stems)
-    for value in section.value:
-        yield ("values" if value.layout == "linear" else f"values ({value.layout})"), value.stem
-        yield from (("queries or keys", stem) for stem in value.beside)
-        latent = [value.down.stem] if value.down is not None else []
-        latent += value.norm.stems if value.norm is not None else ()
-        yield from (("latent of keys and values", stem) for stem in latent)
-    yield "output of attention", section.output.stem
-    yield from _mlp_roles("MLP", section.mlp)
-    for experts in section.experts:
-        yield from (
-            ("router", stem) for stem in (experts.router.stem, experts.correction) if stem is not None
-        )
-        yield from (("expert", linear.stem) for linear in experts.linears)
-        if experts.shared is not None:
-            yield from _mlp_roles("shared expert", experts.shared)
-        if experts.shared_gate is not None:
-            yield "shared expert", experts.shared_gate.stem
-    yield from (("beside (read by no head)", other.stem) for other in section.other)
-
-
-def _mlp_roles(what: str, mlp: MLP) -> Iterator[tuple[str, str]]:
-    linears = {"gate": mlp.gate, "gate and up": mlp.gate_up, "up": mlp.up, "down": mlp.down}
-    yield from ((f"{what}: {role}", linear.stem) for role, linear in linears.items() if linear is not None)
+def _roles(part: object, role: str = "") -> Iterator[tuple[str, str]]:
+    """Key and stem of every tensor that a section names, or a part of it under a key."""
+    if isinstance(part, tuple):
+        for each in part:
+            yield from _roles(each, role)
+    elif isinstance(part, str):
+        yield role, part
+    elif isinstance(part, Strict):
+        for key, value in part:
+            if key in ("stem", "stems"):
+                yield from _roles(value, role)
+            elif isinstance(value, Strict) or key in _STEMS or key in _TABLES:
+                yield from _roles(value, f"{role}.{key}".lstrip("."))
 
 
 # The trial ------------------------------------------------------------------------------------------
