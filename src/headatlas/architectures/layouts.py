@@ -120,11 +120,8 @@ def split_latent(
 
 def _value_outputs(outputs: torch.Tensor, layout: ValueLayout, dims: Dims) -> torch.Tensor:
     """[n_kv_heads, d_head, ...] from a tensor with the projection's outputs on its first axis."""
-    if layout in ("per_head_qkv", "conv1d_per_head", "grouped_qkv"):
-        return outputs.reshape(dims.n_kv_heads, -1, dims.d_head, *outputs.shape[1:])[:, -1]
-    if layout == "blocks_qvk":
-        values = outputs.reshape(4, 3, -1, *outputs.shape[1:])[:, 1]
-        return values.reshape(dims.n_kv_heads, dims.d_head, *outputs.shape[1:])
+    if layout in ("per_head_qkv", "conv1d_per_head", "grouped_qkv", "blocks_qvk"):
+        return split_fused(outputs, layout, dims)[2]
     # Values come last in every other layout, so this also holds when only their rows were read.
     values = outputs[-dims.n_kv_heads * dims.d_head :]
     return values.reshape(dims.n_kv_heads, dims.d_head, *outputs.shape[1:])
@@ -135,26 +132,22 @@ def split_outputs(stored: torch.Tensor, layout: LinearLayout, dims: Dims) -> tor
     return as_linear(stored, layout).T.reshape(dims.n_heads, dims.d_head, dims.d_model).contiguous()
 
 
-# Queries and keys ------------------------------------------------------------------------------------
-
-
-def split_queries_and_keys(
+def split_fused(
     outputs: torch.Tensor, layout: ValueLayout, dims: Dims
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries [n_heads, d_head, ...] and keys [n_kv_heads, d_head, ...] of a fused projection.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries [n_heads, d_head, ...], keys and values [n_kv_heads, d_head, ...] of a fused projection.
 
     ``outputs`` is its weight or bias, with the projection's outputs on the first axis.
     """
     rest = outputs.shape[1:]
     if layout in ("per_head_qkv", "conv1d_per_head", "grouped_qkv"):
         groups = outputs.reshape(dims.n_kv_heads, -1, dims.d_head, *rest)
-        return groups[:, :-2].reshape(dims.n_heads, dims.d_head, *rest), groups[:, -2]
-    if layout == "blocks_qvk":
-        blocks = outputs.reshape(4, 3, -1, *rest)
-        queries, keys = blocks[:, 0], blocks[:, 2]
+        queries, keys, values = groups[:, :-2], groups[:, -2], groups[:, -1]
+    elif layout == "blocks_qvk":
+        queries, values, keys = outputs.reshape(4, 3, -1, *rest).unbind(1)
     else:
         n_queries, n_keys = dims.n_heads * dims.d_head, dims.n_kv_heads * dims.d_head
         queries, keys = outputs[:n_queries], outputs[n_queries : n_queries + n_keys]
-    return queries.reshape(dims.n_heads, dims.d_head, *rest), keys.reshape(
-        dims.n_kv_heads, dims.d_head, *rest
-    )
+        values = outputs[n_queries + n_keys :]
+    shape = (-1, dims.d_head, *rest)
+    return queries.reshape(shape), keys.reshape(shape), values.reshape(shape)

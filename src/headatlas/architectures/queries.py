@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from headatlas.architectures.accounting import Inventory
 from headatlas.architectures.family import Norm, Queries
-from headatlas.architectures.layouts import split_queries_and_keys, transposed
+from headatlas.architectures.layouts import split_fused, transposed
 from headatlas.architectures.mlp import NormWeights
 from headatlas.errors import HeadatlasError
 
@@ -75,39 +75,26 @@ def queries_of_layer(
     rules, value, dims = _rules(inventory), inventory.layers[layer].value, inventory.sizes.dims
     if value is None or value.layout.startswith("latent"):
         raise _unread(inventory)
-    parts: list[tuple[torch.Tensor, torch.Tensor] | None] = []
-    for kind in ("weight", "bias"):
-        names = [inventory.name(stem, layer, kind) for stem in value.beside or (value.stem,)]
-        if kind == "bias" and not all(inventory.has(value.bias, name) for name in names):
-            parts.append(None)
-            continue
-        stored = [read(name) for name in names]
-        if len(stored) == 1:
-            whole = transposed(stored[0], value.layout) if kind == "weight" else stored[0]
-            parts.append(split_queries_and_keys(whole, value.layout, dims))
+    names = value.beside or (value.stem,)
+    biased = all(inventory.has(value.bias, inventory.name(stem, layer, "bias")) for stem in names)
+
+    def both(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+        stored = [read(inventory.name(stem, layer, kind)) for stem in names]
+        if value.beside:
+            heads = zip(stored, (dims.n_heads, dims.n_kv_heads), strict=True)
+            queries, keys = (each.reshape(n, dims.d_head, *each.shape[1:]) for each, n in heads)
         else:
-            parts.append(
-                (
-                    stored[0].reshape(dims.n_heads, dims.d_head, *stored[0].shape[1:]),
-                    stored[1].reshape(dims.n_kv_heads, dims.d_head, *stored[1].shape[1:]),
-                )
-            )
-    weights, biases = parts
-    if weights is None:
-        raise _unread(inventory)
-    norms = [
-        None if each is None or inventory.weight(each, layer) is None else norm(each, layer)
-        for each in (rules.query_norm, rules.key_norm)
-    ]
-    return LayerQueries(
-        W_Q=weights[0].transpose(1, 2).contiguous(),
-        b_Q=None if biases is None else biases[0],
-        W_K=weights[1].transpose(1, 2).contiguous(),
-        b_K=None if biases is None else biases[1],
-        query_norm=norms[0],
-        key_norm=norms[1],
-        rotary=rules.rotary,
-    )
+            whole = transposed(stored[0], value.layout) if kind == "weight" else stored[0]
+            queries, keys, _ = split_fused(whole, value.layout, dims)
+        return queries, keys
+
+    def normed(each: Norm | None) -> NormWeights | None:
+        return None if each is None or inventory.weight(each, layer) is None else norm(each, layer)
+
+    W_Q, W_K = (each.transpose(1, 2).contiguous() for each in both("weight"))
+    b_Q, b_K = both("bias") if biased else (None, None)
+    query_norm, key_norm = normed(rules.query_norm), normed(rules.key_norm)
+    return LayerQueries(W_Q, b_Q, W_K, b_K, query_norm, key_norm, rules.rotary)
 
 
 def _rules(inventory: Inventory) -> Queries:
