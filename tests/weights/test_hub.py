@@ -81,7 +81,7 @@ def test_a_repository_with_weights_and_an_adapter(hub: Hub, llama_folder: Path) 
 def test_a_repository_with_weights_twice(hub: Hub, llama_folder: Path, sharded_folder: Path) -> None:
     hub.repos["org/twice"] = files_of(sharded_folder) | files_of(llama_folder)
     (note,) = open_checkpoint("org/twice").notes
-    assert note.endswith(f"{INDEX_NAME} names files that are not here.")
+    assert note.endswith(f"shards of {INDEX_NAME}.")
     assert not any("-of-" in name for name in hub.fetched)
 
 
