@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from headatlas.addresses import output_path
 from headatlas.atlas import Atlas
-from headatlas.atlas.behaviours import looking_path
 from headatlas.atlas.export import export_table
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_write, check_writable
@@ -142,7 +141,7 @@ def write_behaviours(atlas: Atlas, found: Looking, folder: Path, *, figures: boo
     if figures:
         tasks |= _figure_tasks(stem, partial(_draw_behaviours, atlas, found))
     if not own and atlas.path is not None:
-        measured = looking_path(atlas.path / EVIDENCE_FOLDER) / "zarr.json"
+        measured = type(found).place(atlas.path / EVIDENCE_FOLDER) / "zarr.json"
         tasks = {name: write for name, write in tasks.items() if not _newer(folder / name, measured)}
     return _write_all(folder, tasks)
 

@@ -228,5 +228,5 @@ def single_token_atlas(atlas: Atlas) -> Atlas:
     Raises:
         HeadatlasError: A file of the atlas is damaged or cannot be read.
     """
-    small = single_token_dataset(atlas.dataset, int(atlas.provenance["ceiling"]), atlas.path)
-    return Atlas(small, atlas.provenance, atlas.thresholds, atlas.path)
+    small = single_token_dataset(atlas.dataset, int(atlas.provenance["ceiling"]), atlas.place)
+    return Atlas(small, atlas.provenance, atlas.thresholds, atlas.place)

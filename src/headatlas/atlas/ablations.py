@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import comb
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 from numpy.typing import NDArray
 
-from headatlas.atlas.store import open_arrays, renamed
-from headatlas.errors import HeadatlasError
-from headatlas.files import atomic_folder
+from headatlas.atlas.stored import Stored
 from headatlas.scoring.scores import false_discovery_rates
 
-PREFIX = "ablation-"
 RELATION, ADDED, RANDOM = "relation", "added", "random"
 Bools = NDArray[np.bool_]
-PROVENANCE = (
-    *("relation", "template", "shots", "method", "seed", "controls", "dropped", "thresholds", "versions"),
-)
-"""Entries of a task's provenance that readers rely on."""
-_VARIABLES = (
-    *("base", "correct", "n_ablated", "alone", "layer", "head", "control", "control_base"),
-    *("order", "source", "control_name"),
-)
 
 
 @dataclass(frozen=True)
-class Ablation:
+class Ablation(Stored):
     """One ablated task.
 
     Attributes:
@@ -46,8 +30,14 @@ class Ablation:
         provenance: Relation, template, shots, method, model, versions.
     """
 
-    data: xr.Dataset
-    provenance: dict[str, Any]
+    PREFIX = "ablation-"
+    VARIABLES = (
+        *("base", "correct", "n_ablated", "alone", "layer", "head", "control", "control_base"),
+        *("order", "source", "control_name"),
+    )
+    NEEDED = (
+        *("relation", "template", "shots", "method", "seed", "controls", "dropped", "thresholds", "versions"),
+    )
 
     @property
     def relation(self) -> str:
@@ -93,18 +83,15 @@ class Ablation:
 
     def heads(self, order: str = RELATION) -> list[tuple[int, int]]:
         """(layer, head) in the order in which they are ablated."""
-        rows = self.data.sel(order=order)
-        return [(int(a), int(b)) for a, b in zip(rows["layer"].values, rows["head"].values, strict=True)]
+        return _heads(self, order)
 
 
-HEADS_PREFIX = "heads-"
 WHOLE, CHOSEN = "whole", "chosen"
 RUNNING_TEXT = "text"
-_HEADS_VARIABLES = {"loss", "correct", "condition", "on", "layer", "head"}
 
 
 @dataclass(frozen=True)
-class HeadsAblation:
+class HeadsAblation(Stored):
     """Heads of one's own choice, ablated together.
 
     Attributes:
@@ -115,14 +102,13 @@ class HeadsAblation:
         provenance: Heads, tasks, method, model, versions, tasks left out and why.
     """
 
-    data: xr.Dataset
-    provenance: dict[str, Any]
+    PREFIX = "heads-"
+    VARIABLES = ("loss", "correct", "condition", "on", "layer", "head")
 
     @property
     def heads(self) -> list[tuple[int, int]]:
         """The chosen heads."""
-        rows = self.data.sel(order=CHOSEN)
-        return [(int(a), int(b)) for a, b in zip(rows["layer"].values, rows["head"].values, strict=True)]
+        return _heads(self, CHOSEN)
 
     @property
     def draws(self) -> list[str]:
@@ -135,82 +121,9 @@ class HeadsAblation:
         return np.asarray(self.data[variable].values[:, mine], dtype=np.float64)
 
 
-def read_heads_ablation(path: Path) -> HeadsAblation:
-    """One stored ablation of chosen heads.
-
-    Raises:
-        HeadatlasError: It is damaged, or cannot be read.
-    """
-    data, provenance = read_dataset(path)
-    if lacking := _HEADS_VARIABLES - {*map(str, data.variables)}:
-        raise _damaged(path, f"it lacks {', '.join(sorted(lacking))}")
-    return HeadsAblation(data, provenance)
-
-
-def all_heads_ablations(atlas_path: Path | None) -> list[HeadsAblation]:
-    """All ablations of chosen heads in an atlas."""
-    group = atlas_path / "evidence" if atlas_path is not None else None
-    paths = sorted(group.glob(f"{HEADS_PREFIX}*")) if group is not None else []
-    return [read_heads_ablation(path) for path in paths]
-
-
-def store_ablation(folder: Path, name: str, data: xr.Dataset, provenance: dict[str, Any]) -> None:
-    """Write a task's dataset; it appears whole or not at all.
-
-    Raises:
-        HeadatlasError: It cannot be written.
-    """
-    store_dataset(folder / f"{PREFIX}{name}", data, provenance)
-
-
-def store_dataset(path: Path, data: xr.Dataset, provenance: dict[str, Any]) -> None:
-    """Write one piece of evidence in the place of an older one; it appears whole or not at all.
-
-    Raises:
-        HeadatlasError: It cannot be written.
-    """
-    stored = data.assign_attrs({"provenance": json.dumps(provenance)})
-    try:
-        with atomic_folder(path, replace=True) as temporary:
-            stored.to_zarr(temporary, mode="w", consolidated=False)
-    except OSError as error:
-        raise HeadatlasError(f"{path}: cannot be written ({error.strerror or error}); make room.") from error
-
-
-def read_ablation(path: Path) -> Ablation:
-    """One stored task.
-
-    Raises:
-        HeadatlasError: It is damaged, or cannot be read.
-    """
-    data, provenance = read_dataset(path)
-    lacking = {*_VARIABLES} - {*data.variables} | {*PROVENANCE} - {*provenance}
-    if lacking:
-        raise _damaged(path, f"it lacks {', '.join(sorted(map(str, lacking)))}")
-    return Ablation(data, provenance)
-
-
-def read_dataset(path: Path) -> tuple[xr.Dataset, dict[str, Any]]:
-    """Read what :func:`store_dataset` wrote: the data in memory, and the provenance.
-
-    Raises:
-        HeadatlasError: It is damaged.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".* is not recognized as a component of a Zarr")
-            data = open_arrays(path).load()
-        return data, renamed(dict(json.loads(data.attrs["provenance"])))
-    except FileNotFoundError as error:
-        raise HeadatlasError(f"{path}: this is no stored measurement; move it elsewhere.") from error
-    except OSError as error:
-        raise HeadatlasError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, why: object) -> HeadatlasError:
-    return HeadatlasError(f"{path}: is damaged ({why}); remove this folder, and measure again.")
+def _heads(found: Stored, order: str) -> list[tuple[int, int]]:
+    rows = found.data.sel(order=order)
+    return [(int(a), int(b)) for a, b in zip(rows["layer"].values, rows["head"].values, strict=True)]
 
 
 def single_heads(ablations: Sequence[Ablation], q_max: float) -> pd.DataFrame:

@@ -92,7 +92,7 @@ def head_card(atlas: Atlas, layer: int, head: int) -> Card:
     """
     rows = atlas.sel(layer=layer, head=head)
     looks, labels = _behaviours(atlas, layer, head), _of(atlas.labels(), layer, head)
-    written = stored_salience(atlas.path)
+    written = stored_salience(atlas.place)
     salient, spectrum, explained = (None,) * 3 if written is None else written.of_head(layer, head)
     return Card(
         atlas=atlas,

@@ -20,24 +20,17 @@ import pandas as pd
 import zarr
 from numpy.typing import NDArray
 
-from headatlas.atlas.ablations import (
-    PREFIX,
-    PROVENANCE,
-    Ablation,
-    all_heads_ablations,
-    read_ablation,
-    single_heads,
-)
+from headatlas.atlas.ablations import Ablation, HeadsAblation, single_heads
 from headatlas.atlas.atlas import Atlas
-from headatlas.atlas.behaviours import lookings
-from headatlas.atlas.preferences import all_preferences
+from headatlas.atlas.behaviours import Looking
+from headatlas.atlas.preferences import Preferences
 from headatlas.atlas.relation_scores import Floats
-from headatlas.atlas.store import read_array, read_store
+from headatlas.atlas.store import Place, read_array, read_store
+from headatlas.atlas.stored import GROUP, evidence_in
 from headatlas.errors import HeadatlasError
 from headatlas.options import Thresholds
 from headatlas.scoring.scores import source_hits
 
-GROUP = "evidence"
 CONTEXT = "context"
 WITHOUT = "without-context"
 SINGLE_HEAD_Q = 0.01
@@ -147,7 +140,7 @@ class Dynamic:
         return self.context if kind == CONTEXT else self.without
 
 
-def read_dynamic(context: Path, without: Path, thresholds: Thresholds) -> Dynamic:
+def read_dynamic(context: Place, without: Place, thresholds: Thresholds) -> Dynamic:
     """Open the two atlases of a template, read with these thresholds.
 
     Raises:
@@ -184,13 +177,11 @@ class Evidence:
     @classmethod
     def of(cls, atlas: Atlas) -> Evidence:
         """The evidence stored in an atlas; what is not complete or is damaged is left out."""
-        folder = None if atlas.path is None else atlas.path / GROUP
-        if folder is None or not folder.is_dir():
-            return cls(atlas, (), ())
         dynamics, ablations, damaged = [], [], []
-        for context in sorted(folder.glob(f"{CONTEXT}-*.zarr")):
-            without = folder / context.name.replace(CONTEXT, WITHOUT, 1)
-            if not without.is_dir():
+        withouts = evidence_in(atlas.place, f"{WITHOUT}-")
+        for name, context in evidence_in(atlas.place, f"{CONTEXT}-").items():
+            without = withouts.get(name.replace(CONTEXT, WITHOUT, 1))
+            if without is None:
                 continue
             try:
                 dynamic = read_dynamic(context, without, atlas.thresholds)
@@ -198,9 +189,9 @@ class Evidence:
                     dynamics.append(dynamic)
             except HeadatlasError as error:
                 damaged.append(str(error))
-        for path in sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir()):
+        for place in evidence_in(atlas.place, Ablation.PREFIX).values():
             try:
-                ablations.append(read_ablation(path))
+                ablations.append(Ablation.read(place))
             except HeadatlasError as error:
                 damaged.append(str(error))
         return cls(atlas, dynamics, ablations, damaged)
@@ -218,16 +209,16 @@ class Evidence:
             }
             for each in self.dynamics
         ]
-        tasks = [{name: each.provenance[name] for name in PROVENANCE} for each in self.ablations]
-        watched = [each.provenance for each in lookings(self._atlas.path)]
-        preferred = [each.provenance for each in all_preferences(self._atlas.path)]
-        chosen = [each.provenance for each in all_heads_ablations(self._atlas.path)]
+        place = self._atlas.place
+        watched = sorted(Looking.all_in(place), key=lambda each: each.source)
         return {
             "inference": runs,
-            "attention": preferred,
-            "ablation": tasks,
-            "heads": chosen,
-            "behaviour": watched,
+            "attention": [each.provenance for each in Preferences.all_in(place)],
+            "ablation": [
+                {name: each.provenance[name] for name in Ablation.NEEDED} for each in self.ablations
+            ],
+            "heads": [each.provenance for each in HeadsAblation.all_in(place)],
+            "behaviour": [each.provenance for each in watched],
         }
 
     def templates_of(self, relation: str) -> list[Dynamic]:

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 
-from headatlas.atlas.ablations import read_dataset
-from headatlas.errors import HeadatlasError
+from headatlas.atlas.stored import Stored
 from headatlas.scoring.scores import false_discovery_rates
 
 if TYPE_CHECKING:
     from headatlas.atlas.atlas import Atlas
 
-PREFIX = "attention-"
 TASK, CONTEXT_TEXT = "task", "context"
 """Queries: the end of the relation's task, or the ends of the context templates."""
 COLUMNS = (
@@ -36,11 +32,10 @@ CAVEAT = (
     "logits of the query for words after neutral prefixes, before the softmax: what else stands in a text, "
     "and the first position above all, may take the attention all the same"
 )
-_VARIABLES = {"auroc", "p", "n_sources", "n_words", "query", "relation", "distance"}
 
 
 @dataclass(frozen=True)
-class Preferences:
+class Preferences(Stored):
     """Measurements with one set of templates.
 
     Attributes:
@@ -50,8 +45,9 @@ class Preferences:
         provenance: Templates, relations left out and why, model, versions.
     """
 
-    data: xr.Dataset
-    provenance: dict[str, Any]
+    PREFIX = "attention-"
+    VARIABLES = ("auroc", "p", "n_sources", "n_words", "query", "relation", "distance")
+    NEEDED = ("left_out",)
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -122,26 +118,3 @@ def _called(atlas: Atlas) -> pd.DataFrame:
     if measured.empty:
         return called.assign(attention=np.nan)
     return called.merge(measured[["layer", "head", "relation", "attention"]], how="left")
-
-
-def preferences_path(group: Path, own: str = "") -> Path:
-    """Path of a measurement in an atlas's evidence group: with shipped templates, or own ones by digest."""
-    return group / f"{PREFIX}{own[:12] or 'shipped'}"
-
-
-def read_preferences(path: Path) -> Preferences:
-    """A stored measurement.
-
-    Raises:
-        HeadatlasError: It is damaged.
-    """
-    data, provenance = read_dataset(path)
-    if not set(data.variables) >= _VARIABLES or "left_out" not in provenance:
-        raise HeadatlasError(f"{path}: is damaged (arrays are missing); remove the folder.")
-    return Preferences(data, provenance)
-
-
-def all_preferences(atlas_path: Path | None) -> list[Preferences]:
-    """All measurements in an atlas."""
-    group = atlas_path / "evidence" if atlas_path is not None else None
-    return [read_preferences(path) for path in sorted(group.glob(f"{PREFIX}*"))] if group is not None else []

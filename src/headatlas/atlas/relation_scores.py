@@ -19,7 +19,7 @@ import zarr
 from numpy.typing import NDArray
 
 from headatlas.addresses import failures
-from headatlas.atlas.store import AtlasWriter, damaged, read_array
+from headatlas.atlas.store import AtlasWriter, Place, damaged, read_array, store_at
 from headatlas.errors import HeadatlasError
 from headatlas.options import FLOOR, Thresholds
 from headatlas.relations.tokenising import MIN_SOURCES, MIN_TARGETS
@@ -401,13 +401,13 @@ def all_single(data: xr.Dataset) -> bool:
     return bool((read_array(data, "pair_source_tokens")[usable] == 1).all())
 
 
-def single_token_dataset(data: xr.Dataset, ceiling: int, path: Path | None = None) -> xr.Dataset:
+def single_token_dataset(data: xr.Dataset, ceiling: int, place: Place | None = None) -> xr.Dataset:
     """An atlas's dataset in which only pairs whose source is one token are usable; nothing is mapped again.
 
     Args:
         data: The dataset.
         ceiling: The atlas's ceiling.
-        path: Its store; scores found there are taken along.
+        place: Its store; scores found there are taken along.
 
     Raises:
         HeadatlasError: A file of the atlas is damaged or cannot be read.
@@ -437,14 +437,14 @@ def single_token_dataset(data: xr.Dataset, ceiling: int, path: Path | None = Non
         "cell_source_index": ("cell_source", new_index),
     }
     # The scores stored beside the ranks are those of all sources.
-    stored = xr.Dataset(attrs={"scores_of": ""}) if path is None else _stored_single_tokens(path)
+    stored = xr.Dataset(attrs={"scores_of": ""}) if place is None else _stored_single_tokens(place)
     return data.assign(changed).assign(stored.variables).assign_attrs({**stored.attrs, "ceiling": ceiling})
 
 
-def _stored_single_tokens(path: Path) -> xr.Dataset:
+def _stored_single_tokens(place: Place) -> xr.Dataset:
     """The scores in the group of a store; without a key where they are not there or cannot be read."""
     try:
-        group = zarr.open_group(path / SINGLE_TOKENS, mode="r")
+        group = zarr.open_group(store_at(place), path=SINGLE_TOKENS, mode="r")
         arrays = {name: (_dims(name), np.asarray(group[name])) for name in STORED}
         return xr.Dataset(arrays, attrs=group.attrs.asdict())
     except failures(KeyError, TypeError):

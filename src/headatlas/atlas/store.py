@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import xarray as xr
 import zarr
@@ -32,6 +33,7 @@ from headatlas.scoring.scores import RANK_FLAGS, RANK_MISSING
 SCHEMA = "headatlas_schema"
 SCHEMA_VERSION = 1
 ATLAS_NAME = "atlas.zarr"
+_FRESH = {"use_listings_cache": False}
 CELL_BEYOND = 255
 """Code in the cell arrays: at or above the ceiling, or in a cell below the floor that was not examined."""
 
@@ -79,7 +81,34 @@ _DESCRIPTIONS = {
 }
 
 
-def atlas_path(path: str | Path) -> Path | str:
+Place = Path | str
+"""Where an atlas or a part of it is: a folder, or its address (text)."""
+
+
+def within(place: Place, name: str) -> Place:
+    """A group inside another."""
+    return place / name if isinstance(place, Path) else f"{place}/{name}"
+
+
+def names_in(place: Place) -> list[str]:
+    """Names of the groups and files in a group, sorted; none where it is not there.
+
+    Raises:
+        HeadatlasError: It cannot be listed.
+    """
+    try:
+        if isinstance(place, Path):
+            return sorted(each.name for each in place.iterdir())
+        files, inside = fsspec.core.url_to_fs(place, **_FRESH)
+        return sorted(str(each).rstrip("/").rpartition("/")[2] for each in files.ls(inside, detail=False))
+    except failures() as error:
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return []
+        why = f"{shown(str(place))}: cannot be listed ({type(error).__name__}); check it and access to it."
+        raise HeadatlasError(why) from None
+
+
+def atlas_path(path: str | Path) -> Place:
     """The ``.zarr`` folder meant by an output folder, or by the folder itself; an address stays one."""
     if isinstance(path, str) and is_url(path):
         address = path.rstrip("/")
@@ -287,7 +316,7 @@ class AtlasWriter:
         return self._opened[name]
 
 
-def read_store(path: Path | str) -> tuple[xr.Dataset, dict[str, Any]]:
+def read_store(path: Place) -> tuple[xr.Dataset, dict[str, Any]]:
     """Open an atlas: its dataset (arrays read when used) and its provenance.
 
     Args:
@@ -304,10 +333,9 @@ def read_store(path: Path | str) -> tuple[xr.Dataset, dict[str, Any]]:
         with warnings.catch_warnings():
             # A killed process may leave a half-written file beside the whole one that it was to replace.
             warnings.filterwarnings("ignore", message=".* is not recognized as a component of a Zarr")
-            store = path if isinstance(path, Path) else _at_address(path)
             # An atlas of another version may be one that this version cannot open.
-            _check_root(where, zarr.open_group(store, mode="r").attrs.asdict())
-            dataset = open_arrays(store)
+            _check_root(where, zarr.open_group(store_at(path), mode="r").attrs.asdict())
+            dataset = open_arrays(path)
         dataset.encoding["source"] = where
         provenance = renamed(dict(json.loads(dataset.attrs["provenance"])))
     except HeadatlasError:
@@ -335,11 +363,11 @@ def read_store(path: Path | str) -> tuple[xr.Dataset, dict[str, Any]]:
     return dataset, provenance
 
 
-def open_arrays(store: Path | Store) -> xr.Dataset:
+def open_arrays(place: Place) -> xr.Dataset:
     """A Zarr group as an xarray dataset whose arrays are read when used."""
     # By its name, xarray would look for the engine in the metadata of every installed package.
     engine = ZarrBackendEntrypoint
-    return xr.open_dataset(store, engine=engine, consolidated=False, chunks=None)  # type: ignore[arg-type]
+    return xr.open_dataset(store_at(place), engine=engine, consolidated=False, chunks=None)  # type: ignore[arg-type]
 
 
 def renamed(provenance: dict[str, Any]) -> dict[str, Any]:
@@ -370,16 +398,14 @@ def _no_atlas(where: str, why: str) -> HeadatlasError:
     )
 
 
-def _at_address(address: str) -> Store:
-    """The store of an address; its listings are not those of an earlier call."""
+def store_at(place: Place) -> Path | Store:
+    """A place as Zarr takes it; the listings of an address are not those of an earlier call."""
+    if isinstance(place, Path):
+        return place
     try:
-        return FsspecStore.from_url(
-            address,
-            read_only=True,
-            storage_options={"skip_instance_cache": True, "use_listings_cache": False},
-        )
+        return FsspecStore.from_url(place, read_only=True, storage_options=_FRESH)
     except ImportError as error:
-        raise HeadatlasError(f"{shown(address)}: a package is missing ({error}).") from None
+        raise HeadatlasError(f"{shown(place)}: a package is missing ({error}).") from None
 
 
 def _strange(provenance: dict[str, Any]) -> str | None:

@@ -240,7 +240,7 @@ def head_section(atlas: Atlas) -> dict[str, Any]:
         called = np.zeros(shape, dtype=np.int64)
         called[place] = looks["called"]
         arrays["behaviour/called"] = "u1", called
-    written = stored_salience(atlas.path)
+    written = stored_salience(atlas.place)
     if written is not None:
         for name in ("effective_rank", "copying", "norm_share", "explained"):
             arrays[name] = fixed(written.data[name].values, 4)
@@ -270,7 +270,7 @@ def salience_section(atlas: Atlas) -> dict[str, Any] | None:
     ``writes`` [head, direction, end, place] are places among the texts of ``json``, :data:`TOKENLESS` where
     there is none.
     """
-    found = stored_salience(atlas.path)
+    found = stored_salience(atlas.place)
     if found is None:
         return None
     n_sources, n_directions = FULL if atlas.n_layers * atlas.n_heads <= LARGE else SHORT
