@@ -9,6 +9,7 @@ card says which command measures it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -269,9 +270,11 @@ def search(atlas: Atlas, text: str) -> pd.DataFrame:
     """Heads about which something with this text is said: layer, head, where, what.
 
     Looked through, without regard to case: statements of relations and behaviours that are called, labels,
-    and the salient source tokens and targets. One row a finding, those of a head together.
+    and the salient source tokens and targets. The text is to be found as whole words; if it nowhere is, as a
+    part of words. One row a finding, those of a head together.
     """
     wanted = text.strip().casefold()
+    whole = re.compile(rf"(?<![^\W_]){re.escape(wanted)}(?![^\W_])")
     parts = []
     for where, frame, column in (
         ("relation", atlas.sel(called=True), "relation"),
@@ -280,10 +283,11 @@ def search(atlas: Atlas, text: str) -> pd.DataFrame:
         ("source", atlas.salience(), "source"),
         *((name, atlas.salience().explode(name), name) for name in ("promoted", "suppressed")),
     ):
-        what = frame[column].astype(str)
-        found = frame[what.str.casefold().str.contains(wanted, regex=False)]
+        found = frame[frame[column].astype(str).str.casefold().str.contains(wanted, regex=False)]
         parts.append(found[["layer", "head"]].assign(where=where, what=found[column]))
     rows = pd.concat(parts, ignore_index=True).drop_duplicates()
+    in_whole = rows["what"].astype(str).str.casefold().str.contains(whole)
+    rows = rows[in_whole] if in_whole.any() else rows
     return rows.sort_values(["layer", "head"], kind="stable").reset_index(drop=True)
 
 

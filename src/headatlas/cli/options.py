@@ -67,6 +67,12 @@ AtlasArgument = Annotated[
         show_default=False,
     ),
 ]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="MODEL", help="The model that was mapped. Default: as the atlas names it."
+    ),
+]
 Relations = Annotated[
     list[str] | None,
     typer.Option(
