@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from headatlas.atlas.ablations import Ablation
     from headatlas.atlas.behaviours import Looking
-    from headatlas.atlas.evidence import Dynamic
+    from headatlas.atlas.evidence import Ablation, Dynamic
     from headatlas.atlas.salience import Salience
     from headatlas.figures.evidence import Scatter
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import headatlas as ha
 from headatlas.atlas import Atlas
-from headatlas.atlas.preferences import Preferences
+from headatlas.atlas.evidence import Preferences
 from headatlas.cli import app
 from headatlas.errors import HeadatlasError
 from headatlas.evidence import attention_run as attention_module

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import headatlas as ha
 from headatlas.atlas import Atlas
-from headatlas.atlas.ablations import HeadsAblation
+from headatlas.atlas.evidence import HeadsAblation
 from headatlas.cli import app
 from headatlas.errors import HeadatlasError
 from headatlas.evidence import chosen_run as chosen_module

@@ -156,9 +156,9 @@ class Atlas(SalienceReading):
             HeadatlasError: There is an atlas already, or the folder cannot be written.
         """
         where = output_path(path) / ATLAS_NAME
-        copy_store(self.dataset, self.provenance, where, self.path)
+        copy_store(self.dataset, self.provenance, where, self.place)
         saved = Atlas(*read_store(where), self.thresholds, where)
-        if self.path is None:  # of a folder, a job may have added layers since
+        if self.place is None:  # of a folder, a job may have added layers since
             saved.__dict__["relation_scores"] = self.relation_scores
         store_scores(saved)
         return where

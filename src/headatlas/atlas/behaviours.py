@@ -135,11 +135,7 @@ def stored_behaviours(atlas: Place | None) -> pd.DataFrame:
 
 
 def known(only: Sequence[str] | None) -> list[str]:
-    """The names of behaviours, as they are written and each once; all of them for None.
-
-    Raises:
-        HeadatlasError: There is no such behaviour, or none is named.
-    """
+    """The names of behaviours, as they are written and each once; all of them for None."""
     if only is None:
         return list(NAMES)
     asked = [only] if isinstance(only, str) else list(only)
@@ -152,11 +148,7 @@ def known(only: Sequence[str] | None) -> list[str]:
 
 
 def chosen(frame: pd.DataFrame, only: Sequence[str] | None) -> pd.DataFrame:
-    """The rows of some behaviours, in the order asked for; all of them for None.
-
-    Raises:
-        HeadatlasError: There is no such behaviour, or these texts or this model have no place for it.
-    """
+    """The rows of some behaviours, in the order asked for; all of them for None."""
     if only is None:
         return frame
     parts = {name: frame[frame["behaviour"] == name] for name in known(only)}

@@ -86,11 +86,7 @@ class Card:
 
 
 def head_card(atlas: Atlas, layer: int, head: int) -> Card:
-    """The card of one head.
-
-    Raises:
-        HeadatlasError: No such layer or head in this atlas.
-    """
+    """The card of one head."""
     rows = atlas.sel(layer=layer, head=head)
     looks, labels = _behaviours(atlas, layer, head), _of(atlas.labels(), layer, head)
     written = stored_salience(atlas.place)
@@ -213,9 +209,6 @@ def words_of(atlas: Atlas, layer: int, head: int, only: Sequence[str] | None = N
         control_source_hit (of the state itself, without any head; missing for suppression, where there is no
         control). Hits first, by the best rank of their source; pairs that the tokenizer cannot use are not
         there.
-
-    Raises:
-        HeadatlasError: No such head or relation, or the layer is not mapped.
     """
     rows = atlas.sel(layer=layer, head=head, relation=only, called=only is None)
     parts = []

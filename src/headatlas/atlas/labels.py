@@ -43,9 +43,6 @@ def store_labels(group: Path, rows: pd.DataFrame, provenance: dict[str, Any]) ->
         group: The atlas's evidence group.
         rows: :data:`LABEL_COLUMNS`.
         provenance: ``author`` and how the labels were made.
-
-    Raises:
-        HeadatlasError: They cannot be written.
     """
     texts = {name: [str(each) for each in rows[name]] for name in _TEXTS}
     # Variable-length strings: the fixed-width kind has no stable Zarr 3 form yet.

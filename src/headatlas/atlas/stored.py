@@ -43,11 +43,7 @@ class Stored:
 
     @classmethod
     def read(cls, place: Place) -> Self:
-        """A stored measurement.
-
-        Raises:
-            HeadatlasError: It is damaged, or cannot be read.
-        """
+        """A stored measurement."""
         data, provenance = read_dataset(place)
         lacking = {*cls.VARIABLES} - {*map(str, data.variables)} | {*cls.NEEDED} - {*provenance}
         if lacking:
@@ -56,11 +52,7 @@ class Stored:
 
     @classmethod
     def all_in(cls, atlas: Place | None) -> list[Self]:
-        """All of this kind in an atlas, by name; none of an atlas in memory.
-
-        Raises:
-            HeadatlasError: One is damaged, or cannot be read.
-        """
+        """All of this kind in an atlas, by name; none of an atlas in memory."""
         return [cls.read(place) for place in evidence_in(atlas, cls.PREFIX).values()]
 
     @classmethod
@@ -83,11 +75,7 @@ def evidence_in(atlas: Place | None, prefix: str) -> dict[str, Place]:
 
 
 def store_dataset(path: Path, data: xr.Dataset, provenance: dict[str, Any]) -> None:
-    """Write one piece of evidence in the place of an older one; it appears whole or not at all.
-
-    Raises:
-        HeadatlasError: It cannot be written.
-    """
+    """Write one piece of evidence in the place of an older one; it appears whole or not at all."""
     stored = data.assign_attrs({"provenance": json.dumps(provenance)})
     try:
         with atomic_folder(path, replace=True) as temporary:
@@ -97,11 +85,7 @@ def store_dataset(path: Path, data: xr.Dataset, provenance: dict[str, Any]) -> N
 
 
 def read_dataset(place: Place) -> tuple[xr.Dataset, dict[str, Any]]:
-    """Read what :func:`store_dataset` wrote: the data in memory, and the provenance.
-
-    Raises:
-        HeadatlasError: It is damaged, or cannot be read.
-    """
+    """Read what :func:`store_dataset` wrote: the data in memory, and the provenance."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".* is not recognized as a component of a Zarr")

@@ -202,11 +202,7 @@ def head_command(
 
 
 def parse_head(name: str, atlas: Atlas) -> tuple[int, int]:
-    """A mapped head of an atlas, written LAYER.HEAD.
-
-    Raises:
-        HeadatlasError: It is not written so, or the atlas has no such head.
-    """
+    """A mapped head of an atlas, written LAYER.HEAD."""
     match = re.fullmatch(r"L?(\d+)[.:/H](\d+)", name.strip(), re.IGNORECASE)
     if match is None:
         raise HeadatlasError(f"{name!r} is no head; write it LAYER.HEAD, both from 0, like 23.4.")

@@ -11,7 +11,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 import typer
 
@@ -171,23 +172,14 @@ PlottedData = Annotated[
     typer.Option("--data", metavar="FILE", help="Also write the plotted data, as CSV.", parser=output_path),
 ]
 
-_KINDS: dict[str, Any] = {
-    "k": int,
-    "k_copy": int,
-    "tau": float,
-    "q_max": float,
-    "criterion": Literal["calibrated", "tau"],
-    "device": str,
-    "max_memory": str,
-    "stream": bool,
-    "cluster": str,
-    "caption": bool,
-    "letters": bool,
-    "colours": Literal["green", "blue", "grey"],
-    "dark": bool,
-    "used_levels": bool,
-    "transparent": bool,
-    "dpi": int,
+
+def _kind(hint: Any) -> Any:
+    """The type of an option; of several, the first."""
+    return get_args(hint)[0] if isinstance(hint, UnionType) else hint
+
+
+_KINDS = {
+    name: _kind(hint) for kind in (Thresholds, Compute, Look) for name, hint in get_type_hints(kind).items()
 }
 PARAMETERS = {
     **{name: f"--{name.replace('_', '-')}" for name in _KINDS},
@@ -230,11 +222,7 @@ def as_options(message: str) -> str:
 
 
 def names_of(given: Sequence[str] | None, parameter: str = "only") -> list[str] | None:
-    """Names given with commas, or by repeating the option; None if it was left out.
-
-    Raises:
-        HeadatlasError: Nothing but commas was given.
-    """
+    """Names given with commas, or by repeating the option; None if it was left out."""
     if not given:
         return None
     names = [name.strip() for text in given for name in text.split(",") if name.strip()]

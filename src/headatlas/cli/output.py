@@ -233,11 +233,7 @@ def _pad(text: str, width: int, right: bool) -> str:
 
 
 def parse_width(text: str) -> float:
-    """A width such as ``170mm``, ``17cm``, ``6.7in`` or ``170`` (millimetres), in millimetres.
-
-    Raises:
-        HeadatlasError: It is no length, or outside 20 to 2000 mm.
-    """
+    """A width such as ``170mm``, ``17cm``, ``6.7in`` or ``170`` (millimetres), in millimetres."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
     if match is None or match[2] not in _MM:
         raise HeadatlasError(f"`width_mm`: {text!r} is not a width; write it like 170mm, 17cm or 6.7in.")

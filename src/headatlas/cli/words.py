@@ -134,11 +134,7 @@ def query_command(
 
 
 def parse_pair(text: str) -> tuple[str, str]:
-    """A pair written SOURCE=TARGET.
-
-    Raises:
-        HeadatlasError: It is not written so.
-    """
+    """A pair written SOURCE=TARGET."""
     source, sign, target = text.partition("=")
     if not (source.strip() and sign and target.strip()):
         raise HeadatlasError(f"{text!r} is no pair; write it SOURCE=TARGET, like France=Paris.")

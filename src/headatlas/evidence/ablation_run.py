@@ -19,8 +19,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headatlas.atlas import Atlas
-from headatlas.atlas.ablations import ADDED, RANDOM, RELATION, Ablation
-from headatlas.atlas.evidence import evidence_group
+from headatlas.atlas.evidence import ADDED, RANDOM, RELATION, Ablation, evidence_group
 from headatlas.atlas.stored import read_dataset, store_dataset
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.ablation_hooks import Head, ablated, mean_outputs

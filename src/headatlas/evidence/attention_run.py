@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from headatlas import __version__
 from headatlas.architectures.queries import AttentionRule
 from headatlas.atlas import Atlas
-from headatlas.atlas.evidence import evidence_group
-from headatlas.atlas.preferences import CONTEXT_TEXT, TASK, Preferences
+from headatlas.atlas.evidence import CONTEXT_TEXT, TASK, Preferences, evidence_group
 from headatlas.atlas.stored import SHIPPED, store_dataset
 from headatlas.evidence.matching import (
     DRAWS,

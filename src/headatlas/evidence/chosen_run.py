@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from headatlas.architectures import Model
 from headatlas.atlas import Atlas
-from headatlas.atlas.ablations import CHOSEN, RANDOM, RUNNING_TEXT, WHOLE, HeadsAblation
-from headatlas.atlas.evidence import evidence_group
+from headatlas.atlas.evidence import CHOSEN, RANDOM, RUNNING_TEXT, WHOLE, HeadsAblation, evidence_group
 from headatlas.atlas.stored import store_dataset
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.ablation_hooks import Head, ablated, mean_outputs
