@@ -212,14 +212,11 @@ class Atlas(SalienceReading):
         it is in), dropped (reason → sources that could not be used), subcategory (the category where there is
         none).
         """
-        names = ["title", "category", "copying", "n_pairs", "n_sources", "n_targets", "left_out", "dropped"]
+        names = ["relation", "title", "category", "copying", "n_pairs", "n_sources", "n_targets", "left_out"]
+        names += ["dropped", "subcategory"]
         frame = pd.DataFrame({name: read_array(self.dataset, name).tolist() for name in names})
-        frame.insert(0, "relation", read_array(self.dataset, "relation").tolist())
         frame.insert(4, "k", [self.thresholds.k_for(copying) for copying in frame["copying"]])
         frame["dropped"] = [json.loads(text) for text in frame["dropped"]]
-        # Atlases of development versions lack it.
-        finer = "subcategory" if "subcategory" in self.dataset else "category"
-        frame["subcategory"] = read_array(self.dataset, finer).tolist()
         return frame
 
     @cached_property

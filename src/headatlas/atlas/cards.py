@@ -299,9 +299,8 @@ def _row(frame: pd.DataFrame | None) -> dict[str, Any] | None:
 
 def _among(heads: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.bool_]:
     """Which heads have a row."""
-    keys = [list(zip(frame["layer"], frame["head"], strict=True)) for frame in (heads, rows)]
-    there = set(keys[1])
-    return np.array([key in there for key in keys[0]], dtype=bool)
+    all_, there = (pd.MultiIndex.from_frame(frame[["layer", "head"]]) for frame in (heads, rows))
+    return np.asarray(all_.isin(there))
 
 
 def _scores(atlas: Atlas) -> NDArray[np.float64]:

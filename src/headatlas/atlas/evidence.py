@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from headatlas.atlas.atlas import Atlas
 from headatlas.atlas.behaviours import Looking
 from headatlas.atlas.relation_scores import Floats
-from headatlas.atlas.store import Place, read_array, read_store
+from headatlas.atlas.store import Place, put_array, read_array, read_store
 from headatlas.atlas.stored import GROUP, Stored, evidence_in
 from headatlas.errors import HeadatlasError
 from headatlas.options import Thresholds
@@ -72,19 +72,9 @@ def dynamic_path(path: Path, kind: str, template: str, relation_hashes: Sequence
 def store_attention(path: Path, attention: Floats) -> None:
     """Write [layer, head, relation] attention on the source beside dynamic ranks."""
     try:
-        array = zarr.open_group(path, mode="r+").create_array(
-            "attention",
-            shape=attention.shape,
-            chunks=tuple(max(1, n) for n in attention.shape),
-            dtype=attention.dtype,
-            fill_value=np.nan,
-            dimension_names=["layer", "head", "relation"],
-            attributes={
-                "long_name": "weight of the source's last token at the last position, mean over sources"
-            },
-            overwrite=True,
-        )
-        array[...] = attention
+        dims = ("layer", "head", "relation")
+        said = "weight of the source's last token at the last position, mean over sources"
+        put_array(zarr.open_group(path, mode="r+"), "attention", attention, dims, said)
     except OSError as error:
         raise HeadatlasError(f"{path}: cannot be written ({error.strerror or error}); make room.") from error
 

@@ -20,7 +20,7 @@ import zarr
 from numpy.typing import NDArray
 
 from headatlas.addresses import failures
-from headatlas.atlas.store import AtlasWriter, Place, damaged, read_array, store_at
+from headatlas.atlas.store import AtlasWriter, Place, damaged, put_array, read_array, store_at
 from headatlas.errors import HeadatlasError
 from headatlas.options import FLOOR, Thresholds
 from headatlas.relations.tokenising import MIN_SOURCES, MIN_TARGETS
@@ -309,15 +309,7 @@ def _write(path: Path, atlas: Atlas, parts: dict[str, dict[str, Floats]]) -> Non
         # Until the new key is there, readers compute for themselves rather than mix old and new.
         group.attrs.update({"scores_of": ""})
         for array, values in arrays.items():
-            group.create_array(
-                array,
-                data=values,
-                chunks=tuple(max(1, n) for n in values.shape),
-                fill_value=np.nan,
-                dimension_names=_dims(array),
-                attributes={"long_name": _ARRAYS[array][1]},
-                overwrite=True,
-            )
+            put_array(group, array, values, _dims(array), _ARRAYS[array][1])
         key = _key(atlas.thresholds, atlas.layers_done)
         group.attrs.update({"scores_of": key, "scores_sha256": _digest(arrays)})
 

@@ -77,10 +77,10 @@ _LAYER_ARRAYS = {
 
 _REQUIRED = (
     *_LAYER_ARRAYS,
-    *("layer_done", "layer", "head", "relation", "category", "title", "copying", "relation_sha256"),
-    *("n_pairs", "n_sources", "n_targets", "left_out", "dropped", "pair_relation", "pair_source"),
-    *("pair_target_id", "pair_source_tokens", "source", "target", "cell_source_relation"),
-    *("cell_source_index", "cell_target_relation", "cell_target_id"),
+    *("layer_done", "layer", "head", "relation", "category", "subcategory", "title", "copying"),
+    *("relation_sha256", "n_pairs", "n_sources", "n_targets", "left_out", "dropped", "pair_relation"),
+    *("pair_source", "pair_target_id", "pair_source_tokens", "source", "target"),
+    *("cell_source_relation", "cell_source_index", "cell_target_relation", "cell_target_id"),
 )
 _PROVENANCE = ("model", "lens", "ceiling", "thresholds", "mask")
 
@@ -313,7 +313,7 @@ def read_store(path: Place) -> tuple[xr.Dataset, dict[str, Any]]:
             _check_root(where, zarr.open_group(store_at(path), mode="r").attrs.asdict())
             dataset = open_arrays(path)
         dataset.encoding["source"] = where
-        provenance = renamed(dict(json.loads(dataset.attrs["provenance"])))
+        provenance = dict(json.loads(dataset.attrs["provenance"]))
     except HeadatlasError:
         raise
     except failures(AttributeError, KeyError, TypeError) as error:
@@ -339,21 +339,26 @@ def read_store(path: Place) -> tuple[xr.Dataset, dict[str, Any]]:
     return dataset, provenance
 
 
+def put_array(
+    group: zarr.Group, name: str, values: NDArray[Any], dims: Sequence[str], description: str
+) -> None:
+    """Write an array of numbers in one chunk, in the place of an older one."""
+    group.create_array(
+        name,
+        data=values,
+        chunks=tuple(max(1, n) for n in values.shape),
+        fill_value=np.nan,
+        dimension_names=list(dims),
+        attributes={"long_name": description},
+        overwrite=True,
+    )
+
+
 def open_arrays(place: Place) -> xr.Dataset:
     """A Zarr group as an xarray dataset whose arrays are read when used."""
     # By its name, xarray would look for the engine in the metadata of every installed package.
     engine = ZarrBackendEntrypoint
     return xr.open_dataset(store_at(place), engine=engine, consolidated=False, chunks=None)  # type: ignore[arg-type]
-
-
-def renamed(provenance: dict[str, Any]) -> dict[str, Any]:
-    """A provenance with today's names: development versions wrote ``settings`` and ``preset``."""
-    if isinstance(settings := provenance.pop("settings", None), dict):
-        kept = {name: value for name, value in settings.items() if name != "profile"}
-        provenance.setdefault("thresholds", kept)
-    if "preset" in provenance:
-        provenance.setdefault("mask", provenance.pop("preset") == "default")
-    return provenance
 
 
 def _check_root(where: str, attributes: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import xarray as xr
 
 from headatlas.addresses import failures, shown
-from headatlas.atlas.store import Place, names_in, open_arrays, renamed, within
+from headatlas.atlas.store import Place, names_in, open_arrays, within
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_folder
 
@@ -90,7 +90,7 @@ def read_dataset(place: Place) -> tuple[xr.Dataset, dict[str, Any]]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".* is not recognized as a component of a Zarr")
             data = open_arrays(place).load()
-        return data, renamed(dict(json.loads(data.attrs["provenance"])))
+        return data, dict(json.loads(data.attrs["provenance"]))
     except failures(KeyError, TypeError) as error:
         if isinstance(place, str):  # the error's own text may hold the address with its credentials
             raise HeadatlasError(
