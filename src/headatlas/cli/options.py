@@ -237,10 +237,10 @@ def reads_atlas(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def run(folder: str, preset: str | None, **given: Any) -> None:
         changes, rest = _split(given, Thresholds)
-        _check(preset, changes)
+        read = _reader(preset, changes)
         from headatlas.atlas import Atlas
 
-        command(read_as(Atlas.open(folder), preset, changes), **rest)
+        command(read(Atlas.open(folder)), **rest)
 
     return _with(run, command, "atlas", [_argument("folder", AtlasArgument), *_thresholds()])
 
@@ -263,12 +263,7 @@ def reads_several(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def run(places: list[str], preset: str | None, **given: Any) -> None:
         changes, rest = _split(given, Thresholds)
-        _check(preset, changes)
-
-        def read(atlas: Atlas) -> Atlas:
-            return read_as(atlas, preset, changes)
-
-        command(places=places, read=read, preset=_preset(preset), **rest)
+        command(places=places, read=_reader(preset, changes), preset=_preset(preset), **rest)
 
     added = [_argument("places", places), *_thresholds()]
     return _with(run, command, "places", added, also=("preset", "read"))
@@ -312,14 +307,13 @@ def _given(
     return decorate
 
 
-def _check(name: str | None, changes: dict[str, Any]) -> None:
-    """Refuse numbers that no atlas can be read with, before anything heavy is imported."""
+def _reader(name: str | None, changes: dict[str, Any]) -> Callable[[Atlas], Atlas]:
+    """Reads an atlas with the thresholds of a preset, if one is named, and with the changes given.
+
+    Numbers that no atlas can be read with are refused here, before anything heavy is imported.
+    """
     _preset(name).thresholds.changed(**changes)
-
-
-def read_as(atlas: Atlas, name: str | None, changes: dict[str, Any]) -> Atlas:
-    """An atlas with the thresholds of a preset, if one is named, and with the changes given."""
-    return atlas.at(None if name is None else _preset(name).thresholds, **changes)
+    return lambda atlas: atlas.at(None if name is None else _preset(name).thresholds, **changes)
 
 
 def _preset(name: str | None) -> Any:
