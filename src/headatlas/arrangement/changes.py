@@ -303,10 +303,9 @@ def _by_relation(table: pd.DataFrame, first: Atlas, second: Atlas) -> pd.DataFra
         called = cells[cells["called"] != ""]
         if len(called) == 0 and not any(kinds.values()):
             continue
-        best = {}
-        for which, atlas in (("best_a", first), ("best_b", second)):
-            found = atlas.relation_scores[str(name)]
-            best[which] = float(np.nanmax(found.score if sign == "promotion" else found.suppression))
+        best = [
+            float(np.nanmax(each.relation_scores[str(name)].of(str(sign))[0])) for each in (first, second)
+        ]
         rows.append(
             {
                 "relation": name,
@@ -319,7 +318,8 @@ def _by_relation(table: pd.DataFrame, first: Atlas, second: Atlas) -> pd.DataFra
                 "called_both": int((called["called"] == "both").sum()),
                 **kinds,
                 "moved": bool(kinds["lost"] and kinds["gained"]),
-                **best,
+                "best_a": best[0],
+                "best_b": best[1],
                 "total": float(called["difference"].sum()),
             }
         )

@@ -27,7 +27,6 @@ from headatlas.atlas.labels import stored_labels
 from headatlas.atlas.relation_scores import (
     SIGNS,
     STORED,
-    Calibration,
     Floats,
     RelationScores,
     score_relation,
@@ -284,9 +283,7 @@ class Atlas(SalienceReading):
         names = list(self.relation_scores)
         if not names:
             return {sign: {} for sign in SIGNS}
-        p = np.array(
-            [[getattr(self.relation_scores[name], f"{sign}_null").p for name in names] for sign in SIGNS]
-        )
+        p = np.array([[each.of(sign)[1].p for each in self.relation_scores.values()] for sign in SIGNS])
         q = false_discovery_rates(p)
         return {sign: dict(zip(names, q[i], strict=True)) for i, sign in enumerate(SIGNS)}
 
@@ -356,8 +353,7 @@ class Atlas(SalienceReading):
             ("promotion", "", "implements"),
             ("suppression", "suppression_", "suppresses"),
         ):
-            value = scores.score if sign == "promotion" else scores.suppression
-            null: Calibration = getattr(scores, f"{sign}_null")
+            value, null = scores.of(sign)
             q = self._q[sign][name]
             low, high = wilson(np.nan_to_num(value * n_sources).round().astype(int), n_sources)
             called = meets_criterion(self.thresholds, value, q)

@@ -308,8 +308,7 @@ class Evidence:
 
 
 def _score(atlas: Atlas, relation: str, sign: str) -> Floats:
-    scores = atlas.relation_scores[relation]
-    return scores.score if sign == "promotion" else scores.suppression
+    return atlas.relation_scores[relation].of(sign)[0]
 
 
 def static_on(atlas: Atlas, dynamic: Atlas, relation: str, sign: str) -> Floats:

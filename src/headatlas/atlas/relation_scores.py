@@ -67,6 +67,12 @@ class RelationScores:
     promotion_null: Calibration
     suppression_null: Calibration
 
+    def of(self, sign: str) -> tuple[Floats, Calibration]:
+        """Score and null of a sign, ``"promotion"`` or ``"suppression"``."""
+        if sign == "promotion":
+            return self.score, self.promotion_null
+        return self.suppression, self.suppression_null
+
 
 def score_relation(data: xr.Dataset, at: int, k: int) -> RelationScores:
     """Score one relation for all heads.

@@ -165,8 +165,7 @@ def _p_values(atlas: Atlas, calibrated: Sequence[Atlas], cells: Sequence[Ints]) 
                 rows, values, first = [], [], 0
                 for name, mine, own in zip(atlas.included["relation"], cells, copying, strict=True):
                     if own == (kind == "copying"):
-                        null = getattr(reading.relation_scores[name], f"{sign}_null")
-                        p = null.p.ravel()[mine]
+                        p = reading.relation_scores[name].of(sign)[1].p.ravel()[mine]
                         rows.append(first + np.flatnonzero(p < 1))
                         values.append(p[p < 1])
                     first += len(mine)
