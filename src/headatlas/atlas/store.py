@@ -85,7 +85,7 @@ _REQUIRED = (
 _PROVENANCE = ("model", "lens", "ceiling", "thresholds", "mask")
 
 Place = Path | str
-"""Where an atlas or a part of it is: a folder, or its address (text)."""
+"""The place of an atlas or of a part of it: a folder, or its address (text)."""
 
 
 def within(place: Place, name: str) -> Place:
@@ -343,15 +343,17 @@ def put_array(
     group: zarr.Group, name: str, values: NDArray[Any], dims: Sequence[str], description: str
 ) -> None:
     """Write an array of numbers in one chunk, in the place of an older one."""
-    group.create_array(
+    array = group.create_array(
         name,
-        data=values,
+        shape=values.shape,
+        dtype=values.dtype,
         chunks=tuple(max(1, n) for n in values.shape),
         fill_value=np.nan,
         dimension_names=list(dims),
         attributes={"long_name": description},
         overwrite=True,
     )
+    array[...] = values
 
 
 def open_arrays(place: Place) -> xr.Dataset:
