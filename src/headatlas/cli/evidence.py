@@ -23,7 +23,7 @@ from headatlas.cli.options import (
 from headatlas.cli.output import (
     HEAD,
     Column,
-    interval,
+    interval_of,
     number,
     print_fields,
     print_records,
@@ -311,8 +311,8 @@ _ABLATION_COLUMNS: tuple[Column, ...] = (
     *("relation", "shots", ("asked", "sources"), "heads", "base", ("− relation", "without_relation")),
     *(("− added", "without_added"), ("− random", "without_random")),
     *(("control", "control_base"), ("− control", "without_control")),
-    *("area", interval("area_low", "area_high")),
-    *(("added area", "added_area"), interval("added_area_low", "added_area_high")),
+    *("area", interval_of("area_low", "area_high")),
+    *(("added area", "added_area"), interval_of("added_area_low", "added_area_high")),
     ("hurts more", "hurts_more"),
 )
 
@@ -361,9 +361,9 @@ def _ablate_chosen(
 
 
 _CHOSEN_COLUMNS: tuple[Column, ...] = (
-    *("on", "n", "loss", "without", ("more", "difference"), interval("difference_low", "difference_high")),
-    *("random", interval("random_low", "random_high", "draws")),
-    *(("beyond random", "excess"), interval("excess_low", "excess_high")),
+    *("on", "n", "loss", "without", ("more", "difference"), interval_of("difference_low", "difference_high")),
+    *("random", interval_of("random_low", "random_high", "draws")),
+    *(("beyond random", "excess"), interval_of("excess_low", "excess_high")),
     *(("right", "accuracy"), ("without", "accuracy_without"), ("random", "accuracy_random")),
 )
 
@@ -444,7 +444,7 @@ def behaviour_command(
         print_rows([atlas], rows, behaviours=found.caption())
     else:
         say(f"{atlas.model_name}: {found.caption()}")
-        columns = ("behaviour", HEAD, "value", "expected", interval(), small("q"), ("", CALLED[1]))
+        columns = ("behaviour", HEAD, "value", "expected", interval_of(), small("q"), ("", CALLED[1]))
         print_records(columns, rows.groupby("behaviour", sort=False).head(limit))
         say(f"called heads: {_counted(rows)}")
     write_and_say(atlas.folder, lambda: write_behaviours(atlas, found, atlas.folder, figures=not no_figures))

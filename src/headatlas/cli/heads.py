@@ -23,7 +23,7 @@ from headatlas.cli.output import (
     HEAD,
     Column,
     check_figure,
-    interval,
+    interval_of,
     number,
     p_equals,
     parse_width,
@@ -279,7 +279,7 @@ def _print_attention(atlas: Atlas, card: Card) -> None:
     if card.behaviours is None:
         say(f"attention was not measured: `headatlas behaviour {shlex.quote(str(atlas.folder))}`")
         return
-    columns = (("looks at", "behaviour"), "value", "expected", interval(), small("q"), CALLED)
+    columns = (("looks at", "behaviour"), "value", "expected", interval_of(), small("q"), CALLED)
     print_records(columns, card.behaviours)
 
 

@@ -162,7 +162,7 @@ def small(name: str) -> Column:
     return name, lambda row: number(row[name])
 
 
-def interval(low: str = "low", high: str = "high", title: str = "95 %") -> Column:
+def interval_of(low: str = "low", high: str = "high", title: str = "95 %") -> Column:
     """The column of a 95 % interval, from the fields of its ends."""
     return title, lambda row: span(row[low], row[high])
 
