@@ -9,10 +9,10 @@ import numpy as np
 import xarray as xr
 
 from headatlas.atlas import Atlas
-from headatlas.atlas.ablations import store_dataset
-from headatlas.atlas.behaviours import looking_path
+from headatlas.atlas.behaviours import Looking
 from headatlas.atlas.layout import Layout, build_layout
 from headatlas.atlas.store import CELL_BEYOND, AtlasWriter, LayerRanks, create_store
+from headatlas.atlas.stored import store_dataset
 from headatlas.relations.relation import Pair, Relation, TokenisedPair, TokenisedRelation
 from headatlas.scoring.scores import RANK_BEYOND, RANK_UNUSABLE
 
@@ -144,4 +144,4 @@ def make_behaviours(
         coords={"behaviour": np.array(names, dtype=np.dtypes.StringDType())},
     )
     texts = {"source": "", "texts": 9, "repeated": 1, "length": 64}
-    store_dataset(looking_path(group), data, {"texts": texts, "digest": "x"})
+    store_dataset(Looking.place(group), data, {"texts": texts, "digest": "x"})

@@ -37,7 +37,7 @@ NAMES = [
 ]
 ATLAS = {
     *("open", "at", "load", "save"),
-    *("dataset", "provenance", "thresholds", "path"),
+    *("dataset", "provenance", "thresholds", "place", "path"),
     *("model_name", "lens", "folder", "n_layers", "n_heads", "layers_done", "layers_without_heads"),
     *("relations", "included", "left_out", "category_names", "known"),
     *("relation_scores", "scores", "table", "without_evidence", "evidence", "forget_evidence", "behaviours"),
@@ -57,7 +57,7 @@ def test_what_an_atlas_has(tmp_path: Path) -> None:
     atlas = make_atlas(tmp_path / "atlas.zarr", 2, 2)
     public = {name for name in {*dir(type(atlas)), *vars(atlas)} if not name.startswith("_")}
     assert public == ATLAS
-    for name in ATLAS - {"dataset", "provenance", "thresholds", "path", "folder", "evidence"}:
+    for name in ATLAS - {"dataset", "provenance", "thresholds", "place", "folder", "evidence"}:
         assert inspect.getdoc(getattr(headatlas.Atlas, name)) or name in (
             "model_name",
             "lens",

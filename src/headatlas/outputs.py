@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from headatlas.addresses import output_path
 from headatlas.atlas import Atlas
-from headatlas.atlas.behaviours import looking_path
 from headatlas.atlas.export import export_table
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_write, check_writable
@@ -22,9 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from headatlas.atlas.ablations import Ablation
     from headatlas.atlas.behaviours import Looking
-    from headatlas.atlas.evidence import Dynamic
+    from headatlas.atlas.evidence import Ablation, Dynamic
     from headatlas.atlas.salience import Salience
     from headatlas.figures.evidence import Scatter
 
@@ -142,7 +140,7 @@ def write_behaviours(atlas: Atlas, found: Looking, folder: Path, *, figures: boo
     if figures:
         tasks |= _figure_tasks(stem, partial(_draw_behaviours, atlas, found))
     if not own and atlas.path is not None:
-        measured = looking_path(atlas.path / EVIDENCE_FOLDER) / "zarr.json"
+        measured = type(found).place(atlas.path / EVIDENCE_FOLDER) / "zarr.json"
         tasks = {name: write for name, write in tasks.items() if not _newer(folder / name, measured)}
     return _write_all(folder, tasks)
 

@@ -13,9 +13,15 @@ import torch
 from scipy import stats
 
 from headatlas.arrangement import compare
-from headatlas.arrangement.changes import HeadChanges, _cells, head_changes
+from headatlas.arrangement.changes import (
+    FEWEST_DISCORDANT,
+    HeadChanges,
+    _cells,
+    head_changes,
+    mcnemar,
+    paired_difference,
+)
 from headatlas.arrangement.comparison import labels_of
-from headatlas.arrangement.paired import FEWEST_DISCORDANT, mcnemar, paired_difference
 from headatlas.atlas import Atlas
 from headatlas.figures.changes import describe_changes
 from headatlas.mapping.run import map_heads

@@ -134,6 +134,17 @@ def test_search_looks_through_all_that_is_said(watched: Atlas) -> None:
     assert heads <= set(zip(there["layer"], there["head"], strict=True))
 
 
+def test_whole_words_go_before_parts_of_words(watched: Atlas) -> None:
+    word = str(watched.sel(called=True)["relation"].iloc[0]).split("_")[0]
+    row = (0, 1, f"{word}ish things", "9 of 15", 0.8, 0.2, 0.1, "rules 2", BY_MAPPINGS)
+    assert watched.path is not None
+    group = evidence_group(watched.path)
+    store_labels(group, pd.DataFrame([row], columns=list(LABEL_COLUMNS)), {"author": "rules 2"})
+    atlas = Atlas.open(watched.path)
+    assert "label" not in set(search(atlas, word)["where"]) and len(search(atlas, word))
+    assert search(atlas, f"{word}is")["what"].tolist() == [f"{word}ish things"]
+
+
 def test_words_of_a_head_are_those_of_its_pairs(atlas: Atlas) -> None:
     rows = atlas.sel(called=True)
     for layer, head in set(zip(rows["layer"], rows["head"], strict=True)):

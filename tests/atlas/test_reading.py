@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,6 @@ from unittest.mock import Mock
 import numpy as np
 import pandas as pd
 import pytest
-import zarr
-from numpy.typing import NDArray
 
 import headatlas as ha
 from headatlas.atlas import Atlas
@@ -348,19 +345,3 @@ def test_tables_of_several_atlases(tmp_path: Path, planted: Atlas) -> None:
     pd.testing.assert_frame_equal(part, other.table())
     with pytest.raises(HeadatlasError, match="`atlases` is empty: give two or more"):
         ha.concat([])
-
-
-def test_provenance_of_development_versions_is_read(tmp_path: Path) -> None:
-    old = {"settings": {"profile": "maps-paper", "k": 5, "tau": 0.3}, "preset": "maps-paper"}
-    made = tokenised("one", [[0], [1], [2]])
-    squares: NDArray[np.int64] = np.full((2, 1, 3, 60), 99)
-    layer = layer_from_squares(build_layout([made]), squares)
-    write_atlas(tmp_path / "atlas.zarr", [made], {0: layer})
-    group = zarr.open_group(tmp_path / "atlas.zarr", mode="r+")
-    found = json.loads(str(group.attrs["provenance"]))
-    del found["thresholds"], found["mask"]
-    group.attrs["provenance"] = json.dumps(found | old)
-    atlas = Atlas.open(tmp_path)
-    assert atlas.thresholds == Thresholds(k=5, tau=0.3)
-    assert atlas.provenance["mask"] is False
-    assert not {"settings", "preset"} & set(atlas.provenance)

@@ -490,10 +490,8 @@ def test_an_atlas_in_memory_has_no_store(tmp_path: Path) -> None:
         store_scores(Atlas(atlas.dataset, atlas.provenance, atlas.thresholds))
 
 
-def test_a_subcategory_is_kept_and_an_atlas_without_any_has_categories(tmp_path: Path) -> None:
+def test_a_subcategory_is_kept(tmp_path: Path) -> None:
     fine, coarse = tokenised("fine", [[1]] * 3, category="C"), tokenised("coarse", [[1]] * 3, category="D")
     fine = replace(fine, relation=replace(fine.relation, subcategory="S"))
     atlas = write_atlas(tmp_path / "atlas.zarr", [fine, coarse], {})
     assert atlas.relations["subcategory"].tolist() == ["S", "D"]
-    older = Atlas(atlas.dataset.drop_vars("subcategory"), atlas.provenance, atlas.thresholds, atlas.path)
-    assert older.relations["subcategory"].tolist() == ["C", "D"]

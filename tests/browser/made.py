@@ -9,10 +9,10 @@ import pandas as pd
 import xarray as xr
 
 from headatlas.atlas import Atlas
-from headatlas.atlas.ablations import store_dataset
 from headatlas.atlas.evidence import evidence_group
 from headatlas.atlas.labels import BY_ATTENTION, BY_MAPPINGS, LABEL_COLUMNS, store_labels
 from headatlas.atlas.salience import N_DIRECTIONS, N_SOURCES, N_TOKENS, salience_path
+from headatlas.atlas.stored import store_dataset
 from tests.report.made_up import atlas_of, relation
 from tests.synthetic import make_atlas, make_behaviours
 

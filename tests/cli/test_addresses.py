@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
+import numpy as np
+import pandas as pd
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from headatlas.addresses import output_path, shown
 from headatlas.atlas import Atlas
+from headatlas.atlas.evidence import evidence_group, store_attention
 from headatlas.atlas.export import export_table
+from headatlas.atlas.labels import BY_MAPPINGS, LABEL_COLUMNS, store_labels
 from headatlas.errors import HeadatlasError
 from headatlas.files import check_writable
 from headatlas.mapping.run import map_heads
 from tests.cli.conftest import Run, parsed
-from tests.synthetic import make_atlas
+from tests.synthetic import make_atlas, make_behaviours
 
 ADDRESS = "memory://me:secret@somewhere/out"
 PRINTED = "memory://somewhere/out/atlas.zarr"
@@ -42,6 +50,69 @@ def test_it_is_the_same_atlas(here: Path, there: str) -> None:
         assert remote.dataset.identical(local.dataset) and remote.table().equals(local.table())
         assert remote.path is None and not remote.evidence
     assert Atlas.open(there).dataset.encoding["source"] == PRINTED
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An atlas with measured attention, labels and dynamic scores: those of the map once more."""
+    out = tmp_path_factory.mktemp("measured") / "out"
+    path = out / "atlas.zarr"
+    make_atlas(path, 4, 3)
+    group = evidence_group(path)
+    make_behaviours(group, 4, 3, ["previous_token", "distance"], (1, 2))
+    row = (1, 2, "copies names", "9 of 15", 0.8, 0.2, 0.1, "rules 1", BY_MAPPINGS)
+    store_labels(group, pd.DataFrame([row], columns=list(LABEL_COLUMNS)), {"author": "rules 1"})
+    for kind in ("context", "without-context"):
+        make_atlas(group / f"{kind}-0123.zarr", 4, 3)
+    attention = np.full((4, 3, len(Atlas.open(out).relations)), 0.25)
+    store_attention(group / "context-0123.zarr", attention)
+    return out
+
+
+@pytest.fixture(scope="module")
+def served(measured: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(measured.parent)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/out"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("over", ["memory", "http"])
+def test_evidence_is_read_at_an_address(run: Run, measured: Path, served: str, over: str) -> None:
+    address = served
+    if over == "memory":
+        address = "memory://me:secret@measured/out"
+        fsspec.filesystem("memory").put(f"{measured}/", f"{address}/", recursive=True)
+    local, remote = Atlas.open(measured), Atlas.open(address)
+    assert len(remote.behaviours) == 24 and remote.behaviours.equals(local.behaviours)
+    assert remote.labels()["label"].tolist() == ["copies names"]
+    assert remote.evidence and remote.table().equals(local.table())
+    assert remote.path is None and remote.head(1, 2).statements == local.head(1, 2).statements
+    for name, *rest in (["heads"], ["head", "1.2"], ["info", "--json"], ["head", "1.2", "--json"]):
+        there, here = (run(name, place, *rest).stdout for place in (address, measured))
+        assert "secret" not in there
+        assert there.replace(shown(f"{address}/atlas.zarr"), "") == here.replace(f"{measured}/atlas.zarr", "")
+
+
+def test_damaged_evidence_at_an_address_is_left_out(measured: Path) -> None:
+    address = "memory://me:secret@damaged/out"
+    files = fsspec.filesystem("memory")
+    files.put(f"{measured}/", f"{address}/", recursive=True)
+    group = f"{address}/atlas.zarr/evidence"
+    files.rm(f"{group}/context-0123.zarr/promotion_rank", recursive=True)
+    files.rm(f"{group}/behaviour-shipped/value", recursive=True)
+    atlas = Atlas.open(address)
+    with pytest.warns(
+        UserWarning, match=r"memory://damaged.*context-0123.zarr: the atlas lacks promotion_rank"
+    ):
+        assert not atlas.evidence
+    with pytest.raises(HeadatlasError, match=r"^memory://damaged.*is damaged \(it lacks value\)"):
+        atlas.behaviours  # noqa: B018
 
 
 def test_reading_commands(run: Run, here: Path, there: str, tmp_path: Path) -> None:

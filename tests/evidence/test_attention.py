@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import headatlas as ha
 from headatlas.atlas import Atlas
-from headatlas.atlas.preferences import all_preferences
+from headatlas.atlas.evidence import Preferences
 from headatlas.cli import app
 from headatlas.errors import HeadatlasError
 from headatlas.evidence import attention_run as attention_module
@@ -185,7 +185,7 @@ def test_it_is_stored_and_not_measured_again(asked: Planted, tmp_path: Path) -> 
         run_attention(asked.atlas, templates=asked.templates)
         with pytest.raises(AssertionError, match="measured again"):
             run_attention(asked.atlas, templates=template_file(tmp_path, context=["of {}"]))
-    assert len(all_preferences(asked.atlas.path)) == 1
+    assert len(Preferences.all_in(asked.atlas.path)) == 1
     assert asked.atlas.evidence.provenance()["attention"][0]["context"] == ["a {}", "of a {}", "{} of"]
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import headatlas as ha
 from headatlas.atlas import Atlas
-from headatlas.atlas.ablations import all_heads_ablations
+from headatlas.atlas.evidence import HeadsAblation
 from headatlas.cli import app
 from headatlas.errors import HeadatlasError
 from headatlas.evidence import chosen_run as chosen_module
@@ -47,7 +47,7 @@ def without(mapped: Planted, tmp_path_factory: pytest.TempPathFactory) -> Plante
 
 
 def test_its_task_is_lost_and_nothing_else(without: Planted) -> None:
-    (found,) = all_heads_ablations(without.atlas.path)
+    (found,) = HeadsAblation.all_in(without.atlas.path)
     frame = summarise_heads(found).set_index("on")
     assert list(frame.index) == ["text", "first", "second"]
     first, second = frame.loc["first"], frame.loc["second"]
@@ -60,7 +60,7 @@ def test_its_task_is_lost_and_nothing_else(without: Planted) -> None:
 
 def test_losses_are_those_of_the_modules(without: Planted) -> None:
     """Ablated: the head's columns of the output projection are zero. Losses are transformers' own."""
-    (found,) = all_heads_ablations(without.atlas.path)
+    (found,) = HeadsAblation.all_in(without.atlas.path)
     model = load_modules(open_checkpoint(without.model), torch.float32, {})
     words = word_tokenizer()
     texts = torch.tensor(running_texts(words))
@@ -94,7 +94,7 @@ def _relations(planted: Planted) -> tuple[ha.relations.TokenisedRelation, ...]:
 
 
 def test_random_heads_are_of_the_same_layers(mapped: Planted, without: Planted) -> None:
-    (found,) = all_heads_ablations(without.atlas.path)
+    (found,) = HeadsAblation.all_in(without.atlas.path)
     assert found.heads == [(LAYER, HEADS["first"])] and len(found.draws) == 3
     from headatlas.evidence.opening import open_subject
 

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from headatlas.atlas.ablations import Ablation, single_heads
+from headatlas.atlas.evidence import Ablation, single_heads
 from headatlas.evidence.statistics import (
     RESAMPLES,
     SEED,

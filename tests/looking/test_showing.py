@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 import headatlas as ha
 from headatlas import looking
 from headatlas.atlas import Atlas
-from headatlas.atlas.behaviours import COLUMNS, best_first, lookings
+from headatlas.atlas.behaviours import COLUMNS, Looking, best_first
 from headatlas.cli import app
 from headatlas.errors import HeadatlasError
 from headatlas.looking import measuring, run
@@ -74,7 +74,7 @@ def test_what_is_stored_is_not_measured_again(watched: Path, text: Path, tmp_pat
         pd.testing.assert_frame_equal(ha.behaviour(Atlas.open(out), text=text), first)
     # Another text is kept beside it; another version of the definitions takes its place.
     ha.behaviour(Atlas.open(out), text=text_file(tmp_path, 25, seed=1))
-    assert len(lookings(Atlas.open(out).path)) == 2
+    assert len(Looking.all_in(Atlas.open(out).path)) == 2
     watched = patch.object(run, "measure_attention", wraps=run.measure_attention)
     with patch.object(run, "DEFINITIONS", 2), watched as measured:
         ha.behaviour(Atlas.open(out), text=text)
@@ -136,7 +136,7 @@ def test_a_killed_run_goes_on(fresh: Path, watched: Path, text: Path) -> None:
     with patch.object(measuring, "SECONDS_BETWEEN_SAVES", 0.0):
         with pytest.raises(Killed):
             ha.behaviour(Atlas.open(fresh), text=text, progress=dying)
-        assert not lookings(Atlas.open(fresh).path)
+        assert not Looking.all_in(Atlas.open(fresh).path)
         seen: list[int] = []
         frame = ha.behaviour(
             Atlas.open(fresh),
@@ -160,8 +160,8 @@ def test_what_is_wrong_is_said(fresh: Path, text: Path) -> None:
         ha.behaviour(Atlas.open(fresh), text=text, only=["digits"])
     kept = next((fresh / "atlas.zarr" / "evidence").glob("behaviour-*"))
     shutil.rmtree(kept / "value")
-    with pytest.raises(HeadatlasError, match=r"is damaged .*; remove the folder"):
-        lookings(Atlas.open(fresh).path)
+    with pytest.raises(HeadatlasError, match=r"is damaged \(it lacks value\); remove this folder"):
+        Looking.all_in(Atlas.open(fresh).path)
 
 
 def test_order_of_rows() -> None:

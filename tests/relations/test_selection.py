@@ -111,6 +111,10 @@ def test_names_near_any_shipped_relation_are_said(here: Path) -> None:
         resolve_relations("emoji")
     with pytest.raises(HeadatlasError, match=r"did you mean Translation\?"):
         resolve_relations("Translatoin")
+    with pytest.raises(
+        HeadatlasError, match=r"^'nope' is neither .* a shipped relation; `headatlas relations"
+    ):
+        resolve_relations("nope")
 
 
 def test_a_shipped_relation_goes_before_a_file(here: Path) -> None:

@@ -10,13 +10,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headatlas.atlas import Atlas
-from headatlas.atlas.ablations import store_dataset
-from headatlas.atlas.behaviours import NAMES, looking_path
+from headatlas.atlas.behaviours import NAMES, Looking
 from headatlas.atlas.evidence import evidence_group
 from headatlas.atlas.layout import build_layout
 from headatlas.atlas.relation_scores import Calibration, RelationScores
 from headatlas.atlas.salience import salience_path
 from headatlas.atlas.store import CELL_BEYOND, AtlasWriter, LayerRanks, create_store
+from headatlas.atlas.stored import store_dataset
 from headatlas.relations.relation import Pair, Relation, TokenisedPair, TokenisedRelation
 from headatlas.scoring.scores import RANK_BEYOND
 from tests import synthetic
@@ -135,4 +135,4 @@ def _made_up_looking(path: Path, n_layers: int, n_heads: int, rng: np.random.Gen
         {**data, "n_sequences": (("behaviour",), np.ones(len(NAMES), dtype=np.int64))},
         coords={"behaviour": np.array(NAMES, dtype=np.dtypes.StringDType())},
     )
-    store_dataset(looking_path(evidence_group(path)), dataset, {"texts": texts})
+    store_dataset(Looking.place(evidence_group(path)), dataset, {"texts": texts})

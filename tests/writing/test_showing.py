@@ -17,8 +17,8 @@ from typer.testing import CliRunner, Result
 import headatlas as ha
 from headatlas import writing
 from headatlas.atlas import Atlas
-from headatlas.atlas.ablations import store_dataset
 from headatlas.atlas.salience import COLUMNS, EXPLAINED_COLUMNS, SPECTRUM_COLUMNS, head_rows, stored_salience
+from headatlas.atlas.stored import store_dataset
 from headatlas.cli import app
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import reopened

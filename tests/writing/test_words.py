@@ -172,7 +172,10 @@ def test_the_commands(fresh_maps: Path) -> None:
     result = invoke("query", fresh_maps, *pairs)
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["head", "sign", "score", "suppression", "control", *pairs]
-    assert len(lines) == 1 + atlas.n_layers * atlas.n_heads
+    every = parsed(invoke("query", fresh_maps, *pairs, "--top", 99, "--json"))
+    assert len(lines) == 1 + len(every["rows"])
+    assert len(every["rows"]) + every["without_rank"] == atlas.n_layers * atlas.n_heads
+    assert all(set(row["ranks"] + row["suppression_ranks"]) != {None} for row in every["rows"])
     assert "there is no calibration and no q" in result.stderr
     by_model = parsed(invoke("query", fresh_maps.parent / "model", *pairs, "--json"))
     assert by_model["lens"] == "neutral" and "prove little" in by_model["caption"]

@@ -137,7 +137,7 @@ def _same(first: Atlas, second: Atlas) -> bool:
         return False
     if first.dataset is second.dataset:
         return True
-    paths = [path.resolve() if isinstance(path, Path) else path for path in (first.path, second.path)]
+    paths = [path.resolve() if isinstance(path, Path) else path for path in (first.place, second.place)]
     return paths[0] is not None and paths[0] == paths[1]
 
 

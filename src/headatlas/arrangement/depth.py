@@ -224,9 +224,6 @@ def single_token_atlas(atlas: Atlas) -> Atlas:
 
     Relations left with too few sources or targets are left out, with the reason. A head whose score on all
     sources was below the calibration floor was not examined: its p is 1 here, too, whatever its score.
-
-    Raises:
-        HeadatlasError: A file of the atlas is damaged or cannot be read.
     """
-    small = single_token_dataset(atlas.dataset, int(atlas.provenance["ceiling"]), atlas.path)
-    return Atlas(small, atlas.provenance, atlas.thresholds, atlas.path)
+    small = single_token_dataset(atlas.dataset, int(atlas.provenance["ceiling"]), atlas.place)
+    return Atlas(small, atlas.provenance, atlas.thresholds, atlas.place)

@@ -12,6 +12,7 @@ common, explains nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -131,31 +132,13 @@ def cosines(vectors: Floats) -> Floats:
     return np.asarray(unit @ unit.T)
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """The comparable heads of a layer: number, cosines [n, n], groups [n]."""
-
-    layer: int
-    cosine: Floats
-    group: Ints
-
-    def means(self, group: Ints) -> tuple[Floats, Floats]:
-        """Mean cosine within and between groups, for each row of groups [m, n]."""
-        above = np.triu_indices(len(self.cosine), k=1)
-        same = group[:, above[0]] == group[:, above[1]]
-        values = self.cosine[above]
-        n_within = same.sum(axis=1)
-        within = (same * values).sum(axis=1)
-        return within / n_within, (values.sum() - within) / (len(values) - n_within)
-
-    def summary(self) -> LayerLikeness:
-        above = np.triu_indices(len(self.cosine), k=1)
-        n_within = int((self.group[above[0]] == self.group[above[1]]).sum())
-        within, between = self.means(self.group[None])
-        n_heads, n_pairs = len(self.group), len(above[0])
-        return LayerLikeness(
-            self.layer, n_heads, n_within, n_pairs - n_within, float(within[0]), float(between[0])
-        )
+def _means(cosine: Floats, group: Ints) -> tuple[Floats, Floats, Ints]:
+    """Mean cosine within and between groups and number of pairs within, for each row of groups [m, n]."""
+    above = np.triu_indices(len(cosine), k=1)
+    same = group[:, above[0]] == group[:, above[1]]
+    values, n_within = cosine[above], same.sum(axis=1)
+    within = (same * values).sum(axis=1)
+    return within / n_within, (values.sum() - within) / (len(values) - n_within), n_within
 
 
 def likeness_of(
@@ -170,12 +153,10 @@ def likeness_of(
     Returns:
         None if no layer has pairs of both kinds.
     """
-    layers = [
-        layer for at, rows in enumerate(vectors) if (layer := _comparable(at, rows, groups)) is not None
-    ]
-    if not layers:
+    parts = {at: part for at, rows in enumerate(vectors) if (part := _comparable(rows, groups)) is not None}
+    if not parts:
         return None
-    seen = tuple(layer.summary() for layer in layers)
+    seen = tuple(_summary(at, *part) for at, part in parts.items())
     weight = np.array([each.n_within for each in seen], dtype=float)
     within, between = np.array([[each.within, each.between] for each in seen]).T
     differences = within - between
@@ -186,31 +167,40 @@ def likeness_of(
         difference=observed,
         low=low,
         high=high,
-        p=_permutation_p(layers, weight, observed, resamples),
+        p=_permutation_p(list(parts.values()), weight, observed, resamples),
         within=float(np.average(within, weights=weight)),
         between=float(np.average(between, weights=weight)),
         layers=seen,
     )
 
 
-def _comparable(at: int, rows: Floats, groups: Ints) -> _Layer | None:
-    """A layer's heads that have a direction, if they make pairs of both kinds."""
+def _comparable(rows: Floats, groups: Ints) -> tuple[Floats, Ints] | None:
+    """Cosines and groups of a layer's heads that have a direction, if they make pairs of both kinds."""
     usable = np.nan_to_num(rows).any(axis=1)
     group = groups[usable]
     sizes = np.unique(group, return_counts=True)[1]
     if len(sizes) < 2 or sizes.max() < 2:
         return None
-    return _Layer(at, cosines(rows[usable]), group)
+    return cosines(rows[usable]), group
 
 
-def _permutation_p(layers: list[_Layer], weight: Floats, observed: float, resamples: int) -> float:
+def _summary(layer: int, cosine: Floats, group: Ints) -> LayerLikeness:
+    (within,), (between,), (n_within,) = _means(cosine, group[None])
+    n = len(group)
+    return LayerLikeness(
+        layer, n, int(n_within), n * (n - 1) // 2 - int(n_within), float(within), float(between)
+    )
+
+
+def _permutation_p(
+    parts: Sequence[tuple[Floats, Ints]], weight: Floats, observed: float, resamples: int
+) -> float:
     """Two-sided p, the observed arrangement counted as one of the random ones."""
     rng = np.random.default_rng(0)
     null = np.zeros(resamples)
-    for layer, share in zip(layers, weight / weight.sum(), strict=True):
-        for part in np.array_split(np.arange(resamples), max(1, resamples * layer.cosine.size // 10**7)):
-            dealt = rng.permuted(np.tile(layer.group, (len(part), 1)), axis=1)
-            within, between = layer.means(dealt)
+    for (cosine, group), share in zip(parts, weight / weight.sum(), strict=True):
+        for part in np.array_split(np.arange(resamples), max(1, resamples * cosine.size // 10**7)):
+            within, between, _ = _means(cosine, rng.permuted(np.tile(group, (len(part), 1)), axis=1))
             null[part] += share * (within - between)
     # Sums in another order may differ by a rounding error: what is equal must count as equal.
     slack = 1e-12 * max(1.0, abs(observed))

@@ -21,13 +21,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headatlas.addresses import output_path
-from headatlas.atlas.behaviours import BehaviourReading
+from headatlas.atlas.behaviours import stored_behaviours
 from headatlas.atlas.display import SHOWN, HeadTable, MadeAbove, atlas_html
-from headatlas.atlas.labels import LabelReading
+from headatlas.atlas.labels import stored_labels
 from headatlas.atlas.relation_scores import (
     SIGNS,
     STORED,
-    Calibration,
     Floats,
     RelationScores,
     score_relation,
@@ -35,7 +34,15 @@ from headatlas.atlas.relation_scores import (
     stored_scores,
 )
 from headatlas.atlas.salience import SalienceReading
-from headatlas.atlas.store import ATLAS_NAME, atlas_path, copy_store, load_arrays, read_array, read_store
+from headatlas.atlas.store import (
+    ATLAS_NAME,
+    Place,
+    atlas_path,
+    copy_store,
+    load_arrays,
+    read_array,
+    read_store,
+)
 from headatlas.errors import HeadatlasError
 from headatlas.options import Thresholds
 from headatlas.relations.relation import CORE_CATEGORIES
@@ -46,11 +53,13 @@ if TYPE_CHECKING:
     from headatlas.atlas.cards import Card
     from headatlas.atlas.evidence import Evidence
 
+_MEASURED = ("_behaviours", "_labels", "_salience")
+"""Cached tables that no threshold changes."""
 _OF_K = ("relation_scores", "_q")
 """Cached results that depend on k alone."""
 
 
-class Atlas(SalienceReading, BehaviourReading, LabelReading):
+class Atlas(SalienceReading):
     """A map of one model: the scores of every head on every relation asked.
 
     An atlas is immutable; :meth:`at` gives another reading of the same ranks. Every number that can be
@@ -62,7 +71,7 @@ class Atlas(SalienceReading, BehaviourReading, LabelReading):
         dataset: Ranks and axes, an xarray dataset; arrays are read from disk when used.
         provenance: What was mapped, how, with which versions.
         thresholds: The k, τ, q and criterion it is read with.
-        path: The ``.zarr`` folder; None for an atlas in memory or at an address.
+        place: The ``.zarr`` folder, or its address with all that it needs; None for an atlas in memory.
     """
 
     def __init__(
@@ -70,7 +79,7 @@ class Atlas(SalienceReading, BehaviourReading, LabelReading):
         dataset: xr.Dataset,
         provenance: dict[str, Any],
         thresholds: Thresholds,
-        path: Path | None = None,
+        place: Place | None = None,
     ) -> None:
         thresholds.check(int(provenance["ceiling"]))
         scores = [name for name in STORED if name in dataset.variables]
@@ -82,7 +91,7 @@ class Atlas(SalienceReading, BehaviourReading, LabelReading):
         self.dataset.encoding = dict(dataset.encoding)
         self.provenance = provenance
         self.thresholds = thresholds
-        self.path = path
+        self.place = place
 
     @classmethod
     def open(cls, path: str | Path, **changes: Any) -> Atlas:
@@ -103,7 +112,7 @@ class Atlas(SalienceReading, BehaviourReading, LabelReading):
             raise HeadatlasError(
                 f"{where}: its thresholds cannot be read ({error}); use the headatlas version that made it."
             ) from error
-        atlas = cls(dataset, provenance, thresholds, where if isinstance(where, Path) else None)
+        atlas = cls(dataset, provenance, thresholds, where)
         return atlas.at(**changes) if changes else atlas
 
     def at(self, thresholds: Thresholds | None = None, **changes: Any) -> Atlas:
@@ -118,7 +127,7 @@ class Atlas(SalienceReading, BehaviourReading, LabelReading):
         """
         new = (thresholds or self.thresholds).changed(**changes)
         new.check(int(self.provenance["ceiling"]))
-        kept: tuple[str, ...] = ("dataset", "_stored", "provenance", "path", "layers_done")
+        kept: tuple[str, ...] = ("dataset", "_stored", "provenance", "place", "layers_done", *_MEASURED)
         if (new.k, new.k_copy) == (self.thresholds.k, self.thresholds.k_copy):
             kept += _OF_K
         other = object.__new__(Atlas)
@@ -146,9 +155,9 @@ class Atlas(SalienceReading, BehaviourReading, LabelReading):
             HeadatlasError: There is an atlas already, or the folder cannot be written.
         """
         where = output_path(path) / ATLAS_NAME
-        copy_store(self.dataset, self.provenance, where, self.path)
+        copy_store(self.dataset, self.provenance, where, self.place)
         saved = Atlas(*read_store(where), self.thresholds, where)
-        if self.path is None:  # of a folder, a job may have added layers since
+        if self.place is None:  # of a folder, a job may have added layers since
             saved.__dict__["relation_scores"] = self.relation_scores
         store_scores(saved)
         return where
@@ -158,6 +167,11 @@ class Atlas(SalienceReading, BehaviourReading, LabelReading):
     @property
     def model_name(self) -> str:
         return str(self.provenance["model"]["name"])
+
+    @property
+    def path(self) -> Path | None:
+        """The ``.zarr`` folder; None for an atlas in memory or at an address."""
+        return self.place if isinstance(self.place, Path) else None
 
     @property
     def folder(self) -> Path:
@@ -197,14 +211,11 @@ class Atlas(SalienceReading, BehaviourReading, LabelReading):
         it is in), dropped (reason → sources that could not be used), subcategory (the category where there is
         none).
         """
-        names = ["title", "category", "copying", "n_pairs", "n_sources", "n_targets", "left_out", "dropped"]
+        names = ["relation", "title", "category", "copying", "n_pairs", "n_sources", "n_targets", "left_out"]
+        names += ["dropped", "subcategory"]
         frame = pd.DataFrame({name: read_array(self.dataset, name).tolist() for name in names})
-        frame.insert(0, "relation", read_array(self.dataset, "relation").tolist())
         frame.insert(4, "k", [self.thresholds.k_for(copying) for copying in frame["copying"]])
         frame["dropped"] = [json.loads(text) for text in frame["dropped"]]
-        # Atlases of development versions lack it.
-        finer = "subcategory" if "subcategory" in self.dataset else "category"
-        frame["subcategory"] = read_array(self.dataset, finer).tolist()
         return frame
 
     @cached_property
@@ -272,9 +283,7 @@ class Atlas(SalienceReading, BehaviourReading, LabelReading):
         names = list(self.relation_scores)
         if not names:
             return {sign: {} for sign in SIGNS}
-        p = np.array(
-            [[getattr(self.relation_scores[name], f"{sign}_null").p for name in names] for sign in SIGNS]
-        )
+        p = np.array([[each.of(sign)[1].p for each in self.relation_scores.values()] for sign in SIGNS])
         q = false_discovery_rates(p)
         return {sign: dict(zip(names, q[i], strict=True)) for i, sign in enumerate(SIGNS)}
 
@@ -293,7 +302,7 @@ class Atlas(SalienceReading, BehaviourReading, LabelReading):
 
     def forget_evidence(self) -> None:
         """Read the evidence from disk again when it is next asked for: some has been added."""
-        for name in ("evidence", "_behaviours", "_labels", "_salience", "_table"):
+        for name in (*_MEASURED, "evidence", "_table"):
             self.__dict__.pop(name, None)
 
     def table(self) -> pd.DataFrame:
@@ -344,8 +353,7 @@ class Atlas(SalienceReading, BehaviourReading, LabelReading):
             ("promotion", "", "implements"),
             ("suppression", "suppression_", "suppresses"),
         ):
-            value = scores.score if sign == "promotion" else scores.suppression
-            null: Calibration = getattr(scores, f"{sign}_null")
+            value, null = scores.of(sign)
             q = self._q[sign][name]
             low, high = wilson(np.nan_to_num(value * n_sources).round().astype(int), n_sources)
             called = meets_criterion(self.thresholds, value, q)
@@ -365,6 +373,31 @@ class Atlas(SalienceReading, BehaviourReading, LabelReading):
             )
         columns["called"] = CALLED[columns["implements"] + 2 * columns["suppresses"]]
         return columns
+
+    @property
+    def behaviours(self) -> pd.DataFrame:
+        """Attention of heads as :func:`headatlas.behaviour` measured it on the shipped texts.
+
+        One row per behaviour, layer and head: layer, head, behaviour, value, expected, low, high, p, q,
+        called. No row where that has not been measured; ``attrs["caption"]`` where it has.
+        """
+        return self._behaviours.copy()
+
+    @cached_property
+    def _behaviours(self) -> pd.DataFrame:
+        return stored_behaviours(self.place)
+
+    def labels(self) -> pd.DataFrame:
+        """Labels of heads that are stored in this atlas: :func:`headatlas.label` makes them.
+
+        One row per head and author, one more where attention says what a head does: layer, head, label,
+        support, score, chance, se, author, kind; ``attrs["caption"]`` says what the numbers are not.
+        """
+        return self._labels.copy()
+
+    @cached_property
+    def _labels(self) -> pd.DataFrame:
+        return stored_labels(self.place)
 
     # Asking ---------------------------------------------------------------------------------------
 

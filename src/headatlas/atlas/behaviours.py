@@ -8,21 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 from numpy.typing import NDArray
 
-from headatlas.atlas.ablations import read_dataset
+from headatlas.atlas.store import Place
+from headatlas.atlas.stored import Stored
 from headatlas.errors import HeadatlasError
 from headatlas.scoring.scores import false_discovery_rates
 
-PREFIX = "behaviour-"
-COLUMNS = ("layer", "head", "behaviour", "value", "expected", "low", "high", "p", "q", "called")
+MEASURED = ("value", "expected", "low", "high", "p")
+COLUMNS = ("layer", "head", "behaviour", *MEASURED, "q", "called")
 
 CALLED_Q = 0.01
 CALLED_EXCESS = 0.1
@@ -79,7 +77,7 @@ NAMES = tuple(each.name for each in BEHAVIOURS)
 
 
 @dataclass(frozen=True)
-class Looking:
+class Looking(Stored):
     """Measurements on one set of texts.
 
     Attributes:
@@ -88,13 +86,14 @@ class Looking:
         provenance: Texts, their digest, versions.
     """
 
-    data: xr.Dataset
-    provenance: dict[str, Any]
+    PREFIX = "behaviour-"
+    VARIABLES = (*MEASURED, "n_sequences")
+    NEEDED = ("texts",)
 
     def frame(self) -> pd.DataFrame:
         """One row per behaviour, layer and head that has one: :data:`COLUMNS`; q is over all tested rows."""
         names = [str(name) for name in self.data["behaviour"].values]
-        values = {name: np.asarray(self.data[name].values, dtype=np.float64) for name in COLUMNS[3:8]}
+        values = {name: np.asarray(self.data[name].values, dtype=np.float64) for name in MEASURED}
         at = [each.ravel() for each in np.indices(values["value"].shape)]
         frame = pd.DataFrame(
             {
@@ -124,78 +123,19 @@ class Looking:
         )
 
 
-def looking_path(group: Path, own: str = "") -> Path:
-    """Path of a measurement in an atlas's evidence group: of the shipped texts, or of own ones by digest."""
-    return group / f"{PREFIX}{own[:12] or 'shipped'}"
-
-
-def read_looking(path: Path) -> Looking:
-    """A stored measurement.
-
-    Raises:
-        HeadatlasError: It is damaged.
-    """
-    data, provenance = read_dataset(path)
-    if not {*COLUMNS[3:8], "n_sequences"} <= set(data.variables) or "texts" not in provenance:
-        raise HeadatlasError(f"{path}: is damaged (arrays are missing); remove the folder.")
-    return Looking(data, provenance)
-
-
-def shipped_looking(atlas_path: Path | None) -> Looking | None:
-    """Measurements of an atlas's model on the shipped texts, if there are any."""
-    if atlas_path is None:
-        return None
-    path = looking_path(atlas_path / "evidence")
-    return read_looking(path) if path.is_dir() else None
-
-
-def lookings(atlas_path: Path | None) -> list[Looking]:
-    """All measurements in an atlas, the shipped texts first."""
-    group = atlas_path / "evidence" if atlas_path is not None else None
-    paths = sorted(group.glob(f"{PREFIX}*")) if group is not None else []
-    return sorted((read_looking(path) for path in paths), key=lambda each: each.source)
-
-
-def no_rows() -> pd.DataFrame:
-    """The frame of an atlas whose heads have not been watched."""
-    kinds: dict[str, Any] = {"layer": int, "head": int, "behaviour": object, "called": bool}
-    return pd.DataFrame({name: np.array([], dtype=kinds.get(name, float)) for name in COLUMNS})
-
-
-class BehaviourReading:
-    """Measured attention as an atlas hands it out.
-
-    Attributes:
-        path: The ``.zarr`` folder of the atlas; None where it has none.
-    """
-
-    path: Path | None
-
-    @property
-    def behaviours(self) -> pd.DataFrame:
-        """Attention of heads as :func:`headatlas.behaviour` measured it on the shipped texts.
-
-        One row per behaviour, layer and head: layer, head, behaviour, value, expected, low, high, p, q,
-        called. No row where that has not been measured; ``attrs["caption"]`` where it has.
-        """
-        return self._behaviours.copy()
-
-    @cached_property
-    def _behaviours(self) -> pd.DataFrame:
-        found = shipped_looking(self.path)
-        if found is None:
-            return no_rows()
-        frame = found.frame()
-        frame.attrs["caption"] = found.caption()
-        return frame
+def stored_behaviours(atlas: Place | None) -> pd.DataFrame:
+    """The frame of the measurement on the shipped texts, with its caption; no row where there is none."""
+    found = Looking.shipped_in(atlas)
+    if found is None:
+        kinds: dict[str, Any] = {"layer": int, "head": int, "behaviour": object, "called": bool}
+        return pd.DataFrame({name: np.array([], dtype=kinds.get(name, float)) for name in COLUMNS})
+    frame = found.frame()
+    frame.attrs["caption"] = found.caption()
+    return frame
 
 
 def known(only: Sequence[str] | None) -> list[str]:
-    """The names of behaviours, as they are written and each once; all of them for None.
-
-    Raises:
-        HeadatlasError: There is no such behaviour, or none is named.
-    """
+    """The names of behaviours, as they are written and each once; all of them for None."""
     if only is None:
         return list(NAMES)
     asked = [only] if isinstance(only, str) else list(only)
@@ -208,11 +148,7 @@ def known(only: Sequence[str] | None) -> list[str]:
 
 
 def chosen(frame: pd.DataFrame, only: Sequence[str] | None) -> pd.DataFrame:
-    """The rows of some behaviours, in the order asked for; all of them for None.
-
-    Raises:
-        HeadatlasError: There is no such behaviour, or these texts or this model have no place for it.
-    """
+    """The rows of some behaviours, in the order asked for; all of them for None."""
     if only is None:
         return frame
     parts = {name: frame[frame["behaviour"] == name] for name in known(only)}

@@ -9,6 +9,7 @@ card says which command measures it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -85,14 +86,10 @@ class Card:
 
 
 def head_card(atlas: Atlas, layer: int, head: int) -> Card:
-    """The card of one head.
-
-    Raises:
-        HeadatlasError: No such layer or head in this atlas.
-    """
+    """The card of one head."""
     rows = atlas.sel(layer=layer, head=head)
     looks, labels = _behaviours(atlas, layer, head), _of(atlas.labels(), layer, head)
-    written = stored_salience(atlas.path)
+    written = stored_salience(atlas.place)
     salient, spectrum, explained = (None,) * 3 if written is None else written.of_head(layer, head)
     return Card(
         atlas=atlas,
@@ -212,9 +209,6 @@ def words_of(atlas: Atlas, layer: int, head: int, only: Sequence[str] | None = N
         control_source_hit (of the state itself, without any head; missing for suppression, where there is no
         control). Hits first, by the best rank of their source; pairs that the tokenizer cannot use are not
         there.
-
-    Raises:
-        HeadatlasError: No such head or relation, or the layer is not mapped.
     """
     rows = atlas.sel(layer=layer, head=head, relation=only, called=only is None)
     parts = []
@@ -269,9 +263,11 @@ def search(atlas: Atlas, text: str) -> pd.DataFrame:
     """Heads about which something with this text is said: layer, head, where, what.
 
     Looked through, without regard to case: statements of relations and behaviours that are called, labels,
-    and the salient source tokens and targets. One row a finding, those of a head together.
+    and the salient source tokens and targets. The text is to be found as whole words; if it nowhere is, as a
+    part of words. One row a finding, those of a head together.
     """
     wanted = text.strip().casefold()
+    whole = re.compile(rf"(?<![^\W_]){re.escape(wanted)}(?![^\W_])")
     parts = []
     for where, frame, column in (
         ("relation", atlas.sel(called=True), "relation"),
@@ -280,10 +276,11 @@ def search(atlas: Atlas, text: str) -> pd.DataFrame:
         ("source", atlas.salience(), "source"),
         *((name, atlas.salience().explode(name), name) for name in ("promoted", "suppressed")),
     ):
-        what = frame[column].astype(str)
-        found = frame[what.str.casefold().str.contains(wanted, regex=False)]
+        found = frame[frame[column].astype(str).str.casefold().str.contains(wanted, regex=False)]
         parts.append(found[["layer", "head"]].assign(where=where, what=found[column]))
     rows = pd.concat(parts, ignore_index=True).drop_duplicates()
+    in_whole = rows["what"].astype(str).str.casefold().str.contains(whole)
+    rows = rows[in_whole] if in_whole.any() else rows
     return rows.sort_values(["layer", "head"], kind="stable").reset_index(drop=True)
 
 
@@ -302,9 +299,8 @@ def _row(frame: pd.DataFrame | None) -> dict[str, Any] | None:
 
 def _among(heads: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.bool_]:
     """Which heads have a row."""
-    keys = [list(zip(frame["layer"], frame["head"], strict=True)) for frame in (heads, rows)]
-    there = set(keys[1])
-    return np.array([key in there for key in keys[0]], dtype=bool)
+    all_, there = (pd.MultiIndex.from_frame(frame[["layer", "head"]]) for frame in (heads, rows))
+    return np.asarray(all_.isin(there))
 
 
 def _scores(atlas: Atlas) -> NDArray[np.float64]:

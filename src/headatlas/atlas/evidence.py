@@ -1,8 +1,9 @@
-"""Evidence stored in an atlas: dynamic scores and ablations, read without torch.
+"""Evidence stored in an atlas: dynamic scores, preferences of queries, ablations; read without torch.
 
 Inside the atlas's Zarr group is a group ``evidence``. It holds, for each template, two small atlases
-(``context-…`` and ``without-context-…``), and for each ablated task a dataset (``ablation-…``). Each has its
-own provenance. What is confirmed follows from them and from the thresholds that the atlas is read with.
+(``context-…`` and ``without-context-…``), and a dataset for each set of preferences (``attention-…``), each
+ablated task (``ablation-…``) and choice of heads (``heads-…``). docs/evidence.md says what is measured. What
+is confirmed or preferred follows from them and from the thresholds that the atlas is read with.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +22,15 @@ import pandas as pd
 import zarr
 from numpy.typing import NDArray
 
-from headatlas.atlas.ablations import (
-    PREFIX,
-    PROVENANCE,
-    Ablation,
-    all_heads_ablations,
-    read_ablation,
-    single_heads,
-)
 from headatlas.atlas.atlas import Atlas
-from headatlas.atlas.behaviours import lookings
-from headatlas.atlas.preferences import all_preferences
+from headatlas.atlas.behaviours import Looking
 from headatlas.atlas.relation_scores import Floats
-from headatlas.atlas.store import read_array, read_store
+from headatlas.atlas.store import Place, put_array, read_array, read_store
+from headatlas.atlas.stored import GROUP, Stored, evidence_in
 from headatlas.errors import HeadatlasError
 from headatlas.options import Thresholds
-from headatlas.scoring.scores import source_hits
+from headatlas.scoring.scores import false_discovery_rates, source_hits
 
-GROUP = "evidence"
 CONTEXT = "context"
 WITHOUT = "without-context"
 SINGLE_HEAD_Q = 0.01
@@ -60,11 +53,7 @@ COLUMNS = (
 
 
 def evidence_group(path: Path) -> Path:
-    """The evidence folder inside an atlas, made if it is not there.
-
-    Raises:
-        HeadatlasError: It cannot be written.
-    """
+    """The evidence folder inside an atlas, made if it is not there."""
     try:
         zarr.open_group(path, mode="r+").require_group(GROUP)
     except OSError as error:
@@ -81,25 +70,11 @@ def dynamic_path(path: Path, kind: str, template: str, relation_hashes: Sequence
 
 
 def store_attention(path: Path, attention: Floats) -> None:
-    """Write [layer, head, relation] attention on the source beside dynamic ranks.
-
-    Raises:
-        HeadatlasError: It cannot be written.
-    """
+    """Write [layer, head, relation] attention on the source beside dynamic ranks."""
     try:
-        array = zarr.open_group(path, mode="r+").create_array(
-            "attention",
-            shape=attention.shape,
-            chunks=tuple(max(1, n) for n in attention.shape),
-            dtype=attention.dtype,
-            fill_value=np.nan,
-            dimension_names=["layer", "head", "relation"],
-            attributes={
-                "long_name": "weight of the source's last token at the last position, mean over sources"
-            },
-            overwrite=True,
-        )
-        array[...] = attention
+        dims = ("layer", "head", "relation")
+        said = "weight of the source's last token at the last position, mean over sources"
+        put_array(zarr.open_group(path, mode="r+"), "attention", attention, dims, said)
     except OSError as error:
         raise HeadatlasError(f"{path}: cannot be written ({error.strerror or error}); make room.") from error
 
@@ -129,11 +104,7 @@ class Dynamic:
         }
 
     def complete(self) -> bool:
-        """Whether all layers that have heads are there, with attention; reads the scores.
-
-        Raises:
-            HeadatlasError: An array is damaged or cannot be read.
-        """
+        """Whether all layers that have heads are there, with attention; reads the scores."""
         for atlas in (self.context, self.without):
             if not set(np.flatnonzero(~atlas.layers_done)) <= set(atlas.layers_without_heads):
                 return False
@@ -147,12 +118,8 @@ class Dynamic:
         return self.context if kind == CONTEXT else self.without
 
 
-def read_dynamic(context: Path, without: Path, thresholds: Thresholds) -> Dynamic:
-    """Open the two atlases of a template, read with these thresholds.
-
-    Raises:
-        HeadatlasError: One is not there or is damaged.
-    """
+def read_dynamic(context: Place, without: Place, thresholds: Thresholds) -> Dynamic:
+    """Open the two atlases of a template, read with these thresholds."""
     both = []
     for path in (context, without):
         dataset, provenance = read_store(path)
@@ -184,13 +151,11 @@ class Evidence:
     @classmethod
     def of(cls, atlas: Atlas) -> Evidence:
         """The evidence stored in an atlas; what is not complete or is damaged is left out."""
-        folder = None if atlas.path is None else atlas.path / GROUP
-        if folder is None or not folder.is_dir():
-            return cls(atlas, (), ())
         dynamics, ablations, damaged = [], [], []
-        for context in sorted(folder.glob(f"{CONTEXT}-*.zarr")):
-            without = folder / context.name.replace(CONTEXT, WITHOUT, 1)
-            if not without.is_dir():
+        withouts = evidence_in(atlas.place, f"{WITHOUT}-")
+        for name, context in evidence_in(atlas.place, f"{CONTEXT}-").items():
+            without = withouts.get(name.replace(CONTEXT, WITHOUT, 1))
+            if without is None:
                 continue
             try:
                 dynamic = read_dynamic(context, without, atlas.thresholds)
@@ -198,9 +163,9 @@ class Evidence:
                     dynamics.append(dynamic)
             except HeadatlasError as error:
                 damaged.append(str(error))
-        for path in sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir()):
+        for place in evidence_in(atlas.place, Ablation.PREFIX).values():
             try:
-                ablations.append(read_ablation(path))
+                ablations.append(Ablation.read(place))
             except HeadatlasError as error:
                 damaged.append(str(error))
         return cls(atlas, dynamics, ablations, damaged)
@@ -218,16 +183,16 @@ class Evidence:
             }
             for each in self.dynamics
         ]
-        tasks = [{name: each.provenance[name] for name in PROVENANCE} for each in self.ablations]
-        watched = [each.provenance for each in lookings(self._atlas.path)]
-        preferred = [each.provenance for each in all_preferences(self._atlas.path)]
-        chosen = [each.provenance for each in all_heads_ablations(self._atlas.path)]
+        place = self._atlas.place
+        watched = sorted(Looking.all_in(place), key=lambda each: each.source)
         return {
             "inference": runs,
-            "attention": preferred,
-            "ablation": tasks,
-            "heads": chosen,
-            "behaviour": watched,
+            "attention": [each.provenance for each in Preferences.all_in(place)],
+            "ablation": [
+                {name: each.provenance[name] for name in Ablation.NEEDED} for each in self.ablations
+            ],
+            "heads": [each.provenance for each in HeadsAblation.all_in(place)],
+            "behaviour": [each.provenance for each in watched],
         }
 
     def templates_of(self, relation: str) -> list[Dynamic]:
@@ -343,8 +308,7 @@ class Evidence:
 
 
 def _score(atlas: Atlas, relation: str, sign: str) -> Floats:
-    scores = atlas.relation_scores[relation]
-    return scores.score if sign == "promotion" else scores.suppression
+    return atlas.relation_scores[relation].of(sign)[0]
 
 
 def static_on(atlas: Atlas, dynamic: Atlas, relation: str, sign: str) -> Floats:
@@ -372,3 +336,259 @@ def _called(dynamic: Atlas, name: str, verb: str) -> NDArray[np.bool_]:
     out = np.zeros((dynamic.n_layers, dynamic.n_heads), dtype=bool)
     out[rows["layer"].to_numpy(dtype=int), rows["head"].to_numpy(dtype=int)] = True
     return out
+
+
+# Preferences of queries --------------------------------------------------------------------------------
+
+TASK, CONTEXT_TEXT = "task", "context"
+"""Queries: the end of the relation's task, or the ends of the context templates."""
+PREFERENCE_COLUMNS = (
+    *("layer", "head", "relation", "query", "auroc", "as_high", "p", "q", "prefers", "attention"),
+    *("sources", "words"),
+)
+PREFERS_Q = 0.01
+PREFERS_AUROC = 0.75
+PREFERS = f"prefers: q ≤ {PREFERS_Q:g} and AUROC ≥ {PREFERS_AUROC:g}"
+PREFERS_CAVEAT = (
+    "logits of the query for words after neutral prefixes, before the softmax: what else stands in a text, "
+    "and the first position above all, may take the attention all the same"
+)
+
+
+@dataclass(frozen=True)
+class Preferences(Stored):
+    """Measurements with one set of templates.
+
+    Attributes:
+        data: ``auroc`` [query, relation, layer, head, distance]; ``p`` [query, relation, layer, head], NaN
+            where there is no such query or no head; ``n_sources`` and ``n_words`` [relation].
+            ``distance`` is [0] where positions are in the states.
+        provenance: Templates, relations left out and why, model, versions.
+    """
+
+    PREFIX = "attention-"
+    VARIABLES = ("auroc", "p", "n_sources", "n_words", "query", "relation", "distance")
+    NEEDED = ("left_out",)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Relation → why its words could not be compared."""
+        return dict(self.provenance["left_out"])
+
+    @property
+    def distances(self) -> list[int]:
+        """Positions between key and query; empty where positions are in the states."""
+        return [int(each) for each in self.data["distance"].values if each > 0]
+
+    def frame(self, atlas: Atlas, only: Sequence[str] | None = None) -> pd.DataFrame:
+        """One row per called head × relation and query: :data:`PREFERENCE_COLUMNS`, then AUROC by distance.
+
+        ``as_high`` is the share of the model's heads with an AUROC at least as high on the relation,
+        ``attention`` what ``evidence inference`` measured, NaN where it has not. q is over all called rows,
+        whichever relations are asked for.
+        """
+        called = _called_rows(atlas)
+        parts = [
+            self._rows(called[called["relation"] == name], query, at)
+            for query in range(self.data.sizes["query"])
+            for at, name in enumerate(map(str, self.data["relation"].values))
+        ]
+        frame = pd.concat(parts, ignore_index=True)
+        frame["q"] = false_discovery_rates(frame["p"].to_numpy(dtype=np.float64))
+        frame["prefers"] = (frame["q"] <= PREFERS_Q) & (frame["auroc"] >= PREFERS_AUROC)
+        if only is not None:
+            frame = frame[frame["relation"].isin([atlas.known(name) for name in only])]
+        return frame[[*PREFERENCE_COLUMNS, *self._distance_columns]].reset_index(drop=True)
+
+    @property
+    def _distance_columns(self) -> list[str]:
+        return [f"d{each}" for each in self.distances]
+
+    def _rows(self, called: pd.DataFrame, query: int, relation: int) -> pd.DataFrame:
+        """The called heads of a relation for one query; none where there is no such query."""
+        at = called["layer"].to_numpy(dtype=int), called["head"].to_numpy(dtype=int)
+        by_distance = self.data["auroc"].values[query, relation]
+        mean = by_distance.mean(axis=-1)
+        every = np.sort(mean[~np.isnan(mean)])
+        part = called[["layer", "head", "relation", "attention"]].assign(
+            query=str(self.data["query"].values[query]),
+            auroc=mean[at],
+            # Means of the same ranks may differ by rounding.
+            as_high=1.0 - np.searchsorted(every, mean[at] - 1e-12) / max(1, len(every)),
+            p=self.data["p"].values[query, relation][at],
+            sources=int(self.data["n_sources"].values[relation]),
+            words=int(self.data["n_words"].values[relation]),
+            **{name: by_distance[..., number][at] for number, name in enumerate(self._distance_columns)},
+        )
+        return part[part["p"].notna()]
+
+    def caption(self) -> str:
+        """The comparison, the criterion and what the numbers are not, in one line."""
+        where = f"distances {', '.join(map(str, self.distances))}" if self.distances else "positions as given"
+        return (
+            "AUROC of a relation's sources over matched words, mean over queries; "
+            f"{where}; {PREFERS}; {PREFERS_CAVEAT}"
+        )
+
+
+def _called_rows(atlas: Atlas) -> pd.DataFrame:
+    """The rows of an atlas that are called, with measured attention where there is any."""
+    table = atlas.without_evidence
+    called = table[table["implements"] | table["suppresses"]][["layer", "head", "relation"]]
+    measured = atlas.evidence.table
+    if measured.empty:
+        return called.assign(attention=np.nan)
+    return called.merge(measured[["layer", "head", "relation", "attention"]], how="left")
+
+
+# Ablations ---------------------------------------------------------------------------------------------
+
+RELATION, ADDED, RANDOM = "relation", "added", "random"
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Ablation(Stored):
+    """One ablated task.
+
+    Attributes:
+        data: ``base`` [source] and ``correct`` [order, step, source] bool; ``alone`` [head, source] bool;
+            ``n_ablated`` [step]; ``control_base`` [control] and ``control`` [control, step] accuracies;
+            ``layer`` and ``head`` [order, rank] of the heads in order. Orders are ``relation``, ``added``,
+            ``random 0`` …
+        provenance: Relation, template, shots, method, model, versions.
+    """
+
+    PREFIX = "ablation-"
+    VARIABLES = (
+        *("base", "correct", "n_ablated", "alone", "layer", "head", "control", "control_base"),
+        *("order", "source", "control_name"),
+    )
+    NEEDED = (
+        *("relation", "template", "shots", "method", "seed", "controls", "dropped", "thresholds", "versions"),
+    )
+
+    @property
+    def relation(self) -> str:
+        return str(self.provenance["relation"])
+
+    @property
+    def shots(self) -> int:
+        return int(self.provenance["shots"])
+
+    @property
+    def method(self) -> str:
+        return str(self.provenance["method"])
+
+    @cached_property
+    def base(self) -> Bools:
+        """[source] which sources the whole model answers."""
+        return np.asarray(self.data["base"].values).astype(bool)
+
+    @cached_property
+    def steps(self) -> NDArray[np.int64]:
+        """[step] numbers of heads ablated; the first is 0."""
+        return np.concatenate([[0], self.data["n_ablated"].values]).astype(np.int64)
+
+    def correct(self, order: str) -> Bools:
+        """[step, source] answers with the heads of an order ablated; the first step is the whole model."""
+        found = np.asarray(self.data["correct"].sel(order=order).values).astype(bool)
+        return np.concatenate([self.base[None], found])
+
+    @cached_property
+    def random(self) -> Bools:
+        """[draw, step, source] answers with random heads ablated."""
+        names = [str(name) for name in self.data["order"].values if str(name).startswith(RANDOM)]
+        return np.stack([self.correct(name) for name in names])
+
+    @cached_property
+    def controls(self) -> dict[str, NDArray[np.float64]]:
+        """Control relation → [step] accuracy on its task with this relation's heads ablated."""
+        base, rest = self.data["control_base"].values, self.data["control"].values
+        return {
+            str(name): np.concatenate([[base[at]], rest[at]])
+            for at, name in enumerate(self.data["control_name"].values)
+        }
+
+    def heads(self, order: str = RELATION) -> list[tuple[int, int]]:
+        """(layer, head) in the order in which they are ablated."""
+        return _heads(self, order)
+
+
+WHOLE, CHOSEN = "whole", "chosen"
+RUNNING_TEXT = "text"
+
+
+@dataclass(frozen=True)
+class HeadsAblation(Stored):
+    """Heads of one's own choice, ablated together.
+
+    Attributes:
+        data: ``loss`` [condition, item] in nats and ``correct`` [condition, item] bool; ``on`` [item]:
+            ``text`` for a running text, where nothing is right or wrong, or the relation whose task it is.
+            Conditions are ``whole``, ``chosen``, ``random 0`` …; ``layer`` and ``head`` [order, rank] say
+            which heads the last ones are without.
+        provenance: Heads, tasks, method, model, versions, tasks left out and why.
+    """
+
+    PREFIX = "heads-"
+    VARIABLES = ("loss", "correct", "condition", "on", "layer", "head")
+
+    @property
+    def heads(self) -> list[tuple[int, int]]:
+        """The chosen heads."""
+        return _heads(self, CHOSEN)
+
+    @property
+    def draws(self) -> list[str]:
+        """Names of the random draws."""
+        return [str(name) for name in self.data["condition"].values if str(name).startswith(RANDOM)]
+
+    def of(self, variable: str, on: str) -> NDArray[np.float64]:
+        """[condition, item] of the items on one thing: whole, chosen, then the draws."""
+        mine = np.flatnonzero([str(name) == on for name in self.data["on"].values])
+        return np.asarray(self.data[variable].values[:, mine], dtype=np.float64)
+
+
+def _heads(found: Stored, order: str) -> list[tuple[int, int]]:
+    rows = found.data.sel(order=order)
+    return [(int(a), int(b)) for a, b in zip(rows["layer"].values, rows["head"].values, strict=True)]
+
+
+def single_heads(ablations: Sequence[Ablation], q_max: float) -> pd.DataFrame:
+    """Heads ablated alone, with an exact one-sided McNemar test each.
+
+    Right answers lost against right answers gained: under the null either is equally likely, so the number
+    lost is binomial (McNemar 1947; exact form).
+
+    Args:
+        ablations: Stored tasks.
+        q_max: Largest false discovery rate over all rows at which a head is confirmed.
+
+    Returns:
+        relation, shots, method, layer, head, base, loss, loss_random, p, q, confirmed.
+    """
+    rows = []
+    for each in ablations:
+        base = each.base
+        random = base.mean() - each.random[:, 1].mean(axis=1)
+        for (layer, head), after in zip(each.heads(), each.data["alone"].values.astype(bool), strict=False):
+            lost, gained = int((base & ~after).sum()), int((~base & after).sum())
+            p = at_least(lost, lost + gained)
+            loss = float(base.mean() - after.mean())
+            rows.append(
+                (each.relation, each.shots, each.method, layer, head, base.mean(), loss, random.max(), p)
+            )
+    names = ["relation", "shots", "method", "layer", "head", "base", "loss", "loss_random", "p"]
+    frame = pd.DataFrame(rows, columns=names)
+    frame["q"] = false_discovery_rates(frame["p"].to_numpy(dtype=np.float64))
+    frame["confirmed"] = (frame["q"] <= q_max) & (frame["loss"] > frame["loss_random"])
+    return frame
+
+
+def at_least(hits: int, n: int) -> float:
+    """Probability of so many heads or more in n throws of a fair coin: the one-sided exact McNemar test.
+
+    Whole numbers until the division, so it is exact; 1 for no throw.
+    """
+    return float(sum(comb(n, i) for i in range(hits, n + 1)) / 2**n)

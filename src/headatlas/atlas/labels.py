@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from headatlas.atlas.ablations import read_dataset, store_dataset
-from headatlas.errors import HeadatlasError
+from headatlas.atlas.store import Place
+from headatlas.atlas.stored import Stored, store_dataset
 
-LABELS_PREFIX = "labels-"
 LABEL_COLUMNS = ("layer", "head", "label", "support", "score", "chance", "se", "author", "kind")
 UNCLEAR = "unclear"
 """The label of a head whose description does not do better than chance, or that none fits."""
@@ -44,9 +43,6 @@ def store_labels(group: Path, rows: pd.DataFrame, provenance: dict[str, Any]) ->
         group: The atlas's evidence group.
         rows: :data:`LABEL_COLUMNS`.
         provenance: ``author`` and how the labels were made.
-
-    Raises:
-        HeadatlasError: They cannot be written.
     """
     texts = {name: [str(each) for each in rows[name]] for name in _TEXTS}
     # Variable-length strings: the fixed-width kind has no stable Zarr 3 form yet.
@@ -58,61 +54,33 @@ def store_labels(group: Path, rows: pd.DataFrame, provenance: dict[str, Any]) ->
     return path
 
 
+@dataclass(frozen=True)
+class Labels(Stored):
+    """Labels of one author."""
+
+    PREFIX = "labels-"
+    VARIABLES = LABEL_COLUMNS
+
+    def frame(self) -> pd.DataFrame:
+        """:data:`LABEL_COLUMNS`, one row per head and kind."""
+        texts = {name: [str(each) for each in self.data[name].values] for name in _TEXTS}
+        numbers = {name: self.data[name].values.tolist() for name in LABEL_COLUMNS if name not in _TEXTS}
+        return pd.DataFrame(texts | numbers)[list(LABEL_COLUMNS)]
+
+
 def labels_path(group: Path, author: str) -> Path:
     """Path of an author's labels in an atlas's evidence group."""
-    return group / f"{LABELS_PREFIX}{hashlib.sha256(author.encode()).hexdigest()[:12]}"
+    return Labels.place(group, hashlib.sha256(author.encode()).hexdigest()[:12])
 
 
-def read_labels(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Labels of one author and their provenance.
-
-    Raises:
-        HeadatlasError: They are damaged.
-    """
-    data, provenance = read_dataset(path)
-    missing = [name for name in LABEL_COLUMNS if name not in data.variables]
-    if missing:
-        raise HeadatlasError(f"{path}: is damaged ({missing[0]} is missing); remove the folder.")
-    texts = {name: [str(each) for each in data[name].values] for name in _TEXTS}
-    numbers = {name: data[name].values.tolist() for name in LABEL_COLUMNS if name not in _TEXTS}
-    return pd.DataFrame(texts | numbers)[list(LABEL_COLUMNS)], provenance
-
-
-def all_labels(atlas_path: Path | None) -> pd.DataFrame:
+def stored_labels(atlas: Place | None) -> pd.DataFrame:
     """Labels of all authors in an atlas, by layer, head, kind and author; no row where there are none."""
-    group = atlas_path / "evidence" if atlas_path is not None else None
-    found = [read_labels(path)[0] for path in sorted(group.glob(f"{LABELS_PREFIX}*"))] if group else []
-    frame = in_order(pd.concat(found, ignore_index=True)) if found else no_labels()
+    found = [each.frame() for each in Labels.all_in(atlas)]
+    kinds: dict[str, Any] = {"layer": np.int64, "head": np.int64, **dict.fromkeys(_TEXTS, object)}
+    none = pd.DataFrame({name: np.array([], dtype=kinds.get(name, np.float64)) for name in LABEL_COLUMNS})
+    frame = in_order(pd.concat(found, ignore_index=True)) if found else none
     frame.attrs["caption"] = LABELS_CAVEAT
     return frame
-
-
-class LabelReading:
-    """Labels as an atlas hands them out.
-
-    Attributes:
-        path: The ``.zarr`` folder of the atlas; None where it has none.
-    """
-
-    path: Path | None
-
-    def labels(self) -> pd.DataFrame:
-        """Labels of heads that are stored in this atlas: :func:`headatlas.label` makes them.
-
-        One row per head and author, one more where attention says what a head does: layer, head, label,
-        support, score, chance, se, author, kind; ``attrs["caption"]`` says what the numbers are not.
-        """
-        return self._labels.copy()
-
-    @cached_property
-    def _labels(self) -> pd.DataFrame:
-        return all_labels(self.path)
-
-
-def no_labels() -> pd.DataFrame:
-    """The frame of an atlas whose heads have no labels."""
-    kinds: dict[str, Any] = {"layer": np.int64, "head": np.int64, **dict.fromkeys(_TEXTS, object)}
-    return pd.DataFrame({name: np.array([], dtype=kinds.get(name, np.float64)) for name in LABEL_COLUMNS})
 
 
 def in_order(rows: pd.DataFrame) -> pd.DataFrame:

@@ -94,9 +94,7 @@ class Layout:
         pair_words: [pair] (source, target) as written.
         source_ids: Per relation, the token ids of each usable source.
         sources: Distinct sources as token ids; row i of all states belongs to ``sources[i]``.
-        targets: [T] token ids of the distinct targets, ascending; column i is ``targets[i]``.
-        own_pair: [P] position of each usable pair on the pair axis, ascending.
-        own_row, own_column: [P] its source as a row and its target as a column.
+        own_row: [P] the source of each usable pair as a row.
         blocks: The relations that are not left out.
     """
 
@@ -107,11 +105,23 @@ class Layout:
     pair_words: tuple[tuple[str, str], ...]
     source_ids: tuple[tuple[tuple[int, ...], ...], ...]
     sources: tuple[tuple[int, ...], ...]
-    targets: Ints
-    own_pair: Ints
     own_row: Ints
-    own_column: Ints
     blocks: tuple[RelationBlock, ...]
+
+    @cached_property
+    def own_pair(self) -> Ints:
+        """[P] position of each usable pair on the pair axis, ascending."""
+        return np.flatnonzero(self.pair_source >= 0)
+
+    @cached_property
+    def targets(self) -> Ints:
+        """[T] token ids of the distinct targets, ascending; column i is ``targets[i]``."""
+        return np.unique(self.pair_target_id[self.own_pair])
+
+    @cached_property
+    def own_column(self) -> Ints:
+        """[P] the target of each usable pair as a column."""
+        return np.searchsorted(self.targets, self.pair_target_id[self.own_pair])
 
     @cached_property
     def n_cells(self) -> int:
@@ -145,7 +155,7 @@ def build_layout(tokenised: Sequence[TokenisedRelation]) -> Layout:
         row_of.setdefault(ids, len(row_of))
     own_pair = np.flatnonzero(source_of >= 0)
     own_relation, own_source = relation_of[own_pair], source_of[own_pair]
-    targets, own_column = np.unique(target_of[own_pair], return_inverse=True)
+    targets = np.unique(target_of[own_pair])
     blocks: list[RelationBlock] = []
     for position, item in enumerate(tokenised):
         if item.left_out:
@@ -174,10 +184,7 @@ def build_layout(tokenised: Sequence[TokenisedRelation]) -> Layout:
         pair_words=words,
         source_ids=source_ids,
         sources=tuple(row_of),
-        targets=targets,
-        own_pair=own_pair,
         own_row=np.fromiter(rows, dtype=np.int64, count=len(own_pair)),
-        own_column=own_column.astype(np.int64),
         blocks=tuple(blocks),
     )
 
@@ -190,42 +197,34 @@ def layouts_together(layouts: Sequence[Layout]) -> Layout:
     """
     targets = np.unique(np.concatenate([each.targets for each in layouts]))
     blocks: list[RelationBlock] = []
-    own_pair, own_row, own_column = [], [], []
-    n_relations = n_pairs = n_rows = n_cells = n_own = 0
+    own_row, pair_relation = [], []
+    n_relations = n_rows = n_cells = n_own = 0
     for each in layouts:
-        column = np.searchsorted(targets, each.targets)
-        own_pair.append(each.own_pair + n_pairs)
         own_row.append(each.own_row + n_rows)
-        own_column.append(column[each.own_column])
+        pair_relation.append(each.pair_relation + n_relations)
         blocks += [
             replace(
                 block,
                 relation=block.relation + n_relations,
                 rows=block.rows + n_rows,
-                columns=column[block.columns],
+                columns=np.searchsorted(targets, block.targets),
                 offset=block.offset + n_cells,
                 own=slice(block.own.start + n_own, block.own.stop + n_own),
             )
             for block in each.blocks
         ]
-        n_relations, n_pairs = n_relations + len(each.relations), n_pairs + each.n_pairs
-        n_rows, n_cells = n_rows + len(each.sources), n_cells + each.n_cells
-        n_own += len(each.own_pair)
-    starts = np.cumsum([0, *(len(each.relations) for each in layouts)])
+        n_relations, n_rows = n_relations + len(each.relations), n_rows + len(each.sources)
+        n_cells, n_own = n_cells + each.n_cells, n_own + len(each.own_row)
+    chained = {
+        name: tuple(item for each in layouts for item in getattr(each, name))
+        for name in ("relations", "pair_words", "source_ids", "sources")
+    }
     return Layout(
-        relations=tuple(entry for each in layouts for entry in each.relations),
-        pair_relation=np.concatenate(
-            [each.pair_relation + start for each, start in zip(layouts, starts, strict=False)]
-        ).astype(np.int32),
+        **chained,
+        pair_relation=np.concatenate(pair_relation).astype(np.int32),
         pair_source=np.concatenate([each.pair_source for each in layouts]),
         pair_target_id=np.concatenate([each.pair_target_id for each in layouts]),
-        pair_words=tuple(words for each in layouts for words in each.pair_words),
-        source_ids=tuple(ids for each in layouts for ids in each.source_ids),
-        sources=tuple(source for each in layouts for source in each.sources),
-        targets=targets,
-        own_pair=np.concatenate(own_pair),
         own_row=np.concatenate(own_row),
-        own_column=np.concatenate(own_column),
         blocks=tuple(blocks),
     )
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ import zarr
 from numpy.typing import NDArray
 
 from headatlas.addresses import failures
-from headatlas.atlas.store import AtlasWriter, damaged, read_array
+from headatlas.atlas.store import AtlasWriter, Place, damaged, put_array, read_array, store_at
 from headatlas.errors import HeadatlasError
 from headatlas.options import FLOOR, Thresholds
 from headatlas.relations.tokenising import MIN_SOURCES, MIN_TARGETS
@@ -65,6 +66,12 @@ class RelationScores:
     added: Floats
     promotion_null: Calibration
     suppression_null: Calibration
+
+    def of(self, sign: str) -> tuple[Floats, Calibration]:
+        """Score and null of a sign, ``"promotion"`` or ``"suppression"``."""
+        if sign == "promotion":
+            return self.score, self.promotion_null
+        return self.suppression, self.suppression_null
 
 
 def score_relation(data: xr.Dataset, at: int, k: int) -> RelationScores:
@@ -231,16 +238,24 @@ def calibrate_relation(
 # Stored scores --------------------------------------------------------------------------------------
 
 _ARRAYS = {
-    "promotion_score": "share of sources with an accepted target in the top k",
-    "suppression_score": "share of sources with an accepted target in the top k of the negated logits",
-    "added_score": "share of sources that the head hits and the state itself does not",
-    "promotion_chance": "expected promotion_score if targets were reassigned to sources",
-    "promotion_p": "upper tail of the reassignment null for promotion_score",
-    "suppression_chance": "expected suppression_score if targets were reassigned to sources",
-    "suppression_p": "upper tail of the reassignment null for suppression_score",
+    "promotion_score": ("score", "share of sources with an accepted target in the top k"),
+    "suppression_score": (
+        *("suppression", "share of sources with an accepted target in the top k of the negated logits"),
+    ),
+    "added_score": ("added", "share of sources that the head hits and the state itself does not"),
+    "promotion_chance": (
+        *("promotion_null.chance", "expected promotion_score if targets were reassigned to sources"),
+    ),
+    "promotion_p": ("promotion_null.p", "upper tail of the reassignment null for promotion_score"),
+    "suppression_chance": (
+        *("suppression_null.chance", "expected suppression_score if targets were reassigned to sources"),
+    ),
+    "suppression_p": ("suppression_null.p", "upper tail of the reassignment null for suppression_score"),
+    "control_score": ("control", "score of the state itself, without any head"),
 }
+"""Stored array → where it is in :class:`RelationScores`, and its description."""
 _CONTROL = "control_score"
-STORED = (*_ARRAYS, _CONTROL)
+STORED = tuple(_ARRAYS)
 """Arrays of scores in the store of an atlas."""
 
 
@@ -253,9 +268,6 @@ def store_scores(atlas: Atlas, *, single_tokens: bool = True) -> None:
     Args:
         atlas: An atlas in a folder.
         single_tokens: Whether the scores on sources of one token alone are written, too.
-
-    Raises:
-        HeadatlasError: They cannot be written.
     """
     if atlas.path is None:
         raise ValueError("an atlas in memory has no store to write to")
@@ -283,18 +295,11 @@ def _single_token_scores(atlas: Atlas) -> dict[int, RelationScores]:
 
 def _arrays_of(found: dict[int, RelationScores], shape: tuple[int, int, int]) -> dict[str, Floats]:
     """Relations' scores as arrays along the relation axis."""
-    arrays = {name: np.full(shape, np.nan) for name in _ARRAYS}
-    arrays[_CONTROL] = np.full((shape[0], shape[2]), np.nan)
-    for at, scores in found.items():
-        arrays[_CONTROL][:, at] = scores.control
-        arrays["added_score"][..., at] = scores.added
-        for sign, score, null in (
-            ("promotion", scores.score, scores.promotion_null),
-            ("suppression", scores.suppression, scores.suppression_null),
-        ):
-            arrays[f"{sign}_score"][..., at] = score
-            arrays[f"{sign}_chance"][..., at] = null.chance
-            arrays[f"{sign}_p"][..., at] = null.p
+    arrays = {}
+    for name, (attribute, _) in _ARRAYS.items():
+        arrays[name] = np.full((shape[0], shape[2]) if name == _CONTROL else shape, np.nan)
+        for at, scores in found.items():
+            arrays[name][..., at] = attrgetter(attribute)(scores)
     return arrays
 
 
@@ -310,7 +315,7 @@ def _write(path: Path, atlas: Atlas, parts: dict[str, dict[str, Floats]]) -> Non
         # Until the new key is there, readers compute for themselves rather than mix old and new.
         group.attrs.update({"scores_of": ""})
         for array, values in arrays.items():
-            _replace(group, array, values)
+            put_array(group, array, values, _dims(array), _ARRAYS[array][1])
         key = _key(atlas.thresholds, atlas.layers_done)
         group.attrs.update({"scores_of": key, "scores_sha256": _digest(arrays)})
 
@@ -374,20 +379,6 @@ def _digest(arrays: dict[str, NDArray[np.float64]]) -> str:
     return digest.hexdigest()
 
 
-def _replace(group: zarr.Group, name: str, values: Floats) -> None:
-    array = group.create_array(
-        name,
-        shape=values.shape,
-        chunks=tuple(max(1, n) for n in values.shape),
-        dtype=values.dtype,
-        fill_value=np.nan,
-        dimension_names=_dims(name),
-        attributes={"long_name": _ARRAYS.get(name, "score of the state itself, without any head")},
-        overwrite=True,
-    )
-    array[...] = values
-
-
 def _dims(name: str) -> list[str]:
     return ["layer", "relation"] if name == _CONTROL else ["layer", "head", "relation"]
 
@@ -401,16 +392,13 @@ def all_single(data: xr.Dataset) -> bool:
     return bool((read_array(data, "pair_source_tokens")[usable] == 1).all())
 
 
-def single_token_dataset(data: xr.Dataset, ceiling: int, path: Path | None = None) -> xr.Dataset:
+def single_token_dataset(data: xr.Dataset, ceiling: int, place: Place | None = None) -> xr.Dataset:
     """An atlas's dataset in which only pairs whose source is one token are usable; nothing is mapped again.
 
     Args:
         data: The dataset.
         ceiling: The atlas's ceiling.
-        path: Its store; scores found there are taken along.
-
-    Raises:
-        HeadatlasError: A file of the atlas is damaged or cannot be read.
+        place: Its store; scores found there are taken along.
     """
     relation, source = read_array(data, "pair_relation"), read_array(data, "pair_source")
     keep = (source >= 0) & (read_array(data, "pair_source_tokens") == 1)
@@ -437,14 +425,14 @@ def single_token_dataset(data: xr.Dataset, ceiling: int, path: Path | None = Non
         "cell_source_index": ("cell_source", new_index),
     }
     # The scores stored beside the ranks are those of all sources.
-    stored = xr.Dataset(attrs={"scores_of": ""}) if path is None else _stored_single_tokens(path)
+    stored = xr.Dataset(attrs={"scores_of": ""}) if place is None else _stored_single_tokens(place)
     return data.assign(changed).assign(stored.variables).assign_attrs({**stored.attrs, "ceiling": ceiling})
 
 
-def _stored_single_tokens(path: Path) -> xr.Dataset:
+def _stored_single_tokens(place: Place) -> xr.Dataset:
     """The scores in the group of a store; without a key where they are not there or cannot be read."""
     try:
-        group = zarr.open_group(path / SINGLE_TOKENS, mode="r")
+        group = zarr.open_group(store_at(place), path=SINGLE_TOKENS, mode="r")
         arrays = {name: (_dims(name), np.asarray(group[name])) for name in STORED}
         return xr.Dataset(arrays, attrs=group.attrs.asdict())
     except failures(KeyError, TypeError):

@@ -16,7 +16,8 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from headatlas.atlas.ablations import read_dataset
+from headatlas.atlas.store import Place
+from headatlas.atlas.stored import evidence_in, read_dataset
 from headatlas.errors import HeadatlasError
 
 NAME = "salience"
@@ -166,7 +167,7 @@ def salience_path(group: Path) -> Path:
     return group / NAME
 
 
-def read_salience(path: Path) -> Salience:
+def read_salience(path: Place) -> Salience:
     """A stored salience.
 
     Raises:
@@ -178,12 +179,10 @@ def read_salience(path: Path) -> Salience:
     return Salience(data, provenance)
 
 
-def stored_salience(atlas_path: Path | None) -> Salience | None:
+def stored_salience(atlas: Place | None) -> Salience | None:
     """The salience of an atlas's heads, if it was computed."""
-    if atlas_path is None:
-        return None
-    path = salience_path(atlas_path / "evidence")
-    return read_salience(path) if path.is_dir() else None
+    found = evidence_in(atlas, NAME)
+    return read_salience(found[NAME]) if found else None
 
 
 def head_rows(frame: pd.DataFrame, head: tuple[int, int]) -> pd.DataFrame:
@@ -196,10 +195,10 @@ class SalienceReading:
     """Salience as an atlas hands it out.
 
     Attributes:
-        path: The ``.zarr`` folder of the atlas; None where it has none.
+        place: The ``.zarr`` folder of the atlas, or its address; None where it has none.
     """
 
-    path: Path | None
+    place: Place | None
 
     def salience(self) -> pd.DataFrame:
         """Source tokens of largest gain, and what each head writes for them (:func:`headatlas.salience`).
@@ -228,7 +227,7 @@ class SalienceReading:
 
     @cached_property
     def _salience(self) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-        found = stored_salience(self.path)
+        found = stored_salience(self.place)
         if found is None:
             return no_salience()
         frames = found.frame(), found.spectrum(), found.explained()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import xarray as xr
 import zarr
@@ -32,6 +33,7 @@ from headatlas.scoring.scores import RANK_FLAGS, RANK_MISSING
 SCHEMA = "headatlas_schema"
 SCHEMA_VERSION = 1
 ATLAS_NAME = "atlas.zarr"
+_FRESH = {"use_listings_cache": False}
 CELL_BEYOND = 255
 """Code in the cell arrays: at or above the ceiling, or in a cell below the floor that was not examined."""
 
@@ -53,33 +55,59 @@ class LayerRanks:
     cell_suppression: NDArray[np.uint8]
 
 
+_PAIRS, _CELLS = ("layer", "head", "pair"), ("layer", "head", "cell")
+_NEGATED = "the same for the negated logits"
 _LAYER_ARRAYS = {
-    "promotion_rank": ("promotion", ("layer", "head", "pair"), np.int16, RANK_MISSING),
-    "suppression_rank": ("suppression", ("layer", "head", "pair"), np.int16, RANK_MISSING),
-    "control_rank": ("control", ("layer", "pair"), np.int16, RANK_MISSING),
-    "cell_promotion_rank": ("cell_promotion", ("layer", "head", "cell"), np.uint8, CELL_BEYOND),
-    "cell_suppression_rank": ("cell_suppression", ("layer", "head", "cell"), np.uint8, CELL_BEYOND),
+    "promotion_rank": (
+        *("promotion", _PAIRS, np.int16, RANK_MISSING),
+        "tokens whose logit is at least the target's; below the ceiling exact",
+    ),
+    "suppression_rank": ("suppression", _PAIRS, np.int16, RANK_MISSING, _NEGATED),
+    "control_rank": (
+        *("control", ("layer", "pair"), np.int16, RANK_MISSING),
+        "promotion rank of the target in the source state itself, without any head",
+    ),
+    "cell_promotion_rank": (
+        *("cell_promotion", _CELLS, np.uint8, CELL_BEYOND),
+        "calibration cells: rank of each target of the relation for each source",
+    ),
+    "cell_suppression_rank": ("cell_suppression", _CELLS, np.uint8, CELL_BEYOND, _NEGATED),
 }
+"""Array → its attribute in :class:`LayerRanks`, dimensions, dtype, fill value, description."""
 
 _REQUIRED = (
     *_LAYER_ARRAYS,
-    *("layer_done", "layer", "head", "relation", "category", "title", "copying", "relation_sha256"),
-    *("n_pairs", "n_sources", "n_targets", "left_out", "dropped", "pair_relation", "pair_source"),
-    *("pair_target_id", "pair_source_tokens", "source", "target", "cell_source_relation"),
-    *("cell_source_index", "cell_target_relation", "cell_target_id"),
+    *("layer_done", "layer", "head", "relation", "category", "subcategory", "title", "copying"),
+    *("relation_sha256", "n_pairs", "n_sources", "n_targets", "left_out", "dropped", "pair_relation"),
+    *("pair_source", "pair_target_id", "pair_source_tokens", "source", "target"),
+    *("cell_source_relation", "cell_source_index", "cell_target_relation", "cell_target_id"),
 )
 _PROVENANCE = ("model", "lens", "ceiling", "thresholds", "mask")
 
-_DESCRIPTIONS = {
-    "promotion_rank": "tokens whose logit is at least the target's; below the ceiling exact",
-    "suppression_rank": "the same for the negated logits",
-    "control_rank": "promotion rank of the target in the source state itself, without any head",
-    "cell_promotion_rank": "calibration cells: rank of each target of the relation for each source",
-    "cell_suppression_rank": "the same for the negated logits",
-}
+Place = Path | str
+"""The place of an atlas or of a part of it: a folder, or its address (text)."""
 
 
-def atlas_path(path: str | Path) -> Path | str:
+def within(place: Place, name: str) -> Place:
+    """A group inside another."""
+    return place / name if isinstance(place, Path) else f"{place}/{name}"
+
+
+def names_in(place: Place) -> list[str]:
+    """Names of the groups and files in a group, sorted; none where it is not there."""
+    try:
+        if isinstance(place, Path):
+            return sorted(each.name for each in place.iterdir())
+        files, inside = fsspec.core.url_to_fs(place, **_FRESH)
+        return sorted(str(each).rstrip("/").rpartition("/")[2] for each in files.ls(inside, detail=False))
+    except failures() as error:
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return []
+        why = f"{shown(str(place))}: cannot be listed ({type(error).__name__}); check it and access to it."
+        raise HeadatlasError(why) from None
+
+
+def atlas_path(path: str | Path) -> Place:
     """The ``.zarr`` folder meant by an output folder, or by the folder itself; an address stays one."""
     if isinstance(path, str) and is_url(path):
         address = path.rstrip("/")
@@ -110,11 +138,7 @@ def holds_atlas(where: str | Path) -> bool:
 def create_store(
     path: Path, layout: Layout, *, n_layers: int, n_heads: int, attributes: Mapping[str, Any]
 ) -> None:
-    """Write an empty atlas (every rank “not mapped”) at ``path``, which must not exist.
-
-    Raises:
-        HeadatlasError: It cannot be written there.
-    """
+    """Write an empty atlas (every rank “not mapped”) at ``path``, which must not exist."""
     try:
         with atomic_folder(path) as temporary:
             _fill(temporary, layout, n_layers, n_heads, attributes)
@@ -126,7 +150,8 @@ def _fill(path: Path, layout: Layout, n_layers: int, n_heads: int, attributes: M
     _static_dataset(layout, n_layers, n_heads).to_zarr(path, mode="w", consolidated=False)
     group = zarr.open_group(path, mode="r+")
     sizes = {"layer": n_layers, "head": n_heads, "pair": layout.n_pairs, "cell": layout.n_cells}
-    for name, (_, dims, dtype, fill) in _LAYER_ARRAYS.items():
+    done = (None, ("layer",), np.uint8, 0, "1 once a layer's ranks are complete")
+    for name, (_, dims, dtype, fill, description) in {**_LAYER_ARRAYS, "layer_done": done}.items():
         shape = tuple(sizes[d] for d in dims)
         group.create_array(
             name,
@@ -135,46 +160,44 @@ def _fill(path: Path, layout: Layout, n_layers: int, n_heads: int, attributes: M
             dtype=dtype,
             fill_value=fill,
             dimension_names=list(dims),
-            attributes={"long_name": _DESCRIPTIONS[name], **_flags(name)},
+            attributes={"long_name": description, **_flags(name)},
         )
-    group.create_array(
-        "layer_done",
-        shape=(n_layers,),
-        chunks=(1,),
-        dtype=np.uint8,
-        fill_value=0,
-        dimension_names=["layer"],
-        attributes={"long_name": "1 once a layer's ranks are complete"},
-    )
     group.attrs.update({SCHEMA: SCHEMA_VERSION, "provenance": json.dumps(attributes)})
 
 
 def _flags(name: str) -> dict[str, Any]:
+    if name == "layer_done":
+        return {}
     if name.startswith("cell"):
         return {"flag_values": [CELL_BEYOND], "flag_meanings": "beyond_ceiling_or_not_examined"}
     return {"flag_values": list(RANK_FLAGS.values()), "flag_meanings": " ".join(RANK_FLAGS)}
 
 
-def copy_store(dataset: xr.Dataset, provenance: Mapping[str, Any], path: Path, source: Path | None) -> None:
-    """Write an atlas at ``path``: a copy of the folder ``source``, or of what is in memory.
-
-    Raises:
-        HeadatlasError: There is something already, or it cannot be written.
-    """
+def copy_store(dataset: xr.Dataset, provenance: Mapping[str, Any], path: Path, source: Place | None) -> None:
+    """Write an atlas at ``path``: a copy of the folder or address ``source``, or of what is in memory."""
     if path.exists():
         raise HeadatlasError(f"{path}: there is an atlas already; choose another folder.")
     try:
         with atomic_folder(path) as temporary:
-            if source is not None:
+            if isinstance(source, Path):
                 shutil.copytree(source, temporary)
+                return
+            if source is not None:
+                files, inside = fsspec.core.url_to_fs(source, **_FRESH)
+                files.get(f"{inside}/", f"{temporary}/", recursive=True)
                 return
             chunks = {name: (1, *dataset[name].shape[1:]) for name in (*_LAYER_ARRAYS, "layer_done")}
             encoding = {name: {"chunks": tuple(max(1, n) for n in each)} for name, each in chunks.items()}
             plain = dataset.drop_encoding()
             plain.attrs = {SCHEMA: SCHEMA_VERSION, "provenance": json.dumps(dict(provenance))}
             plain.to_zarr(temporary, mode="w", consolidated=False, encoding=encoding)
-    except OSError as error:
-        raise _unwritable(path, error, "choose another folder") from error
+    except failures() as error:
+        if isinstance(source, str):
+            why = f"{shown(source)}: cannot be copied to {path} ({type(error).__name__}); try again."
+            raise HeadatlasError(why) from None
+        if isinstance(error, OSError):
+            raise _unwritable(path, error, "choose another folder") from error
+        raise
 
 
 def _strings(values: Sequence[str]) -> NDArray[Any]:
@@ -182,20 +205,20 @@ def _strings(values: Sequence[str]) -> NDArray[Any]:
     return np.array(list(values), dtype=np.dtypes.StringDType())
 
 
+def _whole(values: Sequence[int]) -> NDArray[np.int32]:
+    return np.array(values, dtype=np.int32)
+
+
 def _static_dataset(layout: Layout, n_layers: int, n_heads: int) -> xr.Dataset:
     entries = layout.relations
-    relation = {
-        "category": _strings([e.category for e in entries]),
-        "subcategory": _strings([e.subcategory for e in entries]),
-        "title": _strings([e.title for e in entries]),
-        "copying": np.array([e.copying for e in entries], dtype=bool),
-        "relation_sha256": _strings([e.sha256 for e in entries]),
-        "n_pairs": np.array([e.n_pairs for e in entries], dtype=np.int32),
-        "n_sources": np.array([e.n_sources for e in entries], dtype=np.int32),
-        "n_targets": np.array([e.n_targets for e in entries], dtype=np.int32),
-        "left_out": _strings([e.left_out for e in entries]),
-        "dropped": _strings([e.dropped for e in entries]),
-    }
+    texts, numbers = (
+        ("category", "subcategory", "title", "left_out", "dropped"),
+        ("pairs", "sources", "targets"),
+    )
+    relation = {name: _strings([getattr(e, name) for e in entries]) for name in texts}
+    relation |= {f"n_{name}": _whole([getattr(e, f"n_{name}") for e in entries]) for name in numbers}
+    relation["relation_sha256"] = _strings([e.sha256 for e in entries])
+    relation["copying"] = np.array([e.copying for e in entries], dtype=bool)
     pair = {
         "pair_relation": layout.pair_relation,
         "pair_source": layout.pair_source,
@@ -204,12 +227,13 @@ def _static_dataset(layout: Layout, n_layers: int, n_heads: int) -> xr.Dataset:
         "source": _strings([source for source, _ in layout.pair_words]),
         "target": _strings([target for _, target in layout.pair_words]),
     }
-    blocks = layout.blocks
+    sources, targets = ([getattr(b, of) for b in layout.blocks] for of in ("sources", "targets"))
+    owner = [b.relation for b in layout.blocks]
     cells = {
-        "cell_source_relation": ("cell_source", _repeat(blocks, "sources")),
-        "cell_source_index": ("cell_source", _join([b.sources for b in blocks], np.int32)),
-        "cell_target_relation": ("cell_target", _repeat(blocks, "targets")),
-        "cell_target_id": ("cell_target", _join([b.targets for b in blocks], np.int64)),
+        "cell_source_relation": ("cell_source", np.repeat(_whole(owner), list(map(len, sources)))),
+        "cell_source_index": ("cell_source", np.concatenate([_whole([]), *sources])),
+        "cell_target_relation": ("cell_target", np.repeat(_whole(owner), list(map(len, targets)))),
+        "cell_target_id": ("cell_target", np.concatenate([_whole([]), *targets]).astype(np.int64)),
     }
     return xr.Dataset(
         {
@@ -225,24 +249,12 @@ def _static_dataset(layout: Layout, n_layers: int, n_heads: int) -> xr.Dataset:
     )
 
 
-def _repeat(blocks: Sequence[Any], attribute: str) -> NDArray[np.int32]:
-    return _join([np.full(len(getattr(b, attribute)), b.relation) for b in blocks], np.int32)
-
-
-def _join(parts: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
-    return np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype)
-
-
 def _unwritable(path: Path, error: OSError, what_to_do: str) -> HeadatlasError:
     return HeadatlasError(f"{path}: cannot be written ({error.strerror or error}); {what_to_do}.")
 
 
 class AtlasWriter:
-    """Writes layers into an existing store; several processes may write different layers.
-
-    Raises:
-        HeadatlasError: There is no store at ``path``, or it cannot be written.
-    """
+    """Writes layers into an existing store; several processes may write different layers."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -262,11 +274,7 @@ class AtlasWriter:
         return bool(self._array("layer_done")[layer])
 
     def write(self, layer: int, ranks: LayerRanks) -> None:
-        """Write one layer, its flag last.
-
-        Raises:
-            HeadatlasError: The disk is full or the folder is gone; the layer is then not done.
-        """
+        """Write one layer, its flag last."""
         try:
             for name, (attribute, *_) in _LAYER_ARRAYS.items():
                 self._array(name)[layer] = getattr(ranks, attribute)
@@ -287,14 +295,11 @@ class AtlasWriter:
         return self._opened[name]
 
 
-def read_store(path: Path | str) -> tuple[xr.Dataset, dict[str, Any]]:
+def read_store(path: Place) -> tuple[xr.Dataset, dict[str, Any]]:
     """Open an atlas: its dataset (arrays read when used) and its provenance.
 
     Args:
         path: The ``.zarr`` folder, or its address (text).
-
-    Raises:
-        HeadatlasError: There is no atlas, it is incomplete or of another schema, or it cannot be read.
     """
     where = shown(str(path))
     missing = f"{where}: there is no atlas here; make one with `headatlas map MODEL -o DIR`."
@@ -304,12 +309,11 @@ def read_store(path: Path | str) -> tuple[xr.Dataset, dict[str, Any]]:
         with warnings.catch_warnings():
             # A killed process may leave a half-written file beside the whole one that it was to replace.
             warnings.filterwarnings("ignore", message=".* is not recognized as a component of a Zarr")
-            store = path if isinstance(path, Path) else _at_address(path)
             # An atlas of another version may be one that this version cannot open.
-            _check_root(where, zarr.open_group(store, mode="r").attrs.asdict())
-            dataset = open_arrays(store)
+            _check_root(where, zarr.open_group(store_at(path), mode="r").attrs.asdict())
+            dataset = open_arrays(path)
         dataset.encoding["source"] = where
-        provenance = renamed(dict(json.loads(dataset.attrs["provenance"])))
+        provenance = dict(json.loads(dataset.attrs["provenance"]))
     except HeadatlasError:
         raise
     except failures(AttributeError, KeyError, TypeError) as error:
@@ -335,21 +339,28 @@ def read_store(path: Path | str) -> tuple[xr.Dataset, dict[str, Any]]:
     return dataset, provenance
 
 
-def open_arrays(store: Path | Store) -> xr.Dataset:
+def put_array(
+    group: zarr.Group, name: str, values: NDArray[Any], dims: Sequence[str], description: str
+) -> None:
+    """Write an array of numbers in one chunk, in the place of an older one."""
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        dtype=values.dtype,
+        chunks=tuple(max(1, n) for n in values.shape),
+        fill_value=np.nan,
+        dimension_names=list(dims),
+        attributes={"long_name": description},
+        overwrite=True,
+    )
+    array[...] = values
+
+
+def open_arrays(place: Place) -> xr.Dataset:
     """A Zarr group as an xarray dataset whose arrays are read when used."""
     # By its name, xarray would look for the engine in the metadata of every installed package.
     engine = ZarrBackendEntrypoint
-    return xr.open_dataset(store, engine=engine, consolidated=False, chunks=None)  # type: ignore[arg-type]
-
-
-def renamed(provenance: dict[str, Any]) -> dict[str, Any]:
-    """A provenance with today's names: development versions wrote ``settings`` and ``preset``."""
-    if isinstance(settings := provenance.pop("settings", None), dict):
-        kept = {name: value for name, value in settings.items() if name != "profile"}
-        provenance.setdefault("thresholds", kept)
-    if "preset" in provenance:
-        provenance.setdefault("mask", provenance.pop("preset") == "default")
-    return provenance
+    return xr.open_dataset(store_at(place), engine=engine, consolidated=False, chunks=None)  # type: ignore[arg-type]
 
 
 def _check_root(where: str, attributes: Mapping[str, Any]) -> None:
@@ -370,16 +381,14 @@ def _no_atlas(where: str, why: str) -> HeadatlasError:
     )
 
 
-def _at_address(address: str) -> Store:
-    """The store of an address; its listings are not those of an earlier call."""
+def store_at(place: Place) -> Path | Store:
+    """A place as Zarr takes it; the listings of an address are not those of an earlier call."""
+    if isinstance(place, Path):
+        return place
     try:
-        return FsspecStore.from_url(
-            address,
-            read_only=True,
-            storage_options={"skip_instance_cache": True, "use_listings_cache": False},
-        )
+        return FsspecStore.from_url(place, read_only=True, storage_options=_FRESH)
     except ImportError as error:
-        raise HeadatlasError(f"{shown(address)}: a package is missing ({error}).") from None
+        raise HeadatlasError(f"{shown(place)}: a package is missing ({error}).") from None
 
 
 def _strange(provenance: dict[str, Any]) -> str | None:
@@ -399,11 +408,7 @@ def _strange(provenance: dict[str, Any]) -> str | None:
 
 
 def read_array(data: xr.Dataset, name: str) -> NDArray[Any]:
-    """The values of an array, read from disk if they have not been.
-
-    Raises:
-        HeadatlasError: A file of the atlas is damaged, or it cannot be read.
-    """
+    """The values of an array, read from disk if they have not been."""
     try:
         return np.asarray(data[name].values)
     except failures() as error:
@@ -418,11 +423,7 @@ def read_array(data: xr.Dataset, name: str) -> NDArray[Any]:
 
 
 def load_arrays(data: xr.Dataset) -> xr.Dataset:
-    """The dataset, every array of it read into memory.
-
-    Raises:
-        HeadatlasError: A file of the atlas is damaged, or cannot be read.
-    """
+    """The dataset, every array of it read into memory."""
     for name in data.variables:
         read_array(data, str(name))
     return data.load()
@@ -453,11 +454,7 @@ def _unreadable(what: object, error: OSError) -> HeadatlasError:
 
 
 def remove_atlas(folder: str | Path) -> bool:
-    """Delete the atlas in an output folder, and nothing else; True if there was one.
-
-    Raises:
-        HeadatlasError: What is there is not an atlas of headatlas, or cannot be deleted.
-    """
+    """Delete the atlas in an output folder, and nothing else; True if there was one."""
     given = Path(folder)
     path = given if given.suffix == ".zarr" else given / ATLAS_NAME
     if not path.exists() and not path.is_symlink():

@@ -11,19 +11,14 @@ from typer.core import TyperGroup
 
 from headatlas import __version__
 from headatlas.cli import (
-    behaviour,
     compare,
     evidence,
     families,
     heads,
-    label,
     map,
     plot,
-    recipe,
     relations,
-    salience,
     serve,
-    structure,
     words,
 )
 from headatlas.cli.output import say, say_error, set_level
@@ -96,15 +91,10 @@ for _commands in (
     map,
     heads,
     plot,
-    structure,
     compare,
     relations,
     families,
     evidence,
-    behaviour,
-    salience,
-    label,
-    recipe,
     words,
     serve,
 ):

@@ -1,41 +1,53 @@
-"""``evidence inference``, ``evidence attention`` and ``evidence ablation``: is a map true?"""
+"""``evidence``, ``behaviour``, ``salience``, ``label``: what is measured is kept in the atlas."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from headatlas.cli.heads import parse_head
+from headatlas.cli.heads import CALLED, WRITES, parse_head, source_token
 from headatlas.cli.options import (
     AsJson,
     AtlasArgument,
     InferenceSources,
+    ModelOption,
     Only,
     as_options,
+    askable_names,
     computes,
     names_of,
 )
-from headatlas.cli.output import number, print_rows, print_table, progress_shown, say, stopping
-from headatlas.options import Compute
+from headatlas.cli.output import (
+    HEAD,
+    Column,
+    interval_of,
+    number,
+    print_fields,
+    print_records,
+    print_rows,
+    progress_shown,
+    say,
+    small,
+    span,
+    stopping,
+)
+from headatlas.options import Compute, TokenChoice
+from headatlas.showing import tokens_shown
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from headatlas.atlas import Atlas
+    from headatlas.atlas.salience import Salience
     from headatlas.evidence.ablation_run import Choices
 
 KEPT = "stopped; what was finished is stored in the atlas; the same command goes on"
+NOTHING_STORED = "stopped; nothing was stored"
+SHOWN_SOURCES = 4
 
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model", metavar="MODEL", help="The model that was mapped. Default: as the atlas names it."
-    ),
-]
 TemplateFile = Annotated[
     Path | None,
     typer.Option("--templates", metavar="FILE", help="JSON with your own texts. Default: the shipped ones."),
@@ -64,7 +76,7 @@ Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of the draws.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command group of this module."""
+    """Add the commands of this module."""
     group = typer.Typer(
         no_args_is_help=True, rich_markup_mode=None, help="Check a map against the running model."
     )
@@ -72,6 +84,12 @@ def register(app: typer.Typer) -> None:
     group.command("attention")(attention_command)
     group.command("ablation")(ablation_command)
     app.add_typer(group, name="evidence")
+    app.command("behaviour")(behaviour_command)
+    app.command("salience")(salience_command)
+    app.command("label")(label_command)
+
+
+# evidence inference -----------------------------------------------------------------------------------
 
 
 @computes("device")
@@ -120,12 +138,39 @@ def inference_command(
         for name, why in dynamic.context.left_out.items():
             say(f"skipped in {dynamic.template!r}: {name} ({why})")
     if as_json:
-        print_rows([atlas], _records(frame), sampling=sampling(found))
+        print_rows([atlas], frame, sampling=sampling(found))
     else:
         say("; ".join(filter(None, [atlas.caption(), f"{len(found)} templates", sampling(found)])))
-        print_table(*_agreement_table(frame))
-    beside = _beside(atlas)
+        _print_agreement(frame)
+    beside = atlas.folder
     write_and_say(beside, lambda: write_inference(atlas, frame, found, beside, figures=not no_figures))
+
+
+def _print_agreement(frame: pd.DataFrame) -> None:
+    """A row a relation: promotion with its interval, then suppression."""
+
+    def column(title: str, kind: str, name: str = "pearson", sign: str = "promotion") -> Column:
+        return title, lambda cell: cell.loc[(kind, sign)][name]
+
+    def between(kind: str) -> Column:
+        at = kind, "promotion"
+        return "95 %", lambda cell: span(cell.loc[at]["pearson_low"], cell.loc[at]["pearson_high"])
+
+    with_, without = "context", "without-context"
+    columns: tuple[Column, ...] = (
+        ("relation", lambda cell: cell["relation"].iloc[0]),
+        ("sources", lambda cell: cell["n_sources"].max()),
+        *(column("r with context", with_), between(with_), column("rho", with_, "spearman")),
+        *(column("r without", without), between(without), column("rho", without, "spearman")),
+        column("suppression: r with", with_, sign="suppression"),
+        column("r without", without, sign="suppression"),
+    )
+    print_records(
+        columns, [rows.set_index(["kind", "sign"]) for _, rows in frame.groupby("relation", sort=False)]
+    )
+
+
+# evidence attention -----------------------------------------------------------------------------------
 
 
 @computes("device")
@@ -154,7 +199,7 @@ def attention_command(
     from headatlas.outputs import write_preferences
 
     atlas = Atlas.open(folder)
-    with stopping(lambda: "stopped; nothing was stored"), progress_shown() as progress:
+    with stopping(lambda: NOTHING_STORED), progress_shown() as progress:
         found = run_attention(atlas, model, templates=templates, compute=compute, progress=progress)
     atlas = Atlas.open(folder)
     frame = found.frame(atlas, names_of(only))
@@ -164,39 +209,36 @@ def attention_command(
     if as_json:
         print_rows(
             [atlas],
-            _records(frame),
+            frame,
             attention=found.caption(),
             skipped=found.left_out,
-            against_measured=_records(measured),
+            against_measured=measured,
         )
     else:
         say(f"{atlas.caption()}; {found.caption()}")
-        print_table(*_attention_table(frame, limit))
+        distances = [name for name in frame.columns if name[0] == "d" and name[1:].isdigit()]
+        columns: tuple[Column, ...] = (
+            *(
+                HEAD,
+                "relation",
+                "query",
+                ("AUROC", "auroc"),
+                *((f"at {name[1:]}", name) for name in distances),
+            ),
+            *(("as high", "as_high"), small("q"), "attention"),
+            ("", lambda row: "prefers" if row["prefers"] else ""),
+        )
+        print_records(columns, frame.sort_values("auroc", ascending=False, kind="stable").head(limit))
         say(f"prefers: {int(frame['prefers'].sum())} of {len(frame)} rows")
-        for row in _records(measured):
+        for row in measured.to_dict("records"):
             say(
                 f"AUROC ({row['query']}) and measured attention: Spearman's rho {row['spearman']:.2f} "
-                f"({_interval(row, 'spearman')}) over {row['rows']} rows"
+                f"({span(row['spearman_low'], row['spearman_high'])}) over {row['rows']} rows"
             )
     write_and_say(atlas.folder, lambda: write_preferences(frame, atlas.folder))
 
 
-def _attention_table(frame: pd.DataFrame, limit: int) -> tuple[list[str], list[list[Any]]]:
-    """The rows of the highest AUROC."""
-    distances = [name for name in frame.columns if name[0] == "d" and name[1:].isdigit()]
-    rows = frame.sort_values("auroc", ascending=False, kind="stable").head(limit)
-    cells = [
-        [
-            f"{row['layer']}.{row['head']}",
-            *(row[name] for name in ("relation", "query", "auroc", *distances, "as_high")),
-            number(row["q"]),
-            row["attention"],
-            "prefers" if row["prefers"] else "",
-        ]
-        for row in rows.to_dict("records")
-    ]
-    names = [f"at {name[1:]}" for name in distances]
-    return ["head", "relation", "query", "AUROC", *names, "as high", "q", "attention", ""], cells
+# evidence ablation ------------------------------------------------------------------------------------
 
 
 @computes("device")
@@ -254,15 +296,25 @@ def ablation_command(
         if not task.controls:
             say(f"no control task for {task.relation}: none has a similar base and few heads in common")
     if as_json:
-        print_rows([atlas], _records(frame), skipped=skipped)
+        print_rows([atlas], frame, skipped=skipped)
     else:
         say(atlas.caption())
         if found.done:
-            print_table(*_ablation_table(frame))
+            print_records(_ABLATION_COLUMNS, frame)
         else:
             say("no task was ablated")
-    beside = _beside(atlas)
+    beside = atlas.folder
     write_and_say(beside, lambda: write_ablations(atlas, found.done, beside, figures=not no_figures))
+
+
+_ABLATION_COLUMNS: tuple[Column, ...] = (
+    *("relation", "shots", ("asked", "sources"), "heads", "base", ("− relation", "without_relation")),
+    *(("− added", "without_added"), ("− random", "without_random")),
+    *(("control", "control_base"), ("− control", "without_control")),
+    *("area", interval_of("area_low", "area_high")),
+    *(("added area", "added_area"), interval_of("added_area_low", "added_area_high")),
+    ("hurts more", "hurts_more"),
+)
 
 
 def _ablate_chosen(
@@ -280,7 +332,7 @@ def _ablate_chosen(
     from headatlas.evidence.statistics import summarise_heads
     from headatlas.outputs import write_heads_ablation
 
-    with stopping(lambda: "stopped; nothing was stored"), progress_shown() as progress:
+    with stopping(lambda: NOTHING_STORED), progress_shown() as progress:
         found = run_chosen(
             atlas,
             model,
@@ -299,38 +351,21 @@ def _ablate_chosen(
     for name, why in skipped.items():
         say(f"skipped: {name} ({why})")
     if as_json:
-        print_rows(
-            [atlas], _records(frame), heads=found.provenance["heads"], ablation=caption, skipped=skipped
-        )
+        print_rows([atlas], frame, heads=found.provenance["heads"], ablation=caption, skipped=skipped)
     else:
         say(f"{atlas.model_name}: {caption}; losses in nats, intervals 95 % over texts or prompts")
         if len(found.draws) < choices.draws:
             say(f"only {len(found.draws)} different draws: these layers have no more other heads")
-        print_table(*_heads_table(frame))
+        print_records(_CHOSEN_COLUMNS, frame)
     write_and_say(atlas.folder, lambda: write_heads_ablation(frame, found.heads, atlas.folder))
 
 
-def _heads_table(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
-    columns = ["on", "n", "loss", "without", "more", "95 %", "random", "draws", "beyond random", "95 %"]
-    columns += ["right", "without", "random"]
-    rows = [
-        [
-            *(row[name] for name in ("on", "n", "loss", "without", "difference")),
-            _interval(row, "difference"),
-            row["random"],
-            _interval(row, "random"),
-            row["excess"],
-            _interval(row, "excess"),
-            *(row[name] for name in ("accuracy", "accuracy_without", "accuracy_random")),
-        ]
-        for row in _records(frame)
-    ]
-    return columns, rows
-
-
-def _beside(atlas: Atlas) -> Path:
-    """The folder of the outputs of the map; those of evidence are in a folder of it."""
-    return atlas.folder
+_CHOSEN_COLUMNS: tuple[Column, ...] = (
+    *("on", "n", "loss", "without", ("more", "difference"), interval_of("difference_low", "difference_high")),
+    *("random", interval_of("random_low", "random_high", "draws")),
+    *(("beyond random", "excess"), interval_of("excess_low", "excess_high")),
+    *(("right", "accuracy"), ("without", "accuracy_without"), ("random", "accuracy_random")),
+)
 
 
 def write_and_say(folder: Path, write: Callable[[], list[Path]]) -> None:
@@ -349,58 +384,291 @@ def write_and_say(folder: Path, write: Callable[[], list[Path]]) -> None:
             say(f"written to {folder}: {', '.join(names)}")
 
 
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    from headatlas.atlas.export import plain_records
-
-    return plain_records(frame)
+# behaviour --------------------------------------------------------------------------------------------
 
 
-def _agreement_table(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
-    """A row a relation: promotion with its interval, then suppression."""
-    columns = ["relation", "sources", "r with context", "95 %", "rho", "r without", "95 %", "rho"]
-    columns += ["suppression: r with", "r without"]
-    rows = []
-    for name in dict.fromkeys(frame["relation"]):
-        cell = frame[frame["relation"] == name].set_index(["kind", "sign"])
-        row: list[Any] = [name, cell["n_sources"].max()]
-        for kind in ("context", "without-context"):
-            found = cell.loc[(kind, "promotion")]
-            row += [found["pearson"], _interval(found, "pearson"), found["spearman"]]
-        row += [cell.loc[(kind, "suppression")]["pearson"] for kind in ("context", "without-context")]
-        rows.append(row)
-    return columns, rows
+def behaviour_names(incomplete: str) -> list[str]:
+    """Names of behaviours, for the shell's completion."""
+    from headatlas.atlas.behaviours import NAMES
+
+    return [name for name in NAMES if name.startswith(incomplete)]
 
 
-def _ablation_table(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
-    columns = [
-        "relation",
-        "shots",
-        "asked",
-        "heads",
-        "base",
-        "− relation",
-        "− added",
-        "− random",
-        "control",
-        "− control",
-    ]
-    columns += ["area", "95 %", "added area", "95 %", "hurts more"]
-    rows = [
-        [
-            *(row[name] for name in ("relation", "shots", "sources", "heads", "base")),
-            *(row[name] for name in ("without_relation", "without_added", "without_random")),
-            *(row[name] for name in ("control_base", "without_control")),
-            row["area"],
-            _interval(row, "area"),
-            row["added_area"],
-            _interval(row, "added_area"),
-            row["hurts_more"],
+@computes("device")
+def behaviour_command(
+    folder: AtlasArgument,
+    compute: Compute,
+    model: ModelOption = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            "--text",
+            metavar="FILE",
+            help="Your own UTF-8 text, of 1,000 words or more. Default: the shipped texts.",
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="NAME,…",
+            help="Show only these behaviours, such as induction. Default: all.",
+            autocompletion=behaviour_names,
+        ),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", metavar="N", min=1, help="Heads to show of each behaviour, best first.")
+    ] = 5,
+    no_figures: NoFigures = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show where heads look: at the previous token, the first position, an earlier copy of the token …
+
+    Each head's attention on running texts, beside the level expected of a head that attends by distance
+    alone, with a 95 % interval over texts and q over heads and behaviours. JSON has all heads.
+
+    What is measured is stored in the atlas and not measured again. Table and figure go to DIR/evidence.
+    """
+    from headatlas.atlas import Atlas
+    from headatlas.atlas.behaviours import best_first, chosen, known
+    from headatlas.looking import measured_or_stored
+    from headatlas.outputs import write_behaviours
+
+    names = names_of(only)
+    known(names)
+    atlas = Atlas.open(folder)
+    with stopping(lambda: KEPT), progress_shown() as progress:
+        found = measured_or_stored(atlas, model, text=text, compute=compute, progress=progress)
+    rows = best_first(chosen(found.frame(), names))
+    if as_json:
+        print_rows([atlas], rows, behaviours=found.caption())
+    else:
+        say(f"{atlas.model_name}: {found.caption()}")
+        columns = ("behaviour", HEAD, "value", "expected", interval_of(), small("q"), ("", CALLED[1]))
+        print_records(columns, rows.groupby("behaviour", sort=False).head(limit))
+        say(f"called heads: {_counted(rows)}")
+    write_and_say(atlas.folder, lambda: write_behaviours(atlas, found, atlas.folder, figures=not no_figures))
+
+
+def _counted(rows: pd.DataFrame) -> str:
+    """How many heads are called for each behaviour that is tested, and for any."""
+    tested = rows[rows["q"].notna()]
+    parts = [f"{name} {int(part['called'].sum())}" for name, part in tested.groupby("behaviour", sort=False)]
+    heads = rows.groupby(["layer", "head"])["called"].any()
+    return f"{', '.join(parts) or 'none tested'}; any of these {int(heads.sum())} of {len(heads)}"
+
+
+# salience ---------------------------------------------------------------------------------------------
+
+
+@computes("device", "max_memory")
+def salience_command(
+    folder: AtlasArgument,
+    compute: Compute,
+    model: ModelOption = None,
+    head: Annotated[
+        str | None,
+        typer.Option("--head", metavar="LAYER.HEAD", help="Show one head in full, for example 23.4."),
+    ] = None,
+    tokens: Annotated[
+        TokenChoice | None,
+        typer.Option(
+            "--tokens",
+            help="Source tokens: like words, those that begin a word, or all. Default: those stored, "
+            "else all with the lens maps and word-like ones with neutral.",
+        ),
+    ] = None,
+    most: Annotated[
+        int | None,
+        typer.Option(
+            "--most",
+            metavar="N",
+            min=1,
+            help="The first N of them, by id. Default: those stored; else all, but for word-like ones with "
+            "neutral: 20,000, fewer of a large model.",
+        ),
+    ] = None,
+    no_figures: NoFigures = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what heads write: the tokens each head changes most, and what it promotes for them.
+
+    Of every head the 30 source tokens of largest gain ‖x·W_V·W_O‖ / ‖x‖ with the 5 tokens that it promotes
+    and suppresses most for each; the spectrum of W_V·W_O; and how much of it known relations explain.
+
+    It is computed once and stored in the atlas; a run that was stopped goes on where it was. JSON has all
+    heads, sources and directions. Without --head, tables and a
+    figure go to DIR/evidence.
+    """
+    from headatlas.atlas import Atlas
+    from headatlas.atlas.salience import head_rows
+    from headatlas.outputs import write_salience
+    from headatlas.writing import computed_or_stored
+
+    atlas = Atlas.open(folder)
+    one = None if head is None else parse_head(head, atlas)
+    with stopping(lambda: "stopped; the same command goes on where it was"), progress_shown() as progress:
+        found = computed_or_stored(atlas, model, tokens=tokens, most=most, compute=compute, progress=progress)
+    frames = found.frame(), found.spectrum(), found.explained()
+    if one is not None:
+        rows, spectrum, explained = (head_rows(frame, one) for frame in frames)
+        frames = rows, spectrum, explained
+    if as_json:
+        print_rows([atlas], frames[0], spectrum=frames[1], explained=frames[2], salience=found.caption())
+    else:
+        say(f"{atlas.model_name}: {found.caption()}")
+        if one is None:
+            _print_writing(found)
+        else:
+            _print_written(*frames)
+    if one is None:
+        write_and_say(
+            atlas.folder, lambda: write_salience(atlas, found, atlas.folder, figures=not no_figures)
+        )
+
+
+def _print_writing(found: Salience) -> None:
+    """A row a head: its strongest sources, what it promotes for the first, and numbers."""
+    best = found.frame().groupby(["layer", "head"])
+    first = best.first()[["gain", "promoted"]].assign(sources=best["source"].agg(list)).reset_index()
+    both = found.spectrum().merge(found.explained(), on=["layer", "head"], how="left")
+    columns: tuple[Column, ...] = (
+        *(HEAD, "gain", ("sources", lambda row: _tokens(row["sources"], SHOWN_SOURCES))),
+        ("promotes for the first", lambda row: _tokens(row["promoted"])),
+        *(("rank", "effective_rank"), "copying", ("explained", lambda row: percent(row["explained"]))),
+        ("rest", lambda row: fields_shown(row["rest"]) if isinstance(row["rest"], list) else ""),
+    )
+    print_records(columns, both.merge(first, on=["layer", "head"], how="left"))
+
+
+def _tokens(texts: Any, most: int | None = None) -> str:
+    """The first tokens of a list; nothing for a head that has none."""
+    return tokens_shown(texts[:most]) if isinstance(texts, list) else ""
+
+
+def _print_written(rows: pd.DataFrame, spectrum: pd.DataFrame, explained: pd.DataFrame) -> None:
+    """One head: its sources, its numbers, its directions."""
+    print_records(("gain", source_token("source"), *WRITES), rows)
+    for own, share in zip(spectrum.to_dict("records"), explained.to_dict("records"), strict=False):
+        typer.echo("")
+        print_fields(
+            [
+                ("effective rank", f"{own['effective_rank']:.1f} of {len(own['singular_values'])}"),
+                ("copying", own["copying"]),
+                ("share of the layer's squared norm", percent(own["norm_share"])),
+                ("explained", percent(share["explained"])),
+                ("by", ", ".join(f"{name} ({n})" for name, n in share["relations"]) or "nothing"),
+                ("the rest", fields_shown(share["rest"]) or "no field of words stands out"),
+            ]
+        )
+        typer.echo("")
+        ends = [
+            {"direction": at, "s": each["singular_value"], **end}
+            for at, each in enumerate(own["directions"], 1)
+            for end in each["ends"]
         ]
-        for row in _records(frame)
-    ]
-    return columns, rows
+        sides: list[Column] = [
+            ("reads", lambda end: tokens_shown(end["reads"])),
+            ("promotes", lambda end: tokens_shown(end["promotes"])),
+        ]
+        print_records(["direction", "s", *sides], ends)
 
 
-def _interval(row: Any, name: str) -> str:
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return "–" if low is None or math.isnan(low) else f"{low:.2f} … {high:.2f}"
+def fields_shown(rest: Sequence[tuple[str, int, float]]) -> str:
+    """Fields of words, with how many and q."""
+    return ", ".join(f"{field} ({count}, q {number(q)})" for field, count, q in rest)
+
+
+def percent(share: float) -> str | None:
+    """A share as a whole percentage; None where there is none."""
+    return None if share != share else f"{100 * share:.0f} %"  # noqa: PLR0124
+
+
+# label ------------------------------------------------------------------------------------------------
+
+
+DescribeWith = Annotated[
+    str | None,
+    typer.Option(
+        "--describe-with",
+        metavar="URL",
+        help="Let a language model describe heads as well: an OpenAI-compatible address, such as "
+        "http://localhost:11434/v1. HEADATLAS_API_KEY or OPENAI_API_KEY may hold a key.",
+    ),
+]
+ModelName = Annotated[
+    str | None, typer.Option("--model-name", metavar="NAME", help="The model at that address.")
+]
+Known = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--relations",
+        metavar="core|all|NAME|PATH,…",
+        help="Relations that the rules know. Default: all that are shipped.",
+        autocompletion=askable_names,
+    ),
+]
+OnlyHeads = Annotated[
+    list[str] | None, typer.Option("--only", metavar="LAYER.HEAD,…", help="Only these heads. Default: all.")
+]
+PerMinute = Annotated[
+    float | None,
+    typer.Option(
+        "--per-minute", metavar="N", help="Most requests a minute to another machine. Default: 120."
+    ),
+]
+Seconds = Annotated[
+    float | None, typer.Option("--seconds", metavar="S", help="Longest time of a request. Default: 120.")
+]
+
+
+def label_command(
+    folder: AtlasArgument,
+    describe_with: DescribeWith = None,
+    model_name: ModelName = None,
+    relations: Known = None,
+    only: OnlyHeads = None,
+    per_minute: PerMinute = None,
+    seconds: Seconds = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of halves and distractors.")] = 0,
+    everything: Annotated[bool, typer.Option("--all", help="Also heads whose label is unclear.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Name what every head does, and test whether the name predicts.
+
+    Half of a head's salient mappings are described, by rules and, with --describe-with, by a language model.
+    The description must pick the other half out among mappings of other heads. What does no better than
+    chance + 2 standard errors is unclear. Labels by attention rest on `headatlas behaviour`.
+
+    Labels are stored in the atlas. JSON has all heads.
+    """
+    from headatlas.atlas import Atlas
+    from headatlas.atlas.labels import LABELS_CAVEAT, UNCLEAR, label_counts
+    from headatlas.describing.run import label
+
+    atlas = Atlas.open(folder)
+    asked = names_of(only)
+    with stopping(lambda: "stopped; what the endpoint answered is kept"), progress_shown() as progress:
+        rows = label(
+            atlas,
+            relations=names_of(relations, "relations") or "all",
+            describe_with=describe_with,
+            model_name=model_name,
+            only=None if asked is None else [parse_head(name, atlas) for name in asked],
+            per_minute=per_minute,
+            seconds=seconds,
+            seed=seed,
+            progress=progress,
+        )
+    if as_json:
+        print_rows([atlas], rows, labels=LABELS_CAVEAT)
+        return
+    say(f"{atlas.model_name}: {LABELS_CAVEAT}")
+    columns = (HEAD, "label", "support", "score", "chance", "se", "kind", "author")
+    print_records(columns, rows if everything else rows[rows["label"] != UNCLEAR])
+    for author, own in rows.groupby("author", sort=False):
+        n = label_counts(own)
+        say(
+            f"{author}: {n['heads']} heads; {n['scored']} with a scored label, {n['attention']} with a label "
+            f"by attention, {n[UNCLEAR]} unclear"
+        )

@@ -1,34 +1,54 @@
-"""``heads``, ``head``, ``describe`` and ``info``: what an atlas says, in tables and words."""
+"""``heads``, ``head``, ``describe``, ``info``, ``structure``: what an atlas says, in tables and words."""
 
 from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headatlas.cli.options import AsJson, AtlasArgument, Only, names_of, reads_atlas, shipped_names
+from headatlas.cli.options import (
+    AsJson,
+    AtlasArgument,
+    Only,
+    OutFile,
+    Width,
+    names_of,
+    reads_atlas,
+    shipped_names,
+)
 from headatlas.cli.output import (
+    HEAD,
+    Column,
+    check_figure,
+    interval_of,
     number,
+    p_equals,
+    parse_width,
     print_fields,
+    print_records,
     print_rows,
     print_table,
     print_text,
+    save_figure,
     say,
+    small,
+    span,
 )
 from headatlas.errors import HeadatlasError
-from headatlas.showing import safe_text, tokens_shown
+from headatlas.showing import tokens_shown
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from headatlas.arrangement.depth import Depth
+    from headatlas.arrangement.model_structure import Structure
     from headatlas.atlas import Atlas
     from headatlas.atlas.cards import Card
 
-_COLUMNS = ("head", "relation", "category", "score", "suppression", "q", "control", "sources", "called")
 _N_SALIENT = 8
-_EVIDENCE_COLUMNS = ("with context", "attention", "loss alone", "confirmed")
 
 
 def register(app: typer.Typer) -> None:
@@ -37,6 +57,10 @@ def register(app: typer.Typer) -> None:
     app.command("head")(head_command)
     app.command("describe")(describe_command)
     app.command("info")(info_command)
+    app.command("structure")(structure_command)
+
+
+# heads ------------------------------------------------------------------------------------------------
 
 
 @reads_atlas
@@ -55,8 +79,8 @@ def heads_command(
         typer.Option(
             "--label",
             metavar="TEXT",
-            help="Heads of which something with this text is said, such as induction or months: relations, "
-            "behaviours, labels, the tokens they write most.",
+            help="Heads of which something with this word is said, such as induction or months: relations, "
+            "behaviours, labels, the tokens they write most. Parts of words count where no word matches.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -70,7 +94,68 @@ def heads_command(
         _print_search(atlas, label, limit, as_json)
         return
     frame = atlas.sel(relation=names_of(only), category=category, called=not everything)
-    _print_heads(atlas, frame if limit is None else frame.head(limit), as_json)
+    frame = frame if limit is None else frame.head(limit)
+    if as_json:
+        from headatlas.atlas.export import heads_json
+
+        print_rows([atlas], heads_json(frame))
+    else:
+        _print_heads(atlas, frame)
+
+
+def _print_heads(atlas: Atlas, frame: pd.DataFrame) -> None:
+    say(atlas.caption())
+    if atlas.evidence:
+        from headatlas.atlas.evidence import CRITERIA
+
+        say("; ".join(CRITERIA))
+    if frame.empty:
+        say("no head is called; --all shows every head, --tau and --criterion change what counts.")
+        return
+    print_records([*_COLUMNS, *(_EVIDENCE_COLUMNS if atlas.evidence else ())], frame)
+
+
+def _deciding(promotion: str, suppression: str) -> Callable[[dict[str, Any]], Any]:
+    """The field of the sign that decides: of promotion, unless the head only suppresses."""
+    return lambda row: row[suppression if row["suppresses"] and not row["implements"] else promotion]
+
+
+def _confirmed(row: dict[str, Any]) -> str | None:
+    found = {
+        "with context": row["confirmed_with_context"],
+        "by ablation": row["confirmed_by_ablation"],
+    }
+    known = {word: yes for word, yes in found.items() if isinstance(yes, bool)}
+    return ", ".join(word if yes else f"not {word}" for word, yes in known.items()) or None
+
+
+_Q = _deciding("q", "suppression_q")
+_COLUMNS: tuple[Column, ...] = (
+    *(HEAD, "relation", "category", "score", "suppression"),
+    ("q", lambda row: number(_Q(row))),
+    *("control", ("sources", "n_sources"), "called"),
+)
+_EVIDENCE_COLUMNS: tuple[Column, ...] = (
+    ("with context", _deciding("context", "context_suppression")),
+    *("attention", ("loss alone", "loss_alone"), ("confirmed", _confirmed)),
+)
+
+
+def _print_search(atlas: Atlas, text: str, limit: int | None, as_json: bool) -> None:
+    from headatlas.atlas.cards import search
+
+    found = search(atlas, text)
+    rows = found if limit is None else found.head(limit)
+    if as_json:
+        print_rows([atlas], rows)
+        return
+    n_heads = len(found.drop_duplicates(["layer", "head"]))
+    say(f"{atlas.caption()}\n{n_heads} heads with {text!r} in what is said about them")
+    if len(rows):
+        print_records([HEAD, "where", "what"], rows)
+
+
+# head -------------------------------------------------------------------------------------------------
 
 
 @reads_atlas
@@ -110,10 +195,129 @@ def head_command(
         return
     say("; ".join([f"head {card.layer}.{card.head}", *(card.statements or ("no tested statement",))]))
     say(CAVEAT)
-    _print_heads(atlas, card.relations, False)
+    _print_heads(atlas, card.relations)
     _print_attention(atlas, card)
     _print_writing(atlas, card)
     _print_like(card)
+
+
+def parse_head(name: str, atlas: Atlas) -> tuple[int, int]:
+    """A mapped head of an atlas, written LAYER.HEAD."""
+    match = re.fullmatch(r"L?(\d+)[.:/H](\d+)", name.strip(), re.IGNORECASE)
+    if match is None:
+        raise HeadatlasError(f"{name!r} is no head; write it LAYER.HEAD, both from 0, like 23.4.")
+    layer, head = int(match[1]), int(match[2])
+    if layer >= atlas.n_layers or head >= atlas.n_heads:
+        raise HeadatlasError(
+            f"there is no head {layer}.{head}: {atlas.model_name} has layers 0 to {atlas.n_layers - 1} "
+            f"and heads 0 to {atlas.n_heads - 1}."
+        )
+    if not atlas.layers_done[layer]:
+        raise HeadatlasError(
+            f"layer {layer} is not mapped in this atlas; "
+            f"map it with `headatlas map MODEL -o DIR --layers {layer}-{layer}`."
+        )
+    return layer, head
+
+
+def _print_card_json(atlas: Atlas, card: Card) -> None:
+    from headatlas.atlas.export import heads_json
+
+    parts = ("layer", "head", "statements", "behaviours", "salient", "spectrum", "explained", "labels")
+    found = {name: getattr(card, name) for name in (*parts, "similar", "group")}
+    print_rows([atlas], heads_json(card.relations), **found)
+
+
+def _print_words(atlas: Atlas, layer: int, head: int, only: list[str] | None, as_json: bool) -> None:
+    """Hits and misses of each relation: a line a source, its targets with their ranks."""
+    from headatlas.atlas.cards import words_of
+
+    frame = words_of(atlas, layer, head, only)
+    ceiling = int(atlas.provenance["ceiling"])
+    if as_json:
+        print_rows([atlas], frame, layer=layer, head=head, ceiling=ceiling)
+        return
+    say(f"head {layer}.{head}: {atlas.caption()}")
+    if frame.empty:
+        say("no relation is called of this head; --only NAME shows the words of any.")
+    known = {row["relation"]: row for row in atlas.relations.to_dict("records")}
+    for (relation, sign), rows in frame.groupby(["relation", "sign"], sort=False):
+        sources = rows.drop_duplicates("source")
+        control = "" if sign == "suppression" else f"; the state itself {sources['control_source_hit'].sum()}"
+        n_unused = sum(map(len, known[relation]["dropped"].values()))
+        unused = f"; {n_unused} more cannot be used (headatlas info)" if n_unused else ""
+        typer.echo("")
+        print_text(
+            f"{relation}, {sign}: {sources['source_hit'].sum()} of {len(sources)} sources hit "
+            f"(rank below {known[relation]['k']}){control}{unused}"
+        )
+        columns: list[Column] = [
+            ("", lambda targets: "hit" if targets["source_hit"].iloc[0] else "–"),
+            ("source", lambda targets: str(targets["source"].iloc[0])),
+            ("rank of target", lambda targets: _ranks(targets, "rank", ceiling)),
+            ("of the state itself", lambda targets: _ranks(targets, "control_rank", ceiling)),
+        ]
+        by_source = [targets for _, targets in rows.groupby("source", sort=False)]
+        print_records(columns if control else columns[:3], by_source)
+
+
+def _ranks(targets: pd.DataFrame, column: str, ceiling: int) -> str:
+    """The targets of a source, the best first, with their ranks."""
+    pairs = zip(targets["target"], targets[column], strict=True)
+    return ", ".join(f"{target} {rank_shown(rank, ceiling)}" for target, rank in pairs)
+
+
+def rank_shown(rank: Any, ceiling: int) -> str:
+    """A rank as text; one that is missing is at the ceiling or beyond."""
+    import pandas as pd
+
+    return f"≥ {ceiling}" if pd.isna(rank) else str(int(rank))
+
+
+def _print_attention(atlas: Atlas, card: Card) -> None:
+    typer.echo("")
+    if card.behaviours is None:
+        say(f"attention was not measured: `headatlas behaviour {shlex.quote(str(atlas.folder))}`")
+        return
+    columns = (("looks at", "behaviour"), "value", "expected", interval_of(), small("q"), CALLED)
+    print_records(columns, card.behaviours)
+
+
+CALLED: Column = ("called", lambda row: "called" if row["called"] else "")
+WRITES: tuple[Column, ...] = (
+    ("promotes", lambda row: tokens_shown(row["promoted"])),
+    ("suppresses", lambda row: tokens_shown(row["suppressed"])),
+)
+
+
+def source_token(title: str) -> Column:
+    """The column of a source token."""
+    return title, lambda row: tokens_shown([row["source"]])
+
+
+def _print_writing(atlas: Atlas, card: Card) -> None:
+    """Salient operations, the spectrum in one line, and labels with who wrote them."""
+    from headatlas.atlas.cards import spectrum_sentence
+
+    typer.echo("")
+    if card.salient is None:
+        say(f"what it writes was not computed: `headatlas salience {shlex.quote(str(atlas.folder))}`")
+    else:
+        print_records((source_token("for"), "gain", *WRITES), card.salient.head(_N_SALIENT))
+    if card.spectrum is not None:
+        say(spectrum_sentence(card))
+    for row in [] if card.labels is None else card.labels.to_dict("records"):
+        say(f"label: {row['label']} ({row['support']}; by {row['author']})")
+
+
+def _print_like(card: Card) -> None:
+    typer.echo("")
+    print_records([("similar head", HEAD[1]), "similarity", "writes", "looks"], card.similar)
+    if card.group:
+        say(f"shares its keys and values with {', '.join(f'{layer}.{head}' for layer, head in card.group)}")
+
+
+# describe and info ------------------------------------------------------------------------------------
 
 
 @reads_atlas
@@ -150,228 +354,8 @@ def info_command(folder: AtlasArgument, as_json: AsJson = False) -> None:
         return
     print_fields(_info_rows(atlas))
     typer.echo("")
-    print_table(
-        ["relation", "category", "k", "sources", "targets", "not used"],
-        [
-            [row["relation"], row["category"], row["k"], row["n_sources"], row["n_targets"], _unused(row)]
-            for row in relations
-        ],
-    )
-
-
-def _print_heads(atlas: Atlas, frame: pd.DataFrame, as_json: bool) -> None:
-    from headatlas.atlas.export import heads_json
-
-    records = heads_json(frame)
-    if as_json:
-        print_rows([atlas], records)
-        return
-    say(atlas.caption())
-    columns = (*_COLUMNS, *_EVIDENCE_COLUMNS) if atlas.evidence else _COLUMNS
-    if atlas.evidence:
-        from headatlas.atlas.evidence import CRITERIA
-
-        say("; ".join(CRITERIA))
-    if not records:
-        say("no head is called; --all shows every head, --tau and --criterion change what counts.")
-        return
-    print_table(columns, [[*_row(record), *_evidence(record)][: len(columns)] for record in records])
-
-
-def _print_search(atlas: Atlas, text: str, limit: int | None, as_json: bool) -> None:
-    from headatlas.atlas.cards import search
-    from headatlas.atlas.export import plain_records
-
-    found = search(atlas, text)
-    rows = plain_records(found if limit is None else found.head(limit))
-    if as_json:
-        print_rows([atlas], rows)
-        return
-    n_heads = len(found.drop_duplicates(["layer", "head"]))
-    say(f"{atlas.caption()}\n{n_heads} heads with {text!r} in what is said about them")
-    if rows:
-        print_table(
-            ["head", "where", "what"],
-            [[f"{row['layer']}.{row['head']}", row["where"], safe_text(str(row["what"]))] for row in rows],
-        )
-
-
-def _print_card_json(atlas: Atlas, card: Card) -> None:
-    from headatlas.atlas.export import heads_json, plain_records
-
-    print_rows(
-        [atlas],
-        heads_json(card.relations),
-        layer=card.layer,
-        head=card.head,
-        statements=card.statements,
-        behaviours=None if card.behaviours is None else plain_records(card.behaviours),
-        salient=None if card.salient is None else plain_records(card.salient),
-        spectrum=card.spectrum,
-        explained=card.explained,
-        labels=None if card.labels is None else plain_records(card.labels),
-        similar=plain_records(card.similar),
-        group=card.group,
-    )
-
-
-def _print_words(atlas: Atlas, layer: int, head: int, only: list[str] | None, as_json: bool) -> None:
-    """Hits and misses of each relation: a line a source, its targets with their ranks."""
-    from headatlas.atlas.cards import words_of
-    from headatlas.atlas.export import plain_records
-
-    frame = words_of(atlas, layer, head, only)
-    ceiling = int(atlas.provenance["ceiling"])
-    if as_json:
-        print_rows([atlas], plain_records(frame), layer=layer, head=head, ceiling=ceiling)
-        return
-    say(f"head {layer}.{head}: {atlas.caption()}")
-    if frame.empty:
-        say("no relation is called of this head; --only NAME shows the words of any.")
-    known = {row["relation"]: row for row in atlas.relations.to_dict("records")}
-    for (relation, sign), rows in frame.groupby(["relation", "sign"], sort=False):
-        sources = rows.drop_duplicates("source")
-        control = "" if sign == "suppression" else f"; the state itself {sources['control_source_hit'].sum()}"
-        n_unused = sum(map(len, known[relation]["dropped"].values()))
-        unused = f"; {n_unused} more cannot be used (headatlas info)" if n_unused else ""
-        typer.echo("")
-        print_text(
-            f"{relation}, {sign}: {sources['source_hit'].sum()} of {len(sources)} sources hit "
-            f"(rank below {known[relation]['k']}){control}{unused}"
-        )
-        columns = ["", "source", "rank of target", *(["of the state itself"] if control else [])]
-        print_table(columns, [_word_row(group, ceiling) for _, group in rows.groupby("source", sort=False)])
-
-
-def _word_row(targets: pd.DataFrame, ceiling: int) -> list[str]:
-    """A source with its targets, the best first; what the control hits where there is one."""
-    first = targets.iloc[0]
-    cells = ["hit" if first["source_hit"] else "–", str(first["source"])]
-    for column in ("rank", "control_rank"):
-        pairs = zip(targets["target"], targets[column], strict=True)
-        cells.append(", ".join(f"{target} {rank_shown(rank, ceiling)}" for target, rank in pairs))
-    return cells if first["sign"] == "promotion" else cells[:3]
-
-
-def rank_shown(rank: Any, ceiling: int) -> str:
-    """A rank as text; one that is missing is at the ceiling or beyond."""
-    import pandas as pd
-
-    return f"≥ {ceiling}" if pd.isna(rank) else str(int(rank))
-
-
-def _print_attention(atlas: Atlas, card: Card) -> None:
-    typer.echo("")
-    if card.behaviours is None:
-        say(f"attention was not measured: `headatlas behaviour {shlex.quote(str(atlas.folder))}`")
-        return
-    print_table(
-        ["looks at", "value", "expected", "95 %", "q", "called"],
-        [
-            [
-                row["behaviour"],
-                row["value"],
-                row["expected"],
-                f"{row['low']:.2f} … {row['high']:.2f}",
-                number(row["q"]),
-                "called" if row["called"] else "",
-            ]
-            for row in card.behaviours.to_dict("records")
-        ],
-    )
-
-
-def _print_writing(atlas: Atlas, card: Card) -> None:
-    """Salient operations, the spectrum in one line, and labels with who wrote them."""
-    from headatlas.atlas.cards import spectrum_sentence
-
-    typer.echo("")
-    if card.salient is None:
-        say(f"what it writes was not computed: `headatlas salience {shlex.quote(str(atlas.folder))}`")
-    else:
-        print_table(
-            ["for", "gain", "promotes", "suppresses"],
-            [
-                [
-                    tokens_shown([row["source"]]),
-                    row["gain"],
-                    *map(tokens_shown, (row["promoted"], row["suppressed"])),
-                ]
-                for row in card.salient.head(_N_SALIENT).to_dict("records")
-            ],
-        )
-    if card.spectrum is not None:
-        say(spectrum_sentence(card))
-    for row in [] if card.labels is None else card.labels.to_dict("records"):
-        say(f"label: {row['label']} ({row['support']}; by {row['author']})")
-
-
-def _print_like(card: Card) -> None:
-    typer.echo("")
-    print_table(
-        ["similar head", "similarity", "writes", "looks"],
-        [
-            [f"{row['layer']}.{row['head']}", row["similarity"], row["writes"], row["looks"]]
-            for row in card.similar.to_dict("records")
-        ],
-    )
-    if card.group:
-        say(f"shares its keys and values with {', '.join(f'{layer}.{head}' for layer, head in card.group)}")
-
-
-def _row(record: dict[str, Any]) -> list[Any]:
-    # Where a head suppresses, the q of the suppression is the one that decides.
-    suppresses = record["suppresses"] and not record["implements"]
-    q = record["suppression_q" if suppresses else "q"]
-    return [
-        f"{record['layer']}.{record['head']}",
-        record["relation"],
-        record["category"],
-        record["score"],
-        record["suppression"],
-        None if q is None else number(q),
-        record["control"],
-        record["n_sources"],
-        ", ".join(verb for verb in ("implements", "suppresses") if record[verb]),
-    ]
-
-
-def _evidence(record: dict[str, Any]) -> list[Any]:
-    """The cells of the evidence columns; the side that decides, promotion or suppression."""
-    suppresses = record["suppresses"] and not record["implements"]
-    confirmed = [
-        word if record[column] else f"not {word}"
-        for word, column in (
-            ("with context", "confirmed_with_context"),
-            ("by ablation", "confirmed_by_ablation"),
-        )
-        if record.get(column) is not None
-    ]
-    context = record.get("context_suppression" if suppresses else "context")
-    return [context, record.get("attention"), record.get("loss_alone"), ", ".join(confirmed) or None]
-
-
-def parse_head(name: str, atlas: Atlas) -> tuple[int, int]:
-    """A mapped head of an atlas, written LAYER.HEAD.
-
-    Raises:
-        HeadatlasError: It is not written so, or the atlas has no such head.
-    """
-    match = re.fullmatch(r"L?(\d+)[.:/H](\d+)", name.strip(), re.IGNORECASE)
-    if match is None:
-        raise HeadatlasError(f"{name!r} is no head; write it LAYER.HEAD, both from 0, like 23.4.")
-    layer, head = int(match[1]), int(match[2])
-    if layer >= atlas.n_layers or head >= atlas.n_heads:
-        raise HeadatlasError(
-            f"there is no head {layer}.{head}: {atlas.model_name} has layers 0 to {atlas.n_layers - 1} "
-            f"and heads 0 to {atlas.n_heads - 1}."
-        )
-    if not atlas.layers_done[layer]:
-        raise HeadatlasError(
-            f"layer {layer} is not mapped in this atlas; "
-            f"map it with `headatlas map MODEL -o DIR --layers {layer}-{layer}`."
-        )
-    return layer, head
+    columns = ("relation", "category", "k", ("sources", "n_sources"), ("targets", "n_targets"))
+    print_records((*columns, ("not used", _unused)), relations)
 
 
 def _coverage_counts(atlas: Atlas) -> dict[str, Any]:
@@ -379,15 +363,10 @@ def _coverage_counts(atlas: Atlas) -> dict[str, Any]:
     from headatlas.atlas.cards import STATEMENTS
 
     frame = atlas.coverage()
-    missing = frame.attrs["not_measured"]
-    counts = {kind: None if kind in missing else int(frame[kind].sum()) for kind in STATEMENTS}
-    return {
-        "heads": len(frame),
-        "any": int(frame["any"].sum()),
-        "more": int(frame["more"].sum()),
-        "share": frame.attrs["share"],
-        **counts,
-    }
+    counts = {name: int(frame[name].sum()) for name in ("any", "more", *STATEMENTS)}
+    missing = dict.fromkeys(frame.attrs["not_measured"])
+    whole = {"heads": len(frame), "any": counts.pop("any"), "more": counts.pop("more")}
+    return {**whole, "share": frame.attrs["share"], **counts, **missing}
 
 
 def _info_rows(atlas: Atlas) -> list[tuple[str, Any]]:
@@ -402,27 +381,26 @@ def _info_rows(atlas: Atlas) -> list[tuple[str, Any]]:
     ]
     for name, value in atlas.provenance.items():
         rows += _flat(name.replace("_", " "), value)
-    evidence = atlas.evidence.provenance()
-    rows += [
-        ("evidence: texts", f"{run['template']!r}, {len(run['relations'])} relations")
-        for run in evidence["inference"]
-    ]
-    rows += [
-        ("evidence: attention", f"{len(each['words'])} relations, {len(each['context'])} templates")
-        for each in evidence["attention"]
-    ]
-    rows += [
-        ("evidence: ablation", f"{task['relation']}, {task['shots']} examples, {task['method']}")
-        for task in evidence["ablation"]
-    ]
-    rows += [
-        ("evidence: heads", f"{', '.join(each['heads'])}, {each['method']}") for each in evidence["heads"]
-    ]
-    rows += [
-        ("evidence: behaviour", f"{each['texts']['texts']} texts of {each['texts']['source'] or 'headatlas'}")
-        for each in evidence["behaviour"]
-    ]
+    for kind, found in atlas.evidence.provenance().items():
+        title, said = _EVIDENCE[kind]
+        rows += [(f"evidence: {title}", said(each)) for each in found]
     return rows
+
+
+_EVIDENCE: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "inference": ("texts", lambda run: f"{run['template']!r}, {len(run['relations'])} relations"),
+    "attention": (
+        "attention",
+        lambda each: f"{len(each['words'])} relations, {len(each['context'])} templates",
+    ),
+    "ablation": ("ablation", lambda task: f"{task['relation']}, {task['shots']} examples, {task['method']}"),
+    "heads": ("heads", lambda each: f"{', '.join(each['heads'])}, {each['method']}"),
+    "behaviour": (
+        "behaviour",
+        lambda each: f"{each['texts']['texts']} texts of {each['texts']['source'] or 'headatlas'}",
+    ),
+}
+"""Kind of evidence → what it is called and what is said of one."""
 
 
 def _flat(name: str, value: Any) -> list[tuple[str, Any]]:
@@ -438,5 +416,93 @@ def _flat(name: str, value: Any) -> list[tuple[str, Any]]:
 
 def _unused(row: dict[str, Any]) -> str:
     parts = [f"left out: {row['left_out']}"] if row["left_out"] else []
-    parts += [f"{reason} ({len(sources)})" for reason, sources in row["dropped"].items() if sources]
-    return "; ".join(parts)
+    return "; ".join([*parts, *reasons_shown(row["dropped"])])
+
+
+def reasons_shown(dropped: dict[str, Any]) -> list[str]:
+    """Why sources cannot be used, with how many."""
+    return [f"{reason} ({len(sources)})" for reason, sources in dropped.items() if sources]
+
+
+# structure --------------------------------------------------------------------------------------------
+
+
+@reads_atlas
+def structure_command(
+    atlas: Atlas, out: OutFile = None, width: Width = "170mm", as_json: AsJson = False
+) -> None:
+    """Show how what the heads do is arranged.
+
+    Whether heads of one key/value group are more alike than others of their layer, how many relations a head
+    carries, and how deep each category sits, each with a test.
+    """
+    width_mm = parse_width(width)
+    check_figure(out)
+    from headatlas.arrangement import structure
+
+    found = structure(atlas)
+    if as_json:
+        print_rows([atlas], **found.to_dict())
+    else:
+        say(atlas.caption())
+        _print_structure(found)
+    if out is not None:
+        from headatlas.figures.structure import draw_structure
+
+        save_figure(draw_structure(atlas, found, width_mm), out)
+
+
+def _print_structure(found: Structure) -> None:
+    typer.echo("Key/value groups: cosine of the scores of two heads of a layer")
+    if found.groups:
+        columns: tuple[Column, ...] = (
+            ("sign", lambda each: {"signed": "counts", "unsigned": "ignored"}[each.measure]),
+            ("one group", lambda each: each.within),
+            ("different groups", lambda each: each.between),
+            ("difference", lambda each: each.difference),
+            ("95 % interval", lambda each: span(each.low, each.high, "to")),
+            ("p", lambda each: number(each.p)),
+            ("pairs", lambda each: f"{each.n_within} and {each.n_between}"),
+            ("layers", lambda each: len(each.layers)),
+        )
+        print_records(columns, found.groups)
+    else:
+        typer.echo(found.no_groups)
+    typer.echo("\nRelations per head")
+    if found.per_head is None:
+        typer.echo("nothing has been mapped or scored")
+    else:
+        counts = zip(found.per_head.observed, found.per_head.expected, strict=True)
+        print_table(
+            ["relations", "heads", "by chance"],
+            [[at, seen, f"{expected:.1f}"] for at, (seen, expected) in enumerate(counts)],
+        )
+        if found.per_head.dispersion is not None and found.per_head.p is not None:
+            typer.echo(
+                f"variance within layers: {found.per_head.dispersion:.2f} times that by chance, "
+                f"p {p_equals(found.per_head.p)}"
+            )
+    typer.echo("\nLayers of each category's heads")
+    _print_depth(found.depth)
+    if found.depth_single is not None:
+        typer.echo("\nThe same on sources of one token")
+        _print_depth(found.depth_single)
+
+
+def _print_depth(depth: Depth) -> None:
+    if not depth.categories:
+        typer.echo("no head implements or suppresses a relation")
+        return
+    print_table(
+        ["category", "heads", "lower quartile", "median", "upper quartile"],
+        [[row.category, len(row.layers), row.low, row.median, row.high] for row in depth.categories],
+    )
+    found = depth.comparison
+    if found is None:
+        typer.echo("not compared: fewer than two categories have five heads, or all sit in one layer")
+        return
+    typer.echo(f"Kruskal–Wallis: H = {found.h:.2f}, p {p_equals(found.p)}, ε² = {found.epsilon2:.2f}")
+    for pair in found.pairs:
+        typer.echo(
+            f"Mann–Whitney, {pair.first} and {pair.second}: r = {pair.r:+.2f}, Holm p {p_equals(pair.p)}"
+        )

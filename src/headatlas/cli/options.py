@@ -11,7 +11,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 import typer
 
@@ -65,6 +66,12 @@ AtlasArgument = Annotated[
         metavar="DIR",
         help="What `headatlas map` wrote to, or the atlas.zarr in it: a folder, or an address (s3://…).",
         show_default=False,
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="MODEL", help="The model that was mapped. Default: as the atlas names it."
     ),
 ]
 Relations = Annotated[
@@ -165,23 +172,14 @@ PlottedData = Annotated[
     typer.Option("--data", metavar="FILE", help="Also write the plotted data, as CSV.", parser=output_path),
 ]
 
-_KINDS: dict[str, Any] = {
-    "k": int,
-    "k_copy": int,
-    "tau": float,
-    "q_max": float,
-    "criterion": Literal["calibrated", "tau"],
-    "device": str,
-    "max_memory": str,
-    "stream": bool,
-    "cluster": str,
-    "caption": bool,
-    "letters": bool,
-    "colours": Literal["green", "blue", "grey"],
-    "dark": bool,
-    "used_levels": bool,
-    "transparent": bool,
-    "dpi": int,
+
+def _kind(hint: Any) -> Any:
+    """The type of an option; of several, the first."""
+    return get_args(hint)[0] if isinstance(hint, UnionType) else hint
+
+
+_KINDS = {
+    name: _kind(hint) for kind in (Thresholds, Compute, Look) for name, hint in get_type_hints(kind).items()
 }
 PARAMETERS = {
     **{name: f"--{name.replace('_', '-')}" for name in _KINDS},
@@ -224,11 +222,7 @@ def as_options(message: str) -> str:
 
 
 def names_of(given: Sequence[str] | None, parameter: str = "only") -> list[str] | None:
-    """Names given with commas, or by repeating the option; None if it was left out.
-
-    Raises:
-        HeadatlasError: Nothing but commas was given.
-    """
+    """Names given with commas, or by repeating the option; None if it was left out."""
     if not given:
         return None
     names = [name.strip() for text in given for name in text.split(",") if name.strip()]
@@ -243,10 +237,10 @@ def reads_atlas(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def run(folder: str, preset: str | None, **given: Any) -> None:
         changes, rest = _split(given, Thresholds)
-        _check(preset, changes)
+        read = _reader(preset, changes)
         from headatlas.atlas import Atlas
 
-        command(read_as(Atlas.open(folder), preset, changes), **rest)
+        command(read(Atlas.open(folder)), **rest)
 
     return _with(run, command, "atlas", [_argument("folder", AtlasArgument), *_thresholds()])
 
@@ -269,12 +263,7 @@ def reads_several(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def run(places: list[str], preset: str | None, **given: Any) -> None:
         changes, rest = _split(given, Thresholds)
-        _check(preset, changes)
-
-        def read(atlas: Atlas) -> Atlas:
-            return read_as(atlas, preset, changes)
-
-        command(places=places, read=read, preset=_preset(preset), **rest)
+        command(places=places, read=_reader(preset, changes), preset=_preset(preset), **rest)
 
     added = [_argument("places", places), *_thresholds()]
     return _with(run, command, "places", added, also=("preset", "read"))
@@ -318,14 +307,13 @@ def _given(
     return decorate
 
 
-def _check(name: str | None, changes: dict[str, Any]) -> None:
-    """Refuse numbers that no atlas can be read with, before anything heavy is imported."""
+def _reader(name: str | None, changes: dict[str, Any]) -> Callable[[Atlas], Atlas]:
+    """Reads an atlas with the thresholds of a preset, if one is named, and with the changes given.
+
+    Numbers that no atlas can be read with are refused here, before anything heavy is imported.
+    """
     _preset(name).thresholds.changed(**changes)
-
-
-def read_as(atlas: Atlas, name: str | None, changes: dict[str, Any]) -> Atlas:
-    """An atlas with the thresholds of a preset, if one is named, and with the changes given."""
-    return atlas.at(None if name is None else _preset(name).thresholds, **changes)
+    return lambda atlas: atlas.at(None if name is None else _preset(name).thresholds, **changes)
 
 
 def _preset(name: str | None) -> Any:

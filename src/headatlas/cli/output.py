@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.figure import Figure
+    from pandas import DataFrame
 
     from headatlas.atlas import Atlas
     from headatlas.progress import Report
@@ -107,11 +108,14 @@ def print_json(value: Any) -> None:
     typer.echo(safe_json(value))
 
 
-def print_rows(atlases: Sequence[Atlas], rows: Sequence[Any] | None = None, **more: Any) -> None:
+def print_rows(atlases: Sequence[Atlas], rows: Sequence[Any] | DataFrame | None = None, **more: Any) -> None:
     """An object as JSON on stdout: model, lens, thresholds, caption, rows, and what else there is.
 
-    Of one atlas they are fields of the object; of several they are in its list ``atlases``.
+    Of one atlas they are fields of the object; of several they are in its list ``atlases``. Tables become
+    lists of records.
     """
+    from headatlas.atlas.export import plain_records
+
     heads = [
         {
             "model": atlas.model_name,
@@ -122,7 +126,9 @@ def print_rows(atlases: Sequence[Atlas], rows: Sequence[Any] | None = None, **mo
         for atlas in atlases
     ]
     body: dict[str, Any] = heads[0] if len(heads) == 1 else {"atlases": heads}
-    print_json(body | ({} if rows is None else {"rows": rows}) | more)
+    parts = ({} if rows is None else {"rows": rows}) | more
+    tables = {name: plain_records(part) for name, part in parts.items() if hasattr(part, "columns")}
+    print_json(body | parts | tables)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -134,6 +140,36 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     for row in table:
         parts = [_pad(text, width, right) for text, width, right in zip(row, widths, numeric, strict=True)]
         typer.echo("  ".join(parts).rstrip())
+
+
+Column = str | tuple[str, str | Callable[[Any], Any]]
+"""Of a table of records: a field, or a title with the field or with a function of the record."""
+
+
+def print_records(columns: Sequence[Column], table: DataFrame | Iterable[Any]) -> None:
+    """An aligned table on stdout, a row a record: those of a frame, or anything that the columns read."""
+    records: Iterable[Any] = table.to_dict("records") if hasattr(table, "to_dict") else table
+    titled = [(each, each) if isinstance(each, str) else each for each in columns]
+    cells = [[row[what] if isinstance(what, str) else what(row) for _, what in titled] for row in records]
+    print_table([title for title, _ in titled], cells)
+
+
+HEAD: Column = ("head", lambda row: f"{row['layer']}.{row['head']}")
+
+
+def small(name: str) -> Column:
+    """The column of a small number such as q."""
+    return name, lambda row: number(row[name])
+
+
+def interval_of(low: str = "low", high: str = "high", title: str = "95 %") -> Column:
+    """The column of a 95 % interval, from the fields of its ends."""
+    return title, lambda row: span(row[low], row[high])
+
+
+def span(low: float | None, high: float | None, between: str = "…") -> str:
+    """An interval as text."""
+    return "–" if low is None or high is None or math.isnan(low) else f"{low:.2f} {between} {high:.2f}"
 
 
 def print_fields(rows: Iterable[tuple[str, Any]]) -> None:
@@ -152,9 +188,9 @@ def _cell(value: Any) -> str:
     return safe_text(str(value))
 
 
-def number(value: float) -> str:
+def number(value: float | None) -> str:
     """A small number such as q: ``<0.001``, ``0.012``, ``1``."""
-    if math.isnan(value):
+    if value is None or math.isnan(value):
         return "–"
     return "<0.001" if value < 0.001 else f"{value:.3f}".rstrip("0").rstrip(".")
 
@@ -197,11 +233,7 @@ def _pad(text: str, width: int, right: bool) -> str:
 
 
 def parse_width(text: str) -> float:
-    """A width such as ``170mm``, ``17cm``, ``6.7in`` or ``170`` (millimetres), in millimetres.
-
-    Raises:
-        HeadatlasError: It is no length, or outside 20 to 2000 mm.
-    """
+    """A width such as ``170mm``, ``17cm``, ``6.7in`` or ``170`` (millimetres), in millimetres."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
     if match is None or match[2] not in _MM:
         raise HeadatlasError(f"`width_mm`: {text!r} is not a width; write it like 170mm, 17cm or 6.7in.")

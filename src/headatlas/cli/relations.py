@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headatlas.cli.heads import reasons_shown
 from headatlas.cli.options import (
     AsJson,
     AtlasArgument,
@@ -16,7 +18,7 @@ from headatlas.cli.options import (
     names_of,
     out_option,
 )
-from headatlas.cli.output import print_json, print_rows, print_table, say, say_error
+from headatlas.cli.output import Column, print_json, print_records, print_rows, say, say_error
 from headatlas.errors import HeadatlasError
 from headatlas.options import TargetPolicy
 
@@ -64,13 +66,11 @@ def list_relations(
     if as_json:
         print_json({"rows": records})
         return
-    columns = {"relation": "relation", "title": "title", "category": "category"}
-    columns |= {"subcategory": "subcategory"} if long else {}
-    columns |= {"sources": "n_sources"}
+    columns: list[Column] = ["relation", "title", "category", *(["subcategory"] if long else []), _SOURCES]
     if long:
-        columns |= {"targets": "n_targets", "copying": "copying", "licence": "licence", "source": "source"}
-    rows = [{**record, **record["provenance"], "copying": _yes(record["copying"])} for record in records]
-    print_table(list(columns), [[row.get(key) for key in columns.values()] for row in rows])
+        said = (("licence", _said("licence")), ("source", _said("source")))
+        columns += [_TARGETS, _COPYING, *said]
+    print_records(columns, records)
 
 
 def check_relations(
@@ -103,10 +103,11 @@ def check_relations(
     if as_json:
         print_json({**asked, "rows": rows, "problems": [str(problem) for problem in problems]})
     elif rows:
-        columns = ["relation", "category", "sources", "targets", "copying"]
+        columns: list[Column] = ["relation", "category", _SOURCES, _TARGETS, _COPYING]
         if tokenizer is not None:
-            columns += ["usable", "usable targets", "not used"]
-        print_table(columns, [_check_row(row) for row in rows])
+            columns += [("usable", "usable_sources"), ("usable targets", "usable_targets")]
+            columns += [("not used", lambda row: "; ".join(reasons_shown(row["dropped"])))]
+        print_records(columns, rows)
         _say_remarks(rows)
     for problem in problems:
         say_error(str(problem))
@@ -131,8 +132,7 @@ def show_relations(
 
     found = resolve_relations(specs)
     if as_json:
-        pairs = [[[pair.source, list(pair.targets)] for pair in relation.pairs] for relation in found]
-        rows = [{**_record(each), "pairs": own} for each, own in zip(found, pairs, strict=True)]
+        rows = [{**_record(each), "pairs": _pairs(each)} for each in found]
         print_json(rows[0] if len(rows) == 1 else {"rows": rows})
         return
     for relation in found:
@@ -140,9 +140,13 @@ def show_relations(
         say(f"{relation.title} ({place}), {len(relation.pairs)} sources")
         for key, text in relation.provenance.items():
             say(f"{key.replace('_', ' ')}: {text}")
-    first = 0 if len(found) > 1 else 1
-    table = [[each.name, pair.source, " | ".join(pair.targets)] for each in found for pair in each.pairs]
-    print_table(["relation", "source", "targets"][first:], [row[first:] for row in table])
+    columns: list[Column] = [
+        ("relation", lambda row: row[0].name),
+        ("source", lambda row: row[1].source),
+        ("targets", lambda row: " | ".join(row[1].targets)),
+    ]
+    table = [(each, pair) for each in found for pair in each.pairs]
+    print_records(columns if len(found) > 1 else columns[1:], table)
 
 
 def new_relation(
@@ -239,28 +243,39 @@ def mine_relations_command(
     if out is not None:
         _write_new({out / f"{each.relation.name}.json": each.relation.to_json() for each in found.proposals})
     if as_json:
-        rows = [_proposal(each) for each in found.proposals]
+        rows = [
+            {
+                "relation": each.relation.name,
+                "heads": list(map(list, each.heads)),
+                "pairs": _pairs(each.relation),
+            }
+            for each in found.proposals
+        ]
         print_rows([atlas], rows, mined=found.caption(), least_heads=found.least_heads)
         return
     say(f"{atlas.model_name}: {found.caption()}")
-    columns = ["relation", "sources", "targets", "heads", "first mappings"]
-    print_table(columns, [_proposal_row(each) for each in found.proposals])
+    columns: tuple[Column, ...] = (
+        ("relation", lambda each: each.relation.name),
+        ("sources", lambda each: len(each.relation.pairs)),
+        ("targets", lambda each: each.relation.n_targets),
+        ("heads", lambda each: len(each.heads)),
+        ("first mappings", _first_mappings),
+    )
+    print_records(columns, found.proposals)
     if out is not None and found.proposals:
         say(
             f"written: {len(found.proposals)} files to {out}; read and name them, then: relations check {out}"
         )
 
 
-def _proposal(each: MinedRelation) -> dict[str, Any]:
-    pairs = [[pair.source, list(pair.targets)] for pair in each.relation.pairs]
-    return {"relation": each.relation.name, "heads": [list(head) for head in each.heads], "pairs": pairs}
+def _pairs(relation: Relation) -> list[list[Any]]:
+    return [[pair.source, list(pair.targets)] for pair in relation.pairs]
 
 
-def _proposal_row(each: MinedRelation) -> list[Any]:
+def _first_mappings(each: MinedRelation) -> str:
     pairs = each.relation.pairs
     first = ", ".join(f"{pair.source} → {'|'.join(pair.targets)}" for pair in pairs[:4])
-    more = " …" if len(pairs) > 4 else ""
-    return [each.relation.name, len(pairs), each.relation.n_targets, len(each.heads), f"{first}{more}"]
+    return f"{first} …" if len(pairs) > 4 else first
 
 
 def _write_new(texts: dict[Path, str]) -> None:
@@ -310,16 +325,13 @@ def _say_remarks(rows: list[dict[str, Any]]) -> None:
             say(f"{row['relation']}: {words}; heads that copy score there too")
 
 
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
+_SOURCES, _TARGETS = ("sources", "n_sources"), ("targets", "n_targets")
+_COPYING: Column = ("copying", lambda row: "yes" if row["copying"] else "no")
 
 
-def _check_row(row: dict[str, Any]) -> list[Any]:
-    cells = [row["relation"], row["category"], row["n_sources"], row["n_targets"], _yes(row["copying"])]
-    if "usable_sources" in row:
-        reasons = [f"{reason} ({len(sources)})" for reason, sources in row["dropped"].items() if sources]
-        cells += [row["usable_sources"], row["usable_targets"], "; ".join(reasons)]
-    return cells
+def _said(key: str) -> Callable[[dict[str, Any]], Any]:
+    """An entry of a relation's provenance, if it has it."""
+    return lambda row: row["provenance"].get(key)
 
 
 def _usable(

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from headatlas.cli.evidence import ModelOption
-from headatlas.cli.options import AtlasArgument, computes
+from headatlas.cli.options import AtlasArgument, ModelOption, computes
 from headatlas.cli.output import print_text, progress_shown, say, stopping
 from headatlas.options import Compute
 

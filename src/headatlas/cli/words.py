@@ -1,34 +1,48 @@
-"""``ask`` and ``query``: words of one's own."""
+"""``ask``, ``query``, ``recipe``: heads in one's own questions and experiments."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from headatlas.cli.evidence import ModelOption
+from headatlas.cli.evidence import NOTHING_STORED
 from headatlas.cli.heads import parse_head, rank_shown
-from headatlas.cli.options import AsJson, AtlasArgument, computes
+from headatlas.cli.options import (
+    AsJson,
+    AtlasArgument,
+    ModelOption,
+    computes,
+    names_of,
+    out_option,
+    reads_atlas,
+    shipped_names,
+)
 from headatlas.cli.output import (
+    HEAD,
     print_fields,
     print_json,
+    print_records,
     print_rows,
-    print_table,
+    print_text,
     progress_shown,
     say,
     stopping,
 )
-from headatlas.cli.salience import STOPPED_HERE
 from headatlas.errors import HeadatlasError
 from headatlas.options import Compute
 from headatlas.showing import tokens_shown
+
+if TYPE_CHECKING:
+    from headatlas.atlas import Atlas
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command("ask")(ask_command)
     app.command("query")(query_command)
+    app.command("recipe")(recipe_command)
 
 
 @computes("device", "max_memory")
@@ -49,17 +63,16 @@ def ask_command(
     the ranks of its targets are shown, too.
     """
     from headatlas.atlas import Atlas
-    from headatlas.atlas.export import plain_records
     from headatlas.writing.words import ask
 
     atlas = Atlas.open(folder)
     layer, head = parse_head(name, atlas)
-    with stopping(lambda: STOPPED_HERE), progress_shown() as progress:
+    with stopping(lambda: NOTHING_STORED), progress_shown() as progress:
         found = ask(atlas, layer, head, words, model, top=top, compute=compute, progress=progress)
     ceiling = int(atlas.provenance["ceiling"])
     if as_json:
         about = {"layer": layer, "head": head, "ceiling": ceiling, "asked": found.attrs["caption"]}
-        print_rows([atlas], plain_records(found), **about)
+        print_rows([atlas], found, **about)
         return
     say(found.attrs["caption"])
     for row in found.to_dict("records"):
@@ -97,46 +110,114 @@ def query_command(
     """Rank a few pairs of words for every head, the best head first.
 
     Score is the share of sources of which a target has a rank below k. A few pairs prove little: there is no
-    calibration and no q, and of many heads some hit by chance. Nothing is stored.
+    calibration and no q, and of many heads some hit by chance. Heads that rank no target are counted, not
+    listed. Nothing is stored.
     """
     from headatlas.atlas.export import plain_records
     from headatlas.writing.words import query
 
     given = [parse_pair(text) for text in pairs]
-    with stopping(lambda: STOPPED_HERE), progress_shown() as progress:
+    with stopping(lambda: NOTHING_STORED), progress_shown() as progress:
         found = query(where, given, model=model, compute=compute, progress=progress)
-    rows = plain_records(found.head(top))
+    ranked = [set(row) != {None} for row in found["ranks"] + found["suppression_ranks"]]
+    n_without, ceiling = len(found) - sum(ranked), found.attrs["ceiling"]
+    rows = plain_records(found[ranked].head(top))
     if as_json:
-        print_json({**found.attrs, "rows": rows})
+        print_json({**found.attrs, "without_rank": n_without, "rows": rows})
         return
     say(found.attrs["caption"])
     names = [f"{source}={target}" for source, target in found.attrs["pairs"]]
-    print_table(
-        ["head", "sign", "score", "suppression", "control", *names],
-        [_query_row(row, found.attrs["ceiling"]) for row in rows],
-    )
+    ranks = [(name, lambda row, at=at: _rank(row, at, ceiling)) for at, name in enumerate(names)]
+    print_records([HEAD, "sign", "score", "suppression", "control", *ranks], rows)
+    if n_without:
+        say(f"{n_without} of {len(found)} heads rank no target below {ceiling}, of either sign")
 
 
 def parse_pair(text: str) -> tuple[str, str]:
-    """A pair written SOURCE=TARGET.
-
-    Raises:
-        HeadatlasError: It is not written so.
-    """
+    """A pair written SOURCE=TARGET."""
     source, sign, target = text.partition("=")
     if not (source.strip() and sign and target.strip()):
         raise HeadatlasError(f"{text!r} is no pair; write it SOURCE=TARGET, like France=Paris.")
     return source, target
 
 
-def _query_row(row: dict[str, Any], ceiling: int) -> Sequence[Any]:
-    ranks = row["ranks" if row["sign"] == "promotion" else "suppression_ranks"]
-    head = f"{row['layer']}.{row['head']}"
-    numbers = [row[name] for name in ("sign", "score", "suppression", "control")]
-    return [head, *numbers, *(rank_shown(rank, ceiling) for rank in ranks)]
+def _rank(row: dict[str, Any], pair: int, ceiling: int) -> str:
+    """The rank of a pair by the sign that decides."""
+    return rank_shown(row["ranks" if row["sign"] == "promotion" else "suppression_ranks"][pair], ceiling)
 
 
 def _wanted(each: dict[str, Any], ceiling: int) -> str:
     low = each["suppression_rank"]
     rank = f"{each['target']} wanted: rank {rank_shown(each['rank'], ceiling)}"
     return rank if low is None else f"{rank}, {low} of the most suppressed"
+
+
+@reads_atlas
+def recipe_command(
+    atlas: Atlas,
+    relation: Annotated[
+        str | None,
+        typer.Option(
+            "--relation",
+            metavar="NAME",
+            help="The heads that implement this relation, best first.",
+            autocompletion=shipped_names,
+        ),
+    ] = None,
+    heads: Annotated[
+        list[str] | None,
+        typer.Option("--heads", metavar="LAYER.HEAD,…", help="Or these heads, such as 23.4,24.5."),
+    ] = None,
+    form: Annotated[
+        Literal["transformers", "transformer-lens", "nnsight", "checkpoint"],
+        typer.Option(
+            "--as",
+            help="The library that the Python is for. checkpoint: a safetensors file with the changed output "
+            "projections alone (-o), and Python that loads it over the model.",
+        ),
+    ] = "transformers",
+    do: Annotated[
+        Literal["silence", "scale", "watch"],
+        typer.Option("--do", help="Set what heads bring to zero, multiply it by --factor, or collect it."),
+    ] = "silence",
+    factor: Annotated[
+        float | None, typer.Option("--factor", metavar="F", help="What --do scale multiplies by.")
+    ] = None,
+    control: Annotated[
+        int, typer.Option("--control", metavar="SEED", help="Seed of the random heads beside them.")
+    ] = 0,
+    model: ModelOption = None,
+    out: Annotated[
+        Path | None, out_option("Write it to this file instead. checkpoint: the file of tensors.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print Python that silences, scales or watches heads, for your own experiments.
+
+    The code works at the input of the output projection, where heads are side by side. It needs the model and
+    its library, not headatlas. As many random heads of the same layers stand in it as a control.
+
+    Of the forms only checkpoint reads the model, which --model may name.
+    """
+    from headatlas.recipes import recipe
+
+    named = names_of(heads, "heads")
+    made = recipe(
+        atlas,
+        relation,
+        heads=None if named is None else [parse_head(name, atlas) for name in named],
+        form=form,
+        do=do,
+        factor=factor,
+        control=control,
+        out=out,
+        model=model,
+    )
+    if as_json:
+        rows = [{"layer": layer, "head": head} for layer, head in made.heads]
+        beside: list[Any] = [{"layer": layer, "head": head} for layer, head in made.control]
+        print_rows([atlas], rows, control=beside, code=made.code)
+    elif out is None or form == "checkpoint":
+        print_text(made.code.rstrip("\n"))
+    if out is not None:
+        say(f"wrote {out}")

@@ -17,9 +17,9 @@ from headatlas.atlas.labels import (
     LABEL_COLUMNS,
     LABELS_CAVEAT,
     UNCLEAR,
+    Labels,
     in_order,
     labels_path,
-    read_labels,
     store_labels,
 )
 from headatlas.describing.endpoint import Endpoint, Limits, describe_with_model
@@ -143,7 +143,8 @@ def _keep(atlas: Atlas, rows: pd.DataFrame, provenance: dict[str, Any]) -> pd.Da
     if atlas.path is not None:
         group = evidence_group(atlas.path)
         path = labels_path(group, str(provenance["author"]))
-        there, how = read_labels(path) if path.is_dir() else (rows[:0], {})
+        stored = Labels.read(path) if path.is_dir() else None
+        there, how = (rows[:0], {}) if stored is None else (stored.frame(), stored.provenance)
         if {name: how.get(name) for name in _SAME} == {name: provenance[name] for name in _SAME}:
             new = set(zip(rows["layer"], rows["head"], strict=True))
             other = [key not in new for key in zip(there["layer"], there["head"], strict=True)]

@@ -165,7 +165,7 @@ def attention(
 
     Returns:
         One row per called head × relation and query (``task`` or ``context``), as
-        :meth:`headatlas.atlas.preferences.Preferences.frame` describes it; ``attrs["left_out"]`` says which
+        :meth:`headatlas.atlas.evidence.Preferences.frame` describes it; ``attrs["left_out"]`` says which
         relations could not be compared, and why.
 
     Raises:

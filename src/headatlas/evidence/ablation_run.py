@@ -19,18 +19,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headatlas.atlas import Atlas
-from headatlas.atlas.ablations import (
-    ADDED,
-    PREFIX,
-    RANDOM,
-    RELATION,
-    Ablation,
-    read_ablation,
-    read_dataset,
-    store_ablation,
-    store_dataset,
-)
-from headatlas.atlas.evidence import evidence_group
+from headatlas.atlas.evidence import ADDED, RANDOM, RELATION, Ablation, evidence_group
+from headatlas.atlas.stored import read_dataset, store_dataset
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.ablation_hooks import Head, ablated, mean_outputs
 from headatlas.evidence.opening import Subject, open_subject
@@ -247,14 +237,14 @@ class _Run:
         controls = self._controls(name, heads[RELATION])
         provenance = self._provenance(name, heads, controls)
         label = f"{name}-shots{self._choices.shots}-{self._choices.method}"
-        path = self._folder / f"{PREFIX}{label}"
+        path = Ablation.place(self._folder, label)
         if path.is_dir():
-            there = read_ablation(path)
+            there = Ablation.read(path)
             if there.provenance.get("key") == provenance["key"]:
                 return there
         self._means, self._known, self._asked = None, {}, {}
-        store_ablation(self._folder, label, self._measured(name, heads, controls), provenance)
-        return read_ablation(path)
+        store_dataset(path, self._measured(name, heads, controls), provenance)
+        return Ablation.read(path)
 
     def _heads(self, name: str) -> list[Head]:
         """Called heads, best first, no more than asked and than there are others to draw from."""

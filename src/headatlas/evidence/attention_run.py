@@ -24,15 +24,8 @@ from numpy.typing import NDArray
 from headatlas import __version__
 from headatlas.architectures.queries import AttentionRule
 from headatlas.atlas import Atlas
-from headatlas.atlas.ablations import store_dataset
-from headatlas.atlas.evidence import evidence_group
-from headatlas.atlas.preferences import (
-    CONTEXT_TEXT,
-    TASK,
-    Preferences,
-    preferences_path,
-    read_preferences,
-)
+from headatlas.atlas.evidence import CONTEXT_TEXT, TASK, Preferences, evidence_group
+from headatlas.atlas.stored import SHIPPED, store_dataset
 from headatlas.evidence.matching import (
     DRAWS,
     Matched,
@@ -96,14 +89,15 @@ def run_attention(
     opened = subject.prepared.model
     opened.queries(opened.layers_with_heads[0])  # refused before anything runs
     asking = _Asking(subject, found)
-    place = preferences_path(evidence_group(subject.path), own="" if templates is None else asking.digest)
+    name = SHIPPED if templates is None else asking.digest[:12]
+    place = Preferences.place(evidence_group(subject.path), name)
     if place.is_dir():
-        there = read_preferences(place)
+        there = Preferences.read(place)
         if there.provenance.get("digest") == asking.digest:
             return there
     with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
         store_dataset(place, _measured(asking, Path(folder), tell), _provenance(asking, found))
-    return read_preferences(place)
+    return Preferences.read(place)
 
 
 @dataclass(frozen=True)

@@ -20,17 +20,8 @@ from numpy.typing import NDArray
 
 from headatlas.architectures import Model
 from headatlas.atlas import Atlas
-from headatlas.atlas.ablations import (
-    CHOSEN,
-    HEADS_PREFIX,
-    RANDOM,
-    RUNNING_TEXT,
-    WHOLE,
-    HeadsAblation,
-    read_heads_ablation,
-    store_dataset,
-)
-from headatlas.atlas.evidence import evidence_group
+from headatlas.atlas.evidence import CHOSEN, RANDOM, RUNNING_TEXT, WHOLE, HeadsAblation, evidence_group
+from headatlas.atlas.stored import store_dataset
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.ablation_hooks import Head, ablated, mean_outputs
 from headatlas.evidence.ablation_run import MIN_SOURCES, Choices
@@ -118,12 +109,12 @@ def run_chosen(
     asked = [[each.on, each.rows, _accepted(each)] for each in items]
     body = [DEFINITIONS, chosen.method, orders, asked, provenance["model"]["weights_hash"]]
     digest = hashlib.sha256(json.dumps(body).encode()).hexdigest()
-    place = evidence_group(subject.path) / f"{HEADS_PREFIX}{digest[:12]}"
+    place = HeadsAblation.place(evidence_group(subject.path), digest[:12])
     if not place.is_dir():
         with running(opened, subject.device) as modules:
             data = _measured(opened, modules, items, orders, chosen.method, tell)
         store_dataset(place, data, {**provenance, "digest": digest})
-    return read_heads_ablation(place)
+    return HeadsAblation.read(place)
 
 
 def _asked(

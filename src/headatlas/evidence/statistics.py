@@ -16,8 +16,18 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from headatlas.atlas import Atlas
-from headatlas.atlas.ablations import ADDED, RANDOM, RELATION, RUNNING_TEXT, Ablation, HeadsAblation
-from headatlas.atlas.evidence import CONTEXT, WITHOUT, Dynamic, Evidence
+from headatlas.atlas.evidence import (
+    ADDED,
+    CONTEXT,
+    RANDOM,
+    RELATION,
+    RUNNING_TEXT,
+    WITHOUT,
+    Ablation,
+    Dynamic,
+    Evidence,
+    HeadsAblation,
+)
 from headatlas.atlas.relation_scores import SIGNS
 from headatlas.relations.tokenising import NOT_DRAWN
 from headatlas.scoring.scores import wilson

@@ -11,9 +11,8 @@ import numpy as np
 from matplotlib.path import Path
 from numpy.typing import NDArray
 
-from headatlas.arrangement.changes import HeadChanges
+from headatlas.arrangement.changes import FEWEST_DISCORDANT, HeadChanges
 from headatlas.arrangement.comparison import Comparison
-from headatlas.arrangement.paired import FEWEST_DISCORDANT
 from headatlas.errors import HeadatlasError
 from headatlas.figures import panels as parts
 from headatlas.figures.colours import Palette

@@ -84,10 +84,10 @@ def measured_or_stored(
 
     That is the case of the shipped texts: with the atlas's own tokenizer they always give these sequences.
     """
-    from headatlas.atlas.behaviours import shipped_looking
+    from headatlas.atlas.behaviours import Looking
 
     if text is None and model is None:
-        there = shipped_looking(atlas.path)
+        there = Looking.shipped_in(atlas.path)
         if there is not None and there.provenance.get("definitions") == DEFINITIONS:
             return there
     from headatlas.looking.run import run_behaviour

@@ -13,9 +13,9 @@ import xarray as xr
 
 from headatlas import __version__
 from headatlas.atlas import Atlas
-from headatlas.atlas.ablations import store_dataset
-from headatlas.atlas.behaviours import Looking, looking_path, read_looking
+from headatlas.atlas.behaviours import Looking
 from headatlas.atlas.evidence import evidence_group
+from headatlas.atlas.stored import SHIPPED, store_dataset
 from headatlas.evidence.opening import open_subject
 from headatlas.lenses.forward import running
 from headatlas.looking import DEFINITIONS
@@ -71,9 +71,9 @@ def watch_prepared(
     sequences = sequences_for(prepared.model, prepared.competing, text)
     digest = hashlib.sha256(f"{DEFINITIONS} {sequences.digest}".encode()).hexdigest()
     group = evidence_group(path)
-    place = looking_path(group, own=digest if sequences.source else "")
+    place = Looking.place(group, digest[:12] if sequences.source else SHIPPED)
     if place.is_dir():
-        there = read_looking(place)
+        there = Looking.read(place)
         if there.provenance.get("digest") == digest:
             return there
     kept = group / f".{place.name}-{digest[:12]}.npz"
@@ -90,7 +90,7 @@ def watch_prepared(
     data = _dataset(findings(sums, weights, sequences), prepared)
     store_dataset(place, data, _provenance(sequences, digest))
     kept.unlink(missing_ok=True)
-    return read_looking(place)
+    return Looking.read(place)
 
 
 def _dataset(found: list[Found], prepared: PreparedMap) -> xr.Dataset:

@@ -214,7 +214,7 @@ def _near(key: str, names: Sequence[str], most: int = 3) -> list[str]:
         return max(difflib.SequenceMatcher(None, key, _key(part)).ratio() for part in parts)
 
     scored = sorted(((likeness(name), name) for name in names), key=lambda each: -each[0])
-    return [name for score, name in scored[:most] if score >= 0.7]
+    return [name for score, name in scored[:most] if score >= 0.8]
 
 
 def _gather(spec: RelationSpec, problems: list[HeadatlasError] | None) -> tuple[Relation, ...]:

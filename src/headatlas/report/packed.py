@@ -165,8 +165,7 @@ def _p_values(atlas: Atlas, calibrated: Sequence[Atlas], cells: Sequence[Ints]) 
                 rows, values, first = [], [], 0
                 for name, mine, own in zip(atlas.included["relation"], cells, copying, strict=True):
                     if own == (kind == "copying"):
-                        null = getattr(reading.relation_scores[name], f"{sign}_null")
-                        p = null.p.ravel()[mine]
+                        p = reading.relation_scores[name].of(sign)[1].p.ravel()[mine]
                         rows.append(first + np.flatnonzero(p < 1))
                         values.append(p[p < 1])
                     first += len(mine)
@@ -240,7 +239,7 @@ def head_section(atlas: Atlas) -> dict[str, Any]:
         called = np.zeros(shape, dtype=np.int64)
         called[place] = looks["called"]
         arrays["behaviour/called"] = "u1", called
-    written = stored_salience(atlas.path)
+    written = stored_salience(atlas.place)
     if written is not None:
         for name in ("effective_rank", "copying", "norm_share", "explained"):
             arrays[name] = fixed(written.data[name].values, 4)
@@ -270,7 +269,7 @@ def salience_section(atlas: Atlas) -> dict[str, Any] | None:
     ``writes`` [head, direction, end, place] are places among the texts of ``json``, :data:`TOKENLESS` where
     there is none.
     """
-    found = stored_salience(atlas.path)
+    found = stored_salience(atlas.place)
     if found is None:
         return None
     n_sources, n_directions = FULL if atlas.n_layers * atlas.n_heads <= LARGE else SHORT

@@ -15,9 +15,9 @@ import xarray as xr
 
 from headatlas import __version__
 from headatlas.atlas import Atlas
-from headatlas.atlas.ablations import store_dataset
 from headatlas.atlas.evidence import evidence_group
 from headatlas.atlas.salience import Salience, read_salience, salience_path
+from headatlas.atlas.stored import store_dataset
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import relations_of, reopened
 from headatlas.lenses import MapsStates, NeutralParts, NeutralStates, States, StreamedStates

@@ -1,0 +1,107 @@
+"""Evidence in an atlas: one dataset a measurement, complete or not there, in a folder or at an address."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import xarray as xr
+
+from headatlas.addresses import failures, shown
+from headatlas.atlas.store import Place, names_in, open_arrays, within
+from headatlas.errors import HeadatlasError
+from headatlas.files import atomic_folder
+
+GROUP = "evidence"
+SHIPPED = "shipped"
+"""Name of what is measured with texts of headatlas; with others it is a part of their digest."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One measurement: its arrays, and the provenance that says what was measured, and with which versions.
+
+    A kind of measurement is a subclass. It says how names begin in the group, and what must be there.
+    """
+
+    data: xr.Dataset
+    provenance: dict[str, Any]
+
+    PREFIX: ClassVar[str]
+    VARIABLES: ClassVar[Sequence[str]]
+    NEEDED: ClassVar[Sequence[str]] = ()
+    """Entries of the provenance that readers rely on."""
+
+    @classmethod
+    def place(cls, group: Path, name: str = SHIPPED) -> Path:
+        """The folder of a measurement in an atlas's evidence group."""
+        return group / f"{cls.PREFIX}{name}"
+
+    @classmethod
+    def read(cls, place: Place) -> Self:
+        """A stored measurement."""
+        data, provenance = read_dataset(place)
+        lacking = {*cls.VARIABLES} - {*map(str, data.variables)} | {*cls.NEEDED} - {*provenance}
+        if lacking:
+            raise _damaged(place, f"it lacks {', '.join(sorted(lacking))}")
+        return cls(data, provenance)
+
+    @classmethod
+    def all_in(cls, atlas: Place | None) -> list[Self]:
+        """All of this kind in an atlas, by name; none of an atlas in memory."""
+        return [cls.read(place) for place in evidence_in(atlas, cls.PREFIX).values()]
+
+    @classmethod
+    def shipped_in(cls, atlas: Place | None) -> Self | None:
+        """The one on the texts of headatlas, if it has been measured."""
+        name = f"{cls.PREFIX}{SHIPPED}"
+        found = evidence_in(atlas, name)
+        return cls.read(found[name]) if found else None
+
+
+def evidence_in(atlas: Place | None, prefix: str) -> dict[str, Place]:
+    """Name → place of what an atlas's evidence group holds under names that begin so, sorted.
+
+    Nothing of an atlas in memory. What a stopped process left behind has a name that begins with a dot.
+    """
+    if atlas is None:
+        return {}
+    group = within(atlas, GROUP)
+    return {name: within(group, name) for name in names_in(group) if name.startswith(prefix)}
+
+
+def store_dataset(path: Path, data: xr.Dataset, provenance: dict[str, Any]) -> None:
+    """Write one piece of evidence in the place of an older one; it appears whole or not at all."""
+    stored = data.assign_attrs({"provenance": json.dumps(provenance)})
+    try:
+        with atomic_folder(path, replace=True) as temporary:
+            stored.to_zarr(temporary, mode="w", consolidated=False)
+    except OSError as error:
+        raise HeadatlasError(f"{path}: cannot be written ({error.strerror or error}); make room.") from error
+
+
+def read_dataset(place: Place) -> tuple[xr.Dataset, dict[str, Any]]:
+    """Read what :func:`store_dataset` wrote: the data in memory, and the provenance."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* is not recognized as a component of a Zarr")
+            data = open_arrays(place).load()
+        return data, dict(json.loads(data.attrs["provenance"]))
+    except failures(KeyError, TypeError) as error:
+        if isinstance(place, str):  # the error's own text may hold the address with its credentials
+            raise HeadatlasError(
+                f"{shown(place)}: cannot be read ({type(error).__name__}); try again later."
+            ) from None
+        if isinstance(error, FileNotFoundError):
+            raise HeadatlasError(f"{place}: this is no stored measurement; move it elsewhere.") from error
+        if isinstance(error, OSError):
+            raise HeadatlasError(f"{place}: cannot be read ({error.strerror or error}).") from error
+        raise _damaged(place, error) from error
+
+
+def _damaged(place: Place, why: object) -> HeadatlasError:
+    return HeadatlasError(f"{shown(str(place))}: is damaged ({why}); remove this folder, and measure again.")
