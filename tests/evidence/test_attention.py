@@ -20,11 +20,19 @@ from headatlas.atlas.preferences import all_preferences
 from headatlas.cli import app
 from headatlas.errors import HeadatlasError
 from headatlas.evidence import attention_run as attention_module
-from headatlas.evidence.attention_run import DISTANCES, run_attention, within_windows
-from headatlas.evidence.matching import FOILS, KEYS, auroc, matched_words, permutation_p, ranks_within
+from headatlas.evidence.attention_run import (
+    DISTANCES,
+    FOILS,
+    KEYS,
+    auroc,
+    matched_words,
+    permutation_p,
+    ranks_within,
+    within_windows,
+)
 from headatlas.mapping.run import map_heads
 from headatlas.relations import TokenisedPair, TokenisedRelation
-from tests.evidence.conftest import Planted
+from tests.evidence.conftest import Planted, run_attention
 from tests.evidence.planted import HEADS, LAYER, template_file
 from tests.mapping.checkpoints import FIRST_WORD, relation, tiny_model, word, word_tokenizer
 from tests.mapping.planting import _SIZES, D_HEAD, VOCAB

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from headatlas.atlas import Atlas
-    from headatlas.evidence.ablation_run import Choices
+    from headatlas.atlas.ablations import HeadsAblation
+    from headatlas.evidence.opening import Subject
 
 KEPT = "stopped; what was finished is stored in the atlas; the same command goes on"
+NOTHING = "stopped; nothing was stored"
 
 ModelOption = Annotated[
     str | None,
@@ -74,6 +77,22 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="evidence")
 
 
+@contextmanager
+def _examining(
+    folder: str, model: str | None, compute: Compute, kept: str, only: Sequence[str] | None = None
+) -> Iterator[Subject]:
+    """Open an atlas and its model, show progress, and say what is kept when the run is stopped."""
+    from headatlas.atlas import Atlas
+    from headatlas.evidence.opening import examined
+
+    with (
+        stopping(lambda: kept),
+        progress_shown() as progress,
+        examined(Atlas.open(folder), model, only=only, compute=compute, progress=progress) as subject,
+    ):
+        yield subject
+
+
 @computes("device")
 def inference_command(
     folder: AtlasArgument,
@@ -97,24 +116,14 @@ def inference_command(
     The scores are stored in the atlas; a table and scatter plots go to DIR/evidence, and DIR's page and table
     of heads are written again with them. The same command goes on after Ctrl-C.
     """
-    from headatlas.atlas import Atlas
-    from headatlas.evidence.inference_run import run_inference
+    from headatlas.evidence.inference_run import Asked, run_inference
     from headatlas.evidence.statistics import agreement, sampling
     from headatlas.outputs import write_inference
 
-    atlas = Atlas.open(folder)
-    with stopping(lambda: KEPT), progress_shown() as progress:
-        found = run_inference(
-            atlas,
-            model,
-            only=names_of(only),
-            templates=templates,
-            own_templates=own_templates,
-            sources=sources,
-            compute=compute,
-            progress=progress,
-        )
-    atlas = Atlas.open(folder)
+    asked = Asked.of(templates, own_templates=own_templates, sources=sources)
+    with _examining(folder, model, compute, KEPT, names_of(only)) as subject:
+        found = run_inference(subject, asked)
+    atlas = subject.atlas
     frame = agreement(atlas, found)
     for dynamic in found:
         for name, why in dynamic.context.left_out.items():
@@ -124,8 +133,7 @@ def inference_command(
     else:
         say("; ".join(filter(None, [atlas.caption(), f"{len(found)} templates", sampling(found)])))
         print_table(*_agreement_table(frame))
-    beside = _beside(atlas)
-    write_and_say(beside, lambda: write_inference(atlas, frame, found, beside, figures=not no_figures))
+    _write(atlas, lambda beside: write_inference(atlas, frame, found, beside, figures=not no_figures))
 
 
 @computes("device")
@@ -148,15 +156,15 @@ def attention_command(
 
     What is measured is stored in the atlas and not measured again. The table goes to DIR/evidence.
     """
-    from headatlas.atlas import Atlas
     from headatlas.evidence.attention_run import run_attention
     from headatlas.evidence.statistics import against_measured
+    from headatlas.evidence.texts import read_templates
     from headatlas.outputs import write_preferences
 
-    atlas = Atlas.open(folder)
-    with stopping(lambda: "stopped; nothing was stored"), progress_shown() as progress:
-        found = run_attention(atlas, model, templates=templates, compute=compute, progress=progress)
-    atlas = Atlas.open(folder)
+    asked = read_templates(templates)
+    with _examining(folder, model, compute, NOTHING) as subject:
+        found = run_attention(subject, asked, own=templates is not None)
+    atlas = subject.atlas
     frame = found.frame(atlas, names_of(only))
     for name, why in found.left_out.items():
         say(f"skipped: {name} ({why})")
@@ -178,7 +186,7 @@ def attention_command(
                 f"AUROC ({row['query']}) and measured attention: Spearman's rho {row['spearman']:.2f} "
                 f"({_interval(row, 'spearman')}) over {row['rows']} rows"
             )
-    write_and_say(atlas.folder, lambda: write_preferences(frame, atlas.folder))
+    _write(atlas, lambda beside: write_preferences(frame, beside))
 
 
 def _attention_table(frame: pd.DataFrame, limit: int) -> tuple[list[str], list[list[Any]]]:
@@ -224,28 +232,21 @@ def ablation_command(
     Each relation is stored in the atlas when it is done, so the same command goes on after Ctrl-C. A table
     and a figure per relation go to DIR/evidence; DIR's page and table of heads are written again with them.
     """
-    from headatlas.atlas import Atlas
-    from headatlas.evidence.ablation_run import Choices, run_ablation
+    from headatlas.evidence.ablation_run import Choices, run_ablation, run_chosen
     from headatlas.evidence.statistics import summarise_ablations
+    from headatlas.evidence.texts import read_templates
     from headatlas.outputs import write_ablations
 
-    choices = Choices(shots, method, sources, max_heads, draws, seed)
-    atlas = Atlas.open(folder)
+    choices, asked = Choices(shots, method, sources, max_heads, draws, seed), read_templates(templates)
     if ablate_heads is not None:
-        heads = [parse_head(name, atlas) for name in names_of(ablate_heads) or ()]
-        _ablate_chosen(atlas, model, heads, names_of(only), templates, choices, compute, as_json)
+        heads = [parse_head(name, Atlas.open(folder)) for name in names_of(ablate_heads) or ()]
+        with _examining(folder, model, compute, NOTHING) as subject:
+            chosen = run_chosen(subject, heads, asked, choices, names_of(only))
+        _print_chosen(subject.atlas, chosen, draws, as_json)
         return
-    with stopping(lambda: KEPT), progress_shown() as progress:
-        found = run_ablation(
-            atlas,
-            model,
-            only=names_of(only),
-            templates=templates,
-            choices=choices,
-            compute=compute,
-            progress=progress,
-        )
-    atlas = Atlas.open(folder)
+    with _examining(folder, model, compute, KEPT) as subject:
+        found = run_ablation(subject, asked, choices, names_of(only))
+    atlas = subject.atlas
     frame = summarise_ablations(found.done)
     skipped = {name: as_options(why) for name, why in found.skipped.items()}
     for name, why in skipped.items():
@@ -258,42 +259,20 @@ def ablation_command(
     else:
         say(atlas.caption())
         if found.done:
-            print_table(*_ablation_table(frame))
+            print_table(*_tabled(_records(frame), ABLATION_TABLE))
         else:
             say("no task was ablated")
-    beside = _beside(atlas)
-    write_and_say(beside, lambda: write_ablations(atlas, found.done, beside, figures=not no_figures))
+    _write(atlas, lambda beside: write_ablations(atlas, found.done, beside, figures=not no_figures))
 
 
-def _ablate_chosen(
-    atlas: Atlas,
-    model: str | None,
-    heads: Sequence[tuple[int, int]],
-    only: Sequence[str] | None,
-    templates: Path | None,
-    choices: Choices,
-    compute: Compute,
-    as_json: bool,
-) -> None:
+def _print_chosen(atlas: Atlas, found: HeadsAblation, draws: int, as_json: bool) -> None:
     """The part of ``evidence ablation`` that is about heads of the user's own choice."""
-    from headatlas.evidence.chosen_run import run_chosen
     from headatlas.evidence.statistics import summarise_heads
     from headatlas.outputs import write_heads_ablation
 
-    with stopping(lambda: "stopped; nothing was stored"), progress_shown() as progress:
-        found = run_chosen(
-            atlas,
-            model,
-            heads=heads,
-            only=only,
-            templates=templates,
-            choices=choices,
-            compute=compute,
-            progress=progress,
-        )
     frame = summarise_heads(found)
     names = ", ".join(f"{layer}.{head}" for layer, head in found.heads)
-    how = "output 0" if choices.method == "zero" else "mean output"
+    how = "output 0" if found.provenance["method"] == "zero" else "mean output"
     caption = f"without {names} ({how}), beside {len(found.draws)} draws of random heads of the same layers"
     skipped = {name: as_options(why) for name, why in found.provenance["skipped"].items()}
     for name, why in skipped.items():
@@ -304,33 +283,15 @@ def _ablate_chosen(
         )
     else:
         say(f"{atlas.model_name}: {caption}; losses in nats, intervals 95 % over texts or prompts")
-        if len(found.draws) < choices.draws:
+        if len(found.draws) < draws:
             say(f"only {len(found.draws)} different draws: these layers have no more other heads")
         print_table(*_heads_table(frame))
-    write_and_say(atlas.folder, lambda: write_heads_ablation(frame, found.heads, atlas.folder))
+    _write(atlas, lambda beside: write_heads_ablation(frame, found.heads, beside))
 
 
-def _heads_table(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
-    columns = ["on", "n", "loss", "without", "more", "95 %", "random", "draws", "beyond random", "95 %"]
-    columns += ["right", "without", "random"]
-    rows = [
-        [
-            *(row[name] for name in ("on", "n", "loss", "without", "difference")),
-            _interval(row, "difference"),
-            row["random"],
-            _interval(row, "random"),
-            row["excess"],
-            _interval(row, "excess"),
-            *(row[name] for name in ("accuracy", "accuracy_without", "accuracy_random")),
-        ]
-        for row in _records(frame)
-    ]
-    return columns, rows
-
-
-def _beside(atlas: Atlas) -> Path:
-    """The folder of the outputs of the map; those of evidence are in a folder of it."""
-    return atlas.folder
+def _write(atlas: Atlas, write: Callable[[Path], list[Path]]) -> None:
+    """Write outputs beside those of the map, and say which."""
+    write_and_say(atlas.folder, lambda: write(atlas.folder))
 
 
 def write_and_say(folder: Path, write: Callable[[], list[Path]]) -> None:
@@ -355,52 +316,55 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return plain_records(frame)
 
 
-def _agreement_table(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
-    """A row a relation: promotion with its interval, then suppression."""
-    columns = ["relation", "sources", "r with context", "95 %", "rho", "r without", "95 %", "rho"]
-    columns += ["suppression: r with", "r without"]
-    rows = []
-    for name in dict.fromkeys(frame["relation"]):
-        cell = frame[frame["relation"] == name].set_index(["kind", "sign"])
-        row: list[Any] = [name, cell["n_sources"].max()]
-        for kind in ("context", "without-context"):
-            found = cell.loc[(kind, "promotion")]
-            row += [found["pearson"], _interval(found, "pearson"), found["spearman"]]
-        row += [cell.loc[(kind, "suppression")]["pearson"] for kind in ("context", "without-context")]
-        rows.append(row)
-    return columns, rows
-
-
-def _ablation_table(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
-    columns = [
-        "relation",
-        "shots",
-        "asked",
-        "heads",
-        "base",
-        "− relation",
-        "− added",
-        "− random",
-        "control",
-        "− control",
-    ]
-    columns += ["area", "95 %", "added area", "95 %", "hurts more"]
-    rows = [
-        [
-            *(row[name] for name in ("relation", "shots", "sources", "heads", "base")),
-            *(row[name] for name in ("without_relation", "without_added", "without_random")),
-            *(row[name] for name in ("control_base", "without_control")),
-            row["area"],
-            _interval(row, "area"),
-            row["added_area"],
-            _interval(row, "added_area"),
-            row["hurts_more"],
-        ]
-        for row in _records(frame)
-    ]
-    return columns, rows
-
-
 def _interval(row: Any, name: str) -> str:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     return "–" if low is None or math.isnan(low) else f"{low:.2f} … {high:.2f}"
+
+
+def _tabled(rows: Sequence[Any], columns: Sequence[tuple[str, str]]) -> tuple[list[str], list[list[Any]]]:
+    """A table of rows, by (title, name of the number); under the title ``95 %`` stands its interval."""
+    cells = [
+        [_interval(row, name) if title == INTERVAL else row[name] for title, name in columns] for row in rows
+    ]
+    return [title for title, _ in columns], cells
+
+
+INTERVAL = "95 %"
+HEADS_TABLE = (
+    *(("on", "on"), ("n", "n"), ("loss", "loss"), ("without", "without")),
+    *(("more", "difference"), (INTERVAL, "difference"), ("random", "random"), ("draws", "random_range")),
+    *(("beyond random", "excess"), (INTERVAL, "excess")),
+    *(("right", "accuracy"), ("without", "accuracy_without"), ("random", "accuracy_random")),
+)
+ABLATION_TABLE = (
+    *(("relation", "relation"), ("shots", "shots"), ("asked", "sources"), ("heads", "heads")),
+    *(("base", "base"), ("− relation", "without_relation"), ("− added", "without_added")),
+    *(("− random", "without_random"), ("control", "control_base"), ("− control", "without_control")),
+    *(("area", "area"), (INTERVAL, "area"), ("added area", "added_area"), (INTERVAL, "added_area")),
+    ("hurts more", "hurts_more"),
+)
+AGREEMENT_TABLE = (
+    *(("relation", "relation"), ("sources", "n_sources")),
+    *(("r with context", "context"), (INTERVAL, "context"), ("rho", "context_rho")),
+    *(("r without", "without-context"), (INTERVAL, "without-context"), ("rho", "without-context_rho")),
+    *(("suppression: r with", "context_suppression"), ("r without", "without-context_suppression")),
+)
+
+
+def _heads_table(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
+    rows = [{**row, "random_range": _interval(row, "random")} for row in _records(frame)]
+    return _tabled(rows, HEADS_TABLE)
+
+
+def _agreement_table(frame: pd.DataFrame) -> tuple[list[str], list[list[Any]]]:
+    """A row a relation: promotion with its interval, then suppression."""
+    rows: dict[str, dict[str, Any]] = {}
+    for each in frame.to_dict("records"):
+        row = rows.setdefault(each["relation"], {"relation": each["relation"], "n_sources": 0})
+        row["n_sources"] = max(row["n_sources"], each["n_sources"])
+        if each["sign"] == "suppression":
+            row[f"{each['kind']}_suppression"] = each["pearson"]
+            continue
+        row |= {f"{each['kind']}{suffix}": each[f"pearson{suffix}"] for suffix in ("", "_low", "_high")}
+        row[f"{each['kind']}_rho"] = each["spearman"]
+    return _tabled(list(rows.values()), AGREEMENT_TABLE)
