@@ -232,6 +232,7 @@ def ablation_command(
     Each relation is stored in the atlas when it is done, so the same command goes on after Ctrl-C. A table
     and a figure per relation go to DIR/evidence; DIR's page and table of heads are written again with them.
     """
+    from headatlas.atlas import Atlas
     from headatlas.evidence.ablation_run import Choices, run_ablation, run_chosen
     from headatlas.evidence.statistics import summarise_ablations
     from headatlas.evidence.texts import read_templates

@@ -326,7 +326,7 @@ def _measured(asking: _Asking, folder: Path) -> xr.Dataset:
             folder / "queries",
             lambda done, _: subject.tell(Progress("states", n_keys + done, total)),
         )
-        distances = within_windows(modules.config) if rule.turns else (0,)
+        distances = within_windows(modules.config) if rule.turning else (0,)
         ranks = _ranks(asking, rule, keys, asked, distances)
     return _dataset(asking, ranks, distances)
 
