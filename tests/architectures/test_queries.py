@@ -82,7 +82,8 @@ def hold_ratios(opened: Model, model: PreTrainedModel) -> None:
     ids = torch.randint(3, 40, (2, TOKENS), generator=torch.Generator().manual_seed(1))
     paths = {layer: opened.value_input_module(layer) for layer in opened.layers_with_heads}
     with recorded(model, list(paths.values())) as (entering, _):
-        attention = model(ids, output_attentions=True).attentions
+        given = model(ids, output_attentions=True).attentions
+    attention = dict(zip(paths, (each for each in given if each is not None), strict=True))
     compared = 0
     for layer, path in paths.items():
         heads = opened.queries(layer)

@@ -228,11 +228,12 @@ def _angles_of(rotary: Any, config: Any) -> Callable[[int, int], tuple[torch.Ten
         at = next(rotary.buffers())
         by_kind = "layer_type" in inspect.signature(rotary.forward).parameters
         kind = {"layer_type": config.layer_types[layer]} if by_kind else {}
-        positions = torch.arange(distance + 1, device=at.device).unsqueeze(0)
+        # Two positions at least: at the first all angles are 0, and look as if they were given twice.
+        positions = torch.arange(max(distance, 1) + 1, device=at.device).unsqueeze(0)
         with torch.no_grad():
             cos, sin = rotary(torch.zeros(1, device=at.device, dtype=torch.float32), positions, **kind)
-        once = _once(cos[0])
-        return cos[0][:, once].cpu(), sin[0][:, once].cpu()
+        once = slice(distance + 1), _once(cos[0])
+        return cos[0][once].cpu(), sin[0][once].cpu()
 
     return angles
 
