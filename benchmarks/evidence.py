@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.checkpoints import INDEX
-from headatlas.evidence.inference_run import run_inference
+from headatlas.evidence.inference_run import Asked, run_inference
+from headatlas.evidence.opening import examined
 from headatlas.mapping.run import map_heads
 from headatlas.progress import Progress, Stats
 from headatlas.relations import resolve_relations
@@ -77,9 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         began = time.perf_counter()
         stages = Stages()
-        run_inference(
-            atlas, templates=_texts() if made else None, sources=sources, progress=stages, stats=stats
-        )
+        with examined(atlas, progress=stages) as subject:
+            run_inference(subject, Asked.of(_texts() if made else None, sources=sources), stats)
         stages.end()
     print(stages.said)
     print(

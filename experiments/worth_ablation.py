@@ -10,10 +10,9 @@ import pandas as pd
 
 from experiments.worth_agreement import Floats, shown
 from experiments.worth_scores import Bench, Scores
-from headatlas.evidence.ablation_hooks import Head, ablated
+from headatlas.evidence.asking import Head, Questions
 from headatlas.evidence.statistics import area, mean
-from headatlas.evidence.tasks import Questions, Task, make_task
-from headatlas.evidence.texts import read_templates
+from headatlas.evidence.texts import Task, make_task, read_templates
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +34,7 @@ class _Asked:
     """A task, and what the model answers without heads, none first; the same heads are not tried twice."""
 
     def __init__(self, bench: Bench, modules: PreTrainedModel, task: Task) -> None:
-        self._bench, self._modules, self._task = bench, modules, task
+        self._task = task
         self._questions = Questions(bench.model, modules, task.prompts)
         self._known: dict[frozenset[Head], Floats] = {}
 
@@ -43,8 +42,7 @@ class _Asked:
         """[n] 1 where the answer is right."""
         key = frozenset(heads)
         if key not in self._known:
-            with ablated(self._bench.model, self._modules, sorted(key)):
-                found = self._questions.answers({layer for layer, _ in key})
+            found = self._questions.answers(sorted(key))
             self._known[key] = self._task.correct(found).astype(np.float64)
         return self._known[key]
 

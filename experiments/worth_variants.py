@@ -10,7 +10,7 @@ import torch
 
 from experiments.worth_scores import Bench, Scores
 from headatlas.architectures import Model
-from headatlas.evidence.ablation_hooks import ablated
+from headatlas.evidence.asking import ablated
 from headatlas.evidence.recording import Watched, watch
 from headatlas.evidence.texts import Ids, Text
 from headatlas.lenses import NEUTRAL_PREFIXES, MapsStates

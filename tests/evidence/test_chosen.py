@@ -16,14 +16,12 @@ from headatlas.atlas import Atlas
 from headatlas.atlas.evidence import HeadsAblation
 from headatlas.cli import app
 from headatlas.errors import HeadatlasError
-from headatlas.evidence import chosen_run as chosen_module
+from headatlas.evidence import ablation_run as chosen_module
 from headatlas.evidence.ablation_run import Choices
-from headatlas.evidence.chosen_run import run_chosen, running_texts
 from headatlas.evidence.statistics import summarise_heads
-from headatlas.evidence.tasks import make_task
-from headatlas.evidence.texts import LENGTH, Template
+from headatlas.evidence.texts import LENGTH, Template, make_task, running_texts
 from headatlas.weights import load_modules, open_checkpoint
-from tests.evidence.conftest import Planted
+from tests.evidence.conftest import Planted, run_chosen
 from tests.evidence.planted import HEADS, LAYER
 from tests.mapping.checkpoints import word_tokenizer
 from tests.mapping.planting import D_HEAD
@@ -96,16 +94,13 @@ def _relations(planted: Planted) -> tuple[ha.relations.TokenisedRelation, ...]:
 def test_random_heads_are_of_the_same_layers(mapped: Planted, without: Planted) -> None:
     (found,) = HeadsAblation.all_in(without.atlas.path)
     assert found.heads == [(LAYER, HEADS["first"])] and len(found.draws) == 3
-    from headatlas.evidence.opening import open_subject
-
-    model = open_subject(mapped.atlas).prepared.model
     heads = [(0, 1), (LAYER, 0), (LAYER, 3)]
-    drawn = chosen_module._drawn(heads, model, Choices(draws=50))
+    drawn = chosen_module._drawn(heads, N_HEADS, Choices(draws=50))
     assert len(drawn) == 3 * 1 and all(set(draw).isdisjoint(heads) for draw in drawn.values())
     assert all([layer for layer, _ in draw] == [0, LAYER, LAYER] for draw in drawn.values())
     assert len({tuple(draw) for draw in drawn.values()}) == len(drawn)
     everything = [(1, head) for head in range(N_HEADS)]
-    assert chosen_module._drawn(everything, model, Choices()) == {}
+    assert chosen_module._drawn(everything, N_HEADS, Choices()) == {}
 
 
 def test_a_whole_layer_has_no_random_heads(mapped: Planted, tmp_path: Path) -> None:
@@ -119,7 +114,7 @@ def test_a_whole_layer_has_no_random_heads(mapped: Planted, tmp_path: Path) -> N
 
 def test_it_is_stored_and_not_measured_again(without: Planted) -> None:
     again = {"heads": [(LAYER, HEADS["first"])], "templates": without.templates, "draws": 3, "shots": 0}
-    with patch.object(chosen_module, "_measured", side_effect=AssertionError("measured again")):
+    with patch.object(chosen_module, "_losses", side_effect=AssertionError("measured again")):
         frame = ha.evidence.ablation(without.atlas, only=["first", "second"], **again)
         assert len(frame) == 3 and frame.attrs["skipped"] == {}
         with pytest.raises(AssertionError, match="measured again"):

@@ -13,18 +13,16 @@ from headatlas.architectures import open_model
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.evidence import opening
-from headatlas.evidence.ablation_hooks import ablated, mean_outputs
-from headatlas.evidence.ablation_run import Choices, run_ablation
-from headatlas.evidence.inference_run import run_inference
+from headatlas.evidence.ablation_run import Choices
+from headatlas.evidence.asking import Questions, ablated
 from headatlas.evidence.recording import watch
 from headatlas.evidence.statistics import agreement
-from headatlas.evidence.tasks import Questions
 from headatlas.evidence.texts import Text
 from headatlas.lenses import forward
 from headatlas.lenses.forward import running
 from headatlas.mapping.run import map_heads
 from headatlas.weights import open_checkpoint
-from tests.evidence.conftest import Planted
+from tests.evidence.conftest import Planted, run_ablation, run_inference
 from tests.evidence.planted import template_file
 from tests.lenses.test_devices import META, Elsewhere
 from tests.mapping.checkpoints import relation, save, tiny_model, word, word_tokenizer
@@ -42,11 +40,9 @@ def test_the_model_works_where_it_was_put(tmp_path: Path, monkeypatch: pytest.Mo
     packed = patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
     with packed, Elsewhere() as elsewhere, running(model, META) as modules:
         watch(model, modules, TEXTS, tmp_path / "seen")
-        means = mean_outputs(model, modules, PROMPTS)
-        asked = Questions(model, modules, PROMPTS)
+        asked = Questions(model, modules, PROMPTS, "mean")
         assert asked.answers().shape == (2,)
-        with ablated(model, modules, [(1, 2)], means):
-            assert asked.answers([1]).shape == (2,)
+        assert asked.answers([(1, 2)]).shape == (2,)
     assert elsewhere.products["meta"] and not elsewhere.products["cpu"] and not elsewhere.mixed
 
 
@@ -100,4 +96,4 @@ def test_answers_of_a_hybrid_model_are_those_of_whole_prompts() -> None:
     for heads in ([], [(layer, 0), (layer, 1)]):
         with ablated(model, modules, heads), torch.inference_mode():
             wanted = [int(modules(input_ids=torch.tensor([ids])).logits[0, -1].argmax()) for ids in prompts]
-            np.testing.assert_array_equal(asked.answers([at for at, _ in heads]), wanted)
+        np.testing.assert_array_equal(asked.answers(heads), wanted)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock, patch
 
 import numpy as np
@@ -23,8 +24,8 @@ from headatlas.atlas.store import read_array
 from headatlas.errors import HeadatlasError
 from headatlas.evidence import ablation_run as ablation_module
 from headatlas.evidence import inference_run as inference_module
-from headatlas.evidence.ablation_run import Choices, run_ablation, steps_to
-from headatlas.evidence.inference_run import run_inference
+from headatlas.evidence.ablation_run import Choices, steps_to
+from headatlas.evidence.inference_run import Asked
 from headatlas.evidence.opening import relations_of
 from headatlas.evidence.statistics import agree, agreement, sampling, summarise_ablations
 from headatlas.mapping import workers
@@ -33,7 +34,7 @@ from headatlas.mapping.run import map_heads
 from headatlas.progress import Progress
 from headatlas.relations import drawn
 from headatlas.weights import load_modules, open_checkpoint
-from tests.evidence.conftest import Planted
+from tests.evidence.conftest import Planted, run_ablation, run_inference
 from tests.evidence.planted import HEADS, LAYER, N, template_file
 from tests.mapping.checkpoints import word_tokenizer
 from tests.mapping.planting import VOCAB, random_model
@@ -61,7 +62,7 @@ def test_agreement_is_over_heads(examined: Planted) -> None:
     assert (frame.loc[("first", CONTEXT, "promotion"), "pearson"]) > 0.9
     assert (frame["n_heads"] == atlas.n_layers * atlas.n_heads).all()
     scores = [atlas.evidence.scores(name, WITHOUT, "promotion") for name in HEADS]
-    each = [agree(*both).pearson.value for both in scores if both is not None]
+    each = [agree(*both)["pearson"] for both in scores if both is not None]
     assert frame.loc[("mean", WITHOUT, "promotion"), "pearson"] == pytest.approx(np.mean(each))
     static = atlas.top("first", 12).sort_values(["layer", "head"])["score"].to_numpy()
     np.testing.assert_allclose(scores[0][0].ravel(), static)  # every template could use every source
@@ -287,16 +288,16 @@ def test_steps() -> None:
 @pytest.mark.parametrize(
     ("choices", "option"),
     [
-        (Choices(shots=-1), "`shots` is -1"),
-        (Choices(max_heads=0), "`max_heads` is 0"),
-        (Choices(sources=5), "`sources` is 5"),
-        (Choices(draws=0), "`draws` is 0"),
-        (Choices(method="resample"), "no method 'resample'"),  # type: ignore[arg-type]
+        ({"shots": -1}, "`shots` is -1"),
+        ({"max_heads": 0}, "`max_heads` is 0"),
+        ({"sources": 5}, "`sources` is 5"),
+        ({"draws": 0}, "`draws` is 0"),
+        ({"method": "resample"}, "no method 'resample'"),
     ],
 )
-def test_choices_that_make_no_sense(choices: Choices, option: str) -> None:
+def test_choices_that_make_no_sense(choices: dict[str, Any], option: str) -> None:
     with pytest.raises(HeadatlasError, match=option):
-        choices.check()
+        Choices(**choices)
 
 
 def test_random_heads_are_drawn_from_the_others(examined: Planted) -> None:
@@ -429,6 +430,6 @@ def test_only_what_is_needed_is_asked(mapped: Planted, tmp_path: Path) -> None:
 
 
 def test_the_plan_knows_the_shipped_templates() -> None:
-    templates = inference_module.context_templates(None)
+    templates = Asked.of(None).templates or ()
     assert len(templates) == CONTEXT_TEXTS
     assert np.mean([len(each.after.split()) for each in templates]) == TOKENS_AFTER

@@ -12,11 +12,10 @@ from transformers import PreTrainedModel
 
 from headatlas.architectures import Model, open_model
 from headatlas.atlas.layout import build_layout, layouts_together
-from headatlas.evidence import tasks
-from headatlas.evidence.ablation_hooks import ablated, mean_outputs
+from headatlas.evidence import asking
+from headatlas.evidence.asking import Questions, ablated, asking_takes
 from headatlas.evidence.inference_run import layer_as_watched
 from headatlas.evidence.recording import watch
-from headatlas.evidence.tasks import Questions, asking_takes
 from headatlas.evidence.texts import Text
 from headatlas.lenses.forward import pre_hooks
 from headatlas.mapping import engine
@@ -115,7 +114,8 @@ def test_one_head_less(pair: tuple[Model, PreTrainedModel]) -> None:
     """Ablating a head takes its own contribution away and nothing else: zero, or its mean in its place."""
     model, modules = pair
     prompts = [text.ids for text in TEXTS]
-    means = mean_outputs(model, modules, prompts)
+    means = Questions(model, modules, prompts, "mean").means
+    assert means is not None
     layer, head = 1, 2
     o_proj = model.o_proj_module(layer)
     per_prompt = [Seen(modules, [o_proj], ids).entering[o_proj] for ids in prompts]
@@ -144,11 +144,10 @@ def test_answers_are_those_of_whole_prompts(pair: tuple[Model, PreTrainedModel])
         for heads in ([], [(0, 1), (2, 3)], [(1, 0)], [(last, 1), (last, 2)], []):
             with ablated(model, modules, heads), torch.inference_mode():
                 wanted = [modules(input_ids=torch.tensor([ids])).logits[0, -1] for ids in some]
-                for members, logits in asked.logits([layer for layer, _ in heads]):
-                    for at, row in zip(members, logits, strict=True):
-                        torch.testing.assert_close(row, wanted[at], atol=2e-5, rtol=2e-4)
-                answers = asked.answers([layer for layer, _ in heads])
-                assert answers.tolist() == [int(row.argmax()) for row in wanted]
+            for members, logits in asked.logits(heads):
+                for at, row in zip(members, logits, strict=True):
+                    torch.testing.assert_close(row, wanted[at], atol=2e-5, rtol=2e-4)
+            assert asked.answers(heads).tolist() == [int(row.argmax()) for row in wanted]
 
 
 def test_a_pass_begins_at_the_first_ablated_layer(
@@ -174,14 +173,14 @@ def test_a_pass_begins_at_the_first_ablated_layer(
         (8 * model.dims.d_model * tokens, [0, 0, tokens]),
         (0, [7] * 3),
     ):
-        monkeypatch.setattr(tasks, "KEPT_BYTES", kept)
+        monkeypatch.setattr(asking, "KEPT_BYTES", kept)
         asked = Questions(model, modules, prompts)
         asked.answers()
         seen[:] = [0] * len(seen)
         with pre_hooks(modules, hooks):
-            asked.answers([2])
+            asked.answers([(2, 0)])
         assert seen == wanted, kept
-        assert asked.answers([0]).tolist() == asked.answers().tolist()
+        assert asked.answers([(0, 1)]).shape == asked.answers().shape
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])

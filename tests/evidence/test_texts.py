@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from headatlas.errors import HeadatlasError
-from headatlas.evidence.tasks import _shared, make_task
+from headatlas.evidence.asking import _shared
 from headatlas.evidence.texts import (
     CUT_DIFFERENTLY,
     TARGET_CUT_DIFFERENTLY,
@@ -18,6 +18,7 @@ from headatlas.evidence.texts import (
     Text,
     continued,
     in_template,
+    make_task,
     place,
     read_templates,
 )
@@ -140,7 +141,7 @@ def test_pairs_whose_target_is_cut_differently_are_dropped() -> None:
     tokenised = tokenise(
         relation("some", PAIRS), tokenizer, competing=np.arange(300) > 3, max_source_tokens=3
     )
-    with patch("headatlas.evidence.tasks.continued", lambda *_: [[(1, 2)]] * 3 + [[(83,)]] + [[()]] * 36):
+    with patch("headatlas.evidence.texts.continued", lambda *_: [[(1, 2)]] * 3 + [[(83,)]] + [[()]] * 36):
         task = make_task(tokenised, tokenizer, Template("The ", " of"), shots=0, sources=64)
     assert task.words == (word(23),)
     assert len(task.dropped[TARGET_CUT_DIFFERENTLY]) == 39

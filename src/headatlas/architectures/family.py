@@ -309,8 +309,13 @@ class Queries(Strict):
     Attributes:
         rotary: Channels of a query and key that turn together, as stored: ``halves`` (i and i + n/2),
             ``pairs`` (2i and 2i + 1), or ``none``: positions are in the states.
-        rotary_module: Path of the Hugging Face module that gives cosines and sines.
+        rotary_module: Path of the Hugging Face module that gives cosines and sines; where a model has none,
+            nothing turns.
+        turning: Layers that turn: all; those of ``layer_types`` that are ``sliding``; the same, but all where
+            the config has no window (``sliding_if_any``); or those marked in ``no_rope_layers``.
         query_norm, key_norm: Norms over the channels of each head, before it turns.
+        norm_over: Whether they are over each head or over all heads together.
+        clip: Key of the config with the largest size of a channel of queries and keys.
         scale: Key of the config whose value to the power −½ multiplies logits; by default d_head does.
         factor: Key of the config whose value itself multiplies logits instead, or the number.
         cap: Key of the config with the soft-cap of logits: ``cap * tanh(logit / cap)``.
@@ -319,8 +324,11 @@ class Queries(Strict):
 
     rotary: Literal["halves", "pairs", "none"]
     rotary_module: str = "{body}rotary_emb"
+    turning: Literal["all", "sliding", "sliding_if_any", "no_rope_layers"] = "all"
     query_norm: Norm | None = None
     key_norm: Norm | None = None
+    norm_over: Literal["head", "heads"] = "head"
+    clip: str | None = None
     scale: str | None = None
     factor: str | float | None = None
     cap: str | None = None

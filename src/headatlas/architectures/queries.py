@@ -3,7 +3,7 @@
 Which tensors these are is the family file's; angles, scale and soft-cap are those of the modules' config.
 A logit depends on two states and, with rotary positions, on how far they are apart:
 
-    logit(q, k, d) = cap(scale · ⟨R_d norm(x_q W_Q + b_Q), norm(x_k W_K + b_K)⟩)
+    logit(q, k, d) = cap(scale · ⟨R_d clip(norm(x_q W_Q + b_Q)), clip(norm(x_k W_K + b_K))⟩)
 
 R_d turns pairs of channels by angles proportional to the distance d (Su and others, arXiv:2104.09864 §3.2.2).
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from headatlas.architectures.accounting import Inventory
@@ -35,8 +35,8 @@ class LayerQueries:
         b_Q: [n_heads, d_head], or None.
         W_K: [n_kv_heads, d_model, d_head] float32, shared by the query heads of a key/value group.
         b_K: [n_kv_heads, d_head], or None.
-        query_norm, key_norm: Norms over the channels of a head, where the family has them.
-        rotary: Channels that turn together; see :class:`headatlas.architectures.family.Queries`.
+        query_norm, key_norm: Norms, where the family has them.
+        rotary, norm_over: As in :class:`headatlas.architectures.family.Queries`.
     """
 
     W_Q: torch.Tensor
@@ -46,23 +46,30 @@ class LayerQueries:
     query_norm: NormWeights | None
     key_norm: NormWeights | None
     rotary: Literal["halves", "pairs", "none"]
+    norm_over: Literal["head", "heads"]
 
     def queries(self, x: torch.Tensor) -> torch.Tensor:
         """Queries [n_heads, n, d_head] of states [n, d_model], before they turn; in the states' type."""
-        return _projected(x, self.W_Q, self.b_Q, self.query_norm)
+        return self._projected(x, self.W_Q, self.b_Q, self.query_norm)
 
     def keys(self, x: torch.Tensor) -> torch.Tensor:
         """Keys [n_kv_heads, m, d_head] of states [m, d_model], before they turn; in the states' type."""
-        return _projected(x, self.W_K, self.b_K, self.key_norm)
+        return self._projected(x, self.W_K, self.b_K, self.key_norm)
 
-
-def _projected(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, norm: NormWeights | None
-) -> torch.Tensor:
-    rows = x @ weight.to(x)
-    if bias is not None:
-        rows = rows + bias.to(x).unsqueeze(1)
-    return rows if norm is None else norm(rows)
+    def _projected(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, norm: NormWeights | None
+    ) -> torch.Tensor:
+        rows = x @ weight.to(x)
+        if bias is not None:
+            rows = rows + bias.to(x).unsqueeze(1)
+        if norm is None:
+            return rows
+        if self.norm_over == "heads":
+            together = norm(rows.transpose(0, 1).flatten(1))
+            return together.view(len(x), *weight.shape[::2]).transpose(0, 1)
+        if norm.gain is not None and norm.gain.ndim == 2:  # a gain for each head
+            norm = replace(norm, gain=norm.gain.unsqueeze(1))
+        return norm(rows)
 
 
 def queries_of_layer(
@@ -94,7 +101,7 @@ def queries_of_layer(
     W_Q, W_K = (each.transpose(1, 2).contiguous() for each in both("weight"))
     b_Q, b_K = both("bias") if biased else (None, None)
     query_norm, key_norm = normed(rules.query_norm), normed(rules.key_norm)
-    return LayerQueries(W_Q, b_Q, W_K, b_K, query_norm, key_norm, rules.rotary)
+    return LayerQueries(W_Q, b_Q, W_K, b_K, query_norm, key_norm, rules.rotary, rules.norm_over)
 
 
 def _rules(inventory: Inventory) -> Queries:
@@ -118,12 +125,14 @@ class AttentionRule:
     Attributes:
         scale: Multiplies a product.
         cap: Soft-cap of logits, or None.
-        turns: Whether queries and keys turn with their position.
+        clip: The largest size of a channel of queries and keys, or None.
+        turning: Layers in which queries and keys turn with their position.
     """
 
     scale: float
     cap: float | None
-    turns: bool
+    clip: float | None
+    turning: frozenset[int]
     _angles: Callable[[int, int], tuple[torch.Tensor, torch.Tensor]]
 
     def logits(
@@ -138,7 +147,9 @@ class AttentionRule:
             keys: [n_kv_heads, m, d_head] of :meth:`LayerQueries.keys`.
             distance: Position of the query less that of the key; without effect where nothing turns.
         """
-        if self.turns:
+        if self.clip is not None:
+            queries, keys = queries.clamp(-self.clip, self.clip), keys.clamp(-self.clip, self.clip)
+        if layer in self.turning:
             cos, sin = self._angles(layer, distance)
             queries = turned(queries, cos[-1], sin[-1], heads.rotary)
             keys = turned(keys, cos[0], sin[0], heads.rotary)
@@ -177,30 +188,47 @@ def attention_rule(inventory: Inventory, modules: PreTrainedModel, body: str) ->
         scale = float(base) ** -0.5
     else:
         scale = float(getattr(config, rules.factor) if isinstance(rules.factor, str) else rules.factor)
-    cap = None if rules.cap is None else getattr(config, rules.cap, None)
-    if rules.rotary == "none":
-        return AttentionRule(scale, cap, turns=False, _angles=_no_angles)
-    rotary = modules.get_submodule(rules.rotary_module.format(body=f"{body}.").lstrip("."))
-    return AttentionRule(scale, cap, turns=True, _angles=_angles_of(rotary, config))
+    cap, clip = (None if key is None else getattr(config, key, None) for key in (rules.cap, rules.clip))
+    path, _, name = rules.rotary_module.format(body=f"{body}.").lstrip(".").rpartition(".")
+    rotary = None if rules.rotary == "none" else getattr(modules.get_submodule(path), name)
+    turning = frozenset() if rotary is None else _turning(rules, config, inventory.sizes.dims.n_layers)
+    return AttentionRule(scale, cap, clip, turning, _angles_of(rotary, config))
 
 
-def _no_angles(layer: int, distance: int) -> tuple[torch.Tensor, torch.Tensor]:
-    raise ValueError(f"layer {layer}: nothing turns over a distance of {distance}")
+def _turning(rules: Queries, config: Any, n_layers: int) -> frozenset[int]:
+    """The layers in which queries and keys turn."""
+    window = getattr(config, "sliding_window", None)
+    if rules.turning == "all" or (rules.turning == "sliding_if_any" and window is None):
+        return frozenset(range(n_layers))
+    if rules.turning == "no_rope_layers":  # 1 where there is one
+        return frozenset(at for at, turns in enumerate(config.no_rope_layers) if turns)
+    return frozenset(at for at, kind in enumerate(config.layer_types) if kind == "sliding_attention")
 
 
 def _angles_of(rotary: Any, config: Any) -> Callable[[int, int], tuple[torch.Tensor, torch.Tensor]]:
     """Cosines and sines [position, pair] at positions 0 … distance, as the module gives them."""
-    by_kind = "layer_type" in inspect.signature(rotary.forward).parameters
 
     def angles(layer: int, distance: int) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
         at = next(rotary.buffers())
+        by_kind = "layer_type" in inspect.signature(rotary.forward).parameters
         kind = {"layer_type": config.layer_types[layer]} if by_kind else {}
-        positions = torch.arange(distance + 1, device=at.device).unsqueeze(0)
+        # Two positions at least: at the first all angles are 0, and look as if they were given twice.
+        positions = torch.arange(max(distance, 1) + 1, device=at.device).unsqueeze(0)
         with torch.no_grad():
             cos, sin = rotary(torch.zeros(1, device=at.device, dtype=torch.float32), positions, **kind)
-        half = cos.shape[-1] // 2  # the second half repeats the first
-        return cos[0, :, :half].cpu(), sin[0, :, :half].cpu()
+        once = slice(distance + 1), _once(cos[0])
+        return cos[0][once].cpu(), sin[0][once].cpu()
 
     return angles
+
+
+def _once(cos: torch.Tensor) -> slice:
+    """Places of each angle among cosines [position, channel]: given once, in two halves, or side by side."""
+    import torch
+
+    half = cos.shape[-1] // 2
+    if torch.equal(cos[:, :half], cos[:, half:]):
+        return slice(half)
+    return slice(None, None, 2) if torch.equal(cos[:, ::2], cos[:, 1::2]) else slice(None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -41,8 +42,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from headatlas.atlas import Atlas
+    from headatlas.atlas.evidence import HeadsAblation
     from headatlas.atlas.salience import Salience
-    from headatlas.evidence.ablation_run import Choices
+    from headatlas.evidence.opening import Subject
 
 KEPT = "stopped; what was finished is stored in the atlas; the same command goes on"
 NOTHING_STORED = "stopped; nothing was stored"
@@ -92,6 +94,22 @@ def register(app: typer.Typer) -> None:
 # evidence inference -----------------------------------------------------------------------------------
 
 
+@contextmanager
+def _examining(
+    folder: str, model: str | None, compute: Compute, kept: str, only: Sequence[str] | None = None
+) -> Iterator[Subject]:
+    """Open an atlas and its model, show progress, and say what is kept when the run is stopped."""
+    from headatlas.atlas import Atlas
+    from headatlas.evidence.opening import examined
+
+    with (
+        stopping(lambda: kept),
+        progress_shown() as progress,
+        examined(Atlas.open(folder), model, only=only, compute=compute, progress=progress) as subject,
+    ):
+        yield subject
+
+
 @computes("device")
 def inference_command(
     folder: AtlasArgument,
@@ -115,24 +133,14 @@ def inference_command(
     The scores are stored in the atlas; a table and scatter plots go to DIR/evidence, and DIR's page and table
     of heads are written again with them. The same command goes on after Ctrl-C.
     """
-    from headatlas.atlas import Atlas
-    from headatlas.evidence.inference_run import run_inference
+    from headatlas.evidence.inference_run import Asked, run_inference
     from headatlas.evidence.statistics import agreement, sampling
     from headatlas.outputs import write_inference
 
-    atlas = Atlas.open(folder)
-    with stopping(lambda: KEPT), progress_shown() as progress:
-        found = run_inference(
-            atlas,
-            model,
-            only=names_of(only),
-            templates=templates,
-            own_templates=own_templates,
-            sources=sources,
-            compute=compute,
-            progress=progress,
-        )
-    atlas = Atlas.open(folder)
+    asked = Asked.of(templates, own_templates=own_templates, sources=sources)
+    with _examining(folder, model, compute, KEPT, names_of(only)) as subject:
+        found = run_inference(subject, asked)
+    atlas = subject.atlas
     frame = agreement(atlas, found)
     for dynamic in found:
         for name, why in dynamic.context.left_out.items():
@@ -142,8 +150,7 @@ def inference_command(
     else:
         say("; ".join(filter(None, [atlas.caption(), f"{len(found)} templates", sampling(found)])))
         _print_agreement(frame)
-    beside = atlas.folder
-    write_and_say(beside, lambda: write_inference(atlas, frame, found, beside, figures=not no_figures))
+    _write(atlas, lambda beside: write_inference(atlas, frame, found, beside, figures=not no_figures))
 
 
 def _print_agreement(frame: pd.DataFrame) -> None:
@@ -193,15 +200,15 @@ def attention_command(
 
     What is measured is stored in the atlas and not measured again. The table goes to DIR/evidence.
     """
-    from headatlas.atlas import Atlas
     from headatlas.evidence.attention_run import run_attention
     from headatlas.evidence.statistics import against_measured
+    from headatlas.evidence.texts import read_templates
     from headatlas.outputs import write_preferences
 
-    atlas = Atlas.open(folder)
-    with stopping(lambda: NOTHING_STORED), progress_shown() as progress:
-        found = run_attention(atlas, model, templates=templates, compute=compute, progress=progress)
-    atlas = Atlas.open(folder)
+    asked = read_templates(templates)
+    with _examining(folder, model, compute, NOTHING_STORED) as subject:
+        found = run_attention(subject, asked, own=templates is not None)
+    atlas = subject.atlas
     frame = found.frame(atlas, names_of(only))
     for name, why in found.left_out.items():
         say(f"skipped: {name} ({why})")
@@ -235,7 +242,7 @@ def attention_command(
                 f"AUROC ({row['query']}) and measured attention: Spearman's rho {row['spearman']:.2f} "
                 f"({span(row['spearman_low'], row['spearman_high'])}) over {row['rows']} rows"
             )
-    write_and_say(atlas.folder, lambda: write_preferences(frame, atlas.folder))
+    _write(atlas, lambda beside: write_preferences(frame, beside))
 
 
 # evidence ablation ------------------------------------------------------------------------------------
@@ -267,27 +274,21 @@ def ablation_command(
     and a figure per relation go to DIR/evidence; DIR's page and table of heads are written again with them.
     """
     from headatlas.atlas import Atlas
-    from headatlas.evidence.ablation_run import Choices, run_ablation
+    from headatlas.evidence.ablation_run import Choices, run_ablation, run_chosen
     from headatlas.evidence.statistics import summarise_ablations
+    from headatlas.evidence.texts import read_templates
     from headatlas.outputs import write_ablations
 
-    choices = Choices(shots, method, sources, max_heads, draws, seed)
-    atlas = Atlas.open(folder)
+    choices, asked = Choices(shots, method, sources, max_heads, draws, seed), read_templates(templates)
     if ablate_heads is not None:
-        heads = [parse_head(name, atlas) for name in names_of(ablate_heads) or ()]
-        _ablate_chosen(atlas, model, heads, names_of(only), templates, choices, compute, as_json)
+        heads = [parse_head(name, Atlas.open(folder)) for name in names_of(ablate_heads) or ()]
+        with _examining(folder, model, compute, NOTHING_STORED) as subject:
+            chosen = run_chosen(subject, heads, asked, choices, names_of(only))
+        _print_chosen(subject.atlas, chosen, draws, as_json)
         return
-    with stopping(lambda: KEPT), progress_shown() as progress:
-        found = run_ablation(
-            atlas,
-            model,
-            only=names_of(only),
-            templates=templates,
-            choices=choices,
-            compute=compute,
-            progress=progress,
-        )
-    atlas = Atlas.open(folder)
+    with _examining(folder, model, compute, KEPT) as subject:
+        found = run_ablation(subject, asked, choices, names_of(only))
+    atlas = subject.atlas
     frame = summarise_ablations(found.done)
     skipped = {name: as_options(why) for name, why in found.skipped.items()}
     for name, why in skipped.items():
@@ -303,8 +304,7 @@ def ablation_command(
             print_records(_ABLATION_COLUMNS, frame)
         else:
             say("no task was ablated")
-    beside = atlas.folder
-    write_and_say(beside, lambda: write_ablations(atlas, found.done, beside, figures=not no_figures))
+    _write(atlas, lambda beside: write_ablations(atlas, found.done, beside, figures=not no_figures))
 
 
 _ABLATION_COLUMNS: tuple[Column, ...] = (
@@ -317,35 +317,14 @@ _ABLATION_COLUMNS: tuple[Column, ...] = (
 )
 
 
-def _ablate_chosen(
-    atlas: Atlas,
-    model: str | None,
-    heads: Sequence[tuple[int, int]],
-    only: Sequence[str] | None,
-    templates: Path | None,
-    choices: Choices,
-    compute: Compute,
-    as_json: bool,
-) -> None:
+def _print_chosen(atlas: Atlas, found: HeadsAblation, draws: int, as_json: bool) -> None:
     """The part of ``evidence ablation`` that is about heads of the user's own choice."""
-    from headatlas.evidence.chosen_run import run_chosen
     from headatlas.evidence.statistics import summarise_heads
     from headatlas.outputs import write_heads_ablation
 
-    with stopping(lambda: NOTHING_STORED), progress_shown() as progress:
-        found = run_chosen(
-            atlas,
-            model,
-            heads=heads,
-            only=only,
-            templates=templates,
-            choices=choices,
-            compute=compute,
-            progress=progress,
-        )
     frame = summarise_heads(found)
     names = ", ".join(f"{layer}.{head}" for layer, head in found.heads)
-    how = "output 0" if choices.method == "zero" else "mean output"
+    how = "output 0" if found.provenance["method"] == "zero" else "mean output"
     caption = f"without {names} ({how}), beside {len(found.draws)} draws of random heads of the same layers"
     skipped = {name: as_options(why) for name, why in found.provenance["skipped"].items()}
     for name, why in skipped.items():
@@ -354,10 +333,10 @@ def _ablate_chosen(
         print_rows([atlas], frame, heads=found.provenance["heads"], ablation=caption, skipped=skipped)
     else:
         say(f"{atlas.model_name}: {caption}; losses in nats, intervals 95 % over texts or prompts")
-        if len(found.draws) < choices.draws:
+        if len(found.draws) < draws:
             say(f"only {len(found.draws)} different draws: these layers have no more other heads")
         print_records(_CHOSEN_COLUMNS, frame)
-    write_and_say(atlas.folder, lambda: write_heads_ablation(frame, found.heads, atlas.folder))
+    _write(atlas, lambda beside: write_heads_ablation(frame, found.heads, beside))
 
 
 _CHOSEN_COLUMNS: tuple[Column, ...] = (
@@ -366,6 +345,11 @@ _CHOSEN_COLUMNS: tuple[Column, ...] = (
     *(("beyond random", "excess"), interval_of("excess_low", "excess_high")),
     *(("right", "accuracy"), ("without", "accuracy_without"), ("random", "accuracy_random")),
 )
+
+
+def _write(atlas: Atlas, write: Callable[[Path], list[Path]]) -> None:
+    """Write outputs beside those of the map, and say which."""
+    write_and_say(atlas.folder, lambda: write(atlas.folder))
 
 
 def write_and_say(folder: Path, write: Callable[[], list[Path]]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Literal
 
 import numpy as np
@@ -37,6 +38,7 @@ LEAST_WORDS = 12
 """A field has so many words."""
 
 On = Literal["mapping", "sources", "targets"]
+Holds = Callable[[Token, Token], bool]
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Rule:
     label: str
     side: Side = "promoted"
     on: On = "mapping"
-    holds: Callable[[Token, Token], bool] | None = None
+    holds: Holds | None = None
     pairs: frozenset[tuple[str, str]] = field(default=frozenset(), repr=False)
     words: frozenset[str] = field(default=frozenset(), repr=False)
 
@@ -67,34 +69,23 @@ class Rule:
 # By spelling --------------------------------------------------------------------------------------
 
 
+def _shared(source: Token, target: Token) -> int:
+    """Number of letters with which both words begin."""
+    alike = (a == b for a, b in zip(source.folded, target.folded, strict=False))
+    return sum(1 for _ in takewhile(bool, alike))
+
+
+def _words(source: Token, target: Token) -> bool:
+    """Whether both are words, and not the same."""
+    return source.folded.isalpha() and target.folded.isalpha() and source.folded != target.folded
+
+
 def _same(source: Token, target: Token) -> bool:
     return source.word != "" and source.word == target.word
 
 
-def _same_name(source: Token, target: Token) -> bool:
-    return source.kind == "capitalised" and len(source.word) > 2 and _same(source, target)
-
-
 def _other_case(source: Token, target: Token) -> bool:
     return source.folded == target.folded and source.word != target.word
-
-
-def _capitals(source: Token, target: Token) -> bool:
-    return _other_case(source, target) and len(target.word) > 1 and target.word.isupper()
-
-
-def _shared(source: Token, target: Token) -> int:
-    """Number of letters with which both words begin."""
-    n = 0
-    for a, b in zip(source.folded, target.folded, strict=False):
-        if a != b:
-            break
-        n += 1
-    return n
-
-
-def _words(source: Token, target: Token) -> bool:
-    return source.folded.isalpha() and target.folded.isalpha() and source.folded != target.folded
 
 
 def _stem(source: Token, target: Token) -> bool:
@@ -102,65 +93,40 @@ def _stem(source: Token, target: Token) -> bool:
     return _words(source, target) and shorter >= 4 and _shared(source, target) >= max(4, shorter - 2)
 
 
-def _longer(source: Token, target: Token) -> bool:
-    return _words(source, target) and len(source.word) > 1 and target.folded.startswith(source.folded)
-
-
-def _shorter(source: Token, target: Token) -> bool:
-    return _words(source, target) and len(target.word) > 1 and source.folded.startswith(target.folded)
-
-
-def _beginning(source: Token, target: Token) -> bool:
-    return _words(source, target) and _shared(source, target) >= 3
-
-
 def _ending(source: Token, target: Token) -> bool:
     enough = min(len(source.word), len(target.word)) >= 4
     return _words(source, target) and enough and source.folded[-3:] == target.folded[-3:]
 
 
-def _letter(at: int) -> Callable[[Token, Token], bool]:
-    def holds(source: Token, target: Token) -> bool:
-        return len(source.word) > 1 and source.word.isalpha() and target.folded == source.folded[at]
-
-    return holds
-
-
-def _same_letter(source: Token, target: Token) -> bool:
-    return _words(source, target) and _shared(source, target) >= 1
+def _letter(at: int) -> Holds:
+    return lambda source, target: (
+        len(source.word) > 1 and source.word.isalpha() and target.folded == source.folded[at]
+    )
 
 
-def _number(source: Token, target: Token) -> bool:
-    return source.kind == target.kind == "number" and source.word != target.word
-
-
-SPELLING: tuple[tuple[str, str, str, Callable[[Token, Token], bool]], ...] = (
-    ("name_copying", "copies capitalised words", "suppresses the capitalised word itself", _same_name),
+SPELLING: tuple[tuple[str, str, str, Holds], ...] = (
+    ("name_copying", "copies capitalised words", "suppresses the capitalised word itself",
+     lambda s, t: s.kind == "capitalised" and len(s.word) > 2 and _same(s, t)),
     ("copying", "copies", "suppresses the token itself", _same),
-    ("capitals", "writes the word in capitals", "suppresses the word in capitals", _capitals),
+    ("capitals", "writes the word in capitals", "suppresses the word in capitals",
+     lambda s, t: _other_case(s, t) and len(t.word) > 1 and t.word.isupper()),
     ("case", "changes the case", "suppresses the word in another case", _other_case),
-    ("longer", "writes words that begin with it", "suppresses words that begin with it", _longer),
-    ("shorter", "writes the word's beginning", "suppresses the word's beginning", _shorter),
+    ("longer", "writes words that begin with it", "suppresses words that begin with it",
+     lambda s, t: _words(s, t) and len(s.word) > 1 and t.folded.startswith(s.folded)),
+    ("shorter", "writes the word's beginning", "suppresses the word's beginning",
+     lambda s, t: _words(s, t) and len(t.word) > 1 and s.folded.startswith(t.folded)),
     ("stem", "writes words of the same stem", "suppresses words of the same stem", _stem),
     ("first_letter", "writes the first letter", "suppresses the first letter", _letter(0)),
     ("last_letter", "writes the last letter", "suppresses the last letter", _letter(-1)),
     ("beginning", "writes words with the same three first letters",
-     "suppresses words with the same three first letters", _beginning),
+     "suppresses words with the same three first letters", lambda s, t: _words(s, t) and _shared(s, t) >= 3),
     ("ending", "writes words with the same ending", "suppresses words with the same ending", _ending),
     ("same_letter", "writes words with the same first letter",
-     "suppresses words with the same first letter", _same_letter),
-    ("numbers", "writes other numbers for numbers", "suppresses other numbers for numbers", _number),
+     "suppresses words with the same first letter", lambda s, t: _words(s, t) and _shared(s, t) >= 1),
+    ("numbers", "writes other numbers for numbers", "suppresses other numbers for numbers",
+     lambda s, t: s.kind == t.kind == "number" and s.word != t.word),
 )  # fmt: skip
-"""Name, label where such a target is promoted, label where it is suppressed, and the predicate."""
-
-
-def spelling_rules() -> list[Rule]:
-    """The rules that compare the spelling of source and target."""
-    return [
-        Rule(f"{name}:{side}", label, side, holds=holds)
-        for name, *labels, holds in SPELLING
-        for side, label in zip(SIDES, labels, strict=True)
-    ]
+"""Name, label where such a target is promoted, label where it is suppressed, and when it is such a target."""
 
 
 # By words -----------------------------------------------------------------------------------------
@@ -200,30 +166,14 @@ def fields(relations: Iterable[Relation]) -> dict[str, frozenset[str]]:
     """Field → its case-folded words: both sides of the relations by the names that their titles give them."""
     found: dict[str, set[str]] = {}
     for relation in relations:
-        if relation.category == "Algorithmic" and relation.subcategory != "Numbers":
-            continue
         names = relation.title.split(" → ")
-        if len(names) != 2:
+        if len(names) != 2 or (relation.category == "Algorithmic" and relation.subcategory != "Numbers"):
             continue
-        sides = (
-            {pair.source for pair in relation.pairs},
-            {t for pair in relation.pairs for t in pair.targets},
-        )
-        for name, words in zip(names, sides, strict=True):
-            if not name.casefold().startswith(_NO_FIELDS):
-                found.setdefault(name, set()).update(word.casefold() for word in words)
-    return {name: frozenset(words) for name, words in found.items() if len(words) >= LEAST_WORDS}
-
-
-def field_rules(relations: Iterable[Relation], mappings: Mappings) -> list[Rule]:
-    """Rules for the fields of the relations, and for the scripts and kinds of tokens that targets have."""
-    named = {f"words of the field “{name}”": words for name, words in fields(relations).items()}
-    named |= _formal_fields(mappings)
-    return [
-        Rule(f"{on} {name}:{side}", label.format(name), side, on, words=words)
-        for name, words in named.items()
-        for on, side, label in _FIELD_LABELS
-    ]
+        for pair in relation.pairs:
+            for name, words in zip(names, ((pair.source,), pair.targets), strict=True):
+                if not name.casefold().startswith(_NO_FIELDS):
+                    found.setdefault(name, set()).update(word.casefold() for word in words)
+    return _large(found)
 
 
 _KINDS = {
@@ -237,21 +187,33 @@ _KINDS = {
 def _formal_fields(mappings: Mappings) -> dict[str, frozenset[str]]:
     """Words of each script other than Latin, and of some kinds, among all tokens of the mappings."""
     found: dict[str, set[str]] = {}
-    every = {*mappings.sources, *(t for side in SIDES for each in mappings.targets[side] for t in each)}
-    for token in every:
-        letters = [char for char in token.word if char.isalpha()]
-        if token.kind == "other script" and script(letters[0]):
-            name = script(letters[0])
-            name = name if name == "CJK" else name.capitalize()
-            found.setdefault(f"{name} letters", set()).add(token.folded)
-        elif token.kind in _KINDS:
-            found.setdefault(_KINDS[token.kind], set()).add(token.folded)
+    for token in {*mappings.sources, *(t for side in SIDES for each in mappings.targets[side] for t in each)}:
+        name = _KINDS.get(token.kind)
+        if token.kind == "other script" and (letters := script(next(filter(str.isalpha, token.word)))):
+            name = f"{letters if letters == 'CJK' else letters.capitalize()} letters"
+        if name is not None:
+            found.setdefault(name, set()).add(token.folded)
+    return _large(found)
+
+
+def _large(found: dict[str, set[str]]) -> dict[str, frozenset[str]]:
     return {name: frozenset(words) for name, words in found.items() if len(words) >= LEAST_WORDS}
 
 
 def all_rules(relations: Sequence[Relation], mappings: Mappings) -> list[Rule]:
     """Every rule, the most particular first: of two that fit about equally well the first is taken."""
-    return [*relation_rules(relations), *spelling_rules(), *field_rules(relations, mappings)]
+    by_spelling = [
+        Rule(f"{name}:{side}", label, side, holds=holds)
+        for name, *labels, holds in SPELLING
+        for side, label in zip(SIDES, labels, strict=True)
+    ]
+    named = {f"words of the field “{name}”": words for name, words in fields(relations).items()}
+    by_field = [
+        Rule(f"{on} {name}:{side}", label.format(name), side, on, words=words)
+        for name, words in (named | _formal_fields(mappings)).items()
+        for on, side, label in _FIELD_LABELS
+    ]
+    return [*relation_rules(relations), *by_spelling, *by_field]
 
 
 # Which are true of what ---------------------------------------------------------------------------
@@ -319,7 +281,10 @@ class Describer:
         self.mappings = mappings
         self.rules = all_rules(relations, mappings)
         self.strengths = strengths(self.rules, mappings)
-        self._fields = _Fields(self.rules, mappings)
+        every = range(len(mappings))
+        self._known = {(on, side): self._words(on, side, every) for on, side, _ in _FIELD_LABELS}
+        """Different words of the sources and the targets of all mappings."""
+        self._fields = [at for at, rule in enumerate(self.rules) if rule.on != "mapping"]
 
     def describe(self, parts: Halves) -> Description | None:
         """The best rule for a head, or None if none fits its described half."""
@@ -329,7 +294,7 @@ class Describer:
         scores = right_choices(self.strengths, parts.described_options)
         holds = (self.strengths[rows] > 0).sum(axis=0)
         fits = np.array([above_chance(score, len(rows)) for score in scores])
-        fits &= (holds >= LEAST_SUPPORT) & self._fields.enriched(rows, fits)
+        fits = self._enriched(rows, fits & (holds >= LEAST_SUPPORT))
         if not fits.any():
             return None
         at = self._best(np.where(fits, scores, -1.0), len(rows))
@@ -347,42 +312,26 @@ class Describer:
         particular = [int(at) for at in near if self.rules[at].on == "mapping"]
         return particular[0] if particular else int(np.argmax(scores))
 
-
-class _Fields:
-    """How likely the different words of a head's half hold so many of a field by chance (hypergeometric)."""
-
-    def __init__(self, rules: Sequence[Rule], mappings: Mappings) -> None:
-        self._rules = rules
-        self._mappings = mappings
-        self._known: dict[tuple[On, Side], frozenset[str]] = {}
-        for on, side, _ in _FIELD_LABELS:
-            rows = range(len(mappings))
-            self._known[on, side] = frozenset(self._tokens(on, side, rows))
-        self._sizes = {
-            at: len(rule.words & self._known[rule.on, rule.side])
-            for at, rule in enumerate(rules)
-            if rule.on != "mapping"
-        }
-
-    def enriched(self, rows: NDArray[np.int64], asked: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """[rules] whether a field is enriched, of the rules asked about; True for rules on mappings."""
+    def _enriched(self, rows: NDArray[np.int64], fits: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """[rules] those that fit; but a field only if so many of its words are no chance (hypergeometric)
+        among the different words of these rows.
+        """
         from scipy.stats import hypergeom
 
-        found = np.ones(len(self._rules), dtype=np.bool_)
-        words = {key: self._tokens(*key, rows) for key in self._known}
-        for at, size in self._sizes.items():
-            if asked[at]:
-                rule = self._rules[at]
+        words = {key: self._words(*key, rows) for key in self._known}
+        for at in self._fields:
+            if fits[at]:
+                rule = self.rules[at]
                 mine, known = words[rule.on, rule.side], self._known[rule.on, rule.side]
                 hits = len(rule.words & mine)
-                p = float(hypergeom.sf(hits - 1, len(known), size, len(mine)))
-                found[at] = hits >= LEAST_SUPPORT and p * len(self._sizes) <= FIELD_P
-        return found
+                p = float(hypergeom.sf(hits - 1, len(known), len(rule.words & known), len(mine)))
+                fits[at] = hits >= LEAST_SUPPORT and p * len(self._fields) <= FIELD_P
+        return fits
 
-    def _tokens(self, on: On, side: Side, rows: Iterable[int]) -> set[str]:
+    def _words(self, on: On, side: Side, rows: Iterable[int]) -> set[str]:
         if on == "sources":
-            return {self._mappings.sources[at].folded for at in rows}
-        return {token.folded for at in rows for token in self._mappings.targets[side][at]}
+            return {self.mappings.sources[at].folded for at in rows}
+        return {token.folded for at in rows for token in self.mappings.targets[side][at]}
 
 
 # By attention -------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 >>> ha.evidence.inference(atlas)                                       # doctest: +SKIP
 >>> ha.evidence.ablation(atlas, only=["country_to_capital"])           # doctest: +SKIP
 
-Both run the model, store what they measure in the atlas's folder, and go on where they were stopped.
+They run the model and store what they measure in the atlas's folder. Inference and ablation go on where they
+were stopped.
 """
 
 from __future__ import annotations
@@ -56,23 +57,13 @@ def inference(
         HeadatlasError: The model is not the atlas's or does not fit into memory, a template has no slot, or
             no relation can be used in it. What was measured before stays.
     """
-    from headatlas.evidence.inference_run import run_inference
+    from headatlas.evidence.inference_run import Asked, run_inference
+    from headatlas.evidence.opening import examined
     from headatlas.evidence.statistics import agreement
-    from headatlas.progress import reporting
 
-    with reporting(progress) as tell:
-        found = run_inference(
-            atlas,
-            model,
-            tokenizer,
-            only=only,
-            templates=templates,
-            own_templates=own_templates,
-            sources=sources,
-            compute=compute,
-            progress=tell,
-        )
-    atlas.forget_evidence()
+    asked = Asked.of(templates, own_templates=own_templates, sources=sources)
+    with examined(atlas, model, tokenizer, only=only, compute=compute, progress=progress) as subject:
+        found = run_inference(subject, asked)
     return agreement(atlas, found)
 
 
@@ -107,42 +98,19 @@ def ablation(
         HeadatlasError: The model is not the atlas's or does not fit into memory, a template has no slot, or a
             number is out of range. What was measured before stays.
     """
-    from headatlas.evidence.ablation_run import Choices, run_ablation
-    from headatlas.evidence.chosen_run import run_chosen
+    from headatlas.evidence.ablation_run import Choices, run_ablation, run_chosen
+    from headatlas.evidence.opening import examined
     from headatlas.evidence.statistics import summarise_ablations, summarise_heads
-    from headatlas.progress import reporting
+    from headatlas.evidence.texts import read_templates
 
-    if heads is not None:
-        with reporting(progress) as tell:
-            chosen = run_chosen(
-                atlas,
-                model,
-                tokenizer,
-                heads=heads,
-                only=only,
-                templates=templates,
-                choices=Choices(**choices),
-                compute=compute,
-                progress=tell,
-            )
-        atlas.forget_evidence()
-        frame = summarise_heads(chosen)
-        frame.attrs["skipped"] = chosen.provenance["skipped"]
-        return frame
-    with reporting(progress) as tell:
-        found = run_ablation(
-            atlas,
-            model,
-            tokenizer,
-            only=only,
-            templates=templates,
-            choices=Choices(**choices),
-            compute=compute,
-            progress=tell,
-        )
-    atlas.forget_evidence()
-    frame = summarise_ablations(found.done)
-    frame.attrs["skipped"] = found.skipped
+    chosen, asked = Choices(**choices), read_templates(templates)
+    with examined(atlas, model, tokenizer, compute=compute, progress=progress) as subject:
+        if heads is not None:
+            without = run_chosen(subject, heads, asked, chosen, only)
+        else:
+            found = run_ablation(subject, asked, chosen, only)
+    frame = summarise_ablations(found.done) if heads is None else summarise_heads(without)
+    frame.attrs["skipped"] = found.skipped if heads is None else without.provenance["skipped"]
     return frame
 
 
@@ -173,11 +141,12 @@ def attention(
             not read yet, or a template has no slot.
     """
     from headatlas.evidence.attention_run import run_attention
-    from headatlas.progress import reporting
+    from headatlas.evidence.opening import examined
+    from headatlas.evidence.texts import read_templates
 
-    with reporting(progress) as tell:
-        found = run_attention(atlas, model, tokenizer, templates=templates, compute=compute, progress=tell)
-    atlas.forget_evidence()
+    asked = read_templates(templates)
+    with examined(atlas, model, tokenizer, compute=compute, progress=progress) as subject:
+        found = run_attention(subject, asked, own=templates is not None)
     frame = found.frame(atlas, only)
     frame.attrs |= {"caption": found.caption(), "left_out": found.left_out}
     return frame

@@ -1,40 +1,49 @@
-"""Ablation: what a task loses when the heads of its relation are taken out, beside random heads and other
-tasks.
+"""Ablation: what a model loses without some of its heads, beside random heads.
 
-One relation after another; each is saved in the atlas when it is done, and a killed run goes on with the
-next.
+Of a *relation*, the heads called for it are taken out, and its task is asked, and control tasks. Each is
+saved in the atlas when it is done, and a killed run goes on with the next. *Heads of one's own choice* are
+taken out together, and the loss on running texts and tasks is measured.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from math import comb, prod
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from headatlas.atlas import Atlas
-from headatlas.atlas.evidence import ADDED, RANDOM, RELATION, Ablation, evidence_group
+from headatlas.architectures import Model
+from headatlas.atlas.evidence import (
+    ADDED,
+    CHOSEN,
+    RANDOM,
+    RELATION,
+    RUNNING_TEXT,
+    WHOLE,
+    Ablation,
+    HeadsAblation,
+    evidence_group,
+)
 from headatlas.atlas.stored import read_dataset, store_dataset
 from headatlas.errors import HeadatlasError
-from headatlas.evidence.ablation_hooks import Head, ablated, mean_outputs
-from headatlas.evidence.opening import Subject, open_subject
-from headatlas.evidence.tasks import Questions, Task, asking_takes, make_task
-from headatlas.evidence.texts import Templates, read_templates
-from headatlas.lenses.forward import running
+from headatlas.evidence.asking import Head, Method, Questions, ablated, asking_takes
+from headatlas.evidence.opening import Subject
+from headatlas.evidence.statistics import random_heads
+from headatlas.evidence.texts import LENGTH, Ids, Task, Templates, make_task, read_templates, running_texts
+from headatlas.lenses.forward import prefix_ids, running
 from headatlas.mapping.plan import passing_seconds
-from headatlas.options import Compute
-from headatlas.progress import Progress, Report, duration, silent
+from headatlas.progress import Progress, duration
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Method = Literal["zero", "mean"]
+    from transformers import PreTrainedModel
 
 MIN_SOURCES = 20
 MIN_BASE = 0.2
@@ -43,25 +52,33 @@ MAX_BASE_DIFFERENCE = 0.2
 MAX_OVERLAP = 0.15
 """Heads called for a control task among those ablated; the share must be below this."""
 N_CONTROLS = 2
+N_ALONE = 8
 BASE_PREFIX = "base-"
 DEFINITIONS = 1
-"""Goes up when a definition changes: stored answers of the whole model are then asked again."""
+"""Goes up when a definition changes: what is stored is then asked and measured again."""
 LEAST_LEFT = 0.4
 """Of the blocks, those that are run at least, on average over the heads ablated; for estimates."""
-N_ALONE = 8
+LOGIT_BYTES = 256 << 20
+"""Of the logits of the running texts that go through together, at most (one text aside)."""
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Options of an ablation: how tasks are asked and heads ablated.
+    """Options of an ablation: how tasks are asked and heads ablated. docs/evidence.md says why these.
 
     Attributes:
         shots: Examples before each question.
         method: ``"zero"`` or ``"mean"``.
         sources: Sources asked at most.
-        max_heads: Heads ablated at most.
+        max_heads: Heads of a relation ablated at most.
         draws: Draws of random heads.
         seed: Of the draws.
+
+    Raises:
+        HeadatlasError: A number is out of range, or there is no such method.
     """
 
     shots: int = 5
@@ -71,12 +88,7 @@ class Choices:
     draws: int = 5
     seed: int = 0
 
-    def check(self) -> None:
-        """Refuse what makes no sense.
-
-        Raises:
-            HeadatlasError: A number is out of range, or there is no such method.
-        """
+    def __post_init__(self) -> None:
         if self.method not in get_args(Method):
             raise HeadatlasError(f"`method`: there is no method {self.method!r}; use zero or mean.")
         least = {"shots": 0, "sources": MIN_SOURCES, "max_heads": 1, "draws": 1, "seed": 0}
@@ -84,6 +96,50 @@ class Choices:
             value = getattr(self, name)
             if not isinstance(value, int) or value < low:
                 raise HeadatlasError(f"`{name}` is {value!r}: it must be a whole number of at least {low}.")
+
+
+def _tasks(subject: Subject, templates: Templates, choices: Choices) -> Iterator[tuple[str, Task]]:
+    """The task of each relation that has a template."""
+    words = subject.prepared.model.tokenizer()
+    for each in subject.relations:
+        if (name := each.relation.name) in templates.tasks:
+            template = templates.tasks[name]
+            yield name, make_task(each, words, template, shots=choices.shots, sources=choices.sources)
+
+
+def _cannot_be_asked(task: Task | None) -> str | None:
+    """The reason why a relation's task cannot be asked, or None."""
+    if task is None:
+        return "there is no task template for it; give one with `templates`"
+    if len(task.words) >= MIN_SOURCES:
+        return None
+    gone = "; ".join(f"{reason} ({len(words)})" for reason, words in task.dropped.items())
+    why = f": {gone}" if gone else ""
+    examples = "; examples are not asked, see `shots`" if task.shots else ""
+    return f"{len(task.words)} pairs can be asked, at least {MIN_SOURCES} needed{why}{examples}"
+
+
+def _digest(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()
+
+
+def _listed(table: pd.DataFrame) -> list[Head]:
+    """The heads of a table's rows, in their order."""
+    return [(int(layer), int(head)) for layer, head in table[["layer", "head"]].to_numpy()]
+
+
+def _strings(names: Mapping[str, Any] | Sequence[str]) -> NDArray[Any]:
+    # Variable-length strings: the fixed-width kind has no stable Zarr 3 form yet.
+    return np.array(list(names), dtype=np.dtypes.StringDType())
+
+
+def _ordered(orders: Mapping[str, Sequence[Head]]) -> dict[str, Any]:
+    """The heads of every order, as variables of a dataset."""
+    places = np.array(list(orders.values()), dtype=np.int32).reshape(len(orders), -1, 2)
+    return {"layer": (("order", "rank"), places[..., 0]), "head": (("order", "rank"), places[..., 1])}
+
+
+# The heads of relations -------------------------------------------------------------------------------
 
 
 @dataclass
@@ -100,101 +156,60 @@ class Ablations:
 
 
 def run_ablation(
-    atlas: Atlas,
-    model: str | Path | PreTrainedModel | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    *,
-    only: Sequence[str] | None = None,
-    templates: str | Path | None = None,
-    choices: Choices | None = None,
-    compute: Compute | None = None,
-    progress: Report | None = None,
+    subject: Subject, templates: Templates, choices: Choices, only: Sequence[str] | None = None
 ) -> Ablations:
     """Ablate the heads of relations and store what their tasks lose; what is stored is not measured again.
 
-    Arguments and errors are those of :func:`headatlas.evidence.ablation`; ``progress`` is called with each
-    step. The atlas's thresholds say which heads are called; control tasks come from all relations. What the
-    defaults of ``choices`` are, and why, is in docs/evidence.md.
+    The atlas's thresholds say which heads are called; control tasks come from all relations of the subject.
     """
-    tell, chosen = progress or silent, choices or Choices()
-    chosen.check()
-    found = read_templates(templates)
-    tell(Progress("open", 0, 0, atlas.model_name))
-    subject = open_subject(atlas, model, tokenizer, compute=compute)
+    atlas, tell = subject.atlas, subject.tell
     names = list(dict.fromkeys(atlas.known(name) for name in only)) if only else list(atlas.relation_scores)
-    folder = evidence_group(subject.path)
-    out = Ablations(skipped=_without_relation(atlas, found))
+    # Of the user's templates: most likely a name is misspelt.
+    known = {*read_templates().tasks, *atlas.relations["relation"]}
+    why = "a template is given for it, but the atlas has no such relation"
+    out = Ablations(skipped={name: why for name in templates.tasks if name not in known})
     with running(subject.prepared.model, subject.device) as modules:
-        run = _Run(subject, modules, found, chosen, folder)
+        run = _Run(subject, modules, templates, choices)
         tell(Progress("estimate", 0, 0, run.estimate(names)))
         for at, name in enumerate(names):
             tell(Progress("ablation", at, len(names), name))
-            if why := run.problem(name):
-                out.skipped[name] = why
+            if problem := run.problem(name):
+                out.skipped[name] = problem
             else:
                 out.done.append(run.stored(name))
         tell(Progress("ablation", len(names), len(names)))
     return out
 
 
-def _without_relation(atlas: Atlas, templates: Templates) -> dict[str, str]:
-    """Task templates of the user's for which the atlas has no relation: most likely a name is misspelt."""
-    known = {*read_templates().tasks, *atlas.relations["relation"]}
-    why = "a template is given for it, but the atlas has no such relation"
-    return {name: why for name in templates.tasks if name not in known}
-
-
 class _Run:
     """Tasks of one model, and their answers."""
 
     def __init__(
-        self,
-        subject: Subject,
-        modules: PreTrainedModel,
-        templates: Templates,
-        choices: Choices,
-        folder: Path,
+        self, subject: Subject, modules: PreTrainedModel, templates: Templates, choices: Choices
     ) -> None:
-        self._subject = subject
-        self._folder = folder
-        self._modules = modules
-        self._choices = choices
-        self._templates = templates.tasks
-        words = subject.prepared.model.tokenizer()
-        self.tasks: dict[str, Task] = {
-            each.relation.name: make_task(
-                each,
-                words,
-                self._templates[each.relation.name],
-                shots=choices.shots,
-                sources=choices.sources,
-            )
-            for each in subject.relations
-            if each.relation.name in self._templates
-        }
-        self._base: dict[str, NDArray[np.bool_]] = {}
-        self._known: dict[tuple[str, frozenset[Head]], NDArray[np.bool_]] = {}
+        self._subject, self._modules, self._choices = subject, modules, choices
+        self._folder = evidence_group(subject.path)
+        self.tasks = dict(_tasks(subject, templates, choices))
+        self._base: dict[str, Bools] = {}
         self._asked: dict[str, Questions] = {}
-        self._means: tuple[str, torch.Tensor] | None = None
+        self._known: dict[tuple[str, frozenset[Head]], Bools] = {}
 
-    def base(self, name: str) -> NDArray[np.bool_]:
+    def base(self, name: str) -> Bools:
         """[source] right answers of the whole model: those stored in the atlas, or asked and stored."""
         if name not in self._base:
             task, weights = self.tasks[name], self._subject.prepared.provenance["model"]["weights_hash"]
-            body = repr([DEFINITIONS, task.prompts, [sorted(right) for right in task.accepted], weights])
-            digest = hashlib.sha256(body.encode()).hexdigest()
+            body = [DEFINITIONS, task.prompts, [sorted(right) for right in task.accepted], weights]
+            digest = _digest(repr(body))
             place = self._folder / f"{BASE_PREFIX}{digest[:12]}"
             if not place.is_dir():
                 right = task.correct(self._questions(name).answers())
-                store_dataset(
-                    place, xr.Dataset({"base": ("source", right)}), {"relation": name, "digest": digest}
-                )
+                data = xr.Dataset({"base": ("source", right)})
+                store_dataset(place, data, {"relation": name, "digest": digest})
             self._base[name] = np.asarray(read_dataset(place)[0]["base"].values).astype(bool)
         return self._base[name]
 
     def estimate(self, names: Sequence[str]) -> str:
         """The work ahead, if no answers are stored and every step is measured, and how long it takes here."""
-        model = self._subject.prepared.model
         todo = [name for name in names if self._problem_beforehand(name) is None]
         runs = dict.fromkeys(self.tasks, 1.0 if todo else 0.0)
         for name in todo:
@@ -204,7 +219,10 @@ class _Run:
         takes = {name: asking_takes(task.prompts) for name, task in self.tasks.items() if task.prompts}
         tokens, passes = (sum(runs[name] * each[at] for name, each in takes.items()) for at in range(2))
         least, most = passing_seconds(
-            model, (LEAST_LEFT * tokens, tokens), (LEAST_LEFT * passes, passes), self._subject.device
+            self._subject.prepared.model,
+            (LEAST_LEFT * tokens, tokens),
+            (LEAST_LEFT * passes, passes),
+            self._subject.device,
         )
         return (
             f"tasks to ablate: {len(todo)}; at most {int(tokens):,} tokens through the model: "
@@ -221,66 +239,55 @@ class _Run:
 
     def _problem_beforehand(self, name: str) -> str | None:
         """The reason that is known before the model is asked, or None."""
-        if name not in self.tasks:
-            return "there is no task template for it; give one with `templates`"
-        task = self.tasks[name]
-        if len(task.words) < MIN_SOURCES:
-            gone = "; ".join(f"{reason} ({len(words)})" for reason, words in task.dropped.items())
-            why = f": {gone}" if gone else ""
-            examples = "; examples are not asked, see `shots`" if task.shots else ""
-            return f"{len(task.words)} pairs can be asked, at least {MIN_SOURCES} needed{why}{examples}"
-        return None if self._heads(name) else "the atlas calls no head for it"
+        why = _cannot_be_asked(self.tasks.get(name))
+        return why or (None if self._heads(name) else "the atlas calls no head for it")
 
     def stored(self, name: str) -> Ablation:
         """The ablation of a relation: from the atlas if it is there, else measured and stored."""
-        heads = self._orders(name)
-        controls = self._controls(name, heads[RELATION])
-        provenance = self._provenance(name, heads, controls)
+        orders = self._orders(name)
+        controls = self._controls(name, orders[RELATION])
+        provenance = self._provenance(name, orders, controls)
         label = f"{name}-shots{self._choices.shots}-{self._choices.method}"
         path = Ablation.place(self._folder, label)
         if path.is_dir():
             there = Ablation.read(path)
             if there.provenance.get("key") == provenance["key"]:
                 return there
-        self._means, self._known, self._asked = None, {}, {}
-        store_dataset(path, self._measured(name, heads, controls), provenance)
+        self._asked, self._known = {}, {}
+        store_dataset(path, self._measured(name, orders, controls), provenance)
         return Ablation.read(path)
+
+    def _rows(self, name: str) -> pd.DataFrame:
+        """The heads of a relation in the atlas, by score."""
+        table = self._subject.atlas.without_evidence
+        return table[table["relation"] == name].sort_values("score", ascending=False, kind="stable")
 
     def _heads(self, name: str) -> list[Head]:
         """Called heads, best first, no more than asked and than there are others to draw from."""
-        table = self._subject.atlas.without_evidence
-        mine = table[(table["relation"] == name) & table["implements"]]
-        ordered = mine.sort_values("score", ascending=False, kind="stable")[["layer", "head"]].to_numpy()
-        n_all = int((table["relation"] == name).sum())
-        most = min(self._choices.max_heads, n_all - len(ordered))
-        return [(int(layer), int(head)) for layer, head in ordered[:most]]
+        rows = self._rows(name)
+        called = _listed(rows[rows["implements"]])
+        return called[: min(self._choices.max_heads, len(rows) - len(called))]
 
     def _orders(self, name: str) -> dict[str, list[Head]]:
         """Heads in the order in which they are ablated, for every curve."""
-        table = self._subject.atlas.without_evidence
+        table, heads = self._subject.atlas.without_evidence, self._heads(name)
         rows = table[table["relation"] == name]
-        heads = self._heads(name)
+        others = _listed(rows[~rows["implements"]])
         by_added = rows.sort_values(["added", "score"], ascending=False, kind="stable")
-        others = rows[~rows["implements"]][["layer", "head"]].to_numpy()
-        orders = {
-            RELATION: heads,
-            ADDED: [(int(a), int(b)) for a, b in by_added[["layer", "head"]].to_numpy()[: len(heads)]],
-        }
+        orders = {RELATION: heads, ADDED: _listed(by_added[: len(heads)])}
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
         for draw in range(self._choices.draws):
             rng = np.random.default_rng([self._choices.seed, seed, draw])
             drawn = rng.choice(len(others), size=len(heads), replace=False)
-            orders[f"{RANDOM} {draw}"] = [(int(a), int(b)) for a, b in others[drawn]]
+            orders[f"{RANDOM} {draw}"] = [others[at] for at in drawn]
         return orders
 
     def _controls(self, name: str, heads: list[Head]) -> list[str]:
-        base = float(self.base(name).mean())
-        table = self._subject.atlas.without_evidence
-        near = []
+        """Other tasks of about the same base accuracy, for which few of these heads are called."""
+        base, near = float(self.base(name).mean()), []
         for other, task in self.tasks.items():
-            rows = table[(table["relation"] == other) & table["implements"]]
-            called = {(int(a), int(b)) for a, b in rows[["layer", "head"]].to_numpy()}
-            overlap = len(called & set(heads)) / len(heads)
+            rows = self._rows(other)
+            overlap = len({*_listed(rows[rows["implements"]])} & {*heads}) / len(heads)
             if other == name or overlap >= MAX_OVERLAP or len(task.words) < MIN_SOURCES:
                 continue  # the model need not be asked
             accuracy = float(self.base(other).mean())
@@ -290,66 +297,50 @@ class _Run:
         return [other for _, other in sorted(near)[:N_CONTROLS]]
 
     def _measured(self, name: str, orders: dict[str, list[Head]], controls: list[str]) -> xr.Dataset:
-        n_heads = len(orders[RELATION])
-        steps = steps_to(n_heads)
-        correct = np.stack(
-            [np.stack([self._correct(name, heads[:n]) for n in steps]) for heads in orders.values()]
-        )
-        alone = np.stack([self._correct(name, [head]) for head in orders[RELATION][:N_ALONE]])
-        control = np.array(
-            [[self._correct(other, orders[RELATION][:n]).mean() for n in steps] for other in controls]
-        ).reshape(len(controls), len(steps))
-        places = np.array(list(orders.values()), dtype=np.int32).reshape(len(orders), n_heads, 2)
-        strings = np.dtypes.StringDType()
+        heads = orders[RELATION]
+        steps = steps_to(len(heads))
+        correct = [[self._correct(name, order[:n]) for n in steps] for order in orders.values()]
+        alone = [self._correct(name, [head]) for head in heads[:N_ALONE]]
+        control = [[self._correct(other, heads[:n]).mean() for n in steps] for other in controls]
+        bases = [self.base(other).mean() for other in controls]
         return xr.Dataset(
             {
                 "base": ("source", self.base(name)),
-                "correct": (("order", "step", "source"), correct),
+                "correct": (("order", "step", "source"), np.array(correct)),
                 "n_ablated": ("step", np.array(steps, dtype=np.int32)),
-                "alone": (("single", "source"), alone),
-                "layer": (("order", "rank"), places[..., 0]),
-                "head": (("order", "rank"), places[..., 1]),
-                "control": (("control_name", "step"), control.astype(np.float64)),
-                "control_base": (
-                    "control_name",
-                    np.array([self.base(other).mean() for other in controls], dtype=np.float64),
+                "alone": (("single", "source"), np.array(alone)),
+                **_ordered(orders),
+                "control": (
+                    ("control_name", "step"),
+                    np.array(control, dtype=np.float64).reshape(len(controls), len(steps)),
                 ),
+                "control_base": ("control_name", np.array(bases, dtype=np.float64)),
             },
             coords={
-                "order": np.array(list(orders), dtype=strings),
-                "source": np.array(self.tasks[name].words, dtype=strings),
-                "control_name": np.array(controls, dtype=strings),
+                "order": _strings(orders),
+                "source": _strings(self.tasks[name].words),
+                "control_name": _strings(controls),
             },
         )
 
-    def _correct(self, name: str, heads: Sequence[Head]) -> NDArray[np.bool_]:
+    def _correct(self, name: str, heads: Sequence[Head]) -> Bools:
         """[source] right answers without these heads; orders that agree are measured once."""
         key = name, frozenset(heads)
         if key not in self._known:
             if name not in self._asked:
                 self._asked[name] = self._questions(name)
-                self._asked[name].answers()
-            model, means = self._subject.prepared.model, self._replacement(name)
-            with ablated(model, self._modules, sorted(key[1]), means):
-                found = self._asked[name].answers([layer for layer, _ in heads])
-            self._known[key] = self.tasks[name].correct(found)
+            self._known[key] = self.tasks[name].correct(self._asked[name].answers(sorted(heads)))
         return self._known[key]
 
     def _questions(self, name: str) -> Questions:
-        return Questions(self._subject.prepared.model, self._modules, self.tasks[name].prompts)
-
-    def _replacement(self, name: str) -> torch.Tensor | None:
-        """The stand-in for ablated heads in a task; the last task's means are kept."""
-        if self._choices.method == "zero":
-            return None
-        if self._means is None or self._means[0] != name:
-            task = self.tasks[name]
-            self._means = name, mean_outputs(self._subject.prepared.model, self._modules, task.prompts)
-        return self._means[1]
+        prompts = self.tasks[name].prompts
+        return Questions(self._subject.prepared.model, self._modules, prompts, self._choices.method)
 
     def _provenance(self, name: str, orders: dict[str, list[Head]], controls: list[str]) -> dict[str, Any]:
         task, prepared = self.tasks[name], self._subject.prepared.provenance
-        said = {
+        asked = [list(task.prompts), [sorted(right) for right in task.accepted]]
+        body = [self._choices.method, asked, orders, controls, prepared["model"]["weights_hash"]]
+        return {
             "relation": name,
             "template": task.template,
             "shots": task.shots,
@@ -357,19 +348,174 @@ class _Run:
             "thresholds": asdict(self._subject.atlas.thresholds),
             "seed": self._choices.seed,
             "controls": controls,
-            "model": prepared["model"],
-            "lens": prepared["lens"],
-        }
-        asked = [list(task.prompts), [sorted(right) for right in task.accepted]]
-        body = repr([said["method"], asked, orders, controls, prepared["model"]["weights_hash"]])
-        return {
-            **said,
             "dropped": {reason: list(words) for reason, words in task.dropped.items()},
-            "versions": prepared["versions"],
-            "key": hashlib.sha256(body.encode()).hexdigest(),
+            "key": _digest(repr(body)),
+            **{about: prepared[about] for about in ("model", "lens", "versions")},
         }
 
 
 def steps_to(n: int) -> list[int]:
     """1, 2, 4, 8, … and n."""
     return [*(2**power for power in range(n.bit_length()) if 2**power < n), n]
+
+
+# Heads of one's own choice ----------------------------------------------------------------------------
+
+
+def run_chosen(
+    subject: Subject,
+    heads: Sequence[Head],
+    templates: Templates,
+    choices: Choices,
+    only: Sequence[str] | None = None,
+) -> HeadsAblation:
+    """Ablate chosen heads together and store what is lost; what is stored is not measured again.
+
+    The loss is that on running texts, and on the tasks of the relations of ``only``.
+
+    Raises:
+        HeadatlasError: A head is not there or named twice, or the tokenizer makes too little of the texts.
+    """
+    model, about = subject.prepared.model, subject.prepared.provenance
+    wanted = _checked(heads, model)
+    names = dict.fromkeys(subject.atlas.known(name) for name in only or ())
+    tasks = {name: task for name, task in _tasks(subject, templates, choices) if name in names}
+    skipped = {name: why for name in names if (why := _cannot_be_asked(tasks.get(name)))}
+    tasks = {name: task for name, task in tasks.items() if name not in skipped}
+    texts = running_texts(model.tokenizer())
+    if not texts:
+        raise HeadatlasError(
+            f"{model.checkpoint.spec}: its tokenizer makes {LENGTH} tokens of no shipped text."
+        )
+    orders = {CHOSEN: wanted, **_drawn(wanted, model.dims.n_heads, choices)}
+    asked = [[name, task.prompts, [sorted(right) for right in task.accepted]] for name, task in tasks.items()]
+    body = [
+        *(DEFINITIONS, choices.method, orders, [[RUNNING_TEXT, texts, []], *asked]),
+        about["model"]["weights_hash"],
+    ]
+    digest = _digest(json.dumps(body))
+    place = HeadsAblation.place(evidence_group(subject.path), digest[:12])
+    if not place.is_dir():
+        provenance = {
+            "heads": [f"{layer}.{head}" for layer, head in wanted],
+            "method": choices.method,
+            "shots": choices.shots,
+            "seed": choices.seed,
+            "tasks": {name: task.template for name, task in tasks.items()},
+            "skipped": skipped,
+            "model": about["model"],
+            "versions": about["versions"],
+            "digest": digest,
+        }
+        with running(model, subject.device) as modules:
+            data = _losses(subject, modules, texts, tasks, orders, choices.method)
+        store_dataset(place, data, provenance)
+    return HeadsAblation.read(place)
+
+
+def _checked(heads: Sequence[Head], model: Model) -> list[Head]:
+    wanted, dims = [(int(layer), int(head)) for layer, head in heads], model.dims
+    if not wanted:
+        raise HeadatlasError("`heads`: no head is named; write them as (layer, head).")
+    for layer, head in wanted:
+        if layer not in model.layers_with_heads or not 0 <= head < dims.n_heads:
+            raise HeadatlasError(
+                f"`heads`: there is no head {layer}.{head}: {dims.n_layers} layers of {dims.n_heads} heads, "
+                "both counted from 0."
+            )
+    if twice := next((head for head in wanted if wanted.count(head) > 1), None):
+        raise HeadatlasError(f"`heads`: head {twice[0]}.{twice[1]} is named twice.")
+    return sorted(wanted)
+
+
+def _drawn(heads: Sequence[Head], n_heads: int, choices: Choices) -> dict[str, list[Head]]:
+    """Random heads of the same layers, each draw another; fewer draws, or none, where there are no more."""
+    layers = [layer for layer, _ in heads]
+    mine = {layer: layers.count(layer) for layer in layers}
+    possible = prod(comb(n_heads - n, n) for n in mine.values())
+    draws, found = random_heads(heads, n_heads, choices.seed), list[list[Head]]()
+    while len(found) < min(choices.draws, possible):
+        if (draw := next(draws)) not in found:
+            found.append(draw)
+    return {f"{RANDOM} {number}": draw for number, draw in enumerate(found)}
+
+
+def _losses(
+    subject: Subject,
+    modules: PreTrainedModel,
+    texts: Sequence[Ids],
+    tasks: Mapping[str, Task],
+    orders: Mapping[str, list[Head]],
+    method: Method,
+) -> xr.Dataset:
+    """Loss and right answers of the whole model, and without the heads of each order.
+
+    Raises:
+        HeadatlasError: A loss is not finite.
+    """
+    model = subject.prepared.model
+    conditions: dict[str, list[Head]] = {WHOLE: [], **orders}
+    rows = {RUNNING_TEXT: texts, **{name: task.prompts for name, task in tasks.items()}}
+    losses: dict[str, list[Floats]] = {name: [] for name in conditions}
+    rights: dict[str, list[Bools]] = {name: [] for name in conditions}
+    done, total = 0, len(rows) * len(conditions)
+    for on, prompts in rows.items():
+        asked = Questions(model, modules, prompts, method)
+        for name, heads in conditions.items():
+            subject.tell(Progress("ablation", done, total, f"{on}: {name}"))
+            if on == RUNNING_TEXT:
+                loss, right = _text_loss(model, modules, texts, heads, asked.means if heads else None)
+            else:
+                loss, right = _task_loss(asked, tasks[on], heads)
+            if not np.isfinite(loss).all():
+                raise HeadatlasError(
+                    f"{model.checkpoint.spec}: a loss is not finite; the weights are damaged or overflow in "
+                    "float32."
+                )
+            losses[name].append(loss)
+            rights[name].append(right)
+            done += 1
+    subject.tell(Progress("ablation", total, total))
+    return xr.Dataset(
+        {
+            "loss": (("condition", "item"), np.stack([np.concatenate(each) for each in losses.values()])),
+            "correct": (("condition", "item"), np.stack([np.concatenate(each) for each in rights.values()])),
+            **_ordered(orders),
+            "on": ("item", _strings([on for on, prompts in rows.items() for _ in prompts])),
+        },
+        coords={"condition": _strings(conditions), "order": _strings(orders)},
+    )
+
+
+def _text_loss(
+    model: Model,
+    modules: PreTrainedModel,
+    rows: Sequence[Ids],
+    heads: Sequence[Head],
+    means: torch.Tensor | None,
+) -> tuple[Floats, Bools]:
+    """[text] mean of −ln p(token | tokens before) over the tokens that something stands before.
+
+    The heads are out. Tokens that the tokenizer itself puts first are not predicted, and nothing is right.
+    """
+    run: Any = modules
+    out, start = np.empty(len(rows)), max(len(prefix_ids(model.tokenizer(), "")), 1)
+    size = max(1, LOGIT_BYTES // (4 * LENGTH * run.get_output_embeddings().weight.shape[0]))
+    with torch.inference_mode(), ablated(model, modules, heads, means):
+        for first in range(0, len(rows), size):
+            ids = torch.tensor(rows[first : first + size], device=modules.device)
+            logits = run(input_ids=ids, use_cache=False).logits[:, start - 1 : -1].float()
+            loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, start:], reduction="none")
+            out[first : first + size] = loss.double().mean(dim=1).cpu().numpy()
+    return out, np.zeros(len(rows), dtype=bool)
+
+
+def _task_loss(asked: Questions, task: Task, heads: Sequence[Head]) -> tuple[Floats, Bools]:
+    """[prompt] −ln of the probability of all accepted targets together, and whether the best token is one."""
+    loss, best = np.empty(len(task.prompts)), np.empty(len(task.prompts), dtype=np.int64)
+    for members, logits in asked.logits(heads):
+        logs = logits.float().log_softmax(dim=-1)
+        for row, at in enumerate(members):
+            loss[at] = -float(logs[row, sorted(task.accepted[at])].double().logsumexp(dim=0))
+        best[members] = logits.argmax(dim=-1).cpu().numpy()
+    return loss, task.correct(best)

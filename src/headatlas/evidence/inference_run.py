@@ -11,10 +11,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,23 +33,20 @@ from headatlas.atlas.layout import Layout, build_layout, layouts_together
 from headatlas.atlas.relation_scores import store_scores
 from headatlas.atlas.store import AtlasWriter, LayerRanks, create_store, read_store
 from headatlas.errors import HeadatlasError
-from headatlas.evidence.opening import Subject, open_subject
+from headatlas.evidence.opening import Subject
 from headatlas.evidence.recording import Watched, watch
 from headatlas.evidence.texts import Ids, Template, Text, in_template, read_templates
 from headatlas.lenses.forward import beginnings, running
 from headatlas.mapping.inputs import LayerInputs, given_values, side_by_side
-from headatlas.mapping.machine import Machine, this_machine
+from headatlas.mapping.machine import this_machine
 from headatlas.mapping.plan import inference_seconds, share_of
 from headatlas.mapping.prepared import differences
 from headatlas.mapping.vocabulary import Vocabulary
-from headatlas.mapping.workers import Worker, rank_here, workers_for
-from headatlas.options import INFERENCE_SAMPLE, Compute, Sources
-from headatlas.progress import Progress, Report, Stats, duration, silent
+from headatlas.mapping.workers import rank_here, workers_for
+from headatlas.options import INFERENCE_SAMPLE, Sources
+from headatlas.progress import Progress, Stats, duration
 from headatlas.relations import TokenisedRelation, check_sources, contexts
 from headatlas.relations.tokenising import sampled
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 RECORDED_BYTES = 4 << 30
 """Of the recording of the templates that are measured together, at most (one template aside)."""
@@ -60,65 +56,84 @@ SUMMARIES = {
 }
 
 
-def run_inference(
-    atlas: Atlas,
-    model: str | Path | PreTrainedModel | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    *,
-    only: Sequence[str] | None = None,
-    templates: str | Path | Sequence[str] | None = None,
-    own_templates: bool = False,
-    sources: Sources = None,
-    compute: Compute | None = None,
-    progress: Report | None = None,
-    stats: Stats | None = None,
-) -> list[Dynamic]:
+@dataclass(frozen=True)
+class Asked:
+    """The texts of a run.
+
+    Attributes:
+        templates: For all relations; None: for each relation those that it has of its own.
+        most: Sources of a relation that are asked at most; None: all.
+    """
+
+    templates: tuple[Template, ...] | None
+    most: int | None
+
+    @classmethod
+    def of(
+        cls, given: str | Path | Sequence[str] | None, *, own_templates: bool = False, sources: Sources = None
+    ) -> Asked:
+        """Templates from a file, from texts, or the shipped ones; arguments as for evidence.inference.
+
+        Raises:
+            HeadatlasError: A template has no slot, there are none, or choices exclude each other.
+        """
+        check_sources(sources)
+        most = None if sources == "all" else sources or INFERENCE_SAMPLE
+        if own_templates:
+            if given is not None:
+                raise HeadatlasError("`own_templates` and `templates` exclude each other.")
+            return cls(None, most)
+        if given is None or isinstance(given, (str, Path)):
+            return cls(read_templates(given).context, most)
+        if not given:
+            raise HeadatlasError("templates: none were given; leave it out for the shipped ones.")
+        return cls(tuple(Template.of(text, "templates") for text in given), most)
+
+
+def run_inference(subject: Subject, asked: Asked, stats: Stats | None = None) -> list[Dynamic]:
     """Measure dynamic scores and store them in the atlas; those that are there are not measured again.
 
-    Arguments and errors are those of :func:`headatlas.evidence.inference`; ``progress`` is called with each
-    step, ``stats`` filled with counts of what was done. Returns one entry for each template.
+    ``stats`` is filled with counts of what was done. Returns one entry for each template.
     """
-    if own_templates and templates is not None:
-        raise HeadatlasError("`own_templates` and `templates` exclude each other.")
-    check_sources(sources)
-    chosen = [] if own_templates else context_templates(templates)
-    tell = progress or silent
-    tell(Progress("open", 0, 0, atlas.model_name))
-    subject = open_subject(atlas, model, tokenizer, only=only, compute=compute)
     evidence_group(subject.path)
-    most = None if sources == "all" else sources or INFERENCE_SAMPLE
-    plans = [_Plan(subject, template, most) for template in chosen] or _own_plans(subject, most)
+    plans = [
+        _Plan(subject, template, relations, asked.most)
+        for template, relations in _templates(subject, asked.templates).items()
+    ]
     todo = [plan for plan in plans if not plan.complete()]
-    machine = this_machine(compute or Compute())
     groups = [_Together(subject, group) for group in _groups(todo, subject.prepared.model)]
     if groups:
-        tell(Progress("estimate", 0, 0, _estimate(groups, subject)))
+        subject.tell(Progress("estimate", 0, 0, _estimate(groups, subject)))
     for group in groups:
-        group.run(machine, tell, Stats() if stats is None else stats)
-    return [read_dynamic(plan.path(CONTEXT), plan.path(WITHOUT), atlas.thresholds) for plan in plans]
+        group.run(Stats() if stats is None else stats)
+    return [read_dynamic(plan.path(CONTEXT), plan.path(WITHOUT), subject.atlas.thresholds) for plan in plans]
 
 
-def context_templates(given: str | Path | Sequence[str] | None) -> list[Template]:
-    """Templates from a file, from texts, or the shipped ones.
-
-    Raises:
-        HeadatlasError: One has no slot, or there are none.
-    """
-    if given is None or isinstance(given, (str, Path)):
-        return list(read_templates(given).context)
-    if not given:
-        raise HeadatlasError("templates: none were given; leave it out for the shipped ones.")
-    return [Template.of(text, "templates") for text in given]
+def _templates(
+    subject: Subject, templates: Sequence[Template] | None
+) -> dict[Template, Sequence[TokenisedRelation]]:
+    """Each template with the relations that are asked in it; by default those whose own it is."""
+    if templates is not None:
+        return dict.fromkeys(templates, subject.relations)
+    found: dict[Template, list[TokenisedRelation]] = {}
+    for relation in subject.relations:
+        name = relation.relation.name
+        for text in contexts().get(name, ()):
+            found.setdefault(Template.of(text, name), []).append(relation)
+    if not found:
+        raise HeadatlasError("`own_templates`: none of these relations has context templates of its own.")
+    return {**found}
 
 
 class _Plan:
     """One template: its texts, its axes, where its ranks go."""
 
-    def __init__(self, subject: Subject, template: Template, most: int | None) -> None:
-        self._subject = subject
-        self._template = template
+    def __init__(
+        self, subject: Subject, template: Template, relations: Sequence[TokenisedRelation], most: int | None
+    ) -> None:
+        self._subject, self._template = subject, template
         words = subject.prepared.model.tokenizer()
-        found = [in_template(relation, words, template) for relation in subject.relations]
+        found = [in_template(relation, words, template) for relation in relations]
         texts: dict[Ids, Text] = {}
         for _, placed in reversed(found):
             texts |= placed
@@ -140,27 +155,26 @@ class _Plan:
     def complete(self) -> bool:
         """Whether everything is there, from this model and these words."""
         layers = list(self._subject.prepared.model.layers_with_heads)
-        for kind in (CONTEXT, WITHOUT):
-            path = self.path(kind)
-            if not path.exists() or not AtlasWriter(path).done()[layers].all():
-                return False
-            self._check(path, kind)
-            if "attention" not in read_store(path)[0] and kind == CONTEXT:
-                return False
-        return True
+        return (
+            all(self.path(kind).exists() and self.writer(kind).done()[layers].all() for kind in SUMMARIES)
+            and "attention" in read_store(self.path(CONTEXT))[0]
+        )
 
     def writer(self, kind: str) -> AtlasWriter:
-        """Of the ranks of a kind; their store is made if it is not there."""
-        path, dims = self.path(kind), self._subject.prepared.model.dims
-        if path.exists():
-            self._check(path, kind)
-        else:
+        """Of the ranks of a kind; their store is made if it is not there.
+
+        Raises:
+            HeadatlasError: It is there, and of something else.
+        """
+        path, provenance = self.path(kind), self._provenance(kind)
+        if not path.exists():
+            dims = self._subject.prepared.model.dims
             create_store(
-                path,
-                self.layout,
-                n_layers=dims.n_layers,
-                n_heads=dims.n_heads,
-                attributes=self._provenance(kind),
+                path, self.layout, n_layers=dims.n_layers, n_heads=dims.n_heads, attributes=provenance
+            )
+        elif different := differences(read_store(path)[1], provenance):
+            raise HeadatlasError(
+                f"{path}: the evidence there differs in {', '.join(different)}; remove that folder."
             )
         return AtlasWriter(path)
 
@@ -179,16 +193,9 @@ class _Plan:
     def score(self) -> None:
         """Store the scores beside the ranks."""
         thresholds = self._subject.prepared.options.thresholds
-        for kind in (CONTEXT, WITHOUT):
+        for kind in SUMMARIES:
             dynamic = Atlas.open(self.path(kind)).at(k=thresholds.k, k_copy=thresholds.k_copy)
             store_scores(dynamic, single_tokens=False)
-
-    def _check(self, path: Path, kind: str) -> None:
-        _, there = read_store(path)
-        if different := differences(there, self._provenance(kind)):
-            raise HeadatlasError(
-                f"{path}: the evidence there differs in {', '.join(different)}; remove that folder."
-            )
 
     def _provenance(self, kind: str) -> dict[str, Any]:
         return {
@@ -241,16 +248,15 @@ class _Together:
     """
 
     def __init__(self, subject: Subject, plans: Sequence[_Plan]) -> None:
-        self._subject = subject
-        self._plans = plans
+        self._subject, self._plans = subject, plans
         self.texts = [text for plan in plans for text in plan.texts]
-        self._first = [0, *np.cumsum([len(plan.texts) for plan in plans])]
-        alike: dict[tuple[Ids, ...], int] = {}
+        self._first = [0, *np.cumsum([len(plan.texts) for plan in plans])][:-1]
+        """The first text of each template."""
         self._without: list[int] = []
-        """For each template, which of the layouts without context is its."""
+        """For each template, which of the layouts is its without context."""
         self._without_rows: list[int] = []
-        layouts = [plan.layout for plan in plans]
-        for plan, first in zip(plans, self._first, strict=False):
+        layouts, alike = [plan.layout for plan in plans], dict[tuple[Ids, ...], int]()
+        for plan, first in zip(plans, self._first, strict=True):
             begun = tuple(text.ids[: text.source + 1] for text in plan.texts)
             if begun not in alike:
                 alike[begun] = len(layouts)
@@ -263,51 +269,47 @@ class _Together:
 
     def n_tokens(self) -> int:
         """Tokens that go through the model."""
-        once = self._subject.prepared.model.only_attention
-        return (
-            len(beginnings([text.ids for text in self.texts]))
-            if once
-            else sum(len(text.ids) for text in self.texts)
-        )
+        if self._subject.prepared.model.only_attention:
+            return len(beginnings([text.ids for text in self.texts]))
+        return sum(len(text.ids) for text in self.texts)
 
-    def run(self, machine: Machine, tell: Report, stats: Stats) -> None:
+    def run(self, stats: Stats) -> None:
         """Record what is not done, rank and store it, then score."""
-        prepared = self._subject.prepared
+        subject, prepared = self._subject, self._subject.prepared
         model, layers = prepared.model, prepared.model.layers_with_heads
-        writers = [{kind: plan.writer(kind) for kind in (CONTEXT, WITHOUT)} for plan in self._plans]
+        writers = [{kind: plan.writer(kind) for kind in SUMMARIES} for plan in self._plans]
         todo = [
             at for at in layers if not all(each.is_done(at) for both in writers for each in both.values())
         ]
+
+        def tell(stage: Literal["states", "heads"], done: int, total: int) -> None:
+            subject.tell(Progress(stage, done, total))
+
         with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
-            with running(model, self._subject.device) as modules:
-                seen = partial(_told, tell, "states")
-                watched = watch(model, modules, self.texts, Path(folder), seen)
+            with running(model, subject.device) as modules:
+                watched = watch(model, modules, self.texts, Path(folder), lambda *done: tell("states", *done))
             del modules
-            for plan, first in zip(self._plans, self._first, strict=False):
+            for plan, first in zip(self._plans, self._first, strict=True):
                 plan.store_attention(watched, first)
+            machine, n_rows = this_machine(subject.compute), len(self.layout.sources)
             vocabulary = Vocabulary.read(model.unembed, prepared.competing)
-            nothing = torch.zeros(len(self.layout.sources), model.dims.d_model)
+            share = share_of(model, prepared.options.lens, n_rows, machine, streamed=False)
+            nothing = torch.zeros(n_rows, model.dims.d_model)
             ranked = rank_here(
                 self.layout,
-                self._workers(vocabulary, machine),
+                workers_for(vocabulary, machine, share),
                 ((layer, self._inputs(watched, layer, nothing)) for layer in todo),
                 ceiling=prepared.options.ceiling,
                 stats=stats,
             )
+            first_done = len(layers) - len(todo)
             with closing(ranked):
-                done = len(layers) - len(todo)
-                for layer, ranks in ranked:
-                    _told(tell, "heads", done, len(layers))
+                for done, (layer, ranks) in enumerate(ranked, start=first_done):
+                    tell("heads", done, len(layers))
                     self._write(writers, layer, ranks)
-                    done += 1
-                _told(tell, "heads", done, len(layers))
+            tell("heads", len(layers), len(layers))
         for plan in self._plans:
             plan.score()
-
-    def _workers(self, vocabulary: Vocabulary, machine: Machine) -> list[Worker]:
-        prepared, n_rows = self._subject.prepared, len(self.layout.sources)
-        share = share_of(prepared.model, prepared.options.lens, n_rows, machine, streamed=False)
-        return workers_for(vocabulary, machine, share)
 
     def _inputs(self, watched: Watched, layer: int, nothing: torch.Tensor) -> LayerInputs:
         """Rows of a layer, with one control for all layers: the engine ranks it once."""
@@ -328,26 +330,6 @@ class _Together:
                     ranks.cell_suppression[:, cells],
                 )
                 both[kind].write(layer, mine)
-
-
-def _told(tell: Report, stage: Literal["states", "heads"], done: int, total: int) -> None:
-    tell(Progress(stage, done, total))
-
-
-def _own_plans(subject: Subject, most: int | None) -> list[_Plan]:
-    """A plan for each text that shipped relations have of their own, with the relations that have it."""
-    found: dict[str, list[TokenisedRelation]] = {}
-    for relation in subject.relations:
-        for text in contexts().get(relation.relation.name, ()):
-            found.setdefault(text, []).append(relation)
-    if not found:
-        raise HeadatlasError("`own_templates`: none of these relations has context templates of its own.")
-    return [
-        _Plan(
-            replace(subject, relations=tuple(relations)), Template.of(text, relations[0].relation.name), most
-        )
-        for text, relations in found.items()
-    ]
 
 
 def layer_as_watched(model: Model, watched: Watched, layer: int) -> dict[str, LayerInputs]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from headatlas.mapping.machine import this_machine
 from headatlas.mapping.plan import memory_least
 from headatlas.mapping.prepared import MapOptions, PreparedMap, differences, prepare_map
 from headatlas.options import Compute
+from headatlas.progress import Progress, Report, reporting, silent
 from headatlas.relations import Pair, Relation, TokenisedRelation, tokenise
 from headatlas.weights import need_on_disk
 
@@ -32,7 +34,7 @@ GPU_REST = 2 << 30
 
 @dataclass(frozen=True)
 class Subject:
-    """An atlas with the model it is of.
+    """An atlas with the model it is of, as a run examines it.
 
     Attributes:
         atlas: The atlas; it has a store.
@@ -40,6 +42,8 @@ class Subject:
         prepared: The model, and what the map asked of it.
         relations: The scored relations asked for, as the tokenizer sees them.
         device: Where the model runs and heads are ranked.
+        compute: What was asked of the machine.
+        tell: Takes each step of the run.
     """
 
     atlas: Atlas
@@ -47,6 +51,28 @@ class Subject:
     prepared: PreparedMap
     relations: tuple[TokenisedRelation, ...]
     device: torch.device
+    compute: Compute
+    tell: Report = silent
+
+
+@contextmanager
+def examined(
+    atlas: Atlas,
+    model: str | Path | PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    only: Sequence[str] | None = None,
+    compute: Compute | None = None,
+    progress: Report | bool | None = None,
+) -> Iterator[Subject]:
+    """Open the model of an atlas for a run; afterwards the atlas knows what the run has stored.
+
+    Arguments and errors are those of :func:`open_subject`; ``progress`` is that of a map.
+    """
+    with reporting(progress) as tell:
+        tell(Progress("open", 0, 0, atlas.model_name))
+        yield replace(open_subject(atlas, model, tokenizer, only=only, compute=compute), tell=tell)
+    atlas.forget_evidence()
 
 
 def open_subject(
@@ -70,11 +96,24 @@ def open_subject(
         HeadatlasError: The model is not the atlas's, is not on disk, or is too large for the memory of this
             machine or of its GPU; or there is no such device.
     """
-    where = pick_device((compute or Compute()).device)
+    compute = compute or Compute()
+    device = pick_device(compute.device)
     prepared, path = reopened(atlas, model, tokenizer)
     wanted = [atlas.known(name) for name in only] if only else list(atlas.included["relation"])
-    check_model_fits(prepared, where)
-    return Subject(atlas, path, prepared, _tokenised(prepared, relations_of(atlas), wanted), where)
+    check_model_fits(prepared, device)
+    relations = tuple(
+        tokenise(
+            relation,
+            prepared.model.tokenizer(),
+            competing=prepared.competing,
+            max_source_tokens=prepared.options.lens.max_source_tokens,
+            target_policy=prepared.options.target_policy,
+            sources=prepared.provenance["sources"],
+        )
+        for relation in relations_of(atlas)
+        if relation.name in wanted
+    )
+    return Subject(atlas, path, prepared, relations, device, compute)
 
 
 def reopened(
@@ -82,10 +121,7 @@ def reopened(
     model: str | Path | PreTrainedModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[PreparedMap, Path]:
-    """Prepare an atlas's map once more, as :func:`open_subject` does, whether or not the whole model fits.
-
-    Returns:
-        What was asked of the model, and the atlas's store.
+    """Prepare an atlas's map once more, whether or not the whole model fits; and the atlas's store.
 
     Raises:
         HeadatlasError: The model is not the atlas's or is not on disk.
@@ -179,20 +215,3 @@ def check_model_fits(prepared: PreparedMap, device: torch.device) -> None:
                 f"about {(weights + GPU_REST) / 1e9:.0f} GB there, {free / 1e9:.0f} GB are free; "
                 "use `device=cpu`."
             )
-
-
-def _tokenised(
-    prepared: PreparedMap, relations: Sequence[Relation], names: Sequence[str]
-) -> tuple[TokenisedRelation, ...]:
-    chosen = [relation for relation in relations if relation.name in names]
-    return tuple(
-        tokenise(
-            relation,
-            prepared.model.tokenizer(),
-            competing=prepared.competing,
-            max_source_tokens=prepared.options.lens.max_source_tokens,
-            target_policy=prepared.options.target_policy,
-            sources=prepared.provenance["sources"],
-        )
-        for relation in chosen
-    )

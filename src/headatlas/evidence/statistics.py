@@ -5,7 +5,7 @@ Intervals are 95 % percentile bootstrap intervals (SciPy's).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -129,35 +129,26 @@ def area(steps: NDArray[np.integer], lower: Floats, upper: Floats) -> Floats:
 KINDS = (CONTEXT, WITHOUT)
 MEASURES = {"pearson": pearson, "spearman": spearman}
 MEAN = "mean"
-_KNOWN = ("relation", "kind", "sign", "n_templates", "n_sources", "n_heads")
+_COLUMNS = [f"{measure}{suffix}" for measure in MEASURES for suffix in ("", "_low", "_high")]
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """One correlation over heads.
-
-    Attributes:
-        pearson, spearman: Between static and dynamic scores.
-        n_heads: Over how many heads.
-    """
-
-    pearson: Estimate
-    spearman: Estimate
-    n_heads: int
-
-
-def agree(static: Floats, dynamic: Floats) -> Agreement:
+def agree(static: Floats, dynamic: Floats) -> dict[str, float]:
     """Correlate two arrays of scores over heads.
 
     Args:
         static, dynamic: Arrays of one shape, a score a head; NaN (not mapped) in either leaves a head out.
+
+    Returns:
+        n_heads, then pearson and spearman, each with ``_low`` and ``_high``; NaN where one side is constant.
     """
     known = ~(np.isnan(static) | np.isnan(dynamic))
-    x, y = static[known], dynamic[known]
-    return Agreement(correlation(pearson, x, y), correlation(spearman, x, y), int(known.sum()))
+    found: dict[str, float] = {"n_heads": int(known.sum())}
+    for name, measure in MEASURES.items():
+        found |= _named(name, correlation(measure, static[known], dynamic[known]))
+    return found
 
 
-def agreement(atlas: Atlas, dynamics: tuple[Dynamic, ...] | list[Dynamic] | None = None) -> pd.DataFrame:
+def agreement(atlas: Atlas, dynamics: Sequence[Dynamic] | None = None) -> pd.DataFrame:
     """Agreement of an atlas with dynamic scores, by default with all that are stored in it.
 
     Returns:
@@ -167,37 +158,26 @@ def agreement(atlas: Atlas, dynamics: tuple[Dynamic, ...] | list[Dynamic] | None
         NaN where one side is the same for all heads.
     """
     evidence = atlas.evidence if dynamics is None else Evidence(atlas, dynamics, ())
+    counts = ["n_templates", "n_sources", "n_heads"]
+    columns = ["relation", "kind", "sign", *counts, *_COLUMNS]
     rows: list[dict[str, Any]] = []
     for name, kind, sign in product(atlas.relation_scores, KINDS, SIGNS):
-        scores = evidence.scores(name, kind, sign)
-        if scores is not None:
-            found = agree(*scores)
-            known = {
-                "relation": name,
-                "kind": kind,
-                "sign": sign,
-                "n_templates": len(evidence.templates_of(name)),
-                "n_sources": evidence.sources_of(name),
-            }
-            numbers = _named("pearson", found.pearson) | _named("spearman", found.spearman)
-            rows.append(known | {"n_heads": found.n_heads} | numbers)
-    frame = pd.DataFrame(rows)
-    if rows:
-        for _, group in frame.groupby(["kind", "sign"], sort=False):
-            row: dict[str, Any] = {
-                "relation": MEAN,
-                **group[["kind", "sign", "n_templates", "n_sources", "n_heads"]].max(),
-            }
-            for measure in MEASURES:
-                row |= _named(measure, mean(group[measure].dropna().to_numpy(dtype=np.float64)))
-            rows.append(row)
-    return pd.DataFrame(rows, columns=[*_KNOWN, *_columns()])
+        if (scores := evidence.scores(name, kind, sign)) is not None:
+            asked = {"n_templates": len(evidence.templates_of(name)), "n_sources": evidence.sources_of(name)}
+            rows.append({"relation": name, "kind": kind, "sign": sign, **asked, **agree(*scores)})
+    each = pd.DataFrame(rows, columns=columns)
+    for (kind_, sign_), group in each.groupby(["kind", "sign"], sort=False):
+        row: dict[str, Any] = {"relation": MEAN, "kind": kind_, "sign": sign_, **group[counts].max()}
+        for measure in MEASURES:
+            row |= _named(measure, mean(group[measure].dropna().to_numpy(dtype=np.float64)))
+        rows.append(row)
+    return pd.DataFrame(rows, columns=columns)
 
 
 def sampling(dynamics: Sequence[Dynamic]) -> str:
     """Say how many sources were asked, and how well a score is known by them; empty if all were."""
-    asked = [row for each in dynamics for _, row in each.context.included.iterrows()]
-    drawn = [int(row["n_sources"]) for row in asked if NOT_DRAWN in row["dropped"]]
+    asked = pd.concat([each.context.included for each in dynamics])
+    drawn = [n for n, gone in zip(asked["n_sources"], asked["dropped"], strict=True) if NOT_DRAWN in gone]
     if not drawn:
         return ""
     low, high = wilson(np.array(min(drawn) / 2), min(drawn))
@@ -211,10 +191,6 @@ def _named(name: str, estimate: Estimate) -> dict[str, float]:
     return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
-def _columns() -> list[str]:
-    return [f"{measure}{suffix}" for measure in MEASURES for suffix in ("", "_low", "_high")]
-
-
 def against_measured(frame: pd.DataFrame) -> pd.DataFrame:
     """Agreement of AUROCs with measured attention, over the rows of a frame of preferences that have it.
 
@@ -224,11 +200,10 @@ def against_measured(frame: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for query, part in frame[frame["attention"].notna()].groupby("query", sort=False):
-        found = agree(part["auroc"].to_numpy(dtype=np.float64), part["attention"].to_numpy(dtype=np.float64))
-        if not np.isnan(found.spearman.value):
-            numbers = _named("pearson", found.pearson) | _named("spearman", found.spearman)
-            rows.append({"query": query, "rows": found.n_heads} | numbers)
-    return pd.DataFrame(rows, columns=["query", "rows", *_columns()])
+        found = agree(*(part[name].to_numpy(dtype=np.float64) for name in ("auroc", "attention")))
+        if not np.isnan(found["spearman"]):
+            rows.append({"query": query, "rows": found["n_heads"], **found})
+    return pd.DataFrame(rows, columns=["query", "rows", *_COLUMNS])
 
 
 # Ablation curves --------------------------------------------------------------------------------------
@@ -255,13 +230,13 @@ def summarise_ablations(ablations: Sequence[Ablation]) -> pd.DataFrame:
     that by *added* (positive: *added* hurts more), each with its interval; hurts_more, which of the two
     orders: ``score``, ``added``, ``undecided`` (the interval includes 0), or ``same heads``.
     """
-    return pd.DataFrame([_row(each) for each in ablations], columns=list(SUMMARY_COLUMNS))
+    return pd.DataFrame([_task_row(each) for each in ablations], columns=list(SUMMARY_COLUMNS))
 
 
-def _row(each: Ablation) -> dict[str, Any]:
+def _task_row(each: Ablation) -> dict[str, Any]:
     last = each.random[:, -1].mean(axis=1)
     against_random, against_added = areas(each)
-    controls = list(each.controls.values())
+    controls = np.array([(curve[0], curve[-1]) for curve in each.controls.values()] or [(np.nan, np.nan)])
     return {
         "relation": each.relation,
         "shots": each.shots,
@@ -274,8 +249,8 @@ def _row(each: Ablation) -> dict[str, Any]:
         "without_random": float(last.mean()),
         "without_random_low": float(last.min()),
         "without_random_high": float(last.max()),
-        "control_base": float(np.mean([curve[0] for curve in controls])) if controls else np.nan,
-        "without_control": float(np.mean([curve[-1] for curve in controls])) if controls else np.nan,
+        "control_base": float(controls[:, 0].mean()),
+        "without_control": float(controls[:, 1].mean()),
         "controls": ", ".join(each.controls),
         **_named("area", against_random),
         **_named("added_area", against_added),
@@ -284,12 +259,7 @@ def _row(each: Ablation) -> dict[str, Any]:
 
 
 def hurts_more(each: Ablation, between: Estimate) -> str:
-    """Say which order of heads hurts a task more.
-
-    Args:
-        each: The task.
-        between: Area between the order by score and that by *added*, as :func:`areas` has it.
-    """
+    """The order of heads that hurts a task more, by the area between that by score and that by *added*."""
     by_score, by_added = each.heads(RELATION), each.heads(ADDED)
     if all(set(by_score[:n]) == set(by_added[:n]) for n in each.steps):
         return SAME_HEADS
@@ -329,6 +299,27 @@ def curves(each: Ablation) -> pd.DataFrame:
 
 
 # Chosen heads -----------------------------------------------------------------------------------------
+
+
+def random_heads(
+    heads: Sequence[tuple[int, int]], n_heads: int, seed: int
+) -> Iterator[list[tuple[int, int]]]:
+    """Draws of random heads, without end: as many of each layer as are given, and none of these.
+
+    Where a layer has fewer others, those. ``n_heads`` is the number of heads of a layer.
+    """
+    rng = np.random.default_rng([seed, *(number for head in sorted(heads) for number in head)])
+    mine: dict[int, set[int]] = {}
+    for layer, head in sorted(heads):
+        mine.setdefault(layer, set()).add(head)
+    others = {layer: sorted(set(range(n_heads)) - own) for layer, own in mine.items()}
+    while True:
+        yield [
+            (layer, int(head))
+            for layer, own in mine.items()
+            for head in sorted(rng.choice(others[layer], min(len(own), len(others[layer])), replace=False))
+        ]
+
 
 HEADS_COLUMNS = (
     *("on", "n", "loss", "without", "difference", "difference_low", "difference_high"),

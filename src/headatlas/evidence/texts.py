@@ -11,6 +11,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from headatlas.errors import HeadatlasError
 from headatlas.lenses.forward import prefix_ids
 from headatlas.relations import TokenisedRelation, questions
@@ -171,24 +174,25 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Ids
     if not texts:
         return []
     first = tuple(prefix_ids(tokenizer, ""))
-    rows = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    return [first + tuple(row) for row in rows]
+    rows = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+    return [first + tuple(row) for row in rows["input_ids"]]
+
+
+def running_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[Ids, ...]:
+    """The shipped texts that are long enough, each cut after ``LENGTH`` tokens."""
+    rows = encode(tokenizer, [text for _, text in shipped_texts()])
+    return tuple(row[:LENGTH] for row in rows if len(row) >= LENGTH)
+
+
+def words_of(relation: TokenisedRelation) -> list[str]:
+    """The source of each usable pair, as written."""
+    return [relation.relation.pairs[pair.index].source for pair in relation.pairs]
 
 
 def place(
     tokenizer: PreTrainedTokenizerBase, template: Template, words: Sequence[str], sources: Sequence[Ids]
 ) -> list[Text | None]:
-    """Put words into a template.
-
-    Args:
-        tokenizer: The model's.
-        template: The text.
-        words: Sources as written.
-        sources: Their token ids in the atlas.
-
-    Returns:
-        For each word its text, or None where the tokenizer cuts it there into other tokens.
-    """
+    """The text of each word, given its token ids in the atlas; None where it is cut differently there."""
     begun = encode(tokenizer, [template.before + word for word in words])
     whole = encode(tokenizer, [template.filled(word) for word in words])
     return [
@@ -205,17 +209,13 @@ def in_template(
     Returns:
         The relation with the pairs that stay, those dropped listed among ``dropped``; source ids → text.
     """
-    words = [relation.relation.pairs[pair.index].source for pair in relation.pairs]
+    words = words_of(relation)
     placed = place(tokenizer, template, words, [pair.source_ids for pair in relation.pairs])
-    texts = {
-        pair.source_ids: text
-        for pair, text in zip(relation.pairs, placed, strict=True)
-        if text is not None and relation.left_out is None
-    }
     gone = tuple(word for word, text in zip(words, placed, strict=True) if text is None)
-    dropped = {**relation.dropped, CUT_DIFFERENTLY: gone} if gone else relation.dropped
-    stay = [pair for pair, text in zip(relation.pairs, placed, strict=True) if text is not None]
-    return reduced(relation, stay, dropped), texts
+    stay = {pair.index: text for pair, text in zip(relation.pairs, placed, strict=True) if text is not None}
+    pairs = [pair for pair in relation.pairs if pair.index in stay]
+    texts = {} if relation.left_out else {pair.source_ids: stay[pair.index] for pair in pairs}
+    return reduced(relation, pairs, {**relation.dropped, **({CUT_DIFFERENTLY: gone} if gone else {})}), texts
 
 
 def answered(text: str, target: str) -> str:
@@ -237,3 +237,87 @@ def continued(
         [row[len(prompt) :] if (row := next(rows))[: len(prompt)] == prompt else () for _ in group]
         for prompt, group in zip(prompts, targets, strict=True)
     ]
+
+
+# Tasks ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prompts of one relation, with the answers that are right.
+
+    Attributes:
+        relation: Name of the relation.
+        template: With ``{}``.
+        shots: Number of examples.
+        words: Sources asked.
+        prompts: Token ids of each prompt.
+        accepted: For each, the token ids that are right.
+        dropped: Reason → sources that cannot be asked.
+    """
+
+    relation: str
+    template: str
+    shots: int
+    words: tuple[str, ...]
+    prompts: tuple[Ids, ...]
+    accepted: tuple[frozenset[int], ...]
+    dropped: dict[str, tuple[str, ...]]
+
+    def correct(self, answers: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """[n] which answers are right."""
+        return np.array(
+            [int(a) in right for a, right in zip(answers, self.accepted, strict=True)], dtype=bool
+        )
+
+
+def make_task(
+    relation: TokenisedRelation,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    *,
+    shots: int,
+    sources: int,
+) -> Task:
+    """Write a relation's task: questions in its task template, after examples.
+
+    Examples are evenly spaced over the usable pairs, and not asked; of the others at most so many
+    ``sources`` are, evenly spaced.
+    """
+    examples = spread(len(relation.pairs), shots)
+    words = words_of(relation)
+    lines = [
+        f"{answered(template.filled(words[at]), relation.pairs[at].target_words[0])}\n" for at in examples
+    ]
+    asked = Template("".join(lines) + template.before, template.after)
+    rest = [at for at in range(len(words)) if at not in set(examples)]
+    pairs, words = [relation.pairs[at] for at in rest], [words[at] for at in rest]
+    placed = place(tokenizer, asked, words, [pair.source_ids for pair in pairs])
+    following = continued(
+        tokenizer, [asked.filled(word) for word in words], [pair.target_words for pair in pairs]
+    )
+    usable: list[tuple[str, Ids, frozenset[int]]] = []
+    dropped: dict[str, list[str]] = {}
+    for word, pair, text, after in zip(words, pairs, placed, following, strict=True):
+        right = frozenset(token for token, ids in zip(pair.target_ids, after, strict=True) if ids == (token,))
+        if text is None:
+            dropped.setdefault(CUT_DIFFERENTLY, []).append(word)
+        elif not right:
+            dropped.setdefault(TARGET_CUT_DIFFERENTLY, []).append(word)
+        else:
+            usable.append((word, text.ids, right))
+    chosen = [usable[at] for at in spread(len(usable), sources)]
+    return Task(
+        relation.relation.name,
+        str(template),
+        shots,
+        tuple(word for word, _, _ in chosen),
+        tuple(ids for _, ids, _ in chosen),
+        tuple(right for _, _, right in chosen),
+        {reason: tuple(gone) for reason, gone in dropped.items()},
+    )
+
+
+def spread(n: int, wanted: int) -> list[int]:
+    """At most ``wanted`` of n places, evenly spaced."""
+    return sorted({int((at + 0.5) * n / wanted) for at in range(wanted)}) if n > wanted else list(range(n))

@@ -124,21 +124,14 @@ def measure_attention(
     layers = model.layers_with_heads
     sums = Sums.empty(sequences, len(layers), model.dims.n_heads)
     sums.load(kept)
-    n, total = len(sequences.texts), len(sequences.texts) + len(sequences.repeated)
+    every = np.concatenate([sequences.texts, sequences.repeated])
+    n, total = len(sequences.texts), len(every)
     saved = time.monotonic()
     progress(sums.done, total)
     with with_attention(modules), torch.inference_mode():
         for rows in _batches(sums.done, n, total, model, sequences.texts.shape[1]):
-            ids = (
-                sequences.texts[rows]
-                if rows.start < n
-                else sequences.repeated[rows.start - n : rows.stop - n]
-            )
-            seen = modules.base_model(
-                input_ids=torch.from_numpy(np.ascontiguousarray(ids)).to(modules.device),
-                output_attentions=True,
-                use_cache=False,
-            )
+            ids = torch.from_numpy(every[rows]).to(modules.device)
+            seen = modules.base_model(input_ids=ids, output_attentions=True, use_cache=False)
             found = attention_by_layer(model.checkpoint.spec, layers, seen.attentions)
             for at, layer in enumerate(layers):
                 attention = found[layer].float()

@@ -13,6 +13,7 @@ from headatlas.architectures import Model
 from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.recording import attention_by_layer, with_attention
+from headatlas.evidence.texts import encode
 from headatlas.lenses.forward import pre_hooks, prefix_ids
 from headatlas.looking.places import pieces
 from headatlas.looking.sequences import most_positions
@@ -63,13 +64,9 @@ def text_ids(model: Model, text: str) -> tuple[int, ...]:
     Raises:
         HeadatlasError: It has no tokens, or too many.
     """
-    tokenizer = model.tokenizer()
-    cut: list[int] = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)[
-        "input_ids"
-    ]
-    if not cut:
+    [ids], most = encode(model.tokenizer(), [text]), most_tokens(model)
+    if len(ids) == len(prefix_ids(model.tokenizer(), "")):
         raise HeadatlasError("the text has no tokens; write some words.")
-    ids, most = (*prefix_ids(tokenizer, ""), *cut), most_tokens(model)
     if len(ids) > most:
         raise HeadatlasError(f"the text has {len(ids)} tokens, and {most} are the most; shorten it.")
     return ids

@@ -6,7 +6,7 @@ All sequences of a run have one length, so that the same query position and dist
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headatlas.errors import HeadatlasError
-from headatlas.evidence.texts import LENGTH, shipped_texts
+from headatlas.evidence.texts import LENGTH, encode, running_texts, shipped_texts
 from headatlas.lenses.forward import prefix_ids
 
 if TYPE_CHECKING:
@@ -93,17 +93,16 @@ def sequences_for(model: Model, competing: NDArray[np.bool_], text: str | Path |
     positions = most_positions(model.checkpoint.config)
     if positions is not None and positions < LENGTH:
         raise HeadatlasError(f"{spec}: the model takes {positions} tokens, and {LENGTH} are needed.")
-    first = prefix_ids(tokenizer, "")
+    first = tuple(prefix_ids(tokenizer, ""))
     room = LENGTH - len(first)
     if text is None:
-        source = ""
-        rows = _cut(tokenizer, [body for _, body in shipped_texts()])
-        windows = [row[:room] for row in rows if len(row) >= room]
-        too_short = len(rows) - len(windows)
+        source, windows = "", running_texts(tokenizer)
+        too_short = len(shipped_texts()) - len(windows)
     else:
         source, too_short = Path(text).name, 0
-        row = _cut(tokenizer, [_read(text)])[0]
-        windows = [row[at : at + room] for at in range(0, len(row) - room + 1, room)][:MOST_WINDOWS]
+        row = encode(tokenizer, [_read(text)])[0]
+        starts = range(len(first), len(row) - room + 1, room)
+        windows = tuple(first + row[at : at + room] for at in starts)[:MOST_WINDOWS]
     if len(windows) < LEAST_TEXTS:
         what = str(text) if text is not None else f"{spec}: the shipped texts"
         raise HeadatlasError(
@@ -111,9 +110,7 @@ def sequences_for(model: Model, competing: NDArray[np.bool_], text: str | Path |
             f"are needed; give a file of more text with `text`."
         )
     repeated, blocks = _repeated(tokenizer, competing, first, spec)
-    return Sequences(
-        np.array([first + row for row in windows]), repeated, blocks, len(first), source, too_short
-    )
+    return Sequences(np.array(windows), repeated, blocks, len(first), source, too_short)
 
 
 def most_positions(config: Mapping[str, Any]) -> int | None:
@@ -127,13 +124,6 @@ def most_positions(config: Mapping[str, Any]) -> int | None:
     return None
 
 
-def _cut(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    rows: list[list[int]] = tokenizer(
-        list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
-    )["input_ids"]
-    return rows
-
-
 def _read(text: str | Path) -> str:
     try:
         return Path(text).read_bytes().decode("utf-8")
@@ -144,7 +134,7 @@ def _read(text: str | Path) -> str:
 
 
 def _repeated(
-    tokenizer: PreTrainedTokenizerBase, competing: NDArray[np.bool_], first: list[int], spec: str
+    tokenizer: PreTrainedTokenizerBase, competing: NDArray[np.bool_], first: tuple[int, ...], spec: str
 ) -> tuple[Ids, Ids]:
     """Sequences that end with a block of random tokens twice; no token occurs otherwise twice in one."""
     rng = np.random.Generator(np.random.PCG64(SEED))
@@ -156,7 +146,7 @@ def _repeated(
         before = LENGTH - len(first) - 2 * block
         for _ in range(PER_BLOCK):
             drawn = rng.choice(pool, before + block, replace=False).tolist()
-            rows.append(first + drawn + drawn[before:])
+            rows.append([*first, *drawn, *drawn[before:]])
             blocks.append(block)
     return np.array(rows), np.array(blocks)
 

@@ -11,8 +11,6 @@ from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import numpy as np
-
 from headatlas import __version__
 from headatlas.addresses import output_path, shown
 from headatlas.architectures.family import Family
@@ -20,6 +18,7 @@ from headatlas.architectures.model import Model, open_model
 from headatlas.architectures.registry import families
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
+from headatlas.evidence.statistics import random_heads
 from headatlas.files import atomic_write
 from headatlas.recipes.code import Action, Head, Place, written, written_loader
 from headatlas.weights.checkpoints import open_checkpoint
@@ -77,7 +76,7 @@ def recipe(
             a safetensors file with the changed output projections alone.
         do: ``silence`` (zero), ``scale`` (times `factor`) or ``watch`` (collect what they bring).
         factor: Of ``scale``.
-        control: Seed of the random heads.
+        control: Seed of the random heads: the first draw of ``evidence ablation`` with it.
         out: File to write the code to; of ``checkpoint``, the safetensors file, which is needed.
         model: Of ``checkpoint``: the model; by default the one that the atlas names.
 
@@ -88,7 +87,7 @@ def recipe(
     _check_choices(form, do, factor, control, out)
     chosen, why = _chosen(atlas, relation, heads)
     place = _place(atlas)
-    beside = random_heads(chosen, place.n_heads, control)
+    beside = tuple(next(random_heads(chosen, place.n_heads, int(control))))
     scale = None if factor is None else float(factor)
     if form != "checkpoint":
         code = written(form, do, place, chosen, beside, why=why, seed=int(control), factor=scale)
@@ -153,21 +152,6 @@ def _named(atlas: Atlas, heads: Sequence[Head]) -> tuple[Head, ...]:
             )
     if twice := next((each for each in found if found.count(each) > 1), None):
         raise HeadatlasError(f"head {twice[0]}.{twice[1]} is named twice; name it once.")
-    return tuple(found)
-
-
-def random_heads(heads: Sequence[Head], n_heads: int, seed: int) -> tuple[Head, ...]:
-    """As many random heads of each layer as are chosen there, and none of the chosen ones.
-
-    Where a layer has fewer others, those. It is the first draw of ``evidence ablation`` with this seed.
-    """
-    rng = np.random.default_rng([int(seed), *(number for head in sorted(heads) for number in head)])
-    found: list[Head] = []
-    for layer in sorted({layer for layer, _ in heads}):
-        mine = {head for at, head in heads if at == layer}
-        others = sorted(set(range(n_heads)) - mine)
-        drawn = rng.choice(others, min(len(mine), len(others)), replace=False) if others else ()
-        found += [(layer, int(head)) for head in sorted(drawn)]
     return tuple(found)
 
 
