@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -73,6 +73,7 @@ def map_heads(
     adapter: str | Path | None = None,
     force: bool = False,
     stats: Stats | None = None,
+    opened: Callable[[PreparedMap], object] | None = None,
 ) -> Atlas:
     """Map every attention head of a model.
 
@@ -100,6 +101,7 @@ def map_heads(
         adapter: Folder of a LoRA adapter of PEFT to merge into the weights (safetensors).
         force: Delete the atlas in ``out`` and start over, once all that was given has been checked.
         stats: Filled with counts of what the engine did.
+        opened: Called with the map once its model is open, for who has more to ask of the same model.
 
     Returns:
         The atlas. Its scores are exact: equal to float64 arithmetic on the saved source states.
@@ -120,6 +122,8 @@ def map_heads(
         tell(Progress("open", 0, 0, name))
         with stats.timed("opening"):
             prepared = prepare_map(model, tokenizer, asked, options, remote=remote, adapter=adapter)
+        if opened is not None:
+            opened(prepared)
         wanted = layers_asked(layers, prepared.model.dims.n_layers)
         if out is None:
             with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
