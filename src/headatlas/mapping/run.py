@@ -21,6 +21,7 @@ from headatlas.architectures import RightMap
 from headatlas.atlas import Atlas
 from headatlas.atlas.relation_scores import store_scores
 from headatlas.atlas.store import ATLAS_NAME, AtlasWriter, LayerRanks, create_store, read_store, remove_atlas
+from headatlas.devices import trim_heap
 from headatlas.errors import HeadatlasError
 from headatlas.files import check_writable
 from headatlas.lenses import MapsStates, NeutralStates, States, StreamedStates, lens_named
@@ -191,6 +192,7 @@ class _Run:
             tell(Progress("heads", 0, len(todo)))
         with stats.timed("states"):
             states = self._states(last=todo[-1])
+            trim_heap()  # of a whole model's modules, which are gone
         with stats.timed("reading"):
             vocabulary = Vocabulary.read(model.unembed, self.prepared.competing)
             model.checkpoint.release()
@@ -203,6 +205,8 @@ class _Run:
                     writer.write(layer, ranks)
                 done[layer] = True
                 tell(Progress("heads", int(done[todo].sum()), len(todo), f"layer {layer} done"))
+        del vocabulary, layers, states, ranked
+        trim_heap()
         tell(Progress("heads", len(todo), len(todo)))
 
     def _states(self, *, last: int) -> States:
