@@ -99,15 +99,25 @@ def seconds(work: Work, rates: Rates) -> float:
 
 def table(work: Work, rates: Rates, ours: Iterable[str] = ()) -> list[list[str]]:
     """A row a stage and one of them all; what ours took, where it is given, in the same order."""
-    found = stages(work)
     rows = [
-        [each.name, f"{each.read / 1e9:.2f} GB", f"{each.products:.2g}", f"{each.seconds(rates):.2f} s"]
-        for each in found
+        [
+            each.name,
+            f"{each.read / 1e9:.2f} GB" if each.read else "",
+            powers(each.products) if each.products else "",
+            f"{each.seconds(rates):.2f} s",
+        ]
+        for each in stages(work)
     ]
-    total = sum(each.products for each in found)
-    rows.append(["all", f"{work.stored / 1e9:.2f} GB", f"{total:.2g}", f"{seconds(work, rates):.2f} s"])
+    total = sum(each.products for each in stages(work))
+    rows.append(["all", f"{work.stored / 1e9:.2f} GB", powers(total), f"{seconds(work, rates):.2f} s"])
     taken = list(ours)
     return [[*row, taken[at]] for at, row in enumerate(rows)] if taken else rows
+
+
+def powers(number: float) -> str:
+    """``3.3 · 10¹¹``."""
+    digits, _, exponent = f"{number:.1e}".partition("e")
+    return f"{digits} · 10{str(int(exponent)).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
 def spread(rows: int, layers: int, heads: int) -> list[int]:

@@ -1,10 +1,12 @@
 """How long a person waits: every command of the usual session, mapping against the plain way and the floor.
 
-    python -m benchmarks.waiting [--repeats 3] [--sample 6] [--lens maps] [--lens neutral]
+    python -m benchmarks.waiting [--lens maps] [--lens neutral] [--repeats 3] [--sample 4] [--quick]
 
 Maps SmolLM2-135M with the command, each time in a fresh process and folder, then asks the finished atlas.
 Each is run ``--repeats`` times and the median of each number stands in the table; the model must be in the
-cache. Against what the mapping is held:
+cache. What is printed are the tables of docs/engine.md, under *Waiting* and *Floor*; both lenses take some
+ten minutes on two cores, ``--quick`` (the lens maps, once, against two heads) two. Against what the mapping
+is held:
 
 * the plain way, as published code does it: for every head and relation, x·W_V·W_O·U of each of its sources in
   float32 on all cores, and torch.topk of both signs; timed on evenly spaced heads and scaled to all;
@@ -31,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.floor import COLUMNS, Work, markdown, said, seconds, table
+from benchmarks.floor import COLUMNS, Work, markdown, powers, said, seconds, table
 from headatlas.progress import Progress, Report, Stats, progress_display
 
 if TYPE_CHECKING:
@@ -75,23 +77,35 @@ class Run:
 def main() -> None:
     """Run everything and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--lens", action="append", choices=["maps", "neutral"])
+    parser.add_argument("--lens", action="append", choices=["maps", "neutral"], help="both by default")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--sample", type=int, default=6, help="heads timed the plain way")
+    parser.add_argument("--sample", type=int, default=4, help="heads timed the plain way")
+    parser.add_argument("--quick", action="store_true", help="--lens maps --repeats 1 --sample 2")
     given = parser.parse_args()
-    print(f"{processor_name()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    lenses = given.lens or ["maps", "neutral"]
+    lenses, repeats, sample = given.lens or ["maps", "neutral"], given.repeats, given.sample
+    if given.quick:
+        lenses, repeats, sample = ["maps"], 1, 2
+    print(f"{processor_name()}, {os.cpu_count()} cores, {threads()}; Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as folder:
-        maps = {lens: _maps(lens, given.repeats, Path(folder)) for lens in lenses}
+        maps = {lens: _maps(lens, repeats, Path(folder)) for lens in lenses}
         last = Path(folder) / f"{lenses[-1]}-0"
-        print(f"\nWaiting, medians of {given.repeats}\n")
+        print(f"\n## Waiting\n\nMedians of {repeats}; DIR holds the map of the lens {lenses[-1]}.\n")
         rows = [row for lens, runs in maps.items() for row in _map_rows(lens, runs)]
         for args in (*ASKED, *([("behaviour", "DIR")] if lenses[-1] == "neutral" else ())):
             command = [str(arg).replace("DIR", str(last)) for arg in args]
-            rows.append(_row(f"`headatlas {' '.join(args)}`", [run(command) for _ in range(given.repeats)]))
-        print(markdown(("", "seconds", "processor seconds", "peak memory"), rows))
+            name = f"`headatlas {' '.join(args).replace('DIR/', '')}`" + " (mistyped)" * (MISTYPED in args)
+            rows.append(_row(name, [run(command) for _ in range(repeats)]))
+        print(markdown(("", "seconds", "processor seconds", "peak memory"), rows), flush=True)
+        print("\n## Floor")
         for lens, runs in maps.items():
-            _compare(lens, runs, Path(folder) / f"{lens}-0", given.sample)
+            _compare(lens, runs, Path(folder) / f"{lens}-0", sample)
+
+
+def threads() -> str:
+    """How many threads torch takes in the processes that are started."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    number = int(os.environ.get("OMP_NUM_THREADS", usable or 1))
+    return "1 thread" if number == 1 else f"{number} threads"
 
 
 def processor_name() -> str:
@@ -152,6 +166,12 @@ def child(path: str, args: Sequence[str]) -> None:
             super().__init__()
             counted.append(self)
 
+        @contextmanager
+        def timed(self, stage: str) -> Iterator[None]:
+            moments.setdefault(f"begins {stage}", time.time())
+            with super().timed(stage):
+                yield
+
     module.progress_display, module.Stats = display, Counted  # type: ignore[misc]
     sys.argv = ["headatlas", *args]
     try:
@@ -183,10 +203,12 @@ def _map_rows(lens: str, runs: Sequence[Run]) -> list[list[str]]:
     last = max(int(name.split()[1]) for name in runs[0].told["moments"] if name.startswith("heads"))
     moments = [each.told["moments"] for each in runs]
     stats = [each.told["stats"]["seconds"] for each in runs]
+    first = "heads 0" if lens == "maps" else "states 0"
     parts = {
         "until it says what it opens": [each["open 0"] for each in moments],
         "opening": [each["opening"] for each in stats],
-        "until layers begin": [each["heads 0"] for each in moments],
+        "until the first bar shows": [each[first] for each in moments],
+        "until layers begin": [each["begins ranking"] for each in moments],
         "until the first layer is saved": [each["heads 1"] for each in moments],
         "scores, after the last layer": [each["calibration"] for each in stats],
         "where heads look": [each["behaviour"] for each in stats],
@@ -195,7 +217,7 @@ def _map_rows(lens: str, runs: Sequence[Run]) -> list[list[str]]:
             one.seconds - each[f"heads {last}"] for one, each in zip(runs, moments, strict=True)
         ],
     }
-    rows = [[f"… {name}", f"{_median(each):.2f}", "", ""] for name, each in parts.items() if any(each)]
+    rows = [[f"… {name}", f"{_median(each):.2f}", "", ""] for name, each in parts.items() if max(each) > 0.1]
     return [_row(f"`headatlas map {MODEL} --lens {lens} -o DIR`", runs), *rows]
 
 
@@ -233,48 +255,40 @@ def _compare(lens: str, runs: Sequence[Run], out: Path, sample: int) -> None:
         timed["the plain way"].append(plain_seconds(prepared.layout, inputs, head, vocabulary, k))
         timed["each source once"].append(shared_seconds(prepared.layout, inputs, head, vocabulary, k))
         compared += check(prepared, inputs, vocabulary, atlas, layer, head, rows)
-    work = work_of(prepared, atlas)
-    seconds_of = {
+    taken = {
         stage: _median([each.told["stats"]["seconds"].get(stage, 0.0) for each in runs])
         for stage in ("reading", "states", "ranking")
-    }
-    total = _median([each.seconds for each in runs])
-    print(f"\nMapping, lens {lens}, against other ways; {said(speed)}\n")
-    print(markdown(("", "seconds", "ranking", "all of the map"), _ratios(timed, n_heads, seconds_of, total)))
-    _print_floor(work, speed, seconds_of, total)
-    counts = runs[0].told["stats"]
-    full = n_heads * len(rows) * len(vocabulary) * dims.d_model
+    } | {"all": _median([each.seconds for each in runs])}
+    print(f"\nFor SmolLM2-135M and `{lens}`, at {said(speed)} ({threads()}):\n")
+    _print_floor(work_of(prepared, atlas), speed, taken)
+    ways = "; ".join(
+        f"{name} {_median(each) * n_heads:,.0f} s ({_median(each) * n_heads / taken['all']:.0f} × the whole "
+        f"command, {_median(each) * n_heads / taken['ranking']:.0f} × its ranking)"
+        for name, each in timed.items()
+    )
+    counts, full = runs[0].told["stats"], n_heads * len(rows) * len(vocabulary) * dims.d_model
     print(
-        f"\nmultiply-adds with columns of U {counts['products']:.3g} of {full:.3g} (each source once): 1 in "
+        f"\nIn the same run, scaled from {sample} heads: {ways}.\n\nMultiply-adds with columns of U "
+        f"{powers(counts['products'])} of {powers(full)} (each source once): 1 in "
         f"{full / counts['products']:.0f}; rows through the vocabulary {counts['rows']:,}, with a rank below "
         f"the ceiling {counts['hit_rows']:,}; {compared:,} ranks and calibration cells of {sample} heads "
-        "equal float64 arithmetic's"
+        "equal float64 arithmetic's.",
+        flush=True,
     )
 
 
-def _ratios(
-    timed: dict[str, list[float]], n_heads: int, seconds_of: dict[str, float], total: float
-) -> list[list[str]]:
-    rows = [["here", "", f"{seconds_of['ranking']:.1f} s", f"{total:.1f} s"]]
-    for name, each in timed.items():
-        brute = _median(each) * n_heads
-        rows.append(
-            [name, f"{brute:.0f}", f"{brute / seconds_of['ranking']:.0f} ×", f"{brute / total:.0f} ×"]
-        )
-    return rows
-
-
-def _print_floor(work: Work, speed: Rates, seconds_of: dict[str, float], total: float) -> None:
+def _print_floor(work: Work, speed: Rates, taken: dict[str, float]) -> None:
     """What an ideal run takes, beside what this one took."""
     ours = [
-        f"{seconds_of['reading']:.2f} s",
-        f"{seconds_of['states']:.2f} s",
+        f"{taken['reading']:.2f} s",
+        f"{taken['states']:.2f} s",
         "in the next",
-        f"{seconds_of['ranking']:.2f} s",
-        f"{total:.2f} s",
+        f"{taken['ranking']:.1f} s",
+        f"{taken['all']:.1f} s ({taken['all'] / seconds(work, speed):.1f} ×)",
     ]
-    print(f"\n{markdown(COLUMNS, table(work, speed, ours))}\n")
-    print(f"the whole map takes {total / seconds(work, speed):.1f} times the floor")
+    rows = table(work, speed, ours)
+    rows[-1][0] += ", with imports, figures and page"
+    print(markdown(COLUMNS, rows))
 
 
 def work_of(prepared: PreparedMap, atlas: Any) -> Work:

@@ -82,7 +82,7 @@ def test_arguments_of_map_heads() -> None:
     assert list(parameters)[:2] == ["model", "tokenizer"]
     assert list(parameters)[2:] == [
         *("relations", "lens", "thresholds", "out", "layers", "compute", "progress"),
-        *("mask", "ceiling", "target_policy", "sources", "remote", "adapter", "force", "stats"),
+        *("mask", "ceiling", "target_policy", "sources", "remote", "adapter", "force", "stats", "opened"),
     ]
     keyword_only = [p for name, p in parameters.items() if name not in ("model", "tokenizer")]
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in keyword_only)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,20 @@ EVIDENCE_FOLDER = "evidence"
 
 Task = Callable[[Path], object]
 """Writes one file."""
+
+
+_WRITERS = ("scipy.special", "pyarrow.parquet", "headatlas.atlas.cards")
+_DRAWERS = (
+    "headatlas.figures.categories",
+    "headatlas.report",
+    *(f"matplotlib.backends.backend_{kind}" for kind in ("agg", "svg", "pdf")),
+)
+
+
+def import_writers(*, figures: bool = True) -> None:
+    """Import what scores and :func:`write_outputs` need, a second's work, while a map is still ranking."""
+    for name in (*_WRITERS, *(_DRAWERS if figures else ())):
+        import_module(name)
 
 
 class UnwrittenError(HeadatlasError):

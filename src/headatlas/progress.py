@@ -7,6 +7,7 @@ terminal, a plain line every few seconds elsewhere.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,6 +73,26 @@ def reporting(progress: Report | bool | None) -> Iterator[Report]:
         yield silent
     else:
         raise HeadatlasError(f"`progress` is {progress!r}: give True, or a function that takes each step.")
+
+
+@contextmanager
+def beside(progress: Report, work: Callable[[], object]) -> Iterator[Report]:
+    """Do ``work`` in a thread, beside a run: give the function to tell of its steps.
+
+    It begins after the first step that is done, so as not to delay it, and ends before the block does.
+    """
+    thread = threading.Thread(target=work, name="beside")
+
+    def tell(event: Progress) -> None:
+        progress(event)
+        if event.done and thread.ident is None:
+            thread.start()
+
+    try:
+        yield tell
+    finally:
+        if thread.ident is not None:
+            thread.join()
 
 
 @contextmanager

@@ -45,6 +45,7 @@ def test_a_stage_takes_the_slower_of_memory_and_products() -> None:
     assert floor.Stage("a", 0, 3_000_000, "float32").seconds(rates) == 3
     assert floor.Stage("a", 0, 4_000_000, "bfloat16").seconds(rates) == 1
     assert floor.seconds(WORK, rates) == sum(each.seconds(rates) for each in floor.stages(WORK))
+    assert (floor.powers(3.26e11), floor.powers(480)) == ("3.3 · 10¹¹", "4.8 · 10²")
     assert [row[0] for row in floor.table(WORK, rates)] == [
         "reading",
         "states",

@@ -51,6 +51,11 @@ from tests.cli.conftest import Run
         (["heads", "{dir}", "--only", ","], ["--only names nothing"]),
         (["heads", "{dir}", "--category", ""], ["no category ''"]),
         (["structure", "{dir}", "-o", "x.gif"], ["x.gif", ".png"]),
+        (
+            ["map", "smollm2-135m", "-o", "{no}", "--lens", "foo"],
+            ["--lens: 'foo' is not one of 'neutral', 'maps'"],
+        ),
+        (["map", "smollm2-135m", "-o", "{no}", "--ceiling", "few"], ["--ceiling: ", "valid integer"]),
     ],
 )
 def test_one_clear_line(

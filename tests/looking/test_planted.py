@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import headatlas as ha
 from headatlas.atlas import Atlas
+from headatlas.looking.run import run_behaviour
+from headatlas.mapping import prepared
+from headatlas.mapping.prepared import PreparedMap
 from headatlas.mapping.run import map_heads
-from tests.looking.planted import PLANTED, some_relation
-from tests.mapping.checkpoints import tiny_model, word_tokenizer
+from tests.looking.planted import PLANTED, planted_model, some_relation
+from tests.mapping.checkpoints import save, tiny_model, word_tokenizer
 
 
 def test_planted_heads_are_called_and_no_others(watched: Path, text: Path) -> None:
@@ -63,6 +68,18 @@ def test_p_is_uniform_where_there_is_nothing(watched: Path) -> None:
     values = rng.beta(2.0, 8.0, size=(60, 100, 100))
     found = compared("any", values, np.full(values.shape, 0.2))
     assert 0.04 < (found.p < 0.05).mean() < 0.06
+
+
+def test_the_model_of_a_map_is_not_opened_again(watched: Path, text: Path, tmp_path: Path) -> None:
+    opened: list[PreparedMap] = []
+    model = save(planted_model(), tmp_path / "model")
+    atlas = map_heads(
+        model, relations=[some_relation()], lens="maps", out=tmp_path / "out", opened=opened.append
+    )
+    with patch.object(prepared, "open_checkpoint", side_effect=AssertionError("opened again")):
+        found = run_behaviour(atlas, prepared=opened[0], text=text).frame()
+    expected = ha.behaviour(Atlas.open(watched), text=text)
+    pd.testing.assert_frame_equal(found, expected, check_like=True)
 
 
 def _watched(model: torch.nn.Module, folder: Path, text: Path) -> object:

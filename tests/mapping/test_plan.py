@@ -7,12 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from headatlas.atlas.relation_scores import SIGNS
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.texts import LENGTH, shipped_texts
+from headatlas.lenses import NeutralStates, lens_named
+from headatlas.lenses.forward import CPU
 from headatlas.looking.sequences import BLOCKS, PER_BLOCK
 from headatlas.mapping import plan as plans
-from headatlas.mapping.machine import Rates
-from headatlas.mapping.plan import plan
+from headatlas.mapping.machine import Machine, Rates
+from headatlas.mapping.plan import memory_needed, plan
+from headatlas.mapping.prepared import MapOptions, open_for, prepare_map
+from headatlas.mapping.run import map_heads
+from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.relations import drawn
 from headatlas.weights import safetensors_source
 from tests.mapping.checkpoints import VOCAB, random_relations, save, tiny_model, word_tokenizer
@@ -112,6 +118,44 @@ def test_what_cannot_be_planned_is_refused(model: Path, tmp_path: Path) -> None:
         plan(tmp_path / "nowhere")
     with pytest.raises(HeadatlasError, match=r"missing\.csv"):
         plan(model, relations=tmp_path / "missing.csv")
+
+
+def test_memory_counts_what_a_map_holds(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts of the estimate that have a size against the arrays themselves, each stage alone."""
+    for name in ("LIBRARY_BYTES", "TOKENIZER_BYTES", "KEPT_BYTES", "WORKING_BYTES"):
+        monkeypatch.setattr(plans, name, 0)
+    monkeypatch.setattr(plans, "batch_tokens", lambda *_: 0)
+    relations, neutral = random_relations(), lens_named("neutral")
+    opened = open_for(neutral, model, None, remote=False)
+    prepared = prepare_map(model, None, relations, MapOptions(neutral))
+    n_sources = len(prepared.layout.sources)
+
+    data = map_heads(model, relations=relations).dataset
+    stored = sum(data[f"{kind}{sign}_rank"].nbytes for kind in ("", "cell_") for sign in SIGNS)
+    a_head = plans._ranks_of_a_head(relations, None)
+    assert stored <= 3 * 4 * a_head <= 1.5 * stored
+    machine = Machine((CPU,), 1 << 40)
+    assert memory_needed(opened, neutral, n_sources, machine, ranks=1 << 20) == 3 * 4 << 20
+
+    weights = sum(each.nbytes for each in opened.modules().parameters())
+    states = NeutralStates.compute(
+        prepared.model, prepared.layout.sources, neutral.prefixes, model.parent / "states", identity="test"
+    )
+    layers = [states.layer(layer) for layer in range(3)]
+    forward = weights + sum(each.x.nbytes + each.control.nbytes for each in layers)
+    assert forward <= plans._forward(opened, n_sources) <= 2 * forward
+
+    vocabulary = Vocabulary.read(opened.unembed, prepared.competing)
+    held = vocabulary.stored.nbytes + vocabulary.bfloat16[:, :32].nbytes
+    held += layers[0].x.nbytes + layers[0].control.nbytes
+    assert held <= plans._held(opened, neutral, n_sources, streamed=False)
+
+
+def test_small_layers_leave_freed_memory_behind(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, machine = open_for(lens_named("maps"), model, None, remote=False), Machine((CPU,), 1 << 40)
+    small = memory_needed(opened, lens_named("maps"), 100, machine)
+    monkeypatch.setattr(plans, "WORTH_TRIMMING", 0)
+    assert small - memory_needed(opened, lens_named("maps"), 100, machine) == plans.KEPT_BYTES
 
 
 def test_memory_is_not_underestimated(model: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from headatlas.architectures.types import Dims
 from headatlas.errors import HeadatlasError
 from headatlas.mapping import machine as machines
+from headatlas.mapping import plan
 from headatlas.mapping import workers as side_by_side
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.machine import Machine, this_machine
@@ -130,16 +131,16 @@ def test_layers_that_are_done_come_before_an_error() -> None:
     assert kept == [1]
 
 
-@pytest.mark.parametrize(("worth", "expected"), [(0, 4), (side_by_side.WORTH_TRIMMING, 0)])
+@pytest.mark.parametrize(("worth", "expected"), [(0, 4), (plan.WORTH_TRIMMING, 0)])
 def test_large_layers_give_back_what_they_freed(
     worth: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After each of them; small ones keep it."""
     trimmed: list[None] = []
-    monkeypatch.setattr(side_by_side, "WORTH_TRIMMING", worth)
+    monkeypatch.setattr(plan, "WORTH_TRIMMING", worth)
     monkeypatch.setattr(side_by_side, "trim_heap", lambda: trimmed.append(None))
     layout, _, vocabulary = random_problem(0)
     workers = workers_for(vocabulary, Machine((CPU,), 64 * GB), Shares(2, 4, 0))
     done = list(rank_here(layout, workers, layers(4), ceiling=32, stats=Stats()))
     assert len(done) == 4 and len(trimmed) == expected
-    assert head_bytes(LLAMA_8B, 3000) * LLAMA_8B.n_heads > side_by_side.WORTH_TRIMMING
+    assert head_bytes(LLAMA_8B, 3000) * LLAMA_8B.n_heads > plan.WORTH_TRIMMING

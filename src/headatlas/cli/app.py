@@ -45,8 +45,14 @@ class _Commands(TyperGroup):
         except HeadatlasError as error:
             if ctx.params.get("debug"):
                 raise
-            say_error(str(error))
-            raise typer.Exit(2) from error
+            said = str(error)
+        except typer.BadParameter as error:
+            if error.param is None or not error.message:  # something is missing: typer says what
+                raise
+            # pydantic, with which typer reads values, names the class of its error first.
+            said = f"{error.param.opts[0]}: {error.message.removeprefix('Value error, ')}"
+        say_error(said)
+        raise typer.Exit(2)
 
 
 app = typer.Typer(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +33,7 @@ from headatlas.progress import duration
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
     from headatlas.atlas.behaviours import Looking
+    from headatlas.mapping.prepared import PreparedMap
     from headatlas.progress import Report
 
 Layers = Annotated[
@@ -123,7 +125,7 @@ def map_command(
     asked = _relations(relations)
     from headatlas.addresses import shown
     from headatlas.files import check_writable
-    from headatlas.progress import Progress, Stats
+    from headatlas.progress import Progress, Stats, beside
     from headatlas.relations import check_sources
 
     thresholds.check(ceiling)
@@ -131,8 +133,9 @@ def map_command(
     check_writable(out)
 
     stats = Stats()
+    opened: list[PreparedMap] = []
     with stopping(lambda: _stopped(out)):
-        with progress_shown() as progress:
+        with progress_shown() as tell, beside(tell, partial(_import_outputs, not no_figures)) as progress:
             progress(Progress("open", 0, 0, shown(model)))  # the imports take seconds
             from headatlas.mapping.run import map_heads
 
@@ -153,15 +156,22 @@ def map_command(
                 force=force,
                 progress=progress,
                 stats=stats,
+                opened=opened.append,
             )
             # The outputs follow this command line, whatever an earlier one, now resumed, said.
             atlas = atlas.at(thresholds)
             with stats.timed("behaviour"):
-                looking, note = _watched(atlas, model, behaviour, compute, progress)
+                looking, note = _watched(atlas, model, opened, behaviour, compute, progress)
         with stats.timed("outputs"):
             written = _written(atlas, looking, out, note, figures=not no_figures)
     say_more("; ".join(f"{stage} {duration(seconds)}" for stage, seconds in stats.seconds.items()))
     say(map_summary(atlas, out, written, _since_start(), note))
+
+
+def _import_outputs(figures: bool) -> None:
+    from headatlas.outputs import import_writers
+
+    import_writers(figures=figures)
 
 
 def _written(atlas: Atlas, looking: Looking | None, out: Path, note: str, *, figures: bool) -> Sequence[Path]:
@@ -179,7 +189,12 @@ def _written(atlas: Atlas, looking: Looking | None, out: Path, note: str, *, fig
 
 
 def _watched(
-    atlas: Atlas, model: str, asked: bool | None, compute: Compute, progress: Report
+    atlas: Atlas,
+    model: str,
+    opened: Sequence[PreparedMap],
+    asked: bool | None,
+    compute: Compute,
+    progress: Report,
 ) -> tuple[Looking | None, str]:
     """Attention of the heads, if it is to be measured; and if it was not, why.
 
@@ -193,7 +208,8 @@ def _watched(
     from headatlas.looking.run import run_behaviour
 
     try:
-        found = run_behaviour(atlas, model, compute=compute, progress=progress)
+        prepared = opened[0] if opened else None
+        found = run_behaviour(atlas, model, prepared=prepared, compute=compute, progress=progress)
     except HeadatlasError as error:
         if asked:
             raise

@@ -31,7 +31,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate.utils import send_to_device
 from torch import nn
 
 from headatlas.architectures import LayerHeads, Model
@@ -77,6 +76,8 @@ class _Call:
 
     def on(self, device: torch.device) -> _Call:
         """A copy with its tensors on a device."""
+        from accelerate.utils import send_to_device  # its import would delay every map
+
         return _Call(send_to_device(self.args, device), send_to_device(self.kwargs, device))
 
     def filled(self, hidden: torch.Tensor, cache: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -16,7 +16,8 @@ from headatlas.atlas import Atlas
 from headatlas.atlas.behaviours import Looking
 from headatlas.atlas.evidence import evidence_group
 from headatlas.atlas.stored import SHIPPED, store_dataset
-from headatlas.evidence.opening import open_subject
+from headatlas.devices import pick_device
+from headatlas.evidence.opening import check_model_fits, open_subject
 from headatlas.lenses.forward import running
 from headatlas.looking import DEFINITIONS
 from headatlas.looking.measuring import measure_attention, text_weights
@@ -35,6 +36,7 @@ def run_behaviour(
     model: str | Path | PreTrainedModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
+    prepared: PreparedMap | None = None,
     text: str | Path | None = None,
     compute: Compute | None = None,
     progress: Report | None = None,
@@ -45,6 +47,7 @@ def run_behaviour(
         atlas: An atlas from a folder.
         model: Its model; by default the one that the atlas names.
         tokenizer: Needed with a loaded model.
+        prepared: The map that has just made the atlas: its model is open and is not opened again.
         text: A file of one's own in the place of the shipped texts.
         compute: Its device; a model in memory stays where it is.
         progress: Called with each step.
@@ -54,6 +57,10 @@ def run_behaviour(
             the text cannot be read or is too short. A stopped run keeps what it has done.
     """
     tell = progress or silent
+    if prepared is not None and atlas.path is not None:
+        device = pick_device((compute or Compute()).device)
+        check_model_fits(prepared, device)
+        return watch_prepared(prepared, atlas.path, device, text=text, progress=tell)
     tell(Progress("open", 0, 0, atlas.model_name))
     subject = open_subject(atlas, model, tokenizer, compute=compute)
     return watch_prepared(subject.prepared, subject.path, subject.device, text=text, progress=tell)
@@ -67,7 +74,7 @@ def watch_prepared(
     text: str | Path | None = None,
     progress: Report = silent,
 ) -> Looking:
-    """As :func:`run_behaviour`, for a model that is open already and the ``.zarr`` folder of its atlas."""
+    """As :func:`run_behaviour`, for an open model that fits into memory and its atlas's ``.zarr`` folder."""
     sequences = sequences_for(prepared.model, prepared.competing, text)
     digest = hashlib.sha256(f"{DEFINITIONS} {sequences.digest}".encode()).hexdigest()
     group = evidence_group(path)

@@ -22,7 +22,7 @@ _ROWS, _INNER, _COLUMNS = 128, 512, 2048
 """Of a product so short that some of many are not interrupted by what else runs."""
 _MOVED = 64 << 20
 _REPEATS = 100
-_ENOUGH = 0.1
+_ENOUGH = 0.04
 """Seconds after which an operation is not repeated."""
 
 

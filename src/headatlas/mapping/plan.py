@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headatlas.atlas.layout import MAX_CALIBRATION_SOURCES
 from headatlas.devices import free_memory
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import Lens, lens_named
-from headatlas.lenses.forward import ACTIVATIONS
+from headatlas.lenses.forward import ACTIVATIONS, CPU, batch_tokens
 from headatlas.mapping.machine import Machine, Rates, rates, this_machine
 from headatlas.mapping.prepared import open_for
 from headatlas.mapping.screening import SCREENING_TOKENS
@@ -55,6 +57,12 @@ TOKENIZER_BYTES = 1600
 """Of a loaded tokenizer, a token: 1,900 on Gemma 3 (262,144 tokens), 1,300 on SmolLM2; for estimates only."""
 WORKING_BYTES = 256 << 20
 """Bounds, candidates and sorted screens of a layer in work, at most; for estimates."""
+WORTH_TRIMMING = 128 << 20
+"""Bytes of a worker's heads from which freed memory goes back to the system after every layer. Small layers
+would spend more time on getting it anew than it is worth."""
+KEPT_BYTES = 900 << 20
+"""Freed memory that the C library has kept after small layers: 30 MB a layer of SmolLM2, less towards the
+end of thirty."""
 MOST_WORKERS = 4
 """Layers at a time on the processor's cores, or on each GPU. The rest of the cores help within a layer."""
 FEW_HEADS = 8
@@ -164,7 +172,9 @@ def plan(
         relations=len(asked),
         sources=n_sources,
         bytes_to_read=opened.bytes_needed(forward_pass=not chosen.weights_only),
-        memory_bytes=memory_needed(opened, chosen, n_sources, machine, streamed=streamed),
+        memory_bytes=memory_needed(
+            opened, chosen, n_sources, machine, streamed=streamed, ranks=_ranks_of_a_head(asked, sample)
+        ),
         seconds_least=least,
         seconds_most=most,
         inference_seconds_least=after[0],
@@ -177,6 +187,17 @@ def _words(relation: Relation, most: int | None) -> list[str]:
     """The sources that will be asked, as far as is known without a tokenizer."""
     words = [pair.source for pair in relation.pairs]
     return words if most is None else drawn(words, most)
+
+
+def _ranks_of_a_head(asked: Sequence[Relation], most: int | None) -> int:
+    """Bytes of the ranks that an atlas holds of a head, of both signs, if every word can be used."""
+    n_pairs = n_cells = 0
+    for relation in asked:
+        words = set(_words(relation, most))
+        targets = {word for pair in relation.pairs if pair.source in words for word in pair.targets}
+        n_pairs += sum(len(pair.targets) for pair in relation.pairs)
+        n_cells += min(len(words), MAX_CALIBRATION_SOURCES) * len(targets)
+    return 2 * (2 * n_pairs + n_cells)
 
 
 def _sampled(most: int | None) -> tuple[str, ...]:
@@ -227,20 +248,31 @@ def _why_whole(model: Model, lens: Lens) -> str | None:
     return None
 
 
-def memory_needed(model: Model, lens: Lens, sources: int, machine: Machine, *, streamed: bool = False) -> int:
-    """Estimated peak bytes of a map on this machine: what it holds, and the heads it has in work.
+def memory_needed(
+    model: Model, lens: Lens, sources: int, machine: Machine, *, streamed: bool = False, ranks: int = 0
+) -> int:
+    """Estimated peak bytes of a map on this machine: of the stage that takes most.
+
+    These are the forward pass, the ranking with the heads that it has in work, and the scores, for which
+    every rank is read back.
 
     Args:
         model, lens, sources, machine, streamed: As for :func:`streams`.
+        ranks: Bytes of the ranks that the atlas holds of a head.
     """
-    in_work = share_of(model, lens, sources, machine, streamed=streamed).bytes
-    return _most_held(model, lens, sources, in_work, streamed=streamed)
+    share = share_of(model, lens, sources, machine, streamed=streamed)
+    kept = 0 if worth_trimming(model.dims, sources, share.heads) else KEPT_BYTES
+    ranking = _held(model, lens, sources, streamed=streamed) + share.bytes + kept
+    scores = _libraries(model) + len(model.layers_with_heads) * model.dims.n_heads * ranks
+    forward = 0 if lens.weights_only or streamed else _forward(model, sources)
+    return max(forward, ranking, scores)
 
 
 def memory_least(model: Model, lens: Lens, sources: int, *, streamed: bool = False) -> int:
     """Estimated peak bytes with one head in work at a time: less does not do."""
     in_work = WORKING_BYTES + head_bytes(model.dims, sources)
-    return _most_held(model, lens, sources, in_work, streamed=streamed)
+    ranking = _held(model, lens, sources, streamed=streamed) + in_work
+    return ranking if lens.weights_only or streamed else max(ranking, _forward(model, sources))
 
 
 def streams_within(model: Model, lens: Lens, sources: int, stream: bool | None, machine: Machine) -> bool:
@@ -288,6 +320,11 @@ def head_bytes(dims: Dims, sources: int) -> int:
     return dims.d_head * per_row
 
 
+def worth_trimming(dims: Dims, sources: int, heads: int) -> bool:
+    """Whether a worker with so many heads at a time gives freed memory back after every layer."""
+    return heads * head_bytes(dims, sources) >= WORTH_TRIMMING
+
+
 def shares(dims: Dims, sources: int, machine: Machine, held: int) -> Shares:
     """Share memory out: layers and heads to have in work at a time.
 
@@ -323,27 +360,29 @@ def _held(model: Model, lens: Lens, sources: int, *, streamed: bool) -> int:
     heads = 2 * BYTES * 2 * dims.n_heads * dims.d_model * dims.d_head
     unembed = (BYTES + BYTES // 2) * dims.vocab_size * dims.d_model
     states = 2 * BYTES * sources * dims.d_model * 2
-    held = LIBRARY_BYTES + TOKENIZER_BYTES * dims.vocab_size + unembed + heads + states
+    held = _libraries(model) + unembed + heads + states
     if not streamed:
         return held
     tokens = len(lens.prefixes) * sources * TOKENS_A_SOURCE
     return held + _block_bytes(model) + ACTIVATIONS + BYTES * tokens * dims.d_model
 
 
-def _most_held(model: Model, lens: Lens, sources: int, in_work: int, *, streamed: bool) -> int:
-    """The larger of the bytes held while heads are ranked, with some in work, and during the forward pass.
+def _libraries(model: Model) -> int:
+    """Bytes of what is imported, and of a loaded tokenizer."""
+    return LIBRARY_BYTES + TOKENIZER_BYTES * model.dims.vocab_size
 
-    A forward pass of the whole model holds it in float32, the states of all layers, and while it is loaded
-    the embedding once more.
+
+def _forward(model: Model, sources: int) -> int:
+    """Bytes of a forward pass of the whole model.
+
+    That is the model in float32, while it is loaded the embedding once more, the states of all layers, and
+    the activations of a batch.
     """
-    ranking = _held(model, lens, sources, streamed=streamed) + in_work
-    if lens.weights_only or streamed:
-        return ranking
     dims = model.dims
-    libraries = LIBRARY_BYTES + TOKENIZER_BYTES * dims.vocab_size
     embed = BYTES * dims.vocab_size * dims.d_model
     states = BYTES * sources * dims.d_model * 2 * dims.n_layers
-    return max(ranking, libraries + BYTES * model.n_parameters + embed + states)
+    activations = batch_tokens(model, CPU) * BYTES * model.n_block_parameters // dims.d_model
+    return _libraries(model) + BYTES * model.n_parameters + embed + states + activations
 
 
 def _block_bytes(model: Model) -> int:

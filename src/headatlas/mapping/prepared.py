@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -132,9 +133,11 @@ def prepare_map(
     asked = resolve_relations(relations)
     most = most_sources(asked, options.sources)
     opened = open_for(options.lens, model, tokenizer, remote=remote, adapter=adapter)
-    weights_hash = fingerprint(opened.checkpoint)
+    with ThreadPoolExecutor(1) as pool:  # reading and hashing files leaves the interpreter to others
+        hashed = pool.submit(fingerprint, opened.checkpoint)
+        words = opened.tokenizer()
+    weights_hash = hashed.result()
     checked = checked_once(opened, weights_hash)
-    words = opened.tokenizer()
     competing, masked = competing_tokens(words, opened.dims.vocab_size)
     if not options.mask:
         competing, masked = np.ones_like(competing), ()

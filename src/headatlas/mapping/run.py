@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from headatlas.architectures import RightMap
 from headatlas.atlas import Atlas
 from headatlas.atlas.relation_scores import store_scores
 from headatlas.atlas.store import ATLAS_NAME, AtlasWriter, LayerRanks, create_store, read_store, remove_atlas
+from headatlas.devices import trim_heap
 from headatlas.errors import HeadatlasError
 from headatlas.files import check_writable
 from headatlas.lenses import MapsStates, NeutralStates, States, StreamedStates, lens_named
@@ -73,6 +74,7 @@ def map_heads(
     adapter: str | Path | None = None,
     force: bool = False,
     stats: Stats | None = None,
+    opened: Callable[[PreparedMap], object] | None = None,
 ) -> Atlas:
     """Map every attention head of a model.
 
@@ -100,6 +102,7 @@ def map_heads(
         adapter: Folder of a LoRA adapter of PEFT to merge into the weights (safetensors).
         force: Delete the atlas in ``out`` and start over, once all that was given has been checked.
         stats: Filled with counts of what the engine did.
+        opened: Called with the map once its model is open, for who has more to ask of the same model.
 
     Returns:
         The atlas. Its scores are exact: equal to float64 arithmetic on the saved source states.
@@ -120,6 +123,8 @@ def map_heads(
         tell(Progress("open", 0, 0, name))
         with stats.timed("opening"):
             prepared = prepare_map(model, tokenizer, asked, options, remote=remote, adapter=adapter)
+        if opened is not None:
+            opened(prepared)
         wanted = layers_asked(layers, prepared.model.dims.n_layers)
         if out is None:
             with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
@@ -183,8 +188,11 @@ class _Run:
     def _rank(self, todo: list[int], writer: AtlasWriter, done: NDArray[np.bool_]) -> None:
         """Rank and write the layers to do, marking them in ``done``."""
         model, stats, tell = self.prepared.model, self.stats, self.tell
+        if self.prepared.options.lens.weights_only:  # states without steps of their own
+            tell(Progress("heads", 0, len(todo)))
         with stats.timed("states"):
             states = self._states(last=todo[-1])
+            trim_heap()  # of a whole model's modules, which are gone
         with stats.timed("reading"):
             vocabulary = Vocabulary.read(model.unembed, self.prepared.competing)
             model.checkpoint.release()
@@ -197,6 +205,8 @@ class _Run:
                     writer.write(layer, ranks)
                 done[layer] = True
                 tell(Progress("heads", int(done[todo].sum()), len(todo), f"layer {layer} done"))
+        del vocabulary, layers, states, ranked
+        trim_heap()
         tell(Progress("heads", len(todo), len(todo)))
 
     def _states(self, *, last: int) -> States:

@@ -31,7 +31,7 @@ from headatlas.mapping.bounds import whole
 from headatlas.mapping.engine import map_layer
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.machine import Machine
-from headatlas.mapping.plan import Shares, head_bytes
+from headatlas.mapping.plan import Shares, worth_trimming
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.progress import Stats
 
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     from headatlas.architectures import RightMap
 
 
-WORTH_TRIMMING = 128 << 20
-"""Bytes of a worker's heads from which freed memory goes back to the system after every layer. Small layers
-would spend more time on getting it anew than it is worth."""
 TURN = 0.0001
 """Seconds that a thread may keep the interpreter while another waits for it, where layers are side by side.
 
@@ -111,7 +108,7 @@ class _Ranker:
                 self._control = inputs.control_states, inputs.control_right, ranks.control
             return ranks, stats
         finally:
-            if worker.heads * head_bytes(inputs.dims, len(self._layout.sources)) >= WORTH_TRIMMING:
+            if worth_trimming(inputs.dims, len(self._layout.sources), worker.heads):
                 trim_heap()
             self._free.put(worker)
 
