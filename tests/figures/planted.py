@@ -11,10 +11,12 @@ import numpy as np
 
 from headatlas.atlas import Atlas
 from headatlas.atlas.layout import build_layout
+from headatlas.atlas.relation_scores import Calibration, RelationScores
 from headatlas.atlas.store import CELL_BEYOND, AtlasWriter, LayerRanks, create_store
 from headatlas.options import FLOOR
 from headatlas.relations.relation import Pair, Relation, TokenisedPair, TokenisedRelation
 from headatlas.scoring.scores import RANK_BEYOND, RANK_UNUSABLE
+from tests.synthetic import tokenised_relations
 
 N_SOURCES = 40
 
@@ -118,3 +120,50 @@ def plant_atlas(
             ),
         )
     return Atlas.open(path)
+
+
+def large_atlas(path: Path, n_layers: int, n_heads: int, *, strong: float = 0.15) -> Atlas:
+    """An atlas of the core relations in which about this share of the heads are called, many for several
+    categories; the others score a little. Scores are made up, for calibrating so many heads takes minutes."""
+    layout = build_layout(tokenised_relations(left_out=()))
+    attributes: dict[str, Any] = {
+        "model": {"name": "Large"},
+        "lens": {"name": "neutral"},
+        "ceiling": 32,
+        "thresholds": {},
+        "mask": True,
+    }
+    create_store(path, layout, n_layers=n_layers, n_heads=n_heads, attributes=attributes)
+    writer = AtlasWriter(path)
+    ranks = np.full((n_heads, layout.n_pairs), RANK_BEYOND, dtype=np.int16)
+    cells = np.full((n_heads, layout.n_cells), CELL_BEYOND, dtype=np.uint8)
+    for layer in range(n_layers):
+        writer.write(layer, LayerRanks(ranks, ranks, ranks[0], cells, cells))
+    atlas = Atlas.open(path)
+    names = [relation.name for relation in layout.relations]
+    vars(atlas)["relation_scores"] = strong_scores(names, n_layers, n_heads, strong)
+    return atlas
+
+
+def strong_scores(
+    relations: Sequence[str], n_layers: int, n_heads: int, strong: float
+) -> dict[str, RelationScores]:
+    """Scores in which a share ``strong`` of the heads, most of them in later layers, do one relation in
+    eight of those asked, and now and then suppress one."""
+    rng = np.random.default_rng(0)
+    shape = (n_layers, n_heads)
+    depth = np.linspace(0.2, 1.8, n_layers)[:, None] if n_layers > 1 else 1.0
+    doing = rng.random(shape) < strong * depth
+
+    def sign(share: float) -> tuple[np.ndarray, Calibration]:
+        does = doing & (rng.random(shape) < share)
+        weak = 0.14 * rng.beta(0.1, 3.0, shape)
+        score = np.where(does, rng.uniform(0.2, 0.95, shape), weak)
+        return score, Calibration(np.full(shape, 0.02), np.where(does, 1e-9, 1.0))
+
+    made = {}
+    for name in relations:
+        (score, promotes), (suppression, suppresses) = sign(0.125), sign(0.03)
+        control = 0.5 * np.linspace(0.0, 1.0, n_layers) * rng.random()
+        made[name] = RelationScores(score, suppression, control, 0.8 * score, promotes, suppresses)
+    return made
