@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from headatlas.cli.options import AsJson, OutFile, Width, reads_atlas
+from headatlas.cli.options import AsJson, OutFile, Width, draws, reads_atlas
 from headatlas.cli.output import (
     check_figure,
     number,
@@ -17,6 +17,7 @@ from headatlas.cli.output import (
     save_figure,
     say,
 )
+from headatlas.options import Look
 
 if TYPE_CHECKING:
     from headatlas.arrangement.depth import Depth
@@ -29,9 +30,10 @@ def register(app: typer.Typer) -> None:
     app.command("structure")(structure_command)
 
 
+@draws
 @reads_atlas
 def structure_command(
-    atlas: Atlas, out: OutFile = None, width: Width = "170mm", as_json: AsJson = False
+    atlas: Atlas, look: Look, out: OutFile = None, width: Width = "170mm", as_json: AsJson = False
 ) -> None:
     """Show how what the heads do is arranged.
 
@@ -51,7 +53,7 @@ def structure_command(
     if out is not None:
         from headatlas.figures.structure import draw_structure
 
-        save_figure(draw_structure(atlas, found, width_mm), out)
+        save_figure(draw_structure(atlas, found, width_mm, look), out)
 
 
 def _print_structure(found: Structure) -> None:

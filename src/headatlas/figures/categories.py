@@ -20,7 +20,17 @@ from headatlas.figures import panels as parts
 from headatlas.figures.colours import Palette, palette_of
 from headatlas.figures.describe import alt_text
 from headatlas.figures.grids import ALL, CategoryGrid, Panels, Which, category_grid, choose
-from headatlas.figures.page import LINE, MARGIN, AtlasFigure, Key, Page, panel_columns, panel_height, style
+from headatlas.figures.page import (
+    MARGIN,
+    AtlasFigure,
+    Key,
+    Page,
+    Title,
+    panel_columns,
+    panel_height,
+    style,
+    text_width,
+)
 from headatlas.figures.panels import Cell
 from headatlas.options import Look
 
@@ -76,9 +86,9 @@ def draw_category_grid(
         return page.finish(page.beside_or_below(columns, y, height, len(rows[-1]), legend), caption)
 
 
-def counted(grid: CategoryGrid, panel: str) -> str:
+def counted(grid: CategoryGrid, panel: str) -> Title:
     """A panel's title with the number of its heads."""
-    return f"{panel}, n = {(grid.shown(panel) > 0).sum():,}"
+    return panel, f"n = {(grid.shown(panel) > 0).sum():,}"
 
 
 def draw_category_panel(ax: Axes, grid: CategoryGrid, panel: str, palette: Palette, *, cell: Cell) -> None:
@@ -143,9 +153,10 @@ def draw_layers(atlas: Atlas, width_mm: float, which: Which, look: Look) -> Atla
     panels = choose(which, grid.panels, "panel")
     title, description = f"Categories by layer of {atlas.model_name}", alt_text(atlas, "layers")
     page = Page(width_mm, look, title=title, description=description)
-    columns = panel_columns(page, len(panels), atlas.n_layers, "0.05")
     limit = upper_end([(grid.shown(panel) > 0).mean(axis=1) for panel in panels])
     highest = upper_end([grid.control[panel] for panel in panels])
+    label = max(f"{limit / 2:g}", f"{limit:g}", f"{highest:g}", key=text_width)
+    columns = panel_columns(page, len(panels), atlas.n_layers, label)
 
     def draw(ax: Axes, panel: str, first: bool) -> None:
         control = page.below(ax, STRIP, BETWEEN)
@@ -154,18 +165,21 @@ def draw_layers(atlas: Atlas, width_mm: float, which: Which, look: Look) -> Atla
         parts.layer_ticks(ax, atlas.n_layers, columns.width)
         parts.layer_ticks(control, atlas.n_layers, columns.width)
         ax.set_xticklabels([])
-        page.name_axes(ax, "", "Heads" if first else "", "0.05")
-        page.name_axes(control, "Layer", "Control" if first else "", "0.05")
+        page.name_axes(ax, "", "Share of heads" if first else "", label)
+        page.name_axes(control, "Layer", "Control" if first else "", label)
         if not first:
             ax.set_yticklabels([])
             control.set_yticklabels([])
 
-    keys = [*level_keys(grid, look), *parts.not_mapped_keys(grid.mapped, page.palette)]
+    def legend(x: float, y: float, width: float, *, draw: bool = True) -> float:
+        keys = [*level_keys(grid, look), *parts.not_mapped_keys(grid.mapped, page.palette)]
+        return page.legend(x, y, width, keys, draw=draw)
+
     height = PROFILE + BETWEEN + STRIP
     with style(page.palette):
         rows = columns.rows(panels)
         y = page.panels(columns, MARGIN, rows, height, title=partial(counted, grid), draw=draw)
-        y = page.legend(MARGIN, y, page.inner, keys) + 0.4 * LINE
+        y = page.beside_or_below(columns, y, height, len(rows[-1]), legend)
         return page.finish(y, f"{LAYERS_READING} {atlas.caption()}")
 
 

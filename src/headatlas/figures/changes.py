@@ -21,11 +21,10 @@ from headatlas.figures.describe import amount, join_words, short_number
 from headatlas.figures.grids import ALL
 from headatlas.figures.page import (
     MARGIN,
-    MM,
     AtlasFigure,
     Key,
     Page,
-    mark_look,
+    Title,
     panel_columns,
     panel_height,
     round_ticks,
@@ -141,7 +140,7 @@ def draw_changes(found: HeadChanges, captions: Sequence[str], width_mm: float, l
     keys = _keys(grids[ALL], found, page.palette, marked=marked)
     rows = columns.rows(list(grids))
     caption = (
-        f"From {found.a} to {found.b}. Colour: relations × signs of a head that are lost (bar across) or "
+        f"From {found.a} to {found.b}. Colour: relations × signs of a head that are lost (minus sign) or "
         f"gained: called in one of the two, and the scores differ on the same sources (q ≤ {found.q_max:g}). "
         f"{'. '.join(dict.fromkeys(captions))}."
     )
@@ -150,12 +149,12 @@ def draw_changes(found: HeadChanges, captions: Sequence[str], width_mm: float, l
         return page.finish(page.beside_or_below(columns, y, height, len(rows[-1]), legend), caption)
 
 
-def _titled(panel: str, grid: ChangeGrid) -> str:
-    return f"{panel}, {grid.lost.sum():,} lost, {grid.gained.sum():,} gained"
+def _titled(panel: str, grid: ChangeGrid) -> Title:
+    return panel, f"{grid.lost.sum():,} lost, {grid.gained.sum():,} gained"
 
 
 def _colours(palette: Palette) -> tuple[Sequence[str], Sequence[str]]:
-    """Colours of the levels of ``down`` and ``up``: alike in grey, where the bar tells them apart."""
+    """Colours of the levels of ``down`` and ``up``: alike in grey, where the sign tells them apart."""
     falling, rising = palette.scores(MOST + 3, suppression=True), palette.scores(MOST + 3)
     # One step is left out, so that a score that is lower is plainly fainter than a relation lost.
     return [*falling[:2], *falling[3:]], [*rising[:2], *rising[3:]]
@@ -173,15 +172,13 @@ def _draw_grid(ax: Axes, grid: ChangeGrid, mapped: Bools, palette: Palette, *, c
             path = _triangles(split & (levels == level), corner)
             parts.add_path(ax, path, facecolor=colours[level], zorder=1)
     parts.separate(ax, grid.down.shape, cell, palette)
-    x, y = np.nonzero((grid.down > 0) & ~split)
-    if len(x):
-        parts.add_path(ax, parts.boxes_path(x, y - 0.11, 1.0, 0.22), zorder=2.5, facecolor=palette.paper)
+    fell = (grid.down > 0) & ~split
+    parts.minus(ax, fell, cell, palette, lower=grid.moved)
     x, y = np.nonzero((grid.called > 0) & (grid.down == 0) & (grid.up == 0))
     if len(x):
         parts.add_path(ax, parts.boxes_path(x, y - 0.2, 0.4, 0.4), zorder=2, facecolor=palette.soft)
-    x, y = np.nonzero(grid.moved & (min(cell) >= parts.CELL_FOR_LINES))  # smaller, it would hide the colour
-    mark = mark_look("moved", 0.62 * min(cell) / MM * 72, palette.ink, palette.paper)
-    ax.plot(x, y, linestyle="none", zorder=5, **mark)
+    if min(cell) >= parts.CELL_FOR_LINES:  # smaller, it would hide the colour
+        parts.marks(ax, "moved", grid.moved, cell, palette, raised=fell)
     if mapped.any() and not (grid.called.any() or grid.down.any() or grid.up.any()):
         parts.say_empty(ax, "no head\ncalled", palette)
 
@@ -325,7 +322,7 @@ def draw_trajectory(found: Comparison, width_mm: float, look: Look) -> AtlasFigu
             MARGIN,
             with_headings(columns.rows(lines)),
             SCORES + BETWEEN + COUNTS,
-            title=lambda placed: placed[1].title,
+            title=lambda placed: (placed[1].title, ""),
             draw=draw,
             above=lambda y, row: headings(page, columns, y, row),
         )

@@ -34,7 +34,7 @@ MARKS = ("o", "s", "^", "D", "v", "P")
 """Atlases are told apart by shape as well as by colour."""
 READING = (
     "Filled: heads implement the relation; hollow: none does, and the best head is shown all the same. "
-    "Lines are 95 % intervals over sources."
+    "Lines are 95 % intervals over sources. Dark rules separate categories."
 )
 ROW = 3.4
 """Height of a relation's row."""
@@ -172,7 +172,7 @@ def _panel(ax: Axes, found: Comparison, titles: list[str], column: str, palette:
         ax.axhline(at - 0.5, color=colour, alpha=alpha, linewidth=0.3, zorder=0)
     for number, label in enumerate(found.labels):
         rows = table[table["atlas"] == label]
-        offset = (number - (n - 1) / 2) * min(0.24, 0.7 / n)
+        offset = (number - (n - 1) / 2) * min(0.38, 0.84 / n)
         heights, colour = rows["title"].map(titles.index) + offset, colours[number]
         if column == "score":
             ax.hlines(heights, rows["low"], rows["high"], color=colour, linewidth=0.7, zorder=1)

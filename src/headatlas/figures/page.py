@@ -63,6 +63,9 @@ _TIGHT = re.compile(" ([≤≥=]) ")
 
 T = TypeVar("T")
 
+Title = tuple[str, str]
+"""Of a panel: its name, and what stands beside it or, in a row where that does not fit, below it; or ""."""
+
 
 @contextmanager
 def style(palette: Palette = LIGHT) -> Iterator[None]:
@@ -124,8 +127,8 @@ class AtlasFigure(Figure):
 class Key:
     """One entry of a legend: a label beside a small sample.
 
-    The sample is a box, with a bar or one of ``MARKS`` in it, or a line. A line with a marker and no width
-    is a point.
+    The sample is a box, with a minus sign or one of ``MARKS`` in it, or a line. A line with a marker and no
+    width is a point.
     """
 
     label: str
@@ -196,7 +199,7 @@ class Page:
         rows: Sequence[Sequence[T]],
         height: float,
         *,
-        title: Callable[[T], str],
+        title: Callable[[T], Title],
         draw: Callable[[Axes, T, bool], None],
         above: Callable[[float, Sequence[T]], float] | None = None,
     ) -> float:
@@ -218,10 +221,13 @@ class Page:
             y += height + BELOW + 1.5
         return y
 
-    def _titles(self, columns: PanelColumns, y: float, titles: Sequence[str]) -> float:
+    def _titles(self, columns: PanelColumns, y: float, titles: Sequence[Title]) -> float:
         """Titles above a row, wrapped, and letters; returns the height of the panels' upper edge."""
-        letters = 2 * LETTER if self.look.letters else 0.0
-        wrapped = [wrap(title, columns.title_width - letters) for title in titles]
+        room = columns.title_width - (2 * LETTER if self.look.letters else 0.0)
+        joined = [wrap(", ".join(filter(None, title)), room) for title in titles]
+        wrapped = [[line for part in title for line in wrap(part, room)] for title in titles]
+        if all(len(lines) == 1 for lines in joined):
+            wrapped = joined
         deepest = max(len(lines) for lines in wrapped)
         for x, lines in zip(columns.lefts, wrapped, strict=False):
             if self.look.letters:
@@ -297,11 +303,11 @@ class Page:
         if key.look.get("linewidth") == 0.0 and key.line:
             self.line([middle], [y + 0.55 * LINE], **key.look)
         elif key.line:
-            self.line([x, x + width], [y + 0.55 * LINE] * 2, **key.look)
+            self.line([x, middle, x + width], [y + 0.55 * LINE] * 3, markevery=[1], **key.look)
         else:
             self.box(x, y + 0.14 * LINE, width, 0.8 * LINE, **key.look)
         if key.minus:
-            self.box(x, y + 0.46 * LINE, width, 0.16 * LINE, facecolor=paper)
+            self.box(x + 0.25 * width, y + 0.46 * LINE, 0.5 * width, 0.16 * LINE, facecolor=paper)
         if key.mark:
             self.line([middle], [y + 0.54 * LINE], linewidth=0.0, **mark_look(key.mark, 4.0, ink, paper))
 

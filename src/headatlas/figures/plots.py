@@ -117,7 +117,7 @@ class Plots:
         Raises:
             HeadatlasError: As for all figures, or no behaviour was measured.
         """
-        from headatlas.figures.behaviours import draw_behaviours
+        from headatlas.figures.measures import draw_behaviours
 
         frame = self._atlas.behaviours
         caption = f"{self._atlas.model_name}; {frame.attrs.get('caption', '')}"
@@ -133,7 +133,7 @@ class Plots:
         Raises:
             HeadatlasError: As for all figures, or the salience was not computed.
         """
-        from headatlas.figures.salience import draw_salience
+        from headatlas.figures.measures import draw_salience
 
         explained, spectrum = self._atlas.explained(), self._atlas.spectrum()
         frame = spectrum.merge(explained, on=["layer", "head"], how="left")

@@ -16,14 +16,14 @@ from headatlas.figures.colours import Palette, palette_of
 from headatlas.figures.describe import alt_text
 from headatlas.figures.grids import RelationGrid, Which, choose, relation_grids
 from headatlas.figures.page import (
+    GAP,
     LINE,
     MARGIN,
-    MM,
     AtlasFigure,
     Key,
     Page,
     PanelColumns,
-    mark_look,
+    left_of_panel,
     panel_columns,
     panel_height,
     style,
@@ -49,11 +49,11 @@ class OfCategory(Protocol):
 Of = TypeVar("Of", bound=OfCategory)
 
 READING = (
-    "Colour: the score, or the suppression score where that is larger; bars across: suppression. "
+    "Colour: the score, or the suppression score where that is larger; minus sign: suppression. "
     "n: heads that implement or suppress the relation."
 )
 WIDEST_CELLS = 36.0
-"""Panels of many layers are at least this wide, so that a head can be seen."""
+"""Panels of many layers are at least this wide, so that a head can be seen, if two fit beside each other."""
 
 
 def draw_relations(atlas: Atlas, width_mm: float, which: Which, look: Look) -> AtlasFigure:
@@ -63,7 +63,8 @@ def draw_relations(atlas: Atlas, width_mm: float, which: Which, look: Look) -> A
     page = Page(width_mm, look, title=title, description=alt_text(atlas, "relations"))
     palette = page.palette
     n_layers, n_heads = shape = grids[0].score.shape
-    smallest = min(max(25.0, 1.2 * n_layers), WIDEST_CELLS)
+    two = (page.inner - left_of_panel(str(n_heads - 1)) - GAP) / 2
+    smallest = min(max(25.0, 1.2 * n_layers), WIDEST_CELLS, two)
     columns = panel_columns(page, len(grids), n_layers, str(n_heads - 1), smallest=smallest)
     height = panel_height(n_heads, columns.cell, columns.width, flat=0.8)
 
@@ -88,7 +89,7 @@ def draw_relations(atlas: Atlas, width_mm: float, which: Which, look: Look) -> A
             MARGIN,
             rows,
             height,
-            title=lambda placed: f"{placed[1].title}, n = {placed[1].called.sum():,}",
+            title=lambda placed: (placed[1].title, f"n = {placed[1].called.sum():,}"),
             draw=draw,
             above=lambda y, row: headings(page, columns, y, row),
         )
@@ -142,22 +143,18 @@ def chosen_grids(atlas: Atlas, which: Which) -> list[RelationGrid]:
 def draw_relation_panel(
     ax: Axes, grid: RelationGrid, mapped: NDArray[np.bool_], palette: Palette, *, cell: Cell
 ) -> None:
-    """One relation's cells: colour by score, called heads outlined, suppressing ones with a bar across."""
+    """One relation's cells: colour by score, called heads outlined, suppressing ones with a minus sign."""
     panels.prepare_panel(ax, mapped, grid.score.shape[1], palette)
     step = np.rint(np.nan_to_num(grid.shown) * panels.STEPS).astype(int)
     panels.fill_steps(ax, step, palette.scores(panels.STEPS + 1))
     panels.fill_steps(ax, -step, palette.scores(panels.STEPS + 1, suppression=True))
     panels.separate(ax, step.shape, cell, palette)
-    # For those who print in grey.
-    x, y = np.nonzero((step < 0) | grid.suppresses)
-    if len(x):
-        panels.add_path(ax, panels.boxes_path(x, y - 0.11, 1.0, 0.22), zorder=2.5, facecolor=palette.paper)
+    suppressed = (step < 0) | grid.suppresses
+    panels.minus(ax, suppressed, cell, palette, lower=grid.asked)
     panels.outline(ax, grid.implements, cell, palette)
     panels.outline(ax, grid.suppresses, cell, palette)
     for mark, mask in grid.marks.items():
-        x, y = np.nonzero(mask)
-        look = mark_look(mark, 0.62 * min(cell) / MM * 72, palette.ink, palette.paper)
-        ax.plot(x, y, linestyle="none", zorder=5, **look)
+        panels.marks(ax, mark, mask, cell, palette, raised=suppressed)
 
 
 def relation_keys(atlas: Atlas, grids: Sequence[RelationGrid], palette: Palette) -> list[Key]:
