@@ -14,12 +14,12 @@ from headatlas.atlas.ablations import store_dataset
 from headatlas.atlas.behaviours import NAMES, looking_path
 from headatlas.atlas.evidence import evidence_group
 from headatlas.atlas.layout import build_layout
-from headatlas.atlas.relation_scores import Calibration, RelationScores
 from headatlas.atlas.salience import salience_path
 from headatlas.atlas.store import CELL_BEYOND, AtlasWriter, LayerRanks, create_store
 from headatlas.relations.relation import Pair, Relation, TokenisedPair, TokenisedRelation
 from headatlas.scoring.scores import RANK_BEYOND
 from tests import synthetic
+from tests.figures.planted import strong_scores
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!--{{script}}&amp;'\""
 
@@ -56,6 +56,7 @@ def large_atlas(path: Path, n_layers: int, n_heads: int) -> Atlas:
     """An atlas of as many ranks a head as real maps have, with behaviours, labels and salience of every head.
 
     Ranks are those of made-up relations of 300 pairs: three heads in four have few, one in four has many.
+    Scores are made up apart from them: 15 % of the heads are called, many for several categories.
     """
     layout = build_layout(synthetic.tokenised_relations(300, 150, left_out=()))
     attributes = {
@@ -68,7 +69,7 @@ def large_atlas(path: Path, n_layers: int, n_heads: int) -> Atlas:
     create_store(path, layout, n_layers=n_layers, n_heads=n_heads, attributes=attributes)
     rng = np.random.default_rng(0)
     writer = AtlasWriter(path)
-    # No cell is stored: calibrating that many heads takes minutes. p is made up below.
+    # No cell is stored: calibrating that many heads takes minutes.
     cells = np.full((n_heads, layout.n_cells), CELL_BEYOND, dtype=np.uint8)
     for layer in range(n_layers):
         ranks = [_sparse_ranks(rng, (n_heads, layout.n_pairs), share) for share in (0.016, 0.004)]
@@ -77,16 +78,8 @@ def large_atlas(path: Path, n_layers: int, n_heads: int) -> Atlas:
     _made_up_salience(path, n_layers, n_heads, rng)
     _made_up_looking(path, n_layers, n_heads, rng)
     atlas = Atlas.open(path)
-    shape = (n_layers, n_heads)
-    score = rng.beta(0.05, 3.0, shape) * (rng.random(shape) < 0.6)
-
-    def null() -> Calibration:
-        return Calibration(score, np.where(rng.random(shape) < 0.1, rng.random(shape) ** 9, 1.0))
-
-    vars(atlas)["relation_scores"] = {
-        entry.name: RelationScores(score, score, score[:, 0], score, null(), null())
-        for entry in layout.relations
-    }
+    names = [entry.name for entry in layout.relations]
+    vars(atlas)["relation_scores"] = strong_scores(names, n_layers, n_heads, 0.15)
     return atlas
 
 

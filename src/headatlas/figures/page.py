@@ -231,7 +231,7 @@ class Page:
         deepest = max(len(lines) for lines in wrapped)
         for x, lines in zip(columns.lefts, wrapped, strict=False):
             if self.look.letters:
-                self.text(x, y, self._letter(), weight="bold", ha="right")
+                self.text(x, y, self._letter(), weight="bold")
             for number, line in enumerate(lines):
                 # A title wider than its panel stays on the page.
                 centre = min(x + columns.width / 2, self.width - 0.4 - text_width(line) / 2)

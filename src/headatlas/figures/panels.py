@@ -42,7 +42,7 @@ Cell = tuple[float, float]
 """Width and height of a cell in millimetres."""
 CELL_FOR_LINES = 0.6
 """Smallest width, or height, at which lines between cells help."""
-CELL_FOR_SIGNS = 1.0
+CELL_FOR_SIGNS = 0.7
 """Smallest width at which a sign inside a cell is seen."""
 BAR = 2.4
 """Height of a colour bar."""
