@@ -78,7 +78,7 @@ class Plots:
     ) -> Figure:
         """Draw every head's score on every relation.
 
-        Colour says promotion or, where larger, suppression, which has a bar across. Heads that are called are
+        Colour says promotion or, where larger, suppression, which has a minus sign. Heads that are called are
         outlined.
 
         Args:

@@ -172,11 +172,11 @@ def _per_head_panel(page: Page, ax: Axes, found: Structure, width: float) -> lis
     ticks = [max(1, at) for at in round_ticks(len(number) + 1, width, text_width("10"))]
     ax.set_xticks(ticks, [str(at) for at in ticks])
     ax.set_ylim(0.0, _most(found) * 1.25)  # room for the note above the bars
-    heads = [int(at) for at in MaxNLocator(4, integer=True).tick_values(0, _most(found))]
+    heads = [int(at) for at in MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]).tick_values(0, _most(found))]
     ax.set_yticks([at for at in heads if at <= _most(found)])
     none = f"none: {per_head.observed[0]}, by chance {per_head.expected[0]:.0f}"
     ax.text(0.97, 0.95, none, transform=ax.transAxes, ha="right", va="top")
-    return [Key("heads", {"facecolor": colour}), Key("heads by chance", look, line=True)]
+    return [Key("heads", {"facecolor": colour}), Key("by chance", look, line=True)]
 
 
 def _depth_panel(page: Page, ax: Axes, found: Structure, width: float) -> list[Key]:
