@@ -26,7 +26,6 @@ from headatlas.figures.page import (
     Page,
     Title,
     panel_columns,
-    panel_height,
     style,
     text_width,
 )
@@ -66,23 +65,16 @@ def draw_category_grid(
     caption: str,
 ) -> AtlasFigure:
     """The whole figure; ``which`` chooses panels, an empty caption leaves no room for one."""
-    n_layers, n_heads = grid.count.shape
-    panels = choose(which, grid.panels, "panel")
     page = Page(width_mm, look, title=title, description=description)
-    columns = panel_columns(page, len(panels), n_layers, str(n_heads - 1))
-    height = panel_height(n_heads, columns.cell, columns.width)
-
-    def draw(ax: Axes, panel: str, first: bool) -> None:
-        draw_category_panel(ax, grid, panel, page.palette, cell=(columns.cell, height / n_heads))
-        parts.cell_axes(page, ax, grid.count.shape, (columns.width, height), first=first)
-
-    def legend(x: float, y: float, width: float, *, draw: bool = True) -> float:
-        return page.legend(x, y, width, category_keys(grid, look), draw=draw)
-
-    rows = columns.rows(panels)
-    with style(page.palette):
-        y = page.panels(columns, MARGIN, rows, height, title=partial(counted, grid), draw=draw)
-        return page.finish(page.beside_or_below(columns, y, height, len(rows[-1]), legend), caption)
+    return parts.draw_grids(
+        page,
+        choose(which, grid.panels, "panel"),
+        grid.count.shape,
+        caption,
+        cells=lambda ax, panel, cell: draw_category_panel(ax, grid, panel, page.palette, cell=cell),
+        title=partial(counted, grid),
+        legend=partial(page.legend, keys=category_keys(grid, look)),
+    )
 
 
 def counted(grid: CategoryGrid, panel: str) -> Title:
@@ -170,10 +162,8 @@ def draw_layers(atlas: Atlas, width_mm: float, which: Which, look: Look) -> Atla
             ax.set_yticklabels([])
             control.set_yticklabels([])
 
-    def legend(x: float, y: float, width: float, *, draw: bool = True) -> float:
-        keys = [*level_keys(grid, look), *parts.not_mapped_keys(grid.mapped, page.palette)]
-        return page.legend(x, y, width, keys, draw=draw)
-
+    keys = [*level_keys(grid, look), *parts.not_mapped_keys(grid.mapped, page.palette)]
+    legend = partial(page.legend, keys=keys)
     height = PROFILE + BETWEEN + STRIP
     with style(page.palette):
         rows = columns.rows(panels)

@@ -26,13 +26,11 @@ from headatlas.figures.page import (
     Page,
     Title,
     panel_columns,
-    panel_height,
     round_ticks,
     style,
     text_width,
 )
 from headatlas.figures.panels import Cell
-from headatlas.figures.relations import headings, with_headings
 from headatlas.options import Look
 
 if TYPE_CHECKING:
@@ -123,30 +121,32 @@ def draw_changes(found: HeadChanges, captions: Sequence[str], width_mm: float, l
         look: Its look.
     """
     grids = change_grids(found)
-    shape = (len(found.mapped), found.n_heads)
     title = f"Heads that changed from {found.a} to {found.b}"
     page = Page(width_mm, look, title=title, description=describe_changes(found))
-    columns = panel_columns(page, len(grids), shape[0], str(shape[1] - 1))
-    height = panel_height(shape[1], columns.cell, columns.width)
+    marked = False
 
-    def draw(ax: Axes, panel: str, first: bool) -> None:
-        _draw_grid(ax, grids[panel], found.mapped, page.palette, cell=(columns.cell, height / shape[1]))
-        parts.cell_axes(page, ax, shape, (columns.width, height), first=first)
+    def cells(ax: Axes, panel: str, cell: Cell) -> None:
+        nonlocal marked
+        marked = min(cell) >= parts.CELL_FOR_LINES
+        _draw_grid(ax, grids[panel], found.mapped, page.palette, cell=cell)
 
     def legend(x: float, y: float, width: float, *, draw: bool = True) -> float:
-        return page.legend(x, y, width, keys, draw=draw)
+        return page.legend(x, y, width, _keys(grids[ALL], found, page.palette, marked=marked), draw=draw)
 
-    marked = min(columns.cell, height / shape[1]) >= parts.CELL_FOR_LINES
-    keys = _keys(grids[ALL], found, page.palette, marked=marked)
-    rows = columns.rows(list(grids))
     caption = (
         f"From {found.a} to {found.b}. Colour: relations × signs of a head that are lost (minus sign) or "
         f"gained: called in one of the two, and the scores differ on the same sources (q ≤ {found.q_max:g}). "
         f"{'. '.join(dict.fromkeys(captions))}."
     )
-    with style(page.palette):
-        y = page.panels(columns, MARGIN, rows, height, title=lambda at: _titled(at, grids[at]), draw=draw)
-        return page.finish(page.beside_or_below(columns, y, height, len(rows[-1]), legend), caption)
+    return parts.draw_grids(
+        page,
+        list(grids),
+        (len(found.mapped), found.n_heads),
+        caption,
+        cells=cells,
+        title=lambda panel: _titled(panel, grids[panel]),
+        legend=legend,
+    )
 
 
 def _titled(panel: str, grid: ChangeGrid) -> Title:
@@ -302,10 +302,10 @@ def draw_trajectory(found: Comparison, width_mm: float, look: Look) -> AtlasFigu
     label = max("0.5", str(most), key=text_width)
     columns = panel_columns(page, len(lines), len(found.labels), label, smallest=NARROWEST)
 
-    def draw(ax: Axes, placed: tuple[str, RelationLine], first: bool) -> None:
+    def draw(ax: Axes, line: RelationLine, first: bool) -> None:
         counts = page.below(ax, COUNTS, BETWEEN)
-        _draw_scores(ax, placed[1], page.palette)
-        _draw_counts(counts, placed[1], most, page.palette)
+        _draw_scores(ax, line, page.palette)
+        _draw_counts(counts, line, most, page.palette)
         ticks = round_ticks(len(found.labels), columns.width, text_width(str(len(found.labels))))
         for each in (ax, counts):
             each.set_xlim(-0.5, len(found.labels) - 0.5)
@@ -320,11 +320,11 @@ def draw_trajectory(found: Comparison, width_mm: float, look: Look) -> AtlasFigu
         y = page.panels(
             columns,
             MARGIN,
-            with_headings(columns.rows(lines)),
+            columns.rows(lines),
             SCORES + BETWEEN + COUNTS,
-            title=lambda placed: (placed[1].title, ""),
+            title=lambda line: (line.title, ""),
             draw=draw,
-            above=lambda y, row: headings(page, columns, y, row),
+            category=lambda line: line.category,
         )
         models = "; ".join(f"{at + 1} {label}" for at, label in enumerate(found.labels))
         without = len(dict.fromkeys(found.table["relation"])) - len(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -17,14 +18,10 @@ from headatlas.figures.colours import Palette
 from headatlas.figures.grids import Which, choose
 from headatlas.figures.page import (
     DEFAULT_LOOK,
-    MARGIN,
     AtlasFigure,
     Key,
     Page,
     Title,
-    panel_columns,
-    panel_height,
-    style,
 )
 from headatlas.figures.panels import Cell
 from headatlas.options import Look
@@ -89,22 +86,18 @@ def draw_panels(
         caption: The line under the figure.
         scale, keys: As :func:`~headatlas.figures.panels.colour_bar` takes them.
     """
-    shape = shown[0].value.shape
-    columns = panel_columns(page, len(shown), shape[0], str(shape[1] - 1), smallest=25.0)
-    height = panel_height(shape[1], columns.cell, columns.width, flat=0.8)
-
-    def draw(ax: Axes, each: Panel, first: bool) -> None:
-        draw_panel(ax, each, seen, page.palette, cell=(columns.cell, height / shape[1]))
-        panels.cell_axes(page, ax, shape, (columns.width, height), first=first)
-
-    def bar(x: float, y: float, width: float, *, draw: bool = True) -> float:
-        known = [*keys, *panels.not_mapped_keys(seen, page.palette)]
-        return panels.colour_bar(page, scale, known, (x, y, width), draw=draw)
-
-    placed = columns.rows(shown)
-    with style(page.palette):
-        y = page.panels(columns, MARGIN, placed, height, title=lambda each: each.title, draw=draw)
-        return page.finish(page.beside_or_below(columns, y, height, len(placed[-1]), bar), caption)
+    known = [*keys, *panels.not_mapped_keys(seen, page.palette)]
+    return panels.draw_grids(
+        page,
+        shown,
+        shown[0].value.shape,
+        caption,
+        cells=lambda ax, each, cell: draw_panel(ax, each, seen, page.palette, cell=cell),
+        title=lambda each: each.title,
+        legend=partial(panels.colour_bar, page, scale, known),
+        smallest=25.0,
+        flat=0.8,
+    )
 
 
 def draw_panel(ax: Axes, each: Panel, seen: Bools, palette: Palette, *, cell: Cell) -> None:

@@ -201,7 +201,7 @@ class Page:
         *,
         title: Callable[[T], Title],
         draw: Callable[[Axes, T, bool], None],
-        above: Callable[[float, Sequence[T]], float] | None = None,
+        category: Callable[[T], str] | None = None,
     ) -> float:
         """Rows of panels with their titles; returns the height below them.
 
@@ -212,14 +212,31 @@ class Page:
             height: Of a panel.
             title: The words above a panel.
             draw: Draws one; told whether it is the first of its row.
-            above: Draws what stands over a row's titles, given its upper edge; returns the height below.
+            category: What is written over the titles where it begins, and at the start of a row.
         """
+        seen: set[str] = set()
         for row in rows:
-            y = self._titles(columns, above(y, row) if above else y, [title(item) for item in row])
+            if category is not None:
+                y = self._headings(columns, y, [category(item) for item in row], seen)
+            y = self._titles(columns, y, [title(item) for item in row])
             for number, (x, item) in enumerate(zip(columns.lefts, row, strict=False)):
                 draw(self.axes(x, y, columns.width, height), item, number == 0)
             y += height + BELOW + 1.5
         return y
+
+    def _headings(self, columns: PanelColumns, y: float, names: Sequence[str], seen: set[str]) -> float:
+        """Names of categories above a row, wrapped to the room they have; returns the height below them."""
+        starts = [at for at, name in enumerate(names) if at == 0 or name != names[at - 1]]
+        deepest = 1
+        for at, following in zip(starts, [*starts[1:], None], strict=True):
+            x = columns.lefts[at] if at else MARGIN
+            end = self.width if following is None else columns.lefts[following]
+            heading = f"{names[at]}, continued" if names[at] in seen else names[at]
+            lines = wrap(heading, end - x - 1.5, measure=lambda text: text_width(text, bold=True))
+            self.lines(x, y, lines, weight="bold")
+            deepest = max(deepest, len(lines))
+            seen.add(names[at])
+        return y + deepest * LINE + 0.3
 
     def _titles(self, columns: PanelColumns, y: float, titles: Sequence[Title]) -> float:
         """Titles above a row, wrapped, and letters; returns the height of the panels' upper edge."""

@@ -6,9 +6,9 @@ A panel stands on a page of ours, or in axes that the user made, in the user's o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,17 +24,26 @@ from headatlas.figures.colours import Palette
 from headatlas.figures.page import (
     FONT_PT,
     LINE,
+    MARGIN,
     MM,
+    AtlasFigure,
     Key,
     Page,
+    Put,
+    Title,
     mark_look,
+    panel_columns,
+    panel_height,
     round_ticks,
+    style,
     text_width,
     wrap,
 )
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
+
+T = TypeVar("T")
 
 Bools = NDArray[np.bool_]
 
@@ -211,11 +220,52 @@ def cell_axes(
     page.name_axes(ax, "Layer", "Head" if first else "", str(n_heads - 1))
 
 
+def draw_grids(
+    page: Page,
+    shown: Sequence[T],
+    shape: tuple[int, ...],
+    caption: str,
+    *,
+    cells: Callable[[Axes, T, Cell], None],
+    title: Callable[[T], Title],
+    legend: Put,
+    category: Callable[[T], str] | None = None,
+    smallest: float = 22.0,
+    flat: float = 1.0,
+) -> AtlasFigure:
+    """Panels of layer × head cells, as many in a row as can be read, with their legend.
+
+    Args:
+        page: The page.
+        shown: What has a panel.
+        shape: Layers and heads of the model.
+        caption: The line under the figure.
+        cells: Draws those of a panel, of this size, into axes.
+        title, category: As :meth:`Page.panels` takes them.
+        legend: Puts the legend where there is room.
+        smallest, flat: As :func:`panel_columns` and :func:`panel_height` take them.
+    """
+    n_layers, n_heads = shape
+    columns = panel_columns(page, len(shown), n_layers, str(n_heads - 1), smallest=smallest)
+    height = panel_height(n_heads, columns.cell, columns.width, flat=flat)
+
+    def draw(ax: Axes, each: T, first: bool) -> None:
+        cells(ax, each, (columns.cell, height / n_heads))
+        cell_axes(page, ax, shape, (columns.width, height), first=first)
+
+    rows = columns.rows(shown)
+    with style(page.palette):
+        y = page.panels(columns, MARGIN, rows, height, title=title, draw=draw, category=category)
+        return page.finish(page.beside_or_below(columns, y, height, len(rows[-1]), legend), caption)
+
+
 def colour_bar(
     page: Page,
     scales: Mapping[str, Sequence[str]],
     keys: Sequence[Key],
-    place: tuple[float, float, float],
+    x: float,
+    y: float,
+    width: float,
     *,
     draw: bool = True,
 ) -> float:
@@ -226,10 +276,9 @@ def colour_bar(
         scales: Name → colours from 0 to 1, which stand at the square root of what they mean. Of two scales,
             the first runs from 1 (−1, if it is called "below 0") at the left end to 0 in the middle.
         keys: The legend.
-        place: Left and upper edge, and the width that there is.
+        x, y, width: Left and upper edge, and the width that there is.
         draw: False only measures; a bar too short to be read is endlessly high.
     """
-    x, y, width = place
     if width < SHORTEST_BAR and not draw:
         return math.inf
     bar = min(width - 4.0, 40.0 * len(scales))

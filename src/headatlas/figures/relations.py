@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,18 +18,10 @@ from headatlas.figures.describe import alt_text
 from headatlas.figures.grids import RelationGrid, Which, choose, relation_grids
 from headatlas.figures.page import (
     GAP,
-    LINE,
-    MARGIN,
     AtlasFigure,
     Key,
     Page,
-    PanelColumns,
     left_of_panel,
-    panel_columns,
-    panel_height,
-    style,
-    text_width,
-    wrap,
 )
 from headatlas.figures.panels import Cell
 from headatlas.options import Look
@@ -36,17 +29,6 @@ from headatlas.options import Look
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
 
-
-class OfCategory(Protocol):
-    """Anything that has a panel and belongs to a category."""
-
-    @property
-    def category(self) -> str:
-        """Its name."""
-        ...
-
-
-Of = TypeVar("Of", bound=OfCategory)
 
 READING = (
     "Colour: the score, or the suppression score where that is larger; minus sign: suppression. "
@@ -64,65 +46,26 @@ def draw_relations(atlas: Atlas, width_mm: float, which: Which, look: Look) -> A
     palette = page.palette
     n_layers, n_heads = shape = grids[0].score.shape
     two = (page.inner - left_of_panel(str(n_heads - 1)) - GAP) / 2
-    smallest = min(max(25.0, 1.2 * n_layers), WIDEST_CELLS, two)
-    columns = panel_columns(page, len(grids), n_layers, str(n_heads - 1), smallest=smallest)
-    height = panel_height(n_heads, columns.cell, columns.width, flat=0.8)
 
-    def draw(ax: Axes, placed: tuple[str, RelationGrid], first: bool) -> None:
-        cell = (columns.cell, height / n_heads)
-        draw_relation_panel(ax, placed[1], atlas.layers_done, palette, cell=cell)
-        panels.cell_axes(page, ax, shape, (columns.width, height), first=first)
+    def cells(ax: Axes, grid: RelationGrid, cell: Cell) -> None:
+        draw_relation_panel(ax, grid, atlas.layers_done, palette, cell=cell)
 
-    def scale(x: float, y: float, width: float, *, draw: bool = True) -> float:
-        steps = panels.STEPS + 1
-        scales = {
-            "suppression score": palette.scores(steps, suppression=True),
-            "promotion score": palette.scores(steps),
-        }
-        keys = relation_keys(atlas, grids, palette)
-        return panels.colour_bar(page, scales, keys, (x, y, width), draw=draw)
-
-    rows = with_headings(columns.rows(grids))
-    with style(palette):
-        y = page.panels(
-            columns,
-            MARGIN,
-            rows,
-            height,
-            title=lambda placed: (placed[1].title, f"n = {placed[1].called.sum():,}"),
-            draw=draw,
-            above=lambda y, row: headings(page, columns, y, row),
-        )
-        y = page.beside_or_below(columns, y, height, len(rows[-1]), scale)
-        return page.finish(y, f"{READING} {atlas.caption()}")
-
-
-def with_headings(rows: Sequence[Sequence[Of]]) -> list[list[tuple[str, Of]]]:
-    """Each panel with its heading: its category where that begins and at the start of a row, else ``""``."""
-    seen: set[str] = set()
-    placed = []
-    for row in rows:
-        headed = []
-        for number, grid in enumerate(row):
-            again = grid.category in seen
-            heading = f"{grid.category}, continued" if again else grid.category
-            headed.append(("" if again and number else heading, grid))
-            seen.add(grid.category)
-        placed.append(headed)
-    return placed
-
-
-def headings(page: Page, columns: PanelColumns, y: float, row: Sequence[tuple[str, Any]]) -> float:
-    """The categories' names above a row, wrapped to the room they have; returns the height below them."""
-    starts = [at for at, (heading, _) in enumerate(row) if heading]
-    deepest = 1
-    for at, following in zip(starts, [*starts[1:], None], strict=True):
-        x = columns.lefts[at] if at else MARGIN
-        end = page.width if following is None else columns.lefts[following]
-        lines = wrap(row[at][0], end - x - 1.5, measure=lambda text: text_width(text, bold=True))
-        page.lines(x, y, lines, weight="bold")
-        deepest = max(deepest, len(lines))
-    return y + deepest * LINE + 0.3
+    scales = {
+        "suppression score": palette.scores(panels.STEPS + 1, suppression=True),
+        "promotion score": palette.scores(panels.STEPS + 1),
+    }
+    return panels.draw_grids(
+        page,
+        grids,
+        shape,
+        f"{READING} {atlas.caption()}",
+        cells=cells,
+        title=lambda grid: (grid.title, f"n = {grid.called.sum():,}"),
+        legend=partial(panels.colour_bar, page, scales, relation_keys(atlas, grids, palette)),
+        category=lambda grid: grid.category,
+        smallest=min(max(25.0, 1.2 * n_layers), WIDEST_CELLS, two),
+        flat=0.8,
+    )
 
 
 def chosen_grids(atlas: Atlas, which: Which) -> list[RelationGrid]:
