@@ -90,15 +90,8 @@ def draw_agreement(
 ) -> AtlasFigure:
     """A panel a relation, a point a head and sign: static score along x, dynamic score along y.
 
-    Most heads score nearly 0 and few score high, so both axes show the square root.
-
-    Args:
-        panels: What to draw.
-        title: Of the figure, for the file.
-        dynamic: Name of the y axis.
-        tau: Smallest score at which a head is called; a grey line on both axes.
-        caption: The line under it.
-        width_mm: Width as printed.
+    Most heads score nearly 0 and few score high, so both axes show the square root. ``dynamic`` names the y
+    axis, ``tau`` is the score from which a head is called, a grey line on both axes.
     """
     described = "; ".join(
         f"{panel.title}: " + ", ".join(f"{sign} {note}" for sign, note in panel.notes().items())
@@ -208,9 +201,6 @@ def draw_ablation(
     Args:
         curves: As :func:`headatlas.evidence.statistics.curves` makes them.
         titles: Control relation → how people call it.
-        title: Above the panel.
-        caption: The lines under it.
-        width_mm: Width as printed.
     """
     relation = curves[curves["curve"] == "relation"]
     said = ", ".join(

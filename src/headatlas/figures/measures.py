@@ -77,15 +77,7 @@ def draw_panels(
     scale: Mapping[str, Sequence[str]],
     keys: Sequence[Key],
 ) -> AtlasFigure:
-    """A panel [layer × head] each, as many in a row as can be read, with their colour bar.
-
-    Args:
-        page: The page.
-        shown: What the panels show.
-        seen: [n_layers] layers that have numbers.
-        caption: The line under the figure.
-        scale, keys: As :func:`~headatlas.figures.panels.colour_bar` takes them.
-    """
+    """A panel [layer × head] each, with their colour bar; ``seen`` [n_layers] are layers that have numbers."""
     known = [*keys, *panels.not_mapped_keys(seen, page.palette)]
     return panels.draw_grids(
         page,
@@ -128,19 +120,7 @@ def draw_behaviours(
     """A panel a behaviour, coloured by value; heads that are called outlined, and counted in the titles.
 
     Shares of attention have one scale, from none to all of it; entropy, distance and its variance have one
-    each, up to the largest value.
-
-    Args:
-        frame: As :attr:`Atlas.behaviours` is.
-        shape: Layers and heads of the model.
-        width_mm: Exact width.
-        which: Behaviours, by name; all that were measured by default.
-        look: The figure's look.
-        title: Of the file.
-        caption: The line under the figure.
-
-    Raises:
-        HeadatlasError: No behaviour was measured, there is no such one, or the width is out of range.
+    each, up to the largest value. ``frame`` is as :attr:`Atlas.behaviours`.
     """
     if frame.empty:
         raise HeadatlasError("no behaviour of this atlas was measured; run `headatlas behaviour` first.")
@@ -204,19 +184,8 @@ def draw_salience(
     """A panel a measure: share explained, copying, effective rank, and share of the layer's norm.
 
     Share explained and copying have one scale, from 0 to 1 and below 0; effective rank goes from the smallest
-    to the largest there is, the share of the norm from 0 to the largest.
-
-    Args:
-        frame: A row a head: layer, head and a column a measure.
-        shape: Layers and heads of the model.
-        width_mm: Exact width.
-        which: Measures, by name; all by default.
-        look: The figure's look.
-        title: Of the file.
-        caption: The line under the figure.
-
-    Raises:
-        HeadatlasError: Nothing was computed, there is no such measure, or the width is out of range.
+    to the largest there is, the share of the norm from 0 to the largest. ``frame`` has a row a head: layer,
+    head and a column a measure.
     """
     if frame.empty:
         raise HeadatlasError("the salience of this atlas was not computed; run `headatlas salience` first.")

@@ -157,13 +157,7 @@ def mark_look(mark: str, size: float, ink: str, paper: str) -> dict[str, Any]:
 class Page:
     """Collects what is on a figure, then gives it the height it needs.
 
-    Args:
-        width_mm: Exact width of the figure.
-        look: Its look.
-        title, description: For the file's metadata.
-
-    Raises:
-        HeadatlasError: The width is not between 30 and 1000 mm.
+    Its title and description are for the file's metadata.
     """
 
     def __init__(self, width_mm: float, look: Look = DEFAULT_LOOK, *, title: str, description: str) -> None:
@@ -203,16 +197,11 @@ class Page:
         draw: Callable[[Axes, T, bool], None],
         category: Callable[[T], str] | None = None,
     ) -> float:
-        """Rows of panels with their titles; returns the height below them.
+        """Rows of panels with their titles, from height y down; returns the height below them.
 
         Args:
-            columns: Where panels stand.
-            y: Upper edge of the first row.
-            rows: What has a panel.
-            height: Of a panel.
-            title: The words above a panel.
             draw: Draws one; told whether it is the first of its row.
-            category: What is written over the titles where it begins, and at the start of a row.
+            category: Is written over the titles where it begins, and at the start of a row.
         """
         seen: set[str] = set()
         for row in rows:

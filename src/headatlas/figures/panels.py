@@ -235,15 +235,8 @@ def draw_grids(
 ) -> AtlasFigure:
     """Panels of layer × head cells, as many in a row as can be read, with their legend.
 
-    Args:
-        page: The page.
-        shown: What has a panel.
-        shape: Layers and heads of the model.
-        caption: The line under the figure.
-        cells: Draws those of a panel, of this size, into axes.
-        title, category: As :meth:`Page.panels` takes them.
-        legend: Puts the legend where there is room.
-        smallest, flat: As :func:`panel_columns` and :func:`panel_height` take them.
+    ``cells`` draws those of a panel, of a given size, into axes. Title and category are as :meth:`Page.panels`
+    takes them, smallest and flat as :func:`panel_columns` and :func:`panel_height`.
     """
     n_layers, n_heads = shape
     columns = panel_columns(page, len(shown), n_layers, str(n_heads - 1), smallest=smallest)
@@ -272,11 +265,8 @@ def colour_bar(
     """A colour bar with the legend beside it, or below where there is no room; returns the height below.
 
     Args:
-        page: The page.
         scales: Name → colours from 0 to 1, which stand at the square root of what they mean. Of two scales,
             the first runs from 1 (−1, if it is called "below 0") at the left end to 0 in the middle.
-        keys: The legend.
-        x, y, width: Left and upper edge, and the width that there is.
         draw: False only measures; a bar too short to be read is endlessly high.
     """
     if width < SHORTEST_BAR and not draw:
@@ -313,11 +303,7 @@ def colour_bar(
 
 
 def only_panel(names: Sequence[str]) -> str:
-    """The one name in a list.
-
-    Raises:
-        HeadatlasError: There are more or none.
-    """
+    """The one name in a list."""
     if len(names) != 1:
         raise HeadatlasError(f"one axes holds one panel; {', '.join(names)} are {len(names)}.")
     return names[0]

@@ -69,11 +69,7 @@ def draw_relations(atlas: Atlas, width_mm: float, which: Which, look: Look) -> A
 
 
 def chosen_grids(atlas: Atlas, which: Which) -> list[RelationGrid]:
-    """The scored relations asked for, by name, title or category, in panel order.
-
-    Raises:
-        HeadatlasError: No relation is scored, or a name is not known.
-    """
+    """The scored relations asked for, by name, title or category, in panel order."""
     grids = relation_grids(atlas)
     if not grids:
         raise HeadatlasError("no relation of this atlas is scored, so there is no relations figure to draw.")
