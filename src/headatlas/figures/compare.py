@@ -411,7 +411,7 @@ MARKS = ("o", "s", "^", "D", "v", "P")
 """Atlases are told apart by shape as well as by colour."""
 READING = (
     "Filled: heads implement the relation; hollow: none does, and the best head is shown all the same. "
-    "Lines are 95 % intervals over sources. Dark rules separate categories."
+    "Lines are 95 % intervals over sources. Strong rules separate categories."
 )
 ROW = 3.4
 """Height of a relation's row."""

@@ -34,7 +34,7 @@ RANGES = "Where a title names a range, colours run evenly from its first number 
 
 @dataclass(frozen=True)
 class Panel:
-    """What a panel shows.
+    """A panel of numbers.
 
     Attributes:
         title: Above it.
@@ -77,7 +77,7 @@ def draw_panels(
     scale: Mapping[str, Sequence[str]],
     keys: Sequence[Key],
 ) -> AtlasFigure:
-    """A panel [layer × head] each, with their colour bar; ``seen`` [n_layers] are layers that have numbers."""
+    """A panel [layer × head] each, with their colour bar; ``seen`` [n_layers]: layers that have numbers."""
     known = [*keys, *panels.not_mapped_keys(seen, page.palette)]
     return panels.draw_grids(
         page,

@@ -235,8 +235,8 @@ def draw_grids(
 ) -> AtlasFigure:
     """Panels of layer × head cells, as many in a row as can be read, with their legend.
 
-    ``cells`` draws those of a panel, of a given size, into axes. Title and category are as :meth:`Page.panels`
-    takes them, smallest and flat as :func:`panel_columns` and :func:`panel_height`.
+    ``cells`` draws those of a panel, of a given size, into axes. Title and category are as
+    :meth:`Page.panels` takes them, smallest and flat as :func:`panel_columns` and :func:`panel_height`.
     """
     n_layers, n_heads = shape
     columns = panel_columns(page, len(shown), n_layers, str(n_heads - 1), smallest=smallest)
