@@ -334,7 +334,7 @@ def _draw_agreement(atlas: Atlas, agreement: pd.DataFrame, dynamics: Sequence[Dy
 
 
 def _draw_behaviours(atlas: Atlas, found: Looking) -> Figure:
-    from headatlas.figures.behaviours import draw_behaviours
+    from headatlas.figures.measures import draw_behaviours
 
     return draw_behaviours(
         found.frame(),
@@ -347,7 +347,7 @@ def _draw_behaviours(atlas: Atlas, found: Looking) -> Figure:
 
 def _draw_salience(atlas: Atlas, heads: pd.DataFrame, caption: str) -> Figure:
     """The salience figure of an atlas."""
-    from headatlas.figures.salience import draw_salience
+    from headatlas.figures.measures import draw_salience
 
     return draw_salience(
         heads,

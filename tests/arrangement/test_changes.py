@@ -23,7 +23,7 @@ from headatlas.arrangement.changes import (
 )
 from headatlas.arrangement.comparison import labels_of
 from headatlas.atlas import Atlas
-from headatlas.figures.changes import describe_changes
+from headatlas.figures.compare import describe_changes
 from headatlas.mapping.run import map_heads
 from tests.figures.planted import Plant, plant_atlas
 from tests.mapping.checkpoints import relation, word, word_tokenizer

@@ -11,10 +11,12 @@ import numpy as np
 
 from headatlas.atlas import Atlas
 from headatlas.atlas.layout import build_layout
+from headatlas.atlas.relation_scores import Calibration, RelationScores
 from headatlas.atlas.store import CELL_BEYOND, AtlasWriter, LayerRanks, create_store
 from headatlas.options import FLOOR
 from headatlas.relations.relation import Pair, Relation, TokenisedPair, TokenisedRelation
 from headatlas.scoring.scores import RANK_BEYOND, RANK_UNUSABLE
+from tests.synthetic import tokenised_relations
 
 N_SOURCES = 40
 
@@ -118,3 +120,63 @@ def plant_atlas(
             ),
         )
     return Atlas.open(path)
+
+
+def large_atlas(
+    path: Path, n_layers: int, n_heads: int, *, n_sources: int = 40, strong: float = 0.15
+) -> Atlas:
+    """An atlas of the core relations in which about this share of the heads are called, most of them in later
+    layers and many for several categories; the others score a little.
+
+    Scores are those of the ranks. p is made up, for calibrating so many heads takes minutes.
+    """
+    layout = build_layout(tokenised_relations(n_sources, n_sources // 2, left_out=()))
+    attributes: dict[str, Any] = {
+        "model": {"name": "Large", "dims": {"n_kv_heads": 8 if n_heads % 8 == 0 else n_heads}},
+        "lens": {"name": "neutral"},
+        "ceiling": 32,
+        "thresholds": {},
+        "mask": True,
+    }
+    create_store(path, layout, n_layers=n_layers, n_heads=n_heads, attributes=attributes)
+    rng, writer = np.random.default_rng(0), AtlasWriter(path)
+    n_relations, of_pair = len(layout.relations), layout.pair_relation
+    doing = rng.random((n_layers, n_heads, 1)) < strong * np.linspace(0.2, 1.8, n_layers)[:, None, None]
+    doing[-1, -1] = True  # in small models, too
+    k = np.array([1 if "copying" in entry.name else 10 for entry in layout.relations])
+    relation = (of_pair[:, None] == np.arange(n_relations)).astype(np.float32)
+    does, share = [], []
+    for chance, background in ((0.125, 0.016), (0.03, 0.004)):
+        called = doing & (rng.random((n_layers, n_heads, n_relations)) < chance)
+        does.append(called)
+        share.append(np.where(called, rng.uniform(0.2, 0.95, called.shape), 0.0))
+        scatter = rng.choice([0.2, 3.4], p=[0.75, 0.25], size=(n_layers, n_heads, 1))
+        share[-1] = np.maximum(share[-1], background * scatter)
+    cells = np.full((n_heads, layout.n_cells), CELL_BEYOND, dtype=np.uint8)
+    scores = []
+    for layer in range(n_layers):
+        ranks = [
+            _ranks(rng, share[sign][layer][:, of_pair], does[sign][layer][:, of_pair]) for sign in (0, 1)
+        ]
+        control = _ranks(rng, np.full((1, layout.n_pairs), 0.3 * layer / n_layers), np.array(False))[0]
+        writer.write(layer, LayerRanks(ranks[0], ranks[1], control, cells, cells))
+        hits = [each < k[of_pair] for each in (*ranks, control)]
+        scores.append([(each @ relation) / n_sources for each in (*hits, hits[0] & ~hits[2])])
+    atlas = Atlas.open(path)
+    vars(atlas)["relation_scores"] = {
+        entry.name: RelationScores(
+            *(np.stack([layer[which][..., at] for layer in scores]) for which in range(4)),
+            *(
+                Calibration(np.zeros(called.shape[:2]), np.where(called[..., at], 1e-9, 1.0))
+                for called in does
+            ),
+        )
+        for at, entry in enumerate(layout.relations)
+    }
+    return atlas
+
+
+def _ranks(rng: np.random.Generator, share: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Ranks below the ceiling for this share of the pairs: 0 in the heads called, or anything."""
+    found = np.where(first, 0, rng.integers(0, 32, share.shape))
+    return np.where(rng.random(share.shape) < share, found, RANK_BEYOND).astype(np.int16)

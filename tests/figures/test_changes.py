@@ -14,9 +14,15 @@ from headatlas.arrangement.comparison import Comparison
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.figures import save
-from headatlas.figures.changes import change_grids, describe_trajectory, relation_lines
 from headatlas.figures.colours import contrast, luminance, palette_of
-from headatlas.figures.compare import comparison_data, comparison_kind, draw_comparison
+from headatlas.figures.compare import (
+    change_grids,
+    comparison_data,
+    comparison_kind,
+    describe_trajectory,
+    draw_comparison,
+    relation_lines,
+)
 from headatlas.figures.grids import ALL
 from headatlas.options import Look
 from tests.figures.planted import Plant, plant_atlas

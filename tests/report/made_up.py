@@ -7,19 +7,17 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from headatlas.atlas import Atlas
 from headatlas.atlas.behaviours import NAMES, Looking
 from headatlas.atlas.evidence import evidence_group
 from headatlas.atlas.layout import build_layout
-from headatlas.atlas.relation_scores import Calibration, RelationScores
 from headatlas.atlas.salience import salience_path
-from headatlas.atlas.store import CELL_BEYOND, AtlasWriter, LayerRanks, create_store
+from headatlas.atlas.store import AtlasWriter, create_store
 from headatlas.atlas.stored import store_dataset
 from headatlas.relations.relation import Pair, Relation, TokenisedPair, TokenisedRelation
-from headatlas.scoring.scores import RANK_BEYOND
 from tests import synthetic
+from tests.figures import planted
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!--{{script}}&amp;'\""
 
@@ -55,44 +53,17 @@ def atlas_of(
 def large_atlas(path: Path, n_layers: int, n_heads: int) -> Atlas:
     """An atlas of as many ranks a head as real maps have, with behaviours, labels and salience of every head.
 
-    Ranks are those of made-up relations of 300 pairs: three heads in four have few, one in four has many.
+    Its 300 pairs a relation, and which heads are called, are those of
+    :func:`tests.figures.planted.large_atlas`.
     """
-    layout = build_layout(synthetic.tokenised_relations(300, 150, left_out=()))
-    attributes = {
-        "model": {"name": "Large", "dims": {"n_kv_heads": 8 if n_heads % 8 == 0 else n_heads}},
-        "lens": {"name": "neutral"},
-        "ceiling": 32,
-        "thresholds": {},
-        "mask": True,
-    }
-    create_store(path, layout, n_layers=n_layers, n_heads=n_heads, attributes=attributes)
+    atlas = planted.large_atlas(path, n_layers, n_heads, n_sources=300)
     rng = np.random.default_rng(0)
-    writer = AtlasWriter(path)
-    # No cell is stored: calibrating that many heads takes minutes. p is made up below.
-    cells = np.full((n_heads, layout.n_cells), CELL_BEYOND, dtype=np.uint8)
-    for layer in range(n_layers):
-        ranks = [_sparse_ranks(rng, (n_heads, layout.n_pairs), share) for share in (0.016, 0.004)]
-        control = _sparse_ranks(rng, (1, layout.n_pairs), 0.03)[0]
-        writer.write(layer, LayerRanks(ranks[0], ranks[1], control, cells, cells))
     _made_up_salience(path, n_layers, n_heads, rng)
     _made_up_looking(path, n_layers, n_heads, rng)
-    atlas = Atlas.open(path)
-    shape = (n_layers, n_heads)
-    score = rng.beta(0.05, 3.0, shape) * (rng.random(shape) < 0.6)
-
-    def null() -> Calibration:
-        return Calibration(score, np.where(rng.random(shape) < 0.1, rng.random(shape) ** 9, 1.0))
-
-    vars(atlas)["relation_scores"] = {
-        entry.name: RelationScores(score, score, score[:, 0], score, null(), null())
-        for entry in layout.relations
-    }
-    return atlas
-
-
-def _sparse_ranks(rng: np.random.Generator, shape: tuple[int, int], share: float) -> NDArray[np.int16]:
-    chance = share * rng.choice([0.2, 3.4], p=[0.75, 0.25], size=(shape[0], 1))
-    return np.where(rng.random(shape) < chance, rng.integers(0, 32, shape), RANK_BEYOND).astype(np.int16)
+    # Opened again, for it remembers what evidence there was; the scores are those made up.
+    again = Atlas.open(path)
+    vars(again)["relation_scores"] = atlas.relation_scores
+    return again
 
 
 def _made_up_salience(path: Path, n_layers: int, n_heads: int, rng: np.random.Generator) -> None:

@@ -220,7 +220,7 @@ def _print_relations(records: list[dict[str, Any]], agreement: list[dict[str, An
 
 
 def _print_changes(step: HeadChanges) -> None:
-    from headatlas.figures.changes import describe_changes
+    from headatlas.figures.compare import describe_changes
 
     typer.echo("")
     print_text(f"Head by head, from {step.a} (a) to {step.b} (b)")

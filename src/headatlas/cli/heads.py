@@ -15,6 +15,7 @@ from headatlas.cli.options import (
     Only,
     OutFile,
     Width,
+    draws,
     names_of,
     reads_atlas,
     shipped_names,
@@ -38,6 +39,7 @@ from headatlas.cli.output import (
     span,
 )
 from headatlas.errors import HeadatlasError
+from headatlas.options import Look
 from headatlas.showing import tokens_shown
 
 if TYPE_CHECKING:
@@ -427,9 +429,10 @@ def reasons_shown(dropped: dict[str, Any]) -> list[str]:
 # structure --------------------------------------------------------------------------------------------
 
 
+@draws
 @reads_atlas
 def structure_command(
-    atlas: Atlas, out: OutFile = None, width: Width = "170mm", as_json: AsJson = False
+    atlas: Atlas, look: Look, out: OutFile = None, width: Width = "170mm", as_json: AsJson = False
 ) -> None:
     """Show how what the heads do is arranged.
 
@@ -449,7 +452,7 @@ def structure_command(
     if out is not None:
         from headatlas.figures.structure import draw_structure
 
-        save_figure(draw_structure(atlas, found, width_mm), out)
+        save_figure(draw_structure(atlas, found, width_mm, look), out)
 
 
 def _print_structure(found: Structure) -> None:

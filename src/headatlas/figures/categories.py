@@ -15,12 +15,20 @@ from matplotlib.figure import Figure
 from matplotlib.path import Path
 from numpy.typing import NDArray
 
-from headatlas.atlas.cards import caption_with_coverage
 from headatlas.figures import panels as parts
 from headatlas.figures.colours import Palette, palette_of
 from headatlas.figures.describe import alt_text
 from headatlas.figures.grids import ALL, CategoryGrid, Panels, Which, category_grid, choose
-from headatlas.figures.page import LINE, MARGIN, AtlasFigure, Key, Page, panel_columns, panel_height, style
+from headatlas.figures.page import (
+    MARGIN,
+    AtlasFigure,
+    Key,
+    Page,
+    Title,
+    panel_columns,
+    style,
+    text_width,
+)
 from headatlas.figures.panels import Cell
 from headatlas.options import Look
 
@@ -28,7 +36,7 @@ if TYPE_CHECKING:
     from headatlas.atlas import Atlas
 
 
-READING = "Colour: categories of a head. n: heads in the panel."
+READING = "Colour: number of categories of a head. n: heads in the panel."
 
 
 def draw_categories(
@@ -42,7 +50,7 @@ def draw_categories(
         look,
         title=f"Categories of the heads of {atlas.model_name}",
         description=alt_text(atlas, "categories", "" if panels == "category" else panels),
-        caption=f"{READING} {caption_with_coverage(atlas)}",
+        caption=f"{READING} {atlas.caption()}",
     )
 
 
@@ -57,28 +65,21 @@ def draw_category_grid(
     caption: str,
 ) -> AtlasFigure:
     """The whole figure; ``which`` chooses panels, an empty caption leaves no room for one."""
-    n_layers, n_heads = grid.count.shape
-    panels = choose(which, grid.panels, "panel")
     page = Page(width_mm, look, title=title, description=description)
-    columns = panel_columns(page, len(panels), n_layers, str(n_heads - 1))
-    height = panel_height(n_heads, columns.cell, columns.width)
-
-    def draw(ax: Axes, panel: str, first: bool) -> None:
-        draw_category_panel(ax, grid, panel, page.palette, cell=(columns.cell, height / n_heads))
-        parts.cell_axes(page, ax, grid.count.shape, (columns.width, height), first=first)
-
-    def legend(x: float, y: float, width: float, *, draw: bool = True) -> float:
-        return page.legend(x, y, width, category_keys(grid, look), draw=draw)
-
-    rows = columns.rows(panels)
-    with style(page.palette):
-        y = page.panels(columns, MARGIN, rows, height, title=partial(counted, grid), draw=draw)
-        return page.finish(page.beside_or_below(columns, y, height, len(rows[-1]), legend), caption)
+    return parts.draw_grids(
+        page,
+        choose(which, grid.panels, "panel"),
+        grid.count.shape,
+        caption,
+        cells=lambda ax, panel, cell: draw_category_panel(ax, grid, panel, page.palette, cell=cell),
+        title=partial(counted, grid),
+        legend=partial(page.legend, keys=category_keys(grid, look)),
+    )
 
 
-def counted(grid: CategoryGrid, panel: str) -> str:
+def counted(grid: CategoryGrid, panel: str) -> Title:
     """A panel's title with the number of its heads."""
-    return f"{panel}, n = {(grid.shown(panel) > 0).sum():,}"
+    return panel, f"n = {(grid.shown(panel) > 0).sum():,}"
 
 
 def draw_category_panel(ax: Axes, grid: CategoryGrid, panel: str, palette: Palette, *, cell: Cell) -> None:
@@ -143,9 +144,10 @@ def draw_layers(atlas: Atlas, width_mm: float, which: Which, look: Look) -> Atla
     panels = choose(which, grid.panels, "panel")
     title, description = f"Categories by layer of {atlas.model_name}", alt_text(atlas, "layers")
     page = Page(width_mm, look, title=title, description=description)
-    columns = panel_columns(page, len(panels), atlas.n_layers, "0.05")
     limit = upper_end([(grid.shown(panel) > 0).mean(axis=1) for panel in panels])
     highest = upper_end([grid.control[panel] for panel in panels])
+    label = max(f"{limit / 2:g}", f"{limit:g}", f"{highest:g}", key=text_width)
+    columns = panel_columns(page, len(panels), atlas.n_layers, label)
 
     def draw(ax: Axes, panel: str, first: bool) -> None:
         control = page.below(ax, STRIP, BETWEEN)
@@ -154,18 +156,19 @@ def draw_layers(atlas: Atlas, width_mm: float, which: Which, look: Look) -> Atla
         parts.layer_ticks(ax, atlas.n_layers, columns.width)
         parts.layer_ticks(control, atlas.n_layers, columns.width)
         ax.set_xticklabels([])
-        page.name_axes(ax, "", "Heads" if first else "", "0.05")
-        page.name_axes(control, "Layer", "Control" if first else "", "0.05")
+        page.name_axes(ax, "", "Share of heads" if first else "", label)
+        page.name_axes(control, "Layer", "Control" if first else "", label)
         if not first:
             ax.set_yticklabels([])
             control.set_yticklabels([])
 
     keys = [*level_keys(grid, look), *parts.not_mapped_keys(grid.mapped, page.palette)]
+    legend = partial(page.legend, keys=keys)
     height = PROFILE + BETWEEN + STRIP
     with style(page.palette):
         rows = columns.rows(panels)
         y = page.panels(columns, MARGIN, rows, height, title=partial(counted, grid), draw=draw)
-        y = page.legend(MARGIN, y, page.inner, keys) + 0.4 * LINE
+        y = page.beside_or_below(columns, y, height, len(rows[-1]), legend)
         return page.finish(y, f"{LAYERS_READING} {atlas.caption()}")
 
 

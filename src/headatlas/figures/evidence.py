@@ -75,7 +75,7 @@ class Scatter:
 
     def notes(self) -> dict[str, str]:
         """Sign → r in words."""
-        return {sign: f"r {decimal(value)}" for sign, value in self.r.items()}
+        return {sign: f"r = {decimal(value)}" for sign, value in self.r.items()}
 
 
 @style()
@@ -90,15 +90,8 @@ def draw_agreement(
 ) -> AtlasFigure:
     """A panel a relation, a point a head and sign: static score along x, dynamic score along y.
 
-    Most heads score nearly 0 and few score high, so both axes show the square root.
-
-    Args:
-        panels: What to draw.
-        title: Of the figure, for the file.
-        dynamic: Name of the y axis.
-        tau: Smallest score at which a head is called; a grey line on both axes.
-        caption: The line under it.
-        width_mm: Width as printed.
+    Most heads score nearly 0 and few score high, so both axes show the square root. ``dynamic`` names the y
+    axis, ``tau`` is the score from which a head is called, a grey line on both axes.
     """
     described = "; ".join(
         f"{panel.title}: " + ", ".join(f"{sign} {note}" for sign, note in panel.notes().items())
@@ -114,8 +107,8 @@ def draw_agreement(
             ax.set_yticklabels([])
 
     rows = columns.rows(panels)
-    y = page.panels(columns, MARGIN, rows, columns.width, title=lambda panel: panel.title, draw=draw)
-    keys = [Key.point(sign, **look) for sign, look in _POINT.items()]
+    y = page.panels(columns, MARGIN, rows, columns.width, title=lambda panel: (panel.title, ""), draw=draw)
+    keys = [Key.point(sign, markerfacecolor="none", **look) for sign, look in _POINT.items()]
     keys.append(Key(f"τ = {tau:g}", _TAU, line=True))
     return page.finish(page.legend(MARGIN, y, page.inner, keys) + 0.4 * LINE, caption)
 
@@ -155,11 +148,13 @@ def _name_heads(ax: Axes, panel: Scatter, tau: float, width: float) -> None:
     """Name the heads that score highest, layer.head, where there is room beside their points."""
     best: list[tuple[float, str, float, float, str]] = []
     unit = (SPAN[1] - SPAN[0]) / width
-    taken = [(0.0, 1.0 - 8.0 * unit, 12.0 * unit, 1.1)]  # where r is written
+    dot, line = 0.35 * unit, float(np.sqrt(tau))
+    taken = [(0.0, 1.0 - 8.0 * unit, 14.0 * unit, 1.1)]  # where r is written
     for sign in _POINT:
         static, dynamic = panel.static[sign], panel.dynamic[sign]
         points = np.sqrt(np.stack([static.ravel(), dynamic.ravel()], axis=1))
-        taken += [(x, y, x, y) for x, y in np.unique(np.rint(points / BIN) * BIN, axis=0).tolist()]
+        centres = np.unique(np.rint(points / BIN) * BIN, axis=0).tolist()
+        taken += [(x - dot, y - dot, x + dot, y + dot) for x, y in centres]
         for layer, head in np.argwhere(np.fmax(static, dynamic) >= tau).tolist():
             x, y = float(static[layer, head]), float(dynamic[layer, head])
             best.append((max(x, y), sign, x**0.5, y**0.5, f"{layer}.{head}"))
@@ -167,19 +162,24 @@ def _name_heads(ax: Axes, panel: Scatter, tau: float, width: float) -> None:
     named = 0
     for _, sign, x, y, name in best:
         wide, high = text_width(name) * unit, 0.75 * LINE * unit
-        for dx, dy in (
-            (unit, -high / 2),
-            (-wide - unit, -high / 2),
-            (-wide / 2, unit),
-            (-wide / 2, -high - unit),
-        ):
-            box = (x + dx, y + dy, x + dx + wide, y + dy + high)
-            inside = SPAN[0] < box[0] and SPAN[0] < box[1] and box[2] < SPAN[1] and box[3] < SPAN[1]
-            if named < MOST_NAMED and inside and not any(_overlap(box, other) for other in taken):
-                ax.text(box[0], box[1], name, color=_POINT[sign]["color"], zorder=3)
-                taken.append(box)
-                named += 1
-                break
+        sides = (unit, -high / 2), (-wide - unit, -high / 2), (-wide / 2, unit), (-wide / 2, -high - unit)
+        boxes = [(x + dx, y + dy, x + dx + wide, y + dy + high) for dx, dy in sides]
+        free = [
+            box
+            for box in boxes
+            if min(box) > SPAN[0] and max(box) < SPAN[1] and not any(_overlap(box, each) for each in taken)
+        ]
+        if free and named < MOST_NAMED:
+            box = min(free, key=lambda each: _crossed(each, line))
+            ax.text(box[0], box[1], name, color=_POINT[sign]["color"], zorder=3)
+            taken.append(box)
+            named += 1
+
+
+def _crossed(box: tuple[float, ...], tau: float) -> int:
+    """How many of the diagonal and the two lines at tau cross a box (left, bottom, right, top)."""
+    left, bottom, right, top = box
+    return (left < top and bottom < right) + (left < tau < right) + (bottom < tau < top)
 
 
 def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
@@ -201,9 +201,6 @@ def draw_ablation(
     Args:
         curves: As :func:`headatlas.evidence.statistics.curves` makes them.
         titles: Control relation → how people call it.
-        title: Above the panel.
-        caption: The lines under it.
-        width_mm: Width as printed.
     """
     relation = curves[curves["curve"] == "relation"]
     said = ", ".join(
@@ -245,8 +242,9 @@ def _curves(ax: Axes, curves: pd.DataFrame, titles: Mapping[str, str]) -> list[K
         # Dashes over the solid line: both are seen where they agree.
         above = {"added": 4, "relation": 3}.get(str(name), 2)
         ax.plot(at, course, label=label, zorder=above, clip_on=False, **_MARK, **look)
-        drawn[course] = Key(label, {"markevery": [], **look}, line=True)
+        drawn[course] = Key(label, {**_MARK, **look}, line=True)
     steps = curves["heads"].unique()
     ax.set_xticks(np.log2(1.0 + steps.astype(np.float64)), [str(n) for n in steps])
-    ax.set_xlim(0.0, float(np.log2(1.0 + steps.max())))
+    ends = float(np.log2(1.0 + steps.max()))
+    ax.set_xlim(-0.02 * ends, 1.02 * ends)
     return list(drawn.values())

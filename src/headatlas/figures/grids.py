@@ -109,11 +109,7 @@ def category_grid(atlas: Atlas, panels: Panels = "category") -> CategoryGrid:
 
 
 def grid_of_table(table: pd.DataFrame, shape: tuple[int, int] | None = None) -> CategoryGrid:
-    """The arrays behind the categories figure, from a table of layer, head and category; no control.
-
-    Raises:
-        HeadatlasError: A column is missing, or a number is no layer or head.
-    """
+    """The arrays behind the categories figure, from a table of layer, head and category; no control."""
     missing = [name for name in ("layer", "head", "category") if name not in table]
     if missing:
         there = ", ".join(str(name) for name in table.columns) or "none"
@@ -230,11 +226,7 @@ def relation_grids(atlas: Atlas) -> list[RelationGrid]:
 
 
 def choose(which: Which, known: Sequence[str], what: str) -> list[str]:
-    """The names meant by ``which`` (case does not matter), in the order given; all of them for None.
-
-    Raises:
-        HeadatlasError: A name that is not known, or no name at all.
-    """
+    """The names meant by ``which`` (case does not matter), in the order given; all of them for None."""
     if which is None:
         return list(known)
     asked = [which] if isinstance(which, str) else list(which)

@@ -63,6 +63,9 @@ _TIGHT = re.compile(" ([≤≥=]) ")
 
 T = TypeVar("T")
 
+Title = tuple[str, str]
+"""Of a panel: its name, and what stands beside it or, in a row where that does not fit, below it; or ""."""
+
 
 @contextmanager
 def style(palette: Palette = LIGHT) -> Iterator[None]:
@@ -124,8 +127,8 @@ class AtlasFigure(Figure):
 class Key:
     """One entry of a legend: a label beside a small sample.
 
-    The sample is a box, with a bar or one of ``MARKS`` in it, or a line. A line with a marker and no width
-    is a point.
+    The sample is a box, with a minus sign or one of ``MARKS`` in it, or a line. A line with a marker and no
+    width is a point.
     """
 
     label: str
@@ -154,13 +157,7 @@ def mark_look(mark: str, size: float, ink: str, paper: str) -> dict[str, Any]:
 class Page:
     """Collects what is on a figure, then gives it the height it needs.
 
-    Args:
-        width_mm: Exact width of the figure.
-        look: Its look.
-        title, description: For the file's metadata.
-
-    Raises:
-        HeadatlasError: The width is not between 30 and 1000 mm.
+    Its title and description are for the file's metadata.
     """
 
     def __init__(self, width_mm: float, look: Look = DEFAULT_LOOK, *, title: str, description: str) -> None:
@@ -196,36 +193,51 @@ class Page:
         rows: Sequence[Sequence[T]],
         height: float,
         *,
-        title: Callable[[T], str],
+        title: Callable[[T], Title],
         draw: Callable[[Axes, T, bool], None],
-        above: Callable[[float, Sequence[T]], float] | None = None,
+        category: Callable[[T], str] | None = None,
     ) -> float:
-        """Rows of panels with their titles; returns the height below them.
+        """Rows of panels with their titles, from height y down; returns the height below them.
 
         Args:
-            columns: Where panels stand.
-            y: Upper edge of the first row.
-            rows: What has a panel.
-            height: Of a panel.
-            title: The words above a panel.
             draw: Draws one; told whether it is the first of its row.
-            above: Draws what stands over a row's titles, given its upper edge; returns the height below.
+            category: Is written over the titles where it begins, and at the start of a row.
         """
+        seen: set[str] = set()
         for row in rows:
-            y = self._titles(columns, above(y, row) if above else y, [title(item) for item in row])
+            if category is not None:
+                y = self._headings(columns, y, [category(item) for item in row], seen)
+            y = self._titles(columns, y, [title(item) for item in row])
             for number, (x, item) in enumerate(zip(columns.lefts, row, strict=False)):
                 draw(self.axes(x, y, columns.width, height), item, number == 0)
             y += height + BELOW + 1.5
         return y
 
-    def _titles(self, columns: PanelColumns, y: float, titles: Sequence[str]) -> float:
+    def _headings(self, columns: PanelColumns, y: float, names: Sequence[str], seen: set[str]) -> float:
+        """Names of categories above a row, wrapped to the room they have; returns the height below them."""
+        starts = [at for at, name in enumerate(names) if at == 0 or name != names[at - 1]]
+        deepest = 1
+        for at, following in zip(starts, [*starts[1:], None], strict=True):
+            x = columns.lefts[at] if at else MARGIN
+            end = self.width if following is None else columns.lefts[following]
+            heading = f"{names[at]}, continued" if names[at] in seen else names[at]
+            lines = wrap(heading, end - x - 1.5, measure=lambda text: text_width(text, bold=True))
+            self.lines(x, y, lines, weight="bold")
+            deepest = max(deepest, len(lines))
+            seen.add(names[at])
+        return y + deepest * LINE + 0.3
+
+    def _titles(self, columns: PanelColumns, y: float, titles: Sequence[Title]) -> float:
         """Titles above a row, wrapped, and letters; returns the height of the panels' upper edge."""
-        letters = 2 * LETTER if self.look.letters else 0.0
-        wrapped = [wrap(title, columns.title_width - letters) for title in titles]
+        room = columns.title_width - (2 * LETTER if self.look.letters else 0.0)
+        joined = [wrap(", ".join(filter(None, title)), room) for title in titles]
+        wrapped = [[line for part in title for line in wrap(part, room)] for title in titles]
+        if all(len(lines) == 1 for lines in joined):
+            wrapped = joined
         deepest = max(len(lines) for lines in wrapped)
         for x, lines in zip(columns.lefts, wrapped, strict=False):
             if self.look.letters:
-                self.text(x, y, self._letter(), weight="bold", ha="right")
+                self.text(x, y, self._letter(), weight="bold")
             for number, line in enumerate(lines):
                 # A title wider than its panel stays on the page.
                 centre = min(x + columns.width / 2, self.width - 0.4 - text_width(line) / 2)
@@ -297,11 +309,11 @@ class Page:
         if key.look.get("linewidth") == 0.0 and key.line:
             self.line([middle], [y + 0.55 * LINE], **key.look)
         elif key.line:
-            self.line([x, x + width], [y + 0.55 * LINE] * 2, **key.look)
+            self.line([x, middle, x + width], [y + 0.55 * LINE] * 3, markevery=[1], **key.look)
         else:
             self.box(x, y + 0.14 * LINE, width, 0.8 * LINE, **key.look)
         if key.minus:
-            self.box(x, y + 0.46 * LINE, width, 0.16 * LINE, facecolor=paper)
+            self.box(x + 0.25 * width, y + 0.46 * LINE, 0.5 * width, 0.16 * LINE, facecolor=paper)
         if key.mark:
             self.line([middle], [y + 0.54 * LINE], linewidth=0.0, **mark_look(key.mark, 4.0, ink, paper))
 

@@ -30,6 +30,8 @@ from headatlas.figures.page import (
     Key,
     Page,
     Put,
+    Title,
+    mark_look,
     panel_columns,
     panel_height,
     round_ticks,
@@ -41,12 +43,16 @@ from headatlas.figures.page import (
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
 
+T = TypeVar("T")
+
 Bools = NDArray[np.bool_]
 
 Cell = tuple[float, float]
 """Width and height of a cell in millimetres."""
 CELL_FOR_LINES = 0.6
 """Smallest width, or height, at which lines between cells help."""
+CELL_FOR_SIGNS = 0.7
+"""Smallest width at which a sign inside a cell is seen."""
 BAR = 2.4
 """Height of a colour bar."""
 SHORTEST_BAR = 45.0
@@ -157,6 +163,27 @@ def outline(ax: Axes, mask: Bools, cell: Cell, palette: Palette) -> None:
         add_path(ax, outline_path(mask), edgecolor=palette.ink, **look)
 
 
+def minus(ax: Axes, mask: Bools, cell: Cell, palette: Palette, *, lower: Bools | None = None) -> None:
+    """Draw a minus sign in the cells of a mask: what is below 0 is told apart in grey, too.
+
+    In small cells it reaches from side to side. In cells of ``lower``, which have a mark, it is under that.
+    """
+    x, y = np.nonzero(mask)
+    if len(x):
+        at = y if lower is None else y - 0.3 * lower[x, y]
+        width = 0.64 if cell[0] >= CELL_FOR_SIGNS else 1.0
+        height = min(0.22, 0.3 * cell[0] / cell[1])
+        signs = boxes_path(x, at - height / 2, width, height)
+        add_path(ax, signs, zorder=2.5, facecolor=palette.paper)
+
+
+def marks(ax: Axes, mark: str, mask: Bools, cell: Cell, palette: Palette, *, raised: Bools) -> None:
+    """Draw one of ``MARKS`` in the cells of a mask, in those of ``raised`` above a minus sign."""
+    x, y = np.nonzero(mask)
+    look = mark_look(mark, 0.62 * min(cell) / MM * 72, palette.ink, palette.paper)
+    ax.plot(x, y + 0.14 * raised[x, y], linestyle="none", zorder=5, **look)
+
+
 def say_empty(ax: Axes, why: str, palette: Palette) -> None:
     """In an empty panel: why it is."""
     ground = {"facecolor": palette.paper, "edgecolor": "none", "pad": 1.5}
@@ -193,25 +220,55 @@ def cell_axes(
     page.name_axes(ax, "Layer", "Head" if first else "", str(n_heads - 1))
 
 
+def draw_grids(
+    page: Page,
+    shown: Sequence[T],
+    shape: tuple[int, ...],
+    caption: str,
+    *,
+    cells: Callable[[Axes, T, Cell], None],
+    title: Callable[[T], Title],
+    legend: Put,
+    category: Callable[[T], str] | None = None,
+    smallest: float = 22.0,
+    flat: float = 1.0,
+) -> AtlasFigure:
+    """Panels of layer × head cells, as many in a row as can be read, with their legend.
+
+    ``cells`` draws those of a panel, of a given size, into axes. Title and category are as
+    :meth:`Page.panels` takes them, smallest and flat as :func:`panel_columns` and :func:`panel_height`.
+    """
+    n_layers, n_heads = shape
+    columns = panel_columns(page, len(shown), n_layers, str(n_heads - 1), smallest=smallest)
+    height = panel_height(n_heads, columns.cell, columns.width, flat=flat)
+
+    def draw(ax: Axes, each: T, first: bool) -> None:
+        cells(ax, each, (columns.cell, height / n_heads))
+        cell_axes(page, ax, shape, (columns.width, height), first=first)
+
+    rows = columns.rows(shown)
+    with style(page.palette):
+        y = page.panels(columns, MARGIN, rows, height, title=title, draw=draw, category=category)
+        return page.finish(page.beside_or_below(columns, y, height, len(rows[-1]), legend), caption)
+
+
 def colour_bar(
     page: Page,
     scales: Mapping[str, Sequence[str]],
     keys: Sequence[Key],
-    place: tuple[float, float, float],
+    x: float,
+    y: float,
+    width: float,
     *,
     draw: bool = True,
 ) -> float:
     """A colour bar with the legend beside it, or below where there is no room; returns the height below.
 
     Args:
-        page: The page.
         scales: Name → colours from 0 to 1, which stand at the square root of what they mean. Of two scales,
-            the first runs from 1 at the left end to 0 in the middle.
-        keys: The legend.
-        place: Left and upper edge, and the width that there is.
+            the first runs from 1 (−1, if it is called "below 0") at the left end to 0 in the middle.
         draw: False only measures; a bar too short to be read is endlessly high.
     """
-    x, y, width = place
     if width < SHORTEST_BAR and not draw:
         return math.inf
     bar = min(width - 4.0, 40.0 * len(scales))
@@ -233,7 +290,8 @@ def colour_bar(
             at = zero + sign * part * math.sqrt(tick)
             page.line([at, at], [top + BAR, top + BAR + 0.7], color=page.palette.ink, linewidth=0.4)
             if tick or sign > 0:
-                page.text(at, top + BAR + 0.8, f"{tick:g}", ha="center")
+                minus = "−" if sign < 0 and "below 0" in scales else ""
+                page.text(at, top + BAR + 0.8, f"{minus}{tick:g}", ha="center")
     below = top + BAR + 0.8 + LINE
     beside = x + bar + 12.0
     if x + width - beside > 60.0:
@@ -244,49 +302,8 @@ def colour_bar(
 # In the user's axes -------------------------------------------------------------------------------------
 
 
-_T = TypeVar("_T")
-
-
-def draw_measures(
-    page: Page,
-    shown: Sequence[_T],
-    shape: tuple[int, int],
-    caption: str,
-    *,
-    cells: Callable[[Axes, _T, Cell], None],
-    title: Callable[[_T], str],
-    scale: Put,
-) -> AtlasFigure:
-    """A panel [layer × head] a measure of heads, as many in a row as can be read, with their scale.
-
-    Args:
-        page: The page.
-        shown: The measures.
-        shape: Layers and heads of the model.
-        caption: The line under the figure.
-        cells: Draws those of a measure, of this size, into axes.
-        title: Of a measure's panel.
-        scale: Puts the scale where there is room.
-    """
-    columns = panel_columns(page, len(shown), shape[0], str(shape[1] - 1), smallest=25.0)
-    height = panel_height(shape[1], columns.cell, columns.width, flat=0.8)
-
-    def draw(ax: Axes, each: _T, first: bool) -> None:
-        cells(ax, each, (columns.cell, height / shape[1]))
-        cell_axes(page, ax, shape, (columns.width, height), first=first)
-
-    placed = columns.rows(shown)
-    with style(page.palette):
-        y = page.panels(columns, MARGIN, placed, height, title=title, draw=draw)
-        return page.finish(page.beside_or_below(columns, y, height, len(placed[-1]), scale), caption)
-
-
 def only_panel(names: Sequence[str]) -> str:
-    """The one name in a list.
-
-    Raises:
-        HeadatlasError: There are more or none.
-    """
+    """The one name in a list."""
     if len(names) != 1:
         raise HeadatlasError(f"one axes holds one panel; {', '.join(names)} are {len(names)}.")
     return names[0]

@@ -78,7 +78,7 @@ class Plots:
     ) -> Figure:
         """Draw every head's score on every relation.
 
-        Colour says promotion or, where larger, suppression, which has a bar across. Heads that are called are
+        Colour says promotion or, where larger, suppression, which has a minus sign. Heads that are called are
         outlined.
 
         Args:
@@ -117,7 +117,7 @@ class Plots:
         Raises:
             HeadatlasError: As for all figures, or no behaviour was measured.
         """
-        from headatlas.figures.behaviours import draw_behaviours
+        from headatlas.figures.measures import draw_behaviours
 
         frame = self._atlas.behaviours
         caption = f"{self._atlas.model_name}; {frame.attrs.get('caption', '')}"
@@ -133,7 +133,7 @@ class Plots:
         Raises:
             HeadatlasError: As for all figures, or the salience was not computed.
         """
-        from headatlas.figures.salience import draw_salience
+        from headatlas.figures.measures import draw_salience
 
         explained, spectrum = self._atlas.explained(), self._atlas.spectrum()
         frame = spectrum.merge(explained, on=["layer", "head"], how="left")
@@ -170,11 +170,7 @@ def _width(width_mm: float | None) -> float:
 
 
 def _look_in(width_mm: float | None, given: dict[str, Any]) -> Look:
-    """The look of one panel in the user's axes.
-
-    Raises:
-        HeadatlasError: Something is given that whole figures alone have.
-    """
+    """The look of one panel in the user's axes."""
     look = Look(**given)
     whole = ("letters", "used_levels", "transparent", "dpi")
     refused = [name for name in whole if getattr(look, name) != getattr(Look(), name)]
@@ -253,20 +249,12 @@ def plot(
 
 
 def write_data(atlas: Atlas, kind: str, path: str | Path, panels: Panels = "category") -> Path:
-    """Write the numbers that a figure plots as CSV (UTF-8).
-
-    Raises:
-        HeadatlasError: There is no such figure, or the file cannot be written.
-    """
+    """Write the numbers that a figure plots as CSV (UTF-8)."""
     return write_table(Plots(atlas).data(kind, panels), path)
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> Path:
-    """Write a table as CSV (UTF-8), its texts safe for a spreadsheet.
-
-    Raises:
-        HeadatlasError: The file cannot be written.
-    """
+    """Write a table as CSV (UTF-8), its texts safe for a spreadsheet."""
     where = output_path(path)
     with atomic_write(where) as temporary:
         safe_cells(table).to_csv(temporary, index=False)
@@ -274,22 +262,14 @@ def write_table(table: pd.DataFrame, path: str | Path) -> Path:
 
 
 def check_kind(kind: str) -> str:
-    """The kind itself.
-
-    Raises:
-        HeadatlasError: There is no such figure.
-    """
+    """The kind itself."""
     if kind not in KINDS:
         raise HeadatlasError(f"`kind`: there is no figure {kind!r}; choose from {', '.join(KINDS)}.")
     return kind
 
 
 def check_panels(kind: str, panels: str) -> None:
-    """Refuse panels that a figure cannot have.
-
-    Raises:
-        HeadatlasError: There are no such panels, or another figure than that of the categories is split.
-    """
+    """Refuse panels that a figure cannot have."""
     if panels not in PANELS:
         raise HeadatlasError(f"`panels` is {panels!r}: choose from {', '.join(PANELS)}.")
     if kind != "categories" and panels != "category":
@@ -300,11 +280,7 @@ def check_panels(kind: str, panels: str) -> None:
 
 
 def figure_format(path: str | Path) -> str:
-    """The format a file name asks for.
-
-    Raises:
-        HeadatlasError: Its suffix is none of .png, .svg and .pdf.
-    """
+    """The format a file name asks for."""
     suffix = output_path(path).suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
         found = f"the suffix is .{suffix}" if suffix else "there is no suffix"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,19 +17,11 @@ from headatlas.figures.colours import Palette, palette_of
 from headatlas.figures.describe import alt_text
 from headatlas.figures.grids import RelationGrid, Which, choose, relation_grids
 from headatlas.figures.page import (
-    LINE,
-    MARGIN,
-    MM,
+    GAP,
     AtlasFigure,
     Key,
     Page,
-    PanelColumns,
-    mark_look,
-    panel_columns,
-    panel_height,
-    style,
-    text_width,
-    wrap,
+    left_of_panel,
 )
 from headatlas.figures.panels import Cell
 from headatlas.options import Look
@@ -37,23 +30,12 @@ if TYPE_CHECKING:
     from headatlas.atlas import Atlas
 
 
-class OfCategory(Protocol):
-    """Anything that has a panel and belongs to a category."""
-
-    @property
-    def category(self) -> str:
-        """Its name."""
-        ...
-
-
-Of = TypeVar("Of", bound=OfCategory)
-
 READING = (
-    "Colour: the score, or the suppression score where that is larger; bars across: suppression. "
+    "Colour: the score, or the suppression score where that is larger; minus sign: suppression. "
     "n: heads that implement or suppress the relation."
 )
 WIDEST_CELLS = 36.0
-"""Panels of many layers are at least this wide, so that a head can be seen."""
+"""Panels of many layers are at least this wide, so that a head can be seen, if two fit beside each other."""
 
 
 def draw_relations(atlas: Atlas, width_mm: float, which: Which, look: Look) -> AtlasFigure:
@@ -63,73 +45,31 @@ def draw_relations(atlas: Atlas, width_mm: float, which: Which, look: Look) -> A
     page = Page(width_mm, look, title=title, description=alt_text(atlas, "relations"))
     palette = page.palette
     n_layers, n_heads = shape = grids[0].score.shape
-    smallest = min(max(25.0, 1.2 * n_layers), WIDEST_CELLS)
-    columns = panel_columns(page, len(grids), n_layers, str(n_heads - 1), smallest=smallest)
-    height = panel_height(n_heads, columns.cell, columns.width, flat=0.8)
+    two = (page.inner - left_of_panel(str(n_heads - 1)) - GAP) / 2
 
-    def draw(ax: Axes, placed: tuple[str, RelationGrid], first: bool) -> None:
-        cell = (columns.cell, height / n_heads)
-        draw_relation_panel(ax, placed[1], atlas.layers_done, palette, cell=cell)
-        panels.cell_axes(page, ax, shape, (columns.width, height), first=first)
+    def cells(ax: Axes, grid: RelationGrid, cell: Cell) -> None:
+        draw_relation_panel(ax, grid, atlas.layers_done, palette, cell=cell)
 
-    def scale(x: float, y: float, width: float, *, draw: bool = True) -> float:
-        steps = panels.STEPS + 1
-        scales = {
-            "suppression score": palette.scores(steps, suppression=True),
-            "promotion score": palette.scores(steps),
-        }
-        keys = relation_keys(atlas, grids, palette)
-        return panels.colour_bar(page, scales, keys, (x, y, width), draw=draw)
-
-    rows = with_headings(columns.rows(grids))
-    with style(palette):
-        y = page.panels(
-            columns,
-            MARGIN,
-            rows,
-            height,
-            title=lambda placed: f"{placed[1].title}, n = {placed[1].called.sum():,}",
-            draw=draw,
-            above=lambda y, row: headings(page, columns, y, row),
-        )
-        y = page.beside_or_below(columns, y, height, len(rows[-1]), scale)
-        return page.finish(y, f"{READING} {atlas.caption()}")
-
-
-def with_headings(rows: Sequence[Sequence[Of]]) -> list[list[tuple[str, Of]]]:
-    """Each panel with its heading: its category where that begins and at the start of a row, else ``""``."""
-    seen: set[str] = set()
-    placed = []
-    for row in rows:
-        headed = []
-        for number, grid in enumerate(row):
-            again = grid.category in seen
-            heading = f"{grid.category}, continued" if again else grid.category
-            headed.append(("" if again and number else heading, grid))
-            seen.add(grid.category)
-        placed.append(headed)
-    return placed
-
-
-def headings(page: Page, columns: PanelColumns, y: float, row: Sequence[tuple[str, Any]]) -> float:
-    """The categories' names above a row, wrapped to the room they have; returns the height below them."""
-    starts = [at for at, (heading, _) in enumerate(row) if heading]
-    deepest = 1
-    for at, following in zip(starts, [*starts[1:], None], strict=True):
-        x = columns.lefts[at] if at else MARGIN
-        end = page.width if following is None else columns.lefts[following]
-        lines = wrap(row[at][0], end - x - 1.5, measure=lambda text: text_width(text, bold=True))
-        page.lines(x, y, lines, weight="bold")
-        deepest = max(deepest, len(lines))
-    return y + deepest * LINE + 0.3
+    scales = {
+        "suppression score": palette.scores(panels.STEPS + 1, suppression=True),
+        "promotion score": palette.scores(panels.STEPS + 1),
+    }
+    return panels.draw_grids(
+        page,
+        grids,
+        shape,
+        f"{READING} {atlas.caption()}",
+        cells=cells,
+        title=lambda grid: (grid.title, f"n = {grid.called.sum():,}"),
+        legend=partial(panels.colour_bar, page, scales, relation_keys(atlas, grids, palette)),
+        category=lambda grid: grid.category,
+        smallest=min(max(25.0, 1.2 * n_layers), WIDEST_CELLS, two),
+        flat=0.8,
+    )
 
 
 def chosen_grids(atlas: Atlas, which: Which) -> list[RelationGrid]:
-    """The scored relations asked for, by name, title or category, in panel order.
-
-    Raises:
-        HeadatlasError: No relation is scored, or a name is not known.
-    """
+    """The scored relations asked for, by name, title or category, in panel order."""
     grids = relation_grids(atlas)
     if not grids:
         raise HeadatlasError("no relation of this atlas is scored, so there is no relations figure to draw.")
@@ -142,22 +82,18 @@ def chosen_grids(atlas: Atlas, which: Which) -> list[RelationGrid]:
 def draw_relation_panel(
     ax: Axes, grid: RelationGrid, mapped: NDArray[np.bool_], palette: Palette, *, cell: Cell
 ) -> None:
-    """One relation's cells: colour by score, called heads outlined, suppressing ones with a bar across."""
+    """One relation's cells: colour by score, called heads outlined, suppressing ones with a minus sign."""
     panels.prepare_panel(ax, mapped, grid.score.shape[1], palette)
     step = np.rint(np.nan_to_num(grid.shown) * panels.STEPS).astype(int)
     panels.fill_steps(ax, step, palette.scores(panels.STEPS + 1))
     panels.fill_steps(ax, -step, palette.scores(panels.STEPS + 1, suppression=True))
     panels.separate(ax, step.shape, cell, palette)
-    # For those who print in grey.
-    x, y = np.nonzero((step < 0) | grid.suppresses)
-    if len(x):
-        panels.add_path(ax, panels.boxes_path(x, y - 0.11, 1.0, 0.22), zorder=2.5, facecolor=palette.paper)
+    suppressed = (step < 0) | grid.suppresses
+    panels.minus(ax, suppressed, cell, palette, lower=grid.asked)
     panels.outline(ax, grid.implements, cell, palette)
     panels.outline(ax, grid.suppresses, cell, palette)
     for mark, mask in grid.marks.items():
-        x, y = np.nonzero(mask)
-        look = mark_look(mark, 0.62 * min(cell) / MM * 72, palette.ink, palette.paper)
-        ax.plot(x, y, linestyle="none", zorder=5, **look)
+        panels.marks(ax, mark, mask, cell, palette, raised=suppressed)
 
 
 def relation_keys(atlas: Atlas, grids: Sequence[RelationGrid], palette: Palette) -> list[Key]:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from headatlas.arrangement.depth import CategoryDepth
 from headatlas.arrangement.groups import Likeness
 from headatlas.arrangement.model_structure import Structure
-from headatlas.figures.colours import LIGHT
 from headatlas.figures.describe import decimal
 from headatlas.figures.page import (
-    BELOW,
+    DEFAULT_LOOK,
+    GAP,
     LINE,
     MARGIN,
     RIGHT,
     AtlasFigure,
     Key,
     Page,
+    PanelColumns,
     left_of_panel,
     round_ticks,
     style,
@@ -28,65 +31,71 @@ from headatlas.figures.page import (
     wrap,
 )
 from headatlas.figures.panels import layer_ticks
+from headatlas.options import Look
 from headatlas.scoring.scores import p_value
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from headatlas.atlas import Atlas
 
-_PAIRS = "Likeness: the mean over pairs of heads of a layer; larger points are means of more pairs."
+_PAIRS = (
+    "Likeness: cosine of two heads' scores, sign ignored, mean over pairs of a layer; larger points are "
+    "means of more pairs."
+)
 _DEPTHS = "Layers: bars are quartiles, dots layers with such a head, in brackets the number of heads."
 HEIGHT = 30.0
 SMALLEST = 36.0
 """Panels narrower than this go under each other."""
-GAP = 5.0
 NO_HEADS = "no head implements or suppresses a relation"
 
-WITHIN, BETWEEN = LIGHT.levels(4)[2], LIGHT.scores(5, suppression=True)[2]
-SINGLE = LIGHT.levels(4)[0]
 
-Drawn = tuple[list[Key], str, str]
-"""Legend, and the names of the axes."""
+@dataclass(frozen=True)
+class Part:
+    """A panel: its title, the widest label of its y axis, and what draws it."""
+
+    title: str
+    labels: str
+    draw: Callable[[Page, Axes, Structure, float], list[Key]]
+    x_name: str
+    y_name: str = ""
 
 
-@style()
-def draw_structure(atlas: Atlas, found: Structure, width_mm: float) -> AtlasFigure:
+def draw_structure(atlas: Atlas, found: Structure, width_mm: float, look: Look = DEFAULT_LOOK) -> AtlasFigure:
     """Panels for what could be computed; the others say why not."""
     description = f"{describe_structure(found)} {atlas.caption()}."
-    page = Page(width_mm, title=f"Structure of the heads of {atlas.model_name}", description=description)
-    names = [_counted(row) for row in found.depth.categories]
-    panels: tuple[tuple[str, float, Callable[..., Drawn]], ...] = (
-        (
-            "Likeness of heads of one key/value group and of different groups",
-            left_of_panel("0.5"),
-            _groups_panel,
-        ),
-        ("Relations per head", left_of_panel(str(_most(found))), _per_head_panel),
-        ("Layers by category", left_of_panel(max(names, key=text_width, default="")) - LINE, _depth_panel),
+    page = Page(
+        width_mm, look, title=f"Structure of the heads of {atlas.model_name}", description=description
     )
-    taken = sum(left for _, left, _ in panels) + 2 * GAP
-    together = taken + 3 * SMALLEST <= page.width
-    x, y, bottom = 0.0, MARGIN, MARGIN
-    for title, left, draw in panels:
-        width = (page.width - RIGHT - taken) / 3 if together else page.width - RIGHT - left
-        lines = wrap(title, width + left - 2.0)
-        top = y + (2 if together else len(lines)) * LINE + 0.6
-        page.lines(x + left, top - 0.6 - len(lines) * LINE, lines)
-        ax = page.axes(x + left, top, width, HEIGHT)
+    names = [_counted(row) for row in found.depth.categories]
+    shown = [
+        Part("Likeness in key/value groups", "0.5", _groups_panel, "Layer", "Mean cosine"),
+        Part("Relations per head", str(_most(found)), _per_head_panel, "Relations", "Heads"),
+        Part("Layers by category", max(names, key=text_width, default=""), _depth_panel, "Layer"),
+    ]
+    lefts = [left_of_panel(part.labels) - (0.0 if part.y_name else LINE) for part in shown]
+    width = (page.width - RIGHT - sum(lefts) - 2 * GAP) / 3
+    if width >= SMALLEST:
+        steps = [sum(lefts[: at + 1]) + at * (width + GAP) for at in range(3)]
+        columns, rows = PanelColumns(tuple(steps), width, width), [shown]
+    else:
+        width = page.width - RIGHT - max(lefts)
+        columns, rows = PanelColumns((max(lefts),), width, width), [[part] for part in shown]
+    keys: list[Key] = []
+
+    def draw(ax: Axes, part: Part, _first: bool) -> None:
         ax.grid(visible=False)
-        keys, x_name, y_name = draw(ax, atlas, found, width)
-        page.name_axes(ax, x_name)
-        page.text(x + MARGIN, top + HEIGHT / 2 - 0.8 * LINE, y_name, rotation=90, ha="left", va="center")
-        room = width + left - LINE - MARGIN
-        bottom = max(bottom, page.legend(x + MARGIN + LINE, top + HEIGHT + BELOW + 0.8, room, keys))
-        if together:
-            x += left + width + GAP
-        else:
-            y = bottom + 0.8 * LINE
+        drawn = part.draw(page, ax, found, width)
+        keys.extend(drawn)
+        if drawn:
+            page.name_axes(ax, part.x_name, part.y_name, part.labels)
+        if drawn and part.x_name == "Layer":
+            ax.set_xlim(-0.7, atlas.n_layers - 0.3)
+            layer_ticks(ax, atlas.n_layers, width)
+
     reading = [_PAIRS] * bool(found.groups) + [_DEPTHS] * bool(found.depth.categories)
-    y = page.caption(bottom + 0.4 * LINE, " ".join(reading))
-    return page.finish(y, atlas.caption())
+    with style(page.palette):
+        y = page.panels(columns, MARGIN, rows, HEIGHT, title=lambda part: (part.title, ""), draw=draw)
+        y = page.legend(MARGIN, y, page.inner, keys) + 0.4 * LINE
+        return page.finish(y, " ".join([*reading, atlas.caption()]))
 
 
 def describe_structure(found: Structure) -> str:
@@ -120,71 +129,75 @@ def _likeness_words(likeness: Likeness) -> str:
     )
 
 
-_KINDS = (("one group", WITHIN, "o"), ("different groups", BETWEEN, "s"))
+def _groups_panel(page: Page, ax: Axes, found: Structure, width: float) -> list[Key]:
+    """Mean cosine (whatever the sign) within and between groups, layer by layer; size says how many pairs.
 
-
-def _groups_panel(ax: Axes, atlas: Atlas, found: Structure, width: float) -> Drawn:
-    """Mean cosine (whatever the sign) within and between groups, layer by layer; size says how many pairs."""
+    Both kinds of points are hollow: none hides another.
+    """
     if not found.groups:
-        return _nothing(ax, found.no_groups or "", width)
+        return _nothing(page, ax, found.no_groups or "", width)
     likeness = next(each for each in found.groups if each.measure == "unsigned")
     layers = [each.layer for each in likeness.layers]
     for each in likeness.layers:
-        ax.plot([each.layer] * 2, [each.within, each.between], color="#b5b5b5", linewidth=0.7, zorder=1)
+        ax.plot(
+            [each.layer] * 2, [each.within, each.between], color=page.palette.soft, linewidth=0.5, zorder=1
+        )
     between = [(each.between, each.n_between) for each in likeness.layers]
     within = [(each.within, each.n_within) for each in likeness.layers]
-    for (name, colour, marker), points in zip(_KINDS, (within, between), strict=True):
+    colours = page.palette.levels(4)[2], page.palette.scores(5, suppression=True)[2]
+    keys = []
+    names = ("one group", "different groups")
+    for name, colour, marker, points in zip(names, colours, "os", (within, between), strict=True):
         means, pairs = np.array(points).T
         # A mean of few pairs is a small point.
-        size = 3.0 + 14.0 * pairs / pairs.max()
-        ax.scatter(layers, means, s=size, color=colour, marker=marker, linewidths=0.0, label=name, zorder=2)
-    ax.set_ylim(-0.05, 1.05)
+        size = 4.0 + 14.0 * pairs / pairs.max()
+        hollow: dict[str, Any] = {"facecolors": "none", "edgecolors": colour, "linewidths": 0.8}
+        ax.scatter(layers, means, s=size, marker=marker, label=name, zorder=2, **hollow)
+        keys.append(Key.point(name, color=colour, marker=marker, markerfacecolor="none"))
+    ax.set_ylim(-0.07, 1.07)
     ax.set_yticks([0.0, 0.5, 1.0], ["0", "0.5", "1"])
-    _layer_axis(ax, atlas, width)
-    keys = [Key.point(name, color=colour, marker=marker) for name, colour, marker in _KINDS]
-    return keys, "Layer", "Mean cosine, sign ignored"
+    return keys
 
 
-def _per_head_panel(ax: Axes, _atlas: Atlas, found: Structure, width: float) -> Drawn:
+def _per_head_panel(page: Page, ax: Axes, found: Structure, width: float) -> list[Key]:
     """Heads by number of relations, and by chance; heads with none are many, so they are written out."""
     per_head = found.per_head
     if per_head is None or len(per_head.observed) == 1:
-        return _nothing(ax, NO_HEADS, width)
-    number = np.arange(1, len(per_head.observed))
-    ax.bar(number, per_head.observed[1:], width=0.8, color=WITHIN, label="heads", linewidth=0.0)
-    look: dict[str, Any] = {"color": LIGHT.ink, "linewidth": 1.4}
+        return _nothing(page, ax, NO_HEADS, width)
+    number, colour = np.arange(1, len(per_head.observed)), page.palette.soft
+    ax.bar(number, per_head.observed[1:], width=0.8, color=colour, label="heads", linewidth=0.0)
+    look: dict[str, Any] = {"color": page.palette.ink, "linewidth": 1.4}
     ax.hlines(per_head.expected[1:], number - 0.4, number + 0.4, label="by chance", zorder=2, **look)
     ax.set_xlim(0.4, len(per_head.observed) - 0.4)
     ticks = [max(1, at) for at in round_ticks(len(number) + 1, width, text_width("10"))]
     ax.set_xticks(ticks, [str(at) for at in ticks])
     ax.set_ylim(0.0, _most(found) * 1.25)  # room for the note above the bars
-    ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    heads = [int(at) for at in MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]).tick_values(0, _most(found))]
+    ax.set_yticks([at for at in heads if at <= _most(found)])
     none = f"none: {per_head.observed[0]}, by chance {per_head.expected[0]:.0f}"
     ax.text(0.97, 0.95, none, transform=ax.transAxes, ha="right", va="top")
-    keys = [Key("heads", {"facecolor": WITHIN}), Key("by chance", look, line=True)]
-    return keys, "Relations", "Heads"
+    return [Key("heads", {"facecolor": colour}), Key("by chance", look, line=True)]
 
 
-def _depth_panel(ax: Axes, atlas: Atlas, found: Structure, width: float) -> Drawn:
+def _depth_panel(page: Page, ax: Axes, found: Structure, width: float) -> list[Key]:
     """Quartiles of layer for each category, on all sources and on single-token sources."""
     rows = found.depth.categories
     if not rows:
-        return _nothing(ax, NO_HEADS, width)
+        return _nothing(page, ax, NO_HEADS, width)
     single = (
         {} if found.depth_single is None else {row.category: row for row in found.depth_single.categories}
     )
+    every, one = page.palette.levels(4)[1], page.palette.levels(4)[0]
     for number, row in enumerate(rows):
         at = len(rows) - 1 - number
-        _box(ax, row, at + (0.17 if single else 0.0), WITHIN)
+        _box(page, ax, row, at + (0.17 if single else 0.0), every)
         if row.category in single:
-            _box(ax, single[row.category], at - 0.17, SINGLE)
+            _box(page, ax, single[row.category], at - 0.17, one)
     ax.set_ylim(-0.6, len(rows) - 0.4)
     ax.set_yticks(range(len(rows)), [_counted(row) for row in reversed(rows)])
-    _layer_axis(ax, atlas, width)
-    keys = [Key("all sources", {"facecolor": WITHIN})] if single else []
-    keys += [Key("sources of one token", {"facecolor": SINGLE})] if single else []
-    keys.append(Key("median", {"color": LIGHT.ink, "linewidth": 1.4}, line=True))
-    return keys, "Layer", ""
+    named = [("all sources", every), ("sources of one token", one)] if single else []
+    keys = [Key(name, {"facecolor": colour}) for name, colour in named]
+    return [*keys, Key("median", {"color": page.palette.ink, "linewidth": 1.4}, line=True)]
 
 
 def _most(found: Structure) -> int:
@@ -199,24 +212,19 @@ def _counted(row: CategoryDepth) -> str:
     return f"{row.category} ({len(row.layers)})"
 
 
-def _box(ax: Axes, row: CategoryDepth, at: float, colour: str) -> None:
+def _box(page: Page, ax: Axes, row: CategoryDepth, at: float, colour: str) -> None:
     """Quartiles as a bar, median as a tick, heads as small dots (one for each layer)."""
+    ink = page.palette.ink
     ax.barh(at, row.high - row.low + 0.3, left=row.low - 0.15, height=0.28, color=colour, linewidth=0.0)
-    ax.vlines(row.median, at - 0.16, at + 0.16, color=LIGHT.ink, linewidth=1.4, zorder=3)
+    ax.vlines(row.median, at - 0.16, at + 0.16, color=ink, linewidth=1.4, zorder=3)
     layers = sorted(set(row.layers))
-    ax.plot(layers, [at] * len(layers), ".", color=LIGHT.ink, markersize=1.6, zorder=2, alpha=0.7)
+    ax.plot(layers, [at] * len(layers), ".", color=ink, markersize=1.6, zorder=2)
 
 
-def _layer_axis(ax: Axes, atlas: Atlas, width: float) -> None:
-    ax.set_xlim(-0.7, atlas.n_layers - 0.3)
-    layer_ticks(ax, atlas.n_layers, width)
-
-
-def _nothing(ax: Axes, why: str, width: float) -> Drawn:
+def _nothing(page: Page, ax: Axes, why: str, width: float) -> list[Key]:
     """Words in an empty panel."""
-    ax.set_facecolor(LIGHT.blank)
+    ax.set_facecolor(page.palette.blank)
     ax.set_xticks([])
     ax.set_yticks([])
-    words = "\n".join(wrap(why, width - 3.0))
-    ax.text(0.5, 0.5, words, transform=ax.transAxes, ha="center", va="center")
-    return [], "", ""
+    ax.text(0.5, 0.5, "\n".join(wrap(why, width - 3.0)), transform=ax.transAxes, ha="center", va="center")
+    return []

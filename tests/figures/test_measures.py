@@ -9,8 +9,8 @@ from matplotlib.colors import to_hex
 
 from headatlas.errors import HeadatlasError
 from headatlas.figures.colours import LIGHT
+from headatlas.figures.measures import MEASURES, draw_salience
 from headatlas.figures.panels import STEPS
-from headatlas.figures.salience import MEASURES, draw_salience
 from headatlas.options import Look
 
 FRAME = pd.DataFrame(
@@ -42,7 +42,7 @@ def colours(name: str) -> dict[str, set[tuple[int, int]]]:
         ("explained", {(0, 1): 1.0, (2, 0): 0.25}),
         ("copying", {(0, 0): 1.0, (0, 1): -1.0}),
         ("effective_rank", {(0, 1): 1.0, (2, 0): 1 / 9}),
-        ("norm_share", {(0, 0): 1.0, (0, 1): 0.5}),
+        ("norm_share", {(0, 0): 1.0, (0, 1): 0.25}),
     ],
 )
 def test_cells_have_the_colour_of_their_number(name: str, cells: dict[tuple[int, int], float]) -> None:
