@@ -11,11 +11,9 @@ from playwright.sync_api import Browser, expect, sync_playwright
 from headatlas.atlas import Atlas
 from headatlas.report import write_report
 from tests.browser.made import full_atlas, hostile_atlas
-from tests.browser.showing import MISSING, WIDE, Shown, chromium, options, show
+from tests.browser.showing import MISSING, PATIENCE, WIDE, Shown, chromium, options, show
 
 MAKERS = {"full": full_atlas, "hostile": hostile_atlas}
-PATIENCE = 20_000
-"""Milliseconds for what should take a few: the machine may be busy."""
 Opener = Callable[..., Shown]
 
 
@@ -70,6 +68,7 @@ def open_page(browser: Browser, made: Callable[[str], tuple[Atlas, Path]]) -> It
         opened.append((context, shown))
         if other.get("java_script_enabled", True):
             expect(shown.figure()).to_be_visible()
+            shown.settle()
         return shown
 
     yield opener

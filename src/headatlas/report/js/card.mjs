@@ -1,7 +1,7 @@
 /** The card of one head: all that the atlas says about it, beside the figure. */
 
 import { headName, isMapped, isSuppression, strength } from "./atlas.mjs";
-import { button, el, hint, missing } from "./dom.mjs";
+import { button, el, hint, missing, unfold } from "./dom.mjs";
 import { share } from "./format.mjs";
 import { looksOf, operationsOf, spectrumOf } from "./measured.mjs";
 import { BY_MAPPINGS, similarHeads, UNCLEAR } from "./measures.mjs";
@@ -47,7 +47,8 @@ export function createCard(atlas, handlers) {
       shown = { cell, reading: view.reading, salience: view.salience };
       title.textContent = cell === null ? "Heads" : `Head ${headName(atlas, cell)}`;
       body.replaceChildren(...(cell === null ? nobody(view, handlers) : contents(view, handlers)));
-      for (const each of body.querySelectorAll("details[data-key]")) each.open = open.has(each.dataset.key);
+      for (const each of body.querySelectorAll("details[data-key]"))
+        open.has(each.dataset.key) && unfold(each);
     },
   };
 }

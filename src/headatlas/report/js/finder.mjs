@@ -13,7 +13,7 @@ const HEADS = 6;
  * Build the search.
  *
  * @param handlers change(part of the state), open(cell, how), choose(relation index), wanted(): a search begins.
- * @returns box (what is typed), node (what is found), sync(view, state).
+ * @returns box (what is typed), node (what is found), follow(state), sync(view, state).
  */
 export function createFinder(handlers) {
   const id = freshId("find");
@@ -36,8 +36,10 @@ export function createFinder(handlers) {
   let shown = null;
   return {
     ...{ box, node },
+    follow({ find }) {
+      if (input.value !== find) input.value = find;
+    },
     sync(view, { find }) {
-      if (document.activeElement !== input) input.value = find;
       const key = [find, view.reading, view.salience];
       if (shown?.every((each, i) => each === key[i])) return;
       shown = key;

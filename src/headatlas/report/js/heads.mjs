@@ -51,8 +51,8 @@ export function sortOf(text) {
 /**
  * Build the table.
  *
- * @param handlers change(part of the state), open(cell, how), choose(relation index), point(cell or null).
- * @returns node, sync(view, state).
+ * @param handlers change(part of the state), open(cell, how), choose(relation index), point(cell or null), drawNow().
+ * @returns node, follow(state), sync(view, state).
  */
 export function createHeads(atlas, handlers) {
   /** @type {any} */
@@ -91,10 +91,12 @@ export function createHeads(atlas, handlers) {
   );
   return {
     node,
-    sync(view, state) {
+    follow(state) {
+      table.state = state;
       below.checked = state.below;
-      refresh(table, view, state);
+      table.head.mark(sortOf(state.sort));
     },
+    sync: (view, state) => refresh(table, view, state),
   };
 }
 
@@ -150,7 +152,6 @@ function refresh(table, view, state) {
   const before = table.view;
   const made = JSON.stringify([state.sort, state.find, state.below, state.relations, state.categories]);
   const same = before && before.reading === view.reading && table.made === made;
-  table.state = { ...state };
   table.view = view;
   if (!same) {
     if (!before || before.reading !== view.reading || table.sorted !== state.sort) {
@@ -159,7 +160,6 @@ function refresh(table, view, state) {
     }
     if (table.made !== made) table.page = 0;
     table.made = made;
-    table.head.mark({ key, descending });
     table.shown = filterRows(view, table.order, { text: state.find, below: state.below });
     table.status.textContent = describe(table);
   }
@@ -235,6 +235,7 @@ function createRow(table, row) {
 }
 
 function download(table) {
+  table.handlers.drawNow();
   const csv = toCsv(table.view, table.shown);
   save(`${fileStem(table.atlas.data.model)}-heads.csv`, new Blob([csv], { type: "text/csv;charset=utf-8" }));
 }

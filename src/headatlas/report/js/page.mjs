@@ -7,13 +7,15 @@
  *   app.atlas             the decoded atlas; app.atlas.data is the embedded data, with whatever else it holds (such as
  *                         `live`, which says that a server answers)
  *   app.state             the state (state.mjs); read it, change it by app.change
- *   app.change(part)      change properties of the state; all that shows them follows in the next frame
+ *   app.change(part)      change properties of the state; the controls follow at once, what is drawn in the next frame
  *   app.select(cell)      open the card of a head, by its cell (layer * nHeads + head); null closes it
  *   app.selectHead(name)  the same by name, "23.4"
  *   app.show(painted)     colour the figure by values from elsewhere, {title, value: Float64Array [cell], NaN where
  *                         there is none, range: [least, most]}; null gives the figure back to the state
  *   app.subscribe(hear)   hear(state, view) after each drawing; returns a function that ends it
  *   app.slot              <section id="live" hidden>, above the figure, empty: for what attaches
+ *
+ * The element that the page stands in says by `data-drawn` whether all of the state is drawn: "true" or "false".
  */
 
 import { decode, headNamed, headsOf, read, scoresAt } from "./atlas.mjs";
@@ -59,29 +61,32 @@ export async function mount(root, data) {
   const [ranks, words, heads] = await Promise.all([packed.ranks, packed.words, packed.heads].map(unpack));
   const atlas = decode(data, ranks);
   decodeWords(atlas, words);
-  const app = createApp(atlas, decodeHeads(heads, atlas.nCells));
+  const app = createApp(root, atlas, decodeHeads(heads, atlas.nCells));
   root.replaceChildren(...assemble(app));
   listen(app);
   for (const part of [app.parts.figure, app.parts.profile, app.parts.scatter])
     followSize(part.drawing, part.resize);
+  follow(app);
   render(app);
   renderRest(app);
   if (framed) beginAtCard(app);
   performance.mark("headatlas-ready");
   if (app.state.head !== null || app.state.find) readSalience(app);
+  sayDrawn(app);
   return app;
 }
 
-function createApp(atlas, heads) {
+function createApp(root, atlas, heads) {
   /** @type {any} */
   const app = {
-    ...{ atlas, heads, measures: measuresOf(atlas, heads), salience: null, shown: null },
+    ...{ root, atlas, heads, measures: measuresOf(atlas, heads), salience: null, shown: null },
     state: parseFragment(atlas, location.hash || atlas.data.opens),
     ...{ view: null, due: false, later: 0, hearers: new Set(), parts: {} },
     slot: el("section", { id: "live", hidden: true }),
   };
   app.change = (part) => {
     Object.assign(app.state, part);
+    follow(app);
     schedule(app);
   };
   app.select = (cell) => {
@@ -122,7 +127,10 @@ function assemble(app) {
     change: app.change,
     reset: () => app.change(initialState(atlas)),
   });
-  const keep = (what, drawing) => (kind) => saveDrawing(drawing(), atlas.data.model, what, kind);
+  const keep = (what, drawing) => (kind) => {
+    drawNow(app);
+    saveDrawing(drawing(), atlas.data.model, what, kind);
+  };
   parts.figure = createFigure(atlas, {
     point,
     open,
@@ -139,6 +147,7 @@ function assemble(app) {
     open,
     choose,
     point: (cell) => markHead(app, cell),
+    drawNow: () => drawNow(app),
   });
   parts.relations = createRelations(atlas, { open, choose });
   parts.scatter.node.append(
@@ -227,20 +236,34 @@ function listen(app) {
   window.addEventListener("scroll", () => lookAt(app, null), { passive: true });
   window.addEventListener("hashchange", () => {
     if (location.hash.slice(1) === formatFragment(app.atlas, app.state)) return;
-    Object.assign(app.state, parseFragment(app.atlas, location.hash));
-    if (app.state.head !== null) readSalience(app);
-    schedule(app);
+    const state = parseFragment(app.atlas, location.hash);
+    if (state.head !== null || state.find) readSalience(app);
+    app.change(state);
   });
+}
+
+/** Controls show the state at once: whoever operates the next one must not find how the last drawing was. */
+function follow({ state, parts }) {
+  for (const part of [parts.controls, parts.finder, parts.scatter, parts.heads]) part.follow(state);
 }
 
 /** Draw once per frame, however fast the slider moves. */
 function schedule(app) {
   if (app.due) return;
   app.due = true;
-  requestAnimationFrame(() => {
-    app.due = false;
-    render(app);
-  });
+  sayDrawn(app);
+  requestAnimationFrame(() => app.due && render(app));
+}
+
+/** Draw what waits for a frame or for rest: a file holds what the controls say. */
+function drawNow(app) {
+  if (app.due) render(app);
+  if (app.later) renderRest(app);
+}
+
+function sayDrawn(app) {
+  const reading = app.reading && !app.salience;
+  app.root.dataset.drawn = String(!app.due && !app.later && !reading);
 }
 
 /** What is shown, from the state: pure but for the results it keeps. */
@@ -263,7 +286,6 @@ function viewOf(app) {
     ...context,
     cell: state.head,
     painted,
-
     only,
     about: chosenWords(atlas, state),
   };
@@ -271,10 +293,10 @@ function viewOf(app) {
 
 function render(app) {
   const { state, parts } = app;
+  app.due = false;
   const view = viewOf(app);
   app.view = view;
   parts.header.sync(view);
-  parts.controls.sync(state, view.reading);
   parts.figure.sync(view);
   parts.figure.pin(state.head);
   parts.scatter.mark("pin", state.head);
@@ -288,13 +310,16 @@ function render(app) {
 /** What is under the figure follows when a slider rests, so that the figure moves with it. */
 function renderRest(app) {
   const { state, parts, view } = app;
+  clearTimeout(app.later);
+  app.later = 0;
   parts.finder.sync(view, state);
   parts.profile.sync(view);
-  parts.scatter.sync(view, state);
+  parts.scatter.sync(view);
   parts.scatter.mark("pin", state.head);
   parts.heads.sync(view, state);
   parts.relations.sync(view);
   remember(app);
+  sayDrawn(app);
 }
 
 /** The address says what is shown, so that it can be sent. */
