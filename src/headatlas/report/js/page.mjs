@@ -58,6 +58,10 @@ const framed = location.protocol === "about:";
  */
 export async function mount(root, data) {
   const { packed } = data;
+  // A frame is drawn on when it has a size: only then can the figure be fitted, and the card be begun at.
+  if (framed)
+    do await new Promise(requestAnimationFrame);
+    while (!innerHeight);
   const [ranks, words, heads] = await Promise.all([packed.ranks, packed.words, packed.heads].map(unpack));
   const atlas = decode(data, ranks);
   decodeWords(atlas, words);
