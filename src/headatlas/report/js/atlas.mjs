@@ -37,6 +37,8 @@ export function decode(data, ranks) {
     nMapped: data.layers_done.reduce((sum, done) => sum + done, 0) * data.n_heads,
     thresholds: data.thresholds,
     ceiling: data.ceiling,
+    /** How many times an atlas is compared head by head with the one before it. */
+    nSteps: data.comparison?.steps.length ?? 0,
     rows: decodeRows(scored, ranks),
     calibrated: decodeCalibration(ranks),
     evidence: decodeEvidence(ranks),

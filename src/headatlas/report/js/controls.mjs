@@ -250,6 +250,7 @@ function createColour(measures, change) {
   const whole = measures.filter((each) =>
     ["effective_rank", "copying", "norm_share", "explained"].includes(each.name),
   );
+  const changes = measures.filter((each) => ["before", "after", "difference"].includes(each.name));
   const { node, input } = select(
     "Colour by",
     [
@@ -263,6 +264,9 @@ function createColour(measures, change) {
         ],
       ],
       ...(looks.length ? [["attention", looks.map((each) => [each.name, each.title])]] : []),
+      ...(changes.length
+        ? [["comparison", [["change", "change"], ...changes.map((each) => [each.name, each.title])]]]
+        : []),
       ...(whole.length ? [["weights", whole.map((each) => [each.name, each.title])]] : []),
     ],
     (colour) => change({ colour }),

@@ -162,6 +162,19 @@ export function save(name, blob) {
   setTimeout(() => URL.revokeObjectURL(url), 1000);
 }
 
+/** Hand a table to the reader. */
+export function saveCsv(model, what, text) {
+  save(`${fileStem(model)}-${what}.csv`, new Blob([text], { type: "text/csv;charset=utf-8" }));
+}
+
+/** A head's name that opens its card; handlers has open(cell, how). */
+export function headButton(name, cell, handlers) {
+  return button(name, () => handlers.open(cell, "link"), {
+    class: "link",
+    "aria-label": `Open head ${name}`,
+  });
+}
+
 /** A model's name as the beginning of a file's. */
 export function fileStem(name) {
   return name.replace(/[^\w.-]+/g, "-").slice(0, 80) || "model";

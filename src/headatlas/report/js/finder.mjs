@@ -1,7 +1,7 @@
 /** The search box and what it finds: heads, relations, pairs of words, behaviours, labels, tokens. */
 
 import { headName } from "./atlas.mjs";
-import { button, el, freshId } from "./dom.mjs";
+import { button, el, freshId, headButton } from "./dom.mjs";
 import { count } from "./format.mjs";
 import { spoken } from "./measures.mjs";
 import { search } from "./words.mjs";
@@ -52,7 +52,7 @@ export function createFinder(handlers) {
 }
 
 function results({ atlas }, found, handlers, text) {
-  const head = (cell) => headLink(atlas, cell, handlers);
+  const head = (cell) => headButton(headName(atlas, cell), cell, handlers);
   const headsOf = (cells) => [
     ...cells.slice(0, HEADS).flatMap((cell, i) => [i ? ", " : "", head(cell)]),
     cells.length > HEADS ? ` and ${cells.length - HEADS} more` : "",
@@ -113,12 +113,4 @@ function block(noun, entries, line) {
     list.append(el("li", {}, all));
   }
   return el("div", { class: "found-group" }, el("p", { class: "quiet" }, count(entries.length, noun)), list);
-}
-
-function headLink(atlas, cell, handlers) {
-  const name = headName(atlas, cell);
-  return button(name, () => handlers.open(cell, "link"), {
-    class: "link",
-    "aria-label": `Open head ${name}`,
-  });
 }

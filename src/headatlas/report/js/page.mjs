@@ -20,6 +20,8 @@
 
 import { decode, headNamed, headsOf, read, scoresAt } from "./atlas.mjs";
 import { createCard } from "./card.mjs";
+import { decodeChanges, measuresOfChanges } from "./changes.mjs";
+import { createChanges } from "./changetable.mjs";
 import { paint, valuesPaint } from "./colours.mjs";
 import { chosenWords, createControls } from "./controls.mjs";
 import { el, followSize, saveButtons } from "./dom.mjs";
@@ -32,6 +34,7 @@ import { createCaveats, createHeader, createInWords, createProvenance } from "./
 import { createProfile } from "./profile.mjs";
 import { createRelations } from "./relations.mjs";
 import { createScatter } from "./scatter.mjs";
+import { createSideBySide } from "./sidebyside.mjs";
 import {
   chosenRelations,
   colouredBy,
@@ -62,10 +65,14 @@ export async function mount(root, data) {
   if (framed)
     do await new Promise(requestAnimationFrame);
     while (!innerHeight);
-  const [ranks, words, heads] = await Promise.all([packed.ranks, packed.words, packed.heads].map(unpack));
+  const steps = data.comparison?.steps ?? [];
+  const sections = [packed.ranks, packed.words, packed.heads, ...steps.map((step) => step.cells)];
+  const [ranks, words, heads, ...cells] = await Promise.all(sections.map(unpack));
+  const scores = data.comparison?.scores ? await unpack(data.comparison.scores) : null;
   const atlas = decode(data, ranks);
   decodeWords(atlas, words);
-  const app = createApp(root, atlas, decodeHeads(heads, atlas.nCells));
+  const comparison = decodeChanges(atlas, data.comparison, cells, scores);
+  const app = createApp(root, atlas, decodeHeads(heads, atlas.nCells), comparison);
   root.replaceChildren(...assemble(app));
   listen(app);
   for (const part of [app.parts.figure, app.parts.profile, app.parts.scatter])
@@ -80,10 +87,11 @@ export async function mount(root, data) {
   return app;
 }
 
-function createApp(root, atlas, heads) {
+function createApp(root, atlas, heads, comparison) {
+  const measures = [...measuresOf(atlas, heads), ...measuresOfChanges(comparison)];
   /** @type {any} */
   const app = {
-    ...{ root, atlas, heads, measures: measuresOf(atlas, heads), salience: null, shown: null },
+    ...{ root, atlas, heads, comparison, measures, salience: null, shown: null },
     state: parseFragment(atlas, location.hash || atlas.data.opens),
     ...{ view: null, due: false, later: 0, hearers: new Set(), parts: {} },
     slot: el("section", { id: "live", hidden: true }),
@@ -126,7 +134,7 @@ function assemble(app) {
   const close = () => closeCard(app);
   const choose = (index) => app.change({ relations: [index], categories: [], colour: "" });
   parts.tooltip = createTooltip(atlas);
-  parts.header = createHeader(atlas, () => app.change({ colour: "statements" }));
+  parts.header = createHeader(atlas, (colour) => app.change({ colour }));
   parts.controls = createControls(atlas, app.measures, {
     change: app.change,
     reset: () => app.change(initialState(atlas)),
@@ -146,13 +154,15 @@ function assemble(app) {
   parts.controls.reset.before(parts.finder.box);
   parts.scatter = createScatter(atlas, app.measures, { change: app.change, point, open, close });
   parts.profile = createProfile(atlas);
-  parts.heads = createHeads(atlas, {
+  const rows = {
     change: app.change,
     open,
     choose,
     point: (cell) => markHead(app, cell),
     drawNow: () => drawNow(app),
-  });
+  };
+  parts.heads = createHeads(atlas, rows);
+  parts.changes = createChanges(atlas, app.comparison, rows);
   parts.relations = createRelations(atlas, { open, choose });
   parts.scatter.node.append(
     saveButtons(
@@ -183,6 +193,7 @@ function assemble(app) {
       parts.finder.node,
       app.slot,
       el("div", { class: "beside" }, left, parts.card.node),
+      ...[parts.changes, createSideBySide(atlas, app.comparison, rows)].flatMap((part) => part?.node ?? []),
       parts.heads.node,
       parts.relations.node,
       createCaveats(atlas),
@@ -248,7 +259,8 @@ function listen(app) {
 
 /** Controls show the state at once: whoever operates the next one must not find how the last drawing was. */
 function follow({ state, parts }) {
-  for (const part of [parts.controls, parts.finder, parts.scatter, parts.heads]) part.follow(state);
+  for (const part of [parts.controls, parts.finder, parts.scatter, parts.heads, parts.changes])
+    part?.follow(state);
 }
 
 /** Draw once per frame, however fast the slider moves. */
@@ -272,7 +284,8 @@ function sayDrawn(app) {
 
 /** What is shown, from the state: pure but for the results it keeps. */
 function viewOf(app) {
-  const { atlas, heads, state, view: last } = app;
+  const { atlas, heads, comparison, state, view: last } = app;
+  const step = comparison?.steps[state.step - 1] ?? null;
   const thresholds = thresholdsOf(atlas, state);
   let scores = last?.reading.scores;
   if (!scores || scores.k !== state.k || scores.kCopy !== state.kCopy)
@@ -283,7 +296,7 @@ function viewOf(app) {
     JSON.stringify(last.reading.thresholds) === JSON.stringify(thresholds);
   const reading = same ? last.reading : read(atlas, scores, thresholds);
   const chosen = chosenRelations(atlas, state);
-  const context = { atlas, heads, reading, chosen, salience: app.salience };
+  const context = { atlas, heads, comparison, step, reading, chosen, salience: app.salience };
   const painted = app.shown ? valuesPaint(atlas, app.shown) : paint(context, colouredBy(state), app.measures);
   const only = headsOf(atlas, reading, chosen);
   return {
@@ -321,6 +334,7 @@ function renderRest(app) {
   parts.scatter.sync(view);
   parts.scatter.mark("pin", state.head);
   parts.heads.sync(view, state);
+  parts.changes?.sync(view, state);
   parts.relations.sync(view);
   remember(app);
   sayDrawn(app);

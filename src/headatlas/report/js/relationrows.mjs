@@ -119,7 +119,7 @@ function pairList(view, row, sign) {
       el("p", { class: "quiet" }, title),
       el(
         "ul",
-        { class: "pairs" },
+        { class: "pairs", tabindex: 0 },
         ...some.slice(0, PAIRS).map(chip),
         some.length > PAIRS && el("li", { class: "quiet" }, `and ${some.length - PAIRS} more`),
       ),

@@ -85,7 +85,7 @@ export function createScatter(atlas, measures, handlers) {
     sync(view) {
       const wanted = { x: x.input.value, y: y.input.value, c: c.input.value };
       const last = plot.shown;
-      const same = last && last.view.reading === view.reading && last.view.about === view.about;
+      const same = ["reading", "about", "step"].every((part) => last?.view[part] === view[part]);
       if (same && JSON.stringify(last.wanted) === JSON.stringify(wanted)) return;
       plot.shown = { view, wanted };
       draw(plot);
@@ -114,7 +114,7 @@ function draw(plot) {
     painted.kind === "levels"
       ? "Colour: number of categories, as in the figure."
       : `Colour: ${painted.title}, from ${painted.range[0]} (pale) to ` +
-        `${painted.range[1]}${painted.down ? "; orange: suppression" : ""}.`;
+        `${painted.range[1]}${painted.down ? `; orange: ${painted.measure ? "lower" : "suppression"}` : ""}.`;
   for (const which of Object.keys(plot.marks)) placeMark(plot, which, plot.marks[which].cell ?? null);
 }
 
