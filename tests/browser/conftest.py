@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,19 @@ import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from headatlas.atlas import Atlas
-from headatlas.report import write_report
+from headatlas.report import write_comparison, write_report
 from tests.browser.made import full_atlas, hostile_atlas
-from tests.browser.showing import MISSING, WIDE, Shown, chromium, options, show
+from tests.browser.showing import MISSING, PATIENCE, WIDE, Shown, chromium, options, show
+from tests.synthetic import make_atlas
 
 MAKERS = {"full": full_atlas, "hostile": hostile_atlas}
-PATIENCE = 20_000
-"""Milliseconds for what should take a few: the machine may be busy."""
+COMPARED = {
+    "changed": (partial(make_atlas, seed=1), full_atlas),
+    "revisions": (*(partial(make_atlas, seed=seed) for seed in (1, 2)), full_atlas),
+    "other shape": (partial(make_atlas, n_layers=5, n_heads=3), full_atlas),
+    "hostile pair": (partial(hostile_atlas, seed=1), hostile_atlas),
+}
+"""Atlases compared, on the page of the last."""
 Opener = Callable[..., Shown]
 
 
@@ -34,11 +40,14 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="package")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Atlas, Path]]:
-    """A made atlas by its name in :data:`MAKERS`, and its page; made once."""
+    """A made atlas by its name in :data:`MAKERS` or :data:`COMPARED`, and its page; made once."""
     folder = tmp_path_factory.mktemp("pages")
 
     @cache
     def make(name: str) -> tuple[Atlas, Path]:
+        if name in COMPARED:
+            atlases = [maker(folder / f"{name} {at}.zarr") for at, maker in enumerate(COMPARED[name])]
+            return atlases[-1], write_comparison(atlases, folder / f"{name}.html")
         atlas = MAKERS[name](folder / f"{name}.zarr")
         return atlas, write_report(atlas, folder / f"{name}.html")
 
@@ -70,6 +79,7 @@ def open_page(browser: Browser, made: Callable[[str], tuple[Atlas, Path]]) -> It
         opened.append((context, shown))
         if other.get("java_script_enabled", True):
             expect(shown.figure()).to_be_visible()
+            shown.settle()
         return shown
 
     yield opener

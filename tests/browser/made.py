@@ -46,7 +46,7 @@ def full_atlas(path: Path) -> Atlas:
     return Atlas.open(path)
 
 
-def hostile_atlas(path: Path) -> Atlas:
+def hostile_atlas(path: Path, seed: int = 0) -> Atlas:
     """The same number of heads; names of relations, categories, labels, tokens and the model are hostile."""
     relations = [relation("plain", "a → b", "Knowledge")]
     for at, text in enumerate(HOSTILE[:-2]):
@@ -57,7 +57,7 @@ def hostile_atlas(path: Path) -> Atlas:
             object.__setattr__(odd.relation, "category", f"Zoo {text}")
         relations.append(odd)
     model = "org/" + "".join(HOSTILE[:6])
-    atlas_of(path, relations, model, range(N_LAYERS), notes=list(HOSTILE[:-2]))
+    atlas_of(path, relations, model, range(N_LAYERS), seed, notes=list(HOSTILE[:-2]))
     _add_evidence(path, HOSTILE, HOSTILE[0] + HOSTILE[3] + HOSTILE[4])
     return Atlas.open(path)
 

@@ -9,11 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import BrowserContext, ConsoleMessage, Dialog, Locator, Page, Request, Route
+from playwright.sync_api import BrowserContext, ConsoleMessage, Dialog, Frame, Locator, Page, Request, Route
 
 WIDE, NARROW = (1440, 900), (420, 800)
-REST = 80
-"""Milliseconds: longer than the page waits after a change before it draws what is under the figure."""
+PATIENCE = 60_000
+"""Milliseconds for what should take a few: the machine may be busy. Only what fails waits so long."""
+THROTTLE = float(os.environ.get("HEADATLAS_THROTTLE", "1"))
+"""How many times slower than it is the processor seems to the page; 20 finds what rests on time."""
+DRAWN = """() => {
+  const root = document.getElementById("atlas");
+  return !root || root.dataset.drawn === "true";
+}"""
+"""Whether a page shows all of its state, as it says itself; true of a document that is none."""
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 MISSING = f"no Chromium: none of {', '.join(NAMES)} is on the path, and HEADATLAS_CHROMIUM names no other"
 
@@ -62,6 +69,13 @@ class Shown:
         found: str = self.page.evaluate("location.hash")
         return found
 
+    def width(self) -> float:
+        """Of the large panel, in pixels."""
+        self.settle()
+        box = self.figure().bounding_box()
+        assert box is not None
+        return box["width"]
+
     def texts(self) -> list[str]:
         """Every text node and attribute value of the document as it stands."""
         found: list[str] = self.page.evaluate(
@@ -81,19 +95,46 @@ class Shown:
 
     def open_all(self) -> None:
         """Open everything that folds, also what stands inside only then."""
+        opening = """() => Promise.all([...document.querySelectorAll("details:not([open])")].map((each) =>
+          new Promise((opened) => {
+            each.addEventListener("toggle", opened, { once: true });
+            each.open = true;
+          })))"""
         for _ in range(2):
-            self.page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true })")
             self.settle()
+            self.page.evaluate(opening)
 
     def settle(self) -> None:
-        """Wait until all that was changed is drawn: the figure in the next frame, the rest a little later."""
+        """Wait until the page, in whichever frame, says that all that was changed is drawn."""
+        for frame in self.page.frames:
+            wait_for(frame, DRAWN)
+        # A size that changed is told after a frame, and fitted in the next.
         self.page.evaluate(
-            """rest => new Promise((done) => {
-              const later = () => setTimeout(done, rest);
-              requestAnimationFrame(() => requestAnimationFrame(later));
-            })""",
-            REST,
+            "async () => { for (let i = 0; i < 3; i += 1) await new Promise(requestAnimationFrame); }"
         )
+
+    def follow(self, fragment: str) -> None:
+        """Give the address another fragment, as a reader who types it, and wait until it is shown."""
+        self.page.evaluate(
+            """fragment => new Promise((done) => {
+              addEventListener("hashchange", done, { once: true });
+              location.hash = fragment;
+            })""",
+            fragment,
+        )
+        self.settle()
+
+
+def wait_for(where: Page | Frame, condition: str, argument: object = None) -> None:
+    """Wait until a condition, a function in JavaScript, holds."""
+    where.wait_for_function(condition, arg=argument, timeout=PATIENCE)
+
+
+def slow_down(page: Page) -> None:
+    """Slow a page down by :data:`THROTTLE`."""
+    if THROTTLE > 1:
+        session = page.context.new_cdp_session(page)
+        session.send("Emulation.setCPUThrottlingRate", {"rate": THROTTLE})
 
 
 def show(context: BrowserContext, path: Path, fragment: str = "") -> Shown:
@@ -127,6 +168,7 @@ def show(context: BrowserContext, path: Path, fragment: str = "") -> Shown:
     page.on("dialog", dialog)
     page.on("pageerror", lambda error: shown.faults.append(f"error: {error}"))
     page.on("popup", lambda popup: shown.faults.append(f"popup: {popup.url}"))
+    slow_down(page)
     page.goto(shown.file + fragment)
     return shown
 

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.browser.conftest import PATIENCE
-from tests.browser.showing import WIDE, Shown, options
+from tests.browser.showing import PATIENCE, WIDE, Shown, options, slow_down
 from tests.browser.test_access import faults
 from tests.mapping.checkpoints import word
 from tests.writing.conftest import mapped
@@ -36,10 +35,12 @@ def test_questions_are_answered_on_the_page(browser: Browser, address: str) -> N
     page.on("pageerror", lambda error: shown.faults.append(str(error)))
     page.on("console", lambda said: shown.faults.append(said.text) if said.type != "log" else None)
     page.on("request", lambda one: shown.asked.append(one.url))
+    slow_down(page)
     page.goto(address)
     asking = page.get_by_role("region", name="Ask")
     box = asking.get_by_role("textbox")
     title = page.get_by_role("heading", name=re.compile("^Heads by "))
+    shown.settle()
     usual = title.inner_text()
 
     box.fill(f"{word(40)} → {word(60)}, {word(41)} ->")

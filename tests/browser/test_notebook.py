@@ -8,9 +8,8 @@ from pathlib import Path
 from playwright.sync_api import Browser, expect
 
 from headatlas.atlas import Atlas
-from tests.browser.conftest import PATIENCE
 from tests.browser.made import LABELLED
-from tests.browser.showing import options, show
+from tests.browser.showing import PATIENCE, options, show
 
 CELL = (900, 700)
 """As wide as a cell in JupyterLab: the card is under the figure."""

@@ -31,7 +31,12 @@ def relation(name: str, title: str, category: str) -> TokenisedRelation:
 
 
 def atlas_of(
-    path: Path, relations: list[TokenisedRelation], model: str, layers: range, **provenance: Any
+    path: Path,
+    relations: list[TokenisedRelation],
+    model: str,
+    layers: range,
+    seed: int = 0,
+    **provenance: Any,
 ) -> Atlas:
     """An atlas of six layers × four heads, of which `layers` are mapped."""
     layout = build_layout(relations)
@@ -46,7 +51,7 @@ def atlas_of(
     create_store(path, layout, n_layers=6, n_heads=4, attributes=attributes)
     writer = AtlasWriter(path)
     for layer in layers:
-        writer.write(layer, synthetic._layer(layout, 4, layer / 5, np.random.default_rng(layer)))
+        writer.write(layer, synthetic._layer(layout, 4, layer / 5, np.random.default_rng(layer + 100 * seed)))
     return Atlas.open(path)
 
 

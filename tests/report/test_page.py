@@ -125,7 +125,7 @@ def test_the_same_atlas_gives_the_same_bytes(atlas: Atlas, page: str, tmp_path: 
 def test_a_page_that_cannot_be_written_is_one_sentence(
     atlas: Atlas, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headatlas.report.page.report_html", lambda *_: page)
+    monkeypatch.setattr("headatlas.report.page.report_html", lambda *_, **__: page)
     (tmp_path / "report.html").mkdir()
     with pytest.raises(HeadatlasError, match=r"report\.html: cannot be written"):
         write_report(atlas, tmp_path)

@@ -59,6 +59,16 @@ Kind = Annotated[
         "relations side by side. Default: the first that fits.",
     ),
 ]
+ComparedPage = Annotated[
+    Path | None,
+    typer.Option(
+        "--page",
+        metavar="FILE",
+        help="Write the interactive page of the last model with the comparison in it: one HTML file that "
+        "needs no network.",
+        parser=output_path,
+    ),
+]
 Maps = Annotated[
     Path | None,
     typer.Option(
@@ -89,6 +99,7 @@ def compare_command(
     kind: Kind = None,
     width: Width = "170mm",
     data: PlottedData = None,
+    page: ComparedPage = None,
     maps: Maps = None,
     lens: LensOfModels = None,
     relations: Relations = None,
@@ -123,6 +134,10 @@ def compare_command(
         from headatlas.figures.plots import write_table
 
         say(f"written: {write_table(comparison_data(found, kind), data)}")
+    if page is not None:
+        from headatlas.report import write_comparison
+
+        say(f"written: {write_comparison(atlases, page, found)}")
 
 
 def _say_found(atlases: Sequence[Atlas], found: Comparison, as_json: bool) -> None:

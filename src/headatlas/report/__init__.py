@@ -5,7 +5,8 @@ The page is plain HTML, CSS and JavaScript kept beside this module (``page.html`
 element.
 """
 
+from headatlas.report.comparison import write_comparison
 from headatlas.report.notebook import Explorer, explore_atlas, explore_head
 from headatlas.report.page import report_html, write_report
 
-__all__ = ["Explorer", "explore_atlas", "explore_head", "report_html", "write_report"]
+__all__ = ["Explorer", "explore_atlas", "explore_head", "report_html", "write_comparison", "write_report"]

@@ -20,9 +20,9 @@ from headatlas.report.data import page_data
 from headatlas.showing import safe_values
 
 MODULES = (
-    *("format", "dom", "unpack", "layout", "atlas", "state", "measures", "words", "colours", "rows"),
-    *("panels", "figure", "tooltip", "relationrows", "measured", "card", "controls", "finder", "heads"),
-    *("relations", "scatter", "profile", "exports", "notes"),
+    *("format", "dom", "unpack", "layout", "atlas", "state", "changes", "measures", "words", "colours"),
+    *("rows", "panels", "figure", "tooltip", "relationrows", "measured", "table", "changetable", "card"),
+    *("controls", "finder", "heads", "relations", "sidebyside", "scatter", "profile", "exports", "notes"),
     "page",
 )
 """The JavaScript modules, each after those it imports."""
@@ -36,18 +36,24 @@ STYLES = ("base", "figure", "card", "tables", "narrow_and_print")
 N_SCORES = 21
 """Steps of the scale of scores, 0 to 1; ``STEPS`` of ``js/colours.mjs`` is the last one."""
 
+ATLAS_COLOURS = ("kind-0", "chosen", "kind-1", "accent", "edge", "kind-2")
+"""Of the marks of compared atlases, which differ in shape as well."""
+
 _IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.mjs";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:async function|function|const) (\w+))", re.MULTILINE)
 _HOLE = re.compile(r"\{\{(\w+)\}\}")
 
 
-def write_report(atlas: Atlas, path: str | Path, q_at: Sequence[int] = ()) -> Path:
+def write_report(
+    atlas: Atlas, path: str | Path, q_at: Sequence[int] = (), *, comparison: dict[str, Any] | None = None
+) -> Path:
     """Write the interactive page of an atlas; the same atlas always gives the same bytes.
 
     Args:
         atlas: The atlas; the page starts with its τ and criterion.
         path: The file, or an existing folder that gets a ``report.html``.
         q_at: Further k at which heads are calibrated, so that the page has q there.
+        comparison: That of :mod:`headatlas.report.comparison`, of which the atlas is the last.
 
     Returns:
         The file written.
@@ -58,17 +64,24 @@ def write_report(atlas: Atlas, path: str | Path, q_at: Sequence[int] = ()) -> Pa
     where = output_path(path)
     if where.is_dir():
         where = where / "report.html"
-    page = report_html(atlas, q_at)
+    page = report_html(atlas, q_at, comparison=comparison)
     with atomic_write(where) as temporary:
         temporary.write_bytes(page.encode("utf-8"))
     return where
 
 
-def report_html(atlas: Atlas, q_at: Sequence[int] = (), *, opens: str = "", live: bool = False) -> str:
+def report_html(
+    atlas: Atlas,
+    q_at: Sequence[int] = (),
+    *,
+    opens: str = "",
+    live: bool = False,
+    comparison: dict[str, Any] | None = None,
+) -> str:
     """The interactive page of an atlas as one HTML document that loads nothing.
 
     Args:
-        atlas, q_at: As for :func:`write_report`.
+        atlas, q_at, comparison: As for :func:`write_report`.
         opens: The fragment it opens with where its address has none: ``head=23.4``.
         live: Whether the server that the page comes from answers questions.
     """
@@ -76,7 +89,8 @@ def report_html(atlas: Atlas, q_at: Sequence[int] = (), *, opens: str = "", live
     from headatlas.figures.describe import alt_text, describe
 
     alternative = alt_text(atlas)
-    data = safe_values(page_data(atlas, alternative=alternative, in_words=describe(atlas), q_at=q_at))
+    data = page_data(atlas, alternative=alternative, in_words=describe(atlas), q_at=q_at)
+    data = safe_values({**data, "comparison": comparison})
     data["opens"] = opens
     style = stylesheet(len(data["categories"]), (*STYLES, "live") if live else STYLES)
     script = bundle((*MODULES, *LIVE) if live else MODULES)
@@ -84,13 +98,19 @@ def report_html(atlas: Atlas, q_at: Sequence[int] = (), *, opens: str = "", live
         _read("page.html"),
         {
             "policy": _policy(style, script, "connect-src 'self'; " if live else ""),
-            "title": html.escape(f"{data['model']}: what its attention heads do"),
+            "title": html.escape(_title(data)),
             "alternative": html.escape(data["alternative"]),
             "style": style,
             "data": embed(data),
             "script": script,
         },
     )
+
+
+def _title(data: dict[str, Any]) -> str:
+    if data["comparison"]:
+        return f"{' and '.join(data['comparison']['labels'])}: their attention heads compared"
+    return f"{data['model']}: what its attention heads do"
 
 
 def embed(data: Any) -> str:
@@ -116,6 +136,12 @@ def stylesheet(n_categories: int, sheets: Sequence[str] = STYLES) -> str:
         for n, pair in enumerate(zip(*colours, strict=True), start=1 if scale == "level" else 0):
             names += f"  --{scale}-{n}: light-dark({', '.join(pair)});\n"
             uses += f'.headatlas [data-{scale}="{n}"] {{ --level: var(--{scale}-{n}); }}\n'
+    # Kinds of heads, and atlases, have colours of their own, named in base.css.
+    for scale, n_kinds in (("kind", 4), ("change", 6)):
+        for n in range(n_kinds):
+            uses += f'.headatlas [data-{scale}="{n}"] {{ --level: var(--{scale}-{n}); }}\n'
+    for n, colour in enumerate(ATLAS_COLOURS):
+        uses += f'.headatlas [data-atlas="{n}"] {{ --atlas: var(--{colour}); }}\n'
     rest = "\n".join(_read(f"css/{name}.css") for name in sheets)
     names += f"  --level-none: light-dark({LIGHT.blank}, {DARK.blank});\n"
     return f".headatlas {{\n{names}}}\n{uses}\n{rest}"

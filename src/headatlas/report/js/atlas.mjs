@@ -37,6 +37,8 @@ export function decode(data, ranks) {
     nMapped: data.layers_done.reduce((sum, done) => sum + done, 0) * data.n_heads,
     thresholds: data.thresholds,
     ceiling: data.ceiling,
+    /** How many times an atlas is compared head by head with the one before it. */
+    nSteps: data.comparison?.steps.length ?? 0,
     rows: decodeRows(scored, ranks),
     calibrated: decodeCalibration(ranks),
     evidence: decodeEvidence(ranks),
@@ -223,15 +225,19 @@ export function controlHits(atlas, relation, k) {
   return hits;
 }
 
+/** p at a k, of the relations that copy and of the others; null where heads were not calibrated at it. */
+export function calibrationAt(atlas, k, kCopy) {
+  const parts = [];
+  if (atlas.scored.some((relation) => !relation.copying)) parts.push(atlas.calibrated.plain.get(k));
+  if (atlas.scored.some((relation) => relation.copying)) parts.push(atlas.calibrated.copying.get(kCopy));
+  return parts.includes(undefined) ? null : parts;
+}
+
 /** Benjamini–Hochberg over all heads, relations and both signs, as headatlas.scoring does it. */
 function falseDiscoveryRates(atlas, k, kCopy) {
   const { length } = atlas.rows;
-  const parts = [];
-  const copying = atlas.scored.some((relation) => relation.copying);
-  const plain = atlas.scored.some((relation) => !relation.copying);
-  if (plain) parts.push(atlas.calibrated.plain.get(k));
-  if (copying) parts.push(atlas.calibrated.copying.get(kCopy));
-  const qKnown = parts.every((part) => part !== undefined);
+  const parts = calibrationAt(atlas, k, kCopy);
+  const qKnown = parts !== null;
   const q = new Float64Array(length).fill(qKnown ? 1 : NaN);
   const suppressionQ = q.slice();
   if (!qKnown) return { qKnown, q, suppressionQ };

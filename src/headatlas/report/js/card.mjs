@@ -1,7 +1,8 @@
 /** The card of one head: all that the atlas says about it, beside the figure. */
 
 import { headName, isMapped, isSuppression, strength } from "./atlas.mjs";
-import { button, el, hint, missing } from "./dom.mjs";
+import { changesOf } from "./changetable.mjs";
+import { button, el, headButton, hint, missing, unfold } from "./dom.mjs";
 import { share } from "./format.mjs";
 import { looksOf, operationsOf, spectrumOf } from "./measured.mjs";
 import { BY_MAPPINGS, similarHeads, UNCLEAR } from "./measures.mjs";
@@ -28,7 +29,7 @@ export function createCard(atlas, handlers) {
     el("div", { class: "card-head" }, title, close),
     body,
   );
-  /** @type {{cell: number | null, reading: any, salience: any} | null} */
+  /** @type {any[] | null} */
   let shown = null;
   return {
     node,
@@ -37,17 +38,18 @@ export function createCard(atlas, handlers) {
       const { cell } = view;
       node.dataset.empty = String(cell === null);
       close.hidden = cell === null;
-      if (shown && shown.cell === cell && shown.reading === view.reading && shown.salience === view.salience)
-        return;
+      const key = [cell, view.reading, view.salience, view.step];
+      if (shown?.every((each, i) => each === key[i])) return;
       // What was opened stays open while k and τ move.
       const open =
-        shown?.cell === cell
+        shown?.[0] === cell
           ? new Set([...body.querySelectorAll("details[open][data-key]")].map((each) => each.dataset.key))
           : new Set();
-      shown = { cell, reading: view.reading, salience: view.salience };
+      shown = key;
       title.textContent = cell === null ? "Heads" : `Head ${headName(atlas, cell)}`;
       body.replaceChildren(...(cell === null ? nobody(view, handlers) : contents(view, handlers)));
-      for (const each of body.querySelectorAll("details[data-key]")) each.open = open.has(each.dataset.key);
+      for (const each of body.querySelectorAll("details[data-key]"))
+        open.has(each.dataset.key) && unfold(each);
     },
   };
 }
@@ -79,20 +81,13 @@ function nobody(view, handlers) {
         el(
           "li",
           {},
-          headButton(atlas, atlas.rows.cell[row], handlers),
+          headButton(headName(atlas, atlas.rows.cell[row]), atlas.rows.cell[row], handlers),
           ` ${isSuppression(reading, row) ? "suppresses " : ""}${atlas.relations[atlas.rows.relation[row]].title} `,
           el("span", { class: "count" }, share(strength(reading, row))),
         ),
       ),
     ),
   ];
-}
-
-function headButton(atlas, cell, handlers, label = headName(atlas, cell)) {
-  return button(label, () => handlers.open(cell, "link"), {
-    class: "link",
-    "aria-label": `Open head ${headName(atlas, cell)}`,
-  });
 }
 
 function contents(view, handlers) {
@@ -103,6 +98,7 @@ function contents(view, handlers) {
     ...group(view, handlers),
     ...labels(view),
     ...relationsOf(view, handlers),
+    ...changesOf(view),
     ...looksOf(view),
     ...operationsOf(view),
     ...spectrumOf(view),
@@ -121,7 +117,7 @@ function group({ atlas, cell }, handlers) {
       "p",
       { class: "mates" },
       "Shares keys and values with ",
-      ...mates.flatMap((each, i) => [i ? ", " : "", headButton(atlas, each, handlers)]),
+      ...mates.flatMap((each, i) => [i ? ", " : "", headButton(headName(atlas, each), each, handlers)]),
     ),
   ];
 }
@@ -159,7 +155,7 @@ function similar(view, handlers) {
       {},
       ...found.flatMap((each, i) => [
         i ? ", " : "",
-        headButton(view.atlas, each.cell, handlers),
+        headButton(headName(view.atlas, each.cell), each.cell, handlers),
         ` ${each.similarity.toFixed(2)}`,
       ]),
     ),

@@ -1,6 +1,7 @@
 /** Which colour a head has: classes that the style sheet gives colours, and the legend that explains them. */
 
 import { isMapped } from "./atlas.mjs";
+import { changeOfHeads, HEAD_CHANGES } from "./changes.mjs";
 import { plain } from "./format.mjs";
 import { STATEMENTS, statementOf, strongest } from "./measures.mjs";
 
@@ -16,19 +17,22 @@ export const STEPS = 20;
  * @property {[string, string]} range what the ends of the scale stand for
  * @property {boolean} down whether suppression has a scale of its own
  * @property {any} measure
- * @property {[string, number][]} [tally] heads of each kind
+ * @property {[string, string, number][]} [tally] class, words and number of heads of each kind
+ * @property {string} [about] what kinds are of
+ * @property {Uint8Array} [marked] heads that a small square marks
  */
 
 /**
  * The class of every head: "level-2", "score-13", "down-4", or null for blank; and what they mean.
  *
- * @param by "categories", "score", or the name of a measure.
+ * @param by "categories", "score", "statements", "change", or the name of a measure.
  * @returns {Painted}
  */
 export function paint(context, by, measures) {
   const { atlas, reading } = context;
   if (by === "score") return paintScores(context);
   if (by === "statements") return paintStatements(context);
+  if (by === "change" && context.step) return paintChanges(context);
   const measure = measures.find((each) => each.name === by);
   if (by === "categories" || !measure) {
     const classOf = Array.from(reading.level, (level) => (level ? `level-${level}` : null));
@@ -44,10 +48,22 @@ export function paint(context, by, measures) {
   }
   const value = measure.values(context);
   const range = measure.share ? [0, 1] : extent(value);
+  const painted = measure.diverging ? paintDiverging : valuesPaint;
   return {
-    ...valuesPaint(atlas, { title: measure.title, value, range: /** @type {[number, number]} */ (range) }),
+    ...painted(atlas, { title: measure.title, value, range: /** @type {[number, number]} */ (range) }),
     measure,
   };
+}
+
+/** Paint by values around 0: what is below it has the colours of suppression. @returns {Painted} */
+function paintDiverging(atlas, { title, value, range }) {
+  const most = Math.max(...range.map(Math.abs));
+  const size = value.map(Math.abs);
+  const painted = valuesPaint(atlas, { title, value: size, range: [0, most] });
+  const classOf = painted.classOf.map((name, cell) =>
+    name && value[cell] < 0 ? name.replace("score", "down") : name === "score-0" ? null : name,
+  );
+  return { ...painted, classOf, value, down: true };
 }
 
 /**
@@ -91,19 +107,40 @@ function paintStatements(context) {
   const value = Int8Array.from({ length: atlas.nCells }, (_, cell) =>
     isMapped(atlas, cell) ? statementOf(context, cell) : -1,
   );
-  const classOf = Array.from(value, (kind) => (kind < 0 ? null : `kind-${kind}`));
-  /** @type {[string, number][]} */
-  const tally = STATEMENTS.map(([, words], at) => [words, value.filter((kind) => kind === at).length]);
+  const words = STATEMENTS.map(([, each]) => each);
+  const about = "the first kind of tested statement that a head has";
+  return { ...paintKinds("kind", value, words), title: "tested statement", about };
+}
+
+/** @returns {Painted} */
+function paintChanges(context) {
+  const value = changeOfHeads(context);
+  const { a, b } = context.step;
   return {
+    ...paintKinds("change", value, HEAD_CHANGES),
+    title: `change from ${a} to ${b}`,
+    about: "what changed in a head",
+    marked: Uint8Array.from(value, (kind) => (kind === 1 || kind === 2 ? 1 : 0)),
+  };
+}
+
+/** Kinds of heads: `value` is the place of each head's among `words`, -1 for none. */
+function paintKinds(scale, value, words) {
+  const classOf = Array.from(value, (kind) => (kind < 0 ? null : `${scale}-${kind}`));
+  /** @type {[string, string, number][]} */
+  const tally = words.map((each, at) => [`${scale}-${at}`, each, value.filter((kind) => kind === at).length]);
+  /** @type {Painted} */
+  const painted = {
     kind: "kinds",
     classOf,
     value: null,
-    title: "tested statement",
+    title: "",
     range: ["", ""],
     down: false,
     measure: null,
     tally,
   };
+  return painted;
 }
 
 /** Smallest and largest number. */

@@ -1,5 +1,6 @@
 /** What a reader can turn: thresholds, effects, relations and categories, the colour. */
 
+import { calibrationAt } from "./atlas.mjs";
 import { button, el, freshId, hint, select, turnOff } from "./dom.mjs";
 import { count, plain } from "./format.mjs";
 import { formatFragment } from "./state.mjs";
@@ -11,7 +12,7 @@ const Q_STOPS = [1e-10, 1e-6, 1e-4, 0.001, 0.01, 0.05, 0.1, 0.2];
  *
  * @param measures those of measuresOf.
  * @param handlers change(part of the state), reset().
- * @returns node, reset (its last button), sync(state, reading).
+ * @returns node, reset (its last button), follow(state).
  */
 export function createControls(atlas, measures, handlers) {
   const { change } = handlers;
@@ -43,8 +44,8 @@ export function createControls(atlas, measures, handlers) {
   roomy.addEventListener("change", () => (node.open = roomy.matches));
   return {
     ...{ node, reset },
-    sync(state, reading) {
-      parts.forEach((part) => part.sync(state, reading));
+    follow(state) {
+      parts.forEach((part) => part.follow(state));
       turnOff(reset, formatFragment(atlas, state) === "");
     },
   };
@@ -78,7 +79,7 @@ function createTau(change) {
   );
   return {
     node: node("Score ≥ ", why),
-    sync({ tau }) {
+    follow({ tau }) {
       range.value = String(tau);
       output.textContent = tau.toFixed(Math.max(2, (plain(tau).split(".")[1] ?? "").length));
     },
@@ -97,7 +98,8 @@ function createK(atlas, change) {
     on: {
       change: () => {
         const kCopy = Math.round(Number(copy.value));
-        if (kCopy >= 1 && kCopy <= atlas.ceiling) change({ kCopy });
+        // What is no k leaves the state as it is, and the field shows that again.
+        change(kCopy >= 1 && kCopy <= atlas.ceiling ? { kCopy } : {});
       },
     },
   });
@@ -110,10 +112,10 @@ function createK(atlas, change) {
   );
   return {
     node: el("div", { class: "pair" }, node("Top k = "), box),
-    sync({ k, kCopy }) {
+    follow({ k, kCopy }) {
       range.value = String(k);
       output.textContent = String(k);
-      if (document.activeElement !== copy) copy.value = String(kCopy);
+      copy.value = String(kCopy);
     },
   };
 }
@@ -137,10 +139,10 @@ function createQ(atlas, change) {
   return {
     node: node("q ≤ ", why),
     said,
-    sync({ q }, reading) {
+    follow({ q, k, kCopy }) {
       const place = stops.findIndex((each) => each === null || (q !== null && each >= q));
       range.value = String(q === null ? stops.length - 1 : place);
-      const { qKnown } = reading.scores;
+      const qKnown = calibrationAt(atlas, k, kCopy) !== null;
       const value = q === null ? "any (score alone)" : plain(q);
       output.textContent = qKnown ? value.split(" ")[0] : "–";
       range.setAttribute("aria-valuetext", qKnown ? value : "not known at this k");
@@ -174,7 +176,7 @@ function createSign(change) {
       ...choices.map(([, label], i) => el("label", {}, inputs[i], el("span", {}, label))),
     ),
   );
-  return { node, sync: ({ sign }) => inputs.forEach((input) => (input.checked = input.value === sign)) };
+  return { node, follow: ({ sign }) => inputs.forEach((input) => (input.checked = input.value === sign)) };
 }
 
 /** Which relations and categories. */
@@ -220,7 +222,7 @@ function createChooser(atlas, change) {
   });
   return {
     node: el("div", { class: "control" }, el("span", { class: "label", id: labelId }, "Relations"), details),
-    sync(now) {
+    follow(now) {
       state = now;
       for (const [index, input] of boxes.categories) input.checked = now.categories.includes(index);
       for (const [index, input] of boxes.relations) {
@@ -248,6 +250,7 @@ function createColour(measures, change) {
   const whole = measures.filter((each) =>
     ["effective_rank", "copying", "norm_share", "explained"].includes(each.name),
   );
+  const changes = measures.filter((each) => ["before", "after", "difference"].includes(each.name));
   const { node, input } = select(
     "Colour by",
     [
@@ -261,13 +264,16 @@ function createColour(measures, change) {
         ],
       ],
       ...(looks.length ? [["attention", looks.map((each) => [each.name, each.title])]] : []),
+      ...(changes.length
+        ? [["comparison", [["change", "change"], ...changes.map((each) => [each.name, each.title])]]]
+        : []),
       ...(whole.length ? [["weights", whole.map((each) => [each.name, each.title])]] : []),
     ],
     (colour) => change({ colour }),
   );
   return {
     node,
-    sync({ colour }) {
+    follow({ colour }) {
       input.value = colour;
       if (input.selectedIndex < 0) input.value = "";
     },

@@ -68,16 +68,24 @@ export function hint(word, ...sentence) {
   return el("details", { class: "hint" }, el("summary", {}, word), el("p", {}, ...sentence));
 }
 
+/** A fold whose contents, a list of nodes, are made when it is first opened. */
+export function fold(attributes, summary, make) {
+  const node = el("details", attributes, summary);
+  node.addEventListener("toggle", () => node.open && node.children.length === 1 && node.append(...make()));
+  return node;
+}
+
+/** Open a fold as a reader does. The browser tells of it later, and then what is in it is there already. */
+export function unfold(node) {
+  node.open = true;
+  node.dispatchEvent(new Event("toggle"));
+}
+
 /** Further entries, made when they are asked for; null where there are none. */
 export function more(n, noun, make) {
   if (n <= 0) return null;
-  const node = el(
-    "details",
-    { class: "more", "data-key": `more-${noun}` },
-    el("summary", {}, `${count(n, noun)} more`),
-  );
-  node.addEventListener("toggle", () => node.open && node.children.length === 1 && node.append(make()));
-  return node;
+  const summary = el("summary", {}, `${count(n, noun)} more`);
+  return fold({ class: "more", "data-key": `more-${noun}` }, summary, () => [make()]);
 }
 
 /** What a part of the card is that was never measured, and the command that does it. */
@@ -152,6 +160,19 @@ export function save(name, blob) {
   const url = URL.createObjectURL(blob);
   el("a", { href: url, download: name }).click();
   setTimeout(() => URL.revokeObjectURL(url), 1000);
+}
+
+/** Hand a table to the reader. */
+export function saveCsv(model, what, text) {
+  save(`${fileStem(model)}-${what}.csv`, new Blob([text], { type: "text/csv;charset=utf-8" }));
+}
+
+/** A head's name that opens its card; handlers has open(cell, how). */
+export function headButton(name, cell, handlers) {
+  return button(name, () => handlers.open(cell, "link"), {
+    class: "link",
+    "aria-label": `Open head ${name}`,
+  });
 }
 
 /** A model's name as the beginning of a file's. */

@@ -65,7 +65,7 @@ function drawAll(atlas, { main, sides, grid, legend }, view) {
   // Values from elsewhere have no criterion that a head could pass.
   const elsewhere = painted.kind === "values" && !painted.measure;
   const marked = painted.measure?.behaviour ? painted.measure.behaviour.called : elsewhere ? null : passes;
-  if (painted.kind === "kinds") main.draw(painted.classOf);
+  if (painted.kind === "kinds") main.draw(painted.classOf, painted.marked);
   else if (levels) main.draw(maskOf(atlas, painted.classOf, shown(null)));
   else main.draw(painted.classOf, marked);
   const about = view.about ? ` of ${view.about}` : "";
@@ -92,9 +92,13 @@ function drawAll(atlas, { main, sides, grid, legend }, view) {
 
 /** How many heads a painting is about. */
 function countOf(painted, passing) {
-  if (painted.tally) return painted.tally.reduce((all, [, n]) => all + n, 0);
+  if (painted.tally) return tallied(painted);
   if (painted.kind === "values" && !painted.measure) return painted.classOf.filter(Boolean).length;
   return passing;
+}
+
+function tallied({ tally }) {
+  return tally.reduce((all, [, , n]) => all + n, 0);
 }
 
 /** Scores of the relations of one category. */
@@ -150,15 +154,15 @@ function createLegend(atlas) {
       ),
       most,
     );
-  const kinds = ({ tally }) => [
-    list("Colours: the first kind of tested statement that a head has", [
-      ...tally.map(([words, n], at) => item({ "data-kind": at }, words, count(n, "head"))),
-      item(
-        { "data-level": "none" },
-        "none",
-        count(atlas.nMapped - tally.reduce((all, [, n]) => all + n, 0), "head"),
-      ),
+  const kinds = (painted) => [
+    list(`Colours: ${painted.about}`, [
+      ...painted.tally.map(([name, words, n]) => {
+        const [scale, step] = name.split("-");
+        return item({ [`data-${scale}`]: step }, words, count(n, "head"));
+      }),
+      item({ "data-level": "none" }, "none", count(atlas.nMapped - tallied(painted), "head")),
       ...unmapped,
+      painted.marked && el("li", {}, el("span", { class: "dot" }), "lost"),
     ]),
   ];
   return {
@@ -194,6 +198,9 @@ function legendOfScale(painted, scale, view) {
     const why = painted.measure?.behaviour && view.heads.captions.behaviour;
     return [
       el("span", {}, painted.title),
+      ...(painted.down
+        ? [el("span", {}, "lower"), scale("down", painted.range), el("span", {}, "higher")]
+        : []),
       scale("score", painted.range),
       ...called,
       why ? hint("what is this?", why) : null,

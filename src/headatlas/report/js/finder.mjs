@@ -1,7 +1,7 @@
 /** The search box and what it finds: heads, relations, pairs of words, behaviours, labels, tokens. */
 
 import { headName } from "./atlas.mjs";
-import { button, el, freshId } from "./dom.mjs";
+import { button, el, freshId, headButton } from "./dom.mjs";
 import { count } from "./format.mjs";
 import { spoken } from "./measures.mjs";
 import { search } from "./words.mjs";
@@ -13,7 +13,7 @@ const HEADS = 6;
  * Build the search.
  *
  * @param handlers change(part of the state), open(cell, how), choose(relation index), wanted(): a search begins.
- * @returns box (what is typed), node (what is found), sync(view, state).
+ * @returns box (what is typed), node (what is found), follow(state), sync(view, state).
  */
 export function createFinder(handlers) {
   const id = freshId("find");
@@ -36,8 +36,10 @@ export function createFinder(handlers) {
   let shown = null;
   return {
     ...{ box, node },
+    follow({ find }) {
+      if (input.value !== find) input.value = find;
+    },
     sync(view, { find }) {
-      if (document.activeElement !== input) input.value = find;
       const key = [find, view.reading, view.salience];
       if (shown?.every((each, i) => each === key[i])) return;
       shown = key;
@@ -50,7 +52,7 @@ export function createFinder(handlers) {
 }
 
 function results({ atlas }, found, handlers, text) {
-  const head = (cell) => headLink(atlas, cell, handlers);
+  const head = (cell) => headButton(headName(atlas, cell), cell, handlers);
   const headsOf = (cells) => [
     ...cells.slice(0, HEADS).flatMap((cell, i) => [i ? ", " : "", head(cell)]),
     cells.length > HEADS ? ` and ${cells.length - HEADS} more` : "",
@@ -111,12 +113,4 @@ function block(noun, entries, line) {
     list.append(el("li", {}, all));
   }
   return el("div", { class: "found-group" }, el("p", { class: "quiet" }, count(entries.length, noun)), list);
-}
-
-function headLink(atlas, cell, handlers) {
-  const name = headName(atlas, cell);
-  return button(name, () => handlers.open(cell, "link"), {
-    class: "link",
-    "aria-label": `Open head ${name}`,
-  });
 }

@@ -1,11 +1,10 @@
 /** The table of heads: a row per head × relation, sorted, filtered, a page at a time. */
 
 import { confirmedName, effectName, headName } from "./atlas.mjs";
-import { button, el, fileStem, save, turnOff } from "./dom.mjs";
+import { button, el, headButton, saveCsv } from "./dom.mjs";
 import { count, interval, rate, share } from "./format.mjs";
 import { filterRows, sortRows, toCsv } from "./rows.mjs";
-
-const PAGE_ROWS = 25;
+import { createTable, numberCell, sortOf } from "./table.mjs";
 
 const COLUMNS = [
   { key: "head", label: "Head", ascending: true },
@@ -41,40 +40,34 @@ const EVIDENCE = {
   title: "By evidence; a dash: not asked",
 };
 
-/** Whether a text, with or without a minus before it, names a column that sorts. */
-export function sortOf(text) {
-  const key = text.replace(/^-/, "");
-  const known = [...COLUMNS, EVIDENCE].some((column) => column.key === key);
-  return known ? { key, descending: text.startsWith("-") } : { key: "best", descending: true };
-}
-
 /**
  * Build the table.
  *
- * @param handlers change(part of the state), open(cell, how), choose(relation index), point(cell or null).
- * @returns node, sync(view, state).
+ * @param handlers change(part of the state), open(cell, how), choose(relation index), point(cell or null), drawNow().
+ * @returns node, follow(state), sync(view, state).
  */
 export function createHeads(atlas, handlers) {
+  const columns = COLUMNS.flatMap((each) =>
+    each.key === "best" && atlas.data.evidence ? [each, EVIDENCE] : [each],
+  );
+  const wanted = (state) => sortOf(columns, state.sort, "-best");
   /** @type {any} */
-  const table = {
-    ...{ atlas, handlers, page: 0, view: null, state: null, shown: [], order: null },
-    columns: COLUMNS.flatMap((each) =>
-      each.key === "best" && atlas.data.evidence ? [each, EVIDENCE] : [each],
-    ),
-  };
-  table.head = createHeader(table);
-  table.body = el("tbody");
-  table.status = el("p", { class: "quiet", role: "status" });
-  table.pager = createPager(table);
+  let shown = null;
+  const table = createTable({
+    ...{ columns, name: "Table of heads", pages: "Pages of the table" },
+    empty: "No head passes these filters.",
+    sorted: (sort) => handlers.change({ sort }),
+    row: (row) => createRow(atlas, shown.view, columns, row, handlers),
+  });
+  const status = el("p", { class: "quiet", role: "status" });
   const below = el("input", {
     type: "checkbox",
     on: { change: (event) => handlers.change({ below: event.target.checked }) },
   });
-  const scroller = el(
-    "div",
-    { class: "scroller", tabindex: 0, role: "region", "aria-label": "Table of heads" },
-    el("table", { class: "heads" }, el("thead", {}, table.head.node), table.body),
-  );
+  const download = () => {
+    handlers.drawNow();
+    saveCsv(atlas.data.model, "heads", toCsv(shown.view, shown.rows));
+  };
   const node = el(
     "section",
     { "aria-labelledby": "heads-title" },
@@ -82,92 +75,39 @@ export function createHeads(atlas, handlers) {
     el(
       "div",
       { class: "toolbar" },
-      table.status,
+      status,
       el("label", { class: "tick" }, below, "also rows below the criterion"),
-      button("Download CSV", () => download(table), { class: "push" }),
+      button("Download CSV", download, { class: "push" }),
     ),
-    scroller,
-    table.pager.node,
+    table.scroller,
+    table.pager,
   );
   return {
     node,
-    sync(view, state) {
+    follow(state) {
       below.checked = state.below;
-      refresh(table, view, state);
+      table.mark(wanted(state));
+    },
+    sync(view, state) {
+      const { reading, cell } = view;
+      const asked = JSON.stringify([state.sort, state.find, state.below, state.relations, state.categories]);
+      const last = shown;
+      const same = last?.asked === asked && last.view.reading === reading;
+      if (same && last.view.cell === cell) return;
+      const { key, descending } = wanted(state);
+      const sorted = last?.sort === state.sort && last.view.reading === reading;
+      const order = sorted ? last.order : sortRows(atlas, reading, key, descending);
+      const filter = { text: state.find, below: state.below };
+      const rows = same ? last.rows : filterRows(view, order, filter);
+      shown = { view, asked, order, rows, sort: state.sort };
+      status.textContent = describe(view, state, rows.length);
+      table.show(rows, last?.asked === asked);
     },
   };
 }
 
-function createHeader(table) {
-  const cells = table.columns.map((column) =>
-    el(
-      "th",
-      { scope: "col", class: column.words ? "words" : "number" },
-      button(column.label, () => sortBy(table, column), { title: column.title ?? false }),
-    ),
-  );
-  const mark = ({ key, descending }) =>
-    cells.forEach((cell, i) => {
-      const direction = descending ? "descending" : "ascending";
-      cell.setAttribute("aria-sort", table.columns[i].key === key ? direction : "none");
-    });
-  return { node: el("tr", {}, ...cells), mark };
-}
-
-function sortBy(table, column) {
-  const now = sortOf(table.state.sort);
-  const descending = now.key === column.key ? !now.descending : !column.ascending;
-  table.handlers.change({ sort: `${descending ? "-" : ""}${column.key}` });
-}
-
-function createPager(table) {
-  const go = (page) => {
-    table.page = page;
-    refreshPage(table);
-  };
-  const where = el("span");
-  const turn = (label, name, target) => button(label, () => go(target()), { "aria-label": name });
-  const last = () => Math.max(0, Math.ceil(table.shown.length / PAGE_ROWS) - 1);
-  const back = [turn("«", "First page", () => 0), turn("‹", "Previous page", () => table.page - 1)];
-  const on = [turn("›", "Next page", () => table.page + 1), turn("»", "Last page", last)];
-  const node = el("nav", { class: "pager", "aria-label": "Pages of the table" }, ...back, where, ...on);
-  const sync = () => {
-    table.page = Math.min(table.page, last());
-    node.classList.toggle("off", last() === 0);
-    const first = table.page * PAGE_ROWS;
-    const end = Math.min(first + PAGE_ROWS, table.shown.length);
-    const [from, to, all] = [first + 1, end, table.shown.length].map((n) => n.toLocaleString("en"));
-    where.textContent = `${from}–${to} of ${all}`;
-    back.forEach((each) => turnOff(each, table.page === 0));
-    on.forEach((each) => turnOff(each, table.page === last()));
-  };
-  return { node, sync };
-}
-
-function refresh(table, view, state) {
-  const { atlas } = table;
-  const { key, descending } = sortOf(state.sort);
-  const before = table.view;
-  const made = JSON.stringify([state.sort, state.find, state.below, state.relations, state.categories]);
-  const same = before && before.reading === view.reading && table.made === made;
-  table.state = { ...state };
-  table.view = view;
-  if (!same) {
-    if (!before || before.reading !== view.reading || table.sorted !== state.sort) {
-      table.order = sortRows(atlas, view.reading, key, descending);
-      table.sorted = state.sort;
-    }
-    if (table.made !== made) table.page = 0;
-    table.made = made;
-    table.head.mark({ key, descending });
-    table.shown = filterRows(view, table.order, { text: state.find, below: state.below });
-    table.status.textContent = describe(table);
-  }
-  if (!same || before.cell !== view.cell) refreshPage(table);
-}
-
-function describe({ view, state, shown }) {
-  const parts = [`${count(shown.length, "row")}${state.below ? "" : " that pass"}`];
+function describe(view, state, n) {
+  const parts = [`${count(n, "row")}${state.below ? "" : " that pass"}`];
   if (view.about) parts.push(view.about);
   if (state.find.trim()) parts.push(`“${state.find.trim()}”`);
   if (state.below) parts.push("above and below the criterion");
@@ -175,54 +115,33 @@ function describe({ view, state, shown }) {
   return parts.join(", ");
 }
 
-function refreshPage(table) {
-  table.pager.sync();
-  const first = table.page * PAGE_ROWS;
-  const rows = table.shown.slice(first, first + PAGE_ROWS).map((row) => createRow(table, row));
-  if (!rows.length) {
-    const cell = el("td", { class: "empty", colspan: table.columns.length }, "No head passes these filters.");
-    rows.push(el("tr", {}, cell));
-  }
-  table.body.replaceChildren(...rows);
-}
-
-function createRow(table, row) {
-  const { atlas, view, handlers } = table;
+function createRow(atlas, view, columns, row, handlers) {
   const { reading } = view;
   const { scores } = reading;
   const relation = atlas.relations[atlas.rows.relation[row]];
   const cell = atlas.rows.cell[row];
   const n = relation.n_sources;
   const effect = reading.effect[row];
-  const number = (text, extra = "", strong = false) =>
-    el(
-      "td",
-      { class: strong ? "number called" : "number" },
-      text,
-      extra && el("span", { class: "quiet" }, ` ${extra}`),
-    );
-  const open = button(headName(atlas, cell), () => handlers.open(cell, "link"), {
-    class: "link",
-    "aria-label": `Open head ${headName(atlas, cell)}`,
-  });
   const choose = button(relation.title, () => handlers.choose(relation.index), {
     class: "link quiet-link",
     title: "Show this relation in the figure",
   });
+  const name = headName(atlas, cell);
+  const words = (text) => el("td", { class: "words" }, text);
   const cells = {
-    head: () => el("th", { scope: "row", class: "number" }, open),
-    relation: () => el("td", { class: "words" }, choose),
-    best: () => el("td", { class: "words" }, effectName(effect)),
-    confirmed: () => el("td", { class: "words" }, confirmedName(atlas.rows.confirmed[row])),
-    score: () => number(share(scores.score[row]), interval(scores.hits[row], n), (effect & 1) > 0),
-    q: () => number(rate(scores.q[row])),
-    control: () => number(share(scores.control[row])),
-    added: () => number(share(scores.addedShare[row])),
+    head: () => el("th", { scope: "row", class: "number" }, headButton(name, cell, handlers)),
+    relation: () => words(choose),
+    best: () => words(effectName(effect)),
+    confirmed: () => words(confirmedName(atlas.rows.confirmed[row])),
+    score: () => numberCell(share(scores.score[row]), interval(scores.hits[row], n), (effect & 1) > 0),
+    q: () => numberCell(rate(scores.q[row])),
+    control: () => numberCell(share(scores.control[row])),
+    added: () => numberCell(share(scores.addedShare[row])),
     suppression: () =>
-      number(share(scores.suppression[row]), interval(scores.suppressed[row], n), (effect & 2) > 0),
-    suppressionQ: () => number(rate(scores.suppressionQ[row])),
-    category: () => el("td", { class: "words" }, atlas.categories[relation.category]),
-    n: () => number(String(n)),
+      numberCell(share(scores.suppression[row]), interval(scores.suppressed[row], n), (effect & 2) > 0),
+    suppressionQ: () => numberCell(rate(scores.suppressionQ[row])),
+    category: () => words(atlas.categories[relation.category]),
+    n: () => numberCell(String(n)),
   };
   return el(
     "tr",
@@ -230,11 +149,6 @@ function createRow(table, row) {
       class: cell === view.cell ? "open" : false,
       on: { pointerenter: () => handlers.point(cell), pointerleave: () => handlers.point(null) },
     },
-    ...table.columns.map((column) => cells[column.key]()),
+    ...columns.map((column) => cells[column.key]()),
   );
-}
-
-function download(table) {
-  const csv = toCsv(table.view, table.shown);
-  save(`${fileStem(table.atlas.data.model)}-heads.csv`, new Blob([csv], { type: "text/csv;charset=utf-8" }));
 }

@@ -5,12 +5,15 @@ import { count, plain } from "./format.mjs";
 import { coverage } from "./measures.mjs";
 
 /** Model, lens, size and coverage, with the button for light and dark. @returns node, sync(view). */
-export function createHeader(atlas, showStatements) {
+export function createHeader(atlas, colourBy) {
   const { data } = atlas;
   const missing = atlas.mapped.filter((done) => !done).length - data.layers_without_heads.length;
   const size = `${atlas.nLayers} layers × ${atlas.nHeads} heads`;
   const [lead, rest] = lensCaveat(data.lens);
-  const covered = button("", showStatements, { class: "link", title: "Colour the figure by it" });
+  const covered = button("", () => colourBy("statements"), {
+    class: "link",
+    title: "Colour the figure by it",
+  });
   const facts = [
     ["Lens", el("span", {}, data.lens, " ", hint("what it reads", lead, " ", rest))],
     ["Heads", missing > 0 ? `${size} (${missing} layers not mapped)` : size],
@@ -36,6 +39,20 @@ export function createHeader(atlas, showStatements) {
       ),
     ],
   ];
+  const { labels, steps } = data.comparison ?? { labels: [], steps: [] };
+  if (labels.length) {
+    const { lost, gained } = steps[steps.length - 1] ?? {};
+    const changed = () =>
+      button(`${lost} lost, ${gained} gained`, () => colourBy("change"), {
+        class: "link",
+        title: "Colour the figure by it",
+      });
+    const others = labels.slice(0, -1).join(", ");
+    facts.push([
+      "Compared with",
+      el("span", {}, others, steps.length > 0 && ": ", steps.length > 0 && changed()),
+    ]);
+  }
   const node = el(
     "header",
     {},

@@ -7,17 +7,21 @@
  *   app.atlas             the decoded atlas; app.atlas.data is the embedded data, with whatever else it holds (such as
  *                         `live`, which says that a server answers)
  *   app.state             the state (state.mjs); read it, change it by app.change
- *   app.change(part)      change properties of the state; all that shows them follows in the next frame
+ *   app.change(part)      change properties of the state; the controls follow at once, what is drawn in the next frame
  *   app.select(cell)      open the card of a head, by its cell (layer * nHeads + head); null closes it
  *   app.selectHead(name)  the same by name, "23.4"
  *   app.show(painted)     colour the figure by values from elsewhere, {title, value: Float64Array [cell], NaN where
  *                         there is none, range: [least, most]}; null gives the figure back to the state
  *   app.subscribe(hear)   hear(state, view) after each drawing; returns a function that ends it
  *   app.slot              <section id="live" hidden>, above the figure, empty: for what attaches
+ *
+ * The element that the page stands in says by `data-drawn` whether all of the state is drawn: "true" or "false".
  */
 
 import { decode, headNamed, headsOf, read, scoresAt } from "./atlas.mjs";
 import { createCard } from "./card.mjs";
+import { decodeChanges, measuresOfChanges } from "./changes.mjs";
+import { createChanges } from "./changetable.mjs";
 import { paint, valuesPaint } from "./colours.mjs";
 import { chosenWords, createControls } from "./controls.mjs";
 import { el, followSize, saveButtons } from "./dom.mjs";
@@ -30,6 +34,7 @@ import { createCaveats, createHeader, createInWords, createProvenance } from "./
 import { createProfile } from "./profile.mjs";
 import { createRelations } from "./relations.mjs";
 import { createScatter } from "./scatter.mjs";
+import { createSideBySide } from "./sidebyside.mjs";
 import {
   chosenRelations,
   colouredBy,
@@ -56,32 +61,44 @@ const framed = location.protocol === "about:";
  */
 export async function mount(root, data) {
   const { packed } = data;
-  const [ranks, words, heads] = await Promise.all([packed.ranks, packed.words, packed.heads].map(unpack));
+  // A frame is drawn on when it has a size: only then can the figure be fitted, and the card be begun at.
+  if (framed)
+    do await new Promise(requestAnimationFrame);
+    while (!innerHeight);
+  const steps = data.comparison?.steps ?? [];
+  const sections = [packed.ranks, packed.words, packed.heads, ...steps.map((step) => step.cells)];
+  const [ranks, words, heads, ...cells] = await Promise.all(sections.map(unpack));
+  const scores = data.comparison?.scores ? await unpack(data.comparison.scores) : null;
   const atlas = decode(data, ranks);
   decodeWords(atlas, words);
-  const app = createApp(atlas, decodeHeads(heads, atlas.nCells));
+  const comparison = decodeChanges(atlas, data.comparison, cells, scores);
+  const app = createApp(root, atlas, decodeHeads(heads, atlas.nCells), comparison);
   root.replaceChildren(...assemble(app));
   listen(app);
   for (const part of [app.parts.figure, app.parts.profile, app.parts.scatter])
     followSize(part.drawing, part.resize);
+  follow(app);
   render(app);
   renderRest(app);
   if (framed) beginAtCard(app);
   performance.mark("headatlas-ready");
   if (app.state.head !== null || app.state.find) readSalience(app);
+  sayDrawn(app);
   return app;
 }
 
-function createApp(atlas, heads) {
+function createApp(root, atlas, heads, comparison) {
+  const measures = [...measuresOf(atlas, heads), ...measuresOfChanges(comparison)];
   /** @type {any} */
   const app = {
-    ...{ atlas, heads, measures: measuresOf(atlas, heads), salience: null, shown: null },
+    ...{ root, atlas, heads, comparison, measures, salience: null, shown: null },
     state: parseFragment(atlas, location.hash || atlas.data.opens),
     ...{ view: null, due: false, later: 0, hearers: new Set(), parts: {} },
     slot: el("section", { id: "live", hidden: true }),
   };
   app.change = (part) => {
     Object.assign(app.state, part);
+    follow(app);
     schedule(app);
   };
   app.select = (cell) => {
@@ -117,12 +134,15 @@ function assemble(app) {
   const close = () => closeCard(app);
   const choose = (index) => app.change({ relations: [index], categories: [], colour: "" });
   parts.tooltip = createTooltip(atlas);
-  parts.header = createHeader(atlas, () => app.change({ colour: "statements" }));
+  parts.header = createHeader(atlas, (colour) => app.change({ colour }));
   parts.controls = createControls(atlas, app.measures, {
     change: app.change,
     reset: () => app.change(initialState(atlas)),
   });
-  const keep = (what, drawing) => (kind) => saveDrawing(drawing(), atlas.data.model, what, kind);
+  const keep = (what, drawing) => (kind) => {
+    drawNow(app);
+    saveDrawing(drawing(), atlas.data.model, what, kind);
+  };
   parts.figure = createFigure(atlas, {
     point,
     open,
@@ -134,12 +154,15 @@ function assemble(app) {
   parts.controls.reset.before(parts.finder.box);
   parts.scatter = createScatter(atlas, app.measures, { change: app.change, point, open, close });
   parts.profile = createProfile(atlas);
-  parts.heads = createHeads(atlas, {
+  const rows = {
     change: app.change,
     open,
     choose,
     point: (cell) => markHead(app, cell),
-  });
+    drawNow: () => drawNow(app),
+  };
+  parts.heads = createHeads(atlas, rows);
+  parts.changes = createChanges(atlas, app.comparison, rows);
   parts.relations = createRelations(atlas, { open, choose });
   parts.scatter.node.append(
     saveButtons(
@@ -170,6 +193,7 @@ function assemble(app) {
       parts.finder.node,
       app.slot,
       el("div", { class: "beside" }, left, parts.card.node),
+      ...[parts.changes, createSideBySide(atlas, app.comparison, rows)].flatMap((part) => part?.node ?? []),
       parts.heads.node,
       parts.relations.node,
       createCaveats(atlas),
@@ -227,25 +251,41 @@ function listen(app) {
   window.addEventListener("scroll", () => lookAt(app, null), { passive: true });
   window.addEventListener("hashchange", () => {
     if (location.hash.slice(1) === formatFragment(app.atlas, app.state)) return;
-    Object.assign(app.state, parseFragment(app.atlas, location.hash));
-    if (app.state.head !== null) readSalience(app);
-    schedule(app);
+    const state = parseFragment(app.atlas, location.hash);
+    if (state.head !== null || state.find) readSalience(app);
+    app.change(state);
   });
+}
+
+/** Controls show the state at once: whoever operates the next one must not find how the last drawing was. */
+function follow({ state, parts }) {
+  for (const part of [parts.controls, parts.finder, parts.scatter, parts.heads, parts.changes])
+    part?.follow(state);
 }
 
 /** Draw once per frame, however fast the slider moves. */
 function schedule(app) {
   if (app.due) return;
   app.due = true;
-  requestAnimationFrame(() => {
-    app.due = false;
-    render(app);
-  });
+  sayDrawn(app);
+  requestAnimationFrame(() => app.due && render(app));
+}
+
+/** Draw what waits for a frame or for rest: a file holds what the controls say. */
+function drawNow(app) {
+  if (app.due) render(app);
+  if (app.later) renderRest(app);
+}
+
+function sayDrawn(app) {
+  const reading = app.reading && !app.salience;
+  app.root.dataset.drawn = String(!app.due && !app.later && !reading);
 }
 
 /** What is shown, from the state: pure but for the results it keeps. */
 function viewOf(app) {
-  const { atlas, heads, state, view: last } = app;
+  const { atlas, heads, comparison, state, view: last } = app;
+  const step = comparison?.steps[state.step - 1] ?? null;
   const thresholds = thresholdsOf(atlas, state);
   let scores = last?.reading.scores;
   if (!scores || scores.k !== state.k || scores.kCopy !== state.kCopy)
@@ -256,14 +296,13 @@ function viewOf(app) {
     JSON.stringify(last.reading.thresholds) === JSON.stringify(thresholds);
   const reading = same ? last.reading : read(atlas, scores, thresholds);
   const chosen = chosenRelations(atlas, state);
-  const context = { atlas, heads, reading, chosen, salience: app.salience };
+  const context = { atlas, heads, comparison, step, reading, chosen, salience: app.salience };
   const painted = app.shown ? valuesPaint(atlas, app.shown) : paint(context, colouredBy(state), app.measures);
   const only = headsOf(atlas, reading, chosen);
   return {
     ...context,
     cell: state.head,
     painted,
-
     only,
     about: chosenWords(atlas, state),
   };
@@ -271,10 +310,10 @@ function viewOf(app) {
 
 function render(app) {
   const { state, parts } = app;
+  app.due = false;
   const view = viewOf(app);
   app.view = view;
   parts.header.sync(view);
-  parts.controls.sync(state, view.reading);
   parts.figure.sync(view);
   parts.figure.pin(state.head);
   parts.scatter.mark("pin", state.head);
@@ -288,13 +327,17 @@ function render(app) {
 /** What is under the figure follows when a slider rests, so that the figure moves with it. */
 function renderRest(app) {
   const { state, parts, view } = app;
+  clearTimeout(app.later);
+  app.later = 0;
   parts.finder.sync(view, state);
   parts.profile.sync(view);
-  parts.scatter.sync(view, state);
+  parts.scatter.sync(view);
   parts.scatter.mark("pin", state.head);
   parts.heads.sync(view, state);
+  parts.changes?.sync(view, state);
   parts.relations.sync(view);
   remember(app);
+  sayDrawn(app);
 }
 
 /** The address says what is shown, so that it can be sent. */

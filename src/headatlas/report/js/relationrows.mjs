@@ -1,7 +1,7 @@
 /** The relations of one head on its card, with the pairs hit and missed. */
 
 import { confirmedName, isSuppression, PROMOTES, rowsOfHead, SUPPRESSES, strength } from "./atlas.mjs";
-import { bar, button, el, hint, more } from "./dom.mjs";
+import { bar, button, el, fold, hint, more } from "./dom.mjs";
 import { count, interval, rate, share } from "./format.mjs";
 import { pairsOf } from "./words.mjs";
 
@@ -61,34 +61,26 @@ function relationRow(view, row, handlers) {
   }
   const control = down ? "" : `control ${share(scores.control[row])}, added ${share(scores.addedShare[row])}`;
   const proof = evidenceOf(atlas, row);
-  const node = el(
-    "details",
-    { class: bits ? "relation-row called" : "relation-row", "data-key": relation.name },
+  const summary = el(
+    "summary",
+    {},
+    el("span", { class: "relation-name" }, relation.title),
+    bar((down ? scores.suppression : scores.score)[row], { down, mark: reading.thresholds.tau }),
     el(
-      "summary",
-      {},
-      el("span", { class: "relation-name" }, relation.title),
-      bar((down ? scores.suppression : scores.score)[row], { down, mark: reading.thresholds.tau }),
-      el(
-        "span",
-        { class: "facts-line" },
-        ...facts,
-        control && el("span", { class: "quiet" }, control),
-        proof && el("span", { class: "quiet" }, proof),
-      ),
+      "span",
+      { class: "facts-line" },
+      ...facts,
+      control && el("span", { class: "quiet" }, control),
+      proof && el("span", { class: "quiet" }, proof),
     ),
   );
-  node.addEventListener("toggle", () => {
-    if (node.open && node.children.length === 1) {
-      node.append(
-        button("Show this relation in the figure", () => handlers.choose(relation.index), { class: "link" }),
-        ...["promotion", "suppression"]
-          .filter((sign) => atlas.ranks[sign].start[row + 1] > atlas.ranks[sign].start[row])
-          .map((sign) => pairList(view, row, sign)),
-      );
-    }
-  });
-  return node;
+  const key = { class: bits ? "relation-row called" : "relation-row", "data-key": relation.name };
+  return fold(key, summary, () => [
+    button("Show this relation in the figure", () => handlers.choose(relation.index), { class: "link" }),
+    ...["promotion", "suppression"]
+      .filter((sign) => atlas.ranks[sign].start[row + 1] > atlas.ranks[sign].start[row])
+      .map((sign) => pairList(view, row, sign)),
+  ]);
 }
 
 function evidenceOf(atlas, row) {
@@ -127,7 +119,7 @@ function pairList(view, row, sign) {
       el("p", { class: "quiet" }, title),
       el(
         "ul",
-        { class: "pairs" },
+        { class: "pairs", tabindex: 0 },
         ...some.slice(0, PAIRS).map(chip),
         some.length > PAIRS && el("li", { class: "quiet" }, `and ${some.length - PAIRS} more`),
       ),

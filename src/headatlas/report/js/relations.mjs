@@ -1,7 +1,7 @@
 /** The relations asked: what was used, what was not and why, and the best head of each. */
 
 import { headName } from "./atlas.mjs";
-import { button, el } from "./dom.mjs";
+import { button, el, headButton } from "./dom.mjs";
 import { count, interval, share } from "./format.mjs";
 
 const HEADER = [
@@ -84,11 +84,7 @@ function bestHead(atlas, { scores }, relation, handlers) {
   const cell = atlas.rows.cell[best];
   const name = headName(atlas, cell);
   const range = el("span", { class: "quiet" }, ` ${interval(scores.hits[best], relation.n_sources)}`);
-  const open = button(name, () => handlers.open(cell, "link"), {
-    class: "link",
-    "aria-label": `Open head ${name}`,
-  });
-  return [open, ` ${share(scores.score[best])}`, range];
+  return [headButton(name, cell, handlers), ` ${share(scores.score[best])}`, range];
 }
 
 function dropped(relation) {

@@ -71,35 +71,37 @@ const CSV_COLUMNS = [
 export function toCsv({ atlas, reading }, shown) {
   const { rows, relations, nHeads } = atlas;
   const { scores } = reading;
-  const lines = [CSV_COLUMNS.join(",")];
+  /** @type {any[][]} */
+  const lines = [CSV_COLUMNS];
   for (const row of shown) {
     const relation = relations[rows.relation[row]];
     const n = relation.n_sources;
-    lines.push(
-      [
-        Math.floor(rows.cell[row] / nHeads),
-        rows.cell[row] % nHeads,
-        relation.name,
-        relation.title,
-        atlas.categories[relation.category],
-        reading.effect[row] ? effectName(reading.effect[row]) : "",
-        relation.copying ? scores.kCopy : scores.k,
-        scores.score[row],
-        ...wilson(scores.hits[row], n),
-        scores.q[row],
-        scores.suppression[row],
-        ...wilson(scores.suppressed[row], n),
-        scores.suppressionQ[row],
-        scores.control[row],
-        scores.addedShare[row],
-        n,
-        rows.confirmed[row] ? confirmedName(rows.confirmed[row]) : "",
-      ]
-        .map(csvField)
-        .join(","),
-    );
+    lines.push([
+      Math.floor(rows.cell[row] / nHeads),
+      rows.cell[row] % nHeads,
+      relation.name,
+      relation.title,
+      atlas.categories[relation.category],
+      reading.effect[row] ? effectName(reading.effect[row]) : "",
+      relation.copying ? scores.kCopy : scores.k,
+      scores.score[row],
+      ...wilson(scores.hits[row], n),
+      scores.q[row],
+      scores.suppression[row],
+      ...wilson(scores.suppressed[row], n),
+      scores.suppressionQ[row],
+      scores.control[row],
+      scores.addedShare[row],
+      n,
+      rows.confirmed[row] ? confirmedName(rows.confirmed[row]) : "",
+    ]);
   }
-  return `${lines.join("\r\n")}\r\n`;
+  return csvOf(lines);
+}
+
+/** Lines of fields as CSV. */
+export function csvOf(lines) {
+  return lines.map((fields) => `${fields.map(csvField).join(",")}\r\n`).join("");
 }
 
 function csvField(value) {

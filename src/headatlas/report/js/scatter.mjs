@@ -12,7 +12,7 @@ const NEAR = 18;
  * Build the scatter.
  *
  * @param handlers change(part of the state), point(cell or null, anchor, how), open(cell, how), close().
- * @returns node, drawing, sync(view, state), mark(which, cell), resize().
+ * @returns node, drawing, follow(state), sync(view), mark(which, cell), resize().
  */
 export function createScatter(atlas, measures, handlers) {
   const choices = [["", measures.map((each) => [each.name, each.title])]];
@@ -72,15 +72,20 @@ export function createScatter(atlas, measures, handlers) {
   listen(plot, handlers);
   return {
     ...{ node, drawing },
-    sync(view, state) {
-      const known = (name, fallback) => (measures.some((each) => each.name === name) ? name : fallback);
-      const wanted = { x: known(state.x, "layer"), y: known(state.y, "score"), c: state.c };
-      x.input.value = wanted.x;
-      y.input.value = wanted.y;
-      c.input.value = wanted.c;
-      if (c.input.selectedIndex < 0) c.input.value = wanted.c = "categories";
+    follow(state) {
+      for (const [{ input }, wanted, otherwise] of [
+        [x, state.x, "layer"],
+        [y, state.y, "score"],
+        [c, state.c, "categories"],
+      ]) {
+        input.value = wanted;
+        if (input.selectedIndex < 0) input.value = otherwise;
+      }
+    },
+    sync(view) {
+      const wanted = { x: x.input.value, y: y.input.value, c: c.input.value };
       const last = plot.shown;
-      const same = last && last.view.reading === view.reading && last.view.about === view.about;
+      const same = ["reading", "about", "step"].every((part) => last?.view[part] === view[part]);
       if (same && JSON.stringify(last.wanted) === JSON.stringify(wanted)) return;
       plot.shown = { view, wanted };
       draw(plot);
@@ -109,7 +114,7 @@ function draw(plot) {
     painted.kind === "levels"
       ? "Colour: number of categories, as in the figure."
       : `Colour: ${painted.title}, from ${painted.range[0]} (pale) to ` +
-        `${painted.range[1]}${painted.down ? "; orange: suppression" : ""}.`;
+        `${painted.range[1]}${painted.down ? `; orange: ${painted.measure ? "lower" : "suppression"}` : ""}.`;
   for (const which of Object.keys(plot.marks)) placeMark(plot, which, plot.marks[which].cell ?? null);
 }
 

@@ -24,6 +24,9 @@ import { headName, headNamed } from "./atlas.mjs";
  * @property {string} find words searched for
  * @property {boolean} below whether the table lists rows below the criterion
  * @property {string} sort column of the table; with a minus the largest first
+ * @property {number} step which atlas, from 1, is compared with the next; 0 where there is none
+ * @property {boolean} kept whether the table of changes lists what is not shown to differ
+ * @property {string} csort column of the table of changes
  */
 
 const whole = (least, most) => (text) => {
@@ -76,6 +79,9 @@ function fields(atlas) {
     find: ["find", (text) => text.slice(0, 200), String],
     below: ["below", (text) => (text === "1" ? true : undefined), () => "1"],
     sort: ["sort", word, String],
+    step: ["step", whole(1, atlas.nSteps), String],
+    kept: ["kept", (text) => (text === "1" ? true : undefined), () => "1"],
+    csort: ["csort", word, String],
   };
 }
 
@@ -98,6 +104,9 @@ export function initialState(atlas) {
     find: "",
     below: false,
     sort: "-best",
+    step: atlas.nSteps,
+    kept: false,
+    csort: "-size",
   };
 }
 
@@ -151,8 +160,9 @@ export function chosenRelations(atlas, state) {
   return new Set(own.map((relation) => relation.index));
 }
 
-/** What the figure is coloured by: what was asked for, else the score of a relation chosen alone. */
+/** What the figure is coloured by: what was asked for, else what changed, else the score of a relation chosen alone. */
 export function colouredBy(state) {
   if (state.colour !== "") return state.colour;
+  if (state.step) return "change";
   return state.relations.length === 1 && !state.categories.length ? "score" : "categories";
 }

@@ -37,6 +37,56 @@ interface RelationData {
   dropped: Dropped[];
 }
 
+/** One atlas and the next, head by head (report/comparison.py). */
+interface Step {
+  a: string;
+  b: string;
+  q_max: number;
+  lost: number;
+  gained: number;
+  /** Sentences. */
+  words: string;
+  /** Cells that the page does not get. */
+  left_out: number;
+  cells: Section;
+}
+
+/** The best head of a relation in one atlas. */
+interface BestHead {
+  layer: number;
+  head: number;
+  score: number;
+  low: number;
+  high: number;
+  depth: number;
+  n_implementing: number;
+}
+
+/** Spearman's correlation of two atlases over relations, null where they are too few. */
+interface Agreement {
+  first: string;
+  second: string;
+  score: number | null;
+  score_p: number | null;
+  n_score: number;
+  depth: number | null;
+  depth_p: number | null;
+  n_depth: number;
+}
+
+interface Comparison {
+  labels: string[];
+  captions: string[];
+  /** Relation → why it is not compared. */
+  left_out: Record<string, string>;
+  /** Why there are no steps; empty where there are. */
+  not_by_head: string;
+  agreement: Agreement[];
+  relations: { name: string; title: string; atlases: (BestHead | null)[] }[];
+  steps: Step[];
+  scores: Section | null;
+}
+
 interface PageData {
   format: number;
   model: string;
@@ -61,6 +111,8 @@ interface PageData {
   categories: string[];
   relations: RelationData[];
   provenance: Record<string, unknown>;
+  /** The atlases before this one; null on the page of one atlas. */
+  comparison: Comparison | null;
   /** The fragment it opens with where its address has none. */
   opens: string;
   packed: { ranks: Section; words: Section; heads: Section; salience: Section | null };
