@@ -1,8 +1,9 @@
 """Salient operations and spectra of the heads of one layer.
 
-Everything goes through the factors: of a head, x·W_V and numbers of size d_head × d_head. Float32 proposes
-tokens with a proven error, and float64 decides between those that the error leaves open, so that lists are
-those of float64 arithmetic on the states and weights as they are stored.
+Everything goes through the factors: of a head, x·W_V and numbers of size d_head × d_head. Float32, or for
+products with U whatever the engine's bounds are of, proposes tokens with a proven error, and float64 decides
+between those that the error leaves open, so that lists are those of float64 arithmetic on the states and
+weights as they are stored.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from numpy.typing import NDArray
 from headatlas.atlas.salience import N_DIRECTIONS, N_SOURCES, N_TOKENS
 from headatlas.devices import strict_products
 from headatlas.files import atomic_write
+from headatlas.mapping.bounds import Bounded, single_logits, whole
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.vocabulary import UNIT_ROUNDOFF, Vocabulary, dot_error
 
 ROWS = 8192
 """Tokens whose states are multiplied at a time."""
 COLUMNS = 16_384
-KEPT = 32
-"""Targets at least that float32 keeps of each row and sign; where its error leaves more open, all are done
-again."""
+KEPT = 64
+"""Targets at least that bounds keep of each row and sign; where their error leaves more open, float64 looks at
+all."""
 NOTHING = 1e-10
 """Of the largest singular value: smaller ones are rounding, and have no direction."""
 
@@ -213,8 +215,9 @@ class Operations:
                 signs = self._directions(inputs, factors, readings, out, head)
                 rows += [self._outputs(inputs, factors, head, sources, signs)]
             correlation = self._correlate(inputs.states)
-            for head, factors in enumerate(heads):
-                out.copying[head] = copying(inputs.output(head) @ (correlation @ factors.W_V))
+            seen = [correlation @ W_V.double() for W_V in inputs.heads.W_V]
+            for head in range(len(heads)):
+                out.copying[head] = copying(inputs.output(head) @ seen[inputs.dims.kv_head(head)])
             self._targets(heads, rows, out)
         return out
 
@@ -347,6 +350,8 @@ def open_places(values: torch.Tensor, error: float, n: int) -> torch.Tensor:
 def top_targets(rows: torch.Tensor, vocabulary: Vocabulary, n: int) -> tuple[Ints, Ints]:
     """The n tokens that each row promotes most, and the n that it suppresses most.
 
+    Bounds with a proven error, those of the engine, propose tokens; float64 decides.
+
     Args:
         rows: [r, d_model] float64 rows ready for U.
         vocabulary: The competing rows of U.
@@ -357,36 +362,51 @@ def top_targets(rows: torch.Tensor, vocabulary: Vocabulary, n: int) -> tuple[Int
     """
     n = min(n, len(vocabulary))
     unit = torch.nn.functional.normalize(rows, dim=1)
-    error = dot_error(vocabulary.d_model) * vocabulary.longest
-    kept = _kept(unit.float(), vocabulary, max(KEPT, 2 * n))
+    bounds = Bounded(whole(vocabulary), unit)
+    index = np.arange(len(unit))
+    slack = bounds.most_slack(index, 0, len(vocabulary)).double()[:, None]
     out = np.empty((2, len(rows), n), dtype=np.int64)
-    for at, (values, columns) in enumerate(kept):
-        sign = 1 - 2 * at
-        for row in range(len(rows)):
-            open_ = columns[row][values[row] >= values[row, n - 1] - 2 * error].sort().values
-            if len(open_) == values.shape[1] < len(vocabulary):
-                open_ = torch.arange(len(vocabulary))
-            exact = torch.cat(
-                [vocabulary.rows[part].double() @ unit[row] for part in torch.split(open_, COLUMNS)]
-            )
-            order = torch.argsort(sign * exact, descending=True, stable=True)[:n]
-            out[at, row] = vocabulary.token_ids[open_[order].numpy()]
+    kept = _kept(bounds, index, len(vocabulary), max(KEPT, 2 * n))
+    for at, (signed, columns) in enumerate(kept):
+        rounding = signed.abs() * bounds.factor.rounding
+        # Bounds are from above; those of negated logits, negated, from below.
+        above, below = signed + rounding + at * slack, signed - rounding - (1 - at) * slack
+        row, place = torch.nonzero(above >= below[:, n - 1 : n], as_tuple=True)
+        exact = torch.full_like(above, -torch.inf)
+        exact[row, place] = (1 - 2 * at) * torch.from_numpy(
+            single_logits(unit, row.numpy(), vocabulary, columns[row, place].numpy(), torch.float64)
+        )
+        # Columns in ascending order, so that a stable sort leaves equal logits by token id.
+        columns, ascending = columns.sort(dim=1)
+        exact = exact.gather(1, ascending)
+        order = torch.argsort(exact, dim=1, descending=True, stable=True)[:, :n]
+        out[at] = vocabulary.token_ids[columns.gather(1, order).numpy()]
+        if columns.shape[1] < len(vocabulary):
+            open_ = exact.gather(1, order[:, -1:]) <= above[:, -1:]
+            for line in torch.nonzero(open_[:, 0])[:, 0].tolist():
+                out[at, line] = _of_all(unit[line], vocabulary, n, 1 - 2 * at)
     return out[0], out[1]
 
 
-def _kept(unit: torch.Tensor, vocabulary: Vocabulary, n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The n largest float32 logits [r, n] and their columns; then those of the negated logits."""
-    nothing = unit.new_empty((len(unit), 0)), torch.empty((len(unit), 0), dtype=torch.int64)
+def _kept(bounds: Bounded, index: Ints, n_columns: int, n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The n largest bounds [r, n] and their columns, the largest first; then those of the negated bounds."""
+    nothing = torch.empty((len(index), 0)), torch.empty((len(index), 0), dtype=torch.int64)
     kept = [nothing, nothing]
-    for start in range(0, len(vocabulary), COLUMNS):
-        logits = unit @ vocabulary.rows[start : start + COLUMNS].float().T
+    for start in range(0, n_columns, COLUMNS):
+        upper = bounds.upper(index, start, min(start + COLUMNS, n_columns)).cpu()
         for at, (values, columns) in enumerate(kept):
-            more = torch.topk(logits if at == 0 else -logits, min(n, logits.shape[1]), dim=1)
-            both = torch.cat([values, more.values], dim=1)
-            best_, order = torch.topk(both, min(n, both.shape[1]), dim=1)
-            where = torch.gather(torch.cat([columns, more.indices + start], dim=1), 1, order)
-            kept[at] = best_, where
-    return kept
+            more = torch.topk(upper, min(n, upper.shape[1]), dim=1, largest=at == 0)
+            both = torch.cat([values, (1 - 2 * at) * more.values.float()], dim=1)
+            best, order = torch.topk(both, min(n, both.shape[1]), dim=1)
+            kept[at] = best, torch.cat([columns, more.indices + start], dim=1).gather(1, order)
+    return [(values.double(), columns) for values, columns in kept]
+
+
+def _of_all(row: torch.Tensor, vocabulary: Vocabulary, n: int, sign: int) -> Ints:
+    """[n] the tokens of largest signed logit of one row, from every column in float64."""
+    exact = torch.cat([part.double() @ row for part in torch.split(vocabulary.rows, COLUMNS)])
+    order = torch.argsort(sign * exact, descending=True, stable=True)[:n]
+    return vocabulary.token_ids[order.numpy()]
 
 
 def effective_rank(singular_values: Floats) -> float:
