@@ -28,8 +28,8 @@ ROWS = 8192
 """Tokens whose states are multiplied at a time."""
 COLUMNS = 16_384
 KEPT = 64
-"""Targets at least that bounds keep of each row and sign; where their error leaves more open, float64 looks at
-all."""
+"""Targets at least that bounds keep of each row and sign; where their error leaves more open, float64 looks
+at all."""
 NOTHING = 1e-10
 """Of the largest singular value: smaller ones are rounding, and have no direction."""
 
@@ -367,17 +367,17 @@ def top_targets(rows: torch.Tensor, vocabulary: Vocabulary, n: int) -> tuple[Int
     slack = bounds.most_slack(index, 0, len(vocabulary)).double()[:, None]
     out = np.empty((2, len(rows), n), dtype=np.int64)
     kept = _kept(bounds, index, len(vocabulary), max(KEPT, 2 * n))
-    for at, (signed, columns) in enumerate(kept):
+    for at, (signed, found) in enumerate(kept):
         rounding = signed.abs() * bounds.factor.rounding
         # Bounds are from above; those of negated logits, negated, from below.
         above, below = signed + rounding + at * slack, signed - rounding - (1 - at) * slack
         row, place = torch.nonzero(above >= below[:, n - 1 : n], as_tuple=True)
         exact = torch.full_like(above, -torch.inf)
         exact[row, place] = (1 - 2 * at) * torch.from_numpy(
-            single_logits(unit, row.numpy(), vocabulary, columns[row, place].numpy(), torch.float64)
+            single_logits(unit, row.numpy(), vocabulary, found[row, place].numpy(), torch.float64)
         )
         # Columns in ascending order, so that a stable sort leaves equal logits by token id.
-        columns, ascending = columns.sort(dim=1)
+        columns, ascending = found.sort(dim=1)
         exact = exact.gather(1, ascending)
         order = torch.argsort(exact, dim=1, descending=True, stable=True)[:, :n]
         out[at] = vocabulary.token_ids[columns.gather(1, order).numpy()]
@@ -406,7 +406,8 @@ def _of_all(row: torch.Tensor, vocabulary: Vocabulary, n: int, sign: int) -> Int
     """[n] the tokens of largest signed logit of one row, from every column in float64."""
     exact = torch.cat([part.double() @ row for part in torch.split(vocabulary.rows, COLUMNS)])
     order = torch.argsort(sign * exact, descending=True, stable=True)[:n]
-    return vocabulary.token_ids[order.numpy()]
+    tokens: Ints = vocabulary.token_ids[order.numpy()]
+    return tokens
 
 
 def effective_rank(singular_values: Floats) -> float:
