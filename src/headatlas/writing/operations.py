@@ -196,25 +196,33 @@ class Operations:
 
     Attributes:
         vocabulary: The competing rows of U.
-        tokens: [n] ids of the source tokens, in the order of the rows of a layer's states; all compete.
     """
 
     vocabulary: Vocabulary
-    tokens: Ints
     _correlated: torch.Tensor | None = field(default=None, init=False)
     _correlation: torch.Tensor | None = field(default=None, init=False)
 
-    def layer(self, inputs: LayerInputs) -> LayerOperations:
-        """The operations of a layer; its states are those of :attr:`tokens`."""
+    def layer(
+        self, inputs: LayerInputs, tokens: Ints, others: tuple[torch.Tensor, Ints] | None = None
+    ) -> LayerOperations:
+        """The operations of a layer.
+
+        Args:
+            inputs: The layer, with the states of source tokens.
+            tokens: [n] ids of these, ascending; all compete.
+            others: Rough states [m, d_model] and ids of tokens that can be in no list, but count for copying.
+        """
         heads = [HeadFactors.of(inputs, head) for head in range(inputs.dims.n_heads)]
         out = LayerOperations.empty(inputs.dims.n_heads, inputs.dims.d_head)
         rows: list[torch.Tensor] = []
         with torch.inference_mode(), strict_products():
             for head, (factors, gains, readings, shortest) in enumerate(self._screened(inputs, heads)):
-                sources = self._sources(inputs, factors, gains, shortest, out, head)
-                signs = self._directions(inputs, factors, readings, out, head)
+                sources = self._sources(inputs, tokens, factors, gains, shortest, out, head)
+                signs = self._directions(inputs, tokens, factors, readings, out, head)
                 rows += [self._outputs(inputs, factors, head, sources, signs)]
-            correlation = self._correlate(inputs.states)
+            correlation = self._correlate(inputs.states, tokens)
+            if others is not None:
+                correlation = correlation + self._correlation_of(*others)
             seen = [correlation @ W_V.double() for W_V in inputs.heads.W_V]
             for head in range(len(heads)):
                 out.copying[head] = copying(inputs.output(head) @ seen[inputs.dims.kv_head(head)])
@@ -247,6 +255,7 @@ class Operations:
     def _sources(
         self,
         inputs: LayerInputs,
+        tokens: Ints,
         factors: HeadFactors,
         gains: torch.Tensor,
         shortest: float,
@@ -260,13 +269,14 @@ class Operations:
         order = torch.argsort(values, descending=True, stable=True)[:N_SOURCES]
         order = order[values[order] > 0]
         found, values = found[order], values[order]
-        out.source[head, : len(found)] = self.tokens[found.numpy()]
+        out.source[head, : len(found)] = tokens[found.numpy()]
         out.gain[head, : len(found)] = values.numpy()
         return found
 
     def _directions(
         self,
         inputs: LayerInputs,
+        tokens: Ints,
         factors: HeadFactors,
         readings: torch.Tensor,
         out: LayerOperations,
@@ -292,8 +302,8 @@ class Operations:
         signs[exact.max(dim=0).values < -exact.min(dim=0).values] = -1
         for side, sign in enumerate((1, -1)):
             order = torch.argsort(sign * signs * exact, dim=0, descending=True, stable=True)[:N_TOKENS]
-            tokens = self.tokens[found[order.T].numpy()]
-            out.reads[head, : len(signs), side, : tokens.shape[1]] = tokens
+            read = tokens[found[order.T].numpy()]
+            out.reads[head, : len(signs), side, : read.shape[1]] = read
         return signs
 
     @staticmethod
@@ -322,16 +332,19 @@ class Operations:
             out.writes[head, :n_directions, 1, :width] = suppressed[middle:end]
             start = end
 
-    def _correlate(self, states: torch.Tensor) -> torch.Tensor:
+    def _correlate(self, states: torch.Tensor, tokens: Ints) -> torch.Tensor:
         """[d_model, d_model] float64 Σ u_t·x(t) over source tokens t; layers that share states share it."""
         if self._correlation is None or self._correlated is not states:
-            columns = self.vocabulary.columns(self.tokens)
-            total = torch.zeros((states.shape[1], states.shape[1]), dtype=torch.float64)
-            for start in range(0, len(columns), ROWS):
-                part = slice(start, start + ROWS)
-                total += self.vocabulary.rows[columns[part]].double().T @ states[part].double()
-            self._correlated, self._correlation = states, total
+            self._correlated, self._correlation = states, self._correlation_of(states, tokens)
         return self._correlation
+
+    def _correlation_of(self, states: torch.Tensor, tokens: Ints) -> torch.Tensor:
+        columns = self.vocabulary.columns(tokens)
+        total = torch.zeros((states.shape[1], states.shape[1]), dtype=torch.float64)
+        for start in range(0, len(columns), ROWS):
+            part = slice(start, start + ROWS)
+            total += self.vocabulary.rows[columns[part]].double().T @ states[part].double()
+        return total
 
 
 def open_places(values: torch.Tensor, error: float, n: int) -> torch.Tensor:
