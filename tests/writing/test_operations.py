@@ -168,7 +168,7 @@ def test_an_error_leaves_places_open() -> None:
 def test_targets_are_those_of_float64_whatever_proposes(
     rounded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Few are kept, and rows of U lie close together: bounds leave much open, and all columns are computed."""
+    """Few are kept, and rows of U lie close together: bounds leave much open, and all are computed."""
     monkeypatch.setattr(bounds, "bfloat16_pays", lambda _: rounded)
     rows, close = random(9, D_MODEL, seed=12).double(), UNEMBED.clone()
     close[50:110] = close[50] + 1e-4 * random(60, D_MODEL, seed=13)
