@@ -40,7 +40,7 @@ def layer(
 
 def operations(inputs: LayerInputs, unembed: torch.Tensor) -> LayerOperations:
     """Of sources that are all competing tokens; the states are theirs, in order."""
-    return Operations(vocabulary(unembed), np.arange(FIRST, len(unembed))).layer(inputs)
+    return Operations(vocabulary(unembed)).layer(inputs, np.arange(FIRST, len(unembed)))
 
 
 def whole_matrix(inputs: LayerInputs, head: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from headatlas.architectures.types import RightMap
+from headatlas.mapping import bounds
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.writing import operations as module
 from headatlas.writing.operations import HeadFactors, effective_rank, open_places, top_targets
@@ -163,6 +164,32 @@ def test_an_error_leaves_places_open() -> None:
     assert open_places(values, 0.0, 9).tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("rounded", [False, True])
+def test_targets_are_those_of_float64_whatever_proposes(
+    rounded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few are kept, and rows of U lie close together: bounds leave much open, and all are computed."""
+    monkeypatch.setattr(bounds, "bfloat16_pays", lambda _: rounded)
+    rows, close = random(9, D_MODEL, seed=12).double(), UNEMBED.clone()
+    close[50:110] = close[50] + 1e-4 * random(60, D_MODEL, seed=13)
+    looked: list[int] = []
+
+    def of_all(*arguments: Any) -> Any:
+        looked.append(1)
+        return every(*arguments)
+
+    every = module._of_all
+    monkeypatch.setattr(module, "KEPT", 10)
+    monkeypatch.setattr(module, "_of_all", of_all)
+    for unembed in (UNEMBED, close):
+        found = top_targets(torch.cat([rows, unembed[50:51].double()]), vocabulary(unembed), 5)
+        logits = torch.cat([rows, unembed[50:51].double()]) @ unembed[FIRST:].double().T
+        for sign, mine in zip((1, -1), found, strict=True):
+            expected = torch.argsort(sign * logits, dim=1, descending=True, stable=True)[:, :5] + FIRST
+            assert mine.tolist() == expected.tolist()
+    assert bool(looked) == rounded and len(looked) < 40
+
+
 def test_equal_logits_go_by_token() -> None:
     """More copies of a row of U than are kept: all columns are computed, and ids decide."""
     unembed = UNEMBED.clone()
@@ -196,7 +223,7 @@ class Products(TorchFunctionMode):
 def test_heads_of_a_group_share_its_product() -> None:
     inputs = a_layer(context=False)
     factors = [HeadFactors.of(inputs, head) for head in range(4)]
-    made = module.Operations(vocabulary(UNEMBED), IDS)
+    made = module.Operations(vocabulary(UNEMBED))
     with Products(inputs.states) as counted:
         assert len(list(made._screened(inputs, factors))) == 4
     assert counted.n == 2

@@ -51,11 +51,11 @@ def test_a_stopped_run_goes_on(streamed: bool, out: Path, written_neutral: Path)
     rows: Counter[str] = Counter()
     when = "first"
 
-    def counted(self: Operations, inputs: object) -> object:
+    def counted(self: Operations, *given: object) -> object:
         if when == "first" and layers[when] == 1:
             raise StoppedError
         layers[when] += 1
-        return found(self, inputs)
+        return found(self, *given)
 
     def read(*args: object, **kwargs: object) -> object:
         rows[when] += 1
@@ -95,6 +95,7 @@ def test_parts_are_made_once_and_hold_the_states_of_the_lens(out: Path, tmp_path
     forward = neutral._shared
     told: list[tuple[int, int]] = []
     with patch.object(neutral, "PART", 37), patch.object(neutral, "_shared", stopping):
+        claim(tmp_path / "b", "these")
 
         def parts() -> NeutralParts:
             return NeutralParts.compute(
@@ -102,7 +103,6 @@ def test_parts_are_made_once_and_hold_the_states_of_the_lens(out: Path, tmp_path
                 sources,
                 NEUTRAL_PREFIXES,
                 tmp_path / "b",
-                identity="",
                 progress=lambda *done: told.append(done),
             )
 

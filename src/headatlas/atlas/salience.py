@@ -156,6 +156,8 @@ class Salience:
         left = f"{first}, {said['undertrained']:,} undertrained ones left out"
         if not said["reference"]:
             left = f"{first}; undertrained ones cannot be told, for too few unused tokens are known"
+        if (followed := said.get("followed", said["n"])) < said["n"]:
+            left += f"; {followed:,} followed, which a screening pass proposed"
         return (
             f"{N_SOURCES} sources of largest gain among {said['n']:,} tokens ({said['choice']}{left}); lens "
             f"{self.provenance['lens']}; {CAVEAT}"

@@ -472,6 +472,14 @@ def salience_command(
             "neutral: 20,000, fewer of a large model.",
         ),
     ] = None,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help="With neutral: follow every token after every prefix, not only those that a quick pass "
+            "proposes. Takes twice as long.",
+        ),
+    ] = False,
     no_figures: NoFigures = False,
     as_json: AsJson = False,
 ) -> None:
@@ -492,7 +500,9 @@ def salience_command(
     atlas = Atlas.open(folder)
     one = None if head is None else parse_head(head, atlas)
     with stopping(lambda: "stopped; the same command goes on where it was"), progress_shown() as progress:
-        found = computed_or_stored(atlas, model, tokens=tokens, most=most, compute=compute, progress=progress)
+        found = computed_or_stored(
+            atlas, model, tokens=tokens, most=most, exact=exact, compute=compute, progress=progress
+        )
     frames = found.frame(), found.spectrum(), found.explained()
     if one is not None:
         rows, spectrum, explained = (head_rows(frame, one) for frame in frames)

@@ -8,7 +8,9 @@ no-head control the normed residual stream entering the block. The last layer en
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +39,6 @@ from headatlas.lenses.saved_states import (
     KINDS,
     atomic_state_folder,
     belongs,
-    claim,
     has_layer,
     save_array,
     saved_layer,
@@ -54,6 +55,8 @@ PART = 2048
 """Most sources of a part that is saved at a time."""
 PART_BYTES = 256 << 20
 """Most bytes of its states, of all layers."""
+ENDING_PART = 512
+"""Most sources of a part where sources end at different layers: all of a part go as deep as the deepest."""
 
 
 class NeutralStates:
@@ -117,10 +120,12 @@ class NeutralStates:
 class NeutralParts:
     """States of many sources, saved part by part as they are made: a stopped run goes on at the next part.
 
-    For questions that need no control, which is not kept: that of a layer has no rows.
+    For questions that need no control, which is not kept: that of a layer has no rows. A layer may have
+    states of the first sources alone, where others are not needed so deep.
     """
 
-    def __init__(self, folder: Path, layers: Sequence[int], parts: Sequence[range]) -> None:
+    def __init__(self, folder: Path, layers: Sequence[int], parts: Mapping[range, int]) -> None:
+        """``parts`` of the sources, each with the number of layers that it has."""
         self._folder, self._at, self._parts = folder, {layer: at for at, layer in enumerate(layers)}, parts
 
     @classmethod
@@ -131,23 +136,31 @@ class NeutralParts:
         prefixes: Sequence[str],
         folder: Path,
         *,
-        identity: str,
         progress: Callable[[int, int], None] | None = None,
         device: torch.device = CPU,
+        deepest: Sequence[int] | None = None,
     ) -> NeutralParts:
         """Run the model over the (prefix, source) rows of parts that are not saved yet.
 
         Memory holds the model and the states of one part. Arguments and errors are those of
-        :meth:`NeutralStates.compute`.
+        :meth:`NeutralStates.compute`; the folder is one of these states already (:func:`claim`).
+
+        Args:
+            deepest: The last layer that each source is needed at, the deepest first; the model's last by
+                default.
         """
-        claim(folder, states_key(sources, prefixes, identity))
         layers, d_model = model.layers_with_heads, model.dims.d_model
-        size = cls.part_size(model)
-        parts = [range(at, min(at + size, len(sources))) for at in range(0, len(sources), size)]
+        size = cls.part_size(model) if deepest is None else min(ENDING_PART, cls.part_size(model))
+        parts = {
+            range(at, min(at + size, len(sources))): len(layers)
+            if deepest is None
+            else max(2, sum(layer <= deepest[at] for layer in layers))
+            for at in range(0, len(sources), size)
+        }
         todo = [
             part
-            for part in parts
-            if not whole_array(folder / _part_file(part), (len(layers), len(part), d_model))
+            for part, n in parts.items()
+            if not whole_array(folder / _part_file(part), (n, len(part), d_model))
         ]
         if not todo:
             return cls(folder, layers, parts)
@@ -161,9 +174,9 @@ class NeutralParts:
                     if progress is not None:
                         progress(before + more, total)
 
-                some = [sources[at] for at in part]
-                collector = collected(model, modules, some, rows, tell, control=False)
-                states = np.stack([collector.layer(layer).x.numpy() for layer in layers])
+                some, mine = [sources[at] for at in part], layers[: parts[part]]
+                collector = collected(model, modules, some, rows, tell, control=False, layers=mine)
+                states = np.stack([collector.layer(layer).x.numpy() for layer in mine])
                 save_array(folder, _part_file(part), states)
                 done += len(prefixes) * len(part)
         return cls(folder, layers, parts)
@@ -180,9 +193,11 @@ class NeutralParts:
         Raises:
             FileNotFoundError: Another run has deleted them.
         """
+        at = self._at[layer]
         parts = [
-            torch.from_numpy(np.load(self._folder / _part_file(part), mmap_mode="c")[self._at[layer]])
-            for part in self._parts
+            torch.from_numpy(np.load(self._folder / _part_file(part), mmap_mode="c")[at])
+            for part, n in self._parts.items()
+            if at < n
         ]
         x = torch.cat(parts)
         return LayerStates(x, x.new_empty((0, x.shape[1])))
@@ -200,6 +215,7 @@ def collected(
     progress: Callable[[int, int], None] | None = None,
     *,
     control: bool = True,
+    layers: Sequence[int] | None = None,
 ) -> Collector:
     """Send every (prefix, source) row through modules in memory; the states stay in memory, too.
 
@@ -208,8 +224,10 @@ def collected(
         modules: The model's modules, in float32 and evaluation mode.
         prefixes: Token ids of each, from :func:`prefix_row`.
         control: Whether the states of the no-head control are kept, too.
+        layers: Those whose states are kept, and no others are passed where that is possible; all by default.
     """
-    collector = Collector(model, model.layers_with_heads, len(sources), len(prefixes), control=control)
+    layers = model.layers_with_heads if layers is None else layers
+    collector = Collector(model, layers, len(sources), len(prefixes), control=control)
     with collector.hooked(modules), torch.inference_mode(), strict_products():
         _forward(model, modules, prefixes, sources, collector, progress)
     return collector
@@ -263,7 +281,7 @@ def _shared(
     from transformers import DynamicCache
 
     body: Any = modules.base_model
-    device, last = modules.device, model.layers_with_heads[-1]
+    device, last = modules.device, collector.last
     cache = DynamicCache(config=body.config)
     collector.expect([], [])
     body(input_ids=torch.tensor([prefix], device=device), past_key_values=cache, use_cache=True)
@@ -295,8 +313,72 @@ def _whole(
             yield len(batch)
 
 
+def roughly(
+    model: Model,
+    modules: PreTrainedModel,
+    tokens: Sequence[int],
+    prefixes: Sequence[list[int]],
+    *,
+    bfloat16: bool,
+) -> Collector:
+    """About what :func:`collected` gives for sources of one token, from a single pass: to choose sources.
+
+    A source sees the keys and values of all prefixes side by side. From the scores of their tokens ln(number
+    of prefixes) is taken, so that together they weigh what one weighs.
+
+    Args:
+        model: Of a family where nothing but attention carries anything from token to token.
+        modules: As for :func:`collected`.
+        tokens: The source tokens.
+        prefixes: Token ids of each; those of another length than the first are left out.
+        bfloat16: Whether products are rounded to it.
+    """
+    from transformers import DynamicCache
+
+    body: Any = modules.base_model
+    device, layers = modules.device, model.layers_with_heads
+    prefixes = [prefix for prefix in prefixes if len(prefix) == len(prefixes[0])]
+    collector = Collector(model, layers, len(tokens), 1, control=False)
+    with (
+        collector.hooked(modules),
+        torch.inference_mode(),
+        strict_products(),
+        torch.autocast(device.type, torch.bfloat16, enabled=bfloat16),
+    ):
+        cache: Any = DynamicCache(config=body.config)
+        body(input_ids=torch.tensor(prefixes, device=device), past_key_values=cache, use_cache=True)
+        for layer in cache.layers:
+            layer.keys, layer.values = (_side_by_side(part) for part in (layer.keys, layer.values))
+        n_seen = len(prefixes) * len(prefixes[0])
+        for batch in batches(list(range(len(tokens))), 1, batch_tokens(model, device)):
+            n, past = len(batch), copy.copy(cache)
+            past.layers = [copy.copy(layer) for layer in cache.layers]
+            past.batch_select_indices(torch.zeros(n, dtype=torch.int64, device=device))
+            mask = torch.zeros(1, 1, 1, n_seen + 1, device=device)
+            mask[..., :n_seen] = -math.log(len(prefixes))
+            collector.expect(range(n), batch)
+            with ending(modules, model.value_input_module(layers[-1])), suppress(EnoughError):
+                body(
+                    input_ids=torch.tensor([[tokens[at]] for at in batch], device=device),
+                    attention_mask=mask.expand(n, -1, -1, -1),
+                    position_ids=torch.full((n, 1), len(prefixes[0]), device=device),
+                    past_key_values=past,
+                    use_cache=True,
+                )
+    return collector
+
+
+def _side_by_side(part: torch.Tensor) -> torch.Tensor:
+    """[1, heads, prefixes · tokens, d] of keys or values [prefixes, heads, tokens, d]."""
+    return part.transpose(0, 1).flatten(1, 2)[None]
+
+
 class Collector:
-    """Sums of the hooked states over prefixes, for some layers; those of the control if it is wanted."""
+    """Sums of the hooked states over prefixes, for some layers; those of the control if it is wanted.
+
+    Attributes:
+        last: The deepest of these layers.
+    """
 
     def __init__(
         self, model: Model, layers: Sequence[int], n_sources: int, n_prefixes: int, *, control: bool = True
@@ -312,6 +394,7 @@ class Collector:
         }
         self._centre = model.family.norm == "layer"
         self._rows = self._members = torch.empty(0, dtype=torch.int64)
+        self.last = layers[-1]
 
     def expect(self, rows: Sequence[int], members: Sequence[int]) -> None:
         """Say at which rows of the forward pass to come sources end, and which; at none in a prefix."""

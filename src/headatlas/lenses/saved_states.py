@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ def claim(folder: Path, wanted: str) -> None:
             write_index(temporary, wanted)
 
 
-def save_array(folder: Path, name: str, rows: NDArray[np.float32]) -> None:
+def save_array(folder: Path, name: str, rows: NDArray[Any]) -> None:
     """Write a file that appears whole or not at all; nothing where the folder is gone.
 
     Another process may delete it when it has all that it needs.

@@ -33,6 +33,7 @@ def salience(
     *,
     tokens: TokenChoice | None = None,
     most: int | None = None,
+    exact: bool = False,
     compute: Compute | None = None,
     progress: Report | bool | None = None,
 ) -> pd.DataFrame:
@@ -50,6 +51,8 @@ def salience(
             stored; else all with the lens ``maps``, and word-like ones with ``neutral``.
         most: The most source tokens, the first ones by id. By default as many as are stored; else no limit,
             but for word-like ones with ``neutral``: 20,000, and fewer of a large model.
+        exact: With ``neutral``, follow every token after each prefix: three times slower. By default a quick
+            pass proposes which tokens may be in a list, where that saves time, and the others are left there.
         compute: Its device and memory, for the forward pass of ``neutral``.
         progress: As for :func:`headatlas.map_heads`.
 
@@ -68,7 +71,7 @@ def salience(
 
     with reporting(progress) as tell:
         found = computed_or_stored(
-            atlas, model, tokenizer, tokens=tokens, most=most, compute=compute, progress=tell
+            atlas, model, tokenizer, tokens=tokens, most=most, exact=exact, compute=compute, progress=tell
         )
     atlas.forget_evidence()
     frame = found.frame()
@@ -83,24 +86,31 @@ def computed_or_stored(
     *,
     tokens: TokenChoice | None = None,
     most: int | None = None,
+    exact: bool = False,
     compute: Compute | None = None,
     progress: Report | None = None,
 ) -> Salience:
     """As :func:`headatlas.writing.run.run_salience`, without torch where the atlas has it all."""
-    there = stored_as_asked(atlas, tokens, most)
+    there = stored_as_asked(atlas, tokens, most, exact)
     if there is not None:
         return there
     from headatlas.writing.run import run_salience
 
-    return run_salience(atlas, model, tokenizer, tokens=tokens, most=most, compute=compute, progress=progress)
+    return run_salience(
+        atlas, model, tokenizer, tokens=tokens, most=most, exact=exact, compute=compute, progress=progress
+    )
 
 
-def stored_as_asked(atlas: Atlas, tokens: TokenChoice | None, most: int | None) -> Salience | None:
-    """The salience of an atlas, if it has any of these tokens and this number of them (None: any)."""
+def stored_as_asked(
+    atlas: Atlas, tokens: TokenChoice | None, most: int | None, exact: bool
+) -> Salience | None:
+    """The salience of an atlas, if it is of these tokens and this number (None: any), and exact if asked."""
     from headatlas.atlas.salience import stored_salience
 
     there = stored_salience(atlas.path)
     if there is None or there.provenance.get("definitions") != DEFINITIONS:
         return None
     said = there.provenance["tokens"]
+    if exact and said.get("followed", said["n"]) < said["n"]:
+        return None
     return there if tokens in (None, said["choice"]) and most in (None, said.get("most")) else None

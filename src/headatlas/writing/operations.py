@@ -1,8 +1,9 @@
 """Salient operations and spectra of the heads of one layer.
 
-Everything goes through the factors: of a head, x·W_V and numbers of size d_head × d_head. Float32 proposes
-tokens with a proven error, and float64 decides between those that the error leaves open, so that lists are
-those of float64 arithmetic on the states and weights as they are stored.
+Everything goes through the factors: of a head, x·W_V and numbers of size d_head × d_head. Float32, or for
+products with U whatever the engine's bounds are of, proposes tokens with a proven error, and float64 decides
+between those that the error leaves open, so that lists are those of float64 arithmetic on the states and
+weights as they are stored.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from numpy.typing import NDArray
 from headatlas.atlas.salience import N_DIRECTIONS, N_SOURCES, N_TOKENS
 from headatlas.devices import strict_products
 from headatlas.files import atomic_write
+from headatlas.mapping.bounds import Bounded, single_logits, whole
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.vocabulary import UNIT_ROUNDOFF, Vocabulary, dot_error
 
 ROWS = 8192
 """Tokens whose states are multiplied at a time."""
 COLUMNS = 16_384
-KEPT = 32
-"""Targets at least that float32 keeps of each row and sign; where its error leaves more open, all are done
-again."""
+KEPT = 64
+"""Targets at least that bounds keep of each row and sign; where their error leaves more open, float64 looks
+at all."""
 NOTHING = 1e-10
 """Of the largest singular value: smaller ones are rounding, and have no direction."""
 
@@ -194,27 +196,36 @@ class Operations:
 
     Attributes:
         vocabulary: The competing rows of U.
-        tokens: [n] ids of the source tokens, in the order of the rows of a layer's states; all compete.
     """
 
     vocabulary: Vocabulary
-    tokens: Ints
     _correlated: torch.Tensor | None = field(default=None, init=False)
     _correlation: torch.Tensor | None = field(default=None, init=False)
 
-    def layer(self, inputs: LayerInputs) -> LayerOperations:
-        """The operations of a layer; its states are those of :attr:`tokens`."""
+    def layer(
+        self, inputs: LayerInputs, tokens: Ints, others: tuple[torch.Tensor, Ints] | None = None
+    ) -> LayerOperations:
+        """The operations of a layer.
+
+        Args:
+            inputs: The layer, with the states of source tokens.
+            tokens: [n] ids of these, ascending; all compete.
+            others: Rough states [m, d_model] and ids of tokens that can be in no list, but count for copying.
+        """
         heads = [HeadFactors.of(inputs, head) for head in range(inputs.dims.n_heads)]
         out = LayerOperations.empty(inputs.dims.n_heads, inputs.dims.d_head)
         rows: list[torch.Tensor] = []
         with torch.inference_mode(), strict_products():
             for head, (factors, gains, readings, shortest) in enumerate(self._screened(inputs, heads)):
-                sources = self._sources(inputs, factors, gains, shortest, out, head)
-                signs = self._directions(inputs, factors, readings, out, head)
+                sources = self._sources(inputs, tokens, factors, gains, shortest, out, head)
+                signs = self._directions(inputs, tokens, factors, readings, out, head)
                 rows += [self._outputs(inputs, factors, head, sources, signs)]
-            correlation = self._correlate(inputs.states)
-            for head, factors in enumerate(heads):
-                out.copying[head] = copying(inputs.output(head) @ (correlation @ factors.W_V))
+            correlation = self._correlate(inputs.states, tokens)
+            if others is not None:
+                correlation = correlation + self._correlation_of(*others)
+            seen = [correlation @ W_V.double() for W_V in inputs.heads.W_V]
+            for head in range(len(heads)):
+                out.copying[head] = copying(inputs.output(head) @ seen[inputs.dims.kv_head(head)])
             self._targets(heads, rows, out)
         return out
 
@@ -244,6 +255,7 @@ class Operations:
     def _sources(
         self,
         inputs: LayerInputs,
+        tokens: Ints,
         factors: HeadFactors,
         gains: torch.Tensor,
         shortest: float,
@@ -257,13 +269,14 @@ class Operations:
         order = torch.argsort(values, descending=True, stable=True)[:N_SOURCES]
         order = order[values[order] > 0]
         found, values = found[order], values[order]
-        out.source[head, : len(found)] = self.tokens[found.numpy()]
+        out.source[head, : len(found)] = tokens[found.numpy()]
         out.gain[head, : len(found)] = values.numpy()
         return found
 
     def _directions(
         self,
         inputs: LayerInputs,
+        tokens: Ints,
         factors: HeadFactors,
         readings: torch.Tensor,
         out: LayerOperations,
@@ -289,8 +302,8 @@ class Operations:
         signs[exact.max(dim=0).values < -exact.min(dim=0).values] = -1
         for side, sign in enumerate((1, -1)):
             order = torch.argsort(sign * signs * exact, dim=0, descending=True, stable=True)[:N_TOKENS]
-            tokens = self.tokens[found[order.T].numpy()]
-            out.reads[head, : len(signs), side, : tokens.shape[1]] = tokens
+            read = tokens[found[order.T].numpy()]
+            out.reads[head, : len(signs), side, : read.shape[1]] = read
         return signs
 
     @staticmethod
@@ -319,16 +332,19 @@ class Operations:
             out.writes[head, :n_directions, 1, :width] = suppressed[middle:end]
             start = end
 
-    def _correlate(self, states: torch.Tensor) -> torch.Tensor:
+    def _correlate(self, states: torch.Tensor, tokens: Ints) -> torch.Tensor:
         """[d_model, d_model] float64 Σ u_t·x(t) over source tokens t; layers that share states share it."""
         if self._correlation is None or self._correlated is not states:
-            columns = self.vocabulary.columns(self.tokens)
-            total = torch.zeros((states.shape[1], states.shape[1]), dtype=torch.float64)
-            for start in range(0, len(columns), ROWS):
-                part = slice(start, start + ROWS)
-                total += self.vocabulary.rows[columns[part]].double().T @ states[part].double()
-            self._correlated, self._correlation = states, total
+            self._correlated, self._correlation = states, self._correlation_of(states, tokens)
         return self._correlation
+
+    def _correlation_of(self, states: torch.Tensor, tokens: Ints) -> torch.Tensor:
+        columns = self.vocabulary.columns(tokens)
+        total = torch.zeros((states.shape[1], states.shape[1]), dtype=torch.float64)
+        for start in range(0, len(columns), ROWS):
+            part = slice(start, start + ROWS)
+            total += self.vocabulary.rows[columns[part]].double().T @ states[part].double()
+        return total
 
 
 def open_places(values: torch.Tensor, error: float, n: int) -> torch.Tensor:
@@ -347,6 +363,8 @@ def open_places(values: torch.Tensor, error: float, n: int) -> torch.Tensor:
 def top_targets(rows: torch.Tensor, vocabulary: Vocabulary, n: int) -> tuple[Ints, Ints]:
     """The n tokens that each row promotes most, and the n that it suppresses most.
 
+    Bounds with a proven error, those of the engine, propose tokens; float64 decides.
+
     Args:
         rows: [r, d_model] float64 rows ready for U.
         vocabulary: The competing rows of U.
@@ -357,36 +375,52 @@ def top_targets(rows: torch.Tensor, vocabulary: Vocabulary, n: int) -> tuple[Int
     """
     n = min(n, len(vocabulary))
     unit = torch.nn.functional.normalize(rows, dim=1)
-    error = dot_error(vocabulary.d_model) * vocabulary.longest
-    kept = _kept(unit.float(), vocabulary, max(KEPT, 2 * n))
+    bounds = Bounded(whole(vocabulary), unit)
+    index = np.arange(len(unit))
+    slack = bounds.most_slack(index, 0, len(vocabulary)).double()[:, None]
     out = np.empty((2, len(rows), n), dtype=np.int64)
-    for at, (values, columns) in enumerate(kept):
-        sign = 1 - 2 * at
-        for row in range(len(rows)):
-            open_ = columns[row][values[row] >= values[row, n - 1] - 2 * error].sort().values
-            if len(open_) == values.shape[1] < len(vocabulary):
-                open_ = torch.arange(len(vocabulary))
-            exact = torch.cat(
-                [vocabulary.rows[part].double() @ unit[row] for part in torch.split(open_, COLUMNS)]
-            )
-            order = torch.argsort(sign * exact, descending=True, stable=True)[:n]
-            out[at, row] = vocabulary.token_ids[open_[order].numpy()]
+    kept = _kept(bounds, index, len(vocabulary), max(KEPT, 2 * n))
+    for at, (signed, found) in enumerate(kept):
+        rounding = signed.abs() * bounds.factor.rounding
+        # Bounds are from above; those of negated logits, negated, from below.
+        above, below = signed + rounding + at * slack, signed - rounding - (1 - at) * slack
+        row, place = torch.nonzero(above >= below[:, n - 1 : n], as_tuple=True)
+        exact = torch.full_like(above, -torch.inf)
+        exact[row, place] = (1 - 2 * at) * torch.from_numpy(
+            single_logits(unit, row.numpy(), vocabulary, found[row, place].numpy(), torch.float64)
+        )
+        # Columns in ascending order, so that a stable sort leaves equal logits by token id.
+        columns, ascending = found.sort(dim=1)
+        exact = exact.gather(1, ascending)
+        order = torch.argsort(exact, dim=1, descending=True, stable=True)[:, :n]
+        out[at] = vocabulary.token_ids[columns.gather(1, order).numpy()]
+        if columns.shape[1] < len(vocabulary):
+            open_ = exact.gather(1, order[:, -1:]) <= above[:, -1:]
+            for line in torch.nonzero(open_[:, 0])[:, 0].tolist():
+                out[at, line] = _of_all(unit[line], vocabulary, n, 1 - 2 * at)
     return out[0], out[1]
 
 
-def _kept(unit: torch.Tensor, vocabulary: Vocabulary, n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The n largest float32 logits [r, n] and their columns; then those of the negated logits."""
-    nothing = unit.new_empty((len(unit), 0)), torch.empty((len(unit), 0), dtype=torch.int64)
+def _kept(bounds: Bounded, index: Ints, n_columns: int, n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The n largest bounds [r, n] and their columns, the largest first; then those of the negated bounds."""
+    nothing = torch.empty((len(index), 0)), torch.empty((len(index), 0), dtype=torch.int64)
     kept = [nothing, nothing]
-    for start in range(0, len(vocabulary), COLUMNS):
-        logits = unit @ vocabulary.rows[start : start + COLUMNS].float().T
+    for start in range(0, n_columns, COLUMNS):
+        upper = bounds.upper(index, start, min(start + COLUMNS, n_columns)).cpu()
         for at, (values, columns) in enumerate(kept):
-            more = torch.topk(logits if at == 0 else -logits, min(n, logits.shape[1]), dim=1)
-            both = torch.cat([values, more.values], dim=1)
-            best_, order = torch.topk(both, min(n, both.shape[1]), dim=1)
-            where = torch.gather(torch.cat([columns, more.indices + start], dim=1), 1, order)
-            kept[at] = best_, where
-    return kept
+            more = torch.topk(upper, min(n, upper.shape[1]), dim=1, largest=at == 0)
+            both = torch.cat([values, (1 - 2 * at) * more.values.float()], dim=1)
+            best, order = torch.topk(both, min(n, both.shape[1]), dim=1)
+            kept[at] = best, torch.cat([columns, more.indices + start], dim=1).gather(1, order)
+    return [(values.double(), columns) for values, columns in kept]
+
+
+def _of_all(row: torch.Tensor, vocabulary: Vocabulary, n: int, sign: int) -> Ints:
+    """[n] the tokens of largest signed logit of one row, from every column in float64."""
+    exact = torch.cat([part.double() @ row for part in torch.split(vocabulary.rows, COLUMNS)])
+    order = torch.argsort(sign * exact, descending=True, stable=True)[:n]
+    tokens: Ints = vocabulary.token_ids[order.numpy()]
+    return tokens
 
 
 def effective_rank(singular_values: Floats) -> float:

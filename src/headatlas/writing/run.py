@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,12 @@ from headatlas.atlas.stored import store_dataset
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import relations_of, reopened
 from headatlas.lenses import MapsStates, NeutralParts, NeutralStates, States, StreamedStates
-from headatlas.lenses.saved_states import check_states_folder, claim, discard_states, states_key
+from headatlas.lenses.saved_states import (
+    check_states_folder,
+    claim,
+    discard_states,
+    states_key,
+)
 from headatlas.mapping.machine import Machine, this_machine
 from headatlas.mapping.plan import streams_within
 from headatlas.mapping.prepared import PreparedMap
@@ -32,7 +37,8 @@ from headatlas.progress import Progress, Report, silent
 from headatlas.relations import Relation, core, library
 from headatlas.writing import DEFINITIONS, stored_as_asked
 from headatlas.writing.explaining import Explained, Library, fields_of
-from headatlas.writing.operations import LayerOperations, Operations
+from headatlas.writing.operations import Ints, LayerOperations, Operations
+from headatlas.writing.screening import deepest_layers, rough_states, screening_pays
 from headatlas.writing.tokens import SourceTokens, source_tokens
 
 if TYPE_CHECKING:
@@ -63,6 +69,7 @@ def run_salience(
     *,
     tokens: TokenChoice | None = None,
     most: int | None = None,
+    exact: bool = False,
     compute: Compute | None = None,
     progress: Report | None = None,
 ) -> Salience:
@@ -76,6 +83,7 @@ def run_salience(
         tokenizer: Needed with a loaded model.
         tokens: The source tokens; by default all for a lens of weights only and word-like ones for another.
         most: The most source tokens; by default as many as are stored, else :func:`default_most`.
+        exact: Whether all tokens are followed, and not those alone that a screening pass proposes.
         compute: Its device and memory, for the lens's forward pass.
         progress: Called with each step.
 
@@ -96,43 +104,81 @@ def run_salience(
     chosen = source_tokens(prepared.model, prepared.competing, lens, choice, most)
     work = atlas.folder / WORK_NAME
     try:
-        layers = _computed(prepared, chosen, work, machine, tell)
+        layers, followed = _computed(prepared, chosen.ids, work, machine, tell, exact=exact)
     except FileNotFoundError:
         # Another run of the same question was done first, and has cleared up.
-        if (there := stored_as_asked(atlas, tokens, most)) is None:
+        if (there := stored_as_asked(atlas, tokens, most, exact)) is None:
             raise
         return there
     known = {relation.sha256: relation for relation in (*core(), *library(), *relations_of(atlas))}
     data = _dataset(prepared, layers, chosen, list(known.values()))
     place = salience_path(evidence_group(path))
-    store_dataset(place, data, _provenance(prepared, chosen))
+    store_dataset(place, data, _provenance(prepared, chosen, followed))
     discard_states(work)
     return read_salience(place)
 
 
 def _computed(
-    prepared: PreparedMap, chosen: SourceTokens, work: Path, machine: Machine, tell: Report
-) -> dict[int, LayerOperations]:
-    """Operations of every layer; those that the folder holds are not computed again."""
+    prepared: PreparedMap, ids: Ints, work: Path, machine: Machine, tell: Report, *, exact: bool
+) -> tuple[dict[int, LayerOperations], int]:
+    """Operations of every layer, and how many of the tokens were followed through the model.
+
+    Layers that the folder holds are not computed again.
+    """
     model, lens = prepared.model, prepared.options.lens
-    sources = [(token,) for token in chosen.ids.tolist()]
-    identity = f"{prepared.provenance['model']['weights_hash']} {DEFINITIONS}"
+    identity = f"{prepared.provenance['model']['weights_hash']} {DEFINITIONS}{' exact' * exact}"
+    sources = [(token,) for token in ids.tolist()]
     check_states_folder(work)
     claim(work, states_key(sources, lens.prefixes, identity))
+    at_once = min(NeutralParts.part_size(model), len(ids))
+    streamed = not lens.weights_only and streams_within(model, lens, at_once, None, machine)
+    deepest = None
+    if not (exact or lens.weights_only or streamed) and screening_pays(model, len(ids)):
+        deepest = deepest_layers(
+            prepared,
+            ids,
+            work,
+            machine.devices[0],
+            lambda done: tell(Progress("states", done, len(ids), "choosing tokens")),
+        )
+    followed = np.arange(len(ids))
+    if deepest is not None:
+        order = np.lexsort((ids, -deepest))
+        followed = order[deepest[order] >= 0]
     files = {layer: work / f"operations_{layer:03d}.npz" for layer in model.layers_with_heads}
     found = {layer: LayerOperations.load(file) for layer, file in files.items() if file.is_file()}
     if len(found) == len(files):
-        return found
-    operations = Operations(Vocabulary.read(model.unembed, prepared.competing), chosen.ids)
-    states = word_states(prepared, sources, work, machine, tell, identity=identity, in_parts=True)
+        return found, len(followed)
+    operations = Operations(Vocabulary.read(model.unembed, prepared.competing))
+    if lens.weights_only or streamed:
+        states = word_states(prepared, sources, work, machine, tell, identity=identity, streamed=streamed)
+    else:
+        states = NeutralParts.compute(
+            model,
+            [sources[at] for at in followed.tolist()],
+            lens.prefixes,
+            work,
+            progress=lambda done, total: tell(Progress("states", done, total)),
+            device=machine.devices[0],
+            deepest=None if deepest is None else deepest[followed].tolist(),
+        )
     for layer in sorted(files.keys() - found.keys()):
         tell(Progress("salience", len(found), len(files)))
-        found[layer] = operations.layer(layer_inputs(prepared, states, layer))
+        inputs = layer_inputs(prepared, states, layer)
+        if deepest is None:
+            found[layer] = operations.layer(inputs, ids)
+        else:
+            # Equal numbers go by the order of rows, which is to be that of ids.
+            places = followed[: len(inputs.states)]
+            inputs = replace(inputs, states=inputs.states[np.argsort(places)])
+            others = np.setdiff1d(np.arange(len(ids)), places)
+            rough = rough_states(model, len(ids), work, layer)[others]
+            found[layer] = operations.layer(inputs, ids[np.sort(places)], (rough, ids[others]))
         model.checkpoint.release()
         if work.is_dir():  # another run of the same question may have cleared up
             found[layer].save(files[layer])
     tell(Progress("salience", len(files), len(files)))
-    return found
+    return found, len(followed)
 
 
 def word_states(
@@ -144,7 +190,7 @@ def word_states(
     *,
     identity: str,
     last: int | None = None,
-    in_parts: bool = False,
+    streamed: bool | None = None,
 ) -> States:
     """The states of sources, given as token ids, as the lens of a map sees them.
 
@@ -156,18 +202,14 @@ def word_states(
         tell: Called with each step.
         identity: Says which model this is; states of another are not reused.
         last: The last layer needed of a streamed pass; all by default.
-        in_parts: Whether a pass in memory saves part by part, for many sources and no control.
+        streamed: Whether the model goes through layer by layer; by default where memory asks for it.
     """
     model, lens = prepared.model, prepared.options.lens
     if lens.weights_only:
         return MapsStates(model, sources)
-    at_once = min(NeutralParts.part_size(model), len(sources)) if in_parts else len(sources)
-    streamed = streams_within(model, lens, at_once, None, machine)
-    if streamed and at_once < len(sources):
-        streams_within(model, lens, len(sources), True, machine)
+    streamed = streams_within(model, lens, len(sources), streamed, machine)
     end = model.layers_with_heads[-1] if last is None else last
-    in_memory = NeutralParts.compute if in_parts else NeutralStates.compute
-    make = partial(StreamedStates, last=end) if streamed else in_memory
+    make = partial(StreamedStates, last=end) if streamed else NeutralStates.compute
     return make(
         model,
         sources,
@@ -242,13 +284,14 @@ def _strings(texts: list[str]) -> Any:
     return np.array(texts, dtype=np.dtypes.StringDType())
 
 
-def _provenance(prepared: PreparedMap, chosen: SourceTokens) -> dict[str, Any]:
+def _provenance(prepared: PreparedMap, chosen: SourceTokens, followed: int) -> dict[str, Any]:
     return {
         "definitions": DEFINITIONS,
         "lens": prepared.options.lens.name,
         "tokens": {
             "choice": chosen.choice,
             "n": len(chosen.ids),
+            "followed": followed,
             "most": chosen.most,
             "left": chosen.left,
             "undertrained": len(chosen.undertrained),

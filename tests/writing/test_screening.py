@@ -1,0 +1,97 @@
+"""What a screening pass leaves out is not followed; what it proposes is shown as an exact run has it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+import headatlas as ha
+from headatlas.atlas import Atlas
+from headatlas.atlas.salience import stored_salience
+from headatlas.lenses import neutral
+from headatlas.writing import screening
+
+
+@pytest.fixture
+def out(written_neutral: Path, tmp_path: Path) -> Path:
+    """An atlas whose salience is to be computed again."""
+    out = Path(shutil.copytree(written_neutral, tmp_path / "out"))
+    shutil.rmtree(out / "atlas.zarr" / "evidence" / "salience")
+    return out
+
+
+def screened(out: Path, by_gain: int, by_reading: int) -> Atlas:
+    with (
+        patch.object(screening, "TOKENS_A_HEAD", 0),
+        patch.object(screening, "BY_GAIN", by_gain),
+        patch.object(screening, "BY_READING", by_reading),
+        patch.object(neutral, "ENDING_PART", 16),
+    ):
+        ha.salience(Atlas.open(out), tokens="all")
+    return Atlas.open(out)
+
+
+def test_where_all_are_proposed_nothing_is_lost(out: Path, written_neutral: Path) -> None:
+    whole, found = Atlas.open(written_neutral), screened(out, 10_000, 0)
+    assert found.salience().drop(columns="gain").equals(whole.salience().drop(columns="gain"))
+    np.testing.assert_allclose(found.salience()["gain"], whole.salience()["gain"], rtol=1e-5)
+    np.testing.assert_allclose(found.spectrum()["copying"], whole.spectrum()["copying"], rtol=1e-4)
+    assert "followed" not in found.salience().attrs["caption"]
+
+
+def test_what_is_followed_has_its_own_numbers(out: Path, written_neutral: Path) -> None:
+    """Gains and targets of those left are those of the whole, and fewer rows go through the later blocks."""
+    sent: list[tuple[int, int]] = []
+    collect = neutral.Collector.take_x
+
+    def noted(self: neutral.Collector, layer: int, state: object) -> None:
+        sent.append((layer, len(self._rows)))
+        collect(self, layer, state)  # type: ignore[arg-type]
+
+    with patch.object(neutral.Collector, "take_x", noted):
+        found = screened(out, 5, 1)
+    whole = Atlas.open(written_neutral)
+    keys = ["layer", "head", "source_id"]
+    both = found.salience().merge(whole.salience(), on=keys, suffixes=("", "_whole"))
+    assert len(both) > 0.5 * len(whole.salience())
+    np.testing.assert_allclose(both["gain"], both["gain_whole"], rtol=1e-5)
+    assert both["promoted_ids"].tolist() == both["promoted_ids_whole"].tolist()
+    first, spectra = found.salience(), found.spectrum().merge(whole.spectrum(), on=keys[:2])
+    assert (first.groupby(keys[:2])["gain"].diff().dropna() <= 0).all()
+    # Tokens that are not followed count for copying with their rough states.
+    assert (spectra["copying_x"] - spectra["copying_y"]).abs().max() < 0.1
+    stored = stored_salience(found.path)
+    assert stored is not None
+    said = stored.provenance["tokens"]
+    rows = [sum(n for at, n in sent if at == layer) for layer in range(found.n_layers)]
+    assert said["followed"] < said["n"] and rows[-1] < rows[0]
+    assert f"{said['followed']:,} followed" in stored.caption()
+
+
+def test_exact_is_computed_where_only_the_screened_is_stored(out: Path, written_neutral: Path) -> None:
+    few = screened(out, 5, 1).salience()
+    assert ha.salience(Atlas.open(out)).equals(few)
+    whole = ha.salience(Atlas.open(out), tokens="all", exact=True)
+    assert whole.equals(Atlas.open(written_neutral).salience()) and not whole.equals(few)
+    with patch.object(screening, "deepest_layers", side_effect=AssertionError("screened")):
+        assert ha.salience(Atlas.open(out), exact=True).equals(whole)
+
+
+@pytest.mark.parametrize("why", ["unlike", "refused"])
+def test_all_are_followed_where_the_rough_states_are_of_no_use(
+    why: str, out: Path, written_neutral: Path
+) -> None:
+    def refuses(*_: object, **__: object) -> None:
+        raise TypeError("an unexpected keyword")
+
+    with (
+        patch.object(screening, "UNLIKE", 0.0)
+        if why == "unlike"
+        else patch.object(screening, "roughly", refuses)
+    ):
+        found = screened(out, 5, 1)
+    assert found.salience().equals(Atlas.open(written_neutral).salience())
