@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from headatlas.architectures.types import Dims, LayerHeads
 from headatlas.atlas.store import LayerRanks
-from headatlas.mapping import bounds, engine, full_vocabulary
+from headatlas.mapping import bounds, engine, full_vocabulary, screening
 from headatlas.mapping.vocabulary import Vocabulary, summing_error
 from headatlas.progress import Stats
 from tests.lenses.test_devices import META, Elsewhere
@@ -55,7 +58,7 @@ def test_results_do_not_depend_on_rounds_routes_or_chunks(
     monkeypatch.setattr(full_vocabulary, "MOST_CANDIDATES", 2000)
     monkeypatch.setattr(bounds, "SUMMED", 5)
     monkeypatch.setattr(engine, "PILOTS", pilots)
-    monkeypatch.setattr(engine, "_many_rows", lambda head: alone and head.space.basis is not None)
+    monkeypatch.setattr(engine, "_many_lines", lambda head, _: alone and head.space.basis is not None)
     assert_same(engine.map_layer(layout, inputs, vocabulary, ceiling=32), expected)
 
 
@@ -156,6 +159,49 @@ def test_screening_leaves_little_of_the_matrix() -> None:
     assert stats.rows - n < 0.3 * 2 * dims.n_heads * n
     # Of all logits, float64 sees few.
     assert 0 < stats.rechecked < 0.05 * dims.n_heads * n * len(vocabulary)
+
+
+def test_a_head_projects_the_vocabulary_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a head goes alone, pilots, pairs and cells share the projection; no column is projected twice."""
+    layout, inputs, vocabulary = random_problem(7)
+    columns = []
+    make = bounds._Kept.__init__
+
+    def counted(self: bounds._Kept, project: Callable[[slice], torch.Tensor], n: int) -> None:
+        columns.append(0)
+        at = len(columns) - 1
+
+        def counting(part: slice) -> torch.Tensor:
+            columns[at] += part.stop - part.start
+            return project(part)
+
+        make(self, counting, n)
+
+    monkeypatch.setattr(bounds._Kept, "__init__", counted)
+    monkeypatch.setattr(engine, "_many_lines", lambda head, _: head.space.basis is not None)
+    monkeypatch.setattr(engine, "PILOTS", 4)
+    engine.map_layer(layout, inputs, vocabulary, ceiling=32)
+    assert columns == [len(vocabulary)] * inputs.dims.n_heads
+
+
+def test_rows_that_counting_closes_are_not_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a few tokens leave rows open, all tokens are counted for these, and sorted for what is left."""
+    dims = Dims(1, 4, 2, 64, 16, 8000)
+    layout, inputs, vocabulary = random_problem(0, vocab=8000, dims=dims)
+    alike = replace(inputs, states=inputs.states[:1] + 0.1 * inputs.states)
+    asked, sorted_, kth, screen = [], [], screening.kth, screening.Space.screen
+
+    def screened(space: screening.Space, rows: NDArray[np.int64], *args: Any, **given: Any) -> None:
+        before = len(sorted_)
+        screen(space, rows, *args, **given)
+        if "asked" in given:
+            asked.append((len(rows), sum(sorted_[before:])))
+
+    monkeypatch.setattr(screening, "kth", lambda values, k: sorted_.append(len(values)) or kth(values, k))
+    monkeypatch.setattr(screening.Space, "screen", screened)
+    engine.map_layer(layout, alike, vocabulary, ceiling=32)
+    rows, left = np.sum(asked, axis=0)
+    assert 0 < left < 0.7 * rows
 
 
 def test_kv_groups_share_values_but_not_outputs() -> None:

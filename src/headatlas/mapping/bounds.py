@@ -8,7 +8,7 @@ Which one is taken changes the time of a map and no rank: what the bounds leave 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -41,6 +41,7 @@ class RightFactor:
         first: [V] float32 error for a row of length one.
         second: [V] float32 error for each unit of length that rounding took from a row; zeros in float32.
         device: Where the factors are.
+        kept: Factors that are made when they are first asked for; None where all are there.
     """
 
     chunk: Callable[[int, int], torch.Tensor]
@@ -48,6 +49,7 @@ class RightFactor:
     first: torch.Tensor
     second: torch.Tensor
     device: torch.device
+    kept: _Kept | None = None
 
     @property
     def rounding(self) -> float:
@@ -174,10 +176,11 @@ def in_head(basis: torch.Tensor, vocabulary: Vocabulary) -> RightFactor:
     def project(part: slice) -> torch.Tensor:
         return projected(stored[part, : vocabulary.d_model].to(torch.float32), right)
 
-    return _in_float32(_kept(project, len(vocabulary)), vocabulary, head_error(basis))
+    kept = _Kept(project, len(vocabulary))
+    return replace(_in_float32(kept.chunk, vocabulary, head_error(basis)), kept=kept)
 
 
-def projecting_pays(n_rows: int, d_head: int, d_model: int) -> bool:
+def projecting_pays(n_rows: float, d_head: int, d_model: int) -> bool:
     """Whether a logit of so many rows costs less through d_head, with U projected for them, than through
     d_model."""
     return n_rows * (d_model - d_head) > d_model * d_head
@@ -208,21 +211,26 @@ def head_error(basis: torch.Tensor) -> float:
     return float(d_head**0.5 * dot_error(min(d_model, SUMMED) + parts) + 2 * dot_error(d_head))
 
 
-def _kept(make: Callable[[slice], torch.Tensor], n: int) -> Callable[[int, int], torch.Tensor]:
-    """Factors of n columns, made in the order of the vocabulary when they are first asked for."""
-    made, until = torch.empty(0), 0
+class _Kept:
+    """Factors of n columns, made in the order of the vocabulary when they are first asked for.
 
-    def chunk(start: int, stop: int) -> torch.Tensor:
-        nonlocal made, until
-        while until < stop:
-            part = slice(until, min(stop, until + PROJECTED))
-            found = make(part)
-            if until == 0:
-                made = found.new_empty((n, found.shape[1]))
-            made[part], until = found, part.stop
-        return made[start:stop]
+    Attributes:
+        until: How many are made.
+    """
 
-    return chunk
+    def __init__(self, make: Callable[[slice], torch.Tensor], n: int) -> None:
+        self._make, self._n = make, n
+        self._made, self.until = torch.empty(0), 0
+
+    def chunk(self, start: int, stop: int) -> torch.Tensor:
+        """[stop - start, q + carried] factors."""
+        while self.until < stop:
+            part = slice(self.until, min(stop, self.until + PROJECTED))
+            found = self._make(part)
+            if self.until == 0:
+                self._made = found.new_empty((self._n, found.shape[1]))
+            self._made[part], self.until = found, part.stop
+        return self._made[start:stop]
 
 
 def _in_float32(
@@ -253,8 +261,7 @@ def _head_in_bfloat16(basis: torch.Tensor, vocabulary: Vocabulary) -> RightFacto
     first, second = torch.zeros(len(vocabulary)), torch.zeros(len(vocabulary))
 
     def project(part: slice) -> torch.Tensor:
-        found, taken = _in_parts(right[part], rounded, d_model)
-        length = torch.linalg.vector_norm(found, dim=1, dtype=torch.float32) * 1.001
+        found, length, taken = _in_parts(right[part], rounded, d_model)
         factors = found.new_zeros((len(found), d_head + CARRIED))
         factors[:, :d_head] = found
         factors[:, d_head] = (of_U[part] + taken) * _UP
@@ -262,19 +269,26 @@ def _head_in_bfloat16(basis: torch.Tensor, vocabulary: Vocabulary) -> RightFacto
         first[part], second[part] = (factors[:, d_head + i].to(torch.float32).cpu() for i in range(2))
         return factors
 
-    return RightFactor(_kept(project, len(vocabulary)), True, first, second, device)
+    kept = _Kept(project, len(vocabulary))
+    return RightFactor(kept.chunk, True, first, second, device, kept)
 
 
-def _in_parts(left: torch.Tensor, right: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _in_parts(
+    left: torch.Tensor, right: torch.Tensor, n: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The product of bfloat16 matrices [v, n + zeros] and [n + zeros, d_head], summed in parts.
 
     Returns:
-        [v, d_head] bfloat16, and [v] float32 bounds of the length of what rounding took from each row, of the
-        parts and of their sum. What float32 took from the sums of the parts is not in it.
+        [v, d_head] bfloat16; and [v] float32 bounds of the length of each row, and of the length of what
+        rounding took from it, of the parts and of their sum. What float32 took from the sums of the parts is
+        not in it.
     """
     edges = [*range(0, n, SUMMED)][1:]
     pairs = zip(left.tensor_split(edges, dim=1), right.tensor_split(edges), strict=True)
     parts = [some @ other for some, other in pairs]
+    if len(parts) == 1:
+        length = torch.linalg.vector_norm(parts[0], dim=1, dtype=torch.float32) * 1.001
+        return parts[0], length, 2.0**-8 * 1.02 * length
     total = parts[0].to(torch.float32)
     sizes = total.abs()
     for part in parts[1:]:
@@ -283,7 +297,8 @@ def _in_parts(left: torch.Tensor, right: torch.Tensor, n: int) -> tuple[torch.Te
     out = total.to(torch.bfloat16)
     # 1.02 covers the sums over parts as well: a few units of float32.
     taken = 2.0**-8 * 1.02 * torch.linalg.vector_norm(sizes, dim=1)
-    return out, taken + 1.001 * torch.linalg.vector_norm(total - out.to(torch.float32), dim=1)
+    taken += 1.001 * torch.linalg.vector_norm(total - out.to(torch.float32), dim=1)
+    return out, torch.linalg.vector_norm(out, dim=1, dtype=torch.float32) * 1.001, taken
 
 
 def roughly(rows: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from headatlas.atlas.layout import Layout, RelationBlock
 from headatlas.atlas.store import CELL_BEYOND, LayerRanks
-from headatlas.mapping.bounds import Bounded, in_head, projecting_pays
+from headatlas.mapping.bounds import Bounded, RightFactor, in_head, projecting_pays
 from headatlas.mapping.full_vocabulary import Entries, concatenated, distinct, numbered, rank_entries
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.screening import Space, typical_tokens, unit
@@ -36,7 +36,7 @@ Ints = NDArray[np.int64]
 NO_ENTRIES = Entries(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int8))
 
 
-@dataclass
+@dataclass(eq=False)
 class _Head:
     """One head, or the no-head control: what is known of it, and what is still asked.
 
@@ -48,6 +48,7 @@ class _Head:
         through: Per sign, [n] rows that have gone through the vocabulary.
         entries: What this round asks.
         sinks: Where its ranks go: (array, positions, which entries).
+        factor: U in the head's output space, where that serves several rounds.
     """
 
     space: Space
@@ -57,6 +58,24 @@ class _Head:
     through: list[NDArray[np.bool_]] = field(default_factory=list)
     entries: Entries = NO_ENTRIES
     sinks: list[tuple[NDArray[np.int16] | NDArray[np.uint8], Ints, Ints]] = field(default_factory=list)
+    factor: RightFactor | None = None
+
+    def projected(self) -> RightFactor:
+        """U in the head's output space, made when it is asked for."""
+        if self.space.basis is None:
+            raise ValueError("the no-head control has no space of its own")
+        return in_head(self.space.basis, self.space.vocabulary)
+
+    @property
+    def n_open(self) -> int:
+        """Lines with an open pair."""
+        row, n = self.space.layout.own_row, len(self.space.rows)
+        return sum(len(distinct(row[pairs], n)) for pairs in self.open)
+
+    @property
+    def n_asked(self) -> int:
+        """Lines of this round."""
+        return len(distinct(self.entries.row * 2 + (self.entries.sign > 0), 2 * len(self.space.rows)))
 
     def ask(self, wanted: list[_Wanted]) -> None:
         """Make this round's entries, each (row, target, sign) once however often it is wanted."""
@@ -112,17 +131,16 @@ def map_layer(
     ranks = np.full((2, inputs.dims.n_heads, layout.n_pairs), RANK_UNUSABLE, dtype=np.int16)
     cells = np.full((2, inputs.dims.n_heads, layout.n_cells), CELL_BEYOND, dtype=np.uint8)
     target_rows = vocabulary.float32(vocabulary.columns(layout.targets))
-    by_group: dict[int, torch.Tensor] = {}
     n_heads, at_once = inputs.dims.n_heads, heads_at_once or inputs.dims.n_heads
     for start in range(0, n_heads, at_once):
-        heads = []
-        for head in range(start, min(start + at_once, n_heads)):
-            group = inputs.dims.kv_head(head)
-            if group not in by_group:
-                by_group = {group: inputs.values(group)}  # the group before is done with
-            with stats.timed("screening"):
-                space = Space.of_head(by_group[group], inputs.output(head), layout, vocabulary, target_rows)
-            heads.append(_Head(space, list(ranks[:, head]), list(cells[:, head])))
+        heads, which = [], range(start, min(start + at_once, n_heads))
+        with stats.timed("screening"):
+            values = inputs.values_of([inputs.dims.kv_head(head) for head in which])
+            for head in which:
+                mine = values[inputs.dims.kv_head(head)]
+                space = Space.of_head(mine, inputs.output(head), layout, vocabulary, target_rows)
+                heads.append(_Head(space, list(ranks[:, head]), list(cells[:, head])))
+            del values
         if control is None:
             control = np.full(layout.n_pairs, RANK_UNUSABLE, dtype=np.int16)
             space = Space(unit(inputs.control), None, layout, vocabulary, target_rows)
@@ -134,10 +152,24 @@ def map_layer(
 
 
 def _in_rounds(heads: list[_Head], ceiling: int, stats: Stats) -> None:
+    """Screen all heads, then rank each that has many open lines by itself, and the others together."""
     with stats.timed("screening"):
         typical_tokens([head.space for head in heads], stats)
         for head in heads:
             _screen_all(head, ceiling, stats)
+    # About half of the open lines are closed by what the pilots find.
+    alone = [head for head in heads if _many_lines(head, head.n_open // 2)]
+    for head in alone:
+        head.factor = head.projected()
+        _rounds([head], ceiling, stats)
+        head.factor = None  # as large as U is in this head's space
+    _rounds([head for head in heads if head not in alone], ceiling, stats)
+
+
+def _rounds(heads: list[_Head], ceiling: int, stats: Stats) -> None:
+    """Pilots, the other pairs, the other cells."""
+    with stats.timed("screening"):
+        for head in heads:
             head.ask(_own(head, PILOTS, stats))
     _rank(heads, ceiling, stats)
     with stats.timed("screening"):
@@ -169,7 +201,8 @@ def _screen_all(head: _Head, ceiling: int, stats: Stats) -> None:
 def _screen_again(head: _Head, ceiling: int, stats: Stats) -> None:
     """Screen the open pairs with all that has been learned."""
     space, layout = head.space, head.space.layout
-    space.screen(distinct(layout.own_row[np.concatenate(head.open)], len(space.rows)), ceiling, stats)
+    rows = distinct(layout.own_row[np.concatenate(head.open)], len(space.rows))
+    space.screen(rows, ceiling, stats, asked=space.extremes(head.open))
     for at, pairs in enumerate(head.open):
         if len(pairs):
             head.open[at] = pairs[space.alive_own(pairs)[at]]
@@ -222,8 +255,15 @@ def _other_cells(head: _Head, ceiling: int, stats: Stats) -> list[_Wanted]:
                 head.cells[at][block.cells] = CELL_BEYOND
     if not asked:
         return []
-    rows = np.concatenate([block.rows[~head.through[at][block.rows]] for block, at in asked])
-    head.space.screen(distinct(rows, len(head.space.rows)), ceiling, stats)
+    space = head.space
+    # The rows that are left when what is known is applied, then with all tokens.
+    left = [block.rows[~head.through[at][block.rows]] for block, at in asked]
+    alive = [
+        space.alive_cells(rows, block.columns, SIGNS[at], stats).any(axis=1)
+        for rows, (block, at) in zip(left, asked, strict=True)
+    ]
+    rows = np.concatenate([rows[mask] for rows, mask in zip(left, alive, strict=True)])
+    space.screen(distinct(rows, len(space.rows)), ceiling, stats)
     return [_cells(head, block, at, ~head.through[at], stats) for block, at in asked]
 
 
@@ -248,39 +288,36 @@ def _at_floor(head: _Head, block: RelationBlock, ranks: NDArray[np.int16], ceili
 
 
 def _rank(heads: Sequence[_Head], ceiling: int, stats: Stats) -> None:
-    """Rank what the heads ask: heads with many rows in their own space, the others together."""
+    """Rank what the heads ask: heads with many lines in their own space, the others together."""
     asking = [head for head in heads if len(head.entries.row)]
-    alone = [head for head in asking if _many_rows(head)]
-    together = [head for head in asking if not _many_rows(head)]
+    alone = [head for head in asking if head.factor or _many_lines(head, head.n_asked)]
+    together = [head for head in asking if head not in alone]
     with stats.timed("survivors"):
         for head in alone:
-            _through_vocabulary([head], ceiling, stats, head.space.basis)
+            _through_vocabulary([head], ceiling, stats, alone=True)
         if together:
             _through_vocabulary(together, ceiling, stats)
 
 
-def _many_rows(head: _Head) -> bool:
+def _many_lines(head: _Head, lines: int) -> bool:
     """Whether projecting U onto the head's output space pays for this many lines."""
     if head.space.basis is None:
         return False
-    d_head, d_model = head.space.basis.shape
-    lines = len(distinct(head.entries.row * 2 + (head.entries.sign > 0), 2 * len(head.space.rows)))
-    return projecting_pays(lines, d_head, d_model)
+    return projecting_pays(lines, *head.space.basis.shape)
 
 
-def _through_vocabulary(
-    heads: Sequence[_Head], ceiling: int, stats: Stats, basis: torch.Tensor | None = None
-) -> None:
-    """Rank what heads ask, of a single head through its own output space if its basis is given."""
+def _through_vocabulary(heads: Sequence[_Head], ceiling: int, stats: Stats, *, alone: bool = False) -> None:
+    """Rank what heads ask, of a single head through its own output space."""
     space = heads[0].space
-    outputs, parts, n_rows, bounded = [], [], [0], None
+    outputs, parts, n_rows, bounded, share = [], [], [0], None, 1.0
     for head in heads:
         rows, local = numbered(head.entries.row, len(head.space.rows))
         outputs.append(unit(head.space.outputs(rows)))
         parts.append(head.entries._replace(row=local + n_rows[-1]))
         n_rows.append(n_rows[-1] + len(rows))
-        if basis is not None:
-            bounded = Bounded(in_head(basis, space.vocabulary), space.rows[torch.from_numpy(rows)])
+        if alone:
+            bounded = Bounded(head.factor or head.projected(), head.space.rows[torch.from_numpy(rows)])
+            share = head.n_asked / (head.n_asked + head.n_open)
     ranked = rank_entries(
         torch.cat(outputs),
         concatenated(parts),
@@ -289,6 +326,7 @@ def _through_vocabulary(
         ceiling=ceiling,
         stats=stats,
         in_head=bounded,
+        share=share,
     )
     ends = np.cumsum([len(part.row) for part in parts])[:-1]
     of_head = np.searchsorted(n_rows, ranked.beating_row, side="right") - 1

@@ -25,6 +25,8 @@ FIRST_CHUNK = 2048
 LARGEST_CHUNK = 8192
 BLOCK_ROWS = 1024
 MOST_CANDIDATES = 2_000_000
+MANY_REACHING = 8
+"""Times the ceiling: where more tokens a line of the first chunk are candidates, sorting the chunk pays."""
 
 Ints = NDArray[np.int64]
 _Arrays = TypeVar("_Arrays", bound=tuple[NDArray[Any], ...])
@@ -68,6 +70,7 @@ def rank_entries(
     ceiling: int,
     stats: Stats,
     in_head: Bounded | None,
+    share: float = 1.0,
 ) -> Ranked:
     """Exact ranks below the ceiling, ``RANK_BEYOND`` otherwise.
 
@@ -80,6 +83,7 @@ def rank_entries(
         stats: Counters.
         in_head: The outputs of a head in its own space, or None: cheaper where many go through together.
             Changes cost, not results.
+        share: Which part of the head's lines these are, about: the others will need the same bounds.
     """
     # A line is a row with a sign; its logits are those of the row times the sign.
     key, line = numbered(entries.row * 2 + (entries.sign < 0), 2 * len(outputs))
@@ -90,7 +94,8 @@ def rank_entries(
     if in_head is not None:
         routes.append(Bounded(in_head.factor, in_head.rows[torch.from_numpy(key // 2)] * sign[:, None]))
     order = np.argsort(line, kind="stable")
-    block = _Block(rows, routes, line[order], targets[entries.column[order]], logit[order])
+    target = targets[entries.column[order]]
+    block = _Block(rows, routes, line[order], target, logit[order], share)
     ranks = np.empty(len(line), dtype=np.int16)
     ranks[order], best = _in_parts(block, BLOCK_ROWS, vocabulary, ceiling, stats)
     stats.hit_rows += len(distinct(line[ranks >= 0], len(rows)))
@@ -107,6 +112,7 @@ class _Block:
         line: [n] line of each entry.
         target: [n] its target as a vocabulary column.
         logit: [n] its signed logit, float64.
+        share: Which part of its head's lines the block has, about.
     """
 
     rows: torch.Tensor
@@ -114,6 +120,7 @@ class _Block:
     line: Ints
     target: Ints
     logit: NDArray[np.float64]
+    share: float
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -127,13 +134,15 @@ class _Block:
             self.line[entries] - lines.start,
             self.target[entries],
             self.logit[entries],
+            self.share,
         )
 
-    def route(self, n: int) -> Bounded:
-        """The cheaper bounds for ``n`` of the lines, where U would have to be projected for them."""
+    def route(self, n: int, stop: int) -> Bounded:
+        """The cheaper bounds for ``n`` of the lines; U may have to be projected up to column ``stop``."""
         if len(self.routes) > 1:
             d_model, d_head = (route.rows.shape[1] for route in self.routes)
-            if projecting_pays(n, d_head, d_model):
+            kept = self.routes[1].factor.kept
+            if (kept and kept.until >= stop) or projecting_pays(n / self.share, d_head, d_model):
                 return self.routes[1]
         return self.routes[0]
 
@@ -215,16 +224,20 @@ def _collect(
     stats.rows += len(index)
     while start < n_tokens and len(index):
         stop = min(start + chunk, n_tokens)
-        route = block.route(len(index))
+        route = block.route(len(index), stop)
+        kept = route.factor.kept
+        there = kept.until if kept else stop
         upper = route.upper(index, start, stop)
         d_model, q = block.rows.shape[1], route.rows.shape[1]
-        stats.products += upper.numel() * q + (stop - start) * d_model * (q if q < d_model else 0)
+        stats.products += upper.numel() * q + max(0, stop - there) * d_model * q
         # What is below the lowest open target cannot change a rank, nor what is below ``ceiling`` tokens
         # (every target that stays open is above those); a tie can.
         limit = np.maximum(_lowest(block, open_)[index], best[index, -1])
-        if start == 0:
+        row, column = _reaching(upper, limit - tie[index])
+        if start == 0 and len(row) > MANY_REACHING * ceiling * len(index):
             limit = np.maximum(limit, _at_first_sight(upper, index, route, ceiling))
-        part = _reaching(upper, index, limit - tie[index], route, start)
+            row, column = _reaching(upper, limit - tie[index])
+        part = _candidates(upper, row, column, index, route, start)
         held += len(part.line)
         if held > MOST_CANDIDATES and n_lines > 1:
             return None
@@ -271,14 +284,18 @@ def kth(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return largest.to(torch.float32).cpu(), smallest.to(torch.float32).cpu()
 
 
-def _reaching(
-    upper: torch.Tensor, index: Ints, limit: NDArray[np.float64], bounded: Bounded, start: int
-) -> _Candidates:
-    """Tokens of a chunk whose bound from above reaches the limit of their line.
+def _reaching(upper: torch.Tensor, limit: NDArray[np.float64]) -> tuple[Ints, Ints]:
+    """Rows and columns of bounds from above that reach the limit of their row.
 
     Rounding is monotone: a bound that is at least the limit stays so when both are rounded to its dtype.
     """
-    row, column = _at_least(upper, torch.from_numpy(limit).to(upper.dtype))
+    return _at_least(upper, torch.from_numpy(limit).to(upper.dtype))
+
+
+def _candidates(
+    upper: torch.Tensor, row: Ints, column: Ints, index: Ints, bounded: Bounded, start: int
+) -> _Candidates:
+    """Tokens of a chunk, given as rows and columns of their bounds from above."""
     values = upper[torch.from_numpy(row), torch.from_numpy(column)].to(torch.float32).cpu()
     line, token = index[row], column + start
     lower = bounded.lower(values, line, token)

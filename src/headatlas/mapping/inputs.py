@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -37,12 +37,18 @@ class LayerInputs:
 
     def values(self, group: int) -> torch.Tensor:
         """[n, d_head] float64 value vectors x·W_V + b_V of a key/value group."""
+        return self.values_of([group])[group]
+
+    def values_of(self, groups: Iterable[int]) -> dict[int, torch.Tensor]:
+        """:meth:`values` of several groups, for which the states are made float64 once."""
         if self.given is not None:
-            return self.given[group].to(torch.float64)
-        out = self.states.to(torch.float64) @ self.heads.W_V[group].to(torch.float64)
-        if self.use_bias and self.heads.b_V is not None:
-            out = out + self.heads.b_V[group].to(torch.float64)
-        return out
+            return {group: self.given[group].to(torch.float64) for group in groups}
+        states, found = self.states.to(torch.float64), {}
+        for group in set(groups):
+            found[group] = states @ self.heads.W_V[group].to(torch.float64)
+            if self.use_bias and self.heads.b_V is not None:
+                found[group] += self.heads.b_V[group].to(torch.float64)
+        return found
 
     def output(self, head: int) -> torch.Tensor:
         """[d_head, d_model] float64 W_O followed by the right map (linear, so it folds into W_O)."""
