@@ -14,7 +14,6 @@ from headatlas.cli.options import (
     AtlasArgument,
     ModelOption,
     computes,
-    names_of,
     out_option,
     reads_atlas,
     shipped_names,
@@ -201,7 +200,7 @@ def recipe_command(
     """
     from headatlas.recipes import recipe
 
-    named = names_of(heads, "heads")
+    named = None if heads is None else [name for text in heads for name in text.split(",")]
     made = recipe(
         atlas,
         relation,
