@@ -105,12 +105,13 @@ def ablation(
 
     chosen, asked = Choices(**choices), read_templates(templates)
     with examined(atlas, model, tokenizer, compute=compute, progress=progress) as subject:
-        if heads is not None:
-            without = run_chosen(subject, heads, asked, chosen, only)
-        else:
+        if heads is None:
             found = run_ablation(subject, asked, chosen, only)
-    frame = summarise_ablations(found.done) if heads is None else summarise_heads(without)
-    frame.attrs["skipped"] = found.skipped if heads is None else without.provenance["skipped"]
+            frame, skipped = summarise_ablations(found.done), found.skipped
+        else:
+            without = run_chosen(subject, heads, asked, chosen, only)
+            frame, skipped = summarise_heads(without), without.provenance["skipped"]
+    frame.attrs["skipped"] = skipped
     return frame
 
 
