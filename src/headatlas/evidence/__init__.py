@@ -57,11 +57,11 @@ def inference(
         HeadatlasError: The model is not the atlas's or does not fit into memory, a template has no slot, or
             no relation can be used in it. What was measured before stays.
     """
-    from headatlas.evidence.inference_run import Asked, run_inference
+    from headatlas.evidence.inference_run import InferenceTexts, run_inference
     from headatlas.evidence.opening import examined
     from headatlas.evidence.statistics import agreement
 
-    asked = Asked.of(templates, own_templates=own_templates, sources=sources)
+    asked = InferenceTexts.of(templates, own_templates=own_templates, sources=sources)
     with examined(atlas, model, tokenizer, only=only, compute=compute, progress=progress) as subject:
         found = run_inference(subject, asked)
     return agreement(atlas, found)
