@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.checkpoints import INDEX
-from headatlas.evidence.inference_run import Asked, run_inference
+from headatlas.evidence.inference_run import InferenceTexts, run_inference
 from headatlas.evidence.opening import examined
 from headatlas.mapping.run import map_heads
 from headatlas.progress import Progress, Stats
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         began = time.perf_counter()
         stages = Stages()
         with examined(atlas, progress=stages) as subject:
-            run_inference(subject, Asked.of(_texts() if made else None, sources=sources), stats)
+            run_inference(subject, InferenceTexts.of(_texts() if made else None, sources=sources), stats)
         stages.end()
     print(stages.said)
     print(

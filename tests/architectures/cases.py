@@ -162,7 +162,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-biased-tied": ("qwen3", _HEAD | {"attention_bias": True, "tie_word_embeddings": True}),
     "seed_oss": ("seed_oss", _HEAD),
     "seed_oss-out_bias": ("seed_oss", _HEAD | {"attention_out_bias": True}),
-    "smollm3": ("smollm3", _GQA),
+    "smollm3": ("smollm3", _GQA | {"no_rope_layer_interval": 2}),
     "stablelm": ("stablelm", _GQA | _HALF),
     "stablelm-qkv_bias": ("stablelm", _GQA | _HALF | {"use_qkv_bias": True}),
     "stablelm-parallel-qk_layernorm": (

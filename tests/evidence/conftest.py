@@ -46,7 +46,7 @@ def run_inference(
 ) -> list[Dynamic]:
     """The dynamic scores that ``ha.evidence.inference`` compares."""
     with opening.examined(atlas, *loaded, only=only, progress=progress) as subject:
-        return inference_run.run_inference(subject, inference_run.Asked.of(templates, **asked))
+        return inference_run.run_inference(subject, inference_run.InferenceTexts.of(templates, **asked))
 
 
 def run_ablation(

@@ -25,7 +25,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.evidence import ablation_run as ablation_module
 from headatlas.evidence import inference_run as inference_module
 from headatlas.evidence.ablation_run import Choices, steps_to
-from headatlas.evidence.inference_run import Asked
+from headatlas.evidence.inference_run import InferenceTexts
 from headatlas.evidence.opening import relations_of
 from headatlas.evidence.statistics import agree, agreement, sampling, summarise_ablations
 from headatlas.mapping import workers
@@ -430,6 +430,6 @@ def test_only_what_is_needed_is_asked(mapped: Planted, tmp_path: Path) -> None:
 
 
 def test_the_plan_knows_the_shipped_templates() -> None:
-    templates = Asked.of(None).templates or ()
+    templates = InferenceTexts.of(None).templates or ()
     assert len(templates) == CONTEXT_TEXTS
     assert np.mean([len(each.after.split()) for each in templates]) == TOKENS_AFTER

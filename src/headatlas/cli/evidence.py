@@ -133,11 +133,11 @@ def inference_command(
     The scores are stored in the atlas; a table and scatter plots go to DIR/evidence, and DIR's page and table
     of heads are written again with them. The same command goes on after Ctrl-C.
     """
-    from headatlas.evidence.inference_run import Asked, run_inference
+    from headatlas.evidence.inference_run import InferenceTexts, run_inference
     from headatlas.evidence.statistics import agreement, sampling
     from headatlas.outputs import write_inference
 
-    asked = Asked.of(templates, own_templates=own_templates, sources=sources)
+    asked = InferenceTexts.of(templates, own_templates=own_templates, sources=sources)
     with _examining(folder, model, compute, KEPT, names_of(only)) as subject:
         found = run_inference(subject, asked)
     atlas = subject.atlas

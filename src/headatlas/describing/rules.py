@@ -187,7 +187,8 @@ _KINDS = {
 def _formal_fields(mappings: Mappings) -> dict[str, frozenset[str]]:
     """Words of each script other than Latin, and of some kinds, among all tokens of the mappings."""
     found: dict[str, set[str]] = {}
-    for token in {*mappings.sources, *(t for side in SIDES for each in mappings.targets[side] for t in each)}:
+    targets = (token for side in SIDES for each in mappings.targets[side] for token in each)
+    for token in dict.fromkeys((*mappings.sources, *targets)):
         name = _KINDS.get(token.kind)
         if token.kind == "other script" and (letters := script(next(filter(str.isalpha, token.word)))):
             name = f"{letters if letters == 'CJK' else letters.capitalize()} letters"

@@ -57,11 +57,11 @@ def inference(
         HeadatlasError: The model is not the atlas's or does not fit into memory, a template has no slot, or
             no relation can be used in it. What was measured before stays.
     """
-    from headatlas.evidence.inference_run import Asked, run_inference
+    from headatlas.evidence.inference_run import InferenceTexts, run_inference
     from headatlas.evidence.opening import examined
     from headatlas.evidence.statistics import agreement
 
-    asked = Asked.of(templates, own_templates=own_templates, sources=sources)
+    asked = InferenceTexts.of(templates, own_templates=own_templates, sources=sources)
     with examined(atlas, model, tokenizer, only=only, compute=compute, progress=progress) as subject:
         found = run_inference(subject, asked)
     return agreement(atlas, found)
@@ -105,12 +105,13 @@ def ablation(
 
     chosen, asked = Choices(**choices), read_templates(templates)
     with examined(atlas, model, tokenizer, compute=compute, progress=progress) as subject:
-        if heads is not None:
-            without = run_chosen(subject, heads, asked, chosen, only)
-        else:
+        if heads is None:
             found = run_ablation(subject, asked, chosen, only)
-    frame = summarise_ablations(found.done) if heads is None else summarise_heads(without)
-    frame.attrs["skipped"] = found.skipped if heads is None else without.provenance["skipped"]
+            frame, skipped = summarise_ablations(found.done), found.skipped
+        else:
+            without = run_chosen(subject, heads, asked, chosen, only)
+            frame, skipped = summarise_heads(without), without.provenance["skipped"]
+    frame.attrs["skipped"] = skipped
     return frame
 
 

@@ -388,11 +388,11 @@ def run_chosen(
             f"{model.checkpoint.spec}: its tokenizer makes {LENGTH} tokens of no shipped text."
         )
     orders = {CHOSEN: wanted, **_drawn(wanted, model.dims.n_heads, choices)}
-    asked = [[name, task.prompts, [sorted(right) for right in task.accepted]] for name, task in tasks.items()]
-    body = [
-        *(DEFINITIONS, choices.method, orders, [[RUNNING_TEXT, texts, []], *asked]),
-        about["model"]["weights_hash"],
+    asked: list[list[Any]] = [[RUNNING_TEXT, texts, []]]
+    asked += [
+        [name, task.prompts, [sorted(right) for right in task.accepted]] for name, task in tasks.items()
     ]
+    body = [DEFINITIONS, choices.method, orders, asked, about["model"]["weights_hash"]]
     digest = _digest(json.dumps(body))
     place = HeadsAblation.place(evidence_group(subject.path), digest[:12])
     if not place.is_dir():

@@ -30,7 +30,7 @@ from headatlas.atlas.evidence import CONTEXT_TEXT, TASK, Preferences, evidence_g
 from headatlas.atlas.stored import SHIPPED, store_dataset
 from headatlas.evidence.opening import Subject
 from headatlas.evidence.recording import Watched, watch
-from headatlas.evidence.texts import Ids, Template, Templates, Text, in_template, spread, words_of
+from headatlas.evidence.texts import Ids, Template, Templates, Text, in_template, source_words, spread
 from headatlas.lenses import NEUTRAL_PREFIXES, NeutralStates
 from headatlas.lenses.forward import running
 from headatlas.progress import Progress
@@ -151,7 +151,7 @@ def matched_words(relation: TokenisedRelation, lent: Mapping[str, Mapping[str, I
 
     The same words give the same choice.
     """
-    pairs, words = relation.pairs, words_of(relation)
+    pairs, words = relation.pairs, source_words(relation)
     asked = spread(len(pairs), min(ASKED, len(pairs) // 4))
     rest = [at for at in range(len(pairs)) if at not in set(asked)]
     keys = [rest[at] for at in spread(len(rest), KEYS)]

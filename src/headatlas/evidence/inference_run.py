@@ -57,7 +57,7 @@ SUMMARIES = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class InferenceTexts:
     """The texts of a run.
 
     Attributes:
@@ -71,7 +71,7 @@ class Asked:
     @classmethod
     def of(
         cls, given: str | Path | Sequence[str] | None, *, own_templates: bool = False, sources: Sources = None
-    ) -> Asked:
+    ) -> InferenceTexts:
         """Templates from a file, from texts, or the shipped ones; arguments as for evidence.inference.
 
         Raises:
@@ -90,7 +90,7 @@ class Asked:
         return cls(tuple(Template.of(text, "templates") for text in given), most)
 
 
-def run_inference(subject: Subject, asked: Asked, stats: Stats | None = None) -> list[Dynamic]:
+def run_inference(subject: Subject, asked: InferenceTexts, stats: Stats | None = None) -> list[Dynamic]:
     """Measure dynamic scores and store them in the atlas; those that are there are not measured again.
 
     ``stats`` is filled with counts of what was done. Returns one entry for each template.

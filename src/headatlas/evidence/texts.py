@@ -184,7 +184,7 @@ def running_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[Ids, ...]:
     return tuple(row[:LENGTH] for row in rows if len(row) >= LENGTH)
 
 
-def words_of(relation: TokenisedRelation) -> list[str]:
+def source_words(relation: TokenisedRelation) -> list[str]:
     """The source of each usable pair, as written."""
     return [relation.relation.pairs[pair.index].source for pair in relation.pairs]
 
@@ -209,7 +209,7 @@ def in_template(
     Returns:
         The relation with the pairs that stay, those dropped listed among ``dropped``; source ids → text.
     """
-    words = words_of(relation)
+    words = source_words(relation)
     placed = place(tokenizer, template, words, [pair.source_ids for pair in relation.pairs])
     gone = tuple(word for word, text in zip(words, placed, strict=True) if text is None)
     stay = {pair.index: text for pair, text in zip(relation.pairs, placed, strict=True) if text is not None}
@@ -285,7 +285,7 @@ def make_task(
     ``sources`` are, evenly spaced.
     """
     examples = spread(len(relation.pairs), shots)
-    words = words_of(relation)
+    words = source_words(relation)
     lines = [
         f"{answered(template.filled(words[at]), relation.pairs[at].target_words[0])}\n" for at in examples
     ]

@@ -128,15 +128,15 @@ def everywhere(length: int) -> dict[str, Weights]:
 
     The previous token counts from the third position on: before, it is the first position.
     """
-    out = {name: np.zeros((length, length), dtype=np.float32) for name in _EVERYWHERE}
-    queries = np.arange(1, length)
-    out["self"][queries, queries] = 1 / len(queries)
-    out["first_position"][queries, 0] = 1 / len(queries)
-    out["previous_token"][queries[1:], queries[:-1]] = 1 / (len(queries) - 1)
-    return out
+    first = np.arange(length) == 0
+    keys = {
+        "previous_token": np.eye(length, k=-1, dtype=bool) & ~first[None, :],
+        "self": np.eye(length, dtype=bool) & ~first[:, None],
+        "first_position": first[None, :] & ~first[:, None],
+    }
+    return {name: _weights(where) for name, where in keys.items()}
 
 
-_EVERYWHERE = ("previous_token", "self", "first_position")
 IN_TEXT = (
     *("duplicate_token", "induction", "line_start", "sentence_start"),
     *("punctuation", "digits", "names", "line_breaks"),
