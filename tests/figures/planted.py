@@ -160,7 +160,7 @@ def large_atlas(
         ]
         control = _ranks(rng, np.full((1, layout.n_pairs), 0.3 * layer / n_layers), np.array(False))[0]
         writer.write(layer, LayerRanks(ranks[0], ranks[1], control, cells, cells))
-        hits = [each < k[of_pair] for each in (*ranks, control)]
+        hits = [(each >= 0) & (each < k[of_pair]) for each in (*ranks, control)]
         scores.append([(each @ relation) / n_sources for each in (*hits, hits[0] & ~hits[2])])
     atlas = Atlas.open(path)
     vars(atlas)["relation_scores"] = {

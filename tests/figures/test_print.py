@@ -41,6 +41,8 @@ def pixels_of(figure: Figure, ax: Axes, places: np.ndarray) -> list[str]:
 def test_the_large_atlas_has_strong_heads_and_weak_ones(model: Atlas) -> None:
     n = model.categories()["n_categories"]
     assert (n > 0).any() and (n > 1).any()
+    table = model.table()
+    assert table["score"].median() < 0.05 and table.loc[table["implements"], "score"].median() > 0.4
     if len(n) > 200:
         assert 0.1 < (n > 0).mean() < 0.2
         assert (n > 1).mean() > 0.05 and (n == 4).any()

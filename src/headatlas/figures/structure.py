@@ -169,7 +169,7 @@ def _per_head_panel(page: Page, ax: Axes, found: Structure, width: float) -> lis
     look: dict[str, Any] = {"color": page.palette.ink, "linewidth": 1.4}
     ax.hlines(per_head.expected[1:], number - 0.4, number + 0.4, label="by chance", zorder=2, **look)
     ax.set_xlim(0.4, len(per_head.observed) - 0.4)
-    ticks = [max(1, at) for at in round_ticks(len(number) + 1, width, text_width("10"))]
+    ticks = sorted({max(1, at) for at in round_ticks(len(number) + 1, width, text_width("10"))})
     ax.set_xticks(ticks, [str(at) for at in ticks])
     ax.set_ylim(0.0, _most(found) * 1.25)  # room for the note above the bars
     heads = [int(at) for at in MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]).tick_values(0, _most(found))]
