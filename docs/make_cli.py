@@ -60,7 +60,7 @@ EXAMPLES = {
     "export": ["headatlas export demo -o heads.csv", "headatlas export demo -o heads.parquet --k 5"],
     "structure": ["headatlas structure demo", "headatlas structure demo --json -o structure.pdf"],
     "compare": [
-        "headatlas compare demo other -o compare.pdf",
+        "headatlas compare demo other -o compare.pdf --page compare.html",
         "headatlas compare Q8.gguf Q4.gguf --maps maps",
         "headatlas compare step1000 step2000 step3000 --kind trajectory -o training.pdf",
         "headatlas compare demo other --data heads.csv --json",

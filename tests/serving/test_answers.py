@@ -71,6 +71,15 @@ def test_a_word_through_every_head(client: TestClient, answers: Answers) -> None
     for row in found["rows"][:3]:
         asked = ha.ask(answers.atlas, row["layer"], row["head"], word(40), top=5)
         assert row["promoted"] == asked["promoted"][0] and row["suppressed"] == asked["suppressed"][0]
+    itself = {
+        (row["layer"], row["head"]): row
+        for row in told(client.post("/api/pairs", json=body([(word(40), word(40))])))["rows"]
+    }
+    for row in found["rows"]:
+        same = itself[row["layer"], row["head"]]
+        assert [row["rank"]] == same["ranks"] and [row["suppression_rank"]] == same["suppression_ranks"]
+        if row["rank"] is not None and row["rank"] < 5:
+            assert row["promoted"][row["rank"]] == found["tokens"][-1]
     opened, row = answers.opened, found["rows"][0]
     with opened.states([(40,)], silent) as states:
         inputs = layer_inputs(opened.prepared, states, row["layer"])
@@ -167,21 +176,21 @@ def test_about(client: TestClient, answers: Answers) -> None:
     ("path", "asked", "said"),
     [
         ("pairs", body([(word(1), "no such word")]), "can use none of the pairs"),
-        ("pairs", {"pairs": []}, "pairs: List should have at least 1 item"),
-        ("pairs", body([("a", "b")] * 65), "pairs: List should have at most 64 items"),
+        ("pairs", {"pairs": []}, "pairs is empty."),
+        ("pairs", body([("a", "b")] * 65), "pairs has more than 64 entries."),
         (
             "pairs",
             {"pairs": [{"source": "a", "target": 1}]},
-            "pairs.0.target: Input should be a valid string",
+            "pairs.0.target must be a text.",
         ),
         ("pairs", body([("a\x1b", "b")]), "control or invalid character"),
         ("word", {"word": " "}, "the word is empty"),
-        ("word", {"word": "x" * 201}, "word: String should have at most 200"),
-        ("word", {"word": "a", "path": "/etc/passwd"}, "path: Extra inputs are not permitted"),
+        ("word", {"word": "x" * 201}, "word is longer than 200 characters."),
+        ("word", {"word": "a", "path": "/etc/passwd"}, "path is no field of this question."),
         ("text", {"text": f"{word(40)} " * 600}, "tokens, and"),
         ("text/head", {"text": TEXT, "layer": 99, "head": 0}, "there is no head 99.0"),
         ("text/head", {"text": TEXT, "layer": 0, "head": 99}, "there is no head 0.99"),
-        ("text/head", {"text": TEXT, "layer": -1, "head": 0}, "layer: Input should be greater than or equal"),
+        ("text/head", {"text": TEXT, "layer": -1, "head": 0}, "layer must be 0 or more."),
         ("text/look", {"text": TEXT, "query": 99}, "tokens, numbered from 0"),
         ("text/look", {"text": TEXT, "query": 1, "key": 2}, "not to later ones"),
         ("relation", body(PAIRS) | {"name": "…"}, "is not made of a–z"),

@@ -137,11 +137,13 @@ class Answers:
             check()
             lists += strongest(part, opened.vocabulary, LISTED)
         texts = opened.texts({*ids, *(token for pair in lists for side in pair for token in side)})
+        ranks = self._ranks_of_itself(word, check)
         found = [
             WordRow(
                 layer=layer,
                 head=head,
                 gain=round(gain, 6),
+                **ranks.get((layer, head), {}),
                 promoted=[texts[token] for token in promoted],
                 suppressed=[texts[token] for token in suppressed],
             )
@@ -150,11 +152,27 @@ class Answers:
         return WordAnswer(
             caption=f"{self.atlas.model_name}; lens {self.atlas.lens}; what each head writes for this word "
             "by itself, whatever the rest of the model writes and whether or not it attends to the word; "
-            "gain is ‖what it writes‖ / ‖state‖",
+            "gain is ‖what it writes‖ / ‖state‖; ranks are the word's own",
             word=word,
             tokens=[texts[token] for token in ids],
             rows=sorted(found, key=lambda row: (-row.gain, row.layer, row.head)),
         )
+
+    def _ranks_of_itself(self, word: str, check: Check) -> dict[tuple[int, int], dict[str, int | None]]:
+        """Head → exact ranks of a word in what the head writes for it; none where it cannot be a target."""
+        try:
+            found = ranked_heads(
+                self.opened, Relation.from_pairs("copying", [(word, word)]), lambda _: check()
+            )
+        except HeadatlasError:
+            return {}
+        return {
+            (row["layer"], row["head"]): {
+                "rank": row["ranks"][0],
+                "suppression_rank": row["suppression_ranks"][0],
+            }
+            for row in plain_records(found)
+        }
 
     def text(self, asked: TextAsked, check: Check) -> TextAnswer:
         """The places that every head looks at in a text."""

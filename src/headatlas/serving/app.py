@@ -24,6 +24,25 @@ WAITING = 8
 """Questions that wait for the one in work; more are refused."""
 
 
+WRONG = {
+    "json_invalid": "is not JSON",
+    "missing": "is missing",
+    "extra_forbidden": "is no field of this question",
+    "string_type": "must be a text",
+    "string_unicode": "is not Unicode",
+    "string_too_short": "is empty",
+    "string_too_long": "is longer than {max_length:,} characters",
+    "too_short": "is empty",
+    "too_long": "has more than {max_length} entries",
+    "list_type": "must be a list",
+    "model_type": "must be an object with named fields",
+    "int_type": "must be a whole number",
+    "greater_than_equal": "must be {ge} or more",
+    "less_than": "must be less than {lt:,}",
+}
+"""What is said of a field, by pydantic's name for what is wrong with it."""
+
+
 class LeftError(Exception):
     """Nobody waits for the answer any more."""
 
@@ -139,9 +158,10 @@ def _json(told: Told) -> Response:
 
 def _sentence(error: ValidationError) -> str:
     """The first thing that is wrong with a body."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = ".".join(str(each)[:40] for each in first["loc"][:6])
-    return f"{where}: {first['msg']}." if where else f"{first['msg']}."
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(each)[:40] for each in first["loc"][:6]) or "the body"
+    said = WRONG.get(first["type"], "cannot be read")
+    return f"{where} {said.format(**first.get('ctx', {}))}."
 
 
 async def _refuse(_: Request, error: Exception) -> Response:

@@ -19,7 +19,9 @@ LISTED = 5
 Word = Annotated[str, StringConstraints(min_length=1, max_length=MAX_WORD_CHARACTERS)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MOST_CHARACTERS)]
 Place = Annotated[int, Field(ge=0, lt=MOST_HEADS)]
-Rank = Annotated[int | None, Field(description="null from the ceiling on")]
+Rank = Annotated[
+    int | None, Field(description="null from the ceiling on, or where the word cannot be a target")
+]
 
 
 class Asked(BaseModel):
@@ -116,11 +118,13 @@ class PairsAnswer(Told):
 
 
 class WordRow(Told):
-    """A head asked for a word: its gain, and the strongest tokens of either sign that it writes."""
+    """A head asked for a word: gain, ranks of the word itself, and the strongest tokens of either sign."""
 
     layer: int
     head: int
     gain: float
+    rank: Rank = None
+    suppression_rank: Rank = None
     promoted: list[str]
     suppressed: list[str]
 

@@ -124,8 +124,8 @@ function fixedWords(atlas) {
   const { k, k_copy: copying, tau, q_max: q } = atlas.thresholds;
   return (
     `Compared at k = ${k} (copying ${copying}), score ≥ ${plain(tau)} and q ≤ ${plain(q)}, on the sources that ` +
-    "both can use. The sliders above do not change it; relations, categories, effect and search do. Heads are matched by " +
-    "layer and number."
+    "both can use. The sliders above do not change it; relations, categories, effect and search do. Heads are " +
+    "matched by layer and number."
   );
 }
 

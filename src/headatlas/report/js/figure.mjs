@@ -31,9 +31,9 @@ export function createFigure(atlas, handlers) {
   const legend = createLegend(atlas);
   const zoom = createZoom(main, () => resize());
   const caption = el("p", { class: "quiet caption" });
-  const tools = el("div", { class: "figure-tools" }, zoom.node);
+  main.node.append(zoom.node);
   const drawing = el("div", { class: "drawing" }, legend.node, main.node, grid, caption);
-  const node = el("div", { class: "figure" }, tools, drawing, saveButtons("figure", handlers.save), help);
+  const node = el("div", { class: "figure" }, drawing, saveButtons("figure", handlers.save), help);
   const resize = () => {
     const width = drawing.clientWidth;
     if (!width) return;
@@ -44,7 +44,7 @@ export function createFigure(atlas, handlers) {
     sides.forEach((panel) => panel.resize(plan.side));
   };
   return {
-    ...{ node, drawing, tools, resize },
+    ...{ node, drawing, resize },
     sync(view) {
       drawAll(atlas, { main, sides, grid, legend }, view);
       caption.textContent = captionOf(atlas, view.reading);

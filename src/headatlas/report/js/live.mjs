@@ -119,6 +119,8 @@ function table(label, columns, rows) {
 const line = (...cells) => el("tr", {}, ...cells.map((cell) => el("td", {}, cell)));
 const listed = (tokens) => tokens.map((token) => `'${visible(token)}'`).join(" ") || "nothing";
 
+const rankText = (rank) => (rank === null ? `≥ ${RANK_BEST}` : String(rank));
+
 function showPairs(live, found) {
   const better = (row) => Math.max(row.score, row.suppression);
   colour(live, "score of the question", found.rows, better, [0, 1]);
@@ -131,7 +133,7 @@ function showPairs(live, found) {
         row.sign,
         better(row).toFixed(2),
         row.control.toFixed(2),
-        ...ranks(row).map((rank) => (rank === null ? `≥ ${RANK_BEST}` : String(rank))),
+        ...ranks(row).map(rankText),
       ),
     );
   const names = found.pairs.map(([source, target]) => `${visible(source)} → ${visible(target)}`);
@@ -160,9 +162,17 @@ function showWord(live, found) {
   const rows = found.rows
     .slice(0, SHOWN)
     .map((row) =>
-      line(headButton(live, row), row.gain.toFixed(3), listed(row.promoted), listed(row.suppressed)),
+      line(
+        headButton(live, row),
+        row.gain.toFixed(3),
+        rankText(row.rank),
+        rankText(row.suppression_rank),
+        listed(row.promoted),
+        listed(row.suppressed),
+      ),
     );
-  live.answer.replaceChildren(table("Heads by gain", ["Head", "Gain", "Promotes", "Suppresses"], rows));
+  const columns = ["Head", "Gain", "Rank of the word", "Suppressed at", "Promotes", "Suppresses"];
+  live.answer.replaceChildren(table("Heads by gain", columns, rows));
 }
 
 /** A text: its tokens as buttons; the heads by where they look; one head's attention on the tokens. */
