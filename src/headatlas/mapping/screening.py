@@ -29,7 +29,7 @@ LONGEST_TOKENS = 128
 SCREENING_TOKENS = 3000
 LOGITS_AT_ONCE = 32 << 20
 _FAR = np.float32(np.inf), np.float32(-np.inf)
-"""What no target of a promoting head is above, and none of a suppressing one below."""
+"""Per sign, the side on which a limit closes everything."""
 
 Ints = NDArray[np.int64]
 
