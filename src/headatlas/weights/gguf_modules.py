@@ -74,7 +74,7 @@ class _Architecture(BaseModel, extra="forbid", frozen=True):
 
 
 class _Rules(BaseModel, extra="forbid", frozen=True):
-    """What is known of header keys, and of each architecture's."""
+    """Rules for header keys of every architecture, and for those of each."""
 
     without_effect: tuple[str, ...]
     sizes: tuple[str, ...]
