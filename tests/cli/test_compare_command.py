@@ -120,6 +120,18 @@ def test_what_is_no_model_either_is_refused(run: Run, two: list[Path], tmp_path:
     assert "error: " in said and "nothing" in said
 
 
+def test_a_mistyped_name_may_be_of_either(run: Run, two: list[Path]) -> None:
+    said = run("compare", two[0], "nofolder", code=2).stderr
+    assert "error: 'nofolder' is neither an atlas nor a model here" in said
+
+
+def test_a_page_of_both(run: Run, two: list[Path], tmp_path: Path) -> None:
+    page = tmp_path / "compare.html"
+    assert f"written: {page}" in run("compare", *two, "--page", page).stderr
+    text = page.read_text(encoding="utf-8")
+    assert "their attention heads compared" in text and '"not_by_head":""' in text
+
+
 def test_folders_are_named_after_models() -> None:
     assert folder_names(["a/Q8.gguf", "b/Q4.gguf"]) == ["Q8.gguf", "Q4.gguf"]
     assert folder_names(["a/m.gguf", "b/m.gguf", "c/x"]) == ["a-m.gguf", "b-m.gguf", "c-x"]

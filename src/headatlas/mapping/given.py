@@ -16,6 +16,7 @@ from headatlas.mapping.run import OtherMapError, map_heads
 from headatlas.options import Compute, Preset, Sources
 from headatlas.progress import Report
 from headatlas.relations import Relation, RelationSpec, resolve_relations
+from headatlas.weights.named import aliases
 
 
 def atlases_given(
@@ -46,6 +47,12 @@ def atlases_given(
             places are atlases.
     """
     models = [place for place in places if not holds_atlas(place)]
+    for place in models:
+        if "/" not in place and ":" not in place and place not in aliases() and not Path(place).exists():
+            raise HeadatlasError(
+                f"{place!r} is neither an atlas nor a model here; give the folder of an atlas, a model's "
+                f"folder or file, org/name for one on the Hub, or a short name ({', '.join(aliases())})."
+            )
     chosen = {"maps": maps, "lens": lens, "relations": relations, "sources": sources}
     if not models and (given := [name for name, value in chosen.items() if value is not None]):
         raise HeadatlasError(f"`{given[0]}` is for models that are mapped, and all of these are atlases.")

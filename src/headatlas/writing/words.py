@@ -220,6 +220,7 @@ def ranked_heads(
     dropped: dict[str, list[str]] = json.loads(layout.relations[0].dropped)
     unused = "".join(f"; not asked: {', '.join(words)} ({reason})" for reason, words in dropped.items())
     n = layout.relations[0].n_sources
+    asked = "1 source" if n == 1 else f"{n} sources"
     frame.attrs |= {
         "model": name,
         "lens": lens,
@@ -228,7 +229,7 @@ def ranked_heads(
         "ceiling": MAX_CEILING,
         "pairs": [list(layout.pair_words[at]) for at in layout.own_pair],
         "dropped": dropped,
-        "caption": f"{name}; lens {lens}; k = {k}; {n} sources{unused}; {LITTLE}",
+        "caption": f"{name}; lens {lens}; k = {k}; {asked}{unused}; {LITTLE}",
     }
     return frame
 
