@@ -24,9 +24,10 @@ def out(written_neutral: Path, tmp_path: Path) -> Path:
     return out
 
 
-def screened(out: Path, by_gain: int, by_reading: int) -> Atlas:
+def screened(out: Path, by_gain: int, by_reading: int, unlike: float = 1.0) -> Atlas:
     with (
         patch.object(screening, "TOKENS_A_HEAD", 0),
+        patch.object(screening, "UNLIKE", unlike),
         patch.object(screening, "BY_GAIN", by_gain),
         patch.object(screening, "BY_READING", by_reading),
         patch.object(neutral, "ENDING_PART", 16),
@@ -88,10 +89,6 @@ def test_all_are_followed_where_the_rough_states_are_of_no_use(
     def refuses(*_: object, **__: object) -> None:
         raise TypeError("an unexpected keyword")
 
-    with (
-        patch.object(screening, "UNLIKE", 0.0)
-        if why == "unlike"
-        else patch.object(screening, "roughly", refuses)
-    ):
-        found = screened(out, 5, 1)
+    with patch.object(screening, "roughly", refuses if why == "refused" else screening.roughly):
+        found = screened(out, 5, 1, unlike=0.0 if why == "unlike" else 1.0)
     assert found.salience().equals(Atlas.open(written_neutral).salience())

@@ -37,7 +37,7 @@ TRIED = 64
 """Tokens that go through both ways, to see whether the rough states are like the others."""
 TOKENS_A_HEAD = 60
 """So many tokens for each head of the model, or more, are screened."""
-UNLIKE = 0.5
+UNLIKE = 0.2
 """Relative difference of rough states, as the median of those tried, from which nothing is screened."""
 
 
