@@ -40,7 +40,7 @@ WRONG = {
     "greater_than_equal": "must be {ge} or more",
     "less_than": "must be less than {lt:,}",
 }
-"""What is said of a field, by pydantic's name for what is wrong with it."""
+"""Words for a field, by pydantic's name for what is wrong with it."""
 
 
 class LeftError(Exception):
