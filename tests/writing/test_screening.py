@@ -89,6 +89,8 @@ def test_all_are_followed_where_the_rough_states_are_of_no_use(
     def refuses(*_: object, **__: object) -> None:
         raise TypeError("an unexpected keyword")
 
-    with patch.object(screening, "roughly", refuses if why == "refused" else screening.roughly):
+    with patch.object(
+        screening, "after_all_prefixes", refuses if why == "refused" else screening.after_all_prefixes
+    ):
         found = screened(out, 5, 1, unlike=0.0 if why == "unlike" else 1.0)
     assert found.salience().equals(Atlas.open(written_neutral).salience())

@@ -313,7 +313,7 @@ def _whole(
             yield len(batch)
 
 
-def roughly(
+def after_all_prefixes(
     model: Model,
     modules: PreTrainedModel,
     tokens: Sequence[int],

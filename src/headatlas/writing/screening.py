@@ -18,7 +18,7 @@ import torch
 from headatlas.architectures import Model
 from headatlas.lenses.forward import running
 from headatlas.lenses.lens import or_lens_maps
-from headatlas.lenses.neutral import NeutralParts, collected, prefix_row, roughly
+from headatlas.lenses.neutral import NeutralParts, after_all_prefixes, collected, prefix_row
 from headatlas.lenses.saved_states import save_array
 from headatlas.mapping.bounds import bfloat16_pays
 from headatlas.mapping.inputs import LayerInputs
@@ -127,7 +127,7 @@ def deepest_layers(
         screens = {layer: _LayerScreen(_weights(prepared, layer)) for layer in model.layers_with_heads}
         for part in _parts(model, len(tokens)):
             some = tokens[part.start : part.stop].tolist()
-            rough = roughly(model, modules, some, prefixes, bfloat16=bfloat16_pays(modules.device))
+            rough = after_all_prefixes(model, modules, some, prefixes, bfloat16=bfloat16_pays(modules.device))
             states = [rough.layer(layer).x for layer in screens]
             for screen, x in zip(screens.values(), states, strict=True):
                 screen.add(x, part.start)
@@ -168,7 +168,7 @@ def _alike(model: Model, modules: PreTrainedModel, tokens: Ints, prefixes: Seque
     """Whether the rough states of a few tokens are like their states, in every layer."""
     tried = tokens[:: max(1, len(tokens) // TRIED)].tolist()
     try:
-        rough = roughly(model, modules, tried, prefixes, bfloat16=bfloat16_pays(modules.device))
+        rough = after_all_prefixes(model, modules, tried, prefixes, bfloat16=bfloat16_pays(modules.device))
     except (ValueError, TypeError, RuntimeError, AttributeError, IndexError):
         return False  # modules that take no positions, or no mask of their caller's
     true = collected(model, modules, [(token,) for token in tried], prefixes, control=False)
