@@ -477,7 +477,7 @@ def salience_command(
         typer.Option(
             "--exact",
             help="With neutral: follow every token after every prefix, not only those that a quick pass "
-            "proposes. Takes twice as long.",
+            "proposes. Takes half as long again.",
         ),
     ] = False,
     no_figures: NoFigures = False,

@@ -73,7 +73,7 @@ def compared_data(found: Comparison, atlases: Sequence[Atlas]) -> dict[str, Any]
 
 
 def _step(step: HeadChanges, names: list[str]) -> dict[str, Any]:
-    from headatlas.figures.changes import describe_changes
+    from headatlas.figures.compare import describe_changes
 
     rows = step.table
     if len(rows) > LARGE:
