@@ -89,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
         fault = state.next_fault(path) if asked else state.heads.get(path, "")
         body = state.files.get(path)
         if fault in ("stall", "reset"):
-            state.stop.wait(1 if fault == "stall" else 0)
+            state.stop.wait(2 if fault == "stall" else 0)
             self.close_connection = True
         elif path in state.redirects:
             self.send(302, {"Location": state.redirects[path]}, b"")

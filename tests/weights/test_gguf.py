@@ -268,7 +268,7 @@ def small_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return builders.write_gguf(file, tensors, metadata).read_bytes()
 
 
-@settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_damage_gives_anything_but_one_clear_error(
     small_file: bytes, tmp_path: Path, data: st.DataObject

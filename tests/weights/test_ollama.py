@@ -231,7 +231,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     layers=st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(LAYER, JSON)) | JSON, max_size=3),
     other=JSON,

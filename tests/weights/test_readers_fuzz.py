@@ -25,7 +25,6 @@ from tests.weights import builders
 
 QUIET = settings(
     max_examples=60,
-    deadline=4000,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 SMALL = (
@@ -140,7 +139,7 @@ NAMES = [
 ]
 
 
-@settings(max_examples=300, deadline=2000)
+@settings(max_examples=300)
 @given(
     tensors=st.dictionaries(
         st.sampled_from(NAMES),
