@@ -84,6 +84,9 @@ def test_coverage_counts_heads_with_a_tested_statement(watched: Atlas) -> None:
     assert frame.attrs["share"] == frame["any"].mean()
     assert (frame["more"] == frame["any"]).all()
     assert "1 a behaviour, 1 a scored description" in coverage_sentence(watched)
+    figure = watched.plot.categories()
+    caption = " ".join(text.get_text() for text in figure.texts).replace("\u00a0", " ").replace("\n", " ")
+    assert f"{int(frame['any'].sum())} of {len(frame)} heads have a tested statement" in caption
 
 
 def test_attention_to_the_first_position_alone_is_no_more(

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.path import Path
 from numpy.typing import NDArray
 
+from headatlas.atlas.cards import caption_with_coverage
 from headatlas.figures import panels as parts
 from headatlas.figures.colours import Palette, palette_of
 from headatlas.figures.describe import alt_text
@@ -50,7 +51,7 @@ def draw_categories(
         look,
         title=f"Categories of the heads of {atlas.model_name}",
         description=alt_text(atlas, "categories", "" if panels == "category" else panels),
-        caption=f"{READING} {atlas.caption()}",
+        caption=f"{READING} {caption_with_coverage(atlas)}",
     )
 
 
