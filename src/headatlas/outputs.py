@@ -155,7 +155,7 @@ def write_behaviours(atlas: Atlas, found: Looking, folder: Path, *, figures: boo
     if figures:
         tasks |= _figure_tasks(stem, partial(_draw_behaviours, atlas, found))
     if not own and atlas.path is not None:
-        measured = type(found).place(atlas.path / EVIDENCE_FOLDER) / "zarr.json"
+        measured = found.place(atlas.path / EVIDENCE_FOLDER) / "zarr.json"
         tasks = {name: write for name, write in tasks.items() if not _newer(folder / name, measured)}
     return _write_all(folder, tasks)
 

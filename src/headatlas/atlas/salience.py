@@ -148,6 +148,12 @@ class Salience:
         first, second, third = (frame.assign(layer=layer, head=head) for frame in frames)
         return first, second, third
 
+    @property
+    def n_followed(self) -> int:
+        """Tokens that went through the model after each prefix: all, unless a screening pass chose some."""
+        said = self.provenance["tokens"]
+        return int(said.get("followed", said["n"]))
+
     def caption(self) -> str:
         """The tokens, how many were left out, and what the lists are not, in one line."""
         said = self.provenance["tokens"]
@@ -156,8 +162,8 @@ class Salience:
         left = f"{first}, {said['undertrained']:,} undertrained ones left out"
         if not said["reference"]:
             left = f"{first}; undertrained ones cannot be told, for too few unused tokens are known"
-        if (followed := said.get("followed", said["n"])) < said["n"]:
-            left += f"; {followed:,} followed, which a screening pass proposed"
+        if self.n_followed < said["n"]:
+            left += f"; {self.n_followed:,} followed, which a screening pass proposed"
         return (
             f"{N_SOURCES} sources of largest gain among {said['n']:,} tokens ({said['choice']}{left}); lens "
             f"{self.provenance['lens']}; {CAVEAT}"

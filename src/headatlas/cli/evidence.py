@@ -445,41 +445,46 @@ def _counted(rows: pd.DataFrame) -> str:
 # salience ---------------------------------------------------------------------------------------------
 
 
+OneHead = Annotated[
+    str | None, typer.Option("--head", metavar="LAYER.HEAD", help="Show one head in full, for example 23.4.")
+]
+Tokens = Annotated[
+    TokenChoice | None,
+    typer.Option(
+        "--tokens",
+        help="Source tokens: like words, those that begin a word, or all. Default: those stored, "
+        "else all with the lens maps and word-like ones with neutral.",
+    ),
+]
+Most = Annotated[
+    int | None,
+    typer.Option(
+        "--most",
+        metavar="N",
+        min=1,
+        help="The first N of them, by id. Default: those stored; else all, but for word-like ones with "
+        "neutral: 20,000, fewer of a large model.",
+    ),
+]
+Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact",
+        help="With neutral: follow every token after every prefix, not only those that a quick pass "
+        "proposes. Takes half as long again.",
+    ),
+]
+
+
 @computes("device", "max_memory")
 def salience_command(
     folder: AtlasArgument,
     compute: Compute,
     model: ModelOption = None,
-    head: Annotated[
-        str | None,
-        typer.Option("--head", metavar="LAYER.HEAD", help="Show one head in full, for example 23.4."),
-    ] = None,
-    tokens: Annotated[
-        TokenChoice | None,
-        typer.Option(
-            "--tokens",
-            help="Source tokens: like words, those that begin a word, or all. Default: those stored, "
-            "else all with the lens maps and word-like ones with neutral.",
-        ),
-    ] = None,
-    most: Annotated[
-        int | None,
-        typer.Option(
-            "--most",
-            metavar="N",
-            min=1,
-            help="The first N of them, by id. Default: those stored; else all, but for word-like ones with "
-            "neutral: 20,000, fewer of a large model.",
-        ),
-    ] = None,
-    exact: Annotated[
-        bool,
-        typer.Option(
-            "--exact",
-            help="With neutral: follow every token after every prefix, not only those that a quick pass "
-            "proposes. Takes half as long again.",
-        ),
-    ] = False,
+    head: OneHead = None,
+    tokens: Tokens = None,
+    most: Most = None,
+    exact: Exact = False,
     no_figures: NoFigures = False,
     as_json: AsJson = False,
 ) -> None:
@@ -489,8 +494,7 @@ def salience_command(
     and suppresses most for each; the spectrum of W_V·W_O; and how much of it known relations explain.
 
     It is computed once and stored in the atlas; a run that was stopped goes on where it was. JSON has all
-    heads, sources and directions. Without --head, tables and a
-    figure go to DIR/evidence.
+    heads, sources and directions. Without --head, tables and a figure go to DIR/evidence.
     """
     from headatlas.atlas import Atlas
     from headatlas.atlas.salience import head_rows

@@ -79,13 +79,11 @@ def _step(step: HeadChanges, names: list[str]) -> dict[str, Any]:
     if len(rows) > LARGE:
         rows = rows[(rows["called"] != "") | (rows["change"] != "")]
     return {
-        **{
-            "a": step.a,
-            "b": step.b,
-            "q_max": step.q_max,
-            "lost": step.counts.lost,
-            "gained": step.counts.gained,
-        },
+        "a": step.a,
+        "b": step.b,
+        "q_max": step.q_max,
+        "lost": step.counts.lost,
+        "gained": step.counts.gained,
         "words": describe_changes(step),
         "left_out": len(step.table) - len(rows),
         "cells": cells_section(rows, names, step.n_heads),

@@ -111,6 +111,6 @@ def stored_as_asked(
     if there is None or there.provenance.get("definitions") != DEFINITIONS:
         return None
     said = there.provenance["tokens"]
-    if exact and said.get("followed", said["n"]) < said["n"]:
+    if exact and there.n_followed < said["n"]:
         return None
     return there if tokens in (None, said["choice"]) and most in (None, said.get("most")) else None

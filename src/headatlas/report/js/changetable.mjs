@@ -2,10 +2,10 @@
 
 import { headName } from "./atlas.mjs";
 import { CALLED, CHANGES, changedRows, changeLines } from "./changes.mjs";
-import { button, el, headButton, hint, more, saveCsv, select } from "./dom.mjs";
+import { button, el, headButton, hint, more, relationButton, saveCsv, select } from "./dom.mjs";
 import { count, plain, rate, share } from "./format.mjs";
 import { csvOf } from "./rows.mjs";
-import { createTable, numberCell, sortOf } from "./table.mjs";
+import { createTable, headRow, numberCell, sortOf, wordsCell } from "./table.mjs";
 
 const COLUMNS = [
   { key: "head", label: "Head", ascending: true },
@@ -133,37 +133,25 @@ function changeRow(view, row, handlers) {
   const { atlas, comparison, step } = view;
   const cell = step.cell[row];
   const relation = comparison.relations[step.relation[row]];
-  const words = (text) => el("td", { class: "words" }, text);
-  const choose = () =>
-    button(relation.title, () => handlers.choose(relation.index), {
-      class: "link quiet-link",
-      title: "Show this relation in the figure",
-    });
+  const choose = () => relationButton(relation, handlers, "link quiet-link");
   const range = `${signed(step.low[row])} to ${signed(step.high[row])}`;
   const differs = step.change[row] > 0;
   const cells = {
     head: () =>
       el("th", { scope: "row", class: "number" }, headButton(headName(atlas, cell), cell, handlers)),
-    relation: () => words(relation.index >= 0 ? choose() : relation.title),
-    sign: () => words(step.down[row] ? "suppresses" : "promotes"),
+    relation: () => wordsCell(relation.index >= 0 ? choose() : relation.title),
+    sign: () => wordsCell(step.down[row] ? "suppresses" : "promotes"),
     a: () => numberCell(share(step.scoreA[row]), "", (step.called[row] & 1) > 0),
     b: () => numberCell(share(step.scoreB[row]), "", (step.called[row] & 2) > 0),
     difference: () => numberCell(signed(step.difference[row]), range, differs),
     size: () => numberCell(share(Math.abs(step.difference[row]))),
     p: () => numberCell(rate(step.p[row])),
     q: () => numberCell(rate(step.q[row])),
-    change: () => words(CHANGES[step.change[row]]),
-    called: () => words(CALLED[step.called[row]]),
+    change: () => wordsCell(CHANGES[step.change[row]]),
+    called: () => wordsCell(CALLED[step.called[row]]),
     n: () => numberCell(String(step.n[row])),
   };
-  return el(
-    "tr",
-    {
-      class: cell === view.cell ? "open" : false,
-      on: { pointerenter: () => handlers.point(cell), pointerleave: () => handlers.point(null) },
-    },
-    ...COLUMNS.map(({ key }) => cells[key]()),
-  );
+  return headRow(COLUMNS, cells, cell, view, handlers);
 }
 
 /** The cells of one head on its card: both scores and the paired test of each. */

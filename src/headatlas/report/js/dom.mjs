@@ -175,6 +175,14 @@ export function headButton(name, cell, handlers) {
   });
 }
 
+/** A relation's title that shows it in the figure; handlers has choose(relation index). */
+export function relationButton(relation, handlers, className = "link") {
+  return button(relation.title, () => handlers.choose(relation.index), {
+    class: className,
+    title: "Show this relation in the figure",
+  });
+}
+
 /** A model's name as the beginning of a file's. */
 export function fileStem(name) {
   return name.replace(/[^\w.-]+/g, "-").slice(0, 80) || "model";

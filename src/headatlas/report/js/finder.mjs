@@ -1,7 +1,7 @@
 /** The search box and what it finds: heads, relations, pairs of words, behaviours, labels, tokens. */
 
 import { headName } from "./atlas.mjs";
-import { button, el, freshId, headButton } from "./dom.mjs";
+import { button, el, freshId, headButton, relationButton } from "./dom.mjs";
 import { count } from "./format.mjs";
 import { spoken } from "./measures.mjs";
 import { search } from "./words.mjs";
@@ -57,20 +57,15 @@ function results({ atlas }, found, handlers, text) {
     ...cells.slice(0, HEADS).flatMap((cell, i) => [i ? ", " : "", head(cell)]),
     cells.length > HEADS ? ` and ${cells.length - HEADS} more` : "",
   ];
-  const relation = (each) =>
-    button(each.title, () => handlers.choose(each.index), {
-      class: "link",
-      title: "Show this relation in the figure",
-    });
   const groups = [
     ["head", found.heads, (cell) => [head(cell)]],
-    ["relation", found.relations, (each) => [relation(each)]],
+    ["relation", found.relations, (each) => [relationButton(each, handlers)]],
     [
       "pair",
       [...found.pairs].sort((a, b) => b.heads.length - a.heads.length),
       (each) => [
         `${each.source} → ${each.target} in `,
-        relation(each.relation),
+        relationButton(each.relation, handlers),
         each.heads.length ? ": " : ": no head",
         ...headsOf(each.heads.map(({ cell }) => cell)),
       ],

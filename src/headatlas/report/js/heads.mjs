@@ -1,10 +1,10 @@
 /** The table of heads: a row per head × relation, sorted, filtered, a page at a time. */
 
 import { confirmedName, effectName, headName } from "./atlas.mjs";
-import { button, el, headButton, saveCsv } from "./dom.mjs";
+import { button, el, headButton, relationButton, saveCsv } from "./dom.mjs";
 import { count, interval, rate, share } from "./format.mjs";
 import { filterRows, sortRows, toCsv } from "./rows.mjs";
-import { createTable, numberCell, sortOf } from "./table.mjs";
+import { createTable, headRow, numberCell, sortOf, wordsCell } from "./table.mjs";
 
 const COLUMNS = [
   { key: "head", label: "Head", ascending: true },
@@ -122,17 +122,12 @@ function createRow(atlas, view, columns, row, handlers) {
   const cell = atlas.rows.cell[row];
   const n = relation.n_sources;
   const effect = reading.effect[row];
-  const choose = button(relation.title, () => handlers.choose(relation.index), {
-    class: "link quiet-link",
-    title: "Show this relation in the figure",
-  });
   const name = headName(atlas, cell);
-  const words = (text) => el("td", { class: "words" }, text);
   const cells = {
     head: () => el("th", { scope: "row", class: "number" }, headButton(name, cell, handlers)),
-    relation: () => words(choose),
-    best: () => words(effectName(effect)),
-    confirmed: () => words(confirmedName(atlas.rows.confirmed[row])),
+    relation: () => wordsCell(relationButton(relation, handlers, "link quiet-link")),
+    best: () => wordsCell(effectName(effect)),
+    confirmed: () => wordsCell(confirmedName(atlas.rows.confirmed[row])),
     score: () => numberCell(share(scores.score[row]), interval(scores.hits[row], n), (effect & 1) > 0),
     q: () => numberCell(rate(scores.q[row])),
     control: () => numberCell(share(scores.control[row])),
@@ -140,15 +135,8 @@ function createRow(atlas, view, columns, row, handlers) {
     suppression: () =>
       numberCell(share(scores.suppression[row]), interval(scores.suppressed[row], n), (effect & 2) > 0),
     suppressionQ: () => numberCell(rate(scores.suppressionQ[row])),
-    category: () => words(atlas.categories[relation.category]),
+    category: () => wordsCell(atlas.categories[relation.category]),
     n: () => numberCell(String(n)),
   };
-  return el(
-    "tr",
-    {
-      class: cell === view.cell ? "open" : false,
-      on: { pointerenter: () => handlers.point(cell), pointerleave: () => handlers.point(null) },
-    },
-    ...columns.map((column) => cells[column.key]()),
-  );
+  return headRow(columns, cells, cell, view, handlers);
 }

@@ -1,7 +1,7 @@
 /** The relations asked: what was used, what was not and why, and the best head of each. */
 
 import { headName } from "./atlas.mjs";
-import { button, el, headButton } from "./dom.mjs";
+import { el, headButton, relationButton } from "./dom.mjs";
 import { count, interval, share } from "./format.mjs";
 
 const HEADER = [
@@ -24,15 +24,10 @@ export function createRelations(atlas, handlers) {
   const calls = new Map(atlas.scored.map((relation) => [relation.index, el("td", { class: "number" })]));
   const best = new Map(atlas.scored.map((relation) => [relation.index, el("td", { class: "whole" })]));
   const body = atlas.scored.map((relation) => {
-    const choose = () => handlers.choose(relation.index);
     return el(
       "tr",
       {},
-      el(
-        "th",
-        { class: "words", scope: "row" },
-        button(relation.title, choose, { class: "link", title: "Show this relation in the figure" }),
-      ),
+      el("th", { class: "words", scope: "row" }, relationButton(relation, handlers)),
       el("td", { class: "words" }, atlas.categories[relation.category]),
       best.get(relation.index),
       calls.get(relation.index),

@@ -1,6 +1,6 @@
 /** The same relations in several atlases: best scores, how deep, how many heads, and how far the models agree. */
 
-import { button, el, headButton, hint, svg } from "./dom.mjs";
+import { el, headButton, hint, relationButton, svg } from "./dom.mjs";
 import { count, share } from "./format.mjs";
 
 const PLOT = { width: 170, row: 10, pad: 7 };
@@ -31,14 +31,14 @@ export function createSideBySide(atlas, comparison, handlers) {
     ...labels.map((label) => [label, "words"]),
   ];
   const rows = relations.map((relation) => {
-    const choose = button(relation.title, () => handlers.choose(relation.index), {
-      class: "link",
-      title: "Show this relation in the figure",
-    });
     return el(
       "tr",
       {},
-      el("th", { class: "words", scope: "row" }, relation.index >= 0 ? choose : relation.title),
+      el(
+        "th",
+        { class: "words", scope: "row" },
+        relation.index >= 0 ? relationButton(relation, handlers) : relation.title,
+      ),
       el("td", { class: "whole" }, plotOf(relation, "score")),
       el("td", { class: "whole" }, plotOf(relation, "depth")),
       ...relation.atlases.map((row, at) =>

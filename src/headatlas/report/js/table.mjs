@@ -80,6 +80,23 @@ export function createTable({ columns, name, pages, empty, row, sorted }) {
   };
 }
 
+/** A row about a head, which its figures point at meanwhile; cells makes the cell of each column. */
+export function headRow(columns, cells, cell, view, handlers) {
+  return el(
+    "tr",
+    {
+      class: cell === view.cell ? "open" : false,
+      on: { pointerenter: () => handlers.point(cell), pointerleave: () => handlers.point(null) },
+    },
+    ...columns.map(({ key }) => cells[key]()),
+  );
+}
+
+/** A cell that holds words, or a button of words. */
+export function wordsCell(text) {
+  return el("td", { class: "words" }, text);
+}
+
 /** A cell that holds a number, with what is said more quietly behind it. */
 export function numberCell(text, extra = "", strong = false) {
   const quiet = extra && el("span", { class: "quiet" }, ` ${extra}`);
