@@ -39,6 +39,12 @@ LEAST_DPI, MOST_DPI = 30, 2400
 
 Colours = Literal["green", "blue", "grey"]
 Criterion = Literal["calibrated", "tau"]
+FigureKind = Literal[
+    "categories", "relations", "layers",
+    "behaviours", "salience", "context", "without-context", "attention", "ablation",
+]  # fmt: skip
+"""The figures of an atlas: those of its map, then those of what was measured."""
+Panels = Literal["category", "subcategory", "relation"]
 LensName = Literal["neutral", "maps"]
 TargetPolicy = Literal["single", "first-token"]
 TokenChoice = Literal["wordlike", "initial", "all"]

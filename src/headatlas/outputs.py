@@ -15,20 +15,19 @@ from headatlas.addresses import output_path
 from headatlas.atlas import Atlas
 from headatlas.atlas.export import export_table
 from headatlas.errors import HeadatlasError
+from headatlas.figures.plots import WIDTH_MM, draw_kind, save, write_table
 from headatlas.files import atomic_write, check_writable
-from headatlas.showing import safe_cells
+from headatlas.options import FigureKind, Look
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
     from headatlas.atlas.behaviours import Looking
-    from headatlas.atlas.evidence import Ablation, Dynamic
+    from headatlas.atlas.evidence import Ablation, Dynamic, Preferences
     from headatlas.atlas.salience import Salience
-    from headatlas.figures.evidence import Scatter
 
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
-WIDTH_MM = 170.0
 EVIDENCE_FOLDER = "evidence"
 
 Task = Callable[[Path], object]
@@ -78,10 +77,10 @@ def write_outputs(atlas: Atlas, folder: str | Path, figures: bool = True) -> lis
     check_writable(folder)
     tasks: dict[str, Task] = {
         "heads.parquet": partial(export_table, atlas),
-        "categories.csv": partial(_write_data, atlas),
+        "categories.csv": lambda path: write_table(atlas.plot.data("categories"), path),
     }
     if figures:
-        tasks |= _figure_tasks("categories", lambda: atlas.plot.categories(width_mm=WIDTH_MM))
+        tasks |= _figure_tasks("categories", "categories", atlas)
         tasks["description.txt"] = partial(_write_description, atlas)
         tasks["report.html"] = partial(_write_page, atlas)
     return _write_all(folder, tasks)
@@ -102,10 +101,10 @@ def write_inference(
     Raises:
         UnwrittenError: A file could not be written; all others were.
     """
-    tasks: dict[str, Task] = {f"{EVIDENCE_FOLDER}/agreement.csv": partial(_write_table, agreement)}
-    for kind in DYNAMIC_TITLES if figures and dynamics else ():
-        draw = partial(_draw_agreement, atlas, agreement, dynamics, kind)
-        tasks |= _figure_tasks(f"{EVIDENCE_FOLDER}/{kind}", draw)
+    tasks: dict[str, Task] = {f"{EVIDENCE_FOLDER}/agreement.csv": partial(write_table, agreement)}
+    kinds: tuple[FigureKind, ...] = ("context", "without-context")
+    for kind in kinds if figures and dynamics else ():
+        tasks |= _figure_tasks(f"{EVIDENCE_FOLDER}/{kind}", kind, atlas, found=dynamics)
     return _write_all(folder, tasks | _showing_evidence(atlas, folder))
 
 
@@ -129,11 +128,12 @@ def write_ablations(
 
     stored = atlas.evidence.ablations or tuple(ablations)
     tasks: dict[str, Task] = {
-        f"{EVIDENCE_FOLDER}/ablation.csv": lambda path: _write_table(summarise_ablations(list(stored)), path)
+        f"{EVIDENCE_FOLDER}/ablation.csv": lambda path: write_table(summarise_ablations(list(stored)), path)
     }
     for each in ablations if figures else ():
-        stem = f"{EVIDENCE_FOLDER}/ablation-{each.relation}-shots{each.shots}-{each.method}"
-        tasks |= _figure_tasks(stem, partial(_draw_ablation, atlas, each))
+        tasks |= _figure_tasks(
+            f"{EVIDENCE_FOLDER}/ablation-{each.label}", "ablation", atlas, 85.0, found=each
+        )
     return _write_all(folder, tasks | _showing_evidence(atlas, folder))
 
 
@@ -151,9 +151,9 @@ def write_behaviours(atlas: Atlas, found: Looking, folder: Path, *, figures: boo
     """
     own = PurePath(found.source).stem
     stem = f"{EVIDENCE_FOLDER}/behaviour" + (f"-{own}" if own else "")
-    tasks: dict[str, Task] = {f"{stem}.csv": partial(_write_table, found.frame())}
+    tasks: dict[str, Task] = {f"{stem}.csv": partial(write_table, found.frame())}
     if figures:
-        tasks |= _figure_tasks(stem, partial(_draw_behaviours, atlas, found))
+        tasks |= _figure_tasks(stem, "behaviours", atlas, found=found)
     if not own and atlas.path is not None:
         measured = found.place(atlas.path / EVIDENCE_FOLDER) / "zarr.json"
         tasks = {name: write for name, write in tasks.items() if not _newer(folder / name, measured)}
@@ -173,23 +173,29 @@ def write_salience(atlas: Atlas, found: Salience, folder: Path, *, figures: bool
         UnwrittenError: A file could not be written; all others were.
     """
     stem = f"{EVIDENCE_FOLDER}/salience"
-    heads = found.spectrum().merge(found.explained(), on=["layer", "head"], how="left")
     tasks: dict[str, Task] = {
-        f"{stem}.csv": partial(_write_table, found.frame()),
-        f"{EVIDENCE_FOLDER}/spectrum.csv": partial(_write_table, heads),
+        f"{stem}.csv": partial(write_table, found.frame()),
+        f"{EVIDENCE_FOLDER}/spectrum.csv": partial(write_table, found.by_head()),
     }
     if figures:
-        tasks |= _figure_tasks(stem, partial(_draw_salience, atlas, heads, found.caption()))
+        tasks |= _figure_tasks(stem, "salience", atlas, found=found)
     return _write_all(folder, tasks)
 
 
-def write_preferences(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write ``evidence/attention.csv``, a row per called head × relation and query.
+def write_preferences(
+    atlas: Atlas, found: Preferences, frame: pd.DataFrame, folder: Path, *, figures: bool = True
+) -> list[Path]:
+    """Write ``evidence/attention.csv`` (``frame``: a row per called head × relation and query) and, unless
+    ``figures`` is False, a figure of all that was found.
 
     Raises:
-        UnwrittenError: It could not be written.
+        UnwrittenError: A file could not be written; all others were.
     """
-    return _write_all(folder, {f"{EVIDENCE_FOLDER}/attention.csv": partial(_write_table, frame)})
+    stem = f"{EVIDENCE_FOLDER}/attention"
+    tasks: dict[str, Task] = {f"{stem}.csv": partial(write_table, frame)}
+    if figures and len(frame):
+        tasks |= _figure_tasks(stem, "attention", atlas, found=found)
+    return _write_all(folder, tasks)
 
 
 def write_heads_ablation(frame: pd.DataFrame, heads: Sequence[tuple[int, int]], folder: Path) -> list[Path]:
@@ -199,7 +205,7 @@ def write_heads_ablation(frame: pd.DataFrame, heads: Sequence[tuple[int, int]], 
         UnwrittenError: It could not be written.
     """
     names = "-".join(f"{layer}.{head}" for layer, head in heads[:8]) + ("-more" if len(heads) > 8 else "")
-    return _write_all(folder, {f"{EVIDENCE_FOLDER}/without-{names}.csv": partial(_write_table, frame)})
+    return _write_all(folder, {f"{EVIDENCE_FOLDER}/without-{names}.csv": partial(write_table, frame)})
 
 
 # One by one ---------------------------------------------------------------------------------------
@@ -245,16 +251,16 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(stem + ", ".join(each) for stem, each in suffixes.items())
 
 
-def _figure_tasks(stem: str, draw: Callable[[], Figure]) -> dict[str, Task]:
+def _figure_tasks(
+    stem: str, kind: FigureKind, atlas: Atlas, width_mm: float = WIDTH_MM, **found: Any
+) -> dict[str, Task]:
     """A figure in each format; it is drawn once."""
-    drawn = cache(draw)
 
-    def write(path: Path) -> object:
-        from headatlas.figures import save
+    @cache
+    def figure() -> Figure:
+        return draw_kind(kind, atlas, width_mm, None, Look(), **found)
 
-        return save(drawn(), path)
-
-    return {f"{stem}{suffix}": write for suffix in FIGURE_SUFFIXES}
+    return {f"{stem}{suffix}": lambda path: save(figure(), path) for suffix in FIGURE_SUFFIXES}
 
 
 def _showing_evidence(atlas: Atlas, folder: Path) -> dict[str, Task]:
@@ -269,12 +275,6 @@ def _showing_evidence(atlas: Atlas, folder: Path) -> dict[str, Task]:
 # The files of a map -------------------------------------------------------------------------------
 
 
-def _write_data(atlas: Atlas, path: Path) -> None:
-    from headatlas.figures.plots import write_data
-
-    write_data(atlas, "categories", path)
-
-
 def _write_description(atlas: Atlas, path: Path) -> None:
     from headatlas.figures.describe import describe
 
@@ -287,87 +287,3 @@ def _write_page(atlas: Atlas, path: Path) -> None:
     from headatlas.report import write_report
 
     write_report(atlas, path)
-
-
-def _write_table(frame: pd.DataFrame, path: Path) -> None:
-    with atomic_write(path) as temporary:
-        safe_cells(frame).to_csv(temporary, index=False)
-
-
-# The files of evidence ----------------------------------------------------------------------------
-
-DYNAMIC_TITLES = {"context": "Score with context", "without-context": "Score without context"}
-
-
-def _scatters(atlas: Atlas, agreement: pd.DataFrame, dynamics: Sequence[Dynamic], kind: str) -> list[Scatter]:
-    """A panel for each relation that has dynamic scores of this kind."""
-    from headatlas.atlas.evidence import Evidence
-    from headatlas.figures.evidence import Scatter
-
-    evidence = Evidence(atlas, dynamics, ())
-    titles = dict(zip(atlas.relations["relation"], atlas.relations["title"], strict=True))
-    panels = []
-    for relation in atlas.relation_scores:
-        found = {sign: evidence.scores(relation, kind, sign) for sign in ("promotion", "suppression")}
-        scores = {sign: both for sign, both in found.items() if both is not None}
-        if len(scores) < 2:
-            continue
-        rows = agreement[(agreement["relation"] == relation) & (agreement["kind"] == kind)]
-        r = {str(sign): float(value) for sign, value in zip(rows["sign"], rows["pearson"], strict=True)}
-        static, dynamic = ({sign: both[at] for sign, both in scores.items()} for at in (0, 1))
-        panels.append(Scatter(titles[relation], static, dynamic, r))
-    return panels
-
-
-def _draw_agreement(atlas: Atlas, agreement: pd.DataFrame, dynamics: Sequence[Dynamic], kind: str) -> Figure:
-    from headatlas.figures.evidence import draw_agreement
-
-    panels = _scatters(atlas, agreement, dynamics, kind)
-    name = DYNAMIC_TITLES[kind]
-    templates = f"Mean over {len(dynamics)} templates" if len(dynamics) > 1 else "1 template"
-    caption = (
-        "A point a head, larger where heads coincide; the highest are named, layer.head. Axes: square root "
-        f"of the score. r: Pearson's, of the scores, over heads. {templates}; {atlas.caption()}"
-    )
-    title = f"{name} against score of the map, {atlas.model_name}"
-    return draw_agreement(panels, title=title, dynamic=name, tau=atlas.thresholds.tau, caption=caption)
-
-
-def _draw_behaviours(atlas: Atlas, found: Looking) -> Figure:
-    from headatlas.figures.measures import draw_behaviours
-
-    return draw_behaviours(
-        found.frame(),
-        (atlas.n_layers, atlas.n_heads),
-        WIDTH_MM,
-        title=f"Where the heads of {atlas.model_name} look",
-        caption=f"{atlas.model_name}; {found.caption()}",
-    )
-
-
-def _draw_salience(atlas: Atlas, heads: pd.DataFrame, caption: str) -> Figure:
-    """The salience figure of an atlas."""
-    from headatlas.figures.measures import draw_salience
-
-    return draw_salience(
-        heads,
-        (atlas.n_layers, atlas.n_heads),
-        WIDTH_MM,
-        title=f"What the heads of {atlas.model_name} write",
-        caption=f"{atlas.model_name}; {caption}",
-    )
-
-
-def _draw_ablation(atlas: Atlas, each: Ablation) -> Figure:
-    from headatlas.evidence.statistics import curves
-    from headatlas.figures.evidence import draw_ablation
-
-    titles: dict[str, Any] = dict(zip(atlas.relations["relation"], atlas.relations["title"], strict=True))
-    how = "its output is 0" if each.method == "zero" else "its output is its mean"
-    examples = f"after {each.shots} examples" if each.shots else "without examples"
-    asked = f"“{each.provenance['template']}” {examples}, {len(each.base)} sources asked"
-    order = ", ".join(f"{layer}.{head}" for layer, head in each.heads())
-    control = "" if each.controls else "; control task: none has a similar base and few heads in common"
-    reading = "bars: 95 % (Wilson) over sources; axis: log₂(1 + heads)"
-    caption = f"{asked}; heads by score: {order}; ablated: {how}; {reading}{control}; {atlas.caption()}"
-    return draw_ablation(curves(each), titles, title=titles[each.relation], caption=caption)

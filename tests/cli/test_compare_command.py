@@ -127,7 +127,8 @@ def test_a_mistyped_name_may_be_of_either(run: Run, two: list[Path]) -> None:
 
 def test_a_page_of_both(run: Run, two: list[Path], tmp_path: Path) -> None:
     page = tmp_path / "compare.html"
-    assert f"written: {page}" in run("compare", *two, "--page", page).stderr
+    assert f"written: {page}" in run("compare", *two, "--page", page, "--q-at", 5).stderr
+    assert "--q-at is of the page, which --page writes" in run("compare", *two, "--q-at", 5, code=2).stderr
     text = page.read_text(encoding="utf-8")
     assert "their attention heads compared" in text and '"not_by_head":""' in text
 

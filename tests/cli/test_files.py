@@ -107,7 +107,7 @@ def test_outputs_without_figures(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "lost"),
     [
-        ("headatlas.figures.plots.write_data", {"categories.csv"}),
+        ("headatlas.outputs.write_table", {"categories.csv"}),
         ("headatlas.figures.plots.figure_bytes", {f"categories{s}" for s in (".png", ".svg", ".pdf")}),
         ("headatlas.figures.describe.describe", {"description.txt", "report.html"}),
         ("headatlas.report.page.page_data", {"report.html"}),

@@ -16,7 +16,10 @@ from matplotlib.text import Text
 from headatlas.atlas import Atlas
 from headatlas.atlas.evidence import COLUMNS, CRITERIA
 from headatlas.atlas.export import export_table
+from headatlas.figures import KINDS
+from headatlas.figures.colours import DARK
 from headatlas.figures.grids import relation_grids
+from headatlas.options import FigureKind
 from headatlas.outputs import write_outputs
 from headatlas.report import write_report
 from headatlas.report.data import page_data
@@ -87,7 +90,7 @@ def test_a_fault_in_one_output_of_evidence_costs_no_other(
     def broken(*_: object, **__: object) -> None:
         raise ValueError("no axis")
 
-    monkeypatch.setattr("headatlas.figures.evidence.draw_agreement", broken)
+    monkeypatch.setattr("headatlas.figures.evidence.draw_scatters", broken)
     result = run("evidence", "inference", planted.folder, "--templates", planted.templates, code=2)
     assert "r with context" in result.stdout
     assert f"written to {planted.folder}: evidence/agreement.csv, heads.parquet" in result.stderr
@@ -95,6 +98,27 @@ def test_a_fault_in_one_output_of_evidence_costs_no_other(
         "not written: evidence/context.png, .svg, .pdf, evidence/without-context.png, .svg, .pdf "
         "(a fault in headatlas, ValueError: no axis"
     ) in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_figure_is_drawn_again_in_another_size(
+    examined: Planted, run: Run, tmp_path: Path, kind: FigureKind
+) -> None:
+    """Or it is said which command makes what it shows."""
+    command = {"behaviours": "behaviour", "salience": "salience", "attention": "evidence attention"}.get(kind)
+    figure, data = tmp_path / "figure.svg", tmp_path / "data.csv"
+    which = ("--which", "second") if kind == "ablation" else ()
+    arguments = ("plot", examined.folder, "--kind", kind, "-o", figure, "--data", data)
+    result = run(*arguments, *which, "--width", "85mm", "--dark", code=2 if command else 0)
+    if command is not None:
+        assert result.stderr.endswith(f"run `headatlas {command}` first.\n") and not figure.exists()
+        return
+    assert f'width="{85 / 25.4 * 72:.3f}'[:12] in figure.read_text() and DARK.paper in figure.read_text()
+    assert len(pd.read_csv(data))
+    if kind == "ablation":
+        assert set(pd.read_csv(data)["task"]) == {"first-shots0-zero", "second-shots0-zero"}
+        several = run(*arguments, code=2).stderr
+        assert "choose it with --which: first-shots0-zero, second-shots0-zero" in several
 
 
 def test_the_ablation_command(examined: Planted, run: Run, tmp_path: Path) -> None:

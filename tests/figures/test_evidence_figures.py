@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
-from headatlas.figures.evidence import Scatter, draw_ablation, draw_agreement
+from headatlas.figures.evidence import Scatter, draw_curves, draw_scatters
+from headatlas.options import Look
+
+Signs = dict[str, NDArray[np.float64]]
 
 
 def curves(added: list[float]) -> pd.DataFrame:
@@ -20,7 +25,7 @@ def curves(added: list[float]) -> pd.DataFrame:
 
 def test_curves_that_coincide_are_one_and_the_legend_says_so() -> None:
     same, other = (
-        draw_ablation(curves(added), {}, title="capital", caption="")
+        draw_curves(curves(added), {}, 85.0, Look(), title="capital", caption="")
         for added in ([0.8, 0.4, 0.1], [0.8, 0.4, 0.3])
     )
     assert [len(figure.axes[0].lines) for figure in (same, other)] == [2, 3]
@@ -29,22 +34,22 @@ def test_curves_that_coincide_are_one_and_the_legend_says_so() -> None:
     assert "the same" not in words[1]
 
 
+def scattered(static: Signs, dynamic: Signs) -> Axes:
+    """The panel of one relation with these scores."""
+    panel = Scatter("capital", "capital", static, dynamic)
+    return draw_scatters([panel], 170.0, Look(), kind="context", tau=0.15, title="", caption="").axes[0]
+
+
 def test_points_that_coincide_are_one_and_the_highest_heads_are_named() -> None:
     static, dynamic = np.zeros((10, 8)), np.zeros((10, 8))
     static[7, 3], dynamic[7, 3] = 0.81, 0.36
     static[2, 5], dynamic[2, 5] = 0.04, 0.01  # below the smallest score that counts
-    signs = ("promotion", "suppression")
     nothing = np.zeros_like(static)
-    panel = Scatter(
-        "capital",
-        {"promotion": static, "suppression": nothing},
-        {"promotion": dynamic, "suppression": nothing},
-        dict.fromkeys(signs, 0.5),
+    ax = scattered(
+        {"promotion": static, "suppression": nothing}, {"promotion": dynamic, "suppression": nothing}
     )
-    figure = draw_agreement([panel], title="", dynamic="Score", tau=0.15, caption="")
-    ax = figure.axes[0]
     drawn = {str(points.get_label()): points for points in ax.collections}
-    assert [len(drawn[sign].get_offsets()) for sign in signs] == [3, 1]
+    assert [len(drawn[sign].get_offsets()) for sign in ("promotion", "suppression")] == [3, 1]
     sizes = drawn["promotion"].get_sizes()
     assert sizes[0] > sizes[1] == sizes[2], "78 heads at 0"
     assert [
@@ -55,15 +60,9 @@ def test_points_that_coincide_are_one_and_the_highest_heads_are_named() -> None:
 def test_a_name_stands_on_no_point() -> None:
     rng = np.random.default_rng(0)
     scores = [rng.random((12, 8)) ** 2 for _ in range(2)]
-    both = (
-        dict.fromkeys(("promotion", "suppression"), scores[0]),
-        dict.fromkeys(("promotion", "suppression"), scores[1]),
-    )
-    figure = draw_agreement(
-        [Scatter("many", *both, dict.fromkeys(both[0], 0.5))], title="", dynamic="Score", tau=0.15, caption=""
-    )
-    figure.draw_without_rendering()
-    ax = figure.axes[0]
+    both = [dict.fromkeys(("promotion", "suppression"), each) for each in scores]
+    ax = scattered(*both)
+    ax.figure.draw_without_rendering()
     points = ax.transData.transform(
         np.concatenate([np.asarray(each.get_offsets()) for each in ax.collections])
     )

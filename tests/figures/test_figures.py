@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -28,11 +28,13 @@ from headatlas.figures.colours import DARK, LIGHT
 from headatlas.figures.grids import category_grid
 from headatlas.figures.page import round_ticks, text_width, wrap
 from headatlas.figures.panels import STEPS, cells_path, outline_path
-from headatlas.figures.plots import write_data
+from headatlas.figures.plots import write_table
+from headatlas.options import FigureKind
 from tests.atlas.made import write_atlas
 from tests.figures.planted import Plant, Spec, plant_atlas
 
 SVG = "{http://www.w3.org/2000/svg}"
+OF_THE_MAP: tuple[FigureKind, ...] = ("categories", "relations", "layers")
 PANELS = ["All Categories", "Algorithmic", "Knowledge", "Linguistic", "Translation"]
 
 
@@ -136,7 +138,7 @@ def test_titles_say_how_many_heads_a_panel_has(planted: Atlas) -> None:
     assert {"All Categories, n = 3", "Knowledge, n = 2", "Linguistic, n = 2"} <= set(titles)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OF_THE_MAP)
 def test_the_look_of_a_figure(atlas: Atlas, tmp_path: Path, kind: str) -> None:
     draw = getattr(atlas.plot, kind)
     plain = draw()
@@ -209,8 +211,9 @@ def test_ticks_of_both_axes_start_at_zero(planted: Atlas) -> None:
         assert list(ax.get_yticks()) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OF_THE_MAP)
 @pytest.mark.parametrize("width_mm", [30.0, 85.0, 333.3])
+@pytest.mark.filterwarnings("ignore:.* more than a page")
 def test_width_is_exact_and_nothing_leaves_the_page(
     users: Atlas, tmp_path: Path, kind: str, width_mm: float
 ) -> None:
@@ -232,7 +235,7 @@ def test_width_is_exact_and_nothing_leaves_the_page(
     assert float(box[1]) / 72 * 25.4 == pytest.approx(width_mm, abs=0.001)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OF_THE_MAP)
 def test_no_text_overlaps_another(users: Atlas, kind: str) -> None:
     figure = getattr(users.plot, kind)()
     painted(figure)
@@ -351,7 +354,7 @@ def test_layers_stack_equals_shares(planted: Atlas) -> None:
 
 def test_data_is_what_the_atlas_says(atlas: Atlas, tmp_path: Path) -> None:
     table = atlas.plot.data("categories")
-    written = write_data(atlas, "categories", tmp_path / "c.csv")
+    written = write_table(table, tmp_path / "c.csv")
     assert pd.read_csv(written).shape == table.shape
     assert len(table) == 24
     assert (table[PANELS[1:]].sum(axis=1) == table["n_categories"]).all()
@@ -430,7 +433,7 @@ def test_which_chooses_panels(atlas: Atlas) -> None:
         atlas.plot.categories(which="Art")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OF_THE_MAP)
 def test_a_panel_in_the_users_axes(atlas: Atlas, kind: str) -> None:
     figure = Figure(figsize=(8, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -448,7 +451,7 @@ def test_a_panel_in_the_users_axes(atlas: Atlas, kind: str) -> None:
         assert labels[:4] == ["1 category", "2 categories", "3 categories", "4 categories"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", OF_THE_MAP)
 def test_every_keyword_is_obeyed_or_refused(atlas: Atlas, kind: str) -> None:
     which = "country_to_capital" if kind == "relations" else "Knowledge"
     draw = getattr(atlas.plot, kind)
@@ -471,11 +474,27 @@ def test_impossible_widths(atlas: Atlas, width_mm: float) -> None:
         atlas.plot.categories(width_mm=width_mm)
 
 
+def test_every_figure_that_can_be_asked_for_is_in_the_table(atlas: Atlas) -> None:
+    assert tuple(KINDS) == get_args(FigureKind)
+    for kind in KINDS:
+        if kind not in OF_THE_MAP:
+            for asked in (atlas.plot, atlas.plot.data):
+                with pytest.raises(HeadatlasError, match=r"this atlas holds nothing .*; run `headatlas "):
+                    asked(kind)
+
+
+def test_a_figure_that_fits_no_page_is_drawn_with_a_warning(atlas: Atlas) -> None:
+    with pytest.warns(UserWarning, match=r"the relations figure is \d+ mm high, more than a page") as said:
+        figure = atlas.plot(kind="relations", width_mm=85)
+    assert f" {figure.get_figheight() * 25.4:.0f} mm high" in str(said[0].message)
+    assert "choose panels with `which`" in str(said[0].message)
+
+
 def test_unknown_formats_kinds_and_places(atlas: Atlas, tmp_path: Path) -> None:
     with pytest.raises(HeadatlasError, match=r"suffix is \.jpg; a figure can be \.png, \.svg or \.pdf"):
         plot(atlas, "categories", tmp_path / "a.jpg")
     with pytest.raises(HeadatlasError, match="no figure 'cats'; choose from categories, relations, layers"):
-        plot(atlas, "cats", tmp_path / "a.png")
+        plot(atlas, "cats", tmp_path / "a.png")  # type: ignore[arg-type]
     (tmp_path / "a.png").mkdir()
     with pytest.raises(HeadatlasError, match="cannot be written"):
         plot(atlas, "layers", tmp_path / "a.png", 60)

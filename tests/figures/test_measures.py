@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +12,9 @@ from matplotlib.colors import to_hex
 
 from headatlas.errors import HeadatlasError
 from headatlas.figures.colours import LIGHT
+from headatlas.figures.grids import Which
 from headatlas.figures.measures import MEASURES, draw_salience
+from headatlas.figures.page import AtlasFigure
 from headatlas.figures.panels import STEPS
 from headatlas.options import Look
 
@@ -25,9 +30,27 @@ FRAME = pd.DataFrame(
 )
 
 
+class Made:
+    """What a salience says of its heads."""
+
+    def by_head(self) -> pd.DataFrame:
+        return FRAME
+
+    def caption(self) -> str:
+        return "c"
+
+
+ATLAS: Any = SimpleNamespace(n_layers=3, n_heads=2, model_name="Made", place=None)
+
+
+def drawn(width_mm: float, which: Which = None, look: Look | None = None) -> AtlasFigure:
+    found: Any = Made()
+    return draw_salience(ATLAS, width_mm, which, look or Look(), found=found)
+
+
 def colours(name: str) -> dict[str, set[tuple[int, int]]]:
     """Colour → the cells, as layer and head, that a panel fills with it."""
-    figure = draw_salience(FRAME, (3, 2), 80.0, [name], title="t", caption="c")
+    figure = drawn(80.0, [name])
     filled: dict[str, set[tuple[int, int]]] = {}
     for patch in figure.axes[0].patches:
         if patch.get_fill() and patch.get_zorder() != 0.5:
@@ -55,7 +78,7 @@ def test_cells_have_the_colour_of_their_number(name: str, cells: dict[tuple[int,
 
 
 def test_words_say_the_range_and_the_first_head() -> None:
-    figure = draw_salience(FRAME, (3, 2), 170.0, look=Look(dark=True), title="t", caption="c")
+    figure = drawn(170.0, look=Look(dark=True))
     assert len([ax for ax in figure.axes if ax.patches]) == len(MEASURES)
     assert "Copying, −1 to 1: -1.00 to 1.00, most 0.0" in figure.description
     assert "Effective rank: 10.00 to 40.00, most 0.1" in figure.description
@@ -63,6 +86,6 @@ def test_words_say_the_range_and_the_first_head() -> None:
 
 def test_nothing_is_drawn_of_nothing() -> None:
     with pytest.raises(HeadatlasError, match="run `headatlas salience` first"):
-        draw_salience(FRAME[:0], (3, 2), 170.0, title="t", caption="c")
+        draw_salience(ATLAS, 170.0, None, Look())
     with pytest.raises(HeadatlasError, match="measure"):
-        draw_salience(FRAME, (3, 2), 170.0, ["nonsense"], title="t", caption="c")
+        drawn(170.0, ["nonsense"])

@@ -84,7 +84,7 @@ def test_what_is_stored_is_not_measured_again(watched: Path, text: Path, tmp_pat
 def test_shipped_texts_are_what_an_atlas_shows(fresh: Path, tmp_path: Path) -> None:
     atlas = Atlas.open(fresh)
     assert atlas.behaviours.empty and list(atlas.behaviours.columns) == list(COLUMNS)
-    with pytest.raises(HeadatlasError, match="no behaviour of this atlas was measured"):
+    with pytest.raises(HeadatlasError, match="run `headatlas behaviour` first"):
         atlas.plot.behaviours()
     frame = ha.behaviour(atlas)
     pd.testing.assert_frame_equal(atlas.behaviours, frame)

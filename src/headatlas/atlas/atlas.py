@@ -584,7 +584,8 @@ class Atlas(SalienceReading):
         return "; ".join(parts)
 
     plot = MadeAbove(
-        "headatlas.figures:Plots", "Figures of this atlas: ``categories()``, ``relations()``, ``layers()``."
+        "headatlas.figures:Plots",
+        "Figures of this atlas: ``atlas.plot(kind=…)``, ``atlas.plot.categories()`` …",
     )
     recipe = MadeAbove("headatlas.recipes:bound", "Python that acts on heads: :func:`headatlas.recipe`.")
     explore = MadeAbove("headatlas.report:explore_atlas", "The page, in a notebook: ``atlas.explore()``.")

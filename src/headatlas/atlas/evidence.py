@@ -480,6 +480,11 @@ class Ablation(Stored):
     def method(self) -> str:
         return str(self.provenance["method"])
 
+    @property
+    def label(self) -> str:
+        """The task's name among those of an atlas, in its folders and files."""
+        return f"{self.relation}-shots{self.shots}-{self.method}"
+
     @cached_property
     def base(self) -> Bools:
         """[source] which sources the whole model answers."""

@@ -141,6 +141,10 @@ class Salience:
         ]
         return pd.DataFrame(rows, columns=list(EXPLAINED_COLUMNS))
 
+    def by_head(self) -> pd.DataFrame:
+        """One row per head: the columns of :meth:`spectrum`, then those of :meth:`explained`."""
+        return self.spectrum().merge(self.explained(), on=["layer", "head"], how="left")
+
     def of_head(self, layer: int, head: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
         """The rows of one head of :meth:`frame`, :meth:`spectrum`, :meth:`explained`; no others are made."""
         mine = Salience(self.data.isel(layer=[layer], head=[head]), self.provenance)

@@ -15,6 +15,7 @@ from headatlas.cli.options import (
     Lens,
     OutFile,
     PlottedData,
+    QAt,
     Relations,
     Sources,
     Width,
@@ -35,6 +36,7 @@ from headatlas.cli.output import (
     say,
     stopping,
 )
+from headatlas.errors import HeadatlasError
 from headatlas.options import Compute, Look, Preset
 
 if TYPE_CHECKING:
@@ -100,6 +102,7 @@ def compare_command(
     width: Width = "170mm",
     data: PlottedData = None,
     page: ComparedPage = None,
+    q_at: QAt = None,
     maps: Maps = None,
     lens: LensOfModels = None,
     relations: Relations = None,
@@ -119,6 +122,8 @@ def compare_command(
     """
     width_mm = parse_width(width)
     check_figure(out)
+    if q_at and page is None:
+        raise HeadatlasError("`q_at` is of the page, which `page` writes; give both or neither.")
     asked = names_of(relations, "relations")
     atlases = [read(atlas) for atlas in _given(places, maps, lens, asked, sources, preset, compute)]
     from headatlas.arrangement import compare
@@ -137,7 +142,7 @@ def compare_command(
     if page is not None:
         from headatlas.report import write_comparison
 
-        say(f"written: {write_comparison(atlases, page, found)}")
+        say(f"written: {write_comparison(atlases, page, found, q_at or ())}")
 
 
 def _say_found(atlases: Sequence[Atlas], found: Comparison, as_json: bool) -> None:

@@ -191,6 +191,7 @@ def attention_command(
         int,
         typer.Option("--limit", metavar="N", min=1, help="Rows to show, highest AUROC first. JSON has all."),
     ] = 20,
+    no_figures: NoFigures = False,
     as_json: AsJson = False,
 ) -> None:
     """Say whether called heads would look at the words of their relation: by W_Q and W_K, before any softmax.
@@ -198,7 +199,7 @@ def attention_command(
     Queries are states at the end of the relation's task and of running texts; keys are states of its sources
     and of matched other words. AUROC at several distances, with a permutation p and q over called heads.
 
-    What is measured is stored in the atlas and not measured again. The table goes to DIR/evidence.
+    What is measured is stored in the atlas and not measured again. Table and figure go to DIR/evidence.
     """
     from headatlas.evidence.attention_run import run_attention
     from headatlas.evidence.statistics import against_measured
@@ -242,7 +243,7 @@ def attention_command(
                 f"AUROC ({row['query']}) and measured attention: Spearman's rho {row['spearman']:.2f} "
                 f"({span(row['spearman_low'], row['spearman_high'])}) over {row['rows']} rows"
             )
-    _write(atlas, lambda beside: write_preferences(frame, beside))
+    _write(atlas, lambda beside: write_preferences(atlas, found, frame, beside, figures=not no_figures))
 
 
 # evidence ablation ------------------------------------------------------------------------------------

@@ -167,6 +167,14 @@ OutFile = Annotated[
     Path | None,
     out_option("Also draw it: .png, .svg or .pdf."),
 ]
+QAt = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--q-at",
+        metavar="K",
+        help="Calibrate at this k, too, so that the page has q there. May be repeated.",
+    ),
+]
 PlottedData = Annotated[
     Path | None,
     typer.Option("--data", metavar="FILE", help="Also write the plotted data, as CSV.", parser=output_path),
@@ -193,7 +201,7 @@ PARAMETERS = {
             *("adapter", "templates", "model", "kind", "method", "shots", "sources", "max_heads", "draws"),
             *("seed", "panels", "which", "data", "write", "family", "category", "limit", "text", "tokens"),
             *("describe_with", "model_name", "per_minute", "seconds", "least_heads", "top"),
-            *("relation", "do", "factor", "control", "maps", "host", "port"),
+            *("relation", "do", "factor", "control", "maps", "host", "port", "page", "q_at"),
         )
     },
 }

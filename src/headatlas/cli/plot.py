@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headatlas.cli.options import PlottedData, Width, draws, names_of, out_option, reads_atlas
+from headatlas.cli.options import PlottedData, QAt, Width, draws, names_of, out_option, reads_atlas
 from headatlas.cli.output import parse_width, say
 from headatlas.errors import HeadatlasError
-from headatlas.options import Look
+from headatlas.options import FigureKind, Look, Panels
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
-
-Kind = Literal["categories", "relations", "layers"]
-Panels = Literal["category", "subcategory", "relation"]
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +31,12 @@ def plot_command(
     look: Look,
     out: Annotated[Path, out_option("The figure: .png, .svg or .pdf.")],
     kind: Annotated[
-        Kind, typer.Option("--kind", help="Panels per category, panels per relation, or layer profiles.")
+        FigureKind,
+        typer.Option(
+            "--kind",
+            help="Of the map: panels per category, panels per relation, layer profiles. Of what was "
+            "measured: where heads look, what they write, scores in texts, preferences of queries, a task.",
+        ),
     ] = "categories",
     panels: Annotated[
         Panels, typer.Option("--panels", help="Of the categories figure: what has a panel of its own.")
@@ -44,35 +46,27 @@ def plot_command(
         typer.Option(
             "--which",
             metavar="NAME,…",
-            help="Only these panels: categories, or relations by name. Default: all.",
+            help="Only these panels: categories, relations, behaviours or measures by name; or which ablated "
+            "task. Default: all.",
         ),
     ] = None,
     width: Width = "170mm",
     data: PlottedData = None,
 ) -> None:
     """Draw a figure into a file."""
-    from headatlas.figures import plot
-    from headatlas.figures.plots import write_data
+    from headatlas.figures.plots import plot, write_table
 
     plot(atlas, kind, out, parse_width(width), which=names_of(which, "which"), panels=panels, **asdict(look))
     say(f"written: {out}")
     if data is not None:
-        write_data(atlas, kind, data, panels)
-        say(f"written: {data}")
+        say(f"written: {write_table(atlas.plot.data(kind, panels), data)}")
 
 
 @reads_atlas
 def report_command(
     atlas: Atlas,
     out: Annotated[Path | None, out_option("Default: report.html beside the atlas.")] = None,
-    q_at: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--q-at",
-            metavar="K",
-            help="Calibrate at this k, too, so that the page has q there. May be repeated.",
-        ),
-    ] = None,
+    q_at: QAt = None,
 ) -> None:
     """Write the interactive page.
 

@@ -70,6 +70,16 @@ def spearman(x: Floats, y: Floats, axis: int = -1) -> Floats:
     return pearson(first, second, axis=axis)
 
 
+def pearson_or_nan(x: Floats, y: Floats) -> float:
+    """Pearson's r of two arrays of one shape, NaN in either left out; NaN where it is not defined."""
+    known = ~(np.isnan(x) | np.isnan(y))
+    return float("nan") if _constant(x[known], y[known]) else float(pearson(x[known], y[known]))
+
+
+def _constant(x: Floats, y: Floats) -> bool:
+    return len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0
+
+
 def correlation(kind: Callable[..., Floats], x: Floats, y: Floats) -> Estimate:
     """A correlation over heads, with an interval over resampled heads.
 
@@ -80,9 +90,7 @@ def correlation(kind: Callable[..., Floats], x: Floats, y: Floats) -> Estimate:
     Returns:
         Undefined where x or y is constant, or n < 3.
     """
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return UNDEFINED
-    return _bootstrap((x, y), kind)
+    return UNDEFINED if _constant(x, y) else _bootstrap((x, y), kind)
 
 
 def mean(values: Floats) -> Estimate:

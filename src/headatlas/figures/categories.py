@@ -19,7 +19,7 @@ from headatlas.atlas.cards import caption_with_coverage
 from headatlas.figures import panels as parts
 from headatlas.figures.colours import Palette, palette_of
 from headatlas.figures.describe import alt_text
-from headatlas.figures.grids import ALL, CategoryGrid, Panels, Which, category_grid, choose
+from headatlas.figures.grids import ALL, CategoryGrid, Which, category_grid, choose
 from headatlas.figures.page import (
     MARGIN,
     AtlasFigure,
@@ -31,7 +31,7 @@ from headatlas.figures.page import (
     text_width,
 )
 from headatlas.figures.panels import Cell
-from headatlas.options import Look
+from headatlas.options import Look, Panels
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas

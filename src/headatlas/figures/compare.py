@@ -30,7 +30,6 @@ from headatlas.figures.page import (
     round_ticks,
     style,
     text_width,
-    wrap,
 )
 from headatlas.figures.panels import Cell
 from headatlas.options import Look
@@ -412,10 +411,7 @@ READING = (
     "Filled: heads implement the relation; hollow: none does, and the best head is shown all the same. "
     "Lines are 95 % intervals over sources. Strong rules separate categories."
 )
-ROW = 3.4
-"""Height of a relation's row."""
-NARROW = 110.0
-"""From this width down the two panels go under each other."""
+DEPTH = "Depth of the best head"
 
 
 def _draw_relations(found: Comparison, width_mm: float, look: Look) -> AtlasFigure:
@@ -426,30 +422,13 @@ def _draw_relations(found: Comparison, width_mm: float, look: Look) -> AtlasFigu
         )
     description = describe_comparison(found)
     page = Page(width_mm, look, title="The same relations in several models", description=description)
-    titles = list(dict.fromkeys(found.table["title"]))
-    longest = 0.42 * page.width
-    left = MARGIN + min(max(text_width(title) for title in titles), longest) + 2.2
-    height = len(titles) * ROW
-    wide = page.width > NARROW
-    width = (page.width - MARGIN - left - 4.0) / 2 if wide else page.width - MARGIN - left
-    x, y = left, MARGIN + LINE + 0.6
-    for number, (name, column) in enumerate((("Best score", "score"), ("Depth of the best head", "depth"))):
-        page.text(x + width / 2, y - LINE - 0.6, name, ha="center")
-        ax = page.axes(x, y, width, height)
-        _relations_panel(ax, found, titles, column, page.palette)
-        labels = [_short(title, longest) for title in titles] if number == 0 or not wide else []
-        ax.set_yticks(range(len(titles)), labels or [""] * len(titles))
-        ticks = ["0", "0.5", "1"] if column == "score" else ["first layer", "", "last"]
-        ax.set_xticks([0.0, 0.5, 1.0], ticks)
-        if column == "depth":
-            first, _, last = ax.get_xticklabels()
-            first.set_horizontalalignment("left")
-            last.set_horizontalalignment("right")
-        if wide:
-            x += width + 4.0
-        elif number == 0:
-            y += height + 2.6 * LINE + 1.2
-    y += height + 1.2 + 1.3 * LINE
+    titles, columns = list(dict.fromkeys(found.table["title"])), {"Best score": "score", DEPTH: "depth"}
+    y = page.relation_rows(
+        MARGIN,
+        titles,
+        list(columns),
+        lambda ax, name: _relations_panel(ax, found, titles, columns[name], page.palette),
+    )
     looks = zip(found.labels, _atlas_colours(page.palette), MARKS, strict=False)
     keys = [Key.point(label, color=colour, marker=mark) for label, colour, mark in looks]
     y = page.legend(MARGIN, y, page.inner, keys) + 0.4 * LINE
@@ -484,8 +463,12 @@ def _atlas_colours(palette: Palette) -> Sequence[str]:
 def _relations_panel(ax: Axes, found: Comparison, titles: list[str], column: str, palette: Palette) -> None:
     colours = _atlas_colours(palette)
     n = len(found.labels)
-    ax.set_ylim(len(titles) - 0.5, -0.5)
     ax.set_xlim(-0.03, 1.03)
+    ax.set_xticks([0.0, 0.5, 1.0], ["0", "0.5", "1"] if column == "score" else ["first layer", "", "last"])
+    if column == "depth":
+        first, _, last = ax.get_xticklabels()
+        first.set_horizontalalignment("left")
+        last.set_horizontalalignment("right")
     table = found.table
     first_of_category = set(table.drop_duplicates("category")["title"])
     for at, title in enumerate(titles):
@@ -501,9 +484,3 @@ def _relations_panel(ax: Axes, found: Comparison, titles: list[str], column: str
         filled = np.where(rows["n_implementing"] > 0, colour, palette.paper)
         points: dict[str, Any] = {"s": 3.2**2, "marker": MARKS[number], "linewidths": 0.6}
         ax.scatter(rows[column], heights, facecolors=filled, edgecolors=colour, zorder=2, **points)
-
-
-def _short(title: str, width: float) -> str:
-    """A title that fits into its column."""
-    lines = wrap(title, width)
-    return title if len(lines) == 1 else f"{lines[0]} …"

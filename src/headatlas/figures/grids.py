@@ -5,21 +5,23 @@ Arrays are [n_layers, n_heads]. A layer that is not mapped is False in ``mapped`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from headatlas.errors import HeadatlasError
+from headatlas.options import Panels
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
 
+T = TypeVar("T")
+
 ALL = "All Categories"
-Panels = Literal["category", "subcategory", "relation"]
 
 Which = str | Sequence[str] | None
 """Panels or relations by name; all of them for None."""
@@ -238,6 +240,22 @@ def choose(which: Which, known: Sequence[str], what: str) -> list[str]:
     return list(dict.fromkeys(by_name[name.casefold()] for name in asked))
 
 
+def choose_by(which: Which, items: Sequence[T], names: Callable[[T], Sequence[str]], what: str) -> list[T]:
+    """The items that go by one of the names meant by ``which``, in their own order; all of them for None."""
+    known = dict.fromkeys(name for each in zip(*map(names, items), strict=True) for name in each)
+    asked = set(choose(which, list(known), what))
+    return [item for item in items if asked.intersection(names(item))]
+
+
+def needed(found: T | None, command: str) -> T:
+    """Refuse to go on with nothing: a HeadatlasError names the command that measures it."""
+    if not found:
+        raise HeadatlasError(
+            f"this atlas holds nothing that this figure shows; run `headatlas {command}` first."
+        )
+    return found
+
+
 # Tables, to be written beside a figure ---------------------------------------------------------------
 
 
@@ -277,6 +295,3 @@ def layers_table(atlas: Atlas) -> pd.DataFrame:
             columns[f"share_{level}"] = (shown == level).mean(axis=1)
         parts.append(pd.DataFrame(columns | {"control": grid.control[panel][layers]}))
     return pd.concat(parts, ignore_index=True)
-
-
-TABLES = {"categories": categories_table, "relations": relations_table, "layers": layers_table}

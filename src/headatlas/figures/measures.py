@@ -5,26 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from headatlas.atlas.behaviours import BEHAVIOURS, Behaviour, best_first
-from headatlas.errors import HeadatlasError
+from headatlas.atlas.behaviours import BEHAVIOURS, Behaviour, Looking, best_first
+from headatlas.atlas.salience import Salience, stored_salience
 from headatlas.figures import panels
 from headatlas.figures.colours import Palette
-from headatlas.figures.grids import Which, choose
-from headatlas.figures.page import (
-    DEFAULT_LOOK,
-    AtlasFigure,
-    Key,
-    Page,
-    Title,
-)
+from headatlas.figures.grids import Which, choose, needed
+from headatlas.figures.page import AtlasFigure, Key, Page, Title
 from headatlas.figures.panels import Cell
 from headatlas.options import Look
+
+if TYPE_CHECKING:
+    from headatlas.atlas import Atlas
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -107,28 +105,31 @@ def draw_panel(ax: Axes, each: Panel, seen: Bools, palette: Palette, *, cell: Ce
 # Where heads look ---------------------------------------------------------------------------------------
 
 
+def _looking(atlas: Atlas) -> Looking:
+    return needed(Looking.shipped_in(atlas.place), "behaviour")
+
+
+def behaviours_table(atlas: Atlas) -> pd.DataFrame:
+    """One row per behaviour, layer and head, as :attr:`Atlas.behaviours` describes it."""
+    return _looking(atlas).frame()
+
+
 def draw_behaviours(
-    frame: pd.DataFrame,
-    shape: tuple[int, int],
-    width_mm: float,
-    which: Which = None,
-    look: Look = DEFAULT_LOOK,
-    *,
-    title: str,
-    caption: str,
+    atlas: Atlas, width_mm: float, which: Which, look: Look, *, found: Looking | None = None
 ) -> AtlasFigure:
     """A panel a behaviour, coloured by value; heads that are called outlined, and counted in the titles.
 
     Shares of attention have one scale, from none to all of it; entropy, distance and its variance have one
-    each, up to the largest value. ``frame`` is as :attr:`Atlas.behaviours`.
+    each, up to the largest value. ``found`` is that of the shipped texts by default.
     """
-    if frame.empty:
-        raise HeadatlasError("no behaviour of this atlas was measured; run `headatlas behaviour` first.")
+    found = found or _looking(atlas)
+    frame, shape = found.frame(), (atlas.n_layers, atlas.n_heads)
     rows = {str(name): part for name, part in frame.groupby("behaviour")}
     there = {each.name: each for each in BEHAVIOURS if each.name in rows}
     shown = [there[name] for name in choose(which, list(there), "behaviour")]
     words = "; ".join(_called(rows[each.name], each) for each in shown if each.tested)
     description = f"Heatmaps of layer by head, one a behaviour, coloured by attention. {words}."
+    title = f"Where the heads of {atlas.model_name} look"
     page = Page(width_mm, look, title=title, description=description)
     outlined = {"facecolor": page.palette.scores(5)[2], "edgecolor": page.palette.ink, "linewidth": 0.7}
     ranges = "" if all(_is_share(each) for each in shown) else f" {RANGES}"
@@ -136,7 +137,8 @@ def draw_behaviours(
         page,
         [_behaviour(rows[each.name], each, shape) for each in shown],
         np.isin(np.arange(shape[0]), frame["layer"]),
-        f"Colour: share of the head's attention.{ranges} n: heads that are called. {caption}",
+        f"Colour: share of the head's attention.{ranges} n: heads that are called. "
+        f"{atlas.model_name}; {found.caption()}",
         {"share of attention": page.palette.scores(panels.STEPS + 1)},
         [Key("called: more than expected", outlined)],
     )
@@ -171,27 +173,30 @@ MEASURES = {
 }
 
 
+def _salience(atlas: Atlas) -> Salience:
+    return needed(stored_salience(atlas.place), "salience")
+
+
+def salience_table(atlas: Atlas) -> pd.DataFrame:
+    """One row per head: layer, head and a column a measure."""
+    return _salience(atlas).by_head()[["layer", "head", *MEASURES]]
+
+
 def draw_salience(
-    frame: pd.DataFrame,
-    shape: tuple[int, int],
-    width_mm: float,
-    which: Which = None,
-    look: Look = DEFAULT_LOOK,
-    *,
-    title: str,
-    caption: str,
+    atlas: Atlas, width_mm: float, which: Which, look: Look, *, found: Salience | None = None
 ) -> AtlasFigure:
     """A panel a measure: share explained, copying, effective rank, and share of the layer's norm.
 
     Share explained and copying have one scale, from 0 to 1 and below 0; effective rank goes from the smallest
-    to the largest there is, the share of the norm from 0 to the largest. ``frame`` has a row a head: layer,
-    head and a column a measure.
+    to the largest there is, the share of the norm from 0 to the largest. ``found`` is what is stored in the
+    atlas by default.
     """
-    if frame.empty:
-        raise HeadatlasError("the salience of this atlas was not computed; run `headatlas salience` first.")
+    found = found or _salience(atlas)
+    frame, shape = found.by_head(), (atlas.n_layers, atlas.n_heads)
     shown = choose(which, list(MEASURES), "measure")
     words = "; ".join(_extent(frame, name) for name in shown if frame[name].notna().any())
     description = f"Heatmaps of layer by head, one a measure, coloured by value. {words}."
+    title = f"What the heads of {atlas.model_name} write"
     page = Page(width_mm, look, title=title, description=description)
     reading, scale = "Colour: value.", {"value": page.palette.scores(panels.STEPS + 1)}
     if "copying" in shown:
@@ -203,7 +208,7 @@ def draw_salience(
         page,
         [_measure(frame, name, shape) for name in shown],
         np.isin(np.arange(shape[0]), frame["layer"]),
-        f"{reading} {caption}",
+        f"{reading} {atlas.model_name}; {found.caption()}",
         scale,
         [],
     )

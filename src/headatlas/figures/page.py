@@ -56,6 +56,10 @@ BELOW_TICKS = 1.2 + 0.9 * LINE
 """From the lower edge of a panel to the name of its x axis: ticks and their labels."""
 BELOW = BELOW_TICKS + LINE
 """Room under a panel: ticks, their labels, the name of the axis."""
+ROW = 3.4
+"""Height of a relation's row."""
+NARROW = 110.0
+"""From this width down panels of rows go under each other."""
 BESIDE_TICKS = 2.2
 """Left of a panel, beside its tick labels."""
 
@@ -254,6 +258,35 @@ class Page:
         left, top, width, whole = self._boxes[ax]
         self._boxes[ax] = (left, top, width, whole - height - gap)
         return self.axes(left, top + whole - height, width, height)
+
+    def relation_rows(
+        self,
+        y: float,
+        titles: Sequence[str],
+        names: Sequence[str],
+        draw: Callable[[Axes, str], None],
+    ) -> float:
+        """Panels whose rows are relations, the first at the top, from height y down; returns that below them.
+
+        They stand beside each other, or on a narrow page one under the other. ``draw`` gets each by its name.
+        """
+        longest = 0.42 * self.width
+        left = MARGIN + min(max(map(text_width, titles)), longest) + 2.2
+        wide, height = self.width > NARROW, len(titles) * ROW
+        width = (self.width - MARGIN - left - 4.0) / 2 if wide else self.width - MARGIN - left
+        x, y = left, y + LINE + 0.6
+        for number, name in enumerate(names):
+            self.text(x + width / 2, y - LINE - 0.6, name, ha="center")
+            ax = self.axes(x, y, width, height)
+            ax.set_ylim(len(titles) - 0.5, -0.5)
+            named = number == 0 or not wide
+            ax.set_yticks(range(len(titles)), [_short(each, longest) if named else "" for each in titles])
+            draw(ax, name)
+            if wide:
+                x += width + 4.0
+            elif number + 1 < len(names):
+                y += height + 2.6 * LINE + 1.2
+        return y + height + 1.2 + 1.3 * LINE
 
     def name_axes(self, ax: Axes, x_name: str, y_name: str = "", labels: str = "") -> None:
         """Write the names of axes; that of y beside its tick labels, the widest of which is ``labels``."""
@@ -468,6 +501,12 @@ def wrap(text: str, width: float, *, measure: Callable[[str], float] = text_widt
             lines.append(line[:fits])
             line = line[fits:]
     return [*lines, line] if line else lines
+
+
+def _short(title: str, width: float) -> str:
+    """A title that fits into its column."""
+    lines = wrap(title, width)
+    return title if len(lines) == 1 else f"{lines[0]} …"
 
 
 def round_ticks(n: int, length: float, label: float) -> list[int]:

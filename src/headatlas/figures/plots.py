@@ -5,15 +5,17 @@ from __future__ import annotations
 import base64
 import io
 import re
+import warnings
 from html import escape
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from headatlas.addresses import output_path
 from headatlas.errors import HeadatlasError
-from headatlas.figures.grids import TABLES, Panels, Which, categories_table, grid_of_table
+from headatlas.figures.grids import Which, grid_of_table
 from headatlas.files import atomic_write
-from headatlas.options import Look
+from headatlas.options import FigureKind, Look, Panels
 from headatlas.showing import safe_cells, safe_text
 
 if TYPE_CHECKING:
@@ -23,23 +25,59 @@ if TYPE_CHECKING:
 
     from headatlas.atlas import Atlas
 
-KINDS = tuple(TABLES)
+KINDS: dict[FigureKind, tuple[str, str]] = {
+    "categories": ("categories:draw_categories", "grids:categories_table"),
+    "relations": ("relations:draw_relations", "grids:relations_table"),
+    "layers": ("categories:draw_layers", "grids:layers_table"),
+    "behaviours": ("measures:draw_behaviours", "measures:behaviours_table"),
+    "salience": ("measures:draw_salience", "measures:salience_table"),
+    "context": ("evidence:draw_context", "evidence:context_table"),
+    "without-context": ("evidence:draw_without", "evidence:without_table"),
+    "attention": ("evidence:draw_attention", "evidence:attention_table"),
+    "ablation": ("evidence:draw_ablation", "evidence:ablation_table"),
+}
+"""Figure → module and function that draw it, from (atlas, width_mm, which, look), and that make its table."""
 FORMATS = ("png", "svg", "pdf")
-PANELS = ("category", "subcategory", "relation")
 WIDTH_MM = 170.0
+PAGE_MM = 247.0
+"""Height of what is printed on a page of A4; a higher figure is drawn with a warning."""
+
+
+def draw_kind(
+    kind: FigureKind, atlas: Atlas, width_mm: float, which: Which, look: Look, **more: Any
+) -> Figure:
+    """Draw a figure; where it is higher than a page, a warning says so.
+
+    ``more`` are panels of the categories, and ``found``: what has just been measured, in the place of what
+    the atlas holds.
+    """
+    figure: Figure = _named(KINDS[check_kind(kind)][0])(atlas, width_mm, which, look, **more)
+    if (height := figure.get_figheight() * 25.4) > PAGE_MM:
+        warnings.warn(
+            f"the {kind} figure is {height:.0f} mm high, more than a page ({PAGE_MM:g} mm); choose panels "
+            "with `which`, or draw it wider.",
+            stacklevel=3,
+        )
+    return figure
+
+
+def _named(name: str) -> Any:
+    """A function of this room, by ``module:function``; its module is imported when it is needed."""
+    module, _, function = name.partition(":")
+    return getattr(import_module(f"headatlas.figures.{module}"), function)
 
 
 class Plots:
-    """The figures of one atlas.
+    """The figures of one atlas: ``atlas.plot(kind=…)``, or by a method of the figure's name.
 
-    Every method returns a matplotlib Figure of exactly ``width_mm`` (30 to 1000; 170 by default) with legend
-    and caption, drawn without pyplot. ``which`` chooses panels by name; all by default. ``look`` stands for
+    Every one is a matplotlib Figure of exactly ``width_mm`` (30 to 1000; 170 by default) with legend and
+    caption, drawn without pyplot. ``which`` chooses panels by name; all by default. ``look`` stands for
     the fields of :class:`headatlas.options.Look`: ``caption``, ``letters``, ``colours``, ``dark``,
     ``used_levels``, ``transparent``, ``dpi``.
 
-    Given ``ax``, it draws one panel into those axes instead, which have a size of their own, with axis names,
-    title and caption under them; nothing else of the user's figure is touched. Every level has a labelled
-    artist, so ``ax.legend()`` gives the legend.
+    Given ``ax``, a figure of the map draws one panel into those axes instead, which have a size of their own,
+    with axis names, title and caption under them; nothing else of the user's figure is touched. Every level
+    has a labelled artist, so ``ax.legend()`` gives the legend.
 
     Layers run from 0 at the left, heads from 0 at the bottom.
 
@@ -49,6 +87,33 @@ class Plots:
 
     def __init__(self, atlas: Atlas) -> None:
         self._atlas = atlas
+
+    def __call__(
+        self,
+        kind: FigureKind = "categories",
+        *,
+        width_mm: float | None = None,
+        which: Which = None,
+        panels: Panels = "category",
+        **look: Any,
+    ) -> Figure:
+        """Draw any figure that this atlas holds data for.
+
+        Args:
+            kind: ``"categories"``, ``"relations"`` and ``"layers"`` show the map, the others what was
+                measured: ``"behaviours"``, ``"salience"``, ``"context"`` and ``"without-context"`` (dynamic
+                scores), ``"attention"`` (preferences of queries), ``"ablation"``.
+            width_mm: Its width as printed, 30 to 1000; 170 by default.
+            which: Panels, relations or, of the ablation, the task; all by default.
+            panels: As for :meth:`categories`.
+
+        Raises:
+            HeadatlasError: As for all figures, or the atlas holds nothing of it: the command that makes it is
+                named.
+        """
+        check_panels(check_kind(kind), panels)
+        more = {"panels": panels} if kind == "categories" else {}
+        return draw_kind(kind, self._atlas, _width(width_mm), which, Look(**look), **more)
 
     def categories(
         self,
@@ -66,12 +131,12 @@ class Plots:
             panels: A panel for each ``"category"``, ``"subcategory"`` or ``"relation"``. A head's colour is
                 its number of categories in all of them.
         """
-        from headatlas.figures.categories import draw_categories, draw_category_in
+        if ax is None:
+            return self("categories", width_mm=width_mm, which=which, panels=panels, **look)
+        from headatlas.figures.categories import draw_category_in
 
         check_panels("categories", panels)
-        if ax is not None:
-            return draw_category_in(self._atlas, ax, which, _look_in(width_mm, look), panels=panels)
-        return draw_categories(self._atlas, _width(width_mm), which, Look(**look), panels=panels)
+        return draw_category_in(self._atlas, ax, which, _look_in(width_mm, look), panels=panels)
 
     def relations(
         self, *, ax: Axes | None = None, width_mm: float | None = None, which: Which = None, **look: Any
@@ -88,11 +153,11 @@ class Plots:
         Raises:
             HeadatlasError: As for all figures, or no relation is scored.
         """
-        from headatlas.figures.relations import draw_relation_in, draw_relations
+        if ax is None:
+            return self("relations", width_mm=width_mm, which=which, **look)
+        from headatlas.figures.relations import draw_relation_in
 
-        if ax is not None:
-            return draw_relation_in(self._atlas, ax, which, _look_in(width_mm, look))
-        return draw_relations(self._atlas, _width(width_mm), which, Look(**look))
+        return draw_relation_in(self._atlas, ax, which, _look_in(width_mm, look))
 
     def layers(
         self, *, ax: Axes | None = None, width_mm: float | None = None, which: Which = None, **look: Any
@@ -103,46 +168,22 @@ class Plots:
         Args:
             ax: Draw one panel here, All Categories by default, without the control.
         """
-        from headatlas.figures.categories import draw_layers, draw_profile_in
+        if ax is None:
+            return self("layers", width_mm=width_mm, which=which, **look)
+        from headatlas.figures.categories import draw_profile_in
 
-        if ax is not None:
-            return draw_profile_in(self._atlas, ax, which, _look_in(width_mm, look))
-        return draw_layers(self._atlas, _width(width_mm), which, Look(**look))
+        return draw_profile_in(self._atlas, ax, which, _look_in(width_mm, look))
 
-    def behaviours(self, *, width_mm: float | None = None, which: Which = None, **look: Any) -> Figure:
+    def behaviours(self, **choices: Any) -> Figure:
         """Draw where heads look on the shipped texts: a panel a behaviour, coloured by attention.
 
         Heads that are called are outlined.
-
-        Raises:
-            HeadatlasError: As for all figures, or no behaviour was measured.
         """
-        from headatlas.figures.measures import draw_behaviours
+        return self("behaviours", **choices)
 
-        frame = self._atlas.behaviours
-        caption = f"{self._atlas.model_name}; {frame.attrs.get('caption', '')}"
-        shape = (self._atlas.n_layers, self._atlas.n_heads)
-        title = f"Where the heads of {self._atlas.model_name} look"
-        return draw_behaviours(
-            frame, shape, _width(width_mm), which, Look(**look), title=title, caption=caption
-        )
-
-    def salience(self, *, width_mm: float | None = None, which: Which = None, **look: Any) -> Figure:
-        """Draw what heads write, in numbers: share explained, copying, effective rank, share of the norm.
-
-        Raises:
-            HeadatlasError: As for all figures, or the salience was not computed.
-        """
-        from headatlas.figures.measures import draw_salience
-
-        explained, spectrum = self._atlas.explained(), self._atlas.spectrum()
-        frame = spectrum.merge(explained, on=["layer", "head"], how="left")
-        caption = f"{self._atlas.model_name}; {explained.attrs.get('caption', '')}"
-        shape = (self._atlas.n_layers, self._atlas.n_heads)
-        title = f"What the heads of {self._atlas.model_name} write"
-        return draw_salience(
-            frame, shape, _width(width_mm), which, Look(**look), title=title, caption=caption
-        )
+    def salience(self, **choices: Any) -> Figure:
+        """Draw what heads write, in numbers: share explained, copying, effective rank, share of the norm."""
+        return self("salience", **choices)
 
     def _repr_html_(self) -> str:
         """The categories figure, which stands for all of them in notebooks, with its text alternative."""
@@ -153,16 +194,16 @@ class Plots:
         alternative = escape(safe_text(getattr(figure, "description", "")))
         return f'<img alt="{alternative}" width="{SCREEN_WIDTH}" src="data:image/png;base64,{shown}">'
 
-    def data(self, kind: str, panels: Panels = "category") -> pd.DataFrame:
-        """The plotted numbers of a figure as a table; :mod:`headatlas.figures.grids` describes its columns.
+    def data(self, kind: FigureKind, panels: Panels = "category") -> pd.DataFrame:
+        """The plotted numbers of a figure as a table; docs/figures.md describes its columns.
 
         Raises:
-            HeadatlasError: There is no such figure, or it has no such panels.
+            HeadatlasError: There is no such figure, it has no such panels, or the atlas holds nothing of it.
         """
         check_panels(check_kind(kind), panels)
-        if kind == "categories":
-            return categories_table(self._atlas, panels)
-        return TABLES[kind](self._atlas)
+        more = {"panels": panels} if kind == "categories" else {}
+        table: pd.DataFrame = _named(KINDS[kind][1])(self._atlas, **more)
+        return table
 
 
 def _width(width_mm: float | None) -> float:
@@ -216,25 +257,9 @@ def plot_categories(
 
 
 def plot(
-    atlas: Atlas,
-    kind: str,
-    path: str | Path,
-    width_mm: float = WIDTH_MM,
-    *,
-    which: Which = None,
-    panels: Panels = "category",
-    **look: Any,
+    atlas: Atlas, kind: FigureKind, path: str | Path, width_mm: float = WIDTH_MM, **choices: Any
 ) -> Path:
-    """Draw a figure into a file.
-
-    Args:
-        kind: ``"categories"``, ``"relations"`` or ``"layers"``.
-        path: A .png, .svg or .pdf file.
-        width_mm: Its width as printed, 30 to 1000.
-        which: Panels or relations; all by default.
-        panels: Of the categories figure: a panel for each ``"category"``, ``"subcategory"`` or
-            ``"relation"``.
-        look: Fields of :class:`headatlas.options.Look`.
+    """Draw a figure into a .png, .svg or .pdf file; ``choices`` are those of :meth:`Plots.__call__`.
 
     Returns:
         The file written.
@@ -243,14 +268,7 @@ def plot(
         HeadatlasError: No such figure or format, a width out of range, or the file cannot be written.
     """
     figure_format(path)
-    check_panels(check_kind(kind), panels)
-    split = {"panels": panels} if kind == "categories" else {}
-    return save(getattr(Plots(atlas), kind)(width_mm=width_mm, which=which, **split, **look), path)
-
-
-def write_data(atlas: Atlas, kind: str, path: str | Path, panels: Panels = "category") -> Path:
-    """Write the numbers that a figure plots as CSV (UTF-8)."""
-    return write_table(Plots(atlas).data(kind, panels), path)
+    return save(Plots(atlas)(kind, width_mm=width_mm, **choices), path)
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> Path:
@@ -261,7 +279,7 @@ def write_table(table: pd.DataFrame, path: str | Path) -> Path:
     return where
 
 
-def check_kind(kind: str) -> str:
+def check_kind(kind: FigureKind) -> FigureKind:
     """The kind itself."""
     if kind not in KINDS:
         raise HeadatlasError(f"`kind`: there is no figure {kind!r}; choose from {', '.join(KINDS)}.")
@@ -270,8 +288,8 @@ def check_kind(kind: str) -> str:
 
 def check_panels(kind: str, panels: str) -> None:
     """Refuse panels that a figure cannot have."""
-    if panels not in PANELS:
-        raise HeadatlasError(f"`panels` is {panels!r}: choose from {', '.join(PANELS)}.")
+    if panels not in (known := get_args(Panels)):
+        raise HeadatlasError(f"`panels` is {panels!r}: choose from {', '.join(known)}.")
     if kind != "categories" and panels != "category":
         raise HeadatlasError(f"`panels={panels}` is for the figure of the categories, not for {kind}.")
 

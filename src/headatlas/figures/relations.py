@@ -15,7 +15,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.figures import panels
 from headatlas.figures.colours import Palette, palette_of
 from headatlas.figures.describe import alt_text
-from headatlas.figures.grids import RelationGrid, Which, choose, relation_grids
+from headatlas.figures.grids import RelationGrid, Which, choose_by, relation_grids
 from headatlas.figures.page import (
     GAP,
     AtlasFigure,
@@ -73,10 +73,8 @@ def chosen_grids(atlas: Atlas, which: Which) -> list[RelationGrid]:
     grids = relation_grids(atlas)
     if not grids:
         raise HeadatlasError("no relation of this atlas is scored, so there is no relations figure to draw.")
-    kinds = ("relation", "title", "category")
-    names = dict.fromkeys(getattr(grid, kind) for kind in kinds for grid in grids)
-    asked = set(choose(which, list(names), "scored relation or category"))
-    return [grid for grid in grids if asked & {getattr(grid, kind) for kind in kinds}]
+    what = "scored relation or category"
+    return choose_by(which, grids, lambda grid: (grid.relation, grid.title, grid.category), what)
 
 
 def draw_relation_panel(
