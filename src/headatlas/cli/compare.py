@@ -25,15 +25,19 @@ from headatlas.cli.options import (
     reads_several,
 )
 from headatlas.cli.output import (
+    HEAD,
+    Column,
     check_figure,
     number,
     parse_width,
+    print_records,
     print_rows,
-    print_table,
     print_text,
     progress_shown,
     save_figure,
     say,
+    small,
+    span,
     stopping,
 )
 from headatlas.errors import HeadatlasError
@@ -203,40 +207,31 @@ def _given(
         )
 
 
+_AGREEMENT: tuple[Column, ...] = (
+    *("first", "second", ("best scores", "score"), ("p", lambda pair: number(pair["score_p"]))),
+    *(("relations", "n_score"), ("depths", "depth"), ("p", lambda pair: number(pair["depth_p"]))),
+    ("relations", "n_depth"),
+)
+_MOVES = (
+    *("relation", "sign", "called_a", "called_b", "called_both"),
+    *("lost", "gained", "weaker", "stronger", "best_a", "best_b", "total"),
+)
+_CHANGES: tuple[Column, ...] = (
+    *(HEAD, "relation", "sign", ("a", "score_a"), ("b", "score_b"), "difference"),
+    ("95 % interval", lambda row: span(row["low"], row["high"], "to")),
+    *(small("q"), ("change", lambda row: row["change"] or "not shown")),
+    ("called", lambda row: row["called"] or "neither"),
+)
+
+
 def _print_relations(records: list[dict[str, Any]], agreement: list[dict[str, Any]]) -> None:
-    print_table(
-        ["relation", "atlas", "best head", "score", "added", "depth", "heads", "median depth"],
-        [
-            [
-                row["relation"],
-                row["atlas"],
-                f"{row['layer']}.{row['head']}",
-                row["score"],
-                row["added"],
-                row["depth"],
-                row["n_implementing"],
-                row["median_depth"],
-            ]
-            for row in records
-        ],
+    columns: tuple[Column, ...] = (
+        *("relation", "atlas", ("best head", HEAD[1]), "score", "added", "depth"),
+        *(("heads", "n_implementing"), ("median depth", "median_depth")),
     )
+    print_records(columns, records)
     typer.echo("\nAgreement: Spearman correlation over relations, p by permutation")
-    print_table(
-        ["first", "second", "best scores", "p", "relations", "depths", "p", "relations"],
-        [
-            [
-                pair["first"],
-                pair["second"],
-                pair["score"],
-                None if pair["score_p"] is None else number(pair["score_p"]),
-                pair["n_score"],
-                pair["depth"],
-                None if pair["depth_p"] is None else number(pair["depth_p"]),
-                pair["n_depth"],
-            ]
-            for pair in agreement
-        ],
-    )
+    print_records(_AGREEMENT, agreement)
 
 
 def _print_changes(step: HeadChanges) -> None:
@@ -245,36 +240,10 @@ def _print_changes(step: HeadChanges) -> None:
     typer.echo("")
     print_text(f"Head by head, from {step.a} (a) to {step.b} (b)")
     print_text(describe_changes(step).replace(". ", ".\n"))
-    if len(step.relations):
-        typer.echo("")
-        names = [
-            *("relation", "sign", "called_a", "called_b", "called_both"),
-            *("lost", "gained", "weaker", "stronger", "best_a", "best_b", "total"),
-        ]
-        print_table(
-            [name.replace("_", " ") for name in names],
-            [[row[name] for name in names] for row in step.relations.to_dict("records")],
-        )
-    rows = step.changes
-    if len(rows):
-        typer.echo("")
-        print_table(
-            ["head", "relation", "sign", "a", "b", "difference", "95 % interval", "q", "change", "called"],
-            [
-                [
-                    f"{row['layer']}.{row['head']}",
-                    row["relation"],
-                    row["sign"],
-                    row["score_a"],
-                    row["score_b"],
-                    row["difference"],
-                    f"{row['low']:.2f} to {row['high']:.2f}",
-                    number(row["q"]),
-                    row["change"] or "not shown",
-                    row["called"] or "neither",
-                ]
-                for row in rows.head(N_CHANGES).to_dict("records")
-            ],
-        )
-    if len(rows) > N_CHANGES:
-        say(f"{len(rows) - N_CHANGES} more rows; --json has them all")
+    tables = ([(name.replace("_", " "), name) for name in _MOVES], step.relations), (_CHANGES, step.changes)
+    for columns, rows in tables:
+        if len(rows):
+            typer.echo("")
+            print_records(columns, rows.head(N_CHANGES) if rows is step.changes else rows)
+    if len(step.changes) > N_CHANGES:
+        say(f"{len(step.changes) - N_CHANGES} more rows; --json has them all")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headatlas.cli.options import AsJson
-from headatlas.cli.output import print_json, print_table, print_text, say
+from headatlas.cli.output import Column, print_json, print_records, print_text, say
 from headatlas.errors import HeadatlasError
 
 if TYPE_CHECKING:
@@ -34,38 +34,32 @@ def list_families(as_json: AsJson = False) -> None:
     """
     from headatlas.architectures.registry import families, oracles, tested_with
 
-    known = [(family, oracles(family)) for family in families()]
+    rows = [
+        {
+            "family": family.name,
+            "title": family.title,
+            "architectures": sorted(family.aliases.architectures),
+            "gguf": sorted(family.aliases.gguf) if family.gguf else [],
+            "oracles": oracles(family).model_dump(mode="json"),
+        }
+        for family in families()
+    ]
     if as_json:
-        rows = [
-            {
-                "family": family.name,
-                "title": family.title,
-                "architectures": sorted(family.aliases.architectures),
-                "gguf": sorted(family.aliases.gguf) if family.gguf else [],
-                "oracles": proof.model_dump(mode="json"),
-            }
-            for family, proof in known
-        ]
         print_json({"transformers": tested_with(), "rows": rows})
         return
-    print_table(
-        ["family", "architectures", "oracles", "GGUF", "oracles"],
-        [
-            [
-                family.name,
-                _first(sorted(family.aliases.architectures)),
-                len(proof.safetensors),
-                _first(sorted(family.aliases.gguf)) if family.gguf else "–",
-                len(proof.gguf) if family.gguf else "–",
-            ]
-            for family, proof in known
-        ],
+    columns: tuple[Column, ...] = (
+        *("family", ("architectures", lambda row: _first(row["architectures"]))),
+        ("oracles", lambda row: len(row["oracles"]["safetensors"])),
+        ("GGUF", lambda row: _first(row["gguf"])),
+        ("oracles", lambda row: len(row["oracles"]["gguf"]) if row["gguf"] else None),
     )
+    print_records(columns, rows)
 
 
-def _first(names: list[str]) -> str:
+def _first(names: list[str]) -> str | None:
     """The first name and how many more there are; ``--json`` has them all."""
-    return names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "")
+    more = f" +{len(names) - 1}" if len(names) > 1 else ""
+    return names[0] + more if names else None
 
 
 def check_family(
@@ -140,11 +134,12 @@ def _read(file: Path) -> Family:
 def _print(result: dict[str, Any], write: Path | None) -> None:
     new = f", which is not known; closest is {result['closest']}" if result["proposal"] else ""
     say(f"{result['model']} ({result['format']}): {result['architecture']}{new}; family {result['family']}")
-    rows = []
-    for each in result["tensors"]:
-        shapes = ", ".join("×".join(map(str, shape)) for shape in each["shapes"])
-        rows.append([each["name"], each["count"], shapes, each["is"] or "not known"])
-    print_table(["tensor", "count", "shape", "is"], rows)
+    columns: tuple[Column, ...] = (
+        *(("tensor", "name"), "count"),
+        ("shape", lambda row: ", ".join("×".join(map(str, shape)) for shape in row["shapes"])),
+        ("is", lambda row: row["is"] or "not known"),
+    )
+    print_records(columns, result["tensors"])
     if result["proposal"]:
         print_text("\n" + result["proposal"].rstrip("\n") + "\n")
     if write is not None:

@@ -31,7 +31,6 @@ from headatlas.cli.output import (
     print_fields,
     print_records,
     print_rows,
-    print_table,
     print_text,
     save_figure,
     say,
@@ -460,12 +459,9 @@ def _print_structure(found: Structure) -> None:
     if found.groups:
         columns: tuple[Column, ...] = (
             ("sign", lambda each: {"signed": "counts", "unsigned": "ignored"}[each.measure]),
-            ("one group", lambda each: each.within),
-            ("different groups", lambda each: each.between),
-            ("difference", lambda each: each.difference),
+            *(("one group", "within"), ("different groups", "between"), "difference"),
             ("95 % interval", lambda each: span(each.low, each.high, "to")),
-            ("p", lambda each: number(each.p)),
-            ("pairs", lambda each: f"{each.n_within} and {each.n_between}"),
+            *(small("p"), ("pairs", lambda each: f"{each.n_within} and {each.n_between}")),
             ("layers", lambda each: len(each.layers)),
         )
         print_records(columns, found.groups)
@@ -475,11 +471,9 @@ def _print_structure(found: Structure) -> None:
     if found.per_head is None:
         typer.echo("nothing has been mapped or scored")
     else:
-        counts = zip(found.per_head.observed, found.per_head.expected, strict=True)
-        print_table(
-            ["relations", "heads", "by chance"],
-            [[at, seen, f"{expected:.1f}"] for at, (seen, expected) in enumerate(counts)],
-        )
+        counts = enumerate(zip(found.per_head.observed, found.per_head.expected, strict=True))
+        rows = [{"relations": at, "heads": n, "by chance": f"{chance:.1f}"} for at, (n, chance) in counts]
+        print_records(("relations", "heads", "by chance"), rows)
         if found.per_head.dispersion is not None and found.per_head.p is not None:
             typer.echo(
                 f"variance within layers: {found.per_head.dispersion:.2f} times that by chance, "
@@ -496,10 +490,11 @@ def _print_depth(depth: Depth) -> None:
     if not depth.categories:
         typer.echo("no head implements or suppresses a relation")
         return
-    print_table(
-        ["category", "heads", "lower quartile", "median", "upper quartile"],
-        [[row.category, len(row.layers), row.low, row.median, row.high] for row in depth.categories],
+    columns: tuple[Column, ...] = (
+        *("category", ("heads", lambda row: len(row.layers))),
+        *(("lower quartile", "low"), "median", ("upper quartile", "high")),
     )
+    print_records(columns, depth.categories)
     found = depth.comparison
     if found is None:
         typer.echo("not compared: fewer than two categories have five heads, or all sit in one layer")

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -131,27 +131,32 @@ def print_rows(atlases: Sequence[Atlas], rows: Sequence[Any] | DataFrame | None 
     print_json(body | parts | tables)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """An aligned table on stdout: numbers to the right, the rest to the left, a header line."""
-    cells = [[_cell(value) for value in row] for row in rows]
-    numeric = [bool(cells) and all(_is_number(row[at]) for row in cells) for at in range(len(columns))]
-    table = [list(columns), *cells]
-    widths = [max(_width(row[at]) for row in table) for at in range(len(columns))]
-    for row in table:
-        parts = [_pad(text, width, right) for text, width, right in zip(row, widths, numeric, strict=True)]
-        typer.echo("  ".join(parts).rstrip())
-
-
 Column = str | tuple[str, str | Callable[[Any], Any]]
 """Of a table of records: a field, or a title with the field or with a function of the record."""
 
 
 def print_records(columns: Sequence[Column], table: DataFrame | Iterable[Any]) -> None:
-    """An aligned table on stdout, a row a record: those of a frame, or anything that the columns read."""
+    """An aligned table on stdout, a row a record: those of a frame, dataclasses, or anything that the columns read.
+
+    Numbers go to the right, the rest to the left, under a line of titles.
+    """
     records: Iterable[Any] = table.to_dict("records") if hasattr(table, "to_dict") else table
     titled = [(each, each) if isinstance(each, str) else each for each in columns]
-    cells = [[row[what] if isinstance(what, str) else what(row) for _, what in titled] for row in records]
-    print_table([title for title, _ in titled], cells)
+    cells = [
+        [_cell(_field(row, what) if isinstance(what, str) else what(row)) for _, what in titled]
+        for row in records
+    ]
+    numeric = [bool(cells) and all(map(_is_number, column)) for column in zip(*cells, strict=True)]
+    lines = [[title for title, _ in titled], *cells]
+    widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        parts = zip(line, widths, numeric or [False] * len(line), strict=True)
+        typer.echo("  ".join(_pad(text, width, right) for text, width, right in parts).rstrip())
+
+
+def _field(record: Any, name: str) -> Any:
+    """A field of a record: of a dataclass, or of anything with keys."""
+    return getattr(record, name) if is_dataclass(record) else record[name]
 
 
 HEAD: Column = ("head", lambda row: f"{row['layer']}.{row['head']}")
@@ -159,7 +164,7 @@ HEAD: Column = ("head", lambda row: f"{row['layer']}.{row['head']}")
 
 def small(name: str) -> Column:
     """The column of a small number such as q."""
-    return name, lambda row: number(row[name])
+    return name, lambda row: number(_field(row, name))
 
 
 def interval_of(low: str = "low", high: str = "high", title: str = "95 %") -> Column:
