@@ -136,7 +136,7 @@ Column = str | tuple[str, str | Callable[[Any], Any]]
 
 
 def print_records(columns: Sequence[Column], table: DataFrame | Iterable[Any]) -> None:
-    """An aligned table on stdout, a row a record: those of a frame, dataclasses, or anything that the columns read.
+    """An aligned table on stdout, a row a record: of a frame, or whatever the columns read.
 
     Numbers go to the right, the rest to the left, under a line of titles.
     """
