@@ -102,15 +102,8 @@ class _AgainError(Exception):
 class Endpoint:
     """A language model that answers questions in JSON; what it has answered is kept and not asked again.
 
-    Args:
-        url: Base address, such as ``http://localhost:11434/v1``; https for any other machine.
-        model: Name of the model there.
-        limits: Times and numbers of requests.
-        cache: Folder for answers; by default in the cache of headatlas.
-        sleep: How to wait.
-
-    Raises:
-        HeadatlasError: The address cannot be used, or no model is named.
+    ``url`` is a base address, such as ``http://localhost:11434/v1``, https for any other machine. Answers are
+    kept in the folder ``cache``, by default in the cache of headatlas.
     """
 
     def __init__(

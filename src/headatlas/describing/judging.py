@@ -232,14 +232,10 @@ def halves(mappings: Mappings, head: tuple[int, int], seed: int = 0) -> Halves:
 
 
 def right_choices(strength: NDArray[np.integer], options: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Share of forced choices that strengths get right.
+    """[…] share of forced choices that strengths [n, …] get right: how strongly each mapping is what is said.
 
-    Args:
-        strength: [n, …] how strongly each mapping is what a description says.
-        options: [trials, 5] rows to choose from, the right one first.
-
-    Returns:
-        […] share: the strongest option is picked, ties by lot, so that a tie among five counts one fifth.
+    ``options`` [trials, 5] are rows to choose from, the right one first. The strongest is picked, ties by
+    lot, so that a tie among five counts one fifth.
     """
     offered = strength[options]
     best = offered.max(axis=1)

@@ -372,9 +372,6 @@ def run_chosen(
     """Ablate chosen heads together and store what is lost; what is stored is not measured again.
 
     The loss is that on running texts, and on the tasks of the relations of ``only``.
-
-    Raises:
-        HeadatlasError: A head is not there or named twice, or the tokenizer makes too little of the texts.
     """
     model, about = subject.prepared.model, subject.prepared.provenance
     wanted = _checked(heads, model)

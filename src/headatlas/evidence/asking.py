@@ -36,11 +36,7 @@ def ablated(
 ) -> Iterator[None]:
     """Replace what heads bring to the output projection, at every position, during the block.
 
-    Args:
-        model: The opened model.
-        modules: Its modules.
-        heads: (layer, head).
-        means: [n_layers, n_heads, d_head] what to put in their place; zeros if None.
+    In their place stand ``means`` [n_layers, n_heads, d_head]; zeros if None.
     """
 
     def replacing(layer: int) -> Callable[..., Any]:
@@ -64,13 +60,8 @@ class Questions:
     """Prompts that a running model is asked again and again, each time without some of its heads.
 
     What all prompts begin with goes through once a time. Of a pass of the whole model, what leaves each block
-    is kept as well: without heads, the model is run from the first block on that has any of them.
-
-    Args:
-        model: The opened model.
-        modules: Its modules, in evaluation mode.
-        prompts: Token ids.
-        method: What takes the place of a head: nothing, or its mean over the positions of all prompts.
+    is kept as well: without heads, the model is run from the first block on that has any of them. ``method``
+    says what takes the place of a head: nothing, or its mean over the positions of all prompts.
     """
 
     def __init__(

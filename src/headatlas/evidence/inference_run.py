@@ -72,11 +72,7 @@ class InferenceTexts:
     def of(
         cls, given: str | Path | Sequence[str] | None, *, own_templates: bool = False, sources: Sources = None
     ) -> InferenceTexts:
-        """Templates from a file, from texts, or the shipped ones; arguments as for evidence.inference.
-
-        Raises:
-            HeadatlasError: A template has no slot, there are none, or choices exclude each other.
-        """
+        """Templates from a file, from texts, or the shipped ones; arguments as for evidence.inference."""
         check_sources(sources)
         most = None if sources == "all" else sources or INFERENCE_SAMPLE
         if own_templates:
@@ -161,10 +157,8 @@ class _Plan:
         )
 
     def writer(self, kind: str) -> AtlasWriter:
-        """Of the ranks of a kind; their store is made if it is not there.
-
-        Raises:
-            HeadatlasError: It is there, and of something else.
+        """Of the ranks of a kind; their store is made if it is not there. One of something else is
+        refused.
         """
         path, provenance = self.path(kind), self._provenance(kind)
         if not path.exists():

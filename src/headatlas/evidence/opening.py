@@ -85,13 +85,6 @@ def open_subject(
 ) -> Subject:
     """Open the model of an atlas; only headers, tokenizer and hashes are read.
 
-    Args:
-        atlas: An atlas from a folder.
-        model: The model; by default the one that the atlas names.
-        tokenizer: Needed with a loaded model.
-        only: Names or titles of relations; all scored relations by default.
-        compute: Where the model runs and heads are ranked.
-
     Raises:
         HeadatlasError: The model is not the atlas's, is not on disk, or is too large for the memory of this
             machine or of its GPU; or there is no such device.
@@ -196,9 +189,6 @@ def check_model_fits(prepared: PreparedMap, device: torch.device) -> None:
 
     A GPU that shares the machine's memory is covered by the machine's; one with memory of its own must hold
     the float32 weights, and as much again is not asked for: batches are small.
-
-    Raises:
-        HeadatlasError: With the need.
     """
     need = memory_least(prepared.model, lens_named("neutral"), len(prepared.layout.sources))
     have = this_machine().memory

@@ -27,10 +27,7 @@ if TYPE_CHECKING:
 class Watched:
     """The recording of some texts, in files; row i of everything belongs to text i.
 
-    Args:
-        model: Whose heads are recorded.
-        folder: Of the files.
-        n_texts: New files for so many texts; by default those that are there are read.
+    Files are new for ``n_texts``; by default those that are there are read.
     """
 
     def __init__(self, model: Model, folder: Path, n_texts: int | None = None) -> None:
@@ -80,20 +77,11 @@ def watch(
     folder: Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> Watched:
-    """Run texts through the model and keep what its heads read and write.
+    """Run texts through the model and keep what its heads read and write, in files in an existing folder.
 
     What several texts begin with goes through once, where there is only attention: its keys and values serve
     them all. In hybrid models every text goes through whole, those of one length together. Nothing is padded.
-
-    Args:
-        model: The opened model.
-        modules: Its modules, in evaluation mode.
-        texts: What to run.
-        folder: An existing folder for the files.
-        progress: Called with (texts done, texts in all).
-
-    Raises:
-        HeadatlasError: What was seen is not finite, or the folder cannot be written.
+    ``progress`` gets (texts done, texts in all).
     """
     recorder = _Recorder(model, texts, Watched(model, folder, len(texts)))
     send = _beginnings_once if model.only_attention else _each_whole
@@ -223,15 +211,8 @@ def with_attention(modules: PreTrainedModel) -> Iterator[None]:
 def attention_by_layer(
     spec: str, layers: Sequence[int], weights: Sequence[torch.Tensor | None] | None
 ) -> dict[int, torch.Tensor]:
-    """Layer → [row, n_heads, T, T], of what a forward pass gave.
-
-    Args:
-        spec: The model's name, for errors.
-        layers: Those that have heads.
-        weights: The attentions of the output.
-
-    Raises:
-        HeadatlasError: The model does not give them all.
+    """Layer that has heads → [row, n_heads, T, T], of the attentions that a forward pass gave, all of
+    them.
     """
     given = [each for each in weights or () if each is not None]
     if len(given) != len(layers):

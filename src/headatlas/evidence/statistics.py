@@ -81,14 +81,9 @@ def _constant(x: Floats, y: Floats) -> bool:
 
 
 def correlation(kind: Callable[..., Floats], x: Floats, y: Floats) -> Estimate:
-    """A correlation over heads, with an interval over resampled heads.
+    """A correlation (:func:`pearson` or :func:`spearman`) over heads, with an interval over resampled heads.
 
-    Args:
-        kind: :func:`pearson` or :func:`spearman`.
-        x, y: [n] one value a head, none missing.
-
-    Returns:
-        Undefined where x or y is constant, or n < 3.
+    ``x`` and ``y`` are [n], none missing. Undefined where one is constant, or n < 3.
     """
     return UNDEFINED if _constant(x, y) else _bootstrap((x, y), kind)
 
@@ -119,14 +114,9 @@ def _bootstrap(data: tuple[Floats, ...], statistic: Callable[..., Floats]) -> Es
 
 
 def area(steps: NDArray[np.integer], lower: Floats, upper: Floats) -> Floats:
-    """Area between two curves over log₂(1 + number of heads), divided by the length of that axis.
+    """[…] area between two curves [step, …] over log₂(1 + ``steps``), divided by the length of that axis.
 
-    Args:
-        steps: [step] numbers of heads, ascending from 0.
-        lower, upper: [step, …] curves.
-
-    Returns:
-        [...] mean of ``upper − lower`` along the axis (trapezoid rule).
+    The mean of ``upper − lower`` along the axis, by the trapezoid rule; steps ascend from 0.
     """
     at = np.log2(1.0 + steps)
     return np.asarray(np.trapezoid(upper - lower, at, axis=0) / (at[-1] - at[0]))
@@ -141,13 +131,10 @@ _COLUMNS = [f"{measure}{suffix}" for measure in MEASURES for suffix in ("", "_lo
 
 
 def agree(static: Floats, dynamic: Floats) -> dict[str, float]:
-    """Correlate two arrays of scores over heads.
+    """Correlate two arrays of scores over heads; NaN (not mapped) in either leaves a head out.
 
-    Args:
-        static, dynamic: Arrays of one shape, a score a head; NaN (not mapped) in either leaves a head out.
-
-    Returns:
-        n_heads, then pearson and spearman, each with ``_low`` and ``_high``; NaN where one side is constant.
+    Returns n_heads, then pearson and spearman, each with ``_low`` and ``_high``; NaN where one side is
+    constant.
     """
     known = ~(np.isnan(static) | np.isnan(dynamic))
     found: dict[str, float] = {"n_heads": int(known.sum())}

@@ -69,11 +69,9 @@ def describe(atlas: Atlas) -> str:
 
 
 def alt_text(atlas: Atlas, kind: str = "categories", each: str = "") -> str:
-    """The alternative text of a figure: what it shows and its main numbers, at most 600 characters.
+    """The alternative text of a figure of a map: what it shows and its main numbers, at most 600 characters.
 
-    Args:
-        kind: ``"categories"``, ``"relations"`` or ``"layers"``.
-        each: Which panels the categories figure has, where they are not the categories.
+    ``each`` says which panels the categories figure has, where they are not the categories.
     """
     what = {
         "categories": f"Heatmaps of layer by head, one for all categories and one for each {each}".rstrip(),

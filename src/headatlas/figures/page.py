@@ -203,9 +203,8 @@ class Page:
     ) -> float:
         """Rows of panels with their titles, from height y down; returns the height below them.
 
-        Args:
-            draw: Draws one; told whether it is the first of its row.
-            category: Is written over the titles where it begins, and at the start of a row.
+        ``draw`` is told whether a panel is the first of its row. A ``category`` is written over the titles
+        where it begins, and at the start of a row.
         """
         seen: set[str] = set()
         for row in rows:
@@ -316,11 +315,7 @@ class Page:
         self.figure.add_artist(Line2D(x, y, **{"transform": self._transform, **look}))
 
     def legend(self, x: float, y: float, width: float, keys: Sequence[Key], *, draw: bool = True) -> float:
-        """Samples with labels, flowing into lines; returns the height below them.
-
-        Args:
-            draw: False only measures.
-        """
+        """Samples with labels, flowing into lines; returns the height below them, or only measures it."""
         sample, gap, between = 4.0, 1.2, 4.0
         at, line = x, y
         for key in keys:
@@ -355,15 +350,10 @@ class Page:
         return self.lines(MARGIN, y, wrap(text, self.inner)) if text and self.look.caption else y
 
     def beside_or_below(self, columns: PanelColumns, y: float, height: float, filled: int, put: Put) -> float:
-        """Put a legend into the free end of the last row, if it fits there, or else below it.
+        """Put a legend into the free end of the last row of ``filled`` panels, if it fits there, or else
+        below.
 
-        Args:
-            y: The height below the row.
-            height: Of its panels.
-            filled: How many there are.
-
-        Returns:
-            The height below everything.
+        ``y`` is the height below the row, ``height`` that of its panels. Returns the height below everything.
         """
         top = y - 1.5 - BELOW - height
         for x in columns.lefts[filled : filled + 1]:
@@ -427,12 +417,10 @@ def panel_columns(
     smallest: float = 22.0,
     largest: float | None = None,
 ) -> PanelColumns:
-    """Divide a page's width into panels of n cells each.
+    """Divide a page's width into panels of n cells each; ``labels`` is the widest tick label of the y axis.
 
-    Args:
-        labels: The widest tick label of the y axis, for which there is room left of the first panel.
-        smallest: Panels are not narrower than this, unless the page is.
-        largest: Nor wider than this; by default n cells of a very small model.
+    Panels are no narrower than ``smallest``, unless the page is, and no wider than ``largest``: by default n
+    cells of a very small model.
     """
     left = left_of_panel(labels)
     room = page.width - RIGHT - left
@@ -462,8 +450,7 @@ def snap(length: float) -> float:
 def panel_height(n_heads: int, cell_width: float, panel_width: float, *, flat: float = 1.0) -> float:
     """A height at which heads stay apart: square cells where that is neither too flat nor too tall.
 
-    Args:
-        flat: Multiplies the height, for figures of many panels.
+    ``flat`` multiplies it, for figures of many panels.
     """
     wanted = n_heads * max(min(cell_width, LARGEST_CELL), 0.45)
     height = min(max(wanted, 22.0), max(60.0, 1.2 * panel_width)) * flat if n_heads > 1 else 12.0
@@ -510,13 +497,7 @@ def _short(title: str, width: float) -> str:
 
 
 def round_ticks(n: int, length: float, label: float) -> list[int]:
-    """0, few round positions and n - 1, far enough apart to read.
-
-    Args:
-        n: Number of cells along the axis.
-        length: Length of the axis.
-        label: Room that one label needs along it.
-    """
+    """0, few round positions and n - 1 of n cells, so far apart that labels of this length can be read."""
     steps = (factor * 10**power for power in range(7) for factor in (1, 2, 5))
     step = next(step for step in steps if step * length / n >= 1.6 * label and n / step <= 6)
     # The last one is always named; a round one near to it gives way.

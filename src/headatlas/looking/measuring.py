@@ -109,13 +109,8 @@ def measure_attention(
 ) -> Sums:
     """Run all sequences through the model and sum up what its heads attend to.
 
-    Args:
-        model: The opened model.
-        modules: Its modules, in evaluation mode.
-        sequences: What to run.
-        weights: What :func:`text_weights` gives for them.
-        kept: A file for what is done, from which a stopped run goes on; the caller deletes it.
-        progress: Called with (sequences done, sequences in all).
+    ``weights`` are those of :func:`text_weights`. The file ``kept`` holds what is done, and a stopped run
+    goes on from it; the caller deletes it. ``progress`` gets (sequences done, sequences in all).
 
     Raises:
         HeadatlasError: The model gives no attention weights, they are not finite, or ``kept`` cannot be

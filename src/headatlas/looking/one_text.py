@@ -59,11 +59,7 @@ def most_tokens(model: Model) -> int:
 
 
 def text_ids(model: Model, text: str) -> tuple[int, ...]:
-    """Token ids of a text, after those that the tokenizer itself puts first.
-
-    Raises:
-        HeadatlasError: It has no tokens, or too many.
-    """
+    """Token ids of a text, after those that the tokenizer itself puts first; none or too many are refused."""
     [ids], most = encode(model.tokenizer(), [text]), most_tokens(model)
     if len(ids) == len(prefix_ids(model.tokenizer(), "")):
         raise HeadatlasError("the text has no tokens; write some words.")
@@ -75,13 +71,9 @@ def text_ids(model: Model, text: str) -> tuple[int, ...]:
 def look_at(
     model: Model, modules: PreTrainedModel, ids: tuple[int, ...], tell: Callable[[int, int], None]
 ) -> OneText:
-    """Run one text through a model and keep what its heads attend to and bring.
+    """Run one text through a model in float32 and keep what its heads attend to and bring.
 
-    Args:
-        model: The opened model.
-        modules: Its modules, in float32 and evaluation mode.
-        ids: Token ids.
-        tell: Called with (layers done, layers in all) while the text goes through; what it raises ends it.
+    ``tell`` gets (layers done, layers in all) while the text goes through; what it raises ends it.
 
     Raises:
         HeadatlasError: The model gives no attention weights, or they are not finite.

@@ -102,13 +102,7 @@ def _closes(text: str) -> bool:
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: NDArray[np.int64], n_first: int) -> list[Pieces]:
-    """Sequences [n, length] as text, token by token.
-
-    Args:
-        tokenizer: The model's.
-        ids: Token ids.
-        n_first: Tokens that the tokenizer itself puts first.
-    """
+    """Sequences [n, length] as text, token by token; the tokenizer itself puts ``n_first`` of them first."""
     distinct = np.unique(ids).tolist()
     texts = dict(zip(distinct, tokenizer.batch_decode([[token] for token in distinct]), strict=True))
     names = dict(zip(distinct, tokenizer.convert_ids_to_tokens(distinct), strict=True))

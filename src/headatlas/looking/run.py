@@ -43,18 +43,8 @@ def run_behaviour(
 ) -> Looking:
     """Measure where heads look and store it in the atlas; what is stored is not measured again.
 
-    Args:
-        atlas: An atlas from a folder.
-        model: Its model; by default the one that the atlas names.
-        tokenizer: Needed with a loaded model.
-        prepared: The map that has just made the atlas: its model is open and is not opened again.
-        text: A file of one's own in the place of the shipped texts.
-        compute: Its device; a model in memory stays where it is.
-        progress: Called with each step.
-
-    Raises:
-        HeadatlasError: The model is not the atlas's, does not fit into memory or gives no attention weights;
-            the text cannot be read or is too short. A stopped run keeps what it has done.
+    Arguments and errors are those of :func:`headatlas.behaviour`. ``prepared`` is the map that has just made
+    the atlas: its model is open and is not opened again.
     """
     tell = progress or silent
     if prepared is not None and atlas.path is not None:

@@ -80,10 +80,8 @@ class Sequences:
 def sequences_for(model: Model, competing: NDArray[np.bool_], text: str | Path | None = None) -> Sequences:
     """The sequences of a run, as the model's tokenizer cuts them.
 
-    Args:
-        model: The opened model.
-        competing: [vocab] which tokens stand for text.
-        text: A file of one's own in the place of the shipped texts: UTF-8, cut into windows.
+    ``competing`` [vocab] says which tokens stand for text. ``text`` is a file of one's own in the place of
+    the shipped texts: UTF-8, cut into windows.
 
     Raises:
         HeadatlasError: The file cannot be read or is too short, the model takes too few positions, or the

@@ -44,10 +44,7 @@ class Found:
 def findings(sums: Sums, weights: NDArray[np.float32], sequences: Sequences) -> list[Found]:
     """Every behaviour that the sequences have places for, in the order of the atlas.
 
-    Args:
-        sums: All sequences' sums.
-        weights: [text, behaviour, query, key] as they were measured with.
-        sequences: The sequences.
+    ``weights`` [text, behaviour, query, key] are those that they were measured with.
     """
     even = uniform(sums.attention)
     found = {}
@@ -86,13 +83,9 @@ def uniform(attention: Floats) -> Floats:
 def elsewhere(values: Floats, weights: NDArray[np.float32], attention: Floats, n: int) -> Floats:
     """[text, layer, head] what a head gives the same query positions and distances in the other texts.
 
-    The mean over all n texts at these positions, the text itself taken out.
-
-    Args:
-        values: [text, layer, head] what it gives them in this text.
-        weights: [text, query, key] which positions they are.
-        attention: [layer, head, query, key] summed over all texts.
-        n: Number of all texts.
+    The mean over all n texts at these positions, the text itself taken out: ``attention`` [layer, head,
+    query, key] is the sum over all texts, ``values`` what is given in this text, and ``weights`` [text,
+    query, key] say which positions they are.
     """
     rows = weights.reshape(len(weights), -1).astype(np.float64)
     all_texts = np.einsum("np,lhp->nlh", rows, attention.reshape(*attention.shape[:2], -1), optimize=True)
@@ -116,12 +109,8 @@ def other_blocks(sums: Sums, sequences: Sequences) -> tuple[Floats, Floats]:
 
 
 def compared(name: str, values: Floats, expected: Floats) -> Found:
-    """A share of attention against its expected level: t interval of the mean over sequences, and a one-sided
-    paired t test of value > expected.
-
-    Args:
-        name: The behaviour.
-        values, expected: [sequence, layer, head].
+    """A share of attention [sequence, layer, head] against its expected level: t interval of the mean over
+    sequences, and a one-sided paired t test of value > expected.
     """
     mean, low, high = interval(values)
     excess = values - expected

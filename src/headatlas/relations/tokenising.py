@@ -41,13 +41,10 @@ _RESERVED = re.compile(rf"{_OPEN}{_WORDS}[a-z_▁ -]*\d+{_CLOSE}|madeupword\d+",
 def competing_tokens(
     tokenizer: PreTrainedTokenizerBase, vocab_size: int
 ) -> tuple[npt.NDArray[np.bool_], tuple[int, ...]]:
-    """Which token ids compete in a ranking.
+    """Which token ids [vocab_size] compete in a ranking; and the ids that do not, ascending.
 
     An id does not compete if the tokenizer has no token for it (a padding row or a gap), if its token is
     special, or if its name says that it is reserved. Byte-fallback tokens such as ``<0x0A>`` compete.
-
-    Returns:
-        A boolean array [vocab_size], and the ids where it is False, ascending.
     """
     competing = np.zeros(vocab_size, dtype=np.bool_)
     # Several tokens may have one id: it competes if any of them is text.
@@ -126,18 +123,12 @@ def tokenise(
 ) -> TokenisedRelation:
     """`relation` as `tokenizer` sees it: its usable pairs, and why the others are not.
 
-    A target is usable if it is one token that competes; under ``"first-token"`` a target of several tokens
-    counts by its first. A pair is usable if its source has 1 to `max_source_tokens` tokens, none of them
-    unknown or reserved and not all the same as an earlier source's, and at least one target is usable. The
-    relation is left out below `MIN_SOURCES` usable sources or `MIN_TARGETS` distinct targets.
-
-    Args:
-        relation: The relation.
-        tokenizer: A Hugging Face tokenizer, fast or slow.
-        competing: [vocab] bool, from :func:`headatlas.relations.competing_tokens`.
-        max_source_tokens: 1 for the lens ``maps``, more where a source's state is a model's own.
-        target_policy: What several-token targets count as.
-        sources: The most usable sources to keep (:func:`sampled`); None for all.
+    A target is usable if it is one token that competes ([vocab], from :func:`competing_tokens`); under
+    ``"first-token"`` a target of several tokens counts by its first. A pair is usable if its source has 1 to
+    `max_source_tokens` tokens, none of them unknown or reserved and not all the same as an earlier source's,
+    and at least one target is usable. The relation is left out below `MIN_SOURCES` usable sources or
+    `MIN_TARGETS` distinct targets. Of more usable sources than ``sources`` a sample is kept
+    (:func:`sampled`).
     """
     ids = word_ids(tokenizer, (word for pair in relation.pairs for word in (pair.source, *pair.targets)))
     known = _meaningful(tokenizer, competing)
