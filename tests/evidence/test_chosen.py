@@ -148,5 +148,5 @@ def test_heads_that_cannot_be_ablated(without: Planted, given: str, said: str) -
 
 
 def test_no_head_is_named(mapped: Planted) -> None:
-    with pytest.raises(HeadatlasError, match="no head is named"):
+    with pytest.raises(HeadatlasError, match="the list of heads is empty"):
         ha.evidence.ablation(Atlas.open(mapped.folder), heads=[])

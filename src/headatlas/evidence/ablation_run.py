@@ -36,7 +36,8 @@ from headatlas.atlas.stored import read_dataset, store_dataset
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.asking import Head, Method, Questions, ablated, asking_takes
 from headatlas.evidence.opening import Subject
-from headatlas.evidence.statistics import random_heads
+from headatlas.evidence.recording import require_finite
+from headatlas.evidence.statistics import named_heads, random_heads
 from headatlas.evidence.texts import LENGTH, Ids, Task, Templates, make_task, read_templates, running_texts
 from headatlas.lenses.forward import prefix_ids, running
 from headatlas.mapping.plan import passing_seconds
@@ -374,7 +375,7 @@ def run_chosen(
     The loss is that on running texts, and on the tasks of the relations of ``only``.
     """
     model, about = subject.prepared.model, subject.prepared.provenance
-    wanted = _checked(heads, model)
+    wanted = sorted(named_heads(subject.atlas, heads))
     names = dict.fromkeys(subject.atlas.known(name) for name in only or ())
     tasks = {name: task for name, task in _tasks(subject, templates, choices) if name in names}
     skipped = {name: why for name in names if (why := _cannot_be_asked(tasks.get(name)))}
@@ -408,21 +409,6 @@ def run_chosen(
             data = _losses(subject, modules, texts, tasks, orders, choices.method)
         store_dataset(place, data, provenance)
     return HeadsAblation.read(place)
-
-
-def _checked(heads: Sequence[Head], model: Model) -> list[Head]:
-    wanted, dims = [(int(layer), int(head)) for layer, head in heads], model.dims
-    if not wanted:
-        raise HeadatlasError("`heads`: no head is named; write them as (layer, head).")
-    for layer, head in wanted:
-        if layer not in model.layers_with_heads or not 0 <= head < dims.n_heads:
-            raise HeadatlasError(
-                f"`heads`: there is no head {layer}.{head}: {dims.n_layers} layers of {dims.n_heads} heads, "
-                "both counted from 0."
-            )
-    if twice := next((head for head in wanted if wanted.count(head) > 1), None):
-        raise HeadatlasError(f"`heads`: head {twice[0]}.{twice[1]} is named twice.")
-    return sorted(wanted)
 
 
 def _drawn(heads: Sequence[Head], n_heads: int, choices: Choices) -> dict[str, list[Head]]:
@@ -464,11 +450,7 @@ def _losses(
                 loss, right = _text_loss(model, modules, texts, heads, asked.means if heads else None)
             else:
                 loss, right = _task_loss(asked, tasks[on], heads)
-            if not np.isfinite(loss).all():
-                raise HeadatlasError(
-                    f"{model.checkpoint.spec}: a loss is not finite; the weights are damaged or overflow in "
-                    "float32."
-                )
+            require_finite(model.checkpoint.spec, "a loss is", np.isfinite(loss).all())
             losses[name].append(loss)
             rights[name].append(right)
             done += 1

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from headatlas.architectures import Model
+from headatlas.evidence.recording import entering
 from headatlas.evidence.texts import BATCH_TOKENS, Ids
 from headatlas.lenses.forward import batches, by_length, pre_hooks
 from headatlas.lenses.streaming import played_by
@@ -43,10 +44,10 @@ def ablated(
         chosen = [head for at, head in heads if at == layer]
 
         def hook(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            entering = args[0] if args else kwargs["hidden_states"]
-            rows = entering.clone().view(*entering.shape[:-1], model.dims.n_heads, -1)
+            before = entering(args, kwargs)
+            rows = before.clone().view(*before.shape[:-1], model.dims.n_heads, -1)
             rows[..., chosen, :] = 0.0 if means is None else means[layer][chosen].to(rows)
-            changed = rows.view(entering.shape)
+            changed = rows.view(before.shape)
             return ((changed, *args[1:]), kwargs) if args else ((), {**kwargs, "hidden_states": changed})
 
         return hook
@@ -100,8 +101,8 @@ class Questions:
 
         def adding(layer: int) -> Callable[..., None]:
             def hook(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                entering = args[0] if args else kwargs["hidden_states"]
-                sums[layer] += self._weight * entering.flatten(0, -2).cpu().sum(dim=0, dtype=torch.float64)
+                rows = entering(args, kwargs).flatten(0, -2).cpu()
+                sums[layer] += self._weight * rows.sum(dim=0, dtype=torch.float64)
 
             return hook
 

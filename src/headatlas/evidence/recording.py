@@ -91,7 +91,9 @@ def watch(
             done += more
             if progress is not None:
                 progress(done, len(texts))
-    _check(recorder.watched, model.checkpoint.spec)
+    for kind in ("states", "outputs"):
+        for layer, rows in recorder.watched.arrays[kind].items():
+            require_finite(model.checkpoint.spec, f"the {kind} of layer {layer} are", np.isfinite(rows).all())
     return recorder.watched
 
 
@@ -123,8 +125,7 @@ class _Recorder:
         def take(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             row, position, text = self._at[kind]
             if text:
-                entering = args[0] if args else kwargs["hidden_states"]
-                self._keep(kind, layer, text, entering[row, position])
+                self._keep(kind, layer, text, entering(args, kwargs)[row, position])
 
         return take
 
@@ -185,15 +186,16 @@ def _each_whole(
             yield len(batch)
 
 
-def _check(watched: Watched, spec: str) -> None:
-    """Refuse states and outputs that are not finite."""
-    for kind in ("states", "outputs"):
-        for layer, rows in watched.arrays[kind].items():
-            if not np.isfinite(rows).all():
-                raise HeadatlasError(
-                    f"{spec}: the {kind} of layer {layer} are not finite; "
-                    "the weights are damaged or overflow in float32."
-                )
+def require_finite(spec: str, what: str, finite: bool | np.bool_) -> None:
+    """Refuse numbers of a model that are not all finite; ``what`` says which, with its verb."""
+    if not finite:
+        raise HeadatlasError(f"{spec}: {what} not finite; the weights are damaged or overflow in float32.")
+
+
+def entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """What enters a module, from the arguments that a hook sees."""
+    found: torch.Tensor = args[0] if args else kwargs["hidden_states"]
+    return found
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from headatlas.atlas.evidence import (
     HeadsAblation,
 )
 from headatlas.atlas.relation_scores import SIGNS
+from headatlas.errors import HeadatlasError
 from headatlas.relations.tokenising import NOT_DRAWN
 from headatlas.scoring.scores import wilson
 
@@ -37,6 +39,7 @@ SEED = 0
 LEVEL = 0.95
 
 Floats = NDArray[np.float64]
+Head = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -296,9 +299,27 @@ def curves(each: Ablation) -> pd.DataFrame:
 # Chosen heads -----------------------------------------------------------------------------------------
 
 
-def random_heads(
-    heads: Sequence[tuple[int, int]], n_heads: int, seed: int
-) -> Iterator[list[tuple[int, int]]]:
+def named_heads(atlas: Atlas, heads: Sequence[tuple[int, int]]) -> tuple[Head, ...]:
+    """Heads that somebody names, each (layer, head) of the atlas's model and named once."""
+    try:
+        found = tuple((index(layer), index(head)) for layer, head in heads)
+    except (TypeError, ValueError):
+        raise HeadatlasError("heads are a list of (layer, head), such as [(23, 4)].") from None
+    if not found:
+        raise HeadatlasError("the list of heads is empty; give (layer, head), such as [(23, 4)].")
+    for layer, head in found:
+        there = 0 <= layer < atlas.n_layers and 0 <= head < atlas.n_heads
+        if not there or layer in atlas.layers_without_heads:
+            raise HeadatlasError(
+                f"there is no head {layer}.{head}: {atlas.model_name} has {atlas.n_layers} layers "
+                f"and {atlas.n_heads} heads in each that has any, both counted from 0."
+            )
+    if twice := next((each for each in found if found.count(each) > 1), None):
+        raise HeadatlasError(f"head {twice[0]}.{twice[1]} is named twice; name it once.")
+    return found
+
+
+def random_heads(heads: Sequence[Head], n_heads: int, seed: int) -> Iterator[list[Head]]:
     """Draws of random heads, without end: as many of each layer as are given, and none of these.
 
     Where a layer has fewer others, those. ``n_heads`` is the number of heads of a layer.

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headatlas.errors import HeadatlasError
-from headatlas.evidence.recording import attention_by_layer, with_attention
+from headatlas.evidence.recording import attention_by_layer, require_finite, with_attention
 from headatlas.evidence.texts import BATCH_TOKENS
 from headatlas.files import atomic_write
 from headatlas.looking.places import IN_TEXT, everywhere, pieces, places
@@ -130,11 +129,8 @@ def measure_attention(
             found = attention_by_layer(model.checkpoint.spec, layers, seen.attentions)
             for at, layer in enumerate(layers):
                 attention = found[layer].float()
-                if not bool(torch.isfinite(attention).all()):
-                    raise HeadatlasError(
-                        f"{model.checkpoint.spec}: the attention of layer {layer} is not finite; "
-                        "the weights are damaged or overflow in float32."
-                    )
+                finite = bool(torch.isfinite(attention).all())
+                require_finite(model.checkpoint.spec, f"the attention of layer {layer} is", finite)
                 if rows.start < n:
                     _add_texts(sums, rows, at, attention, torch.from_numpy(weights[rows]))
                 else:

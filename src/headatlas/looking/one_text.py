@@ -12,7 +12,7 @@ import torch
 from headatlas.architectures import Model
 from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
-from headatlas.evidence.recording import attention_by_layer, with_attention
+from headatlas.evidence.recording import attention_by_layer, entering, require_finite, with_attention
 from headatlas.evidence.texts import encode
 from headatlas.lenses.forward import pre_hooks, prefix_ids
 from headatlas.looking.places import pieces
@@ -83,8 +83,7 @@ def look_at(
 
     def hook(layer: int) -> Callable[..., None]:
         def take(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            entering = args[0] if args else kwargs["hidden_states"]
-            rows = entering[0].to("cpu", torch.float32)
+            rows = entering(args, kwargs)[0].to("cpu", torch.float32)
             outputs[layer] = rows.view(len(ids), dims.n_heads, dims.d_head).transpose(0, 1)
             tell(len(outputs), len(layers))
 
@@ -103,10 +102,7 @@ def look_at(
     found = attention_by_layer(model.checkpoint.spec, layers, seen.attentions)
     attention = {layer: found[layer][0].to("cpu", torch.float32) for layer in layers}
     for layer in layers:
-        if not all(bool(torch.isfinite(each[layer]).all()) for each in (attention, outputs)):
-            raise HeadatlasError(
-                f"{model.checkpoint.spec}: what layer {layer} sees in this text is not finite; "
-                "the weights are damaged or overflow in float32."
-            )
+        finite = all(bool(torch.isfinite(each[layer]).all()) for each in (attention, outputs))
+        require_finite(model.checkpoint.spec, f"what layer {layer} sees in this text is", finite)
     shown = pieces(model.tokenizer(), np.array([ids]), 0)[0].texts
     return OneText(ids, shown, attention, outputs)

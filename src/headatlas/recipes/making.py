@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from numbers import Integral, Real
-from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -18,7 +17,7 @@ from headatlas.architectures.model import Model, open_model
 from headatlas.architectures.registry import families
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
-from headatlas.evidence.statistics import random_heads
+from headatlas.evidence.statistics import named_heads, random_heads
 from headatlas.files import atomic_write
 from headatlas.recipes.code import Action, Head, Place, written, written_loader
 from headatlas.weights.checkpoints import open_checkpoint
@@ -133,26 +132,7 @@ def _chosen(atlas: Atlas, relation: str | None, heads: Sequence[Head] | None) ->
         if not found:
             raise HeadatlasError(f"no head of this atlas implements {name} ({rule}); give a list of heads.")
         return tuple(found), f"they implement {name}, best first ({rule})"
-    return _named(atlas, heads or ()), "named by hand"
-
-
-def _named(atlas: Atlas, heads: Sequence[Head]) -> tuple[Head, ...]:
-    try:
-        found = [(index(layer), index(head)) for layer, head in heads]
-    except (TypeError, ValueError):
-        raise HeadatlasError("heads are a list of (layer, head), such as [(23, 4)].") from None
-    if not found:
-        raise HeadatlasError("the list of heads is empty; give (layer, head), such as [(23, 4)].")
-    for layer, head in found:
-        there = 0 <= layer < atlas.n_layers and 0 <= head < atlas.n_heads
-        if not there or layer in atlas.layers_without_heads:
-            raise HeadatlasError(
-                f"there is no head {layer}.{head}: {atlas.model_name} has {atlas.n_layers} layers and "
-                f"{atlas.n_heads} heads in each that has any, both counted from 0."
-            )
-    if twice := next((each for each in found if found.count(each) > 1), None):
-        raise HeadatlasError(f"head {twice[0]}.{twice[1]} is named twice; name it once.")
-    return tuple(found)
+    return named_heads(atlas, heads or ()), "named by hand"
 
 
 def _place(atlas: Atlas) -> Place:
