@@ -5,7 +5,7 @@ They are written one by one. A fault in one says nothing about the atlas and sto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path, PurePath
@@ -28,10 +28,13 @@ if TYPE_CHECKING:
     from headatlas.atlas.salience import Salience
 
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
-EVIDENCE_FOLDER = "evidence"
+EVIDENCE = "evidence"
 
 Task = Callable[[Path], object]
 """Writes one file."""
+Paths = list[Path]
+Drawn = dict[str, tuple[FigureKind, Any]]
+"""File without its suffix → kind of figure, and what it shows."""
 
 
 _WRITERS = ("scipy.special", "pyarrow.parquet", "headatlas.atlas.cards")
@@ -60,7 +63,7 @@ class UnwrittenError(HeadatlasError):
         self.written = tuple(written)
 
 
-def write_outputs(atlas: Atlas, folder: str | Path, figures: bool = True) -> list[Path]:
+def write_outputs(atlas: Atlas, folder: str | Path, figures: bool = True) -> Paths:
     """Write everything a reader wants to see first; each file replaces its predecessor whole.
 
     ``heads.parquet`` (one row per head × relation), ``categories.csv`` (the plotted data), and, unless
@@ -86,77 +89,86 @@ def write_outputs(atlas: Atlas, folder: str | Path, figures: bool = True) -> lis
     return _write_all(folder, tasks)
 
 
-def write_inference(
-    atlas: Atlas, agreement: pd.DataFrame, dynamics: Sequence[Dynamic], folder: Path, *, figures: bool = True
-) -> list[Path]:
-    """Write ``evidence/agreement.csv`` and, unless ``figures`` is False, the scatter plots with and without
-    context; and write the table and the page again that lie in ``folder``, for they show evidence.
+# Each of these writes into ``evidence`` beside the atlas, and raises UnwrittenError as write_outputs does.
 
-    Args:
-        atlas: The atlas, opened since the scores were stored.
-        agreement: What :func:`headatlas.evidence.statistics.agreement` found.
-        dynamics: The dynamic scores it was found with.
-        folder: The atlas's output folder.
 
-    Raises:
-        UnwrittenError: A file could not be written; all others were.
-    """
-    tasks: dict[str, Task] = {f"{EVIDENCE_FOLDER}/agreement.csv": partial(write_table, agreement)}
+def write_inference(atlas: Atlas, agreement: pd.DataFrame, found: Sequence[Dynamic], figures: bool) -> Paths:
+    """Write what :func:`headatlas.evidence.statistics.agreement` found, and scatter plots with and without
+    context. Like ablations, it writes the table and the page of the map again, for they show evidence."""
     kinds: tuple[FigureKind, ...] = ("context", "without-context")
-    for kind in kinds if figures and dynamics else ():
-        tasks |= _figure_tasks(f"{EVIDENCE_FOLDER}/{kind}", kind, atlas, found=dynamics)
-    return _write_all(folder, tasks | _showing_evidence(atlas, folder))
+    drawn: Drawn = {kind: (kind, found) for kind in kinds if figures and found}
+    return _write_measured(atlas, {"agreement": agreement}, drawn, again=True)
 
 
-def write_ablations(
-    atlas: Atlas, ablations: Sequence[Ablation], folder: Path, *, figures: bool = True
-) -> list[Path]:
-    """Write ``evidence/ablation.csv`` (a row a task stored in the atlas) and, unless ``figures`` is False, a
-    figure a task; and write the table and the page again that lie in ``folder``, for they show evidence.
-
-    Args:
-        atlas: The atlas, opened since the tasks were stored.
-        ablations: The tasks to draw.
-        folder: The atlas's output folder.
-
-    Raises:
-        UnwrittenError: A file could not be written; all others were.
-    """
-    if not ablations:
+def write_ablations(atlas: Atlas, found: Sequence[Ablation], figures: bool) -> Paths:
+    """Write ``ablation.csv``, a row a task stored in the atlas, and a figure of each task that was found."""
+    if not found:
         return []
     from headatlas.evidence.statistics import summarise_ablations
 
-    stored = atlas.evidence.ablations or tuple(ablations)
-    tasks: dict[str, Task] = {
-        f"{EVIDENCE_FOLDER}/ablation.csv": lambda path: write_table(summarise_ablations(list(stored)), path)
-    }
-    for each in ablations if figures else ():
-        tasks |= _figure_tasks(
-            f"{EVIDENCE_FOLDER}/ablation-{each.label}", "ablation", atlas, 85.0, found=each
-        )
-    return _write_all(folder, tasks | _showing_evidence(atlas, folder))
+    drawn: Drawn = {f"ablation-{each.label}": ("ablation", each) for each in found if figures}
+    tables = {"ablation": summarise_ablations(atlas.evidence.ablations or found)}
+    return _write_measured(atlas, tables, drawn, again=True)
 
 
-def write_behaviours(atlas: Atlas, found: Looking, folder: Path, *, figures: bool = True) -> list[Path]:
-    """Write ``evidence/behaviour.csv`` (a row per behaviour and head) and, unless ``figures`` is False, a
-    figure. What was measured on a user's own text is named after the file.
+def write_behaviours(atlas: Atlas, found: Looking, figures: bool) -> Paths:
+    """Write a row per behaviour and head, and a figure; of a user's own text, named after the file.
 
     Files of the shipped texts that are newer than the measurement are left as they are.
-
-    Returns:
-        The files written.
-
-    Raises:
-        UnwrittenError: A file could not be written; all others were.
     """
     own = PurePath(found.source).stem
-    stem = f"{EVIDENCE_FOLDER}/behaviour" + (f"-{own}" if own else "")
-    tasks: dict[str, Task] = {f"{stem}.csv": partial(write_table, found.frame())}
-    if figures:
-        tasks |= _figure_tasks(stem, "behaviours", atlas, found=found)
-    if not own and atlas.path is not None:
-        measured = found.place(atlas.path / EVIDENCE_FOLDER) / "zarr.json"
+    name = f"behaviour-{own}" if own else "behaviour"
+    drawn: Drawn = {name: ("behaviours", found)} if figures else {}
+    measured = None if own or atlas.path is None else found.place(atlas.path / EVIDENCE) / "zarr.json"
+    return _write_measured(atlas, {name: found.frame()}, drawn, measured=measured)
+
+
+def write_salience(atlas: Atlas, found: Salience, figures: bool) -> Paths:
+    """Write ``salience.csv`` (a row per head and source token), ``spectrum.csv`` (a row per head: numbers,
+    what is explained and by what) and a figure."""
+    tables = {"salience": found.frame(), "spectrum": found.by_head()}
+    return _write_measured(atlas, tables, {"salience": ("salience", found)} if figures else {})
+
+
+def write_preferences(atlas: Atlas, frame: pd.DataFrame, found: Preferences, figures: bool) -> Paths:
+    """Write a row per called head × relation and query, and a figure of all that was found."""
+    drawn: Drawn = {"attention": ("attention", found)} if figures and len(frame) else {}
+    return _write_measured(atlas, {"attention": frame}, drawn)
+
+
+def write_heads_ablation(atlas: Atlas, frame: pd.DataFrame, heads: Sequence[tuple[int, int]]) -> Paths:
+    """Write ``without-….csv``, named after the heads, a row for the running texts and one a task."""
+    names = "-".join(f"{layer}.{head}" for layer, head in heads[:8]) + ("-more" if len(heads) > 8 else "")
+    return _write_measured(atlas, {f"without-{names}": frame}, {})
+
+
+def _write_measured(
+    atlas: Atlas,
+    tables: Mapping[str, pd.DataFrame],
+    drawn: Drawn,
+    *,
+    again: bool = False,
+    measured: Path | None = None,
+) -> Paths:
+    """Write tables, figures and, ``again``, the outputs of the map that are there and show evidence.
+
+    What is newer than the file ``measured`` stays as it is.
+    """
+    folder = atlas.folder
+    tasks: dict[str, Task] = {
+        f"{EVIDENCE}/{name}.csv": partial(write_table, frame) for name, frame in tables.items()
+    }
+    for name, (kind, found) in drawn.items():
+        width = 85.0 if kind == "ablation" else WIDTH_MM
+        tasks |= _figure_tasks(f"{EVIDENCE}/{name}", kind, atlas, width, found=found)
+    if measured is not None:
         tasks = {name: write for name, write in tasks.items() if not _newer(folder / name, measured)}
+    if again:
+        shown: dict[str, Task] = {
+            "heads.parquet": partial(export_table, atlas),
+            "report.html": partial(_write_page, atlas),
+        }
+        tasks |= {name: write for name, write in shown.items() if (folder / name).exists()}
     return _write_all(folder, tasks)
 
 
@@ -165,53 +177,10 @@ def _newer(path: Path, other: Path) -> bool:
     return path.exists() and other.exists() and path.stat().st_mtime >= other.stat().st_mtime
 
 
-def write_salience(atlas: Atlas, found: Salience, folder: Path, *, figures: bool = True) -> list[Path]:
-    """Write ``evidence/salience.csv`` (a row per head and source token), ``evidence/spectrum.csv`` (a row per
-    head: numbers, what is explained and by what) and, unless ``figures`` is False, a figure.
-
-    Raises:
-        UnwrittenError: A file could not be written; all others were.
-    """
-    stem = f"{EVIDENCE_FOLDER}/salience"
-    tasks: dict[str, Task] = {
-        f"{stem}.csv": partial(write_table, found.frame()),
-        f"{EVIDENCE_FOLDER}/spectrum.csv": partial(write_table, found.by_head()),
-    }
-    if figures:
-        tasks |= _figure_tasks(stem, "salience", atlas, found=found)
-    return _write_all(folder, tasks)
-
-
-def write_preferences(
-    atlas: Atlas, found: Preferences, frame: pd.DataFrame, folder: Path, *, figures: bool = True
-) -> list[Path]:
-    """Write ``evidence/attention.csv`` (``frame``: a row per called head × relation and query) and, unless
-    ``figures`` is False, a figure of all that was found.
-
-    Raises:
-        UnwrittenError: A file could not be written; all others were.
-    """
-    stem = f"{EVIDENCE_FOLDER}/attention"
-    tasks: dict[str, Task] = {f"{stem}.csv": partial(write_table, frame)}
-    if figures and len(frame):
-        tasks |= _figure_tasks(stem, "attention", atlas, found=found)
-    return _write_all(folder, tasks)
-
-
-def write_heads_ablation(frame: pd.DataFrame, heads: Sequence[tuple[int, int]], folder: Path) -> list[Path]:
-    """Write ``evidence/without-….csv``, named after the heads, a row for the running texts and one a task.
-
-    Raises:
-        UnwrittenError: It could not be written.
-    """
-    names = "-".join(f"{layer}.{head}" for layer, head in heads[:8]) + ("-more" if len(heads) > 8 else "")
-    return _write_all(folder, {f"{EVIDENCE_FOLDER}/without-{names}.csv": partial(write_table, frame)})
-
-
 # One by one ---------------------------------------------------------------------------------------
 
 
-def _write_all(folder: Path, tasks: dict[str, Task]) -> list[Path]:
+def _write_all(folder: Path, tasks: dict[str, Task]) -> Paths:
     """Write each file, whatever becomes of the others."""
     written: list[Path] = []
     failed: dict[str, Exception] = {}
@@ -261,15 +230,6 @@ def _figure_tasks(
         return draw_kind(kind, atlas, width_mm, None, Look(), **found)
 
     return {f"{stem}{suffix}": lambda path: save(figure(), path) for suffix in FIGURE_SUFFIXES}
-
-
-def _showing_evidence(atlas: Atlas, folder: Path) -> dict[str, Task]:
-    """Those outputs of the map that show evidence, as far as they are there."""
-    tasks: dict[str, Task] = {
-        "heads.parquet": partial(export_table, atlas),
-        "report.html": partial(_write_page, atlas),
-    }
-    return {name: write for name, write in tasks.items() if (folder / name).exists()}
 
 
 # The files of a map -------------------------------------------------------------------------------

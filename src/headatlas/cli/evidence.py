@@ -150,7 +150,7 @@ def inference_command(
     else:
         say("; ".join(filter(None, [atlas.caption(), f"{len(found)} templates", sampling(found)])))
         _print_agreement(frame)
-    _write(atlas, lambda beside: write_inference(atlas, frame, found, beside, figures=not no_figures))
+    _write(atlas, lambda: write_inference(atlas, frame, found, not no_figures))
 
 
 def _print_agreement(frame: pd.DataFrame) -> None:
@@ -211,8 +211,7 @@ def attention_command(
         found = run_attention(subject, asked, own=templates is not None)
     atlas = subject.atlas
     frame = found.frame(atlas, names_of(only))
-    for name, why in found.left_out.items():
-        say(f"skipped: {name} ({why})")
+    _say_skipped(found.left_out)
     measured = against_measured(frame)
     if as_json:
         print_rows(
@@ -243,7 +242,7 @@ def attention_command(
                 f"AUROC ({row['query']}) and measured attention: Spearman's rho {row['spearman']:.2f} "
                 f"({span(row['spearman_low'], row['spearman_high'])}) over {row['rows']} rows"
             )
-    _write(atlas, lambda beside: write_preferences(atlas, found, frame, beside, figures=not no_figures))
+    _write(atlas, lambda: write_preferences(atlas, frame, found, not no_figures))
 
 
 # evidence ablation ------------------------------------------------------------------------------------
@@ -291,9 +290,7 @@ def ablation_command(
         found = run_ablation(subject, asked, choices, names_of(only))
     atlas = subject.atlas
     frame = summarise_ablations(found.done)
-    skipped = {name: as_options(why) for name, why in found.skipped.items()}
-    for name, why in skipped.items():
-        say(f"skipped: {name} ({why})")
+    skipped = _say_skipped(found.skipped)
     for task in found.done:
         if not task.controls:
             say(f"no control task for {task.relation}: none has a similar base and few heads in common")
@@ -305,7 +302,7 @@ def ablation_command(
             print_records(_ABLATION_COLUMNS, frame)
         else:
             say("no task was ablated")
-    _write(atlas, lambda beside: write_ablations(atlas, found.done, beside, figures=not no_figures))
+    _write(atlas, lambda: write_ablations(atlas, found.done, not no_figures))
 
 
 _ABLATION_COLUMNS: tuple[Column, ...] = (
@@ -327,9 +324,7 @@ def _print_chosen(atlas: Atlas, found: HeadsAblation, draws: int, as_json: bool)
     names = ", ".join(f"{layer}.{head}" for layer, head in found.heads)
     how = "output 0" if found.provenance["method"] == "zero" else "mean output"
     caption = f"without {names} ({how}), beside {len(found.draws)} draws of random heads of the same layers"
-    skipped = {name: as_options(why) for name, why in found.provenance["skipped"].items()}
-    for name, why in skipped.items():
-        say(f"skipped: {name} ({why})")
+    skipped = _say_skipped(found.provenance["skipped"])
     if as_json:
         print_rows([atlas], frame, heads=found.provenance["heads"], ablation=caption, skipped=skipped)
     else:
@@ -337,7 +332,7 @@ def _print_chosen(atlas: Atlas, found: HeadsAblation, draws: int, as_json: bool)
         if len(found.draws) < draws:
             say(f"only {len(found.draws)} different draws: these layers have no more other heads")
         print_records(_CHOSEN_COLUMNS, frame)
-    _write(atlas, lambda beside: write_heads_ablation(frame, found.heads, beside))
+    _write(atlas, lambda: write_heads_ablation(atlas, frame, found.heads))
 
 
 _CHOSEN_COLUMNS: tuple[Column, ...] = (
@@ -348,13 +343,16 @@ _CHOSEN_COLUMNS: tuple[Column, ...] = (
 )
 
 
-def _write(atlas: Atlas, write: Callable[[Path], list[Path]]) -> None:
-    """Write outputs beside those of the map, and say which."""
-    write_and_say(atlas.folder, lambda: write(atlas.folder))
+def _say_skipped(reasons: dict[str, str]) -> dict[str, str]:
+    """Say which relations were left out and why; returns the reasons with parameters as options."""
+    skipped = {name: as_options(why) for name, why in reasons.items()}
+    for name, why in skipped.items():
+        say(f"skipped: {name} ({why})")
+    return skipped
 
 
-def write_and_say(folder: Path, write: Callable[[], list[Path]]) -> None:
-    """Write outputs and say which, also where some cannot be written."""
+def _write(atlas: Atlas, write: Callable[[], list[Path]]) -> None:
+    """Write outputs beside those of the map and say which, also where some cannot be written."""
     from headatlas.outputs import UnwrittenError
 
     written: Sequence[Path] = ()
@@ -365,8 +363,8 @@ def write_and_say(folder: Path, write: Callable[[], list[Path]]) -> None:
         raise
     finally:
         if written:
-            names = (str(path).removeprefix(f"{folder}/") for path in written)
-            say(f"written to {folder}: {', '.join(names)}")
+            names = (str(path).removeprefix(f"{atlas.folder}/") for path in written)
+            say(f"written to {atlas.folder}: {', '.join(names)}")
 
 
 # behaviour --------------------------------------------------------------------------------------------
@@ -432,7 +430,7 @@ def behaviour_command(
         columns = ("behaviour", HEAD, "value", "expected", interval_of(), small("q"), ("", CALLED[1]))
         print_records(columns, rows.groupby("behaviour", sort=False).head(limit))
         say(f"called heads: {_counted(rows)}")
-    write_and_say(atlas.folder, lambda: write_behaviours(atlas, found, atlas.folder, figures=not no_figures))
+    _write(atlas, lambda: write_behaviours(atlas, found, not no_figures))
 
 
 def _counted(rows: pd.DataFrame) -> str:
@@ -521,9 +519,7 @@ def salience_command(
         else:
             _print_written(*frames)
     if one is None:
-        write_and_say(
-            atlas.folder, lambda: write_salience(atlas, found, atlas.folder, figures=not no_figures)
-        )
+        _write(atlas, lambda: write_salience(atlas, found, not no_figures))
 
 
 def _print_writing(found: Salience) -> None:

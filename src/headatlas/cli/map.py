@@ -181,7 +181,7 @@ def _written(atlas: Atlas, looking: Looking | None, out: Path, note: str, *, fig
     try:
         written = write_outputs(atlas, out, figures=figures)
         if looking is not None:
-            written += write_behaviours(atlas, looking, out, figures=figures)
+            written += write_behaviours(atlas, looking, figures)
     except UnwrittenError as error:
         say(map_summary(atlas, out, error.written, _since_start(), note))
         raise

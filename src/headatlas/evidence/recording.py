@@ -193,7 +193,7 @@ def require_finite(spec: str, what: str, finite: bool | np.bool_) -> None:
 
 
 def entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """What enters a module, from the arguments that a hook sees."""
+    """The tensor that enters a module, from the arguments that a hook sees."""
     found: torch.Tensor = args[0] if args else kwargs["hidden_states"]
     return found
 
