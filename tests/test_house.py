@@ -152,7 +152,7 @@ def test_first_lines_say_what_a_thing_is(name: str) -> None:
 
 
 def test_no_name_stands_in_two_rooms() -> None:
-    """A public function or class is found by its name alone; each room's commands register alike."""
+    """A public function or class is found by its name alone."""
     rooms: dict[str, set[str]] = {}
     for name, path in modules().items():
         for node in ast.parse(path.read_text(encoding="utf-8")).body:

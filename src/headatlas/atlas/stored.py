@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from headatlas.addresses import failures, shown
 from headatlas.atlas.store import Place, names_in, open_arrays, within
@@ -82,6 +84,11 @@ def store_dataset(path: Path, data: xr.Dataset, provenance: dict[str, Any]) -> N
             stored.to_zarr(temporary, mode="w", consolidated=False)
     except OSError as error:
         raise HeadatlasError(f"{path}: cannot be written ({error.strerror or error}); make room.") from error
+
+
+def strings(names: Iterable[str]) -> NDArray[Any]:
+    """Names as a coordinate; of variable length, for the fixed-width kind has no stable Zarr 3 form yet."""
+    return np.array(list(names), dtype=np.dtypes.StringDType())
 
 
 def read_dataset(place: Place) -> tuple[xr.Dataset, dict[str, Any]]:

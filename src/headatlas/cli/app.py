@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import gc
 import warnings
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from headatlas import __version__
-from headatlas.cli import (
-    compare,
-    evidence,
-    families,
-    heads,
-    map,
-    plot,
-    relations,
-    serve,
-    words,
-)
+from headatlas.cli import compare, evidence, families, heads, map, plot, relations, serve, words
 from headatlas.cli.output import say, say_error, set_level
 from headatlas.errors import HeadatlasError
 
@@ -93,18 +84,50 @@ def _global(
     warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
 
 
-for _commands in (
-    map,
-    heads,
-    plot,
-    compare,
-    relations,
-    families,
-    evidence,
-    words,
-    serve,
-):
-    _commands.register(app)
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "plan": map.plan_command,
+    "map": map.map_command,
+    "heads": heads.heads_command,
+    "head": heads.head_command,
+    "describe": heads.describe_command,
+    "info": heads.info_command,
+    "structure": heads.structure_command,
+    "plot": plot.plot_command,
+    "report": plot.report_command,
+    "export": plot.export_command,
+    "compare": compare.compare_command,
+    "behaviour": evidence.behaviour_command,
+    "salience": evidence.salience_command,
+    "label": evidence.label_command,
+    "ask": words.ask_command,
+    "query": words.query_command,
+    "recipe": words.recipe_command,
+    "serve": serve.serve_command,
+    "relations list": relations.list_relations,
+    "relations check": relations.check_relations,
+    "relations show": relations.show_relations,
+    "relations new": relations.new_relation,
+    "relations export": relations.export_relations,
+    "relations mine": relations.mine_relations_command,
+    "families list": families.list_families,
+    "families check": families.check_family,
+    "evidence inference": evidence.inference_command,
+    "evidence attention": evidence.attention_command,
+    "evidence ablation": evidence.ablation_command,
+}
+_GROUPS = {
+    name: typer.Typer(no_args_is_help=True, rich_markup_mode=None, help=what)
+    for name, what in (
+        ("relations", "The relations to look for."),
+        ("families", "The models that can be read."),
+        ("evidence", "Check a map against the running model."),
+    )
+}
+for _name, _command in _COMMANDS.items():
+    _group, _, _part = _name.rpartition(" ")
+    (_GROUPS[_group] if _group else app).command(_part)(_command)
+for _name, _typer in _GROUPS.items():
+    app.add_typer(_typer, name=_name)
 
 
 def main() -> None:

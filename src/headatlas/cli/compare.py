@@ -52,11 +52,6 @@ N_CHANGES = 20
 STOPPED = "stopped; with --maps DIR, layers that are done are saved, and the same command goes on"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command("compare")(compare_command)
-
-
 Kind = Annotated[
     Literal["heads", "trajectory", "relations"] | None,
     typer.Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +15,10 @@ from headatlas.cli.options import (
     AsJson,
     AtlasArgument,
     InferenceSources,
+    Known,
     ModelOption,
     Only,
     as_options,
-    askable_names,
     computes,
     names_of,
 )
@@ -75,20 +76,6 @@ Questions = Annotated[
 MaxHeads = Annotated[int, typer.Option("--max-heads", metavar="N", help="At most so many heads are ablated.")]
 Draws = Annotated[int, typer.Option("--draws", metavar="N", help="Draws of random heads.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of the draws.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    group = typer.Typer(
-        no_args_is_help=True, rich_markup_mode=None, help="Check a map against the running model."
-    )
-    group.command("inference")(inference_command)
-    group.command("attention")(attention_command)
-    group.command("ablation")(ablation_command)
-    app.add_typer(group, name="evidence")
-    app.command("behaviour")(behaviour_command)
-    app.command("salience")(salience_command)
-    app.command("label")(label_command)
 
 
 # evidence inference -----------------------------------------------------------------------------------
@@ -214,35 +201,29 @@ def attention_command(
     _say_skipped(found.left_out)
     measured = against_measured(frame)
     if as_json:
-        print_rows(
-            [atlas],
-            frame,
-            attention=found.caption(),
-            skipped=found.left_out,
-            against_measured=measured,
-        )
+        more = {"skipped": found.left_out, "against_measured": measured}
+        print_rows([atlas], frame, attention=found.caption(), **more)
     else:
         say(f"{atlas.caption()}; {found.caption()}")
-        distances = [name for name in frame.columns if name[0] == "d" and name[1:].isdigit()]
-        columns: tuple[Column, ...] = (
-            *(
-                HEAD,
-                "relation",
-                "query",
-                ("AUROC", "auroc"),
-                *((f"at {name[1:]}", name) for name in distances),
-            ),
-            *(("as high", "as_high"), small("q"), "attention"),
-            ("", lambda row: "prefers" if row["prefers"] else ""),
-        )
-        print_records(columns, frame.sort_values("auroc", ascending=False, kind="stable").head(limit))
-        say(f"prefers: {int(frame['prefers'].sum())} of {len(frame)} rows")
-        for row in measured.to_dict("records"):
-            say(
-                f"AUROC ({row['query']}) and measured attention: Spearman's rho {row['spearman']:.2f} "
-                f"({span(row['spearman_low'], row['spearman_high'])}) over {row['rows']} rows"
-            )
+        _print_preferences(frame, measured, limit)
     _write(atlas, lambda: write_preferences(atlas, frame, found, not no_figures))
+
+
+def _print_preferences(frame: pd.DataFrame, measured: pd.DataFrame, limit: int) -> None:
+    """The rows of highest AUROC, how many prefer, and agreement with measured attention."""
+    distances = [(f"at {name[1:]}", name) for name in frame.columns if re.fullmatch(r"d\d+", name)]
+    columns: tuple[Column, ...] = (
+        *(HEAD, "relation", "query", ("AUROC", "auroc"), *distances),
+        *(("as high", "as_high"), small("q"), "attention"),
+        ("", lambda row: "prefers" if row["prefers"] else ""),
+    )
+    print_records(columns, frame.sort_values("auroc", ascending=False, kind="stable").head(limit))
+    say(f"prefers: {int(frame['prefers'].sum())} of {len(frame)} rows")
+    for row in measured.to_dict("records"):
+        say(
+            f"AUROC ({row['query']}) and measured attention: Spearman's rho {row['spearman']:.2f} "
+            f"({span(row['spearman_low'], row['spearman_high'])}) over {row['rows']} rows"
+        )
 
 
 # evidence ablation ------------------------------------------------------------------------------------
@@ -377,28 +358,32 @@ def behaviour_names(incomplete: str) -> list[str]:
     return [name for name in NAMES if name.startswith(incomplete)]
 
 
+OwnText = Annotated[
+    Path | None,
+    typer.Option(
+        "--text",
+        metavar="FILE",
+        help="Your own UTF-8 text, of 1,000 words or more. Default: the shipped texts.",
+    ),
+]
+OnlyBehaviours = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only",
+        metavar="NAME,…",
+        help="Show only these behaviours, such as induction. Default: all.",
+        autocompletion=behaviour_names,
+    ),
+]
+
+
 @computes("device")
 def behaviour_command(
     folder: AtlasArgument,
     compute: Compute,
     model: ModelOption = None,
-    text: Annotated[
-        Path | None,
-        typer.Option(
-            "--text",
-            metavar="FILE",
-            help="Your own UTF-8 text, of 1,000 words or more. Default: the shipped texts.",
-        ),
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--only",
-            metavar="NAME,…",
-            help="Show only these behaviours, such as induction. Default: all.",
-            autocompletion=behaviour_names,
-        ),
-    ] = None,
+    text: OwnText = None,
+    only: OnlyBehaviours = None,
     limit: Annotated[
         int, typer.Option("--limit", metavar="N", min=1, help="Heads to show of each behaviour, best first.")
     ] = 5,
@@ -593,15 +578,6 @@ DescribeWith = Annotated[
 ]
 ModelName = Annotated[
     str | None, typer.Option("--model-name", metavar="NAME", help="The model at that address.")
-]
-Known = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--relations",
-        metavar="core|all|NAME|PATH,…",
-        help="Relations that the rules know. Default: all that are shipped.",
-        autocompletion=askable_names,
-    ),
 ]
 OnlyHeads = Annotated[
     list[str] | None, typer.Option("--only", metavar="LAYER.HEAD,…", help="Only these heads. Default: all.")

@@ -13,17 +13,11 @@ from headatlas.errors import HeadatlasError
 
 if TYPE_CHECKING:
     from headatlas.architectures.family import Family
+    from headatlas.architectures.family_check import Report
+    from headatlas.weights.source import Checkpoint
 
 NOT_EXPLAINED = 1
 """Exit code when tensors stay unexplained or the comparison with transformers finds a difference."""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command group of this module."""
-    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The models that can be read.")
-    group.command("list")(list_families)
-    group.command("check")(check_family)
-    app.add_typer(group, name="families")
 
 
 def list_families(as_json: AsJson = False) -> None:
@@ -95,11 +89,22 @@ def check_family(
     report = examine(checkpoint, None if family is None else _read(family))
     if write is not None:
         _write(write, report.proposal)
+    found = _found(checkpoint, report)
+    if as_json:
+        print_json(found)
+    else:
+        _print(found, write)
+    if report.accounting is not None or any(each.problem for each in report.outcomes):
+        raise typer.Exit(NOT_EXPLAINED)
+
+
+def _found(checkpoint: Checkpoint, report: Report) -> dict[str, Any]:
+    """Everything that was found of a checkpoint, as JSON has it."""
     tensors = [
         {"name": each.name, "count": each.count, "shapes": each.shapes, "dtype": each.dtype, "is": each.role}
         for each in report.tensors
     ]
-    result = {
+    return {
         "model": checkpoint.name,
         "format": checkpoint.format,
         "architecture": checkpoint.architecture,
@@ -112,12 +117,6 @@ def check_family(
         "oracle": [vars(each) for each in report.outcomes],
         "oracle_not_run": report.not_run,
     }
-    if as_json:
-        print_json(result)
-    else:
-        _print(result, write)
-    if report.accounting is not None or any(each.problem for each in report.outcomes):
-        raise typer.Exit(NOT_EXPLAINED)
 
 
 def _read(file: Path) -> Family:

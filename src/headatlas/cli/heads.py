@@ -52,15 +52,6 @@ if TYPE_CHECKING:
 _N_SALIENT = 8
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command("heads")(heads_command)
-    app.command("head")(head_command)
-    app.command("describe")(describe_command)
-    app.command("info")(info_command)
-    app.command("structure")(structure_command)
-
-
 # heads ------------------------------------------------------------------------------------------------
 
 

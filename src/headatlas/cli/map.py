@@ -61,12 +61,6 @@ _FEW = 0.6
 """Relations that use a smaller share of their sources are named."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command("plan")(plan_command)
-    app.command("map")(map_command)
-
-
 @computes("device", "max_memory", "stream")
 def plan_command(
     model: ModelArgument,

@@ -123,6 +123,15 @@ Only = Annotated[
         autocompletion=shipped_names,
     ),
 ]
+Known = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--relations",
+        metavar="core|all|NAME|PATH,…",
+        help="The known relations, by which mappings are explained. Default: all that are shipped.",
+        autocompletion=askable_names,
+    ),
+]
 LensOption = Annotated[
     Lens | None, typer.Option("--lens", help="How a head sees a token. Default: the preset's (neutral).")
 ]

@@ -17,13 +17,6 @@ if TYPE_CHECKING:
     from headatlas.atlas import Atlas
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command("plot")(plot_command)
-    app.command("report")(report_command)
-    app.command("export")(export_command)
-
-
 @draws
 @reads_atlas
 def plot_command(

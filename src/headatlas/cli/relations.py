@@ -12,6 +12,7 @@ from headatlas.cli.heads import reasons_shown
 from headatlas.cli.options import (
     AsJson,
     AtlasArgument,
+    Known,
     Lens,
     TargetPolicyOption,
     askable_names,
@@ -38,18 +39,6 @@ Specs = Annotated[
 
 SCAFFOLD_PAIRS = [("hot", "cold"), ("big", ["small", "little"])]
 """Example pairs of a new file, to be replaced: a source with one target, and one with several."""
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command groups of this module."""
-    relations = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The relations to look for.")
-    relations.command("list")(list_relations)
-    relations.command("check")(check_relations)
-    relations.command("show")(show_relations)
-    relations.command("new")(new_relation)
-    relations.command("export")(export_relations)
-    relations.command("mine")(mine_relations_command)
-    app.add_typer(relations, name="relations")
 
 
 def list_relations(
@@ -214,15 +203,7 @@ def mine_relations_command(
         Path | None,
         out_option("Folder for the proposals, a file each. Default: they are only shown.", "FOLDER"),
     ] = None,
-    known: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--relations",
-            metavar="core|all|NAME|PATH,…",
-            help="Relations that explain a mapping. Default: all that are shipped.",
-            autocompletion=askable_names,
-        ),
-    ] = None,
+    relations: Known = None,
     least_heads: Annotated[
         int, typer.Option("--least-heads", metavar="N", min=2, help="Heads that share a mapping.")
     ] = 2,
@@ -238,7 +219,7 @@ def mine_relations_command(
     from headatlas.describing.run import stored_operations
 
     atlas = Atlas.open(folder)
-    names = names_of(known, "relations")
+    names = names_of(relations, "relations")
     found = mine_relations(stored_operations(atlas), known=names or "all", least_heads=least_heads)
     if out is not None:
         _write_new({out / f"{each.relation.name}.json": each.relation.to_json() for each in found.proposals})
@@ -254,14 +235,7 @@ def mine_relations_command(
         print_rows([atlas], rows, mined=found.caption(), least_heads=found.least_heads)
         return
     say(f"{atlas.model_name}: {found.caption()}")
-    columns: tuple[Column, ...] = (
-        ("relation", lambda each: each.relation.name),
-        ("sources", lambda each: len(each.relation.pairs)),
-        ("targets", lambda each: each.relation.n_targets),
-        ("heads", lambda each: len(each.heads)),
-        ("first mappings", _first_mappings),
-    )
-    print_records(columns, found.proposals)
+    print_records(_MINED, found.proposals)
     if out is not None and found.proposals:
         say(
             f"written: {len(found.proposals)} files to {out}; read and name them, then: relations check {out}"
@@ -276,6 +250,15 @@ def _first_mappings(each: MinedRelation) -> str:
     pairs = each.relation.pairs
     first = ", ".join(f"{pair.source} → {'|'.join(pair.targets)}" for pair in pairs[:4])
     return f"{first} …" if len(pairs) > 4 else first
+
+
+_MINED: tuple[Column, ...] = (
+    ("relation", lambda each: each.relation.name),
+    ("sources", lambda each: len(each.relation.pairs)),
+    ("targets", lambda each: each.relation.n_targets),
+    ("heads", lambda each: len(each.heads)),
+    ("first mappings", _first_mappings),
+)
 
 
 def _write_new(texts: dict[Path, str]) -> None:

@@ -13,11 +13,6 @@ from headatlas.options import Compute
 STOPPED_SERVING = "stopped; nothing was stored"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command("serve")(serve_command)
-
-
 @computes("device", "max_memory")
 def serve_command(
     folder: AtlasArgument,

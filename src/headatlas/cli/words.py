@@ -37,13 +37,6 @@ if TYPE_CHECKING:
     from headatlas.atlas import Atlas
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command("ask")(ask_command)
-    app.command("query")(query_command)
-    app.command("recipe")(recipe_command)
-
-
 @computes("device", "max_memory")
 def ask_command(
     folder: AtlasArgument,

@@ -32,7 +32,7 @@ from headatlas.atlas.evidence import (
     HeadsAblation,
     evidence_group,
 )
-from headatlas.atlas.stored import read_dataset, store_dataset
+from headatlas.atlas.stored import read_dataset, store_dataset, strings
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.asking import Head, Method, Questions, ablated, asking_takes
 from headatlas.evidence.opening import Subject
@@ -129,11 +129,6 @@ def _listed(table: pd.DataFrame) -> list[Head]:
     return [(int(layer), int(head)) for layer, head in table[["layer", "head"]].to_numpy()]
 
 
-def _strings(names: Mapping[str, Any] | Sequence[str]) -> NDArray[Any]:
-    # Variable-length strings: the fixed-width kind has no stable Zarr 3 form yet.
-    return np.array(list(names), dtype=np.dtypes.StringDType())
-
-
 def _ordered(orders: Mapping[str, Sequence[Head]]) -> dict[str, Any]:
     """The heads of every order, as variables of a dataset."""
     places = np.array(list(orders.values()), dtype=np.int32).reshape(len(orders), -1, 2)
@@ -199,7 +194,7 @@ class _Run:
         """[source] right answers of the whole model: those stored in the atlas, or asked and stored."""
         if name not in self._base:
             task, weights = self.tasks[name], self._subject.prepared.provenance["model"]["weights_hash"]
-            body = [DEFINITIONS, task.prompts, [sorted(right) for right in task.accepted], weights]
+            body = [DEFINITIONS, task.prompts, task.answers, weights]
             digest = _digest(repr(body))
             place = self._folder / f"{BASE_PREFIX}{digest[:12]}"
             if not place.is_dir():
@@ -318,9 +313,9 @@ class _Run:
                 "control_base": ("control_name", np.array(bases, dtype=np.float64)),
             },
             coords={
-                "order": _strings(orders),
-                "source": _strings(self.tasks[name].words),
-                "control_name": _strings(controls),
+                "order": strings(orders),
+                "source": strings(self.tasks[name].words),
+                "control_name": strings(controls),
             },
         )
 
@@ -339,7 +334,7 @@ class _Run:
 
     def _provenance(self, name: str, orders: dict[str, list[Head]], controls: list[str]) -> dict[str, Any]:
         task, prepared = self.tasks[name], self._subject.prepared.provenance
-        asked = [list(task.prompts), [sorted(right) for right in task.accepted]]
+        asked = [list(task.prompts), task.answers]
         body = [self._choices.method, asked, orders, controls, prepared["model"]["weights_hash"]]
         return {
             "relation": name,
@@ -386,12 +381,8 @@ def run_chosen(
             f"{model.checkpoint.spec}: its tokenizer makes {LENGTH} tokens of no shipped text."
         )
     orders = {CHOSEN: wanted, **_drawn(wanted, model.dims.n_heads, choices)}
-    asked: list[list[Any]] = [[RUNNING_TEXT, texts, []]]
-    asked += [
-        [name, task.prompts, [sorted(right) for right in task.accepted]] for name, task in tasks.items()
-    ]
-    body = [DEFINITIONS, choices.method, orders, asked, about["model"]["weights_hash"]]
-    digest = _digest(json.dumps(body))
+    asked = [[RUNNING_TEXT, texts, []], *([name, task.prompts, task.answers] for name, task in tasks.items())]
+    digest = _digest(json.dumps([DEFINITIONS, choices.method, orders, asked, about["model"]["weights_hash"]]))
     place = HeadsAblation.place(evidence_group(subject.path), digest[:12])
     if not place.is_dir():
         provenance = {
@@ -441,10 +432,11 @@ def _losses(
     rows = {RUNNING_TEXT: texts, **{name: task.prompts for name, task in tasks.items()}}
     losses: dict[str, list[Floats]] = {name: [] for name in conditions}
     rights: dict[str, list[Bools]] = {name: [] for name in conditions}
-    done, total = 0, len(rows) * len(conditions)
-    for on, prompts in rows.items():
+    total = len(rows) * len(conditions)
+    for number, (on, prompts) in enumerate(rows.items()):
         asked = Questions(model, modules, prompts, method)
-        for name, heads in conditions.items():
+        for at, (name, heads) in enumerate(conditions.items()):
+            done = number * len(conditions) + at
             subject.tell(Progress("ablation", done, total, f"{on}: {name}"))
             if on == RUNNING_TEXT:
                 loss, right = _text_loss(model, modules, texts, heads, asked.means if heads else None)
@@ -453,16 +445,15 @@ def _losses(
             require_finite(model.checkpoint.spec, "a loss is", np.isfinite(loss).all())
             losses[name].append(loss)
             rights[name].append(right)
-            done += 1
     subject.tell(Progress("ablation", total, total))
     return xr.Dataset(
         {
             "loss": (("condition", "item"), np.stack([np.concatenate(each) for each in losses.values()])),
             "correct": (("condition", "item"), np.stack([np.concatenate(each) for each in rights.values()])),
             **_ordered(orders),
-            "on": ("item", _strings([on for on, prompts in rows.items() for _ in prompts])),
+            "on": ("item", strings([on for on, prompts in rows.items() for _ in prompts])),
         },
-        coords={"condition": _strings(conditions), "order": _strings(orders)},
+        coords={"condition": strings(conditions), "order": strings(orders)},
     )
 
 

@@ -27,7 +27,7 @@ from scipy import stats
 
 from headatlas.architectures.queries import AttentionRule
 from headatlas.atlas.evidence import CONTEXT_TEXT, TASK, Preferences, evidence_group
-from headatlas.atlas.stored import SHIPPED, store_dataset
+from headatlas.atlas.stored import SHIPPED, store_dataset, strings
 from headatlas.evidence.opening import Subject
 from headatlas.evidence.recording import Watched, watch
 from headatlas.evidence.texts import Ids, Template, Templates, Text, in_template, source_words, spread
@@ -374,7 +374,7 @@ def _dataset(asking: _Asking, ranks: dict[tuple[str, str], Floats], distances: S
                 cells = mine[layers].mean(axis=2)
                 found = permutation_p(cells.reshape(-1, cells.shape[-1]), *labels, seed)
                 p[number, at, layers] = found.reshape(cells.shape[:-1])
-    strings, heads = np.dtypes.StringDType(), ("query", "relation", "layer", "head")
+    heads = ("query", "relation", "layer", "head")
     counts = [(each.matched.n_sources, len(each.matched.foils)) for each in compared]
     n_sources, n_words = np.array(counts, dtype=np.int32).reshape(-1, 2).T
     return xr.Dataset(
@@ -385,8 +385,8 @@ def _dataset(asking: _Asking, ranks: dict[tuple[str, str], Floats], distances: S
             "n_words": ("relation", n_words),
         },
         coords={
-            "query": np.array(QUERIES, dtype=strings),
-            "relation": np.array([each.name for each in compared], dtype=strings),
+            "query": strings(QUERIES),
+            "relation": strings(each.name for each in compared),
             "distance": np.array(distances, dtype=np.int32),
         },
     )

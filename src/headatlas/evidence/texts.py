@@ -264,6 +264,11 @@ class Task:
     accepted: tuple[frozenset[int], ...]
     dropped: dict[str, tuple[str, ...]]
 
+    @property
+    def answers(self) -> list[list[int]]:
+        """The token ids that are right for each prompt, in the order of a hash."""
+        return [sorted(right) for right in self.accepted]
+
     def correct(self, answers: NDArray[np.int64]) -> NDArray[np.bool_]:
         """[n] which answers are right."""
         return np.array(
@@ -297,25 +302,17 @@ def make_task(
         tokenizer, [asked.filled(word) for word in words], [pair.target_words for pair in pairs]
     )
     usable: list[tuple[str, Ids, frozenset[int]]] = []
-    dropped: dict[str, list[str]] = {}
+    dropped: dict[str, tuple[str, ...]] = {}
     for word, pair, text, after in zip(words, pairs, placed, following, strict=True):
         right = frozenset(token for token, ids in zip(pair.target_ids, after, strict=True) if ids == (token,))
-        if text is None:
-            dropped.setdefault(CUT_DIFFERENTLY, []).append(word)
-        elif not right:
-            dropped.setdefault(TARGET_CUT_DIFFERENTLY, []).append(word)
-        else:
+        if text is not None and right:
             usable.append((word, text.ids, right))
+        else:
+            reason = CUT_DIFFERENTLY if text is None else TARGET_CUT_DIFFERENTLY
+            dropped[reason] = (*dropped.get(reason, ()), word)
     chosen = [usable[at] for at in spread(len(usable), sources)]
-    return Task(
-        relation.relation.name,
-        str(template),
-        shots,
-        tuple(word for word, _, _ in chosen),
-        tuple(ids for _, ids, _ in chosen),
-        tuple(right for _, _, right in chosen),
-        {reason: tuple(gone) for reason, gone in dropped.items()},
-    )
+    asked_words, prompts, accepted = zip(*chosen, strict=True) if chosen else ((), (), ())
+    return Task(relation.relation.name, str(template), shots, asked_words, prompts, accepted, dropped)
 
 
 def spread(n: int, wanted: int) -> list[int]:

@@ -15,7 +15,7 @@ from headatlas import __version__
 from headatlas.atlas import Atlas
 from headatlas.atlas.behaviours import Looking
 from headatlas.atlas.evidence import evidence_group
-from headatlas.atlas.stored import SHIPPED, store_dataset
+from headatlas.atlas.stored import SHIPPED, store_dataset, strings
 from headatlas.devices import pick_device
 from headatlas.evidence.opening import check_model_fits, open_subject
 from headatlas.lenses.forward import running
@@ -104,8 +104,7 @@ def _dataset(found: list[Found], prepared: PreparedMap) -> xr.Dataset:
             "n_sequences": ("behaviour", np.array([each.n for each in found])),
         },
         coords={
-            # Variable-length strings: the fixed-width kind has no stable Zarr 3 form yet.
-            "behaviour": np.array([each.name for each in found], dtype=np.dtypes.StringDType()),
+            "behaviour": strings(each.name for each in found),
             "layer": np.arange(dims.n_layers),
             "head": np.arange(dims.n_heads),
         },
