@@ -289,6 +289,6 @@ def test_plan(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_durations_and_sizes() -> None:
     assert [duration(s) for s in (0.4, 59, 61, 3599, 7260)] == [
-        *("0 s", "59 s", "1 min 01 s", "59 min 59 s", "2 h 01 min"),
+        *("0 s", "59 s", "1 min 01 s", "59 min 59 s", "2 h 01 min")
     ]
     assert [size(n) for n in (12, 1500, 2.5e9, 3e12)] == ["12 B", "1.5 kB", "2.5 GB", "3 TB"]

@@ -208,9 +208,7 @@ def test_json_of_one_atlas(run: Run, shared_folder: Path, args: list[str], more:
 def test_json_of_several_atlases(run: Run, shared_folder: Path, tmp_path: Path) -> None:
     make_atlas(tmp_path / "other" / "atlas.zarr", 4, 3, seed=1)
     found = parsed(run("compare", shared_folder, tmp_path / "other", "--json", "--tau", 0.3))
-    assert list(found) == [
-        *("atlases", "rows", "labels", "agreement", "left_out", "changes", "not_by_head"),
-    ]
+    assert list(found) == [*("atlases", "rows", "labels", "agreement", "left_out", "changes", "not_by_head")]
     assert [list(each) for each in found["atlases"]] == [ATLAS_FIELDS] * 2
     assert all(each["thresholds"]["tau"] == 0.3 for each in found["atlases"])
     assert {row["atlas"] for row in found["rows"]} == set(found["labels"])

@@ -43,9 +43,7 @@ def raw(text: str) -> str:
     return "".join(chars[byte] for byte in text.encode())
 
 
-def frame_of(
-    heads: dict[tuple[int, int], Sequence[tuple[str, Sequence[str], Sequence[str]]]],
-) -> Frame:
+def frame_of(heads: dict[tuple[int, int], Sequence[tuple[str, Sequence[str], Sequence[str]]]]) -> Frame:
     """A frame of the mappings (source, promoted, suppressed) of each head."""
     rows = [
         (layer, head, order, 0, source, 1.0, [0] * len(up), list(up), [0] * len(down), list(down))
@@ -78,11 +76,7 @@ def _mappings(
 ) -> list[tuple[str, list[str], list[str]]]:
     order = np.argsort(-logits, axis=1)
     return [
-        (
-            tokens[source],
-            [tokens[at] for at in row[:N_TARGETS]],
-            [tokens[at] for at in row[::-1][:N_TARGETS]],
-        )
+        (tokens[source], [tokens[at] for at in row[:N_TARGETS]], [tokens[at] for at in row[::-1][:N_TARGETS]])
         for source, row in zip(sources, order, strict=True)
     ]
 

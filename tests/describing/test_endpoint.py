@@ -149,10 +149,7 @@ def test_an_endless_answer_is_cut_off(tmp_path: Path) -> None:
             sent += 1
             yield b"x" * 65536
 
-    with (
-        serving(lambda *_: flood()) as stub,
-        pytest.raises(HeadatlasError, match="more than 262,144 bytes"),
-    ):
+    with serving(lambda *_: flood()) as stub, pytest.raises(HeadatlasError, match="more than 262,144 bytes"):
         endpoint(stub.url, tmp_path).ask(MESSAGES, Said)
     assert sent < 4000
 

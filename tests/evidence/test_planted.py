@@ -82,10 +82,7 @@ def test_the_mean_in_place_of_a_head(examined: Planted, tmp_path: Path) -> None:
     """Other sources' answers are no answer; both methods stay beside each other in the atlas."""
     planted = examined.copied(tmp_path / "out")
     done = run_ablation(
-        planted.atlas,
-        only=["first"],
-        templates=planted.templates,
-        choices=Choices(shots=0, method="mean"),
+        planted.atlas, only=["first"], templates=planted.templates, choices=Choices(shots=0, method="mean")
     ).done
     assert summarise_ablations(done)["without_relation"].item() <= 0.1
     kept = [(each.relation, each.method) for each in planted.atlas.evidence.ablations]

@@ -68,8 +68,7 @@ def _global(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     debug: Annotated[  # noqa: ARG001 - read where errors are caught
-        bool,
-        typer.Option("--debug", envvar="HEADATLAS_DEBUG", help="Show the traceback of an error."),
+        bool, typer.Option("--debug", envvar="HEADATLAS_DEBUG", help="Show the traceback of an error.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
     verbose: Annotated[

@@ -58,8 +58,7 @@ def _first(names: list[str]) -> str | None:
 
 def check_family(
     path: Annotated[
-        str,
-        typer.Argument(metavar="PATH", help="A folder, a file, or any other form of MODEL."),
+        str, typer.Argument(metavar="PATH", help="A folder, a file, or any other form of MODEL.")
     ],
     write: Annotated[
         Path | None,

@@ -113,10 +113,7 @@ def _deciding(promotion: str, suppression: str) -> Callable[[dict[str, Any]], An
 
 
 def _confirmed(row: dict[str, Any]) -> str | None:
-    found = {
-        "with context": row["confirmed_with_context"],
-        "by ablation": row["confirmed_by_ablation"],
-    }
+    found = {"with context": row["confirmed_with_context"], "by ablation": row["confirmed_by_ablation"]}
     known = {word: yes for word, yes in found.items() if isinstance(yes, bool)}
     return ", ".join(word if yes else f"not {word}" for word, yes in known.items()) or None
 

@@ -172,16 +172,11 @@ def out_option(help: str, metavar: str = "FILE") -> Any:
     return typer.Option("--out", "-o", metavar=metavar, help=help, show_default=False, parser=output_path)
 
 
-OutFile = Annotated[
-    Path | None,
-    out_option("Also draw it: .png, .svg or .pdf."),
-]
+OutFile = Annotated[Path | None, out_option("Also draw it: .png, .svg or .pdf.")]
 QAt = Annotated[
     list[int] | None,
     typer.Option(
-        "--q-at",
-        metavar="K",
-        help="Calibrate at this k, too, so that the page has q there. May be repeated.",
+        "--q-at", metavar="K", help="Calibrate at this k, too, so that the page has q there. May be repeated."
     ),
 ]
 PlottedData = Annotated[

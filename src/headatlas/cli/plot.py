@@ -79,8 +79,7 @@ def report_command(
 
 @reads_atlas
 def export_command(
-    atlas: Atlas,
-    out: Annotated[Path, out_option("The table: .parquet, .csv or .json.")],
+    atlas: Atlas, out: Annotated[Path, out_option("The table: .parquet, .csv or .json.")]
 ) -> None:
     """Write the whole table: a row per head and relation.
 

@@ -20,16 +20,7 @@ from headatlas.figures import panels as parts
 from headatlas.figures.colours import Palette, palette_of
 from headatlas.figures.describe import alt_text
 from headatlas.figures.grids import ALL, CategoryGrid, Which, category_grid, choose
-from headatlas.figures.page import (
-    MARGIN,
-    AtlasFigure,
-    Key,
-    Page,
-    Title,
-    panel_columns,
-    style,
-    text_width,
-)
+from headatlas.figures.page import MARGIN, AtlasFigure, Key, Page, Title, panel_columns, style, text_width
 from headatlas.figures.panels import Cell
 from headatlas.options import Look, Panels
 

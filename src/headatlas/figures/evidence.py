@@ -361,13 +361,7 @@ def draw_ablation(
 
 
 def draw_curves(
-    curves: pd.DataFrame,
-    titles: Mapping[str, str],
-    width_mm: float,
-    look: Look,
-    *,
-    title: str,
-    caption: str,
+    curves: pd.DataFrame, titles: Mapping[str, str], width_mm: float, look: Look, *, title: str, caption: str
 ) -> AtlasFigure:
     """Curves as :func:`headatlas.evidence.statistics.curves` makes them; ``titles`` of control relations."""
     relation = curves[curves["curve"] == "relation"]

@@ -259,11 +259,7 @@ class Page:
         return self.axes(left, top + whole - height, width, height)
 
     def relation_rows(
-        self,
-        y: float,
-        titles: Sequence[str],
-        names: Sequence[str],
-        draw: Callable[[Axes, str], None],
+        self, y: float, titles: Sequence[str], names: Sequence[str], draw: Callable[[Axes, str], None]
     ) -> float:
         """Panels whose rows are relations, the first at the top, from height y down; returns that below them.
 

@@ -16,13 +16,7 @@ from headatlas.figures import panels
 from headatlas.figures.colours import Palette, palette_of
 from headatlas.figures.describe import alt_text
 from headatlas.figures.grids import RelationGrid, Which, choose_by, relation_grids
-from headatlas.figures.page import (
-    GAP,
-    AtlasFigure,
-    Key,
-    Page,
-    left_of_panel,
-)
+from headatlas.figures.page import GAP, AtlasFigure, Key, Page, left_of_panel
 from headatlas.figures.panels import Cell
 from headatlas.options import Look
 

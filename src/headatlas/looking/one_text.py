@@ -90,12 +90,7 @@ def look_at(
         return take
 
     hooks = [(model.o_proj_module(layer), hook(layer)) for layer in layers]
-    with (
-        with_attention(modules),
-        pre_hooks(modules, hooks),
-        torch.inference_mode(),
-        strict_products(),
-    ):
+    with with_attention(modules), pre_hooks(modules, hooks), torch.inference_mode(), strict_products():
         seen = modules.base_model(
             input_ids=torch.tensor([ids], device=modules.device), output_attentions=True, use_cache=False
         )

@@ -91,11 +91,7 @@ def written_loader(
 ) -> str:
     """The code that loads changed output projections over a model of transformers."""
     done = "set to zero" if factor is None else f"multiplied by {factor!r}"
-    names = [
-        *_names(place, heads, why),
-        f"FILE = {file!r}",
-        f"# The columns of HEADS in W_O are {done}.",
-    ]
+    names = [*_names(place, heads, why), f"FILE = {file!r}", f"# The columns of HEADS in W_O are {done}."]
     in_gguf = "names of the modules, in float32: the model is a GGUF file"
     return Template(_parts("checkpoint")["load"]).substitute(
         version=__version__,
