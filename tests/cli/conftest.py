@@ -32,15 +32,15 @@ def folder(shared_folder: Path, tmp_path: Path) -> Path:
     return copy
 
 
+def invoke(*args: object, code: int = 0, env: dict[str, str] | None = None) -> Result:
+    """Run a command and check its exit code."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args], env=env)
+    assert result.exit_code == code, f"exit {result.exit_code}: {result.output} {result.exception!r}"
+    return result
+
+
 @pytest.fixture
 def run() -> Run:
-    """Runs a command and checks its exit code."""
-
-    def invoke(*args: object, code: int = 0, env: dict[str, str] | None = None) -> Result:
-        result = CliRunner().invoke(app, [str(arg) for arg in args], env=env)
-        assert result.exit_code == code, f"exit {result.exit_code}: {result.output} {result.exception!r}"
-        return result
-
     return invoke
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from unittest.mock import patch
 
@@ -12,12 +11,10 @@ import pytest
 import torch
 from scipy import stats
 from transformers import LlamaConfig, MistralConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
-from typer.testing import CliRunner
 
 import headatlas as ha
 from headatlas.atlas import Atlas
 from headatlas.atlas.evidence import Preferences
-from headatlas.cli import app
 from headatlas.errors import HeadatlasError
 from headatlas.evidence import attention_run as attention_module
 from headatlas.evidence.attention_run import (
@@ -32,6 +29,7 @@ from headatlas.evidence.attention_run import (
 )
 from headatlas.mapping.run import map_heads
 from headatlas.relations import TokenisedPair, TokenisedRelation
+from tests.cli.conftest import invoke, parsed
 from tests.evidence.conftest import Planted, run_attention
 from tests.evidence.planted import HEADS, LAYER, template_file
 from tests.mapping.checkpoints import FIRST_WORD, relation, tiny_model, word, word_tokenizer
@@ -198,14 +196,16 @@ def test_it_is_stored_and_not_measured_again(asked: Planted, tmp_path: Path) -> 
 
 
 def test_the_command(asked: Planted) -> None:
-    words = ["evidence", "attention", str(asked.folder), "--templates", str(asked.templates)]
-    shown = CliRunner().invoke(app, words)
-    assert shown.exit_code == 0, shown.output
+    words = ("evidence", "attention", asked.folder, "--templates", asked.templates)
+    shown = invoke(*words)
     assert "prefers: " in shown.stderr and "at 16" in shown.stdout
-    assert (asked.folder / "evidence" / "attention.csv").is_file()
-    found = json.loads(CliRunner().invoke(app, [*words, "--json", "--only", "second"]).stdout)
+    assert {f"attention.{kind}" for kind in ("csv", "png", "svg", "pdf")} <= {
+        path.name for path in (asked.folder / "evidence").iterdir()
+    }
+    found = parsed(invoke(*words, "--json", "--only", "second", "--no-figures"))
     assert {row["relation"] for row in found["rows"]} == {"second"} and found["skipped"] == {}
-    assert CliRunner().invoke(app, ["info", str(asked.folder)]).stdout.count("evidence: attention") == 1
+    assert invoke("info", asked.folder).stdout.count("evidence: attention") == 1
+    invoke("plot", asked.folder, "--kind", "attention", "--which", "second", "-o", asked.folder / "a.png")
 
 
 def test_a_family_that_is_not_read_is_skipped_in_a_sentence(tmp_path: Path) -> None:

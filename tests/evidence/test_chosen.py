@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import headatlas as ha
 from headatlas.atlas import Atlas
 from headatlas.atlas.evidence import HeadsAblation
-from headatlas.cli import app
 from headatlas.errors import HeadatlasError
 from headatlas.evidence import ablation_run as chosen_module
 from headatlas.evidence.ablation_run import Choices
 from headatlas.evidence.statistics import summarise_heads
 from headatlas.evidence.texts import LENGTH, Template, make_task, running_texts
 from headatlas.weights import load_modules, open_checkpoint
+from tests.cli.conftest import invoke, parsed
 from tests.evidence.conftest import Planted, run_chosen
 from tests.evidence.planted import HEADS, LAYER
 from tests.mapping.checkpoints import word_tokenizer
@@ -123,15 +121,14 @@ def test_it_is_stored_and_not_measured_again(without: Planted) -> None:
 
 
 def test_the_command(without: Planted) -> None:
-    words = ["evidence", "ablation", str(without.folder), "--ablate-heads", "2.0", "--only", "first,second"]
-    words += ["--shots", "0", "--draws", "3", "--templates", str(without.templates)]
-    shown = CliRunner().invoke(app, words)
-    assert shown.exit_code == 0, shown.output
+    words = ("evidence", "ablation", without.folder, "--ablate-heads", "2.0", "--only", "first,second")
+    words = (*words, "--shots", 0, "--draws", 3, "--templates", without.templates)
+    shown = invoke(*words)
     assert "without 2.0 (output 0), beside 3 draws" in shown.stderr and "beyond random" in shown.stdout
     assert (without.folder / "evidence" / "without-2.0.csv").is_file()
-    found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    found = parsed(invoke(*words, "--json"))
     assert found["heads"] == ["2.0"] and [row["on"] for row in found["rows"]] == ["text", "first", "second"]
-    assert "evidence: heads" in CliRunner().invoke(app, ["info", str(without.folder)]).stdout
+    assert "evidence: heads" in invoke("info", without.folder).stdout
 
 
 @pytest.mark.parametrize(
@@ -143,8 +140,7 @@ def test_the_command(without: Planted) -> None:
     ],
 )
 def test_heads_that_cannot_be_ablated(without: Planted, given: str, said: str) -> None:
-    shown = CliRunner().invoke(app, ["evidence", "ablation", str(without.folder), "--ablate-heads", given])
-    assert shown.exit_code == 2 and said in str(shown.stderr)
+    assert said in invoke("evidence", "ablation", without.folder, "--ablate-heads", given, code=2).stderr
 
 
 def test_no_head_is_named(mapped: Planted) -> None:

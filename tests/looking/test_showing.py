@@ -12,25 +12,17 @@ from unittest.mock import patch
 
 import pandas as pd
 import pytest
-from typer.testing import CliRunner, Result
 
 import headatlas as ha
 from headatlas import looking
 from headatlas.atlas import Atlas
 from headatlas.atlas.behaviours import COLUMNS, Looking, best_first
-from headatlas.cli import app
 from headatlas.errors import HeadatlasError
 from headatlas.looking import measuring, run
-from tests.cli.conftest import parsed
+from tests.cli.conftest import invoke, parsed
 from tests.looking.planted import PLANTED, text_file
 
 ROOT = Path(__file__).parents[2]
-
-
-def invoke(*args: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    assert result.exit_code == code, f"exit {result.exit_code}: {result.output} {result.exception!r}"
-    return result
 
 
 def test_rows_as_json(watched: Path, text: Path) -> None:
