@@ -9,7 +9,7 @@ import warnings
 from html import escape
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from headatlas.addresses import output_path
 from headatlas.errors import HeadatlasError
@@ -25,18 +25,32 @@ if TYPE_CHECKING:
 
     from headatlas.atlas import Atlas
 
-KINDS: dict[FigureKind, tuple[str, str]] = {
-    "categories": ("categories:draw_categories", "grids:categories_table"),
-    "relations": ("relations:draw_relations", "grids:relations_table"),
-    "layers": ("categories:draw_layers", "grids:layers_table"),
-    "behaviours": ("measures:draw_behaviours", "measures:behaviours_table"),
-    "salience": ("measures:draw_salience", "measures:salience_table"),
-    "context": ("evidence:draw_context", "evidence:context_table"),
-    "without-context": ("evidence:draw_without", "evidence:without_table"),
-    "attention": ("evidence:draw_attention", "evidence:attention_table"),
-    "ablation": ("evidence:draw_ablation", "evidence:ablation_table"),
+
+class Kind(NamedTuple):
+    """A figure: functions of this room, as ``module:function``, whose module is imported when it is needed.
+
+    Attributes:
+        draw: Draws it, from (atlas, width_mm, which, look).
+        table: Makes the table of its numbers, from the atlas.
+        panel: Draws one panel into the user's axes, from (atlas, ax, which, look); of figures of the map.
+    """
+
+    draw: str
+    table: str
+    panel: str = ""
+
+
+KINDS: dict[FigureKind, Kind] = {
+    "categories": Kind("categories:draw_categories", "grids:categories_table", "categories:draw_category_in"),
+    "relations": Kind("relations:draw_relations", "grids:relations_table", "relations:draw_relation_in"),
+    "layers": Kind("categories:draw_layers", "grids:layers_table", "categories:draw_profile_in"),
+    "behaviours": Kind("measures:draw_behaviours", "measures:behaviours_table"),
+    "salience": Kind("measures:draw_salience", "measures:salience_table"),
+    "context": Kind("evidence:draw_context", "evidence:context_table"),
+    "without-context": Kind("evidence:draw_without", "evidence:without_table"),
+    "attention": Kind("evidence:draw_attention", "evidence:attention_table"),
+    "ablation": Kind("evidence:draw_ablation", "evidence:ablation_table"),
 }
-"""Figure → module and function that draw it, from (atlas, width_mm, which, look), and that make its table."""
 FORMATS = ("png", "svg", "pdf")
 WIDTH_MM = 170.0
 PAGE_MM = 247.0
@@ -51,7 +65,7 @@ def draw_kind(
     ``more`` are panels of the categories, and ``found``: what has just been measured, in the place of what
     the atlas holds.
     """
-    figure: Figure = _named(KINDS[check_kind(kind)][0])(atlas, width_mm, which, look, **more)
+    figure: Figure = _named(KINDS[check_kind(kind)].draw)(atlas, width_mm, which, look, **more)
     if (height := figure.get_figheight() * 25.4) > PAGE_MM:
         warnings.warn(
             f"the {kind} figure is {height:.0f} mm high, more than a page ({PAGE_MM:g} mm); choose panels "
@@ -62,7 +76,6 @@ def draw_kind(
 
 
 def _named(name: str) -> Any:
-    """A function of this room, by ``module:function``; its module is imported when it is needed."""
     module, _, function = name.partition(":")
     return getattr(import_module(f"headatlas.figures.{module}"), function)
 
@@ -92,6 +105,7 @@ class Plots:
         self,
         kind: FigureKind = "categories",
         *,
+        ax: Axes | None = None,
         width_mm: float | None = None,
         which: Which = None,
         panels: Panels = "category",
@@ -103,9 +117,11 @@ class Plots:
             kind: ``"categories"``, ``"relations"`` and ``"layers"`` show the map, the others what was
                 measured: ``"behaviours"``, ``"salience"``, ``"context"`` and ``"without-context"`` (dynamic
                 scores), ``"attention"`` (preferences of queries), ``"ablation"``.
+            ax: Of the map: draw one panel here.
             width_mm: Its width as printed, 30 to 1000; 170 by default.
             which: Panels, relations or, of the ablation, the task; all by default.
-            panels: As for :meth:`categories`.
+            panels: Of the categories: a panel for each ``"category"``, ``"subcategory"`` or ``"relation"``. A
+                head's colour is its number of categories in all of them.
 
         Raises:
             HeadatlasError: As for all figures, or the atlas holds nothing of it: the command that makes it is
@@ -113,66 +129,36 @@ class Plots:
         """
         check_panels(check_kind(kind), panels)
         more = {"panels": panels} if kind == "categories" else {}
-        return draw_kind(kind, self._atlas, _width(width_mm), which, Look(**look), **more)
+        if ax is None:
+            width = WIDTH_MM if width_mm is None else width_mm
+            return draw_kind(kind, self._atlas, width, which, Look(**look), **more)
+        if not KINDS[kind].panel:
+            raise HeadatlasError(f"`ax` is for figures of the map; {kind} has a figure of its own.")
+        figure: Figure = _named(KINDS[kind].panel)(self._atlas, ax, which, _look_in(width_mm, look), **more)
+        return figure
 
-    def categories(
-        self,
-        *,
-        ax: Axes | None = None,
-        width_mm: float | None = None,
-        which: Which = None,
-        panels: Panels = "category",
-        **look: Any,
-    ) -> Figure:
+    def categories(self, **choices: Any) -> Figure:
         """Draw which heads belong to how many categories: a panel for all, and one for each.
 
-        Args:
-            ax: Draw one panel here, All Categories by default.
-            panels: A panel for each ``"category"``, ``"subcategory"`` or ``"relation"``. A head's colour is
-                its number of categories in all of them.
+        With ``ax``, one panel: All Categories by default.
         """
-        if ax is None:
-            return self("categories", width_mm=width_mm, which=which, panels=panels, **look)
-        from headatlas.figures.categories import draw_category_in
+        return self("categories", **choices)
 
-        check_panels("categories", panels)
-        return draw_category_in(self._atlas, ax, which, _look_in(width_mm, look), panels=panels)
-
-    def relations(
-        self, *, ax: Axes | None = None, width_mm: float | None = None, which: Which = None, **look: Any
-    ) -> Figure:
-        """Draw every head's score on every relation.
+    def relations(self, **choices: Any) -> Figure:
+        """Draw every head's score on every relation; ``which`` takes relations (name or title) or categories.
 
         Colour says promotion or, where larger, suppression, which has a minus sign. Heads that are called are
-        outlined.
-
-        Args:
-            ax: Draw one relation here (``which``; required).
-            which: Relations (name or title) or categories; all by default.
-
-        Raises:
-            HeadatlasError: As for all figures, or no relation is scored.
+        outlined. With ``ax``, one relation, which must be named.
         """
-        if ax is None:
-            return self("relations", width_mm=width_mm, which=which, **look)
-        from headatlas.figures.relations import draw_relation_in
+        return self("relations", **choices)
 
-        return draw_relation_in(self._atlas, ax, which, _look_in(width_mm, look))
-
-    def layers(
-        self, *, ax: Axes | None = None, width_mm: float | None = None, which: Which = None, **look: Any
-    ) -> Figure:
+    def layers(self, **choices: Any) -> Figure:
         """Share of each layer's heads in each category, by number of categories; below it the no-head control
         (share of sources that the state itself answers, mean over the panel's relations).
 
-        Args:
-            ax: Draw one panel here, All Categories by default, without the control.
+        With ``ax``, one panel without the control: All Categories by default.
         """
-        if ax is None:
-            return self("layers", width_mm=width_mm, which=which, **look)
-        from headatlas.figures.categories import draw_profile_in
-
-        return draw_profile_in(self._atlas, ax, which, _look_in(width_mm, look))
+        return self("layers", **choices)
 
     def behaviours(self, **choices: Any) -> Figure:
         """Draw where heads look on the shipped texts: a panel a behaviour, coloured by attention.
@@ -202,12 +188,8 @@ class Plots:
         """
         check_panels(check_kind(kind), panels)
         more = {"panels": panels} if kind == "categories" else {}
-        table: pd.DataFrame = _named(KINDS[kind][1])(self._atlas, **more)
+        table: pd.DataFrame = _named(KINDS[kind].table)(self._atlas, **more)
         return table
-
-
-def _width(width_mm: float | None) -> float:
-    return WIDTH_MM if width_mm is None else width_mm
 
 
 def _look_in(width_mm: float | None, given: dict[str, Any]) -> Look:
