@@ -481,6 +481,8 @@ def test_every_figure_that_can_be_asked_for_is_in_the_table(atlas: Atlas) -> Non
             for asked in (atlas.plot, atlas.plot.data):
                 with pytest.raises(HeadatlasError, match=r"this atlas holds nothing .*; run `headatlas "):
                     asked(kind)
+            with pytest.raises(HeadatlasError, match=f"`ax` is for figures of the map; {kind} has a figure"):
+                atlas.plot(kind, ax=Figure().subplots())
 
 
 def test_a_figure_that_fits_no_page_is_drawn_with_a_warning(atlas: Atlas) -> None:
