@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import xarray as xr
 
 from headatlas import __version__
@@ -46,25 +45,14 @@ def run_behaviour(
     Arguments and errors are those of :func:`headatlas.behaviour`. ``prepared`` is the map that has just made
     the atlas: its model is open and is not opened again.
     """
-    tell = progress or silent
-    if prepared is not None and atlas.path is not None:
+    tell, path = progress or silent, atlas.path
+    if prepared is None or path is None:
+        tell(Progress("open", 0, 0, atlas.model_name))
+        subject = open_subject(atlas, model, tokenizer, compute=compute)
+        prepared, path, device = subject.prepared, subject.path, subject.device
+    else:
         device = pick_device((compute or Compute()).device)
         check_model_fits(prepared, device)
-        return watch_prepared(prepared, atlas.path, device, text=text, progress=tell)
-    tell(Progress("open", 0, 0, atlas.model_name))
-    subject = open_subject(atlas, model, tokenizer, compute=compute)
-    return watch_prepared(subject.prepared, subject.path, subject.device, text=text, progress=tell)
-
-
-def watch_prepared(
-    prepared: PreparedMap,
-    path: Path,
-    device: torch.device,
-    *,
-    text: str | Path | None = None,
-    progress: Report = silent,
-) -> Looking:
-    """As :func:`run_behaviour`, for an open model that fits into memory and its atlas's ``.zarr`` folder."""
     sequences = sequences_for(prepared.model, prepared.competing, text)
     digest = hashlib.sha256(f"{DEFINITIONS} {sequences.digest}".encode()).hexdigest()
     group = evidence_group(path)
@@ -82,7 +70,7 @@ def watch_prepared(
             sequences,
             weights,
             kept,
-            lambda done, total: progress(Progress("behaviour", done, total)),
+            lambda done, total: tell(Progress("behaviour", done, total)),
         )
     data = _dataset(findings(sums, weights, sequences), prepared)
     store_dataset(place, data, _provenance(sequences, digest))
