@@ -489,7 +489,7 @@ def test_a_figure_that_fits_no_page_is_drawn_with_a_warning(atlas: Atlas) -> Non
     with pytest.warns(UserWarning, match=r"the relations figure is \d+ mm high, more than a page") as said:
         figure = atlas.plot(kind="relations", width_mm=85)
     assert f" {figure.get_figheight() * 25.4:.0f} mm high" in str(said[0].message)
-    assert "choose panels with `which`" in str(said[0].message)
+    assert "choose panels with `which` (`headatlas plot`)" in str(said[0].message)
 
 
 def test_unknown_formats_kinds_and_places(atlas: Atlas, tmp_path: Path) -> None:

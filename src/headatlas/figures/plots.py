@@ -68,8 +68,8 @@ def draw_kind(
     figure: Figure = _named(KINDS[check_kind(kind)].draw)(atlas, width_mm, which, look, **more)
     if (height := figure.get_figheight() * 25.4) > PAGE_MM:
         warnings.warn(
-            f"the {kind} figure is {height:.0f} mm high, more than a page ({PAGE_MM:g} mm); choose panels "
-            "with `which`, or draw it wider.",
+            f"the {kind} figure is {height:.0f} mm high, more than a page ({PAGE_MM:g} mm): choose panels "
+            "with `which` (`headatlas plot`), or draw it wider.",
             stacklevel=3,
         )
     return figure
