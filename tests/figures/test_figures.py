@@ -385,16 +385,8 @@ def test_panels_split_and_keep_the_colour(tmp_path: Path, panels: Any, titles: l
     atlas = plant_atlas(tmp_path / "atlas.zarr", plants, n_layers=1, n_heads=1, specs=specs)
     grid = category_grid(atlas, panels)
     assert list(grid.panels) == ["All Categories", *titles]
-    member = {
-        "A",
-        *(["B"] if panels == "category" else []),
-        "A: Code",
-        "B: Code",
-        "Letters",
-        "first",
-        "same",
-        "third",
-    }
+    member = {"A", "A: Code", "B: Code", "Letters", "first", "same", "third"}
+    member |= {"B"} if panels == "category" else set()
     assert {panel: int(grid.shown(panel)[0, 0]) for panel in grid.panels} == {
         panel: 2 if panel in member | {"All Categories"} else 0 for panel in grid.panels
     }
@@ -455,7 +447,10 @@ def test_a_panel_in_the_users_axes(atlas: Atlas, kind: str) -> None:
 def test_every_keyword_is_obeyed_or_refused(atlas: Atlas, kind: str) -> None:
     which = "country_to_capital" if kind == "relations" else "Knowledge"
     draw = getattr(atlas.plot, kind)
-    assert not any(atlas.model_name in text.get_text() for text in draw(caption=False).texts)
+    whole, without = draw(), draw(caption=False)
+    assert atlas.caption() in " ".join(texts(whole)).replace("\u00a0", " ")
+    assert not any(atlas.model_name in text or "score ≥" in text for text in texts(without))
+    assert without.get_figheight() < whole.get_figheight(), "and no room is left for it"
     axes = Figure().subplots()
     draw(ax=axes, which=which, caption=False)
     assert not any(atlas.model_name in text.get_text() for text in axes.texts)

@@ -94,13 +94,3 @@ def test_panels_and_width_are_chosen(tmp_path: Path) -> None:
 def test_tables_that_cannot_be_drawn(change: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(HeadatlasError, match=message):
         ha.plot_categories(change(TABLE), **options)
-
-
-@pytest.mark.parametrize("kind", ["categories", "relations", "layers"])
-def test_the_caption_can_be_left_out(atlas: Atlas, kind: str) -> None:
-    draw = getattr(atlas.plot, kind)
-    with_caption, without = draw(), draw(caption=False)
-    joined = [" ".join(texts(figure)).replace("\u00a0", " ") for figure in (with_caption, without)]
-    assert atlas.caption() in joined[0]
-    assert atlas.model_name not in joined[1] and "score ≥" not in joined[1]
-    assert without.get_figheight() < with_caption.get_figheight(), "and no room is left for it"
