@@ -137,6 +137,7 @@ def test_the_command(without: Planted) -> None:
         ("9.0", "there is no head 9.0"),
         ("2-0", "'2-0' is no head; write it LAYER.HEAD"),
         ("2.0,2.0", "head 2.0 is named twice"),
+        (",", "--ablate-heads names nothing"),
     ],
 )
 def test_heads_that_cannot_be_ablated(without: Planted, given: str, said: str) -> None:

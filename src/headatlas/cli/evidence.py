@@ -262,7 +262,9 @@ def ablation_command(
 
     choices, asked = Choices(shots, method, sources, max_heads, draws, seed), read_templates(templates)
     if ablate_heads is not None:
-        heads = [parse_head(name, Atlas.open(folder)) for name in names_of(ablate_heads) or ()]
+        heads = [
+            parse_head(name, Atlas.open(folder)) for name in names_of(ablate_heads, "ablate_heads") or ()
+        ]
         with _examining(folder, model, compute, NOTHING_STORED) as subject:
             chosen = run_chosen(subject, heads, asked, choices, names_of(only))
         _print_chosen(subject.atlas, chosen, draws, as_json)

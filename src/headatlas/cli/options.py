@@ -204,8 +204,8 @@ PARAMETERS = {
             *("lens", "preset", "relations", "only", "layers", "ceiling", "target_policy", "remote", "force"),
             *("adapter", "templates", "model", "kind", "method", "shots", "sources", "max_heads", "draws"),
             *("seed", "panels", "which", "data", "write", "family", "category", "limit", "text", "tokens"),
-            *("describe_with", "model_name", "per_minute", "seconds", "least_heads", "top"),
-            *("relation", "do", "factor", "control", "maps", "host", "port", "page", "q_at"),
+            *("ablate_heads", "describe_with", "model_name", "per_minute", "seconds", "least_heads", "top"),
+            *("relation", "do", "factor", "control", "maps", "host", "port", "page", "q_at", "heads"),
         )
     },
 }

@@ -79,9 +79,8 @@ def progress_shown() -> Iterator[Report]:
         if event.stage != "open" and gc.get_threshold() != _USUAL:
             gc.freeze()
             gc.set_threshold(*_USUAL)
-        if (
-            event.stage != "open" or event.note != opening
-        ):  # a command says it before its imports, the run after
+        # Opening is said by a command before its imports, and by the run after them.
+        if event.stage != "open" or event.note != opening:
             tell(event)
         opening = event.note if event.stage == "open" else opening
 

@@ -14,6 +14,7 @@ from headatlas.cli.options import (
     AtlasArgument,
     ModelOption,
     computes,
+    names_of,
     out_option,
     reads_atlas,
     shipped_names,
@@ -144,44 +145,51 @@ def _wanted(each: dict[str, Any], ceiling: int) -> str:
     return rank if low is None else f"{rank}, {low} of the most suppressed"
 
 
+HeadsOfRelation = Annotated[
+    str | None,
+    typer.Option(
+        "--relation",
+        metavar="NAME",
+        help="The heads that implement this relation, best first.",
+        autocompletion=shipped_names,
+    ),
+]
+TheseHeads = Annotated[
+    list[str] | None,
+    typer.Option("--heads", metavar="LAYER.HEAD,…", help="Or these heads, such as 23.4,24.5."),
+]
+Form = Annotated[
+    Literal["transformers", "transformer-lens", "nnsight", "checkpoint"],
+    typer.Option(
+        "--as",
+        help="The library that the Python is for. checkpoint: a safetensors file with the changed output "
+        "projections alone (-o), and Python that loads it over the model.",
+    ),
+]
+Do = Annotated[
+    Literal["silence", "scale", "watch"],
+    typer.Option("--do", help="Set what heads bring to zero, multiply it by --factor, or collect it."),
+]
+Factor = Annotated[float | None, typer.Option("--factor", metavar="F", help="What --do scale multiplies by.")]
+ControlSeed = Annotated[
+    int, typer.Option("--control", metavar="SEED", help="Seed of the random heads beside them.")
+]
+RecipeFile = Annotated[
+    Path | None, out_option("Write it to this file instead. checkpoint: the file of tensors.")
+]
+
+
 @reads_atlas
 def recipe_command(
     atlas: Atlas,
-    relation: Annotated[
-        str | None,
-        typer.Option(
-            "--relation",
-            metavar="NAME",
-            help="The heads that implement this relation, best first.",
-            autocompletion=shipped_names,
-        ),
-    ] = None,
-    heads: Annotated[
-        list[str] | None,
-        typer.Option("--heads", metavar="LAYER.HEAD,…", help="Or these heads, such as 23.4,24.5."),
-    ] = None,
-    form: Annotated[
-        Literal["transformers", "transformer-lens", "nnsight", "checkpoint"],
-        typer.Option(
-            "--as",
-            help="The library that the Python is for. checkpoint: a safetensors file with the changed output "
-            "projections alone (-o), and Python that loads it over the model.",
-        ),
-    ] = "transformers",
-    do: Annotated[
-        Literal["silence", "scale", "watch"],
-        typer.Option("--do", help="Set what heads bring to zero, multiply it by --factor, or collect it."),
-    ] = "silence",
-    factor: Annotated[
-        float | None, typer.Option("--factor", metavar="F", help="What --do scale multiplies by.")
-    ] = None,
-    control: Annotated[
-        int, typer.Option("--control", metavar="SEED", help="Seed of the random heads beside them.")
-    ] = 0,
+    relation: HeadsOfRelation = None,
+    heads: TheseHeads = None,
+    form: Form = "transformers",
+    do: Do = "silence",
+    factor: Factor = None,
+    control: ControlSeed = 0,
     model: ModelOption = None,
-    out: Annotated[
-        Path | None, out_option("Write it to this file instead. checkpoint: the file of tensors.")
-    ] = None,
+    out: RecipeFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Print Python that silences, scales or watches heads, for your own experiments.
@@ -193,11 +201,10 @@ def recipe_command(
     """
     from headatlas.recipes import recipe
 
-    named = None if heads is None else [name for text in heads for name in text.split(",")]
     made = recipe(
         atlas,
         relation,
-        heads=None if named is None else [parse_head(name, atlas) for name in named],
+        heads=None if heads is None else [parse_head(name, atlas) for name in names_of(heads, "heads") or ()],
         form=form,
         do=do,
         factor=factor,

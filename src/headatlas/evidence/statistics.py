@@ -325,9 +325,8 @@ def random_heads(heads: Sequence[Head], n_heads: int, seed: int) -> Iterator[lis
     Where a layer has fewer others, those. ``n_heads`` is the number of heads of a layer.
     """
     rng = np.random.default_rng([seed, *(number for head in sorted(heads) for number in head)])
-    mine: dict[int, set[int]] = {}
-    for layer, head in sorted(heads):
-        mine.setdefault(layer, set()).add(head)
+    layers = sorted({layer for layer, _ in heads})
+    mine = {layer: {head for at, head in heads if at == layer} for layer in layers}
     others = {layer: sorted(set(range(n_heads)) - own) for layer, own in mine.items()}
     while True:
         yield [
