@@ -226,7 +226,7 @@ def test_the_command(llama: Case, tmp_path: Path, run: Run) -> None:  # noqa: F8
     assert run_code((tmp_path / "out.py").read_text(encoding="utf-8"))["HEADS"] == [(2, 1)]
     for args, said in (
         (["--heads", "9.1"], "error: there is no head 9.1"),
-        (["--heads", ","], "error: '' is no head; write it LAYER.HEAD"),
+        (["--heads", ","], "error: --heads names nothing"),
         ([], "error: say which heads: give --relation or a list of heads"),
         (["--heads", "1.1", "--do", "scale"], "error: --factor goes with --do scale"),
         (["--heads", "1.1", "--as", "checkpoint"], "error: --as checkpoint writes a file"),
