@@ -193,7 +193,7 @@ PARAMETERS = {
             *("adapter", "templates", "model", "kind", "method", "shots", "sources", "max_heads", "draws"),
             *("seed", "panels", "which", "data", "write", "family", "category", "limit", "text", "tokens"),
             *("describe_with", "model_name", "per_minute", "seconds", "least_heads", "top"),
-            *("relation", "do", "factor", "control", "maps", "host", "port"),
+            *("relation", "heads", "do", "factor", "control", "maps", "host", "port", "q_at"),
         )
     },
 }

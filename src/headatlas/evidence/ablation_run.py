@@ -416,15 +416,15 @@ def run_chosen(
 def _checked(heads: Sequence[Head], model: Model) -> list[Head]:
     wanted, dims = [(int(layer), int(head)) for layer, head in heads], model.dims
     if not wanted:
-        raise HeadatlasError("`heads`: no head is named; write them as (layer, head).")
+        raise HeadatlasError("heads of your own choice: no head is named; write them as (layer, head).")
     for layer, head in wanted:
         if layer not in model.layers_with_heads or not 0 <= head < dims.n_heads:
             raise HeadatlasError(
-                f"`heads`: there is no head {layer}.{head}: {dims.n_layers} layers of {dims.n_heads} heads, "
+                f"heads of your own choice: there is no head {layer}.{head}: {dims.n_layers} layers of {dims.n_heads} heads, "
                 "both counted from 0."
             )
     if twice := next((head for head in wanted if wanted.count(head) > 1), None):
-        raise HeadatlasError(f"`heads`: head {twice[0]}.{twice[1]} is named twice.")
+        raise HeadatlasError(f"heads of your own choice: {twice[0]}.{twice[1]} is named twice.")
     return sorted(wanted)
 
 
