@@ -420,8 +420,8 @@ def _checked(heads: Sequence[Head], model: Model) -> list[Head]:
     for layer, head in wanted:
         if layer not in model.layers_with_heads or not 0 <= head < dims.n_heads:
             raise HeadatlasError(
-                f"heads of your own choice: there is no head {layer}.{head}: {dims.n_layers} layers of {dims.n_heads} heads, "
-                "both counted from 0."
+                f"heads of your own choice: there is no head {layer}.{head}: {dims.n_layers} layers of "
+                f"{dims.n_heads} heads, both counted from 0."
             )
     if twice := next((head for head in wanted if wanted.count(head) > 1), None):
         raise HeadatlasError(f"heads of your own choice: {twice[0]}.{twice[1]} is named twice.")
