@@ -170,7 +170,7 @@ def test_a_model_that_stops_answering_keeps_what_it_said(folder: Path) -> None:
     with serving(tires) as stub:
         with pytest.raises(HeadatlasError, match="status 401"):
             ha.label(atlas, relations="core", describe_with=stub.url, model_name="tiny")
-        assert set(atlas.labels()["author"]) == {"headatlas rules 1"}
+        assert atlas.labels()["author"].value_counts().tolist() == [12, 1], "the one head that was done"
         assert len(stub.asked) == 21
         with pytest.raises(HeadatlasError, match="status 401"):
             ha.label(atlas, relations="core", describe_with=stub.url, model_name="tiny")

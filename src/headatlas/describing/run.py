@@ -91,10 +91,15 @@ def label(
     about = _provenance(mappings, library, seed)
     found = [_keep(atlas, _by_rules(atlas, mappings, library, parts), about | {"author": RULES_AUTHOR})]
     if endpoint is not None:
-        with reporting(progress) as tell:
-            rows = list(_by_model(mappings, parts, endpoint, tell))
         more = {"author": endpoint.author, "model": endpoint.model, "host": endpoint.host}
-        found.append(_keep(atlas, _frame(rows), about | more))
+        rows: list[Row] = []
+        try:
+            with reporting(progress) as tell:
+                for row in _by_model(mappings, parts, endpoint, tell):
+                    rows.append(row)  # noqa: PERF402 - a stop keeps those before it
+        finally:
+            if rows:
+                found.append(_keep(atlas, _frame(rows), about | more))
     frame = in_order(pd.concat(found, ignore_index=True))
     frame.attrs["caption"] = LABELS_CAVEAT
     return frame
