@@ -424,7 +424,7 @@ def _checked(heads: Sequence[Head], model: Model) -> list[Head]:
                 f"{dims.n_heads} heads, both counted from 0."
             )
     if twice := next((head for head in wanted if wanted.count(head) > 1), None):
-        raise HeadatlasError(f"heads of your own choice: {twice[0]}.{twice[1]} is named twice.")
+        raise HeadatlasError(f"heads of your own choice: head {twice[0]}.{twice[1]} is named twice.")
     return sorted(wanted)
 
 
