@@ -23,6 +23,12 @@ from headatlas.errors import HeadatlasError
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def unwritten(path: Path, error: OSError, otherwise: str) -> HeadatlasError:
+    """The error for a path that cannot be written; ``otherwise`` is the remedy where there is room."""
+    remedy = "make room" if error.errno in _NO_ROOM else otherwise
+    return HeadatlasError(f"{path}: cannot be written ({error.strerror or error}); {remedy}.")
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Atomic write: yields a temporary path with the suffix of `path`, renames it over `path` on success.
@@ -35,8 +41,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        remedy = "make room" if error.errno in _NO_ROOM else "choose another `out`"
-        raise HeadatlasError(f"{path}: cannot be written ({error.strerror or error}); {remedy}.") from error
+        raise unwritten(path, error, "choose another `out`") from error
     finally:
         # Where a folder on the way is a file, there is nothing to remove, and the error above says so.
         with suppress(OSError):
@@ -72,9 +77,7 @@ def check_writable(folder: str | Path) -> None:
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        raise HeadatlasError(
-            f"{folder}: cannot be written ({error.strerror or error}); choose another `out`."
-        ) from error
+        raise unwritten(folder, error, "choose another `out`") from error
 
 
 CACHE_VARIABLE = "HEADATLAS_CACHE"

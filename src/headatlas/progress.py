@@ -27,7 +27,7 @@ _LABELS = {
     "behaviour": "texts read",
     "salience": "layers read",
     "reading": "layers read",
-    "labels": "heads described",
+    "labels": "questions asked",
 }
 _SAID = {"open": "opening ", "estimate": ""}
 """Stages without steps: what stands before their note."""
@@ -41,7 +41,7 @@ class Progress:
     Attributes:
         stage: ``"open"``, ``"estimate"`` (of what is ahead, in the note), ``"states"`` (rows through the
             model), ``"heads"`` (layers), ``"ablation"`` (runs of a task), ``"behaviour"`` (sequences),
-            ``"salience"`` or ``"reading"`` (layers) or ``"labels"`` (heads).
+            ``"salience"`` or ``"reading"`` (layers) or ``"labels"`` (questions).
         done, total: How far; total is 0 where it is not known.
         note: What to tell people, e.g. ``"layer 12"``.
     """

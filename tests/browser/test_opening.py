@@ -37,11 +37,16 @@ def test_it_opens_in_the_theme_of_the_system(open_page: Opener, theme: str, size
 
 
 def test_the_theme_can_be_changed(open_page: Opener) -> None:
-    page = open_page(theme="light").page
+    shown = open_page(theme="light")
+    page = shown.page
     body = page.locator("body")
     before = body.evaluate("node => getComputedStyle(node).backgroundColor")
     page.get_by_role("button", name="Dark").click()
     expect(body).not_to_have_css("background-color", before)
+    assert shown.fragment() == "#scheme=dark"
+    shown.follow("scheme=light")
+    expect(body).to_have_css("background-color", before)
+    shown.follow("scheme=dark")
     page.get_by_role("button", name="Light").click()
     expect(body).to_have_css("background-color", before)
 

@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import xarray as xr
 
 from headatlas.atlas import Atlas
 from headatlas.atlas.atlas import with_thresholds
 from headatlas.atlas.export import export_table
 from headatlas.atlas.store import remove_atlas
+from headatlas.atlas.stored import store_dataset
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_write
 from headatlas.outputs import UnwrittenError, write_outputs
@@ -163,6 +165,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_evidence_that_cannot_be_written_says_where_to_go(tmp_path: Path) -> None:
+    """Room is not what is missing."""
+    (tmp_path / "atlas.zarr").write_text("")
+    with pytest.raises(HeadatlasError, match="copy the atlas into a folder that can be written"):
+        store_dataset(tmp_path / "atlas.zarr" / "evidence", xr.Dataset(), {})
 
 
 def test_force_deletes_an_atlas_and_nothing_else(folder: Path) -> None:

@@ -158,7 +158,7 @@ def test_nobody_there_is_said(tmp_path: Path) -> None:
     with serving(lambda *_: completion("")) as stub:
         url = stub.url
     with pytest.raises(
-        HeadatlasError, match=r"127\.0\.0\.1:\d+ gave no answer in 2 attempts \(ConnectError\)"
+        HeadatlasError, match=r"127\.0\.0\.1:\d+ gave no answer in 2 attempts \(no connection: does"
     ):
         endpoint(url, tmp_path, attempts=2).ask(MESSAGES, Said)
 
@@ -278,7 +278,8 @@ def honest(body: dict[str, Any], at: int) -> Reply:
 def judged(answer: Any, folder: Path, frame: Any = None) -> tuple[Any, Any]:
     mappings = Mappings.of(planted({HEAD: lambda word: word}) if frame is None else frame)
     with serving(answer) as stub:
-        found = describe_with_model(mappings, halves(mappings, HEAD), endpoint(stub.url, folder), HEAD)
+        asker = endpoint(stub.url, folder)
+        found = describe_with_model(mappings, halves(mappings, HEAD), asker, HEAD, lambda _: None)
     return found, stub
 
 

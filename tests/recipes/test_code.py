@@ -179,7 +179,7 @@ def test_code_is_made_without_torch(llama: Case, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("choices", "said"),
     [
-        ({}, r"^say which heads: give `relation` or a list"),
+        ({}, r"^say which heads: give `relation` or `heads`"),
         ({"relation": "copying", "heads": HEADS}, r"one of the two\.$"),
         ({"relation": "bogus"}, r"bogus"),
         ({"heads": []}, r"list of heads is empty"),
@@ -227,7 +227,7 @@ def test_the_command(llama: Case, tmp_path: Path, run: Run) -> None:  # noqa: F8
     for args, said in (
         (["--heads", "9.1"], "error: there is no head 9.1"),
         (["--heads", ","], "error: --heads names nothing"),
-        ([], "error: say which heads: give --relation or a list of heads"),
+        ([], "error: say which heads: give --relation or --heads, one"),
         (["--heads", "1.1", "--do", "scale"], "error: --factor goes with --do scale"),
         (["--heads", "1.1", "--as", "checkpoint"], "error: --as checkpoint writes a file"),
         (["--heads", "1.1", "-o", "s3://bucket/x.py"], "error: s3://bucket/x.py: nothing is written to"),

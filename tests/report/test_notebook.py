@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from headatlas.atlas import Atlas
 from headatlas.atlas.cards import coverage_sentence
 from headatlas.errors import HeadatlasError
 from headatlas.report import report_html
+from headatlas.scoring.scores import p_value
 from tests.browser.made import LABELLED, LOOKS, full_atlas, hostile_atlas
 
 
@@ -88,7 +90,7 @@ def test_the_q_shown_is_of_the_effect_that_is_called(tmp_path: Path) -> None:
     row = rows[~rows["implements"]].iloc[0]
     assert row["q"] > 0.5 > row["suppression_q"]
     own = atlas.head(row["layer"], row["head"])._repr_html_()
-    assert f"<td>{row['suppression_q']:.2g}</td>" in own
+    assert f"<td>{escape(p_value(row['suppression_q'], '').lstrip(' ='))}</td>" in own
 
 
 TABLE = ("table", "thead", "tbody", "tr", "th", "td")

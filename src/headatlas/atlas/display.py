@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from headatlas.scoring.scores import p_value
 from headatlas.showing import safe_text, tokens_shown
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _table(title: str, frame: pd.DataFrame, *columns: str) -> str:
     shown = shown.assign(**{name: shown[name].map(safe_text) for name in texts})
     if "called" in shown and "called" not in texts:
         shown["called"] = shown["called"].map({True: "called", False: ""})
-    small: Any = {"q": "{:.2g}".format} if "q" in columns else None
+    small: Any = {"q": lambda q: p_value(q, "").lstrip(" =")} if "q" in columns else None
     table = shown.to_html(index=False, border=0, na_rep="–", float_format="{:.2f}".format, formatters=small)
     more = f" (first {N_BEST} of {len(frame)})" if len(frame) > N_BEST else ""
     return f"<p>{title}{more}</p>{table}"

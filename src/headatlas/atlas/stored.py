@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from headatlas.addresses import failures, shown
 from headatlas.atlas.store import Place, names_in, open_arrays, within
 from headatlas.errors import HeadatlasError
-from headatlas.files import atomic_folder
+from headatlas.files import atomic_folder, unwritten
 
 GROUP = "evidence"
 SHIPPED = "shipped"
@@ -76,6 +76,9 @@ def evidence_in(atlas: Place | None, prefix: str) -> dict[str, Place]:
     return {name: within(group, name) for name in names_in(group) if name.startswith(prefix)}
 
 
+COPY_IT = "copy the atlas into a folder that can be written, and run the same command there"
+
+
 def store_dataset(path: Path, data: xr.Dataset, provenance: dict[str, Any]) -> None:
     """Write one piece of evidence in the place of an older one; it appears whole or not at all."""
     stored = data.assign_attrs({"provenance": json.dumps(provenance)})
@@ -83,7 +86,7 @@ def store_dataset(path: Path, data: xr.Dataset, provenance: dict[str, Any]) -> N
         with atomic_folder(path, replace=True) as temporary:
             stored.to_zarr(temporary, mode="w", consolidated=False)
     except OSError as error:
-        raise HeadatlasError(f"{path}: cannot be written ({error.strerror or error}); make room.") from error
+        raise unwritten(path, error, COPY_IT) from error
 
 
 def strings(names: Iterable[str]) -> NDArray[Any]:

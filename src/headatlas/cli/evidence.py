@@ -621,7 +621,10 @@ def label_command(
 
     atlas = Atlas.open(folder)
     asked = names_of(only)
-    with stopping(lambda: "stopped; what the endpoint answered is kept"), progress_shown() as progress:
+    with (
+        stopping(lambda: "stopped; heads that were done are stored, and what the endpoint answered is kept"),
+        progress_shown() as progress,
+    ):
         rows = label(
             atlas,
             relations=names_of(relations, "relations") or "all",

@@ -316,9 +316,11 @@ def plan_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
             continue
         label = name.replace("bytes_to_read", "to read").replace("memory_bytes", "memory")
         label = label.replace("inference_seconds_least", "evidence inference")
-        label = label.replace("seconds_least", "time").replace("_", " ")
+        label = label.replace("seconds_least", "time").replace("streams", "layer by layer").replace("_", " ")
         if value is None:
             text = "–"
+        elif isinstance(value, bool):
+            text = "yes" if value else "no"
         elif name in ("bytes_to_read", "memory_bytes"):
             text = size(value)
         elif name.endswith("seconds_least"):

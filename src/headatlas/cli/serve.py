@@ -57,7 +57,7 @@ def serve_command(
 
         def ready() -> None:
             print_text(address)
-            say(f"{atlas.model_name} is answered at this address; Ctrl-C ends it.")
+            say(f"{atlas.model_name} answers at this address: open it in a browser. Ctrl-C ends it.")
             if open_browser:
                 import webbrowser
 

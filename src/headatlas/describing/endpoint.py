@@ -120,6 +120,7 @@ class Endpoint:
             raise HeadatlasError("`model_name`: name the model that the endpoint is to use.")
         self.model = model.strip()
         self.limits = limits or Limits()
+        self.sent = 0
         self._cache = cache_dir() / "described" if cache is None else cache
         self._sleep = sleep
         self._started = float("-inf")
@@ -177,6 +178,7 @@ class Endpoint:
         import httpx2
 
         self._keep_the_rate()
+        self.sent += 1
         # Asked again in the same way, a model gives the same wrong answer again.
         varied = {"temperature": 0.5} if attempt and "temperature" in self._optional else {}
         body = {"model": self.model, "messages": list(messages), **self._optional, **varied}
@@ -196,6 +198,8 @@ class Endpoint:
                 client.stream("POST", self.address, json=body, headers=headers) as response,
             ):
                 return self._content(response, until)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise _AgainError("no connection: does a server run at this address?") from error
         except httpx2.HTTPError as error:
             raise _AgainError(type(error).__name__) from error
         except (httpx2.InvalidURL, UnicodeError) as error:
@@ -349,15 +353,21 @@ class ModelDescription:
 
 
 def describe_with_model(
-    mappings: Mappings, parts: Halves, endpoint: Endpoint, seed: tuple[int, int]
+    mappings: Mappings,
+    parts: Halves,
+    endpoint: Endpoint,
+    seed: tuple[int, int],
+    asking: Callable[[int], None],
 ) -> ModelDescription | None:
     """Ask for a description of the described half, then for each held-out mapping among its distractors.
 
     Each choice is a question of its own: beside one another, held-out mappings would show what they have in
     common, and a description that says nothing would do. An answer that is no choice counts as a wrong one.
+    ``asking`` is told the number of each question before it is put.
 
     Returns the description and how it fares; None if the model gives no valid one.
     """
+    asking(0)
     asked = [_shown(mappings, at) for at in parts.described]
     described = endpoint.ask(_messages(_DESCRIBE, asked), _Described)
     text = "" if described is None else _one_line(described.description)
@@ -365,9 +375,10 @@ def describe_with_model(
         return None
     rng = np.random.default_rng([*seed, OPTIONS])
     right = 0
-    for options in parts.held_out_options:
+    for at, options in enumerate(parts.held_out_options, start=1):
+        asking(at)
         order = rng.permutation(OPTIONS)
-        shown = {str(at): _shown(mappings, row) for at, row in enumerate(options[order], start=1)}
+        shown = {str(n): _shown(mappings, row) for n, row in enumerate(options[order], start=1)}
         question = _messages(_CHOOSE, {"description": text, "mappings": shown})
         chosen = endpoint.ask(question, _Chosen)
         right += chosen is not None and int(order[chosen.choice - 1]) == 0

@@ -206,6 +206,11 @@ class Halves:
         """Whether there is enough to judge a description by."""
         return len(self.held_out_options) >= LEAST_HELD_OUT
 
+    @property
+    def questions(self) -> int:
+        """To a language model: one for the description, one for each held-out mapping."""
+        return 1 + len(self.held_out_options) if self.judged else 0
+
 
 def halves(mappings: Mappings, head: tuple[int, int], seed: int = 0) -> Halves:
     """Split a head's mappings at random and draw their distractors; the same seed gives the same.

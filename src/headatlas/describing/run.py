@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,21 +91,18 @@ def label(
     about = _provenance(mappings, library, seed)
     found = [_keep(atlas, _by_rules(atlas, mappings, library, parts), about | {"author": RULES_AUTHOR})]
     if endpoint is not None:
-        with reporting(progress) as tell:
-            rows = [_by_model(mappings, head, part, endpoint) for head, part in _told(parts, tell)]
         more = {"author": endpoint.author, "model": endpoint.model, "host": endpoint.host}
-        found.append(_keep(atlas, _frame(rows), about | more))
+        rows: list[Row] = []
+        try:
+            with reporting(progress) as tell:
+                for row in _by_model(mappings, parts, endpoint, tell):
+                    rows.append(row)  # noqa: PERF402 - a stop keeps those before it
+        finally:
+            if rows:
+                found.append(_keep(atlas, _frame(rows), about | more))
     frame = in_order(pd.concat(found, ignore_index=True))
     frame.attrs["caption"] = LABELS_CAVEAT
     return frame
-
-
-def _told(parts: dict[tuple[int, int], Halves], tell: Report) -> Iterator[tuple[tuple[int, int], Halves]]:
-    """The halves of each head, in turn; what is done with each is told as progress."""
-    for at, (head, part) in enumerate(parts.items()):
-        tell(Progress("labels", at, len(parts), f"head {head[0]}.{head[1]}"))
-        yield head, part
-    tell(Progress("labels", len(parts), len(parts)))
 
 
 def stored_operations(atlas: Atlas) -> pd.DataFrame:
@@ -228,11 +225,27 @@ def _copying_heads(atlas: Atlas) -> set[tuple[int, int]]:
 # By a language model ------------------------------------------------------------------------------
 
 
-def _by_model(mappings: Mappings, head: tuple[int, int], part: Halves, endpoint: Endpoint) -> Row:
-    if not part.judged:
-        return _unclear(head, "", part, endpoint.author)
-    found = describe_with_model(mappings, part, endpoint, seed=head)
-    if found is None:
-        return _unclear(head, "the model gave no valid description", part, endpoint.author)
-    support = f"{found.right} of {found.trials} held-out mappings picked"
-    return _scored(head, found.text, support, found.right / found.trials, part, endpoint.author)
+def _by_model(
+    mappings: Mappings, parts: dict[tuple[int, int], Halves], endpoint: Endpoint, tell: Report
+) -> Iterator[Row]:
+    """A row for each head, question by question: for a large model they are thousands."""
+    total = sum(part.questions for part in parts.values())
+    tell(Progress("estimate", 0, 0, f"{total:,} questions to {endpoint.author}; answers that are kept count"))
+    done = invalid = 0
+    for head, part in parts.items():
+        asked = _asking(tell, done, total, f"head {head[0]}.{head[1]}")
+        found = describe_with_model(mappings, part, endpoint, head, asked) if part.judged else None
+        done += part.questions
+        if found is None:
+            invalid += part.judged
+            yield _unclear(head, "the model gave no valid description", part, endpoint.author)
+        else:
+            support = f"{found.right} of {found.trials} held-out mappings picked"
+            share = found.right / found.trials
+            yield _scored(head, found.text, support, share, part, endpoint.author)
+    came = f"{endpoint.sent:,} requests sent; {invalid:,} descriptions not valid"
+    tell(Progress("labels", total, total, came))
+
+
+def _asking(tell: Report, done: int, total: int, head: str) -> Callable[[int], None]:
+    return lambda at: tell(Progress("labels", done + at, total, head))

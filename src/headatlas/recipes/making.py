@@ -125,12 +125,12 @@ def _check_choices(form: str, do: str, factor: Any, control: Any, out: object) -
 def _chosen(atlas: Atlas, relation: str | None, heads: Sequence[Head] | None) -> tuple[tuple[Head, ...], str]:
     """The heads meant, and why they are."""
     if (relation is None) == (heads is None):
-        raise HeadatlasError("say which heads: give `relation` or a list of heads, one of the two.")
+        raise HeadatlasError("say which heads: give `relation` or `heads`, one of the two.")
     if relation is not None:
         name, found = atlas.known(relation), atlas.heads(relation)
         rule = f"{atlas.thresholds.describe()}; lens {atlas.lens}"
         if not found:
-            raise HeadatlasError(f"no head of this atlas implements {name} ({rule}); give a list of heads.")
+            raise HeadatlasError(f"no head of this atlas implements {name} ({rule}); name them with `heads`.")
         return tuple(found), f"they implement {name}, best first ({rule})"
     return named_heads(atlas, heads or ()), "named by hand"
 

@@ -205,10 +205,8 @@ def _table_pairs(rows: Iterator[tuple[int, list[str]]], path: Path) -> list[Pair
     for line, row in rows:
         where = f"{path}, line {line}"
         if len(row) != len(header):
-            raise HeadatlasError(
-                f"{where}: {len(row)} columns where the header has {len(header)}; "
-                "quote a word that holds the separator."
-            )
+            why = "quote a word that holds the separator" if len(row) > len(header) else "one is missing"
+            raise HeadatlasError(f"{where}: {len(row)} of {len(header)} columns; {why}.")
         pairs.append(as_pair((row[source], row[target].split("|")), where))
     return pairs
 

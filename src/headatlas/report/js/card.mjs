@@ -5,7 +5,7 @@ import { changesOf } from "./changetable.mjs";
 import { button, el, headButton, hint, missing, unfold } from "./dom.mjs";
 import { share } from "./format.mjs";
 import { looksOf, operationsOf, spectrumOf } from "./measured.mjs";
-import { BY_MAPPINGS, similarHeads, UNCLEAR } from "./measures.mjs";
+import { similarHeads, UNCLEAR } from "./measures.mjs";
 import { relationsOf } from "./relationrows.mjs";
 import { unmappedWhy } from "./tooltip.mjs";
 
@@ -126,16 +126,15 @@ function labels({ heads, cell }) {
   const own = heads.labelsOf.get(cell);
   if (!heads.labelsOf.size) return missing("Label", "label");
   const line = (each) => {
+    // What rests on attention has no score, and its support says so.
     const tested =
-      each.kind === BY_MAPPINGS
-        ? `picks ${share(each.score)} of its mappings, chance ${share(each.chance)}`
-        : "rests on attention (q), not scored by mappings";
+      !Number.isNaN(each.score) && `picks ${share(each.score)} of its mappings, chance ${share(each.chance)}`;
     return el(
       "li",
       {},
       el("strong", { class: each.label === UNCLEAR ? "quiet" : false }, each.label),
       el("br"),
-      el("span", { class: "quiet" }, [tested, `by ${each.author}`, each.support].filter(Boolean).join("; ")),
+      el("span", { class: "quiet" }, [tested, each.support, `by ${each.author}`].filter(Boolean).join("; ")),
     );
   };
   return [

@@ -46,7 +46,7 @@ export function createControls(atlas, measures, handlers) {
     ...{ node, reset },
     follow(state) {
       parts.forEach((part) => part.follow(state));
-      turnOff(reset, formatFragment(atlas, state) === "");
+      turnOff(reset, formatFragment(atlas, { ...state, scheme: "" }) === "");
     },
   };
 }

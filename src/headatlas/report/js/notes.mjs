@@ -4,8 +4,10 @@ import { button, el, hint } from "./dom.mjs";
 import { count, plain } from "./format.mjs";
 import { coverage } from "./measures.mjs";
 
-/** Model, lens, size and coverage, with the button for light and dark. @returns node, sync(view). */
-export function createHeader(atlas, colourBy) {
+/** Model, lens, size and coverage, with the button for light and dark. @returns node, sync(view, state). */
+export function createHeader(atlas, change) {
+  const colourBy = (colour) => change({ colour });
+  const scheme = createSchemeButton(change);
   const { data } = atlas;
   const missing = atlas.mapped.filter((done) => !done).length - data.layers_without_heads.length;
   const size = `${atlas.nLayers} layers × ${atlas.nHeads} heads`;
@@ -62,9 +64,15 @@ export function createHeader(atlas, colourBy) {
       { class: "facts" },
       ...facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))),
     ),
-    createSchemeButton(),
+    scheme.node,
   );
-  return { node, sync: (view) => (covered.textContent = coverageWords(view)) };
+  return {
+    node,
+    sync(view, state) {
+      covered.textContent = coverageWords(view);
+      scheme.follow(state);
+    },
+  };
 }
 
 function coverageWords(view) {
@@ -73,21 +81,21 @@ function coverageWords(view) {
   return `${any} of ${total}${behaviours}`;
 }
 
-function createSchemeButton() {
-  const root = document.documentElement;
-  const dark = () => {
-    const chosen = root.dataset.scheme;
-    return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+function createSchemeButton(change) {
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const { dataset } = document.documentElement;
+  const other = () => ((dataset.scheme ?? (system.matches ? "dark" : "light")) === "dark" ? "light" : "dark");
+  const node = button("", () => change({ scheme: other() }), { class: "scheme" });
+  const label = () => (node.textContent = other() === "light" ? "Light" : "Dark");
+  system.addEventListener("change", label);
+  return {
+    node,
+    follow({ scheme }) {
+      if (scheme) dataset.scheme = scheme;
+      else delete dataset.scheme;
+      label();
+    },
   };
-  const toggle = el("button", { type: "button", class: "scheme" });
-  const label = () => (toggle.textContent = dark() ? "Light" : "Dark");
-  toggle.addEventListener("click", () => {
-    root.dataset.scheme = dark() ? "light" : "dark";
-    label();
-  });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", label);
-  label();
-  return toggle;
 }
 
 /** What this can and cannot tell. */

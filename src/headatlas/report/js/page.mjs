@@ -134,10 +134,10 @@ function assemble(app) {
   const close = () => closeCard(app);
   const choose = (index) => app.change({ relations: [index], categories: [], colour: "" });
   parts.tooltip = createTooltip(atlas);
-  parts.header = createHeader(atlas, (colour) => app.change({ colour }));
+  parts.header = createHeader(atlas, app.change);
   parts.controls = createControls(atlas, app.measures, {
     change: app.change,
-    reset: () => app.change(initialState(atlas)),
+    reset: () => app.change({ ...initialState(atlas), scheme: app.state.scheme }),
   });
   const keep = (what, drawing) => (kind) => {
     drawNow(app);
@@ -313,7 +313,7 @@ function render(app) {
   app.due = false;
   const view = viewOf(app);
   app.view = view;
-  parts.header.sync(view);
+  parts.header.sync(view, state);
   parts.figure.sync(view);
   parts.figure.pin(state.head);
   parts.scatter.mark("pin", state.head);

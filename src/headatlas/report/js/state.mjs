@@ -27,6 +27,7 @@ import { headName, headNamed } from "./atlas.mjs";
  * @property {number} step which atlas, from 1, is compared with the next; 0 where there is none
  * @property {boolean} kept whether the table of changes lists what is not shown to differ
  * @property {string} csort column of the table of changes
+ * @property {string} scheme "light" or "dark"; "": as the system has it
  */
 
 const whole = (least, most) => (text) => {
@@ -82,6 +83,7 @@ function fields(atlas) {
     step: ["step", whole(1, atlas.nSteps), String],
     kept: ["kept", (text) => (text === "1" ? true : undefined), () => "1"],
     csort: ["csort", word, String],
+    scheme: ["scheme", (text) => (["light", "dark"].includes(text) ? text : undefined), String],
   };
 }
 
@@ -107,6 +109,7 @@ export function initialState(atlas) {
     step: atlas.nSteps,
     kept: false,
     csort: "-size",
+    scheme: "",
   };
 }
 
