@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from headatlas.arrangement.depth import (
+from headatlas.arrangement.model_structure import (
     chi_square_tail,
     compare_depths,
     holm,

@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from headatlas.arrangement import groups as module
-from headatlas.arrangement.groups import cosines, group_likeness, likeness_of, score_vectors, why_no_groups
+from headatlas.arrangement import model_structure as module
+from headatlas.arrangement.model_structure import (
+    cosines,
+    group_likeness,
+    likeness_of,
+    score_vectors,
+    why_no_groups,
+)
 from headatlas.atlas import Atlas
 from tests.synthetic import make_atlas
 

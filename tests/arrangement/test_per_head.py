@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from headatlas.arrangement.model_structure import (
-    called_cells,
-    count_per_head,
-    poisson_binomial,
-    relations_per_head,
-)
+from headatlas.arrangement import structure
+from headatlas.arrangement.model_structure import called_cells, count_per_head, poisson_binomial
 from tests.figures.planted import Plant, plant_atlas
 
 
@@ -74,6 +70,6 @@ def test_cells_are_those_that_are_called(tmp_path: Path) -> None:
     cells = called_cells(atlas)
     assert cells.shape == (3, 4, 4)
     assert cells.sum(axis=2).tolist() == [[0, 0, 0, 0], [0, 2, 0, 0], [0, 0, 0, 1]]
-    found = relations_per_head(atlas)
+    found = structure(atlas).per_head
     assert found is not None and found.observed == (10, 1, 1)
-    assert relations_per_head(plant_atlas(tmp_path / "b.zarr", [], mapped=[])) is None
+    assert structure(plant_atlas(tmp_path / "b.zarr", [], mapped=[])).per_head is None
