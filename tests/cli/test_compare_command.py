@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from headatlas.mapping.given import folder_names
+from headatlas.mapping.run import folder_names
 from tests.cli.conftest import Run, parsed
 from tests.figures.planted import Plant, Spec, plant_atlas
 from tests.mapping.checkpoints import save, tiny_model, word
@@ -141,3 +141,4 @@ def test_folders_are_named_after_models() -> None:
         "pypi-x",
     ]
     assert folder_names(["https://u:secret@host/m.gguf?sig=1"]) == ["m.gguf"]
+    assert folder_names(["/"]) == [""]

@@ -183,7 +183,7 @@ def _given(
         from headatlas.atlas import Atlas
 
         return [Atlas.open(place) for place in places]  # without torch, which takes seconds
-    from headatlas.mapping.given import atlases_given
+    from headatlas.mapping.run import atlases_given
 
     with stopping(lambda: STOPPED):
         return atlases_given(

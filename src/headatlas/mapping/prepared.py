@@ -82,15 +82,8 @@ class MapOptions:
 
 @dataclass(frozen=True)
 class PreparedMap:
-    """A map ready to run.
-
-    Attributes:
-        model: The opened model.
-        options: The choices.
-        layout: The atlas's axes.
-        competing: [vocab] bool.
-        provenance: What the atlas records about itself.
-    """
+    """A map ready to run: of which tokens ``competing`` [vocab] ranks are taken, and what the atlas records
+    about itself."""
 
     model: Model
     options: MapOptions
@@ -300,33 +293,25 @@ def with_traffic(provenance: dict[str, Any], model: Model) -> dict[str, Any]:
     return {**provenance, "model": {**provenance["model"], **fetched}}
 
 
-_SAME: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "weights": lambda p: p["model"]["weights_hash"],
-    "tokenizer": lambda p: p["tokenizer_hash"],
-    "lens": lambda p: (p["lens"]["name"], list(p["lens"]["prefixes"])),
-    "relations": lambda p: list(p["relations"].items()),
-    "ceiling": lambda p: p["ceiling"],
-    "target policy": lambda p: p["target_policy"],
-    "most sources": lambda p: p.get("sources"),
-    "masked token ids": lambda p: p["masked_ids"],
+_Of = Callable[[dict[str, Any]], Any]
+_SAME: dict[str, tuple[_Of, _Of | None]] = {
+    "weights": (lambda p: p["model"]["weights_hash"], lambda p: p["model"]["name"]),
+    "tokenizer": (lambda p: p["tokenizer_hash"], None),
+    "lens": (lambda p: (p["lens"]["name"], list(p["lens"]["prefixes"])), lambda p: p["lens"]["name"]),
+    "relations": (lambda p: list(p["relations"].items()), None),
+    "ceiling": (lambda p: p["ceiling"], lambda p: p["ceiling"]),
+    "target policy": (lambda p: p["target_policy"], lambda p: p["target_policy"]),
+    "most sources": (lambda p: p.get("sources"), lambda p: p.get("sources")),
+    "masked token ids": (lambda p: p["masked_ids"], None),
 }
-
-
-_SHOWN: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "weights": lambda p: p["model"]["name"],
-    "lens": lambda p: p["lens"]["name"],
-    "ceiling": lambda p: p["ceiling"],
-    "target policy": lambda p: p["target_policy"],
-    "most sources": lambda p: p.get("sources"),
-}
-"""Names people know these by."""
+"""In what provenances must agree to share an atlas, and the names that people know these by."""
 
 
 def differences(there: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     """In what two provenances differ so that they cannot share an atlas, with both values where short."""
     found = []
-    for name, of in _SAME.items():
+    for name, (of, known_by) in _SAME.items():
         if of(there) != of(asked):
-            shown = [str(_SHOWN[name](p)) if name in _SHOWN else "" for p in (there, asked)]
-            found.append(f"{name} ({shown[0]}, not {shown[1]})" if shown[0] != shown[1] else name)
+            first, second = ("" if known_by is None else str(known_by(p)) for p in (there, asked))
+            found.append(f"{name} ({first}, not {second})" if first != second else name)
     return found
