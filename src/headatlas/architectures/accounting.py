@@ -27,17 +27,11 @@ _LATENT = ("latent", "key_width", "rotary_width")
 
 @dataclass(frozen=True)
 class LayerParts:
-    """The family's alternatives that a layer has.
+    """The family's alternatives that a layer has."""
 
-    Attributes:
-        value: The value projection; None in a layer without attention heads.
-        experts: The mixture of experts; None where the MLP is dense.
-        feeds: Whether the layer has an MLP at all.
-    """
-
-    value: Value | None
-    experts: Experts | None
-    feeds: bool
+    value: Value | None  # the value projection; None in a layer without attention heads
+    experts: Experts | None  # the mixture of experts; None where the MLP is dense
+    feeds: bool  # whether the layer has an MLP at all
 
 
 class Inventory:

@@ -31,19 +31,12 @@ _ROWS = 3
 
 @dataclass(frozen=True)
 class Compared:
-    """Two tensors [..., n] that must be equal.
+    """Two tensors [..., n] that must be equal."""
 
-    Attributes:
-        part: What was compared, e.g. ``"values of head 0.3"``.
-        ours: As headatlas reads it.
-        theirs: As the modules have it.
-        stored: Whether both are numbers as stored, which no arithmetic has touched.
-    """
-
-    part: str
-    ours: torch.Tensor
-    theirs: torch.Tensor
-    stored: bool = False
+    part: str  # what was compared, e.g. ``"values of head 0.3"``
+    ours: torch.Tensor  # as headatlas reads it
+    theirs: torch.Tensor  # as the modules have it
+    stored: bool = False  # whether both are numbers as stored, which no arithmetic has touched
 
     @property
     def distance(self) -> float:

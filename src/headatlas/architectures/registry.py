@@ -26,19 +26,13 @@ _JOINED = ("safetensors", "gguf", "config", "flags", "experts", "mlp", "modules"
 
 
 class Oracles(BaseModel):
-    """The tiny random models of a family whose heads, norms and first MLP equal the modules'.
-
-    Attributes:
-        safetensors: Cases saved by transformers, and held in memory.
-        gguf: Cases written as GGUF.
-        gguf_read: Those of them that transformers reads back to the same weights.
-    """
+    """The tiny random models of a family whose heads, norms and first MLP equal the modules'."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    safetensors: tuple[str, ...] = ()
-    gguf: tuple[str, ...] = ()
-    gguf_read: tuple[str, ...] = ()
+    safetensors: tuple[str, ...] = ()  # cases saved by transformers, and held in memory
+    gguf: tuple[str, ...] = ()  # cases written as GGUF
+    gguf_read: tuple[str, ...] = ()  # those of them that transformers reads back to the same weights
 
 
 def oracles(family: Family) -> Oracles:

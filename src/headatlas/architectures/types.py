@@ -31,33 +31,21 @@ class Dims:
 
 @dataclass(frozen=True)
 class LayerHeads:
-    """Value and output weights of every head of one layer.
+    """Value and output weights of every head of one layer, float32."""
 
-    Attributes:
-        W_V: [n_kv_heads, d_model, d_head] float32, shared by the query heads of a key/value group.
-        b_V: [n_kv_heads, d_head] float32, or None where the family has no value bias.
-        W_O: [n_heads, d_head, d_model] float32.
-    """
-
-    W_V: torch.Tensor
-    b_V: torch.Tensor | None  # noqa: N815 (the field's name)
-    W_O: torch.Tensor
+    W_V: torch.Tensor  # [n_kv_heads, d_model, d_head], shared by the query heads of a key/value group
+    b_V: torch.Tensor | None  # [n_kv_heads, d_head]  # noqa: N815 (the field's name)
+    W_O: torch.Tensor  # [n_heads, d_head, d_model]
 
 
 @dataclass(frozen=True)
 class RightMap:
-    """The map of a head's output on its way to the unembedding, as far as it changes ranks.
-
-    Attributes:
-        post_gain: [d_model] effective gain of the norm after attention, where the family has one
-            (Gemma 2/3: ``1 + w``), else None.
-        centre: Whether the final norm subtracts the mean (LayerNorm).
-        final_gain: [d_model] effective gain of the final norm, or None if it has no weight.
-    """
+    """The map of a head's output on its way to the unembedding, as far as it changes ranks."""
 
     post_gain: torch.Tensor | None
-    centre: bool
-    final_gain: torch.Tensor | None
+    """[d_model] effective gain of the norm after attention, where the family has one (Gemma 2/3: ``1 + w``)."""
+    centre: bool  # whether the final norm subtracts the mean (LayerNorm)
+    final_gain: torch.Tensor | None  # [d_model] effective gain of the final norm, if it has a weight
 
     def apply(self, rows: torch.Tensor) -> torch.Tensor:
         """Map rows [..., d_model] of any float dtype; computed in that dtype, on the device of the rows."""

@@ -37,21 +37,15 @@ Basis = Literal["uniform", "place", "other blocks"]
 
 @dataclass(frozen=True)
 class Behaviour:
-    """A number that is measured of every head.
+    """A number that is measured of every head."""
 
-    Attributes:
-        name: In tables and on the command line.
-        title: In figures.
-        basis: What is expected: of a head that spreads evenly over all it can see (``"uniform"``); of one
-            that attends by query position and distance alone (``"place"``); or what the same positions get
-            where nothing is repeated at them (``"other blocks"``).
-        tested: Whether it is a share of attention, tested against the expected level.
-    """
-
-    name: str
-    title: str
+    name: str  # in tables and on the command line
+    title: str  # in figures
     basis: Basis
-    tested: bool = True
+    """What is expected: of a head that spreads evenly over all it can see (``"uniform"``); of one that
+    attends by query position and distance alone (``"place"``); or what the same positions get where nothing
+    is repeated at them (``"other blocks"``)."""
+    tested: bool = True  # whether it is a share of attention, tested against the expected level
 
 
 BEHAVIOURS = (

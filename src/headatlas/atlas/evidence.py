@@ -81,17 +81,11 @@ def store_attention(path: Path, attention: Floats) -> None:
 
 @dataclass(frozen=True)
 class Dynamic:
-    """Dynamic scores of one template.
+    """Dynamic scores of one template."""
 
-    Attributes:
-        template: Its text, with ``{}``.
-        context: What heads add at the last position, as an atlas.
-        without: The value vectors at the source, as an atlas.
-    """
-
-    template: str
-    context: Atlas
-    without: Atlas
+    template: str  # its text, with ``{}``
+    context: Atlas  # what heads add at the last position, as an atlas
+    without: Atlas  # the value vectors at the source, as an atlas
 
     @cached_property
     def attention(self) -> dict[str, Floats]:
@@ -218,14 +212,9 @@ class Evidence:
     def scores(self, relation: str, kind: str, sign: str) -> tuple[Floats, Floats] | None:
         """Static and dynamic score of every head on a relation, means over templates.
 
-        Args:
-            relation: Its name.
-            kind: ``"context"`` or ``"without-context"``.
-            sign: ``"promotion"`` or ``"suppression"``.
-
-        Returns:
-            Two [n_layers, n_heads], NaN where a layer is not mapped; the static one over the sources that
-            each template could use. None if no template could use the relation.
+        Two [n_layers, n_heads], NaN where a layer is not mapped; the static one over the sources that each
+        template could use. None if no template could use the relation. ``kind`` is :data:`CONTEXT` or
+        :data:`WITHOUT`.
         """
         dynamics = [each.of(kind) for each in self.templates_of(relation)]
         if not dynamics:
@@ -559,14 +548,7 @@ def single_heads(ablations: Sequence[Ablation], q_max: float) -> pd.DataFrame:
     """Heads ablated alone, with an exact one-sided McNemar test each.
 
     Right answers lost against right answers gained: under the null either is equally likely, so the number
-    lost is binomial (McNemar 1947; exact form).
-
-    Args:
-        ablations: Stored tasks.
-        q_max: Largest false discovery rate over all rows at which a head is confirmed.
-
-    Returns:
-        relation, shots, method, layer, head, base, loss, loss_random, p, q, confirmed.
+    lost is binomial (McNemar 1947; exact form). A head is confirmed at a q, over all rows, of at most ``q_max``.
     """
     rows = []
     for each in ablations:

@@ -37,13 +37,8 @@ _TEXTS = ("label", "support", "author", "kind")
 
 
 def store_labels(group: Path, rows: pd.DataFrame, provenance: dict[str, Any]) -> Path:
-    """Write the labels of one author in the place of older ones of this author.
-
-    Args:
-        group: The atlas's evidence group.
-        rows: :data:`LABEL_COLUMNS`.
-        provenance: ``author`` and how the labels were made.
-    """
+    """Write the labels (:data:`LABEL_COLUMNS`) of one author into an atlas's evidence group, in the place of
+    older ones; the provenance names the ``author`` and says how they were made."""
     texts = {name: [str(each) for each in rows[name]] for name in _TEXTS}
     # Variable-length strings: the fixed-width kind has no stable Zarr 3 form yet.
     arrays = {name: ("row", np.array(each, dtype=np.dtypes.StringDType())) for name, each in texts.items()}
@@ -91,12 +86,7 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def label_counts(rows: pd.DataFrame, heads: Sequence[tuple[int, int]] | None = None) -> dict[str, int]:
-    """How many heads have a scored label, a label by attention, and neither.
-
-    Args:
-        rows: Labels.
-        heads: All heads that were asked; by default those with a row.
-    """
+    """How many heads, of all that were asked or have a row, have a scored label, one by attention, neither."""
     named = rows[rows["label"] != UNCLEAR]
     of = {kind: _heads(named[named["kind"] == kind]) for kind in (BY_MAPPINGS, BY_ATTENTION)}
     every = _heads(rows) if heads is None else set(heads)

@@ -40,18 +40,12 @@ CELL_BEYOND = 255
 
 @dataclass(frozen=True)
 class LayerRanks:
-    """The result of mapping one layer.
+    """The result of mapping one layer: ranks, or codes of :mod:`headatlas.scoring.scores`."""
 
-    Attributes:
-        promotion, suppression: [n_heads, n_pairs] int16 ranks or codes of :mod:`headatlas.scoring.scores`.
-        control: [n_pairs] int16 promotion ranks of the no-head control.
-        cell_promotion, cell_suppression: [n_heads, n_cells] uint8 ranks or ``CELL_BEYOND``.
-    """
-
-    promotion: NDArray[np.int16]
+    promotion: NDArray[np.int16]  # [n_heads, n_pairs]
     suppression: NDArray[np.int16]
-    control: NDArray[np.int16]
-    cell_promotion: NDArray[np.uint8]
+    control: NDArray[np.int16]  # [n_pairs] promotion ranks of the no-head control
+    cell_promotion: NDArray[np.uint8]  # [n_heads, n_cells] ranks or ``CELL_BEYOND``
     cell_suppression: NDArray[np.uint8]
 
 
@@ -296,11 +290,7 @@ class AtlasWriter:
 
 
 def read_store(path: Place) -> tuple[xr.Dataset, dict[str, Any]]:
-    """Open an atlas: its dataset (arrays read when used) and its provenance.
-
-    Args:
-        path: The ``.zarr`` folder, or its address (text).
-    """
+    """Open an atlas: its dataset (arrays read when used) and its provenance."""
     where = shown(str(path))
     missing = f"{where}: there is no atlas here; make one with `headatlas map MODEL -o DIR`."
     if isinstance(path, Path) and not path.is_dir():

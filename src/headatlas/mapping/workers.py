@@ -51,17 +51,11 @@ Their steps are short and mostly in compiled code: with Python's 5 ms, threads w
 
 @dataclass(frozen=True)
 class Worker:
-    """One layer at a time.
+    """One layer at a time."""
 
-    Attributes:
-        vocabulary: Competing rows of U, on the worker's device.
-        threads: Processor cores it uses.
-        heads: Heads of a layer that it has in work at a time.
-    """
-
-    vocabulary: Vocabulary
-    threads: int
-    heads: int
+    vocabulary: Vocabulary  # competing rows of U, on the worker's device
+    threads: int  # processor cores it uses
+    heads: int  # heads of a layer that it has in work at a time
 
 
 def workers_for(vocabulary: Vocabulary, machine: Machine, share: Shares) -> list[Worker]:

@@ -22,7 +22,7 @@ import json
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,21 +78,13 @@ Stored = Callable[[str, Rows], "torch.Tensor"]
 
 @dataclass(frozen=True)
 class Quantized:
-    """A tensor that is stored as values and scales.
+    """A tensor that is stored as values and scales."""
 
-    Attributes:
-        info: The tensor they stand for.
-        values: The stored values.
-        scale: The stored scales.
-        grid: Shape in which the scales are used; empty for a single one.
-        block: Rows and columns that share a scale.
-    """
-
-    info: TensorInfo
+    info: TensorInfo  # the tensor they stand for
     values: TensorInfo
     scale: TensorInfo
-    grid: tuple[int, ...] = field(default=())
-    block: tuple[int, int] = field(default=(1, 1))
+    grid: tuple[int, ...] = ()  # shape in which the scales are used; empty for a single one
+    block: tuple[int, int] = (1, 1)  # rows and columns that share a scale
 
     def read(self, stored: Stored, rows: Rows) -> torch.Tensor:
         """The tensor, or rows of its first axis, as float32; only their values are read, and all scales."""
@@ -310,13 +302,9 @@ class _Entry(BaseModel):
 
 @dataclass(frozen=True)
 class PlacedTensor(TensorInfo):
-    """A tensor and where its bytes are.
+    """A tensor and where its bytes are."""
 
-    Attributes:
-        start: Position of its first byte in the file; ``nbytes`` follow.
-    """
-
-    start: int
+    start: int  # position of its first byte in the file; ``nbytes`` follow
 
 
 def read_safetensors_header(path: Path) -> dict[str, PlacedTensor]:

@@ -6,7 +6,7 @@ Nothing above this folder knows whether the bytes are safetensors, GGUF or a mod
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from types import EllipsisType
@@ -45,21 +45,14 @@ def widened(stored: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One stored tensor, known from the header alone.
+    """One stored tensor, known from the header alone."""
 
-    Attributes:
-        name: Name as stored.
-        shape: Logical shape, in the order Hugging Face stores it (for GGUF: already reversed to [out, in]).
-        dtype: Stored type, e.g. ``"BF16"`` or ``"Q4_1"``.
-        nbytes: Stored size in bytes.
-        file: The file that holds it (``"memory"`` for a loaded module).
-    """
-
-    name: str
+    name: str  # as stored
     shape: tuple[int, ...]
-    dtype: str
+    """Logical shape, in the order Hugging Face stores it (for GGUF: already reversed to [out, in])."""
+    dtype: str  # stored type, e.g. ``"BF16"`` or ``"Q4_1"``
     nbytes: int
-    file: str
+    file: str  # the file that holds it (``"memory"`` for a loaded module)
 
 
 T = TypeVar("T", bound=TensorInfo)
@@ -129,58 +122,38 @@ class Traffic:
 
 @dataclass(frozen=True)
 class MergedAdapter:
-    """An adapter (LoRA) that is merged into a checkpoint's weights when they are read.
+    """An adapter (LoRA) that is merged into a checkpoint's weights when they are read."""
 
-    Attributes:
-        name: Name of its folder.
-        folder: What the user typed.
-        base: The model that it names as its base, if it does.
-        hash: ``sha256:`` and the SHA-256 of the lines ``<sha256>  <name>`` of its config and its weights.
-        tensors: Names of the stored tensors that it changes.
-    """
-
-    name: str
-    folder: str
-    base: str | None
-    hash: str
-    tensors: frozenset[str]
+    name: str  # name of its folder
+    folder: str  # what the user typed
+    base: str | None  # the model that it names as its base, if it does
+    hash: str  # ``sha256:`` and the SHA-256 of the lines ``<sha256>  <name>`` of its config and its weights
+    tensors: frozenset[str]  # names of the stored tensors that it changes
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint: where its bytes are, its config, and how to get tokenizer and modules.
+    """An opened checkpoint: where its bytes are, its config, and how to get tokenizer and modules."""
 
-    Attributes:
-        spec: What the user typed.
-        name: Short name for people, e.g. ``"SmolLM2-135M-Instruct"``.
-        format: ``"safetensors"``, ``"gguf"`` or ``"module"``.
-        path: The folder or file the weights are in; None for a loaded module. Where the weights are not on
-            disk, the folder that config and tokenizer were fetched to.
-        revision: Commit of a Hub model; version of a Python package; None otherwise.
-        architecture: First of ``architectures`` in config.json (e.g. ``"LlamaForCausalLM"``), or GGUF's
-            ``general.architecture`` (e.g. ``"llama"``).
-        config: config.json as a dict; for GGUF the scalar metadata of the header, keys as stored.
-        source: The tensors.
-        loaded: The module itself when the user passed one.
-        loaded_tokenizer: Its tokenizer.
-        notes: Things to tell the user, e.g. licence terms that apply.
-        traffic: For weights that are not on disk and fetched tensor by tensor: how much was. Else None.
-        adapter: The adapter that is merged into the weights, if one is.
-    """
-
-    spec: str
-    name: str
-    format: Format
+    spec: str  # what the user typed
+    name: str  # short name for people, e.g. ``"SmolLM2-135M-Instruct"``
+    format: Format  # ``"safetensors"``, ``"gguf"`` or ``"module"``
     path: Path | None
-    revision: str | None
+    """The folder or file the weights are in; None for a loaded module. Where the weights are not on disk, the
+    folder that config and tokenizer were fetched to."""
+    revision: str | None  # commit of a Hub model; version of a Python package; None otherwise
     architecture: str
+    """First of ``architectures`` in config.json (e.g. ``"LlamaForCausalLM"``), or GGUF's
+    ``general.architecture`` (e.g. ``"llama"``)."""
     config: Mapping[str, Any]
+    """config.json as a dict; for GGUF the scalar metadata of the header, keys as stored."""
     source: TensorSource
-    loaded: PreTrainedModel | None = None
+    loaded: PreTrainedModel | None = None  # the module itself when the user passed one
     loaded_tokenizer: PreTrainedTokenizerBase | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()  # things to tell the user, e.g. licence terms that apply
     traffic: Traffic | None = None
-    adapter: MergedAdapter | None = None
+    """For weights that are not on disk and fetched tensor by tensor: how much was. Else None."""
+    adapter: MergedAdapter | None = None  # the adapter that is merged into the weights, if one is
 
     @property
     def folder(self) -> Path:
