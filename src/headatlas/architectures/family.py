@@ -203,7 +203,7 @@ class Projections(Strict):
 
 
 class MLP(Projections):
-    """The block's MLP; without projections where no layer has a dense one. In ``gate_up`` the gate is first."""
+    """The block's MLP; without projections where no layer has a dense one. In ``gate_up`` gates are first."""
 
     norm: Norm | None = None
     """The norm whose output feeds it; None where the MLP reads the residual stream as it is."""

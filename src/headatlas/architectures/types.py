@@ -43,7 +43,7 @@ class RightMap:
     """The map of a head's output on its way to the unembedding, as far as it changes ranks."""
 
     post_gain: torch.Tensor | None
-    """[d_model] effective gain of the norm after attention, where the family has one (Gemma 2/3: ``1 + w``)."""
+    """[d_model] effective gain of the norm after attention, if there is one (Gemma 2/3: ``1 + w``)."""
     centre: bool  # whether the final norm subtracts the mean (LayerNorm)
     final_gain: torch.Tensor | None  # [d_model] effective gain of the final norm, if it has a weight
 

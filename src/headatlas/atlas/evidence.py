@@ -548,7 +548,7 @@ def single_heads(ablations: Sequence[Ablation], q_max: float) -> pd.DataFrame:
     """Heads ablated alone, with an exact one-sided McNemar test each.
 
     Right answers lost against right answers gained: under the null either is equally likely, so the number
-    lost is binomial (McNemar 1947; exact form). A head is confirmed at a q, over all rows, of at most ``q_max``.
+    lost is binomial (McNemar 1947; exact form). A head is confirmed at a q over all rows of at most ``q_max``.
     """
     rows = []
     for each in ablations:

@@ -86,7 +86,7 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def label_counts(rows: pd.DataFrame, heads: Sequence[tuple[int, int]] | None = None) -> dict[str, int]:
-    """How many heads, of all that were asked or have a row, have a scored label, one by attention, neither."""
+    """How many heads (all that were asked, or have a row) have a scored label, one by attention, neither."""
     named = rows[rows["label"] != UNCLEAR]
     of = {kind: _heads(named[named["kind"] == kind]) for kind in (BY_MAPPINGS, BY_ATTENTION)}
     every = _heads(rows) if heads is None else set(heads)
