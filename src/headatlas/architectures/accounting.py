@@ -38,11 +38,7 @@ class Inventory:
     """Names, shapes and sizes of one checkpoint, read through its family's section.
 
     Attributes:
-        section: The part of the family file for the checkpoint's format.
-        sizes: Numbers of the config.
-        layers: What each layer has.
         unembed_stem: Stem of the stored unembedding; None if it is tied and absent.
-        stored: Header entries by name.
         expected: Names of all tensors a forward pass needs, with their shapes (None: not checked).
         elsewhere: Layer → its tensors that do in place of attention, or beside it, what attention does.
     """

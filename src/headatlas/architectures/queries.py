@@ -123,14 +123,10 @@ class AttentionRule:
     def logits(
         self, layer: int, heads: LayerQueries, queries: torch.Tensor, keys: torch.Tensor, distance: int
     ) -> torch.Tensor:
-        """Attention logits [n_heads, n, m] before the softmax.
+        """Attention logits [n_heads, n, m], before the softmax, of what :class:`LayerQueries` gives.
 
-        Args:
-            layer: The layer; its kind may decide about the angles.
-            heads: Its weights.
-            queries: [n_heads, n, d_head] of :meth:`LayerQueries.queries`.
-            keys: [n_kv_heads, m, d_head] of :meth:`LayerQueries.keys`.
-            distance: Position of the query less that of the key; without effect where nothing turns.
+        The distance is the position of the query less that of the key; the kind of the layer may decide about
+        the angles.
         """
         if self.clip is not None:
             queries, keys = queries.clamp(-self.clip, self.clip), keys.clamp(-self.clip, self.clip)

@@ -110,12 +110,7 @@ def _experts(reader: _ConfigReader, keys: ExpertKeys) -> ExpertSizes | None:
 
 
 class _ConfigReader:
-    """Reads the values of a checkpoint's config that a family file asks for.
-
-    Attributes:
-        flags: The switches that values may depend on.
-        known: Sizes by name, which expressions may use; those that are read are added.
-    """
+    """Reads the values of a checkpoint's config that a family file asks for."""
 
     def __init__(self, checkpoint: Checkpoint, nested: str | None) -> None:
         self._spec = checkpoint.spec
@@ -123,8 +118,8 @@ class _ConfigReader:
         self._prefix = f"{checkpoint.architecture}." if checkpoint.format == "gguf" else ""
         if nested is not None and isinstance(self._outer.get(nested), Mapping):
             self._config = self._outer[nested]
-        self.flags: dict[str, bool] = {}
-        self.known: dict[str, int] = {}
+        self.flags: dict[str, bool] = {}  # switches that values may depend on
+        self.known: dict[str, int] = {}  # sizes that expressions may use; those that are read are added
 
     def stored(self, value: ConfigValue) -> tuple[str, Any]:
         """The key that is there and what it holds, else the first key and the default."""

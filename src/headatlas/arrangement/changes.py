@@ -165,13 +165,8 @@ _SAME_MAP: dict[str, Callable[[Atlas], Any]] = {
 def head_changes(
     first: Atlas, second: Atlas, relations: list[str], labels: tuple[str, str] = ("a", "b")
 ) -> HeadChanges:
-    """Compare two atlases that :func:`why_not_by_head` has nothing against, head by head.
-
-    Args:
-        first, second: a and b.
-        relations: Names of relations that both score on the same pairs.
-        labels: What they are called.
-    """
+    """Compare two atlases that :func:`why_not_by_head` has nothing against, head by head, on relations that
+    both score on the same pairs."""
     mapped = first.layers_done & second.layers_done
     layers = np.flatnonzero(mapped)
     called = [_called(atlas, relations, mapped) for atlas in (first, second)]
@@ -394,11 +389,7 @@ def _mean_difference(called: pd.DataFrame) -> tuple[float | None, float | None, 
 def mcnemar(only_first: Counts, only_second: Counts) -> Floats:
     """Exact two-sided p of McNemar's test: given how many sources differ, each is as likely lost as gained.
 
-    Args:
-        only_first, only_second: Sources hit in one alone, arrays of one shape.
-
-    Returns:
-        p of that shape; 1 where none differs.
+    Of arrays of one shape: sources hit in one alone. 1 where none differs.
     """
     from scipy.special import bdtr
 
@@ -412,14 +403,8 @@ def paired_difference(
     """Second share less the first, with its 95 % interval.
 
     Newcombe's method 10 (*Statistics in Medicine* 17, 1998, 2635–2650): the Wilson intervals of both shares
-    put together by their correlation over sources, which is corrected for continuity.
-
-    Args:
-        both, only_first, only_second: Sources hit in both and in one alone, arrays of one shape.
-        n: Number of sources.
-
-    Returns:
-        (difference, low, high) of that shape.
+    put together by their correlation over sources, which is corrected for continuity. Of arrays of one shape:
+    sources, of n, hit in both and in one alone; returns (difference, low, high) of that shape.
     """
     first, second = both + only_first, both + only_second
     neither = n - both - only_first - only_second

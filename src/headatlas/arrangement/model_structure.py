@@ -100,26 +100,19 @@ class LayerLikeness:
 
 @dataclass(frozen=True)
 class Likeness:
-    """Cosine of pairs of heads within groups, compared with pairs of different groups of a layer.
+    """Cosine of pairs of heads within groups, compared with pairs of different groups of a layer."""
 
-    Attributes:
-        measure: ``signed`` or ``unsigned``.
-        difference: Mean over the pairs within groups of (their cosine minus the mean cosine between groups of
-            their layer): 0 no more alike than others.
-        low, high: 95 % bootstrap interval over layers (percentile); None with fewer than three layers.
-        p: Two-sided permutation p: heads are dealt to the groups of their layer at random.
-        within, between: The two means that are compared; between is weighted as within is.
-        layers: Layers that have pairs of both kinds.
-    """
-
-    measure: str
+    measure: str  # ``signed`` or ``unsigned``
     difference: float
+    """Mean over the pairs within groups of (their cosine minus the mean cosine between groups of their
+    layer): 0 no more alike than others."""
     low: float | None
     high: float | None
-    p: float
+    """95 % bootstrap interval over layers (percentile); None with fewer than three layers."""
+    p: float  # two-sided permutation p: heads are dealt to the groups of their layer at random
     within: float
-    between: float
-    layers: tuple[LayerLikeness, ...]
+    between: float  # the two means that are compared; between is weighted as within is
+    layers: tuple[LayerLikeness, ...]  # layers that have pairs of both kinds
 
     @property
     def n_within(self) -> int:
@@ -185,14 +178,9 @@ def _means(cosine: Floats, group: Ints) -> tuple[Floats, Floats, Ints]:
 def likeness_of(
     measure: str, vectors: Floats, groups: Ints, *, resamples: int = GROUP_RESAMPLES
 ) -> Likeness | None:
-    """Compare pairs within groups and between them.
+    """Compare pairs within groups [n_heads] and between them; None if no layer has pairs of both kinds.
 
-    Args:
-        vectors: [n_layers, n_heads, n_relations]; NaN in layers that are not mapped.
-        groups: [n_heads] the group of each head.
-
-    Returns:
-        None if no layer has pairs of both kinds.
+    ``vectors`` are [n_layers, n_heads, n_relations], NaN in layers that are not mapped.
     """
     parts = {at: part for at, rows in enumerate(vectors) if (part := _comparable(rows, groups)) is not None}
     if not parts:
@@ -278,23 +266,17 @@ def _interval(differences: Floats, weight: Floats, resamples: int) -> tuple[floa
 
 @dataclass(frozen=True)
 class RelationsPerHead:
-    """Heads by the number of relations that they implement or suppress.
+    """Heads by the number of relations that they implement or suppress."""
 
-    Attributes:
-        n_heads: Mapped heads.
-        observed: Heads with 0, 1, 2 … relations, up to the largest number.
-        expected: The same if relations were dealt to the heads of a layer at random; the last entry includes
-            all larger numbers.
-        dispersion: Variance of relations per head within layers, as a multiple of the expected one: above 1,
-            relations gather on few heads. None where the null leaves no choice.
-        p: Chance of at least this dispersion, one-sided, by permutation; None likewise.
-    """
-
-    n_heads: int
-    observed: tuple[int, ...]
+    n_heads: int  # mapped heads
+    observed: tuple[int, ...]  # heads with 0, 1, 2 … relations, up to the largest number
     expected: tuple[float, ...]
+    """The same if relations were dealt to the heads of a layer at random; the last entry includes all larger
+    numbers."""
     dispersion: float | None
-    p: float | None
+    """Variance of relations per head within layers, as a multiple of the expected one: above 1, relations
+    gather on few heads. None where the null leaves no choice."""
+    p: float | None  # chance of at least this dispersion, one-sided, by permutation; None likewise
 
     @property
     def most(self) -> int:
@@ -310,11 +292,7 @@ def called_cells(atlas: Atlas) -> Bools:
 
 
 def count_per_head(calls: Bools, *, resamples: int = CALL_RESAMPLES) -> RelationsPerHead:
-    """Counts and their expectation.
-
-    Args:
-        calls: [n_layers, n_heads, n_relations].
-    """
+    """Counts of calls [n_layers, n_heads, n_relations] and their expectation."""
     n_layers, n_heads, _ = calls.shape
     number = calls.sum(axis=2)
     observed = np.bincount(number.ravel())
@@ -361,11 +339,7 @@ def _p_of_dispersion(calls: Bools, resamples: int) -> float:
 
 
 def layers_by_category(atlas: Atlas, heads: pd.DataFrame) -> dict[str, Ints]:
-    """Category → layers of its heads.
-
-    Args:
-        heads: What ``atlas.categories()`` gave.
-    """
+    """Category → layers of its heads; ``heads`` is what ``atlas.categories()`` gave."""
     each = heads.explode("which")
     return {
         name: each["layer"][each["which"] == name].to_numpy(dtype=np.int64) for name in atlas.category_names
@@ -418,13 +392,8 @@ class Band:
 
 
 def shortest_band(values: Ints, share: float) -> Band:
-    """The shortest interval that holds at least a share of the values; of equally short ones the one
-    that holds most, then the lowest.
-
-    Args:
-        values: [n], n > 0, integers in any order.
-        share: In (0, 1].
-    """
+    """The shortest interval that holds at least a share (above 0) of the values (one or more); of equally
+    short ones the one that holds most, then the lowest."""
     ordered = np.sort(values)
     # The epsilon keeps 0.8 · 5 from needing 5 values.
     needed = max(1, math.ceil(share * len(ordered) - 1e-9))
@@ -443,43 +412,29 @@ def quartiles(values: Ints) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class PairTest:
-    """Mann–Whitney test of two groups.
-
-    Attributes:
-        first, second: Names of the groups.
-        p: Two-sided, after Holm's correction over all pairs.
-        r: Rank-biserial correlation, -1 to 1; positive if the first group's values are larger.
-    """
+    """Mann–Whitney test of two groups."""
 
     first: str
     second: str
-    p: float
-    r: float
+    p: float  # two-sided, after Holm's correction over all pairs
+    r: float  # rank-biserial correlation, -1 to 1; positive if the first group's values are larger
 
 
 @dataclass(frozen=True)
 class DepthTest:
-    """Kruskal–Wallis test over groups, and all pairs of them.
+    """Kruskal–Wallis test over groups, and all pairs of them."""
 
-    Attributes:
-        sizes: Group → number of values.
-        h, p: Test statistic and p (χ² approximation, ties corrected).
-        epsilon2: Effect size H / (n - 1): 0 no difference, 1 the largest possible.
-        pairs: Every pair of groups.
-    """
-
-    sizes: dict[str, int]
-    h: float
-    p: float
-    epsilon2: float
-    pairs: tuple[PairTest, ...]
+    sizes: dict[str, int]  # group → number of values
+    h: float  # test statistic, corrected for ties
+    p: float  # by the χ² approximation
+    epsilon2: float  # effect size H / (n - 1): 0 no difference, 1 the largest possible
+    pairs: tuple[PairTest, ...]  # every pair of groups
 
 
 def compare_depths(groups: Mapping[str, Ints]) -> DepthTest | None:
     """Compare groups of layers; those with fewer than five values are left out.
 
-    Returns:
-        None if fewer than two groups are left or all values are the same: there is nothing to compare.
+    None if fewer than two groups are left or all values are the same: there is nothing to compare.
     """
     large = {name: np.asarray(values) for name, values in groups.items() if len(values) >= SMALLEST_GROUP}
     if len(large) < 2 or len(np.unique(np.concatenate(list(large.values())))) == 1:

@@ -122,12 +122,9 @@ def read_dynamic(context: Place, without: Place, thresholds: Thresholds) -> Dyna
 
 
 class Evidence:
-    """Measurements of an atlas's model besides its map: dynamic scores and ablations.
+    """Measurements of an atlas's model besides its map: dynamic scores (a template each) and ablated tasks.
 
-    Attributes:
-        dynamics: Dynamic scores, a template each.
-        ablations: Ablated tasks.
-        damaged: Of what could not be read, why and what to do; it is left out.
+    ``damaged`` says of what could not be read, and is left out, why and what to do.
     """
 
     def __init__(
@@ -548,7 +545,7 @@ def single_heads(ablations: Sequence[Ablation], q_max: float) -> pd.DataFrame:
     """Heads ablated alone, with an exact one-sided McNemar test each.
 
     Right answers lost against right answers gained: under the null either is equally likely, so the number
-    lost is binomial (McNemar 1947; exact form). A head is confirmed at a q over all rows of at most ``q_max``.
+    lost is binomial (McNemar 1947; exact form). A head is confirmed at a q, over all rows, up to ``q_max``.
     """
     rows = []
     for each in ablations:

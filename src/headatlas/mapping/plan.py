@@ -376,11 +376,8 @@ def inference_seconds(
 ) -> tuple[float, float]:
     """The least and the most that ``evidence inference`` takes on a device.
 
-    Args:
-        model: The opened model.
-        tokens: Tokens that go through the model: a number, or the least and the most.
-        rows: Rows of each head that are ranked: of every text with context and without.
-        device: Where it computes.
+    Tokens that go through the model are a number, or the least and the most; ``rows`` are those of each head
+    that are ranked: of every text with context and without.
     """
     speed = rates(device)
     return _rounded(FIXED + _ranking(model, rows, False, speed) + _passing(model, tokens, speed))

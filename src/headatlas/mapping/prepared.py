@@ -177,9 +177,6 @@ def checked_once(model: Model, weights_hash: str) -> str:
     imports everything that transformers runs models with, which takes longer than all else that opens a small
     model. It is made again where any of these has changed, for a model in memory, and where the environment
     variable ``HEADATLAS_SELF_CHECK`` is set.
-
-    Raises:
-        HeadatlasError: As of :func:`self_check`.
     """
     checkpoint = model.checkpoint
     if checkpoint.loaded is not None or checkpoint.traffic is not None or VARIABLE in os.environ:

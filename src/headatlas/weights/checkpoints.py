@@ -335,11 +335,8 @@ def download(repo: str, revision: str | None, *, weights: bool = True) -> tuple[
     """Fetch what headatlas reads of a Hub model, or find it in the cache.
 
     With ``HF_HUB_OFFLINE`` set, or when the Hub cannot be reached, only the cache is used. Without
-    ``weights`` these are to be read in place and must be safetensors.
-
-    Returns:
-        The folder with the files, named like the commit; and the name of the weights' file or index
-        ("" if the Hub was not asked).
+    ``weights`` these are to be read in place and must be safetensors. Returns the folder with the files,
+    named like the commit, and the name of the weights' file or index ("" if the Hub was not asked).
     """
     with explained(repo, revision):
         names = _file_names(repo, revision)

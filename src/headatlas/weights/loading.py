@@ -364,16 +364,9 @@ def first_block(
 ) -> PreTrainedModel:
     """A transformers model of one block, in float32 and evaluation mode, without embedding and MLP.
 
-    Args:
-        checkpoint: Safetensors or GGUF on disk.
-        body: Path of the decoder among the modules.
-        without: Paths of the first block's MLP, which is not read.
-        stored_name: From a parameter's path to the stored name (safetensors).
-        most_bytes: How much may be read.
-
-    Raises:
-        HeadatlasError: transformers cannot make the modules, or a tensor is not there under its name.
-        TooLargeError: More than ``most_bytes`` would be read.
+    ``body`` is the path of the decoder among the modules; at the paths ``without`` is the first block's MLP,
+    which is not read. ``stored_name`` leads from a parameter's path to the stored name (safetensors). Where
+    more than ``most_bytes`` would be read, it is a :class:`TooLargeError`.
     """
     if isinstance(checkpoint.source, GgufSource):
         return _first_attention(checkpoint.source, most_bytes)

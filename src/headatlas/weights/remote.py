@@ -142,11 +142,7 @@ class UnusableAnswerError(OSError):
 
 
 class RemoteStore:
-    """A file system of fsspec, asked with patience.
-
-    Attributes:
-        parallel: Requests that may be under way at a time.
-    """
+    """A file system of fsspec, asked with patience; ``parallel`` requests may be under way at a time."""
 
     def __init__(self, system: AbstractFileSystem, *, fixed: bool = False) -> None:
         """Wrap a file system; ``fixed`` says that files behind an address cannot change (a commit)."""
@@ -516,10 +512,6 @@ class RemoteSafetensorsSource(StoredTensors):
     """Reads tensors out of one or several safetensors files by byte ranges; opening reads headers only.
 
     A file that changed since it was opened is never read on.
-
-    Attributes:
-        files: The files by label, in order.
-        traffic: What has been fetched.
     """
 
     def __init__(

@@ -111,11 +111,8 @@ class Quantized:
 def quantized_tensors(
     infos: Mapping[str, TensorInfo], config: Mapping[str, Any], where: str
 ) -> tuple[dict[str, TensorInfo], dict[str, Quantized]]:
-    """The tensors of a checkpoint as a model that is not quantised would have them.
-
-    Returns:
-        Every tensor without scales, and how to read those that are quantised.
-    """
+    """The tensors of a checkpoint as a model that is not quantised would have them; how to read those that
+    are quantised."""
     scheme = _quantization_config(config)
     quantized = {each.info.name: each for each in _found(infos, scheme)}
     hidden = {part.name for each in quantized.values() for part in (each.values, each.scale)}
@@ -394,8 +391,7 @@ INDEX_NAME = "model.safetensors.index.json"
 class StoredTensors(TensorSource):
     """Tensors of safetensors files, wherever these are; quantised ones can be shown as what they stand for.
 
-    Attributes:
-        quantised: Whether some tensors are stored as values and scales, or the config speaks of it.
+    ``quantised`` says whether some are stored as values and scales, or the config speaks of it.
     """
 
     def __init__(
@@ -450,11 +446,7 @@ class StoredTensors(TensorSource):
 
 
 class SafetensorsSource(StoredTensors):
-    """Reads tensors out of one or several safetensors files; opening reads headers only.
-
-    Attributes:
-        files: The files, in order.
-    """
+    """Reads tensors out of one or several safetensors files; opening reads headers only."""
 
     def __init__(self, files: Sequence[Path], weight_map: Mapping[str, str] | None = None) -> None:
         """Read and check the header of every file; see :class:`StoredTensors`."""

@@ -81,15 +81,8 @@ class TensorSource(Protocol):
         ...
 
     def read(self, name: str, rows: Rows = None) -> torch.Tensor:
-        """The tensor, dequantised, as float32 (float64 stays float64), in its logical shape.
-
-        Args:
-            name: A name from :meth:`infos`.
-            rows: If given, only these rows of the first axis.
-
-        Raises:
-            HeadatlasError: The name is unknown, or the bytes on disk do not match the header.
-        """
+        """The tensor, or rows of its first axis, dequantised, as float32 (float64 stays float64), in its
+        logical shape."""
         ...
 
     def fingerprint(self) -> str:
@@ -102,16 +95,11 @@ class TensorSource(Protocol):
 
 
 class Traffic:
-    """Bytes read of a checkpoint that is not on disk; several threads may add to them.
-
-    Attributes:
-        total: Bytes of all its weight files.
-        read: Bytes fetched so far: headers and tensors, without config and tokenizer.
-    """
+    """Bytes read of a checkpoint that is not on disk; several threads may add to them."""
 
     def __init__(self, total: int) -> None:
-        self.total = total
-        self.read = 0
+        self.total = total  # of all its weight files
+        self.read = 0  # so far: headers and tensors, without config and tokenizer
         self._lock = Lock()
 
     def add(self, n_bytes: int) -> None:
