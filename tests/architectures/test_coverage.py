@@ -9,7 +9,7 @@ from typing import Any
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from headatlas.architectures import families, supported
-from headatlas.architectures.registry import oracles, unsupported
+from headatlas.architectures.family import oracles, unsupported
 
 from .proven import FILE, proven
 

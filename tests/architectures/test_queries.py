@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from headatlas.architectures import Model, open_model
+from headatlas.architectures.family import families
 from headatlas.architectures.oracle import recorded
-from headatlas.architectures.registry import families
 from headatlas.errors import HeadatlasError
 from headatlas.weights import open_checkpoint
 

@@ -8,7 +8,7 @@ from importlib import resources
 import pytest
 
 from headatlas.architectures import families, supported
-from headatlas.architectures.registry import parse_family
+from headatlas.architectures.family import parse_family
 from headatlas.errors import HeadatlasError
 
 LLAMA = (resources.files("headatlas.architectures") / "families" / "llama.toml").read_text("utf-8")

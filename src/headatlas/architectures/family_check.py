@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headatlas.architectures.accounting import Inventory
-from headatlas.architectures.family import Family, Strict
+from headatlas.architectures.family import Family, Strict, claiming, families, parse_family
 from headatlas.architectures.model import Model
 from headatlas.architectures.oracle import COMPARISONS
-from headatlas.architectures.registry import claiming, families, parse_family
 from headatlas.errors import HeadatlasError
 from headatlas.weights.checkpoints import open_path
 from headatlas.weights.loading import (

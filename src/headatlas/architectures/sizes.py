@@ -9,7 +9,7 @@ from math import inf
 from typing import Any
 
 from headatlas.architectures.family import ConfigKeys, ConfigValue, ExpertKeys, Flag
-from headatlas.architectures.types import Dims
+from headatlas.architectures.layouts import Dims
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint
 

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from headatlas.architectures import Model
-    from headatlas.architectures.types import Dims
+    from headatlas.architectures import Dims, Model
 
 Range = NDArray[np.float64]
 """[2] the least and the most, of what was measured (docs/engine.md)."""

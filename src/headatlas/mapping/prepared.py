@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from headatlas import __version__, architectures
 from headatlas.architectures import Model, open_model
-from headatlas.architectures.self_check import PASSED, VARIABLE, self_check
+from headatlas.architectures.oracle import PASSED, VARIABLE, self_check
 from headatlas.atlas.layout import Layout, build_layout
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_write, cache_dir
