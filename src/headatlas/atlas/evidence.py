@@ -290,7 +290,7 @@ class Evidence:
         """Heads ablated alone: relation, layer, head, shots, method, base, loss (share of answers),
         loss_random (the largest of a random head), p, q (over all rows), confirmed.
         """
-        return single_heads(self.ablations, SINGLE_HEAD_Q)
+        return single_heads(self.ablations)
 
 
 def _score(atlas: Atlas, relation: str, sign: str) -> Floats:
@@ -541,11 +541,11 @@ def _heads(found: Stored, order: str) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in zip(rows["layer"].values, rows["head"].values, strict=True)]
 
 
-def single_heads(ablations: Sequence[Ablation], q_max: float) -> pd.DataFrame:
+def single_heads(ablations: Sequence[Ablation]) -> pd.DataFrame:
     """Heads ablated alone, with an exact one-sided McNemar test each.
 
     Right answers lost against right answers gained: under the null either is equally likely, so the number
-    lost is binomial (McNemar 1947; exact form). A head is confirmed at a q, over all rows, up to ``q_max``.
+    lost is binomial (McNemar 1947; exact form).
     """
     rows = []
     for each in ablations:
@@ -561,7 +561,7 @@ def single_heads(ablations: Sequence[Ablation], q_max: float) -> pd.DataFrame:
     names = ["relation", "shots", "method", "layer", "head", "base", "loss", "loss_random", "p"]
     frame = pd.DataFrame(rows, columns=names)
     frame["q"] = false_discovery_rates(frame["p"].to_numpy(dtype=np.float64))
-    frame["confirmed"] = (frame["q"] <= q_max) & (frame["loss"] > frame["loss_random"])
+    frame["confirmed"] = (frame["q"] <= SINGLE_HEAD_Q) & (frame["loss"] > frame["loss_random"])
     return frame
 
 

@@ -219,18 +219,12 @@ def calibrate_relation(
 
 _ARRAYS = {
     "promotion_score": ("score", "share of sources with an accepted target in the top k"),
-    "suppression_score": (
-        *("suppression", "share of sources with an accepted target in the top k of the negated logits"),
-    ),
+    "suppression_score": ("suppression", "share of sources with one in the top k of the negated logits"),
     "added_score": ("added", "share of sources that the head hits and the state itself does not"),
-    "promotion_chance": (
-        *("promotion_null.chance", "expected promotion_score if targets were reassigned to sources"),
-    ),
-    "promotion_p": ("promotion_null.p", "upper tail of the reassignment null for promotion_score"),
-    "suppression_chance": (
-        *("suppression_null.chance", "expected suppression_score if targets were reassigned to sources"),
-    ),
-    "suppression_p": ("suppression_null.p", "upper tail of the reassignment null for suppression_score"),
+    "promotion_chance": ("promotion_null.chance", "expected score if targets were reassigned to sources"),
+    "promotion_p": ("promotion_null.p", "upper tail of the reassignment null"),
+    "suppression_chance": ("suppression_null.chance", "expected score if targets were reassigned to sources"),
+    "suppression_p": ("suppression_null.p", "upper tail of the reassignment null"),
     "control_score": ("control", "score of the state itself, without any head"),
 }
 """Stored array → where it is in :class:`RelationScores`, and its description."""
@@ -313,19 +307,21 @@ def stored_scores(
     arrays = {name: read_array(data, name) for name in STORED}
     if data.attrs.get("scores_sha256") != _digest(arrays):
         return None
-    return {
-        name: RelationScores(
-            score=arrays["promotion_score"][..., at],
-            suppression=arrays["suppression_score"][..., at],
-            control=arrays[_CONTROL][:, at],
-            added=arrays["added_score"][..., at],
-            promotion_null=Calibration(arrays["promotion_chance"][..., at], arrays["promotion_p"][..., at]),
-            suppression_null=Calibration(
-                arrays["suppression_chance"][..., at], arrays["suppression_p"][..., at]
-            ),
-        )
-        for name, at in names.items()
-    }
+    return {name: _taken(arrays, at) for name, at in names.items()}
+
+
+def _taken(arrays: dict[str, Floats], at: int) -> RelationScores:
+    """The scores of the relation at a position of the relation axis."""
+    mine = {name: values[..., at] for name, values in arrays.items()}
+    nulls = {sign: Calibration(mine[f"{sign}_chance"], mine[f"{sign}_p"]) for sign in SIGNS}
+    return RelationScores(
+        score=mine["promotion_score"],
+        suppression=mine["suppression_score"],
+        control=mine[_CONTROL],
+        added=mine["added_score"],
+        promotion_null=nulls["promotion"],
+        suppression_null=nulls["suppression"],
+    )
 
 
 def _key(thresholds: Thresholds, layers_done: NDArray[np.bool_]) -> str:

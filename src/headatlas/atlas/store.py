@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -194,8 +194,8 @@ def copy_store(dataset: xr.Dataset, provenance: Mapping[str, Any], path: Path, s
         raise
 
 
-def _strings(values: Sequence[str]) -> NDArray[Any]:
-    # Variable-length strings: the fixed-width kind has no stable Zarr 3 form yet.
+def strings(values: Iterable[str]) -> NDArray[Any]:
+    """Strings of variable length: the fixed-width kind has no stable Zarr 3 form yet."""
     return np.array(list(values), dtype=np.dtypes.StringDType())
 
 
@@ -209,17 +209,17 @@ def _static_dataset(layout: Layout, n_layers: int, n_heads: int) -> xr.Dataset:
         ("category", "subcategory", "title", "left_out", "dropped"),
         ("pairs", "sources", "targets"),
     )
-    relation = {name: _strings([getattr(e, name) for e in entries]) for name in texts}
+    relation = {name: strings([getattr(e, name) for e in entries]) for name in texts}
     relation |= {f"n_{name}": _whole([getattr(e, f"n_{name}") for e in entries]) for name in numbers}
-    relation["relation_sha256"] = _strings([e.sha256 for e in entries])
+    relation["relation_sha256"] = strings([e.sha256 for e in entries])
     relation["copying"] = np.array([e.copying for e in entries], dtype=bool)
     pair = {
         "pair_relation": layout.pair_relation,
         "pair_source": layout.pair_source,
         "pair_target_id": layout.pair_target_id,
         "pair_source_tokens": layout.pair_source_length,
-        "source": _strings([source for source, _ in layout.pair_words]),
-        "target": _strings([target for _, target in layout.pair_words]),
+        "source": strings([source for source, _ in layout.pair_words]),
+        "target": strings([target for _, target in layout.pair_words]),
     }
     sources, targets = ([getattr(b, of) for b in layout.blocks] for of in ("sources", "targets"))
     owner = [b.relation for b in layout.blocks]
@@ -238,7 +238,7 @@ def _static_dataset(layout: Layout, n_layers: int, n_heads: int) -> xr.Dataset:
         coords={
             "layer": np.arange(n_layers, dtype=np.int32),
             "head": np.arange(n_heads, dtype=np.int32),
-            "relation": _strings([e.name for e in entries]),
+            "relation": strings([e.name for e in entries]),
         },
     )
 
@@ -383,17 +383,12 @@ def store_at(place: Place) -> Path | Store:
 
 def _strange(provenance: dict[str, Any]) -> str | None:
     """The first entry, of those that readers rely on, that has been changed into something else."""
-    kinds: tuple[tuple[str, str | None, type], ...] = (
-        *(("model", None, dict), ("model", "name", str)),
-        *(("lens", None, dict), ("lens", "name", str)),
-        *(("ceiling", None, int), ("thresholds", None, dict)),
-    )
-    for name, key, kind in kinds:
-        value = provenance[name] if key is None else provenance[name].get(key)
-        if not isinstance(value, kind):
-            return repr(name if key is None else f"{name}: {key}")
-    if not isinstance(provenance["lens"].get("prefixes", []), list):
-        return "'lens: prefixes'"
+    for name, kind in (("model", dict), ("lens", dict), ("ceiling", int), ("thresholds", dict)):
+        if not isinstance(provenance[name], kind):
+            return repr(name)
+    for name, key, wanted in (("model", "name", str), ("lens", "name", str), ("lens", "prefixes", list)):
+        if not isinstance(provenance[name].get(key, [] if key == "prefixes" else None), wanted):
+            return repr(f"{name}: {key}")
     return None
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
+import pandas as pd
 import xarray as xr
 
 from headatlas.addresses import failures, shown
@@ -101,6 +103,11 @@ def read_dataset(place: Place) -> tuple[xr.Dataset, dict[str, Any]]:
         if isinstance(error, OSError):
             raise HeadatlasError(f"{place}: cannot be read ({error.strerror or error}).") from error
         raise _damaged(place, error) from error
+
+
+def no_rows(columns: Sequence[str], **kinds: Any) -> pd.DataFrame:
+    """The table of what was not measured; columns hold numbers unless something else is said."""
+    return pd.DataFrame({name: np.array([], dtype=kinds.get(name, np.float64)) for name in columns})
 
 
 def _damaged(place: Place, why: object) -> HeadatlasError:
