@@ -79,7 +79,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_atlas(group / f"{kind}-0123.zarr", 4, 3)
     attention = np.full((4, 3, len(Atlas.open(out).relations)), 0.25)
     store_attention(group / "context-0123.zarr", attention)
-    _store_tested(group, str(Atlas.open(out).included["relation"].iloc[0]))
+    _store_tested(group, str(Atlas.open(out).sel(called=True)["relation"].iloc[0]))
     return out
 
 
