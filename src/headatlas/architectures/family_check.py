@@ -28,7 +28,7 @@ from headatlas.architectures.accounting import Inventory
 from headatlas.architectures.family import Family, Strict, claiming, families, parse_family
 from headatlas.architectures.model import Model
 from headatlas.architectures.oracle import COMPARISONS
-from headatlas.errors import HeadatlasError
+from headatlas.errors import HeadatlasError, first_line
 from headatlas.weights.checkpoints import open_path
 from headatlas.weights.loading import (
     auto_class,
@@ -261,7 +261,7 @@ def _outcomes(family: Family, checkpoint: Checkpoint, modules: PreTrainedModel) 
             problem = str(error)
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             # A wrong module path, or modules that do not fit the family's idea of them.
-            problem = f"{type(error).__name__}: {''.join(str(error).splitlines()[:1])}"
+            problem = f"{type(error).__name__}: {first_line(error)}"
         found.append(Outcome(part, distance, problem))
     return found
 

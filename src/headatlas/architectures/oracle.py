@@ -23,7 +23,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from headatlas.architectures.model import Model
-from headatlas.errors import HeadatlasError
+from headatlas.errors import HeadatlasError, first_line
 from headatlas.weights.loading import TooLargeError, first_block, load_modules
 
 if TYPE_CHECKING:
@@ -468,7 +468,7 @@ def _states(model: Model, modules: PreTrainedModel) -> tuple[torch.Tensor, torch
             # One token a row: a head attends to the token itself, so what it passes on is its value.
             body(inputs_embeds=rows.to(like), use_cache=False)
     except (TypeError, ValueError, RuntimeError) as error:
-        return f"{type(modules).__name__} does not run on embeddings alone: {str(error).splitlines()[0]}"
+        return f"{type(modules).__name__} does not run on embeddings alone: {first_line(error)}"
     if output not in entering:
         return f"{type(modules).__name__} does not come to the first output projection"
     return entering[source].reshape(_CHECKED_ROWS, 1, -1), entering[output].reshape(_CHECKED_ROWS, 1, -1)

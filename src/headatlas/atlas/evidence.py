@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from headatlas.atlas.atlas import Atlas
 from headatlas.atlas.behaviours import Looking
 from headatlas.atlas.relation_scores import Floats
-from headatlas.atlas.store import Place, put_array, read_array, read_store
+from headatlas.atlas.store import Place, put_array, read_array, read_store, unwritable
 from headatlas.atlas.stored import GROUP, Stored, evidence_in
 from headatlas.errors import HeadatlasError
 from headatlas.options import Thresholds
@@ -76,7 +76,7 @@ def store_attention(path: Path, attention: Floats) -> None:
         said = "weight of the source's last token at the last position, mean over sources"
         put_array(zarr.open_group(path, mode="r+"), "attention", attention, dims, said)
     except OSError as error:
-        raise HeadatlasError(f"{path}: cannot be written ({error.strerror or error}); make room.") from error
+        raise unwritable(path, error, "make room") from error
 
 
 @dataclass(frozen=True)

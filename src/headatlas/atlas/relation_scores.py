@@ -20,7 +20,7 @@ import zarr
 from numpy.typing import NDArray
 
 from headatlas.addresses import failures
-from headatlas.atlas.store import AtlasWriter, Place, damaged, put_array, read_array, store_at
+from headatlas.atlas.store import AtlasWriter, Place, damaged, put_array, read_array, store_at, unwritable
 from headatlas.errors import HeadatlasError
 from headatlas.options import FLOOR, Thresholds
 from headatlas.relations.tokenising import MIN_SOURCES, MIN_TARGETS
@@ -251,10 +251,8 @@ def store_scores(atlas: Atlas, *, single_tokens: bool = True) -> None:
     try:
         _write(atlas.path, atlas, {group: _arrays_of(found, shape) for group, found in parts.items()})
     except OSError as error:
-        raise HeadatlasError(
-            f"{atlas.path}: the scores cannot be written ({error.strerror or error}); "
-            "the ranks are saved: make room and run the same command again."
-        ) from error
+        saved = "scores are not saved, ranks are: make room and run the same command again"
+        raise unwritable(atlas.path, error, saved) from error
 
 
 def _single_token_scores(atlas: Atlas) -> dict[int, RelationScores]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def create_store(
         with atomic_folder(path) as temporary:
             _fill(temporary, layout, n_layers, n_heads, attributes)
     except OSError as error:
-        raise _unwritable(path, error, "choose another `out`") from error
+        raise unwritable(path, error, "choose another `out`") from error
 
 
 def _fill(path: Path, layout: Layout, n_layers: int, n_heads: int, attributes: Mapping[str, Any]) -> None:
@@ -190,7 +191,7 @@ def copy_store(dataset: xr.Dataset, provenance: Mapping[str, Any], path: Path, s
             why = f"{shown(source)}: cannot be copied to {path} ({type(error).__name__}); try again."
             raise HeadatlasError(why) from None
         if isinstance(error, OSError):
-            raise _unwritable(path, error, "choose another folder") from error
+            raise unwritable(path, error, "choose another folder") from error
         raise
 
 
@@ -243,7 +244,7 @@ def _static_dataset(layout: Layout, n_layers: int, n_heads: int) -> xr.Dataset:
     )
 
 
-def _unwritable(path: Path, error: OSError, what_to_do: str) -> HeadatlasError:
+def unwritable(path: Path, error: OSError, what_to_do: str) -> HeadatlasError:
     return HeadatlasError(f"{path}: cannot be written ({error.strerror or error}); {what_to_do}.")
 
 
@@ -255,7 +256,7 @@ class AtlasWriter:
         try:
             self._group = zarr.open_group(path, mode="r+")
         except OSError as error:
-            raise _unwritable(path, error, "make it with `headatlas map MODEL -o DIR`") from error
+            raise unwritable(path, error, "make it with `headatlas map MODEL -o DIR`") from error
         # Opening an array takes as long as writing a small one.
         self._opened: dict[str, zarr.Array[Any]] = {}
 
@@ -277,7 +278,7 @@ class AtlasWriter:
             saved = (
                 f"layer {layer} is not saved, finished layers are: make room and run the same command again"
             )
-            raise _unwritable(self._path, error, saved) from error
+            raise unwritable(self._path, error, saved) from error
 
     def _array(self, name: str) -> zarr.Array[Any]:
         if name not in self._opened:
@@ -292,32 +293,20 @@ class AtlasWriter:
 def read_store(path: Place) -> tuple[xr.Dataset, dict[str, Any]]:
     """Open an atlas: its dataset (arrays read when used) and its provenance."""
     where = shown(str(path))
-    missing = f"{where}: there is no atlas here; make one with `headatlas map MODEL -o DIR`."
+    nothing = HeadatlasError(f"{where}: there is no atlas here; make one with `headatlas map MODEL -o DIR`.")
     if isinstance(path, Path) and not path.is_dir():
-        raise HeadatlasError(missing)
-    try:
-        with warnings.catch_warnings():
-            # A killed process may leave a half-written file beside the whole one that it was to replace.
-            warnings.filterwarnings("ignore", message=".* is not recognized as a component of a Zarr")
-            # An atlas of another version may be one that this version cannot open.
-            _check_root(where, zarr.open_group(store_at(path), mode="r").attrs.asdict())
-            dataset = open_arrays(path)
+        raise nothing
+    incomplete = f"{where}: this is not a complete headatlas atlas"
+    with opening(
+        path,
+        _no_atlas(where, "zarr.json is missing") if isinstance(path, Path) else nothing,
+        lambda why: HeadatlasError(f"{incomplete} ({why}); {_over(where)}."),
+    ):
+        # An atlas of another version may be one that this version cannot open.
+        _check_root(where, zarr.open_group(store_at(path), mode="r").attrs.asdict())
+        dataset = open_arrays(path)
         dataset.encoding["source"] = where
         provenance = dict(json.loads(dataset.attrs["provenance"]))
-    except HeadatlasError:
-        raise
-    except failures(AttributeError, KeyError, TypeError) as error:
-        if isinstance(path, str):
-            # The error's own text may hold the address with its credentials.
-            why = f"{where}: the atlas cannot be read ({type(error).__name__}); check address and access."
-            raise HeadatlasError(missing if isinstance(error, FileNotFoundError) else why) from None
-        if isinstance(error, FileNotFoundError):
-            raise _no_atlas(where, "zarr.json is missing") from error
-        if isinstance(error, OSError):
-            raise _unreadable(where, error) from error
-        raise HeadatlasError(
-            f"{where}: this is not a complete headatlas atlas ({error}); {_over(where)}."
-        ) from error
     lacking = [name for name in _REQUIRED if name not in dataset.variables]
     lacking += [f"provenance {name!r}" for name in _PROVENANCE if name not in provenance]
     if lacking:
@@ -327,6 +316,31 @@ def read_store(path: Place) -> tuple[xr.Dataset, dict[str, Any]]:
             f"{where}: its provenance {strange} is not what headatlas writes; map again into another folder."
         )
     return dataset, provenance
+
+
+@contextmanager
+def opening(
+    place: Place, missing: HeadatlasError, broken: Callable[[object], HeadatlasError]
+) -> Iterator[None]:
+    """Say of a group whether it is not there, cannot be read, or is proved broken."""
+    try:
+        with warnings.catch_warnings():
+            # A killed process may leave a half-written file beside the whole one that it was to replace.
+            warnings.filterwarnings("ignore", message=".* is not recognized as a component of a Zarr")
+            yield
+    except HeadatlasError:
+        raise
+    except failures(AttributeError, KeyError, TypeError) as error:
+        found = broken(error)
+        if isinstance(error, FileNotFoundError):
+            found = missing
+        elif isinstance(place, str):
+            why = f"cannot be read ({type(error).__name__}); check address and access."
+            found = HeadatlasError(f"{shown(place)}: {why}")
+        elif isinstance(error, OSError):
+            found = _unreadable(place, error)
+        # The own text of an error at an address may hold it with its credentials.
+        raise found from (None if isinstance(place, str) else error)
 
 
 def put_array(

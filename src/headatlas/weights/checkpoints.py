@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headatlas.errors import HeadatlasError
+from headatlas.errors import HeadatlasError, first_line
 from headatlas.files import read_json_object
 from headatlas.weights.adapter import (
     ADAPTER_CONFIG,
@@ -433,8 +433,7 @@ def _explanation(error: Exception, repo: str, revision: str | None) -> str:
     from huggingface_hub import errors
 
     where = f"{repo}@{revision}" if revision else repo
-    lines = str(error).strip().splitlines()
-    said = lines[0].rstrip(".") if lines else type(error).__name__
+    said = first_line(error)
     sentences = {
         errors.GatedRepoError: f"{repo} is gated: accept its terms on the model's page on the Hub, then log "
         "in with `hf auth login`.",

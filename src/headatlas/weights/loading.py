@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headatlas.addresses import is_url
-from headatlas.errors import HeadatlasError
+from headatlas.errors import HeadatlasError, first_line
 from headatlas.files import refuse_pointer
 from headatlas.weights.adapter import AdaptedSource
 from headatlas.weights.checkpoints import SINGLE_NAME
@@ -159,15 +159,10 @@ def devices_of(model: PreTrainedModel) -> set[torch.device]:
 
 
 def load_skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The checkpoint's modules without their weights, in evaluation mode.
+    """The modules of a checkpoint that can stream, without their weights, in evaluation mode.
 
     Parameters are float32 on the meta device; buffers, which follow from the config, are real.
     """
-    if not can_stream(checkpoint):
-        raise HeadatlasError(
-            f"{checkpoint.spec}: only safetensors are read layer by layer, this is {checkpoint.format}; "
-            "leave out `stream=True`."
-        )
     return skeleton_of(checkpoint, local_config(checkpoint))
 
 
@@ -302,8 +297,7 @@ def transformers_at_work(what: str) -> Iterator[None]:
     except (HeadatlasError, MemoryError):
         raise
     except Exception as error:  # tokenizers raises plain ones, the others whatever a bad file leads to
-        lines = str(error).strip().splitlines()
-        reason = lines[0].rstrip(".:") if lines else type(error).__name__
+        reason = first_line(error)
         if isinstance(error, KeyError):
             reason = f"it has no {reason}, or does not know it"
         hint = "check or fetch its files again"

@@ -124,12 +124,8 @@ def quantized_tensors(
     return plain | {name: each.info for name, each in quantized.items()}, quantized
 
 
-def speaks_of_quantisation(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json has settings of a quantised model; plain weights may have kept them."""
-    return bool(_quantization_config(config))
-
-
 def _quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings of a quantised model in its config.json; plain weights may have kept them."""
     for part in (config, config.get("text_config")):
         for key in ("quantization_config", "compression_config"):
             if isinstance(part, Mapping) and isinstance(part.get(key), Mapping):
@@ -413,7 +409,7 @@ class StoredTensors(TensorSource):
     def dequantise(self, config: Mapping[str, Any]) -> None:
         """From now on show quantised weights (FP8, MXFP4) as the plain tensors they stand for."""
         self._infos, self._quantized = quantized_tensors(self._placed, config, self._where)
-        self.quantised = bool(self._quantized) or speaks_of_quantisation(config)
+        self.quantised = bool(self._quantized or _quantization_config(config))
 
     def infos(self) -> Mapping[str, TensorInfo]:
         """Every tensor by name."""
