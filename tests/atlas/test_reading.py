@@ -136,8 +136,11 @@ def test_thresholds_are_given_or_changed(synthetic: Atlas) -> None:
     assert synthetic.at(paper).thresholds == paper == synthetic.at(paper, tau=None).thresholds
     assert synthetic.at(paper, k=5).thresholds == Thresholds(5, 3, criterion="tau")
     assert Atlas.open(str(synthetic.path), tau=0.3).thresholds == Thresholds(tau=0.3)
+    assert synthetic.at(Thresholds.preset("maps-paper"), k_copy=2).thresholds.k_copy == 2
     with pytest.raises(HeadatlasError, match=r"^`k` is 33, above the ceiling 32"):
         synthetic.at(k=33)
+    with pytest.raises(TypeError, match="no field kk"):
+        synthetic.at(kk=3)
     with pytest.raises(HeadatlasError, match=r"^`tau` is 2: it must lie between 0 and 1"):
         synthetic.at(tau=2)
 
@@ -244,8 +247,10 @@ def test_rows_are_selected_by_all_that_is_given(planted: Atlas) -> None:
         planted.sel(layer=6)
     with pytest.raises(HeadatlasError, match="no category 'x'; it has Algorithmic, Knowledge"):
         planted.sel(category="x")
-    with pytest.raises(HeadatlasError, match="no relation 'x'"):
+    with pytest.raises(HeadatlasError, match="no relation 'x'; it has word_to_first_letter, country_to_cap"):
         planted.sel(relation=["capital", "x"])
+    with pytest.raises(HeadatlasError, match="no relation 'x'"):
+        planted.top("x")
 
 
 def test_the_first_columns_are_those_that_people_look_for(planted: Atlas) -> None:
