@@ -19,7 +19,6 @@ from headatlas.weights.adapter import (
     with_adapter,
 )
 from headatlas.weights.gguf_source import GgufSource, starts_like_gguf, whole_name
-from headatlas.weights.module_source import instead_of, refuse_wrapped
 from headatlas.weights.safetensors_source import (
     INDEX_NAME,
     SafetensorsSource,
@@ -27,7 +26,14 @@ from headatlas.weights.safetensors_source import (
     read_weight_map,
     shards_of,
 )
-from headatlas.weights.source import Checkpoint
+from headatlas.weights.source import (
+    Checkpoint,
+    ModuleSource,
+    instead_of,
+    refuse_wrapped,
+    stock_class,
+    unwrapped,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -116,8 +122,6 @@ def _looks_like_path(spec: str) -> bool:
 
 def _open_module(model: object) -> Checkpoint:
     from transformers import PreTrainedModel
-
-    from headatlas.weights.module_source import ModuleSource, stock_class, unwrapped
 
     model = unwrapped(model)
     if not isinstance(model, PreTrainedModel):

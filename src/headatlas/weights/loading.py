@@ -22,9 +22,8 @@ from headatlas.weights.adapter import AdaptedSource
 from headatlas.weights.checkpoints import SINGLE_NAME
 from headatlas.weights.gguf_modules import finish, gguf_modules, gguf_tokenizer
 from headatlas.weights.gguf_source import GgufSource
-from headatlas.weights.module_source import ModuleSource, stock_class
 from headatlas.weights.safetensors_source import PLAIN, QUANTIZED, SafetensorsSource
-from headatlas.weights.source import Checkpoint, NoModulesError
+from headatlas.weights.source import Checkpoint, ModuleSource, NoModulesError, stock_class
 
 if TYPE_CHECKING:
     import torch
