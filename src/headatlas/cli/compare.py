@@ -38,8 +38,7 @@ from headatlas.cli.output import (
 from headatlas.options import Compute, Look, Preset
 
 if TYPE_CHECKING:
-    from headatlas.arrangement.changes import HeadChanges
-    from headatlas.arrangement.comparison import Comparison
+    from headatlas.arrangement.comparison import Comparison, HeadChanges
     from headatlas.atlas import Atlas
 
 N_CHANGES = 20
