@@ -21,16 +21,9 @@ from tests.weights.test_quantized import quantised_llama
 
 RAN = r"layer 0: values of all 4 heads and output of head 2 as \w+ of transformers computes them"
 FAMILIES = [
-    "llama",
-    "qwen2",
-    "gemma3",
-    "gemma3-multimodal",
-    "qwen2_vl",
-    "mistral3",
-    "gpt2",
-    "gpt_neox",
+    "llama", "qwen2", "gemma3", "gemma3-multimodal", "qwen2_vl", "mistral3", "gpt2", "gpt_neox",
     "phi-grouped",
-]
+]  # fmt: skip
 
 
 def saved(case: str, folder: Path) -> Model:
