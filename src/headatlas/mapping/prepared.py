@@ -37,7 +37,7 @@ from headatlas.relations import (
     resolve_relations,
     tokenise,
 )
-from headatlas.weights import MergedAdapter, fingerprint, need_on_disk, open_checkpoint, tokenizer_hash
+from headatlas.weights import fingerprint, need_on_disk, open_checkpoint, tokenizer_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -129,34 +129,39 @@ def prepare_map(
     with ThreadPoolExecutor(1) as pool:  # reading and hashing files leaves the interpreter to others
         hashed = pool.submit(fingerprint, opened.checkpoint)
         words = opened.tokenizer()
-    weights_hash = hashed.result()
-    checked = checked_once(opened, weights_hash)
+    about = _about_model(opened, hashed.result())
     competing, masked = competing_tokens(words, opened.dims.vocab_size)
     if not options.mask:
         competing, masked = np.ones_like(competing), ()
-    tokenised, replaced = with_alternatives(
-        asked,
-        partial(
-            tokenise,
-            tokenizer=words,
-            competing=competing,
-            max_source_tokens=options.lens.max_source_tokens,
-            target_policy=options.target_policy,
-            sources=most,
-        ),
+    seen = partial(
+        tokenise,
+        tokenizer=words,
+        competing=competing,
+        max_source_tokens=options.lens.max_source_tokens,
+        target_policy=options.target_policy,
+        sources=most,
     )
+    tokenised, replaced = with_alternatives(asked, seen)
     if few:
         tokenised = [replace(item, left_out=unusable(item)) for item in tokenised]
     if all(item.left_out for item in tokenised):
         raise _nothing_usable(opened.checkpoint.spec, tokenised, few)
     layout = build_layout(tokenised)
-    return PreparedMap(
-        opened,
-        options,
-        layout,
-        competing,
-        _provenance(opened, options, most, layout, [int(i) for i in masked], weights_hash, checked, replaced),
-    )
+    provenance = {
+        "model": about,
+        "tokenizer_hash": tokenizer_hash(words),
+        **_about_options(options),
+        "sources": most,
+        "alternatives": replaced,
+        "masked_ids": [int(i) for i in masked],
+        "relations": {entry.name: entry.sha256 for entry in layout.relations},
+        "versions": {
+            "headatlas": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "numpy", "scipy", "zarr")},
+        },
+    }
+    return PreparedMap(opened, options, layout, competing, provenance)
 
 
 def _nothing_usable(spec: str, tokenised: Sequence[TokenisedRelation], few: bool) -> HeadatlasError:
@@ -224,60 +229,33 @@ def with_alternatives(
     return found, replaced
 
 
-def _provenance(
-    model: Model,
-    options: MapOptions,
-    sources: int | None,
-    layout: Layout,
-    masked: list[int],
-    weights_hash: str,
-    checked: str,
-    replaced: dict[str, str],
-) -> dict[str, Any]:
-    checkpoint = model.checkpoint
+def _about_model(model: Model, weights_hash: str) -> dict[str, Any]:
+    checkpoint, adapter = model.checkpoint, model.checkpoint.adapter
+    about = {name: getattr(checkpoint, name) for name in ("name", "spec", "format", "revision")}
+    about |= {"family": model.family.name, "dims": asdict(model.dims)}
+    if not model.every_layer_has_heads:
+        about["layers_with_heads"] = list(model.layers_with_heads)
+    about["weights_hash"] = weights_hash
+    if adapter is not None:
+        merged = {name: getattr(adapter, name) for name in ("name", "folder", "base", "hash")}
+        about["adapter"] = {**merged, "n_tensors": len(adapter.tensors)}
+    return about | {"notes": list(checkpoint.notes), "self_check": checked_once(model, weights_hash)}
+
+
+def _about_options(options: MapOptions) -> dict[str, Any]:
+    lens = options.lens
     return {
-        "model": {
-            "name": checkpoint.name,
-            "spec": checkpoint.spec,
-            "format": checkpoint.format,
-            "revision": checkpoint.revision,
-            "family": model.family.name,
-            "dims": asdict(model.dims),
-            **({} if model.every_layer_has_heads else {"layers_with_heads": list(model.layers_with_heads)}),
-            "weights_hash": weights_hash,
-            **_adapter(checkpoint.adapter),
-            "notes": list(checkpoint.notes),
-            "self_check": checked,
-        },
-        "tokenizer_hash": tokenizer_hash(model.tokenizer()),
         "lens": {
-            "name": options.lens.name,
-            "prefixes": list(options.lens.prefixes),
-            "summary": options.lens.summary,
-            "weights_only": options.lens.weights_only,
+            "name": lens.name,
+            "prefixes": list(lens.prefixes),
+            "summary": lens.summary,
+            "weights_only": lens.weights_only,
         },
         "mask": options.mask,
         "thresholds": asdict(options.thresholds),
         "ceiling": options.ceiling,
         "target_policy": options.target_policy,
-        "sources": sources,
-        "alternatives": replaced,
-        "masked_ids": masked,
-        "relations": {entry.name: entry.sha256 for entry in layout.relations},
-        "versions": {
-            "headatlas": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "numpy", "scipy", "zarr")},
-        },
     }
-
-
-def _adapter(merged: MergedAdapter | None) -> dict[str, Any]:
-    """An adapter that is merged into the weights, for the provenance."""
-    if merged is None:
-        return {}
-    shown = {name: getattr(merged, name) for name in ("name", "folder", "base", "hash")}
-    return {"adapter": {**shown, "n_tensors": len(merged.tensors)}}
 
 
 def with_traffic(provenance: dict[str, Any], model: Model) -> dict[str, Any]:
