@@ -63,7 +63,7 @@ class ConfigValue(Strict):
     count: bool = False
     """Whether the number is that of the items under the key (a list, or the letters of a word)."""
     cases: tuple[ConfigCase, ...] = ()
-    """What counts instead under a flag of the config; the first whose flag is set."""
+    """Values that count instead under a flag of the config; the first whose flag is set."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -230,7 +230,7 @@ class Experts(Projections):
     when: str = "always"  # condition on the config under which this form may be the one
     router: Linear  # from d_model to one logit an expert
     scores: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
-    """What makes logits to scores. ``softmax`` over the chosen equals ``softmax`` with ``normalise``;
+    """From logits to scores. ``softmax`` over the chosen equals ``softmax`` with ``normalise``;
     ``sparsemixer`` is Phi-3.5-MoE's."""
     weighs_input: bool = False  # whether weights multiply what goes into an expert and not what comes out
     normalise: str = "always"
@@ -239,7 +239,7 @@ class Experts(Projections):
     correction_axes: int = 1  # its number of axes, all but the last of size one
     grouped: str = "always"  # condition under which the config's groups of experts count
     group_score: Literal["best", "best_two"] = "best"
-    """What ranks groups of experts: their best score, or the sum of their best two."""
+    """Groups of experts are ranked by their best score, or the sum of their best two."""
     layout: Literal["separate", "stacked", "stacked_in_out", "flat"] = "separate"
     """``separate`` (a tensor an expert, ``{expert}`` in the stems), ``stacked`` ([experts, out, in]),
     ``stacked_in_out`` ([experts, in, out]) or ``flat`` ([experts * width, d_model], DBRX)."""
@@ -322,7 +322,7 @@ class Section(Strict):
     ignored: tuple[str, ...] = ()
     """Patterns of tensors that may be there and are never read; ``*`` matches anything."""
     aside: tuple[str, ...] = ()
-    """The same for towers that read images or sound; whoever opens such a model is told."""
+    """Likewise for towers that read images or sound; whoever opens such a model is told."""
     caveats: tuple[Caveat, ...] = ()
 
     def filled(self, stem: str, prefix: Prefix, layer: int | None = None) -> str:

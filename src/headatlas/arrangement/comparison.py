@@ -270,7 +270,6 @@ CELL_COLUMNS = (
     *("layer", "head", "relation", "sign", "score_a", "score_b", "difference", "low", "high", "p", "q"),
     *("change", "called", "category", "n_sources", "only_a", "only_b"),
 )
-_VERBS = {"promotion": "implements", "suppression": "suppresses"}
 _CALLED = np.array(["", "a", "b", "both"], dtype=object)
 
 
@@ -403,11 +402,11 @@ def head_changes(
     both score on the same pairs."""
     mapped = first.layers_done & second.layers_done
     layers = np.flatnonzero(mapped)
-    called = [_called(atlas, relations, mapped) for atlas in (first, second)]
+    calls = [atlas.calls.sel(relation=relations).values[:, mapped] for atlas in (first, second)]
     categories = dict(zip(first.relations["relation"], first.relations["category"], strict=True))
     parts, shuffled = [], 0.0
     for name, sign, in_a, in_b in _paired_hits(first, second, relations, mapped):
-        a, b = (each[name, sign] for each in called)
+        a, b = (each[SIGNS.index(sign), ..., relations.index(name)] for each in calls)
         shuffled += float((a.sum(axis=1) * b.sum(axis=1)).sum()) / first.n_heads
         found = _cells(in_a, in_b, a, b, layers)
         parts.append(found.assign(relation=name, sign=sign, category=categories[name]))
@@ -471,19 +470,6 @@ def _usable_pairs(atlas: Atlas) -> dict[str, dict[tuple[str, str], int]]:
     for at, relation, source, target in zip(usable.tolist(), *columns, strict=True):
         found[names[relation]][source, target] = at
     return found
-
-
-def _called(atlas: Atlas, relations: list[str], mapped: Bools) -> dict[tuple[str, str], Bools]:
-    """(relation, sign) → [mapped layers, n_heads] whether the head is called, by all its atlas's sources."""
-    frame = atlas.without_evidence
-    shape = (int(atlas.layers_done.sum()), atlas.n_heads)
-    both = mapped[atlas.layers_done]
-    return {
-        (str(name), sign): rows[verb].to_numpy(dtype=bool).reshape(shape)[both]
-        for name, rows in frame.groupby("relation", sort=False)
-        if name in relations
-        for sign, verb in _VERBS.items()
-    }
 
 
 def _cells(in_a: Bools, in_b: Bools, a: Bools, b: Bools, layers: NDArray[np.intp]) -> pd.DataFrame:

@@ -271,7 +271,7 @@ class RelationsPerHead:
     n_heads: int  # mapped heads
     observed: tuple[int, ...]  # heads with 0, 1, 2 … relations, up to the largest number
     expected: tuple[float, ...]
-    """The same if relations were dealt to the heads of a layer at random; the last entry includes all larger
+    """Expected if relations were dealt to the heads of a layer at random; the last entry includes all larger
     numbers."""
     dispersion: float | None
     """Variance of relations per head within layers, as a multiple of the expected one: above 1, relations
@@ -285,10 +285,8 @@ class RelationsPerHead:
 
 def called_cells(atlas: Atlas) -> Bools:
     """[mapped layers, n_heads, n_relations] whether a head implements or suppresses a relation."""
-    table = atlas.without_evidence
-    called = (table["implements"] | table["suppresses"]).to_numpy(dtype=bool)
-    shape = (len(atlas.included), int(atlas.layers_done.sum()), atlas.n_heads)
-    return called.reshape(shape).transpose(1, 2, 0)
+    promotes, suppresses = atlas.calls.values[:, atlas.layers_done]
+    return np.asarray(promotes | suppresses)
 
 
 def count_per_head(calls: Bools, *, resamples: int = CALL_RESAMPLES) -> RelationsPerHead:

@@ -42,7 +42,7 @@ class Behaviour:
     name: str  # in tables and on the command line
     title: str  # in figures
     basis: Basis
-    """What is expected: of a head that spreads evenly over all it can see (``"uniform"``); of one that
+    """The expected level: of a head that spreads evenly over all it can see (``"uniform"``); of one that
     attends by query position and distance alone (``"place"``); or what the same positions get where nothing
     is repeated at them (``"other blocks"``)."""
     tested: bool = True  # whether it is a share of attention, tested against the expected level

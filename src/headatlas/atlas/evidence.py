@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from headatlas.atlas.atlas import Atlas
 from headatlas.atlas.behaviours import Looking
-from headatlas.atlas.relation_scores import Floats
+from headatlas.atlas.relation_scores import SIGNS, Floats
 from headatlas.atlas.store import Place, put_array, read_array, read_store, unwritable
 from headatlas.atlas.stored import GROUP, Stored, evidence_in
 from headatlas.errors import HeadatlasError
@@ -256,17 +256,11 @@ class Evidence:
                 scores = [_score(each.of(kind), name, sign) for each in dynamics]
                 found[prefix + suffix] = np.mean(scores, axis=0)[at]
         found["attention"] = np.mean([each.attention[name] for each in dynamics], axis=0)[at]
-        share = {
-            verb: np.mean([_called(each.context, name, verb)[at] for each in dynamics], axis=0) > 0.5
-            for verb in ("implements", "suppresses")
-        }
-        called = {verb: rows[verb].to_numpy(dtype=bool) for verb in share}
-        confirmed = np.any([called[verb] & share[verb] for verb in share], axis=0)
-        any_called = called["implements"] | called["suppresses"]
-        found["confirmed_with_context"] = np.array(
-            [bool(yes) if any_ else None for yes, any_ in zip(confirmed, any_called, strict=True)],
-            dtype=object,
-        )
+        calls = [each.context.calls.sel(sign=list(SIGNS), relation=name).values for each in dynamics]
+        called = rows[["implements", "suppresses"]].to_numpy(dtype=bool).T
+        confirmed = (called & (np.mean(calls, axis=0)[:, *at] > 0.5)).any(axis=0).astype(object)
+        confirmed[~called.any(axis=0)] = None
+        found["confirmed_with_context"] = confirmed
         return found
 
     def _alone(self, name: str, rows: pd.DataFrame) -> dict[str, NDArray[Any]]:
@@ -313,15 +307,6 @@ def static_on(atlas: Atlas, dynamic: Atlas, relation: str, sign: str) -> Floats:
     share = source_hits(ranks, source, int(source.max()) + 1, k).mean(axis=-1)
     share[~atlas.layers_done] = np.nan
     return np.asarray(share, dtype=np.float64)
-
-
-def _called(dynamic: Atlas, name: str, verb: str) -> NDArray[np.bool_]:
-    """[n_layers, n_heads] which heads satisfy the criterion by their dynamic scores."""
-    table = dynamic.without_evidence
-    rows = table[(table["relation"] == name) & table[verb]]
-    out = np.zeros((dynamic.n_layers, dynamic.n_heads), dtype=bool)
-    out[rows["layer"].to_numpy(dtype=int), rows["head"].to_numpy(dtype=int)] = True
-    return out
 
 
 # Preferences of queries --------------------------------------------------------------------------------
