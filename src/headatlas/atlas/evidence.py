@@ -121,23 +121,17 @@ def read_dynamic(context: Place, without: Place, thresholds: Thresholds) -> Dyna
     return Dynamic(str(both[0].provenance["lens"].get("template", "")), both[0], both[1])
 
 
+@dataclass(frozen=True)
 class Evidence:
     """Measurements of an atlas's model besides its map: dynamic scores (a template each) and ablated tasks.
 
     ``damaged`` says of what could not be read, and is left out, why and what to do.
     """
 
-    def __init__(
-        self,
-        atlas: Atlas,
-        dynamics: Sequence[Dynamic],
-        ablations: Sequence[Ablation],
-        damaged: Sequence[str] = (),
-    ) -> None:
-        self._atlas = atlas
-        self.dynamics = tuple(dynamics)
-        self.ablations = tuple(ablations)
-        self.damaged = tuple(damaged)
+    atlas: Atlas
+    dynamics: Sequence[Dynamic]
+    ablations: Sequence[Ablation]
+    damaged: Sequence[str] = ()
 
     @classmethod
     def of(cls, atlas: Atlas) -> Evidence:
@@ -174,7 +168,7 @@ class Evidence:
             }
             for each in self.dynamics
         ]
-        place = self._atlas.place
+        place = self.atlas.place
         watched = sorted(Looking.all_in(place), key=lambda each: each.source)
         return {
             "inference": runs,
@@ -216,7 +210,7 @@ class Evidence:
         dynamics = [each.of(kind) for each in self.templates_of(relation)]
         if not dynamics:
             return None
-        static = [static_on(self._atlas, dynamic, relation, sign) for dynamic in dynamics]
+        static = [static_on(self.atlas, dynamic, relation, sign) for dynamic in dynamics]
         return np.mean(static, axis=0), np.mean([_score(d, relation, sign) for d in dynamics], axis=0)
 
     @cached_property
@@ -225,10 +219,10 @@ class Evidence:
 
         The two ``confirmed_…`` columns are True or False for heads that the atlas calls, else None.
         """
-        base = self._atlas.without_evidence
+        base = self.atlas.without_evidence
         parts = [
             part
-            for name in self._atlas.relation_scores
+            for name in self.atlas.relation_scores
             if (part := self._rows(name, base[base["relation"] == name])) is not None
         ]
         if not parts:
