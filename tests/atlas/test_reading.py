@@ -17,7 +17,7 @@ from headatlas.atlas.layout import build_layout
 from headatlas.atlas.relation_scores import STORED, store_scores
 from headatlas.errors import HeadatlasError
 from headatlas.options import Thresholds
-from tests.atlas.made import layer_from_squares, tokenised, write_atlas
+from tests.atlas.made import assert_same_arrays, layer_from_squares, tokenised, write_atlas
 from tests.figures.planted import Plant, plant_atlas
 from tests.report.made_up import HOSTILE, atlas_of, relation
 from tests.synthetic import make_atlas
@@ -56,14 +56,6 @@ def fresh(atlas: Atlas, thresholds: Thresholds) -> Atlas:
     assert atlas.path is not None
     opened = Atlas.open(atlas.path)
     return Atlas(opened.dataset, opened.provenance, thresholds)
-
-
-def assert_same_arrays(left: Atlas, right: Atlas) -> None:
-    assert set(left.dataset.variables) == set(right.dataset.variables)
-    for name in right.dataset.variables:
-        np.testing.assert_array_equal(
-            left.dataset[name].values, right.dataset[name].values, err_msg=str(name), strict=True
-        )
 
 
 # Scores -------------------------------------------------------------------------------------------

@@ -96,6 +96,8 @@ def test_models_are_mapped_first(run: Run, models: list[Path], tmp_path: Path) -
     assert [each["lens"] for each in found["atlases"]] == ["maps", "maps"]
     assert found["labels"] == ["first", "second"] and len(found["changes"]) == 1
     assert not list(tmp_path.glob("**/atlas.zarr"))
+    twice = run("compare", models[0], models[0], *more, code=2).stderr
+    assert "the same atlas is given twice" in twice and twice.count("opening ") == 1
     kept = run("compare", *models, *more, "--maps", tmp_path / "maps")
     assert parsed(kept)["rows"] == found["rows"]
     assert sorted(path.parent.name for path in tmp_path.glob("maps/*/atlas.zarr")) == ["first", "second"]

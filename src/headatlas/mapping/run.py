@@ -411,7 +411,7 @@ def atlases_given(
         ) from error
     if maps is not None:
         check_writable(maps)
-    for model, folder in zip(models, folder_names(models), strict=True):
+    for model, folder in dict(zip(models, folder_names(models), strict=True)).items():  # each model once
         out = None if maps is None else output_path(maps) / folder
         with progress() as tell:
             try:
