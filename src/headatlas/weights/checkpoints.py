@@ -69,9 +69,6 @@ def open_checkpoint(
 
     Returns:
         The checkpoint; its ``notes`` hold what the user should be told.
-
-    Raises:
-        HeadatlasError: It cannot be found, fetched or read; the sentence says what to do.
     """
     from headatlas.weights.named import is_afar
 
@@ -425,31 +422,25 @@ def _client_error() -> type[Exception]:
 @contextmanager
 def explained(repo: str, revision: str | None) -> Iterator[None]:
     """Turn the errors of huggingface_hub into sentences (HeadatlasError) that say what to do."""
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub import errors
 
     try:
         yield
-    except (HFValidationError, _client_error(), OSError) as error:
-        raise HeadatlasError(_explanation(error, repo, revision)) from error
-
-
-def _explanation(error: Exception, repo: str, revision: str | None) -> str:
-    from huggingface_hub import errors
-
-    where = f"{repo}@{revision}" if revision else repo
-    said = first_line(error)
-    sentences = {
-        errors.GatedRepoError: f"{repo} is gated: accept its terms on the model's page on the Hub, then log "
-        "in with `hf auth login`.",
-        errors.RepositoryNotFoundError: f"{repo} is neither a folder here nor a model on the Hub that you "
-        "may read; check the spelling, or log in with `hf auth login` if it is private.",
-        errors.RevisionNotFoundError: f"{repo} on the Hub has no revision {revision!r}; check the name.",
-        errors.LocalEntryNotFoundError: f"{where} is not in the cache of the Hub and the Hub cannot be "
-        "reached (offline mode or no connection); run once with a connection, or give a folder.",
-        errors.HFValidationError: f"{where} is not a name that the Hub accepts ({said}).",
-        errors.HfHubHTTPError: f"The Hub refused {where} ({said}); try again later.",
-        _client_error(): f"The connection to the Hub broke while fetching {where} ({said}); run again, what "
-        "was fetched is kept.",
-        OSError: f"{where} could not be fetched ({said}).",
-    }
-    return next(sentence for kind, sentence in sentences.items() if isinstance(error, kind))
+    except (errors.HFValidationError, _client_error(), OSError) as error:
+        where, said = f"{repo}@{revision}" if revision else repo, first_line(error)
+        sentences = {
+            errors.GatedRepoError: f"{repo} is gated: accept its terms on the model's page on the Hub, then "
+            "log in with `hf auth login`.",
+            errors.RepositoryNotFoundError: f"{repo} is neither a folder here nor a model on the Hub that "
+            "you may read; check the spelling, or log in with `hf auth login` if it is private.",
+            errors.RevisionNotFoundError: f"{repo} on the Hub has no revision {revision!r}; check the name.",
+            errors.LocalEntryNotFoundError: f"{where} is not in the cache of the Hub and the Hub cannot be "
+            "reached (offline mode or no connection); run once with a connection, or give a folder.",
+            errors.HFValidationError: f"{where} is not a name that the Hub accepts ({said}).",
+            errors.HfHubHTTPError: f"The Hub refused {where} ({said}); try again later.",
+            _client_error(): f"The connection to the Hub broke while fetching {where} ({said}); run again, "
+            "what was fetched is kept.",
+            OSError: f"{where} could not be fetched ({said}).",
+        }
+        sentence = next(text for kind, text in sentences.items() if isinstance(error, kind))
+        raise HeadatlasError(sentence) from error
