@@ -59,11 +59,6 @@ class Model:
     """Weights of one model by their meaning. Tensors are read when asked for and not kept.
 
     All tensors are float32 on the CPU (float64 where the checkpoint stores float64).
-
-    Attributes:
-        checkpoint: Where the bytes are.
-        family: The family file that explains them.
-        dims: Sizes.
     """
 
     def __init__(self, checkpoint: Checkpoint, family: Family, inventory: Inventory) -> None:

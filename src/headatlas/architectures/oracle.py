@@ -400,11 +400,8 @@ _CHECKED_ROWS = 4
 def self_check(model: Model) -> str:
     """Hold the first block of a model against its Hugging Face modules, where that is cheap.
 
-    Returns:
-        What was checked, or why nothing was, in words for the provenance.
-
-    Raises:
-        HeadatlasError: They disagree: the family file does not describe this checkpoint.
+    Returns in words, for the provenance, what was checked, or why nothing was. Where they disagree the family
+    file does not describe this checkpoint, which is refused.
     """
     if os.environ.get(VARIABLE, "1").lower() in ("0", "no", "false", "off"):
         return f"not run ({VARIABLE} is set)"

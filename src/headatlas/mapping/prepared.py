@@ -45,27 +45,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MapOptions:
-    """The choices of a map, checked before anything is opened.
+    """The choices of a map, checked before anything is opened."""
 
-    Attributes:
-        lens: How heads see sources.
-        thresholds: How the atlas is read at first.
-        mask: Whether ids that no text can produce are kept from competing.
-        ceiling: Ranks are exact below it.
-        target_policy: ``"single"``, or ``"first-token"``: targets of several tokens count by their first.
-        sources: The most usable sources a relation is asked of, or ``"all"``; None: a sample of 100 where
-            more than 40 relations are asked for, else all.
-
-    Raises:
-        HeadatlasError: A policy is unknown, a number out of range, or thresholds are none.
-    """
-
-    lens: Lens = LENSES["neutral"]
-    thresholds: Thresholds = Thresholds()
-    mask: bool = True
-    ceiling: int = CEILING
+    lens: Lens = LENSES["neutral"]  # how heads see sources
+    thresholds: Thresholds = Thresholds()  # how the atlas is read at first
+    mask: bool = True  # whether ids that no text can produce are kept from competing
+    ceiling: int = CEILING  # ranks are exact below it
     target_policy: TargetPolicy = "single"
+    """``"single"``, or ``"first-token"``: targets of several tokens count by their first."""
     sources: Sources = None
+    """The most usable sources a relation is asked of, or ``"all"``; None: a sample of 100 where more than 40
+    relations are asked for, else all."""
 
     def __post_init__(self) -> None:
         require_type("thresholds", self.thresholds, Thresholds)

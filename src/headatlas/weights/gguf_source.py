@@ -225,20 +225,14 @@ _INTEGERS = frozenset({"I8", "I16", "I32", "I64"})
 
 
 class GgufSource(TensorSource):
-    """Reads tensors out of a GGUF file, or out of all parts of a split one; opening reads headers only.
-
-    Attributes:
-        files: The file, or the parts in order.
-        header: The header of the first file, which holds the metadata.
-        tensors: The tensors of all files by name.
-    """
+    """Reads tensors out of a GGUF file, or out of all parts of a split one; opening reads headers only."""
 
     def __init__(self, path: Path) -> None:
         """Read and check the headers; of a split model ``path`` is any of its parts."""
         self.files = parts_of(path)
         headers = [read_gguf_header(file) for file in self.files]
         _check_split(self.files, headers)
-        self.header = headers[0]
+        self.header = headers[0]  # which holds the metadata
         self.tensors = joined((header.tensors for header in headers), path)
         self._maps: dict[str, np.memmap[Any, np.dtype[np.uint8]]] = {}
 
