@@ -40,8 +40,8 @@ ATLAS = {
     *("dataset", "provenance", "thresholds", "place", "path"),
     *("model_name", "lens", "folder", "n_layers", "n_heads", "layers_done", "layers_without_heads"),
     *("relations", "included", "left_out", "category_names", "known"),
-    *("relation_scores", "scores", "table", "without_evidence", "evidence", "forget_evidence", "behaviours"),
-    *("salience", "spectrum", "explained", "labels"),
+    *("relation_scores", "scores", "calls", "table", "without_evidence", "evidence", "forget_evidence"),
+    *("behaviours", "salience", "spectrum", "explained", "labels"),
     *("sel", "heads", "head", "coverage", "top", "pairs", "categories"),
     *("caption", "plot", "recipe", "explore"),
 }

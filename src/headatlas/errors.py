@@ -11,3 +11,9 @@ class HeadatlasError(Exception):
 
     The message names the file or option, says what was found there and what to do about it.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says is wrong, without a full stop; its kind if it is silent."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:") if lines else type(error).__name__

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from headatlas.architectures import families
-from headatlas.architectures.registry import oracles, tested_with
+from headatlas.architectures.family import oracles, tested_with
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 _MARKS = {

@@ -5,7 +5,7 @@ Names come from gguf's own name map, not from headatlas's family files, so that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +85,8 @@ def write_gguf(
     quantisation: str = "F32",
     header: Mapping[str, Any] | None = None,
     beside: Mapping[str, np.ndarray] | None = None,
-    also: Callable[[gguf.GGUFWriter], None] | None = None,
 ) -> None:
-    """Write a model; ``header`` has more keys of its architecture, ``beside`` tensors, ``also`` adds any.
+    """Write a model; ``header`` has more keys of its architecture, ``beside`` tensors.
 
     Forms: ``fused`` stacks separate projections, as early Phi-2 files have them; ``split`` keeps keys and
     values from a latent apart, as newer DeepSeek files do.
@@ -133,8 +132,6 @@ def write_gguf(
                 writer.add_tensor(stored, rows)
             else:
                 writer.add_tensor(stored, gguf.quants.quantize(rows, kind), raw_dtype=kind)
-    if also is not None:
-        also(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from headatlas.architectures import family_check, open_model
+from headatlas.architectures.family import find_family, parse_family
 from headatlas.architectures.oracle import COMPARISONS
-from headatlas.architectures.registry import find_family, parse_family
 from headatlas.cli import app
 from headatlas.errors import HeadatlasError
 from headatlas.weights import open_checkpoint

@@ -18,57 +18,16 @@ from .tiny import marked, tiny_model
 # Biased Llama, other activations and q/k norms of Phi have no place in a GGUF header. Where transformers
 # reads a family's files, the writer in these tests is checked against it.
 READ_BY_TRANSFORMERS = [
-    "bloom",
-    "falcon-multi_query",
-    "gemma2",
-    "gemma3",
-    "gemma3-untied",
-    "gpt2",
-    "gpt2-untied",
-    "llama",
-    "minimax_m2",
-    "mistral",
-    "nemotron-gguf",
-    "phi3",
-    "qwen2",
-    "qwen2-tied",
-    "qwen2_moe-gguf",
-    "qwen3-gguf",
-    "qwen3_moe-gguf",
-    "stablelm",
-    "starcoder2",
-]
+    "bloom", "falcon-multi_query", "gemma2", "gemma3", "gemma3-untied", "gpt2", "gpt2-untied", "llama",
+    "minimax_m2", "mistral", "nemotron-gguf", "phi3", "qwen2", "qwen2-tied", "qwen2_moe-gguf", "qwen3-gguf",
+    "qwen3_moe-gguf", "stablelm", "starcoder2",
+]  # fmt: skip
 OTHERS = [
-    "arcee",
-    "cohere",
-    "cohere2",
-    "deepseek_v2",
-    "deepseek_v3-gguf",
-    "deepseek_v3-gguf-split",
-    "ernie4_5",
-    "exaone4",
-    "falcon",
-    "gemma",
-    "gpt_bigcode",
-    "gpt_neox",
-    "gpt_neox-sequential-tied-unbiased",
-    "gptj",
-    "gpt_oss",  # transformers leaves the experts of these files out
-    "granite",
-    "hunyuan_v1_dense",
-    "ministral3",
-    "mixtral",
-    "mpt",
-    "olmo",
-    "olmo2",
-    "olmoe",
-    "phi",
-    "phi-fused",
-    "phi-grouped",
-    "qwen2_vl",
-    "seed_oss",
-    "smollm3",
-]
+    "arcee", "cohere", "cohere2", "deepseek_v2", "deepseek_v3-gguf", "deepseek_v3-gguf-split", "ernie4_5",
+    "exaone4", "falcon", "gemma", "gpt_bigcode", "gpt_neox", "gpt_neox-sequential-tied-unbiased", "gptj",
+    "gpt_oss", "granite", "hunyuan_v1_dense", "ministral3", "mixtral", "mpt", "olmo", "olmo2", "olmoe",
+    "phi", "phi-fused", "phi-grouped", "qwen2_vl", "seed_oss", "smollm3",
+]  # fmt: skip
 
 
 def check_writer(model: PreTrainedModel, path: Path) -> None:

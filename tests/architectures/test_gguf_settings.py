@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights import load_modules, open_checkpoint
+from headatlas.weights import gguf_modules, load_modules, open_checkpoint
 
 from .cases import CASES, VOCAB
 from .gguf_files import write_gguf
@@ -33,6 +33,17 @@ def _rope(**more: Any) -> dict[str, Any]:
 
 
 _BASE = {"rope.freq_base": 321.0}
+
+
+def _llama3() -> np.ndarray:
+    """What each frequency is divided by, as llama.cpp's converter writes it into one tensor."""
+    waves = 2 * np.pi * 321.0 ** (np.arange(0, 12, 2) / 12)
+    smooth = (32 / waves - 1.0) / (4.0 - 1.0)
+    between = 1 / ((1 - smooth) / 8.0 + smooth)
+    divisors = np.where(waves < 32 / 4.0, 1.0, np.where(waves > 32 / 1.0, 8.0, between))
+    return np.asarray(divisors, dtype=np.float32)
+
+
 _LONG = {
     "rope_type": "longrope",
     "short_factor": _FACTORS,
@@ -63,20 +74,18 @@ FILES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, np.ndarray
         },
         {},
     ),
-    # Llama 3's frequencies are one tensor of divisors.
     "llama-llama3": (
         "llama",
         _HEAD
         | _rope(
-            rope_type="longrope",
-            short_factor=_FACTORS,
-            long_factor=_FACTORS,
-            factor=1.0,
-            attention_factor=1.0,
-            original_max_position_embeddings=64,
+            rope_type="llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=32,
         ),
         _BASE,
-        {"rope_freqs.weight": np.array(_FACTORS, dtype=np.float32)},
+        {"rope_freqs.weight": _llama3()},
     ),
     "llama-biased": ("llama", _HEAD | _rope() | {"attention_bias": True, "mlp_bias": True}, _BASE, {}),
     "qwen2": ("qwen2", _GQA | _rope() | {"rms_norm_eps": 1e-2}, _BASE, {}),
@@ -119,6 +128,17 @@ FILES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, np.ndarray
         },
         {},
     ),
+    "gemma2-scaled_by_width": (
+        "gemma2",
+        _HEAD | _GEMMA | _rope() | {"query_pre_attn_scalar": 8, "num_hidden_layers": 1, "sliding_window": 3},
+        _BASE
+        | {
+            "attn_logit_softcapping": 3.0,
+            "final_logit_softcapping": 2.0,
+            "attention.sliding_window": 3,
+        },
+        {},
+    ),
     "gemma3": (
         "gemma3_text",
         _HEAD
@@ -126,11 +146,12 @@ FILES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, np.ndarray
         | {
             "rope_parameters": {
                 "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 321.0},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 123.0},
             }
         },
         _BASE
         | {
+            "rope.freq_base_swa": 123.0,
             "rope.scaling.type": "linear",
             "rope.scaling.factor": 8.0,
             "attention.sliding_window": 3,
@@ -206,7 +227,10 @@ def _written(case: str, path: Path) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("case", sorted(FILES))
-def test_modules_compute_the_same_logits(case: str, tmp_path: Path) -> None:
+def test_modules_compute_the_same_logits(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The number of layers tells Gemma 2 27B, and 46 of them take long.
+    assert ("gemma2", 46) in gguf_modules._SCALED_BY_WIDTH
+    monkeypatch.setattr(gguf_modules, "_SCALED_BY_WIDTH", {("gemma2", 1)})
     model = _written(case, tmp_path / "tiny.gguf")
     loaded = load_modules(open_checkpoint(tmp_path / "tiny.gguf"))
     ids = torch.randint(3, VOCAB, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -227,6 +251,12 @@ def test_modules_compute_the_same_logits(case: str, tmp_path: Path) -> None:
         ("qwen3_moe", {"expert_weights_scale": 2.5}, "expert_weights_scale = 2.5"),
         ("qwen3_moe", {"expert_gating_func": 2}, "expert_gating_func = 2"),
         ("starcoder2", {"attention.key_length": 16}, "16"),
+        ("starcoder2", {"attention.key_length": 1 << 20}, r"4 heads with keys of 1,048,576 numbers"),
+        ("llama", {"residual_scale": 0.5}, r"llama\.residual_scale = 0\.5"),
+        ("llama", {"attention.scale": 0.5}, r"llama\.attention\.scale = 0\.5"),
+        ("llama", {"attn_logit_softcapping": 5.0}, r"llama\.attn_logit_softcapping = 5\.0"),
+        ("llama", {"rope.scaling.type": "longrope"}, r"not read \(longrope\)"),
+        ("llama", {"rope.freq_base": "x"}, r"llama\.rope\.freq_base is no number"),
     ],
 )
 def test_what_the_modules_cannot_be_told_is_refused(
@@ -235,9 +265,30 @@ def test_what_the_modules_cannot_be_told_is_refused(
     kind, changes, usual, _ = FILES[case]
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **changes))
     write_gguf(model, tmp_path / "tiny.gguf", header=usual | header)
-    with pytest.raises(HeadatlasError, match=says) as caught:
+    with pytest.raises(HeadatlasError, match=rf"{says}.*use safetensors"):
         load_modules(open_checkpoint(tmp_path / "tiny.gguf"))
-    assert "use safetensors" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "says"),
+    [
+        ("rope_freqs.weight", 7, r"rope_freqs\.weight fits no module"),
+        ("rope_factors_short.weight", 6, r"no rope\.scaling\.original_context_length"),
+        # transformers passes over tensors that its modules have no name for.
+        ("blk.0.attn_q_norm.weight", 192, r"a LlamaForCausalLM takes [\d,]+ numbers of the [\d,]+ in it"),
+    ],
+)
+def test_tensors_without_a_place_are_refused(name: str, size: int, says: str, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **FILES["llama"][1]))
+    write_gguf(model, tmp_path / "tiny.gguf", header=_BASE, beside={name: np.ones(size, dtype=np.float32)})
+    with pytest.raises(HeadatlasError, match=rf"{says}.*use safetensors"):
+        load_modules(open_checkpoint(tmp_path / "tiny.gguf"))
+
+
+def test_a_scale_that_says_nothing_new_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **FILES["llama"][1]))
+    write_gguf(model, tmp_path / "tiny.gguf", header=_BASE | {"attention.scale": 12**-0.5})
+    assert load_modules(open_checkpoint(tmp_path / "tiny.gguf")).config.head_dim == 12
 
 
 @pytest.mark.parametrize("case", ["gpt_oss", "cohere", "mixtral"])

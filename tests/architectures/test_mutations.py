@@ -27,37 +27,11 @@ from .tiny import checkpoint_of, tiny_model
 
 FAMILIES = ["gemma3", "qwen3_moe"]
 MORE = [
-    "apertus",
-    "aria_text",
-    "biogpt",
-    "cohere",
-    "cohere2_moe",
-    "ctrl",
-    "deepseek_v2",
-    "deepseek_v3",
-    "dots1",
-    "exaone_moe",
-    "falcon",
-    "falcon_h1",
-    "gemma",
-    "glm4_moe",
-    "gpt_neox",
-    "gpt_oss",
-    "granitemoe",
-    "jamba",
-    "lfm2_moe",
-    "llama",
-    "llama4",
-    "mellum",
-    "nemotron",
-    "olmo2",
-    "olmo_hybrid",
-    "opt",
-    "phi",
-    "phimoe",
-    "stablelm",
-    "starcoder2",
-]
+    "apertus", "aria_text", "biogpt", "cohere", "cohere2_moe", "ctrl", "deepseek_v2", "deepseek_v3",
+    "dots1", "exaone_moe", "falcon", "falcon_h1", "gemma", "glm4_moe", "gpt_neox", "gpt_oss", "granitemoe",
+    "jamba", "lfm2_moe", "llama", "llama4", "mellum", "nemotron", "olmo2", "olmo_hybrid", "opt", "phi",
+    "phimoe", "stablelm", "starcoder2",
+]  # fmt: skip
 CASES = [*FAMILIES, *(pytest.param(case, marks=pytest.mark.exhaustive) for case in MORE)]
 
 

@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from headatlas.architectures import Model, open_model
+from headatlas.architectures.family import families
 from headatlas.architectures.oracle import recorded
-from headatlas.architectures.registry import families
 from headatlas.errors import HeadatlasError
 from headatlas.weights import open_checkpoint
 
@@ -36,20 +36,9 @@ REFUSED = {
 """Cases of these families that attend in another way, and what the refusal says."""
 CASES = [case for case in ALL if case.partition("-")[0] in (*READ, "mistral") and case not in REFUSED]
 GGUF = (
-    "llama",
-    "qwen3",
-    "gemma2",
-    "gemma3",
-    "gpt_neox",
-    "phi",
-    "gpt2",
-    "falcon",
-    "nemotron-gguf",
-    "qwen2_moe-gguf",
-    "qwen3_moe-gguf",
-    "stablelm",
-    "starcoder2",
-)
+    "llama", "qwen3", "gemma2", "gemma3", "gpt_neox", "phi", "gpt2", "falcon", "nemotron-gguf",
+    "qwen2_moe-gguf", "qwen3_moe-gguf", "stablelm", "starcoder2",
+)  # fmt: skip
 TOKENS = 7
 SEEN = 1e-4
 """Attention below this is masked, or too small for a ratio in float32."""

@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 
 from headatlas.architectures import LayerHeads, Model, open_model
-from headatlas.architectures.self_check import VARIABLE, self_check
+from headatlas.architectures.oracle import VARIABLE, self_check
 from headatlas.errors import HeadatlasError
 from headatlas.mapping import prepared
 from headatlas.weights import open_checkpoint
@@ -21,16 +21,9 @@ from tests.weights.test_quantized import quantised_llama
 
 RAN = r"layer 0: values of all 4 heads and output of head 2 as \w+ of transformers computes them"
 FAMILIES = [
-    "llama",
-    "qwen2",
-    "gemma3",
-    "gemma3-multimodal",
-    "qwen2_vl",
-    "mistral3",
-    "gpt2",
-    "gpt_neox",
+    "llama", "qwen2", "gemma3", "gemma3-multimodal", "qwen2_vl", "mistral3", "gpt2", "gpt_neox",
     "phi-grouped",
-]
+]  # fmt: skip
 
 
 def saved(case: str, folder: Path) -> Model:
@@ -85,7 +78,7 @@ def _flipped(heads: LayerHeads, part: str) -> LayerHeads:
 
 def test_it_reads_no_more_than_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = saved("llama", tmp_path)
-    monkeypatch.setattr("headatlas.architectures.self_check.MOST_BYTES", 1000)
+    monkeypatch.setattr("headatlas.architectures.oracle.MOST_BYTES", 1000)
     assert self_check(model) == "not run (it would read 0.0 GB)"
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from headatlas.arrangement.depth import single_token_atlas
+from headatlas.arrangement.model_structure import single_token_atlas
 from headatlas.atlas import Atlas
 from headatlas.atlas.relation_scores import SINGLE_TOKENS, all_single, store_scores
 from headatlas.errors import HeadatlasError

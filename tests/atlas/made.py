@@ -88,3 +88,11 @@ def write_atlas(
     for layer, ranks in layers.items():
         writer.write(layer, ranks)
     return Atlas.open(path)
+
+
+def assert_same_arrays(left: Atlas, right: Atlas) -> None:
+    assert set(left.dataset.variables) == set(right.dataset.variables)
+    for name in right.dataset.variables:
+        np.testing.assert_array_equal(
+            left.dataset[name].values, right.dataset[name].values, err_msg=str(name), strict=True
+        )

@@ -139,38 +139,6 @@ def test_a_large_relation_is_calibrated_on_some_sources_and_scored_on_all(tmp_pa
 # Thresholds ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"k": 3},
-        {"k": 32, "k_copy": 32},
-        {"tau": 0.4},
-        {"q_max": 0.5},
-        {"criterion": "tau"},
-        {"thresholds": Thresholds.preset("maps-paper-llama3")},
-        {"thresholds": Thresholds.preset("maps-paper"), "k_copy": 2, "tau": 0.0, "criterion": "tau"},
-    ],
-)
-def test_another_reading_equals_a_fresh_atlas(synthetic: Atlas, changes: dict[str, object]) -> None:
-    _ = synthetic.table(), synthetic.categories(), synthetic.relations  # What is cached must not leak.
-    other = synthetic.at(**changes)  # type: ignore[arg-type]  # one table of changes for all types
-    assert synthetic.path is not None
-    opened = Atlas.open(synthetic.path)
-    fresh = Atlas(opened.dataset, opened.provenance, other.thresholds)
-    assert other.table().equals(fresh.table())
-    assert other.categories().equals(fresh.categories())
-    assert other.relations.equals(fresh.relations)
-    assert other.caption() == fresh.caption()
-
-
-def test_k_above_the_ceiling(synthetic: Atlas) -> None:
-    with pytest.raises(HeadatlasError, match="`k` is 33, above the ceiling 32"):
-        synthetic.at(k=33)
-    with pytest.raises(TypeError, match="no field kk"):
-        synthetic.at(kk=3)
-    assert synthetic.at(Thresholds.preset("maps-paper-llama3")).thresholds.k == 25
-
-
 def test_the_calibrated_criterion_also_asks_for_q(tmp_path: Path) -> None:
     """A head that promotes the same ten words whatever it reads: only the paper's criterion calls it."""
     relation = tokenised("same_words", [[i % 20] for i in range(40)])
@@ -296,17 +264,6 @@ def test_a_relation_may_be_named_as_figures_print_it(planted: Atlas) -> None:
     assert title != name
     assert planted.top(title).equals(planted.top(name))
     assert planted.sel(relation=title).equals(planted.sel(relation=name))
-
-
-def test_unknown_names_are_answered_with_the_known_ones(planted: Atlas) -> None:
-    with pytest.raises(
-        HeadatlasError, match="no relation 'x'; it has word_to_first_letter, country_to_capital"
-    ):
-        planted.sel(relation="x", called=True)
-    with pytest.raises(HeadatlasError, match="no relation 'x'"):
-        planted.top("x")
-    with pytest.raises(HeadatlasError, match="no category 'x'; it has Algorithmic, Knowledge, Linguistic"):
-        planted.sel(category="x", called=True)
 
 
 def test_top_heads_are_the_highest_scores_called_or_not(planted: Atlas) -> None:

@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy import stats
 
-from headatlas.architectures.types import Dims, LayerHeads
+from headatlas.architectures import Dims, LayerHeads
 from headatlas.atlas import Atlas, store
 from headatlas.atlas.layout import Layout, build_layout
 from headatlas.atlas.store import LayerRanks, create_store, read_store

@@ -17,7 +17,7 @@ from headatlas.atlas.layout import build_layout
 from headatlas.atlas.relation_scores import STORED, store_scores
 from headatlas.errors import HeadatlasError
 from headatlas.options import Thresholds
-from tests.atlas.made import layer_from_squares, tokenised, write_atlas
+from tests.atlas.made import assert_same_arrays, layer_from_squares, tokenised, write_atlas
 from tests.figures.planted import Plant, plant_atlas
 from tests.report.made_up import HOSTILE, atlas_of, relation
 from tests.synthetic import make_atlas
@@ -56,14 +56,6 @@ def fresh(atlas: Atlas, thresholds: Thresholds) -> Atlas:
     assert atlas.path is not None
     opened = Atlas.open(atlas.path)
     return Atlas(opened.dataset, opened.provenance, thresholds)
-
-
-def assert_same_arrays(left: Atlas, right: Atlas) -> None:
-    assert set(left.dataset.variables) == set(right.dataset.variables)
-    for name in right.dataset.variables:
-        np.testing.assert_array_equal(
-            left.dataset[name].values, right.dataset[name].values, err_msg=str(name), strict=True
-        )
 
 
 # Scores -------------------------------------------------------------------------------------------
@@ -136,8 +128,11 @@ def test_thresholds_are_given_or_changed(synthetic: Atlas) -> None:
     assert synthetic.at(paper).thresholds == paper == synthetic.at(paper, tau=None).thresholds
     assert synthetic.at(paper, k=5).thresholds == Thresholds(5, 3, criterion="tau")
     assert Atlas.open(str(synthetic.path), tau=0.3).thresholds == Thresholds(tau=0.3)
+    assert synthetic.at(Thresholds.preset("maps-paper"), k_copy=2).thresholds.k_copy == 2
     with pytest.raises(HeadatlasError, match=r"^`k` is 33, above the ceiling 32"):
         synthetic.at(k=33)
+    with pytest.raises(TypeError, match="no field kk"):
+        synthetic.at(kk=3)
     with pytest.raises(HeadatlasError, match=r"^`tau` is 2: it must lie between 0 and 1"):
         synthetic.at(tau=2)
 
@@ -244,8 +239,10 @@ def test_rows_are_selected_by_all_that_is_given(planted: Atlas) -> None:
         planted.sel(layer=6)
     with pytest.raises(HeadatlasError, match="no category 'x'; it has Algorithmic, Knowledge"):
         planted.sel(category="x")
-    with pytest.raises(HeadatlasError, match="no relation 'x'"):
+    with pytest.raises(HeadatlasError, match="no relation 'x'; it has word_to_first_letter, country_to_cap"):
         planted.sel(relation=["capital", "x"])
+    with pytest.raises(HeadatlasError, match="no relation 'x'"):
+        planted.top("x")
 
 
 def test_the_first_columns_are_those_that_people_look_for(planted: Atlas) -> None:

@@ -478,7 +478,7 @@ def test_scores_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     with monkeypatch.context() as patch:
         patch.setattr(zarr.Array, "__setitem__", full_disk)
         with pytest.raises(
-            HeadatlasError, match=r"scores cannot be written .No space left.*the ranks are saved"
+            HeadatlasError, match=r"cannot be written .No space left.*scores are not saved, ranks are"
         ):
             store_scores(atlas)
     assert Atlas.open(tmp_path).table().equals(atlas.table())

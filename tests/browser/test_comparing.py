@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import expect
 
 from headatlas.arrangement import compare
-from headatlas.arrangement.changes import HeadChanges
+from headatlas.arrangement.comparison import HeadChanges
 from headatlas.atlas import Atlas
 from tests.browser.conftest import Opener
 from tests.browser.showing import NARROW, WIDE

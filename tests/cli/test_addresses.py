@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -12,17 +13,28 @@ import fsspec
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 from fsspec.implementations.memory import MemoryFileSystem
 
 from headatlas.addresses import output_path, shown
 from headatlas.atlas import Atlas
-from headatlas.atlas.evidence import evidence_group, store_attention
+from headatlas.atlas.evidence import (
+    TASK,
+    Ablation,
+    HeadsAblation,
+    Preferences,
+    evidence_group,
+    store_attention,
+)
 from headatlas.atlas.export import export_table
 from headatlas.atlas.labels import BY_MAPPINGS, LABEL_COLUMNS, store_labels
+from headatlas.atlas.store import strings
+from headatlas.atlas.stored import SHIPPED, Stored, store_dataset
 from headatlas.errors import HeadatlasError
 from headatlas.files import check_writable
 from headatlas.mapping.run import map_heads
 from tests.cli.conftest import Run, parsed
+from tests.evidence.test_statistics import made_up
 from tests.synthetic import make_atlas, make_behaviours
 
 ADDRESS = "memory://me:secret@somewhere/out"
@@ -54,7 +66,8 @@ def test_it_is_the_same_atlas(here: Path, there: str) -> None:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An atlas with measured attention, labels and dynamic scores: those of the map once more."""
+    """An atlas with measured attention, labels, dynamic scores (those of the map once more), an ablated task,
+    an ablation of chosen heads, and preferences."""
     out = tmp_path_factory.mktemp("measured") / "out"
     path = out / "atlas.zarr"
     make_atlas(path, 4, 3)
@@ -66,7 +79,36 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_atlas(group / f"{kind}-0123.zarr", 4, 3)
     attention = np.full((4, 3, len(Atlas.open(out).relations)), 0.25)
     store_attention(group / "context-0123.zarr", attention)
+    _store_tested(group, str(Atlas.open(out).sel(called=True)["relation"].iloc[0]))
     return out
+
+
+def _store_tested(group: Path, relation: str) -> None:
+    """One of each kind of stored test, on a relation."""
+    task = made_up().data
+    task = task.assign_coords({name: (name, strings(map(str, task[name].values))) for name in task.coords})
+    told = dict.fromkeys(Ablation.NEEDED, "") | {"relation": relation, "shots": 0, "method": "zero"}
+    store_dataset(Ablation.place(group, "0123"), task, told)
+    conditions = ("whole", "chosen", "random 0")
+    chosen = {
+        "loss": (("condition", "item"), np.array([[1.0, 2.0], [3.0, 4.0], [1.0, 2.5]])),
+        "correct": (("condition", "item"), np.array([[True, True], [False, True], [True, True]])),
+        "on": ("item", strings(["text", relation])),
+        "layer": (("order", "rank"), np.array([[1], [0]])),
+        "head": (("order", "rank"), np.array([[2], [1]])),
+    }
+    names = {"condition": strings(conditions), "order": strings(conditions[1:])}
+    store_dataset(HeadsAblation.place(group, "0123"), xr.Dataset(chosen, coords=names), {"heads": ["1.2"]})
+    rng = np.random.default_rng(0)
+    preferred = {
+        "auroc": (("query", "relation", "layer", "head", "distance"), rng.random((1, 1, 4, 3, 2))),
+        "p": (("query", "relation", "layer", "head"), rng.random((1, 1, 4, 3)) / 1000),
+        "n_sources": ("relation", np.array([20])),
+        "n_words": ("relation", np.array([40])),
+    }
+    names = {"query": strings([TASK]), "relation": strings([relation]), "distance": np.array([1, 8])}
+    data = xr.Dataset(preferred, coords=names)
+    store_dataset(Preferences.place(group, SHIPPED), data, {"left_out": {"other": "too few words"}})
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +141,28 @@ def test_evidence_is_read_at_an_address(run: Run, measured: Path, served: str, o
         assert there.replace(shown(f"{address}/atlas.zarr"), "") == here.replace(f"{measured}/atlas.zarr", "")
 
 
+@pytest.mark.parametrize("over", ["memory", "http"])
+def test_ablations_and_preferences_are_read_at_an_address(measured: Path, served: str, over: str) -> None:
+    address = served
+    if over == "memory":
+        address = "memory://me:secret@tested/out"
+        fsspec.filesystem("memory").put(f"{measured}/", f"{address}/", recursive=True)
+    local, remote = Atlas.open(measured), Atlas.open(address)
+    kinds: tuple[type[Stored], ...] = (Ablation, HeadsAblation, Preferences)
+    for kind in kinds:
+        (here,), (there,) = (kind.all_in(atlas.place) for atlas in (local, remote))
+        assert there.data.identical(here.data) and there.provenance == here.provenance
+    assert len(remote.evidence.single_heads) == 2
+    assert remote.evidence.single_heads.equals(local.evidence.single_heads)
+    assert remote.evidence.provenance() == local.evidence.provenance()
+    assert remote.table()["loss_alone"].notna().sum() == 2
+    (chosen,), (preferred,) = HeadsAblation.all_in(remote.place), Preferences.all_in(remote.place)
+    assert chosen.heads == [(1, 2)] and chosen.of("loss", "text").tolist() == [[1.0], [3.0], [1.0]]
+    assert preferred.distances == [1, 8] and preferred.left_out == {"other": "too few words"}
+    rows = preferred.frame(remote)
+    assert len(rows) > 0 and rows.equals(Preferences.all_in(local.place)[0].frame(local))
+
+
 def test_damaged_evidence_at_an_address_is_left_out(measured: Path) -> None:
     address = "memory://me:secret@damaged/out"
     files = fsspec.filesystem("memory")
@@ -106,11 +170,16 @@ def test_damaged_evidence_at_an_address_is_left_out(measured: Path) -> None:
     group = f"{address}/atlas.zarr/evidence"
     files.rm(f"{group}/context-0123.zarr/promotion_rank", recursive=True)
     files.rm(f"{group}/behaviour-shipped/value", recursive=True)
+    files.rm(f"{group}/ablation-0123/alone", recursive=True)
+    files.rm(f"{group}/attention-shipped/auroc", recursive=True)
     atlas = Atlas.open(address)
-    with pytest.warns(
-        UserWarning, match=r"memory://damaged.*context-0123.zarr: the atlas lacks promotion_rank"
-    ):
+    with pytest.warns(UserWarning) as warned:
         assert not atlas.evidence
+    context, ablation = (str(each.message) for each in warned)
+    assert re.match(r"memory://damaged.*context-0123.zarr: the atlas lacks promotion_rank", context)
+    assert re.match(r"memory://damaged.*ablation-0123: is damaged \(it lacks alone\)", ablation)
+    with pytest.raises(HeadatlasError, match=r"^memory://damaged.*is damaged \(it lacks auroc\)"):
+        Preferences.all_in(atlas.place)
     with pytest.raises(HeadatlasError, match=r"^memory://damaged.*is damaged \(it lacks value\)"):
         atlas.behaviours  # noqa: B018
 

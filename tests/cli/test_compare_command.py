@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from headatlas.mapping.given import folder_names
+from headatlas.mapping.run import folder_names
 from tests.cli.conftest import Run, parsed
 from tests.figures.planted import Plant, Spec, plant_atlas
 from tests.mapping.checkpoints import save, tiny_model, word
@@ -84,6 +84,8 @@ def test_models_are_mapped_first(run: Run, models: list[Path], tmp_path: Path) -
     assert [each["lens"] for each in found["atlases"]] == ["maps", "maps"]
     assert found["labels"] == ["first", "second"] and len(found["changes"]) == 1
     assert not list(tmp_path.glob("**/atlas.zarr"))
+    twice = run("compare", models[0], models[0], *more, code=2).stderr
+    assert "the same atlas is given twice" in twice and twice.count("opening ") == 1
     kept = run("compare", *models, *more, "--maps", tmp_path / "maps")
     assert parsed(kept)["rows"] == found["rows"]
     assert sorted(path.parent.name for path in tmp_path.glob("maps/*/atlas.zarr")) == ["first", "second"]
@@ -130,3 +132,4 @@ def test_folders_are_named_after_models() -> None:
         "pypi-x",
     ]
     assert folder_names(["https://u:secret@host/m.gguf?sig=1"]) == ["m.gguf"]
+    assert folder_names(["/"]) == [""]

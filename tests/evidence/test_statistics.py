@@ -148,7 +148,7 @@ def test_the_curves_of_a_task() -> None:
 
 
 def test_heads_alone_by_mcnemar() -> None:
-    frame = single_heads([made_up()], 0.01)
+    frame = single_heads([made_up()])
     assert frame[["layer", "head"]].to_numpy().tolist() == [[3, 1], [2, 0]]
     assert frame["loss"].tolist() == pytest.approx([0.5, 0.05])
     wanted = [stats.binomtest(20, 20, 0.5, "greater").pvalue, stats.binomtest(2, 2, 0.5, "greater").pvalue]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from headatlas.architectures.types import Dims, LayerHeads, RightMap
+from headatlas.architectures import Dims, LayerHeads, RightMap
 from headatlas.atlas.layout import Layout, build_layout
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.vocabulary import Vocabulary

@@ -16,7 +16,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -27,6 +26,7 @@ from headatlas.mapping.run import map_heads
 from headatlas.options import Compute
 from headatlas.progress import Progress, Stats
 from headatlas.relations import Relation
+from tests.atlas.made import assert_same_arrays
 from tests.mapping.cases import random_problem
 from tests.mapping.checkpoints import random_relations, save, tiny_model
 
@@ -87,11 +87,7 @@ def here(model: Path, relations: list[Relation], tmp_path_factory: pytest.TempPa
 
 def assert_same(left: Atlas, right: Atlas) -> None:
     """Identical array by array, and in what they say about themselves."""
-    assert set(left.dataset.variables) == set(right.dataset.variables)
-    for name in right.dataset.variables:
-        np.testing.assert_array_equal(
-            left.dataset[name].values, right.dataset[name].values, err_msg=str(name), strict=True
-        )
+    assert_same_arrays(left, right)
     assert left.provenance == right.provenance
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from headatlas.architectures.types import Dims, LayerHeads
+from headatlas.architectures import Dims, LayerHeads
 from headatlas.atlas.store import LayerRanks
 from headatlas.mapping import bounds, engine, full_vocabulary, screening
 from headatlas.mapping.vocabulary import Vocabulary, summing_error

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from headatlas.atlas import Atlas
+from headatlas.atlas import Atlas, store
 from headatlas.atlas.store import LayerRanks
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import MapsStates, NeutralStates, States, lens_named
@@ -101,13 +101,7 @@ def assert_equal_to_oracle(
 
 
 def assert_layer(atlas: Atlas, layer: int, expected: LayerRanks) -> None:
-    for stored, attribute in (
-        ("promotion_rank", "promotion"),
-        ("suppression_rank", "suppression"),
-        ("control_rank", "control"),
-        ("cell_promotion_rank", "cell_promotion"),
-        ("cell_suppression_rank", "cell_suppression"),
-    ):
+    for stored, (attribute, *_) in store._LAYER_ARRAYS.items():
         np.testing.assert_array_equal(
             atlas.dataset[stored].values[layer], getattr(expected, attribute), err_msg=f"{stored} of {layer}"
         )

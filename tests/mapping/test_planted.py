@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from headatlas.arrangement.depth import single_token_atlas
+from headatlas.arrangement.model_structure import single_token_atlas
 from headatlas.mapping.run import map_heads
 from headatlas.options import FLOOR, Thresholds
 from headatlas.outputs import write_outputs

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from headatlas.architectures.types import Dims
+from headatlas.architectures import Dims
 from headatlas.errors import HeadatlasError
 from headatlas.mapping import machine as machines
 from headatlas.mapping import plan

@@ -79,11 +79,23 @@ def write_gguf(
             writer.add_array(key, value)
     for name, (values, kind) in tensors.items():
         writer.add_tensor(name, gguf.quants.quantize(values.astype(np.float32), kind), raw_dtype=kind)
+    return finish(writer, path)
+
+
+def finish(writer: gguf.GGUFWriter, path: Path) -> Path:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def stored_gguf(path: Path, **tensors: tuple[np.ndarray, Kind | None]) -> Path:
+    """A GGUF file of arrays as they are, of the types given."""
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, (values, kind) in tensors.items():
+        writer.add_tensor(name, values, raw_dtype=kind)
+    return finish(writer, path)
 
 
 def tiny_qwen2() -> PreTrainedModel:

@@ -56,17 +56,11 @@ def blocks_of(kind: Kind, rows: int = 3) -> np.ndarray:
 def test_every_type_that_gguf_dequantises(tmp_path: Path, kind: Kind) -> None:
     """Random blocks of every type, whole and by rows, against gguf's own dequantisation of all of them."""
     stored = blocks_of(kind)
-    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
-    writer.add_tensor("w", stored, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    source = GgufSource(builders.stored_gguf(tmp_path / "x.gguf", w=(stored, kind)))
     with np.errstate(all="ignore"):
         expected = torch.from_numpy(gguf.quants.dequantize(stored, kind).astype(np.float32))
     assert expected.shape == (3, 512)
     assert expected.isfinite().float().mean() > 0.9 and expected.unique().numel() > 9
-    source = GgufSource(tmp_path / "x.gguf")
     assert (source.infos()["w"].shape, source.infos()["w"].dtype) == ((3, 512), kind.name)
     for rows in (None, slice(1, 3), [2, 0, 2]):
         wanted = expected if rows is None else expected[rows]
@@ -75,15 +69,13 @@ def test_every_type_that_gguf_dequantises(tmp_path: Path, kind: Kind) -> None:
 
 def test_three_axes_and_float64(tmp_path: Path) -> None:
     cube = np.arange(2 * 3 * 32, dtype=np.float32).reshape(2, 3, 32)
-    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
-    writer.add_tensor("exps", gguf.quants.quantize(cube, Kind.Q8_0), raw_dtype=Kind.Q8_0)
-    writer.add_tensor("double", cube[0].astype(np.float64))
-    writer.add_tensor("ints", np.arange(4, dtype=np.int32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    source = GgufSource(tmp_path / "x.gguf")
+    file = builders.stored_gguf(
+        tmp_path / "x.gguf",
+        exps=(gguf.quants.quantize(cube, Kind.Q8_0), Kind.Q8_0),
+        double=(cube[0].astype(np.float64), None),
+        ints=(np.arange(4, dtype=np.int32), None),
+    )
+    source = GgufSource(file)
     assert source.read("exps").shape == (2, 3, 32)
     assert source.read("exps", [1]).shape == (1, 3, 32)
     assert torch.equal(source.read("double"), torch.from_numpy(cube[0].astype(np.float64)))
@@ -94,13 +86,8 @@ def test_three_axes_and_float64(tmp_path: Path) -> None:
 
 
 def test_a_type_that_cannot_be_dequantised_is_named(tmp_path: Path) -> None:
-    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
-    writer.add_tensor("w", np.zeros((2, 40), dtype=np.uint8), raw_dtype=Kind.Q8_1)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    source = GgufSource(tmp_path / "x.gguf")
+    stored = np.zeros((2, 40), dtype=np.uint8)
+    source = GgufSource(builders.stored_gguf(tmp_path / "x.gguf", w=(stored, Kind.Q8_1)))
     with pytest.raises(HeadatlasError, match="stored as Q8_1"):
         source.read("w")
 

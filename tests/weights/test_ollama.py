@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headatlas.architectures import open_model
-from headatlas.architectures.self_check import self_check
+from headatlas.architectures.oracle import self_check
 from headatlas.errors import HeadatlasError
 from headatlas.weights import load_modules, load_tokenizer, open_checkpoint
 from tests.weights import builders

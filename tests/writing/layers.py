@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headatlas.architectures.types import Dims, LayerHeads, RightMap
+from headatlas.architectures import Dims, LayerHeads, RightMap
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.writing.operations import LayerOperations, Operations

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from headatlas.architectures.types import RightMap
+from headatlas.architectures import RightMap
 from headatlas.mapping import bounds
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.writing import operations as module

@@ -27,31 +27,15 @@ _LATENT = ("latent", "key_width", "rotary_width")
 
 @dataclass(frozen=True)
 class LayerParts:
-    """The family's alternatives that a layer has.
+    """The family's alternatives that a layer has."""
 
-    Attributes:
-        value: The value projection; None in a layer without attention heads.
-        experts: The mixture of experts; None where the MLP is dense.
-        feeds: Whether the layer has an MLP at all.
-    """
-
-    value: Value | None
-    experts: Experts | None
-    feeds: bool
+    value: Value | None  # the value projection; None in a layer without attention heads
+    experts: Experts | None  # the mixture of experts; None where the MLP is dense
+    feeds: bool  # whether the layer has an MLP at all
 
 
 class Inventory:
-    """Names, shapes and sizes of one checkpoint, read through its family's section.
-
-    Attributes:
-        section: The part of the family file for the checkpoint's format.
-        sizes: Numbers of the config.
-        layers: What each layer has.
-        unembed_stem: Stem of the stored unembedding; None if it is tied and absent.
-        stored: Header entries by name.
-        expected: Names of all tensors a forward pass needs, with their shapes (None: not checked).
-        elsewhere: Layer → its tensors that do in place of attention, or beside it, what attention does.
-    """
+    """Names, shapes and sizes of one checkpoint, read through its family's section."""
 
     def __init__(self, checkpoint: Checkpoint, section: Section) -> None:
         self.checkpoint = checkpoint
@@ -60,9 +44,11 @@ class Inventory:
         self.prefix = self._find_prefix()
         self.sizes: ModelSizes = read_sizes(checkpoint, section.config, dict(self._stored_sizes()))
         self._check_counts()
+        # Layer → its tensors that do in place of attention, or beside it, what attention does.
         self.elsewhere = self._tensors_of_layers_without_heads()
         self.layers = [self._find_parts(layer) for layer in range(self.sizes.dims.n_layers)]
-        self.unembed_stem = self._find_unembed()
+        self.unembed_stem = self._find_unembed()  # None if it is tied and absent
+        # All tensors that a forward pass needs, with their shapes (None: not checked).
         self.expected: dict[str, Shape | None] = dict(self._expected())
 
     def name(self, stem: str, layer: int | None = None, kind: str = "weight") -> str:

@@ -25,11 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headatlas.architectures.accounting import Inventory
-from headatlas.architectures.family import Family, Strict
+from headatlas.architectures.family import Family, Strict, claiming, families, parse_family
 from headatlas.architectures.model import Model
 from headatlas.architectures.oracle import COMPARISONS
-from headatlas.architectures.registry import claiming, families, parse_family
-from headatlas.errors import HeadatlasError
+from headatlas.errors import HeadatlasError, first_line
 from headatlas.weights.checkpoints import open_path
 from headatlas.weights.loading import (
     auto_class,
@@ -53,43 +52,26 @@ _TRIED = 12
 
 @dataclass(frozen=True)
 class TensorGroup:
-    """The tensors of one name but for the numbers of layer and expert.
+    """The tensors of one name but for the numbers of layer and expert."""
 
-    Attributes:
-        name: The name, with ``{layer}`` and ``{expert}``.
-        shapes: Their shapes, the first few different ones.
-        dtype: Type of the first.
-        role: Its key in the family file; None where the family does not know it.
-    """
-
-    name: str
+    name: str  # the name, with ``{layer}`` and ``{expert}``
     count: int
-    shapes: tuple[tuple[int, ...], ...]
-    dtype: str
-    role: str | None
+    shapes: tuple[tuple[int, ...], ...]  # their shapes, the first few different ones
+    dtype: str  # type of the first
+    role: str | None  # its key in the family file; None where the family does not know it
 
 
 @dataclass(frozen=True)
 class Report:
-    """A family held against a checkpoint.
+    """A family held against a checkpoint."""
 
-    Attributes:
-        family: The family that fits best, or the one that was asked about.
-        closest: The family that a proposed one is like; None if nothing is proposed.
-        proposal: The proposed file; empty if nothing is.
-        tensors: The checkpoint's tensors as this family calls them.
-        accounting: The objection of the accounting of tensors; None if there is none.
-        outcomes: The comparison with transformers, part by part.
-        not_run: Why there was none.
-    """
-
-    family: Family
-    closest: str | None
-    proposal: str
-    tensors: tuple[TensorGroup, ...]
-    accounting: str | None
-    outcomes: tuple[Outcome, ...]
-    not_run: str | None
+    family: Family  # the family that fits best, or the one that was asked about
+    closest: str | None  # the family that a proposed one is like; None if nothing is proposed
+    proposal: str  # the proposed file; empty if nothing is
+    tensors: tuple[TensorGroup, ...]  # the checkpoint's tensors as this family calls them
+    accounting: str | None  # the objection of the accounting of tensors; None if there is none
+    outcomes: tuple[Outcome, ...]  # the comparison with transformers, part by part
+    not_run: str | None  # why there was none
 
 
 def examine(checkpoint: Checkpoint, family: Family | None = None) -> Report:
@@ -234,17 +216,12 @@ _TOLERANCE = 1e-3  # float32; what is wrong differs by far more
 
 @dataclass(frozen=True)
 class Outcome:
-    """One part of the comparison.
+    """One part of the comparison."""
 
-    Attributes:
-        part: What was compared.
-        distance: The largest difference found, relative to the size of the numbers; None if none was made.
-        problem: What is wrong, in words; empty if nothing.
-    """
-
-    part: str
+    part: str  # what was compared
     distance: float | None
-    problem: str = ""
+    """The largest difference found, relative to the size of the numbers; None if none was made."""
+    problem: str = ""  # what is wrong, in words; empty if nothing
 
 
 def try_family(family: Family, checkpoint: Checkpoint) -> list[Outcome]:
@@ -284,7 +261,7 @@ def _outcomes(family: Family, checkpoint: Checkpoint, modules: PreTrainedModel) 
             problem = str(error)
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             # A wrong module path, or modules that do not fit the family's idea of them.
-            problem = f"{type(error).__name__}: {''.join(str(error).splitlines()[:1])}"
+            problem = f"{type(error).__name__}: {first_line(error)}"
         found.append(Outcome(part, distance, problem))
     return found
 

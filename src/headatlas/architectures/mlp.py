@@ -260,9 +260,7 @@ def sparse_mixer(logits: torch.Tensor, top_k: int, jitter: float) -> tuple[torch
     """Phi-3.5-MoE's choice (arXiv:2409.12136): one expert after another, the best of those that are left.
 
     The weight of a chosen expert is its softmax among those left that are within twice the jitter of it.
-
-    Returns:
-        Weights and numbers, both [n, top_k], for logits [n, n_experts].
+    Weights and numbers are [n, top_k], for logits [n, n_experts].
     """
     import torch
 

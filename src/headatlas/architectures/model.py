@@ -8,8 +8,11 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from headatlas.architectures.accounting import Inventory, Pieces, pieces_of
-from headatlas.architectures.family import Family, Norm, Value
+from headatlas.architectures.family import Family, Norm, Value, find_family
 from headatlas.architectures.layouts import (
+    Dims,
+    LayerHeads,
+    RightMap,
     split_latent,
     split_outputs,
     split_value_bias,
@@ -18,8 +21,6 @@ from headatlas.architectures.layouts import (
 )
 from headatlas.architectures.mlp import MlpReader, NormWeights, in_parts
 from headatlas.architectures.queries import AttentionRule, LayerQueries, attention_rule, queries_of_layer
-from headatlas.architectures.registry import find_family
-from headatlas.architectures.types import Dims, LayerHeads, RightMap
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint, NoModulesError
 
@@ -58,11 +59,6 @@ class Model:
     """Weights of one model by their meaning. Tensors are read when asked for and not kept.
 
     All tensors are float32 on the CPU (float64 where the checkpoint stores float64).
-
-    Attributes:
-        checkpoint: Where the bytes are.
-        family: The family file that explains them.
-        dims: Sizes.
     """
 
     def __init__(self, checkpoint: Checkpoint, family: Family, inventory: Inventory) -> None:

@@ -28,21 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerQueries:
-    """Query and key weights of every head of one layer.
+    """Query and key weights of every head of one layer; the last two say what ``Queries`` of a family file
+    does."""
 
-    Attributes:
-        W_Q: [n_heads, d_model, d_head] float32.
-        b_Q: [n_heads, d_head], or None.
-        W_K: [n_kv_heads, d_model, d_head] float32, shared by the query heads of a key/value group.
-        b_K: [n_kv_heads, d_head], or None.
-        query_norm, key_norm: Norms, where the family has them.
-        rotary, norm_over: As in :class:`headatlas.architectures.family.Queries`.
-    """
-
-    W_Q: torch.Tensor
-    b_Q: torch.Tensor | None  # noqa: N815 (the field's name)
-    W_K: torch.Tensor
-    b_K: torch.Tensor | None  # noqa: N815 (the field's name)
+    W_Q: torch.Tensor  # [n_heads, d_model, d_head] float32
+    b_Q: torch.Tensor | None  # [n_heads, d_head]  # noqa: N815 (the field's name)
+    W_K: torch.Tensor  # [n_kv_heads, d_model, d_head] float32, shared by the query heads of a key/value group
+    b_K: torch.Tensor | None  # [n_kv_heads, d_head]  # noqa: N815 (the field's name)
     query_norm: NormWeights | None
     key_norm: NormWeights | None
     rotary: Literal["halves", "pairs", "none"]
@@ -120,32 +112,21 @@ def _unread(inventory: Inventory) -> HeadatlasError:
 
 @dataclass(frozen=True)
 class AttentionRule:
-    """The way a model's layers make attention logits of queries and keys.
+    """The way a model's layers make attention logits of queries and keys."""
 
-    Attributes:
-        scale: Multiplies a product.
-        cap: Soft-cap of logits, or None.
-        clip: The largest size of a channel of queries and keys, or None.
-        turning: Layers in which queries and keys turn with their position.
-    """
-
-    scale: float
-    cap: float | None
-    clip: float | None
-    turning: frozenset[int]
+    scale: float  # multiplies a product
+    cap: float | None  # soft-cap of logits, or None
+    clip: float | None  # the largest size of a channel of queries and keys, or None
+    turning: frozenset[int]  # layers in which queries and keys turn with their position
     _angles: Callable[[int, int], tuple[torch.Tensor, torch.Tensor]]
 
     def logits(
         self, layer: int, heads: LayerQueries, queries: torch.Tensor, keys: torch.Tensor, distance: int
     ) -> torch.Tensor:
-        """Attention logits [n_heads, n, m] before the softmax.
+        """Attention logits [n_heads, n, m], before the softmax, of what :class:`LayerQueries` gives.
 
-        Args:
-            layer: The layer; its kind may decide about the angles.
-            heads: Its weights.
-            queries: [n_heads, n, d_head] of :meth:`LayerQueries.queries`.
-            keys: [n_kv_heads, m, d_head] of :meth:`LayerQueries.keys`.
-            distance: Position of the query less that of the key; without effect where nothing turns.
+        The distance is the position of the query less that of the key; the kind of the layer may decide about
+        the angles.
         """
         if self.clip is not None:
             queries, keys = queries.clamp(-self.clip, self.clip), keys.clamp(-self.clip, self.clip)

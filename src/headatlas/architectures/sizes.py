@@ -9,7 +9,7 @@ from math import inf
 from typing import Any
 
 from headatlas.architectures.family import ConfigKeys, ConfigValue, ExpertKeys, Flag
-from headatlas.architectures.types import Dims
+from headatlas.architectures.layouts import Dims
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint
 
@@ -33,33 +33,20 @@ class ExpertSizes:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """The numbers and switches of a config, in headatlas's names.
-
-    Attributes:
-        d_mlp: Width of the MLP's hidden layer.
-        eps: Epsilon of every norm.
-        activation: Name in transformers' ``ACT2FN``.
-        tied: Whether the unembedding may be absent because it is the embedding.
-        flags: The family's switches, e.g. ``attention_bias``.
-        latent: Width of the latent that values are made from; None where they are not.
-        key_width, rotary_width: Sizes of the two parts of a key beside it; None where the config is silent.
-        experts: None where the config says there are none.
-        further_layers: Layers after the last, for predicting further tokens.
-        gate_scale: Factor inside the activation of the MLP's gate.
-    """
+    """The numbers and switches of a config, in headatlas's names."""
 
     dims: Dims
-    d_mlp: int
-    eps: float
-    activation: str
-    tied: bool
-    flags: Mapping[str, bool]
-    latent: int | None = None
-    key_width: int | None = None
-    rotary_width: int | None = None
-    experts: ExpertSizes | None = None
-    further_layers: int = 0
-    gate_scale: float = 1.0
+    d_mlp: int  # width of the MLP's hidden layer
+    eps: float  # epsilon of every norm
+    activation: str  # name in transformers' ``ACT2FN``
+    tied: bool  # whether the unembedding may be absent because it is the embedding
+    flags: Mapping[str, bool]  # the family's switches, e.g. ``attention_bias``
+    latent: int | None = None  # width of the latent that values are made from; None where they are not
+    key_width: int | None = None  # part of a key that is made from the latent; None: the config is silent
+    rotary_width: int | None = None  # part beside it, likewise
+    experts: ExpertSizes | None = None  # None where the config says there are none
+    further_layers: int = 0  # layers after the last, for predicting further tokens
+    gate_scale: float = 1.0  # factor inside the activation of the MLP's gate
 
 
 def read_sizes(checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str, int]) -> ModelSizes:
@@ -123,12 +110,7 @@ def _experts(reader: _ConfigReader, keys: ExpertKeys) -> ExpertSizes | None:
 
 
 class _ConfigReader:
-    """Reads the values of a checkpoint's config that a family file asks for.
-
-    Attributes:
-        flags: The switches that values may depend on.
-        known: Sizes by name, which expressions may use; those that are read are added.
-    """
+    """Reads the values of a checkpoint's config that a family file asks for."""
 
     def __init__(self, checkpoint: Checkpoint, nested: str | None) -> None:
         self._spec = checkpoint.spec
@@ -136,8 +118,8 @@ class _ConfigReader:
         self._prefix = f"{checkpoint.architecture}." if checkpoint.format == "gguf" else ""
         if nested is not None and isinstance(self._outer.get(nested), Mapping):
             self._config = self._outer[nested]
-        self.flags: dict[str, bool] = {}
-        self.known: dict[str, int] = {}
+        self.flags: dict[str, bool] = {}  # switches that values may depend on
+        self.known: dict[str, int] = {}  # sizes that expressions may use; those that are read are added
 
     def stored(self, value: ConfigValue) -> tuple[str, Any]:
         """The key that is there and what it holds, else the first key and the default."""

@@ -1,28 +1,38 @@
-"""Compare atlases relation by relation: the best head, how deep it sits, how many heads, and agreement.
+"""Atlases compared: relation by relation, and those of one shape head by head.
 
-Atlases of one shape are compared head by head as well (:mod:`headatlas.arrangement.changes`).
+*By relation*: the best head, how deep it sits, how many heads, and agreement.
+
+*By head*: which heads lost a relation, which gained one, whose score moved. A *cell* is a head, a relation
+and a sign. The same sources are asked in both atlases, so every cell has a paired test; sources count as
+independent draws from the relation, as for the interval of one score. A head is held against the head of the
+same layer and number; that heads may have changed places is not looked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from headatlas.addresses import is_url
-from headatlas.arrangement.changes import HeadChanges, head_changes, why_not_by_head
+from headatlas.atlas.relation_scores import SIGNS
+from headatlas.atlas.store import read_array
 from headatlas.errors import HeadatlasError
+from headatlas.scoring.scores import false_discovery_rates, source_hits, wilson
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
 
+Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
+Counts = NDArray[np.integer[Any]]
+Change = Literal["lost", "gained", "weaker", "stronger", ""]
 
 FEWEST = 5
 """A correlation over fewer relations is not computed."""
@@ -249,3 +259,388 @@ def permutation_spearman(x: Floats, y: Floats) -> tuple[float | None, float | No
         random_state=0,
     )
     return float(found.statistic), float(found.pvalue)
+
+
+# Head by head ----------------------------------------------------------------------------------------
+
+FEWEST_DISCORDANT = 6
+"""With fewer sources that are hit in one alone no outcome has p ≤ 0.05: the smallest of five is 0.0625."""
+CHANGES: tuple[Change, ...] = ("lost", "gained", "weaker", "stronger")
+CELL_COLUMNS = (
+    *("layer", "head", "relation", "sign", "score_a", "score_b", "difference", "low", "high", "p", "q"),
+    *("change", "called", "category", "n_sources", "only_a", "only_b"),
+)
+_CALLED = np.array(["", "a", "b", "both"], dtype=object)
+
+
+@dataclass(frozen=True)
+class ChangeCounts:
+    """The counts of a head-by-head comparison, over cells: head × relation × sign.
+
+    Attributes:
+        cells: Compared.
+        asked: Of these, tested: at least six sources are hit in one alone.
+        called_a, called_b, called_both: Called (the head implements or suppresses the relation) in each.
+        expected_both: ``called_both`` if the heads of each layer of b were shuffled.
+        lost, gained: q ≤ q_max, and called in a alone or in b alone.
+        weaker, stronger: q ≤ q_max without that.
+        unsure: Called in one alone, but q > q_max: not shown to differ.
+        moved: Relations × signs that one head lost and another gained.
+        heads_a, heads_b, heads_both: Heads called in any cell.
+        by_chance: The most of ``lost`` to ``stronger`` that are expected to be chance: q_max of them.
+        mean_difference, low, high: Mean difference of scores over cells called in either, with a 95 %
+            interval (bootstrap over heads); None without such cells, or with one head.
+    """
+
+    cells: int
+    asked: int
+    called_a: int
+    called_b: int
+    called_both: int
+    expected_both: float
+    lost: int
+    gained: int
+    weaker: int
+    stronger: int
+    unsure: int
+    moved: int
+    heads_a: int
+    heads_b: int
+    heads_both: int
+    by_chance: float
+    mean_difference: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def different(self) -> int:
+        """Cells shown to differ."""
+        return self.lost + self.gained + self.weaker + self.stronger
+
+
+@dataclass(frozen=True)
+class HeadChanges:
+    """Two atlases of one shape head by head; a is the first, b the second.
+
+    Attributes:
+        a, b: Labels of the atlases.
+        table: A row per cell that is called in either or in which a source differs: layer, head, relation,
+            sign (``"promotion"`` or ``"suppression"``), score_a, score_b (on the sources that both can use),
+            difference (b − a) with low and high, p (exact McNemar), q (Benjamini–Hochberg over all asked
+            cells of both signs; NaN in others), change (one of :data:`CHANGES`, or ``""``), called (``"a"``,
+            ``"b"``, ``"both"`` or ``""``), category, n_sources, only_a, only_b (sources hit in one alone).
+        relations: A row per relation and sign of which a cell is called or has changed: relation, title,
+            category, sign, n_sources, called_a, called_b, called_both, lost, gained, weaker, stronger, moved,
+            best_a, best_b, total (sum of the differences over cells called in either); the largest loss
+            first.
+        counts: Over everything.
+        categories: Of the relations compared, in panel order.
+        mapped: [n_layers] layers mapped in both.
+        n_heads: Heads of a layer.
+        q_max: Largest q of a change.
+    """
+
+    a: str
+    b: str
+    table: pd.DataFrame
+    relations: pd.DataFrame
+    counts: ChangeCounts
+    categories: tuple[str, ...]
+    mapped: Bools
+    n_heads: int
+    q_max: float
+
+    @property
+    def changes(self) -> pd.DataFrame:
+        """The rows of :attr:`table` that are shown to differ or are called in one alone, largest first."""
+        rows = self.table[(self.table["change"] != "") | self.table["called"].isin(["a", "b"])]
+        order = np.lexsort((rows["head"], rows["layer"], -rows["difference"].abs(), rows["change"] == ""))
+        return rows.iloc[order].reset_index(drop=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: a, b, counts, relations and changes as records."""
+        from headatlas.atlas.export import plain_records
+
+        return {
+            "a": self.a,
+            "b": self.b,
+            "counts": asdict(self.counts),
+            "relations": plain_records(self.relations),
+            "changes": plain_records(self.changes),
+        }
+
+
+def why_not_by_head(first: Atlas, second: Atlas) -> str:
+    """Why two atlases cannot be compared head by head; empty if they can."""
+    shapes = [f"{atlas.n_layers} × {atlas.n_heads}" for atlas in (first, second)]
+    if shapes[0] != shapes[1]:
+        return f"they have other numbers of layers and heads ({shapes[0]}, {shapes[1]})"
+    families = [atlas.provenance["model"].get("family") for atlas in (first, second)]
+    if None not in families and families[0] != families[1]:
+        return f"they are of different families ({families[0]}, {families[1]})"
+    for what, of in _SAME_MAP.items():
+        if of(first) != of(second):
+            return f"they differ in {what} ({of(first)}, {of(second)})"
+    if not (first.layers_done & second.layers_done).any():
+        return "no layer is mapped in both"
+    return ""
+
+
+_SAME_MAP: dict[str, Callable[[Atlas], Any]] = {
+    "the lens": lambda atlas: atlas.lens,
+    "the prefixes of the lens": lambda atlas: atlas.provenance["lens"].get("prefixes", []),
+    "the target policy": lambda atlas: atlas.provenance.get("target_policy", "single"),
+    "which tokens compete": lambda atlas: "all" if not atlas.provenance["mask"] else "those of texts",
+    "the thresholds": lambda atlas: atlas.thresholds.describe(),
+}
+
+
+def head_changes(
+    first: Atlas, second: Atlas, relations: list[str], labels: tuple[str, str] = ("a", "b")
+) -> HeadChanges:
+    """Compare two atlases that :func:`why_not_by_head` has nothing against, head by head, on relations that
+    both score on the same pairs."""
+    mapped = first.layers_done & second.layers_done
+    layers = np.flatnonzero(mapped)
+    calls = [atlas.calls.sel(relation=relations).values[:, mapped] for atlas in (first, second)]
+    categories = dict(zip(first.relations["relation"], first.relations["category"], strict=True))
+    parts, shuffled = [], 0.0
+    for name, sign, in_a, in_b in _paired_hits(first, second, relations, mapped):
+        a, b = (each[SIGNS.index(sign), ..., relations.index(name)] for each in calls)
+        shuffled += float((a.sum(axis=1) * b.sum(axis=1)).sum()) / first.n_heads
+        found = _cells(in_a, in_b, a, b, layers)
+        parts.append(found.assign(relation=name, sign=sign, category=categories[name]))
+    if not parts:
+        raise HeadatlasError(f"{labels[0]} and {labels[1]}: no pair of words can be used in both.")
+    table = pd.concat(parts, ignore_index=True)
+    asked = (table["only_a"] + table["only_b"]).to_numpy() >= FEWEST_DISCORDANT
+    table["q"] = false_discovery_rates(np.where(asked, table["p"].to_numpy(), np.nan))
+    table["change"] = _change(table, first.thresholds.q_max)
+    table = table[list(CELL_COLUMNS)]
+    by_relation = _by_relation(table, first, second)
+    n_cells = len(relations) * len(SIGNS) * int(mapped.sum()) * first.n_heads
+    counts = _counts(table, by_relation, n_cells, int(asked.sum()), shuffled, first.thresholds.q_max)
+    there = {categories[name] for name in relations}
+    return HeadChanges(
+        *labels,
+        table,
+        by_relation,
+        counts,
+        categories=tuple(name for name in first.category_names if name in there),
+        mapped=mapped,
+        n_heads=first.n_heads,
+        q_max=first.thresholds.q_max,
+    )
+
+
+def _paired_hits(
+    first: Atlas, second: Atlas, relations: list[str], mapped: Bools
+) -> Iterator[tuple[str, str, Bools, Bools]]:
+    """Relation, sign and, for each atlas, [mapped layers, n_heads, n_sources] which sources are hit.
+
+    Only pairs that both atlases can use count, found by their words; at least one source has such pairs.
+    """
+    names = first.relations["relation"].tolist()
+    k = dict(zip(names, first.relations["k"].tolist(), strict=True))
+    usable = [_usable_pairs(atlas) for atlas in (first, second)]
+    ranks = [
+        {sign: read_array(atlas.dataset, f"{sign}_rank")[mapped] for sign in SIGNS}
+        for atlas in (first, second)
+    ]
+    for name in relations:
+        words = sorted(usable[0][name].keys() & usable[1][name].keys())
+        source, distinct = pd.factorize(np.array([source for source, _ in words], dtype=object))
+        for sign in SIGNS if words else ():
+            a, b = (
+                source_hits(
+                    each[sign][..., [at[name][pair] for pair in words]], source, len(distinct), k[name]
+                )
+                for each, at in zip(ranks, usable, strict=True)
+            )
+            yield name, sign, a, b
+
+
+def _usable_pairs(atlas: Atlas) -> dict[str, dict[tuple[str, str], int]]:
+    """Relation → usable (source, target) as written → position on the pair axis."""
+    data = atlas.dataset
+    names = atlas.relations["relation"].tolist()
+    found: dict[str, dict[tuple[str, str], int]] = {name: {} for name in names}
+    usable = np.flatnonzero(read_array(data, "pair_source") >= 0)
+    columns = (read_array(data, name)[usable].tolist() for name in ("pair_relation", "source", "target"))
+    for at, relation, source, target in zip(usable.tolist(), *columns, strict=True):
+        found[names[relation]][source, target] = at
+    return found
+
+
+def _cells(in_a: Bools, in_b: Bools, a: Bools, b: Bools, layers: NDArray[np.intp]) -> pd.DataFrame:
+    """The cells of one relation and sign in which something is called or a source differs."""
+    both, only_a, only_b = (each.sum(axis=-1) for each in (in_a & in_b, in_a & ~in_b, in_b & ~in_a))
+    layer, head = np.nonzero(a | b | (only_a + only_b > 0))
+    n = in_a.shape[-1]
+    both, only_a, only_b = (each[layer, head] for each in (both, only_a, only_b))
+    difference, low, high = paired_difference(both, only_a, only_b, n)
+    return pd.DataFrame(
+        {
+            "layer": layers[layer],
+            "head": head,
+            "score_a": (both + only_a) / n,
+            "score_b": (both + only_b) / n,
+            "difference": difference,
+            "low": low,
+            "high": high,
+            "p": mcnemar(only_a, only_b),
+            "called": _CALLED[a[layer, head] + 2 * b[layer, head]],
+            "n_sources": n,
+            "only_a": only_a,
+            "only_b": only_b,
+        }
+    )
+
+
+def _change(table: pd.DataFrame, q_max: float) -> NDArray[np.object_]:
+    shown = table["q"].to_numpy() <= q_max
+    down, called = table["difference"].to_numpy() < 0, table["called"].to_numpy()
+    kinds = {
+        "lost": down & (called == "a"),
+        "gained": ~down & (called == "b"),
+        "weaker": down & (called != "a"),
+        "stronger": ~down & (called != "b"),
+    }
+    return np.select([shown & mask for mask in kinds.values()], list(kinds), default="").astype(object)
+
+
+def _by_relation(table: pd.DataFrame, first: Atlas, second: Atlas) -> pd.DataFrame:
+    """The rows of :attr:`HeadChanges.relations`."""
+    titles = dict(zip(first.relations["relation"], first.relations["title"], strict=True))
+    rows = []
+    for (name, sign), cells in table.groupby(["relation", "sign"], sort=False):
+        kinds = _kinds(cells)
+        called = cells[cells["called"] != ""]
+        if len(called) == 0 and not any(kinds.values()):
+            continue
+        best = [
+            float(np.nanmax(each.relation_scores[str(name)].of(str(sign))[0])) for each in (first, second)
+        ]
+        rows.append(
+            {
+                "relation": name,
+                "title": titles[str(name)],
+                "category": cells["category"].iloc[0],
+                "sign": sign,
+                "n_sources": int(cells["n_sources"].iloc[0]),
+                "called_a": int(called["called"].isin(["a", "both"]).sum()),
+                "called_b": int(called["called"].isin(["b", "both"]).sum()),
+                "called_both": int((called["called"] == "both").sum()),
+                **kinds,
+                "moved": bool(kinds["lost"] and kinds["gained"]),
+                "best_a": best[0],
+                "best_b": best[1],
+                "total": float(called["difference"].sum()),
+            }
+        )
+    names = ("relation", "title", "category", "sign", "n_sources", "called_a", "called_b", "called_both")
+    columns = [*names, *CHANGES, "moved", "best_a", "best_b", "total"]
+    frame = pd.DataFrame(rows, columns=columns).astype({"moved": bool})  # also where there is no row
+    return frame.sort_values("total", kind="stable", ignore_index=True)
+
+
+def _counts(
+    table: pd.DataFrame, relations: pd.DataFrame, cells: int, asked: int, shuffled: float, q_max: float
+) -> ChangeCounts:
+    kinds = _kinds(table)
+    in_a, in_b = (table["called"].isin([each, "both"]) for each in ("a", "b"))
+    heads = [set(zip(rows["layer"], rows["head"], strict=True)) for rows in (table[in_a], table[in_b])]
+    mean, low, high = _mean_difference(table[in_a | in_b])
+    return ChangeCounts(
+        cells=cells,
+        asked=asked,
+        called_a=int(in_a.sum()),
+        called_b=int(in_b.sum()),
+        called_both=int((in_a & in_b).sum()),
+        expected_both=shuffled,
+        **kinds,
+        unsure=int(((in_a != in_b) & (table["change"] == "")).sum()),
+        moved=int(relations["moved"].sum()),
+        heads_a=len(heads[0]),
+        heads_b=len(heads[1]),
+        heads_both=len(heads[0] & heads[1]),
+        by_chance=q_max * sum(kinds.values()),
+        mean_difference=mean,
+        low=low,
+        high=high,
+    )
+
+
+def _kinds(cells: pd.DataFrame) -> dict[str, int]:
+    return {kind: int((cells["change"] == kind).sum()) for kind in CHANGES}
+
+
+def _mean_difference(called: pd.DataFrame) -> tuple[float | None, float | None, float | None]:
+    """Mean difference over cells, with a percentile interval: heads are drawn anew with all their cells.
+
+    Cells called in *either* are chosen without regard to direction, so a chance fall of one is as likely as
+    a chance rise of another; cells called in a alone would fall by selection.
+    """
+    if len(called) == 0:
+        return None, None, None
+    by_head = called.groupby(["layer", "head"])["difference"]
+    total, n = by_head.sum().to_numpy(), by_head.count().to_numpy()
+    mean = float(total.sum() / n.sum())
+    if len(total) < 2:
+        return mean, None, None
+    from scipy import stats
+
+    found = stats.bootstrap(
+        (total, n),
+        lambda total, n, axis: total.sum(axis=axis) / n.sum(axis=axis),
+        n_resamples=RESAMPLES,
+        batch=100,  # the heads of a large model, 9,999 times, would not fit
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        random_state=0,
+    )
+    return mean, float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+# Two shares of the same sources ------------------------------------------------------------------------
+
+
+def mcnemar(only_first: Counts, only_second: Counts) -> Floats:
+    """Exact two-sided p of McNemar's test: given how many sources differ, each is as likely lost as gained.
+
+    Of arrays of one shape: sources hit in one alone. 1 where none differs.
+    """
+    from scipy.special import bdtr
+
+    fewer, all_ = np.minimum(only_first, only_second), only_first + only_second
+    return np.minimum(1.0, 2.0 * np.asarray(bdtr(fewer, all_, 0.5), dtype=np.float64))
+
+
+def paired_difference(
+    both: Counts, only_first: Counts, only_second: Counts, n: int
+) -> tuple[Floats, Floats, Floats]:
+    """Second share less the first, with its 95 % interval.
+
+    Newcombe's method 10 (*Statistics in Medicine* 17, 1998, 2635–2650): the Wilson intervals of both shares
+    put together by their correlation over sources, which is corrected for continuity. Of arrays of one shape:
+    sources, of n, hit in both and in one alone; returns (difference, low, high) of that shape.
+    """
+    first, second = both + only_first, both + only_second
+    neither = n - both - only_first - only_second
+    low_1, high_1 = wilson(first, n)
+    low_2, high_2 = wilson(second, n)
+    share_1, share_2 = first / n, second / n
+    product = both * neither - only_first * only_second
+    corrected = np.where(product > 0, np.maximum(product - n / 2, 0.0), product)
+    scale = np.sqrt(first.astype(float) * (n - first) * second * (n - second))
+    phi = np.divide(corrected, scale, out=np.zeros_like(scale), where=scale > 0)
+
+    def joined(one: Floats, other: Floats) -> Floats:
+        root: Floats = np.sqrt(np.maximum(one**2 - 2 * phi * one * other + other**2, 0.0))
+        return root
+
+    difference = (only_second - only_first) / n
+    low = difference - joined(share_2 - low_2, high_1 - share_1)
+    high = difference + joined(high_2 - share_2, share_1 - low_1)
+    return difference, low, high

@@ -288,6 +288,15 @@ class Atlas(SalienceReading):
         return {sign: dict(zip(names, q[i], strict=True)) for i, sign in enumerate(SIGNS)}
 
     @cached_property
+    def calls(self) -> xr.DataArray:
+        """[sign, layer, head, relation] whether a head implements or suppresses, beside :attr:`scores`."""
+        found = self.relation_scores
+        q = np.array([[self._q[sign][name] for name in found] for sign in SIGNS])
+        q = q.reshape(2, len(found), self.n_layers, self.n_heads)
+        called = meets_criterion(self.thresholds, self.scores.values, np.moveaxis(q, 1, -1))
+        return self.scores.copy(data=called).rename("called")
+
+    @cached_property
     def evidence(self) -> Evidence:
         """Dynamic scores and ablations that are stored in this atlas; false if there are none.
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from headatlas.atlas.store import Place
-from headatlas.atlas.stored import Stored
+from headatlas.atlas.stored import Stored, no_rows
 from headatlas.errors import HeadatlasError
 from headatlas.scoring.scores import false_discovery_rates
 
@@ -37,21 +37,15 @@ Basis = Literal["uniform", "place", "other blocks"]
 
 @dataclass(frozen=True)
 class Behaviour:
-    """A number that is measured of every head.
+    """A number that is measured of every head."""
 
-    Attributes:
-        name: In tables and on the command line.
-        title: In figures.
-        basis: What is expected: of a head that spreads evenly over all it can see (``"uniform"``); of one
-            that attends by query position and distance alone (``"place"``); or what the same positions get
-            where nothing is repeated at them (``"other blocks"``).
-        tested: Whether it is a share of attention, tested against the expected level.
-    """
-
-    name: str
-    title: str
+    name: str  # in tables and on the command line
+    title: str  # in figures
     basis: Basis
-    tested: bool = True
+    """The expected level: of a head that spreads evenly over all it can see (``"uniform"``); of one that
+    attends by query position and distance alone (``"place"``); or what the same positions get where nothing
+    is repeated at them (``"other blocks"``)."""
+    tested: bool = True  # whether it is a share of attention, tested against the expected level
 
 
 BEHAVIOURS = (
@@ -127,8 +121,7 @@ def stored_behaviours(atlas: Place | None) -> pd.DataFrame:
     """The frame of the measurement on the shipped texts, with its caption; no row where there is none."""
     found = Looking.shipped_in(atlas)
     if found is None:
-        kinds: dict[str, Any] = {"layer": int, "head": int, "behaviour": object, "called": bool}
-        return pd.DataFrame({name: np.array([], dtype=kinds.get(name, float)) for name in COLUMNS})
+        return no_rows(COLUMNS, layer=int, head=int, behaviour=object, called=bool)
     frame = found.frame()
     frame.attrs["caption"] = found.caption()
     return frame

@@ -198,7 +198,7 @@ def words_of(atlas: Atlas, layer: int, head: int, only: Sequence[str] | None = N
     """Which sources of its relations a head hits, at which rank, and which target was wanted.
 
     Args:
-        atlas: The atlas; its stored ranks are read, no model.
+        atlas: Its stored ranks are read, no model.
         layer, head: Both from 0.
         only: Names or titles of relations, called or not. By default those called of the head.
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from headatlas.atlas.atlas import Atlas
 from headatlas.atlas.behaviours import Looking
-from headatlas.atlas.relation_scores import Floats
+from headatlas.atlas.relation_scores import SIGNS, Floats
 from headatlas.atlas.store import Place, put_array, read_array, read_store
 from headatlas.atlas.stored import COPY_IT, GROUP, Stored, evidence_in
 from headatlas.errors import HeadatlasError
@@ -82,17 +82,11 @@ def store_attention(path: Path, attention: Floats) -> None:
 
 @dataclass(frozen=True)
 class Dynamic:
-    """Dynamic scores of one template.
+    """Dynamic scores of one template."""
 
-    Attributes:
-        template: Its text, with ``{}``.
-        context: What heads add at the last position, as an atlas.
-        without: The value vectors at the source, as an atlas.
-    """
-
-    template: str
-    context: Atlas
-    without: Atlas
+    template: str  # its text, with ``{}``
+    context: Atlas  # what heads add at the last position, as an atlas
+    without: Atlas  # the value vectors at the source, as an atlas
 
     @cached_property
     def attention(self) -> dict[str, Floats]:
@@ -128,26 +122,17 @@ def read_dynamic(context: Place, without: Place, thresholds: Thresholds) -> Dyna
     return Dynamic(str(both[0].provenance["lens"].get("template", "")), both[0], both[1])
 
 
+@dataclass(frozen=True)
 class Evidence:
-    """Measurements of an atlas's model besides its map: dynamic scores and ablations.
+    """Measurements of an atlas's model besides its map: dynamic scores (a template each) and ablated tasks.
 
-    Attributes:
-        dynamics: Dynamic scores, a template each.
-        ablations: Ablated tasks.
-        damaged: Of what could not be read, why and what to do; it is left out.
+    ``damaged`` says of what could not be read, and is left out, why and what to do.
     """
 
-    def __init__(
-        self,
-        atlas: Atlas,
-        dynamics: Sequence[Dynamic],
-        ablations: Sequence[Ablation],
-        damaged: Sequence[str] = (),
-    ) -> None:
-        self._atlas = atlas
-        self.dynamics = tuple(dynamics)
-        self.ablations = tuple(ablations)
-        self.damaged = tuple(damaged)
+    atlas: Atlas
+    dynamics: Sequence[Dynamic]
+    ablations: Sequence[Ablation]
+    damaged: Sequence[str] = ()
 
     @classmethod
     def of(cls, atlas: Atlas) -> Evidence:
@@ -184,7 +169,7 @@ class Evidence:
             }
             for each in self.dynamics
         ]
-        place = self._atlas.place
+        place = self.atlas.place
         watched = sorted(Looking.all_in(place), key=lambda each: each.source)
         return {
             "inference": runs,
@@ -219,19 +204,14 @@ class Evidence:
     def scores(self, relation: str, kind: str, sign: str) -> tuple[Floats, Floats] | None:
         """Static and dynamic score of every head on a relation, means over templates.
 
-        Args:
-            relation: Its name.
-            kind: ``"context"`` or ``"without-context"``.
-            sign: ``"promotion"`` or ``"suppression"``.
-
-        Returns:
-            Two [n_layers, n_heads], NaN where a layer is not mapped; the static one over the sources that
-            each template could use. None if no template could use the relation.
+        Two [n_layers, n_heads], NaN where a layer is not mapped; the static one over the sources that each
+        template could use. None if no template could use the relation. ``kind`` is :data:`CONTEXT` or
+        :data:`WITHOUT`.
         """
         dynamics = [each.of(kind) for each in self.templates_of(relation)]
         if not dynamics:
             return None
-        static = [static_on(self._atlas, dynamic, relation, sign) for dynamic in dynamics]
+        static = [static_on(self.atlas, dynamic, relation, sign) for dynamic in dynamics]
         return np.mean(static, axis=0), np.mean([_score(d, relation, sign) for d in dynamics], axis=0)
 
     @cached_property
@@ -240,10 +220,10 @@ class Evidence:
 
         The two ``confirmed_…`` columns are True or False for heads that the atlas calls, else None.
         """
-        base = self._atlas.without_evidence
+        base = self.atlas.without_evidence
         parts = [
             part
-            for name in self._atlas.relation_scores
+            for name in self.atlas.relation_scores
             if (part := self._rows(name, base[base["relation"] == name])) is not None
         ]
         if not parts:
@@ -271,17 +251,11 @@ class Evidence:
                 scores = [_score(each.of(kind), name, sign) for each in dynamics]
                 found[prefix + suffix] = np.mean(scores, axis=0)[at]
         found["attention"] = np.mean([each.attention[name] for each in dynamics], axis=0)[at]
-        share = {
-            verb: np.mean([_called(each.context, name, verb)[at] for each in dynamics], axis=0) > 0.5
-            for verb in ("implements", "suppresses")
-        }
-        called = {verb: rows[verb].to_numpy(dtype=bool) for verb in share}
-        confirmed = np.any([called[verb] & share[verb] for verb in share], axis=0)
-        any_called = called["implements"] | called["suppresses"]
-        found["confirmed_with_context"] = np.array(
-            [bool(yes) if any_ else None for yes, any_ in zip(confirmed, any_called, strict=True)],
-            dtype=object,
-        )
+        calls = [each.context.calls.sel(sign=list(SIGNS), relation=name).values for each in dynamics]
+        called = rows[["implements", "suppresses"]].to_numpy(dtype=bool).T
+        confirmed = (called & (np.mean(calls, axis=0)[:, *at] > 0.5)).any(axis=0).astype(object)
+        confirmed[~called.any(axis=0)] = None
+        found["confirmed_with_context"] = confirmed
         return found
 
     def _alone(self, name: str, rows: pd.DataFrame) -> dict[str, NDArray[Any]]:
@@ -305,7 +279,7 @@ class Evidence:
         """Heads ablated alone: relation, layer, head, shots, method, base, loss (share of answers),
         loss_random (the largest of a random head), p, q (over all rows), confirmed.
         """
-        return single_heads(self.ablations, SINGLE_HEAD_Q)
+        return single_heads(self.ablations)
 
 
 def _score(atlas: Atlas, relation: str, sign: str) -> Floats:
@@ -328,15 +302,6 @@ def static_on(atlas: Atlas, dynamic: Atlas, relation: str, sign: str) -> Floats:
     share = source_hits(ranks, source, int(source.max()) + 1, k).mean(axis=-1)
     share[~atlas.layers_done] = np.nan
     return np.asarray(share, dtype=np.float64)
-
-
-def _called(dynamic: Atlas, name: str, verb: str) -> NDArray[np.bool_]:
-    """[n_layers, n_heads] which heads satisfy the criterion by their dynamic scores."""
-    table = dynamic.without_evidence
-    rows = table[(table["relation"] == name) & table[verb]]
-    out = np.zeros((dynamic.n_layers, dynamic.n_heads), dtype=bool)
-    out[rows["layer"].to_numpy(dtype=int), rows["head"].to_numpy(dtype=int)] = True
-    return out
 
 
 # Preferences of queries --------------------------------------------------------------------------------
@@ -561,18 +526,11 @@ def _heads(found: Stored, order: str) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in zip(rows["layer"].values, rows["head"].values, strict=True)]
 
 
-def single_heads(ablations: Sequence[Ablation], q_max: float) -> pd.DataFrame:
+def single_heads(ablations: Sequence[Ablation]) -> pd.DataFrame:
     """Heads ablated alone, with an exact one-sided McNemar test each.
 
     Right answers lost against right answers gained: under the null either is equally likely, so the number
     lost is binomial (McNemar 1947; exact form).
-
-    Args:
-        ablations: Stored tasks.
-        q_max: Largest false discovery rate over all rows at which a head is confirmed.
-
-    Returns:
-        relation, shots, method, layer, head, base, loss, loss_random, p, q, confirmed.
     """
     rows = []
     for each in ablations:
@@ -588,7 +546,7 @@ def single_heads(ablations: Sequence[Ablation], q_max: float) -> pd.DataFrame:
     names = ["relation", "shots", "method", "layer", "head", "base", "loss", "loss_random", "p"]
     frame = pd.DataFrame(rows, columns=names)
     frame["q"] = false_discovery_rates(frame["p"].to_numpy(dtype=np.float64))
-    frame["confirmed"] = (frame["q"] <= q_max) & (frame["loss"] > frame["loss_random"])
+    frame["confirmed"] = (frame["q"] <= SINGLE_HEAD_Q) & (frame["loss"] > frame["loss_random"])
     return frame
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from headatlas.addresses import output_path
@@ -72,15 +70,8 @@ def heads_json(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 def plain_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table as records of plain Python values; NaN and NA become None."""
-    columns = [str(name) for name in frame.columns]
-    values = [[_plain(value) for value in frame[name]] for name in columns]
-    return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if value is pd.NA or (isinstance(value, float) and math.isnan(value)) else value
+    plain = pd.DataFrame(frame).astype(object).where(frame.notna(), None)
+    return [{str(name): value for name, value in row.items()} for row in plain.to_dict("records")]
 
 
 def _write_parquet(atlas: Atlas, path: Path) -> None:

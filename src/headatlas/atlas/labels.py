@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from headatlas.atlas.store import Place
-from headatlas.atlas.stored import Stored, store_dataset
+from headatlas.atlas.store import Place, strings
+from headatlas.atlas.stored import Stored, no_rows, store_dataset
 
 LABEL_COLUMNS = ("layer", "head", "label", "support", "score", "chance", "se", "author", "kind")
 UNCLEAR = "unclear"
@@ -37,16 +37,9 @@ _TEXTS = ("label", "support", "author", "kind")
 
 
 def store_labels(group: Path, rows: pd.DataFrame, provenance: dict[str, Any]) -> Path:
-    """Write the labels of one author in the place of older ones of this author.
-
-    Args:
-        group: The atlas's evidence group.
-        rows: :data:`LABEL_COLUMNS`.
-        provenance: ``author`` and how the labels were made.
-    """
-    texts = {name: [str(each) for each in rows[name]] for name in _TEXTS}
-    # Variable-length strings: the fixed-width kind has no stable Zarr 3 form yet.
-    arrays = {name: ("row", np.array(each, dtype=np.dtypes.StringDType())) for name, each in texts.items()}
+    """Write the labels (:data:`LABEL_COLUMNS`) of one author into an atlas's evidence group, in the place of
+    older ones; the provenance names the ``author`` and says how they were made."""
+    arrays: dict[str, Any] = {name: ("row", strings(map(str, rows[name]))) for name in _TEXTS}
     arrays |= {name: ("row", rows[name].to_numpy(dtype=np.int64)) for name in ("layer", "head")}
     arrays |= {name: ("row", rows[name].to_numpy(dtype=np.float64)) for name in ("score", "chance", "se")}
     path = labels_path(group, str(provenance["author"]))
@@ -76,8 +69,7 @@ def labels_path(group: Path, author: str) -> Path:
 def stored_labels(atlas: Place | None) -> pd.DataFrame:
     """Labels of all authors in an atlas, by layer, head, kind and author; no row where there are none."""
     found = [each.frame() for each in Labels.all_in(atlas)]
-    kinds: dict[str, Any] = {"layer": np.int64, "head": np.int64, **dict.fromkeys(_TEXTS, object)}
-    none = pd.DataFrame({name: np.array([], dtype=kinds.get(name, np.float64)) for name in LABEL_COLUMNS})
+    none = no_rows(LABEL_COLUMNS, layer=int, head=int, **dict.fromkeys(_TEXTS, object))
     frame = in_order(pd.concat(found, ignore_index=True)) if found else none
     frame.attrs["caption"] = LABELS_CAVEAT
     return frame
@@ -91,19 +83,12 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def label_counts(rows: pd.DataFrame, heads: Sequence[tuple[int, int]] | None = None) -> dict[str, int]:
-    """How many heads have a scored label, a label by attention, and neither.
-
-    Args:
-        rows: Labels.
-        heads: All heads that were asked; by default those with a row.
-    """
+    """How many heads (all that were asked, or have a row) have a scored label, one by attention, neither."""
     named = rows[rows["label"] != UNCLEAR]
-    of = {kind: _heads(named[named["kind"] == kind]) for kind in (BY_MAPPINGS, BY_ATTENTION)}
+    scored, watched = (_heads(named[named["kind"] == kind]) for kind in (BY_MAPPINGS, BY_ATTENTION))
     every = _heads(rows) if heads is None else set(heads)
-    clear = of[BY_MAPPINGS] | of[BY_ATTENTION]
-    return {"heads": len(every), "scored": len(of[BY_MAPPINGS]), "attention": len(of[BY_ATTENTION])} | {
-        UNCLEAR: len(every - clear)
-    }
+    unclear = len(every - scored - watched)
+    return {"heads": len(every), "scored": len(scored), "attention": len(watched), UNCLEAR: unclear}
 
 
 def _heads(rows: pd.DataFrame) -> set[tuple[int, int]]:

@@ -47,29 +47,17 @@ class RelationEntry:
 
 @dataclass(frozen=True)
 class RelationBlock:
-    """The usable pairs and the calibration block of one relation that is not left out.
+    """The usable pairs and the calibration block of one relation that is not left out."""
 
-    Attributes:
-        relation: Position on the relation axis.
-        sources: [n] positions of the calibration sources among the relation's usable sources.
-        targets: [m] distinct token ids accepted by these sources.
-        rows: [n] the calibration sources as rows.
-        columns: [m] the targets as columns.
-        offset: Where the block's n·m cells begin on the cell axis.
-        own: Slice of ``own_pair``, ``own_row`` and ``own_column`` of the layout.
-        own_source: [own] position among the relation's usable sources, ascending.
-        n_sources: Number of usable sources.
-    """
-
-    relation: int
-    sources: NDArray[np.int32]
-    targets: Ints
-    rows: Ints
-    columns: Ints
-    offset: int
-    own: slice
-    own_source: NDArray[np.int32]
-    n_sources: int
+    relation: int  # position on the relation axis
+    sources: NDArray[np.int32]  # [n] positions of the calibration sources among the relation's usable sources
+    targets: Ints  # [m] distinct token ids accepted by these sources
+    rows: Ints  # [n] the calibration sources as rows
+    columns: Ints  # [m] the targets as columns
+    offset: int  # where the block's n·m cells begin on the cell axis
+    own: slice  # slice of ``own_pair``, ``own_row`` and ``own_column`` of the layout
+    own_source: NDArray[np.int32]  # [own] position among the relation's usable sources, ascending
+    n_sources: int  # number of usable sources
 
     @property
     def size(self) -> int:
@@ -84,29 +72,18 @@ class RelationBlock:
 
 @dataclass(frozen=True)
 class Layout:
-    """Everything about the axes of an atlas that does not depend on the model's weights.
+    """Everything about the axes of an atlas that does not depend on the model's weights."""
 
-    Attributes:
-        relations: The relation axis, in the order given.
-        pair_relation: [pair] position on the relation axis.
-        pair_source: [pair] position among the relation's usable sources; -1 if not usable.
-        pair_target_id: [pair] token id of the target; -1 if not usable.
-        pair_words: [pair] (source, target) as written.
-        source_ids: Per relation, the token ids of each usable source.
-        sources: Distinct sources as token ids; row i of all states belongs to ``sources[i]``.
-        own_row: [P] the source of each usable pair as a row.
-        blocks: The relations that are not left out.
-    """
-
-    relations: tuple[RelationEntry, ...]
-    pair_relation: NDArray[np.int32]
-    pair_source: NDArray[np.int32]
-    pair_target_id: Ints
-    pair_words: tuple[tuple[str, str], ...]
-    source_ids: tuple[tuple[tuple[int, ...], ...], ...]
+    relations: tuple[RelationEntry, ...]  # the relation axis, in the order given
+    pair_relation: NDArray[np.int32]  # [pair] position on the relation axis
+    pair_source: NDArray[np.int32]  # [pair] position among the relation's usable sources; -1 if not usable
+    pair_target_id: Ints  # [pair] token id of the target; -1 if not usable
+    pair_words: tuple[tuple[str, str], ...]  # [pair] (source, target) as written
+    source_ids: tuple[tuple[tuple[int, ...], ...], ...]  # per relation, the token ids of each usable source
     sources: tuple[tuple[int, ...], ...]
-    own_row: Ints
-    blocks: tuple[RelationBlock, ...]
+    """Distinct sources as token ids; row i of all states belongs to ``sources[i]``."""
+    own_row: Ints  # [P] the source of each usable pair as a row
+    blocks: tuple[RelationBlock, ...]  # the relations that are not left out
 
     @cached_property
     def own_pair(self) -> Ints:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from headatlas.addresses import failures
 from headatlas.atlas.store import AtlasWriter, Place, damaged, put_array, read_array, store_at
 from headatlas.errors import HeadatlasError
+from headatlas.files import unwritten
 from headatlas.options import FLOOR, Thresholds
 from headatlas.relations.tokenising import MIN_SOURCES, MIN_TARGETS
 from headatlas.scoring.calibration import CALIBRATION, Permutations, fit_null
@@ -51,19 +52,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class RelationScores:
-    """Everything read from the ranks of one relation, arrays [n_layers, n_heads] unless said.
+    """Everything read from the ranks of one relation, arrays [n_layers, n_heads] unless said."""
 
-    Attributes:
-        score, suppression: Share of sources hit, by promotion and by suppression.
-        control: [n_layers] share of sources the state itself hits, without any head.
-        added: Share of sources the head hits and the state itself does not.
-        promotion_null, suppression_null: Chance level and p under the reassignment null.
-    """
-
-    score: Floats
-    suppression: Floats
-    control: Floats
-    added: Floats
+    score: Floats  # share of sources hit by promotion
+    suppression: Floats  # and by suppression
+    control: Floats  # [n_layers] share of sources the state itself hits, without any head
+    added: Floats  # share of sources the head hits and the state itself does not
     promotion_null: Calibration
     suppression_null: Calibration
 
@@ -75,13 +69,7 @@ class RelationScores:
 
 
 def score_relation(data: xr.Dataset, at: int, k: int) -> RelationScores:
-    """Score one relation for all heads.
-
-    Args:
-        data: The atlas's dataset.
-        at: The relation's position on the relation axis.
-        k: Ranks below k are hits.
-    """
+    """Score the relation at a position of the relation axis, for all heads; ranks below k are hits."""
     usable = (read_array(data, "pair_relation") == at) & (read_array(data, "pair_source") >= 0)
     source = read_array(data, "pair_source")[usable]
     n_sources = int(read_array(data, "n_sources")[at])
@@ -176,19 +164,12 @@ def _block(data: xr.Dataset, at: int, usable: Bools) -> tuple[BlockTargets, NDAr
 
 @dataclass(frozen=True)
 class BlockTargets:
-    """The accepted targets of each source of a calibration block.
+    """The accepted targets of each source of a calibration block."""
 
-    Attributes:
-        start: [n] where a source's accepted targets begin in ``column``.
-        column: Positions among the block's m targets, source after source.
-        n_targets: m.
-        used: [n_stored] which of the stored sources these n are; all but in a part of an atlas.
-    """
-
-    start: NDArray[np.int64]
-    column: NDArray[np.int64]
-    n_targets: int
-    used: Bools
+    start: NDArray[np.int64]  # [n] where a source's accepted targets begin in ``column``
+    column: NDArray[np.int64]  # positions among the block's m targets, source after source
+    n_targets: int  # m
+    used: Bools  # [n_stored] which of the stored sources these n are; all but in a part of an atlas
 
 
 class CellsDisagreeError(Exception):
@@ -209,10 +190,10 @@ def calibrate_relation(
 
     Args:
         cells: [n_layers, n_heads, n_stored·m] stored ranks of the block, ``CELL_BEYOND`` from the ceiling on.
-        accepted: The block's accepted targets.
+        accepted: Targets of the block.
         scores: [n_layers, n_heads] relation scores at this k; NaN where not mapped.
         own: [n_layers, n_heads, n] which of the block's sources the head hits, by the ranks of the pairs.
-        k: Ranks below k are hits.
+        k: As for :func:`score_relation`.
         examined: [n_layers, n_heads] whose null is fitted. The others get p = 1 and no chance level; their
             cells are not looked at.
         permutations: The relation's permutations, of n sources.
@@ -239,18 +220,12 @@ def calibrate_relation(
 
 _ARRAYS = {
     "promotion_score": ("score", "share of sources with an accepted target in the top k"),
-    "suppression_score": (
-        *("suppression", "share of sources with an accepted target in the top k of the negated logits"),
-    ),
+    "suppression_score": ("suppression", "share of sources with one in the top k of the negated logits"),
     "added_score": ("added", "share of sources that the head hits and the state itself does not"),
-    "promotion_chance": (
-        *("promotion_null.chance", "expected promotion_score if targets were reassigned to sources"),
-    ),
-    "promotion_p": ("promotion_null.p", "upper tail of the reassignment null for promotion_score"),
-    "suppression_chance": (
-        *("suppression_null.chance", "expected suppression_score if targets were reassigned to sources"),
-    ),
-    "suppression_p": ("suppression_null.p", "upper tail of the reassignment null for suppression_score"),
+    "promotion_chance": ("promotion_null.chance", "expected score if targets were reassigned to sources"),
+    "promotion_p": ("promotion_null.p", "upper tail of the reassignment null"),
+    "suppression_chance": ("suppression_null.chance", "expected score if targets were reassigned to sources"),
+    "suppression_p": ("suppression_null.p", "upper tail of the reassignment null"),
     "control_score": ("control", "score of the state itself, without any head"),
 }
 """Stored array → where it is in :class:`RelationScores`, and its description."""
@@ -263,11 +238,8 @@ def store_scores(atlas: Atlas, *, single_tokens: bool = True) -> None:
     """Write the scores of an atlas, at its thresholds, into its store; :meth:`Atlas.open` then finds them.
 
     The arrays are float64 [layer, head, relation] (``control_score``: [layer, relation]), NaN where a layer
-    is not mapped or a relation is left out. They depend on k alone: q and what is implemented follow.
-
-    Args:
-        atlas: An atlas in a folder.
-        single_tokens: Whether the scores on sources of one token alone are written, too.
+    is not mapped or a relation is left out. They depend on k alone: q and what is implemented follow. With
+    ``single_tokens``, the scores on sources of one token alone are written, too.
     """
     if atlas.path is None:
         raise ValueError("an atlas in memory has no store to write to")
@@ -280,10 +252,8 @@ def store_scores(atlas: Atlas, *, single_tokens: bool = True) -> None:
     try:
         _write(atlas.path, atlas, {group: _arrays_of(found, shape) for group, found in parts.items()})
     except OSError as error:
-        raise HeadatlasError(
-            f"{atlas.path}: the scores cannot be written ({error.strerror or error}); "
-            "the ranks are saved: make room and run the same command again."
-        ) from error
+        saved = "scores are not saved, ranks are: make room and run the same command again"
+        raise unwritten(atlas.path, error, saved) from error
 
 
 def _single_token_scores(atlas: Atlas) -> dict[int, RelationScores]:
@@ -326,13 +296,8 @@ def stored_scores(
     """The stored scores if they belong to these thresholds and layers and are whole, else None.
 
     Processes that end at the same time may have written over each other where there are no locks: the arrays
-    then are not those of the attributes, which are written in one piece.
-
-    Args:
-        data: The arrays of :data:`STORED`, with the attributes of the store.
-        thresholds: How it is read.
-        layers_done: [n_layers] which layers are mapped.
-        names: Scored relations with their positions.
+    then are not those of the attributes, which are written in one piece. ``data`` holds the arrays of
+    :data:`STORED` with the attributes of the store; ``names`` are scored relations with their positions.
     """
     if data.attrs.get("scores_of") != _key(thresholds, layers_done):
         return None
@@ -341,32 +306,27 @@ def stored_scores(
     arrays = {name: read_array(data, name) for name in STORED}
     if data.attrs.get("scores_sha256") != _digest(arrays):
         return None
-    return {
-        name: RelationScores(
-            score=arrays["promotion_score"][..., at],
-            suppression=arrays["suppression_score"][..., at],
-            control=arrays[_CONTROL][:, at],
-            added=arrays["added_score"][..., at],
-            promotion_null=Calibration(arrays["promotion_chance"][..., at], arrays["promotion_p"][..., at]),
-            suppression_null=Calibration(
-                arrays["suppression_chance"][..., at], arrays["suppression_p"][..., at]
-            ),
-        )
-        for name, at in names.items()
-    }
+    return {name: _taken(arrays, at) for name, at in names.items()}
+
+
+def _taken(arrays: dict[str, Floats], at: int) -> RelationScores:
+    """The scores of the relation at a position of the relation axis."""
+    mine = {name: values[..., at] for name, values in arrays.items()}
+    nulls = {sign: Calibration(mine[f"{sign}_chance"], mine[f"{sign}_p"]) for sign in SIGNS}
+    return RelationScores(
+        score=mine["promotion_score"],
+        suppression=mine["suppression_score"],
+        control=mine[_CONTROL],
+        added=mine["added_score"],
+        promotion_null=nulls["promotion"],
+        suppression_null=nulls["suppression"],
+    )
 
 
 def _key(thresholds: Thresholds, layers_done: NDArray[np.bool_]) -> str:
     layers = np.flatnonzero(layers_done).tolist()
-    return json.dumps(
-        {
-            "k": thresholds.k,
-            "k_copy": thresholds.k_copy,
-            "layers": layers,
-            "calibration": CALIBRATION,
-            "floor": FLOOR,
-        }
-    )
+    k = {"k": thresholds.k, "k_copy": thresholds.k_copy}
+    return json.dumps({**k, "layers": layers, "calibration": CALIBRATION, "floor": FLOOR})
 
 
 def _digest(arrays: dict[str, NDArray[np.float64]]) -> str:
@@ -395,10 +355,7 @@ def all_single(data: xr.Dataset) -> bool:
 def single_token_dataset(data: xr.Dataset, ceiling: int, place: Place | None = None) -> xr.Dataset:
     """An atlas's dataset in which only pairs whose source is one token are usable; nothing is mapped again.
 
-    Args:
-        data: The dataset.
-        ceiling: The atlas's ceiling.
-        place: Its store; scores found there are taken along.
+    Scores found at its place (the store) are taken along.
     """
     relation, source = read_array(data, "pair_relation"), read_array(data, "pair_source")
     keep = (source >= 0) & (read_array(data, "pair_source_tokens") == 1)

@@ -13,12 +13,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 from numpy.typing import NDArray
 
 from headatlas.atlas.store import Place
-from headatlas.atlas.stored import evidence_in, read_dataset
-from headatlas.errors import HeadatlasError
+from headatlas.atlas.stored import Stored, no_rows
 
 NAME = "salience"
 N_SOURCES = 30
@@ -41,17 +39,12 @@ SPECTRUM_COLUMNS = (
     *("layer", "head", "effective_rank", "copying", "norm_share", "singular_values", "directions"),
 )
 EXPLAINED_COLUMNS = ("layer", "head", "explained", "relations", "rest")
-_VARIABLES = {
-    *("gain", "source", "promoted", "suppressed", "text"),
-    *("singular_values", "effective_rank", "copying", "norm_share", "reads", "writes"),
-    *("explained", "relations", "rest"),
-}
 
 Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Salience:
+class Salience(Stored):
     """Writing of the heads of a model, by their weights.
 
     Attributes:
@@ -62,8 +55,13 @@ class Salience:
         provenance: Lens, tokens, definitions, versions.
     """
 
-    data: xr.Dataset
-    provenance: dict[str, Any]
+    PREFIX = NAME
+    VARIABLES = (
+        *("gain", "source", "promoted", "suppressed", "text"),
+        *("singular_values", "effective_rank", "copying", "norm_share", "reads", "writes"),
+        *("explained", "relations", "rest"),
+    )
+    NEEDED = ("tokens", "lens")
 
     @cached_property
     def _texts(self) -> dict[int, str]:
@@ -176,25 +174,13 @@ class Salience:
 
 def salience_path(group: Path) -> Path:
     """Path of the salience in an atlas's evidence group."""
-    return group / NAME
-
-
-def read_salience(path: Place) -> Salience:
-    """A stored salience.
-
-    Raises:
-        HeadatlasError: It is damaged.
-    """
-    data, provenance = read_dataset(path)
-    if not set(data.variables) >= _VARIABLES or not {"tokens", "lens"} <= set(provenance):
-        raise HeadatlasError(f"{path}: is damaged (arrays are missing); remove the folder.")
-    return Salience(data, provenance)
+    return Salience.place(group, "")
 
 
 def stored_salience(atlas: Place | None) -> Salience | None:
     """The salience of an atlas's heads, if it was computed."""
-    found = evidence_in(atlas, NAME)
-    return read_salience(found[NAME]) if found else None
+    found = Salience.all_in(atlas)
+    return found[0] if found else None
 
 
 def head_rows(frame: pd.DataFrame, head: tuple[int, int]) -> pd.DataFrame:
@@ -204,11 +190,7 @@ def head_rows(frame: pd.DataFrame, head: tuple[int, int]) -> pd.DataFrame:
 
 
 class SalienceReading:
-    """Salience as an atlas hands it out.
-
-    Attributes:
-        place: The ``.zarr`` folder of the atlas, or its address; None where it has none.
-    """
+    """Salience as an atlas hands it out."""
 
     place: Place | None
 
@@ -250,15 +232,8 @@ class SalienceReading:
 
 def no_salience() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """The frames of an atlas whose salience was not computed: operations, spectrum, shares explained."""
-    kinds: dict[str, Any] = {"layer": int, "head": int, "order": int, "source_id": int}
-    numbers = {"gain", "effective_rank", "copying", "norm_share", "explained"}
-    first, second, third = (
-        pd.DataFrame(
-            {
-                name: np.array([], dtype=kinds.get(name, float if name in numbers else object))
-                for name in columns
-            }
-        )
-        for columns in (COLUMNS, SPECTRUM_COLUMNS, EXPLAINED_COLUMNS)
-    )
-    return first, second, third
+    whole = dict.fromkeys(("layer", "head", "order", "source_id"), int)
+    numbers = ("gain", "effective_rank", "copying", "norm_share", "explained")
+    names = {name for name in (*COLUMNS, *SPECTRUM_COLUMNS, *EXPLAINED_COLUMNS) if name not in numbers}
+    kinds = dict.fromkeys(names, object) | whole
+    return no_rows(COLUMNS, **kinds), no_rows(SPECTRUM_COLUMNS, **kinds), no_rows(EXPLAINED_COLUMNS, **kinds)

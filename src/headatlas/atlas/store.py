@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from zarr.storage import FsspecStore
 from headatlas.addresses import failures, is_url, shown
 from headatlas.atlas.layout import Layout
 from headatlas.errors import HeadatlasError
-from headatlas.files import atomic_folder
+from headatlas.files import atomic_folder, unwritten
 from headatlas.scoring.scores import RANK_FLAGS, RANK_MISSING
 
 SCHEMA = "headatlas_schema"
@@ -40,18 +41,12 @@ CELL_BEYOND = 255
 
 @dataclass(frozen=True)
 class LayerRanks:
-    """The result of mapping one layer.
+    """The result of mapping one layer: ranks, or codes of :mod:`headatlas.scoring.scores`."""
 
-    Attributes:
-        promotion, suppression: [n_heads, n_pairs] int16 ranks or codes of :mod:`headatlas.scoring.scores`.
-        control: [n_pairs] int16 promotion ranks of the no-head control.
-        cell_promotion, cell_suppression: [n_heads, n_cells] uint8 ranks or ``CELL_BEYOND``.
-    """
-
-    promotion: NDArray[np.int16]
+    promotion: NDArray[np.int16]  # [n_heads, n_pairs]
     suppression: NDArray[np.int16]
-    control: NDArray[np.int16]
-    cell_promotion: NDArray[np.uint8]
+    control: NDArray[np.int16]  # [n_pairs] promotion ranks of the no-head control
+    cell_promotion: NDArray[np.uint8]  # [n_heads, n_cells] ranks or ``CELL_BEYOND``
     cell_suppression: NDArray[np.uint8]
 
 
@@ -143,7 +138,7 @@ def create_store(
         with atomic_folder(path) as temporary:
             _fill(temporary, layout, n_layers, n_heads, attributes)
     except OSError as error:
-        raise _unwritable(path, error, "choose another `out`") from error
+        raise unwritten(path, error, "choose another `out`") from error
 
 
 def _fill(path: Path, layout: Layout, n_layers: int, n_heads: int, attributes: Mapping[str, Any]) -> None:
@@ -196,12 +191,12 @@ def copy_store(dataset: xr.Dataset, provenance: Mapping[str, Any], path: Path, s
             why = f"{shown(source)}: cannot be copied to {path} ({type(error).__name__}); try again."
             raise HeadatlasError(why) from None
         if isinstance(error, OSError):
-            raise _unwritable(path, error, "choose another folder") from error
+            raise unwritten(path, error, "choose another folder") from error
         raise
 
 
-def _strings(values: Sequence[str]) -> NDArray[Any]:
-    # Variable-length strings: the fixed-width kind has no stable Zarr 3 form yet.
+def strings(values: Iterable[str]) -> NDArray[Any]:
+    """Strings of variable length: the fixed-width kind has no stable Zarr 3 form yet."""
     return np.array(list(values), dtype=np.dtypes.StringDType())
 
 
@@ -215,17 +210,17 @@ def _static_dataset(layout: Layout, n_layers: int, n_heads: int) -> xr.Dataset:
         ("category", "subcategory", "title", "left_out", "dropped"),
         ("pairs", "sources", "targets"),
     )
-    relation = {name: _strings([getattr(e, name) for e in entries]) for name in texts}
+    relation = {name: strings([getattr(e, name) for e in entries]) for name in texts}
     relation |= {f"n_{name}": _whole([getattr(e, f"n_{name}") for e in entries]) for name in numbers}
-    relation["relation_sha256"] = _strings([e.sha256 for e in entries])
+    relation["relation_sha256"] = strings([e.sha256 for e in entries])
     relation["copying"] = np.array([e.copying for e in entries], dtype=bool)
     pair = {
         "pair_relation": layout.pair_relation,
         "pair_source": layout.pair_source,
         "pair_target_id": layout.pair_target_id,
         "pair_source_tokens": layout.pair_source_length,
-        "source": _strings([source for source, _ in layout.pair_words]),
-        "target": _strings([target for _, target in layout.pair_words]),
+        "source": strings([source for source, _ in layout.pair_words]),
+        "target": strings([target for _, target in layout.pair_words]),
     }
     sources, targets = ([getattr(b, of) for b in layout.blocks] for of in ("sources", "targets"))
     owner = [b.relation for b in layout.blocks]
@@ -244,13 +239,9 @@ def _static_dataset(layout: Layout, n_layers: int, n_heads: int) -> xr.Dataset:
         coords={
             "layer": np.arange(n_layers, dtype=np.int32),
             "head": np.arange(n_heads, dtype=np.int32),
-            "relation": _strings([e.name for e in entries]),
+            "relation": strings([e.name for e in entries]),
         },
     )
-
-
-def _unwritable(path: Path, error: OSError, what_to_do: str) -> HeadatlasError:
-    return HeadatlasError(f"{path}: cannot be written ({error.strerror or error}); {what_to_do}.")
 
 
 class AtlasWriter:
@@ -261,7 +252,7 @@ class AtlasWriter:
         try:
             self._group = zarr.open_group(path, mode="r+")
         except OSError as error:
-            raise _unwritable(path, error, "make it with `headatlas map MODEL -o DIR`") from error
+            raise unwritten(path, error, "make it with `headatlas map MODEL -o DIR`") from error
         # Opening an array takes as long as writing a small one.
         self._opened: dict[str, zarr.Array[Any]] = {}
 
@@ -283,7 +274,7 @@ class AtlasWriter:
             saved = (
                 f"layer {layer} is not saved, finished layers are: make room and run the same command again"
             )
-            raise _unwritable(self._path, error, saved) from error
+            raise unwritten(self._path, error, saved) from error
 
     def _array(self, name: str) -> zarr.Array[Any]:
         if name not in self._opened:
@@ -296,38 +287,22 @@ class AtlasWriter:
 
 
 def read_store(path: Place) -> tuple[xr.Dataset, dict[str, Any]]:
-    """Open an atlas: its dataset (arrays read when used) and its provenance.
-
-    Args:
-        path: The ``.zarr`` folder, or its address (text).
-    """
+    """Open an atlas: its dataset (arrays read when used) and its provenance."""
     where = shown(str(path))
-    missing = f"{where}: there is no atlas here; make one with `headatlas map MODEL -o DIR`."
+    nothing = HeadatlasError(f"{where}: there is no atlas here; make one with `headatlas map MODEL -o DIR`.")
     if isinstance(path, Path) and not path.is_dir():
-        raise HeadatlasError(missing)
-    try:
-        with warnings.catch_warnings():
-            # A killed process may leave a half-written file beside the whole one that it was to replace.
-            warnings.filterwarnings("ignore", message=".* is not recognized as a component of a Zarr")
-            # An atlas of another version may be one that this version cannot open.
-            _check_root(where, zarr.open_group(store_at(path), mode="r").attrs.asdict())
-            dataset = open_arrays(path)
+        raise nothing
+    incomplete = f"{where}: this is not a complete headatlas atlas"
+    with opening(
+        path,
+        _no_atlas(where, "zarr.json is missing") if isinstance(path, Path) else nothing,
+        lambda why: HeadatlasError(f"{incomplete} ({why}); {_over(where)}."),
+    ):
+        # An atlas of another version may be one that this version cannot open.
+        _check_root(where, zarr.open_group(store_at(path), mode="r").attrs.asdict())
+        dataset = open_arrays(path)
         dataset.encoding["source"] = where
         provenance = dict(json.loads(dataset.attrs["provenance"]))
-    except HeadatlasError:
-        raise
-    except failures(AttributeError, KeyError, TypeError) as error:
-        if isinstance(path, str):
-            # The error's own text may hold the address with its credentials.
-            why = f"{where}: the atlas cannot be read ({type(error).__name__}); check address and access."
-            raise HeadatlasError(missing if isinstance(error, FileNotFoundError) else why) from None
-        if isinstance(error, FileNotFoundError):
-            raise _no_atlas(where, "zarr.json is missing") from error
-        if isinstance(error, OSError):
-            raise _unreadable(where, error) from error
-        raise HeadatlasError(
-            f"{where}: this is not a complete headatlas atlas ({error}); {_over(where)}."
-        ) from error
     lacking = [name for name in _REQUIRED if name not in dataset.variables]
     lacking += [f"provenance {name!r}" for name in _PROVENANCE if name not in provenance]
     if lacking:
@@ -337,6 +312,31 @@ def read_store(path: Place) -> tuple[xr.Dataset, dict[str, Any]]:
             f"{where}: its provenance {strange} is not what headatlas writes; map again into another folder."
         )
     return dataset, provenance
+
+
+@contextmanager
+def opening(
+    place: Place, missing: HeadatlasError, broken: Callable[[object], HeadatlasError]
+) -> Iterator[None]:
+    """Say of a group whether it is not there, cannot be read, or is proved broken."""
+    try:
+        with warnings.catch_warnings():
+            # A killed process may leave a half-written file beside the whole one that it was to replace.
+            warnings.filterwarnings("ignore", message=".* is not recognized as a component of a Zarr")
+            yield
+    except HeadatlasError:
+        raise
+    except failures(AttributeError, KeyError, TypeError) as error:
+        found = broken(error)
+        if isinstance(error, FileNotFoundError):
+            found = missing
+        elif isinstance(place, str):
+            why = f"cannot be read ({type(error).__name__}); check address and access."
+            found = HeadatlasError(f"{shown(place)}: {why}")
+        elif isinstance(error, OSError):
+            found = _unreadable(place, error)
+        # The own text of an error at an address may hold it with its credentials.
+        raise found from (None if isinstance(place, str) else error)
 
 
 def put_array(
@@ -393,17 +393,12 @@ def store_at(place: Place) -> Path | Store:
 
 def _strange(provenance: dict[str, Any]) -> str | None:
     """The first entry, of those that readers rely on, that has been changed into something else."""
-    kinds: tuple[tuple[str, str | None, type], ...] = (
-        *(("model", None, dict), ("model", "name", str)),
-        *(("lens", None, dict), ("lens", "name", str)),
-        *(("ceiling", None, int), ("thresholds", None, dict)),
-    )
-    for name, key, kind in kinds:
-        value = provenance[name] if key is None else provenance[name].get(key)
-        if not isinstance(value, kind):
-            return repr(name if key is None else f"{name}: {key}")
-    if not isinstance(provenance["lens"].get("prefixes", []), list):
-        return "'lens: prefixes'"
+    for name, kind in (("model", dict), ("lens", dict), ("ceiling", int), ("thresholds", dict)):
+        if not isinstance(provenance[name], kind):
+            return repr(name)
+    for name, key, wanted in (("model", "name", str), ("lens", "name", str), ("lens", "prefixes", list)):
+        if not isinstance(provenance[name].get(key, [] if key == "prefixes" else None), wanted):
+            return repr(f"{name}: {key}")
     return None
 
 

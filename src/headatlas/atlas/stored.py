@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import pandas as pd
 import xarray as xr
-from numpy.typing import NDArray
 
-from headatlas.addresses import failures, shown
-from headatlas.atlas.store import Place, names_in, open_arrays, within
+from headatlas.addresses import shown
+from headatlas.atlas.store import Place, names_in, open_arrays, opening, within
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_folder, unwritten
 
@@ -89,28 +88,17 @@ def store_dataset(path: Path, data: xr.Dataset, provenance: dict[str, Any]) -> N
         raise unwritten(path, error, COPY_IT) from error
 
 
-def strings(names: Iterable[str]) -> NDArray[Any]:
-    """Names as a coordinate; of variable length, for the fixed-width kind has no stable Zarr 3 form yet."""
-    return np.array(list(names), dtype=np.dtypes.StringDType())
-
-
 def read_dataset(place: Place) -> tuple[xr.Dataset, dict[str, Any]]:
     """Read what :func:`store_dataset` wrote: the data in memory, and the provenance."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".* is not recognized as a component of a Zarr")
-            data = open_arrays(place).load()
+    none = HeadatlasError(f"{shown(str(place))}: this is no stored measurement; move it elsewhere.")
+    with opening(place, none, lambda why: _damaged(place, why)):
+        data = open_arrays(place).load()
         return data, dict(json.loads(data.attrs["provenance"]))
-    except failures(KeyError, TypeError) as error:
-        if isinstance(place, str):  # the error's own text may hold the address with its credentials
-            raise HeadatlasError(
-                f"{shown(place)}: cannot be read ({type(error).__name__}); try again later."
-            ) from None
-        if isinstance(error, FileNotFoundError):
-            raise HeadatlasError(f"{place}: this is no stored measurement; move it elsewhere.") from error
-        if isinstance(error, OSError):
-            raise HeadatlasError(f"{place}: cannot be read ({error.strerror or error}).") from error
-        raise _damaged(place, error) from error
+
+
+def no_rows(columns: Sequence[str], **kinds: Any) -> pd.DataFrame:
+    """The table of what was not measured; columns hold numbers unless something else is said."""
+    return pd.DataFrame({name: np.array([], dtype=kinds.get(name, np.float64)) for name in columns})
 
 
 def _damaged(place: Place, why: object) -> HeadatlasError:

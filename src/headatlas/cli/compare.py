@@ -44,8 +44,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.options import Compute, Look, Preset
 
 if TYPE_CHECKING:
-    from headatlas.arrangement.changes import HeadChanges
-    from headatlas.arrangement.comparison import Comparison
+    from headatlas.arrangement.comparison import Comparison, HeadChanges
     from headatlas.atlas import Atlas
 
 N_CHANGES = 20
@@ -187,7 +186,7 @@ def _given(
         from headatlas.atlas import Atlas
 
         return [Atlas.open(place) for place in places]  # without torch, which takes seconds
-    from headatlas.mapping.given import atlases_given
+    from headatlas.mapping.run import atlases_given
 
     with stopping(lambda: STOPPED):
         return atlases_given(

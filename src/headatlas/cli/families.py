@@ -26,7 +26,7 @@ def list_families(as_json: AsJson = False) -> None:
     An oracle is a tiny random model whose heads, norms and first MLP, as headatlas reads them from a file,
     equal what the Hugging Face modules compute. The numbers say how many of a family passed, per format.
     """
-    from headatlas.architectures.registry import families, oracles, tested_with
+    from headatlas.architectures.family import families, oracles, tested_with
 
     rows = [
         {
@@ -120,7 +120,7 @@ def _found(checkpoint: Checkpoint, report: Report) -> dict[str, Any]:
 
 def _read(file: Path) -> Family:
     """A family file of the user's own."""
-    from headatlas.architectures.registry import parse_family
+    from headatlas.architectures.family import parse_family
 
     try:
         text = file.read_text(encoding="utf-8")

@@ -44,8 +44,7 @@ from headatlas.showing import tokens_shown
 if TYPE_CHECKING:
     import pandas as pd
 
-    from headatlas.arrangement.depth import Depth
-    from headatlas.arrangement.model_structure import Structure
+    from headatlas.arrangement.model_structure import Depth, Structure
     from headatlas.atlas import Atlas
     from headatlas.atlas.cards import Card
 

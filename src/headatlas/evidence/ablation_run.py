@@ -32,7 +32,8 @@ from headatlas.atlas.evidence import (
     HeadsAblation,
     evidence_group,
 )
-from headatlas.atlas.stored import read_dataset, store_dataset, strings
+from headatlas.atlas.store import strings
+from headatlas.atlas.stored import read_dataset, store_dataset
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.asking import Head, Method, Questions, ablated, asking_takes
 from headatlas.evidence.opening import Subject

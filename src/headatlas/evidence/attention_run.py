@@ -27,7 +27,8 @@ from scipy import stats
 
 from headatlas.architectures.queries import AttentionRule
 from headatlas.atlas.evidence import CONTEXT_TEXT, TASK, Preferences, evidence_group
-from headatlas.atlas.stored import SHIPPED, store_dataset, strings
+from headatlas.atlas.store import strings
+from headatlas.atlas.stored import SHIPPED, store_dataset
 from headatlas.evidence.opening import Subject
 from headatlas.evidence.recording import Watched, watch
 from headatlas.evidence.texts import Ids, Template, Templates, Text, in_template, source_words, spread

@@ -11,8 +11,7 @@ import numpy as np
 from matplotlib.path import Path
 from numpy.typing import NDArray
 
-from headatlas.arrangement.changes import FEWEST_DISCORDANT, HeadChanges
-from headatlas.arrangement.comparison import Comparison, RelationAgreement
+from headatlas.arrangement.comparison import FEWEST_DISCORDANT, Comparison, HeadChanges, RelationAgreement
 from headatlas.errors import HeadatlasError
 from headatlas.figures import panels as parts
 from headatlas.figures.colours import Palette, palette_of
@@ -99,7 +98,7 @@ class ChangeGrid:
     """One panel of the figure of changes, arrays [n_layers, n_heads] of numbers of relations × signs.
 
     Attributes:
-        lost, gained, weaker, stronger: As :class:`~headatlas.arrangement.changes.HeadChanges` has them.
+        lost, gained, weaker, stronger: As :class:`~headatlas.arrangement.comparison.HeadChanges` has them.
         called: Called in either, whatever has changed.
         moved: A relation that this head lost was gained by another, or the other way round.
     """

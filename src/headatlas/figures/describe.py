@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from headatlas.arrangement.depth import (
+from headatlas.arrangement.model_structure import (
     SMALLEST_GROUP,
     DepthTest,
     Ints,

@@ -10,9 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from headatlas.arrangement.depth import CategoryDepth
-from headatlas.arrangement.groups import Likeness
-from headatlas.arrangement.model_structure import Structure
+from headatlas.arrangement.model_structure import CategoryDepth, Likeness, Structure
 from headatlas.figures.describe import decimal
 from headatlas.figures.page import (
     DEFAULT_LOOK,

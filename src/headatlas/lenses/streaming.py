@@ -116,7 +116,7 @@ class BlockPass:
         # What each block is called with: masks and positions depend on the shape alone.
         self._calls: dict[_Shape, list[_Call]] = {}
         self._modules = load_skeleton(model.checkpoint)
-        # load_skeleton refuses what is not safetensors.
+        # A model streams only where it is safetensors (`weights.can_stream`).
         self._source = cast(SafetensorsSource, model.checkpoint.source)
         self._body: Any = self._modules.get_submodule(model.body_module())
         self._blocks = [

@@ -14,7 +14,8 @@ from headatlas import __version__
 from headatlas.atlas import Atlas
 from headatlas.atlas.behaviours import Looking
 from headatlas.atlas.evidence import evidence_group
-from headatlas.atlas.stored import SHIPPED, store_dataset, strings
+from headatlas.atlas.store import strings
+from headatlas.atlas.stored import SHIPPED, store_dataset
 from headatlas.devices import pick_device
 from headatlas.evidence.opening import check_model_fits, open_subject
 from headatlas.lenses.forward import running

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from headatlas.architectures.types import Dims, LayerHeads, RightMap
+from headatlas.architectures import Dims, LayerHeads, RightMap
 
 
 @dataclass(frozen=True)

@@ -28,17 +28,11 @@ _ENOUGH = 0.04
 
 @dataclass(frozen=True)
 class Machine:
-    """The devices and the memory that a map may take.
+    """The devices and the memory that a map may take."""
 
-    Attributes:
-        devices: One or more; layers are shared out among several.
-        memory: Bytes of memory of the machine that the map may take.
-        limited: Whether the user set that bound.
-    """
-
-    devices: tuple[torch.device, ...]
-    memory: int
-    limited: bool = False
+    devices: tuple[torch.device, ...]  # one or more; layers are shared out among several
+    memory: int  # bytes of memory of the machine that the map may take
+    limited: bool = False  # whether the user set that bound
 
     @property
     def cores(self) -> int:
@@ -63,16 +57,11 @@ def this_machine(compute: Compute = Compute()) -> Machine:
 
 @dataclass(frozen=True)
 class Rates:
-    """Speed of a device.
-
-    Attributes:
-        float32, bfloat16: Operations a second of products of matrices of this type (a multiply-add is two).
-        memory: Bytes a second, read and written, of a large copy by one thread.
-    """
+    """Speed of a device: operations a second of products of matrices of two types (a multiply-add is two)."""
 
     float32: float
     bfloat16: float
-    memory: float
+    memory: float  # bytes a second, read and written, of a large copy by one thread
 
     @property
     def bfloat16_pays(self) -> bool:

@@ -8,6 +8,9 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from headatlas.atlas.layout import MAX_CALIBRATION_SOURCES
 from headatlas.devices import free_memory
 from headatlas.errors import HeadatlasError
@@ -25,28 +28,27 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from headatlas.architectures import Model
-    from headatlas.architectures.types import Dims
+    from headatlas.architectures import Dims, Model
 
-Range = tuple[float, float]
-"""From least to most, of what was measured (docs/engine.md)."""
-FIXED: Range = (2.0, 10.0)
+Range = NDArray[np.float64]
+"""[2] the least and the most, of what was measured (docs/engine.md)."""
+FIXED = np.array([2.0, 10.0])
 """Seconds of opening, calibration and writing."""
-PRODUCTS: dict[bool, Range] = {True: (1 / 54, 1 / 18), False: (1 / 37, 1 / 13)}
+PRODUCTS = {True: np.array([1 / 54, 1 / 18]), False: np.array([1 / 37, 1 / 13])}
 """Multiply-adds of the ranking as a share of those of all logits, by whether the lens reads weights only:
 most in the trained model, least in random ones of larger shapes."""
-STEPS: Range = (90.0, 520.0)
+STEPS = np.array([90.0, 520.0])
 """Bytes that the other steps of the ranking move for each head, source and dimension of the model."""
-FORWARD: Range = (1.0, 0.8)
+FORWARD = np.array([1.0, 0.8])
 """Of the rate of matrix products, what the forward pass reaches."""
 BYTES = 4
 TOKENS_A_SOURCE = 2
 """At most, for memory."""
-TOKENS: Range = (1.1, 1.8)
+TOKENS = np.array([1.1, 1.8])
 """A source of the shipped relations with the tokenizers tried."""
 WATCHED_TOKENS = 7_728
 """Positions of the texts on which heads are watched: 161 sequences of 48."""
-WATCHING: Range = (0.8, 1.6)
+WATCHING = np.array([0.8, 1.6])
 """Of the time of a forward pass of these; attention is asked for and summed up beside it."""
 CONTEXT_TEXTS = 4
 """Texts of ``evidence inference`` for each source."""
@@ -154,7 +156,7 @@ def plan(
     least, most = _seconds(opened, chosen, n_sources, speed)
     few = min(INFERENCE_SAMPLE, sample or INFERENCE_SAMPLE)
     texts = CONTEXT_TEXTS * len({word for relation in asked for word in _words(relation, few)})
-    tokens = texts * (TOKENS[0] + TOKENS_AFTER), texts * (TOKENS[1] + TOKENS_AFTER)
+    tokens = texts * (TOKENS + TOKENS_AFTER)
     after = inference_seconds(opened, tokens=tokens, rows=2 * texts, device=machine.devices[0])
     return Plan(
         model=opened.checkpoint.name,
@@ -206,18 +208,10 @@ def _sampled(most: int | None) -> tuple[str, ...]:
 
 
 def streams(model: Model, lens: Lens, sources: int, stream: bool | None, machine: Machine) -> bool:
-    """Whether the forward pass of a lens goes layer by layer.
+    """Whether the forward pass of a lens goes layer by layer on a machine, for so many sources.
 
-    Args:
-        model: The opened model.
-        lens: The lens.
-        sources: Number of sources.
-        stream: What was asked for; None: if the whole model does not fit into the memory that may be taken,
-            or into half of what is free on the device.
-        machine: Where it computes.
-
-    Raises:
-        HeadatlasError: It was asked for and cannot be done.
+    Refuses to where it was asked for (``stream``) and cannot be done. If nothing was said, it does where the
+    whole model does not fit into the memory that may be taken, or into half of what is free on the device.
     """
     why_not = _why_whole(model, lens)
     if why_not is not None and stream:
@@ -254,11 +248,7 @@ def memory_needed(
     """Estimated peak bytes of a map on this machine: of the stage that takes most.
 
     These are the forward pass, the ranking with the heads that it has in work, and the scores, for which
-    every rank is read back.
-
-    Args:
-        model, lens, sources, machine, streamed: As for :func:`streams`.
-        ranks: Bytes of the ranks that the atlas holds of a head.
+    every rank is read back: ``ranks`` bytes of a head.
     """
     share = share_of(model, lens, sources, machine, streamed=streamed)
     kept = 0 if worth_trimming(model.dims, sources, share.heads) else KEPT_BYTES
@@ -276,14 +266,7 @@ def memory_least(model: Model, lens: Lens, sources: int, *, streamed: bool = Fal
 
 
 def streams_within(model: Model, lens: Lens, sources: int, stream: bool | None, machine: Machine) -> bool:
-    """Whether the forward pass goes layer by layer, in the memory that may be taken.
-
-    Args:
-        model, lens, sources, stream, machine: As for :func:`streams`.
-
-    Raises:
-        HeadatlasError: The map needs more memory than that, or streaming was asked for and cannot be done.
-    """
+    """:func:`streams`, but a map that needs more memory than it may take is refused."""
     streamed = streams(model, lens, sources, stream, machine)
     need, have = memory_least(model, lens, sources, streamed=streamed), machine.memory
     if need <= have:
@@ -301,13 +284,7 @@ def streams_within(model: Model, lens: Lens, sources: int, stream: bool | None, 
 
 @dataclass(frozen=True)
 class Shares:
-    """Layers and heads in work at a time, and the memory they take.
-
-    Attributes:
-        workers: Layers in work at a time.
-        heads: Heads of a layer in work at a time.
-        bytes: What that takes.
-    """
+    """Layers (workers) and heads of a layer in work at a time, and the bytes of memory they take."""
 
     workers: int
     heads: int
@@ -326,14 +303,7 @@ def worth_trimming(dims: Dims, sources: int, heads: int) -> bool:
 
 
 def shares(dims: Dims, sources: int, machine: Machine, held: int) -> Shares:
-    """Share memory out: layers and heads to have in work at a time.
-
-    Args:
-        dims: The model's sizes.
-        sources: Number of sources.
-        machine: Where it computes.
-        held: Bytes that the map holds besides.
-    """
+    """Share memory out among layers and heads, besides the bytes that the map has ``held`` already."""
     each, room = head_bytes(dims, sources), machine.memory - held
     few = min(FEW_HEADS, dims.n_heads)
     # Half of a layer's time on a GPU is the processor's, so each GPU has several, as far as cores go.
@@ -400,44 +370,40 @@ def _block_bytes(model: Model) -> int:
     return stored + BYTES * max(experts, *(prod(info.shape) for info in infos))
 
 
-def inference_seconds(model: Model, *, tokens: Range, rows: int, device: torch.device) -> Range:
+def inference_seconds(
+    model: Model, *, tokens: ArrayLike, rows: int, device: torch.device
+) -> tuple[float, float]:
     """The least and the most that ``evidence inference`` takes on a device.
 
-    Args:
-        model: The opened model.
-        tokens: The least and the most tokens that go through the model.
-        rows: Rows of each head that are ranked: of every text with context and without.
-        device: Where it computes.
+    Tokens that go through the model are a number, or the least and the most; ``rows`` are those of each head
+    that are ranked: of every text with context and without.
     """
     speed = rates(device)
-    found = [
-        FIXED[end] + _ranking(model, rows, False, speed)[end] + _passing(model, tokens[end], speed)[end]
-        for end in range(2)
-    ]
-    return round(found[0], 1), round(found[1], 1)
+    return _rounded(FIXED + _ranking(model, rows, False, speed) + _passing(model, tokens, speed))
 
 
-def passing_seconds(model: Model, tokens: Range, passes: Range, device: torch.device) -> Range:
+def passing_seconds(
+    model: Model, tokens: ArrayLike, passes: ArrayLike, device: torch.device
+) -> tuple[float, float]:
     """The least and the most in which so many tokens go through a model on a device, in so many small passes.
 
     In a pass of few tokens the weights are read for little.
     """
     speed = rates(device)
     reading = BYTES * model.n_parameters / speed.memory
-    least, most = (
-        FIXED[end] + _passing(model, tokens[end], speed)[end] + passes[end] * reading for end in range(2)
-    )
-    return round(least, 1), round(most, 1)
+    return _rounded(FIXED + _passing(model, tokens, speed) + np.asarray(passes) * reading)
 
 
-def _seconds(model: Model, lens: Lens, sources: int, speed: Rates) -> Range:
+def _seconds(model: Model, lens: Lens, sources: int, speed: Rates) -> tuple[float, float]:
     """The least and the most a map takes at this speed."""
-    ranking = _ranking(model, sources, lens.weights_only, speed)
     tokens = 0 if lens.weights_only else sources * len(lens.prefixes)
-    least, most = (
-        FIXED[end] + ranking[end] + _passing(model, tokens * TOKENS[end], speed)[end] for end in range(2)
-    )
-    return round(least, 1), round(most, 1)
+    ranking = _ranking(model, sources, lens.weights_only, speed)
+    return _rounded(FIXED + ranking + _passing(model, tokens * TOKENS, speed))
+
+
+def _rounded(seconds: Range) -> tuple[float, float]:
+    least, most = seconds.round(1).tolist()
+    return least, most
 
 
 def _ranking(model: Model, a_head: int, weights_only: bool, speed: Rates) -> Range:
@@ -446,18 +412,17 @@ def _ranking(model: Model, a_head: int, weights_only: bool, speed: Rates) -> Ran
     rows = len(model.layers_with_heads) * dims.n_heads * a_head
     logits = 2.0 * rows * dims.vocab_size * dims.d_model
     rate = speed.bfloat16 if speed.bfloat16_pays else speed.float32
-    least, most = (
-        logits * PRODUCTS[weights_only][end] / rate + rows * dims.d_model * STEPS[end] / speed.memory
-        for end in range(2)
-    )
-    return least, most
+    return logits * PRODUCTS[weights_only] / rate + rows * dims.d_model * STEPS / speed.memory
 
 
-def _passing(model: Model, tokens: float, speed: Rates) -> Range:
+def _passing(model: Model, tokens: ArrayLike, speed: Rates) -> Range:
     """Seconds in which so many tokens go through the model."""
-    body = model.n_parameters - model.dims.vocab_size * model.dims.d_model
-    least, most = (2.0 * body * tokens / (FORWARD[end] * speed.float32) for end in range(2))
-    return least, most
+    return _operations(model) * np.asarray(tokens) / (FORWARD * speed.float32)
+
+
+def _operations(model: Model) -> float:
+    """Operations of a token's way through the model, without the unembedding."""
+    return 2.0 * (model.n_parameters - model.dims.vocab_size * model.dims.d_model)
 
 
 def _notes(model: Model, lens: Lens, streamed: bool, speed: Rates) -> tuple[str, ...]:
@@ -471,8 +436,7 @@ def _notes(model: Model, lens: Lens, streamed: bool, speed: Rates) -> tuple[str,
             "is read once, and one is in memory at a time"
         )
     elif not lens.weights_only:
-        passed = 2.0 * (model.n_parameters - model.dims.vocab_size * model.dims.d_model) * WATCHED_TOKENS
-        least, most = (WATCHING[end] * passed / speed.float32 for end in range(2))
+        least, most = WATCHING * _operations(model) * WATCHED_TOKENS / speed.float32
         notes += [
             "the neutral lens runs the whole model once per (prefix, source) row; it must fit in memory",
             "the command `headatlas map` also measures where heads look, which is not in the time: about "

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from headatlas import __version__, architectures
 from headatlas.architectures import Model, open_model
-from headatlas.architectures.self_check import PASSED, VARIABLE, self_check
+from headatlas.architectures.oracle import PASSED, VARIABLE, self_check
 from headatlas.atlas.layout import Layout, build_layout
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_write, cache_dir
@@ -37,7 +37,7 @@ from headatlas.relations import (
     resolve_relations,
     tokenise,
 )
-from headatlas.weights import MergedAdapter, fingerprint, need_on_disk, open_checkpoint, tokenizer_hash
+from headatlas.weights import fingerprint, need_on_disk, open_checkpoint, tokenizer_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,27 +45,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MapOptions:
-    """The choices of a map, checked before anything is opened.
+    """The choices of a map, checked before anything is opened."""
 
-    Attributes:
-        lens: How heads see sources.
-        thresholds: How the atlas is read at first.
-        mask: Whether ids that no text can produce are kept from competing.
-        ceiling: Ranks are exact below it.
-        target_policy: ``"single"``, or ``"first-token"``: targets of several tokens count by their first.
-        sources: The most usable sources a relation is asked of, or ``"all"``; None: a sample of 100 where
-            more than 40 relations are asked for, else all.
-
-    Raises:
-        HeadatlasError: A policy is unknown, a number out of range, or thresholds are none.
-    """
-
-    lens: Lens = LENSES["neutral"]
-    thresholds: Thresholds = Thresholds()
-    mask: bool = True
-    ceiling: int = CEILING
+    lens: Lens = LENSES["neutral"]  # how heads see sources
+    thresholds: Thresholds = Thresholds()  # how the atlas is read at first
+    mask: bool = True  # whether ids that no text can produce are kept from competing
+    ceiling: int = CEILING  # ranks are exact below it
     target_policy: TargetPolicy = "single"
+    """``"single"``, or ``"first-token"``: targets of several tokens count by their first."""
     sources: Sources = None
+    """The most usable sources a relation is asked of, or ``"all"``; None: a sample of 100 where more than 40
+    relations are asked for, else all."""
 
     def __post_init__(self) -> None:
         require_type("thresholds", self.thresholds, Thresholds)
@@ -82,15 +72,8 @@ class MapOptions:
 
 @dataclass(frozen=True)
 class PreparedMap:
-    """A map ready to run.
-
-    Attributes:
-        model: The opened model.
-        options: The choices.
-        layout: The atlas's axes.
-        competing: [vocab] bool.
-        provenance: What the atlas records about itself.
-    """
+    """A map ready to run: of which tokens ``competing`` [vocab] ranks are taken, and what the atlas records
+    about itself."""
 
     model: Model
     options: MapOptions
@@ -136,34 +119,39 @@ def prepare_map(
     with ThreadPoolExecutor(1) as pool:  # reading and hashing files leaves the interpreter to others
         hashed = pool.submit(fingerprint, opened.checkpoint)
         words = opened.tokenizer()
-    weights_hash = hashed.result()
-    checked = checked_once(opened, weights_hash)
+    about = _about_model(opened, hashed.result())
     competing, masked = competing_tokens(words, opened.dims.vocab_size)
     if not options.mask:
         competing, masked = np.ones_like(competing), ()
-    tokenised, replaced = with_alternatives(
-        asked,
-        partial(
-            tokenise,
-            tokenizer=words,
-            competing=competing,
-            max_source_tokens=options.lens.max_source_tokens,
-            target_policy=options.target_policy,
-            sources=most,
-        ),
+    seen = partial(
+        tokenise,
+        tokenizer=words,
+        competing=competing,
+        max_source_tokens=options.lens.max_source_tokens,
+        target_policy=options.target_policy,
+        sources=most,
     )
+    tokenised, replaced = with_alternatives(asked, seen)
     if few:
         tokenised = [replace(item, left_out=unusable(item)) for item in tokenised]
     if all(item.left_out for item in tokenised):
         raise _nothing_usable(opened.checkpoint.spec, tokenised, few)
     layout = build_layout(tokenised)
-    return PreparedMap(
-        opened,
-        options,
-        layout,
-        competing,
-        _provenance(opened, options, most, layout, [int(i) for i in masked], weights_hash, checked, replaced),
-    )
+    provenance = {
+        "model": about,
+        "tokenizer_hash": tokenizer_hash(words),
+        **_about_options(options),
+        "sources": most,
+        "alternatives": replaced,
+        "masked_ids": [int(i) for i in masked],
+        "relations": {entry.name: entry.sha256 for entry in layout.relations},
+        "versions": {
+            "headatlas": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "numpy", "scipy", "zarr")},
+        },
+    }
+    return PreparedMap(opened, options, layout, competing, provenance)
 
 
 def _nothing_usable(spec: str, tokenised: Sequence[TokenisedRelation], few: bool) -> HeadatlasError:
@@ -184,9 +172,6 @@ def checked_once(model: Model, weights_hash: str) -> str:
     imports everything that transformers runs models with, which takes longer than all else that opens a small
     model. It is made again where any of these has changed, for a model in memory, and where the environment
     variable ``HEADATLAS_SELF_CHECK`` is set.
-
-    Raises:
-        HeadatlasError: As of :func:`self_check`.
     """
     checkpoint = model.checkpoint
     if checkpoint.loaded is not None or checkpoint.traffic is not None or VARIABLE in os.environ:
@@ -234,60 +219,33 @@ def with_alternatives(
     return found, replaced
 
 
-def _provenance(
-    model: Model,
-    options: MapOptions,
-    sources: int | None,
-    layout: Layout,
-    masked: list[int],
-    weights_hash: str,
-    checked: str,
-    replaced: dict[str, str],
-) -> dict[str, Any]:
-    checkpoint = model.checkpoint
+def _about_model(model: Model, weights_hash: str) -> dict[str, Any]:
+    checkpoint, adapter = model.checkpoint, model.checkpoint.adapter
+    about = {name: getattr(checkpoint, name) for name in ("name", "spec", "format", "revision")}
+    about |= {"family": model.family.name, "dims": asdict(model.dims)}
+    if not model.every_layer_has_heads:
+        about["layers_with_heads"] = list(model.layers_with_heads)
+    about["weights_hash"] = weights_hash
+    if adapter is not None:
+        merged = {name: getattr(adapter, name) for name in ("name", "folder", "base", "hash")}
+        about["adapter"] = {**merged, "n_tensors": len(adapter.tensors)}
+    return about | {"notes": list(checkpoint.notes), "self_check": checked_once(model, weights_hash)}
+
+
+def _about_options(options: MapOptions) -> dict[str, Any]:
+    lens = options.lens
     return {
-        "model": {
-            "name": checkpoint.name,
-            "spec": checkpoint.spec,
-            "format": checkpoint.format,
-            "revision": checkpoint.revision,
-            "family": model.family.name,
-            "dims": asdict(model.dims),
-            **({} if model.every_layer_has_heads else {"layers_with_heads": list(model.layers_with_heads)}),
-            "weights_hash": weights_hash,
-            **_adapter(checkpoint.adapter),
-            "notes": list(checkpoint.notes),
-            "self_check": checked,
-        },
-        "tokenizer_hash": tokenizer_hash(model.tokenizer()),
         "lens": {
-            "name": options.lens.name,
-            "prefixes": list(options.lens.prefixes),
-            "summary": options.lens.summary,
-            "weights_only": options.lens.weights_only,
+            "name": lens.name,
+            "prefixes": list(lens.prefixes),
+            "summary": lens.summary,
+            "weights_only": lens.weights_only,
         },
         "mask": options.mask,
         "thresholds": asdict(options.thresholds),
         "ceiling": options.ceiling,
         "target_policy": options.target_policy,
-        "sources": sources,
-        "alternatives": replaced,
-        "masked_ids": masked,
-        "relations": {entry.name: entry.sha256 for entry in layout.relations},
-        "versions": {
-            "headatlas": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "numpy", "scipy", "zarr")},
-        },
     }
-
-
-def _adapter(merged: MergedAdapter | None) -> dict[str, Any]:
-    """An adapter that is merged into the weights, for the provenance."""
-    if merged is None:
-        return {}
-    shown = {name: getattr(merged, name) for name in ("name", "folder", "base", "hash")}
-    return {"adapter": {**shown, "n_tensors": len(merged.tensors)}}
 
 
 def with_traffic(provenance: dict[str, Any], model: Model) -> dict[str, Any]:
@@ -300,33 +258,25 @@ def with_traffic(provenance: dict[str, Any], model: Model) -> dict[str, Any]:
     return {**provenance, "model": {**provenance["model"], **fetched}}
 
 
-_SAME: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "weights": lambda p: p["model"]["weights_hash"],
-    "tokenizer": lambda p: p["tokenizer_hash"],
-    "lens": lambda p: (p["lens"]["name"], list(p["lens"]["prefixes"])),
-    "relations": lambda p: list(p["relations"].items()),
-    "ceiling": lambda p: p["ceiling"],
-    "target policy": lambda p: p["target_policy"],
-    "most sources": lambda p: p.get("sources"),
-    "masked token ids": lambda p: p["masked_ids"],
+_Of = Callable[[dict[str, Any]], Any]
+_SAME: dict[str, tuple[_Of, _Of | None]] = {
+    "weights": (lambda p: p["model"]["weights_hash"], lambda p: p["model"]["name"]),
+    "tokenizer": (lambda p: p["tokenizer_hash"], None),
+    "lens": (lambda p: (p["lens"]["name"], list(p["lens"]["prefixes"])), lambda p: p["lens"]["name"]),
+    "relations": (lambda p: list(p["relations"].items()), None),
+    "ceiling": (lambda p: p["ceiling"], lambda p: p["ceiling"]),
+    "target policy": (lambda p: p["target_policy"], lambda p: p["target_policy"]),
+    "most sources": (lambda p: p.get("sources"), lambda p: p.get("sources")),
+    "masked token ids": (lambda p: p["masked_ids"], None),
 }
-
-
-_SHOWN: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "weights": lambda p: p["model"]["name"],
-    "lens": lambda p: p["lens"]["name"],
-    "ceiling": lambda p: p["ceiling"],
-    "target policy": lambda p: p["target_policy"],
-    "most sources": lambda p: p.get("sources"),
-}
-"""Names people know these by."""
+"""In what provenances must agree to share an atlas, and the names that people know these by."""
 
 
 def differences(there: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     """In what two provenances differ so that they cannot share an atlas, with both values where short."""
     found = []
-    for name, of in _SAME.items():
+    for name, (of, known_by) in _SAME.items():
         if of(there) != of(asked):
-            shown = [str(_SHOWN[name](p)) if name in _SHOWN else "" for p in (there, asked)]
-            found.append(f"{name} ({shown[0]}, not {shown[1]})" if shown[0] != shown[1] else name)
+            first, second = ("" if known_by is None else str(known_by(p)) for p in (there, asked))
+            found.append(f"{name} ({first}, not {second})" if first != second else name)
     return found

@@ -1,4 +1,6 @@
-"""The run: from a model and relations to an atlas, one layer at a time, resumable at every layer."""
+"""The run: from a model and relations to an atlas, one layer at a time, resumable at every layer; and the
+atlases of what a person gives: those that there are, and those of models, which are mapped first.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +8,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -20,7 +22,15 @@ from headatlas.addresses import output_path, shown
 from headatlas.architectures import RightMap
 from headatlas.atlas import Atlas
 from headatlas.atlas.relation_scores import store_scores
-from headatlas.atlas.store import ATLAS_NAME, AtlasWriter, LayerRanks, create_store, read_store, remove_atlas
+from headatlas.atlas.store import (
+    ATLAS_NAME,
+    AtlasWriter,
+    LayerRanks,
+    create_store,
+    holds_atlas,
+    read_store,
+    remove_atlas,
+)
 from headatlas.devices import trim_heap
 from headatlas.errors import HeadatlasError
 from headatlas.files import check_writable
@@ -36,6 +46,7 @@ from headatlas.options import (
     CEILING,
     Compute,
     Layers,
+    Preset,
     Sources,
     TargetPolicy,
     Thresholds,
@@ -44,6 +55,7 @@ from headatlas.options import (
 )
 from headatlas.progress import Progress, Report, Stats, reporting
 from headatlas.relations import RelationSpec, resolve_relations
+from headatlas.weights.named import aliases
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,7 +64,13 @@ STATES_NAME = "states"
 
 
 class OtherMapError(HeadatlasError):
-    """In the place where an atlas is to be written there is one of another map."""
+    """In the place where an atlas is to be written there is one of another map; ``what`` differs."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(
+            f"{path}: the atlas there {what}; choose another `out`, or start over with `force=True`."
+        )
+        self.what = what
 
 
 def map_heads(
@@ -269,11 +287,8 @@ def layer_inputs(prepared: PreparedMap, states: States, layer: int) -> LayerInpu
     """Inputs of the engine for one layer; its weights are read here and released by the caller."""
     seen = states.layer(layer)
     heads = prepared.model.heads(layer) if seen.heads is None else seen.heads
-    right: RightMap | None = None
-    control_right: RightMap | None = None
-    if prepared.options.lens.right_map:
-        right = prepared.model.right_map(layer)
-        control_right = RightMap(None, right.centre, right.final_gain)
+    right = prepared.model.right_map(layer) if prepared.options.lens.right_map else None
+    control_right = None if right is None else RightMap(None, right.centre, right.final_gain)
     return LayerInputs(
         dims=prepared.model.dims,
         states=seen.x,
@@ -324,23 +339,111 @@ def _open_or_create(path: Path, prepared: PreparedMap) -> None:
         if not different and not _same_axes(dataset, prepared):
             different = ["tokens of the relations (the way the tokenizer cuts words changed)"]
     if different:
-        raise OtherMapError(
-            f"{path}: the atlas there differs in {', '.join(different)}; "
-            "choose another `out`, or start over with `force=True`."
-        )
+        raise OtherMapError(path, f"differs in {', '.join(different)}")
 
 
 def _same_axes(dataset: xr.Dataset, prepared: PreparedMap) -> bool:
     """Whether an atlas asks for the same tokens: a vocabulary's hash does not say how words are cut."""
     layout = prepared.layout
-    blocks = layout.blocks
-    return all(
-        np.array_equal(dataset[name].values, values)
-        for name, values in (
-            ("pair_source", layout.pair_source),
-            ("pair_source_tokens", layout.pair_source_length),
-            ("pair_target_id", layout.pair_target_id),
-            ("cell_source_index", np.concatenate([block.sources for block in blocks])),
-            ("cell_target_id", np.concatenate([block.targets for block in blocks])),
-        )
-    )
+    axes: dict[str, NDArray[Any]] = {
+        "pair_source": layout.pair_source,
+        "pair_source_tokens": layout.pair_source_length,
+        "pair_target_id": layout.pair_target_id,
+        "cell_source_index": np.concatenate([block.sources for block in layout.blocks]),
+        "cell_target_id": np.concatenate([block.targets for block in layout.blocks]),
+    }
+    return all(np.array_equal(dataset[name].values, values) for name, values in axes.items())
+
+
+# Atlases and models side by side ---------------------------------------------------------------------
+
+
+def atlases_given(
+    places: Sequence[str],
+    *,
+    maps: str | Path | None,
+    lens: str | None,
+    relations: RelationSpec | None,
+    sources: Sources,
+    preset: Preset,
+    compute: Compute,
+    progress: Callable[[], AbstractContextManager[Report]],
+) -> list[Atlas]:
+    """Open every atlas and map every model, all models alike.
+
+    Args:
+        places: Folders or addresses of atlases, or models as :func:`map_heads` takes them.
+        maps: Folder in which each model gets a folder with its atlas; what is mapped there already is not
+            mapped again. None keeps the atlases in memory.
+        lens, relations, sources: As for :func:`map_heads`; None: as in the first atlas among the places, or
+            the defaults where all are models.
+        preset: Lens and mask where no atlas says them.
+        compute: As for :func:`map_heads`.
+        progress: Gives the function to tell of each map's steps.
+
+    Raises:
+        HeadatlasError: A place is neither, a model cannot be mapped, or choices of maps are given where all
+            places are atlases.
+    """
+    models = [place for place in places if not holds_atlas(place)]
+    for place in models:
+        if "/" not in place and ":" not in place and place not in aliases() and not Path(place).exists():
+            raise HeadatlasError(
+                f"{place!r} is neither an atlas nor a model here; give the folder of an atlas, a model's "
+                f"folder or file, org/name for one on the Hub, or a short name ({', '.join(aliases())})."
+            )
+    given = {"lens": lens, "relations": relations, "sources": sources}
+    given = {name: value for name, value in given.items() if value is not None}
+    there = {place: Atlas.open(place) for place in places if place not in models}
+    if not models:
+        if names := [*(["maps"] if maps is not None else []), *given]:
+            raise HeadatlasError(f"`{names[0]}` is for models that are mapped, and all of these are atlases.")
+        return [there[place] for place in places]
+    like = _as_in(next(iter(there.values()), None), preset) | given
+    try:
+        like["relations"] = resolve_relations(like["relations"])  # before anything is mapped
+    except HeadatlasError as error:
+        if relations is not None:
+            raise
+        raise HeadatlasError(
+            f"the first atlas has relations that are not shipped ({str(error).partition(';')[0]}); give them "
+            "with `relations`."
+        ) from error
+    if maps is not None:
+        check_writable(maps)
+    for model, folder in dict(zip(models, folder_names(models), strict=True)).items():  # each model once
+        out = None if maps is None else output_path(maps) / folder
+        with progress() as tell:
+            try:
+                there[model] = map_heads(model, out=out, compute=compute, progress=tell, **like)
+            except OtherMapError as error:
+                raise HeadatlasError(
+                    f"{out}: the atlas there is of another map ({error.what}); choose another `maps`."
+                ) from error
+    return [there[place] for place in places]
+
+
+def _as_in(atlas: Atlas | None, preset: Preset) -> dict[str, Any]:
+    """Lens, mask, relations and sources of an atlas, or those of a map by default."""
+    if atlas is None:
+        return {"lens": preset.lens, "mask": preset.mask, "relations": "core", "sources": None}
+    return {
+        "lens": atlas.lens,
+        "mask": bool(atlas.provenance["mask"]),
+        "relations": atlas.relations["relation"].tolist(),
+        "sources": atlas.provenance.get("sources") or "all",
+    }
+
+
+def folder_names(models: Sequence[str]) -> list[str]:
+    """A folder's name for each model: the end of its name, with as many parts as tell them apart.
+
+    >>> folder_names(["a/model.gguf", "b/model.gguf"])
+    ['a-model.gguf', 'b-model.gguf']
+    """
+    parts = [[part for part in PurePath(shown(model)).parts if part.strip("/.:")] for model in models]
+    for n in range(1, max(1, *map(len, parts)) + 1):
+        names = ["-".join(each[-n:]).replace(":", "-") for each in parts]
+        if len(set(names)) == len(set(models)):
+            return names
+    return [f"{name}-{at}" for at, name in enumerate(names)]

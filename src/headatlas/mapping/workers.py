@@ -26,7 +26,7 @@ from headatlas import __version__
 from headatlas.atlas.layout import Layout
 from headatlas.atlas.store import LayerRanks
 from headatlas.devices import strict_products, trim_heap
-from headatlas.errors import HeadatlasError
+from headatlas.errors import HeadatlasError, first_line
 from headatlas.mapping.bounds import whole
 from headatlas.mapping.engine import map_layer
 from headatlas.mapping.inputs import LayerInputs
@@ -51,17 +51,11 @@ Their steps are short and mostly in compiled code: with Python's 5 ms, threads w
 
 @dataclass(frozen=True)
 class Worker:
-    """One layer at a time.
+    """One layer at a time."""
 
-    Attributes:
-        vocabulary: Competing rows of U, on the worker's device.
-        threads: Processor cores it uses.
-        heads: Heads of a layer that it has in work at a time.
-    """
-
-    vocabulary: Vocabulary
-    threads: int
-    heads: int
+    vocabulary: Vocabulary  # competing rows of U, on the worker's device
+    threads: int  # processor cores it uses
+    heads: int  # heads of a layer that it has in work at a time
 
 
 def workers_for(vocabulary: Vocabulary, machine: Machine, share: Shares) -> list[Worker]:
@@ -212,7 +206,7 @@ def connected(address: str) -> Iterator[None]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, OverflowError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise HeadatlasError(
-            f"`cluster={address}`: no connection to a Ray cluster ({_first_line(error)}); "
+            f"`cluster={address}`: no connection to a Ray cluster ({first_line(error)}); "
             "start one with `ray start --head`, or give its address."
         ) from error
     try:
@@ -268,7 +262,7 @@ def rank_on_cluster(
                     yield layer, ranks
         except ray.exceptions.RayError as error:
             raise HeadatlasError(
-                f"the cluster takes no more layers ({_first_line(error)}); "
+                f"the cluster takes no more layers ({first_line(error)}); "
                 "finished layers are saved, the same command goes on."
             ) from error
         finally:
@@ -321,14 +315,9 @@ def _fetched(ray: Any, reference: Any, layer: int) -> tuple[LayerRanks, Stats]:
             raise HeadatlasError(f"layer {layer} on the cluster: {cause}") from error
         raise HeadatlasError(
             f"layer {layer} failed on the cluster ({type(cause or error).__name__}: "
-            f"{_first_line(cause or error)}); finished layers are saved, the same command goes on."
+            f"{first_line(cause or error)}); finished layers are saved, the same command goes on."
         ) from error
     return found
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 @contextmanager

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from headatlas import __version__
 from headatlas.addresses import output_path, shown
-from headatlas.architectures.family import Family
+from headatlas.architectures.family import Family, families
 from headatlas.architectures.model import Model, open_model
-from headatlas.architectures.registry import families
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.statistics import named_heads, random_heads

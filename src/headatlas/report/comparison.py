@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headatlas.arrangement.changes import CHANGES, HeadChanges
-from headatlas.arrangement.comparison import Comparison
+from headatlas.arrangement.comparison import CHANGES, Comparison, HeadChanges
 from headatlas.atlas import Atlas
 from headatlas.atlas.export import plain_records
 from headatlas.atlas.relation_scores import SIGNS

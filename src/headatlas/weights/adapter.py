@@ -133,18 +133,12 @@ def _named_base(said: object) -> str | None:
 
 @dataclass(frozen=True)
 class Update:
-    """The term that an adapter adds to one stored weight: ``scale * B @ A``.
+    """The term that an adapter adds to one stored weight: ``scale * B @ A``."""
 
-    Attributes:
-        A, B: Names of the factors [r, in] and [out, r].
-        scale: What their product is multiplied by.
-        transposed: Whether the weight is stored as [in, out].
-    """
-
-    A: str
-    B: str
+    A: str  # name of the factor [r, in]
+    B: str  # and of the other [out, r]
     scale: float
-    transposed: bool
+    transposed: bool  # whether the weight is stored as [in, out]
 
 
 class AdaptedSource(TensorSource):

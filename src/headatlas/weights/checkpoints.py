@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headatlas.errors import HeadatlasError
+from headatlas.errors import HeadatlasError, first_line
 from headatlas.files import read_json_object
 from headatlas.weights.adapter import (
     ADAPTER_CONFIG,
@@ -19,7 +19,6 @@ from headatlas.weights.adapter import (
     with_adapter,
 )
 from headatlas.weights.gguf_source import GgufSource, starts_like_gguf, whole_name
-from headatlas.weights.module_source import instead_of, refuse_wrapped
 from headatlas.weights.safetensors_source import (
     INDEX_NAME,
     SafetensorsSource,
@@ -27,7 +26,14 @@ from headatlas.weights.safetensors_source import (
     read_weight_map,
     shards_of,
 )
-from headatlas.weights.source import Checkpoint
+from headatlas.weights.source import (
+    Checkpoint,
+    ModuleSource,
+    instead_of,
+    refuse_wrapped,
+    stock_class,
+    unwrapped,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,9 +69,6 @@ def open_checkpoint(
 
     Returns:
         The checkpoint; its ``notes`` hold what the user should be told.
-
-    Raises:
-        HeadatlasError: It cannot be found, fetched or read; the sentence says what to do.
     """
     from headatlas.weights.named import is_afar
 
@@ -116,8 +119,6 @@ def _looks_like_path(spec: str) -> bool:
 
 def _open_module(model: object) -> Checkpoint:
     from transformers import PreTrainedModel
-
-    from headatlas.weights.module_source import ModuleSource, stock_class, unwrapped
 
     model = unwrapped(model)
     if not isinstance(model, PreTrainedModel):
@@ -335,11 +336,8 @@ def download(repo: str, revision: str | None, *, weights: bool = True) -> tuple[
     """Fetch what headatlas reads of a Hub model, or find it in the cache.
 
     With ``HF_HUB_OFFLINE`` set, or when the Hub cannot be reached, only the cache is used. Without
-    ``weights`` these are to be read in place and must be safetensors.
-
-    Returns:
-        The folder with the files, named like the commit; and the name of the weights' file or index
-        ("" if the Hub was not asked).
+    ``weights`` these are to be read in place and must be safetensors. Returns the folder with the files,
+    named like the commit, and the name of the weights' file or index ("" if the Hub was not asked).
     """
     with explained(repo, revision):
         names = _file_names(repo, revision)
@@ -424,32 +422,25 @@ def _client_error() -> type[Exception]:
 @contextmanager
 def explained(repo: str, revision: str | None) -> Iterator[None]:
     """Turn the errors of huggingface_hub into sentences (HeadatlasError) that say what to do."""
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub import errors
 
     try:
         yield
-    except (HFValidationError, _client_error(), OSError) as error:
-        raise HeadatlasError(_explanation(error, repo, revision)) from error
-
-
-def _explanation(error: Exception, repo: str, revision: str | None) -> str:
-    from huggingface_hub import errors
-
-    where = f"{repo}@{revision}" if revision else repo
-    lines = str(error).strip().splitlines()
-    said = lines[0].rstrip(".") if lines else type(error).__name__
-    sentences = {
-        errors.GatedRepoError: f"{repo} is gated: accept its terms on the model's page on the Hub, then log "
-        "in with `hf auth login`.",
-        errors.RepositoryNotFoundError: f"{repo} is neither a folder here nor a model on the Hub that you "
-        "may read; check the spelling, or log in with `hf auth login` if it is private.",
-        errors.RevisionNotFoundError: f"{repo} on the Hub has no revision {revision!r}; check the name.",
-        errors.LocalEntryNotFoundError: f"{where} is not in the cache of the Hub and the Hub cannot be "
-        "reached (offline mode or no connection); run once with a connection, or give a folder.",
-        errors.HFValidationError: f"{where} is not a name that the Hub accepts ({said}).",
-        errors.HfHubHTTPError: f"The Hub refused {where} ({said}); try again later.",
-        _client_error(): f"The connection to the Hub broke while fetching {where} ({said}); run again, what "
-        "was fetched is kept.",
-        OSError: f"{where} could not be fetched ({said}).",
-    }
-    return next(sentence for kind, sentence in sentences.items() if isinstance(error, kind))
+    except (errors.HFValidationError, _client_error(), OSError) as error:
+        where, said = f"{repo}@{revision}" if revision else repo, first_line(error)
+        sentences = {
+            errors.GatedRepoError: f"{repo} is gated: accept its terms on the model's page on the Hub, then "
+            "log in with `hf auth login`.",
+            errors.RepositoryNotFoundError: f"{repo} is neither a folder here nor a model on the Hub that "
+            "you may read; check the spelling, or log in with `hf auth login` if it is private.",
+            errors.RevisionNotFoundError: f"{repo} on the Hub has no revision {revision!r}; check the name.",
+            errors.LocalEntryNotFoundError: f"{where} is not in the cache of the Hub and the Hub cannot be "
+            "reached (offline mode or no connection); run once with a connection, or give a folder.",
+            errors.HFValidationError: f"{where} is not a name that the Hub accepts ({said}).",
+            errors.HfHubHTTPError: f"The Hub refused {where} ({said}); try again later.",
+            _client_error(): f"The connection to the Hub broke while fetching {where} ({said}); run again, "
+            "what was fetched is kept.",
+            OSError: f"{where} could not be fetched ({said}).",
+        }
+        sentence = next(text for kind, text in sentences.items() if isinstance(error, kind))
+        raise HeadatlasError(sentence) from error

@@ -46,32 +46,20 @@ _UINT32, _STRING, _ARRAY = 4, 8, 9
 
 @dataclass(frozen=True)
 class GgufTensor(TensorInfo):
-    """One tensor of a GGUF file; ``dtype`` is the name of its ggml type, e.g. ``"Q4_1"``.
+    """One tensor of a GGUF file; ``dtype`` is the name of its ggml type, e.g. ``"Q4_1"``."""
 
-    Attributes:
-        row_bytes: Stored bytes of one row (the innermost axis).
-        offset: Position of its first byte in the file; ``nbytes`` follow.
-    """
-
-    row_bytes: int
-    offset: int
+    row_bytes: int  # stored bytes of one row (the innermost axis)
+    offset: int  # position of its first byte in the file; ``nbytes`` follow
 
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """The header of a GGUF file.
+    """The header of a GGUF file."""
 
-    Attributes:
-        metadata: Scalars and strings by key, and number arrays of up to 4,096 items as lists.
-        arrays: Number of items of every array by key (token lists are counted, not kept).
-        tensors: The tensors by name, in the order of the file.
-        data_start: Position of the tensor data; everything before it is header.
-    """
-
-    metadata: dict[str, Any]
-    arrays: dict[str, int]
-    tensors: dict[str, GgufTensor]
-    data_start: int
+    metadata: dict[str, Any]  # scalars and strings by key, and number arrays of up to 4,096 items as lists
+    arrays: dict[str, int]  # number of items of every array by key (token lists are counted, not kept)
+    tensors: dict[str, GgufTensor]  # the tensors by name, in the order of the file
+    data_start: int  # position of the tensor data; everything before it is header
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
@@ -237,20 +225,14 @@ _INTEGERS = frozenset({"I8", "I16", "I32", "I64"})
 
 
 class GgufSource(TensorSource):
-    """Reads tensors out of a GGUF file, or out of all parts of a split one; opening reads headers only.
-
-    Attributes:
-        files: The file, or the parts in order.
-        header: The header of the first file, which holds the metadata.
-        tensors: The tensors of all files by name.
-    """
+    """Reads tensors out of a GGUF file, or out of all parts of a split one; opening reads headers only."""
 
     def __init__(self, path: Path) -> None:
         """Read and check the headers; of a split model ``path`` is any of its parts."""
         self.files = parts_of(path)
         headers = [read_gguf_header(file) for file in self.files]
         _check_split(self.files, headers)
-        self.header = headers[0]
+        self.header = headers[0]  # which holds the metadata
         self.tensors = joined((header.tensors for header in headers), path)
         self._maps: dict[str, np.memmap[Any, np.dtype[np.uint8]]] = {}
 

@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headatlas.addresses import is_url
-from headatlas.errors import HeadatlasError
+from headatlas.errors import HeadatlasError, first_line
 from headatlas.files import refuse_pointer
 from headatlas.weights.adapter import AdaptedSource
 from headatlas.weights.checkpoints import SINGLE_NAME
 from headatlas.weights.gguf_modules import finish, gguf_modules, gguf_tokenizer
 from headatlas.weights.gguf_source import GgufSource
-from headatlas.weights.module_source import ModuleSource, stock_class
 from headatlas.weights.safetensors_source import PLAIN, QUANTIZED, SafetensorsSource
-from headatlas.weights.source import Checkpoint, NoModulesError
+from headatlas.weights.source import Checkpoint, ModuleSource, NoModulesError, stock_class
 
 if TYPE_CHECKING:
     import torch
@@ -159,15 +158,10 @@ def devices_of(model: PreTrainedModel) -> set[torch.device]:
 
 
 def load_skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The checkpoint's modules without their weights, in evaluation mode.
+    """The modules of a checkpoint that can stream, without their weights, in evaluation mode.
 
     Parameters are float32 on the meta device; buffers, which follow from the config, are real.
     """
-    if not can_stream(checkpoint):
-        raise HeadatlasError(
-            f"{checkpoint.spec}: only safetensors are read layer by layer, this is {checkpoint.format}; "
-            "leave out `stream=True`."
-        )
     return skeleton_of(checkpoint, local_config(checkpoint))
 
 
@@ -302,8 +296,7 @@ def transformers_at_work(what: str) -> Iterator[None]:
     except (HeadatlasError, MemoryError):
         raise
     except Exception as error:  # tokenizers raises plain ones, the others whatever a bad file leads to
-        lines = str(error).strip().splitlines()
-        reason = lines[0].rstrip(".:") if lines else type(error).__name__
+        reason = first_line(error)
         if isinstance(error, KeyError):
             reason = f"it has no {reason}, or does not know it"
         hint = "check or fetch its files again"
@@ -364,16 +357,9 @@ def first_block(
 ) -> PreTrainedModel:
     """A transformers model of one block, in float32 and evaluation mode, without embedding and MLP.
 
-    Args:
-        checkpoint: Safetensors or GGUF on disk.
-        body: Path of the decoder among the modules.
-        without: Paths of the first block's MLP, which is not read.
-        stored_name: From a parameter's path to the stored name (safetensors).
-        most_bytes: How much may be read.
-
-    Raises:
-        HeadatlasError: transformers cannot make the modules, or a tensor is not there under its name.
-        TooLargeError: More than ``most_bytes`` would be read.
+    ``body`` is the path of the decoder among the modules; at the paths ``without`` is the first block's MLP,
+    which is not read. ``stored_name`` leads from a parameter's path to the stored name (safetensors). Where
+    more than ``most_bytes`` would be read, it is a :class:`TooLargeError`.
     """
     if isinstance(checkpoint.source, GgufSource):
         return _first_attention(checkpoint.source, most_bytes)

@@ -101,23 +101,15 @@ def aliases() -> dict[str, Alias]:
 
 
 class UnpackedPackage(BaseModel):
-    """A model taken out of a Python package, as the record beside it in the cache says.
+    """A model taken out of a Python package, as the record beside it in the cache says."""
 
-    Attributes:
-        folder: Its place in the cache.
-        version: The package's version.
-        gguf, gguf_sha256, gguf_bytes: File name, hash and size of the model.
-        wheel_sha256: Hash of the (main) wheel.
-        notes: Licence and terms.
-    """
-
-    folder: Path = Field(exclude=True)
+    folder: Path = Field(exclude=True)  # its place in the cache
     version: str
-    gguf: str
+    gguf: str  # the model's file
     gguf_sha256: str
     gguf_bytes: int
-    wheel_sha256: str
-    notes: tuple[str, ...]
+    wheel_sha256: str  # of the (main) wheel
+    notes: tuple[str, ...]  # licence and terms
 
     @property
     def path(self) -> Path:
@@ -244,9 +236,7 @@ def _downloaded(requests: Sequence[str], folder: Path) -> list[Wheel]:
 class Wheel:
     """A downloaded wheel and what it carries; nothing in it is run, and no path in it is followed.
 
-    Attributes:
-        name, version, licence: As its metadata say; a licence need not be declared.
-        pieces: The members that are a GGUF or a chunk of one, by name and number of the chunk.
+    ``pieces`` are the members that are a GGUF or a chunk of one, by name and number of the chunk.
     """
 
     def __init__(self, path: Path) -> None:

@@ -82,17 +82,11 @@ PATIENCE = Patience()
 
 @dataclass(frozen=True)
 class Address:
-    """A model's folder, or one file of it.
+    """A model's folder, or one file of it."""
 
-    Attributes:
-        folder: Address of the folder, without a query and a slash at its end; may hold credentials.
-        query: What follows the path (``?…``), sent with every file; may hold credentials.
-        file: Name of the file given, or None for the folder.
-    """
-
-    folder: str
-    query: str
-    file: str | None
+    folder: str  # address of the folder, without a query and a slash at its end; may hold credentials
+    query: str  # what follows the path (``?…``), sent with every file; may hold credentials
+    file: str | None  # name of the file given, or None for the folder
 
     @classmethod
     def parse(cls, spec: str) -> Address:
@@ -130,21 +124,13 @@ class Address:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file as it was when it was looked up.
+    """One file as it was when it was looked up."""
 
-    Attributes:
-        address: For the file system; may hold credentials.
-        label: For people.
-        size: Bytes.
-        content_mark: What its store says identifies the content (ETag, a hash), or None.
-        change_mark: What differs when the file has been written again, as far as the store tells.
-    """
-
-    address: str
-    label: str
-    size: int
-    content_mark: str | None
-    change_mark: str
+    address: str  # for the file system; may hold credentials
+    label: str  # for people
+    size: int  # bytes
+    content_mark: str | None  # what its store says identifies the content (ETag, a hash), or None
+    change_mark: str  # what differs when the file has been written again, as far as the store tells
 
 
 class UnusableAnswerError(OSError):
@@ -156,11 +142,7 @@ class UnusableAnswerError(OSError):
 
 
 class RemoteStore:
-    """A file system of fsspec, asked with patience.
-
-    Attributes:
-        parallel: Requests that may be under way at a time.
-    """
+    """A file system of fsspec, asked with patience; ``parallel`` requests may be under way at a time."""
 
     def __init__(self, system: AbstractFileSystem, *, fixed: bool = False) -> None:
         """Wrap a file system; ``fixed`` says that files behind an address cannot change (a commit)."""
@@ -530,10 +512,6 @@ class RemoteSafetensorsSource(StoredTensors):
     """Reads tensors out of one or several safetensors files by byte ranges; opening reads headers only.
 
     A file that changed since it was opened is never read on.
-
-    Attributes:
-        files: The files by label, in order.
-        traffic: What has been fetched.
     """
 
     def __init__(

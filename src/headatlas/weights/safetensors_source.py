@@ -22,7 +22,7 @@ import json
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,21 +78,13 @@ Stored = Callable[[str, Rows], "torch.Tensor"]
 
 @dataclass(frozen=True)
 class Quantized:
-    """A tensor that is stored as values and scales.
+    """A tensor that is stored as values and scales."""
 
-    Attributes:
-        info: The tensor they stand for.
-        values: The stored values.
-        scale: The stored scales.
-        grid: Shape in which the scales are used; empty for a single one.
-        block: Rows and columns that share a scale.
-    """
-
-    info: TensorInfo
+    info: TensorInfo  # the tensor they stand for
     values: TensorInfo
     scale: TensorInfo
-    grid: tuple[int, ...] = field(default=())
-    block: tuple[int, int] = field(default=(1, 1))
+    grid: tuple[int, ...] = ()  # shape in which the scales are used; empty for a single one
+    block: tuple[int, int] = (1, 1)  # rows and columns that share a scale
 
     def read(self, stored: Stored, rows: Rows) -> torch.Tensor:
         """The tensor, or rows of its first axis, as float32; only their values are read, and all scales."""
@@ -119,11 +111,8 @@ class Quantized:
 def quantized_tensors(
     infos: Mapping[str, TensorInfo], config: Mapping[str, Any], where: str
 ) -> tuple[dict[str, TensorInfo], dict[str, Quantized]]:
-    """The tensors of a checkpoint as a model that is not quantised would have them.
-
-    Returns:
-        Every tensor without scales, and how to read those that are quantised.
-    """
+    """The tensors of a checkpoint as a model that is not quantised would have them; how to read those that
+    are quantised."""
     scheme = _quantization_config(config)
     quantized = {each.info.name: each for each in _found(infos, scheme)}
     hidden = {part.name for each in quantized.values() for part in (each.values, each.scale)}
@@ -135,12 +124,8 @@ def quantized_tensors(
     return plain | {name: each.info for name, each in quantized.items()}, quantized
 
 
-def speaks_of_quantisation(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json has settings of a quantised model; plain weights may have kept them."""
-    return bool(_quantization_config(config))
-
-
 def _quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings of a quantised model in its config.json; plain weights may have kept them."""
     for part in (config, config.get("text_config")):
         for key in ("quantization_config", "compression_config"):
             if isinstance(part, Mapping) and isinstance(part.get(key), Mapping):
@@ -310,13 +295,9 @@ class _Entry(BaseModel):
 
 @dataclass(frozen=True)
 class PlacedTensor(TensorInfo):
-    """A tensor and where its bytes are.
+    """A tensor and where its bytes are."""
 
-    Attributes:
-        start: Position of its first byte in the file; ``nbytes`` follow.
-    """
-
-    start: int
+    start: int  # position of its first byte in the file; ``nbytes`` follow
 
 
 def read_safetensors_header(path: Path) -> dict[str, PlacedTensor]:
@@ -406,8 +387,7 @@ INDEX_NAME = "model.safetensors.index.json"
 class StoredTensors(TensorSource):
     """Tensors of safetensors files, wherever these are; quantised ones can be shown as what they stand for.
 
-    Attributes:
-        quantised: Whether some tensors are stored as values and scales, or the config speaks of it.
+    ``quantised`` says whether some are stored as values and scales, or the config speaks of it.
     """
 
     def __init__(
@@ -429,7 +409,7 @@ class StoredTensors(TensorSource):
     def dequantise(self, config: Mapping[str, Any]) -> None:
         """From now on show quantised weights (FP8, MXFP4) as the plain tensors they stand for."""
         self._infos, self._quantized = quantized_tensors(self._placed, config, self._where)
-        self.quantised = bool(self._quantized) or speaks_of_quantisation(config)
+        self.quantised = bool(self._quantized or _quantization_config(config))
 
     def infos(self) -> Mapping[str, TensorInfo]:
         """Every tensor by name."""
@@ -462,11 +442,7 @@ class StoredTensors(TensorSource):
 
 
 class SafetensorsSource(StoredTensors):
-    """Reads tensors out of one or several safetensors files; opening reads headers only.
-
-    Attributes:
-        files: The files, in order.
-    """
+    """Reads tensors out of one or several safetensors files; opening reads headers only."""
 
     def __init__(self, files: Sequence[Path], weight_map: Mapping[str, str] | None = None) -> None:
         """Read and check the header of every file; see :class:`StoredTensors`."""

@@ -1,12 +1,15 @@
-"""Checkpoints and their named tensors, as the rest of headatlas sees them.
+"""Checkpoints and their named tensors, as the rest of headatlas sees them; and those of a model in memory.
 
-Nothing above this folder knows whether the bytes are safetensors, GGUF or a module already in memory.
+Nothing above this folder knows whether the bytes are safetensors, GGUF or a module already in memory. What
+models are wrapped in adds to the names of tensors; each way has one sentence that says how to get at the
+model itself.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from types import EllipsisType
@@ -45,21 +48,14 @@ def widened(stored: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One stored tensor, known from the header alone.
+    """One stored tensor, known from the header alone."""
 
-    Attributes:
-        name: Name as stored.
-        shape: Logical shape, in the order Hugging Face stores it (for GGUF: already reversed to [out, in]).
-        dtype: Stored type, e.g. ``"BF16"`` or ``"Q4_1"``.
-        nbytes: Stored size in bytes.
-        file: The file that holds it (``"memory"`` for a loaded module).
-    """
-
-    name: str
+    name: str  # as stored
     shape: tuple[int, ...]
-    dtype: str
+    """Logical shape, in the order Hugging Face stores it (for GGUF: already reversed to [out, in])."""
+    dtype: str  # stored type, e.g. ``"BF16"`` or ``"Q4_1"``
     nbytes: int
-    file: str
+    file: str  # the file that holds it (``"memory"`` for a loaded module)
 
 
 T = TypeVar("T", bound=TensorInfo)
@@ -88,15 +84,8 @@ class TensorSource(Protocol):
         ...
 
     def read(self, name: str, rows: Rows = None) -> torch.Tensor:
-        """The tensor, dequantised, as float32 (float64 stays float64), in its logical shape.
-
-        Args:
-            name: A name from :meth:`infos`.
-            rows: If given, only these rows of the first axis.
-
-        Raises:
-            HeadatlasError: The name is unknown, or the bytes on disk do not match the header.
-        """
+        """The tensor, or rows of its first axis, dequantised, as float32 (float64 stays float64), in its
+        logical shape."""
         ...
 
     def fingerprint(self) -> str:
@@ -109,16 +98,11 @@ class TensorSource(Protocol):
 
 
 class Traffic:
-    """Bytes read of a checkpoint that is not on disk; several threads may add to them.
-
-    Attributes:
-        total: Bytes of all its weight files.
-        read: Bytes fetched so far: headers and tensors, without config and tokenizer.
-    """
+    """Bytes read of a checkpoint that is not on disk; several threads may add to them."""
 
     def __init__(self, total: int) -> None:
-        self.total = total
-        self.read = 0
+        self.total = total  # of all its weight files
+        self.read = 0  # so far: headers and tensors, without config and tokenizer
         self._lock = Lock()
 
     def add(self, n_bytes: int) -> None:
@@ -129,58 +113,38 @@ class Traffic:
 
 @dataclass(frozen=True)
 class MergedAdapter:
-    """An adapter (LoRA) that is merged into a checkpoint's weights when they are read.
+    """An adapter (LoRA) that is merged into a checkpoint's weights when they are read."""
 
-    Attributes:
-        name: Name of its folder.
-        folder: What the user typed.
-        base: The model that it names as its base, if it does.
-        hash: ``sha256:`` and the SHA-256 of the lines ``<sha256>  <name>`` of its config and its weights.
-        tensors: Names of the stored tensors that it changes.
-    """
-
-    name: str
-    folder: str
-    base: str | None
-    hash: str
-    tensors: frozenset[str]
+    name: str  # name of its folder
+    folder: str  # what the user typed
+    base: str | None  # the model that it names as its base, if it does
+    hash: str  # ``sha256:`` and the SHA-256 of the lines ``<sha256>  <name>`` of its config and its weights
+    tensors: frozenset[str]  # names of the stored tensors that it changes
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint: where its bytes are, its config, and how to get tokenizer and modules.
+    """An opened checkpoint: where its bytes are, its config, and how to get tokenizer and modules."""
 
-    Attributes:
-        spec: What the user typed.
-        name: Short name for people, e.g. ``"SmolLM2-135M-Instruct"``.
-        format: ``"safetensors"``, ``"gguf"`` or ``"module"``.
-        path: The folder or file the weights are in; None for a loaded module. Where the weights are not on
-            disk, the folder that config and tokenizer were fetched to.
-        revision: Commit of a Hub model; version of a Python package; None otherwise.
-        architecture: First of ``architectures`` in config.json (e.g. ``"LlamaForCausalLM"``), or GGUF's
-            ``general.architecture`` (e.g. ``"llama"``).
-        config: config.json as a dict; for GGUF the scalar metadata of the header, keys as stored.
-        source: The tensors.
-        loaded: The module itself when the user passed one.
-        loaded_tokenizer: Its tokenizer.
-        notes: Things to tell the user, e.g. licence terms that apply.
-        traffic: For weights that are not on disk and fetched tensor by tensor: how much was. Else None.
-        adapter: The adapter that is merged into the weights, if one is.
-    """
-
-    spec: str
-    name: str
-    format: Format
+    spec: str  # what the user typed
+    name: str  # short name for people, e.g. ``"SmolLM2-135M-Instruct"``
+    format: Format  # ``"safetensors"``, ``"gguf"`` or ``"module"``
     path: Path | None
-    revision: str | None
+    """The folder or file the weights are in; None for a loaded module. Where the weights are not on disk, the
+    folder that config and tokenizer were fetched to."""
+    revision: str | None  # commit of a Hub model; version of a Python package; None otherwise
     architecture: str
+    """First of ``architectures`` in config.json (e.g. ``"LlamaForCausalLM"``), or GGUF's
+    ``general.architecture`` (e.g. ``"llama"``)."""
     config: Mapping[str, Any]
+    """config.json as a dict; for GGUF the scalar metadata of the header, keys as stored."""
     source: TensorSource
-    loaded: PreTrainedModel | None = None
+    loaded: PreTrainedModel | None = None  # the module itself when the user passed one
     loaded_tokenizer: PreTrainedTokenizerBase | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()  # things to tell the user, e.g. licence terms that apply
     traffic: Traffic | None = None
-    adapter: MergedAdapter | None = None
+    """For weights that are not on disk and fetched tensor by tensor: how much was. Else None."""
+    adapter: MergedAdapter | None = None  # the adapter that is merged into the weights, if one is
 
     @property
     def folder(self) -> Path:
@@ -209,3 +173,134 @@ def fingerprint(checkpoint: Checkpoint) -> str:
       every tensor.
     """
     return checkpoint.source.fingerprint()
+
+
+# In memory -------------------------------------------------------------------------------------------
+
+_COMPILED = "_orig_mod."
+_SAMPLED_VALUES = 4096
+
+
+def unwrapped(model: object) -> Any:
+    """The model inside what ``torch.compile`` and data parallelism put around it; anything else as it is."""
+    from torch import nn
+
+    while isinstance(model, nn.Module):
+        around = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        inner = model._modules.get("module" if around else "_orig_mod")
+        if inner is None:
+            break
+        model = inner
+    return model
+
+
+def stock_class(model: PreTrainedModel) -> type[PreTrainedModel]:
+    """The class of transformers that a model is of: a subclass of the user's own still has its tensors."""
+    return next(
+        (each for each in type(model).__mro__ if each.__module__.startswith("transformers.models.")),
+        type(model),
+    )
+
+
+class ModuleSource(TensorSource):
+    """Reads tensors out of a loaded module by their ``state_dict`` names; tied names are all there.
+
+    Modules within it that ``torch.compile`` has wrapped keep the names they had before. Nothing is copied
+    until it is read, and what is read is a copy on the CPU.
+    """
+
+    def __init__(self, module: PreTrainedModel) -> None:
+        self.module = module
+        self._infos = {
+            name: TensorInfo(
+                name,
+                tuple(tensor.shape),
+                str(tensor.dtype).removeprefix("torch."),
+                tensor.numel() * tensor.element_size(),
+                "memory",
+            )
+            for name, tensor in self.tensors().items()
+        }
+
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """Every tensor of the module's ``state_dict`` by name."""
+        return self._infos
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The parameters and stored buffers themselves, by name; tied ones are one object."""
+        stored: dict[str, torch.Tensor] = self.module.state_dict(keep_vars=True)
+        return {name.replace(_COMPILED, ""): tensor for name, tensor in stored.items()}
+
+    def floating(self, name: str) -> torch.Tensor:
+        """The tensor itself, of whatever floating type it is."""
+        import torch
+
+        # The module is asked anew: `.to(device)` replaces storage between two reads.
+        stored = self.tensors().get(name)
+        kind = type(self.module).__name__
+        if stored is None:
+            raise HeadatlasError(f"The loaded {kind} holds no tensor {name!r}.")
+        if stored.is_meta:
+            raise self._without_data(name)
+        if stored.dtype not in {torch.float16, torch.bfloat16, torch.float32, torch.float64}:
+            raise HeadatlasError(
+                f"Tensor {name!r} of the loaded {kind} is {stored.dtype}, which headatlas does not read; "
+                "load the model without quantisation."
+            )
+        return stored.detach()
+
+    def read(self, name: str, rows: Rows = None) -> torch.Tensor:
+        """See :meth:`headatlas.weights.source.TensorSource.read`."""
+        return widened(self.floating(name)[place_of(rows)])
+
+    def fingerprint(self) -> str:
+        """See :func:`headatlas.weights.source.fingerprint`."""
+        import torch
+
+        digest = hashlib.sha256()
+        for name, tensor in self.tensors().items():
+            if tensor.is_meta:
+                raise self._without_data(name)
+            digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+            flat = tensor.detach().reshape(-1)
+            step = max(1, flat.numel() // _SAMPLED_VALUES)
+            digest.update(flat[::step].to("cpu", torch.float64).numpy().tobytes())
+        return f"sampled-sha256:{digest.hexdigest()}"
+
+    def _without_data(self, name: str) -> HeadatlasError:
+        return HeadatlasError(
+            f"Tensor {name!r} of the loaded {type(self.module).__name__} has no data (it is on the meta "
+            "device or offloaded); load the model fully into memory."
+        )
+
+
+_PARALLEL = "module."
+_ADAPTERS = (".lora_", ".base_layer.", ".modules_to_save.", ".ia3_", "base_model.model.")
+_MERGED = "what PEFT's merge_and_unload() makes of a copy (copy.deepcopy) of it"
+
+
+def refuse_wrapped(checkpoint: Checkpoint) -> None:
+    """Refuse names of tensors that are not those of the model but of what it was wrapped in."""
+    if checkpoint.format == "gguf":
+        return
+    names = checkpoint.source.infos()
+    if adapted := next((name for name in names if any(part in name for part in _ADAPTERS)), None):
+        problem = f" holds {adapted!r}: an adapter is in the model and not merged into its weights"
+        wanted = _MERGED
+    elif compiled := next((name for name in names if _COMPILED in name), None):
+        problem = f" holds {compiled!r}: a compiled part was put into the model"
+        wanted = "the model as it was before torch.compile (model._orig_mod)"
+    elif names and all(name.startswith(_PARALLEL) for name in names):
+        problem = f": all names begin with {_PARALLEL!r}, which parallel training puts before them"
+        wanted = "the model inside (model.module)"
+    else:
+        return
+    saved = "" if checkpoint.loaded is not None else ", saved with its save_pretrained(FOLDER)"
+    raise HeadatlasError(f"{checkpoint.spec}{problem}; give {wanted}{saved}.")
+
+
+def instead_of(model: object) -> str:
+    """The advice where an object is no model of transformers."""
+    if {"PeftModel", "BaseTuner"} & {cls.__name__ for cls in type(model).__mro__}:
+        return _MERGED
+    return "a path, a name or a PreTrainedModel"

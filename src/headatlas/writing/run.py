@@ -16,7 +16,7 @@ import xarray as xr
 from headatlas import __version__
 from headatlas.atlas import Atlas
 from headatlas.atlas.evidence import evidence_group
-from headatlas.atlas.salience import Salience, read_salience, salience_path
+from headatlas.atlas.salience import Salience, salience_path
 from headatlas.atlas.stored import store_dataset
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import relations_of, reopened
@@ -115,7 +115,7 @@ def run_salience(
     place = salience_path(evidence_group(path))
     store_dataset(place, data, _provenance(prepared, chosen, followed))
     discard_states(work)
-    return read_salience(place)
+    return Salience.read(place)
 
 
 def _computed(

@@ -1,15 +1,21 @@
-"""Family files: what is in them is checked, and no name is claimed twice."""
+"""Family files: mistakes are refused, names are claimed once, and what is said of them is what tests show."""
 
 from __future__ import annotations
 
+import json
 import re
 from importlib import resources
+from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from headatlas.architectures import families, supported
-from headatlas.architectures.registry import parse_family
+from headatlas.architectures.family import oracles, parse_family, unsupported
 from headatlas.errors import HeadatlasError
+
+from .proven import FILE, proven
 
 LLAMA = (resources.files("headatlas.architectures") / "families" / "llama.toml").read_text("utf-8")
 
@@ -73,3 +79,32 @@ def test_the_gguf_section_comes_along_only_with_a_name() -> None:
 def test_a_family_is_like_another_one(base: str) -> None:
     with pytest.raises(HeadatlasError, match="is no other family"):
         parse_family(QWEN3.replace('like = "llama"', f'like = "{base}"'), "qwen3.toml")
+
+
+# What is said about families is what the tests show; what transformers builds is supported or refused ---
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+
+
+def test_the_list_of_oracles_is_the_tests_own() -> None:
+    assert json.loads(FILE.read_text("utf-8")) == proven(), "run python -m tests.architectures.proven"
+
+
+def test_every_family_passes_an_oracle_in_each_of_its_formats() -> None:
+    for family in families():
+        proof = oracles(family)
+        assert proof.safetensors, family.name
+        assert bool(proof.gguf) == (family.gguf is not None), family.name
+
+
+def test_every_causal_language_model_of_transformers_is_supported_or_refused_with_a_reason() -> None:
+    known: set[Any] = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    assert not known - set(supported()) - set(unsupported())
+    assert not set(unsupported()) & set(supported())
+
+
+def test_the_page_of_families_is_up_to_date() -> None:
+    from .families_page import page
+
+    assert PAGE.read_text("utf-8") == page(), "run python -m tests.architectures.families_page"
