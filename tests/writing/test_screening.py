@@ -30,6 +30,7 @@ def screened(out: Path, by_gain: int, by_reading: int, unlike: float = 1.0) -> A
         patch.object(screening, "UNLIKE", unlike),
         patch.object(screening, "BY_GAIN", by_gain),
         patch.object(screening, "BY_READING", by_reading),
+        patch.object(screening, "LEARNT_FROM", 32),
         patch.object(neutral, "ENDING_PART", 16),
     ):
         ha.salience(Atlas.open(out), tokens="all")
@@ -78,7 +79,7 @@ def test_exact_is_computed_where_only_the_screened_is_stored(out: Path, written_
     assert ha.salience(Atlas.open(out)).equals(few)
     whole = ha.salience(Atlas.open(out), tokens="all", exact=True)
     assert whole.equals(Atlas.open(written_neutral).salience()) and not whole.equals(few)
-    with patch.object(screening, "deepest_layers", side_effect=AssertionError("screened")):
+    with patch.object(screening.Screening, "of", side_effect=AssertionError("screened")):
         assert ha.salience(Atlas.open(out), exact=True).equals(whole)
 
 

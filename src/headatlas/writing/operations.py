@@ -8,6 +8,7 @@ weights as they are stored.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -61,16 +62,20 @@ class HeadFactors:
     V: torch.Tensor
 
     @classmethod
-    def of(cls, inputs: LayerInputs, head: int) -> HeadFactors:
-        """Factor a head's weights: two QR decompositions, one SVD of size d_head."""
-        group = inputs.dims.kv_head(head)
-        W_V, W_O = inputs.heads.W_V[group].double(), inputs.heads.W_O[head].double()
+    def of(cls, inputs: LayerInputs) -> list[HeadFactors]:
+        """Factor the weights of every head of a layer: two QR decompositions, that of W_V once for the heads
+        that share it, and one SVD of size d_head."""
+        W_V = [each.double() for each in inputs.heads.W_V]
+        R_V = [torch.linalg.qr(each, mode="r").R for each in W_V]
         stored = inputs.heads.b_V if inputs.use_bias else None
-        bias = W_V.new_zeros(W_V.shape[1]) if stored is None else stored[group].double()
-        Q, R = torch.linalg.qr(W_O.T)
-        R_V = torch.linalg.qr(W_V, mode="r").R
-        _, values, V = torch.linalg.svd(R_V @ R.T, full_matrices=False)
-        return cls(W_V, bias, R.T, Q.T, R_V, values, V)
+        found = []
+        for head, W_O in enumerate(inputs.heads.W_O):
+            group = inputs.dims.kv_head(head)
+            bias = W_V[group].new_zeros(inputs.dims.d_head) if stored is None else stored[group].double()
+            Q, R = torch.linalg.qr(W_O.double().T)
+            _, values, V = torch.linalg.svd(R_V[group] @ R.T, full_matrices=False)
+            found.append(cls(W_V[group], bias, R.T, Q.T, R_V[group], values, V))
+        return found
 
     @cached_property
     def n_directions(self) -> int:
@@ -199,20 +204,27 @@ class Operations:
     """
 
     vocabulary: Vocabulary
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _correlated: torch.Tensor | None = field(default=None, init=False)
     _correlation: torch.Tensor | None = field(default=None, init=False)
 
     def layer(
-        self, inputs: LayerInputs, tokens: Ints, others: tuple[torch.Tensor, Ints] | None = None
+        self,
+        inputs: LayerInputs,
+        tokens: Ints,
+        others: tuple[torch.Tensor, Ints] | None = None,
+        heads: list[HeadFactors] | None = None,
     ) -> LayerOperations:
         """The operations of a layer.
 
         Args:
             inputs: The layer, with the states of source tokens.
             tokens: [n] ids of these, ascending; all compete.
-            others: Rough states [m, d_model] and ids of tokens that can be in no list, but count for copying.
+            others: About x·W_V of all groups [m, n_kv_heads · d_head], and ids of tokens that can be in no
+                list, but count for copying.
+            heads: The factors of the layer, if they are known.
         """
-        heads = [HeadFactors.of(inputs, head) for head in range(inputs.dims.n_heads)]
+        heads = heads or HeadFactors.of(inputs)
         out = LayerOperations.empty(inputs.dims.n_heads, inputs.dims.d_head)
         rows: list[torch.Tensor] = []
         with torch.inference_mode(), strict_products():
@@ -221,9 +233,11 @@ class Operations:
                 signs = self._directions(inputs, tokens, factors, readings, out, head)
                 rows += [self._outputs(inputs, factors, head, sources, signs)]
             correlation = self._correlate(inputs.states, tokens)
-            if others is not None:
-                correlation = correlation + self._correlation_of(*others)
             seen = [correlation @ W_V.double() for W_V in inputs.heads.W_V]
+            if others is not None:
+                U = self.vocabulary.float32(self.vocabulary.columns(others[1]))
+                more = torch.split((U.T @ others[0]).double(), inputs.dims.d_head, dim=1)
+                seen = [one + other for one, other in zip(seen, more, strict=True)]
             for head in range(len(heads)):
                 out.copying[head] = copying(inputs.output(head) @ seen[inputs.dims.kv_head(head)])
             self._targets(heads, rows, out)
@@ -334,9 +348,10 @@ class Operations:
 
     def _correlate(self, states: torch.Tensor, tokens: Ints) -> torch.Tensor:
         """[d_model, d_model] float64 Σ u_t·x(t) over source tokens t; layers that share states share it."""
-        if self._correlation is None or self._correlated is not states:
-            self._correlated, self._correlation = states, self._correlation_of(states, tokens)
-        return self._correlation
+        with self._lock:
+            if self._correlation is None or self._correlated is not states:
+                self._correlated, self._correlation = states, self._correlation_of(states, tokens)
+            return self._correlation
 
     def _correlation_of(self, states: torch.Tensor, tokens: Ints) -> torch.Tensor:
         columns = self.vocabulary.columns(tokens)

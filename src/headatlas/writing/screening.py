@@ -1,14 +1,17 @@
 """Screening of source tokens: which of them can be in a list of some head, and at which layers?
 
-A pass after all prefixes at once, in whatever arithmetic is quick, proposes: of every head the tokens of
-largest gain, and those that its directions seem to read most. They alone go through the model after each
-prefix in float32, as deep as the deepest layer that proposed them. Lists are made of those states alone;
-copying, a sum over all tokens, takes the rough state of a token that was not followed.
+A pass after all prefixes at once, in whatever arithmetic is quick, gives rough values x·W_V of every token at
+every layer. A thousand tokens are then followed: they go through the model after each prefix in float32. What
+that changes of their values is fitted, layer by layer, and corrects those of all tokens. By these, every head
+proposes the tokens of largest gain, and those that its directions seem to read most. They are followed, too,
+each as deep as the deepest layer that proposed it. Lists are made of followed states alone; copying, a sum
+over all tokens, takes the corrected values of a token that was not followed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,23 +19,29 @@ import numpy as np
 import torch
 
 from headatlas.architectures import Model
+from headatlas.lenses import NeutralParts
 from headatlas.lenses.forward import running
 from headatlas.lenses.lens import or_lens_maps
-from headatlas.lenses.neutral import NeutralParts, after_all_prefixes, collected, prefix_row
+from headatlas.lenses.neutral import after_all_prefixes, collected, prefix_row
 from headatlas.lenses.saved_states import save_array
 from headatlas.mapping.bounds import bfloat16_pays
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.prepared import PreparedMap
-from headatlas.writing.operations import HeadFactors, Ints
+from headatlas.progress import Progress, Report
+from headatlas.writing.operations import HeadFactors, Ints, LayerOperations, Operations
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BY_GAIN = 60
-"""Tokens of largest rough gain that are followed for each head."""
-BY_READING = 6
-"""Those with the largest rough product with either end of each direction."""
-DEEPEST = "deepest.npy"
+BY_GAIN = 45
+"""Tokens of largest corrected gain that are followed for each head."""
+BY_READING = 5
+"""Those with the largest corrected product with either end of each direction."""
+CHOICE = "followed.npy"
+LEARNT_FROM = 1024
+"""Tokens that are followed to the last layer first: those that the last layers propose by rough values."""
+RIDGE = 0.01
+"""Penalty of the correction, as a part of the mean variance of the rough values."""
 TRIED = 64
 """Tokens that go through both ways, to see whether the rough states are like the others."""
 TOKENS_A_HEAD = 60
@@ -41,56 +50,177 @@ UNLIKE = 0.2
 """Relative difference of rough states, as the median of those tried, from which nothing is screened."""
 
 
-class _LayerScreen:
-    """Scores states by what the heads of a layer take from them, in float32, and keeps the best tokens."""
+class Screening:
+    """Source tokens of which some are followed through the model, and rough values of the others.
 
-    def __init__(self, inputs: LayerInputs) -> None:
-        dims = inputs.dims
-        factors = [HeadFactors.of(inputs, head) for head in range(dims.n_heads)]
-        self._heads = [
-            [own for head, own in enumerate(factors) if dims.kv_head(head) == group]
-            for group in range(dims.n_kv_heads)
-        ]
-        self._by_gain, self._by_reading = _Best(BY_GAIN), _Best(BY_READING)
+    Attributes:
+        followed: [m] places of those that are followed, the deepest first.
+        deepest: [m] the last layer of each.
+    """
 
-    def add(self, states: torch.Tensor, start: int) -> None:
-        """Take the states of the tokens from a place on."""
-        lengths = torch.linalg.vector_norm(states, dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+    def __init__(self, prepared: PreparedMap, tokens: Ints, folder: Path) -> None:
+        self.followed = self.deepest = np.empty(0, dtype=np.int64)
+        self._prepared, self._tokens, self._folder = prepared, tokens, folder
+        self._layers = prepared.model.layers_with_heads
+        self._heads: dict[int, list[HeadFactors]] = {}
+
+    @classmethod
+    def of(
+        cls, prepared: PreparedMap, tokens: Ints, folder: Path, device: torch.device, tell: Report
+    ) -> Screening | None:
+        """Choose which of some tokens are followed.
+
+        The folder keeps the choice, the rough values and the states; what it keeps is not made again.
+
+        Args:
+            prepared: The map.
+            tokens: [n] ids of the source tokens, ascending.
+            folder: One of states of these tokens.
+            device: Where the model is put.
+            tell: Called with each step.
+
+        Returns:
+            None where the rough states of a few tokens are not like their states.
+        """
+        made = cls(prepared, tokens, folder)
+        if not (folder / CHOICE).is_file():
+            if not made._roughly(device, tell):
+                return None
+            made._choose(device, tell)
+        made.followed, made.deepest = np.load(folder / CHOICE, allow_pickle=False)
+        return made
+
+    def states(self, device: torch.device, tell: Report) -> NeutralParts:
+        """The states of the tokens that are followed, in their order, each as deep as it goes."""
+        return NeutralParts.compute(
+            self._prepared.model,
+            [(token,) for token in self._tokens[self.followed].tolist()],
+            self._prepared.options.lens.prefixes,
+            self._folder,
+            progress=lambda done, total: tell(Progress("states", done, total)),
+            device=device,
+            deepest=self.deepest.tolist(),
+        )
+
+    def operations(self, layer: int, inputs: LayerInputs, operations: Operations) -> LayerOperations:
+        """The operations of a layer, whose inputs have the states of the first of those that are followed."""
+        # Equal numbers go by the order of rows, which is to be that of ids.
+        places = np.sort(self.followed[: len(inputs.states)])
+        inputs = replace(inputs, states=inputs.states[np.argsort(self.followed[: len(places)])])
+        others = np.setdiff1d(np.arange(len(self._tokens)), places)
+        values = self._corrected(layer, inputs, places)[others, :-1]
+        return operations.layer(
+            inputs, self._tokens[places], (values, self._tokens[others]), self._heads.pop(layer, None)
+        )
+
+    def _roughly(self, device: torch.device, tell: Report) -> bool:
+        """Send all tokens through the model after all prefixes at once, and save what heads take from them.
+
+        False where the rough states are of no use.
+        """
+        model, tokens = self._prepared.model, self._tokens
+        prefixes = [prefix_row(model, prefix) for prefix in self._prepared.options.lens.prefixes]
+        with or_lens_maps(), running(model, device) as modules:
+            if not _alike(model, modules, tokens, prefixes):
+                return False
+            weights = {layer: _side_by_side(self._weights(layer)) for layer in self._layers}
+            for part in self._parts():
+                some = tokens[part.start : part.stop].tolist()
+                rough = after_all_prefixes(
+                    model, modules, some, prefixes, bfloat16=bfloat16_pays(modules.device)
+                )
+                values = [_values(rough.layer(layer).x, W_V) for layer, W_V in weights.items()]
+                save_array(self._folder, _file(part), torch.stack(values).numpy())
+                tell(Progress("states", part.stop, len(tokens), "choosing tokens"))
+        return True
+
+    def _choose(self, device: torch.device, tell: Report) -> None:
+        """Follow some tokens to the last layer, learn from them, and save which tokens are followed."""
+        first: list[int] = []
+        for layer in reversed(self._layers):
+            if len(first) < LEARNT_FROM:
+                proposed = self._proposed(layer, self._rough(layer)).tolist()
+                first = list(dict.fromkeys([*first, *proposed]))
+        self.followed = np.array(first[:LEARNT_FROM], dtype=np.int64)
+        self.deepest = np.full(len(self.followed), self._layers[-1])
+        states = self.states(device, tell)
+        deepest = np.full(len(self._tokens), -1)
+        for layer in self._layers:
+            inputs = replace(self._weights(layer), states=states.layer(layer).x)
+            deepest[self._proposed(layer, self._corrected(layer, inputs, self.followed))] = layer
+        deepest[self.followed] = -1
+        order = np.argsort(-deepest, kind="stable")[: int((deepest >= 0).sum())]
+        chosen = np.concatenate([self.followed, order]), np.concatenate([self.deepest, deepest[order]])
+        save_array(self._folder, CHOICE, np.stack(chosen))
+
+    def _corrected(self, layer: int, inputs: LayerInputs, places: Ints) -> torch.Tensor:
+        """[n, values + 1] the rough values of a layer, corrected by the states that some places have.
+
+        Ridge regression of what is true less what is rough on what is rough, with an intercept.
+        """
+        rough = self._rough(layer)
+        seen = rough[places].double()
+        less = _values(inputs.states, _side_by_side(inputs)).double() - seen
+        mean, shift = seen.mean(dim=0), less.mean(dim=0)
+        centred = seen - mean
+        gram = centred.T @ centred
+        gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+        slope = torch.linalg.solve(gram, centred.T @ (less - shift))
+        corrected: torch.Tensor = rough + (rough - mean.float()) @ slope.float() + shift.float()
+        return corrected
+
+    def _proposed(self, layer: int, values: torch.Tensor) -> Ints:
+        """Places that the heads of a layer propose by the values and lengths of all tokens."""
+        dims = self._prepared.model.dims
+        if layer not in self._heads:
+            self._heads[layer] = HeadFactors.of(self._weights(layer))
+        lengths, by_group = values[:, -1].exp(), torch.split(values[:, :-1], dims.d_head, dim=1)
         gains, readings = [], []
-        for heads in self._heads:
-            values = states @ heads[0].W_V.float()
-            for own in heads:
-                output = values @ own.L.float() + (own.bias @ own.L).float()
-                gains.append(torch.linalg.vector_norm(output, dim=1) / lengths)
-                readings.append((values @ own.reading.float()).T / lengths)
-        self._by_gain.add(torch.stack(gains), start)
+        for head, own in enumerate(self._heads[layer]):
+            mine = by_group[dims.kv_head(head)]
+            output = mine @ own.L.float() + (own.bias @ own.L).float()
+            gains.append(torch.linalg.vector_norm(output, dim=1) / lengths)
+            readings.append((mine @ own.reading.float()).T / lengths)
         both = torch.cat(readings)
-        self._by_reading.add(torch.cat([both, -both]), start)
+        best = [_best(torch.stack(gains), BY_GAIN), _best(both, BY_READING), _best(-both, BY_READING)]
+        return np.unique(torch.cat(best).numpy())
 
-    def proposed(self) -> Ints:
-        """Places of the best tokens, in any order."""
-        places: Ints = torch.cat([self._by_gain.places.ravel(), self._by_reading.places.ravel()]).numpy()
-        return places
+    def _rough(self, layer: int) -> torch.Tensor:
+        """[n, values + 1] float32 rough values of all tokens at a layer, and their log lengths."""
+        at = self._layers.index(layer)
+        parts = [np.load(self._folder / _file(part), mmap_mode="r")[at] for part in self._parts()]
+        return torch.from_numpy(np.concatenate(parts))
+
+    def _parts(self) -> list[range]:
+        n, size = len(self._tokens), NeutralParts.part_size(self._prepared.model)
+        return [range(start, min(start + size, n)) for start in range(0, n, size)]
+
+    def _weights(self, layer: int) -> LayerInputs:
+        """A layer without states."""
+        model = self._prepared.model
+        nothing = torch.empty(0, model.dims.d_model)
+        use_bias = self._prepared.options.lens.right_map
+        return LayerInputs(model.dims, nothing, model.heads(layer), None, use_bias, nothing, None)
 
 
-class _Best:
-    """The places of the largest numbers of each row, of numbers that come part by part."""
+def _side_by_side(inputs: LayerInputs) -> torch.Tensor:
+    """[d_model, n_kv_heads · d_head] W_V of all groups."""
+    return inputs.heads.W_V.transpose(0, 1).flatten(1)
 
-    def __init__(self, n: int) -> None:
-        self._n = n
-        self._values: torch.Tensor | None = None
-        self.places = torch.empty(0, dtype=torch.int64)
 
-    def add(self, values: torch.Tensor, start: int) -> None:
-        """Take [rows, m] numbers of the places from ``start`` on."""
-        more = torch.topk(values, min(self._n, values.shape[1]), dim=1)
-        if self._values is None:
-            self._values, self.places = more.values, more.indices + start
-            return
-        both = torch.cat([self._values, more.values], dim=1)
-        places = torch.cat([self.places, more.indices + start], dim=1)
-        self._values, order = torch.topk(both, min(self._n, both.shape[1]), dim=1)
-        self.places = places.gather(1, order)
+def _values(states: torch.Tensor, W_V: torch.Tensor) -> torch.Tensor:
+    """[n, values + 1] float32 x·W_V, and the logarithm of ‖x‖."""
+    lengths = torch.linalg.vector_norm(states, dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.cat([states @ W_V, lengths.log()[:, None]], dim=1)
+
+
+def _best(numbers: torch.Tensor, n: int) -> torch.Tensor:
+    """Places of the n largest numbers of each row, one after another."""
+    return torch.topk(numbers, min(n, numbers.shape[1]), dim=1).indices.ravel()
+
+
+def _file(part: range) -> str:
+    return f"rough_{part.start:06d}.npy"
 
 
 def screening_pays(model: Model, n_tokens: int) -> bool:
@@ -99,76 +229,13 @@ def screening_pays(model: Model, n_tokens: int) -> bool:
     return model.only_attention and n_tokens >= TOKENS_A_HEAD * heads
 
 
-def deepest_layers(
-    prepared: PreparedMap, tokens: Ints, folder: Path, device: torch.device, tell: Callable[[int], None]
-) -> Ints | None:
-    """The last layer at which a token may be in a list of some head, -1 where it is in none.
-
-    The folder keeps that and the rough states; what it keeps is not made again.
-
-    Args:
-        prepared: The map.
-        tokens: [n] the source tokens.
-        folder: One of states of these tokens.
-        device: Where the model is put.
-        tell: Called with the number of tokens done.
-
-    Returns:
-        [n], or None where the rough states of a few tokens are not like their states.
-    """
-    if (folder / DEEPEST).is_file():
-        kept: Ints = np.load(folder / DEEPEST, allow_pickle=False)
-        return kept
-    model, lens = prepared.model, prepared.options.lens
-    prefixes = [prefix_row(model, prefix) for prefix in lens.prefixes]
-    with or_lens_maps(), running(model, device) as modules:
-        if not _alike(model, modules, tokens, prefixes):
-            return None
-        screens = {layer: _LayerScreen(_weights(prepared, layer)) for layer in model.layers_with_heads}
-        for part in _parts(model, len(tokens)):
-            some = tokens[part.start : part.stop].tolist()
-            rough = after_all_prefixes(model, modules, some, prefixes, bfloat16=bfloat16_pays(modules.device))
-            states = [rough.layer(layer).x for layer in screens]
-            for screen, x in zip(screens.values(), states, strict=True):
-                screen.add(x, part.start)
-            save_array(folder, _file(part), torch.stack(states).to(torch.float16).numpy())
-            tell(part.stop)
-    deepest = np.full(len(tokens), -1, dtype=np.int64)
-    for layer, screen in screens.items():
-        deepest[screen.proposed()] = layer
-    save_array(folder, DEEPEST, deepest)
-    return deepest
-
-
-def rough_states(model: Model, n_tokens: int, folder: Path, layer: int) -> torch.Tensor:
-    """[n, d_model] float32 the rough states of all tokens at a layer, as :func:`deepest_layers` left them."""
-    at = model.layers_with_heads.index(layer)
-    parts = [np.load(folder / _file(part), mmap_mode="r")[at] for part in _parts(model, n_tokens)]
-    return torch.from_numpy(np.concatenate(parts).astype(np.float32))
-
-
-def _parts(model: Model, n_tokens: int) -> list[range]:
-    size = NeutralParts.part_size(model)
-    return [range(start, min(start + size, n_tokens)) for start in range(0, n_tokens, size)]
-
-
-def _file(part: range) -> str:
-    return f"rough_{part.start:06d}.npy"
-
-
-def _weights(prepared: PreparedMap, layer: int) -> LayerInputs:
-    """A layer without states."""
-    model = prepared.model
-    nothing = torch.empty(0, model.dims.d_model)
-    use_bias = prepared.options.lens.right_map
-    return LayerInputs(model.dims, nothing, model.heads(layer), None, use_bias, nothing, None)
-
-
 def _alike(model: Model, modules: PreTrainedModel, tokens: Ints, prefixes: Sequence[list[int]]) -> bool:
     """Whether the rough states of a few tokens are like their states, in every layer."""
     tried = tokens[:: max(1, len(tokens) // TRIED)].tolist()
     try:
         rough = after_all_prefixes(model, modules, tried, prefixes, bfloat16=bfloat16_pays(modules.device))
+    except torch.OutOfMemoryError:
+        raise
     except (ValueError, TypeError, RuntimeError, AttributeError, IndexError):
         return False  # modules that take no positions, or no mask of their caller's
     true = collected(model, modules, [(token,) for token in tried], prefixes, control=False)
