@@ -30,7 +30,6 @@ def screened(out: Path, by_gain: int, by_reading: int, unlike: float = 1.0) -> A
         patch.object(screening, "UNLIKE", unlike),
         patch.object(screening, "BY_GAIN", by_gain),
         patch.object(screening, "BY_READING", by_reading),
-        patch.object(screening, "LEARNT_FROM", 32),
         patch.object(neutral, "ENDING_PART", 16),
     ):
         ha.salience(Atlas.open(out), tokens="all")

@@ -1,11 +1,10 @@
 """Screening of source tokens: which of them can be in a list of some head, and at which layers?
 
 A pass after all prefixes at once, in whatever arithmetic is quick, gives rough values x·W_V of every token at
-every layer. A thousand tokens are then followed: they go through the model after each prefix in float32. What
-that changes of their values is fitted, layer by layer, and corrects those of all tokens. By these, every head
-proposes the tokens of largest gain, and those that its directions seem to read most. They are followed, too,
-each as deep as the deepest layer that proposed it. Lists are made of followed states alone; copying, a sum
-over all tokens, takes the corrected values of a token that was not followed.
+every layer. By these, every head proposes the tokens of largest gain, and those that its directions seem to
+read most. They alone are followed: they go through the model after each prefix in float32, as deep as the
+deepest layer that proposed them. Lists are made of those states alone; copying, a sum over all tokens, takes
+the rough values of a token that was not followed.
 """
 
 from __future__ import annotations
@@ -33,15 +32,11 @@ from headatlas.writing.operations import HeadFactors, Ints, LayerOperations, Ope
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BY_GAIN = 45
-"""Tokens of largest corrected gain that are followed for each head."""
-BY_READING = 5
-"""Those with the largest corrected product with either end of each direction."""
+BY_GAIN = 60
+"""Tokens of largest rough gain that are followed for each head."""
+BY_READING = 6
+"""Those with the largest rough product with either end of each direction."""
 CHOICE = "followed.npy"
-LEARNT_FROM = 1024
-"""Tokens that are followed to the last layer first: those that the last layers propose by rough values."""
-RIDGE = 0.01
-"""Penalty of the correction, as a part of the mean variance of the rough values."""
 TRIED = 64
 """Tokens that go through both ways, to see whether the rough states are like the others."""
 TOKENS_A_HEAD = 60
@@ -86,7 +81,7 @@ class Screening:
         if not (folder / CHOICE).is_file():
             if not made._roughly(device, tell):
                 return None
-            made._choose(device, tell)
+            made._choose()
         made.followed, made.deepest = np.load(folder / CHOICE, allow_pickle=False)
         return made
 
@@ -108,10 +103,8 @@ class Screening:
         places = np.sort(self.followed[: len(inputs.states)])
         inputs = replace(inputs, states=inputs.states[np.argsort(self.followed[: len(places)])])
         others = np.setdiff1d(np.arange(len(self._tokens)), places)
-        values = self._corrected(layer, inputs, places)[others, :-1]
-        return operations.layer(
-            inputs, self._tokens[places], (values, self._tokens[others]), self._heads.pop(layer, None)
-        )
+        rough = self._rough(layer)[others, :-1], self._tokens[others]
+        return operations.layer(inputs, self._tokens[places], rough, self._heads.pop(layer, None))
 
     def _roughly(self, device: torch.device, tell: Report) -> bool:
         """Send all tokens through the model after all prefixes at once, and save what heads take from them.
@@ -123,7 +116,8 @@ class Screening:
         with or_lens_maps(), running(model, device) as modules:
             if not _alike(model, modules, tokens, prefixes):
                 return False
-            weights = {layer: _side_by_side(self._weights(layer)) for layer in self._layers}
+            # Heads of all groups side by side: [d_model, n_kv_heads · d_head].
+            weights = {layer: model.heads(layer).W_V.transpose(0, 1).flatten(1) for layer in self._layers}
             for part in self._parts():
                 some = tokens[part.start : part.stop].tolist()
                 rough = after_all_prefixes(
@@ -134,47 +128,19 @@ class Screening:
                 tell(Progress("states", part.stop, len(tokens), "choosing tokens"))
         return True
 
-    def _choose(self, device: torch.device, tell: Report) -> None:
-        """Follow some tokens to the last layer, learn from them, and save which tokens are followed."""
-        first: list[int] = []
-        for layer in reversed(self._layers):
-            if len(first) < LEARNT_FROM:
-                proposed = self._proposed(layer, self._rough(layer)).tolist()
-                first = list(dict.fromkeys([*first, *proposed]))
-        self.followed = np.array(first[:LEARNT_FROM], dtype=np.int64)
-        self.deepest = np.full(len(self.followed), self._layers[-1])
-        states = self.states(device, tell)
+    def _choose(self) -> None:
+        """Save which tokens are followed, and how deep."""
         deepest = np.full(len(self._tokens), -1)
         for layer in self._layers:
-            inputs = replace(self._weights(layer), states=states.layer(layer).x)
-            deepest[self._proposed(layer, self._corrected(layer, inputs, self.followed))] = layer
-        deepest[self.followed] = -1
-        order = np.argsort(-deepest, kind="stable")[: int((deepest >= 0).sum())]
-        chosen = np.concatenate([self.followed, order]), np.concatenate([self.deepest, deepest[order]])
-        save_array(self._folder, CHOICE, np.stack(chosen))
+            deepest[self._proposed(layer)] = layer
+        followed = np.argsort(-deepest, kind="stable")[: int((deepest >= 0).sum())]
+        save_array(self._folder, CHOICE, np.stack([followed, deepest[followed]]))
 
-    def _corrected(self, layer: int, inputs: LayerInputs, places: Ints) -> torch.Tensor:
-        """[n, values + 1] the rough values of a layer, corrected by the states that some places have.
-
-        Ridge regression of what is true less what is rough on what is rough, with an intercept.
-        """
-        rough = self._rough(layer)
-        seen = rough[places].double()
-        less = _values(inputs.states, _side_by_side(inputs)).double() - seen
-        mean, shift = seen.mean(dim=0), less.mean(dim=0)
-        centred = seen - mean
-        gram = centred.T @ centred
-        gram.diagonal().add_(RIDGE * gram.diagonal().mean())
-        slope = torch.linalg.solve(gram, centred.T @ (less - shift))
-        corrected: torch.Tensor = rough + (rough - mean.float()) @ slope.float() + shift.float()
-        return corrected
-
-    def _proposed(self, layer: int, values: torch.Tensor) -> Ints:
-        """Places that the heads of a layer propose by the values and lengths of all tokens."""
-        dims = self._prepared.model.dims
-        if layer not in self._heads:
-            self._heads[layer] = HeadFactors.of(self._weights(layer))
-        lengths, by_group = values[:, -1].exp(), torch.split(values[:, :-1], dims.d_head, dim=1)
+    def _proposed(self, layer: int) -> Ints:
+        """Places that the heads of a layer propose by the rough values."""
+        dims, rough = self._prepared.model.dims, self._rough(layer)
+        self._heads[layer] = HeadFactors.of(self._weights(layer))
+        lengths, by_group = rough[:, -1], torch.split(rough[:, :-1], dims.d_head, dim=1)
         gains, readings = [], []
         for head, own in enumerate(self._heads[layer]):
             mine = by_group[dims.kv_head(head)]
@@ -186,7 +152,7 @@ class Screening:
         return np.unique(torch.cat(best).numpy())
 
     def _rough(self, layer: int) -> torch.Tensor:
-        """[n, values + 1] float32 rough values of all tokens at a layer, and their log lengths."""
+        """[n, n_kv_heads · d_head + 1] float32 rough values of all tokens at a layer, and ‖x‖."""
         at = self._layers.index(layer)
         parts = [np.load(self._folder / _file(part), mmap_mode="r")[at] for part in self._parts()]
         return torch.from_numpy(np.concatenate(parts))
@@ -203,15 +169,9 @@ class Screening:
         return LayerInputs(model.dims, nothing, model.heads(layer), None, use_bias, nothing, None)
 
 
-def _side_by_side(inputs: LayerInputs) -> torch.Tensor:
-    """[d_model, n_kv_heads · d_head] W_V of all groups."""
-    return inputs.heads.W_V.transpose(0, 1).flatten(1)
-
-
 def _values(states: torch.Tensor, W_V: torch.Tensor) -> torch.Tensor:
-    """[n, values + 1] float32 x·W_V, and the logarithm of ‖x‖."""
-    lengths = torch.linalg.vector_norm(states, dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-    return torch.cat([states @ W_V, lengths.log()[:, None]], dim=1)
+    lengths = torch.linalg.vector_norm(states, dim=1, keepdim=True)
+    return torch.cat([states @ W_V, lengths.clamp(min=torch.finfo(torch.float32).tiny)], dim=1)
 
 
 def _best(numbers: torch.Tensor, n: int) -> torch.Tensor:
