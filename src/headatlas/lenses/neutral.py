@@ -12,6 +12,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +56,6 @@ PART = 2048
 """Most sources of a part that is saved at a time."""
 PART_BYTES = 256 << 20
 """Most bytes of its states, of all layers."""
-ENDING_PART = 512
-"""Most sources of a part where sources end at different layers: all of a part go as deep as the deepest."""
 
 
 class NeutralStates:
@@ -150,13 +149,15 @@ class NeutralParts:
                 default.
         """
         layers, d_model = model.layers_with_heads, model.dims.d_model
-        size = cls.part_size(model) if deepest is None else min(ENDING_PART, cls.part_size(model))
-        parts = {
-            range(at, min(at + size, len(sources))): len(layers)
-            if deepest is None
-            else max(2, sum(layer <= deepest[at] for layer in layers))
-            for at in range(0, len(sources), size)
-        }
+        needed = [
+            len(layers) if deepest is None else max(2, sum(layer <= deepest[at] for layer in layers))
+            for at in range(len(sources))
+        ]
+        parts: dict[range, int] = {}
+        # No source of a part goes deeper than it is needed.
+        for n, group in groupby(range(len(sources)), lambda at: needed[at]):
+            for alike in batches(list(group), 1, cls.part_size(model)):
+                parts[range(alike[0], alike[-1] + 1)] = n
         todo = [
             part
             for part, n in parts.items()

@@ -209,11 +209,7 @@ class Operations:
     _correlation: torch.Tensor | None = field(default=None, init=False)
 
     def layer(
-        self,
-        inputs: LayerInputs,
-        tokens: Ints,
-        others: tuple[torch.Tensor, Ints] | None = None,
-        heads: list[HeadFactors] | None = None,
+        self, inputs: LayerInputs, tokens: Ints, others: tuple[torch.Tensor, Ints] | None = None
     ) -> LayerOperations:
         """The operations of a layer.
 
@@ -222,9 +218,8 @@ class Operations:
             tokens: [n] ids of these, ascending; all compete.
             others: About x·W_V of all groups [m, n_kv_heads · d_head], and ids of tokens that can be in no
                 list, but count for copying.
-            heads: The factors of the layer, if they are known.
         """
-        heads = heads or HeadFactors.of(inputs)
+        heads = HeadFactors.of(inputs)
         out = LayerOperations.empty(inputs.dims.n_heads, inputs.dims.d_head)
         rows: list[torch.Tensor] = []
         with torch.inference_mode(), strict_products():

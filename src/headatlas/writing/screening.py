@@ -1,10 +1,10 @@
 """Screening of source tokens: which of them can be in a list of some head, and at which layers?
 
 A pass after all prefixes at once, in whatever arithmetic is quick, gives rough values x·W_V of every token at
-every layer. By these, every head proposes the tokens of largest gain, and those that its directions seem to
-read most. They alone are followed: they go through the model after each prefix in float32, as deep as the
-deepest layer that proposed them. Lists are made of those states alone; copying, a sum over all tokens, takes
-the rough values of a token that was not followed.
+every layer. The rank that a token has by these says how likely it is in the list of a head, or among what a
+direction reads. Tokens that promise enough are followed: they go through the model after each prefix in
+float32, as deep as pays. Lists are made of those states alone; copying, a sum over all tokens, takes the
+rough values of a token that was not followed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from headatlas.architectures import Model
+from headatlas.atlas.salience import N_SOURCES, N_TOKENS
 from headatlas.lenses import NeutralParts
 from headatlas.lenses.forward import running
 from headatlas.lenses.lens import or_lens_maps
@@ -27,16 +28,20 @@ from headatlas.mapping.bounds import bfloat16_pays
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.prepared import PreparedMap
 from headatlas.progress import Progress, Report
-from headatlas.writing.operations import HeadFactors, Ints, LayerOperations, Operations
+from headatlas.writing.operations import Floats, HeadFactors, Ints, LayerOperations, Operations
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BY_GAIN = 60
-"""Tokens of largest rough gain that are followed for each head."""
-BY_READING = 6
-"""Those with the largest rough product with either end of each direction."""
 CHOICE = "followed.npy"
+PRICE = 0.008
+"""Entries of lists that a token must promise for each block that it goes through."""
+REACH = 5
+"""Of the best tokens of each list, so many times as it holds are thought of."""
+READING = 0.3
+"""An entry of what a direction reads counts as so many of a list of sources."""
+STEEP = 4.5
+"""How fast chances fall with rough ranks."""
 TRIED = 64
 """Tokens that go through both ways, to see whether the rough states are like the others."""
 TOKENS_A_HEAD = 60
@@ -57,7 +62,6 @@ class Screening:
         self.followed = self.deepest = np.empty(0, dtype=np.int64)
         self._prepared, self._tokens, self._folder = prepared, tokens, folder
         self._layers = prepared.model.layers_with_heads
-        self._heads: dict[int, list[HeadFactors]] = {}
 
     @classmethod
     def of(
@@ -104,7 +108,7 @@ class Screening:
         inputs = replace(inputs, states=inputs.states[np.argsort(self.followed[: len(places)])])
         others = np.setdiff1d(np.arange(len(self._tokens)), places)
         rough = self._rough(layer)[others, :-1], self._tokens[others]
-        return operations.layer(inputs, self._tokens[places], rough, self._heads.pop(layer, None))
+        return operations.layer(inputs, self._tokens[places], rough)
 
     def _roughly(self, device: torch.device, tell: Report) -> bool:
         """Send all tokens through the model after all prefixes at once, and save what heads take from them.
@@ -129,27 +133,29 @@ class Screening:
         return True
 
     def _choose(self) -> None:
-        """Save which tokens are followed, and how deep."""
-        deepest = np.full(len(self._tokens), -1)
-        for layer in self._layers:
-            deepest[self._proposed(layer)] = layer
+        """Save which tokens are followed, and how deep: to where they promise most beyond the price."""
+        layers = np.array(self._layers)
+        promised = np.cumsum([self._promised(layer) for layer in self._layers], axis=0)
+        # No pass ends before the second layer (:class:`NeutralParts`).
+        beyond = promised - PRICE * layers.clip(min=1)[:, None]
+        deepest = np.where(beyond.max(axis=0) > 0, layers[beyond.argmax(axis=0)], -1)
         followed = np.argsort(-deepest, kind="stable")[: int((deepest >= 0).sum())]
         save_array(self._folder, CHOICE, np.stack([followed, deepest[followed]]))
 
-    def _proposed(self, layer: int) -> Ints:
-        """Places that the heads of a layer propose by the rough values."""
+    def _promised(self, layer: int) -> Floats:
+        """[n] entries that each token is likely to have in the lists of a layer's heads, by rough values."""
         dims, rough = self._prepared.model.dims, self._rough(layer)
-        self._heads[layer] = HeadFactors.of(self._weights(layer))
         lengths, by_group = rough[:, -1], torch.split(rough[:, :-1], dims.d_head, dim=1)
         gains, readings = [], []
-        for head, own in enumerate(self._heads[layer]):
+        for head, own in enumerate(HeadFactors.of(self._weights(layer))):
             mine = by_group[dims.kv_head(head)]
             output = mine @ own.L.float() + (own.bias @ own.L).float()
             gains.append(torch.linalg.vector_norm(output, dim=1) / lengths)
             readings.append((mine @ own.reading.float()).T / lengths)
         both = torch.cat(readings)
-        best = [_best(torch.stack(gains), BY_GAIN), _best(both, BY_READING), _best(-both, BY_READING)]
-        return np.unique(torch.cat(best).numpy())
+        entries = _likely(torch.stack(gains), N_SOURCES)
+        entries += READING * (_likely(both, N_TOKENS) + _likely(-both, N_TOKENS))
+        return entries.numpy()
 
     def _rough(self, layer: int) -> torch.Tensor:
         """[n, n_kv_heads · d_head + 1] float32 rough values of all tokens at a layer, and ‖x‖."""
@@ -174,9 +180,17 @@ def _values(states: torch.Tensor, W_V: torch.Tensor) -> torch.Tensor:
     return torch.cat([states @ W_V, lengths.clamp(min=torch.finfo(torch.float32).tiny)], dim=1)
 
 
-def _best(numbers: torch.Tensor, n: int) -> torch.Tensor:
-    """Places of the n largest numbers of each row, one after another."""
-    return torch.topk(numbers, min(n, numbers.shape[1]), dim=1).indices.ravel()
+def _likely(numbers: torch.Tensor, size: int) -> torch.Tensor:
+    """[n] float64 entries that tokens are likely to have in lists of this size, by rough numbers [lists, n].
+
+    The chance of rank r is 1 / (1 + (r / size) ** STEEP): a half where the list ends.
+    """
+    places = torch.topk(numbers, min(REACH * size, numbers.shape[1]), dim=1).indices
+    ranks = torch.arange(places.shape[1], dtype=torch.float64) + 0.5
+    chances = (1 / (1 + (ranks / size) ** STEEP)).expand(places.shape)
+    return numbers.new_zeros(numbers.shape[1], dtype=torch.float64).index_add_(
+        0, places.ravel(), chances.ravel()
+    )
 
 
 def _file(part: range) -> str:
