@@ -138,6 +138,7 @@ class NeutralParts:
         progress: Callable[[int, int], None] | None = None,
         device: torch.device = CPU,
         deepest: Sequence[int] | None = None,
+        modules: PreTrainedModel | None = None,
     ) -> NeutralParts:
         """Run the model over the (prefix, source) rows of parts that are not saved yet.
 
@@ -147,6 +148,7 @@ class NeutralParts:
         Args:
             deepest: The last layer that each source is needed at, the deepest first; the model's last by
                 default.
+            modules: The model's modules, if they are in memory.
         """
         layers, d_model = model.layers_with_heads, model.dims.d_model
         needed = [
@@ -168,7 +170,8 @@ class NeutralParts:
         rows = [prefix_row(model, prefix) for prefix in prefixes]
         total = len(prefixes) * len(sources)
         done = total - len(prefixes) * sum(map(len, todo))
-        with or_lens_maps(), running(model, device) as modules:
+        loaded = running(model, device) if modules is None else nullcontext(modules)
+        with or_lens_maps(), loaded as modules_:
             for part in todo:
 
                 def tell(more: int, _: int, before: int = done) -> None:
@@ -176,7 +179,7 @@ class NeutralParts:
                         progress(before + more, total)
 
                 some, mine = [sources[at] for at in part], layers[: parts[part]]
-                collector = collected(model, modules, some, rows, tell, control=False, layers=mine)
+                collector = collected(model, modules_, some, rows, tell, control=False, layers=mine)
                 states = np.stack([collector.layer(layer).x.numpy() for layer in mine])
                 save_array(folder, _part_file(part), states)
                 done += len(prefixes) * len(part)

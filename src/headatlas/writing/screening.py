@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 CHOICE = "followed.npy"
 PRICE = 0.008
 """Entries of lists that a token must promise for each block that it goes through."""
-REACH = 5
+REACH = 3
 """Of the best tokens of each list, so many times as it holds are thought of."""
 READING = 0.3
 """An entry of what a direction reads counts as so many of a list of sources."""
@@ -62,6 +62,7 @@ class Screening:
         self.followed = self.deepest = np.empty(0, dtype=np.int64)
         self._prepared, self._tokens, self._folder = prepared, tokens, folder
         self._layers = prepared.model.layers_with_heads
+        self._modules: PreTrainedModel | None = None
 
     @classmethod
     def of(
@@ -91,6 +92,7 @@ class Screening:
 
     def states(self, device: torch.device, tell: Report) -> NeutralParts:
         """The states of the tokens that are followed, in their order, each as deep as it goes."""
+        modules, self._modules = self._modules, None
         return NeutralParts.compute(
             self._prepared.model,
             [(token,) for token in self._tokens[self.followed].tolist()],
@@ -99,6 +101,7 @@ class Screening:
             progress=lambda done, total: tell(Progress("states", done, total)),
             device=device,
             deepest=self.deepest.tolist(),
+            modules=modules,
         )
 
     def operations(self, layer: int, inputs: LayerInputs, operations: Operations) -> LayerOperations:
@@ -120,6 +123,7 @@ class Screening:
         with or_lens_maps(), running(model, device) as modules:
             if not _alike(model, modules, tokens, prefixes):
                 return False
+            self._modules = modules
             # Heads of all groups side by side: [d_model, n_kv_heads · d_head].
             weights = {layer: model.heads(layer).W_V.transpose(0, 1).flatten(1) for layer in self._layers}
             for part in self._parts():
