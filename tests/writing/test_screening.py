@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 
 import headatlas as ha
 from headatlas.atlas import Atlas
@@ -93,3 +94,11 @@ def test_all_are_followed_where_the_rough_states_are_of_no_use(
     ):
         found = screened(out, unlike=0.0 if why == "unlike" else 1.0)
     assert found.salience().equals(Atlas.open(written_neutral).salience())
+
+
+def test_a_device_that_is_full_is_not_taken_for_modules_that_refuse(out: Path) -> None:
+    with (
+        patch.object(screening, "after_all_prefixes", side_effect=torch.OutOfMemoryError("full")),
+        pytest.raises(torch.OutOfMemoryError, match="full"),
+    ):
+        screened(out)

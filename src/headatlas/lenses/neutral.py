@@ -170,8 +170,8 @@ class NeutralParts:
         rows = [prefix_row(model, prefix) for prefix in prefixes]
         total = len(prefixes) * len(sources)
         done = total - len(prefixes) * sum(map(len, todo))
-        loaded = running(model, device) if modules is None else nullcontext(modules)
-        with or_lens_maps(), loaded as modules_:
+        opening = running(model, device) if modules is None else nullcontext(modules)
+        with or_lens_maps(), opening as loaded:
             for part in todo:
 
                 def tell(more: int, _: int, before: int = done) -> None:
@@ -179,7 +179,7 @@ class NeutralParts:
                         progress(before + more, total)
 
                 some, mine = [sources[at] for at in part], layers[: parts[part]]
-                collector = collected(model, modules_, some, rows, tell, control=False, layers=mine)
+                collector = collected(model, loaded, some, rows, tell, control=False, layers=mine)
                 states = np.stack([collector.layer(layer).x.numpy() for layer in mine])
                 save_array(folder, _part_file(part), states)
                 done += len(prefixes) * len(part)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import fields
@@ -11,6 +10,7 @@ from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -131,7 +131,7 @@ def _computed(
 
     Layers that the folder holds are not computed again.
     """
-    model, lens, device = prepared.model, prepared.options.lens, machine.devices[0]
+    model, lens = prepared.model, prepared.options.lens
     identity = f"{prepared.provenance['model']['weights_hash']} {DEFINITIONS}{' exact' * exact}"
     sources = [(token,) for token in ids.tolist()]
     check_states_folder(work)
@@ -141,7 +141,7 @@ def _computed(
     in_parts = not (lens.weights_only or streamed)
     screening: Screening | None = None
     if in_parts and not exact and screening_pays(model, len(ids)):
-        screening = Screening.of(prepared, ids, work, device, tell)
+        screening = Screening.of(prepared, ids, work, machine.devices[0], tell)
     n_followed = len(ids) if screening is None else len(screening.followed)
     files = {layer: work / f"operations_{layer:03d}.npz" for layer in model.layers_with_heads}
     found = {layer: LayerOperations.load(file) for layer, file in files.items() if file.is_file()}
@@ -149,33 +149,39 @@ def _computed(
         return found, n_followed
     states: States
     if screening is not None:
-        states = screening.states(device, tell)
+        states = screening.states(machine.devices[0], tell)
     elif in_parts:
         states = NeutralParts.compute(
-            model, sources, lens.prefixes, work, progress=_rows(tell), device=device
+            model, sources, lens.prefixes, work, progress=_rows(tell), device=machine.devices[0]
         )
     else:
         states = word_states(prepared, sources, work, machine, tell, identity=identity, streamed=streamed)
-    operations = Operations(Vocabulary.read(model.unembed, prepared.competing))
-    reading = threading.Lock()
-
-    def of_layer(layer: int) -> LayerOperations:
-        with reading:
-            inputs = layer_inputs(prepared, states, layer)
-            model.checkpoint.release()
-        if screening is None:
-            made = operations.layer(inputs, ids)
-        else:
-            made = screening.operations(layer, inputs, operations)
+    layers = _Layers(prepared, ids, states, screening)
+    tell(Progress("salience", len(found), len(files)))
+    for layer, made in _side_by_side(layers.operations, sorted(files.keys() - found.keys())):
+        found[layer] = made
         if work.is_dir():  # another run of the same question may have cleared up
             made.save(files[layer])
-        return made
-
-    tell(Progress("salience", len(found), len(files)))
-    for layer, made in _side_by_side(of_layer, sorted(files.keys() - found.keys())):
-        found[layer] = made
         tell(Progress("salience", len(found), len(files)))
     return found, n_followed
+
+
+class _Layers:
+    """Layers with their states; several threads may ask for operations at a time."""
+
+    def __init__(self, prepared: PreparedMap, ids: Ints, states: States, screening: Screening | None) -> None:
+        self._prepared, self._ids, self._states, self._screening = prepared, ids, states, screening
+        self._of_layer = Operations(Vocabulary.read(prepared.model.unembed, prepared.competing))
+        self._reading = Lock()
+
+    def operations(self, layer: int) -> LayerOperations:
+        """The operations of a layer."""
+        with self._reading:
+            inputs = layer_inputs(self._prepared, self._states, layer)
+            self._prepared.model.checkpoint.release()
+        if self._screening is None:
+            return self._of_layer.layer(inputs, self._ids)
+        return self._of_layer.layer(*self._screening.given(layer, inputs))
 
 
 def _side_by_side(
@@ -198,8 +204,9 @@ def _side_by_side(
             waiting = {pool.submit(alone, layer): layer for layer in islice(ahead, n)}
             while waiting:
                 for done in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    yield waiting.pop(done), done.result()
-                    waiting |= {pool.submit(alone, layer): layer for layer in islice(ahead, 1)}
+                    layer, made = waiting.pop(done), done.result()
+                    waiting |= {pool.submit(alone, following): following for following in islice(ahead, 1)}
+                    yield layer, made
         finally:
             torch.set_num_threads(cores)
 

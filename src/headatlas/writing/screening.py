@@ -28,7 +28,7 @@ from headatlas.mapping.bounds import bfloat16_pays
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.prepared import PreparedMap
 from headatlas.progress import Progress, Report
-from headatlas.writing.operations import Floats, HeadFactors, Ints, LayerOperations, Operations
+from headatlas.writing.operations import Floats, HeadFactors, Ints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -104,14 +104,14 @@ class Screening:
             modules=modules,
         )
 
-    def operations(self, layer: int, inputs: LayerInputs, operations: Operations) -> LayerOperations:
-        """The operations of a layer, whose inputs have the states of the first of those that are followed."""
+    def given(self, layer: int, inputs: LayerInputs) -> tuple[LayerInputs, Ints, tuple[torch.Tensor, Ints]]:
+        """What :meth:`Operations.layer` takes, for inputs with the states of the tokens followed so deep."""
         # Equal numbers go by the order of rows, which is to be that of ids.
-        places = np.sort(self.followed[: len(inputs.states)])
-        inputs = replace(inputs, states=inputs.states[np.argsort(self.followed[: len(places)])])
+        places = self.followed[: len(inputs.states)]
+        order = np.argsort(places)
         others = np.setdiff1d(np.arange(len(self._tokens)), places)
         rough = self._rough(layer)[others, :-1], self._tokens[others]
-        return operations.layer(inputs, self._tokens[places], rough)
+        return replace(inputs, states=inputs.states[order]), self._tokens[places[order]], rough
 
     def _roughly(self, device: torch.device, tell: Report) -> bool:
         """Send all tokens through the model after all prefixes at once, and save what heads take from them.
