@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -80,6 +81,27 @@ def test_exact_is_computed_where_only_the_screened_is_stored(out: Path, written_
     assert whole.equals(Atlas.open(written_neutral).salience()) and not whole.equals(few)
     with patch.object(screening.Screening, "of", side_effect=AssertionError("screened")):
         assert ha.salience(Atlas.open(out), exact=True).equals(whole)
+
+
+def test_a_stopped_choice_goes_on(out: Path) -> None:
+    """What was sent through after all prefixes at once is not sent again, but for the few tokens tried."""
+    sent: list[int] = []
+    broken = True
+
+    def counted(model: Any, modules: Any, tokens: list[int], *args: Any, **kwargs: Any) -> Any:
+        sent.append(len(tokens))
+        if broken and len(sent) == 4:
+            raise KeyboardInterrupt
+        return rough(model, modules, tokens, *args, **kwargs)
+
+    rough = screening.after_all_prefixes
+    with patch.object(screening, "after_all_prefixes", counted), patch.object(neutral, "PART", 90):
+        with pytest.raises(KeyboardInterrupt):
+            screened(out)
+        broken = False
+        screened(out)
+    tried = sent[0]
+    assert sent == [tried, 90, 90, 90, tried, 90, 26]
 
 
 @pytest.mark.parametrize("why", ["unlike", "refused"])

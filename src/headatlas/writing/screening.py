@@ -23,7 +23,7 @@ from headatlas.lenses import NeutralParts
 from headatlas.lenses.forward import running
 from headatlas.lenses.lens import or_lens_maps
 from headatlas.lenses.neutral import after_all_prefixes, collected, prefix_row
-from headatlas.lenses.saved_states import save_array
+from headatlas.lenses.saved_states import save_array, whole_array
 from headatlas.mapping.bounds import bfloat16_pays
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.prepared import PreparedMap
@@ -126,7 +126,10 @@ class Screening:
             self._modules = modules
             # Heads of all groups side by side: [d_model, n_kv_heads · d_head].
             weights = {layer: model.heads(layer).W_V.transpose(0, 1).flatten(1) for layer in self._layers}
+            width = 1 + model.dims.n_kv_heads * model.dims.d_head
             for part in self._parts():
+                if whole_array(self._folder / _file(part), (len(weights), len(part), width)):
+                    continue
                 some = tokens[part.start : part.stop].tolist()
                 rough = after_all_prefixes(
                     model, modules, some, prefixes, bfloat16=bfloat16_pays(modules.device)
