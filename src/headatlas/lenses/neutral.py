@@ -324,6 +324,7 @@ def after_all_prefixes(
     prefixes: Sequence[list[int]],
     *,
     bfloat16: bool,
+    onto: Mapping[int, torch.Tensor] | None = None,
 ) -> Collector:
     """About what :func:`collected` gives for sources of one token, from a single pass: to choose sources.
 
@@ -336,13 +337,15 @@ def after_all_prefixes(
         tokens: The source tokens.
         prefixes: Token ids of each; those of another length than the first are left out.
         bfloat16: Whether products are rounded to it.
+        onto: Layer → a matrix [d_model, k]: [n, k + 1] the float32 products of states with it, and their
+            lengths, are kept instead of states.
     """
     from transformers import DynamicCache
 
     body: Any = modules.base_model
     device, layers = modules.device, model.layers_with_heads
     prefixes = [prefix for prefix in prefixes if len(prefix) == len(prefixes[0])]
-    collector = Collector(model, layers, len(tokens), 1, control=False)
+    collector = Collector(model, layers, len(tokens), 1, control=False, onto=onto)
     with (
         collector.hooked(modules),
         torch.inference_mode(),
@@ -385,10 +388,19 @@ class Collector:
     """
 
     def __init__(
-        self, model: Model, layers: Sequence[int], n_sources: int, n_prefixes: int, *, control: bool = True
+        self,
+        model: Model,
+        layers: Sequence[int],
+        n_sources: int,
+        n_prefixes: int,
+        *,
+        control: bool = True,
+        onto: Mapping[int, torch.Tensor] | None = None,
     ) -> None:
         shape, d_model = (len(layers), n_sources), model.dims.d_model
-        x, controls = torch.zeros(*shape, d_model), torch.zeros(shape[0], n_sources * control, d_model)
+        width = d_model if onto is None else onto[layers[0]].shape[1] + 1
+        x, controls = torch.zeros(*shape, width), torch.zeros(shape[0], n_sources * control, d_model)
+        self._onto = onto
         self._sums = dict(zip(layers, zip(x, controls, strict=True), strict=True))
         self._takes = (self.take_x, self.take_control) if control else (self.take_x,)
         self._n_prefixes = n_prefixes
@@ -418,7 +430,12 @@ class Collector:
     def take_x(self, layer: int, state: torch.Tensor) -> None:
         """Add the value projection's input at the rows where sources end."""
         if len(self._rows):
-            self._sums[layer][0].index_add_(0, self._members, state[self._rows])
+            rows = state[self._rows]
+            if self._onto is not None:
+                with torch.autocast("cpu", enabled=False):
+                    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+                    rows = torch.cat([rows @ self._onto[layer], lengths], dim=1)
+            self._sums[layer][0].index_add_(0, self._members, rows)
 
     def take_control(self, layer: int, state: torch.Tensor) -> None:
         """Add the normed state that enters the block, at these rows."""

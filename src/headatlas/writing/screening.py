@@ -131,11 +131,10 @@ class Screening:
                 if whole_array(self._folder / _file(part), (len(weights), len(part), width)):
                     continue
                 some = tokens[part.start : part.stop].tolist()
-                rough = after_all_prefixes(
-                    model, modules, some, prefixes, bfloat16=bfloat16_pays(modules.device)
-                )
-                values = [_values(rough.layer(layer).x, W_V) for layer, W_V in weights.items()]
-                save_array(self._folder, _file(part), torch.stack(values).numpy())
+                bfloat16 = bfloat16_pays(modules.device)
+                rough = after_all_prefixes(model, modules, some, prefixes, bfloat16=bfloat16, onto=weights)
+                values = torch.stack([rough.layer(layer).x for layer in self._layers])
+                save_array(self._folder, _file(part), values.numpy())
                 tell(Progress("states", part.stop, len(tokens), "choosing tokens"))
         return True
 
@@ -152,7 +151,8 @@ class Screening:
     def _promised(self, layer: int) -> Floats:
         """[n] entries that each token is likely to have in the lists of a layer's heads, by rough values."""
         dims, rough = self._prepared.model.dims, self._rough(layer)
-        lengths, by_group = rough[:, -1], torch.split(rough[:, :-1], dims.d_head, dim=1)
+        lengths = rough[:, -1].clamp(min=torch.finfo(torch.float32).tiny)
+        by_group = torch.split(rough[:, :-1], dims.d_head, dim=1)
         gains, readings = [], []
         for head, own in enumerate(HeadFactors.of(self._weights(layer))):
             mine = by_group[dims.kv_head(head)]
@@ -180,11 +180,6 @@ class Screening:
         nothing = torch.empty(0, model.dims.d_model)
         use_bias = self._prepared.options.lens.right_map
         return LayerInputs(model.dims, nothing, model.heads(layer), None, use_bias, nothing, None)
-
-
-def _values(states: torch.Tensor, W_V: torch.Tensor) -> torch.Tensor:
-    lengths = torch.linalg.vector_norm(states, dim=1, keepdim=True)
-    return torch.cat([states @ W_V, lengths.clamp(min=torch.finfo(torch.float32).tiny)], dim=1)
 
 
 def _likely(numbers: torch.Tensor, size: int) -> torch.Tensor:
