@@ -63,7 +63,7 @@ def test_factors_give_what_the_matrix_gives(context: bool) -> None:
     squares = []
     for head in range(inputs.dims.n_heads):
         W = whole_matrix(inputs, head)
-        factors = HeadFactors.of(inputs)[head]
+        factors = HeadFactors.of(inputs, head)
         gram = inputs.heads.W_O[head].double() @ inputs.heads.W_O[head].double().T
         torch.testing.assert_close(factors.L @ factors.L.T, gram, rtol=1e-12, atol=1e-12)
         left, values, right = torch.linalg.svd(W)
@@ -145,7 +145,7 @@ def test_a_state_of_zeros_has_no_gain() -> None:
 def test_float32_stays_within_its_error() -> None:
     for context in (False, True):
         inputs = a_layer(context=context)
-        factors = HeadFactors.of(inputs)[1]
+        factors = HeadFactors.of(inputs, 1)
         values = STATES @ factors.W_V.float()
         output = values @ factors.L.float() + (factors.bias @ factors.L).float()
         lengths = STATES.norm(dim=1)
@@ -222,7 +222,7 @@ class Products(TorchFunctionMode):
 
 def test_heads_of_a_group_share_its_product() -> None:
     inputs = a_layer(context=False)
-    factors = HeadFactors.of(inputs)
+    factors = [HeadFactors.of(inputs, head) for head in range(4)]
     made = module.Operations(vocabulary(UNEMBED))
     with Products(inputs.states) as counted:
         assert len(list(made._screened(inputs, factors))) == 4

@@ -62,20 +62,16 @@ class HeadFactors:
     V: torch.Tensor
 
     @classmethod
-    def of(cls, inputs: LayerInputs) -> list[HeadFactors]:
-        """Factor the weights of every head of a layer: two QR decompositions, that of W_V once for the heads
-        that share it, and one SVD of size d_head."""
-        W_V = [each.double() for each in inputs.heads.W_V]
-        R_V = [torch.linalg.qr(each, mode="r").R for each in W_V]
+    def of(cls, inputs: LayerInputs, head: int) -> HeadFactors:
+        """Factor a head's weights: two QR decompositions, one SVD of size d_head."""
+        group = inputs.dims.kv_head(head)
+        W_V, W_O = inputs.heads.W_V[group].double(), inputs.heads.W_O[head].double()
         stored = inputs.heads.b_V if inputs.use_bias else None
-        found = []
-        for head, W_O in enumerate(inputs.heads.W_O):
-            group = inputs.dims.kv_head(head)
-            bias = W_V[group].new_zeros(inputs.dims.d_head) if stored is None else stored[group].double()
-            Q, R = torch.linalg.qr(W_O.double().T)
-            _, values, V = torch.linalg.svd(R_V[group] @ R.T, full_matrices=False)
-            found.append(cls(W_V[group], bias, R.T, Q.T, R_V[group], values, V))
-        return found
+        bias = W_V.new_zeros(W_V.shape[1]) if stored is None else stored[group].double()
+        Q, R = torch.linalg.qr(W_O.T)
+        R_V = torch.linalg.qr(W_V, mode="r").R
+        _, values, V = torch.linalg.svd(R_V @ R.T, full_matrices=False)
+        return cls(W_V, bias, R.T, Q.T, R_V, values, V)
 
     @cached_property
     def n_directions(self) -> int:
@@ -219,7 +215,7 @@ class Operations:
             others: About x·W_V of all groups [m, n_kv_heads · d_head], and ids of tokens that can be in no
                 list, but count for copying.
         """
-        heads = HeadFactors.of(inputs)
+        heads = [HeadFactors.of(inputs, head) for head in range(inputs.dims.n_heads)]
         out = LayerOperations.empty(inputs.dims.n_heads, inputs.dims.d_head)
         rows: list[torch.Tensor] = []
         with torch.inference_mode(), strict_products():

@@ -154,7 +154,9 @@ class Screening:
         lengths = rough[:, -1].clamp(min=torch.finfo(torch.float32).tiny)
         by_group = torch.split(rough[:, :-1], dims.d_head, dim=1)
         gains, readings = [], []
-        for head, own in enumerate(HeadFactors.of(self._weights(layer))):
+        inputs = self._weights(layer)
+        for head in range(dims.n_heads):
+            own = HeadFactors.of(inputs, head)
             mine = by_group[dims.kv_head(head)]
             output = mine @ own.L.float() + (own.bias @ own.L).float()
             gains.append(torch.linalg.vector_norm(output, dim=1) / lengths)
