@@ -105,7 +105,7 @@ class Screening:
         )
 
     def given(self, layer: int, inputs: LayerInputs) -> tuple[LayerInputs, Ints, tuple[torch.Tensor, Ints]]:
-        """What :meth:`Operations.layer` takes, for inputs with the states of the tokens followed so deep."""
+        """Arguments of :meth:`Operations.layer`, from inputs with the states of tokens followed so deep."""
         # Equal numbers go by the order of rows, which is to be that of ids.
         places = self.followed[: len(inputs.states)]
         order = np.argsort(places)
