@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -33,6 +34,15 @@ def test_states_are_embedding_rows_and_the_first_mlp_of_them(case: str) -> None:
         found = states.layer(layer)
         torch.testing.assert_close(found.x, expected.float(), rtol=1e-4, atol=1e-5)
         assert found.control is found.x
+
+
+def test_the_first_mlp_tells_how_far_it_is() -> None:
+    opened = open_model(open_checkpoint(tiny_model("llama"), word_tokenizer()))
+    told: list[tuple[int, int]] = []
+    with patch("headatlas.architectures.mlp._ROWS", 3):
+        in_parts = MapsStates(opened, SOURCES, lambda *done: told.append(done))
+    assert told == [(3, 4), (4, 4)]
+    torch.testing.assert_close(in_parts.layer(1).x, MapsStates(opened, SOURCES).layer(1).x)
 
 
 def _first_mlp(model: Any, block: str, o_proj: str, mlp: str, rows: torch.Tensor) -> torch.Tensor:

@@ -6,10 +6,12 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 
 import headatlas as ha
 from headatlas.atlas import Atlas
@@ -121,6 +123,59 @@ def test_parts_are_made_once_and_hold_the_states_of_the_lens(out: Path, tmp_path
             found = states.layer(layer)
             np.testing.assert_allclose(found.x, expected, rtol=1e-5, atol=1e-6)
             assert len(found.control) == 0
+
+
+def test_parts_go_as_deep_as_they_are_needed(out: Path, tmp_path: Path) -> None:
+    """Rows that go through for each layer are those of the sources that need it; none ends before layer 1."""
+    prepared, _ = reopened(Atlas.open(out))
+    sources = [(token,) for token in np.flatnonzero(prepared.competing)[:30].tolist()]
+    deepest = [2] * 5 + [1] * 10 + [0] * 15
+    rows: Counter[int] = Counter()
+
+    def counted(self: neutral.Collector, layer: int, state: torch.Tensor) -> None:
+        rows[layer] += len(self._rows)
+        take(self, layer, state)
+
+    take = neutral.Collector.take_x
+    claim(tmp_path / "parts", "these")
+    with patch.object(neutral.Collector, "take_x", counted):
+        made = NeutralParts.compute(
+            prepared.model, sources, NEUTRAL_PREFIXES, tmp_path / "parts", deepest=deepest
+        )
+    n = len(NEUTRAL_PREFIXES)
+    assert [rows[layer] for layer in range(3)] == [30 * n, 30 * n, 5 * n]
+    assert [len(made.layer(layer).x) for layer in range(3)] == [30, 30, 5]
+
+
+@pytest.mark.parametrize("lens", ["maps", "neutral"])
+def test_layers_side_by_side_are_those_one_after_another(
+    lens: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Two at a time; states that layers share are multiplied with U once."""
+    fresh, written = (request.getfixturevalue(f"{name}_{lens}") for name in ("fresh", "written"))
+    out = Path(shutil.copytree(fresh, tmp_path / "two"))
+    multiplied: list[int] = []
+    at_work: Counter[int] = Counter()
+
+    def counted(self: Operations, *given: Any) -> Any:
+        multiplied.append(1)
+        return multiply(self, *given)
+
+    def noted(self: Operations, *given: Any) -> Any:
+        at_work[torch.get_num_threads()] += 1
+        return work(self, *given)
+
+    multiply, work = Operations._correlation_of, Operations.layer
+    torch.set_num_threads(2)
+    with (
+        patch.object(Operations, "_correlation_of", counted),
+        patch.object(Operations, "layer", noted),
+    ):
+        ha.salience(Atlas.open(out), tokens="all")
+    assert torch.get_num_threads() == 2
+    n_layers = Atlas.open(out).n_layers
+    assert len(multiplied) == (2 if lens == "maps" else n_layers) and at_work == {1: n_layers}
+    assert equal(out, written)
 
 
 def test_states_of_another_question_are_not_taken_up(out: Path, written_neutral: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 
 import headatlas as ha
 from headatlas.atlas import Atlas
@@ -24,20 +26,19 @@ def out(written_neutral: Path, tmp_path: Path) -> Path:
     return out
 
 
-def screened(out: Path, by_gain: int, by_reading: int, unlike: float = 1.0) -> Atlas:
+def screened(out: Path, price: float = 1.0, reach: int = 2, unlike: float = 1.0) -> Atlas:
     with (
         patch.object(screening, "TOKENS_A_HEAD", 0),
         patch.object(screening, "UNLIKE", unlike),
-        patch.object(screening, "BY_GAIN", by_gain),
-        patch.object(screening, "BY_READING", by_reading),
-        patch.object(neutral, "ENDING_PART", 16),
+        patch.object(screening, "PRICE", price),
+        patch.object(screening, "REACH", reach),
     ):
         ha.salience(Atlas.open(out), tokens="all")
     return Atlas.open(out)
 
 
 def test_where_all_are_proposed_nothing_is_lost(out: Path, written_neutral: Path) -> None:
-    whole, found = Atlas.open(written_neutral), screened(out, 10_000, 0)
+    whole, found = Atlas.open(written_neutral), screened(out, price=0.0, reach=1000)
     assert found.salience().drop(columns="gain").equals(whole.salience().drop(columns="gain"))
     np.testing.assert_allclose(found.salience()["gain"], whole.salience()["gain"], rtol=1e-5)
     np.testing.assert_allclose(found.spectrum()["copying"], whole.spectrum()["copying"], rtol=1e-4)
@@ -54,7 +55,7 @@ def test_what_is_followed_has_its_own_numbers(out: Path, written_neutral: Path) 
         collect(self, layer, state)  # type: ignore[arg-type]
 
     with patch.object(neutral.Collector, "take_x", noted):
-        found = screened(out, 5, 1)
+        found = screened(out)
     whole = Atlas.open(written_neutral)
     keys = ["layer", "head", "source_id"]
     both = found.salience().merge(whole.salience(), on=keys, suffixes=("", "_whole"))
@@ -74,12 +75,33 @@ def test_what_is_followed_has_its_own_numbers(out: Path, written_neutral: Path) 
 
 
 def test_exact_is_computed_where_only_the_screened_is_stored(out: Path, written_neutral: Path) -> None:
-    few = screened(out, 5, 1).salience()
+    few = screened(out).salience()
     assert ha.salience(Atlas.open(out)).equals(few)
     whole = ha.salience(Atlas.open(out), tokens="all", exact=True)
     assert whole.equals(Atlas.open(written_neutral).salience()) and not whole.equals(few)
-    with patch.object(screening, "deepest_layers", side_effect=AssertionError("screened")):
+    with patch.object(screening.Screening, "of", side_effect=AssertionError("screened")):
         assert ha.salience(Atlas.open(out), exact=True).equals(whole)
+
+
+def test_a_stopped_choice_goes_on(out: Path) -> None:
+    """What was sent through after all prefixes at once is not sent again, but for the few tokens tried."""
+    sent: list[int] = []
+    broken = True
+
+    def counted(model: Any, modules: Any, tokens: list[int], *args: Any, **kwargs: Any) -> Any:
+        sent.append(len(tokens))
+        if broken and len(sent) == 4:
+            raise KeyboardInterrupt
+        return rough(model, modules, tokens, *args, **kwargs)
+
+    rough = screening.after_all_prefixes
+    with patch.object(screening, "after_all_prefixes", counted), patch.object(neutral, "PART", 90):
+        with pytest.raises(KeyboardInterrupt):
+            screened(out)
+        broken = False
+        screened(out)
+    tried = sent[0]
+    assert sent == [tried, 90, 90, 90, tried, 90, 26]
 
 
 @pytest.mark.parametrize("why", ["unlike", "refused"])
@@ -92,5 +114,13 @@ def test_all_are_followed_where_the_rough_states_are_of_no_use(
     with patch.object(
         screening, "after_all_prefixes", refuses if why == "refused" else screening.after_all_prefixes
     ):
-        found = screened(out, 5, 1, unlike=0.0 if why == "unlike" else 1.0)
+        found = screened(out, unlike=0.0 if why == "unlike" else 1.0)
     assert found.salience().equals(Atlas.open(written_neutral).salience())
+
+
+def test_a_device_that_is_full_is_not_taken_for_modules_that_refuse(out: Path) -> None:
+    with (
+        patch.object(screening, "after_all_prefixes", side_effect=torch.OutOfMemoryError("full")),
+        pytest.raises(torch.OutOfMemoryError, match="full"),
+    ):
+        screened(out)

@@ -68,7 +68,12 @@ class LinearWeights:
         return LinearWeights(self.weight[outputs], None if self.bias is None else self.bias[outputs])
 
 
-def in_parts(rows: torch.Tensor, norm: NormWeights | None, feed: OnRows) -> torch.Tensor:
+def in_parts(
+    rows: torch.Tensor,
+    norm: NormWeights | None,
+    feed: OnRows,
+    progress: Callable[[int, int], None] | None = None,
+) -> torch.Tensor:
     """``feed(norm(rows))`` of rows [n, d_model], a few thousand at a time, in at least float32."""
     import torch
 
@@ -77,6 +82,8 @@ def in_parts(rows: torch.Tensor, norm: NormWeights | None, feed: OnRows) -> torc
     for start in range(0, rows.shape[0], _ROWS):
         part = rows[start : start + _ROWS].to(dtype)
         out[start : start + _ROWS] = feed(part if norm is None else norm(part))
+        if progress is not None:
+            progress(start + len(part), len(rows))
     return out
 
 

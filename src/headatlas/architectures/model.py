@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
@@ -162,13 +162,18 @@ class Model:
             final_gain=self._gain(self._section.final_norm),
         )
 
-    def first_mlp(self, rows: torch.Tensor) -> torch.Tensor:
-        """``mlp_0(norm(rows))``: the first block's MLP on rows [n, d_model], in at least float32."""
+    def first_mlp(
+        self, rows: torch.Tensor, progress: Callable[[int, int], None] | None = None
+    ) -> torch.Tensor:
+        """``mlp_0(norm(rows))``: the first block's MLP on rows [n, d_model], in at least float32.
+
+        ``progress`` is called with (rows done, rows in all).
+        """
         if not self._inventory.layers[0].feeds:
             raise HeadatlasError(f"{self.checkpoint.spec}: the first block has no MLP.")
         norm = self._inventory.mlp_norm(0)
         feed = MlpReader(self._inventory, self._read).of(0)
-        return in_parts(rows, None if norm is None else self._norm(norm, 0), feed)
+        return in_parts(rows, None if norm is None else self._norm(norm, 0), feed, progress)
 
     def final_norm(self, rows: torch.Tensor) -> torch.Tensor:
         """The whole final norm, with its scale and bias, on rows [..., d_model]."""

@@ -457,7 +457,7 @@ Exact = Annotated[
     typer.Option(
         "--exact",
         help="With neutral: follow every token after every prefix, not only those that a quick pass "
-        "proposes. Takes half as long again.",
+        "proposes. Takes two thirds longer.",
     ),
 ]
 

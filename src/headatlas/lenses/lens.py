@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -115,8 +115,16 @@ class MapsStates:
     The control reads the state itself. Positive scales (such as Gemma's √d) change no rank and are left out.
     """
 
-    def __init__(self, model: Model, sources: Sequence[tuple[int, ...]]) -> None:
-        """Read the embedding rows of sources of one token each, and the first MLP."""
+    def __init__(
+        self,
+        model: Model,
+        sources: Sequence[tuple[int, ...]],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Read the embedding rows of sources of one token each, and the first MLP.
+
+        ``progress`` is called with (sources done, sources in all) of the MLP.
+        """
         if any(len(source) != 1 for source in sources):
             raise ValueError("the maps lens reads sources of one token only")
         if not model.mlp_modules(0):
@@ -126,7 +134,7 @@ class MapsStates:
             )
         self._first = model.embed([source[0] for source in sources]).to(torch.float32)
         with torch.inference_mode():
-            self._later = model.first_mlp(self._first).to(torch.float32)
+            self._later = model.first_mlp(self._first, progress).to(torch.float32)
 
     def layer(self, layer: int) -> LayerStates:
         rows = self._first if layer == 0 else self._later

@@ -12,6 +12,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +56,6 @@ PART = 2048
 """Most sources of a part that is saved at a time."""
 PART_BYTES = 256 << 20
 """Most bytes of its states, of all layers."""
-ENDING_PART = 512
-"""Most sources of a part where sources end at different layers: all of a part go as deep as the deepest."""
 
 
 class NeutralStates:
@@ -139,6 +138,7 @@ class NeutralParts:
         progress: Callable[[int, int], None] | None = None,
         device: torch.device = CPU,
         deepest: Sequence[int] | None = None,
+        modules: PreTrainedModel | None = None,
     ) -> NeutralParts:
         """Run the model over the (prefix, source) rows of parts that are not saved yet.
 
@@ -148,15 +148,18 @@ class NeutralParts:
         Args:
             deepest: The last layer that each source is needed at, the deepest first; the model's last by
                 default.
+            modules: The model's modules, if they are in memory.
         """
         layers, d_model = model.layers_with_heads, model.dims.d_model
-        size = cls.part_size(model) if deepest is None else min(ENDING_PART, cls.part_size(model))
-        parts = {
-            range(at, min(at + size, len(sources))): len(layers)
-            if deepest is None
-            else max(2, sum(layer <= deepest[at] for layer in layers))
-            for at in range(0, len(sources), size)
-        }
+        needed = [
+            len(layers) if deepest is None else max(2, sum(layer <= deepest[at] for layer in layers))
+            for at in range(len(sources))
+        ]
+        parts: dict[range, int] = {}
+        # No source of a part goes deeper than it is needed.
+        for n, group in groupby(range(len(sources)), lambda at: needed[at]):
+            for alike in batches(list(group), 1, cls.part_size(model)):
+                parts[range(alike[0], alike[-1] + 1)] = n
         todo = [
             part
             for part, n in parts.items()
@@ -167,7 +170,8 @@ class NeutralParts:
         rows = [prefix_row(model, prefix) for prefix in prefixes]
         total = len(prefixes) * len(sources)
         done = total - len(prefixes) * sum(map(len, todo))
-        with or_lens_maps(), running(model, device) as modules:
+        opening = running(model, device) if modules is None else nullcontext(modules)
+        with or_lens_maps(), opening as loaded:
             for part in todo:
 
                 def tell(more: int, _: int, before: int = done) -> None:
@@ -175,7 +179,7 @@ class NeutralParts:
                         progress(before + more, total)
 
                 some, mine = [sources[at] for at in part], layers[: parts[part]]
-                collector = collected(model, modules, some, rows, tell, control=False, layers=mine)
+                collector = collected(model, loaded, some, rows, tell, control=False, layers=mine)
                 states = np.stack([collector.layer(layer).x.numpy() for layer in mine])
                 save_array(folder, _part_file(part), states)
                 done += len(prefixes) * len(part)
@@ -320,6 +324,7 @@ def after_all_prefixes(
     prefixes: Sequence[list[int]],
     *,
     bfloat16: bool,
+    onto: Mapping[int, torch.Tensor] | None = None,
 ) -> Collector:
     """About what :func:`collected` gives for sources of one token, from a single pass: to choose sources.
 
@@ -332,13 +337,15 @@ def after_all_prefixes(
         tokens: The source tokens.
         prefixes: Token ids of each; those of another length than the first are left out.
         bfloat16: Whether products are rounded to it.
+        onto: Layer → a matrix [d_model, k]: [n, k + 1] the float32 products of states with it, and their
+            lengths, are kept instead of states.
     """
     from transformers import DynamicCache
 
     body: Any = modules.base_model
     device, layers = modules.device, model.layers_with_heads
     prefixes = [prefix for prefix in prefixes if len(prefix) == len(prefixes[0])]
-    collector = Collector(model, layers, len(tokens), 1, control=False)
+    collector = Collector(model, layers, len(tokens), 1, control=False, onto=onto)
     with (
         collector.hooked(modules),
         torch.inference_mode(),
@@ -381,10 +388,19 @@ class Collector:
     """
 
     def __init__(
-        self, model: Model, layers: Sequence[int], n_sources: int, n_prefixes: int, *, control: bool = True
+        self,
+        model: Model,
+        layers: Sequence[int],
+        n_sources: int,
+        n_prefixes: int,
+        *,
+        control: bool = True,
+        onto: Mapping[int, torch.Tensor] | None = None,
     ) -> None:
         shape, d_model = (len(layers), n_sources), model.dims.d_model
-        x, controls = torch.zeros(*shape, d_model), torch.zeros(shape[0], n_sources * control, d_model)
+        width = d_model if onto is None else onto[layers[0]].shape[1] + 1
+        x, controls = torch.zeros(*shape, width), torch.zeros(shape[0], n_sources * control, d_model)
+        self._onto = onto
         self._sums = dict(zip(layers, zip(x, controls, strict=True), strict=True))
         self._takes = (self.take_x, self.take_control) if control else (self.take_x,)
         self._n_prefixes = n_prefixes
@@ -414,7 +430,12 @@ class Collector:
     def take_x(self, layer: int, state: torch.Tensor) -> None:
         """Add the value projection's input at the rows where sources end."""
         if len(self._rows):
-            self._sums[layer][0].index_add_(0, self._members, state[self._rows])
+            rows = state[self._rows]
+            if self._onto is not None:
+                with torch.autocast("cpu", enabled=False):
+                    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+                    rows = torch.cat([rows @ self._onto[layer], lengths], dim=1)
+            self._sums[layer][0].index_add_(0, self._members, rows)
 
     def take_control(self, layer: int, state: torch.Tensor) -> None:
         """Add the normed state that enters the block, at these rows."""

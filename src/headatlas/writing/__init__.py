@@ -51,7 +51,7 @@ def salience(
             stored; else all with the lens ``maps``, and word-like ones with ``neutral``.
         most: The most source tokens, the first ones by id. By default as many as are stored; else no limit,
             but for word-like ones with ``neutral``: 20,000, and fewer of a large model.
-        exact: With ``neutral``, follow every token after each prefix: half as slow again. By default a quick
+        exact: With ``neutral``, follow every token after each prefix: two thirds slower. By default a quick
             pass proposes which tokens may be in a list, where that saves time, and the others are left there.
         compute: Its device and memory, for the forward pass of ``neutral``.
         progress: As for :func:`headatlas.map_heads`.

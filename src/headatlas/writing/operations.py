@@ -8,6 +8,7 @@ weights as they are stored.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -199,6 +200,7 @@ class Operations:
     """
 
     vocabulary: Vocabulary
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _correlated: torch.Tensor | None = field(default=None, init=False)
     _correlation: torch.Tensor | None = field(default=None, init=False)
 
@@ -210,7 +212,8 @@ class Operations:
         Args:
             inputs: The layer, with the states of source tokens.
             tokens: [n] ids of these, ascending; all compete.
-            others: Rough states [m, d_model] and ids of tokens that can be in no list, but count for copying.
+            others: About x·W_V of all groups [m, n_kv_heads · d_head], and ids of tokens that can be in no
+                list, but count for copying.
         """
         heads = [HeadFactors.of(inputs, head) for head in range(inputs.dims.n_heads)]
         out = LayerOperations.empty(inputs.dims.n_heads, inputs.dims.d_head)
@@ -221,9 +224,11 @@ class Operations:
                 signs = self._directions(inputs, tokens, factors, readings, out, head)
                 rows += [self._outputs(inputs, factors, head, sources, signs)]
             correlation = self._correlate(inputs.states, tokens)
-            if others is not None:
-                correlation = correlation + self._correlation_of(*others)
             seen = [correlation @ W_V.double() for W_V in inputs.heads.W_V]
+            if others is not None:
+                U = self.vocabulary.float32(self.vocabulary.columns(others[1]))
+                more = torch.split((U.T @ others[0]).double(), inputs.dims.d_head, dim=1)
+                seen = [one + other for one, other in zip(seen, more, strict=True)]
             for head in range(len(heads)):
                 out.copying[head] = copying(inputs.output(head) @ seen[inputs.dims.kv_head(head)])
             self._targets(heads, rows, out)
@@ -334,9 +339,10 @@ class Operations:
 
     def _correlate(self, states: torch.Tensor, tokens: Ints) -> torch.Tensor:
         """[d_model, d_model] float64 Σ u_t·x(t) over source tokens t; layers that share states share it."""
-        if self._correlation is None or self._correlated is not states:
-            self._correlated, self._correlation = states, self._correlation_of(states, tokens)
-        return self._correlation
+        with self._lock:
+            if self._correlation is None or self._correlated is not states:
+                self._correlated, self._correlation = states, self._correlation_of(states, tokens)
+            return self._correlation
 
     def _correlation_of(self, states: torch.Tensor, tokens: Ints) -> torch.Tensor:
         columns = self.vocabulary.columns(tokens)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import fields
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
+import torch
 import xarray as xr
 
 from headatlas import __version__
@@ -38,7 +42,7 @@ from headatlas.relations import Relation, core, library
 from headatlas.writing import DEFINITIONS, stored_as_asked
 from headatlas.writing.explaining import Explained, Library, fields_of
 from headatlas.writing.operations import Ints, LayerOperations, Operations
-from headatlas.writing.screening import deepest_layers, rough_states, screening_pays
+from headatlas.writing.screening import Screening, screening_pays
 from headatlas.writing.tokens import SourceTokens, source_tokens
 
 if TYPE_CHECKING:
@@ -46,6 +50,8 @@ if TYPE_CHECKING:
 
 WORK_NAME = "salience-work"
 """Folder beside an atlas that holds states and finished layers until all is stored."""
+AT_ONCE = 4
+"""Most layers that are in work at a time: each takes memory of its own."""
 _DIMS = {
     "gain": ("order",),
     "source": ("order",),
@@ -132,53 +138,82 @@ def _computed(
     claim(work, states_key(sources, lens.prefixes, identity))
     at_once = min(NeutralParts.part_size(model), len(ids))
     streamed = not lens.weights_only and streams_within(model, lens, at_once, None, machine)
-    deepest = None
-    if not (exact or lens.weights_only or streamed) and screening_pays(model, len(ids)):
-        deepest = deepest_layers(
-            prepared,
-            ids,
-            work,
-            machine.devices[0],
-            lambda done: tell(Progress("states", done, len(ids), "choosing tokens")),
-        )
-    followed = np.arange(len(ids))
-    if deepest is not None:
-        order = np.lexsort((ids, -deepest))
-        followed = order[deepest[order] >= 0]
+    in_parts = not (lens.weights_only or streamed)
+    screening: Screening | None = None
+    if in_parts and not exact and screening_pays(model, len(ids)):
+        screening = Screening.of(prepared, ids, work, machine.devices[0], tell)
+    n_followed = len(ids) if screening is None else len(screening.followed)
     files = {layer: work / f"operations_{layer:03d}.npz" for layer in model.layers_with_heads}
     found = {layer: LayerOperations.load(file) for layer, file in files.items() if file.is_file()}
     if len(found) == len(files):
-        return found, len(followed)
-    operations = Operations(Vocabulary.read(model.unembed, prepared.competing))
-    if lens.weights_only or streamed:
-        states = word_states(prepared, sources, work, machine, tell, identity=identity, streamed=streamed)
-    else:
+        return found, n_followed
+    states: States
+    if screening is not None:
+        states = screening.states(machine.devices[0], tell)
+    elif in_parts:
         states = NeutralParts.compute(
-            model,
-            [sources[at] for at in followed.tolist()],
-            lens.prefixes,
-            work,
-            progress=lambda done, total: tell(Progress("states", done, total)),
-            device=machine.devices[0],
-            deepest=None if deepest is None else deepest[followed].tolist(),
+            model, sources, lens.prefixes, work, progress=_rows(tell), device=machine.devices[0]
         )
-    for layer in sorted(files.keys() - found.keys()):
-        tell(Progress("salience", len(found), len(files)))
-        inputs = layer_inputs(prepared, states, layer)
-        if deepest is None:
-            found[layer] = operations.layer(inputs, ids)
-        else:
-            # Equal numbers go by the order of rows, which is to be that of ids.
-            places = followed[: len(inputs.states)]
-            inputs = replace(inputs, states=inputs.states[np.argsort(places)])
-            others = np.setdiff1d(np.arange(len(ids)), places)
-            rough = rough_states(model, len(ids), work, layer)[others]
-            found[layer] = operations.layer(inputs, ids[np.sort(places)], (rough, ids[others]))
-        model.checkpoint.release()
+    else:
+        states = word_states(prepared, sources, work, machine, tell, identity=identity, streamed=streamed)
+    layers = _Layers(prepared, ids, states, screening)
+    tell(Progress("salience", len(found), len(files)))
+    for layer, made in _side_by_side(layers.operations, sorted(files.keys() - found.keys())):
+        found[layer] = made
         if work.is_dir():  # another run of the same question may have cleared up
-            found[layer].save(files[layer])
-    tell(Progress("salience", len(files), len(files)))
-    return found, len(followed)
+            made.save(files[layer])
+        tell(Progress("salience", len(found), len(files)))
+    return found, n_followed
+
+
+class _Layers:
+    """Layers with their states; several threads may ask for operations at a time."""
+
+    def __init__(self, prepared: PreparedMap, ids: Ints, states: States, screening: Screening | None) -> None:
+        self._prepared, self._ids, self._states, self._screening = prepared, ids, states, screening
+        self._of_layer = Operations(Vocabulary.read(prepared.model.unembed, prepared.competing))
+        self._reading = Lock()
+
+    def operations(self, layer: int) -> LayerOperations:
+        """The operations of a layer."""
+        with self._reading:
+            inputs = layer_inputs(self._prepared, self._states, layer)
+            self._prepared.model.checkpoint.release()
+        if self._screening is None:
+            return self._of_layer.layer(inputs, self._ids)
+        return self._of_layer.layer(*self._screening.given(layer, inputs))
+
+
+def _side_by_side(
+    work: Callable[[int], LayerOperations], layers: Sequence[int]
+) -> Iterator[tuple[int, LayerOperations]]:
+    """Work on several layers at a time, each with its share of the cores; yields them as they get done.
+
+    Most steps are too small for many cores to share.
+    """
+    cores = torch.get_num_threads()
+    n = min(cores, AT_ONCE, len(layers))
+
+    def alone(layer: int) -> LayerOperations:
+        torch.set_num_threads(cores // n)
+        return work(layer)
+
+    ahead = iter(layers)
+    with ThreadPoolExecutor(n, thread_name_prefix="layer") as pool:
+        try:
+            waiting = {pool.submit(alone, layer): layer for layer in islice(ahead, n)}
+            while waiting:
+                for done in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    layer, made = waiting.pop(done), done.result()
+                    waiting |= {pool.submit(alone, following): following for following in islice(ahead, 1)}
+                    yield layer, made
+        finally:
+            torch.set_num_threads(cores)
+
+
+def _rows(tell: Report) -> Callable[[int, int], None]:
+    """Tell of states that are made."""
+    return lambda done, total: tell(Progress("states", done, total))
 
 
 def word_states(
@@ -206,7 +241,7 @@ def word_states(
     """
     model, lens = prepared.model, prepared.options.lens
     if lens.weights_only:
-        return MapsStates(model, sources)
+        return MapsStates(model, sources, _rows(tell))
     streamed = streams_within(model, lens, len(sources), streamed, machine)
     end = model.layers_with_heads[-1] if last is None else last
     make = partial(StreamedStates, last=end) if streamed else NeutralStates.compute
@@ -217,7 +252,7 @@ def word_states(
         folder,
         identity=identity,
         device=machine.devices[0],
-        progress=lambda done, total: tell(Progress("states", done, total)),
+        progress=_rows(tell),
     )
 
 

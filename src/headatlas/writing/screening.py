@@ -1,14 +1,16 @@
 """Screening of source tokens: which of them can be in a list of some head, and at which layers?
 
-A pass after all prefixes at once, in whatever arithmetic is quick, proposes: of every head the tokens of
-largest gain, and those that its directions seem to read most. They alone go through the model after each
-prefix in float32, as deep as the deepest layer that proposed them. Lists are made of those states alone;
-copying, a sum over all tokens, takes the rough state of a token that was not followed.
+A pass after all prefixes at once, in whatever arithmetic is quick, gives rough values x·W_V of every token at
+every layer. The rank that a token has by these says how likely it is in the list of a head, or among what a
+direction reads. Tokens that promise enough are followed: they go through the model after each prefix in
+float32, as deep as pays. Lists are made of those states alone; copying, a sum over all tokens, takes the
+rough values of a token that was not followed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,23 +18,30 @@ import numpy as np
 import torch
 
 from headatlas.architectures import Model
+from headatlas.atlas.salience import N_SOURCES, N_TOKENS
+from headatlas.lenses import NeutralParts
 from headatlas.lenses.forward import running
 from headatlas.lenses.lens import or_lens_maps
-from headatlas.lenses.neutral import NeutralParts, after_all_prefixes, collected, prefix_row
-from headatlas.lenses.saved_states import save_array
+from headatlas.lenses.neutral import after_all_prefixes, collected, prefix_row
+from headatlas.lenses.saved_states import save_array, whole_array
 from headatlas.mapping.bounds import bfloat16_pays
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.prepared import PreparedMap
-from headatlas.writing.operations import HeadFactors, Ints
+from headatlas.progress import Progress, Report
+from headatlas.writing.operations import Floats, HeadFactors, Ints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BY_GAIN = 60
-"""Tokens of largest rough gain that are followed for each head."""
-BY_READING = 6
-"""Those with the largest rough product with either end of each direction."""
-DEEPEST = "deepest.npy"
+CHOICE = "followed.npy"
+PRICE = 0.008
+"""Entries of lists that a token must promise for each block that it goes through."""
+REACH = 3
+"""Of the best tokens of each list, so many times as it holds are thought of."""
+READING = 0.3
+"""An entry of what a direction reads counts as so many of a list of sources."""
+STEEP = 4.5
+"""How fast chances fall with rough ranks."""
 TRIED = 64
 """Tokens that go through both ways, to see whether the rough states are like the others."""
 TOKENS_A_HEAD = 60
@@ -41,56 +50,155 @@ UNLIKE = 0.2
 """Relative difference of rough states, as the median of those tried, from which nothing is screened."""
 
 
-class _LayerScreen:
-    """Scores states by what the heads of a layer take from them, in float32, and keeps the best tokens."""
+class Screening:
+    """Source tokens of which some are followed through the model, and rough values of the others.
 
-    def __init__(self, inputs: LayerInputs) -> None:
-        dims = inputs.dims
-        factors = [HeadFactors.of(inputs, head) for head in range(dims.n_heads)]
-        self._heads = [
-            [own for head, own in enumerate(factors) if dims.kv_head(head) == group]
-            for group in range(dims.n_kv_heads)
-        ]
-        self._by_gain, self._by_reading = _Best(BY_GAIN), _Best(BY_READING)
+    Attributes:
+        followed: [m] places of those that are followed, the deepest first.
+        deepest: [m] the last layer of each.
+    """
 
-    def add(self, states: torch.Tensor, start: int) -> None:
-        """Take the states of the tokens from a place on."""
-        lengths = torch.linalg.vector_norm(states, dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+    def __init__(self, prepared: PreparedMap, tokens: Ints, folder: Path) -> None:
+        self.followed = self.deepest = np.empty(0, dtype=np.int64)
+        self._prepared, self._tokens, self._folder = prepared, tokens, folder
+        self._layers = prepared.model.layers_with_heads
+        self._modules: PreTrainedModel | None = None
+
+    @classmethod
+    def of(
+        cls, prepared: PreparedMap, tokens: Ints, folder: Path, device: torch.device, tell: Report
+    ) -> Screening | None:
+        """Choose which of some tokens are followed.
+
+        The folder keeps the choice, the rough values and the states; what it keeps is not made again.
+
+        Args:
+            prepared: The map.
+            tokens: [n] ids of the source tokens, ascending.
+            folder: One of states of these tokens.
+            device: Where the model is put.
+            tell: Called with each step.
+
+        Returns:
+            None where the rough states of a few tokens are not like their states.
+        """
+        made = cls(prepared, tokens, folder)
+        if not (folder / CHOICE).is_file():
+            if not made._roughly(device, tell):
+                return None
+            made._choose()
+        made.followed, made.deepest = np.load(folder / CHOICE, allow_pickle=False)
+        return made
+
+    def states(self, device: torch.device, tell: Report) -> NeutralParts:
+        """The states of the tokens that are followed, in their order, each as deep as it goes."""
+        modules, self._modules = self._modules, None
+        return NeutralParts.compute(
+            self._prepared.model,
+            [(token,) for token in self._tokens[self.followed].tolist()],
+            self._prepared.options.lens.prefixes,
+            self._folder,
+            progress=lambda done, total: tell(Progress("states", done, total)),
+            device=device,
+            deepest=self.deepest.tolist(),
+            modules=modules,
+        )
+
+    def given(self, layer: int, inputs: LayerInputs) -> tuple[LayerInputs, Ints, tuple[torch.Tensor, Ints]]:
+        """Arguments of :meth:`Operations.layer`, from inputs with the states of tokens followed so deep."""
+        # Equal numbers go by the order of rows, which is to be that of ids.
+        places = self.followed[: len(inputs.states)]
+        order = np.argsort(places)
+        others = np.setdiff1d(np.arange(len(self._tokens)), places)
+        rough = self._rough(layer)[others, :-1], self._tokens[others]
+        return replace(inputs, states=inputs.states[order]), self._tokens[places[order]], rough
+
+    def _roughly(self, device: torch.device, tell: Report) -> bool:
+        """Send all tokens through the model after all prefixes at once, and save what heads take from them.
+
+        False where the rough states are of no use.
+        """
+        model, tokens = self._prepared.model, self._tokens
+        prefixes = [prefix_row(model, prefix) for prefix in self._prepared.options.lens.prefixes]
+        with or_lens_maps(), running(model, device) as modules:
+            if not _alike(model, modules, tokens, prefixes):
+                return False
+            self._modules = modules
+            # Heads of all groups side by side: [d_model, n_kv_heads · d_head].
+            weights = {layer: model.heads(layer).W_V.transpose(0, 1).flatten(1) for layer in self._layers}
+            width = 1 + model.dims.n_kv_heads * model.dims.d_head
+            for part in self._parts():
+                if whole_array(self._folder / _file(part), (len(weights), len(part), width)):
+                    continue
+                some = tokens[part.start : part.stop].tolist()
+                bfloat16 = bfloat16_pays(modules.device)
+                rough = after_all_prefixes(model, modules, some, prefixes, bfloat16=bfloat16, onto=weights)
+                values = torch.stack([rough.layer(layer).x for layer in self._layers])
+                save_array(self._folder, _file(part), values.numpy())
+                tell(Progress("states", part.stop, len(tokens), "choosing tokens"))
+        return True
+
+    def _choose(self) -> None:
+        """Save which tokens are followed, and how deep: to where they promise most beyond the price."""
+        layers = np.array(self._layers)
+        promised = np.cumsum([self._promised(layer) for layer in self._layers], axis=0)
+        # No pass ends before the second layer (:class:`NeutralParts`).
+        beyond = promised - PRICE * layers.clip(min=1)[:, None]
+        deepest = np.where(beyond.max(axis=0) > 0, layers[beyond.argmax(axis=0)], -1)
+        followed = np.argsort(-deepest, kind="stable")[: int((deepest >= 0).sum())]
+        save_array(self._folder, CHOICE, np.stack([followed, deepest[followed]]))
+
+    def _promised(self, layer: int) -> Floats:
+        """[n] entries that each token is likely to have in the lists of a layer's heads, by rough values."""
+        dims, rough = self._prepared.model.dims, self._rough(layer)
+        lengths = rough[:, -1].clamp(min=torch.finfo(torch.float32).tiny)
+        by_group = torch.split(rough[:, :-1], dims.d_head, dim=1)
         gains, readings = [], []
-        for heads in self._heads:
-            values = states @ heads[0].W_V.float()
-            for own in heads:
-                output = values @ own.L.float() + (own.bias @ own.L).float()
-                gains.append(torch.linalg.vector_norm(output, dim=1) / lengths)
-                readings.append((values @ own.reading.float()).T / lengths)
-        self._by_gain.add(torch.stack(gains), start)
+        inputs = self._weights(layer)
+        for head in range(dims.n_heads):
+            own = HeadFactors.of(inputs, head)
+            mine = by_group[dims.kv_head(head)]
+            output = mine @ own.L.float() + (own.bias @ own.L).float()
+            gains.append(torch.linalg.vector_norm(output, dim=1) / lengths)
+            readings.append((mine @ own.reading.float()).T / lengths)
         both = torch.cat(readings)
-        self._by_reading.add(torch.cat([both, -both]), start)
+        entries = _likely(torch.stack(gains), N_SOURCES)
+        entries += READING * (_likely(both, N_TOKENS) + _likely(-both, N_TOKENS))
+        return entries.numpy()
 
-    def proposed(self) -> Ints:
-        """Places of the best tokens, in any order."""
-        places: Ints = torch.cat([self._by_gain.places.ravel(), self._by_reading.places.ravel()]).numpy()
-        return places
+    def _rough(self, layer: int) -> torch.Tensor:
+        """[n, n_kv_heads · d_head + 1] float32 rough values of all tokens at a layer, and ‖x‖."""
+        at = self._layers.index(layer)
+        parts = [np.load(self._folder / _file(part), mmap_mode="r")[at] for part in self._parts()]
+        return torch.from_numpy(np.concatenate(parts))
+
+    def _parts(self) -> list[range]:
+        n, size = len(self._tokens), NeutralParts.part_size(self._prepared.model)
+        return [range(start, min(start + size, n)) for start in range(0, n, size)]
+
+    def _weights(self, layer: int) -> LayerInputs:
+        """A layer without states."""
+        model = self._prepared.model
+        nothing = torch.empty(0, model.dims.d_model)
+        use_bias = self._prepared.options.lens.right_map
+        return LayerInputs(model.dims, nothing, model.heads(layer), None, use_bias, nothing, None)
 
 
-class _Best:
-    """The places of the largest numbers of each row, of numbers that come part by part."""
+def _likely(numbers: torch.Tensor, size: int) -> torch.Tensor:
+    """[n] float64 entries that tokens are likely to have in lists of this size, by rough numbers [lists, n].
 
-    def __init__(self, n: int) -> None:
-        self._n = n
-        self._values: torch.Tensor | None = None
-        self.places = torch.empty(0, dtype=torch.int64)
+    The chance of rank r is 1 / (1 + (r / size) ** STEEP): a half where the list ends.
+    """
+    places = torch.topk(numbers, min(REACH * size, numbers.shape[1]), dim=1).indices
+    ranks = torch.arange(places.shape[1], dtype=torch.float64) + 0.5
+    chances = (1 / (1 + (ranks / size) ** STEEP)).expand(places.shape)
+    return numbers.new_zeros(numbers.shape[1], dtype=torch.float64).index_add_(
+        0, places.ravel(), chances.ravel()
+    )
 
-    def add(self, values: torch.Tensor, start: int) -> None:
-        """Take [rows, m] numbers of the places from ``start`` on."""
-        more = torch.topk(values, min(self._n, values.shape[1]), dim=1)
-        if self._values is None:
-            self._values, self.places = more.values, more.indices + start
-            return
-        both = torch.cat([self._values, more.values], dim=1)
-        places = torch.cat([self.places, more.indices + start], dim=1)
-        self._values, order = torch.topk(both, min(self._n, both.shape[1]), dim=1)
-        self.places = places.gather(1, order)
+
+def _file(part: range) -> str:
+    return f"rough_{part.start:06d}.npy"
 
 
 def screening_pays(model: Model, n_tokens: int) -> bool:
@@ -99,76 +207,13 @@ def screening_pays(model: Model, n_tokens: int) -> bool:
     return model.only_attention and n_tokens >= TOKENS_A_HEAD * heads
 
 
-def deepest_layers(
-    prepared: PreparedMap, tokens: Ints, folder: Path, device: torch.device, tell: Callable[[int], None]
-) -> Ints | None:
-    """The last layer at which a token may be in a list of some head, -1 where it is in none.
-
-    The folder keeps that and the rough states; what it keeps is not made again.
-
-    Args:
-        prepared: The map.
-        tokens: [n] the source tokens.
-        folder: One of states of these tokens.
-        device: Where the model is put.
-        tell: Called with the number of tokens done.
-
-    Returns:
-        [n], or None where the rough states of a few tokens are not like their states.
-    """
-    if (folder / DEEPEST).is_file():
-        kept: Ints = np.load(folder / DEEPEST, allow_pickle=False)
-        return kept
-    model, lens = prepared.model, prepared.options.lens
-    prefixes = [prefix_row(model, prefix) for prefix in lens.prefixes]
-    with or_lens_maps(), running(model, device) as modules:
-        if not _alike(model, modules, tokens, prefixes):
-            return None
-        screens = {layer: _LayerScreen(_weights(prepared, layer)) for layer in model.layers_with_heads}
-        for part in _parts(model, len(tokens)):
-            some = tokens[part.start : part.stop].tolist()
-            rough = after_all_prefixes(model, modules, some, prefixes, bfloat16=bfloat16_pays(modules.device))
-            states = [rough.layer(layer).x for layer in screens]
-            for screen, x in zip(screens.values(), states, strict=True):
-                screen.add(x, part.start)
-            save_array(folder, _file(part), torch.stack(states).to(torch.float16).numpy())
-            tell(part.stop)
-    deepest = np.full(len(tokens), -1, dtype=np.int64)
-    for layer, screen in screens.items():
-        deepest[screen.proposed()] = layer
-    save_array(folder, DEEPEST, deepest)
-    return deepest
-
-
-def rough_states(model: Model, n_tokens: int, folder: Path, layer: int) -> torch.Tensor:
-    """[n, d_model] float32 the rough states of all tokens at a layer, as :func:`deepest_layers` left them."""
-    at = model.layers_with_heads.index(layer)
-    parts = [np.load(folder / _file(part), mmap_mode="r")[at] for part in _parts(model, n_tokens)]
-    return torch.from_numpy(np.concatenate(parts).astype(np.float32))
-
-
-def _parts(model: Model, n_tokens: int) -> list[range]:
-    size = NeutralParts.part_size(model)
-    return [range(start, min(start + size, n_tokens)) for start in range(0, n_tokens, size)]
-
-
-def _file(part: range) -> str:
-    return f"rough_{part.start:06d}.npy"
-
-
-def _weights(prepared: PreparedMap, layer: int) -> LayerInputs:
-    """A layer without states."""
-    model = prepared.model
-    nothing = torch.empty(0, model.dims.d_model)
-    use_bias = prepared.options.lens.right_map
-    return LayerInputs(model.dims, nothing, model.heads(layer), None, use_bias, nothing, None)
-
-
 def _alike(model: Model, modules: PreTrainedModel, tokens: Ints, prefixes: Sequence[list[int]]) -> bool:
     """Whether the rough states of a few tokens are like their states, in every layer."""
     tried = tokens[:: max(1, len(tokens) // TRIED)].tolist()
     try:
         rough = after_all_prefixes(model, modules, tried, prefixes, bfloat16=bfloat16_pays(modules.device))
+    except torch.OutOfMemoryError:
+        raise
     except (ValueError, TypeError, RuntimeError, AttributeError, IndexError):
         return False  # modules that take no positions, or no mask of their caller's
     true = collected(model, modules, [(token,) for token in tried], prefixes, control=False)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import normalize
 
 from headatlas.architectures import Model
 from headatlas.errors import HeadatlasError
@@ -181,10 +182,9 @@ def undertrained(model: Model, reference: Ints) -> tuple[Bools, int]:
     mean = torch.stack([model.unembed(part).double().sum(dim=0) for part in parts]).sum(dim=0) / n
     rows = torch.cat([model.unembed(slice(token, token + 1)).double() for token in reference.tolist()]) - mean
     # The median: a few special tokens are trained.
-    centre = torch.nn.functional.normalize(rows, dim=1).median(dim=0).values
-    cosine = torch.cat(
-        [torch.cosine_similarity(model.unembed(part).double() - mean, centre[None], dim=1) for part in parts]
-    ).numpy()
+    centre = normalize(normalize(rows, dim=1).median(dim=0).values, dim=0)
+    away = (model.unembed(part).double() - mean for part in parts)
+    cosine = torch.cat([each @ centre / each.norm(dim=1).clamp(min=1e-12) for each in away]).numpy()
     if np.median(cosine[reference]) < COHERENT:
         return np.zeros(n, dtype=np.bool_), 0
     found: Bools = cosine >= UNDERTRAINED
