@@ -21,6 +21,7 @@ from headatlas import __version__
 from headatlas.atlas import Atlas
 from headatlas.atlas.evidence import evidence_group
 from headatlas.atlas.salience import Salience, salience_path
+from headatlas.atlas.store import strings
 from headatlas.atlas.stored import store_dataset
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import relations_of, reopened
@@ -279,7 +280,7 @@ def _dataset(
         {
             **variables,
             **_explanations(arrays, chosen, relations),
-            "text": ("token", _strings([chosen.texts[token] for token in named.tolist()])),
+            "text": ("token", strings([chosen.texts[token] for token in named.tolist()])),
         },
         coords={"token": named, "layer": np.arange(dims.n_layers), "head": np.arange(dims.n_heads)},
     )
@@ -310,13 +311,8 @@ def _explanations(
     share = np.array([each.share for each in heads]).reshape(shape)
     return {
         "explained": (("layer", "head"), share),
-        **{name: (("layer", "head"), _strings(each).reshape(shape)) for name, each in columns.items()},
+        **{name: (("layer", "head"), strings(each).reshape(shape)) for name, each in columns.items()},
     }
-
-
-def _strings(texts: list[str]) -> Any:
-    # Variable-length strings: the fixed-width kind has no stable Zarr 3 form yet.
-    return np.array(texts, dtype=np.dtypes.StringDType())
 
 
 def _provenance(prepared: PreparedMap, chosen: SourceTokens, followed: int) -> dict[str, Any]:
