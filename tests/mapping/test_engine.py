@@ -95,7 +95,7 @@ def test_near_ties_are_decided_in_float64() -> None:
     near = [i for i in range(0, 380, 9) if i not in vocabulary.columns(layout.targets)]
     for i in near:
         rows[i] = base * (1 + 2e-7 * torch.randn(1, generator=generator))
-    close = replace(vocabulary, stored=rows)
+    close = replace(vocabulary, rows=rows)
     stats = Stats()
     found = engine.map_layer(layout, inputs, close, ceiling=250, stats=stats)
     assert_same(found, oracle.brute_force_layer(layout, inputs, close, ceiling=250))
@@ -126,7 +126,7 @@ def test_copies_of_a_row_count_against_the_target_both_ways() -> None:
     target = int(vocabulary.columns(layout.targets)[layout.own_column[0]])
     rows = vocabulary.rows.clone()
     rows[(target + 1) % len(vocabulary)] = rows[target]
-    twin = replace(vocabulary, stored=rows)
+    twin = replace(vocabulary, rows=rows)
     found = oracle.brute_force_layer(layout, inputs, twin, ceiling=250)
     pair = layout.own_pair[0]
     both = np.concatenate([found.promotion[:, pair], found.suppression[:, pair]])
@@ -142,7 +142,7 @@ def test_the_scale_of_a_head_changes_nothing(exponent: int) -> None:
     heads = LayerHeads(inputs.heads.W_V, inputs.heads.b_V, inputs.heads.W_O * 2.0**exponent)
     assert (heads.W_O != 0).all()
     scaled = replace(inputs, heads=heads)
-    weak = replace(vocabulary, stored=vocabulary.rows * 2.0**-24)
+    weak = replace(vocabulary, rows=vocabulary.rows * 2.0**-24)
     assert_same(oracle.brute_force_layer(layout, scaled, weak, ceiling=32), expected)
     assert_same(engine.map_layer(layout, scaled, weak, ceiling=32), expected)
 
@@ -222,7 +222,7 @@ def test_other_devices_have_wider_bounds() -> None:
         _, _, vocabulary = random_problem(7)
         rows = vocabulary.rows.to(torch.bfloat16).to(torch.float32) if exact else vocabulary.rows
         here = Vocabulary.competing(rows, np.ones(len(rows), dtype=bool))
-        assert (here.stored.dtype == torch.bfloat16) is exact
+        assert (here.rows.dtype == torch.bfloat16) is exact
         there = replace(here, device=torch.device("meta"))
         assert there.bfloat16.device.type == "meta"
         assert summing_error(24, there.device) == 4 * summing_error(24, here.device)

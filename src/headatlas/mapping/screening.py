@@ -175,7 +175,7 @@ class Space:
             rows, logits = rows[left], logits[torch.from_numpy(left)]
             if not len(rows):
                 return
-        highest, lowest = (found.numpy() for found in kth(logits, ceiling))
+        highest, lowest = kth(logits, ceiling)
         self._raise(rows, highest - guard, lowest + guard)
 
     def _raise(self, rows: Ints, upper: NDArray[np.float32], lower: NDArray[np.float32]) -> None:
