@@ -303,7 +303,7 @@ def _candidates(
 
 
 def _at_least(values: torch.Tensor, least: NDArray[np.float64]) -> tuple[Ints, Ints]:
-    """Rows and columns of the values [n, m] that were at least ``least`` of their row before they were rounded.
+    """Rows and columns of the values [n, m] that were at least the least of their row before rounding.
 
     And of few others: rounding is monotone, so what reaches the limit does when both are rounded.
     """
