@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from headatlas.architectures.types import Dims, LayerHeads
 from headatlas.atlas.store import LayerRanks
@@ -184,24 +183,20 @@ def test_a_head_projects_the_vocabulary_once(monkeypatch: pytest.MonkeyPatch) ->
     assert columns == [len(vocabulary)] * inputs.dims.n_heads
 
 
-def test_rows_that_counting_closes_are_not_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a few tokens leave rows open, all tokens are counted for these, and sorted for what is left."""
-    dims = Dims(1, 4, 2, 64, 16, 8000)
-    layout, inputs, vocabulary = random_problem(0, vocab=8000, dims=dims)
-    alike = replace(inputs, states=inputs.states[:1] + 0.1 * inputs.states)
-    asked, sorted_, kth, screen = [], [], screening.kth, screening.Space.screen
+def test_screens_sort_groups_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many tokens screen: of a row, no more numbers are sorted than twice the groups."""
+    layout, inputs, vocabulary = random_problem(0, vocab=8000, dims=Dims(1, 4, 2, 64, 16, 8000))
+    screens, sorted_, kth, screen = [], [], screening.kth, screening.Space.screen
 
-    def screened(space: screening.Space, rows: NDArray[np.int64], *args: Any, **given: Any) -> None:
-        before = len(sorted_)
-        screen(space, rows, *args, **given)
-        if "asked" in given:
-            asked.append((len(rows), sum(sorted_[before:])))
+    def screened(space: screening.Space, *args: Any, **given: Any) -> None:
+        screens.append(len(space.tokens))
+        screen(space, *args, **given)
 
-    monkeypatch.setattr(screening, "kth", lambda values, k: sorted_.append(len(values)) or kth(values, k))
+    monkeypatch.setattr(screening, "kth", lambda values, k: sorted_.append(values.shape[1]) or kth(values, k))
     monkeypatch.setattr(screening.Space, "screen", screened)
-    engine.map_layer(layout, alike, vocabulary, ceiling=32)
-    rows, left = np.sum(asked, axis=0)
-    assert 0 < left < 0.7 * rows
+    engine.map_layer(layout, inputs, vocabulary, ceiling=8)
+    assert max(screens) > 10 * screening.GROUPS * 8
+    assert max(sorted_) <= 2 * screening.GROUPS * 8
 
 
 def test_kv_groups_share_values_but_not_outputs() -> None:

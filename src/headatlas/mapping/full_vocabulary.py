@@ -236,7 +236,7 @@ def _collect(
         limit = np.maximum(_lowest(block, open_)[index], best[index, 0]) - tie[index]
         row, column = _at_least(near, limit - most)
         if start == 0 and len(row) > MANY_REACHING * ceiling * len(index) and stop >= ceiling:
-            reached, _ = kth(near, ceiling)
+            reached = kth(near, ceiling)
             surely = reached - most - np.abs(reached) * route.factor.rounding
             limit = np.maximum(limit, surely - tie[index])
             row, column = _at_least(near, limit - most)
@@ -265,14 +265,13 @@ def on_processor(values: torch.Tensor) -> bool:
     return values.device.type == "cpu"
 
 
-def kth(values: torch.Tensor, k: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The k-th largest and the k-th smallest of each row [n, m], k ≤ m."""
-    if on_processor(values):
-        # NumPy sorts short float32 rows with vector instructions: ten times faster than partitioning twice.
-        ordered = np.sort(values.to(torch.float32).numpy(), axis=1)
-        return ordered[:, -k], ordered[:, k - 1]
-    largest, smallest = (values.topk(k, largest=end).values[:, -1] for end in (True, False))
-    return largest.to(torch.float32).cpu().numpy(), smallest.to(torch.float32).cpu().numpy()
+def kth(values: torch.Tensor, k: int) -> NDArray[np.float32]:
+    """The k-th largest of each row [n, m], k ≤ m."""
+    if not on_processor(values):
+        return np.asarray(values.topk(k).values[:, -1].to(torch.float32).cpu())
+    # NumPy sorts short float32 rows with vector instructions: ten times faster than partitioning.
+    ordered: NDArray[np.float32] = np.sort(values.to(torch.float32).numpy(), axis=1)
+    return ordered[:, -k]
 
 
 def _side_by_side(row: Ints, values: NDArray[np.float32], n: int) -> NDArray[np.float32]:
