@@ -23,10 +23,10 @@ from headatlas.progress import Stats
 
 SAMPLED_ROWS = 4
 MEAN_ROWS = 10
-TOKENS_PER_ROW = 48
+TOKENS_PER_ROW = 96
 FIRST_PER_ROW = 8
 LONGEST_TOKENS = 128
-SCREENING_TOKENS = 3000
+SCREENING_TOKENS = 4500
 LOGITS_AT_ONCE = 32 << 20
 GROUPS = 8
 """Times the ceiling: so many groups of tokens are told apart in a screen."""
