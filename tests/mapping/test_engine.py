@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from headatlas.architectures import Dims, LayerHeads
 from headatlas.atlas.store import LayerRanks
@@ -95,7 +94,7 @@ def test_near_ties_are_decided_in_float64() -> None:
     near = [i for i in range(0, 380, 9) if i not in vocabulary.columns(layout.targets)]
     for i in near:
         rows[i] = base * (1 + 2e-7 * torch.randn(1, generator=generator))
-    close = replace(vocabulary, stored=rows)
+    close = replace(vocabulary, rows=rows)
     stats = Stats()
     found = engine.map_layer(layout, inputs, close, ceiling=250, stats=stats)
     assert_same(found, oracle.brute_force_layer(layout, inputs, close, ceiling=250))
@@ -126,7 +125,7 @@ def test_copies_of_a_row_count_against_the_target_both_ways() -> None:
     target = int(vocabulary.columns(layout.targets)[layout.own_column[0]])
     rows = vocabulary.rows.clone()
     rows[(target + 1) % len(vocabulary)] = rows[target]
-    twin = replace(vocabulary, stored=rows)
+    twin = replace(vocabulary, rows=rows)
     found = oracle.brute_force_layer(layout, inputs, twin, ceiling=250)
     pair = layout.own_pair[0]
     both = np.concatenate([found.promotion[:, pair], found.suppression[:, pair]])
@@ -142,7 +141,7 @@ def test_the_scale_of_a_head_changes_nothing(exponent: int) -> None:
     heads = LayerHeads(inputs.heads.W_V, inputs.heads.b_V, inputs.heads.W_O * 2.0**exponent)
     assert (heads.W_O != 0).all()
     scaled = replace(inputs, heads=heads)
-    weak = replace(vocabulary, stored=vocabulary.rows * 2.0**-24)
+    weak = replace(vocabulary, rows=vocabulary.rows * 2.0**-24)
     assert_same(oracle.brute_force_layer(layout, scaled, weak, ceiling=32), expected)
     assert_same(engine.map_layer(layout, scaled, weak, ceiling=32), expected)
 
@@ -184,24 +183,20 @@ def test_a_head_projects_the_vocabulary_once(monkeypatch: pytest.MonkeyPatch) ->
     assert columns == [len(vocabulary)] * inputs.dims.n_heads
 
 
-def test_rows_that_counting_closes_are_not_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a few tokens leave rows open, all tokens are counted for these, and sorted for what is left."""
-    dims = Dims(1, 4, 2, 64, 16, 8000)
-    layout, inputs, vocabulary = random_problem(0, vocab=8000, dims=dims)
-    alike = replace(inputs, states=inputs.states[:1] + 0.1 * inputs.states)
-    asked, sorted_, kth, screen = [], [], screening.kth, screening.Space.screen
+def test_screens_sort_groups_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many tokens screen: of a row, no more numbers are sorted than twice the groups."""
+    layout, inputs, vocabulary = random_problem(0, vocab=8000, dims=Dims(1, 4, 2, 64, 16, 8000))
+    screens, sorted_, kth, screen = [], [], screening.kth, screening.Space.screen
 
-    def screened(space: screening.Space, rows: NDArray[np.int64], *args: Any, **given: Any) -> None:
-        before = len(sorted_)
-        screen(space, rows, *args, **given)
-        if "asked" in given:
-            asked.append((len(rows), sum(sorted_[before:])))
+    def screened(space: screening.Space, *args: Any, **given: Any) -> None:
+        screens.append(len(space.tokens))
+        screen(space, *args, **given)
 
-    monkeypatch.setattr(screening, "kth", lambda values, k: sorted_.append(len(values)) or kth(values, k))
+    monkeypatch.setattr(screening, "kth", lambda values, k: sorted_.append(values.shape[1]) or kth(values, k))
     monkeypatch.setattr(screening.Space, "screen", screened)
-    engine.map_layer(layout, alike, vocabulary, ceiling=32)
-    rows, left = np.sum(asked, axis=0)
-    assert 0 < left < 0.7 * rows
+    engine.map_layer(layout, inputs, vocabulary, ceiling=8)
+    assert max(screens) > 10 * screening.GROUPS * 8
+    assert max(sorted_) <= 2 * screening.GROUPS * 8
 
 
 def test_kv_groups_share_values_but_not_outputs() -> None:
@@ -222,7 +217,7 @@ def test_other_devices_have_wider_bounds() -> None:
         _, _, vocabulary = random_problem(7)
         rows = vocabulary.rows.to(torch.bfloat16).to(torch.float32) if exact else vocabulary.rows
         here = Vocabulary.competing(rows, np.ones(len(rows), dtype=bool))
-        assert (here.stored.dtype == torch.bfloat16) is exact
+        assert (here.rows.dtype == torch.bfloat16) is exact
         there = replace(here, device=torch.device("meta"))
         assert there.bfloat16.device.type == "meta"
         assert summing_error(24, there.device) == 4 * summing_error(24, here.device)

@@ -148,7 +148,7 @@ def test_memory_counts_what_a_map_holds(model: Path, monkeypatch: pytest.MonkeyP
     assert forward <= plans._forward(opened, n_sources) <= 2 * forward
 
     vocabulary = Vocabulary.read(opened.unembed, prepared.competing)
-    held = vocabulary.stored.nbytes + vocabulary.bfloat16[:, :32].nbytes
+    held = vocabulary.rows.nbytes + vocabulary.bfloat16.nbytes
     held += layers[0].x.nbytes + layers[0].control.nbytes
     assert held <= plans._held(opened, neutral, n_sources, streamed=False)
 

@@ -68,7 +68,7 @@ def test_gpus_share_the_layers_in_work(cores: int, expected: int, monkeypatch: p
     workers = workers_for(vocabulary, machine, shares(LLAMA_8B, 3000, machine, 0))
     assert [worker.vocabulary.device.index for worker in workers] == [i % 2 for i in range(expected)]
     assert len({id(worker.vocabulary) for worker in workers}) == 2  # one copy on each
-    assert all(worker.vocabulary.stored is vocabulary.stored for worker in workers)
+    assert all(worker.vocabulary.rows is vocabulary.rows for worker in workers)
 
 
 def layers(n: int, fails_at: int | None = None) -> Iterator[tuple[int, LayerInputs]]:

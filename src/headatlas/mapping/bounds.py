@@ -1,7 +1,7 @@
-"""Upper bounds of logits, from cheap arithmetic with a proven error.
+"""Logits from cheap arithmetic, with a proven error.
 
 A :class:`RightFactor` (U itself, or U in the output space of one head) yields, for rows of length one and a
-chunk of the vocabulary, numbers surely not below the logits, and says how far below them the logits can be.
+chunk of the vocabulary, numbers near the logits, and says how far from them the logits can be.
 Which one is taken changes the time of a map and no rank: what the bounds leave open is decided in float64.
 """
 
@@ -16,10 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from headatlas.mapping.machine import rates
-from headatlas.mapping.vocabulary import CARRIED, Vocabulary, dot_error, summing_error
+from headatlas.mapping.vocabulary import Vocabulary, dot_error, summing_error
 
-_UP = 1 + 2.0**-7
-"""Keeps a bound above what it bounds when it is rounded to bfloat16."""
 GATHERED = 1 << 18
 """Numbers of U that are gathered at a time for single logits; they should fit into a cache."""
 PROJECTED = 8192
@@ -32,20 +30,19 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RightFactor:
-    """A right factor whose products bound logits.
+    """A right factor whose products are near logits.
 
     Attributes:
-        chunk: (start, stop) → [stop - start, q + carried] factors of these vocabulary columns.
-        carries: Whether the factors hold their errors in further columns (bfloat16), rather than leave them
-            to be added (float32).
+        chunk: (start, stop) → [stop - start, q] factors of these vocabulary columns.
+        dtype: Of the factors, of rows that are multiplied with them, and of products.
         first: [V] float32 error for a row of length one.
-        second: [V] float32 error for each unit of length that rounding took from a row; zeros in float32.
+        second: [V] float32 error for each unit of length that rounding took from a row.
         device: Where the factors are.
         kept: Factors that are made when they are first asked for; None where all are there.
     """
 
     chunk: Callable[[int, int], torch.Tensor]
-    carries: bool
+    dtype: torch.dtype
     first: torch.Tensor
     second: torch.Tensor
     device: torch.device
@@ -53,8 +50,8 @@ class RightFactor:
 
     @property
     def rounding(self) -> float:
-        """Relative error of a stored bound."""
-        return 2.0**-7 if self.carries else 2.0**-22
+        """Relative error that storing a product adds; more than half a unit in the last place."""
+        return 1.01 * 2.0**-8 if self.dtype == torch.bfloat16 else 2.0**-22
 
 
 @dataclass(frozen=True)
@@ -71,38 +68,26 @@ class Bounded:
 
     @cached_property
     def _left(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Left factors on the device, and [L] float32 what rounding took from each row."""
-        n, q = self.rows.shape
-        device = self.factor.device
-        if not self.factor.carries:
-            return self.rows.to(torch.float32).to(device), torch.zeros(n)
-        left = torch.zeros((n, q + CARRIED), dtype=torch.bfloat16)
-        left[:, :q] = self.rows
-        lost = torch.linalg.vector_norm(self.rows - left[:, :q].to(torch.float64), dim=1)
-        left[:, q] = 1.0
-        left[:, q + 1] = lost * 1.01 * _UP
-        return left.to(device), left[:, q + 1].to(torch.float32)
+        """Left factors on the device, and [L] float32 bounds of what rounding took from each row."""
+        left = self.rows.to(self.factor.dtype)
+        lost = torch.linalg.vector_norm(self.rows - left.to(torch.float64), dim=1)
+        return left.to(self.factor.device), 1.001 * lost.to(torch.float32)
 
-    def upper(self, index: Ints, start: int, stop: int) -> torch.Tensor:
-        """[len(index), stop - start] bounds from above, in the dtype of the factors."""
-        right, left = self.factor.chunk(start, stop), self._left[0]
+    def near(self, index: Ints, start: int, stop: int) -> torch.Tensor:
+        """[len(index), stop - start] numbers near the logits, in the dtype of the factors."""
+        left = self._left[0]
         mine = left if len(index) == len(left) else left[torch.from_numpy(index).to(left.device)]
-        bounds = mine @ right.T
-        if self.factor.carries:
-            return bounds
-        return bounds.add_(self.factor.first[start:stop].to(bounds.device))
+        return mine @ self.factor.chunk(start, stop).T
 
-    def lower(self, upper: torch.Tensor, row: Ints, token: Ints) -> torch.Tensor:
-        """[n] float32 bounds from below of single logits, given their bounds from above."""
-        token_, carried = torch.from_numpy(token), self._left[1][torch.from_numpy(row)]
-        error = self.factor.first[token_] + carried * self.factor.second[token_]
-        return upper - 2.001 * error - upper.abs() * self.factor.rounding
+    def error(self, row: Ints, token: Ints) -> torch.Tensor:
+        """[n] float32: how far single logits are at most from these numbers, beside ``factor.rounding``."""
+        token_ = torch.from_numpy(token)
+        return self.factor.first[token_] + self._left[1][torch.from_numpy(row)] * self.factor.second[token_]
 
-    def most_slack(self, row: Ints, start: int, stop: int) -> torch.Tensor:
-        """[n] float32: no bound from above of these rows and columns is farther than this from its logit."""
-        carried = self._left[1][torch.from_numpy(row)]
+    def most_error(self, row: Ints, start: int, stop: int) -> torch.Tensor:
+        """[n] float32: the largest :meth:`error` of these rows and columns, or more."""
         first, second = (part[start:stop].max() for part in (self.factor.first, self.factor.second))
-        return 2.001 * (first + carried * second)
+        return first + self._left[1][torch.from_numpy(row)] * second
 
     def part(self, rows: slice) -> Bounded:
         """Bounds of some of the rows."""
@@ -145,16 +130,20 @@ def whole(vocabulary: Vocabulary) -> RightFactor:
 
     In bfloat16, o·U = õ·Ũ + õ·(U - Ũ) + (o - õ)·U for the rounded õ and Ũ, and by Cauchy–Schwarz the last two
     are at most ‖õ‖·‖U - Ũ‖ + ‖o - õ‖·‖U‖. Both norms are measured, not estimated: they are several times
-    smaller than the worst case of a rounding, and travel as two more dimensions of the product. Products of
-    bfloat16 numbers are exact in float32, in which they are summed.
+    smaller than the worst case of a rounding. Products of bfloat16 numbers are exact in float32, in which
+    they are summed.
     """
     if bfloat16_pays(vocabulary.device):
-        right = vocabulary.bfloat16
-        first, second = vocabulary.bfloat16_errors
-        return RightFactor(lambda start, stop: right[start:stop], True, first, second, vocabulary.device)
+        right, device = vocabulary.bfloat16, vocabulary.device
+        # ‖õ‖ and ‖Ũ‖ are longer than ‖o‖ and ‖U‖ by a rounding at most, which 1.01 covers.
+        first = 1.01 * (
+            vocabulary.bfloat16_lost + summing_error(vocabulary.d_model, device) * vocabulary.norms
+        )
+        second = 1.001 * vocabulary.norms
+        return RightFactor(lambda start, stop: right[start:stop], right.dtype, first, second, device)
     stored = vocabulary.on_device
     return _in_float32(
-        lambda start, stop: stored[start:stop, : vocabulary.d_model].to(torch.float32),
+        lambda start, stop: stored[start:stop].to(torch.float32),
         vocabulary,
         dot_error(vocabulary.d_model),
     )
@@ -174,7 +163,7 @@ def in_head(basis: torch.Tensor, vocabulary: Vocabulary) -> RightFactor:
     right, stored = basis.to(torch.float32).T.to(vocabulary.device), vocabulary.on_device
 
     def project(part: slice) -> torch.Tensor:
-        return projected(stored[part, : vocabulary.d_model].to(torch.float32), right)
+        return projected(stored[part].to(torch.float32), right)
 
     kept = _Kept(project, len(vocabulary))
     return replace(_in_float32(kept.chunk, vocabulary, head_error(basis)), kept=kept)
@@ -223,7 +212,7 @@ class _Kept:
         self._made, self.until = torch.empty(0), 0
 
     def chunk(self, start: int, stop: int) -> torch.Tensor:
-        """[stop - start, q + carried] factors."""
+        """[stop - start, q] factors."""
         while self.until < stop:
             part = slice(self.until, min(stop, self.until + PROJECTED))
             found = self._make(part)
@@ -237,11 +226,11 @@ def _in_float32(
     chunk: Callable[[int, int], torch.Tensor], vocabulary: Vocabulary, relative: float
 ) -> RightFactor:
     error = 1.001 * relative * vocabulary.norms
-    return RightFactor(chunk, False, error, torch.zeros_like(error), vocabulary.device)
+    return RightFactor(chunk, torch.float32, error, torch.zeros_like(error), vocabulary.device)
 
 
 def _head_in_bfloat16(basis: torch.Tensor, vocabulary: Vocabulary) -> RightFactor:
-    """U projected and kept in bfloat16, with the errors carried.
+    """U projected and kept in bfloat16.
 
     With the rounded basis Q̃ and Ũ and the stored projection P of Q̃·Ũ,
     ‖Q·U - P‖ ≤ ‖Q - Q̃‖·‖U‖ + ‖Q̃‖·‖U - Ũ‖ + ‖Q̃·Ũ - P‖: the first norm is the largest singular value, the last
@@ -250,9 +239,8 @@ def _head_in_bfloat16(basis: torch.Tensor, vocabulary: Vocabulary) -> RightFacto
     """
     right, device = vocabulary.bfloat16, vocabulary.device
     d_head, d_model = basis.shape
-    rounded = torch.zeros((right.shape[1], d_head), dtype=torch.bfloat16)
-    rounded[:d_model] = basis.T
-    lost = basis - rounded[:d_model].T.to(torch.float64)
+    rounded = basis.T.to(torch.bfloat16)
+    lost = basis - rounded.T.to(torch.float64)
     spread = 1.001 * float(torch.linalg.eigvalsh(lost @ lost.T)[-1].clamp(min=0)) ** 0.5
     size = float(torch.linalg.vector_norm(rounded, dtype=torch.float64)) * (1 + 2.0**-7)
     relative = size * summing_error(min(d_model, SUMMED), device) + 2 * summing_error(d_head, device)
@@ -261,30 +249,24 @@ def _head_in_bfloat16(basis: torch.Tensor, vocabulary: Vocabulary) -> RightFacto
     first, second = torch.zeros(len(vocabulary)), torch.zeros(len(vocabulary))
 
     def project(part: slice) -> torch.Tensor:
-        found, length, taken = _in_parts(right[part], rounded, d_model)
-        factors = found.new_zeros((len(found), d_head + CARRIED))
-        factors[:, :d_head] = found
-        factors[:, d_head] = (of_U[part] + taken) * _UP
-        factors[:, d_head + 1] = length * _UP
-        first[part], second[part] = (factors[:, d_head + i].to(torch.float32).cpu() for i in range(2))
-        return factors
+        found, length, taken = _in_parts(right[part], rounded)
+        # The rows that are multiplied with them are longer than one by a rounding at most.
+        first[part], second[part] = 1.01 * (of_U[part] + taken).cpu(), length.cpu()
+        return found
 
     kept = _Kept(project, len(vocabulary))
-    return RightFactor(kept.chunk, True, first, second, device, kept)
+    return RightFactor(kept.chunk, right.dtype, first, second, device, kept)
 
 
-def _in_parts(
-    left: torch.Tensor, right: torch.Tensor, n: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The product of bfloat16 matrices [v, n + zeros] and [n + zeros, d_head], summed in parts.
+def _in_parts(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The product of bfloat16 matrices [v, n] and [n, d_head], summed in parts of n.
 
     Returns:
         [v, d_head] bfloat16; and [v] float32 bounds of the length of each row, and of the length of what
         rounding took from it, of the parts and of their sum. What float32 took from the sums of the parts is
         not in it.
     """
-    edges = [*range(0, n, SUMMED)][1:]
-    pairs = zip(left.tensor_split(edges, dim=1), right.tensor_split(edges), strict=True)
+    pairs = zip(torch.split(left, SUMMED, dim=1), torch.split(right, SUMMED), strict=True)
     parts = [some @ other for some, other in pairs]
     if len(parts) == 1:
         length = torch.linalg.vector_norm(parts[0], dim=1, dtype=torch.float32) * 1.001
@@ -306,10 +288,9 @@ def roughly(rows: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
     device = vocabulary.device
     if not bfloat16_pays(device):
         left = rows.to(torch.float32).to(device)
-        parts = torch.split(vocabulary.on_device[:, : vocabulary.d_model], PROJECTED)
+        parts = torch.split(vocabulary.on_device, PROJECTED)
         return torch.cat([left @ part.to(torch.float32).T for part in parts], dim=1)
-    left = torch.nn.functional.pad(rows.to(torch.bfloat16), (0, CARRIED)).to(device)
-    return left @ vocabulary.bfloat16.T
+    return rows.to(torch.bfloat16).to(device) @ vocabulary.bfloat16.T
 
 
 def bfloat16_pays(device: torch.device) -> bool:

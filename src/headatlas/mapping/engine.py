@@ -202,7 +202,7 @@ def _screen_again(head: _Head, ceiling: int, stats: Stats) -> None:
     """Screen the open pairs with all that has been learned."""
     space, layout = head.space, head.space.layout
     rows = distinct(layout.own_row[np.concatenate(head.open)], len(space.rows))
-    space.screen(rows, ceiling, stats, asked=space.extremes(head.open))
+    space.screen(rows, ceiling, stats)
     for at, pairs in enumerate(head.open):
         if len(pairs):
             head.open[at] = pairs[space.alive_own(pairs)[at]]

@@ -1,9 +1,9 @@
-"""Surviving rows through the whole vocabulary: bounds propose, float64 decides.
+"""Surviving rows through the whole vocabulary: logits with an error propose, float64 decides.
 
-For every row, the tokens whose bound from above reaches the lowest of its targets are collected; a row or a
-target is given up as soon as ``ceiling`` tokens are surely above it. Of what remains, a token that is surely
-above a target counts, and one that may be above or below it is computed again: in float32, and where that
-does not tell either, in float64.
+For every row, the tokens that may reach the lowest of its targets are collected; a row or a target is given
+up as soon as ``ceiling`` tokens are surely above it. Of what remains, a token that is surely above a target
+counts, and one that may be above or below it is computed again: in float32, and where that does not tell
+either, in float64.
 """
 
 from __future__ import annotations
@@ -151,17 +151,18 @@ class _Candidates(NamedTuple):
     """Tokens that may be at or above an open target of their line.
 
     Attributes:
-        line, token: [c].
-        upper, lower: [c] bounds of their logits, float64.
+        line, token: [c], lines ascending within a chunk.
+        upper, lower: [c] bounds of their logits.
     """
 
     line: Ints
     token: Ints
-    upper: NDArray[np.float64]
-    lower: NDArray[np.float64]
+    upper: NDArray[np.float32]
+    lower: NDArray[np.float32]
 
 
-_NONE = _Candidates(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.empty(0), np.empty(0))
+_NO_INTS, _NO_FLOATS = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+_NONE = _Candidates(_NO_INTS, _NO_INTS, _NO_FLOATS, _NO_FLOATS)
 
 
 def concatenated(parts: Sequence[_Arrays]) -> _Arrays:
@@ -210,14 +211,14 @@ def _collect(
     vocabulary: Vocabulary,
     ceiling: int,
     stats: Stats,
-) -> tuple[_Candidates, NDArray[np.float64]] | None:
+) -> tuple[_Candidates, NDArray[np.float32]] | None:
     """Candidates of all lines, and what ``ceiling`` of them surely reach; closes entries in ``open_`` as they
     are surely beaten.
 
     None if there are too many candidates to hold, for a block of more than one line.
     """
     n_lines, n_tokens = len(block), len(vocabulary)
-    best = np.full((n_lines, ceiling), -np.inf)
+    best = np.full((n_lines, ceiling), -np.inf, dtype=np.float32)
     parts = [_NONE]
     held, start, chunk = 0, 0, FIRST_CHUNK
     index = distinct(block.line[open_], n_lines)
@@ -227,27 +228,29 @@ def _collect(
         route = block.route(len(index), stop)
         kept = route.factor.kept
         there = kept.until if kept else stop
-        upper = route.upper(index, start, stop)
+        near, most = route.near(index, start, stop), route.most_error(index, start, stop).numpy()
         d_model, q = block.rows.shape[1], route.rows.shape[1]
-        stats.products += upper.numel() * q + max(0, stop - there) * d_model * q
+        stats.products += near.numel() * q + max(0, stop - there) * d_model * q
         # What is below the lowest open target cannot change a rank, nor what is below ``ceiling`` tokens
         # (every target that stays open is above those); a tie can.
-        limit = np.maximum(_lowest(block, open_)[index], best[index, -1])
-        row, column = _reaching(upper, limit - tie[index])
-        if start == 0 and len(row) > MANY_REACHING * ceiling * len(index):
-            limit = np.maximum(limit, _at_first_sight(upper, index, route, ceiling))
-            row, column = _reaching(upper, limit - tie[index])
-        part = _candidates(upper, row, column, index, route, start)
+        limit = np.maximum(_lowest(block, open_)[index], best[index, 0]) - tie[index]
+        row, column = _at_least(near, limit - most)
+        if start == 0 and len(row) > MANY_REACHING * ceiling * len(index) and stop >= ceiling:
+            reached = kth(near, ceiling)
+            surely = reached - most - np.abs(reached) * route.factor.rounding
+            limit = np.maximum(limit, surely - tie[index])
+            row, column = _at_least(near, limit - most)
+        part = _candidates(near, row, column, index, route, start, limit)
         held += len(part.line)
         if held > MOST_CANDIDATES and n_lines > 1:
             return None
         parts.append(part)
         _keep_best(best, part)
-        open_ &= block.logit >= best[block.line, -1]
+        open_ &= block.logit >= best[block.line, 0]
         start, chunk = stop, min(chunk * 2, LARGEST_CHUNK)
         before, index = index, distinct(block.line[open_], n_lines)
         stats.rows_dropped += len(before) - len(index) if start < n_tokens else 0
-    return concatenated(parts), best[:, -1]
+    return concatenated(parts), best[:, 0]
 
 
 def _lowest(block: _Block, open_: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -257,78 +260,71 @@ def _lowest(block: _Block, open_: NDArray[np.bool_]) -> NDArray[np.float64]:
     return lowest
 
 
-def _at_first_sight(upper: torch.Tensor, index: Ints, bounded: Bounded, ceiling: int) -> NDArray[np.float64]:
-    """[len(index)] what ``ceiling`` tokens of the first chunk surely reach; -inf if it has fewer."""
-    rows, n_columns = upper.shape
-    if n_columns < ceiling:
-        return np.full(rows, -np.inf)
-    reached = kth(upper, ceiling)[0]
-    slack = bounded.most_slack(index, 0, n_columns)
-    lower = reached - slack - reached.abs() * bounded.factor.rounding
-    return lower.to(torch.float64).numpy()
-
-
 def on_processor(values: torch.Tensor) -> bool:
     """Whether NumPy can look at the values where they are."""
     return values.device.type == "cpu"
 
 
-def kth(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k-th largest and the k-th smallest of each row [n, m], k ≤ m, as float32 on the processor."""
-    m = values.shape[1]
-    if on_processor(values):
-        # NumPy sorts short float32 rows with vector instructions: ten times faster than partitioning twice.
-        ordered = torch.from_numpy(np.sort(values.to(torch.float32).numpy(), axis=1))
-        return ordered[:, m - k], ordered[:, k - 1]
-    largest, smallest = values.topk(k).values[:, -1], values.topk(k, largest=False).values[:, -1]
-    return largest.to(torch.float32).cpu(), smallest.to(torch.float32).cpu()
+def kth(values: torch.Tensor, k: int) -> NDArray[np.float32]:
+    """The k-th largest of each row [n, m], k ≤ m."""
+    if not on_processor(values):
+        return np.asarray(values.topk(k).values[:, -1].to(torch.float32).cpu())
+    # NumPy sorts short float32 rows with vector instructions: ten times faster than partitioning.
+    ordered: NDArray[np.float32] = np.sort(values.to(torch.float32).numpy(), axis=1)
+    return ordered[:, -k]
 
 
-def _reaching(upper: torch.Tensor, limit: NDArray[np.float64]) -> tuple[Ints, Ints]:
-    """Rows and columns of bounds from above that reach the limit of their row.
-
-    Rounding is monotone: a bound that is at least the limit stays so when both are rounded to its dtype.
-    """
-    return _at_least(upper, torch.from_numpy(limit).to(upper.dtype))
+def _side_by_side(row: Ints, values: NDArray[np.float32], n: int) -> NDArray[np.float32]:
+    """[n, most of a row] values given by row, ascending, and minus infinity for what a row has not."""
+    counts = np.bincount(row, minlength=n)
+    out = np.full((n, counts.max(initial=0)), -np.inf, dtype=np.float32)
+    out[row, np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)] = values
+    return out
 
 
 def _candidates(
-    upper: torch.Tensor, row: Ints, column: Ints, index: Ints, bounded: Bounded, start: int
+    near: torch.Tensor,
+    row: Ints,
+    column: Ints,
+    index: Ints,
+    bounded: Bounded,
+    start: int,
+    limit: NDArray[np.float64],
 ) -> _Candidates:
-    """Tokens of a chunk, given as rows and columns of their bounds from above."""
-    values = upper[torch.from_numpy(row), torch.from_numpy(column)].to(torch.float32).cpu()
+    """Tokens of a chunk, of those in these rows and columns, that may reach the limit of their row."""
+    values = near[torch.from_numpy(row), torch.from_numpy(column)].to(torch.float32).cpu()
     line, token = index[row], column + start
-    lower = bounded.lower(values, line, token)
-    above = values + values.abs() * bounded.factor.rounding
-    return _Candidates(line, token, above.to(torch.float64).numpy(), lower.to(torch.float64).numpy())
+    off = 1.001 * bounded.error(line, token) + values.abs() * bounded.factor.rounding
+    upper = (values + off).numpy()
+    found = _Candidates(line, token, upper, (values - off).numpy())
+    reaching = upper >= limit[row]
+    return _Candidates._make(each[reaching] for each in found)
 
 
-def _at_least(values: torch.Tensor, limit: torch.Tensor) -> tuple[Ints, Ints]:
-    """Rows and columns of the values [n, m] that are at least the limit of their row."""
+def _at_least(values: torch.Tensor, least: NDArray[np.float64]) -> tuple[Ints, Ints]:
+    """Rows and columns of the values [n, m] that were at least the least of their row before rounding.
+
+    And of few others: rounding is monotone, so what reaches the limit does when both are rounded.
+    """
+    limit = torch.from_numpy(least).to(values.dtype)
     if not on_processor(values):
         row, column = (values >= limit.to(values.device)[:, None]).nonzero(as_tuple=True)
         return row.cpu().numpy(), column.cpu().numpy()
     # The bits of positive numbers are ordered as integers are, and those of negative ones are below:
     # comparing them is twenty times faster than comparing bfloat16.
     as_bits = values.dtype == torch.bfloat16 and bool((limit > 0).all())
-    numbers, least = (
-        each.view(torch.int16) if as_bits else each.to(torch.float32) for each in (values, limit)
+    numbers, limits = (
+        (each.view(torch.int16) if as_bits else each.to(torch.float32)).numpy() for each in (values, limit)
     )
-    reaching = np.flatnonzero(numbers.numpy() >= least.numpy()[:, None])
+    reaching = np.flatnonzero(numbers >= limits[:, None])
     return np.divmod(reaching, values.shape[1])
 
 
-def _keep_best(best: NDArray[np.float64], part: _Candidates) -> None:
-    """Merge bounds from below into the ``ceiling`` best of each line, best first, in place."""
-    if not len(part.line):
-        return
+def _keep_best(best: NDArray[np.float32], part: _Candidates) -> None:
+    """Merge bounds from below into the ``ceiling`` best of each line, the best last, in place."""
     lines, place = numbered(part.line, len(best))
-    counts = np.bincount(place)
-    slot = np.arange(len(part.line)) - (np.cumsum(counts) - counts)[place]
-    new = np.full((len(lines), int(counts.max())), -np.inf)
-    new[place, slot] = part.lower
-    width = best.shape[1]
-    best[lines] = -np.sort(-np.concatenate([best[lines], new], axis=1), axis=1)[:, :width]
+    new = _side_by_side(place, part.lower, len(lines))
+    best[lines] = np.sort(np.concatenate([best[lines], new], axis=1), axis=1)[:, new.shape[1] :]
 
 
 def _count(

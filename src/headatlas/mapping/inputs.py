@@ -40,15 +40,15 @@ class LayerInputs:
         return self.values_of([group])[group]
 
     def values_of(self, groups: Iterable[int]) -> dict[int, torch.Tensor]:
-        """:meth:`values` of several groups, for which the states are made float64 once."""
+        """:meth:`values` of several groups, from one product."""
         if self.given is not None:
             return {group: self.given[group].to(torch.float64) for group in groups}
-        states, found = self.states.to(torch.float64), {}
-        for group in set(groups):
-            found[group] = states @ self.heads.W_V[group].to(torch.float64)
-            if self.use_bias and self.heads.b_V is not None:
-                found[group] += self.heads.b_V[group].to(torch.float64)
-        return found
+        some = sorted(set(groups))
+        W_V = torch.cat([self.heads.W_V[group] for group in some], dim=1)
+        values = self.states.to(torch.float64) @ W_V.to(torch.float64)
+        if self.use_bias and self.heads.b_V is not None:
+            values += torch.cat([self.heads.b_V[group] for group in some]).to(torch.float64)
+        return dict(zip(some, torch.split(values, self.dims.d_head, dim=1), strict=True))
 
     def output(self, head: int) -> torch.Tensor:
         """[d_head, d_model] float64 W_O followed by the right map (linear, so it folds into W_O)."""

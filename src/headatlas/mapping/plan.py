@@ -251,10 +251,13 @@ def memory_needed(
     every rank is read back: ``ranks`` bytes of a head.
     """
     share = share_of(model, lens, sources, machine, streamed=streamed)
-    kept = 0 if worth_trimming(model.dims, sources, share.heads) else KEPT_BYTES
+    passed = not (lens.weights_only or streamed)
+    # Small layers leave freed memory behind, and so does a forward pass before them: about the model.
+    kept = KEPT_BYTES + passed * BYTES * model.n_parameters
+    kept *= not worth_trimming(model.dims, sources, share.heads)
     ranking = _held(model, lens, sources, streamed=streamed) + share.bytes + kept
     scores = _libraries(model) + len(model.layers_with_heads) * model.dims.n_heads * ranks
-    forward = 0 if lens.weights_only or streamed else _forward(model, sources)
+    forward = passed * _forward(model, sources)
     return max(forward, ranking, scores)
 
 

@@ -19,8 +19,6 @@ Float64 rounding is thousands of times smaller, so which side of this line a pai
 the order of summation; rows of U that are copies of each other always tie.
 """
 ROWS_AT_ONCE = 16_384
-CARRIED = 32
-"""Columns added to bfloat16 factors: two bounds of errors, and zeros, as products like multiples of 32."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +26,13 @@ class Vocabulary:
     """Competing rows of U.
 
     Attributes:
-        stored: [V, d_model] float32; or, where bfloat16 loses nothing, [V, d_model + 32] bfloat16 as
-            :attr:`bfloat16` has it. One row per competing token, in token order.
+        rows: [V, d_model] U transposed, in bfloat16 where that loses nothing, else in float32. One row per
+            competing token, in token order.
         token_ids: [V] their token ids.
         device: Where bounds are computed. Float64 stays on the processor: not every device has it.
     """
 
-    stored: torch.Tensor
+    rows: torch.Tensor
     token_ids: NDArray[np.int64]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -65,19 +63,13 @@ class Vocabulary:
             part = slice(start, min(start + ROWS_AT_ONCE, len(competing)))
             mine = torch.from_numpy(np.flatnonzero(competing[part]))
             found = rows(part)[mine].to(torch.float32)
-            d_model = found.shape[1]
             fits = torch.equal(found.to(torch.bfloat16).to(torch.float32), found)
-            if kept is None and fits:
-                kept = torch.zeros((len(ids), d_model + CARRIED), dtype=torch.bfloat16)
-            elif kept is None:
-                kept = torch.empty((len(ids), d_model))
-            elif kept.dtype == torch.bfloat16 and not fits:
-                kept = kept[:, :d_model].to(torch.float32)
-            into = kept[filled : filled + len(found)]
-            if kept.dtype == torch.bfloat16:
-                _round(found, into, torch.device("cpu"))
-            else:
-                into[:] = found
+            if kept is None:
+                dtype = torch.bfloat16 if fits else torch.float32
+                kept = torch.empty((len(ids), found.shape[1]), dtype=dtype)
+            elif not fits:
+                kept = kept.to(torch.float32)
+            kept[filled : filled + len(found)] = found
             filled += len(found)
         if kept is None:
             raise ValueError("no token competes")
@@ -87,13 +79,8 @@ class Vocabulary:
         return len(self.token_ids)
 
     @property
-    def rows(self) -> torch.Tensor:
-        """[V, d_model] U transposed, float32 or bfloat16, exact."""
-        return self.stored[:, : self.d_model]
-
-    @property
     def d_model(self) -> int:
-        return self.stored.shape[1] - (CARRIED if self.stored.dtype == torch.bfloat16 else 0)
+        return self.rows.shape[1]
 
     @cached_property
     def norms(self) -> torch.Tensor:
@@ -114,33 +101,24 @@ class Vocabulary:
 
     @cached_property
     def on_device(self) -> torch.Tensor:
-        """:attr:`stored` on the device."""
-        return self.stored.to(self.device)
+        """:attr:`rows` on the device."""
+        return self.rows.to(self.device)
 
     @cached_property
     def bfloat16(self) -> torch.Tensor:
-        """[V, d_model + 32] bfloat16 on the device: U rounded, then two columns with bounds of the length of
-        what rounding lost and of the length of the row, then zeros."""
-        if self.stored.dtype == torch.bfloat16 and self.device.type == "cpu":
-            return self.stored
-        n, d_model = self.rows.shape
-        out = torch.zeros((n, d_model + CARRIED), dtype=torch.bfloat16, device=self.device)
-        for start in range(0, n, ROWS_AT_ONCE):
-            part = slice(start, start + ROWS_AT_ONCE)
-            _round(self.rows[part].to(torch.float32), out[part], self.device)
-        return out
-
-    @cached_property
-    def bfloat16_errors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The two columns of bounds of :attr:`bfloat16` as float32 [V] each."""
-        first, second = (self.bfloat16[:, self.d_model + i].to(torch.float32).cpu() for i in range(2))
-        return first, second
+        """[V, d_model] bfloat16 on the device: U rounded."""
+        return self.on_device.to(torch.bfloat16)
 
     @cached_property
     def bfloat16_lost(self) -> torch.Tensor:
-        """[V] float32 bounds of the length of what rounding to bfloat16 lost."""
-        summing = summing_error(self.d_model, self.device) * self.norms
-        return (self.bfloat16_errors[0] - summing).clamp(min=0)
+        """[V] float32 bounds of the length of what rounding to bfloat16 lost; zeros where U is bfloat16."""
+        lost = torch.zeros(len(self))
+        if self.rows.dtype != torch.bfloat16:
+            for start in range(0, len(self), ROWS_AT_ONCE):
+                part = slice(start, start + ROWS_AT_ONCE)
+                rest = self.rows[part] - self.rows[part].to(torch.bfloat16).to(torch.float32)
+                lost[part] = 1.001 * torch.linalg.vector_norm(rest, dim=1)
+        return lost
 
     def columns(self, token_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """[n] columns of tokens, all of which compete."""
@@ -149,19 +127,6 @@ class Vocabulary:
     def float32(self, tokens: NDArray[np.int64]) -> torch.Tensor:
         """[n, d_model] float32 rows of the given columns, exact, on the device."""
         return self.rows[torch.from_numpy(tokens)].to(torch.float32).to(self.device)
-
-
-def _round(rows: torch.Tensor, into: torch.Tensor, device: torch.device) -> None:
-    """Fill rows of :attr:`Vocabulary.bfloat16`, for products on a device, from float32 rows [n, d_model]."""
-    d_model = rows.shape[1]
-    # Twice the rounding of a bfloat16 number keeps the stored bounds above what they bound.
-    up = 1 + 2.0**-7
-    rounded = rows.to(torch.bfloat16)
-    norms = torch.linalg.vector_norm(rows, dim=1)
-    lost = torch.linalg.vector_norm(rows - rounded.to(torch.float32), dim=1)
-    into[:, :d_model] = rounded
-    into[:, d_model] = (lost * 1.01 + summing_error(d_model, device) * norms) * up
-    into[:, d_model + 1] = norms * 1.001 * up
 
 
 def dot_error(length: int) -> float:

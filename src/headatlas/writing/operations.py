@@ -383,13 +383,12 @@ def top_targets(rows: torch.Tensor, vocabulary: Vocabulary, n: int) -> tuple[Int
     unit = torch.nn.functional.normalize(rows, dim=1)
     bounds = Bounded(whole(vocabulary), unit)
     index = np.arange(len(unit))
-    slack = bounds.most_slack(index, 0, len(vocabulary)).double()[:, None]
+    error = bounds.most_error(index, 0, len(vocabulary)).double()[:, None]
     out = np.empty((2, len(rows), n), dtype=np.int64)
     kept = _kept(bounds, index, len(vocabulary), max(KEPT, 2 * n))
     for at, (signed, found) in enumerate(kept):
-        rounding = signed.abs() * bounds.factor.rounding
-        # Bounds are from above; those of negated logits, negated, from below.
-        above, below = signed + rounding + at * slack, signed - rounding - (1 - at) * slack
+        off = signed.abs() * bounds.factor.rounding + error
+        above, below = signed + off, signed - off
         row, place = torch.nonzero(above >= below[:, n - 1 : n], as_tuple=True)
         exact = torch.full_like(above, -torch.inf)
         exact[row, place] = (1 - 2 * at) * torch.from_numpy(
@@ -408,13 +407,14 @@ def top_targets(rows: torch.Tensor, vocabulary: Vocabulary, n: int) -> tuple[Int
 
 
 def _kept(bounds: Bounded, index: Ints, n_columns: int, n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The n largest bounds [r, n] and their columns, the largest first; then those of the negated bounds."""
+    """The n largest numbers near logits, [r, n], and their columns, the largest first; then those of the
+    negated ones."""
     nothing = torch.empty((len(index), 0)), torch.empty((len(index), 0), dtype=torch.int64)
     kept = [nothing, nothing]
     for start in range(0, n_columns, COLUMNS):
-        upper = bounds.upper(index, start, min(start + COLUMNS, n_columns)).cpu()
+        near = bounds.near(index, start, min(start + COLUMNS, n_columns)).cpu()
         for at, (values, columns) in enumerate(kept):
-            more = torch.topk(upper, min(n, upper.shape[1]), dim=1, largest=at == 0)
+            more = torch.topk(near, min(n, near.shape[1]), dim=1, largest=at == 0)
             both = torch.cat([values, (1 - 2 * at) * more.values.float()], dim=1)
             best, order = torch.topk(both, min(n, both.shape[1]), dim=1)
             kept[at] = best, torch.cat([columns, more.indices + start], dim=1).gather(1, order)
