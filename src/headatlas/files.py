@@ -23,9 +23,9 @@ from headatlas.errors import HeadatlasError
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def unwritten(path: Path, error: OSError, otherwise: str) -> HeadatlasError:
-    """The error for a path that cannot be written; ``otherwise`` is the remedy where there is room."""
-    remedy = "make room" if error.errno in _NO_ROOM else otherwise
+def unwritten(path: Path, error: OSError, otherwise: str, full: str = "make room") -> HeadatlasError:
+    """The error for a path that cannot be written, with the remedies where there is room and where it is full."""
+    remedy = full if error.errno in _NO_ROOM else otherwise
     return HeadatlasError(f"{path}: cannot be written ({error.strerror or error}); {remedy}.")
 
 

@@ -252,8 +252,9 @@ def store_scores(atlas: Atlas, *, single_tokens: bool = True) -> None:
     try:
         _write(atlas.path, atlas, {group: _arrays_of(found, shape) for group, found in parts.items()})
     except OSError as error:
-        saved = "scores are not saved, ranks are: make room and run the same command again"
-        raise unwritten(atlas.path, error, saved) from error
+        saved = "scores are not saved, ranks are"
+        full = f"{saved}: make room and run the same command again"
+        raise unwritten(atlas.path, error, saved, full) from error
 
 
 def _single_token_scores(atlas: Atlas) -> dict[int, RelationScores]:

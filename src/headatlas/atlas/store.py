@@ -271,10 +271,9 @@ class AtlasWriter:
                 self._array(name)[layer] = getattr(ranks, attribute)
             self._array("layer_done")[layer] = np.uint8(1)
         except OSError as error:
-            saved = (
-                f"layer {layer} is not saved, finished layers are: make room and run the same command again"
-            )
-            raise unwritten(self._path, error, saved) from error
+            saved = f"layer {layer} is not saved, finished layers are"
+            full = f"{saved}: make room and run the same command again"
+            raise unwritten(self._path, error, saved, full) from error
 
     def _array(self, name: str) -> zarr.Array[Any]:
         if name not in self._opened:

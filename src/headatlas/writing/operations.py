@@ -9,6 +9,7 @@ weights as they are stored.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -201,8 +202,9 @@ class Operations:
 
     vocabulary: Vocabulary
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
-    _correlated: torch.Tensor | None = field(default=None, init=False)
-    _correlation: torch.Tensor | None = field(default=None, init=False)
+    _correlations: deque[tuple[torch.Tensor, torch.Tensor]] = field(
+        default_factory=lambda: deque(maxlen=2), init=False
+    )
 
     def layer(
         self, inputs: LayerInputs, tokens: Ints, others: tuple[torch.Tensor, Ints] | None = None
@@ -339,10 +341,13 @@ class Operations:
 
     def _correlate(self, states: torch.Tensor, tokens: Ints) -> torch.Tensor:
         """[d_model, d_model] float64 Σ u_t·x(t) over source tokens t; layers that share states share it."""
+        # With `maps` the first layer has states of its own, and may be in work beside another: two are kept.
         with self._lock:
-            if self._correlation is None or self._correlated is not states:
-                self._correlated, self._correlation = states, self._correlation_of(states, tokens)
-            return self._correlation
+            for seen, correlation in self._correlations:
+                if seen is states:
+                    return correlation
+            self._correlations.append((states, self._correlation_of(states, tokens)))
+            return self._correlations[-1][1]
 
     def _correlation_of(self, states: torch.Tensor, tokens: Ints) -> torch.Tensor:
         columns = self.vocabulary.columns(tokens)
