@@ -24,7 +24,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def unwritten(path: Path, error: OSError, otherwise: str, full: str = "make room") -> HeadatlasError:
-    """The error for a path that cannot be written, with the remedies where there is room and where it is full."""
+    """The error for a path that cannot be written, with what to do where there is room or none."""
     remedy = full if error.errno in _NO_ROOM else otherwise
     return HeadatlasError(f"{path}: cannot be written ({error.strerror or error}); {remedy}.")
 
