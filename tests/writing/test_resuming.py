@@ -178,6 +178,24 @@ def test_layers_side_by_side_are_those_one_after_another(
     assert equal(out, written)
 
 
+def test_streamed_layers_go_one_by_one_on_all_cores(out: Path, written_neutral: Path) -> None:
+    threads: list[tuple[int, int]] = []
+
+    def noted(self: StreamedStates, layer: int) -> Any:
+        threads.append((layer, torch.get_num_threads()))
+        return passed(self, layer)
+
+    passed = StreamedStates.layer
+    torch.set_num_threads(2)
+    with (
+        patch.object(StreamedStates, "layer", noted),
+        patch.object(run, "streams_within", lambda *_: True),
+    ):
+        ha.salience(Atlas.open(out), tokens="all")
+    assert threads == [(layer, 2) for layer in range(Atlas.open(out).n_layers)]
+    assert equal(out, written_neutral)
+
+
 def test_states_of_another_question_are_not_taken_up(out: Path, written_neutral: Path) -> None:
     work = out / run.WORK_NAME
     claim(work, "another")

@@ -159,7 +159,9 @@ def _computed(
         states = word_states(prepared, sources, work, machine, tell, identity=identity, streamed=streamed)
     layers = _Layers(prepared, ids, states, screening)
     tell(Progress("salience", len(found), len(files)))
-    for layer, made in _side_by_side(layers.operations, sorted(files.keys() - found.keys())):
+    # A streamed layer goes through the model when it is asked for: in order, and on all cores.
+    todo, n_layers = sorted(files.keys() - found.keys()), 1 if streamed else AT_ONCE
+    for layer, made in _side_by_side(layers.operations, todo, n_layers):
         found[layer] = made
         if work.is_dir():  # another run of the same question may have cleared up
             made.save(files[layer])
@@ -186,14 +188,14 @@ class _Layers:
 
 
 def _side_by_side(
-    work: Callable[[int], LayerOperations], layers: Sequence[int]
+    work: Callable[[int], LayerOperations], layers: Sequence[int], at_once: int
 ) -> Iterator[tuple[int, LayerOperations]]:
     """Work on several layers at a time, each with its share of the cores; yields them as they get done.
 
     Most steps are too small for many cores to share.
     """
     cores = torch.get_num_threads()
-    n = min(cores, AT_ONCE, len(layers))
+    n = min(cores, at_once, len(layers))
 
     def alone(layer: int) -> LayerOperations:
         torch.set_num_threads(cores // n)
