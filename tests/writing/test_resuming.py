@@ -178,7 +178,7 @@ def test_layers_side_by_side_are_those_one_after_another(
     assert equal(out, written)
 
 
-def test_streamed_layers_go_one_by_one_on_all_cores(out: Path, written_neutral: Path) -> None:
+def test_streamed_layers_go_one_by_one_on_all_cores(out: Path) -> None:
     threads: list[tuple[int, int]] = []
 
     def noted(self: StreamedStates, layer: int) -> Any:
@@ -193,7 +193,6 @@ def test_streamed_layers_go_one_by_one_on_all_cores(out: Path, written_neutral: 
     ):
         ha.salience(Atlas.open(out), tokens="all")
     assert threads == [(layer, 2) for layer in range(Atlas.open(out).n_layers)]
-    assert equal(out, written_neutral)
 
 
 def test_states_of_another_question_are_not_taken_up(out: Path, written_neutral: Path) -> None:
