@@ -34,6 +34,11 @@ _SAID = {"open": "opening ", "estimate": ""}
 _SECONDS_BETWEEN_LINES = 5.0
 
 
+Stage = Literal[
+    "open", "estimate", "states", "heads", "ablation", "behaviour", "salience", "reading", "labels"
+]
+
+
 @dataclass(frozen=True)
 class Progress:
     """A step of a run.
@@ -46,9 +51,7 @@ class Progress:
         note: What to tell people, e.g. ``"layer 12"``.
     """
 
-    stage: Literal[
-        "open", "estimate", "states", "heads", "ablation", "behaviour", "salience", "reading", "labels"
-    ]
+    stage: Stage
     done: int
     total: int
     note: str = ""
@@ -59,6 +62,11 @@ Report = Callable[[Progress], None]
 
 def silent(_: Progress) -> None:
     """Tell nobody."""
+
+
+def steps(tell: Report, stage: Stage) -> Callable[[int, int], None]:
+    """Tell of a stage, given what is done of it and all there is."""
+    return lambda done, total: tell(Progress(stage, done, total))
 
 
 @contextmanager

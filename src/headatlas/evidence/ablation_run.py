@@ -37,10 +37,9 @@ from headatlas.atlas.stored import read_dataset, store_dataset
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.asking import Head, Method, Questions, ablated, asking_takes
 from headatlas.evidence.opening import Subject
-from headatlas.evidence.recording import require_finite
 from headatlas.evidence.statistics import named_heads, random_heads
 from headatlas.evidence.texts import LENGTH, Ids, Task, Templates, make_task, read_templates, running_texts
-from headatlas.lenses.forward import prefix_ids, running
+from headatlas.lenses.forward import prefix_ids, require_finite, running
 from headatlas.mapping.plan import passing_seconds
 from headatlas.progress import Progress, duration
 

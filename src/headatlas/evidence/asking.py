@@ -16,9 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from headatlas.architectures import Model
-from headatlas.evidence.recording import entering
 from headatlas.evidence.texts import BATCH_TOKENS, Ids
-from headatlas.lenses.forward import batches, by_length, pre_hooks
+from headatlas.lenses.forward import batches, by_length, entering, pre_hooks
 from headatlas.lenses.streaming import played_by
 
 if TYPE_CHECKING:

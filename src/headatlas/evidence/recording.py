@@ -18,7 +18,16 @@ import torch
 from headatlas.architectures import Model
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.texts import Text
-from headatlas.lenses.forward import batch_tokens, batches, by_length, pre_hooks, shared_steps, walk
+from headatlas.lenses.forward import (
+    batch_tokens,
+    batches,
+    by_length,
+    entering,
+    pre_hooks,
+    require_finite,
+    shared_steps,
+    walk,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -184,18 +193,6 @@ def _each_whole(
             seen = modules.base_model(input_ids=ids, output_attentions=True, use_cache=False)
             recorder.keep_attention(seen.attentions)
             yield len(batch)
-
-
-def require_finite(spec: str, what: str, finite: bool | np.bool_) -> None:
-    """Refuse numbers of a model that are not all finite; ``what`` says which, with its verb."""
-    if not finite:
-        raise HeadatlasError(f"{spec}: {what} not finite; the weights are damaged or overflow in float32.")
-
-
-def entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """The tensor that enters a module, from the arguments that a hook sees."""
-    found: torch.Tensor = args[0] if args else kwargs["hidden_states"]
-    return found
 
 
 @contextmanager

@@ -13,8 +13,10 @@ import torch
 
 from headatlas.architectures import Model
 from headatlas.devices import free_memory, strict_products
+from headatlas.errors import HeadatlasError
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 Ids = tuple[int, ...]
@@ -202,3 +204,15 @@ def pre_hooks(modules: torch.nn.Module, hooks: Iterable[tuple[str, Callable[...,
     finally:
         for handle in handles:
             handle.remove()
+
+
+def require_finite(spec: str, what: str, finite: bool | np.bool_) -> None:
+    """Refuse numbers of a model that are not all finite; ``what`` says which, with its verb."""
+    if not finite:
+        raise HeadatlasError(f"{spec}: {what} not finite; the weights are damaged or overflow in float32.")
+
+
+def entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """The tensor that enters a module, from the arguments that a hook sees."""
+    found: torch.Tensor = args[0] if args else kwargs["hidden_states"]
+    return found

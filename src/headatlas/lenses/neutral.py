@@ -29,8 +29,10 @@ from headatlas.lenses.forward import (
     batches,
     by_length,
     ending,
+    entering,
     pre_hooks,
     prefix_ids,
+    require_finite,
     running,
     shared_steps,
     walk,
@@ -454,11 +456,8 @@ class Collector:
             HeadatlasError: They are not finite.
         """
         x, control = (sums / self._n_prefixes for sums in self._sums[layer])
-        if not all(bool(torch.isfinite(rows).all()) for rows in (x, control)):
-            raise HeadatlasError(
-                f"{self._spec}: the states of layer {layer} are not finite; "
-                "the weights are damaged or overflow in float32."
-            )
+        finite = all(bool(torch.isfinite(rows).all()) for rows in (x, control))
+        require_finite(self._spec, f"the states of layer {layer} are", finite)
         return LayerStates(x, control)
 
     def save(self, folder: Path) -> None:
@@ -473,7 +472,6 @@ def _reader(take: Callable[[int, torch.Tensor], None], layer: int) -> Callable[.
     """A forward pre-hook that hands over the module's input at the last position, in float32 on the CPU."""
 
     def hook(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        state = args[0] if args else kwargs["hidden_states"]
-        take(layer, state[:, -1].to("cpu", torch.float32))
+        take(layer, entering(args, kwargs)[:, -1].to("cpu", torch.float32))
 
     return hook

@@ -20,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 
 from headatlas.errors import HeadatlasError
-from headatlas.files import atomic_folder
+from headatlas.files import atomic_folder, unwritten
 from headatlas.lenses.lens import LayerStates
 
 INDEX = "states.json"
+ROOM = "free space or choose another `out`"
 KINDS = ("x", "control")
 ORDER = "beginnings"
 """How rows of states that enter a block are ordered; those of another order are not taken up."""
@@ -81,7 +82,7 @@ def save_array(folder: Path, name: str, rows: NDArray[Any]) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         if folder.exists():
-            raise unwritable_states(folder, error) from error
+            raise unwritten(folder, error, ROOM, ROOM) from error
 
 
 def belongs(folder: Path, wanted: str) -> bool:
@@ -135,14 +136,7 @@ def atomic_state_folder(folder: Path, complete: Callable[[], bool]) -> Iterator[
                 _discard(folder)
     except OSError as error:
         if not complete():
-            raise unwritable_states(folder, error) from error
-
-
-def unwritable_states(folder: Path, error: OSError) -> HeadatlasError:
-    """The error that says why states cannot be saved."""
-    return HeadatlasError(
-        f"{folder}: cannot be written ({error.strerror or error}); free space or choose another `out`."
-    )
+            raise unwritten(folder, error, ROOM, ROOM) from error
 
 
 def discard_states(folder: Path) -> None:

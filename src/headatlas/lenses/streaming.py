@@ -44,6 +44,7 @@ from headatlas.lenses.forward import (
     batch_tokens,
     beginnings,
     ending,
+    entering,
     shared_steps,
     walk,
 )
@@ -290,16 +291,16 @@ class BlockPass:
             for layer in range(len(self._blocks)):
                 cache.update(nothing, nothing, layer)
         places = torch.tensor([[self._row_of[token] for token in row] for row in rows])
-        entering: list[torch.Tensor] = []
+        firsts: list[torch.Tensor] = []
         calls: list[_Call] = []
 
         def write_down(*args: Any, **kwargs: Any) -> torch.Tensor:
-            hidden: torch.Tensor = args[0] if args else kwargs["hidden_states"]
+            hidden = entering(args, kwargs)
 
             def opened(value: Any) -> Any:
                 return _HIDDEN if value is hidden else _CACHE if value is cache else value
 
-            entering.append(hidden if type(hidden) is torch.Tensor else hidden.as_subclass(torch.Tensor))
+            firsts.append(hidden if type(hidden) is torch.Tensor else hidden.as_subclass(torch.Tensor))
             names = {name: opened(value) for name, value in kwargs.items()}
             calls.append(_Call(tuple(map(opened, args)), names))
             return hidden.as_subclass(_First)
@@ -314,7 +315,7 @@ class BlockPass:
                     f"states ({error}), so it does not go through layer by layer; leave out `stream=True`."
                 ) from error
         self._calls[shape] = calls
-        self.hidden[torch.tensor(where)] = entering[0].reshape(len(where), -1)
+        self.hidden[torch.tensor(where)] = firsts[0].reshape(len(where), -1)
 
 
 class _First(torch.Tensor):

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headatlas.evidence.recording import attention_by_layer, require_finite, with_attention
+from headatlas.evidence.recording import attention_by_layer, with_attention
 from headatlas.evidence.texts import BATCH_TOKENS
 from headatlas.files import atomic_write
+from headatlas.lenses.forward import require_finite
 from headatlas.looking.places import IN_TEXT, everywhere, pieces, places
 from headatlas.looking.sequences import Sequences
 

@@ -12,9 +12,9 @@ import torch
 from headatlas.architectures import Model
 from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
-from headatlas.evidence.recording import attention_by_layer, entering, require_finite, with_attention
+from headatlas.evidence.recording import attention_by_layer, with_attention
 from headatlas.evidence.texts import encode
-from headatlas.lenses.forward import pre_hooks, prefix_ids
+from headatlas.lenses.forward import entering, pre_hooks, prefix_ids, require_finite
 from headatlas.looking.places import pieces
 from headatlas.looking.sequences import most_positions
 from headatlas.mapping.inputs import given_values

@@ -25,7 +25,7 @@ from headatlas.looking.sequences import Sequences, sequences_for
 from headatlas.looking.statistics import Found, findings
 from headatlas.mapping.prepared import PreparedMap
 from headatlas.options import Compute
-from headatlas.progress import Progress, Report, silent
+from headatlas.progress import Progress, Report, silent, steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -71,7 +71,7 @@ def run_behaviour(
             sequences,
             weights,
             kept,
-            lambda done, total: tell(Progress("behaviour", done, total)),
+            steps(tell, "behaviour"),
         )
     data = _dataset(findings(sums, weights, sequences), prepared)
     store_dataset(place, data, _provenance(sequences, digest))

@@ -53,7 +53,7 @@ from headatlas.options import (
     layers_asked,
     require_type,
 )
-from headatlas.progress import Progress, Report, Stats, reporting
+from headatlas.progress import Progress, Report, Stats, reporting, steps
 from headatlas.relations import RelationSpec, resolve_relations
 from headatlas.weights.named import aliases
 
@@ -241,7 +241,7 @@ class _Run:
             self.out / STATES_NAME,
             identity=f"{provenance['model']['weights_hash']} {provenance['tokenizer_hash']}",
             device=self.machine.devices[0],
-            progress=lambda done, total: self.tell(Progress("states", done, total)),
+            progress=steps(self.tell, "states"),
         )
 
     def _layers(

@@ -96,6 +96,12 @@ class HeadFactors:
         x = states.double()
         return _lengths((x @ self.W_V + self.bias) @ self.L) / _lengths(x)
 
+    def roughly(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """In float32, [n] ‖x·W_V·W_O‖ and [n, directions] x·uᵢ of values x·W_V [n, d_head]."""
+        output = values @ self.L.float()
+        output += (self.bias @ self.L).float()
+        return _lengths(output), values @ self.reading.float()
+
     def readings(self, states: torch.Tensor) -> torch.Tensor:
         """[n, directions] float64 x·uᵢ / ‖x‖."""
         x = states.double()
@@ -253,11 +259,10 @@ class Operations:
             if inputs.dims.kv_head(head) != group:
                 group = inputs.dims.kv_head(head)
                 values = states @ factors.W_V.float()
-            output = values @ factors.L.float()
-            output += (factors.bias @ factors.L).float()
-            gains = _lengths(output) / divisor
+            written, read = factors.roughly(values)
+            gains = written / divisor
             gains[~there] = -torch.inf
-            yield factors, gains, values @ factors.reading.float() / divisor[:, None], shortest
+            yield factors, gains, read / divisor[:, None], shortest
 
     def _sources(
         self,

@@ -38,7 +38,7 @@ from headatlas.mapping.prepared import PreparedMap
 from headatlas.mapping.run import layer_inputs
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.options import Compute, TokenChoice
-from headatlas.progress import Progress, Report, silent
+from headatlas.progress import Progress, Report, silent, steps
 from headatlas.relations import Relation, core, library
 from headatlas.writing import DEFINITIONS, stored_as_asked
 from headatlas.writing.explaining import Explained, Library, fields_of
@@ -153,7 +153,7 @@ def _computed(
         states = screening.states(machine.devices[0], tell)
     elif in_parts:
         states = NeutralParts.compute(
-            model, sources, lens.prefixes, work, progress=_rows(tell), device=machine.devices[0]
+            model, sources, lens.prefixes, work, progress=steps(tell, "states"), device=machine.devices[0]
         )
     else:
         states = word_states(prepared, sources, work, machine, tell, identity=identity, streamed=streamed)
@@ -214,11 +214,6 @@ def _side_by_side(
             torch.set_num_threads(cores)
 
 
-def _rows(tell: Report) -> Callable[[int, int], None]:
-    """Tell of states that are made."""
-    return lambda done, total: tell(Progress("states", done, total))
-
-
 def word_states(
     prepared: PreparedMap,
     sources: Sequence[tuple[int, ...]],
@@ -244,7 +239,7 @@ def word_states(
     """
     model, lens = prepared.model, prepared.options.lens
     if lens.weights_only:
-        return MapsStates(model, sources, _rows(tell))
+        return MapsStates(model, sources, steps(tell, "states"))
     streamed = streams_within(model, lens, len(sources), streamed, machine)
     end = model.layers_with_heads[-1] if last is None else last
     make = partial(StreamedStates, last=end) if streamed else NeutralStates.compute
@@ -255,7 +250,7 @@ def word_states(
         folder,
         identity=identity,
         device=machine.devices[0],
-        progress=_rows(tell),
+        progress=steps(tell, "states"),
     )
 
 

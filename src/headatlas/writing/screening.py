@@ -27,7 +27,7 @@ from headatlas.lenses.saved_states import save_array, whole_array
 from headatlas.mapping.bounds import bfloat16_pays
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.prepared import PreparedMap
-from headatlas.progress import Progress, Report
+from headatlas.progress import Progress, Report, steps
 from headatlas.writing.operations import Floats, HeadFactors, Ints
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Screening:
             [(token,) for token in self._tokens[self.followed].tolist()],
             self._prepared.options.lens.prefixes,
             self._folder,
-            progress=lambda done, total: tell(Progress("states", done, total)),
+            progress=steps(tell, "states"),
             device=device,
             deepest=self.deepest.tolist(),
             modules=modules,
@@ -158,9 +158,9 @@ class Screening:
         for head in range(dims.n_heads):
             own = HeadFactors.of(inputs, head)
             mine = by_group[dims.kv_head(head)]
-            output = mine @ own.L.float() + (own.bias @ own.L).float()
-            gains.append(torch.linalg.vector_norm(output, dim=1) / lengths)
-            readings.append((mine @ own.reading.float()).T / lengths)
+            written, read = own.roughly(mine)
+            gains.append(written / lengths)
+            readings.append(read.T / lengths)
         both = torch.cat(readings)
         entries = _likely(torch.stack(gains), N_SOURCES)
         entries += READING * (_likely(both, N_TOKENS) + _likely(-both, N_TOKENS))
