@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 import headatlas as ha
@@ -43,7 +44,9 @@ def main() -> int:
     parser.add_argument("--shape", action="append", default=[], type=Path, metavar="FOLDER")
     parser.add_argument("--layers", help="of the shapes: A-B, these only")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--steps", default="rates,maps,neutral,behaviour,inference,ablation,shapes")
+    parser.add_argument(
+        "--steps", default="rates,maps,neutral,behaviour,inference,attention,ablation,salience,shapes"
+    )
     given = parser.parse_args()
     failed = []
     with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
@@ -54,7 +57,9 @@ def main() -> int:
             "neutral": lambda: run.mapped("neutral"),
             "behaviour": run.behaviour,
             "inference": run.inference,
+            "attention": run.attention,
             "ablation": run.ablation,
+            "salience": run.salience,
             "shapes": lambda: run.shapes(given.shape, given.layers),
         }
         for name in given.steps.split(","):
@@ -108,37 +113,53 @@ class Run:
 
     def behaviour(self) -> None:
         """Where heads look, on both devices."""
-        values = {}
-        for name, device in (("cpu", "cpu"), ("second", self.device)):
-            with self._timed(f"behaviour, {device}"):
-                atlas = Atlas.open(self.folder / f"maps-{name}")
-                frame = ha.behaviour(atlas, self.model, compute=Compute(device))
-                values[name] = frame.set_index(["behaviour", "layer", "head"])["value"]
-        print(f"largest difference of a value: {(values['cpu'] - values['second']).abs().max():.2g}")
+        self._both("behaviour", ha.behaviour)
 
     def inference(self) -> None:
-        """Scores in running text, one template."""
-        scores = {}
-        for name, device in (("cpu", "cpu"), ("second", self.device)):
-            with self._timed(f"evidence inference, one template, country_to_capital, {device}"):
-                atlas = Atlas.open(self.folder / f"maps-{name}")
-                found = ha.evidence.inference(
-                    atlas,
-                    self.model,
-                    only=["country_to_capital"],
-                    templates=["This is a document about {}"],
-                    compute=Compute(device),
-                )
-                scores[name] = found.select_dtypes("number")
-        largest = (scores["cpu"] - scores["second"]).abs().max().max()
-        print(f"largest difference of a number: {float(largest):.2g}")
+        """Scores in running texts: all relations and the shipped templates, as the command takes them."""
+        self._both("evidence inference", ha.evidence.inference)
+
+    def attention(self) -> None:
+        """What queries prefer, of all called heads and relations."""
+        self._both("evidence attention", ha.evidence.attention)
 
     def ablation(self) -> None:
-        """What the model loses without the heads of a relation."""
+        """What the model loses without the heads of a relation, and without heads of one's own choice."""
+        only = ["country_to_capital"]
+        self._both(
+            f"evidence ablation, {only[0]}",
+            lambda atlas, **where: ha.evidence.ablation(atlas, only=only, **where),
+        )
+        self._both(
+            "evidence ablation, 23.4 and 24.5",
+            lambda atlas, **where: ha.evidence.ablation(atlas, heads=[(23, 4), (24, 5)], only=only, **where),
+        )
+
+    def salience(self) -> None:
+        """What heads write, on both devices; lists of rough states may differ where tokens are screened."""
+        for lens in ("maps", "neutral"):
+            if (self.folder / f"{lens}-cpu").is_dir():
+                self._both(
+                    f"salience, lens {lens}",
+                    lambda atlas, **where: ha.salience(atlas, **where).set_index(["layer", "head"]),
+                    lens,
+                )
+
+    def _both(self, what: str, measure: Callable[..., pd.DataFrame], lens: str = "maps") -> None:
+        """Measure on both devices, each with its atlas: seconds, and how far numbers and words differ."""
+        frames = []
         for name, device in (("cpu", "cpu"), ("second", self.device)):
-            with self._timed(f"evidence ablation, country_to_capital, {device}"):
-                atlas = Atlas.open(self.folder / f"maps-{name}")
-                ha.evidence.ablation(atlas, self.model, only=["country_to_capital"], compute=Compute(device))
+            atlas = Atlas.open(self.folder / f"{lens}-{name}")
+            with self._timed(f"{what}, {device}"):
+                frames.append(measure(atlas, model=self.model, compute=Compute(device)))
+        one, other = (frame.select_dtypes("number").to_numpy(float) for frame in frames)
+        words = [frame.select_dtypes(exclude="number").astype(str).to_numpy() for frame in frames]
+        off = np.where(np.isnan(one) & np.isnan(other), 0, np.abs(one - other))
+        print(
+            f"{(off > 0).sum():,} of {off.size:,} numbers differ, by {off.max(initial=0):.2g} at most; "
+            f"{(words[0] != words[1]).sum():,} of {words[0].size:,} other entries differ",
+            flush=True,
+        )
 
     def shapes(self, folders: list[Path], layers: str | None) -> None:
         """Checkpoints of known shapes end to end, as benchmarks.map_shape prints it."""
