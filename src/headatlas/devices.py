@@ -1,4 +1,4 @@
-"""Devices by name, their memory and how to give it back, and float32 products without loss.
+"""Devices by name, their memory and how to give it back, work shared by cores, float32 products without loss.
 
 torch is imported when a function is called, so importing this module costs nothing.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
@@ -18,6 +20,9 @@ from headatlas.errors import HeadatlasError
 
 if TYPE_CHECKING:
     import torch
+
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
 
 MPS_SHARE = 0.5
 """Of the memory of a machine whose GPU shares it with the processor: what the GPU may take at most."""
@@ -91,6 +96,60 @@ def _malloc_trim() -> Callable[[int], int] | None:
     trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int
     found: Callable[[int], int] = trim
     return found
+
+
+class _StoppedError(Exception):
+    """Ends work that nobody waits for any more."""
+
+
+def side_by_side(
+    work: Callable[[_Item, Callable[[int], None]], _Made],
+    items: Sequence[_Item],
+    at_once: int,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[tuple[_Item, _Made]]:
+    """Work on several items at a time, each with its share of the cores; yields them as they get done.
+
+    Most steps are too small for many cores to share.
+
+    Args:
+        work: Called with an item and a function to tell how many rows of it are done. Where the caller has
+            stopped, that function ends the work.
+        items: What to work on, in this order.
+        at_once: The most items at a time.
+        progress: Called with the rows done of all items, by one thread at a time.
+    """
+    import torch
+
+    cores, counting = torch.get_num_threads(), threading.Lock()
+    n = max(1, min(cores, at_once, len(items)))
+    rows, stopped = [0] * len(items), threading.Event()
+
+    def alone(at: int) -> _Made:
+        torch.set_num_threads(cores // n)
+
+        def tell(done: int) -> None:
+            with counting:
+                if stopped.is_set():
+                    raise _StoppedError
+                rows[at] = done
+                if progress is not None:
+                    progress(sum(rows))
+
+        return work(items[at], tell)
+
+    ahead = iter(range(len(items)))
+    with ThreadPoolExecutor(n, thread_name_prefix="share") as pool:
+        try:
+            waiting = {pool.submit(alone, at): at for at in islice(ahead, n)}
+            while waiting:
+                for done in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    at, made = waiting.pop(done), done.result()
+                    waiting |= {pool.submit(alone, following): following for following in islice(ahead, 1)}
+                    yield items[at], made
+        finally:
+            stopped.set()
+            torch.set_num_threads(cores)
 
 
 class _StrictProducts:

@@ -11,6 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from headatlas.architectures import RightMap
+from headatlas.atlas.salience import N_DIRECTIONS
 from headatlas.mapping import bounds
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.writing import operations as module
@@ -70,7 +71,7 @@ def test_factors_give_what_the_matrix_gives(context: bool) -> None:
         np.testing.assert_allclose(found.singular_values[head], values[:D_HEAD], rtol=1e-10)
         squares.append(float((W**2).sum()))
         # What a direction reads and writes, up to the sign of both.
-        for at in range(5):
+        for at in range(N_DIRECTIONS):
             reading = x @ left[:, at] / x.norm(dim=1)
             written = right[at] if inputs.right is None else inputs.right.apply(right[at])
             logits = U @ written
@@ -124,7 +125,7 @@ def test_effective_rank(rank: int) -> None:
     found = operations(layer(STATES, W_V, W_O), UNEMBED)
     assert found.effective_rank[0] == pytest.approx(rank, rel=1e-5)
     assert found.squared_norm[0] == pytest.approx(4 * rank, rel=1e-5)
-    n = min(rank, 5)
+    n = min(rank, N_DIRECTIONS)
     assert (found.reads[0, :n] >= 0).all() and (found.reads[0, n:] == -1).all()
     assert effective_rank(np.array([3.0, 0.0])) == 1 and np.isnan(effective_rank(np.zeros(2)))
 

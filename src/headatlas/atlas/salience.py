@@ -23,7 +23,7 @@ N_SOURCES = 30
 """Source tokens of a head, those of largest gain."""
 N_TOKENS = 5
 """Targets of a source of either sign; tokens at either end of a direction."""
-N_DIRECTIONS = 5
+N_DIRECTIONS = 3
 
 CAVEAT = (
     "what a head writes if it attends to a token; a high gain is not use: nothing here says that the head "

@@ -172,6 +172,12 @@ def walk(
             yield from walk(step.then, past, device)
 
 
+def twin(modules: PreTrainedModel) -> PreTrainedModel:
+    """The same modules with hooks of their own, for another thread: all tensors are shared."""
+    tensors = {id(tensor): tensor for tensor in (*modules.parameters(), *modules.buffers())}
+    return copy.deepcopy(modules, tensors)
+
+
 class EnoughError(Exception):
     """Ends a pass at a value projection."""
 

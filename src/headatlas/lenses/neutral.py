@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import groupby
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from headatlas.architectures import Model
-from headatlas.devices import strict_products
+from headatlas.devices import side_by_side, strict_products
 from headatlas.errors import HeadatlasError
 from headatlas.lenses.forward import (
     CPU,
@@ -35,6 +36,7 @@ from headatlas.lenses.forward import (
     require_finite,
     running,
     shared_steps,
+    twin,
     walk,
 )
 from headatlas.lenses.lens import LayerStates, or_lens_maps
@@ -58,6 +60,8 @@ PART = 2048
 """Most sources of a part that is saved at a time."""
 PART_BYTES = 256 << 20
 """Most bytes of its states, of all layers."""
+AT_ONCE = 4
+"""Most parts that are in work at a time."""
 
 
 class NeutralStates:
@@ -171,20 +175,24 @@ class NeutralParts:
             return cls(folder, layers, parts)
         rows = [prefix_row(model, prefix) for prefix in prefixes]
         total = len(prefixes) * len(sources)
-        done = total - len(prefixes) * sum(map(len, todo))
+        before = total - len(prefixes) * sum(map(len, todo))
+
+        def told(done: int) -> None:
+            if progress is not None:
+                progress(before + done, total)
+
+        def make(modules: PreTrainedModel, part: range, tell: Callable[[int], None]) -> None:
+            some, mine = [sources[at] for at in part], layers[: parts[part]]
+            collector = collected(
+                model, modules, some, rows, lambda done, _: tell(done), control=False, layers=mine
+            )
+            save_array(
+                folder, _part_file(part), np.stack([collector.layer(layer).x.numpy() for layer in mine])
+            )
+
         opening = running(model, device) if modules is None else nullcontext(modules)
         with or_lens_maps(), opening as loaded:
-            for part in todo:
-
-                def tell(more: int, _: int, before: int = done) -> None:
-                    if progress is not None:
-                        progress(before + more, total)
-
-                some, mine = [sources[at] for at in part], layers[: parts[part]]
-                collector = collected(model, loaded, some, rows, tell, control=False, layers=mine)
-                states = np.stack([collector.layer(layer).x.numpy() for layer in mine])
-                save_array(folder, _part_file(part), states)
-                done += len(prefixes) * len(part)
+            parts_side_by_side(make, loaded, todo, told)
         return cls(folder, layers, parts)
 
     @staticmethod
@@ -211,6 +219,36 @@ class NeutralParts:
 
 def _part_file(part: range) -> str:
     return f"part_{part.start:06d}.npy"
+
+
+def parts_side_by_side(
+    make: Callable[[PreTrainedModel, range, Callable[[int], None]], None],
+    modules: PreTrainedModel,
+    parts: Sequence[range],
+    progress: Callable[[int], None],
+) -> None:
+    """Make parts of sources, on a processor one a core: a pass shares it badly between its many small steps.
+
+    Args:
+        make: Called with modules of its own, a part, and a function to tell how much of it is done.
+        modules: The model's.
+        parts: Those to make.
+        progress: Called with how much is done of all.
+    """
+    at_once = AT_ONCE if modules.device.type == "cpu" else 1
+    free: SimpleQueue[PreTrainedModel] = SimpleQueue()
+    for _ in range(at_once):
+        free.put(twin(modules))
+
+    def work(part: range, tell: Callable[[int], None]) -> None:
+        mine = free.get()
+        try:
+            make(mine, part, tell)
+        finally:
+            free.put(mine)
+
+    for _ in side_by_side(work, parts, at_once, progress):
+        pass
 
 
 def collected(
@@ -327,6 +365,7 @@ def after_all_prefixes(
     *,
     bfloat16: bool,
     onto: Mapping[int, torch.Tensor] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Collector:
     """About what :func:`collected` gives for sources of one token, from a single pass: to choose sources.
 
@@ -341,6 +380,7 @@ def after_all_prefixes(
         bfloat16: Whether products are rounded to it.
         onto: Layer → a matrix [d_model, k]: [n, k + 1] the float32 products of states with it, and their
             lengths, are kept instead of states.
+        progress: Called with the number of tokens done.
     """
     from transformers import DynamicCache
 
@@ -374,6 +414,8 @@ def after_all_prefixes(
                     past_key_values=past,
                     use_cache=True,
                 )
+            if progress is not None:
+                progress(batch[-1] + 1)
     return collector
 
 

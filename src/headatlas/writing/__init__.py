@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["computed_or_stored", "salience", "stored_as_asked"]
 
-DEFINITIONS = 1
+DEFINITIONS = 2
 """Goes up when a definition changes: what is stored is then computed again."""
 
 

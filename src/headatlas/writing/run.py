@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-import torch
 import xarray as xr
 
 from headatlas import __version__
@@ -23,6 +20,7 @@ from headatlas.atlas.evidence import evidence_group
 from headatlas.atlas.salience import Salience, salience_path
 from headatlas.atlas.store import strings
 from headatlas.atlas.stored import store_dataset
+from headatlas.devices import side_by_side
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import relations_of, reopened
 from headatlas.lenses import MapsStates, NeutralParts, NeutralStates, States, StreamedStates
@@ -161,7 +159,7 @@ def _computed(
     tell(Progress("salience", len(found), len(files)))
     # A streamed layer goes through the model when it is asked for: in order, and on all cores.
     todo, n_layers = sorted(files.keys() - found.keys()), 1 if streamed else AT_ONCE
-    for layer, made in _side_by_side(layers.operations, todo, n_layers):
+    for layer, made in side_by_side(layers.operations, todo, n_layers):
         found[layer] = made
         if work.is_dir():  # another run of the same question may have cleared up
             made.save(files[layer])
@@ -177,7 +175,7 @@ class _Layers:
         self._of_layer = Operations(Vocabulary.read(prepared.model.unembed, prepared.competing))
         self._reading = Lock()
 
-    def operations(self, layer: int) -> LayerOperations:
+    def operations(self, layer: int, _: object = None) -> LayerOperations:
         """The operations of a layer."""
         with self._reading:
             inputs = layer_inputs(self._prepared, self._states, layer)
@@ -185,33 +183,6 @@ class _Layers:
         if self._screening is None:
             return self._of_layer.layer(inputs, self._ids)
         return self._of_layer.layer(*self._screening.given(layer, inputs))
-
-
-def _side_by_side(
-    work: Callable[[int], LayerOperations], layers: Sequence[int], at_once: int
-) -> Iterator[tuple[int, LayerOperations]]:
-    """Work on several layers at a time, each with its share of the cores; yields them as they get done.
-
-    Most steps are too small for many cores to share.
-    """
-    cores = torch.get_num_threads()
-    n = min(cores, at_once, len(layers))
-
-    def alone(layer: int) -> LayerOperations:
-        torch.set_num_threads(cores // n)
-        return work(layer)
-
-    ahead = iter(layers)
-    with ThreadPoolExecutor(n, thread_name_prefix="layer") as pool:
-        try:
-            waiting = {pool.submit(alone, layer): layer for layer in islice(ahead, n)}
-            while waiting:
-                for done in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    layer, made = waiting.pop(done), done.result()
-                    waiting |= {pool.submit(alone, following): following for following in islice(ahead, 1)}
-                    yield layer, made
-        finally:
-            torch.set_num_threads(cores)
 
 
 def word_states(

@@ -9,7 +9,7 @@ rough values of a token that was not followed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from headatlas.atlas.salience import N_SOURCES, N_TOKENS
 from headatlas.lenses import NeutralParts
 from headatlas.lenses.forward import running
 from headatlas.lenses.lens import or_lens_maps
-from headatlas.lenses.neutral import after_all_prefixes, collected, prefix_row
+from headatlas.lenses.neutral import after_all_prefixes, collected, parts_side_by_side, prefix_row
 from headatlas.lenses.saved_states import save_array, whole_array
 from headatlas.mapping.bounds import bfloat16_pays
 from headatlas.mapping.inputs import LayerInputs
@@ -127,15 +127,27 @@ class Screening:
             # Heads of all groups side by side: [d_model, n_kv_heads · d_head].
             weights = {layer: model.heads(layer).W_V.transpose(0, 1).flatten(1) for layer in self._layers}
             width = 1 + model.dims.n_kv_heads * model.dims.d_head
-            for part in self._parts():
-                if whole_array(self._folder / _file(part), (len(weights), len(part), width)):
-                    continue
+            todo = [
+                part
+                for part in self._parts()
+                if not whole_array(self._folder / _file(part), (len(weights), len(part), width))
+            ]
+            before, bfloat16 = len(tokens) - sum(map(len, todo)), bfloat16_pays(modules.device)
+
+            def make(mine: PreTrainedModel, part: range, done: Callable[[int], None]) -> None:
                 some = tokens[part.start : part.stop].tolist()
-                bfloat16 = bfloat16_pays(modules.device)
-                rough = after_all_prefixes(model, modules, some, prefixes, bfloat16=bfloat16, onto=weights)
+                rough = after_all_prefixes(
+                    model, mine, some, prefixes, bfloat16=bfloat16, onto=weights, progress=done
+                )
                 values = torch.stack([rough.layer(layer).x for layer in self._layers])
                 save_array(self._folder, _file(part), values.numpy())
-                tell(Progress("states", part.stop, len(tokens), "choosing tokens"))
+
+            parts_side_by_side(
+                make,
+                modules,
+                todo,
+                lambda done: tell(Progress("states", before + done, len(tokens), "choosing tokens")),
+            )
         return True
 
     def _choose(self) -> None:
