@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import platform
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
 import torch
 
-from headatlas.devices import free_memory, pick_device, strict_products, trim_heap
+from headatlas.devices import free_memory, pick_device, side_by_side, strict_products, trim_heap
 from headatlas.errors import HeadatlasError
 
 MATMULS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
@@ -157,3 +157,47 @@ def test_the_last_thread_puts_the_settings_back() -> None:
     thread.join(10)
     assert seen == ["ieee"]
     assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+@pytest.fixture
+def two_cores() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_work_goes_side_by_side_each_on_its_share_of_the_cores() -> None:
+    """Two wait for each other, so they are in work at a time; rows are counted over all."""
+    both, told = threading.Barrier(2, timeout=30), list[int]()
+
+    def work(item: str, tell: Callable[[int], None]) -> tuple[str, int]:
+        both.wait()
+        tell(3)
+        return item.upper(), torch.get_num_threads()
+
+    made = dict(side_by_side(work, ["a", "b", "c", "d"], 4, told.append))
+    assert made == {item: (item.upper(), 1) for item in "abcd"}
+    assert told == [3, 6, 9, 12] and torch.get_num_threads() == 2
+    assert list(side_by_side(work, [], 4)) == []
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_what_nobody_waits_for_ends_and_errors_arrive() -> None:
+    """Of endless work the block is left; nothing that waits is begun."""
+    begun, ended = [], threading.Event()
+
+    def work(item: int, tell: Callable[[int], None]) -> None:
+        begun.append(item)
+        if item == 0:
+            raise ValueError("this one")
+        try:
+            while True:
+                tell(1)
+        finally:
+            ended.set()
+
+    with pytest.raises(ValueError, match="this one"):
+        list(side_by_side(work, range(9), 2))
+    assert ended.is_set() and set(begun) <= {0, 1, 2}

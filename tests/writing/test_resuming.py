@@ -84,6 +84,7 @@ def test_a_stopped_run_goes_on(streamed: bool, out: Path, written_neutral: Path)
 
 def test_parts_are_made_once_and_hold_the_states_of_the_lens(out: Path, tmp_path: Path) -> None:
     prepared, _ = reopened(Atlas.open(out))
+    torch.set_num_threads(1)  # one part after the other
     sources = [(token,) for token in np.flatnonzero(prepared.competing).tolist()]
     whole = NeutralStates.compute(prepared.model, sources, NEUTRAL_PREFIXES, tmp_path / "a", identity="")
     sent: list[int] = []
@@ -123,6 +124,28 @@ def test_parts_are_made_once_and_hold_the_states_of_the_lens(out: Path, tmp_path
             found = states.layer(layer)
             np.testing.assert_allclose(found.x, expected, rtol=1e-5, atol=1e-6)
             assert len(found.control) == 0
+
+
+def test_parts_side_by_side_are_those_one_after_another(out: Path, tmp_path: Path) -> None:
+    """Each thread has modules of its own, whose tensors are the model's."""
+    prepared, _ = reopened(Atlas.open(out))
+    sources = [(token,) for token in np.flatnonzero(prepared.competing).tolist()]
+    states, threads = [], Counter[int]()
+
+    def noted(*args: Any) -> Iterator[int]:
+        threads[torch.get_num_threads()] += 1
+        return forward(*args)
+
+    forward = neutral._shared
+    for cores in (1, 2):
+        torch.set_num_threads(cores)
+        claim(folder := tmp_path / str(cores), "these")
+        with patch.object(neutral, "PART", 37), patch.object(neutral, "_shared", noted):
+            states.append(NeutralParts.compute(prepared.model, sources, NEUTRAL_PREFIXES, folder))
+    assert threads == {1: 2 * len(NEUTRAL_PREFIXES) * -(-len(sources) // 37)}
+    for layer in range(prepared.model.dims.n_layers):
+        one, two = (each.layer(layer).x for each in states)
+        assert len(one) == len(sources) and torch.equal(one, two)
 
 
 def test_parts_go_as_deep_as_they_are_needed(out: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 
 from headatlas.architectures import Model
 from headatlas.atlas.salience import N_SOURCES, N_TOKENS
+from headatlas.devices import side_by_side
 from headatlas.lenses import NeutralParts
 from headatlas.lenses.forward import running
 from headatlas.lenses.lens import or_lens_maps
@@ -63,6 +65,7 @@ class Screening:
         self._prepared, self._tokens, self._folder = prepared, tokens, folder
         self._layers = prepared.model.layers_with_heads
         self._modules: PreTrainedModel | None = None
+        self._reading = Lock()
 
     @classmethod
     def of(
@@ -153,7 +156,8 @@ class Screening:
     def _choose(self) -> None:
         """Save which tokens are followed, and how deep: to where they promise most beyond the price."""
         layers = np.array(self._layers)
-        promised = np.cumsum([self._promised(layer) for layer in self._layers], axis=0)
+        by_layer = dict(side_by_side(lambda layer, _: self._promised(layer), self._layers, len(self._layers)))
+        promised = np.cumsum([by_layer[layer] for layer in self._layers], axis=0)
         # No pass ends before the second layer (:class:`NeutralParts`).
         beyond = promised - PRICE * layers.clip(min=1)[:, None]
         deepest = np.where(beyond.max(axis=0) > 0, layers[beyond.argmax(axis=0)], -1)
@@ -193,7 +197,9 @@ class Screening:
         model = self._prepared.model
         nothing = torch.empty(0, model.dims.d_model)
         use_bias = self._prepared.options.lens.right_map
-        return LayerInputs(model.dims, nothing, model.heads(layer), None, use_bias, nothing, None)
+        with self._reading:
+            heads = model.heads(layer)
+        return LayerInputs(model.dims, nothing, heads, None, use_bias, nothing, None)
 
 
 def _likely(numbers: torch.Tensor, size: int) -> torch.Tensor:
