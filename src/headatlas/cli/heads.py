@@ -15,8 +15,10 @@ from headatlas.cli.options import (
     Only,
     OutFile,
     Width,
+    argument,
     draws,
     names_of,
+    option,
     reads_atlas,
     shipped_names,
 )
@@ -58,20 +60,18 @@ _N_SALIENT = 8
 def heads_command(
     atlas: Atlas,
     only: Only = None,
-    category: Annotated[
-        str | None, typer.Option("--category", metavar="NAME", help="Only this category.")
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every head, also those not called.")] = False,
+    category: Annotated[str | None, option("--category", "Only this category.", "NAME")] = None,
+    everything: Annotated[bool, option("--all", "Every head, also those not called.")] = False,
     limit: Annotated[
         int | None, typer.Option("--limit", "-n", metavar="N", min=1, help="Only the first N rows.")
     ] = None,
     label: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--label",
-            metavar="TEXT",
-            help="Heads of which something with this word is said, such as induction or months: relations, "
+            "Heads of which something with this word is said, such as induction or months: relations, "
             "behaviours, labels, the tokens they write most. Parts of words count where no word matches.",
+            "TEXT",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -149,19 +149,16 @@ def _print_search(atlas: Atlas, text: str, limit: int | None, as_json: bool) -> 
 @reads_atlas
 def head_command(
     atlas: Atlas,
-    name: Annotated[str, typer.Argument(metavar="LAYER.HEAD", help="For example 23.4.", show_default=False)],
+    name: Annotated[str, argument("LAYER.HEAD", "For example 23.4.")],
     words: Annotated[
-        bool,
-        typer.Option(
-            "--words", help="Show which words of its relations it hits, at which rank, and which not."
-        ),
+        bool, option("--words", "Show which words of its relations it hits, at which rank, and which not.")
     ] = False,
     only: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--only",
-            metavar="NAME,…",
-            help="The words of these relations, called or not, by name, title or a part of it.",
+            "The words of these relations, called or not, by name, title or a part of it.",
+            "NAME,…",
             autocompletion=shipped_names,
         ),
     ] = None,

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from headatlas.cli.options import (
     Adapter,
     AsJson,
@@ -22,6 +20,7 @@ from headatlas.cli.options import (
     Sources,
     TargetPolicyOption,
     computes,
+    option,
     out_option,
     sets_thresholds,
 )
@@ -36,21 +35,15 @@ if TYPE_CHECKING:
     from headatlas.mapping.prepared import PreparedMap
     from headatlas.progress import Report
 
-Layers = Annotated[
-    str | None, typer.Option("--layers", metavar="A-B", help="Map only these layers, both ends included.")
-]
-Ceiling = Annotated[
-    int, typer.Option("--ceiling", metavar="N", help="Ranks are stored exactly below N; k can be up to N.")
-]
-Force = Annotated[
-    bool, typer.Option("--force", help="Delete the atlas in DIR and start over, instead of resuming.")
-]
-NoFigures = Annotated[bool, typer.Option("--no-figures", help="Write the atlas and the tables only.")]
+Layers = Annotated[str | None, option("--layers", "Map only these layers, both ends included.", "A-B")]
+Ceiling = Annotated[int, option("--ceiling", "Ranks are stored exactly below N; k can be up to N.", "N")]
+Force = Annotated[bool, option("--force", "Delete the atlas in DIR and start over, instead of resuming.")]
+NoFigures = Annotated[bool, option("--no-figures", "Write the atlas and the tables only.")]
 Behaviour = Annotated[
     bool | None,
-    typer.Option(
+    option(
         "--behaviour/--no-behaviour",
-        help="Measure where heads look as well, as the command behaviour does. Default: with the lens "
+        "Measure where heads look as well, as the command behaviour does. Default: with the lens "
         "neutral, where the model runs in the memory of this machine.",
         show_default=False,
     ),
@@ -65,7 +58,7 @@ _FEW = 0.6
 def plan_command(
     model: ModelArgument,
     compute: Compute,
-    lens: Annotated[Lens, typer.Option("--lens", help="How a head sees a token.")] = "neutral",
+    lens: Annotated[Lens, option("--lens", "How a head sees a token.")] = "neutral",
     relations: Relations = None,
     sources: Sources = None,
     remote: Remote = False,

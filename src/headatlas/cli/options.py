@@ -36,6 +36,16 @@ if TYPE_CHECKING:
 Lens = Literal["neutral", "maps"]
 
 
+def option(flag: str, help: str, metavar: str | None = None, **more: Any) -> Any:
+    """An option: its flag, what it does, and what stands for its value."""
+    return typer.Option(flag, metavar=metavar, help=help, **more)
+
+
+def argument(metavar: str, help: str, **more: Any) -> Any:
+    """An argument of a command."""
+    return typer.Argument(metavar=metavar, help=help, show_default=False, **more)
+
+
 def shipped_names(incomplete: str) -> list[str]:
     """Names of shipped relations, for the shell's completion."""
     from headatlas.relations.selection import groups
@@ -52,36 +62,30 @@ def askable_names(incomplete: str) -> list[str]:
 
 ModelArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A Hugging Face id (org/name[@revision]), a folder, a .safetensors or .gguf file, "
+    argument(
+        "MODEL",
+        "A Hugging Face id (org/name[@revision]), a folder, a .safetensors or .gguf file, "
         "ollama:NAME, pypi:PACKAGE, the alias smollm2-135m, or an address (https://…, s3://…) to read "
         "in place.",
-        show_default=False,
     ),
 ]
 AtlasArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="DIR",
-        help="What `headatlas map` wrote to, or the atlas.zarr in it: a folder, or an address (s3://…).",
-        show_default=False,
+    argument(
+        "DIR", "What `headatlas map` wrote to, or the atlas.zarr in it: a folder, or an address (s3://…)."
     ),
 ]
 ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model", metavar="MODEL", help="The model that was mapped. Default: as the atlas names it."
-    ),
+    str | None, option("--model", "The model that was mapped. Default: as the atlas names it.", "MODEL")
 ]
 Relations = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
         "--relations",
-        metavar="core|all|NAME|PATH,…",
-        help="What to look for: the paper's relations (core), all that are shipped, a category or "
+        "What to look for: the paper's relations (core), all that are shipped, a category or "
         "subcategory, relations by name, files, folders. Several with commas, or the option again. "
         "Default: core.",
+        "core|all|NAME|PATH,…",
         autocompletion=askable_names,
     ),
 ]
@@ -94,77 +98,69 @@ def _number_or_word(text: str) -> int | str:
 
 Sources = Annotated[
     Any,
-    typer.Option(
+    option(
         "--sources",
-        metavar="N|all",
-        parser=_number_or_word,
-        help="Sample relations with more usable sources than N, always the same words; all: no sample. "
+        "Sample relations with more usable sources than N, always the same words; all: no sample. "
         f"Default: {SAMPLE} where more than {MANY_RELATIONS} relations are asked for, else all.",
-        show_default=False,
+        "N|all",
+        parser=_number_or_word,
     ),
 ]
 InferenceSources = Annotated[
     Any,
-    typer.Option(
+    option(
         "--sources",
-        metavar="N|all",
-        parser=_number_or_word,
-        help="Sources of a relation that are asked, always the same words; all: every one. "
+        "Sources of a relation that are asked, always the same words; all: every one. "
         f"Default: {INFERENCE_SAMPLE}.",
-        show_default=False,
+        "N|all",
+        parser=_number_or_word,
     ),
 ]
 Only = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
         "--only",
-        metavar="NAME,…",
-        help="Only these relations of the atlas, by name, title or a part of it. Default: all.",
+        "Only these relations of the atlas, by name, title or a part of it. Default: all.",
+        "NAME,…",
         autocompletion=shipped_names,
     ),
 ]
 Known = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
         "--relations",
-        metavar="core|all|NAME|PATH,…",
-        help="The known relations, by which mappings are explained. Default: all that are shipped.",
+        "The known relations, by which mappings are explained. Default: all that are shipped.",
+        "core|all|NAME|PATH,…",
         autocompletion=askable_names,
     ),
 ]
 LensOption = Annotated[
-    Lens | None, typer.Option("--lens", help="How a head sees a token. Default: the preset's (neutral).")
+    Lens | None, option("--lens", "How a head sees a token. Default: the preset's (neutral).")
 ]
 PresetOption = Annotated[
     str | None,
-    typer.Option(
-        "--preset",
-        metavar="NAME",
-        help=f"A named set of these numbers: {', '.join(PRESETS)}.",
-        show_default=False,
-    ),
+    option("--preset", f"A named set of these numbers: {', '.join(PRESETS)}.", "NAME"),
 ]
 TargetPolicyOption = Annotated[
     Literal["single", "first-token"],
-    typer.Option("--target-policy", help="Whether a target of several tokens may count by its first."),
+    option("--target-policy", "Whether a target of several tokens may count by its first."),
 ]
 Remote = Annotated[
     bool,
-    typer.Option(
-        "--remote",
-        help="Read only the tensors needed of a Hugging Face id, without downloading it (lens maps).",
+    option(
+        "--remote", "Read only the tensors needed of a Hugging Face id, without downloading it (lens maps)."
     ),
 ]
 Adapter = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--adapter",
-        metavar="FOLDER",
-        help="A LoRA adapter of PEFT to merge into the weights of MODEL (safetensors) before they are read.",
+        "A LoRA adapter of PEFT to merge into the weights of MODEL (safetensors) before they are read.",
+        "FOLDER",
     ),
 ]
-Width = Annotated[str, typer.Option("--width", metavar="LENGTH", help="Printed width: 170mm, 17cm or 6.7in.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Width = Annotated[str, option("--width", "Printed width: 170mm, 17cm or 6.7in.", "LENGTH")]
+AsJson = Annotated[bool, option("--json", "Print JSON instead of a table.")]
 
 
 def out_option(help: str, metavar: str = "FILE") -> Any:
@@ -175,13 +171,10 @@ def out_option(help: str, metavar: str = "FILE") -> Any:
 OutFile = Annotated[Path | None, out_option("Also draw it: .png, .svg or .pdf.")]
 QAt = Annotated[
     list[int] | None,
-    typer.Option(
-        "--q-at", metavar="K", help="Calibrate at this k, too, so that the page has q there. May be repeated."
-    ),
+    option("--q-at", "Calibrate at this k, too, so that the page has q there. May be repeated.", "K"),
 ]
 PlottedData = Annotated[
-    Path | None,
-    typer.Option("--data", metavar="FILE", help="Also write the plotted data, as CSV.", parser=output_path),
+    Path | None, option("--data", "Also write the plotted data, as CSV.", "FILE", parser=output_path)
 ]
 
 
@@ -264,11 +257,10 @@ def reads_several(command: Callable[..., None]) -> Callable[..., None]:
     """
     places = Annotated[
         list[str],
-        typer.Argument(
-            metavar="DIR|MODEL…",
-            help="Two or more: folders or addresses that `headatlas map` wrote to, or models as "
+        argument(
+            "DIR|MODEL…",
+            "Two or more: folders or addresses that `headatlas map` wrote to, or models as "
             "`headatlas map` takes them, which are mapped first.",
-            show_default=False,
         ),
     ]
 

@@ -6,9 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from headatlas.cli.options import PlottedData, QAt, Width, draws, names_of, out_option, reads_atlas
+from headatlas.cli.options import PlottedData, QAt, Width, draws, names_of, option, out_option, reads_atlas
 from headatlas.cli.output import parse_width, say
 from headatlas.errors import HeadatlasError
 from headatlas.options import FigureKind, Look, Panels
@@ -25,22 +23,22 @@ def plot_command(
     out: Annotated[Path, out_option("The figure: .png, .svg or .pdf.")],
     kind: Annotated[
         FigureKind,
-        typer.Option(
+        option(
             "--kind",
-            help="Of the map: panels per category, panels per relation, layer profiles. Of what was "
+            "Of the map: panels per category, panels per relation, layer profiles. Of what was "
             "measured: where heads look, what they write, scores in texts, preferences of queries, a task.",
         ),
     ] = "categories",
     panels: Annotated[
-        Panels, typer.Option("--panels", help="Of the categories figure: what has a panel of its own.")
+        Panels, option("--panels", "Of the categories figure: what has a panel of its own.")
     ] = "category",
     which: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--which",
-            metavar="NAME,…",
-            help="Only these panels: categories, relations, behaviours or measures by name; or which ablated "
+            "Only these panels: categories, relations, behaviours or measures by name; or which ablated "
             "task. Default: all.",
+            "NAME,…",
         ),
     ] = None,
     width: Width = "170mm",

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
-from headatlas.cli.options import AtlasArgument, ModelOption, computes
+from headatlas.cli.options import AtlasArgument, ModelOption, computes, option
 from headatlas.cli.output import print_text, progress_shown, say, stopping
 from headatlas.options import Compute
 
@@ -18,18 +16,11 @@ def serve_command(
     folder: AtlasArgument,
     compute: Compute,
     model: ModelOption = None,
-    port: Annotated[
-        int, typer.Option("--port", metavar="N", min=0, max=65535, help="Listen at this port; 0: a free one.")
-    ] = 0,
+    port: Annotated[int, option("--port", "Listen at this port; 0: a free one.", "N", min=0, max=65535)] = 0,
     host: Annotated[
-        str,
-        typer.Option(
-            "--host", metavar="ADDRESS", help="Listen at this address. All but loopback ask for a token."
-        ),
+        str, option("--host", "Listen at this address. All but loopback ask for a token.", "ADDRESS")
     ] = "127.0.0.1",
-    open_browser: Annotated[
-        bool, typer.Option("--open/--no-open", help="Open the page in a browser.")
-    ] = False,
+    open_browser: Annotated[bool, option("--open/--no-open", "Open the page in a browser.")] = False,
 ) -> None:
     """Show an atlas's page and answer questions there: your own pairs, words and texts.
 

@@ -13,8 +13,10 @@ from headatlas.cli.options import (
     AsJson,
     AtlasArgument,
     ModelOption,
+    argument,
     computes,
     names_of,
+    option,
     out_option,
     reads_atlas,
     shipped_names,
@@ -41,12 +43,10 @@ if TYPE_CHECKING:
 @computes("device", "max_memory")
 def ask_command(
     folder: AtlasArgument,
-    name: Annotated[str, typer.Argument(metavar="LAYER.HEAD", help="For example 23.4.", show_default=False)],
-    words: Annotated[
-        list[str], typer.Argument(metavar="WORD…", help="One or more words.", show_default=False)
-    ],
+    name: Annotated[str, argument("LAYER.HEAD", "For example 23.4.")],
+    words: Annotated[list[str], argument("WORD…", "One or more words.")],
     compute: Compute,
-    top: Annotated[int, typer.Option("--top", metavar="N", help="Tokens of each list.")] = 10,
+    top: Annotated[int, option("--top", "Tokens of each list.", "N")] = 10,
     model: ModelOption = None,
     as_json: AsJson = False,
 ) -> None:
@@ -84,19 +84,15 @@ def ask_command(
 def query_command(
     where: Annotated[
         str,
-        typer.Argument(
-            metavar="DIR|MODEL",
-            help="A folder that `headatlas map` wrote to, for its model and lens, or the address of an "
+        argument(
+            "DIR|MODEL",
+            "A folder that `headatlas map` wrote to, for its model and lens, or the address of an "
             "atlas.zarr; or a model as `headatlas map` takes it, seen with the lens neutral.",
-            show_default=False,
         ),
     ],
-    pairs: Annotated[
-        list[str],
-        typer.Argument(metavar="SOURCE=TARGET…", help="One or more pairs of words.", show_default=False),
-    ],
+    pairs: Annotated[list[str], argument("SOURCE=TARGET…", "One or more pairs of words.")],
     compute: Compute,
-    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Only the first N heads.")] = 20,
+    top: Annotated[int, option("--top", "Only the first N heads.", "N", min=1)] = 20,
     model: ModelOption = None,
     as_json: AsJson = False,
 ) -> None:
@@ -147,33 +143,30 @@ def _wanted(each: dict[str, Any], ceiling: int) -> str:
 
 HeadsOfRelation = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--relation",
-        metavar="NAME",
-        help="The heads that implement this relation, best first.",
+        "The heads that implement this relation, best first.",
+        "NAME",
         autocompletion=shipped_names,
     ),
 ]
 TheseHeads = Annotated[
-    list[str] | None,
-    typer.Option("--heads", metavar="LAYER.HEAD,…", help="Or these heads, such as 23.4,24.5."),
+    list[str] | None, option("--heads", "Or these heads, such as 23.4,24.5.", "LAYER.HEAD,…")
 ]
 Form = Annotated[
     Literal["transformers", "transformer-lens", "nnsight", "checkpoint"],
-    typer.Option(
+    option(
         "--as",
-        help="The library that the Python is for. checkpoint: a safetensors file with the changed output "
+        "The library that the Python is for. checkpoint: a safetensors file with the changed output "
         "projections alone (-o), and Python that loads it over the model.",
     ),
 ]
 Do = Annotated[
     Literal["silence", "scale", "watch"],
-    typer.Option("--do", help="Set what heads bring to zero, multiply it by --factor, or collect it."),
+    option("--do", "Set what heads bring to zero, multiply it by --factor, or collect it."),
 ]
-Factor = Annotated[float | None, typer.Option("--factor", metavar="F", help="What --do scale multiplies by.")]
-ControlSeed = Annotated[
-    int, typer.Option("--control", metavar="SEED", help="Seed of the random heads beside them.")
-]
+Factor = Annotated[float | None, option("--factor", "What --do scale multiplies by.", "F")]
+ControlSeed = Annotated[int, option("--control", "Seed of the random heads beside them.", "SEED")]
 RecipeFile = Annotated[
     Path | None, out_option("Write it to this file instead. checkpoint: the file of tensors.")
 ]
