@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from headatlas.errors import HeadatlasError
 
@@ -36,6 +36,8 @@ LEAST_MEMORY = 1 << 20
 """A smaller ``max_memory`` is a missing unit."""
 
 LEAST_DPI, MOST_DPI = 30, 2400
+LEAST_ASKED = 20
+"""A task of fewer questions is not ablated."""
 
 Colours = Literal["green", "blue", "grey"]
 Criterion = Literal["calibrated", "tau"]
@@ -47,6 +49,7 @@ FigureKind = Literal[
 Panels = Literal["category", "subcategory", "relation"]
 LensName = Literal["neutral", "maps"]
 TargetPolicy = Literal["single", "first-token"]
+Method = Literal["zero", "mean"]
 TokenChoice = Literal["wordlike", "initial", "all"]
 Sources = int | Literal["all"] | None
 Layers = str | int | range | slice | Iterable[int] | None
@@ -238,6 +241,33 @@ class Look:
 
 
 @dataclass(frozen=True)
+class AblationChoices:
+    """How tasks are asked and heads ablated. docs/evidence.md says why these.
+
+    Raises:
+        HeadatlasError: A number is out of range, or there is no such method.
+    """
+
+    shots: int = field(default=5, metadata=_words("Examples before each question.", "N"))
+    method: Method = field(
+        default="zero", metadata=_words("What takes the place of a head's output: nothing, or its mean.")
+    )
+    sources: int = field(default=64, metadata=_words("At most so many questions a relation.", "N"))
+    max_heads: int = field(default=32, metadata=_words("At most so many heads are ablated.", "N"))
+    draws: int = field(default=5, metadata=_words("Draws of random heads.", "N"))
+    seed: int = field(default=0, metadata=_words("Of the draws.", "N"))
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise HeadatlasError(f"`method`: there is no method {self.method!r}; use zero or mean.")
+        least = {"shots": 0, "sources": LEAST_ASKED, "max_heads": 1, "draws": 1, "seed": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < low:
+                raise HeadatlasError(f"`{name}` is {value!r}: it must be a whole number of at least {low}.")
+
+
+@dataclass(frozen=True)
 class Preset:
     """A named set of choices for a whole map.
 
@@ -275,11 +305,6 @@ def require_type(name: str, value: object, kind: type) -> None:
             f"`{name}` is of the type {type(value).__name__}: give a {kind.__name__}, "
             f"such as {kind.__name__}({fields(kind)[0].name}={fields(kind)[0].default!r})."
         )
-
-
-def choices(kind: type) -> tuple[Field[Any], ...]:
-    """The fields of a class of choices; each has ``help`` and ``metavar`` in its metadata."""
-    return fields(kind)
 
 
 def memory_of(amount: str | int) -> int:

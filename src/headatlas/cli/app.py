@@ -20,6 +20,14 @@ GLOBAL = ("--debug", "--quiet", "-q", "--verbose", "-v")
 GARBAGE_AFTER = 200_000
 """New objects after which Python looks for unreachable cycles among them."""
 
+_MUST_BE = {
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+    "int_parsing": "a whole number",
+    "float_parsing": "a number",
+}
+"""A kind of error of pydantic → what a value must be."""
+
 
 class _Commands(TyperGroup):
     """Turns a HeadatlasError into one line and exit code 2, and takes global options at any place."""
@@ -40,10 +48,19 @@ class _Commands(TyperGroup):
         except typer.BadParameter as error:
             if error.param is None or not error.message:  # something is missing: typer says what
                 raise
-            # pydantic, with which typer reads values, names the class of its error first.
-            said = f"{error.param.opts[0]}: {error.message.removeprefix('Value error, ')}"
+            said = _refused(error.param.opts[0], error)
         say_error(said)
         raise typer.Exit(2)
+
+
+def _refused(option: str, error: typer.BadParameter) -> str:
+    """A value that cannot be taken, in the words of our own errors."""
+    # pydantic, which reads values for typer, does not say which, and names the class of its error first.
+    for each in getattr(error.__cause__, "errors", list)():
+        if each["type"] in _MUST_BE:
+            must = _MUST_BE[each["type"]].format(**each.get("ctx", {}))
+            return f"{option} is {each['input']}: it must be {must}."
+    return f"{option}: {error.message.removeprefix('Value error, ')}"
 
 
 app = typer.Typer(

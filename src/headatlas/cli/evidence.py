@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from headatlas.cli.options import (
     Known,
     ModelOption,
     Only,
+    ablates,
     as_options,
     computes,
     names_of,
@@ -37,7 +38,7 @@ from headatlas.cli.output import (
     span,
     stopping,
 )
-from headatlas.options import Compute, TokenChoice
+from headatlas.options import AblationChoices, Compute, TokenChoice
 from headatlas.showing import tokens_shown
 
 if TYPE_CHECKING:
@@ -65,15 +66,6 @@ AblateHeads = Annotated[
         "LAYER.HEAD,…",
     ),
 ]
-Shots = Annotated[int, option("--shots", "Examples before each question.", "N", min=0)]
-Method = Annotated[
-    Literal["zero", "mean"],
-    option("--method", "What takes the place of a head's output: nothing, or its mean."),
-]
-Questions = Annotated[int, option("--sources", "At most so many questions a relation.", "N")]
-MaxHeads = Annotated[int, option("--max-heads", "At most so many heads are ablated.", "N")]
-Draws = Annotated[int, option("--draws", "Draws of random heads.", "N")]
-Seed = Annotated[int, option("--seed", "Of the draws.", "N")]
 
 
 # evidence inference -----------------------------------------------------------------------------------
@@ -226,19 +218,15 @@ def _print_preferences(frame: pd.DataFrame, measured: pd.DataFrame, limit: int) 
 
 
 @computes("device")
+@ablates
 def ablation_command(
     folder: AtlasArgument,
     compute: Compute,
+    choices: AblationChoices,
     model: ModelOption = None,
     only: Only = None,
     ablate_heads: AblateHeads = None,
     templates: TemplateFile = None,
-    shots: Shots = 5,
-    method: Method = "zero",
-    sources: Questions = 64,
-    max_heads: MaxHeads = 32,
-    draws: Draws = 5,
-    seed: Seed = 0,
     no_figures: NoFigures = False,
     as_json: AsJson = False,
 ) -> None:
@@ -251,19 +239,19 @@ def ablation_command(
     and a figure per relation go to DIR/evidence; DIR's page and table of heads are written again with them.
     """
     from headatlas.atlas import Atlas
-    from headatlas.evidence.ablation_run import Choices, run_ablation, run_chosen
+    from headatlas.evidence.ablation_run import run_ablation, run_chosen
     from headatlas.evidence.statistics import summarise_ablations
     from headatlas.evidence.texts import read_templates
     from headatlas.outputs import write_ablations
 
-    choices, asked = Choices(shots, method, sources, max_heads, draws, seed), read_templates(templates)
+    asked = read_templates(templates)
     if ablate_heads is not None:
         heads = [
             parse_head(name, Atlas.open(folder)) for name in names_of(ablate_heads, "ablate_heads") or ()
         ]
         with _examining(folder, model, compute, NOTHING_STORED) as subject:
             chosen = run_chosen(subject, heads, asked, choices, names_of(only))
-        _print_chosen(subject.atlas, chosen, draws, as_json)
+        _print_chosen(subject.atlas, chosen, choices.draws, as_json)
         return
     with _examining(folder, model, compute, KEPT) as subject:
         found = run_ablation(subject, asked, choices, names_of(only))

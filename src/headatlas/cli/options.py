@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import wraps
+from dataclasses import fields
+from functools import partial, wraps
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
@@ -23,10 +24,10 @@ from headatlas.options import (
     MANY_RELATIONS,
     PRESETS,
     SAMPLE,
+    AblationChoices,
     Compute,
     Look,
     Thresholds,
-    choices,
     preset,
 )
 
@@ -184,7 +185,9 @@ def _kind(hint: Any) -> Any:
 
 
 _KINDS = {
-    name: _kind(hint) for kind in (Thresholds, Compute, Look) for name, hint in get_type_hints(kind).items()
+    name: _kind(hint)
+    for kind in (Thresholds, Compute, Look, AblationChoices)
+    for name, hint in get_type_hints(kind).items()
 }
 PARAMETERS = {
     **{name: f"--{name.replace('_', '-')}" for name in _KINDS},
@@ -195,8 +198,20 @@ PARAMETERS = {
         name: f"--{name.replace('_', '-')}"
         for name in (
             *("lens", "preset", "relations", "only", "layers", "ceiling", "target_policy", "remote", "force"),
-            *("adapter", "templates", "model", "kind", "method", "shots", "sources", "max_heads", "draws"),
-            *("seed", "panels", "which", "data", "write", "family", "category", "limit", "text", "tokens"),
+            *("adapter", "templates", "model", "kind", "sources"),
+            *(
+                "seed",
+                "own_templates",
+                "panels",
+                "which",
+                "data",
+                "write",
+                "family",
+                "category",
+                "limit",
+                "text",
+                "tokens",
+            ),
             *("ablate_heads", "describe_with", "model_name", "per_minute", "seconds", "least_heads", "top"),
             *("relation", "do", "factor", "control", "maps", "host", "port", "page", "q_at", "heads"),
         )
@@ -284,20 +299,8 @@ def sets_thresholds(command: Callable[..., None]) -> Callable[..., None]:
     return _with(run, command, "thresholds", _thresholds(), also=("preset",))
 
 
-def computes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command these options of Compute; it gets ``compute``."""
-    return _given(Compute, "compute", names)
-
-
-def draws(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of Look; it gets ``look``."""
-    return _given(Look, "look", [each.name for each in choices(Look)])(command)
-
-
-def _given(
-    kind: type, parameter: str, names: Sequence[str]
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give commands these options of a class of choices; they get an object of it."""
+def _given(kind: type, parameter: str, *names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give commands these options of a class of choices, or all; they get an object of it."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
@@ -305,10 +308,19 @@ def _given(
             chosen, rest = _split(given, kind)
             command(**{parameter: kind(**chosen)}, **rest)
 
-        added = [_parameter(each.name, each.default, kind) for each in choices(kind) if each.name in names]
+        asked = [each for each in fields(kind) if not names or each.name in names]
+        added = [_parameter(each.name, each.default, kind) for each in asked]
         return _with(run, command, parameter, added)
 
     return decorate
+
+
+computes = partial(_given, Compute, "compute")
+"""Gives a command these options of Compute; it gets ``compute``."""
+draws = _given(Look, "look")
+"""Gives a command the options of Look; it gets ``look``."""
+ablates = _given(AblationChoices, "choices")
+"""Gives a command the options of AblationChoices; it gets ``choices``."""
 
 
 def _reader(name: str | None, changes: dict[str, Any]) -> Callable[[Atlas], Atlas]:
@@ -326,7 +338,7 @@ def _preset(name: str | None) -> Any:
 
 def _split(given: dict[str, Any], kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split arguments into those of a class of choices and the rest."""
-    own = {each.name for each in choices(kind)}
+    own = {each.name for each in fields(kind)}
     return {name: given[name] for name in given if name in own}, {
         name: value for name, value in given.items() if name not in own
     }
@@ -338,14 +350,14 @@ def _argument(name: str, annotation: Any) -> inspect.Parameter:
 
 def _thresholds() -> list[inspect.Parameter]:
     """The options of Thresholds; left out, each is what the atlas or the preset says."""
-    fields = [_parameter(each.name, None, Thresholds) for each in choices(Thresholds)]
+    options = [_parameter(each.name, None, Thresholds) for each in fields(Thresholds)]
     named = inspect.Parameter("preset", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=PresetOption)
-    return [*fields, named]
+    return [*options, named]
 
 
 def _parameter(name: str, default: Any, kind: type) -> inspect.Parameter:
     """One field as an option."""
-    declared = next(each for each in choices(kind) if each.name == name).metadata
+    declared = next(each for each in fields(kind) if each.name == name).metadata
     flag = PARAMETERS[name]
     option = typer.Option(
         f"{flag}/--no-{flag.removeprefix('--')}" if _KINDS[name] is bool else flag,
