@@ -192,7 +192,7 @@ def _watched(
     whole = int(atlas.layers_done.sum()) + len(atlas.layers_without_heads) == atlas.n_layers
     if asked is False or (asked is None and not (ran_here and whole)):
         return None, ""
-    from headatlas.looking.run import run_behaviour
+    from headatlas.looking.measuring import run_behaviour
 
     try:
         prepared = opened[0] if opened else None

@@ -80,7 +80,7 @@ def measured_or_stored(
     compute: Compute | None = None,
     progress: Report | None = None,
 ) -> Looking:
-    """As :func:`headatlas.looking.run.run_behaviour`, without torch where the atlas has it all.
+    """As :func:`headatlas.looking.measuring.run_behaviour`, without torch where the atlas has it all.
 
     That is the case of the shipped texts: with the atlas's own tokenizer they always give these sequences.
     """
@@ -90,6 +90,6 @@ def measured_or_stored(
         there = Looking.shipped_in(atlas.path)
         if there is not None and there.provenance.get("definitions") == DEFINITIONS:
             return there
-    from headatlas.looking.run import run_behaviour
+    from headatlas.looking.measuring import run_behaviour
 
     return run_behaviour(atlas, model, tokenizer, text=text, compute=compute, progress=progress)

@@ -15,8 +15,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.evidence.recording import attention_by_layer, with_attention
 from headatlas.evidence.texts import encode
 from headatlas.lenses.forward import entering, pre_hooks, prefix_ids, require_finite
-from headatlas.looking.places import pieces
-from headatlas.looking.sequences import most_positions
+from headatlas.looking.sequences import most_positions, pieces
 from headatlas.mapping.inputs import given_values
 
 if TYPE_CHECKING:
