@@ -269,17 +269,11 @@ class AblationChoices:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named set of choices for a whole map.
+    """A named set of choices for a whole map."""
 
-    Attributes:
-        thresholds: How the atlas is read; ``"tau"`` is the paper's criterion (the score alone).
-        lens: The lens.
-        mask: Whether token ids that no text can produce are kept from competing.
-    """
-
-    thresholds: Thresholds
+    thresholds: Thresholds  # how the atlas is read; ``"tau"`` is the paper's criterion (the score alone)
     lens: LensName
-    mask: bool
+    mask: bool  # whether token ids that no text can produce are kept from competing
 
 
 PRESETS = {

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from headatlas import __version__
-from headatlas.cli import compare, evidence, families, heads, map, plot, relations, serve, words
+from headatlas.cli import compare, evidence, families, heads, map, relations, words
 from headatlas.cli.output import say, say_error, set_level
 from headatlas.errors import HeadatlasError
 
@@ -108,9 +108,9 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "describe": heads.describe_command,
     "info": heads.info_command,
     "structure": heads.structure_command,
-    "plot": plot.plot_command,
-    "report": plot.report_command,
-    "export": plot.export_command,
+    "plot": heads.plot_command,
+    "report": heads.report_command,
+    "export": heads.export_command,
     "compare": compare.compare_command,
     "behaviour": evidence.behaviour_command,
     "salience": evidence.salience_command,
@@ -118,7 +118,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "ask": words.ask_command,
     "query": words.query_command,
     "recipe": words.recipe_command,
-    "serve": serve.serve_command,
+    "serve": words.serve_command,
     "relations list": relations.list_relations,
     "relations check": relations.check_relations,
     "relations show": relations.show_relations,

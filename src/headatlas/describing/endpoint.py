@@ -52,21 +52,13 @@ Answer = TypeVar("Answer", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the questions to an endpoint.
+    """Limits of the questions to an endpoint."""
 
-    Attributes:
-        seconds: Longest time of one request, from connecting to the last byte.
-        attempts: Requests for one question, the first included.
-        back_off: Seconds before the second request; doubled before each further one.
-        longest_wait: Longest time that is waited between requests, whatever the endpoint asks for.
-        per_minute: Most requests a minute; None for no limit.
-    """
-
-    seconds: float = 120.0
-    attempts: int = 4
-    back_off: float = 1.0
-    longest_wait: float = 60.0
-    per_minute: float | None = 120.0
+    seconds: float = 120.0  # longest time of one request, from connecting to the last byte
+    attempts: int = 4  # requests for one question, the first included
+    back_off: float = 1.0  # seconds before the second request; doubled before each further one
+    longest_wait: float = 60.0  # longest time that is waited between requests, whatever the endpoint asks for
+    per_minute: float | None = 120.0  # most requests a minute; None for no limit
 
     def __post_init__(self) -> None:
         for name in ("seconds", "per_minute"):
@@ -88,11 +80,7 @@ class _Completion(BaseModel):
 
 
 class _AgainError(Exception):
-    """A request that may succeed later.
-
-    Attributes:
-        wait: Seconds the endpoint asks to wait, if it does.
-    """
+    """A request that may succeed later; ``wait`` are seconds that the endpoint asks for, if it does."""
 
     def __init__(self, why: str, wait: float | None = None) -> None:
         super().__init__(why)
@@ -340,16 +328,11 @@ class _Chosen(BaseModel):
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """A model's description of a head.
+    """A model's description of a head."""
 
-    Attributes:
-        text: One line, without characters that cannot be seen.
-        right, trials: Held-out mappings that the model picked by it, and their number.
-    """
-
-    text: str
-    right: int
-    trials: int
+    text: str  # one line, without characters that cannot be seen
+    right: int  # held-out mappings that the model picked by it
+    trials: int  # their number
 
 
 def describe_with_model(

@@ -46,19 +46,13 @@ _BYTES = {
 
 @dataclass(frozen=True)
 class Token:
-    """A token as text.
+    """A token as text."""
 
-    Attributes:
-        text: As in running text, with the space before it.
-        word: Without spaces around it.
-        folded: The word, case-folded.
-        kind: ``"space"``, ``"number"``, ``"symbol"``, ``"other script"``, ``"piece"`` (letters without a
-            space before them), ``"capitalised"`` or ``"lower"``.
-    """
-
-    text: str
-    word: str
-    folded: str
+    text: str  # as in running text, with the space before it
+    word: str  # without spaces around it
+    folded: str  # the word, case-folded
+    # ``"space"``, ``"number"``, ``"symbol"``, ``"other script"``, ``"piece"`` (letters without a space before
+    # them), ``"capitalised"`` or ``"lower"``
     kind: str
 
 
@@ -108,17 +102,13 @@ def script(char: str) -> str:
 
 @dataclass(frozen=True)
 class Mappings:
-    """The salient mappings of a model's heads, one a row.
+    """The salient mappings of a model's heads, one a row."""
 
-    Attributes:
-        layer, head: [n] of each mapping.
-        sources: [n] source tokens.
-        targets: Side → [n] target tokens of each mapping, strongest first.
-    """
-
+    # layer, head: [n] of each mapping
     layer: NDArray[np.int64]
     head: NDArray[np.int64]
-    sources: tuple[Token, ...]
+    sources: tuple[Token, ...]  # [n] source tokens
+    # side → [n] target tokens of each mapping, strongest first
     targets: dict[Side, tuple[tuple[Token, ...], ...]]
 
     @classmethod
@@ -189,15 +179,12 @@ def _strings(value: Any, side: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Halves:
-    """A head's mappings, one half to be described and one held out, each among distractors.
+    """A head's mappings, one half to be described and one held out, each among distractors."""
 
-    Attributes:
-        described, held_out: Rows of :class:`Mappings`.
-        described_options, held_out_options: [rows, 5] rows to choose from; the first is the right one.
-    """
-
+    # described, held_out: rows of :class:`Mappings`
     described: NDArray[np.int64]
     held_out: NDArray[np.int64]
+    # described_options, held_out_options: [rows, 5] rows to choose from; the first is the right one
     described_options: NDArray[np.int64]
     held_out_options: NDArray[np.int64]
 

@@ -43,27 +43,19 @@ Holds = Callable[[Token, Token], bool]
 
 @dataclass(frozen=True)
 class Rule:
-    """A short label, and which mappings it is true of.
-
-    Attributes:
-        name: Identifier.
-        label: What a head does of which it is true.
-        side: Which targets it speaks of.
-        on: Whether it speaks of source and target together, of the sources or of the targets alone. In the
-            latter cases mappings are no independent witnesses (a head may promote one token whatever the
-            source), and different words are counted.
-        holds: Source and target → whether it is true; None where the words decide.
-        pairs: Case-folded (source, target) of which it is true.
-        words: Case-folded words of which it is true.
-    """
+    """A short label, and which mappings it is true of."""
 
     name: str
-    label: str
-    side: Side = "promoted"
+    label: str  # what a head does of which it is true
+    side: Side = "promoted"  # which targets it speaks of
+    # whether it speaks of source and target together, of the sources or of the targets alone. In the latter
+    # cases mappings are no independent witnesses (a head may promote one token whatever the source), and
+    # different words are counted.
     on: On = "mapping"
-    holds: Holds | None = None
+    holds: Holds | None = None  # source and target → whether it is true; None where the words decide
+    # case-folded (source, target) of which it is true
     pairs: frozenset[tuple[str, str]] = field(default=frozenset(), repr=False)
-    words: frozenset[str] = field(default=frozenset(), repr=False)
+    words: frozenset[str] = field(default=frozenset(), repr=False)  # case-folded words of which it is true
 
 
 # By spelling --------------------------------------------------------------------------------------
@@ -254,20 +246,14 @@ def _index(rules: Sequence[Rule], side: Side, what: Literal["pairs", "words"]) -
 
 @dataclass(frozen=True)
 class Description:
-    """A rule's label for a head, and how it fares.
-
-    Attributes:
-        label: The rule's.
-        holds, of: It is true of so many of all the head's mappings.
-        score: Share of held-out choices that it gets right.
-        trials: Their number.
-    """
+    """A rule's label for a head, and how it fares."""
 
     label: str
+    # holds, of: it is true of so many of all the head's mappings
     holds: int
     of: int
-    score: float
-    trials: int
+    score: float  # share of held-out choices that it gets right
+    trials: int  # their number
 
     @property
     def proved(self) -> bool:
@@ -340,20 +326,13 @@ class Describer:
 
 @dataclass(frozen=True)
 class BehaviourRule:
-    """A label made of a measured behaviour.
+    """A label made of a measured behaviour."""
 
-    Attributes:
-        label: What the head does.
-        behaviours: Any of these is called (``atlas.behaviours``).
-        copies: Whether the head must implement a copying relation as well.
-        least: Smallest share of attention.
-        last: Whether it is taken only where no other rule is true: most heads rest on the first position.
-    """
-
-    label: str
-    behaviours: tuple[str, ...]
-    copies: bool = False
-    least: float = 0.0
+    label: str  # what the head does
+    behaviours: tuple[str, ...]  # any of these is called (``atlas.behaviours``)
+    copies: bool = False  # whether the head must implement a copying relation as well
+    least: float = 0.0  # smallest share of attention
+    # whether it is taken only where no other rule is true: most heads rest on the first position
     last: bool = False
 
 

@@ -107,15 +107,10 @@ def _ordered(orders: Mapping[str, Sequence[Head]]) -> dict[str, Any]:
 
 @dataclass
 class Ablations:
-    """The result of a run.
+    """The result of a run."""
 
-    Attributes:
-        done: Ablated tasks, new or from earlier runs.
-        skipped: Relation → why it was not ablated.
-    """
-
-    done: list[Ablation] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
+    done: list[Ablation] = field(default_factory=list)  # ablated tasks, new or from earlier runs
+    skipped: dict[str, str] = field(default_factory=dict)  # relation → why it was not ablated
 
 
 def run_ablation(

@@ -94,20 +94,14 @@ def run_attention(subject: Subject, templates: Templates, *, own: bool = False) 
 
 @dataclass(frozen=True)
 class Matched:
-    """The words of a relation whose keys are compared.
+    """The words of a relation whose keys are compared."""
 
-    Attributes:
-        asked: Positions, among the relation's usable pairs, of the sources that stand in the queries' texts.
-        words: As written, sources first.
-        ids: Their token ids.
-        is_source: [n] whether each is a source.
-        stratum: [n] number of the kind of word each is; sources are compared with words of their kind only.
-    """
-
+    # positions, among the relation's usable pairs, of the sources that stand in the queries' texts
     asked: tuple[int, ...]
-    words: tuple[str, ...]
+    words: tuple[str, ...]  # as written, sources first
     ids: tuple[Ids, ...]
-    is_source: Bools
+    is_source: Bools  # [n] whether each is a source
+    # [n] number of the kind of word each is; sources are compared with words of their kind only
     stratum: NDArray[np.int64]
 
     @property
@@ -220,21 +214,13 @@ class _Compared:
 
 
 class _Asking:
-    """Words and texts of one run.
-
-    Attributes:
-        subject: The atlas and its model.
-        texts: All texts; the query is at the last position of each.
-        words: All words whose keys are needed, as token ids.
-        relations: What is compared.
-        left_out: Relation → why its words cannot be compared.
-    """
+    """Words and texts of one run."""
 
     def __init__(self, subject: Subject, templates: Templates) -> None:
         self.subject, self._templates = subject, templates
-        self.texts: list[Text] = []
+        self.texts: list[Text] = []  # the query is at the last position of each
         self.relations: list[_Compared] = []
-        self.left_out: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}  # relation → why its words cannot be compared
         every = [each.relation for each in subject.relations]
         prepared = subject.prepared
         lent = lending(prepared.model.tokenizer(), prepared.competing, MOST_TOKENS, every)
@@ -254,6 +240,7 @@ class _Asking:
                 self.relations.append(_Compared(relation.relation, matched, rows))
             else:
                 self.left_out[name] = problem
+        # All words whose keys are needed.
         self.words: list[Ids] = list(dict.fromkeys(w for each in self.relations for w in each.matched.ids))
 
     def _ask(self, relation: TokenisedRelation, matched: Matched, templates: Sequence[Template]) -> list[int]:

@@ -58,15 +58,11 @@ SUMMARIES = {
 
 @dataclass(frozen=True)
 class InferenceTexts:
-    """The texts of a run.
+    """The texts of a run."""
 
-    Attributes:
-        templates: For all relations; None: for each relation those that it has of its own.
-        most: Sources of a relation that are asked at most; None: all.
-    """
-
+    # for all relations; None: for each relation those that it has of its own
     templates: tuple[Template, ...] | None
-    most: int | None
+    most: int | None  # sources of a relation that are asked at most; None: all
 
     @classmethod
     def of(

@@ -34,25 +34,15 @@ GPU_REST = 2 << 30
 
 @dataclass(frozen=True)
 class Subject:
-    """An atlas with the model it is of, as a run examines it.
-
-    Attributes:
-        atlas: The atlas; it has a store.
-        path: That store.
-        prepared: The model, and what the map asked of it.
-        relations: The scored relations asked for, as the tokenizer sees them.
-        device: Where the model runs and heads are ranked.
-        compute: What was asked of the machine.
-        tell: Takes each step of the run.
-    """
+    """An atlas with the model it is of, as a run examines it."""
 
     atlas: Atlas
-    path: Path
-    prepared: PreparedMap
-    relations: tuple[TokenisedRelation, ...]
-    device: torch.device
-    compute: Compute
-    tell: Report = silent
+    path: Path  # its store
+    prepared: PreparedMap  # the model, and what the map asked of it
+    relations: tuple[TokenisedRelation, ...]  # the scored relations asked for, as the tokenizer sees them
+    device: torch.device  # where the model runs and heads are ranked
+    compute: Compute  # what was asked of the machine
+    tell: Report = silent  # takes each step of the run
 
 
 @contextmanager

@@ -151,22 +151,15 @@ def _provenance(sequences: Sequences, digest: str) -> dict[str, Any]:
 
 @dataclass
 class Sums:
-    """Running sums of everything seen so far.
+    """Running sums of everything seen so far."""
 
-    Attributes:
-        shares: [text, behaviour, layer, head] attention on the positions of :data:`SHARES`.
-        spread: [text, behaviour, layer, head] of :data:`SPREAD`.
-        repeated: [sequence, block, layer, head] mean attention that queries of a sequence of repeated tokens
-            give the place where a block of each length has the token after the earlier occurrence.
-        attention: [layer, head, query, key] summed over texts.
-        done: Sequences that are in, texts first.
-    """
-
-    shares: NDArray[np.float32]
-    spread: NDArray[np.float32]
+    shares: NDArray[np.float32]  # [text, behaviour, layer, head] attention on the positions of :data:`SHARES`
+    spread: NDArray[np.float32]  # [text, behaviour, layer, head] of :data:`SPREAD`
+    # [sequence, block, layer, head] mean attention that queries of a sequence of repeated tokens give the
+    # place where a block of each length has the token after the earlier occurrence
     repeated: NDArray[np.float32]
-    attention: Floats
-    done: int
+    attention: Floats  # [layer, head, query, key] summed over texts
+    done: int  # sequences that are in, texts first
 
     @classmethod
     def empty(cls, sequences: Sequences, n_layers: int, n_heads: int) -> Sums:
@@ -302,21 +295,16 @@ def _spread(attention: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Found:
-    """One behaviour of all heads; arrays [layer, head].
-
-    Attributes:
-        name: The behaviour.
-        value, expected, low, high, p: As the atlas stores them; p is NaN where nothing is tested.
-        n: Sequences that have such a position.
-    """
+    """One behaviour of all heads; arrays [layer, head]."""
 
     name: str
+    # value, expected, low, high, p: as the atlas stores them; p is NaN where nothing is tested
     value: Floats
     expected: Floats
     low: Floats
     high: Floats
     p: Floats
-    n: int
+    n: int  # sequences that have such a position
 
 
 def findings(sums: Sums, weights: NDArray[np.float32], sequences: Sequences) -> list[Found]:

@@ -29,18 +29,12 @@ ATTENTION_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class OneText:
-    """A text as all heads see it.
+    """A text as all heads see it."""
 
-    Attributes:
-        ids: [T] token ids, with those that the tokenizer itself puts first.
-        texts: [T] what each stands for.
-        attention: Layer → [n_heads, T, T] float32, from query to key.
-        outputs: Layer → [n_heads, T, d_head] float32: what each head brings to the output projection.
-    """
-
-    ids: tuple[int, ...]
-    texts: tuple[str, ...]
-    attention: Mapping[int, torch.Tensor]
+    ids: tuple[int, ...]  # [T] token ids, with those that the tokenizer itself puts first
+    texts: tuple[str, ...]  # [T] what each stands for
+    attention: Mapping[int, torch.Tensor]  # Layer → [n_heads, T, T] float32, from query to key
+    # Layer → [n_heads, T, d_head] float32: what each head brings to the output projection
     outputs: Mapping[int, torch.Tensor]
 
     def written(self, model: Model, layer: int, head: int) -> torch.Tensor:

@@ -56,23 +56,14 @@ Weights = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Sequences:
-    """Token sequences that go through the model.
+    """Token sequences that go through the model."""
 
-    Attributes:
-        texts: [n, length] token ids of text.
-        repeated: [m, length] random tokens, then a block of random tokens twice.
-        blocks: [m] length of the block that each of them repeats.
-        first: Tokens that the tokenizer itself puts first in each.
-        source: The name of the user's file; empty for the shipped texts.
-        too_short: Texts that this tokenizer cuts into too few tokens; they are left out.
-    """
-
-    texts: Ids
-    repeated: Ids
-    blocks: Ids
-    first: int
-    source: str
-    too_short: int
+    texts: Ids  # [n, length] token ids of text
+    repeated: Ids  # [m, length] random tokens, then a block of random tokens twice
+    blocks: Ids  # [m] length of the block that each of them repeats
+    first: int  # tokens that the tokenizer itself puts first in each
+    source: str  # the name of the user's file; empty for the shipped texts
+    too_short: int  # texts that this tokenizer cuts into too few tokens; they are left out
 
     @cached_property
     def digest(self) -> str:
@@ -184,19 +175,12 @@ def _words(tokenizer: PreTrainedTokenizerBase, ids: NDArray[np.intp]) -> list[in
 
 @dataclass(frozen=True)
 class Pieces:
-    """One sequence as text.
-
-    Attributes:
-        ids: Token ids.
-        texts: What each token stands for.
-        begins: Whether a word may begin there.
-        first: Position of the first token that is text and not the first position.
-    """
+    """One sequence as text."""
 
     ids: tuple[int, ...]
-    texts: tuple[str, ...]
-    begins: tuple[bool, ...]
-    first: int
+    texts: tuple[str, ...]  # what each token stands for
+    begins: tuple[bool, ...]  # whether a word may begin there
+    first: int  # position of the first token that is text and not the first position
 
     @cached_property
     def line_starts(self) -> Bools:
