@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headatlas.cli.heads import CALLED, WRITES, parse_head, source_token
+from headatlas.cli.heads import CALLED, WRITES, heads_named, parse_head, source_token
 from headatlas.cli.options import (
     AsJson,
     AtlasArgument,
@@ -26,6 +27,7 @@ from headatlas.cli.options import (
 )
 from headatlas.cli.output import (
     HEAD,
+    NOTHING_STORED,
     Column,
     interval_of,
     number,
@@ -50,7 +52,6 @@ if TYPE_CHECKING:
     from headatlas.evidence.opening import Subject
 
 KEPT = "stopped; what was finished is stored in the atlas; the same command goes on"
-NOTHING_STORED = "stopped; nothing was stored"
 SHOWN_SOURCES = 4
 
 TemplateFile = Annotated[
@@ -246,9 +247,7 @@ def ablation_command(
 
     asked = read_templates(templates)
     if ablate_heads is not None:
-        heads = [
-            parse_head(name, Atlas.open(folder)) for name in names_of(ablate_heads, "ablate_heads") or ()
-        ]
+        heads = heads_named(ablate_heads, Atlas.open(folder), "ablate_heads") or ()
         with _examining(folder, model, compute, NOTHING_STORED) as subject:
             chosen = run_chosen(subject, heads, asked, choices, names_of(only))
         _print_chosen(subject.atlas, chosen, choices.draws, as_json)
@@ -539,7 +538,7 @@ def fields_shown(rest: Sequence[tuple[str, int, float]]) -> str:
 
 def percent(share: float) -> str | None:
     """A share as a whole percentage; None where there is none."""
-    return None if share != share else f"{100 * share:.0f} %"  # noqa: PLR0124
+    return None if isnan(share) else f"{100 * share:.0f} %"
 
 
 # label ------------------------------------------------------------------------------------------------
@@ -587,7 +586,7 @@ def label_command(
     from headatlas.describing.run import label
 
     atlas = Atlas.open(folder)
-    asked = names_of(only)
+    heads = heads_named(only, atlas, "only")
     with (
         stopping(lambda: "stopped; heads that were done are stored, and what the endpoint answered is kept"),
         progress_shown() as progress,
@@ -597,7 +596,7 @@ def label_command(
             relations=names_of(relations, "relations") or "all",
             describe_with=describe_with,
             model_name=model_name,
-            only=None if asked is None else [parse_head(name, atlas) for name in asked],
+            only=heads,
             per_minute=per_minute,
             seconds=seconds,
             seed=seed,

@@ -1,4 +1,4 @@
-"""Commands that read an atlas: ``heads``, ``head``, ``describe``, ``info``, ``structure``, ``plot`` and more."""
+"""Commands that say what an atlas holds, or write it down: ``heads``, ``describe``, ``plot`` and others."""
 
 from __future__ import annotations
 
@@ -256,6 +256,12 @@ def _ranks(targets: pd.DataFrame, column: str, ceiling: int) -> str:
     """The targets of a source, the best first, with their ranks."""
     pairs = zip(targets["target"], targets[column], strict=True)
     return ", ".join(f"{target} {rank_shown(rank, ceiling)}" for target, rank in pairs)
+
+
+def heads_named(given: list[str] | None, atlas: Atlas, parameter: str) -> list[tuple[int, int]] | None:
+    """Mapped heads of an atlas, as :func:`names_of` takes names; None if none were given."""
+    names = names_of(given, parameter)
+    return None if names is None else [parse_head(name, atlas) for name in names]
 
 
 def rank_shown(rank: Any, ceiling: int) -> str:

@@ -1,15 +1,15 @@
 """Options that several commands share, each declared once.
 
-The options of :class:`~headatlas.options.Thresholds` and :class:`~headatlas.options.Compute` are made from
-their fields. :func:`reads_atlas` and :func:`computes` add them to a command, which gets the finished
-objects.
+Those of the classes of choices in :mod:`headatlas.options` are made from their fields. :func:`reads_atlas`,
+:func:`computes` and others add them to a command, which gets the finished objects.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from functools import partial, wraps
 from pathlib import Path
 from types import UnionType
@@ -37,8 +37,14 @@ if TYPE_CHECKING:
 Lens = Literal["neutral", "maps"]
 
 
+PARAMETERS = {"out": "-o", "width_mm": "--width", "form": "--as"}
+"""Parameters of the Python functions and their options on the command line; :func:`option` adds its own."""
+
+
 def option(flag: str, help: str, metavar: str | None = None, **more: Any) -> Any:
     """An option: its flag, what it does, and what stands for its value."""
+    on = flag.partition("/")[0]
+    PARAMETERS.setdefault(on.removeprefix("--").replace("-", "_"), on)
     return typer.Option(flag, metavar=metavar, help=help, **more)
 
 
@@ -179,54 +185,12 @@ PlottedData = Annotated[
 ]
 
 
-def _kind(hint: Any) -> Any:
-    """The type of an option; of several, the first."""
-    return get_args(hint)[0] if isinstance(hint, UnionType) else hint
-
-
-_KINDS = {
-    name: _kind(hint)
-    for kind in (Thresholds, Compute, Look, AblationChoices)
-    for name, hint in get_type_hints(kind).items()
-}
-PARAMETERS = {
-    **{name: f"--{name.replace('_', '-')}" for name in _KINDS},
-    "out": "-o",
-    "width_mm": "--width",
-    "form": "--as",
-    **{
-        name: f"--{name.replace('_', '-')}"
-        for name in (
-            *("lens", "preset", "relations", "only", "layers", "ceiling", "target_policy", "remote", "force"),
-            *("adapter", "templates", "model", "kind", "sources"),
-            *(
-                "seed",
-                "own_templates",
-                "panels",
-                "which",
-                "data",
-                "write",
-                "family",
-                "category",
-                "limit",
-                "text",
-                "tokens",
-            ),
-            *("ablate_heads", "describe_with", "model_name", "per_minute", "seconds", "least_heads", "top"),
-            *("relation", "do", "factor", "control", "maps", "host", "port", "page", "q_at", "heads"),
-        )
-    },
-}
-"""Parameters of the Python functions and their options on the command line."""
-
-
 def as_options(message: str) -> str:
     """An error's text with the parameters that it names in backticks as options of the command line.
 
     ``\\`max_memory\\``` becomes ``--max-memory``, ``\\`lens=maps\\``` ``--lens maps``, ``\\`stream=False\\```
     ``--no-stream``, ``\\`force=True\\``` ``--force``.
     """
-    import re
 
     def option(found: re.Match[str]) -> str:
         name, value = found[1], found[2]
@@ -262,7 +226,7 @@ def reads_atlas(command: Callable[..., None]) -> Callable[..., None]:
 
         command(read(Atlas.open(folder)), **rest)
 
-    return _with(run, command, "atlas", [_argument("folder", AtlasArgument), *_thresholds()])
+    return _with(run, command, "atlas", [_parameter("folder", AtlasArgument), *_thresholds()])
 
 
 def reads_several(command: Callable[..., None]) -> Callable[..., None]:
@@ -284,7 +248,7 @@ def reads_several(command: Callable[..., None]) -> Callable[..., None]:
         changes, rest = _split(given, Thresholds)
         command(places=places, read=_reader(preset, changes), preset=_preset(preset), **rest)
 
-    added = [_argument("places", places), *_thresholds()]
+    added = [_parameter("places", places), *_thresholds()]
     return _with(run, command, "places", added, also=("preset", "read"))
 
 
@@ -309,7 +273,7 @@ def _given(kind: type, parameter: str, *names: str) -> Callable[[Callable[..., N
             command(**{parameter: kind(**chosen)}, **rest)
 
         asked = [each for each in fields(kind) if not names or each.name in names]
-        added = [_parameter(each.name, each.default, kind) for each in asked]
+        added = [_as_option(each, each.default, kind) for each in asked]
         return _with(run, command, parameter, added)
 
     return decorate
@@ -338,37 +302,32 @@ def _preset(name: str | None) -> Any:
 
 def _split(given: dict[str, Any], kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split arguments into those of a class of choices and the rest."""
-    own = {each.name for each in fields(kind)}
-    return {name: given[name] for name in given if name in own}, {
-        name: value for name, value in given.items() if name not in own
-    }
+    own = {each.name: given.pop(each.name) for each in fields(kind) if each.name in given}
+    return own, given
 
 
-def _argument(name: str, annotation: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _thresholds() -> list[inspect.Parameter]:
     """The options of Thresholds; left out, each is what the atlas or the preset says."""
-    options = [_parameter(each.name, None, Thresholds) for each in fields(Thresholds)]
-    named = inspect.Parameter("preset", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=PresetOption)
-    return [*options, named]
+    options = [_as_option(each, None, Thresholds) for each in fields(Thresholds)]
+    return [*options, _parameter("preset", PresetOption, None)]
 
 
-def _parameter(name: str, default: Any, kind: type) -> inspect.Parameter:
-    """One field as an option."""
-    declared = next(each for each in fields(kind) if each.name == name).metadata
-    flag = PARAMETERS[name]
-    option = typer.Option(
-        f"{flag}/--no-{flag.removeprefix('--')}" if _KINDS[name] is bool else flag,
-        metavar=declared["metavar"],
-        help=declared["help"],
+def _as_option(choice: Field[Any], default: Any, kind: type) -> inspect.Parameter:
+    """A field of a class of choices as an option."""
+    value: Any = get_type_hints(kind)[choice.name]
+    value = get_args(value)[0] if isinstance(value, UnionType) else value  # the first of several
+    flag = f"--{choice.name.replace('_', '-')}"
+    declared = option(
+        f"{flag}/--no-{flag.removeprefix('--')}" if value is bool else flag,
+        **choice.metadata,
         show_default=default is not None,
     )
-    value = _KINDS[name] if default is not None else _KINDS[name] | None
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[value, option]
-    )
+    value = value if default is not None else value | None
+    return _parameter(choice.name, Annotated[value, declared], default)
 
 
 def _with(

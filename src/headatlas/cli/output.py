@@ -33,6 +33,7 @@ _level = 1
 _USUAL = gc.get_threshold()
 STOPPED = 130
 """Exit code after Ctrl-C, as shells have it."""
+NOTHING_STORED = "stopped; nothing was stored"
 
 
 def set_level(*, quiet: bool, verbose: bool) -> None:

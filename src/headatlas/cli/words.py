@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from headatlas.cli.evidence import NOTHING_STORED
-from headatlas.cli.heads import parse_head, rank_shown
+from headatlas.cli.heads import heads_named, parse_head, rank_shown
 from headatlas.cli.options import (
     AsJson,
     AtlasArgument,
     ModelOption,
     argument,
     computes,
-    names_of,
     option,
     out_option,
     reads_atlas,
@@ -23,6 +21,7 @@ from headatlas.cli.options import (
 )
 from headatlas.cli.output import (
     HEAD,
+    NOTHING_STORED,
     print_fields,
     print_json,
     print_records,
@@ -197,7 +196,7 @@ def recipe_command(
     made = recipe(
         atlas,
         relation,
-        heads=None if heads is None else [parse_head(name, atlas) for name in names_of(heads, "heads") or ()],
+        heads=heads_named(heads, atlas, "heads"),
         form=form,
         do=do,
         factor=factor,
@@ -216,9 +215,6 @@ def recipe_command(
 
 
 # serve -------------------------------------------------------------------------------------------------
-
-
-STOPPED_SERVING = "stopped; nothing was stored"
 
 
 @computes("device", "max_memory")
@@ -250,7 +246,7 @@ def serve_command(
     atlas = Atlas.open(folder)
     access = access_for(host)
     listening = listen(host, port)
-    with listening, stopping(lambda: STOPPED_SERVING):
+    with listening, stopping(lambda: NOTHING_STORED):
         with progress_shown() as progress:
             answers = open_answers(atlas, model, None, compute, progress)
         app = application(atlas, answers, access)
@@ -265,4 +261,4 @@ def serve_command(
                 webbrowser.open(address)
 
         serve_until_stopped(app, listening, ready)
-        say(STOPPED_SERVING)
+        say(NOTHING_STORED)
