@@ -25,7 +25,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from headatlas import __version__
-from headatlas.describing.judging import OPTIONS, Halves, Mappings
+from headatlas.describing.judging import OPTIONS, Description, Halves, Mappings
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_write, cache_dir
 from headatlas.showing import safe_json, safe_text
@@ -326,22 +326,13 @@ class _Chosen(BaseModel):
     choice: int = Field(ge=1, le=OPTIONS)
 
 
-@dataclass(frozen=True)
-class ModelDescription:
-    """A model's description of a head."""
-
-    text: str  # one line, without characters that cannot be seen
-    right: int  # held-out mappings that the model picked by it
-    trials: int  # their number
-
-
 def describe_with_model(
     mappings: Mappings,
     parts: Halves,
     endpoint: Endpoint,
     seed: tuple[int, int],
     asking: Callable[[int], None],
-) -> ModelDescription | None:
+) -> Description | None:
     """Ask for a description of the described half, then for each held-out mapping among its distractors.
 
     Each choice is a question of its own: beside one another, held-out mappings would show what they have in
@@ -365,7 +356,8 @@ def describe_with_model(
         question = _messages(_CHOOSE, {"description": text, "mappings": shown})
         chosen = endpoint.ask(question, _Chosen)
         right += chosen is not None and int(order[chosen.choice - 1]) == 0
-    return ModelDescription(text, right, len(parts.held_out_options))
+    n = len(parts.held_out_options)
+    return Description(text, f"{right} of {n} held-out mappings picked", right / n, n)
 
 
 def _messages(task: str, data: Any) -> Messages:

@@ -244,3 +244,18 @@ def standard_error(trials: int) -> float:
 def above_chance(score: float, trials: int) -> bool:
     """Whether a score of so many choices lies above chance by more than :data:`ERRORS` standard errors."""
     return trials > 0 and score > CHANCE + ERRORS * standard_error(trials)
+
+
+@dataclass(frozen=True)
+class Description:
+    """Words for a head, by a rule or a model, and how they fare."""
+
+    label: str
+    support: str  # what speaks for it
+    score: float  # share of held-out choices that it gets right
+    trials: int  # their number
+
+    @property
+    def proved(self) -> bool:
+        """Whether it tells the head's mappings from those of other heads."""
+        return above_chance(self.score, self.trials)

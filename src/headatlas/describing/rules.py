@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from headatlas.describing.judging import (
     SIDES,
+    Description,
     Halves,
     Mappings,
     Side,
@@ -244,23 +245,6 @@ def _index(rules: Sequence[Rule], side: Side, what: Literal["pairs", "words"]) -
     return found
 
 
-@dataclass(frozen=True)
-class Description:
-    """A rule's label for a head, and how it fares."""
-
-    label: str
-    # holds, of: it is true of so many of all the head's mappings
-    holds: int
-    of: int
-    score: float  # share of held-out choices that it gets right
-    trials: int  # their number
-
-    @property
-    def proved(self) -> bool:
-        """Whether it tells the head's mappings from those of other heads."""
-        return above_chance(self.score, self.trials)
-
-
 class Describer:
     """Describes heads by the rule that fits one half of their mappings best, and scores it on the other."""
 
@@ -288,7 +272,8 @@ class Describer:
         every = np.concatenate([rows, parts.held_out])
         score = right_choices(self.strengths[:, at], parts.held_out_options)
         held = int((self.strengths[every, at] > 0).sum())
-        return Description(self.rules[at].label, held, len(every), float(score), len(parts.held_out_options))
+        support = f"{held} of {len(every)} mappings"
+        return Description(self.rules[at].label, support, float(score), len(parts.held_out_options))
 
     def _best(self, scores: NDArray[np.float64], trials: int) -> int:
         """The rule of the best score; but of those within a standard error of it, the first on mappings.
