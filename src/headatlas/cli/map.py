@@ -301,26 +301,32 @@ def _fetched(atlas: Atlas) -> list[str]:
     return [f"read {size(read)} of {size(stored)} of weights ({100 * read / stored:.3g} %)"]
 
 
+_PLAN_TITLES = {
+    "bytes_to_read": "to read",
+    "memory_bytes": "memory",
+    "seconds_least": "time",
+    "inference_seconds_least": "evidence inference",
+    "streams": "layer by layer",
+}
+
+
 def plan_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     """The fields of a plan for people: sizes in units, time in words, each note on a row."""
     rows = []
     for name, value in plan.items():
         if name == "notes" or name.endswith("seconds_most"):
             continue
-        label = name.replace("bytes_to_read", "to read").replace("memory_bytes", "memory")
-        label = label.replace("inference_seconds_least", "evidence inference")
-        label = label.replace("seconds_least", "time").replace("streams", "layer by layer").replace("_", " ")
         if value is None:
             text = "–"
         elif isinstance(value, bool):
             text = "yes" if value else "no"
-        elif name in ("bytes_to_read", "memory_bytes"):
+        elif "bytes" in name:
             text = size(value)
         elif name.endswith("seconds_least"):
             text = f"{duration(value)} to {duration(plan[name.replace('least', 'most')])}"
         else:
             text = f"{value:,}" if isinstance(value, int) else str(value)
-        rows.append((label, text))
+        rows.append((_PLAN_TITLES.get(name, name.replace("_", " ")), text))
     return rows + [("note", str(note)) for note in plan.get("notes", ())]
 
 

@@ -214,11 +214,7 @@ def mine_relations_command(
         _write_new({out / f"{each.relation.name}.json": each.relation.to_json() for each in found.proposals})
     if as_json:
         rows = [
-            {
-                "relation": each.relation.name,
-                "heads": list(map(list, each.heads)),
-                "pairs": _pairs(each.relation),
-            }
+            {"relation": each.relation.name, "heads": each.heads, "pairs": _pairs(each.relation)}
             for each in found.proposals
         ]
         print_rows([atlas], rows, mined=found.caption(), least_heads=found.least_heads)
