@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock, patch
 
 import numpy as np
@@ -284,21 +283,6 @@ def test_steps() -> None:
         [1, 2, 4, 8],
         [1, 2, 4, 8, 16, 32],
     ]
-
-
-@pytest.mark.parametrize(
-    ("choices", "option"),
-    [
-        ({"shots": -1}, "`shots` is -1"),
-        ({"max_heads": 0}, "`max_heads` is 0"),
-        ({"sources": 5}, "`sources` is 5"),
-        ({"draws": 0}, "`draws` is 0"),
-        ({"method": "resample"}, "no method 'resample'"),
-    ],
-)
-def test_choices_that_make_no_sense(choices: dict[str, Any], option: str) -> None:
-    with pytest.raises(HeadatlasError, match=option):
-        AblationChoices(**choices)
 
 
 def test_random_heads_are_drawn_from_the_others(examined: Planted) -> None:
