@@ -242,11 +242,7 @@ class Look:
 
 @dataclass(frozen=True)
 class AblationChoices:
-    """How tasks are asked and heads ablated. docs/evidence.md says why these.
-
-    Raises:
-        HeadatlasError: A number is out of range, or there is no such method.
-    """
+    """How tasks are asked and heads ablated. docs/evidence.md says why these."""
 
     shots: int = field(default=5, metadata=_words("Examples before each question.", "N"))
     method: Method = field(
@@ -302,11 +298,7 @@ def require_type(name: str, value: object, kind: type) -> None:
 
 
 def memory_of(amount: str | int) -> int:
-    """Bytes of ``"6GB"``, ``"512 MiB"``, ``"6e9"`` or a number.
-
-    Raises:
-        HeadatlasError: It is no amount, or less than a megabyte.
-    """
+    """Bytes of ``"6GB"``, ``"512 MiB"``, ``"6e9"`` or a number, a megabyte at least."""
     units = {"": 1, "B": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
     units |= {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
     text = str(amount).upper().replace("E", "e")

@@ -79,9 +79,6 @@ def mine_relations(
         least_heads: Fewest heads that share a mapping; more are asked for while more than 5 % of the shared
             ones would be shared by chance.
         seed: Of the draws for chance.
-
-    Raises:
-        HeadatlasError: There are no salient operations, or `least_heads` is below 2.
     """
     if least_heads < 2:
         raise HeadatlasError(f"`least_heads` is {least_heads}: a mapping is shared by 2 heads or more.")

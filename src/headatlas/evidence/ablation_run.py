@@ -384,11 +384,7 @@ def _losses(
     orders: Mapping[str, list[Head]],
     method: Method,
 ) -> xr.Dataset:
-    """Loss and right answers of the whole model, and without the heads of each order.
-
-    Raises:
-        HeadatlasError: A loss is not finite.
-    """
+    """Loss and right answers of the whole model, and without the heads of each order."""
     model = subject.prepared.model
     conditions: dict[str, list[Head]] = {WHOLE: [], **orders}
     rows = {RUNNING_TEXT: texts, **{name: task.prompts for name, task in tasks.items()}}

@@ -71,9 +71,6 @@ def run_attention(subject: Subject, templates: Templates, *, own: bool = False) 
     """Measure preferences of every head for the sources of every scored relation, and store them.
 
     What is stored is not measured again; ``own`` templates have a place beside that of the shipped ones.
-
-    Raises:
-        HeadatlasError: How the model's family attends is not read yet.
     """
     model = subject.prepared.model
     model.queries(model.layers_with_heads[0])  # refused before anything runs

@@ -73,12 +73,7 @@ def open_subject(
     only: Sequence[str] | None = None,
     compute: Compute | None = None,
 ) -> Subject:
-    """Open the model of an atlas; only headers, tokenizer and hashes are read.
-
-    Raises:
-        HeadatlasError: The model is not the atlas's, is not on disk, or is too large for the memory of this
-            machine or of its GPU; or there is no such device.
-    """
+    """Open the model of an atlas; only headers, tokenizer and hashes are read."""
     compute = compute or Compute()
     device = pick_device(compute.device)
     prepared, path = reopened(atlas, model, tokenizer)
@@ -104,11 +99,7 @@ def reopened(
     model: str | Path | PreTrainedModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[PreparedMap, Path]:
-    """Prepare an atlas's map once more, whether or not the whole model fits; and the atlas's store.
-
-    Raises:
-        HeadatlasError: The model is not the atlas's or is not on disk.
-    """
+    """Prepare an atlas's map once more, whether or not the whole model fits; and the atlas's store."""
     if atlas.path is None:
         raise HeadatlasError(
             "evidence is stored with the atlas: map the model into a folder (out=…), or copy the atlas from "
@@ -125,11 +116,7 @@ def asked_again(
     tokenizer: PreTrainedTokenizerBase | None = None,
     relation: Relation | None = None,
 ) -> PreparedMap:
-    """Prepare an atlas's map once more, or the same map of another relation of any number of pairs.
-
-    Raises:
-        HeadatlasError: The model is not the atlas's, or its tokenizer can use no pair.
-    """
+    """Prepare an atlas's map once more, or the same map of another relation of any number of pairs."""
     lens = lens_named(atlas.lens)
     chosen = MapOptions(
         lens=lens,

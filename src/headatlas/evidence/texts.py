@@ -63,11 +63,7 @@ class Template:
 
     @classmethod
     def of(cls, text: Any, where: str) -> Template:
-        """Read a template.
-
-        Raises:
-            HeadatlasError: It is no text with exactly one slot.
-        """
+        """Read a template."""
         if not isinstance(text, str) or text.count(SLOT) != 1:
             raise HeadatlasError(
                 f"{where}: the template {text!r} needs exactly one {SLOT}, for the source word."
@@ -97,9 +93,6 @@ def read_templates(path: str | Path | None = None) -> Templates:
     Args:
         path: A JSON object with ``"context"`` (a list of templates), ``"tasks"`` (relation → template), or
             both. What it does not hold is as shipped; so are tasks of relations that it does not name.
-
-    Raises:
-        HeadatlasError: The file cannot be read, or a template has no slot.
     """
     if path is None:
         return _shipped()

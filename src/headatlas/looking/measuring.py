@@ -213,10 +213,6 @@ def measure_attention(
 
     ``weights`` are those of :func:`text_weights`. The file ``kept`` holds what is done, and a stopped run
     goes on from it; the caller deletes it. ``progress`` gets (sequences done, sequences in all).
-
-    Raises:
-        HeadatlasError: The model gives no attention weights, they are not finite, or ``kept`` cannot be
-            written.
     """
     layers = model.layers_with_heads
     sums = Sums.empty(sequences, len(layers), model.dims.n_heads)

@@ -67,9 +67,6 @@ def look_at(
     """Run one text through a model in float32 and keep what its heads attend to and bring.
 
     ``tell`` gets (layers done, layers in all) while the text goes through; what it raises ends it.
-
-    Raises:
-        HeadatlasError: The model gives no attention weights, or they are not finite.
     """
     layers, dims = model.layers_with_heads, model.dims
     outputs: dict[int, torch.Tensor] = {}

@@ -89,10 +89,6 @@ def sequences_for(model: Model, competing: NDArray[np.bool_], text: str | Path |
 
     ``competing`` [vocab] says which tokens stand for text. ``text`` is a file of one's own in the place of
     the shipped texts: UTF-8, cut into windows.
-
-    Raises:
-        HeadatlasError: The file cannot be read or is too short, the model takes too few positions, or the
-            tokenizer has too few words.
     """
     tokenizer, spec = model.tokenizer(), model.checkpoint.spec
     positions = most_positions(model.checkpoint.config)
