@@ -121,7 +121,7 @@ class Matched:
 
 
 def lending(
-    tokenizer: PreTrainedTokenizerBase, competing: Bools, most_tokens: int, relations: Sequence[Relation]
+    tokenizer: PreTrainedTokenizerBase, competing: Bools, relations: Sequence[Relation]
 ) -> dict[str, dict[str, Ids]]:
     """Relation → its sources with their token ids: of the shipped relations and of those given."""
     every = {each.name: each for each in (*core(), *library(), *relations)}
@@ -130,7 +130,7 @@ def lending(
 
     def usable(tokens: Ids) -> bool:
         known = all(t < len(competing) and competing[t] and t != unknown for t in tokens)
-        return 0 < len(tokens) <= most_tokens and known
+        return 0 < len(tokens) <= MOST_TOKENS and known
 
     return {
         name: {pair.source: ids[pair.source] for pair in each.pairs if usable(ids[pair.source])}
@@ -220,7 +220,7 @@ class _Asking:
         self.left_out: dict[str, str] = {}  # relation → why its words cannot be compared
         every = [each.relation for each in subject.relations]
         prepared = subject.prepared
-        lent = lending(prepared.model.tokenizer(), prepared.competing, MOST_TOKENS, every)
+        lent = lending(prepared.model.tokenizer(), prepared.competing, every)
         for relation in subject.relations:
             if relation.left_out:
                 continue

@@ -23,7 +23,7 @@ from headatlas.architectures.family import Family, families
 from headatlas.architectures.model import Model, open_model
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
-from headatlas.evidence.statistics import named_heads, random_heads
+from headatlas.evidence.statistics import Head, named_heads, random_heads
 from headatlas.files import atomic_write
 from headatlas.weights.checkpoints import open_checkpoint
 from headatlas.weights.loading import need_on_disk
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 Form = Literal["transformers", "transformer-lens", "nnsight", "checkpoint"]
 Action = Literal["silence", "scale", "watch"]
-Head = tuple[int, int]
 
 FUNCTIONS: dict[Action, tuple[str, str, str]] = {
     "silence": ("silenced", "Set to zero", "rows[..., chosen, :] = 0.0"),
