@@ -40,13 +40,10 @@ def behaviour(
     """Watch where every head of an atlas's model looks, and keep it in the atlas.
 
     Args:
-        atlas: An atlas from a folder.
-        model: Its model; by default the one that the atlas names.
-        tokenizer: Needed with a loaded model, which comes back as it was.
+        atlas, model, tokenizer, compute, progress: As for :func:`headatlas.evidence.inference`; a loaded
+            model comes back as it was.
         text: A UTF-8 file of one's own in the place of the shipped texts; kept beside them.
         only: Behaviours to return; all are measured, and q is over all.
-        compute: Its device; a model in memory stays where it is.
-        progress: As for :func:`headatlas.map_heads`.
 
     Returns:
         One row per behaviour, layer and head: layer, head, behaviour, value, expected, low, high (95 %, over

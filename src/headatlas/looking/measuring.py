@@ -28,7 +28,7 @@ from headatlas.atlas.evidence import evidence_group
 from headatlas.atlas.store import strings
 from headatlas.atlas.stored import SHIPPED, store_dataset
 from headatlas.devices import pick_device
-from headatlas.evidence.opening import check_model_fits, open_subject
+from headatlas.evidence.opening import check_model_fits, reopened
 from headatlas.evidence.recording import attention_by_layer, with_attention
 from headatlas.evidence.texts import BATCH_TOKENS
 from headatlas.files import atomic_write
@@ -83,14 +83,11 @@ def run_behaviour(
     Arguments and errors are those of :func:`headatlas.behaviour`. ``prepared`` is the map that has just made
     the atlas: its model is open and is not opened again.
     """
-    tell, path = progress or silent, atlas.path
+    tell, path, device = progress or silent, atlas.path, pick_device((compute or Compute()).device)
     if prepared is None or path is None:
         tell(Progress("open", 0, 0, atlas.model_name))
-        subject = open_subject(atlas, model, tokenizer, compute=compute)
-        prepared, path, device = subject.prepared, subject.path, subject.device
-    else:
-        device = pick_device((compute or Compute()).device)
-        check_model_fits(prepared, device)
+        prepared, path = reopened(atlas, model, tokenizer)
+    check_model_fits(prepared, device)
     sequences = sequences_for(prepared.model, prepared.competing, text)
     digest = hashlib.sha256(f"{DEFINITIONS} {sequences.digest}".encode()).hexdigest()
     group = evidence_group(path)
