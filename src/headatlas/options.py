@@ -52,6 +52,9 @@ TargetPolicy = Literal["single", "first-token"]
 Method = Literal["zero", "mean"]
 TokenChoice = Literal["wordlike", "initial", "all"]
 Sources = int | Literal["all"] | None
+RecipeForm = Literal["transformers", "transformer-lens", "nnsight", "checkpoint"]
+Action = Literal["silence", "scale", "watch"]
+"""Of a recipe: what it does to heads."""
 Layers = str | int | range | slice | Iterable[int] | None
 
 
@@ -114,7 +117,7 @@ class Thresholds:
                 raise HeadatlasError(f"`{name}` is {value!r}: it must be a number.")
             if not 0.0 <= value <= 1.0:
                 raise HeadatlasError(f"`{name}` is {value}: it must lie between 0 and 1.")
-        if self.criterion not in ("calibrated", "tau"):
+        if self.criterion not in get_args(Criterion):
             raise HeadatlasError(f"`criterion` is {self.criterion!r}: use 'calibrated' or 'tau'.")
 
     @classmethod
@@ -231,7 +234,7 @@ class Look:
     dpi: int = field(default=300, metadata=_words("Dots per inch of a PNG.", "N"))
 
     def __post_init__(self) -> None:
-        if self.colours not in ("green", "blue", "grey"):
+        if self.colours not in get_args(Colours):
             raise HeadatlasError(f"`colours` is {self.colours!r}: use 'green', 'blue' or 'grey'.")
         whole = isinstance(self.dpi, int) and not isinstance(self.dpi, bool)
         if not whole or not LEAST_DPI <= self.dpi <= MOST_DPI:

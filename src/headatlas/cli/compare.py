@@ -12,7 +12,6 @@ import typer
 from headatlas.addresses import output_path
 from headatlas.cli.options import (
     AsJson,
-    Lens,
     OutFile,
     PlottedData,
     QAt,
@@ -42,7 +41,7 @@ from headatlas.cli.output import (
     stopping,
 )
 from headatlas.errors import HeadatlasError
-from headatlas.options import Compute, Look, Preset
+from headatlas.options import Compute, LensName, Look, Preset
 
 if TYPE_CHECKING:
     from headatlas.arrangement.comparison import Comparison, HeadChanges
@@ -80,7 +79,7 @@ Maps = Annotated[
     ),
 ]
 LensOfModels = Annotated[
-    Lens | None,
+    LensName | None,
     option("--lens", "Of models: how a head sees a token. Default: as the first atlas, or neutral."),
 ]
 

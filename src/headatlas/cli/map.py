@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from headatlas.cli.options import (
     Adapter,
     AsJson,
-    Lens,
     LensOption,
     ModelArgument,
     Relations,
@@ -26,7 +25,7 @@ from headatlas.cli.options import (
 )
 from headatlas.cli.output import number, print_fields, print_json, progress_shown, say, say_more, stopping
 from headatlas.errors import HeadatlasError
-from headatlas.options import CEILING, Compute, Preset, Thresholds
+from headatlas.options import CEILING, Compute, LensName, Preset, Thresholds
 from headatlas.progress import duration
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ _FEW = 0.6
 def plan_command(
     model: ModelArgument,
     compute: Compute,
-    lens: Annotated[Lens, option("--lens", "How a head sees a token.")] = "neutral",
+    lens: Annotated[LensName, option("--lens", "How a head sees a token.")] = "neutral",
     relations: Relations = None,
     sources: Sources = None,
     remote: Remote = False,

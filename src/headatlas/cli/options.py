@@ -13,7 +13,7 @@ from dataclasses import Field, fields
 from functools import partial, wraps
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -26,15 +26,15 @@ from headatlas.options import (
     SAMPLE,
     AblationChoices,
     Compute,
+    LensName,
     Look,
+    TargetPolicy,
     Thresholds,
     preset,
 )
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
-
-Lens = Literal["neutral", "maps"]
 
 
 PARAMETERS = {"out": "-o", "width_mm": "--width", "form": "--as"}
@@ -142,14 +142,14 @@ Known = Annotated[
     ),
 ]
 LensOption = Annotated[
-    Lens | None, option("--lens", "How a head sees a token. Default: the preset's (neutral).")
+    LensName | None, option("--lens", "How a head sees a token. Default: the preset's (neutral).")
 ]
 PresetOption = Annotated[
     str | None,
     option("--preset", f"A named set of these numbers: {', '.join(PRESETS)}.", "NAME"),
 ]
 TargetPolicyOption = Annotated[
-    Literal["single", "first-token"],
+    TargetPolicy,
     option("--target-policy", "Whether a target of several tokens may count by its first."),
 ]
 Remote = Annotated[

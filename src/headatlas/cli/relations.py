@@ -13,7 +13,6 @@ from headatlas.cli.options import (
     AsJson,
     AtlasArgument,
     Known,
-    Lens,
     TargetPolicyOption,
     argument,
     askable_names,
@@ -23,7 +22,7 @@ from headatlas.cli.options import (
 )
 from headatlas.cli.output import Column, print_json, print_records, print_rows, say, say_error
 from headatlas.errors import HeadatlasError
-from headatlas.options import TargetPolicy
+from headatlas.options import LensName, TargetPolicy
 
 if TYPE_CHECKING:
     from headatlas.describing.mining import MinedRelation
@@ -67,7 +66,7 @@ def check_relations(
         str | None, option("--tokenizer", "Also count what this model's tokenizer can use.", "MODEL")
     ] = None,
     lens: Annotated[
-        Lens, option("--lens", "The lens to check for: maps needs sources of one token.")
+        LensName, option("--lens", "The lens to check for: maps needs sources of one token.")
     ] = "neutral",
     target_policy: TargetPolicyOption = "single",
     as_json: AsJson = False,
@@ -303,7 +302,7 @@ def _said(key: str) -> Callable[[dict[str, Any]], Any]:
 
 
 def _usable(
-    relations: tuple[Relation, ...], model: str, lens: Lens, target_policy: TargetPolicy
+    relations: tuple[Relation, ...], model: str, lens: LensName, target_policy: TargetPolicy
 ) -> list[dict[str, Any]]:
     """Count what a model's tokenizer can use of each relation."""
     from headatlas.architectures import open_model

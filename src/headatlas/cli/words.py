@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,7 +32,7 @@ from headatlas.cli.output import (
     stopping,
 )
 from headatlas.errors import HeadatlasError
-from headatlas.options import Compute
+from headatlas.options import Action, Compute, RecipeForm
 from headatlas.showing import tokens_shown
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ TheseHeads = Annotated[
     list[str] | None, option("--heads", "Or these heads, such as 23.4,24.5.", "LAYER.HEAD,…")
 ]
 Form = Annotated[
-    Literal["transformers", "transformer-lens", "nnsight", "checkpoint"],
+    RecipeForm,
     option(
         "--as",
         "The library that the Python is for. checkpoint: a safetensors file with the changed output "
@@ -161,7 +161,7 @@ Form = Annotated[
     ),
 ]
 Do = Annotated[
-    Literal["silence", "scale", "watch"],
+    Action,
     option("--do", "Set what heads bring to zero, multiply it by --factor, or collect it."),
 ]
 Factor = Annotated[float | None, option("--factor", "What --do scale multiplies by.", "F")]

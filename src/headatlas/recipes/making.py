@@ -15,7 +15,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from pprint import pformat
 from string import Template
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from headatlas import __version__
 from headatlas.addresses import output_path, shown
@@ -25,6 +25,7 @@ from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.statistics import Head, named_heads, random_heads
 from headatlas.files import atomic_write
+from headatlas.options import Action, RecipeForm
 from headatlas.weights.checkpoints import open_checkpoint
 from headatlas.weights.loading import need_on_disk
 from headatlas.weights.safetensors_source import SafetensorsSource
@@ -33,9 +34,6 @@ from headatlas.weights.source import fingerprint
 if TYPE_CHECKING:
     import torch
 
-
-Form = Literal["transformers", "transformer-lens", "nnsight", "checkpoint"]
-Action = Literal["silence", "scale", "watch"]
 
 FUNCTIONS: dict[Action, tuple[str, str, str]] = {
     "silence": ("silenced", "Set to zero", "rows[..., chosen, :] = 0.0"),
@@ -75,7 +73,7 @@ def recipe(
     relation: str | None = None,
     *,
     heads: Sequence[Head] | None = None,
-    form: Form = "transformers",
+    form: RecipeForm = "transformers",
     do: Action = "silence",
     factor: float | None = None,
     control: int = 0,
@@ -136,7 +134,7 @@ def recipe(
 
 
 def _check_choices(form: str, do: str, factor: Any, control: Any, out: object) -> None:
-    for name, value, known in (("form", form, get_args(Form)), ("do", do, get_args(Action))):
+    for name, value, known in (("form", form, get_args(RecipeForm)), ("do", do, get_args(Action))):
         if value not in known:
             raise HeadatlasError(f"`{name}` is {value!r}: use {', '.join(known)}.")
     if (factor is not None) != (do == "scale"):
