@@ -192,7 +192,7 @@ def as_options(message: str) -> str:
     ``--no-stream``, ``\\`force=True\\``` ``--force``.
     """
 
-    def option(found: re.Match[str]) -> str:
+    def written(found: re.Match[str]) -> str:
         name, value = found[1], found[2]
         if name not in PARAMETERS:
             return found[0]
@@ -202,7 +202,7 @@ def as_options(message: str) -> str:
             return f"--no-{name}"
         return f"{PARAMETERS[name]} {value}"
 
-    return re.sub(r"`(\w+)(?:=([^`]+))?`", option, message)
+    return re.sub(r"`(\w+)(?:=([^`]+))?`", written, message)
 
 
 def names_of(given: Sequence[str] | None, parameter: str = "only") -> list[str] | None:

@@ -140,7 +140,7 @@ class Mappings:
     @cached_property
     def heads(self) -> list[tuple[int, int]]:
         """(layer, head) of the heads that have mappings."""
-        return list(dict.fromkeys(zip(self.layer.tolist(), self.head.tolist(), strict=True)))
+        return list(self.rows)
 
     @cached_property
     def rows(self) -> dict[tuple[int, int], NDArray[np.int64]]:
