@@ -51,8 +51,8 @@ class Token:
     text: str  # as in running text, with the space before it
     word: str  # without spaces around it
     folded: str  # the word, case-folded
-    # ``"space"``, ``"number"``, ``"symbol"``, ``"other script"``, ``"piece"`` (letters without a space before
-    # them), ``"capitalised"`` or ``"lower"``
+    # "space", "number", "symbol", "other script", "piece" (letters without a space before them), "capitalised"
+    # or "lower".
     kind: str
 
 
@@ -104,12 +104,10 @@ def script(char: str) -> str:
 class Mappings:
     """The salient mappings of a model's heads, one a row."""
 
-    # layer, head: [n] of each mapping
-    layer: NDArray[np.int64]
-    head: NDArray[np.int64]
+    layer: NDArray[np.int64]  # [n]
+    head: NDArray[np.int64]  # [n]
     sources: tuple[Token, ...]  # [n] source tokens
-    # side → [n] target tokens of each mapping, strongest first
-    targets: dict[Side, tuple[tuple[Token, ...], ...]]
+    targets: dict[Side, tuple[tuple[Token, ...], ...]]  # side → [n] target tokens, strongest first
 
     @classmethod
     def of(cls, frame: pd.DataFrame) -> Mappings:
@@ -181,10 +179,9 @@ def _strings(value: Any, side: str) -> list[str]:
 class Halves:
     """A head's mappings, one half to be described and one held out, each among distractors."""
 
-    # described, held_out: rows of :class:`Mappings`
-    described: NDArray[np.int64]
+    described: NDArray[np.int64]  # rows of :class:`Mappings`
     held_out: NDArray[np.int64]
-    # described_options, held_out_options: [rows, 5] rows to choose from; the first is the right one
+    # [rows, 5] rows to choose from, the right one first.
     described_options: NDArray[np.int64]
     held_out_options: NDArray[np.int64]
 

@@ -49,14 +49,14 @@ class Rule:
     name: str
     label: str  # what a head does of which it is true
     side: Side = "promoted"  # which targets it speaks of
-    # whether it speaks of source and target together, of the sources or of the targets alone. In the latter
+    # Whether it speaks of source and target together, of the sources or of the targets alone. In the latter
     # cases mappings are no independent witnesses (a head may promote one token whatever the source), and
     # different words are counted.
     on: On = "mapping"
     holds: Holds | None = None  # source and target → whether it is true; None where the words decide
-    # case-folded (source, target) of which it is true
+    # Case-folded (source, target), and words, of which it is true.
     pairs: frozenset[tuple[str, str]] = field(default=frozenset(), repr=False)
-    words: frozenset[str] = field(default=frozenset(), repr=False)  # case-folded words of which it is true
+    words: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 # By spelling --------------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ class BehaviourRule:
     behaviours: tuple[str, ...]  # any of these is called (``atlas.behaviours``)
     copies: bool = False  # whether the head must implement a copying relation as well
     least: float = 0.0  # smallest share of attention
-    # whether it is taken only where no other rule is true: most heads rest on the first position
+    # Taken only where no other rule is true: most heads rest on the first position.
     last: bool = False
 
 

@@ -93,13 +93,12 @@ def run_attention(subject: Subject, templates: Templates, *, own: bool = False) 
 class Matched:
     """The words of a relation whose keys are compared."""
 
-    # positions, among the relation's usable pairs, of the sources that stand in the queries' texts
+    # Places, among the relation's usable pairs, of the sources that stand in the queries' texts.
     asked: tuple[int, ...]
     words: tuple[str, ...]  # as written, sources first
     ids: tuple[Ids, ...]
     is_source: Bools  # [n] whether each is a source
-    # [n] number of the kind of word each is; sources are compared with words of their kind only
-    stratum: NDArray[np.int64]
+    stratum: NDArray[np.int64]  # [n] kind of each word; sources are compared with words of their kind only
 
     @property
     def n_sources(self) -> int:

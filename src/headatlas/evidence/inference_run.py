@@ -60,8 +60,7 @@ SUMMARIES = {
 class InferenceTexts:
     """The texts of a run."""
 
-    # for all relations; None: for each relation those that it has of its own
-    templates: tuple[Template, ...] | None
+    templates: tuple[Template, ...] | None  # of all relations; None: of each relation its own
     most: int | None  # sources of a relation that are asked at most; None: all
 
     @classmethod

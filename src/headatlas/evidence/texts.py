@@ -57,7 +57,6 @@ def shipped_texts() -> list[tuple[str, str]]:
 class Template:
     """A text with one slot for the source word."""
 
-    # before, after: what stands before and after the slot
     before: str
     after: str
 

@@ -153,7 +153,7 @@ class Sums:
     shares: NDArray[np.float32]  # [text, behaviour, layer, head] attention on the positions of :data:`SHARES`
     spread: NDArray[np.float32]  # [text, behaviour, layer, head] of :data:`SPREAD`
     # [sequence, block, layer, head] mean attention that queries of a sequence of repeated tokens give the
-    # place where a block of each length has the token after the earlier occurrence
+    # place where a block of each length has the token after the earlier occurrence.
     repeated: NDArray[np.float32]
     attention: Floats  # [layer, head, query, key] summed over texts
     done: int  # sequences that are in, texts first
@@ -291,7 +291,7 @@ class Found:
     """One behaviour of all heads; arrays [layer, head]."""
 
     name: str
-    # value, expected, low, high, p: as the atlas stores them; p is NaN where nothing is tested
+    # As the atlas stores them; p is NaN where nothing is tested.
     value: Floats
     expected: Floats
     low: Floats

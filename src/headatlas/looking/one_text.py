@@ -34,7 +34,7 @@ class OneText:
     ids: tuple[int, ...]  # [T] token ids, with those that the tokenizer itself puts first
     texts: tuple[str, ...]  # [T] what each stands for
     attention: Mapping[int, torch.Tensor]  # Layer → [n_heads, T, T] float32, from query to key
-    # Layer → [n_heads, T, d_head] float32: what each head brings to the output projection
+    # Layer → [n_heads, T, d_head] float32: what each head brings to the output projection.
     outputs: Mapping[int, torch.Tensor]
 
     def written(self, model: Model, layer: int, head: int) -> torch.Tensor:
