@@ -51,8 +51,8 @@ class Token:
     text: str  # as in running text, with the space before it
     word: str  # without spaces around it
     folded: str  # the word, case-folded
-    # "space", "number", "symbol", "other script", "piece" (letters without a space before them), "capitalised"
-    # or "lower".
+    # "space", "number", "symbol", "other script", "piece" (letters without a space before them),
+    # "capitalised" or "lower".
     kind: str
 
 
