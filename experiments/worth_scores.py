@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from headatlas.architectures import LayerHeads, Model, RightMap
 from headatlas.atlas.layout import Layout, build_layout
-from headatlas.evidence.inference_run import from_states
 from headatlas.evidence.texts import Ids, Template, Text, place
 from headatlas.mapping.engine import map_layer
 from headatlas.mapping.inputs import LayerInputs, given_values
@@ -115,12 +114,15 @@ class Bench:
         """Scores of source states [n, d_model], layer by layer; ``right`` also decides on b_V."""
 
         def inputs(layer: int) -> LayerInputs:
-            return from_states(
-                self.model,
-                states(layer),
-                self.heads[layer],
-                self.rights[layer] if right else None,
+            rows = states(layer)
+            return LayerInputs(
+                dims=self.model.dims,
+                states=rows,
+                heads=self.heads[layer],
+                right=self.rights[layer] if right else None,
                 use_bias=right,
+                control_states=torch.zeros_like(rows),  # there is no control
+                control_right=None,
             )
 
         return self.kept(name, lambda: self._scores(inputs))

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 
 from headatlas.errors import HeadatlasError
-from headatlas.options import CEILING, FLOOR, PRESETS, Compute, Thresholds, layers_asked, memory_of, preset
+from headatlas.options import (
+    CEILING,
+    FLOOR,
+    PRESETS,
+    AblationChoices,
+    Compute,
+    Thresholds,
+    layers_asked,
+    memory_of,
+    preset,
+)
 
 
 def test_presets_are_those_of_the_specification() -> None:
@@ -177,3 +187,18 @@ def test_layers(layers: Any, expected: list[int]) -> None:
 def test_layers_that_mean_nothing(layers: Any, message: str) -> None:
     with pytest.raises(HeadatlasError, match=message):
         layers_asked(layers, 6)
+
+
+@pytest.mark.parametrize(
+    ("choices", "option"),
+    [
+        ({"shots": -1}, "`shots` is -1"),
+        ({"max_heads": 0}, "`max_heads` is 0"),
+        ({"sources": 5}, "`sources` is 5"),
+        ({"draws": 0}, "`draws` is 0"),
+        ({"method": "resample"}, "no method 'resample'"),
+    ],
+)
+def test_choices_that_make_no_sense(choices: dict[str, Any], option: str) -> None:
+    with pytest.raises(HeadatlasError, match=option):
+        AblationChoices(**choices)

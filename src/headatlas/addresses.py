@@ -39,11 +39,7 @@ def shown(spec: str) -> str:
 
 
 def output_path(given: str | Path) -> Path:
-    """A file or folder to write, which must be a path.
-
-    Raises:
-        HeadatlasError: It is an address, or ``-``.
-    """
+    """A file or folder to write, which must be a path: no address, and not ``-``."""
     text = str(given)
     if text == "-":
         raise HeadatlasError("`out` -: nothing goes to standard output; give the name of a file or folder.")

@@ -152,50 +152,22 @@ def side_by_side(
             torch.set_num_threads(cores)
 
 
-class _StrictProducts:
-    """torch's settings for what float32 and bfloat16 products may lose, switched off while anyone asks.
-
-    They are global. Threads that work on several GPUs ask at the same time: the first switches them, the last
-    puts them back.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._asking = 0
-        self._before: list[tuple[Any, str, Any]] = []
-
-    @staticmethod
-    def _strict() -> list[tuple[Any, str, Any]]:
-        import torch
-
-        backends: Any = torch.backends
-        return [
-            (backends.cuda.matmul, "fp32_precision", "ieee"),
-            (backends.mkldnn.matmul, "fp32_precision", "ieee"),
-            (backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
-            (backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False),
-        ]
-
-    def switch(self) -> None:
-        """Make products strict."""
-        with self._lock:
-            if not self._asking:
-                strict = self._strict()
-                self._before = [(where, name, getattr(where, name)) for where, name, _ in strict]
-                for where, name, value in strict:
-                    setattr(where, name, value)
-            self._asking += 1
-
-    def put_back(self) -> None:
-        """Put the settings back once nobody asks for strict products any more."""
-        with self._lock:
-            self._asking -= 1
-            if not self._asking:
-                for where, name, value in self._before:
-                    setattr(where, name, value)
+_LOCK = threading.Lock()
+_ASKING: list[list[tuple[Any, str, Any]]] = []
+"""The settings that were, for each block that asks for strict products: the last one puts them back."""
 
 
-_STRICT = _StrictProducts()
+def _strict_settings() -> list[tuple[Any, str, Any]]:
+    """torch's settings, of the whole process, for what float32 and bfloat16 products may lose; all off."""
+    import torch
+
+    backends: Any = torch.backends
+    return [
+        (backends.cuda.matmul, "fp32_precision", "ieee"),
+        (backends.mkldnn.matmul, "fp32_precision", "ieee"),
+        (backends.cuda.matmul, "allow_bf16_reduced_precision_reduction", False),
+        (backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False),
+    ]
 
 
 @contextmanager
@@ -212,6 +184,16 @@ def strict_products() -> Iterator[None]:
         for kind in ("cpu", "cuda", "mps"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        _STRICT.switch()
-        stack.callback(_STRICT.put_back)
-        yield
+        with _LOCK:
+            strict = _strict_settings()
+            were = [(at, name, getattr(at, name)) for at, name, _ in strict]
+            _ASKING.append(_ASKING[0] if _ASKING else were)
+            for at, name, value in strict:
+                setattr(at, name, value)
+        try:
+            yield
+        finally:
+            with _LOCK:
+                were = _ASKING.pop()
+                for at, name, value in () if _ASKING else were:
+                    setattr(at, name, value)

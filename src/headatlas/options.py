@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from headatlas.errors import HeadatlasError
 
@@ -36,6 +36,8 @@ LEAST_MEMORY = 1 << 20
 """A smaller ``max_memory`` is a missing unit."""
 
 LEAST_DPI, MOST_DPI = 30, 2400
+LEAST_ASKED = 20
+"""A task of fewer questions is not ablated."""
 
 Colours = Literal["green", "blue", "grey"]
 Criterion = Literal["calibrated", "tau"]
@@ -47,8 +49,12 @@ FigureKind = Literal[
 Panels = Literal["category", "subcategory", "relation"]
 LensName = Literal["neutral", "maps"]
 TargetPolicy = Literal["single", "first-token"]
+Method = Literal["zero", "mean"]
 TokenChoice = Literal["wordlike", "initial", "all"]
 Sources = int | Literal["all"] | None
+RecipeForm = Literal["transformers", "transformer-lens", "nnsight", "checkpoint"]
+Action = Literal["silence", "scale", "watch"]
+"""Of a recipe: what it does to heads."""
 Layers = str | int | range | slice | Iterable[int] | None
 
 
@@ -111,7 +117,7 @@ class Thresholds:
                 raise HeadatlasError(f"`{name}` is {value!r}: it must be a number.")
             if not 0.0 <= value <= 1.0:
                 raise HeadatlasError(f"`{name}` is {value}: it must lie between 0 and 1.")
-        if self.criterion not in ("calibrated", "tau"):
+        if self.criterion not in get_args(Criterion):
             raise HeadatlasError(f"`criterion` is {self.criterion!r}: use 'calibrated' or 'tau'.")
 
     @classmethod
@@ -228,7 +234,7 @@ class Look:
     dpi: int = field(default=300, metadata=_words("Dots per inch of a PNG.", "N"))
 
     def __post_init__(self) -> None:
-        if self.colours not in ("green", "blue", "grey"):
+        if self.colours not in get_args(Colours):
             raise HeadatlasError(f"`colours` is {self.colours!r}: use 'green', 'blue' or 'grey'.")
         whole = isinstance(self.dpi, int) and not isinstance(self.dpi, bool)
         if not whole or not LEAST_DPI <= self.dpi <= MOST_DPI:
@@ -238,18 +244,35 @@ class Look:
 
 
 @dataclass(frozen=True)
+class AblationChoices:
+    """How tasks are asked and heads ablated. docs/evidence.md says why these."""
+
+    shots: int = field(default=5, metadata=_words("Examples before each question.", "N"))
+    method: Method = field(
+        default="zero", metadata=_words("What takes the place of a head's output: nothing, or its mean.")
+    )
+    sources: int = field(default=64, metadata=_words("At most so many questions a relation.", "N"))
+    max_heads: int = field(default=32, metadata=_words("At most so many heads are ablated.", "N"))
+    draws: int = field(default=5, metadata=_words("Draws of random heads.", "N"))
+    seed: int = field(default=0, metadata=_words("Of the draws.", "N"))
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise HeadatlasError(f"`method`: there is no method {self.method!r}; use zero or mean.")
+        least = {"shots": 0, "sources": LEAST_ASKED, "max_heads": 1, "draws": 1, "seed": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < low:
+                raise HeadatlasError(f"`{name}` is {value!r}: it must be a whole number of at least {low}.")
+
+
+@dataclass(frozen=True)
 class Preset:
-    """A named set of choices for a whole map.
+    """A named set of choices for a whole map."""
 
-    Attributes:
-        thresholds: How the atlas is read; ``"tau"`` is the paper's criterion (the score alone).
-        lens: The lens.
-        mask: Whether token ids that no text can produce are kept from competing.
-    """
-
-    thresholds: Thresholds
+    thresholds: Thresholds  # how the atlas is read; ``"tau"`` is the paper's criterion (the score alone)
     lens: LensName
-    mask: bool
+    mask: bool  # whether token ids that no text can produce are kept from competing
 
 
 PRESETS = {
@@ -277,17 +300,8 @@ def require_type(name: str, value: object, kind: type) -> None:
         )
 
 
-def choices(kind: type) -> tuple[Field[Any], ...]:
-    """The fields of a class of choices; each has ``help`` and ``metavar`` in its metadata."""
-    return fields(kind)
-
-
 def memory_of(amount: str | int) -> int:
-    """Bytes of ``"6GB"``, ``"512 MiB"``, ``"6e9"`` or a number.
-
-    Raises:
-        HeadatlasError: It is no amount, or less than a megabyte.
-    """
+    """Bytes of ``"6GB"``, ``"512 MiB"``, ``"6e9"`` or a number, a megabyte at least."""
     units = {"": 1, "B": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
     units |= {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
     text = str(amount).upper().replace("E", "e")

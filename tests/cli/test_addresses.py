@@ -41,23 +41,16 @@ ADDRESS = "memory://me:secret@somewhere/out"
 PRINTED = "memory://somewhere/out/atlas.zarr"
 
 
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("atlas") / "out"
-    make_atlas(folder / "atlas.zarr", 4, 3)
-    return folder
-
-
 @pytest.fixture
-def there(here: Path) -> str:
+def there(shared_folder: Path) -> str:
     """The address of a copy, with credentials."""
-    fsspec.filesystem("memory").put(f"{here}/", f"{ADDRESS}/", recursive=True)
+    fsspec.filesystem("memory").put(f"{shared_folder}/", f"{ADDRESS}/", recursive=True)
     return ADDRESS
 
 
-def test_it_is_the_same_atlas(here: Path, there: str) -> None:
-    local = Atlas.open(here)
-    for address in (there, f"{there}/", f"{there}/atlas.zarr", f"file://{here}"):
+def test_it_is_the_same_atlas(shared_folder: Path, there: str) -> None:
+    local = Atlas.open(shared_folder)
+    for address in (there, f"{there}/", f"{there}/atlas.zarr", f"file://{shared_folder}"):
         remote = Atlas.open(address)
         assert remote.dataset.identical(local.dataset) and remote.table().equals(local.table())
         assert remote.path is None and not remote.evidence
@@ -124,30 +117,32 @@ def served(measured: Path) -> Iterator[str]:
     server.server_close()
 
 
-@pytest.mark.parametrize("over", ["memory", "http"])
-def test_evidence_is_read_at_an_address(run: Run, measured: Path, served: str, over: str) -> None:
-    address = served
-    if over == "memory":
-        address = "memory://me:secret@measured/out"
-        fsspec.filesystem("memory").put(f"{measured}/", f"{address}/", recursive=True)
-    local, remote = Atlas.open(measured), Atlas.open(address)
+@pytest.fixture(params=["memory", "http"])
+def elsewhere(request: pytest.FixtureRequest, measured: Path) -> str:
+    """The address of the measured atlas."""
+    if request.param == "http":
+        return str(request.getfixturevalue("served"))
+    address = "memory://me:secret@measured/out"
+    fsspec.filesystem("memory").put(f"{measured}/", f"{address}/", recursive=True)
+    return address
+
+
+def test_evidence_is_read_at_an_address(run: Run, measured: Path, elsewhere: str) -> None:
+    local, remote = Atlas.open(measured), Atlas.open(elsewhere)
     assert len(remote.behaviours) == 24 and remote.behaviours.equals(local.behaviours)
     assert remote.labels()["label"].tolist() == ["copies names"]
     assert remote.evidence and remote.table().equals(local.table())
     assert remote.path is None and remote.head(1, 2).statements == local.head(1, 2).statements
     for name, *rest in (["heads"], ["head", "1.2"], ["info", "--json"], ["head", "1.2", "--json"]):
-        there, here = (run(name, place, *rest).stdout for place in (address, measured))
+        there, here = (run(name, place, *rest).stdout for place in (elsewhere, measured))
         assert "secret" not in there
-        assert there.replace(shown(f"{address}/atlas.zarr"), "") == here.replace(f"{measured}/atlas.zarr", "")
+        assert there.replace(shown(f"{elsewhere}/atlas.zarr"), "") == here.replace(
+            f"{measured}/atlas.zarr", ""
+        )
 
 
-@pytest.mark.parametrize("over", ["memory", "http"])
-def test_ablations_and_preferences_are_read_at_an_address(measured: Path, served: str, over: str) -> None:
-    address = served
-    if over == "memory":
-        address = "memory://me:secret@tested/out"
-        fsspec.filesystem("memory").put(f"{measured}/", f"{address}/", recursive=True)
-    local, remote = Atlas.open(measured), Atlas.open(address)
+def test_ablations_and_preferences_are_read_at_an_address(measured: Path, elsewhere: str) -> None:
+    local, remote = Atlas.open(measured), Atlas.open(elsewhere)
     kinds: tuple[type[Stored], ...] = (Ablation, HeadsAblation, Preferences)
     for kind in kinds:
         (here,), (there,) = (kind.all_in(atlas.place) for atlas in (local, remote))
@@ -184,10 +179,10 @@ def test_damaged_evidence_at_an_address_is_left_out(measured: Path) -> None:
         atlas.behaviours  # noqa: B018
 
 
-def test_reading_commands(run: Run, here: Path, there: str, tmp_path: Path) -> None:
+def test_reading_commands(run: Run, shared_folder: Path, there: str, tmp_path: Path) -> None:
     for name, *rest in (["heads", "--all"], ["head", "2.1"], ["describe"], ["structure"]):
-        assert run(name, there, *rest).stdout == run(name, here, *rest).stdout
-    assert run("compare", there, here).output
+        assert run(name, there, *rest).stdout == run(name, shared_folder, *rest).stdout
+    assert run("compare", there, shared_folder).output
     assert parsed(run("info", there, "--json"))["path"] == PRINTED
     assert "secret" not in run("info", there).output
     for command, name in (("plot", "a.svg"), ("report", "a.html"), ("export", "a.parquet")):
@@ -244,10 +239,10 @@ def test_file_systems_that_are_not_there(address: str, says: str) -> None:
         Path("s3://bucket/out"),
     ],
 )
-def test_nothing_is_written_to_an_address(given: str | Path, here: Path) -> None:
+def test_nothing_is_written_to_an_address(given: str | Path, shared_folder: Path) -> None:
     from headatlas.figures import save
 
-    atlas = Atlas.open(here)
+    atlas = Atlas.open(shared_folder)
     for write in (
         lambda: output_path(given),
         lambda: check_writable(given),
@@ -261,12 +256,12 @@ def test_nothing_is_written_to_an_address(given: str | Path, here: Path) -> None
     assert not Path("s3:").exists()
 
 
-def test_commands_refuse_an_address_to_write_to(run: Run, here: Path) -> None:
+def test_commands_refuse_an_address_to_write_to(run: Run, shared_folder: Path) -> None:
     address = "s3://me:secret@bucket/figure.svg"
     for command in (
         ["map", "no/model", "-o"],
-        *(["plot", here, "-o"], ["report", here, "-o"], ["structure", here, "-o"]),
-        ["compare", here, here, "-o"],
+        *(["plot", shared_folder, "-o"], ["report", shared_folder, "-o"], ["structure", shared_folder, "-o"]),
+        ["compare", shared_folder, shared_folder, "-o"],
     ):
         result = run(*command, address, code=2)
         assert "s3://bucket/figure.svg: nothing is written to an address" in result.output

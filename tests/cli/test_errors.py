@@ -55,7 +55,13 @@ from tests.cli.conftest import Run
             ["map", "smollm2-135m", "-o", "{no}", "--lens", "foo"],
             ["--lens: 'foo' is not one of 'neutral', 'maps'"],
         ),
-        (["map", "smollm2-135m", "-o", "{no}", "--ceiling", "few"], ["--ceiling: ", "valid integer"]),
+        (
+            ["map", "smollm2-135m", "-o", "{no}", "--ceiling", "few"],
+            ["--ceiling is few: it must be a whole"],
+        ),
+        (["heads", "{dir}", "--tau", "high"], ["--tau is high: it must be a number"]),
+        (["heads", "{dir}", "--limit", "-1"], ["--limit is -1: it must be at least 1"]),
+        (["serve", "{dir}", "--port", "99999"], ["--port is 99999: it must be at most 65535"]),
     ],
 )
 def test_one_clear_line(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from headatlas.cli import app
 from headatlas.cli.heads import heads_command
 from headatlas.cli.options import PARAMETERS, as_options, names_of
 from headatlas.errors import HeadatlasError
-from headatlas.options import Compute, Thresholds, choices
+from headatlas.options import Compute, Thresholds
 from tests.cli.conftest import Run, parsed
 from tests.synthetic import make_atlas
 
@@ -58,7 +59,7 @@ READING = ("heads", "head", "describe", "plot", "report", "export", "structure",
 @pytest.mark.parametrize("name", [*READING, "map"])
 def test_every_command_that_reads_takes_all_thresholds(name: str) -> None:
     there = options_of(name)
-    for each in choices(Thresholds):
+    for each in fields(Thresholds):
         option = there[PARAMETERS[each.name]]
         assert option.help == each.metadata["help"] and option.default is None
     assert "--preset" in there
@@ -66,7 +67,7 @@ def test_every_command_that_reads_takes_all_thresholds(name: str) -> None:
 
 
 def test_a_command_that_computes_takes_what_it_can_use() -> None:
-    every = {PARAMETERS[each.name] for each in choices(Compute)}
+    every = {PARAMETERS[each.name] for each in fields(Compute)}
     assert every <= set(options_of("map"))
     assert every & set(options_of("plan")) == every - {"--cluster"}
     for name in ("inference", "ablation"):
@@ -77,7 +78,7 @@ def test_a_command_that_computes_takes_what_it_can_use() -> None:
 def test_the_signature_of_a_command_that_reads_an_atlas() -> None:
     parameters = inspect.signature(heads_command).parameters
     own = ["only", "category", "everything", "limit", "label", "as_json"]
-    assert list(parameters) == ["folder", *own, *(each.name for each in choices(Thresholds)), "preset"]
+    assert list(parameters) == ["folder", *own, *(each.name for each in fields(Thresholds)), "preset"]
     assert "atlas" not in parameters
 
 

@@ -285,7 +285,7 @@ def judged(answer: Any, folder: Path, frame: Any = None) -> tuple[Any, Any]:
 
 def test_a_description_is_judged_on_what_it_was_not_made_from(tmp_path: Path) -> None:
     found, stub = judged(honest, tmp_path)
-    assert (found.text, found.right, found.trials) == ("Copies the source.", 15, 15)
+    assert (found.label, found.score, found.trials) == ("Copies the source.", 1.0, 15)
     assert len(stub.asked) == 16
     seen = {each["source"] for each in json.loads(stub.asked[0]["messages"][1]["content"])}
     questions = [json.loads(body["messages"][1]["content"]) for body in stub.asked[1:]]
@@ -309,7 +309,7 @@ def test_always_the_same_choice_is_chance(tmp_path: Path) -> None:
         return completion({"description": "perfect"} if isinstance(data, list) else {"choice": 1})
 
     found, _ = judged(obeys, tmp_path)
-    assert found.right / found.trials <= CHANCE + 2 * np.sqrt(CHANCE * (1 - CHANCE) / 15)
+    assert found.score <= CHANCE + 2 * np.sqrt(CHANCE * (1 - CHANCE) / 15)
 
 
 def test_hostile_tokens_are_data(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_a_hostile_description_is_one_short_visible_line(tmp_path: Path, said: s
         return completion({"description": said} if isinstance(data, list) else {"choice": 9})
 
     found, _ = judged(answer, tmp_path)
-    assert found.text == kept and found.right == 0, "a choice that there is not is a wrong one"
+    assert found.label == kept and found.score == 0, "a choice that there is not is a wrong one"
 
 
 def test_no_description_is_none(tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ def test_a_planted_operation_is_named(
     found = described(planted({HEAD: plant}, sources=given))
     assert found is not None
     assert (found.label, found.proved) == (label, True)
-    assert found.of == 30 and found.holds >= 20 and found.score > 0.8
+    holds, _, of, _ = found.support.split()
+    assert int(holds) >= 20 and of == "30" and found.score > 0.8
 
 
 def test_suppression_has_labels_of_its_own() -> None:
@@ -108,7 +109,7 @@ def test_the_held_out_half_alone_decides() -> None:
     gone = (frame["layer"] == HEAD[0]) & (frame["head"] == HEAD[1]) & frame["order"].isin(orders)
     frame.loc[gone, "promoted"] = frame.loc[gone, "promoted"].map(lambda each: ["ĠNothing", *each[1:]])
     found = described(frame)
-    assert found is not None and found.label == "copies" and found.holds == 15
+    assert found is not None and found.label == "copies" and found.support == "15 of 30 mappings"
     assert found.score == pytest.approx(CHANCE) and not found.proved
 
 

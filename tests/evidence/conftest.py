@@ -13,8 +13,9 @@ import torch
 from headatlas.atlas import Atlas
 from headatlas.atlas.evidence import Dynamic, HeadsAblation, Preferences
 from headatlas.evidence import ablation_run, attention_run, inference_run, opening
-from headatlas.evidence.ablation_run import Ablations, Choices
+from headatlas.evidence.ablation_run import Ablations
 from headatlas.evidence.texts import read_templates
+from headatlas.options import AblationChoices
 from tests.evidence.planted import planted_atlas, template_file
 
 
@@ -55,7 +56,7 @@ def run_ablation(
     only: Any = None,
     progress: Any = None,
     templates: Any = None,
-    choices: Choices = Choices(),  # noqa: B008 (frozen)
+    choices: AblationChoices = AblationChoices(),  # noqa: B008 (frozen)
 ) -> Ablations:
     """The ablations that ``ha.evidence.ablation`` sums up."""
     with opening.examined(atlas, *loaded, progress=progress) as subject:
@@ -67,7 +68,7 @@ def run_chosen(
     heads: Any,
     only: Any = None,
     templates: Any = None,
-    choices: Choices = Choices(),  # noqa: B008
+    choices: AblationChoices = AblationChoices(),  # noqa: B008
 ) -> HeadsAblation:
     """The losses without chosen heads that ``ha.evidence.ablation`` sums up."""
     with opening.examined(atlas) as subject:
@@ -94,5 +95,5 @@ def examined(mapped: Planted, tmp_path_factory: pytest.TempPathFactory) -> Plant
     """The same with evidence of both kinds."""
     planted = mapped.copied(tmp_path_factory.mktemp("examined") / "out")
     run_inference(planted.atlas, templates=planted.templates)
-    run_ablation(planted.atlas, templates=planted.templates, choices=Choices(shots=0))
+    run_ablation(planted.atlas, templates=planted.templates, choices=AblationChoices(shots=0))
     return planted

@@ -14,9 +14,9 @@ from headatlas.atlas import Atlas
 from headatlas.atlas.evidence import HeadsAblation
 from headatlas.errors import HeadatlasError
 from headatlas.evidence import ablation_run as chosen_module
-from headatlas.evidence.ablation_run import Choices
 from headatlas.evidence.statistics import summarise_heads
 from headatlas.evidence.texts import LENGTH, Template, make_task, running_texts
+from headatlas.options import AblationChoices
 from headatlas.weights import load_modules, open_checkpoint
 from tests.cli.conftest import invoke, parsed
 from tests.evidence.conftest import Planted, run_chosen
@@ -25,7 +25,7 @@ from tests.mapping.checkpoints import word_tokenizer
 from tests.mapping.planting import D_HEAD
 from tests.mapping.planting import HEADS as N_HEADS
 
-NO_SHOTS = Choices(shots=0, draws=3)
+NO_SHOTS = AblationChoices(shots=0, draws=3)
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +93,12 @@ def test_random_heads_are_of_the_same_layers(mapped: Planted, without: Planted) 
     (found,) = HeadsAblation.all_in(without.atlas.path)
     assert found.heads == [(LAYER, HEADS["first"])] and len(found.draws) == 3
     heads = [(0, 1), (LAYER, 0), (LAYER, 3)]
-    drawn = chosen_module._drawn(heads, N_HEADS, Choices(draws=50))
+    drawn = chosen_module._drawn(heads, N_HEADS, AblationChoices(draws=50))
     assert len(drawn) == 3 * 1 and all(set(draw).isdisjoint(heads) for draw in drawn.values())
     assert all([layer for layer, _ in draw] == [0, LAYER, LAYER] for draw in drawn.values())
     assert len({tuple(draw) for draw in drawn.values()}) == len(drawn)
     everything = [(1, head) for head in range(N_HEADS)]
-    assert chosen_module._drawn(everything, N_HEADS, Choices()) == {}
+    assert chosen_module._drawn(everything, N_HEADS, AblationChoices()) == {}
 
 
 def test_a_whole_layer_has_no_random_heads(mapped: Planted, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from headatlas.architectures import open_model
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.evidence import opening
-from headatlas.evidence.ablation_run import Choices
 from headatlas.evidence.asking import Questions, ablated
 from headatlas.evidence.recording import watch
 from headatlas.evidence.statistics import agreement
@@ -21,6 +20,7 @@ from headatlas.evidence.texts import Text
 from headatlas.lenses import forward
 from headatlas.lenses.forward import running
 from headatlas.mapping.run import map_heads
+from headatlas.options import AblationChoices
 from headatlas.weights import open_checkpoint
 from tests.evidence.conftest import Planted, run_ablation, run_inference
 from tests.evidence.planted import template_file
@@ -82,7 +82,7 @@ def test_a_hybrid_model(family: str, tmp_path: Path) -> None:
             word_tokenizer(),
             only=["one"],
             templates=template_file(tmp_path, tasks={"one": "The {}"}),
-            choices=Choices(shots=2, max_heads=1, method="mean"),
+            choices=AblationChoices(shots=2, max_heads=1, method="mean"),
         )
     assert [each.relation for each in done.done] == ["one"] or "calls no head" in done.skipped["one"]
 

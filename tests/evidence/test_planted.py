@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock, patch
 
 import numpy as np
@@ -24,13 +23,14 @@ from headatlas.atlas.store import read_array
 from headatlas.errors import HeadatlasError
 from headatlas.evidence import ablation_run as ablation_module
 from headatlas.evidence import inference_run as inference_module
-from headatlas.evidence.ablation_run import Choices, steps_to
+from headatlas.evidence.ablation_run import steps_to
 from headatlas.evidence.inference_run import InferenceTexts
 from headatlas.evidence.opening import relations_of
 from headatlas.evidence.statistics import agree, agreement, sampling, summarise_ablations
 from headatlas.mapping import workers
 from headatlas.mapping.plan import CONTEXT_TEXTS, TOKENS_AFTER
 from headatlas.mapping.run import map_heads
+from headatlas.options import AblationChoices
 from headatlas.progress import Progress
 from headatlas.relations import drawn
 from headatlas.weights import load_modules, open_checkpoint
@@ -39,7 +39,7 @@ from tests.evidence.planted import HEADS, LAYER, N, template_file
 from tests.mapping.checkpoints import word_tokenizer
 from tests.mapping.planting import VOCAB, random_model
 
-NO_SHOTS = Choices(shots=0)
+NO_SHOTS = AblationChoices(shots=0)
 
 
 def test_what_evidence_says_of_the_planted_heads(examined: Planted) -> None:
@@ -82,7 +82,10 @@ def test_the_mean_in_place_of_a_head(examined: Planted, tmp_path: Path) -> None:
     """Other sources' answers are no answer; both methods stay beside each other in the atlas."""
     planted = examined.copied(tmp_path / "out")
     done = run_ablation(
-        planted.atlas, only=["first"], templates=planted.templates, choices=Choices(shots=0, method="mean")
+        planted.atlas,
+        only=["first"],
+        templates=planted.templates,
+        choices=AblationChoices(shots=0, method="mean"),
     ).done
     assert summarise_ablations(done)["without_relation"].item() <= 0.1
     kept = [(each.relation, each.method) for each in planted.atlas.evidence.ablations]
@@ -199,13 +202,13 @@ def test_an_atlas_in_memory_cannot_hold_evidence(mapped: Planted) -> None:
         ),
         (
             "The {}",
-            Choices(shots=20),
+            AblationChoices(shots=20),
             r"15 pairs can be asked, at least 20 needed; examples are not asked, see `shots`",
         ),
     ],
 )
 def test_relations_that_cannot_be_ablated_are_listed(
-    mapped: Planted, tmp_path: Path, task: str, choices: Choices, why: str
+    mapped: Planted, tmp_path: Path, task: str, choices: AblationChoices, why: str
 ) -> None:
     planted = mapped.copied(tmp_path / "out")
     file = template_file(tmp_path, tasks={"first": task})
@@ -280,21 +283,6 @@ def test_steps() -> None:
         [1, 2, 4, 8],
         [1, 2, 4, 8, 16, 32],
     ]
-
-
-@pytest.mark.parametrize(
-    ("choices", "option"),
-    [
-        ({"shots": -1}, "`shots` is -1"),
-        ({"max_heads": 0}, "`max_heads` is 0"),
-        ({"sources": 5}, "`sources` is 5"),
-        ({"draws": 0}, "`draws` is 0"),
-        ({"method": "resample"}, "no method 'resample'"),
-    ],
-)
-def test_choices_that_make_no_sense(choices: dict[str, Any], option: str) -> None:
-    with pytest.raises(HeadatlasError, match=option):
-        Choices(**choices)
 
 
 def test_random_heads_are_drawn_from_the_others(examined: Planted) -> None:

@@ -13,9 +13,19 @@ from scipy import stats
 import headatlas as ha
 from headatlas.architectures import Model, open_model
 from headatlas.evidence.texts import LENGTH
-from headatlas.looking.measuring import SHARES, SPREAD, Sums, measure_attention, text_weights
+from headatlas.looking.measuring import (
+    SHARES,
+    SPREAD,
+    Sums,
+    compared,
+    elsewhere,
+    findings,
+    measure_attention,
+    other_blocks,
+    text_weights,
+    uniform,
+)
 from headatlas.looking.sequences import Sequences, sequences_for
-from headatlas.looking.statistics import compared, elsewhere, findings, other_blocks, uniform
 from headatlas.mapping.run import map_heads
 from headatlas.weights import open_checkpoint
 from tests.looking.planted import some_relation

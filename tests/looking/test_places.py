@@ -11,8 +11,7 @@ import pytest
 
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.texts import LENGTH, shipped_texts
-from headatlas.looking.places import IN_TEXT, Pieces, everywhere, places
-from headatlas.looking.sequences import BLOCKS, PER_BLOCK, sequences_for
+from headatlas.looking.sequences import BLOCKS, IN_TEXT, PER_BLOCK, Pieces, everywhere, places, sequences_for
 from tests.looking.test_measuring import EVERY, opened
 
 TEXTS = (

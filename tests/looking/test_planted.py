@@ -12,7 +12,7 @@ import torch
 
 import headatlas as ha
 from headatlas.atlas import Atlas
-from headatlas.looking.run import run_behaviour
+from headatlas.looking.measuring import run_behaviour
 from headatlas.mapping import prepared
 from headatlas.mapping.prepared import PreparedMap
 from headatlas.mapping.run import map_heads
@@ -62,7 +62,7 @@ def test_random_models_are_not_called(family: str, seed: int, text: Path, tmp_pa
 
 def test_p_is_uniform_where_there_is_nothing(watched: Path) -> None:
     """Sequences of pure chance: the share of small p is the nominal one."""
-    from headatlas.looking.statistics import compared
+    from headatlas.looking.measuring import compared
 
     rng = np.random.default_rng(0)
     values = rng.beta(2.0, 8.0, size=(60, 100, 100))

@@ -18,7 +18,7 @@ from headatlas import looking
 from headatlas.atlas import Atlas
 from headatlas.atlas.behaviours import COLUMNS, Looking, best_first
 from headatlas.errors import HeadatlasError
-from headatlas.looking import measuring, run
+from headatlas.looking import measuring
 from tests.cli.conftest import invoke, parsed
 from tests.looking.planted import PLANTED, text_file
 
@@ -62,13 +62,13 @@ def test_table_and_figure_are_written(watched: Path, text: Path, tmp_path: Path)
 def test_what_is_stored_is_not_measured_again(watched: Path, text: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(watched, tmp_path / "out"))
     first = ha.behaviour(Atlas.open(out), text=text)
-    with patch.object(run, "running", side_effect=AssertionError("measured again")):
+    with patch.object(measuring, "running", side_effect=AssertionError("measured again")):
         pd.testing.assert_frame_equal(ha.behaviour(Atlas.open(out), text=text), first)
     # Another text is kept beside it; another version of the definitions takes its place.
     ha.behaviour(Atlas.open(out), text=text_file(tmp_path, 25, seed=1))
     assert len(Looking.all_in(Atlas.open(out).path)) == 2
-    watched = patch.object(run, "measure_attention", wraps=run.measure_attention)
-    with patch.object(run, "DEFINITIONS", 2), watched as measured:
+    watched = patch.object(measuring, "measure_attention", wraps=measuring.measure_attention)
+    with patch.object(measuring, "DEFINITIONS", 2), watched as measured:
         ha.behaviour(Atlas.open(out), text=text)
     assert measured.call_count == 1
 
@@ -111,7 +111,7 @@ def test_what_is_measured_and_drawn_is_shown_without_the_model(fresh: Path) -> N
     # A figure that is gone is drawn again; so is all of it once another measurement is stored.
     (fresh / "evidence" / "behaviour.png").unlink()
     assert "written to" in invoke("behaviour", fresh).stderr
-    with patch.object(looking, "DEFINITIONS", 2), patch.object(run, "DEFINITIONS", 2):
+    with patch.object(looking, "DEFINITIONS", 2), patch.object(measuring, "DEFINITIONS", 2):
         invoke("behaviour", fresh)
     assert all(path.stat().st_mtime_ns > then for path, then in there.items())
 

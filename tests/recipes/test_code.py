@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 import headatlas as ha
 from headatlas.architectures import Model
 from headatlas.atlas import Atlas
-from headatlas.evidence.ablation_run import Choices, _drawn
+from headatlas.evidence.ablation_run import _drawn
 from headatlas.evidence.asking import ablated
+from headatlas.options import AblationChoices
 from tests.cli.conftest import Run, parsed, run  # noqa: F401 - a fixture
 from tests.mapping.checkpoints import tiny_model
 from tests.recipes.made import HEADS, IDS, atlas_of, logits, opened
@@ -135,7 +136,7 @@ def test_other_libraries_are_told_the_right_places(case: Case, do: str) -> None:
 def test_the_control_is_the_first_draw_of_an_ablation(llama: Case) -> None:
     for seed in range(5):
         made = llama.atlas.recipe(heads=HEADS, control=seed)
-        assert list(made.control) == _drawn(sorted(HEADS), 4, Choices(draws=1, seed=seed))["random 0"]
+        assert list(made.control) == _drawn(sorted(HEADS), 4, AblationChoices(draws=1, seed=seed))["random 0"]
     assert len({llama.atlas.recipe(heads=HEADS, control=seed).control for seed in range(20)}) == 3
 
 

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from headatlas import __version__
-from headatlas.cli import compare, evidence, families, heads, map, plot, relations, serve, words
+from headatlas.cli import compare, evidence, families, heads, map, relations, words
 from headatlas.cli.output import say, say_error, set_level
 from headatlas.errors import HeadatlasError
 
@@ -19,6 +19,14 @@ GLOBAL = ("--debug", "--quiet", "-q", "--verbose", "-v")
 """Options that people add to the end of a command; they are taken at any place."""
 GARBAGE_AFTER = 200_000
 """New objects after which Python looks for unreachable cycles among them."""
+
+_MUST_BE = {
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+    "int_parsing": "a whole number",
+    "float_parsing": "a number",
+}
+"""A kind of error of pydantic → what a value must be."""
 
 
 class _Commands(TyperGroup):
@@ -40,10 +48,19 @@ class _Commands(TyperGroup):
         except typer.BadParameter as error:
             if error.param is None or not error.message:  # something is missing: typer says what
                 raise
-            # pydantic, with which typer reads values, names the class of its error first.
-            said = f"{error.param.opts[0]}: {error.message.removeprefix('Value error, ')}"
+            said = _refused(error.param.opts[0], error)
         say_error(said)
         raise typer.Exit(2)
+
+
+def _refused(option: str, error: typer.BadParameter) -> str:
+    """A value that cannot be taken, in the words of our own errors."""
+    # pydantic, which reads values for typer, does not say which, and names the class of its error first.
+    for each in getattr(error.__cause__, "errors", list)():
+        if each["type"] in _MUST_BE:
+            must = _MUST_BE[each["type"]].format(**each.get("ctx", {}))
+            return f"{option} is {each['input']}: it must be {must}."
+    return f"{option}: {error.message.removeprefix('Value error, ')}"
 
 
 app = typer.Typer(
@@ -91,9 +108,9 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "describe": heads.describe_command,
     "info": heads.info_command,
     "structure": heads.structure_command,
-    "plot": plot.plot_command,
-    "report": plot.report_command,
-    "export": plot.export_command,
+    "plot": heads.plot_command,
+    "report": heads.report_command,
+    "export": heads.export_command,
     "compare": compare.compare_command,
     "behaviour": evidence.behaviour_command,
     "salience": evidence.salience_command,
@@ -101,7 +118,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "ask": words.ask_command,
     "query": words.query_command,
     "recipe": words.recipe_command,
-    "serve": serve.serve_command,
+    "serve": words.serve_command,
     "relations list": relations.list_relations,
     "relations check": relations.check_relations,
     "relations show": relations.show_relations,

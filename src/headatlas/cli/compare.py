@@ -12,7 +12,6 @@ import typer
 from headatlas.addresses import output_path
 from headatlas.cli.options import (
     AsJson,
-    Lens,
     OutFile,
     PlottedData,
     QAt,
@@ -22,6 +21,7 @@ from headatlas.cli.options import (
     computes,
     draws,
     names_of,
+    option,
     reads_several,
 )
 from headatlas.cli.output import (
@@ -41,7 +41,7 @@ from headatlas.cli.output import (
     stopping,
 )
 from headatlas.errors import HeadatlasError
-from headatlas.options import Compute, Look, Preset
+from headatlas.options import Compute, LensName, Look, Preset
 
 if TYPE_CHECKING:
     from headatlas.arrangement.comparison import Comparison, HeadChanges
@@ -53,36 +53,34 @@ STOPPED = "stopped; with --maps DIR, layers that are done are saved, and the sam
 
 Kind = Annotated[
     Literal["heads", "trajectory", "relations"] | None,
-    typer.Option(
+    option(
         "--kind",
-        help="The figure: heads that changed (two of one shape), relations over models in order, or "
+        "The figure: heads that changed (two of one shape), relations over models in order, or "
         "relations side by side. Default: the first that fits.",
     ),
 ]
 ComparedPage = Annotated[
     Path | None,
-    typer.Option(
+    option(
         "--page",
-        metavar="FILE",
-        help="Write the interactive page of the last model with the comparison in it: one HTML file that "
+        "Write the interactive page of the last model with the comparison in it: one HTML file that "
         "needs no network.",
+        "FILE",
         parser=output_path,
     ),
 ]
 Maps = Annotated[
     Path | None,
-    typer.Option(
+    option(
         "--maps",
-        metavar="FOLDER",
-        help="Keep the atlases of models here, and go on with those that are here. Default: not kept.",
+        "Keep the atlases of models here, and go on with those that are here. Default: not kept.",
+        "FOLDER",
         parser=output_path,
     ),
 ]
 LensOfModels = Annotated[
-    Lens | None,
-    typer.Option(
-        "--lens", help="Of models: how a head sees a token. Default: as the first atlas, or neutral."
-    ),
+    LensName | None,
+    option("--lens", "Of models: how a head sees a token. Default: as the first atlas, or neutral."),
 ]
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headatlas.cli.heads import CALLED, WRITES, parse_head, source_token
+from headatlas.cli.heads import CALLED, WRITES, heads_named, parse_head, source_token
 from headatlas.cli.options import (
     AsJson,
     AtlasArgument,
@@ -18,12 +19,15 @@ from headatlas.cli.options import (
     Known,
     ModelOption,
     Only,
+    ablates,
     as_options,
     computes,
     names_of,
+    option,
 )
 from headatlas.cli.output import (
     HEAD,
+    NOTHING_STORED,
     Column,
     interval_of,
     number,
@@ -36,7 +40,7 @@ from headatlas.cli.output import (
     span,
     stopping,
 )
-from headatlas.options import Compute, TokenChoice
+from headatlas.options import AblationChoices, Compute, TokenChoice
 from headatlas.showing import tokens_shown
 
 if TYPE_CHECKING:
@@ -48,34 +52,21 @@ if TYPE_CHECKING:
     from headatlas.evidence.opening import Subject
 
 KEPT = "stopped; what was finished is stored in the atlas; the same command goes on"
-NOTHING_STORED = "stopped; nothing was stored"
 SHOWN_SOURCES = 4
 
 TemplateFile = Annotated[
-    Path | None,
-    typer.Option("--templates", metavar="FILE", help="JSON with your own texts. Default: the shipped ones."),
+    Path | None, option("--templates", "JSON with your own texts. Default: the shipped ones.", "FILE")
 ]
-NoFigures = Annotated[bool, typer.Option("--no-figures", help="Draw nothing.")]
+NoFigures = Annotated[bool, option("--no-figures", "Draw nothing.")]
 AblateHeads = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
         "--ablate-heads",
-        metavar="LAYER.HEAD,…",
-        help="Ablate these heads together, such as 23.4,24.5, and say what is lost on running texts, and "
+        "Ablate these heads together, such as 23.4,24.5, and say what is lost on running texts, and "
         "on the tasks of --only, beside random heads of the same layers.",
+        "LAYER.HEAD,…",
     ),
 ]
-Shots = Annotated[int, typer.Option("--shots", metavar="N", min=0, help="Examples before each question.")]
-Method = Annotated[
-    Literal["zero", "mean"],
-    typer.Option("--method", help="What takes the place of a head's output: nothing, or its mean."),
-]
-Questions = Annotated[
-    int, typer.Option("--sources", metavar="N", help="At most so many questions a relation.")
-]
-MaxHeads = Annotated[int, typer.Option("--max-heads", metavar="N", help="At most so many heads are ablated.")]
-Draws = Annotated[int, typer.Option("--draws", metavar="N", help="Draws of random heads.")]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Of the draws.")]
 
 
 # evidence inference -----------------------------------------------------------------------------------
@@ -105,8 +96,7 @@ def inference_command(
     only: Only = None,
     templates: TemplateFile = None,
     own_templates: Annotated[
-        bool,
-        typer.Option("--own-templates", help="The texts that relations have of their own, in their place."),
+        bool, option("--own-templates", "The texts that relations have of their own, in their place.")
     ] = False,
     sources: InferenceSources = None,
     no_figures: NoFigures = False,
@@ -175,8 +165,7 @@ def attention_command(
     only: Only = None,
     templates: TemplateFile = None,
     limit: Annotated[
-        int,
-        typer.Option("--limit", metavar="N", min=1, help="Rows to show, highest AUROC first. JSON has all."),
+        int, option("--limit", "Rows to show, highest AUROC first. JSON has all.", "N", min=1)
     ] = 20,
     no_figures: NoFigures = False,
     as_json: AsJson = False,
@@ -230,19 +219,15 @@ def _print_preferences(frame: pd.DataFrame, measured: pd.DataFrame, limit: int) 
 
 
 @computes("device")
+@ablates
 def ablation_command(
     folder: AtlasArgument,
     compute: Compute,
+    choices: AblationChoices,
     model: ModelOption = None,
     only: Only = None,
     ablate_heads: AblateHeads = None,
     templates: TemplateFile = None,
-    shots: Shots = 5,
-    method: Method = "zero",
-    sources: Questions = 64,
-    max_heads: MaxHeads = 32,
-    draws: Draws = 5,
-    seed: Seed = 0,
     no_figures: NoFigures = False,
     as_json: AsJson = False,
 ) -> None:
@@ -255,19 +240,17 @@ def ablation_command(
     and a figure per relation go to DIR/evidence; DIR's page and table of heads are written again with them.
     """
     from headatlas.atlas import Atlas
-    from headatlas.evidence.ablation_run import Choices, run_ablation, run_chosen
+    from headatlas.evidence.ablation_run import run_ablation, run_chosen
     from headatlas.evidence.statistics import summarise_ablations
     from headatlas.evidence.texts import read_templates
     from headatlas.outputs import write_ablations
 
-    choices, asked = Choices(shots, method, sources, max_heads, draws, seed), read_templates(templates)
+    asked = read_templates(templates)
     if ablate_heads is not None:
-        heads = [
-            parse_head(name, Atlas.open(folder)) for name in names_of(ablate_heads, "ablate_heads") or ()
-        ]
+        heads = heads_named(ablate_heads, Atlas.open(folder), "ablate_heads") or ()
         with _examining(folder, model, compute, NOTHING_STORED) as subject:
             chosen = run_chosen(subject, heads, asked, choices, names_of(only))
-        _print_chosen(subject.atlas, chosen, draws, as_json)
+        _print_chosen(subject.atlas, chosen, choices.draws, as_json)
         return
     with _examining(folder, model, compute, KEPT) as subject:
         found = run_ablation(subject, asked, choices, names_of(only))
@@ -362,18 +345,14 @@ def behaviour_names(incomplete: str) -> list[str]:
 
 OwnText = Annotated[
     Path | None,
-    typer.Option(
-        "--text",
-        metavar="FILE",
-        help="Your own UTF-8 text, of 1,000 words or more. Default: the shipped texts.",
-    ),
+    option("--text", "Your own UTF-8 text, of 1,000 words or more. Default: the shipped texts.", "FILE"),
 ]
 OnlyBehaviours = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
         "--only",
-        metavar="NAME,…",
-        help="Show only these behaviours, such as induction. Default: all.",
+        "Show only these behaviours, such as induction. Default: all.",
+        "NAME,…",
         autocompletion=behaviour_names,
     ),
 ]
@@ -386,9 +365,7 @@ def behaviour_command(
     model: ModelOption = None,
     text: OwnText = None,
     only: OnlyBehaviours = None,
-    limit: Annotated[
-        int, typer.Option("--limit", metavar="N", min=1, help="Heads to show of each behaviour, best first.")
-    ] = 5,
+    limit: Annotated[int, option("--limit", "Heads to show of each behaviour, best first.", "N", min=1)] = 5,
     no_figures: NoFigures = False,
     as_json: AsJson = False,
 ) -> None:
@@ -431,32 +408,30 @@ def _counted(rows: pd.DataFrame) -> str:
 # salience ---------------------------------------------------------------------------------------------
 
 
-OneHead = Annotated[
-    str | None, typer.Option("--head", metavar="LAYER.HEAD", help="Show one head in full, for example 23.4.")
-]
+OneHead = Annotated[str | None, option("--head", "Show one head in full, for example 23.4.", "LAYER.HEAD")]
 Tokens = Annotated[
     TokenChoice | None,
-    typer.Option(
+    option(
         "--tokens",
-        help="Source tokens: like words, those that begin a word, or all. Default: those stored, "
+        "Source tokens: like words, those that begin a word, or all. Default: those stored, "
         "else all with the lens maps and word-like ones with neutral.",
     ),
 ]
 Most = Annotated[
     int | None,
-    typer.Option(
+    option(
         "--most",
-        metavar="N",
-        min=1,
-        help="The first N of them, by id. Default: those stored; else all, but for word-like ones with "
+        "The first N of them, by id. Default: those stored; else all, but for word-like ones with "
         "neutral: 20,000, fewer of a large model.",
+        "N",
+        min=1,
     ),
 ]
 Exact = Annotated[
     bool,
-    typer.Option(
+    option(
         "--exact",
-        help="With neutral: follow every token after every prefix, not only those that a quick pass "
+        "With neutral: follow every token after every prefix, not only those that a quick pass "
         "proposes. Takes two thirds longer.",
     ),
 ]
@@ -563,7 +538,7 @@ def fields_shown(rest: Sequence[tuple[str, int, float]]) -> str:
 
 def percent(share: float) -> str | None:
     """A share as a whole percentage; None where there is none."""
-    return None if share != share else f"{100 * share:.0f} %"  # noqa: PLR0124
+    return None if isnan(share) else f"{100 * share:.0f} %"
 
 
 # label ------------------------------------------------------------------------------------------------
@@ -571,28 +546,19 @@ def percent(share: float) -> str | None:
 
 DescribeWith = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--describe-with",
-        metavar="URL",
-        help="Let a language model describe heads as well: an OpenAI-compatible address, such as "
+        "Let a language model describe heads as well: an OpenAI-compatible address, such as "
         "http://localhost:11434/v1. HEADATLAS_API_KEY or OPENAI_API_KEY may hold a key.",
+        "URL",
     ),
 ]
-ModelName = Annotated[
-    str | None, typer.Option("--model-name", metavar="NAME", help="The model at that address.")
-]
-OnlyHeads = Annotated[
-    list[str] | None, typer.Option("--only", metavar="LAYER.HEAD,…", help="Only these heads. Default: all.")
-]
+ModelName = Annotated[str | None, option("--model-name", "The model at that address.", "NAME")]
+OnlyHeads = Annotated[list[str] | None, option("--only", "Only these heads. Default: all.", "LAYER.HEAD,…")]
 PerMinute = Annotated[
-    float | None,
-    typer.Option(
-        "--per-minute", metavar="N", help="Most requests a minute to another machine. Default: 120."
-    ),
+    float | None, option("--per-minute", "Most requests a minute to another machine. Default: 120.", "N")
 ]
-Seconds = Annotated[
-    float | None, typer.Option("--seconds", metavar="S", help="Longest time of a request. Default: 120.")
-]
+Seconds = Annotated[float | None, option("--seconds", "Longest time of a request. Default: 120.", "S")]
 
 
 def label_command(
@@ -603,8 +569,8 @@ def label_command(
     only: OnlyHeads = None,
     per_minute: PerMinute = None,
     seconds: Seconds = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of halves and distractors.")] = 0,
-    everything: Annotated[bool, typer.Option("--all", help="Also heads whose label is unclear.")] = False,
+    seed: Annotated[int, option("--seed", "Of halves and distractors.", "N", min=0)] = 0,
+    everything: Annotated[bool, option("--all", "Also heads whose label is unclear.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Name what every head does, and test whether the name predicts.
@@ -620,7 +586,7 @@ def label_command(
     from headatlas.describing.run import label
 
     atlas = Atlas.open(folder)
-    asked = names_of(only)
+    heads = heads_named(only, atlas, "only")
     with (
         stopping(lambda: "stopped; heads that were done are stored, and what the endpoint answered is kept"),
         progress_shown() as progress,
@@ -630,7 +596,7 @@ def label_command(
             relations=names_of(relations, "relations") or "all",
             describe_with=describe_with,
             model_name=model_name,
-            only=None if asked is None else [parse_head(name, atlas) for name in asked],
+            only=heads,
             per_minute=per_minute,
             seconds=seconds,
             seed=seed,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headatlas.cli.options import AsJson
+from headatlas.cli.options import AsJson, argument, option
 from headatlas.cli.output import Column, print_json, print_records, print_text, say
 from headatlas.errors import HeadatlasError
 
@@ -57,20 +57,12 @@ def _first(names: list[str]) -> str | None:
 
 
 def check_family(
-    path: Annotated[
-        str, typer.Argument(metavar="PATH", help="A folder, a file, or any other form of MODEL.")
-    ],
+    path: Annotated[str, argument("PATH", "A folder, a file, or any other form of MODEL.")],
     write: Annotated[
-        Path | None,
-        typer.Option(
-            "--write", metavar="FILE.toml", help="Write the proposed file; the family gets its name."
-        ),
+        Path | None, option("--write", "Write the proposed file; the family gets its name.", "FILE.toml")
     ] = None,
     family: Annotated[
-        Path | None,
-        typer.Option(
-            "--family", metavar="FILE.toml", help="Check this family file instead of proposing one."
-        ),
+        Path | None, option("--family", "Check this family file instead of proposing one.", "FILE.toml")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

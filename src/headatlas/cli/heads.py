@@ -1,10 +1,12 @@
-"""``heads``, ``head``, ``describe``, ``info``, ``structure``: what an atlas says, in tables and words."""
+"""Commands that say what an atlas holds, or write it down: ``heads``, ``describe``, ``plot`` and others."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,9 +16,14 @@ from headatlas.cli.options import (
     AtlasArgument,
     Only,
     OutFile,
+    PlottedData,
+    QAt,
     Width,
+    argument,
     draws,
     names_of,
+    option,
+    out_option,
     reads_atlas,
     shipped_names,
 )
@@ -38,7 +45,7 @@ from headatlas.cli.output import (
     span,
 )
 from headatlas.errors import HeadatlasError
-from headatlas.options import Look
+from headatlas.options import FigureKind, Look, Panels
 from headatlas.showing import tokens_shown
 
 if TYPE_CHECKING:
@@ -47,6 +54,7 @@ if TYPE_CHECKING:
     from headatlas.arrangement.model_structure import Depth, Structure
     from headatlas.atlas import Atlas
     from headatlas.atlas.cards import Card
+
 
 _N_SALIENT = 8
 
@@ -58,20 +66,18 @@ _N_SALIENT = 8
 def heads_command(
     atlas: Atlas,
     only: Only = None,
-    category: Annotated[
-        str | None, typer.Option("--category", metavar="NAME", help="Only this category.")
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every head, also those not called.")] = False,
+    category: Annotated[str | None, option("--category", "Only this category.", "NAME")] = None,
+    everything: Annotated[bool, option("--all", "Every head, also those not called.")] = False,
     limit: Annotated[
         int | None, typer.Option("--limit", "-n", metavar="N", min=1, help="Only the first N rows.")
     ] = None,
     label: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--label",
-            metavar="TEXT",
-            help="Heads of which something with this word is said, such as induction or months: relations, "
+            "Heads of which something with this word is said, such as induction or months: relations, "
             "behaviours, labels, the tokens they write most. Parts of words count where no word matches.",
+            "TEXT",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -149,19 +155,16 @@ def _print_search(atlas: Atlas, text: str, limit: int | None, as_json: bool) -> 
 @reads_atlas
 def head_command(
     atlas: Atlas,
-    name: Annotated[str, typer.Argument(metavar="LAYER.HEAD", help="For example 23.4.", show_default=False)],
+    name: Annotated[str, argument("LAYER.HEAD", "For example 23.4.")],
     words: Annotated[
-        bool,
-        typer.Option(
-            "--words", help="Show which words of its relations it hits, at which rank, and which not."
-        ),
+        bool, option("--words", "Show which words of its relations it hits, at which rank, and which not.")
     ] = False,
     only: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--only",
-            metavar="NAME,…",
-            help="The words of these relations, called or not, by name, title or a part of it.",
+            "The words of these relations, called or not, by name, title or a part of it.",
+            "NAME,…",
             autocompletion=shipped_names,
         ),
     ] = None,
@@ -253,6 +256,12 @@ def _ranks(targets: pd.DataFrame, column: str, ceiling: int) -> str:
     """The targets of a source, the best first, with their ranks."""
     pairs = zip(targets["target"], targets[column], strict=True)
     return ", ".join(f"{target} {rank_shown(rank, ceiling)}" for target, rank in pairs)
+
+
+def heads_named(given: list[str] | None, atlas: Atlas, parameter: str) -> list[tuple[int, int]] | None:
+    """Mapped heads of an atlas, as :func:`names_of` takes names; None if none were given."""
+    names = names_of(given, parameter)
+    return None if names is None else [parse_head(name, atlas) for name in names]
 
 
 def rank_shown(rank: Any, ceiling: int) -> str:
@@ -491,3 +500,80 @@ def _print_depth(depth: Depth) -> None:
         typer.echo(
             f"Mann–Whitney, {pair.first} and {pair.second}: r = {pair.r:+.2f}, Holm p {p_equals(pair.p)}"
         )
+
+
+# plot, report and export -------------------------------------------------------------------------------
+
+
+@draws
+@reads_atlas
+def plot_command(
+    atlas: Atlas,
+    look: Look,
+    out: Annotated[Path, out_option("The figure: .png, .svg or .pdf.")],
+    kind: Annotated[
+        FigureKind,
+        option(
+            "--kind",
+            "Of the map: panels per category, panels per relation, layer profiles. Of what was "
+            "measured: where heads look, what they write, scores in texts, preferences of queries, a task.",
+        ),
+    ] = "categories",
+    panels: Annotated[
+        Panels, option("--panels", "Of the categories figure: what has a panel of its own.")
+    ] = "category",
+    which: Annotated[
+        list[str] | None,
+        option(
+            "--which",
+            "Only these panels: categories, relations, behaviours or measures by name; or which ablated "
+            "task. Default: all.",
+            "NAME,…",
+        ),
+    ] = None,
+    width: Width = "170mm",
+    data: PlottedData = None,
+) -> None:
+    """Draw a figure into a file."""
+    from headatlas.figures.plots import plot, write_table
+
+    plot(atlas, kind, out, parse_width(width), which=names_of(which, "which"), panels=panels, **asdict(look))
+    say(f"written: {out}")
+    if data is not None:
+        say(f"written: {write_table(atlas.plot.data(kind, panels), data)}")
+
+
+@reads_atlas
+def report_command(
+    atlas: Atlas,
+    out: Annotated[Path | None, out_option("Default: report.html beside the atlas.")] = None,
+    q_at: QAt = None,
+) -> None:
+    """Write the interactive page.
+
+    It is one HTML file that needs no network: the figure, a card of every head, sliders for k, tau and q,
+    search, a scatter and a table (docs/page.md). Its k moves freely; q is there at the atlas's k, and at
+    those of --q-at.
+    """
+    from headatlas.report import write_report
+
+    if out is None and atlas.path is None:
+        raise HeadatlasError(
+            f"{atlas.dataset.encoding['source']}: this atlas is at an address; say with `out` where the page "
+            "goes."
+        )
+    say(f"written: {write_report(atlas, out or atlas.folder / 'report.html', q_at or ())}")
+
+
+@reads_atlas
+def export_command(
+    atlas: Atlas, out: Annotated[Path, out_option("The table: .parquet, .csv or .json.")]
+) -> None:
+    """Write the whole table: a row per head and relation.
+
+    CSV and Parquet repeat model, lens, k, tau, q and criterion on every row, so that tables of several
+    models can be joined; JSON has them once, beside the rows.
+    """
+    from headatlas.atlas.export import export_table
+
+    say(f"written: {export_table(atlas, out)}")

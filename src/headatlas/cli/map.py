@@ -9,12 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from headatlas.cli.options import (
     Adapter,
     AsJson,
-    Lens,
     LensOption,
     ModelArgument,
     Relations,
@@ -22,12 +19,13 @@ from headatlas.cli.options import (
     Sources,
     TargetPolicyOption,
     computes,
+    option,
     out_option,
     sets_thresholds,
 )
 from headatlas.cli.output import number, print_fields, print_json, progress_shown, say, say_more, stopping
 from headatlas.errors import HeadatlasError
-from headatlas.options import CEILING, Compute, Preset, Thresholds
+from headatlas.options import CEILING, Compute, LensName, Preset, Thresholds
 from headatlas.progress import duration
 
 if TYPE_CHECKING:
@@ -36,21 +34,15 @@ if TYPE_CHECKING:
     from headatlas.mapping.prepared import PreparedMap
     from headatlas.progress import Report
 
-Layers = Annotated[
-    str | None, typer.Option("--layers", metavar="A-B", help="Map only these layers, both ends included.")
-]
-Ceiling = Annotated[
-    int, typer.Option("--ceiling", metavar="N", help="Ranks are stored exactly below N; k can be up to N.")
-]
-Force = Annotated[
-    bool, typer.Option("--force", help="Delete the atlas in DIR and start over, instead of resuming.")
-]
-NoFigures = Annotated[bool, typer.Option("--no-figures", help="Write the atlas and the tables only.")]
+Layers = Annotated[str | None, option("--layers", "Map only these layers, both ends included.", "A-B")]
+Ceiling = Annotated[int, option("--ceiling", "Ranks are stored exactly below N; k can be up to N.", "N")]
+Force = Annotated[bool, option("--force", "Delete the atlas in DIR and start over, instead of resuming.")]
+NoFigures = Annotated[bool, option("--no-figures", "Write the atlas and the tables only.")]
 Behaviour = Annotated[
     bool | None,
-    typer.Option(
+    option(
         "--behaviour/--no-behaviour",
-        help="Measure where heads look as well, as the command behaviour does. Default: with the lens "
+        "Measure where heads look as well, as the command behaviour does. Default: with the lens "
         "neutral, where the model runs in the memory of this machine.",
         show_default=False,
     ),
@@ -65,7 +57,7 @@ _FEW = 0.6
 def plan_command(
     model: ModelArgument,
     compute: Compute,
-    lens: Annotated[Lens, typer.Option("--lens", help="How a head sees a token.")] = "neutral",
+    lens: Annotated[LensName, option("--lens", "How a head sees a token.")] = "neutral",
     relations: Relations = None,
     sources: Sources = None,
     remote: Remote = False,
@@ -199,7 +191,7 @@ def _watched(
     whole = int(atlas.layers_done.sum()) + len(atlas.layers_without_heads) == atlas.n_layers
     if asked is False or (asked is None and not (ran_here and whole)):
         return None, ""
-    from headatlas.looking.run import run_behaviour
+    from headatlas.looking.measuring import run_behaviour
 
     try:
         prepared = opened[0] if opened else None
@@ -308,26 +300,32 @@ def _fetched(atlas: Atlas) -> list[str]:
     return [f"read {size(read)} of {size(stored)} of weights ({100 * read / stored:.3g} %)"]
 
 
+_PLAN_TITLES = {
+    "bytes_to_read": "to read",
+    "memory_bytes": "memory",
+    "seconds_least": "time",
+    "inference_seconds_least": "evidence inference",
+    "streams": "layer by layer",
+}
+
+
 def plan_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     """The fields of a plan for people: sizes in units, time in words, each note on a row."""
     rows = []
     for name, value in plan.items():
         if name == "notes" or name.endswith("seconds_most"):
             continue
-        label = name.replace("bytes_to_read", "to read").replace("memory_bytes", "memory")
-        label = label.replace("inference_seconds_least", "evidence inference")
-        label = label.replace("seconds_least", "time").replace("streams", "layer by layer").replace("_", " ")
         if value is None:
             text = "–"
         elif isinstance(value, bool):
             text = "yes" if value else "no"
-        elif name in ("bytes_to_read", "memory_bytes"):
+        elif "bytes" in name:
             text = size(value)
         elif name.endswith("seconds_least"):
             text = f"{duration(value)} to {duration(plan[name.replace('least', 'most')])}"
         else:
             text = f"{value:,}" if isinstance(value, int) else str(value)
-        rows.append((label, text))
+        rows.append((_PLAN_TITLES.get(name, name.replace("_", " ")), text))
     return rows + [("note", str(note)) for note in plan.get("notes", ())]
 
 

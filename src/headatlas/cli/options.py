@@ -1,18 +1,19 @@
 """Options that several commands share, each declared once.
 
-The options of :class:`~headatlas.options.Thresholds` and :class:`~headatlas.options.Compute` are made from
-their fields. :func:`reads_atlas` and :func:`computes` add them to a command, which gets the finished
-objects.
+Those of the classes of choices in :mod:`headatlas.options` are made from their fields. :func:`reads_atlas`,
+:func:`computes` and others add them to a command, which gets the finished objects.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
-from functools import wraps
+from dataclasses import Field, fields
+from functools import partial, wraps
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -23,17 +24,33 @@ from headatlas.options import (
     MANY_RELATIONS,
     PRESETS,
     SAMPLE,
+    AblationChoices,
     Compute,
+    LensName,
     Look,
+    TargetPolicy,
     Thresholds,
-    choices,
     preset,
 )
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
 
-Lens = Literal["neutral", "maps"]
+
+PARAMETERS = {"out": "-o", "width_mm": "--width", "form": "--as"}
+"""Parameters of the Python functions and their options on the command line; :func:`option` adds its own."""
+
+
+def option(flag: str, help: str, metavar: str | None = None, **more: Any) -> Any:
+    """An option: its flag, what it does, and what stands for its value."""
+    on = flag.partition("/")[0]
+    PARAMETERS.setdefault(on.removeprefix("--").replace("-", "_"), on)
+    return typer.Option(flag, metavar=metavar, help=help, **more)
+
+
+def argument(metavar: str, help: str, **more: Any) -> Any:
+    """An argument of a command."""
+    return typer.Argument(metavar=metavar, help=help, show_default=False, **more)
 
 
 def shipped_names(incomplete: str) -> list[str]:
@@ -52,36 +69,30 @@ def askable_names(incomplete: str) -> list[str]:
 
 ModelArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A Hugging Face id (org/name[@revision]), a folder, a .safetensors or .gguf file, "
+    argument(
+        "MODEL",
+        "A Hugging Face id (org/name[@revision]), a folder, a .safetensors or .gguf file, "
         "ollama:NAME, pypi:PACKAGE, the alias smollm2-135m, or an address (https://…, s3://…) to read "
         "in place.",
-        show_default=False,
     ),
 ]
 AtlasArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="DIR",
-        help="What `headatlas map` wrote to, or the atlas.zarr in it: a folder, or an address (s3://…).",
-        show_default=False,
+    argument(
+        "DIR", "What `headatlas map` wrote to, or the atlas.zarr in it: a folder, or an address (s3://…)."
     ),
 ]
 ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model", metavar="MODEL", help="The model that was mapped. Default: as the atlas names it."
-    ),
+    str | None, option("--model", "The model that was mapped. Default: as the atlas names it.", "MODEL")
 ]
 Relations = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
         "--relations",
-        metavar="core|all|NAME|PATH,…",
-        help="What to look for: the paper's relations (core), all that are shipped, a category or "
+        "What to look for: the paper's relations (core), all that are shipped, a category or "
         "subcategory, relations by name, files, folders. Several with commas, or the option again. "
         "Default: core.",
+        "core|all|NAME|PATH,…",
         autocompletion=askable_names,
     ),
 ]
@@ -94,77 +105,69 @@ def _number_or_word(text: str) -> int | str:
 
 Sources = Annotated[
     Any,
-    typer.Option(
+    option(
         "--sources",
-        metavar="N|all",
-        parser=_number_or_word,
-        help="Sample relations with more usable sources than N, always the same words; all: no sample. "
+        "Sample relations with more usable sources than N, always the same words; all: no sample. "
         f"Default: {SAMPLE} where more than {MANY_RELATIONS} relations are asked for, else all.",
-        show_default=False,
+        "N|all",
+        parser=_number_or_word,
     ),
 ]
 InferenceSources = Annotated[
     Any,
-    typer.Option(
+    option(
         "--sources",
-        metavar="N|all",
-        parser=_number_or_word,
-        help="Sources of a relation that are asked, always the same words; all: every one. "
+        "Sources of a relation that are asked, always the same words; all: every one. "
         f"Default: {INFERENCE_SAMPLE}.",
-        show_default=False,
+        "N|all",
+        parser=_number_or_word,
     ),
 ]
 Only = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
         "--only",
-        metavar="NAME,…",
-        help="Only these relations of the atlas, by name, title or a part of it. Default: all.",
+        "Only these relations of the atlas, by name, title or a part of it. Default: all.",
+        "NAME,…",
         autocompletion=shipped_names,
     ),
 ]
 Known = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
         "--relations",
-        metavar="core|all|NAME|PATH,…",
-        help="The known relations, by which mappings are explained. Default: all that are shipped.",
+        "The known relations, by which mappings are explained. Default: all that are shipped.",
+        "core|all|NAME|PATH,…",
         autocompletion=askable_names,
     ),
 ]
 LensOption = Annotated[
-    Lens | None, typer.Option("--lens", help="How a head sees a token. Default: the preset's (neutral).")
+    LensName | None, option("--lens", "How a head sees a token. Default: the preset's (neutral).")
 ]
 PresetOption = Annotated[
     str | None,
-    typer.Option(
-        "--preset",
-        metavar="NAME",
-        help=f"A named set of these numbers: {', '.join(PRESETS)}.",
-        show_default=False,
-    ),
+    option("--preset", f"A named set of these numbers: {', '.join(PRESETS)}.", "NAME"),
 ]
 TargetPolicyOption = Annotated[
-    Literal["single", "first-token"],
-    typer.Option("--target-policy", help="Whether a target of several tokens may count by its first."),
+    TargetPolicy,
+    option("--target-policy", "Whether a target of several tokens may count by its first."),
 ]
 Remote = Annotated[
     bool,
-    typer.Option(
-        "--remote",
-        help="Read only the tensors needed of a Hugging Face id, without downloading it (lens maps).",
+    option(
+        "--remote", "Read only the tensors needed of a Hugging Face id, without downloading it (lens maps)."
     ),
 ]
 Adapter = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--adapter",
-        metavar="FOLDER",
-        help="A LoRA adapter of PEFT to merge into the weights of MODEL (safetensors) before they are read.",
+        "A LoRA adapter of PEFT to merge into the weights of MODEL (safetensors) before they are read.",
+        "FOLDER",
     ),
 ]
-Width = Annotated[str, typer.Option("--width", metavar="LENGTH", help="Printed width: 170mm, 17cm or 6.7in.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Width = Annotated[str, option("--width", "Printed width: 170mm, 17cm or 6.7in.", "LENGTH")]
+AsJson = Annotated[bool, option("--json", "Print JSON instead of a table.")]
 
 
 def out_option(help: str, metavar: str = "FILE") -> Any:
@@ -175,41 +178,11 @@ def out_option(help: str, metavar: str = "FILE") -> Any:
 OutFile = Annotated[Path | None, out_option("Also draw it: .png, .svg or .pdf.")]
 QAt = Annotated[
     list[int] | None,
-    typer.Option(
-        "--q-at", metavar="K", help="Calibrate at this k, too, so that the page has q there. May be repeated."
-    ),
+    option("--q-at", "Calibrate at this k, too, so that the page has q there. May be repeated.", "K"),
 ]
 PlottedData = Annotated[
-    Path | None,
-    typer.Option("--data", metavar="FILE", help="Also write the plotted data, as CSV.", parser=output_path),
+    Path | None, option("--data", "Also write the plotted data, as CSV.", "FILE", parser=output_path)
 ]
-
-
-def _kind(hint: Any) -> Any:
-    """The type of an option; of several, the first."""
-    return get_args(hint)[0] if isinstance(hint, UnionType) else hint
-
-
-_KINDS = {
-    name: _kind(hint) for kind in (Thresholds, Compute, Look) for name, hint in get_type_hints(kind).items()
-}
-PARAMETERS = {
-    **{name: f"--{name.replace('_', '-')}" for name in _KINDS},
-    "out": "-o",
-    "width_mm": "--width",
-    "form": "--as",
-    **{
-        name: f"--{name.replace('_', '-')}"
-        for name in (
-            *("lens", "preset", "relations", "only", "layers", "ceiling", "target_policy", "remote", "force"),
-            *("adapter", "templates", "model", "kind", "method", "shots", "sources", "max_heads", "draws"),
-            *("seed", "panels", "which", "data", "write", "family", "category", "limit", "text", "tokens"),
-            *("ablate_heads", "describe_with", "model_name", "per_minute", "seconds", "least_heads", "top"),
-            *("relation", "do", "factor", "control", "maps", "host", "port", "page", "q_at", "heads"),
-        )
-    },
-}
-"""Parameters of the Python functions and their options on the command line."""
 
 
 def as_options(message: str) -> str:
@@ -218,9 +191,8 @@ def as_options(message: str) -> str:
     ``\\`max_memory\\``` becomes ``--max-memory``, ``\\`lens=maps\\``` ``--lens maps``, ``\\`stream=False\\```
     ``--no-stream``, ``\\`force=True\\``` ``--force``.
     """
-    import re
 
-    def option(found: re.Match[str]) -> str:
+    def written(found: re.Match[str]) -> str:
         name, value = found[1], found[2]
         if name not in PARAMETERS:
             return found[0]
@@ -230,7 +202,7 @@ def as_options(message: str) -> str:
             return f"--no-{name}"
         return f"{PARAMETERS[name]} {value}"
 
-    return re.sub(r"`(\w+)(?:=([^`]+))?`", option, message)
+    return re.sub(r"`(\w+)(?:=([^`]+))?`", written, message)
 
 
 def names_of(given: Sequence[str] | None, parameter: str = "only") -> list[str] | None:
@@ -254,7 +226,7 @@ def reads_atlas(command: Callable[..., None]) -> Callable[..., None]:
 
         command(read(Atlas.open(folder)), **rest)
 
-    return _with(run, command, "atlas", [_argument("folder", AtlasArgument), *_thresholds()])
+    return _with(run, command, "atlas", [_parameter("folder", AtlasArgument), *_thresholds()])
 
 
 def reads_several(command: Callable[..., None]) -> Callable[..., None]:
@@ -264,11 +236,10 @@ def reads_several(command: Callable[..., None]) -> Callable[..., None]:
     """
     places = Annotated[
         list[str],
-        typer.Argument(
-            metavar="DIR|MODEL…",
-            help="Two or more: folders or addresses that `headatlas map` wrote to, or models as "
+        argument(
+            "DIR|MODEL…",
+            "Two or more: folders or addresses that `headatlas map` wrote to, or models as "
             "`headatlas map` takes them, which are mapped first.",
-            show_default=False,
         ),
     ]
 
@@ -277,7 +248,7 @@ def reads_several(command: Callable[..., None]) -> Callable[..., None]:
         changes, rest = _split(given, Thresholds)
         command(places=places, read=_reader(preset, changes), preset=_preset(preset), **rest)
 
-    added = [_argument("places", places), *_thresholds()]
+    added = [_parameter("places", places), *_thresholds()]
     return _with(run, command, "places", added, also=("preset", "read"))
 
 
@@ -292,20 +263,8 @@ def sets_thresholds(command: Callable[..., None]) -> Callable[..., None]:
     return _with(run, command, "thresholds", _thresholds(), also=("preset",))
 
 
-def computes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command these options of Compute; it gets ``compute``."""
-    return _given(Compute, "compute", names)
-
-
-def draws(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of Look; it gets ``look``."""
-    return _given(Look, "look", [each.name for each in choices(Look)])(command)
-
-
-def _given(
-    kind: type, parameter: str, names: Sequence[str]
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give commands these options of a class of choices; they get an object of it."""
+def _given(kind: type, parameter: str, *names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give commands these options of a class of choices, or all; they get an object of it."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
@@ -313,10 +272,19 @@ def _given(
             chosen, rest = _split(given, kind)
             command(**{parameter: kind(**chosen)}, **rest)
 
-        added = [_parameter(each.name, each.default, kind) for each in choices(kind) if each.name in names]
+        asked = [each for each in fields(kind) if not names or each.name in names]
+        added = [_as_option(each, each.default, kind) for each in asked]
         return _with(run, command, parameter, added)
 
     return decorate
+
+
+computes = partial(_given, Compute, "compute")
+"""Gives a command these options of Compute; it gets ``compute``."""
+draws = _given(Look, "look")
+"""Gives a command the options of Look; it gets ``look``."""
+ablates = _given(AblationChoices, "choices")
+"""Gives a command the options of AblationChoices; it gets ``choices``."""
 
 
 def _reader(name: str | None, changes: dict[str, Any]) -> Callable[[Atlas], Atlas]:
@@ -334,37 +302,32 @@ def _preset(name: str | None) -> Any:
 
 def _split(given: dict[str, Any], kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split arguments into those of a class of choices and the rest."""
-    own = {each.name for each in choices(kind)}
-    return {name: given[name] for name in given if name in own}, {
-        name: value for name, value in given.items() if name not in own
-    }
+    own = {each.name: given.pop(each.name) for each in fields(kind) if each.name in given}
+    return own, given
 
 
-def _argument(name: str, annotation: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _thresholds() -> list[inspect.Parameter]:
     """The options of Thresholds; left out, each is what the atlas or the preset says."""
-    fields = [_parameter(each.name, None, Thresholds) for each in choices(Thresholds)]
-    named = inspect.Parameter("preset", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=PresetOption)
-    return [*fields, named]
+    options = [_as_option(each, None, Thresholds) for each in fields(Thresholds)]
+    return [*options, _parameter("preset", PresetOption, None)]
 
 
-def _parameter(name: str, default: Any, kind: type) -> inspect.Parameter:
-    """One field as an option."""
-    declared = next(each for each in choices(kind) if each.name == name).metadata
-    flag = PARAMETERS[name]
-    option = typer.Option(
-        f"{flag}/--no-{flag.removeprefix('--')}" if _KINDS[name] is bool else flag,
-        metavar=declared["metavar"],
-        help=declared["help"],
+def _as_option(choice: Field[Any], default: Any, kind: type) -> inspect.Parameter:
+    """A field of a class of choices as an option."""
+    value: Any = get_type_hints(kind)[choice.name]
+    value = get_args(value)[0] if isinstance(value, UnionType) else value  # the first of several
+    flag = f"--{choice.name.replace('_', '-')}"
+    declared = option(
+        f"{flag}/--no-{flag.removeprefix('--')}" if value is bool else flag,
+        **choice.metadata,
         show_default=default is not None,
     )
-    value = _KINDS[name] if default is not None else _KINDS[name] | None
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[value, option]
-    )
+    value = value if default is not None else value | None
+    return _parameter(choice.name, Annotated[value, declared], default)
 
 
 def _with(

@@ -33,6 +33,7 @@ _level = 1
 _USUAL = gc.get_threshold()
 STOPPED = 130
 """Exit code after Ctrl-C, as shells have it."""
+NOTHING_STORED = "stopped; nothing was stored"
 
 
 def set_level(*, quiet: bool, verbose: bool) -> None:
@@ -90,11 +91,7 @@ def progress_shown() -> Iterator[Report]:
 
 @contextmanager
 def stopping(kept: Callable[[], str]) -> Iterator[None]:
-    """Ctrl-C inside the block says what is kept, and ends the command.
-
-    Args:
-        kept: What to say; asked when it has happened.
-    """
+    """Ctrl-C inside the block says what is kept, of which ``kept`` is asked then, and ends the command."""
     try:
         yield
     except KeyboardInterrupt:

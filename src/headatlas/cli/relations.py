@@ -13,15 +13,16 @@ from headatlas.cli.options import (
     AsJson,
     AtlasArgument,
     Known,
-    Lens,
     TargetPolicyOption,
+    argument,
     askable_names,
     names_of,
+    option,
     out_option,
 )
 from headatlas.cli.output import Column, print_json, print_records, print_rows, say, say_error
 from headatlas.errors import HeadatlasError
-from headatlas.options import TargetPolicy
+from headatlas.options import LensName, TargetPolicy
 
 if TYPE_CHECKING:
     from headatlas.describing.mining import MinedRelation
@@ -29,10 +30,9 @@ if TYPE_CHECKING:
 
 Specs = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[core|all|NAME|PATH]…",
-        help="core, all, categories, names of shipped relations, files or folders. Default: core.",
-        show_default=False,
+    argument(
+        "[core|all|NAME|PATH]…",
+        "core, all, categories, names of shipped relations, files or folders. Default: core.",
         autocompletion=askable_names,
     ),
 ]
@@ -43,9 +43,7 @@ SCAFFOLD_PAIRS = [("hot", "cold"), ("big", ["small", "little"])]
 
 def list_relations(
     specs: Specs = None,
-    long: Annotated[
-        bool, typer.Option("--long", help="Also subcategory, targets, copying, licence, source.")
-    ] = False,
+    long: Annotated[bool, option("--long", "Also subcategory, targets, copying, licence, source.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the shipped relations, or those given."""
@@ -65,11 +63,10 @@ def list_relations(
 def check_relations(
     specs: Specs = None,
     tokenizer: Annotated[
-        str | None,
-        typer.Option("--tokenizer", metavar="MODEL", help="Also count what this model's tokenizer can use."),
+        str | None, option("--tokenizer", "Also count what this model's tokenizer can use.", "MODEL")
     ] = None,
     lens: Annotated[
-        Lens, typer.Option("--lens", help="The lens to check for: maps needs sources of one token.")
+        LensName, option("--lens", "The lens to check for: maps needs sources of one token.")
     ] = "neutral",
     target_policy: TargetPolicyOption = "single",
     as_json: AsJson = False,
@@ -107,10 +104,9 @@ def check_relations(
 def show_relations(
     specs: Annotated[
         list[str],
-        typer.Argument(
-            metavar="NAME|PATH…",
-            help="Names of shipped relations, categories, relation files or folders.",
-            show_default=False,
+        argument(
+            "NAME|PATH…",
+            "Names of shipped relations, categories, relation files or folders.",
             autocompletion=askable_names,
         ),
     ],
@@ -139,13 +135,9 @@ def show_relations(
 
 
 def new_relation(
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="The relation's name or title.", show_default=False)
-    ],
+    name: Annotated[str, argument("NAME", "The relation's name or title.")],
     out: Annotated[Path, out_option("A .json, .csv or .tsv.")],
-    category: Annotated[
-        str | None, typer.Option("--category", metavar="NAME", help="Its panel. Default: User.")
-    ] = None,
+    category: Annotated[str | None, option("--category", "Its panel. Default: User.", "NAME")] = None,
 ) -> None:
     """Write a small relation file to begin with.
 
@@ -178,10 +170,8 @@ def new_relation(
 def export_relations(
     specs: Annotated[
         list[str],
-        typer.Argument(
-            metavar="core|all|NAME|PATH…",
-            help="core, all, categories, names of shipped relations, files or folders.",
-            show_default=False,
+        argument(
+            "core|all|NAME|PATH…", "core, all, categories, names of shipped relations, files or folders."
         ),
     ],
     out: Annotated[Path, out_option("Folder for the files.", "FOLDER")],
@@ -204,9 +194,7 @@ def mine_relations_command(
         out_option("Folder for the proposals, a file each. Default: they are only shown.", "FOLDER"),
     ] = None,
     relations: Known = None,
-    least_heads: Annotated[
-        int, typer.Option("--least-heads", metavar="N", min=2, help="Heads that share a mapping.")
-    ] = 2,
+    least_heads: Annotated[int, option("--least-heads", "Heads that share a mapping.", "N", min=2)] = 2,
     as_json: AsJson = False,
 ) -> None:
     """Propose relations that a model has and the library has not.
@@ -225,11 +213,7 @@ def mine_relations_command(
         _write_new({out / f"{each.relation.name}.json": each.relation.to_json() for each in found.proposals})
     if as_json:
         rows = [
-            {
-                "relation": each.relation.name,
-                "heads": list(map(list, each.heads)),
-                "pairs": _pairs(each.relation),
-            }
+            {"relation": each.relation.name, "heads": each.heads, "pairs": _pairs(each.relation)}
             for each in found.proposals
         ]
         print_rows([atlas], rows, mined=found.caption(), least_heads=found.least_heads)
@@ -318,7 +302,7 @@ def _said(key: str) -> Callable[[dict[str, Any]], Any]:
 
 
 def _usable(
-    relations: tuple[Relation, ...], model: str, lens: Lens, target_policy: TargetPolicy
+    relations: tuple[Relation, ...], model: str, lens: LensName, target_policy: TargetPolicy
 ) -> list[dict[str, Any]]:
     """Count what a model's tokenizer can use of each relation."""
     from headatlas.architectures import open_model

@@ -1,26 +1,27 @@
-"""``ask``, ``query``, ``recipe``: heads in one's own questions and experiments."""
+"""``ask``, ``query``, ``recipe``, ``serve``: heads in one's own questions and experiments."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headatlas.cli.evidence import NOTHING_STORED
-from headatlas.cli.heads import parse_head, rank_shown
+from headatlas.cli.heads import heads_named, parse_head, rank_shown
 from headatlas.cli.options import (
     AsJson,
     AtlasArgument,
     ModelOption,
+    argument,
     computes,
-    names_of,
+    option,
     out_option,
     reads_atlas,
     shipped_names,
 )
 from headatlas.cli.output import (
     HEAD,
+    NOTHING_STORED,
     print_fields,
     print_json,
     print_records,
@@ -31,7 +32,7 @@ from headatlas.cli.output import (
     stopping,
 )
 from headatlas.errors import HeadatlasError
-from headatlas.options import Compute
+from headatlas.options import Action, Compute, RecipeForm
 from headatlas.showing import tokens_shown
 
 if TYPE_CHECKING:
@@ -41,12 +42,10 @@ if TYPE_CHECKING:
 @computes("device", "max_memory")
 def ask_command(
     folder: AtlasArgument,
-    name: Annotated[str, typer.Argument(metavar="LAYER.HEAD", help="For example 23.4.", show_default=False)],
-    words: Annotated[
-        list[str], typer.Argument(metavar="WORD…", help="One or more words.", show_default=False)
-    ],
+    name: Annotated[str, argument("LAYER.HEAD", "For example 23.4.")],
+    words: Annotated[list[str], argument("WORD…", "One or more words.")],
     compute: Compute,
-    top: Annotated[int, typer.Option("--top", metavar="N", help="Tokens of each list.")] = 10,
+    top: Annotated[int, option("--top", "Tokens of each list.", "N")] = 10,
     model: ModelOption = None,
     as_json: AsJson = False,
 ) -> None:
@@ -84,19 +83,15 @@ def ask_command(
 def query_command(
     where: Annotated[
         str,
-        typer.Argument(
-            metavar="DIR|MODEL",
-            help="A folder that `headatlas map` wrote to, for its model and lens, or the address of an "
+        argument(
+            "DIR|MODEL",
+            "A folder that `headatlas map` wrote to, for its model and lens, or the address of an "
             "atlas.zarr; or a model as `headatlas map` takes it, seen with the lens neutral.",
-            show_default=False,
         ),
     ],
-    pairs: Annotated[
-        list[str],
-        typer.Argument(metavar="SOURCE=TARGET…", help="One or more pairs of words.", show_default=False),
-    ],
+    pairs: Annotated[list[str], argument("SOURCE=TARGET…", "One or more pairs of words.")],
     compute: Compute,
-    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Only the first N heads.")] = 20,
+    top: Annotated[int, option("--top", "Only the first N heads.", "N", min=1)] = 20,
     model: ModelOption = None,
     as_json: AsJson = False,
 ) -> None:
@@ -147,33 +142,30 @@ def _wanted(each: dict[str, Any], ceiling: int) -> str:
 
 HeadsOfRelation = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--relation",
-        metavar="NAME",
-        help="The heads that implement this relation, best first.",
+        "The heads that implement this relation, best first.",
+        "NAME",
         autocompletion=shipped_names,
     ),
 ]
 TheseHeads = Annotated[
-    list[str] | None,
-    typer.Option("--heads", metavar="LAYER.HEAD,…", help="Or these heads, such as 23.4,24.5."),
+    list[str] | None, option("--heads", "Or these heads, such as 23.4,24.5.", "LAYER.HEAD,…")
 ]
 Form = Annotated[
-    Literal["transformers", "transformer-lens", "nnsight", "checkpoint"],
-    typer.Option(
+    RecipeForm,
+    option(
         "--as",
-        help="The library that the Python is for. checkpoint: a safetensors file with the changed output "
+        "The library that the Python is for. checkpoint: a safetensors file with the changed output "
         "projections alone (-o), and Python that loads it over the model.",
     ),
 ]
 Do = Annotated[
-    Literal["silence", "scale", "watch"],
-    typer.Option("--do", help="Set what heads bring to zero, multiply it by --factor, or collect it."),
+    Action,
+    option("--do", "Set what heads bring to zero, multiply it by --factor, or collect it."),
 ]
-Factor = Annotated[float | None, typer.Option("--factor", metavar="F", help="What --do scale multiplies by.")]
-ControlSeed = Annotated[
-    int, typer.Option("--control", metavar="SEED", help="Seed of the random heads beside them.")
-]
+Factor = Annotated[float | None, option("--factor", "What --do scale multiplies by.", "F")]
+ControlSeed = Annotated[int, option("--control", "Seed of the random heads beside them.", "SEED")]
 RecipeFile = Annotated[
     Path | None, out_option("Write it to this file instead. checkpoint: the file of tensors.")
 ]
@@ -204,7 +196,7 @@ def recipe_command(
     made = recipe(
         atlas,
         relation,
-        heads=None if heads is None else [parse_head(name, atlas) for name in names_of(heads, "heads") or ()],
+        heads=heads_named(heads, atlas, "heads"),
         form=form,
         do=do,
         factor=factor,
@@ -220,3 +212,53 @@ def recipe_command(
         print_text(made.code.rstrip("\n"))
     if out is not None:
         say(f"wrote {out}")
+
+
+# serve -------------------------------------------------------------------------------------------------
+
+
+@computes("device", "max_memory")
+def serve_command(
+    folder: AtlasArgument,
+    compute: Compute,
+    model: ModelOption = None,
+    port: Annotated[int, option("--port", "Listen at this port; 0: a free one.", "N", min=0, max=65535)] = 0,
+    host: Annotated[
+        str, option("--host", "Listen at this address. All but loopback ask for a token.", "ADDRESS")
+    ] = "127.0.0.1",
+    open_browser: Annotated[bool, option("--open/--no-open", "Open the page in a browser.")] = False,
+) -> None:
+    """Show an atlas's page and answer questions there: your own pairs, words and texts.
+
+    The model is opened once and kept in memory. The address is printed; with --host it holds a token, made
+    anew each time or taken from the environment variable HEADATLAS_TOKEN. Nothing is stored. Ctrl-C ends it.
+    """
+    from headatlas.atlas import Atlas
+    from headatlas.serving.run import (
+        access_for,
+        address_of,
+        application,
+        listen,
+        open_answers,
+        serve_until_stopped,
+    )
+
+    atlas = Atlas.open(folder)
+    access = access_for(host)
+    listening = listen(host, port)
+    with listening, stopping(lambda: NOTHING_STORED):
+        with progress_shown() as progress:
+            answers = open_answers(atlas, model, None, compute, progress)
+        app = application(atlas, answers, access)
+        address = address_of(listening, access)
+
+        def ready() -> None:
+            print_text(address)
+            say(f"{atlas.model_name} answers at this address: open it in a browser. Ctrl-C ends it.")
+            if open_browser:
+                import webbrowser
+
+                webbrowser.open(address)
+
+        serve_until_stopped(app, listening, ready)
+        say(NOTHING_STORED)

@@ -25,7 +25,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from headatlas import __version__
-from headatlas.describing.judging import OPTIONS, Halves, Mappings
+from headatlas.describing.judging import OPTIONS, Description, Halves, Mappings
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_write, cache_dir
 from headatlas.showing import safe_json, safe_text
@@ -52,21 +52,13 @@ Answer = TypeVar("Answer", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the questions to an endpoint.
+    """Limits of the questions to an endpoint."""
 
-    Attributes:
-        seconds: Longest time of one request, from connecting to the last byte.
-        attempts: Requests for one question, the first included.
-        back_off: Seconds before the second request; doubled before each further one.
-        longest_wait: Longest time that is waited between requests, whatever the endpoint asks for.
-        per_minute: Most requests a minute; None for no limit.
-    """
-
-    seconds: float = 120.0
-    attempts: int = 4
-    back_off: float = 1.0
-    longest_wait: float = 60.0
-    per_minute: float | None = 120.0
+    seconds: float = 120.0  # longest time of one request, from connecting to the last byte
+    attempts: int = 4  # requests for one question, the first included
+    back_off: float = 1.0  # seconds before the second request; doubled before each further one
+    longest_wait: float = 60.0  # longest time that is waited between requests, whatever the endpoint asks for
+    per_minute: float | None = 120.0  # most requests a minute; None for no limit
 
     def __post_init__(self) -> None:
         for name in ("seconds", "per_minute"):
@@ -88,11 +80,7 @@ class _Completion(BaseModel):
 
 
 class _AgainError(Exception):
-    """A request that may succeed later.
-
-    Attributes:
-        wait: Seconds the endpoint asks to wait, if it does.
-    """
+    """A request that may succeed later; ``wait`` are seconds that the endpoint asks for, if it does."""
 
     def __init__(self, why: str, wait: float | None = None) -> None:
         super().__init__(why)
@@ -338,27 +326,13 @@ class _Chosen(BaseModel):
     choice: int = Field(ge=1, le=OPTIONS)
 
 
-@dataclass(frozen=True)
-class ModelDescription:
-    """A model's description of a head.
-
-    Attributes:
-        text: One line, without characters that cannot be seen.
-        right, trials: Held-out mappings that the model picked by it, and their number.
-    """
-
-    text: str
-    right: int
-    trials: int
-
-
 def describe_with_model(
     mappings: Mappings,
     parts: Halves,
     endpoint: Endpoint,
     seed: tuple[int, int],
     asking: Callable[[int], None],
-) -> ModelDescription | None:
+) -> Description | None:
     """Ask for a description of the described half, then for each held-out mapping among its distractors.
 
     Each choice is a question of its own: beside one another, held-out mappings would show what they have in
@@ -382,7 +356,8 @@ def describe_with_model(
         question = _messages(_CHOOSE, {"description": text, "mappings": shown})
         chosen = endpoint.ask(question, _Chosen)
         right += chosen is not None and int(order[chosen.choice - 1]) == 0
-    return ModelDescription(text, right, len(parts.held_out_options))
+    n = len(parts.held_out_options)
+    return Description(text, f"{right} of {n} held-out mappings picked", right / n, n)
 
 
 def _messages(task: str, data: Any) -> Messages:

@@ -46,19 +46,13 @@ _BYTES = {
 
 @dataclass(frozen=True)
 class Token:
-    """A token as text.
+    """A token as text."""
 
-    Attributes:
-        text: As in running text, with the space before it.
-        word: Without spaces around it.
-        folded: The word, case-folded.
-        kind: ``"space"``, ``"number"``, ``"symbol"``, ``"other script"``, ``"piece"`` (letters without a
-            space before them), ``"capitalised"`` or ``"lower"``.
-    """
-
-    text: str
-    word: str
-    folded: str
+    text: str  # as in running text, with the space before it
+    word: str  # without spaces around it
+    folded: str  # the word, case-folded
+    # "space", "number", "symbol", "other script", "piece" (letters without a space before them),
+    # "capitalised" or "lower".
     kind: str
 
 
@@ -108,18 +102,12 @@ def script(char: str) -> str:
 
 @dataclass(frozen=True)
 class Mappings:
-    """The salient mappings of a model's heads, one a row.
+    """The salient mappings of a model's heads, one a row."""
 
-    Attributes:
-        layer, head: [n] of each mapping.
-        sources: [n] source tokens.
-        targets: Side → [n] target tokens of each mapping, strongest first.
-    """
-
-    layer: NDArray[np.int64]
-    head: NDArray[np.int64]
-    sources: tuple[Token, ...]
-    targets: dict[Side, tuple[tuple[Token, ...], ...]]
+    layer: NDArray[np.int64]  # [n]
+    head: NDArray[np.int64]  # [n]
+    sources: tuple[Token, ...]  # [n] source tokens
+    targets: dict[Side, tuple[tuple[Token, ...], ...]]  # side → [n] target tokens, strongest first
 
     @classmethod
     def of(cls, frame: pd.DataFrame) -> Mappings:
@@ -150,7 +138,7 @@ class Mappings:
     @cached_property
     def heads(self) -> list[tuple[int, int]]:
         """(layer, head) of the heads that have mappings."""
-        return list(dict.fromkeys(zip(self.layer.tolist(), self.head.tolist(), strict=True)))
+        return list(self.rows)
 
     @cached_property
     def rows(self) -> dict[tuple[int, int], NDArray[np.int64]]:
@@ -189,15 +177,11 @@ def _strings(value: Any, side: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Halves:
-    """A head's mappings, one half to be described and one held out, each among distractors.
+    """A head's mappings, one half to be described and one held out, each among distractors."""
 
-    Attributes:
-        described, held_out: Rows of :class:`Mappings`.
-        described_options, held_out_options: [rows, 5] rows to choose from; the first is the right one.
-    """
-
-    described: NDArray[np.int64]
+    described: NDArray[np.int64]  # rows of :class:`Mappings`
     held_out: NDArray[np.int64]
+    # [rows, 5] rows to choose from, the right one first.
     described_options: NDArray[np.int64]
     held_out_options: NDArray[np.int64]
 
@@ -257,3 +241,18 @@ def standard_error(trials: int) -> float:
 def above_chance(score: float, trials: int) -> bool:
     """Whether a score of so many choices lies above chance by more than :data:`ERRORS` standard errors."""
     return trials > 0 and score > CHANCE + ERRORS * standard_error(trials)
+
+
+@dataclass(frozen=True)
+class Description:
+    """Words for a head, by a rule or a model, and how they fare."""
+
+    label: str
+    support: str  # what speaks for it
+    score: float  # share of held-out choices that it gets right
+    trials: int  # their number
+
+    @property
+    def proved(self) -> bool:
+        """Whether it tells the head's mappings from those of other heads."""
+        return above_chance(self.score, self.trials)

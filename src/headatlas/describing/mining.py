@@ -44,32 +44,20 @@ WordPair = tuple[str, str]
 
 @dataclass(frozen=True)
 class MinedRelation:
-    """A group of mappings that several heads share.
+    """A group of mappings that several heads share."""
 
-    Attributes:
-        relation: Its mappings as a relation, to be named.
-        heads: The heads that have at least two of them, most first.
-    """
-
-    relation: Relation
-    heads: tuple[Head, ...]
+    relation: Relation  # its mappings as a relation, to be named
+    heads: tuple[Head, ...]  # the heads that have at least two of them, most first
 
 
 @dataclass(frozen=True)
 class Mined:
-    """The relations proposed for a model.
+    """The relations proposed for a model."""
 
-    Attributes:
-        proposals: Those shared by most heads first.
-        least_heads: Heads that a mapping had to be shared by.
-        shared: Number of unexplained mappings that so many heads share.
-        by_chance: The number expected where each head's targets are dealt out among its sources anew.
-    """
-
-    proposals: tuple[MinedRelation, ...]
-    least_heads: int
-    shared: int
-    by_chance: float
+    proposals: tuple[MinedRelation, ...]  # those shared by most heads first
+    least_heads: int  # heads that a mapping had to be shared by
+    shared: int  # number of unexplained mappings that so many heads share
+    by_chance: float  # the number expected where each head's targets are dealt out among its sources anew
 
     def caption(self) -> str:
         """The criterion, and how much of it is chance, in one line."""
@@ -91,9 +79,6 @@ def mine_relations(
         least_heads: Fewest heads that share a mapping; more are asked for while more than 5 % of the shared
             ones would be shared by chance.
         seed: Of the draws for chance.
-
-    Raises:
-        HeadatlasError: There are no salient operations, or `least_heads` is below 2.
     """
     if least_heads < 2:
         raise HeadatlasError(f"`least_heads` is {least_heads}: a mapping is shared by 2 heads or more.")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from headatlas.describing.judging import (
     SIDES,
+    Description,
     Halves,
     Mappings,
     Side,
@@ -43,25 +44,17 @@ Holds = Callable[[Token, Token], bool]
 
 @dataclass(frozen=True)
 class Rule:
-    """A short label, and which mappings it is true of.
-
-    Attributes:
-        name: Identifier.
-        label: What a head does of which it is true.
-        side: Which targets it speaks of.
-        on: Whether it speaks of source and target together, of the sources or of the targets alone. In the
-            latter cases mappings are no independent witnesses (a head may promote one token whatever the
-            source), and different words are counted.
-        holds: Source and target → whether it is true; None where the words decide.
-        pairs: Case-folded (source, target) of which it is true.
-        words: Case-folded words of which it is true.
-    """
+    """A short label, and which mappings it is true of."""
 
     name: str
-    label: str
-    side: Side = "promoted"
+    label: str  # what a head does of which it is true
+    side: Side = "promoted"  # which targets it speaks of
+    # Whether it speaks of source and target together, of the sources or of the targets alone. In the latter
+    # cases mappings are no independent witnesses (a head may promote one token whatever the source), and
+    # different words are counted.
     on: On = "mapping"
-    holds: Holds | None = None
+    holds: Holds | None = None  # source and target → whether it is true; None where the words decide
+    # Case-folded (source, target), and words, of which it is true.
     pairs: frozenset[tuple[str, str]] = field(default=frozenset(), repr=False)
     words: frozenset[str] = field(default=frozenset(), repr=False)
 
@@ -252,29 +245,6 @@ def _index(rules: Sequence[Rule], side: Side, what: Literal["pairs", "words"]) -
     return found
 
 
-@dataclass(frozen=True)
-class Description:
-    """A rule's label for a head, and how it fares.
-
-    Attributes:
-        label: The rule's.
-        holds, of: It is true of so many of all the head's mappings.
-        score: Share of held-out choices that it gets right.
-        trials: Their number.
-    """
-
-    label: str
-    holds: int
-    of: int
-    score: float
-    trials: int
-
-    @property
-    def proved(self) -> bool:
-        """Whether it tells the head's mappings from those of other heads."""
-        return above_chance(self.score, self.trials)
-
-
 class Describer:
     """Describes heads by the rule that fits one half of their mappings best, and scores it on the other."""
 
@@ -302,7 +272,8 @@ class Describer:
         every = np.concatenate([rows, parts.held_out])
         score = right_choices(self.strengths[:, at], parts.held_out_options)
         held = int((self.strengths[every, at] > 0).sum())
-        return Description(self.rules[at].label, held, len(every), float(score), len(parts.held_out_options))
+        support = f"{held} of {len(every)} mappings"
+        return Description(self.rules[at].label, support, float(score), len(parts.held_out_options))
 
     def _best(self, scores: NDArray[np.float64], trials: int) -> int:
         """The rule of the best score; but of those within a standard error of it, the first on mappings.
@@ -340,20 +311,13 @@ class Describer:
 
 @dataclass(frozen=True)
 class BehaviourRule:
-    """A label made of a measured behaviour.
+    """A label made of a measured behaviour."""
 
-    Attributes:
-        label: What the head does.
-        behaviours: Any of these is called (``atlas.behaviours``).
-        copies: Whether the head must implement a copying relation as well.
-        least: Smallest share of attention.
-        last: Whether it is taken only where no other rule is true: most heads rest on the first position.
-    """
-
-    label: str
-    behaviours: tuple[str, ...]
-    copies: bool = False
-    least: float = 0.0
+    label: str  # what the head does
+    behaviours: tuple[str, ...]  # any of these is called (``atlas.behaviours``)
+    copies: bool = False  # whether the head must implement a copying relation as well
+    least: float = 0.0  # smallest share of attention
+    # Taken only where no other rule is true: most heads rest on the first position.
     last: bool = False
 
 

@@ -23,7 +23,7 @@ from headatlas.atlas.labels import (
     store_labels,
 )
 from headatlas.describing.endpoint import Endpoint, Limits, describe_with_model
-from headatlas.describing.judging import CHANCE, Halves, Mappings, above_chance, halves, standard_error
+from headatlas.describing.judging import CHANCE, Description, Halves, Mappings, halves, standard_error
 from headatlas.describing.rules import ATTENTION_RULES, RULES_VERSION, Describer
 from headatlas.errors import HeadatlasError
 from headatlas.progress import Progress, Report, reporting
@@ -163,28 +163,24 @@ def _by_rules(
     atlas: Atlas, mappings: Mappings, library: Sequence[Relation], parts: dict[tuple[int, int], Halves]
 ) -> pd.DataFrame:
     describer = Describer(mappings, library)
-    rows: list[Row] = []
-    for head, part in parts.items():
-        found = describer.describe(part)
-        if found is None:
-            rows.append(_unclear(head, "no rule fits", part, RULES_AUTHOR))
-            continue
-        support = f"{found.holds} of {found.of} mappings"
-        rows.append(_scored(head, found.label, support, found.score, part, RULES_AUTHOR))
-    rows += [row for row in _by_attention(atlas) if (row[0], row[1]) in parts]
-    return in_order(_frame(rows))
+    rows = [
+        _row(head, describer.describe(part), "no rule fits", part, RULES_AUTHOR)
+        for head, part in parts.items()
+    ]
+    return in_order(_frame([*rows, *(row for row in _by_attention(atlas) if (row[0], row[1]) in parts)]))
 
 
-def _scored(head: tuple[int, int], label: str, support: str, score: float, part: Halves, author: str) -> Row:
-    trials = len(part.held_out_options)
-    if not above_chance(score, trials):
-        label, support = UNCLEAR, f"no better than chance: {label}, {support}"
-    return (*head, label, support, score, CHANCE, standard_error(trials), author, BY_MAPPINGS)
-
-
-def _unclear(head: tuple[int, int], why: str, part: Halves, author: str) -> Row:
-    why = why if part.judged else "too few mappings to judge"
-    return (*head, UNCLEAR, why, np.nan, CHANCE, np.nan, author, BY_MAPPINGS)
+def _row(head: tuple[int, int], found: Description | None, why: str, part: Halves, author: str) -> Row:
+    """The row of a head: unclear without a description, or with one that does no better than chance."""
+    if found is None:
+        label, support, score, error = UNCLEAR, why, np.nan, np.nan
+        if not part.judged:
+            support = "too few mappings to judge"
+    else:
+        label, support, score, error = found.label, found.support, found.score, standard_error(found.trials)
+        if not found.proved:
+            label, support = UNCLEAR, f"no better than chance: {label}, {support}"
+    return (*head, label, support, score, CHANCE, error, author, BY_MAPPINGS)
 
 
 def _by_attention(atlas: Atlas) -> Iterator[Row]:
@@ -236,13 +232,8 @@ def _by_model(
         asked = _asking(tell, done, total, f"head {head[0]}.{head[1]}")
         found = describe_with_model(mappings, part, endpoint, head, asked) if part.judged else None
         done += part.questions
-        if found is None:
-            invalid += part.judged
-            yield _unclear(head, "the model gave no valid description", part, endpoint.author)
-        else:
-            support = f"{found.right} of {found.trials} held-out mappings picked"
-            share = found.right / found.trials
-            yield _scored(head, found.text, support, share, part, endpoint.author)
+        invalid += found is None and part.judged
+        yield _row(head, found, "the model gave no valid description", part, endpoint.author)
     came = f"{endpoint.sent:,} requests sent; {invalid:,} descriptions not valid"
     tell(Progress("labels", total, total, came))
 

@@ -87,7 +87,7 @@ def ablation(
             on the tasks of ``only`` if it is given, beside random heads of the same layers.
         templates: A file; the shipped templates by default.
         choices: ``shots``, ``method``, ``sources``, ``max_heads``, ``draws``, ``seed``: the fields of
-            :class:`headatlas.evidence.ablation_run.Choices`.
+            :class:`headatlas.options.AblationChoices`.
 
     Returns:
         One row a task, as :func:`headatlas.evidence.statistics.summarise_ablations` describes it, or, with
@@ -98,12 +98,13 @@ def ablation(
         HeadatlasError: The model is not the atlas's or does not fit into memory, a template has no slot, or a
             number is out of range. What was measured before stays.
     """
-    from headatlas.evidence.ablation_run import Choices, run_ablation, run_chosen
+    from headatlas.evidence.ablation_run import run_ablation, run_chosen
     from headatlas.evidence.opening import examined
     from headatlas.evidence.statistics import summarise_ablations, summarise_heads
     from headatlas.evidence.texts import read_templates
+    from headatlas.options import AblationChoices
 
-    chosen, asked = Choices(**choices), read_templates(templates)
+    chosen, asked = AblationChoices(**choices), read_templates(templates)
     with examined(atlas, model, tokenizer, compute=compute, progress=progress) as subject:
         if heads is None:
             found = run_ablation(subject, asked, chosen, only)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import comb, prod
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -35,18 +35,18 @@ from headatlas.atlas.evidence import (
 from headatlas.atlas.store import strings
 from headatlas.atlas.stored import read_dataset, store_dataset
 from headatlas.errors import HeadatlasError
-from headatlas.evidence.asking import Head, Method, Questions, ablated, asking_takes
+from headatlas.evidence.asking import Head, Questions, ablated, asking_takes
 from headatlas.evidence.opening import Subject
 from headatlas.evidence.statistics import named_heads, random_heads
 from headatlas.evidence.texts import LENGTH, Ids, Task, Templates, make_task, read_templates, running_texts
 from headatlas.lenses.forward import prefix_ids, require_finite, running
 from headatlas.mapping.plan import passing_seconds
+from headatlas.options import LEAST_ASKED, AblationChoices, Method
 from headatlas.progress import Progress, duration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MIN_SOURCES = 20
 MIN_BASE = 0.2
 MAX_BASE_DIFFERENCE = 0.2
 """Between a task and its control tasks."""
@@ -66,40 +66,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Choices:
-    """Options of an ablation: how tasks are asked and heads ablated. docs/evidence.md says why these.
-
-    Attributes:
-        shots: Examples before each question.
-        method: ``"zero"`` or ``"mean"``.
-        sources: Sources asked at most.
-        max_heads: Heads of a relation ablated at most.
-        draws: Draws of random heads.
-        seed: Of the draws.
-
-    Raises:
-        HeadatlasError: A number is out of range, or there is no such method.
-    """
-
-    shots: int = 5
-    method: Method = "zero"
-    sources: int = 64
-    max_heads: int = 32
-    draws: int = 5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise HeadatlasError(f"`method`: there is no method {self.method!r}; use zero or mean.")
-        least = {"shots": 0, "sources": MIN_SOURCES, "max_heads": 1, "draws": 1, "seed": 0}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < low:
-                raise HeadatlasError(f"`{name}` is {value!r}: it must be a whole number of at least {low}.")
-
-
-def _tasks(subject: Subject, templates: Templates, choices: Choices) -> Iterator[tuple[str, Task]]:
+def _tasks(subject: Subject, templates: Templates, choices: AblationChoices) -> Iterator[tuple[str, Task]]:
     """The task of each relation that has a template."""
     words = subject.prepared.model.tokenizer()
     for each in subject.relations:
@@ -112,12 +79,12 @@ def _cannot_be_asked(task: Task | None) -> str | None:
     """The reason why a relation's task cannot be asked, or None."""
     if task is None:
         return "there is no task template for it; give one with `templates`"
-    if len(task.words) >= MIN_SOURCES:
+    if len(task.words) >= LEAST_ASKED:
         return None
     gone = "; ".join(f"{reason} ({len(words)})" for reason, words in task.dropped.items())
     why = f": {gone}" if gone else ""
     examples = "; examples are not asked, see `shots`" if task.shots else ""
-    return f"{len(task.words)} pairs can be asked, at least {MIN_SOURCES} needed{why}{examples}"
+    return f"{len(task.words)} pairs can be asked, at least {LEAST_ASKED} needed{why}{examples}"
 
 
 def _digest(body: str) -> str:
@@ -140,19 +107,14 @@ def _ordered(orders: Mapping[str, Sequence[Head]]) -> dict[str, Any]:
 
 @dataclass
 class Ablations:
-    """The result of a run.
+    """The result of a run."""
 
-    Attributes:
-        done: Ablated tasks, new or from earlier runs.
-        skipped: Relation → why it was not ablated.
-    """
-
-    done: list[Ablation] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
+    done: list[Ablation] = field(default_factory=list)  # ablated tasks, new or from earlier runs
+    skipped: dict[str, str] = field(default_factory=dict)  # relation → why it was not ablated
 
 
 def run_ablation(
-    subject: Subject, templates: Templates, choices: Choices, only: Sequence[str] | None = None
+    subject: Subject, templates: Templates, choices: AblationChoices, only: Sequence[str] | None = None
 ) -> Ablations:
     """Ablate the heads of relations and store what their tasks lose; what is stored is not measured again.
 
@@ -181,7 +143,7 @@ class _Run:
     """Tasks of one model, and their answers."""
 
     def __init__(
-        self, subject: Subject, modules: PreTrainedModel, templates: Templates, choices: Choices
+        self, subject: Subject, modules: PreTrainedModel, templates: Templates, choices: AblationChoices
     ) -> None:
         self._subject, self._modules, self._choices = subject, modules, choices
         self._folder = evidence_group(subject.path)
@@ -284,7 +246,7 @@ class _Run:
         for other, task in self.tasks.items():
             rows = self._rows(other)
             overlap = len({*_listed(rows[rows["implements"]])} & {*heads}) / len(heads)
-            if other == name or overlap >= MAX_OVERLAP or len(task.words) < MIN_SOURCES:
+            if other == name or overlap >= MAX_OVERLAP or len(task.words) < LEAST_ASKED:
                 continue  # the model need not be asked
             accuracy = float(self.base(other).mean())
             difference = abs(accuracy - base)
@@ -362,7 +324,7 @@ def run_chosen(
     subject: Subject,
     heads: Sequence[Head],
     templates: Templates,
-    choices: Choices,
+    choices: AblationChoices,
     only: Sequence[str] | None = None,
 ) -> HeadsAblation:
     """Ablate chosen heads together and store what is lost; what is stored is not measured again.
@@ -402,7 +364,7 @@ def run_chosen(
     return HeadsAblation.read(place)
 
 
-def _drawn(heads: Sequence[Head], n_heads: int, choices: Choices) -> dict[str, list[Head]]:
+def _drawn(heads: Sequence[Head], n_heads: int, choices: AblationChoices) -> dict[str, list[Head]]:
     """Random heads of the same layers, each draw another; fewer draws, or none, where there are no more."""
     layers = [layer for layer, _ in heads]
     mine = {layer: layers.count(layer) for layer in layers}
@@ -422,11 +384,7 @@ def _losses(
     orders: Mapping[str, list[Head]],
     method: Method,
 ) -> xr.Dataset:
-    """Loss and right answers of the whole model, and without the heads of each order.
-
-    Raises:
-        HeadatlasError: A loss is not finite.
-    """
+    """Loss and right answers of the whole model, and without the heads of each order."""
     model = subject.prepared.model
     conditions: dict[str, list[Head]] = {WHOLE: [], **orders}
     rows = {RUNNING_TEXT: texts, **{name: task.prompts for name, task in tasks.items()}}

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,12 +19,12 @@ from headatlas.architectures import Model
 from headatlas.evidence.texts import BATCH_TOKENS, Ids
 from headatlas.lenses.forward import batches, by_length, entering, pre_hooks
 from headatlas.lenses.streaming import played_by
+from headatlas.options import Method
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel
 
 Head = tuple[int, int]
-Method = Literal["zero", "mean"]
 
 KEPT_BYTES = 512 << 20
 """Of what leaves the blocks for the prompts of a task, at most; of larger ones fewer blocks are kept."""

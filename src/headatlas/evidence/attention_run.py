@@ -71,9 +71,6 @@ def run_attention(subject: Subject, templates: Templates, *, own: bool = False) 
     """Measure preferences of every head for the sources of every scored relation, and store them.
 
     What is stored is not measured again; ``own`` templates have a place beside that of the shipped ones.
-
-    Raises:
-        HeadatlasError: How the model's family attends is not read yet.
     """
     model = subject.prepared.model
     model.queries(model.layers_with_heads[0])  # refused before anything runs
@@ -94,21 +91,14 @@ def run_attention(subject: Subject, templates: Templates, *, own: bool = False) 
 
 @dataclass(frozen=True)
 class Matched:
-    """The words of a relation whose keys are compared.
+    """The words of a relation whose keys are compared."""
 
-    Attributes:
-        asked: Positions, among the relation's usable pairs, of the sources that stand in the queries' texts.
-        words: As written, sources first.
-        ids: Their token ids.
-        is_source: [n] whether each is a source.
-        stratum: [n] number of the kind of word each is; sources are compared with words of their kind only.
-    """
-
+    # Places, among the relation's usable pairs, of the sources that stand in the queries' texts.
     asked: tuple[int, ...]
-    words: tuple[str, ...]
+    words: tuple[str, ...]  # as written, sources first
     ids: tuple[Ids, ...]
-    is_source: Bools
-    stratum: NDArray[np.int64]
+    is_source: Bools  # [n] whether each is a source
+    stratum: NDArray[np.int64]  # [n] kind of each word; sources are compared with words of their kind only
 
     @property
     def n_sources(self) -> int:
@@ -130,7 +120,7 @@ class Matched:
 
 
 def lending(
-    tokenizer: PreTrainedTokenizerBase, competing: Bools, most_tokens: int, relations: Sequence[Relation]
+    tokenizer: PreTrainedTokenizerBase, competing: Bools, relations: Sequence[Relation]
 ) -> dict[str, dict[str, Ids]]:
     """Relation → its sources with their token ids: of the shipped relations and of those given."""
     every = {each.name: each for each in (*core(), *library(), *relations)}
@@ -139,7 +129,7 @@ def lending(
 
     def usable(tokens: Ids) -> bool:
         known = all(t < len(competing) and competing[t] and t != unknown for t in tokens)
-        return 0 < len(tokens) <= most_tokens and known
+        return 0 < len(tokens) <= MOST_TOKENS and known
 
     return {
         name: {pair.source: ids[pair.source] for pair in each.pairs if usable(ids[pair.source])}
@@ -220,24 +210,16 @@ class _Compared:
 
 
 class _Asking:
-    """Words and texts of one run.
-
-    Attributes:
-        subject: The atlas and its model.
-        texts: All texts; the query is at the last position of each.
-        words: All words whose keys are needed, as token ids.
-        relations: What is compared.
-        left_out: Relation → why its words cannot be compared.
-    """
+    """Words and texts of one run."""
 
     def __init__(self, subject: Subject, templates: Templates) -> None:
         self.subject, self._templates = subject, templates
-        self.texts: list[Text] = []
+        self.texts: list[Text] = []  # the query is at the last position of each
         self.relations: list[_Compared] = []
-        self.left_out: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}  # relation → why its words cannot be compared
         every = [each.relation for each in subject.relations]
         prepared = subject.prepared
-        lent = lending(prepared.model.tokenizer(), prepared.competing, MOST_TOKENS, every)
+        lent = lending(prepared.model.tokenizer(), prepared.competing, every)
         for relation in subject.relations:
             if relation.left_out:
                 continue
@@ -254,6 +236,7 @@ class _Asking:
                 self.relations.append(_Compared(relation.relation, matched, rows))
             else:
                 self.left_out[name] = problem
+        # All words whose keys are needed.
         self.words: list[Ids] = list(dict.fromkeys(w for each in self.relations for w in each.matched.ids))
 
     def _ask(self, relation: TokenisedRelation, matched: Matched, templates: Sequence[Template]) -> list[int]:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from headatlas.architectures import LayerHeads, Model, RightMap
+from headatlas.architectures import Model
 from headatlas.atlas import Atlas
 from headatlas.atlas.evidence import (
     CONTEXT,
@@ -58,15 +58,10 @@ SUMMARIES = {
 
 @dataclass(frozen=True)
 class InferenceTexts:
-    """The texts of a run.
+    """The texts of a run."""
 
-    Attributes:
-        templates: For all relations; None: for each relation those that it has of its own.
-        most: Sources of a relation that are asked at most; None: all.
-    """
-
-    templates: tuple[Template, ...] | None
-    most: int | None
+    templates: tuple[Template, ...] | None  # of all relations; None: of each relation its own
+    most: int | None  # sources of a relation that are asked at most; None: all
 
     @classmethod
     def of(
@@ -329,22 +324,14 @@ class _Together:
 def layer_as_watched(model: Model, watched: Watched, layer: int) -> dict[str, LayerInputs]:
     """Inputs for the engine of a layer as it was recorded, with and without context."""
     heads, right = model.heads(layer), model.right_map(layer)
-    return {
-        CONTEXT: given_values(model.dims, watched.outputs(layer), heads, right),
-        WITHOUT: from_states(model, watched.states(layer), heads, right, use_bias=True),
-    }
-
-
-def from_states(
-    model: Model, states: torch.Tensor, heads: LayerHeads, right: RightMap | None, *, use_bias: bool
-) -> LayerInputs:
-    """Inputs for the engine from states [n, d_model], without a no-head control (its rows are zero)."""
-    return LayerInputs(
+    states = watched.states(layer)
+    without = LayerInputs(
         dims=model.dims,
         states=states,
         heads=heads,
         right=right,
-        use_bias=use_bias,
-        control_states=torch.zeros_like(states),
+        use_bias=True,
+        control_states=torch.zeros_like(states),  # there is no control
         control_right=None,
     )
+    return {CONTEXT: given_values(model.dims, watched.outputs(layer), heads, right), WITHOUT: without}

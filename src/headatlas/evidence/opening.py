@@ -34,25 +34,15 @@ GPU_REST = 2 << 30
 
 @dataclass(frozen=True)
 class Subject:
-    """An atlas with the model it is of, as a run examines it.
-
-    Attributes:
-        atlas: The atlas; it has a store.
-        path: That store.
-        prepared: The model, and what the map asked of it.
-        relations: The scored relations asked for, as the tokenizer sees them.
-        device: Where the model runs and heads are ranked.
-        compute: What was asked of the machine.
-        tell: Takes each step of the run.
-    """
+    """An atlas with the model it is of, as a run examines it."""
 
     atlas: Atlas
-    path: Path
-    prepared: PreparedMap
-    relations: tuple[TokenisedRelation, ...]
-    device: torch.device
-    compute: Compute
-    tell: Report = silent
+    path: Path  # its store
+    prepared: PreparedMap  # the model, and what the map asked of it
+    relations: tuple[TokenisedRelation, ...]  # the scored relations asked for, as the tokenizer sees them
+    device: torch.device  # where the model runs and heads are ranked
+    compute: Compute  # what was asked of the machine
+    tell: Report = silent  # takes each step of the run
 
 
 @contextmanager
@@ -83,12 +73,7 @@ def open_subject(
     only: Sequence[str] | None = None,
     compute: Compute | None = None,
 ) -> Subject:
-    """Open the model of an atlas; only headers, tokenizer and hashes are read.
-
-    Raises:
-        HeadatlasError: The model is not the atlas's, is not on disk, or is too large for the memory of this
-            machine or of its GPU; or there is no such device.
-    """
+    """Open the model of an atlas; only headers, tokenizer and hashes are read."""
     compute = compute or Compute()
     device = pick_device(compute.device)
     prepared, path = reopened(atlas, model, tokenizer)
@@ -114,11 +99,7 @@ def reopened(
     model: str | Path | PreTrainedModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[PreparedMap, Path]:
-    """Prepare an atlas's map once more, whether or not the whole model fits; and the atlas's store.
-
-    Raises:
-        HeadatlasError: The model is not the atlas's or is not on disk.
-    """
+    """Prepare an atlas's map once more, whether or not the whole model fits; and the atlas's store."""
     if atlas.path is None:
         raise HeadatlasError(
             "evidence is stored with the atlas: map the model into a folder (out=…), or copy the atlas from "
@@ -135,11 +116,7 @@ def asked_again(
     tokenizer: PreTrainedTokenizerBase | None = None,
     relation: Relation | None = None,
 ) -> PreparedMap:
-    """Prepare an atlas's map once more, or the same map of another relation of any number of pairs.
-
-    Raises:
-        HeadatlasError: The model is not the atlas's, or its tokenizer can use no pair.
-    """
+    """Prepare an atlas's map once more, or the same map of another relation of any number of pairs."""
     lens = lens_named(atlas.lens)
     chosen = MapOptions(
         lens=lens,

@@ -107,11 +107,7 @@ def watch(
 
 
 class _Recorder:
-    """Puts what hooks see in its place.
-
-    Attributes:
-        watched: Where it goes.
-    """
+    """Puts what hooks see in its place."""
 
     def __init__(self, model: Model, texts: Sequence[Text], watched: Watched) -> None:
         self.watched = watched

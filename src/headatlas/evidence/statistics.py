@@ -336,13 +336,6 @@ def random_heads(heads: Sequence[Head], n_heads: int, seed: int) -> Iterator[lis
         ]
 
 
-HEADS_COLUMNS = (
-    *("on", "n", "loss", "without", "difference", "difference_low", "difference_high"),
-    *("random", "random_low", "random_high", "excess", "excess_low", "excess_high"),
-    *("accuracy", "accuracy_without", "accuracy_random"),
-)
-
-
 def summarise_heads(found: HeadsAblation) -> pd.DataFrame:
     """One row for the running texts, and one a task.
 
@@ -352,17 +345,16 @@ def summarise_heads(found: HeadsAblation) -> pd.DataFrame:
     and excess are over texts or prompts. The accuracies are of tasks, NaN for texts.
     """
     names = dict.fromkeys(str(name) for name in found.data["on"].values)
-    return pd.DataFrame([_heads_row(found, name) for name in names], columns=list(HEADS_COLUMNS))
+    return pd.DataFrame([_heads_row(found, name) for name in names])
 
 
 def _heads_row(found: HeadsAblation, on: str) -> dict[str, Any]:
     loss, correct = found.of("loss", on), found.of("correct", on)
+    parts = correct[0], correct[1], correct[2:]
     difference, random = loss[1] - loss[0], loss[2:] - loss[0]
     draws = random.mean(axis=1) if len(random) else np.array([np.nan])
     excess = mean(difference - random.mean(axis=0)) if len(random) else UNDEFINED
-    right = [np.nan] * 3
-    if on != RUNNING_TEXT:
-        right = [correct[0].mean(), correct[1].mean(), correct[2:].mean() if len(random) else np.nan]
+    right = [float(rows.mean()) if rows.size and on != RUNNING_TEXT else np.nan for rows in parts]
     return {
         "on": on,
         "n": loss.shape[1],
@@ -373,5 +365,7 @@ def _heads_row(found: HeadsAblation, on: str) -> dict[str, Any]:
         "random_low": float(draws.min()),
         "random_high": float(draws.max()),
         **_named("excess", excess),
-        **dict(zip(HEADS_COLUMNS[-3:], map(float, right), strict=True)),
+        "accuracy": right[0],
+        "accuracy_without": right[1],
+        "accuracy_random": right[2],
     }

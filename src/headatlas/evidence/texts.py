@@ -55,22 +55,14 @@ def shipped_texts() -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Template:
-    """A text with one slot for the source word.
-
-    Attributes:
-        before, after: What stands before and after the slot.
-    """
+    """A text with one slot for the source word."""
 
     before: str
     after: str
 
     @classmethod
     def of(cls, text: Any, where: str) -> Template:
-        """Read a template.
-
-        Raises:
-            HeadatlasError: It is no text with exactly one slot.
-        """
+        """Read a template."""
         if not isinstance(text, str) or text.count(SLOT) != 1:
             raise HeadatlasError(
                 f"{where}: the template {text!r} needs exactly one {SLOT}, for the source word."
@@ -88,15 +80,10 @@ class Template:
 
 @dataclass(frozen=True)
 class Templates:
-    """A file of templates.
+    """A file of templates."""
 
-    Attributes:
-        context: For inference.
-        tasks: For ablation, by the name of the relation.
-    """
-
-    context: tuple[Template, ...]
-    tasks: dict[str, Template]
+    context: tuple[Template, ...]  # for inference
+    tasks: dict[str, Template]  # for ablation, by the name of the relation
 
 
 def read_templates(path: str | Path | None = None) -> Templates:
@@ -105,9 +92,6 @@ def read_templates(path: str | Path | None = None) -> Templates:
     Args:
         path: A JSON object with ``"context"`` (a list of templates), ``"tasks"`` (relation → template), or
             both. What it does not hold is as shipped; so are tasks of relations that it does not name.
-
-    Raises:
-        HeadatlasError: The file cannot be read, or a template has no slot.
     """
     if path is None:
         return _shipped()
@@ -158,15 +142,10 @@ def _task(text: Any, where: str) -> Template:
 
 @dataclass(frozen=True)
 class Text:
-    """A text as token ids.
+    """A text as token ids."""
 
-    Attributes:
-        ids: After whatever the tokenizer itself puts first.
-        source: Position of the source's last token.
-    """
-
-    ids: Ids
-    source: int
+    ids: Ids  # after whatever the tokenizer itself puts first
+    source: int  # position of the source's last token
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Ids]:
@@ -244,25 +223,15 @@ def continued(
 
 @dataclass(frozen=True)
 class Task:
-    """Prompts of one relation, with the answers that are right.
-
-    Attributes:
-        relation: Name of the relation.
-        template: With ``{}``.
-        shots: Number of examples.
-        words: Sources asked.
-        prompts: Token ids of each prompt.
-        accepted: For each, the token ids that are right.
-        dropped: Reason → sources that cannot be asked.
-    """
+    """Prompts of one relation, with the answers that are right."""
 
     relation: str
-    template: str
+    template: str  # with ``{}``
     shots: int
-    words: tuple[str, ...]
-    prompts: tuple[Ids, ...]
-    accepted: tuple[frozenset[int], ...]
-    dropped: dict[str, tuple[str, ...]]
+    words: tuple[str, ...]  # sources asked
+    prompts: tuple[Ids, ...]  # token ids of each prompt
+    accepted: tuple[frozenset[int], ...]  # for each, the token ids that are right
+    dropped: dict[str, tuple[str, ...]]  # reason → sources that cannot be asked
 
     @property
     def answers(self) -> list[list[int]]:

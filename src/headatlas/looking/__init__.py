@@ -40,13 +40,10 @@ def behaviour(
     """Watch where every head of an atlas's model looks, and keep it in the atlas.
 
     Args:
-        atlas: An atlas from a folder.
-        model: Its model; by default the one that the atlas names.
-        tokenizer: Needed with a loaded model, which comes back as it was.
+        atlas, model, tokenizer, compute, progress: As for :func:`headatlas.evidence.inference`; a loaded
+            model comes back as it was.
         text: A UTF-8 file of one's own in the place of the shipped texts; kept beside them.
         only: Behaviours to return; all are measured, and q is over all.
-        compute: Its device; a model in memory stays where it is.
-        progress: As for :func:`headatlas.map_heads`.
 
     Returns:
         One row per behaviour, layer and head: layer, head, behaviour, value, expected, low, high (95 %, over
@@ -80,7 +77,7 @@ def measured_or_stored(
     compute: Compute | None = None,
     progress: Report | None = None,
 ) -> Looking:
-    """As :func:`headatlas.looking.run.run_behaviour`, without torch where the atlas has it all.
+    """As :func:`headatlas.looking.measuring.run_behaviour`, without torch where the atlas has it all.
 
     That is the case of the shipped texts: with the atlas's own tokenizer they always give these sequences.
     """
@@ -90,6 +87,6 @@ def measured_or_stored(
         there = Looking.shipped_in(atlas.path)
         if there is not None and there.provenance.get("definitions") == DEFINITIONS:
             return there
-    from headatlas.looking.run import run_behaviour
+    from headatlas.looking.measuring import run_behaviour
 
     return run_behaviour(atlas, model, tokenizer, text=text, compute=compute, progress=progress)

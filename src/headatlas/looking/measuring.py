@@ -1,4 +1,4 @@
-"""Attention summed up sequence by sequence: what each head scores in each, and its mean over all of them.
+"""Attention of heads summed up sequence by sequence, and what every head's number is, kept in the atlas.
 
 The weights come from the model's own modules, with everything that they do to them: windows, soft-caps, sinks
 that are parameters. Never more than a few sequences' attention is in memory.
@@ -6,26 +6,49 @@ that are parameters. Never more than a few sequences' attention is in memory.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
+import xarray as xr
 from numpy.typing import NDArray
+from scipy import stats
 
+from headatlas import __version__
+from headatlas.atlas import Atlas
+from headatlas.atlas.behaviours import BEHAVIOURS, Looking
+from headatlas.atlas.evidence import evidence_group
+from headatlas.atlas.store import strings
+from headatlas.atlas.stored import SHIPPED, store_dataset
+from headatlas.devices import pick_device
+from headatlas.evidence.opening import check_model_fits, reopened
 from headatlas.evidence.recording import attention_by_layer, with_attention
 from headatlas.evidence.texts import BATCH_TOKENS
 from headatlas.files import atomic_write
-from headatlas.lenses.forward import require_finite
-from headatlas.looking.places import IN_TEXT, everywhere, pieces, places
-from headatlas.looking.sequences import Sequences
+from headatlas.lenses.forward import require_finite, running
+from headatlas.looking import DEFINITIONS
+from headatlas.looking.sequences import (
+    IN_TEXT,
+    LEAST_TEXTS,
+    Sequences,
+    everywhere,
+    pieces,
+    places,
+    sequences_for,
+)
+from headatlas.mapping.prepared import PreparedMap
+from headatlas.options import Compute
+from headatlas.progress import Progress, Report, silent, steps
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from headatlas.architectures import Model
 
@@ -36,28 +59,104 @@ SPREAD = ("sink_parameter", "entropy", "distance", "distance_variance")
 """Measured of whole rows of attention."""
 SHARES = (*everywhere(3), *IN_TEXT)
 """Measured as attention on some positions."""
+LEVEL = 0.95
+ROUNDING = 1e-6
+"""Differences of float32 attention weights below this are none."""
+NO_SINK = 1e-3
+"""Rows of attention that lack less than this have no sink parameter."""
 
 Floats = NDArray[np.float64]
 
 
+def run_behaviour(
+    atlas: Atlas,
+    model: str | Path | PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    prepared: PreparedMap | None = None,
+    text: str | Path | None = None,
+    compute: Compute | None = None,
+    progress: Report | None = None,
+) -> Looking:
+    """Measure where heads look and store it in the atlas; what is stored is not measured again.
+
+    Arguments and errors are those of :func:`headatlas.behaviour`. ``prepared`` is the map that has just made
+    the atlas: its model is open and is not opened again.
+    """
+    tell, path, device = progress or silent, atlas.path, pick_device((compute or Compute()).device)
+    if prepared is None or path is None:
+        tell(Progress("open", 0, 0, atlas.model_name))
+        prepared, path = reopened(atlas, model, tokenizer)
+    check_model_fits(prepared, device)
+    sequences = sequences_for(prepared.model, prepared.competing, text)
+    digest = hashlib.sha256(f"{DEFINITIONS} {sequences.digest}".encode()).hexdigest()
+    group = evidence_group(path)
+    place = Looking.place(group, digest[:12] if sequences.source else SHIPPED)
+    if place.is_dir():
+        there = Looking.read(place)
+        if there.provenance.get("digest") == digest:
+            return there
+    kept = group / f".{place.name}-{digest[:12]}.npz"
+    weights = text_weights(prepared.model, sequences)
+    with running(prepared.model, device) as modules:
+        sums = measure_attention(
+            prepared.model,
+            modules,
+            sequences,
+            weights,
+            kept,
+            steps(tell, "behaviour"),
+        )
+    data = _dataset(findings(sums, weights, sequences), prepared)
+    store_dataset(place, data, _provenance(sequences, digest))
+    kept.unlink(missing_ok=True)
+    return Looking.read(place)
+
+
+def _dataset(found: list[Found], prepared: PreparedMap) -> xr.Dataset:
+    """Every behaviour over all layers; layers without heads hold no number."""
+    dims, layers = prepared.model.dims, list(prepared.model.layers_with_heads)
+    shape = (len(found), dims.n_layers, dims.n_heads)
+    arrays = {name: np.full(shape, np.nan) for name in ("value", "expected", "low", "high", "p")}
+    for at, each in enumerate(found):
+        for name, array in arrays.items():
+            array[at, layers] = getattr(each, name)
+    return xr.Dataset(
+        {
+            **{name: (("behaviour", "layer", "head"), array) for name, array in arrays.items()},
+            "n_sequences": ("behaviour", np.array([each.n for each in found])),
+        },
+        coords={
+            "behaviour": strings(each.name for each in found),
+            "layer": np.arange(dims.n_layers),
+            "head": np.arange(dims.n_heads),
+        },
+    )
+
+
+def _provenance(sequences: Sequences, digest: str) -> dict[str, Any]:
+    return {
+        "definitions": DEFINITIONS,
+        "digest": digest,
+        "texts": sequences.describe(),
+        "versions": {"headatlas": __version__, **{name: version(name) for name in ("torch", "transformers")}},
+    }
+
+
+# Attention summed up -----------------------------------------------------------------------------------
+
+
 @dataclass
 class Sums:
-    """Running sums of everything seen so far.
+    """Running sums of everything seen so far."""
 
-    Attributes:
-        shares: [text, behaviour, layer, head] attention on the positions of :data:`SHARES`.
-        spread: [text, behaviour, layer, head] of :data:`SPREAD`.
-        repeated: [sequence, block, layer, head] mean attention that queries of a sequence of repeated tokens
-            give the place where a block of each length has the token after the earlier occurrence.
-        attention: [layer, head, query, key] summed over texts.
-        done: Sequences that are in, texts first.
-    """
-
-    shares: NDArray[np.float32]
-    spread: NDArray[np.float32]
+    shares: NDArray[np.float32]  # [text, behaviour, layer, head] attention on the positions of :data:`SHARES`
+    spread: NDArray[np.float32]  # [text, behaviour, layer, head] of :data:`SPREAD`
+    # [sequence, block, layer, head] mean attention that queries of a sequence of repeated tokens give the
+    # place where a block of each length has the token after the earlier occurrence.
     repeated: NDArray[np.float32]
-    attention: Floats
-    done: int
+    attention: Floats  # [layer, head, query, key] summed over texts
+    done: int  # sequences that are in, texts first
 
     @classmethod
     def empty(cls, sequences: Sequences, n_layers: int, n_heads: int) -> Sums:
@@ -111,10 +210,6 @@ def measure_attention(
 
     ``weights`` are those of :func:`text_weights`. The file ``kept`` holds what is done, and a stopped run
     goes on from it; the caller deletes it. ``progress`` gets (sequences done, sequences in all).
-
-    Raises:
-        HeadatlasError: The model gives no attention weights, they are not finite, or ``kept`` cannot be
-            written.
     """
     layers = model.layers_with_heads
     sums = Sums.empty(sequences, len(layers), model.dims.n_heads)
@@ -186,3 +281,132 @@ def _spread(attention: torch.Tensor) -> torch.Tensor:
     variance = (used * away.square()).sum(dim=-1) / whole - mean.square()
     entropy = -torch.xlogy(used, used).sum(dim=-1) - torch.xlogy(rest, rest)
     return torch.stack([each.mean(dim=-1) for each in (rest, entropy, mean, variance)], dim=1)
+
+
+# From sums to numbers ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Found:
+    """One behaviour of all heads; arrays [layer, head]."""
+
+    name: str
+    # As the atlas stores them; p is NaN where nothing is tested.
+    value: Floats
+    expected: Floats
+    low: Floats
+    high: Floats
+    p: Floats
+    n: int  # sequences that have such a position
+
+
+def findings(sums: Sums, weights: NDArray[np.float32], sequences: Sequences) -> list[Found]:
+    """Every behaviour that the sequences have places for, in the order of the atlas.
+
+    ``weights`` [text, behaviour, query, key] are those that they were measured with.
+    """
+    even = uniform(sums.attention)
+    found = {}
+    for name in SHARES:
+        mine = weights[:, SHARES.index(name)]
+        there = np.flatnonzero(mine.any(axis=(1, 2)))
+        if len(there) < LEAST_TEXTS:
+            continue
+        values = sums.shares[there, SHARES.index(name)].astype(np.float64)
+        if name in everywhere(3):
+            expected = np.einsum("nqk,lqk->nl", mine[there].astype(np.float64), even)[:, :, None]
+            expected = np.broadcast_to(expected, values.shape)
+        else:
+            expected = elsewhere(values, mine[there], sums.attention, len(sequences.texts))
+        found[name] = compared(name, values, expected)
+    if len(sequences.repeated) >= LEAST_TEXTS:
+        found["induction_repeated"] = compared("induction_repeated", *other_blocks(sums, sequences))
+    levels = _even_spread(even)
+    for at, name in enumerate(SPREAD):
+        values = sums.spread[:, at].astype(np.float64)
+        if name != "sink_parameter" or values.mean(axis=0).max() > NO_SINK:
+            expected = np.broadcast_to(levels[name][:, None], values.shape[1:])
+            found[name] = described(name, values, expected)
+    return [found[each.name] for each in BEHAVIOURS if each.name in found]
+
+
+def uniform(attention: Floats) -> Floats:
+    """[layer, query, key] attention of a head that spreads evenly over what its layer can see.
+
+    Softmax gives every key that is not masked something, so what no head ever attends to cannot be seen.
+    """
+    visible = (attention.sum(axis=1) > 0).astype(np.float64)
+    return np.asarray(visible / visible.sum(axis=-1, keepdims=True))
+
+
+def elsewhere(values: Floats, weights: NDArray[np.float32], attention: Floats, n: int) -> Floats:
+    """[text, layer, head] what a head gives the same query positions and distances in the other texts.
+
+    The mean over all n texts at these positions, the text itself taken out: ``attention`` [layer, head,
+    query, key] is the sum over all texts, ``values`` what is given in this text, and ``weights`` [text,
+    query, key] say which positions they are.
+    """
+    rows = weights.reshape(len(weights), -1).astype(np.float64)
+    all_texts = np.einsum("np,lhp->nlh", rows, attention.reshape(*attention.shape[:2], -1), optimize=True)
+    return np.asarray((all_texts - values) / (n - 1))
+
+
+def other_blocks(sums: Sums, sequences: Sequences) -> tuple[Floats, Floats]:
+    """Values and expected levels [sequence, layer, head] of induction on repeated random tokens.
+
+    Expected is the mean attention at the same positions in sequences whose block has another length, where
+    they are random tokens like all others.
+    """
+    lengths = np.unique(sequences.blocks)
+    measured = sums.repeated.astype(np.float64)
+    number = np.searchsorted(lengths, sequences.blocks)
+    values = measured[np.arange(len(measured)), number]
+    levels = np.stack(
+        [measured[sequences.blocks != block, at].mean(axis=0) for at, block in enumerate(lengths)]
+    )
+    return values, levels[number]
+
+
+def compared(name: str, values: Floats, expected: Floats) -> Found:
+    """A share of attention [sequence, layer, head] against its expected level: t interval of the mean over
+    sequences, and a one-sided paired t test of value > expected.
+    """
+    mean, low, high = interval(values)
+    excess = values - expected
+    excess[np.abs(excess) < ROUNDING] = 0.0
+    n = len(excess)
+    centre, error = excess.mean(axis=0), excess.std(axis=0, ddof=1) / np.sqrt(n)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.where(error > 0, centre / error, np.sign(centre) * np.inf)
+    p = np.where(np.isnan(t), 1.0, stats.t.sf(t, n - 1))
+    return Found(name, mean, expected.mean(axis=0), np.maximum(low, 0.0), np.minimum(high, 1.0), p, n)
+
+
+def described(name: str, values: Floats, expected: Floats) -> Found:
+    """A number that is not tested, with its interval."""
+    mean, low, high = interval(values)
+    return Found(name, mean, expected, np.maximum(low, 0.0), high, np.full(mean.shape, np.nan), len(values))
+
+
+def interval(values: Floats) -> tuple[Floats, Floats, Floats]:
+    """Mean over sequences (the first axis) and its 95 % interval by Student's t."""
+    n = len(values)
+    mean = values.mean(axis=0)
+    half = stats.t.ppf(0.5 + LEVEL / 2, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)
+    return mean, mean - half, mean + half
+
+
+def _even_spread(even: Floats) -> dict[str, Floats]:
+    """[layer] entropy, distance and its variance of the even head; nothing goes to a sink parameter."""
+    length = even.shape[-1]
+    used = even[:, 1:]
+    away = np.arange(1, length)[:, None] - np.arange(length)[None, :]
+    mean = (used * away).sum(axis=-1)
+    variance = (used * away**2).sum(axis=-1) - mean**2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = np.where(used > 0, -used * np.log(used), 0.0).sum(axis=-1)
+    rows = {"entropy": entropy, "distance": mean, "distance_variance": variance}
+    return {
+        "sink_parameter": np.zeros(len(even)),
+        **{name: each.mean(axis=-1) for name, each in rows.items()},
+    }

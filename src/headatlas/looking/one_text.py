@@ -15,8 +15,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.evidence.recording import attention_by_layer, with_attention
 from headatlas.evidence.texts import encode
 from headatlas.lenses.forward import entering, pre_hooks, prefix_ids, require_finite
-from headatlas.looking.places import pieces
-from headatlas.looking.sequences import most_positions
+from headatlas.looking.sequences import most_positions, pieces
 from headatlas.mapping.inputs import given_values
 
 if TYPE_CHECKING:
@@ -30,18 +29,12 @@ ATTENTION_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class OneText:
-    """A text as all heads see it.
+    """A text as all heads see it."""
 
-    Attributes:
-        ids: [T] token ids, with those that the tokenizer itself puts first.
-        texts: [T] what each stands for.
-        attention: Layer → [n_heads, T, T] float32, from query to key.
-        outputs: Layer → [n_heads, T, d_head] float32: what each head brings to the output projection.
-    """
-
-    ids: tuple[int, ...]
-    texts: tuple[str, ...]
-    attention: Mapping[int, torch.Tensor]
+    ids: tuple[int, ...]  # [T] token ids, with those that the tokenizer itself puts first
+    texts: tuple[str, ...]  # [T] what each stands for
+    attention: Mapping[int, torch.Tensor]  # Layer → [n_heads, T, T] float32, from query to key
+    # Layer → [n_heads, T, d_head] float32: what each head brings to the output projection.
     outputs: Mapping[int, torch.Tensor]
 
     def written(self, model: Model, layer: int, head: int) -> torch.Tensor:
@@ -74,9 +67,6 @@ def look_at(
     """Run one text through a model in float32 and keep what its heads attend to and bring.
 
     ``tell`` gets (layers done, layers in all) while the text goes through; what it raises ends it.
-
-    Raises:
-        HeadatlasError: The model gives no attention weights, or they are not finite.
     """
     layers, dims = model.layers_with_heads, model.dims
     outputs: dict[int, torch.Tensor] = {}

@@ -1,14 +1,21 @@
-"""Which heads a recipe is about, which random heads stand beside them, and how it is written."""
+"""Which heads a recipe is about, which random heads stand beside them, and how it is written.
+
+Code is text: one template a library, ``data/*.txt``, filled with names of the model and the heads.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from pprint import pformat
+from string import Template
+from typing import TYPE_CHECKING, Any, get_args
 
 from headatlas import __version__
 from headatlas.addresses import output_path, shown
@@ -16,9 +23,9 @@ from headatlas.architectures.family import Family, families
 from headatlas.architectures.model import Model, open_model
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
-from headatlas.evidence.statistics import named_heads, random_heads
+from headatlas.evidence.statistics import Head, named_heads, random_heads
 from headatlas.files import atomic_write
-from headatlas.recipes.code import Action, Head, Place, written, written_loader
+from headatlas.options import Action, RecipeForm
 from headatlas.weights.checkpoints import open_checkpoint
 from headatlas.weights.loading import need_on_disk
 from headatlas.weights.safetensors_source import SafetensorsSource
@@ -28,7 +35,19 @@ if TYPE_CHECKING:
     import torch
 
 
-Form = Literal["transformers", "transformer-lens", "nnsight", "checkpoint"]
+FUNCTIONS: dict[Action, tuple[str, str, str]] = {
+    "silence": ("silenced", "Set to zero", "rows[..., chosen, :] = 0.0"),
+    "scale": ("scaled", "Multiply by FACTOR", "rows[..., chosen, :] *= FACTOR"),
+    "watch": ("watched", "Collect", ""),
+}
+"""Name of the function in the code, what it does, and the line that does it."""
+INTRODUCTION = """{says}.
+
+Written by headatlas {version}, which is not needed here. HEADS are (layer, head), both from 0: query heads,
+whose channels begin at head * D_HEAD. Give CONTROL instead for random heads of the same layers."""
+HOOK_Z = "blocks.{layer}.attn.hook_z"
+"""TransformerLens's name, in every family, of what the heads of a layer bring to the output projection."""
+REST = "use another form of recipe, which needs no weights"
 
 
 @dataclass(frozen=True)
@@ -54,7 +73,7 @@ def recipe(
     relation: str | None = None,
     *,
     heads: Sequence[Head] | None = None,
-    form: Form = "transformers",
+    form: RecipeForm = "transformers",
     do: Action = "silence",
     factor: float | None = None,
     control: int = 0,
@@ -84,24 +103,38 @@ def recipe(
     """
     _check_choices(form, do, factor, control, out)
     chosen, why = _chosen(atlas, relation, heads)
-    place = _place(atlas)
-    beside = tuple(next(random_heads(chosen, place.n_heads, int(control))))
+    family, n_heads, d_head = _known_model(atlas)
+    beside = tuple(next(random_heads(chosen, n_heads, int(control))))
     scale = None if factor is None else float(factor)
+    # Names of models and relations are text of others: they go in as literals alone.
+    names = [f"MODEL = {atlas.model_name!r}", f"WHY = {why!r}", f"HEADS = {_listed(chosen)}"]
     if form != "checkpoint":
-        code = written(form, do, place, chosen, beside, why=why, seed=int(control), factor=scale)
+        fewer = "" if len(beside) == len(chosen) else "; fewer than HEADS, for a layer has no more"
+        names += [
+            f"CONTROL = {_listed(beside)}",
+            f"# CONTROL: random other heads of the same layers, seed {int(control)}{fewer}",
+            f"N_HEADS, D_HEAD = {n_heads}, {d_head}",
+            f"HOOK = {HOOK_Z!r}" if form == "transformer-lens" else f"OUTPUTS = {_listed(_outputs(family))}",
+            *([f"FACTOR = {scale!r}"] if do == "scale" else []),
+        ]
+        code = _written(form, do, names)
         if out is not None:
             with atomic_write(output_path(out)) as temporary:
                 temporary.write_text(code, encoding="utf-8")
         return Recipe(chosen, beside, code)
     path = output_path(str(out))
+    done = "set to zero" if scale is None else f"multiplied by {scale!r}"
+    names += [f"FILE = {path.name!r}", f"# The columns of HEADS in W_O are {done}."]
+    in_gguf = "names of the modules, in float32: the model is a GGUF file"
     gguf = atlas.provenance["model"].get("format") == "gguf"
-    code = written_loader(place, path.name, chosen, why=why, factor=scale, gguf=gguf)
+    kept = in_gguf if gguf else "names and types of the checkpoint"
+    code = _filled("checkpoint", "load", names, kept=kept)
     write_checkpoint(atlas, model, path, chosen, 0.0 if scale is None else scale, code)
     return Recipe(chosen, beside, code)
 
 
 def _check_choices(form: str, do: str, factor: Any, control: Any, out: object) -> None:
-    for name, value, known in (("form", form, get_args(Form)), ("do", do, get_args(Action))):
+    for name, value, known in (("form", form, get_args(RecipeForm)), ("do", do, get_args(Action))):
         if value not in known:
             raise HeadatlasError(f"`{name}` is {value!r}: use {', '.join(known)}.")
     if (factor is not None) != (do == "scale"):
@@ -134,8 +167,8 @@ def _chosen(atlas: Atlas, relation: str | None, heads: Sequence[Head] | None) ->
     return named_heads(atlas, heads or ()), "named by hand"
 
 
-def _place(atlas: Atlas) -> Place:
-    """The place of heads in the model."""
+def _known_model(atlas: Atlas) -> tuple[Family, int, int]:
+    """The family of an atlas's model, the heads of a layer, and the channels of each."""
     about = atlas.provenance["model"]
     dims, family = about.get("dims"), about.get("family")
     known = next((each for each in families() if each.name == family), None)
@@ -143,7 +176,7 @@ def _place(atlas: Atlas) -> Place:
         raise HeadatlasError(
             f"this atlas names no model family that this version knows ({family!r}); map the model again."
         )
-    return Place(atlas.model_name, _outputs(known), int(dims["n_heads"]), int(dims["d_head"]))
+    return known, int(dims["n_heads"]), int(dims["d_head"])
 
 
 def _outputs(family: Family) -> tuple[str, ...]:
@@ -156,9 +189,6 @@ def _outputs(family: Family) -> tuple[str, ...]:
         )
         for body in bodies
     )
-
-
-REST = "use another form of recipe, which needs no weights"
 
 
 def write_checkpoint(
@@ -244,3 +274,28 @@ def _changed(model: Model, weight: torch.Tensor, heads: Sequence[int], factor: f
 def _transposed(model: Model) -> bool:
     """Whether the modules have the weight as [in, out]: Conv1D of GPT-2."""
     return model.family.safetensors.output.layout == "conv1d"
+
+
+# The code as text --------------------------------------------------------------------------------------
+
+
+def _written(form: str, do: Action, names: Sequence[str]) -> str:
+    """The code for one library (``transformers``, ``transformer-lens`` or ``nnsight``)."""
+    function, does, change = FUNCTIONS[do]
+    says = f"{does} what heads bring to the output projection, at every position"
+    introduction = INTRODUCTION.format(says=says, version=__version__)
+    part = "watch" if do == "watch" else "change"
+    return _filled(form, part, names, introduction=introduction, function=function, says=says, change=change)
+
+
+def _filled(form: str, part: str, names: Sequence[str], **values: str) -> str:
+    """A part of a library's template with its values in it."""
+    body = files("headatlas.recipes").joinpath(f"data/{form}.txt").read_text(encoding="utf-8")
+    found = re.split(r"^=== (.+)\n", body, flags=re.MULTILINE)[1:]
+    parts = dict(zip(found[::2], found[1::2], strict=True))
+    values |= {"names": "\n".join(names), "finding": parts.get("finding", ""), "version": __version__}
+    return Template(parts[part]).substitute(values)
+
+
+def _listed(items: Sequence[object]) -> str:
+    return pformat(list(items), width=100, compact=True)
