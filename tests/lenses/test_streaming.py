@@ -569,7 +569,7 @@ def test_progress_counts_rows_of_all_layers(folder: Path, tmp_path: Path) -> Non
 @pytest.fixture
 def too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine holds a layer but not a model."""
-    monkeypatch.setattr(plan, "memory_least", lambda *_, streamed=False: 1 if streamed else 10**15)
+    monkeypatch.setattr(plan.Memory, "least", property(lambda each: 1 if each.streamed else 10**15))
 
 
 @pytest.mark.usefixtures("too_large")
@@ -608,7 +608,7 @@ def test_memory_does_not_grow_with_depth(folder: Path) -> None:
     deep = opened(folder)
     deep.dims = replace(model.dims, n_layers=1000)
     lens, machine = MapOptions().lens, Machine((torch.device("cpu"),), 10**11)
-    need = [plan.memory_needed(each, lens, 1000, machine, streamed=True) for each in (model, deep)]
+    need = [plan.Memory(each, lens, 1000, streamed=True).needed(machine) for each in (model, deep)]
     assert need[0] == need[1]
     assert model.n_block_parameters * LAYERS < model.n_parameters
 

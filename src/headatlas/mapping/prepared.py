@@ -113,9 +113,9 @@ def prepare_map(
     With ``few``, a relation of any usable pair is in: its ranks say something of these pairs, its scores and
     their calibration nothing.
     """
-    asked = resolve_relations(relations)
+    asked, lens = resolve_relations(relations), options.lens
     most = most_sources(asked, options.sources)
-    opened = open_for(options.lens, model, tokenizer, remote=remote, adapter=adapter)
+    opened = open_for(lens, model, tokenizer, remote=remote, adapter=adapter)
     with ThreadPoolExecutor(1) as pool:  # reading and hashing files leaves the interpreter to others
         hashed = pool.submit(fingerprint, opened.checkpoint)
         words = opened.tokenizer()
@@ -127,7 +127,7 @@ def prepare_map(
         tokenise,
         tokenizer=words,
         competing=competing,
-        max_source_tokens=options.lens.max_source_tokens,
+        max_source_tokens=lens.max_source_tokens,
         target_policy=options.target_policy,
         sources=most,
     )
@@ -140,7 +140,12 @@ def prepare_map(
     provenance = {
         "model": about,
         "tokenizer_hash": tokenizer_hash(words),
-        **_about_options(options),
+        "lens": {name: getattr(lens, name) for name in ("name", "summary", "weights_only")}
+        | {"prefixes": list(lens.prefixes)},
+        "mask": options.mask,
+        "thresholds": asdict(options.thresholds),
+        "ceiling": options.ceiling,
+        "target_policy": options.target_policy,
         "sources": most,
         "alternatives": replaced,
         "masked_ids": [int(i) for i in masked],
@@ -230,22 +235,6 @@ def _about_model(model: Model, weights_hash: str) -> dict[str, Any]:
         merged = {name: getattr(adapter, name) for name in ("name", "folder", "base", "hash")}
         about["adapter"] = {**merged, "n_tensors": len(adapter.tensors)}
     return about | {"notes": list(checkpoint.notes), "self_check": checked_once(model, weights_hash)}
-
-
-def _about_options(options: MapOptions) -> dict[str, Any]:
-    lens = options.lens
-    return {
-        "lens": {
-            "name": lens.name,
-            "prefixes": list(lens.prefixes),
-            "summary": lens.summary,
-            "weights_only": lens.weights_only,
-        },
-        "mask": options.mask,
-        "thresholds": asdict(options.thresholds),
-        "ceiling": options.ceiling,
-        "target_policy": options.target_policy,
-    }
 
 
 def with_traffic(provenance: dict[str, Any], model: Model) -> dict[str, Any]:
