@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from headatlas.architectures.family import MLP, Experts, Linear, Norm, Other, Prefix, Section, Value
-from headatlas.architectures.layouts import linear_shape, value_shape, value_width
+from headatlas.architectures.family import MLP, Experts, Linear, Norm, Other, Section, Value
+from headatlas.architectures.layouts import linear_shape, stored_as, value_width
 from headatlas.architectures.sizes import ExpertSizes, ModelSizes, read_sizes
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint, TensorInfo
@@ -41,13 +41,16 @@ class Inventory:
         self.checkpoint = checkpoint
         self.section = section
         self.stored: Mapping[str, TensorInfo] = checkpoint.source.infos()
-        self.prefix = self._find_prefix()
+        embedded = (each for each in section.prefixes if section.name(section.embed, each) in self.stored)
+        self.prefix = next(embedded, section.prefixes[0])
         self.sizes: ModelSizes = read_sizes(checkpoint, section.config, dict(self._stored_sizes()))
         self._check_counts()
         # Layer → its tensors that do in place of attention, or beside it, what attention does.
         self.elsewhere = self._tensors_of_layers_without_heads()
         self.layers = [self._find_parts(layer) for layer in range(self.sizes.dims.n_layers)]
-        self.unembed_stem = self._find_unembed()  # None if it is tied and absent
+        # A stored unembedding counts even if the config calls it tied: so does transformers.
+        stems = (stem for stem in section.unembed.stems if self.name(stem) in self.stored)
+        self.unembed_stem = next(stems, None if self.sizes.tied else section.unembed.stems[0])
         # All tensors that a forward pass needs, with their shapes (None: not checked).
         self.expected: dict[str, Shape | None] = dict(self._expected())
 
@@ -173,7 +176,8 @@ class Inventory:
             yield self.name(self._stem(value.norm, layer), layer), (latent,)
         else:
             width = value_width(value.layout, dims)
-            yield from self._pair(value, layer, value_shape(value.layout, dims), width)
+            whole = linear_shape(stored_as(value.layout), width, dims.d_model)
+            yield from self._pair(value, layer, whole, width)
         output = [(self.section.output, dims.d_model, dims.n_heads * dims.d_head)]
         yield from self._linears(output, layer)
 
@@ -191,12 +195,6 @@ class Inventory:
 
     def _fill(self, stem: str, layer: int | None) -> str:
         return self.section.filled(stem, self.prefix, layer)
-
-    def _find_prefix(self) -> Prefix:
-        """The first prefix under which the embedding is stored, else the first of all."""
-        section = self.section
-        there = (each for each in section.prefixes if section.name(section.embed, each) in self.stored)
-        return next(there, section.prefixes[0])
 
     def _stored_sizes(self) -> Iterator[tuple[str, int]]:
         """Numbers of rows that a family file may take from the tensors themselves."""
@@ -243,14 +241,6 @@ class Inventory:
             if there := [name for name in within if _matches(name, patterns)]:
                 found[layer] = there
         return found
-
-    def _find_unembed(self) -> str | None:
-        """A stored unembedding counts even if the config calls it tied: so does transformers."""
-        stems = self.section.unembed.stems
-        for stem in stems:
-            if self.name(stem) in self.stored:
-                return stem
-        return None if self.sizes.tied else stems[0]
 
     def _expected(self) -> Iterator[tuple[str, Shape | None]]:
         section, dims = self.section, self.sizes.dims
@@ -378,13 +368,10 @@ Pieces = tuple[tuple[str, ...], ...]
 def pieces_of(inventory: Inventory, layer: int) -> dict[str, Pieces]:
     """Names of a layer's tensors as modules have them → what files have instead."""
     stored, found = inventory.layers[layer].experts, dict[str, Pieces]()
-    for form in inventory.section.experts if stored is not None else ():
-        if (
-            stored is not None
-            and form is not stored
-            and form.layout == "stacked"
-            and inventory.holds(form.when)
-        ):
+    if stored is None:
+        return found
+    for form in inventory.section.experts:
+        if form is not stored and form.layout == "stacked" and inventory.holds(form.when):
             found |= _renamed(inventory, layer, form, stored)
             if stored.layout == "separate":
                 found |= _of_experts(inventory, layer, form, stored)

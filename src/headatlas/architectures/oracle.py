@@ -131,9 +131,7 @@ def embeddings(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
         first = model.block_module(0)
         with recorded(modules, [first]) as (entering, _):
             modules(ids)
-        yield Compared(
-            "embedding", directions_of(model.embed(ids[:, 0].tolist())), directions_of(entering[first][:, 0])
-        )
+        yield Compared("embedding", model.embed(ids[:, 0].tolist()), entering[first][:, 0]).directions
         return
     embedding = untyped.get_input_embeddings().weight.detach()
     yield Compared("embedding", model.embed(), embedding, stored=True)
@@ -161,7 +159,7 @@ def values_of_layer(
     """
     for head in range(dims.n_heads):
         ours, theirs = values_of_head(heads, dims, head, x), of_head(passed, head, dims)
-        yield Compared(f"values of head {layer}.{head}", directions_of(ours), directions_of(theirs))
+        yield Compared(f"values of head {layer}.{head}", ours, theirs).directions
 
 
 def outputs(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
@@ -207,9 +205,7 @@ def contributions(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
                 theirs = _frozen(modules.get_submodule(after), entering[after], left[after])(theirs)
             theirs = last(theirs) @ unembedding.weight.detach().cpu().double().T
             ours = right.apply(values_of_head(heads, dims, head, x) @ heads.W_O[head].double()) @ U
-            yield Compared(
-                f"part of the logits of head {layer}.{head}", directions_of(ours), directions_of(theirs)
-            )
+            yield Compared(f"part of the logits of head {layer}.{head}", ours, theirs).directions
     # Logits are what the final norm leaves, unembedded; multipliers and caps may follow and keep the order.
     order = _called(unembedding, left[final]).argsort()
     yield Compared("order of the logits", logits.gather(-1, order), logits.sort().values)
@@ -221,11 +217,8 @@ def residual_stream(model: Model, modules: PreTrainedModel) -> Iterator[Compared
     This compares the place of the norm after attention, and multipliers, with what really happens.
     """
     layer, dims = model.layers_with_heads[-1], model.dims
-    source, output, block = (
-        model.value_input_module(layer),
-        model.o_proj_module(layer),
-        model.block_module(layer),
-    )
+    source, output = model.value_input_module(layer), model.o_proj_module(layer)
+    block = model.block_module(layer)
     ids = random_ids(model, 1)
     with _silenced(modules, model.mlp_modules(layer)):
         with recorded(modules, [source, output, block]) as (entering, left):
@@ -245,9 +238,7 @@ def residual_stream(model: Model, modules: PreTrainedModel) -> Iterator[Compared
         ours = ours + share * own @ heads.W_O[head].double()
     gain = model.right_map(layer).post_gain
     ours = ours if gain is None else ours * gain.double()
-    yield Compared(
-        f"attention's part of block {layer}", directions_of(ours), directions_of(left[block] - without[block])
-    )
+    yield Compared(f"attention's part of block {layer}", ours, left[block] - without[block]).directions
 
 
 def final_norm(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
@@ -260,7 +251,7 @@ def final_norm(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
     right = model.right_map(model.layers_with_heads[0])
     ours = type(right)(None, right.centre, right.final_gain).apply(rows)
     without_bias = theirs if bias is None else theirs - bias.detach().cpu()
-    yield Compared("final norm of the right map", directions_of(ours), directions_of(without_bias))
+    yield Compared("final norm of the right map", ours, without_bias).directions
 
 
 def first_mlp(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
