@@ -26,23 +26,14 @@ NEUTRAL_PREFIXES = ("\n", "The", ",", " of")
 
 @dataclass(frozen=True)
 class Lens:
-    """A named way to obtain source states.
+    """A named way to obtain source states."""
 
-    Attributes:
-        name: As recorded in the atlas and printed on every figure.
-        prefixes: Texts put before a source; empty for weights-only lenses.
-        max_source_tokens: Longer sources cannot be used.
-        right_map: Whether the family's right map (and the value bias) is applied.
-        weights_only: Whether no forward pass is needed.
-        summary: One sentence for people.
-    """
-
-    name: str
-    prefixes: tuple[str, ...]
-    max_source_tokens: int
-    right_map: bool
-    weights_only: bool
-    summary: str
+    name: str  # as recorded in the atlas and printed on every figure
+    prefixes: tuple[str, ...]  # texts put before a source; none for weights-only lenses
+    max_source_tokens: int  # longer sources cannot be used
+    right_map: bool  # whether the family's right map (and the value bias) is applied
+    weights_only: bool  # whether no forward pass is needed
+    summary: str  # one sentence for people
 
 
 LENSES = {
@@ -88,17 +79,11 @@ def lens_named(name: str) -> Lens:
 
 @dataclass(frozen=True)
 class LayerStates:
-    """States of all sources at one layer.
+    """States of all sources at one layer."""
 
-    Attributes:
-        x: [n, d_model] float32, what enters the value projection.
-        control: [n, d_model] float32, what the no-head control sends through the final norm and U.
-        heads: The layer's heads where the lens had its weights in hand anyway, else None.
-    """
-
-    x: torch.Tensor
-    control: torch.Tensor
-    heads: LayerHeads | None = None
+    x: torch.Tensor  # [n, d_model] float32, what enters the value projection
+    control: torch.Tensor  # likewise, what the no-head control sends through the final norm and U
+    heads: LayerHeads | None = None  # the layer's heads where the lens had its weights in hand anyway
 
 
 class States(Protocol):
@@ -106,7 +91,6 @@ class States(Protocol):
 
     def layer(self, layer: int) -> LayerStates:
         """States at a layer."""
-        ...
 
 
 class MapsStates:

@@ -22,7 +22,6 @@ in float32; on a GPU also one block as it is stored.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -93,10 +92,8 @@ class _Call:
 class BlockPass:
     """Rows (prefix, beginning of a source) on their way through the blocks of a model.
 
-    Attributes:
-        next: The block that comes next.
-        hidden: [n_tokens, d_model] float32 on the CPU: what enters it, for every token of every row.
-        n_tokens: Prefix tokens and, for each prefix, a last token of every beginning of a source.
+    ``next`` is the block that comes next, ``hidden`` [n_tokens, d_model] float32 on the CPU what enters it:
+    of the prefix tokens and, for each prefix, a last token of every beginning of a source.
     """
 
     def __init__(
@@ -133,10 +130,6 @@ class BlockPass:
         with torch.inference_mode():
             for prefix, start in self._starts():
                 self._rehearse_all(prefix, start)
-
-    def resume(self, layer: int, hidden: torch.Tensor) -> None:
-        """Go on at a block with the states [n_tokens, d_model] that enter it."""
-        self.next, self.hidden = layer, hidden
 
     def advance(self, collector: Collector, tell: Callable[[int], None], *, leave: bool = True) -> LayerHeads:
         """Send all rows through the next block; returns its heads, from the weights that were read for it.
@@ -349,14 +342,14 @@ def placed(block: nn.Module, stored: Mapping[str, torch.Tensor], device: torch.d
 
     A GPU gets them once, as they are stored. Every call of a module that has parameters of its own makes them
     float32 there, and lets them go. Parameters of a module of no common kind are there while the module
-    around it works, which may read them itself (DBRX's experts).
-
-    Args:
-        block: Modules with parameters on the meta device.
-        stored: Every parameter and stored buffer by its path in ``block``, in any floating dtype, on the CPU.
-        device: Where the modules will work; their buffers are moved there, and back afterwards.
+    around it works, which may read them itself (DBRX's experts). Buffers are on the device meanwhile.
+    ``stored`` are parameters and stored buffers by their paths in the block, of any floating type.
     """
-    waiting = {name: _on(device, tensor) for name, tensor in stored.items()}
+    # In float32 what is float64, for not every device knows that.
+    waiting = {
+        name: (each.float() if each.dtype == torch.float64 else each).to(device)
+        for name, each in stored.items()
+    }
     with ExitStack() as stack:
         for path, module in block.named_modules():
             empty = dict(module.named_parameters(recurse=False))
@@ -370,11 +363,6 @@ def placed(block: nn.Module, stored: Mapping[str, torch.Tensor], device: torch.d
             stack.callback(around.register_forward_hook(_puts(module, empty), always_call=True).remove)
         stack.enter_context(_buffers_on(block, device, waiting))
         yield
-
-
-def _on(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
-    """A stored tensor on the device; float64 in float32, for not every device knows it."""
-    return (tensor.to(torch.float32) if tensor.dtype == torch.float64 else tensor).to(device)
 
 
 def _is_common(module: nn.Module) -> bool:
@@ -408,9 +396,6 @@ def _buffers_on(block: nn.Module, device: torch.device, stored: Mapping[str, tor
     finally:
         for module, name, buffer, _ in before:
             setattr(module, name, buffer)
-
-
-_ENTERING = re.compile(r"^entering_(\d+)\.npy$")
 
 
 class StreamedStates:
@@ -460,7 +445,8 @@ class StreamedStates:
         shape = (self._pass.n_tokens, self._model.dims.d_model)
         for at, file in sorted(self._entering().items(), reverse=True):
             if self._pass.next < at <= layer and whole_array(file, shape):
-                self._pass.resume(at, torch.from_numpy(np.load(file, allow_pickle=False)))
+                self._pass.next = at
+                self._pass.hidden = torch.from_numpy(np.load(file, allow_pickle=False))
                 break
         return self._pass
 
@@ -496,8 +482,5 @@ class StreamedStates:
 
     def _entering(self) -> dict[int, Path]:
         """Block → the saved states that enter it."""
-        found = {}
-        for file in self._folder.glob("entering_*.npy"):
-            if match := _ENTERING.match(file.name):
-                found[int(match[1])] = file
-        return found
+        files = self._folder.glob(f"entering_{3 * '[0-9]'}.npy")
+        return {int(file.stem.rpartition("_")[2]): file for file in files}
