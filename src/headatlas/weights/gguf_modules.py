@@ -49,10 +49,10 @@ BESIDE_TEXT = ("v.*", "mm.*", "a.*")
 """Tensors of towers for images and sound, and of what projects them, in llama.cpp's and Ollama's names."""
 FREQUENCY_FACTORS = "rope_freqs.weight"
 """[d_rotary / 2]: what each frequency of the rotary embedding is divided by (Llama 3.1 and later)."""
-_SHORT, _LONG = "rope_factors_short.weight", "rope_factors_long.weight"
+_SHORT = "rope_factors_short.weight"
+_BY_LENGTH = {"short_factor": _SHORT, "long_factor": "rope_factors_long.weight"}
 _ORIGINAL = "original_max_position_embeddings"
-_BY_LENGTH, _FACTORS = (_SHORT, _LONG), ("short_factor", "long_factor")
-_NO_PARAMETERS = (FREQUENCY_FACTORS, *_BY_LENGTH)
+_NO_PARAMETERS = (FREQUENCY_FACTORS, *_BY_LENGTH.values())
 
 _NEEDED = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count")
 
@@ -282,7 +282,9 @@ def _complete_positions(config: Any, rope: dict[str, Any], keys: _Keys) -> None:
     local = keys.number("rope.freq_base_swa", "rope.local.freq_base")
     if local is not None and isinstance(rope.get("sliding_attention"), dict):
         rope["sliding_attention"]["rope_theta"] = local
-    width = _rotary_width(keys)
+    width = keys.number("rope.dimension_count")
+    if width is not None and not (0 < width <= keys.d_head and width % 2 == 0):
+        raise keys.refusal(f"its header has rotary positions on {width:g} dimensions of a head")
     share = 1.0 if width is None else width / keys.d_head
     if width is not None and (share != 1 or "partial_rotary_factor" in table):
         table["partial_rotary_factor"] = share
@@ -304,9 +306,7 @@ def _scaling(keys: _Keys) -> dict[str, Any]:
     if _SHORT in keys.source.infos():
         if original is None:
             raise keys.refusal(f"it holds {_SHORT}, and its header no rope.scaling.original_context_length")
-        factors = {
-            key: keys.source.read(name).tolist() for key, name in zip(_FACTORS, _BY_LENGTH, strict=True)
-        }
+        factors = {key: keys.source.read(name).tolist() for key, name in _BY_LENGTH.items()}
         of_scores = {} if share is None else {"attention_factor": share}
         return {"rope_type": "longrope", **factors, **before, **of_scores}
     if kind == "none" or (kind in (None, "linear") and factor in (None, 0, 1)):
@@ -318,14 +318,6 @@ def _scaling(keys: _Keys) -> dict[str, Any]:
     betas = {name: keys.number(f"rope.scaling.yarn_{name}") for name in ("beta_fast", "beta_slow")}
     given = {name: beta for name, beta in betas.items() if beta is not None}
     return {"rope_type": "yarn", "factor": factor, **before, **given}
-
-
-def _rotary_width(keys: _Keys) -> float | None:
-    """On how many dimensions of a head positions act; None where the header does not say."""
-    width = keys.number("rope.dimension_count")
-    if width is not None and not (0 < width <= keys.d_head and width % 2 == 0):
-        raise keys.refusal(f"its header has rotary positions on {width:g} dimensions of a head")
-    return width
 
 
 def finish(model: PreTrainedModel, source: GgufSource) -> None:

@@ -237,11 +237,9 @@ class GgufSource(TensorSource):
         self._maps: dict[str, np.memmap[Any, np.dtype[np.uint8]]] = {}
 
     def infos(self) -> Mapping[str, TensorInfo]:
-        """Every stored tensor by name, shapes as [out, in]."""
         return self.tensors
 
     def read(self, name: str, rows: Rows = None) -> torch.Tensor:
-        """See :meth:`headatlas.weights.source.TensorSource.read`; only the rows asked for are dequantised."""
         import torch
 
         if name not in self.tensors:
@@ -253,7 +251,6 @@ class GgufSource(TensorSource):
         return torch.from_numpy(_dequantised(stored[place_of(rows)], tensor))
 
     def fingerprint(self) -> str:
-        """See :func:`headatlas.weights.source.fingerprint`."""
         return fingerprint_of_files(self.files)
 
     def stored(self, tensor: GgufTensor) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -157,14 +157,6 @@ def devices_of(model: PreTrainedModel) -> set[torch.device]:
     return {tensor.device for tensor in model.state_dict(keep_vars=True).values()}
 
 
-def load_skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The modules of a checkpoint that can stream, without their weights, in evaluation mode.
-
-    Parameters are float32 on the meta device; buffers, which follow from the config, are real.
-    """
-    return skeleton_of(checkpoint, local_config(checkpoint))
-
-
 def local_config(checkpoint: Checkpoint) -> PretrainedConfig:
     """The transformers config beside safetensors, as of a model that is not quantised."""
     from transformers import AutoConfig
@@ -185,12 +177,17 @@ def _plain(config: PretrainedConfig) -> PretrainedConfig:
     return config
 
 
-def skeleton_of(checkpoint: Checkpoint, config: PretrainedConfig) -> PreTrainedModel:
-    """The modules that a config asks for, as :func:`load_skeleton` returns them."""
+def load_skeleton(checkpoint: Checkpoint, config: PretrainedConfig | None = None) -> PreTrainedModel:
+    """The modules of a checkpoint that can stream, without their weights, in evaluation mode.
+
+    Parameters are float32 on the meta device; buffers, which follow from the config, are real. Another
+    ``config`` than the checkpoint's own asks for other modules.
+    """
     import torch
 
+    wanted = local_config(checkpoint) if config is None else config
     auto, options = auto_class(checkpoint), {"dtype": torch.float32, "trust_remote_code": False}
-    return _without_weights(f"The model {checkpoint.path}", lambda: auto.from_config(config, **options))
+    return _without_weights(f"The model {checkpoint.path}", lambda: auto.from_config(wanted, **options))
 
 
 def _without_weights(what: str, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
@@ -368,7 +365,7 @@ def first_block(
     config = local_config(checkpoint)
     with transformers_at_work(f"The first block of {checkpoint.spec}"):
         with_layers(config)
-    model = skeleton_of(checkpoint, config)
+    model = load_skeleton(checkpoint, config)
     decoder: Any = model.get_submodule(body)
     embedding, infos = decoder.get_input_embeddings(), checkpoint.source.infos()
     wanted = {}

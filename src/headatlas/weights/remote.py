@@ -559,7 +559,6 @@ class RemoteSafetensorsSource(StoredTensors):
         return stored.view(placed.shape if rows is None else (len(wanted), *shape[1:]))
 
     def fingerprint(self) -> str:
-        """See :func:`headatlas.weights.source.fingerprint`."""
         count = max(2, _WINDOWS // len(self.files))
         windows = [
             (file, (file.size - length) * place // (count - 1), length)

@@ -81,16 +81,13 @@ class TensorSource(Protocol):
 
     def infos(self) -> Mapping[str, TensorInfo]:
         """Every stored tensor by name; reads headers only."""
-        ...
 
     def read(self, name: str, rows: Rows = None) -> torch.Tensor:
         """The tensor, or rows of its first axis, dequantised, as float32 (float64 stays float64), in its
         logical shape."""
-        ...
 
     def fingerprint(self) -> str:
         """See :func:`fingerprint`."""
-        ...
 
     def release(self) -> None:
         """Unmap files that no tensor holds; the next read maps them again."""
@@ -223,7 +220,6 @@ class ModuleSource(TensorSource):
         }
 
     def infos(self) -> Mapping[str, TensorInfo]:
-        """Every tensor of the module's ``state_dict`` by name."""
         return self._infos
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -250,11 +246,9 @@ class ModuleSource(TensorSource):
         return stored.detach()
 
     def read(self, name: str, rows: Rows = None) -> torch.Tensor:
-        """See :meth:`headatlas.weights.source.TensorSource.read`."""
         return widened(self.floating(name)[place_of(rows)])
 
     def fingerprint(self) -> str:
-        """See :func:`headatlas.weights.source.fingerprint`."""
         import torch
 
         digest = hashlib.sha256()
