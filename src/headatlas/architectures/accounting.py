@@ -103,7 +103,7 @@ class Inventory:
 
     def _stem(self, part: Linear | Norm | Value | Other, layer: int | None) -> str:
         """A part's stem; of alternatives the first that is stored, else the last."""
-        stems = part.stems if isinstance(part, Norm) else (part.stem,)
+        stems = (part.stem,) if isinstance(part.stem, str) else part.stem
         return next((stem for stem in stems if self.name(stem, layer) in self.stored), stems[-1])
 
     def misfits(self) -> tuple[list[str], list[str], list[str]]:

@@ -102,11 +102,11 @@ class _ConfigReader:
 
     def stored(self, value: ConfigValue) -> tuple[str, Any]:
         """The key that is there and what it holds, else the first key and the default."""
-        for key in value.keys:
+        for key in value.key:
             found = self._at(key)
             if found is not None:
                 return self._prefix + key, found
-        return self._prefix + (value.keys[0] if value.keys else ""), value.default
+        return self._prefix + (value.key[0] if value.key else ""), value.default
 
     def _at(self, key: str) -> Any:
         """The value under a key, or None; ``a.b`` may be a key itself (GGUF) or lead into a table."""
@@ -202,7 +202,7 @@ class _ConfigReader:
     def _tied(self, value: ConfigValue) -> bool:
         """Whether the unembedding is the embedding; the outer of two configs is that of the unembedding."""
         inner = self._config
-        self._config = self._outer if any(key in self._outer for key in value.keys) else inner
+        self._config = self._outer if any(key in self._outer for key in value.key) else inner
         key, found = self.stored(value)
         self._config = inner
         return self._truth("tied", key, found)

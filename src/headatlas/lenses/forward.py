@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -159,33 +159,25 @@ class EnoughError(Exception):
 
 
 @contextmanager
-def ending(modules: torch.nn.Module, path: str) -> Iterator[None]:
-    """Have passes end with an `EnoughError` where a submodule begins, after the hooks that are there."""
-
-    def end(*_: Any) -> None:
-        raise EnoughError
-
-    handle = modules.get_submodule(path).register_forward_pre_hook(end)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
 def pre_hooks(modules: torch.nn.Module, hooks: Iterable[tuple[str, Callable[..., Any]]]) -> Iterator[None]:
     """Have hooks see, or change, what enters submodules while the block runs.
 
     They are paths with forward pre-hooks that take keyword arguments as well.
     """
-    handles = [
-        modules.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True) for path, hook in hooks
-    ]
-    try:
+    with ExitStack() as stack:
+        for path, hook in hooks:
+            handle = modules.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
+            stack.callback(handle.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def ending(modules: torch.nn.Module, path: str) -> AbstractContextManager[None]:
+    """Have passes end with an `EnoughError` where a submodule begins, after the hooks that are there."""
+
+    def end(*_: Any) -> None:
+        raise EnoughError
+
+    return pre_hooks(modules, [(path, end)])
 
 
 def require_finite(spec: str, what: str, finite: bool | np.bool_) -> None:

@@ -370,19 +370,11 @@ def atlases_given(
 ) -> list[Atlas]:
     """Open every atlas and map every model, all models alike.
 
-    Args:
-        places: Folders or addresses of atlases, or models as :func:`map_heads` takes them.
-        maps: Folder in which each model gets a folder with its atlas; what is mapped there already is not
-            mapped again. None keeps the atlases in memory.
-        lens, relations, sources: As for :func:`map_heads`; None: as in the first atlas among the places, or
-            the defaults where all are models.
-        preset: Lens and mask where no atlas says them.
-        compute: As for :func:`map_heads`.
-        progress: Gives the function to tell of each map's steps.
-
-    Raises:
-        HeadatlasError: A place is neither, a model cannot be mapped, or choices of maps are given where all
-            places are atlases.
+    Places are folders or addresses of atlases, or models as :func:`map_heads` takes them. Each model gets a
+    folder with its atlas in ``maps``, and what is there already is not mapped again; None keeps the atlases
+    in memory. Lens, relations and sources are as for :func:`map_heads`; None: as in the first atlas among the
+    places, or where all are models, by the preset and default. ``progress`` gives the function to tell of
+    each map's steps.
     """
     models = [place for place in places if not holds_atlas(place)]
     for place in models:
