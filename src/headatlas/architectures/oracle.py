@@ -403,13 +403,11 @@ def self_check(model: Model) -> str:
         return f"not run (it would read {error.args[0] / 1e9:.1f} GB)"
     except HeadatlasError as error:
         return f"not run ({str(error).rstrip('.')})"
-    if modules is None:
-        return "not run (the weights are not on disk)"
     _check_unembedding(model, modules)
-    states = _states(model, modules)
-    if isinstance(states, str):
-        return f"not run ({states})"
-    x, passed = states
+    try:
+        x, passed = _states(model, modules)
+    except HeadatlasError as error:
+        return f"not run ({error})"
     dims, tolerance = model.dims, 1e-3 if modules.dtype.itemsize >= 4 else 5e-2
     if passed.shape[-1] != dims.n_heads * dims.d_head:
         raise _disagreement(
@@ -427,13 +425,13 @@ def self_check(model: Model) -> str:
     )
 
 
-def _to_compare_with(model: Model) -> PreTrainedModel | None:
-    """The modules to compare with; None if the weights are not on disk."""
+def _to_compare_with(model: Model) -> PreTrainedModel:
+    """The modules to compare with."""
     checkpoint = model.checkpoint
     if checkpoint.loaded is not None:
         return load_modules(checkpoint, checkpoint.loaded.dtype)  # in its own type nothing is copied
     if checkpoint.traffic is not None:
-        return None
+        raise HeadatlasError("the weights are not on disk")
     return first_block(
         checkpoint,
         body=model.body_module(),
@@ -443,8 +441,8 @@ def _to_compare_with(model: Model) -> PreTrainedModel | None:
     )
 
 
-def _states(model: Model, modules: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor] | str:
-    """For random rows the source states and what enters the output projection [rows, 1, …], or why not."""
+def _states(model: Model, modules: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """For random rows the source states and what enters the output projection [rows, 1, …]."""
     import torch
 
     rows = torch.randn(_CHECKED_ROWS, 1, model.dims.d_model, generator=torch.Generator().manual_seed(0))
@@ -456,9 +454,10 @@ def _states(model: Model, modules: PreTrainedModel) -> tuple[torch.Tensor, torch
             # One token a row: a head attends to the token itself, so what it passes on is its value.
             body(inputs_embeds=rows.to(like), use_cache=False)
     except (TypeError, ValueError, RuntimeError) as error:
-        return f"{type(modules).__name__} does not run on embeddings alone: {first_line(error)}"
+        kind = type(modules).__name__
+        raise HeadatlasError(f"{kind} does not run on embeddings alone: {first_line(error)}") from error
     if output not in entering:
-        return f"{type(modules).__name__} does not come to the first output projection"
+        raise HeadatlasError(f"{type(modules).__name__} does not come to the first output projection")
     return entering[source].reshape(_CHECKED_ROWS, 1, -1), entering[output].reshape(_CHECKED_ROWS, 1, -1)
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +96,7 @@ def load_modules(
             f"{type(model).__name__} needs; fetch the model again."
         )
     _check_places(str(checkpoint.path), model, set(report["unexpected_keys"]) & set(needed))
-    return _at_rest(model)
+    return at_rest(model)
 
 
 def _check_places(where: str, model: PreTrainedModel, over: Collection[str]) -> None:
@@ -109,7 +109,7 @@ def _check_places(where: str, model: PreTrainedModel, over: Collection[str]) -> 
         )
 
 
-def _at_rest(model: PreTrainedModel) -> PreTrainedModel:
+def at_rest(model: PreTrainedModel) -> PreTrainedModel:
     """The model in evaluation mode (no dropout), without gradients."""
     model.requires_grad_(False)
     model.train(mode=False)
@@ -149,7 +149,7 @@ def _modules_beside(source: ModuleSource, dtype: torch.dtype, needed: Collection
     _check_places(name, model, (tensors.keys() - places.keys()) & set(needed))
     model.load_state_dict(filled, assign=True)
     nn.Module.to(model, devices.pop())
-    return _at_rest(model)
+    return at_rest(model)
 
 
 def devices_of(model: PreTrainedModel) -> set[torch.device]:
@@ -195,7 +195,7 @@ def _without_weights(what: str, make: Callable[[], PreTrainedModel]) -> PreTrain
     from accelerate import init_empty_weights
 
     with transformers_at_work(what), init_empty_weights(include_buffers=False):
-        return _at_rest(make())
+        return at_rest(make())
 
 
 def auto_class(checkpoint: Checkpoint) -> Any:
@@ -326,11 +326,9 @@ def _quiet() -> Iterator[None]:
                 hub.disable_progress_bars()
 
 
-_FEW = 8
 # What makes an MLP or a vocabulary large; the attention does not depend on it.
-_WIDTHS = (
-    *("vocab_size", "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
-    "moe_intermediate_size",
+_SMALL = dict.fromkeys(
+    ("vocab_size", "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "moe_intermediate_size"), 8
 )
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")  # the places in the list are their new ids
 
@@ -396,17 +394,13 @@ def _first_attention(source: GgufSource, most_bytes: int) -> PreTrainedModel:
         return name not in ("token_embd.weight", "output.weight")
 
     def smaller(config: Any) -> Any:
-        text = with_layers(config).get_text_config()
-        for key in _WIDTHS:
-            if isinstance(getattr(text, key, None), int):
-                setattr(text, key, _FEW)
-        small_ids(text)
+        with_sizes(with_layers(config).get_text_config(), _SMALL)
         return config
 
     _check_size(sum(info.nbytes for name, info in source.infos().items() if wanted(name)), most_bytes)
     options = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": False}
     with transformers_at_work(f"The model {source.files[0]}"):
-        return _at_rest(gguf_modules(source, options, change=smaller, wanted=wanted))
+        return at_rest(gguf_modules(source, options, change=smaller, wanted=wanted))
 
 
 def with_layers(config: Any, layers: int = 1) -> Any:
@@ -420,8 +414,11 @@ def with_layers(config: Any, layers: int = 1) -> Any:
     return config
 
 
-def small_ids(config: Any) -> None:
-    """Give special tokens ids that lie in any vocabulary."""
+def with_sizes(config: Any, sizes: Mapping[str, int]) -> None:
+    """Give a config these sizes, where it has such, and special tokens ids that lie in any vocabulary."""
+    for key, size in sizes.items():
+        if isinstance(getattr(config, key, None), int):
+            setattr(config, key, size)
     for place, key in enumerate(_TOKENS):
         if getattr(config, key, None) is not None:
             setattr(config, key, place)
