@@ -13,21 +13,11 @@ from headatlas.weights.loading import (
     need_on_disk,
     tokenizer_hash,
 )
-from headatlas.weights.source import (
-    Checkpoint,
-    MergedAdapter,
-    NoModulesError,
-    TensorInfo,
-    TensorSource,
-    fingerprint,
-)
+from headatlas.weights.source import Checkpoint, NoModulesError, fingerprint
 
 __all__ = [
     "Checkpoint",
-    "MergedAdapter",
     "NoModulesError",
-    "TensorInfo",
-    "TensorSource",
     "can_stream",
     "fingerprint",
     "load_modules",

@@ -35,7 +35,7 @@ from pydantic import BaseModel
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_folder, cache_dir
 from headatlas.weights.gguf_source import GgufSource
-from headatlas.weights.source import NoModulesError
+from headatlas.weights.source import OFFLINE, NoModulesError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -369,9 +369,7 @@ def gguf_tokenizer(source: GgufSource) -> PreTrainedTokenizerBase:
         # The plain class, because a model's own class would build its tokenizer anew.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(kept), local_files_only=True)
         return tokenizer
-    tokenizer = AutoTokenizer.from_pretrained(
-        str(path.parent), gguf_file=path.name, local_files_only=True, trust_remote_code=False
-    )
+    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, **OFFLINE)
     try:
         with atomic_folder(kept) as work:
             tokenizer.save_pretrained(work)
@@ -408,11 +406,10 @@ def gguf_modules(
     folder, name = str(source.files[0].parent), source.files[0].name
     # The progress bar of this route knows no switch; it writes to sys.stderr.
     with _shown_to_transformers(source, wanted), redirect_stderr(io.StringIO()):
-        config = AutoConfig.from_pretrained(
-            folder, gguf_file=name, local_files_only=True, trust_remote_code=False
-        )
+        config = AutoConfig.from_pretrained(folder, gguf_file=name, **OFFLINE)
         config = change(completed(config, source))
-        return AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, config=config, **options)
+        options = {**OFFLINE, "gguf_file": name, "config": config, **options}
+        return AutoModelForCausalLM.from_pretrained(folder, **options)
 
 
 @contextmanager

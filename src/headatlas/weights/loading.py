@@ -23,7 +23,7 @@ from headatlas.weights.checkpoints import SINGLE_NAME
 from headatlas.weights.gguf_modules import finish, gguf_modules, gguf_tokenizer
 from headatlas.weights.gguf_source import GgufSource
 from headatlas.weights.safetensors_source import PLAIN, QUANTIZED, SafetensorsSource
-from headatlas.weights.source import Checkpoint, ModuleSource, NoModulesError, stock_class
+from headatlas.weights.source import OFFLINE, Checkpoint, ModuleSource, NoModulesError, stock_class
 
 if TYPE_CHECKING:
     import torch
@@ -57,9 +57,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         if whole.is_file():
             with whole.open("rb") as stream:
                 refuse_pointer(whole, stream.read(8))
-        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
+        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(str(folder), **OFFLINE)
     return tokenizer
 
 
@@ -162,9 +160,7 @@ def local_config(checkpoint: Checkpoint) -> PretrainedConfig:
     from transformers import AutoConfig
 
     with transformers_at_work(f"The model {checkpoint.path}"):
-        config: PretrainedConfig = AutoConfig.from_pretrained(
-            str(checkpoint.folder), local_files_only=True, trust_remote_code=False
-        )
+        config: PretrainedConfig = AutoConfig.from_pretrained(str(checkpoint.folder), **OFFLINE)
     return _plain(config)
 
 
@@ -234,24 +230,19 @@ def need_on_disk(checkpoint: Checkpoint, what: str) -> None:
     )
 
 
-def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     """Model and loading report."""
-    options: dict[str, Any] = {
-        "dtype": dtype, "local_files_only": True, "trust_remote_code": False, "output_loading_info": True,
-    }  # fmt: skip
-    source = checkpoint.source
-    loaded: Any
+    source, options = checkpoint.source, {"dtype": dtype, "output_loading_info": True}
     if isinstance(source, GgufSource):
-        loaded = gguf_modules(source, options)
-        if not loaded[1]["missing_keys"] and not loaded[1]["mismatched_keys"]:
-            finish(loaded[0], source)
-    elif isinstance(source, SafetensorsSource) and not source.quantised:
+        model, report = gguf_modules(source, options)
+        if not report["missing_keys"] and not report["mismatched_keys"]:
+            finish(model, source)
+        return model, report
+    if isinstance(source, SafetensorsSource) and not source.quantised:
         with _as_folder(source, checkpoint.folder) as folder:
-            loaded = auto_class(checkpoint).from_pretrained(str(folder), use_safetensors=True, **options)
-    else:
-        loaded = _from_tensors(checkpoint, options)
-    model, report = loaded
-    return model, report
+            auto = auto_class(checkpoint)
+            return auto.from_pretrained(str(folder), use_safetensors=True, **OFFLINE, **options)
+    return _from_tensors(checkpoint, options)
 
 
 def _from_tensors(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
@@ -269,7 +260,9 @@ def _from_tensors(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
     known = auto_class(checkpoint)._model_mapping[type(config)]
     classes = known if isinstance(known, tuple) else (known,)
     named = [each for each in classes if each.__name__ == checkpoint.architecture]
-    return (named or classes)[0].from_pretrained(None, config=config, state_dict=tensors, **options)
+    return (named or classes)[0].from_pretrained(
+        None, config=config, state_dict=tensors, **OFFLINE, **options
+    )
 
 
 @contextmanager
@@ -398,9 +391,8 @@ def _first_attention(source: GgufSource, most_bytes: int) -> PreTrainedModel:
         return config
 
     _check_size(sum(info.nbytes for name, info in source.infos().items() if wanted(name)), most_bytes)
-    options = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": False}
     with transformers_at_work(f"The model {source.files[0]}"):
-        return at_rest(gguf_modules(source, options, change=smaller, wanted=wanted))
+        return at_rest(gguf_modules(source, {"dtype": torch.float32}, change=smaller, wanted=wanted))
 
 
 def with_layers(config: Any, layers: int = 1) -> Any:

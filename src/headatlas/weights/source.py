@@ -26,6 +26,8 @@ class NoModulesError(HeadatlasError):
     """There are no modules that compute what the model does; its tensors can be read all the same."""
 
 
+OFFLINE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""Given to transformers in every call: nothing is fetched, and no code that comes with a model runs."""
 Format = Literal["safetensors", "gguf", "module"]
 Rows = slice | Sequence[int] | None
 """Rows of a tensor's first axis; all of it if None."""
