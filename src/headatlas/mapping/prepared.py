@@ -37,7 +37,7 @@ from headatlas.relations import (
     resolve_relations,
     tokenise,
 )
-from headatlas.weights import fingerprint, need_on_disk, open_checkpoint, tokenizer_hash
+from headatlas.weights import need_on_disk, open_checkpoint, tokenizer_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -117,7 +117,7 @@ def prepare_map(
     most = most_sources(asked, options.sources)
     opened = open_for(lens, model, tokenizer, remote=remote, adapter=adapter)
     with ThreadPoolExecutor(1) as pool:  # reading and hashing files leaves the interpreter to others
-        hashed = pool.submit(fingerprint, opened.checkpoint)
+        hashed = pool.submit(opened.checkpoint.source.fingerprint)
         words = opened.tokenizer()
     about = _about_model(opened, hashed.result())
     competing, masked = competing_tokens(words, opened.dims.vocab_size)

@@ -89,7 +89,19 @@ class TensorSource(Protocol):
         logical shape."""
 
     def fingerprint(self) -> str:
-        """See :func:`fingerprint`."""
+        """A hash that identifies the weights.
+
+        * Files of up to 2 GiB together: ``sha256:`` and the SHA-256 of the file, as ``sha256sum`` prints it.
+          For several files, of the lines ``<sha256>  <name>`` in the order of the shards.
+        * Larger ones: ``sampled-sha256:`` over each file's name, size, first and last mebibyte, and evenly
+          spaced mebibytes between them, 256 in all files together (at least two a file). It tells models
+          apart; it does not prove that every byte is the same.
+        * Files that are not on disk: ``remote-sha256:`` over names, sizes, what the store says identifies
+          their content, headers, and a mebibyte of evenly spaced windows.
+        * With an adapter merged in: ``adapted-sha256:`` over the base's own and the adapter's hash.
+        * A loaded model: ``sampled-sha256:`` over names, types, shapes and some 4,096 evenly spaced values of
+          every tensor.
+        """
 
     def release(self) -> None:
         """Unmap files that no tensor holds; the next read maps them again."""
@@ -155,23 +167,6 @@ class Checkpoint:
     def release(self) -> None:
         """Unmap files that were read: pages of them are no memory of this process then."""
         self.source.release()
-
-
-def fingerprint(checkpoint: Checkpoint) -> str:
-    """A hash that identifies the weights of a checkpoint.
-
-    * Files of up to 2 GiB together: ``sha256:`` and the SHA-256 of the file, as ``sha256sum`` prints it. For
-      several files, of the lines ``<sha256>  <name>`` in the order of the shards.
-    * Larger ones: ``sampled-sha256:`` over each file's name, size, first and last mebibyte, and evenly spaced
-      mebibytes between them, 256 in all files together (at least two a file). It tells models apart; it does
-      not prove that every byte is the same.
-    * Files that are not on disk: ``remote-sha256:`` over names, sizes, what the store says identifies their
-      content, headers, and a mebibyte of evenly spaced windows.
-    * With an adapter merged in: ``adapted-sha256:`` over the base's own and the adapter's hash.
-    * A loaded model: ``sampled-sha256:`` over names, types, shapes and some 4,096 evenly spaced values of
-      every tensor.
-    """
-    return checkpoint.source.fingerprint()
 
 
 # In memory -------------------------------------------------------------------------------------------
