@@ -140,15 +140,19 @@ def prepare_map(
     provenance = {
         "model": about,
         "tokenizer_hash": tokenizer_hash(words),
-        "lens": {name: getattr(lens, name) for name in ("name", "summary", "weights_only")}
-        | {"prefixes": list(lens.prefixes)},
+        "lens": {
+            "name": lens.name,
+            "prefixes": list(lens.prefixes),
+            "summary": lens.summary,
+            "weights_only": lens.weights_only,
+        },
         "mask": options.mask,
         "thresholds": asdict(options.thresholds),
         "ceiling": options.ceiling,
         "target_policy": options.target_policy,
         "sources": most,
         "alternatives": replaced,
-        "masked_ids": [int(i) for i in masked],
+        "masked_ids": list(masked),
         "relations": {entry.name: entry.sha256 for entry in layout.relations},
         "versions": {
             "headatlas": __version__,

@@ -175,8 +175,7 @@ def completed(config: PretrainedConfig, source: GgufSource) -> PretrainedConfig:
         _complete_positions(untyped, rope, keys)
     elif keys.values.get("rope.scaling.type") not in (None, "none"):
         raise keys.refusal("its header scales rotary positions")
-    for key in keys.values:
-        _check_key(keys, key)
+    _check_keys(keys)
     _check_heads(keys)
     return config
 
@@ -225,19 +224,17 @@ def _windows(keys: _Keys, every: int) -> dict[str, Any]:
     return {"sliding_window": window or values.get("context_length", 1), "layer_types": types}
 
 
-def _check_key(keys: _Keys, key: str) -> None:
-    """Refuse a key that nothing accounts for, or that has another value than the modules compute with."""
+def _check_keys(keys: _Keys) -> None:
+    """Refuse keys that nothing accounts for, or of another value than the modules compute with."""
     known, rules = _known(), keys.rules
-    fixed = {each: value for each, value in known.fixed.items() if each not in rules.sets}
-    fixed.update(rules.fixed)
-    if key in fixed:
-        if fixed[key] not in ("any", keys.values[key]):
-            raise keys.unknown(key)
-        return
+    fixed = {key: value for key, value in known.fixed.items() if key not in rules.sets} | dict(rules.fixed)
     windows = known.windows if rules.window else ()
     positions = known.positions if rules.rope != "none" else ()
-    if key not in (*known.sizes, *known.without_effect, *rules.sets, rules.eps[0], *windows, *positions):
-        raise keys.unknown(key)
+    others = {*known.sizes, *known.without_effect, *rules.sets, rules.eps[0], *windows, *positions}
+    for key, value in keys.values.items():
+        accounted = fixed[key] in ("any", value) if key in fixed else key in others
+        if not accounted:
+            raise keys.unknown(key)
 
 
 def _check_heads(keys: _Keys) -> None:
