@@ -228,9 +228,9 @@ def test_the_same_rows_go_through_as_in_memory(
 ) -> None:
     """Every beginning of a source once for each prefix: its last token, a row of the residual stream."""
     made: list[BlockPass] = []
-    placed = StreamedStates._placed
+    before = StreamedStates._pass_before
     monkeypatch.setattr(
-        StreamedStates, "_placed", lambda self, layer: made.append(placed(self, layer)) or made[-1]
+        StreamedStates, "_pass_before", lambda self, layer: made.append(before(self, layer)) or made[-1]
     )
     streamed(opened(folder), tmp_path / "states").layer(1)
     assert made[0].n_tokens == len(made[0].hidden) == 4 * (2 + len(beginnings(SOURCES)))

@@ -31,7 +31,7 @@ class LayerParts:
 
     value: Value | None  # the value projection; None in a layer without attention heads
     experts: Experts | None  # the mixture of experts; None where the MLP is dense
-    feeds: bool  # whether the layer has an MLP at all
+    has_mlp: bool  # whether the layer has an MLP at all
 
 
 class Inventory:
@@ -46,7 +46,7 @@ class Inventory:
         self.sizes: ModelSizes = read_sizes(checkpoint, section.config, dict(self._stored_sizes()))
         self._check_counts()
         # Layer → its tensors that do in place of attention, or beside it, what attention does.
-        self.elsewhere = self._tensors_of_layers_without_heads()
+        self.other_mixers = self._tensors_of_layers_without_heads()
         self.layers = [self._find_parts(layer) for layer in range(self.sizes.dims.n_layers)]
         # A stored unembedding counts even if the config calls it tied: so does transformers.
         stems = (stem for stem in section.unembed.stems if self.name(stem) in self.stored)
@@ -86,9 +86,9 @@ class Inventory:
         """The norm whose output feeds a layer's MLP; None where the layer has none."""
         mlp = self.section.mlp
         norm = self.section.attention_norm if self.holds(mlp.parallel) else mlp.norm
-        return norm if norm is not None and self._stands(norm, layer) else None
+        return norm if norm is not None and self._has_norm(norm, layer) else None
 
-    def _stands(self, norm: Norm, layer: int) -> bool:
+    def _has_norm(self, norm: Norm, layer: int) -> bool:
         return norm.layers == "all" or self.layers[layer].value is None
 
     def weight(self, norm: Norm, layer: int | None) -> str | None:
@@ -146,10 +146,10 @@ class Inventory:
         sizes += [(mlp.up, width, d_model), (mlp.down, d_model, width)]
         return [(linear, d_out, d_in) for linear, d_out, d_in in sizes if linear is not None]
 
-    def feeding(self, layer: int) -> Iterator[tuple[str, Shape | None]]:
+    def mlp_tensors(self, layer: int) -> Iterator[tuple[str, Shape | None]]:
         """Names and shapes of all tensors of a layer's MLP or mixture of experts, its norm included."""
         parts, mlp = self.layers[layer], self.section.mlp
-        if not parts.feeds:
+        if not parts.has_mlp:
             return
         yield from self._norm(self.mlp_norm(layer), layer)
         if parts.experts is None:
@@ -160,7 +160,7 @@ class Inventory:
         else:
             yield from self._experts(parts.experts, layer)
 
-    def attending(self, layer: int) -> Iterator[tuple[str, Shape | None]]:
+    def head_tensors(self, layer: int) -> Iterator[tuple[str, Shape | None]]:
         """Names and shapes of the tensors that make a layer's W_V, b_V and W_O, and of b_O."""
         value, dims = self.layers[layer].value, self.sizes.dims
         if value is None:
@@ -172,12 +172,12 @@ class Inventory:
             by_head = value.layout == "latent_by_head"
             shape = (dims.n_heads, dims.d_head, latent) if by_head else (rows, latent)
             yield self.name(value.stem, layer), shape
-            yield from self._pair(value.down, layer, (beside, dims.d_model), beside)
+            yield from self._weight_and_bias(value.down, layer, (beside, dims.d_model), beside)
             yield self.name(self._stem(value.norm, layer), layer), (latent,)
         else:
             width = value_width(value.layout, dims)
             whole = linear_shape(stored_as(value.layout), width, dims.d_model)
-            yield from self._pair(value, layer, whole, width)
+            yield from self._weight_and_bias(value, layer, whole, width)
         output = [(self.section.output, dims.d_model, dims.n_heads * dims.d_head)]
         yield from self._linears(output, layer)
 
@@ -211,13 +211,13 @@ class Inventory:
         section = self.section
         values = [value for value in section.value if self.holds(value.when)]
         stored = [value for value in values if self.name(value.stem, layer) in self.stored]
-        value = (stored or values)[0] if stored or layer not in self.elsewhere else None
+        value = (stored or values)[0] if stored or layer not in self.other_mixers else None
         experts = self._find_experts(layer)
         dense = [linear.stem for linear in section.mlp.linears]
         if not dense and experts is None and section.experts:
             experts = section.experts[0]
         absent = section.sparse and not any(self.name(stem, layer) in self.stored for stem in dense)
-        return LayerParts(value, experts, feeds=experts is not None or not absent)
+        return LayerParts(value, experts, has_mlp=experts is not None or not absent)
 
     def _find_experts(self, layer: int) -> Experts | None:
         """The form of a layer's mixture of experts; None where no router is stored."""
@@ -258,7 +258,7 @@ class Inventory:
             for layer in self._layers_of(other.stem):
                 if "*" not in other.stem:
                     if self.has(other.present, self.name(other.stem, layer)):
-                        yield from self._pair(other, layer)
+                        yield from self._weight_and_bias(other, layer)
                 elif self.holds(other.present):
                     pattern = self._fill(other.stem, layer)
                     yield from ((name, None) for name in self.stored if fnmatchcase(name, pattern))
@@ -268,16 +268,16 @@ class Inventory:
         norms = [section.attention_norm]
         if (value := self.layers[layer].value) is not None:
             norms.append(section.post_attention_norm)
-            yield from self.attending(layer)
+            yield from self.head_tensors(layer)
             for stem in value.beside:
-                yield from self._pair(Linear(stem=stem, bias=value.bias), layer)
+                yield from self._weight_and_bias(Linear(stem=stem, bias=value.bias), layer)
         for norm in norms:
-            if norm is not None and self._stands(norm, layer):
+            if norm is not None and self._has_norm(norm, layer):
                 yield from self._norm(norm, layer)
-        yield from self.feeding(layer)
-        yield from ((name, None) for name in self.elsewhere.get(layer, ()))
+        yield from self.mlp_tensors(layer)
+        yield from ((name, None) for name in self.other_mixers.get(layer, ()))
 
-    def _pair(
+    def _weight_and_bias(
         self,
         part: Linear | Value | Other,
         layer: int | None,
@@ -297,7 +297,7 @@ class Inventory:
         self, linears: list[tuple[Linear, int, int]], layer: int
     ) -> Iterator[tuple[str, Shape | None]]:
         for linear, d_out, d_in in linears:
-            yield from self._pair(linear, layer, linear_shape(linear.layout, d_out, d_in), d_out)
+            yield from self._weight_and_bias(linear, layer, linear_shape(linear.layout, d_out, d_in), d_out)
 
     def _experts(self, experts: Experts, layer: int) -> Iterator[tuple[str, Shape | None]]:
         sizes, d_model = self.expert_sizes, self.sizes.dims.d_model

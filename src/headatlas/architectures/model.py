@@ -133,7 +133,7 @@ class Model:
     @property
     def only_attention(self) -> bool:
         """Whether nothing but attention carries anything from token to token, in any layer."""
-        return self.every_layer_has_heads and not self._inventory.elsewhere
+        return self.every_layer_has_heads and not self._inventory.other_mixers
 
     def _values(self, value: Value, layer: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """W_V and b_V of a layer."""
@@ -173,7 +173,7 @@ class Model:
 
         ``progress`` is called with (rows done, rows in all).
         """
-        if not self._inventory.layers[0].feeds:
+        if not self._inventory.layers[0].has_mlp:
             raise HeadatlasError(f"{self.checkpoint.spec}: the first block has no MLP.")
         import torch
 
@@ -221,7 +221,7 @@ class Model:
             if (form := parts.experts) is not None:
                 beside = (form.router, form.shared_gate, *(form.shared.linears if form.shared else ()))
                 skip = {names.name(each.stem, layer) for each in beside if each is not None}
-                tensors = [name for name, shape in names.feeding(layer) if len(shape or ()) > 1]
+                tensors = [name for name, shape in names.mlp_tensors(layer) if len(shape or ()) > 1]
                 sizes.append((self._numbers(name for name in tensors if name not in skip), layer))
         most, layer = max(sizes)
         return layer, most
@@ -248,7 +248,7 @@ class Model:
         None where the block has no MLP.
         """
         modules = self.family.modules
-        if not self._inventory.layers[layer].feeds:
+        if not self._inventory.layers[layer].has_mlp:
             return ()
         beside = modules.mlp_beside if self._inventory.layers[layer].experts is not None else None
         return tuple(self._module(path, layer) for path in (modules.mlp, beside) if path)
@@ -257,7 +257,7 @@ class Model:
         """Paths of the modules that write what a block adds before its MLP, as far as they are known."""
         inventory, mixer = self._inventory, self.family.modules.mixer
         heads = () if inventory.layers[layer].value is None else (self.o_proj_module(layer),)
-        return (*heads, *((self._module(mixer, layer),) if mixer and layer in inventory.elsewhere else ()))
+        return (*heads, *((self._module(mixer, layer),) if mixer and layer in inventory.other_mixers else ()))
 
     def final_norm_module(self) -> str:
         """Path of the Hugging Face module of the final norm."""
@@ -326,8 +326,8 @@ class Model:
         wanted = set(names.expected)
         if not forward_pass:
             wanted = {names.name(section.embed), names.name(names.unembed_stem or section.embed)}
-            wanted |= {name for layer in range(self.dims.n_layers) for name, _ in names.attending(layer)}
-            wanted |= {name for name, _ in names.feeding(0)}
+            wanted |= {name for layer in range(self.dims.n_layers) for name, _ in names.head_tensors(layer)}
+            wanted |= {name for name, _ in names.mlp_tensors(0)}
         return sum(names.stored[name].nbytes for name in wanted)
 
     def _check_layer(self, layer: int) -> None:

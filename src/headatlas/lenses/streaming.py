@@ -145,7 +145,7 @@ class BlockPass:
             strict_products(),
             collector.hooked(self._modules),
             nullcontext() if leave else ending(self._modules, self._model.value_input_module(layer)),
-            placed(self._blocks[layer], stored, self._device),
+            with_weights(self._blocks[layer], stored, self._device),
         ):
             self._send(collector, tell, leave)
         heads = self._model.heads(layer)  # while the pages of its weights are in memory
@@ -164,7 +164,7 @@ class BlockPass:
             for step, past in walk(self._steps, cache, self._device):
                 collector.expect(step.rows, step.members)
                 if leave or step.rows:
-                    self._through(*self._placed(step, prefix, start), past)
+                    self._through(*self._rows_of(step, prefix, start), past)
                 tell(len(step.members))
 
     def _starts(self) -> Iterator[tuple[list[int], int]]:
@@ -175,7 +175,7 @@ class BlockPass:
             start += len(prefix) + self._rows_a_prefix
 
     @staticmethod
-    def _placed(step: Step, prefix: list[int], start: int) -> tuple[list[int], _Shape]:
+    def _rows_of(step: Step, prefix: list[int], start: int) -> tuple[list[int], _Shape]:
         """Places of the rows of a step after a prefix, and their shape."""
         first = start + len(prefix)
         return [first + place for place in step.places], (len(step.ids), 1, len(prefix) + step.past)
@@ -270,7 +270,7 @@ class BlockPass:
         waiting = list(self._steps)
         while waiting:
             step = waiting.pop()
-            self._rehearse([[token] for token in step.ids], *self._placed(step, prefix, start))
+            self._rehearse([[token] for token in step.ids], *self._rows_of(step, prefix, start))
             waiting += step.then
 
     def _rehearse(self, rows: Sequence[Sequence[int]], where: Sequence[int], shape: _Shape) -> None:
@@ -334,7 +334,9 @@ def played_by(blocks: Sequence[nn.Module], forward: Callable[..., torch.Tensor])
 
 
 @contextmanager
-def placed(block: nn.Module, stored: Mapping[str, torch.Tensor], device: torch.device) -> Iterator[None]:
+def with_weights(
+    block: nn.Module, stored: Mapping[str, torch.Tensor], device: torch.device
+) -> Iterator[None]:
     """Give a block of the meta device its weights while the block of code runs.
 
     A block of a 70B model takes 3.4 GB in float32. Its largest projection takes 0.9 GB, and the file that the
@@ -433,12 +435,12 @@ class StreamedStates:
         """States at a layer, with its heads where its weights had to be read."""
         if has_layer(self._folder, layer, self._shape):
             return saved_layer(self._folder, layer)
-        rows = self._placed(layer)
+        rows = self._pass_before(layer)
         while rows.next < layer:
             self._advance(rows, leave=True)
         return self._advance(rows, leave=layer < self._last)
 
-    def _placed(self, layer: int) -> BlockPass:
+    def _pass_before(self, layer: int) -> BlockPass:
         """The pass, as close before a layer as what is in memory or saved allows."""
         if self._pass is None or self._pass.next > layer:
             self._pass = BlockPass(self._model, self._rows, self._sources, self._device)

@@ -202,11 +202,10 @@ def auto_class(checkpoint: Checkpoint) -> Any:
     def is_in(mapping: Any) -> bool:
         return any(checkpoint.architecture in (n if isinstance(n, tuple) else (n,)) for n in mapping.values())
 
-    untyped: Any = transformers
-    if is_in(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-        return untyped.AutoModelForCausalLM
     images = is_in(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
-    return untyped.AutoModelForImageTextToText if images else untyped.AutoModelForCausalLM
+    text = is_in(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    name = "AutoModelForImageTextToText" if images and not text else "AutoModelForCausalLM"
+    return getattr(transformers, name)
 
 
 def can_stream(checkpoint: Checkpoint) -> bool:
