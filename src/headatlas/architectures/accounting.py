@@ -31,7 +31,7 @@ class LayerParts:
 
     value: Value | None  # the value projection; None in a layer without attention heads
     experts: Experts | None  # the mixture of experts; None where the MLP is dense
-    has_mlp: bool  # whether the layer has an MLP at all
+    has_mlp: bool
 
 
 class Inventory:
