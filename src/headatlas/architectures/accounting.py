@@ -22,7 +22,6 @@ Shape = tuple[int | None, ...]
 XIELU = ("alpha_p", "alpha_n", "beta", "eps")
 """Names of the parameters of the activation xIELU."""
 _NAMED = 5
-_LATENT = ("latent", "key_width", "rotary_width")
 
 
 @dataclass(frozen=True)
@@ -162,11 +161,11 @@ class Inventory:
 
     def head_tensors(self, layer: int) -> Iterator[tuple[str, Shape | None]]:
         """Names and shapes of the tensors that make a layer's W_V, b_V and W_O, and of b_O."""
-        value, dims = self.layers[layer].value, self.sizes.dims
+        value, sizes, dims = self.layers[layer].value, self.sizes, self.sizes.dims
         if value is None:
             return
         if value.down is not None and value.norm is not None:
-            latent, key, rotary = (getattr(self.sizes, each) for each in _LATENT)
+            latent, key, rotary = sizes.latent, sizes.key_width, sizes.rotary_width
             rows = None if key is None else dims.n_heads * (key + dims.d_head)
             beside = None if rotary is None or latent is None else latent + rotary
             by_head = value.layout == "latent_by_head"
@@ -178,8 +177,7 @@ class Inventory:
             width = value_width(value.layout, dims)
             whole = linear_shape(stored_as(value.layout), width, dims.d_model)
             yield from self._weight_and_bias(value, layer, whole, width)
-        output = [(self.section.output, dims.d_model, dims.n_heads * dims.d_head)]
-        yield from self._linears(output, layer)
+        yield from self._linears([(self.section.output, dims.d_model, dims.n_heads * dims.d_head)], layer)
 
     def _check_counts(self) -> None:
         """Every layer and expert has a tensor of its own; no count of the config is believed blindly."""
