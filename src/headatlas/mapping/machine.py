@@ -104,9 +104,7 @@ def _fastest(device: torch.device, work: Callable[[], torch.Tensor]) -> float:
     while len(times) < _REPEATS and sum(times) < _ENOUGH:
         start = now()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        elif device.type == "mps":
-            torch.mps.synchronize()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         times.append(now() - start)
     return max(min(times), 1e-9)
