@@ -40,21 +40,21 @@ LENSES = {
     lens.name: lens
     for lens in (
         Lens(
-            "neutral",
-            NEUTRAL_PREFIXES,
-            8,
-            True,
-            False,
-            "the model's own state of the source after a short neutral prefix, averaged over four prefixes: "
+            name="neutral",
+            prefixes=NEUTRAL_PREFIXES,
+            max_source_tokens=8,
+            right_map=True,
+            weights_only=False,
+            summary="the model's own state of the source after a short neutral prefix, averaged over four prefixes: "
             "context-free inference, not weights only",
         ),
         Lens(
-            "maps",
-            (),
-            1,
-            False,
-            True,
-            "weights only, as in the MAPS paper: the embedding row at layer 0, the first MLP of it later",
+            name="maps",
+            prefixes=(),
+            max_source_tokens=1,
+            right_map=False,
+            weights_only=True,
+            summary="weights only, as in the MAPS paper: the embedding row at layer 0, the first MLP of it later",
         ),
     )
 }
