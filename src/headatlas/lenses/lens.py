@@ -45,8 +45,8 @@ LENSES = {
             max_source_tokens=8,
             right_map=True,
             weights_only=False,
-            summary="the model's own state of the source after a short neutral prefix, averaged over four prefixes: "
-            "context-free inference, not weights only",
+            summary="the model's own state of the source after a short neutral prefix, averaged over four "
+            "prefixes: context-free inference, not weights only",
         ),
         Lens(
             name="maps",
@@ -54,7 +54,8 @@ LENSES = {
             max_source_tokens=1,
             right_map=False,
             weights_only=True,
-            summary="weights only, as in the MAPS paper: the embedding row at layer 0, the first MLP of it later",
+            summary="weights only, as in the MAPS paper: the embedding row at layer 0, the first MLP of it "
+            "later",
         ),
     )
 }
