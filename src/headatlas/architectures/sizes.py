@@ -63,7 +63,7 @@ def read_sizes(checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str, in
         reader.flags[name] = reader.switch(name, flag)
     for name, value in keys.numbers.items():
         reader.size(name, value)
-    found = reader.all(keys)
+    found = reader.read(keys)
     dims = Dims(**{each.name: found.pop(each.name) for each in fields(Dims)})
     if dims.n_heads % dims.n_kv_heads:
         raise reader.contradiction(
@@ -77,7 +77,7 @@ def _experts(reader: _ConfigReader, keys: ExpertKeys) -> ExpertSizes | None:
     """The sizes of the experts; None where a config of the family speaks of none."""
     if not reader.stored(keys.n_experts)[1]:
         return None
-    found = reader.all(keys)
+    found = reader.read(keys)
     found.pop("shared_count", None)  # for expressions only
     sizes = ExpertSizes(**found)
     if sizes.n_experts % sizes.groups:
@@ -119,7 +119,7 @@ class _ConfigReader:
             return table[int(inner)] if int(inner) < len(table) else None
         return found
 
-    def all(self, keys: ConfigKeys | ExpertKeys) -> dict[str, Any]:
+    def read(self, keys: ConfigKeys | ExpertKeys) -> dict[str, Any]:
         """Everything that the config says under these keys, by headatlas's name; sizes in their order."""
         values = [(name, value) for name, value in keys if isinstance(value, ConfigValue)]
         return {name: self._value(name, value) for name, value in values}
