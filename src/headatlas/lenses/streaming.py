@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +60,6 @@ from headatlas.lenses.saved_states import (
     whole_array,
 )
 from headatlas.weights import load_skeleton
-from headatlas.weights.safetensors_source import SafetensorsSource
 
 _HIDDEN, _CACHE = object(), object()
 _Shape = tuple[int, int, int]
@@ -114,8 +113,7 @@ class BlockPass:
         # What each block is called with: masks and positions depend on the shape alone.
         self._calls: dict[_Shape, list[_Call]] = {}
         self._modules = load_skeleton(model.checkpoint)
-        # A model streams only where it is safetensors (`weights.can_stream`).
-        self._source = cast(SafetensorsSource, model.checkpoint.source)
+        self._source = model.checkpoint.source
         self._body: Any = self._modules.get_submodule(model.body_module())
         self._blocks = [
             self._modules.get_submodule(model.block_module(layer)) for layer in range(model.dims.n_layers)

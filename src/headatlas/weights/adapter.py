@@ -166,10 +166,7 @@ class AdaptedSource(TensorSource):
         return weight.add_(delta.mul_(update.scale))
 
     def stored(self, name: str) -> torch.Tensor:
-        """A tensor as it is stored, not to be written to; where the adapter has one, merged and float32."""
-        if name not in self.updates and isinstance(self.base, SafetensorsSource):
-            return self.base.stored(name)
-        return self.read(name)
+        return self.read(name) if name in self.updates else self.base.stored(name)
 
     def fingerprint(self) -> str:
         body = f"{self.base.fingerprint()}\n{self._hash}\n"

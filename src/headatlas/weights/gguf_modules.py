@@ -432,7 +432,7 @@ def _as_reader(source: GgufSource, wanted: Callable[[str], bool]) -> SimpleNames
         SimpleNamespace(
             name=name,
             shape=list(reversed(tensor.shape)),
-            data=source.stored(tensor),
+            data=source.bytes_of(tensor),
             tensor_type=GGMLQuantizationType[tensor.dtype],
         )
         for name, tensor in source.tensors.items()

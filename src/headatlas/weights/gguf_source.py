@@ -245,7 +245,7 @@ class GgufSource(TensorSource):
         if name not in self.tensors:
             raise HeadatlasError(f"{self.files[0]} holds no tensor {name!r}.")
         tensor = self.tensors[name]
-        stored = self.stored(tensor)
+        stored = self.bytes_of(tensor)
         if len(tensor.shape) == 1:  # a row of bytes is the whole tensor
             return torch.from_numpy(_dequantised(stored, tensor))[place_of(rows)]
         return torch.from_numpy(_dequantised(stored[place_of(rows)], tensor))
@@ -253,7 +253,7 @@ class GgufSource(TensorSource):
     def fingerprint(self) -> str:
         return fingerprint_of_files(self.files)
 
-    def stored(self, tensor: GgufTensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def bytes_of(self, tensor: GgufTensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """The stored bytes as a view of the mapped file: [*shape[:-1], row_bytes]."""
         import numpy as np
 

@@ -88,6 +88,10 @@ class TensorSource(Protocol):
         """The tensor, or rows of its first axis, dequantised, as float32 (float64 stays float64), in its
         logical shape."""
 
+    def stored(self, name: str) -> torch.Tensor:
+        """The tensor, not to be written to; in the type it is stored in where that is plain and on disk."""
+        return self.read(name)
+
     def fingerprint(self) -> str:
         """A hash that identifies the weights.
 
