@@ -141,7 +141,7 @@ def sha256_of_files(files: Sequence[Path]) -> str:
 
 
 def fingerprint_of_files(files: Sequence[Path]) -> str:
-    """A hash that identifies weights on disk; see :func:`headatlas.weights.source.fingerprint`."""
+    """A hash that identifies weights on disk; see :class:`~headatlas.weights.source.TensorSource`."""
     with reading(files[0].parent):
         sizes = [file.stat().st_size for file in files]
         if sum(sizes) > FULL_LIMIT:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from headatlas.lenses.streaming import placed
+from headatlas.lenses.streaming import with_weights
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -43,7 +43,7 @@ def test_it_computes_in_float32_what_is_stored(dtype: torch.dtype) -> None:
     x = torch.tensor([[1.0, 2.0, 3.0]])
     as_float = {name: tensor.to(torch.float32) for name, tensor in weights.items()}
     expected = nn.functional.linear(x, as_float["inner.weight"], as_float["inner.bias"])
-    with torch.inference_mode(), placed(block, weights, CPU):
+    with torch.inference_mode(), with_weights(block, weights, CPU):
         assert nothing_left(block)
         for _ in range(2):
             found = block(x)
@@ -56,7 +56,7 @@ def test_it_computes_in_float32_what_is_stored(dtype: torch.dtype) -> None:
 
 def test_what_fails_leaves_nothing() -> None:
     block = Block()
-    with torch.inference_mode(), placed(block, stored(torch.float32), CPU):
+    with torch.inference_mode(), with_weights(block, stored(torch.float32), CPU):
         with pytest.raises(ValueError, match="three"):
             block(torch.ones(1, 2))
         assert nothing_left(block)
@@ -66,7 +66,7 @@ def test_what_fails_leaves_nothing() -> None:
 def test_buffers_go_there_and_come_back() -> None:
     block = Block()
     before = block.get_buffer("offset")
-    with torch.inference_mode(), placed(block, stored(torch.float32), META):
+    with torch.inference_mode(), with_weights(block, stored(torch.float32), META):
         assert block.get_buffer("offset").is_meta
         assert block(torch.ones(1, 3, device=META)).is_meta
     assert block.get_buffer("offset") is before and not before.is_meta

@@ -39,7 +39,7 @@ def test_states_are_embedding_rows_and_the_first_mlp_of_them(case: str) -> None:
 def test_the_first_mlp_tells_how_far_it_is() -> None:
     opened = open_model(open_checkpoint(tiny_model("llama"), word_tokenizer()))
     told: list[tuple[int, int]] = []
-    with patch("headatlas.architectures.mlp._ROWS", 3):
+    with patch("headatlas.architectures.model._ROWS", 3):
         in_parts = MapsStates(opened, SOURCES, lambda *done: told.append(done))
     assert told == [(3, 4), (4, 4)]
     torch.testing.assert_close(in_parts.layer(1).x, MapsStates(opened, SOURCES).layer(1).x)

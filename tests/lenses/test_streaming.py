@@ -32,6 +32,7 @@ from headatlas.weights import open_checkpoint
 from headatlas.weights.safetensors_source import SafetensorsSource
 from tests.architectures.cases import CASES
 from tests.architectures.tiny import MODELS
+from tests.atlas.made import assert_same_arrays
 from tests.mapping.checkpoints import random_relations, save, tiny_model, word_tokenizer
 from tests.mapping.slow_run import started
 
@@ -218,9 +219,7 @@ def test_the_atlas_is_the_same(folder: Path, tmp_path: Path) -> None:
     map_heads(folder, relations=relations, compute=Compute(stream=True), layers="2", out=tmp_path)
     assert Atlas.open(tmp_path).layers_done.tolist() == [False, False, True, False]
     found = map_heads(folder, relations=relations, compute=Compute(stream=True), out=tmp_path)
-    assert set(found.dataset.variables) == set(expected.dataset.variables)
-    for name in found.dataset.variables:
-        np.testing.assert_array_equal(found.dataset[name], expected.dataset[name], err_msg=str(name))
+    assert_same_arrays(found, expected)
     assert not (tmp_path / STATES_NAME).exists()
 
 
@@ -229,9 +228,9 @@ def test_the_same_rows_go_through_as_in_memory(
 ) -> None:
     """Every beginning of a source once for each prefix: its last token, a row of the residual stream."""
     made: list[BlockPass] = []
-    placed = StreamedStates._placed
+    before = StreamedStates._pass_before
     monkeypatch.setattr(
-        StreamedStates, "_placed", lambda self, layer: made.append(placed(self, layer)) or made[-1]
+        StreamedStates, "_pass_before", lambda self, layer: made.append(before(self, layer)) or made[-1]
     )
     streamed(opened(folder), tmp_path / "states").layer(1)
     assert made[0].n_tokens == len(made[0].hidden) == 4 * (2 + len(beginnings(SOURCES)))
@@ -383,8 +382,7 @@ def test_killed_at_writes(folder: Path, tmp_path: Path) -> None:
         died += process.exitcode == -signal.SIGKILL
     assert died >= 2
     found = map_heads(folder, relations=random_relations(), out=out, compute=Compute(stream=True))
-    for name in expected.dataset.variables:
-        np.testing.assert_array_equal(found.dataset[name], expected.dataset[name], err_msg=str(name))
+    assert_same_arrays(found, expected)
 
 
 def test_processes_that_share_a_folder(folder: Path, tmp_path: Path) -> None:
@@ -396,8 +394,7 @@ def test_processes_that_share_a_folder(folder: Path, tmp_path: Path) -> None:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     found = Atlas.open(out)
-    for name in expected.dataset.variables:
-        np.testing.assert_array_equal(found.dataset[name], expected.dataset[name], err_msg=str(name))
+    assert_same_arrays(found, expected)
     assert {path.name for path in out.iterdir()} == {"atlas.zarr", "writes"}
 
 
@@ -490,8 +487,7 @@ def test_a_map_of_later_layers_goes_on_where_that_of_earlier_ones_ended(
     reads = Reads(monkeypatch)
     found = map_heads(folder, relations=relations, compute=Compute(stream=True), layers="2-3", out=tmp_path)
     assert not reads.of_layer(0) and reads.of_layer(2) and reads.of_layer(3)
-    for name in expected.dataset.variables:
-        np.testing.assert_array_equal(found.dataset[name], expected.dataset[name], err_msg=str(name))
+    assert_same_arrays(found, expected)
 
 
 # Refusals and progress --------------------------------------------------------------------------------
@@ -569,7 +565,7 @@ def test_progress_counts_rows_of_all_layers(folder: Path, tmp_path: Path) -> Non
 @pytest.fixture
 def too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine holds a layer but not a model."""
-    monkeypatch.setattr(plan, "memory_least", lambda *_, streamed=False: 1 if streamed else 10**15)
+    monkeypatch.setattr(plan.Memory, "least", property(lambda each: 1 if each.streamed else 10**15))
 
 
 @pytest.mark.usefixtures("too_large")
@@ -608,7 +604,7 @@ def test_memory_does_not_grow_with_depth(folder: Path) -> None:
     deep = opened(folder)
     deep.dims = replace(model.dims, n_layers=1000)
     lens, machine = MapOptions().lens, Machine((torch.device("cpu"),), 10**11)
-    need = [plan.memory_needed(each, lens, 1000, machine, streamed=True) for each in (model, deep)]
+    need = [plan.Memory(each, lens, 1000, streamed=True).needed(machine) for each in (model, deep)]
     assert need[0] == need[1]
     assert model.n_block_parameters * LAYERS < model.n_parameters
 

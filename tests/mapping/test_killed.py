@@ -13,6 +13,7 @@ import torch
 from headatlas.atlas import Atlas
 from headatlas.atlas.store import ATLAS_NAME
 from headatlas.mapping.run import map_heads
+from tests.atlas.made import assert_same_arrays
 from tests.mapping.checkpoints import random_relations, save, tiny_model
 from tests.mapping.slow_run import started
 
@@ -41,9 +42,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 def same_atlas(left: Path, right: Path) -> None:
     """Identical array by array, and in what they say about themselves."""
     one, two = Atlas.open(left), Atlas.open(right)
-    assert set(one.dataset.variables) == set(two.dataset.variables)
-    for name in one.dataset.variables:
-        np.testing.assert_array_equal(one.dataset[name].values, two.dataset[name].values, err_msg=str(name))
+    assert_same_arrays(one, two)
     assert one.dataset.attrs == two.dataset.attrs
 
 

@@ -17,7 +17,7 @@ from headatlas.looking.sequences import BLOCKS, PER_BLOCK
 from headatlas.mapping import bounds, machine
 from headatlas.mapping import plan as plans
 from headatlas.mapping.machine import Machine, Rates
-from headatlas.mapping.plan import memory_needed, plan
+from headatlas.mapping.plan import Memory, plan
 from headatlas.mapping.prepared import MapOptions, open_for, prepare_map
 from headatlas.mapping.run import map_heads
 from headatlas.mapping.vocabulary import Vocabulary
@@ -136,8 +136,8 @@ def test_memory_counts_what_a_map_holds(model: Path, monkeypatch: pytest.MonkeyP
     stored = sum(data[f"{kind}{sign}_rank"].nbytes for kind in ("", "cell_") for sign in SIGNS)
     a_head = plans._ranks_of_a_head(relations, None)
     assert stored <= 3 * 4 * a_head <= 1.5 * stored
-    machine = Machine((CPU,), 1 << 40)
-    assert memory_needed(opened, neutral, n_sources, machine, ranks=1 << 20) == 3 * 4 << 20
+    machine, memory = Machine((CPU,), 1 << 40), Memory(opened, neutral, n_sources)
+    assert memory.needed(machine, ranks=1 << 20) == 3 * 4 << 20
 
     weights = sum(each.nbytes for each in opened.modules().parameters())
     states = NeutralStates.compute(
@@ -145,19 +145,20 @@ def test_memory_counts_what_a_map_holds(model: Path, monkeypatch: pytest.MonkeyP
     )
     layers = [states.layer(layer) for layer in range(3)]
     forward = weights + sum(each.x.nbytes + each.control.nbytes for each in layers)
-    assert forward <= plans._forward(opened, n_sources) <= 2 * forward
+    assert forward <= memory.forward <= 2 * forward
 
     vocabulary = Vocabulary.read(opened.unembed, prepared.competing)
     held = vocabulary.rows.nbytes + vocabulary.bfloat16.nbytes
     held += layers[0].x.nbytes + layers[0].control.nbytes
-    assert held <= plans._held(opened, neutral, n_sources, streamed=False)
+    assert held <= memory.held
 
 
 def test_small_layers_leave_freed_memory_behind(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, machine = open_for(lens_named("maps"), model, None, remote=False), Machine((CPU,), 1 << 40)
-    small = memory_needed(opened, lens_named("maps"), 100, machine)
+    memory = Memory(opened, lens_named("maps"), 100)
+    small = memory.needed(machine)
     monkeypatch.setattr(plans, "WORTH_TRIMMING", 0)
-    assert small - memory_needed(opened, lens_named("maps"), 100, machine) == plans.KEPT_BYTES
+    assert small - memory.needed(machine) == plans.KEPT_BYTES
 
 
 def test_memory_is_not_underestimated(model: Path) -> None:

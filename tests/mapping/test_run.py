@@ -504,7 +504,8 @@ def test_files_that_the_system_refuses_to_write_are_said(
 
 
 def test_a_model_too_large_for_the_machine_is_said(mapped: Map, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "memory_least", lambda _, lens, *__, **___: 1 if lens.weights_only else 10**15)
+    least = property(lambda memory: 1 if memory.lens.weights_only else 10**15)
+    monkeypatch.setattr(plan.Memory, "least", least)
     with pytest.raises(HeadatlasError, match=r"by layer and needs about 1000000.0 GB .*; use `lens=maps`"):
         mapped()
     with pytest.raises(

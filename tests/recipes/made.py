@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from headatlas.architectures import Model, open_model
 from headatlas.atlas import Atlas
-from headatlas.weights import fingerprint, open_checkpoint
+from headatlas.weights import open_checkpoint
 from tests.synthetic import make_atlas
 
 IDS = torch.tensor([[5, 6, 7, 8, 9], [9, 4, 4, 5, 11]])
@@ -32,7 +32,7 @@ def atlas_of(model: Model, folder: Path) -> Atlas:
         "format": checkpoint.format,
         "family": model.family.name,
         "dims": asdict(model.dims),
-        "weights_hash": fingerprint(checkpoint),
+        "weights_hash": checkpoint.source.fingerprint(),
     }
     return atlas
 

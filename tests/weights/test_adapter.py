@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from headatlas.architectures import open_model
 from headatlas.errors import HeadatlasError
-from headatlas.weights import fingerprint, load_modules, open_checkpoint
+from headatlas.weights import load_modules, open_checkpoint
 from tests.mapping.checkpoints import tiny_model
 from tests.weights import builders
 
@@ -151,11 +151,11 @@ def test_what_is_said_of_it(llama_folder: Path, tmp_path: Path) -> None:
         "The adapter mine (LoRA) is merged into tiny-llama (1 of 21 tensors); it says that its base is "
         "'org/base'.",
     )
-    assert fingerprint(merged).startswith("adapted-sha256:")
+    assert merged.source.fingerprint().startswith("adapted-sha256:")
     other = write(tmp_path / "other", factors(llama_folder, {V: 4}), lora_alpha=11)
-    hashes = {fingerprint(each) for each in (plain, merged, open_checkpoint(llama_folder, adapter=other))}
-    assert len(hashes) == 3
-    assert fingerprint(open_checkpoint(llama_folder, adapter=str(adapter))) == fingerprint(merged)
+    another, again = (open_checkpoint(llama_folder, adapter=each) for each in (other, str(adapter)))
+    assert len({each.source.fingerprint() for each in (plain, merged, another)}) == 3
+    assert again.source.fingerprint() == merged.source.fingerprint()
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

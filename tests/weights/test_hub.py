@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import constants
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights import fingerprint, load_modules, load_tokenizer, open_checkpoint, remote
+from headatlas.weights import load_modules, load_tokenizer, open_checkpoint, remote
 from headatlas.weights.remote import Patience
 from headatlas.weights.safetensors_source import INDEX_NAME
 from tests.weights import builders
@@ -178,7 +178,7 @@ def test_a_model_is_read_in_place(hub: Hub, tmp_path: Path, shards: str | None) 
     sent = sum(size for file, size in hub.sent.items() if file.endswith(".safetensors"))
     assert checkpoint.traffic is not None
     assert checkpoint.traffic.read == sent < checkpoint.traffic.total
-    assert fingerprint(checkpoint) == fingerprint(open_checkpoint("org/tiny", remote=True))
+    assert checkpoint.source.fingerprint() == open_checkpoint("org/tiny", remote=True).source.fingerprint()
     with pytest.raises(HeadatlasError, match="leave out `remote=True` to download it"):
         load_modules(checkpoint)
 

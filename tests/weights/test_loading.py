@@ -20,7 +20,6 @@ from transformers.modeling_gguf_pytorch_utils import read_field
 from headatlas.errors import HeadatlasError
 from headatlas.weights import (
     Checkpoint,
-    fingerprint,
     gguf_modules,
     load_modules,
     load_tokenizer,
@@ -324,7 +323,7 @@ def test_loaded_models_that_cannot_be_read() -> None:
     with pytest.raises(HeadatlasError, match="has no data"):
         checkpoint.source.read("model.norm.weight")
     with pytest.raises(HeadatlasError, match="has no data"):
-        fingerprint(checkpoint)
+        checkpoint.source.fingerprint()
     integers = builders.tiny_llama()
     integers.lm_head.weight = torch.nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
     with pytest.raises(HeadatlasError, match=r"'lm_head\.weight' .* torch\.int8"):
@@ -346,27 +345,27 @@ def test_fingerprints_identify_the_weights(
 
     single = open_checkpoint(llama_folder)
     content = (llama_folder / "model.safetensors").read_bytes()
-    assert fingerprint(single) == f"sha256:{hashlib.sha256(content).hexdigest()}"
-    shards = fingerprint(open_checkpoint(sharded_folder))
+    assert single.source.fingerprint() == f"sha256:{hashlib.sha256(content).hexdigest()}"
+    shards = open_checkpoint(sharded_folder).source.fingerprint()
     assert shards.startswith("sha256:")
-    assert shards != fingerprint(single)
+    assert shards != single.source.fingerprint()
     monkeypatch.setattr("headatlas.files.FULL_LIMIT", 1000)
-    sampled = fingerprint(open_checkpoint(sharded_folder))
+    sampled = open_checkpoint(sharded_folder).source.fingerprint()
     assert sampled.startswith("sampled-sha256:")
-    assert sampled == fingerprint(open_checkpoint(sharded_folder))
+    assert sampled == open_checkpoint(sharded_folder).source.fingerprint()
     shard = max(sharded_folder.glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")
-    assert fingerprint(open_checkpoint(sharded_folder)) != sampled
+    assert open_checkpoint(sharded_folder).source.fingerprint() != sampled
 
 
 def test_fingerprint_of_a_module_follows_its_values() -> None:
     model = builders.tiny_llama()
-    before = fingerprint(open_checkpoint(model))
+    before = open_checkpoint(model).source.fingerprint()
     assert before.startswith("sampled-sha256:")
-    assert fingerprint(open_checkpoint(builders.tiny_llama())) == before
+    assert open_checkpoint(builders.tiny_llama()).source.fingerprint() == before
     with torch.no_grad():
         model.get_parameter("model.layers.1.self_attn.v_proj.weight")[0, 0] += 1
-    assert fingerprint(open_checkpoint(model)) != before
+    assert open_checkpoint(model).source.fingerprint() != before
 
 
 def test_tokenizer_hash_follows_vocabulary_and_special_tokens() -> None:

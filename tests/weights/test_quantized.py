@@ -15,7 +15,7 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from headatlas.errors import HeadatlasError
-from headatlas.weights import fingerprint, load_modules, open_checkpoint
+from headatlas.weights import load_modules, open_checkpoint
 from headatlas.weights.safetensors_source import SafetensorsSource
 from tests.weights import builders
 
@@ -131,7 +131,7 @@ def test_modules_hold_the_numbers_that_are_read(tmp_path: Path) -> None:
     for name, parameter in reference.named_parameters():
         assert torch.equal(checkpoint.source.read(name), parameter)
         assert torch.equal(loaded.get_parameter(name), parameter)
-    assert fingerprint(checkpoint).startswith("sha256:")
+    assert checkpoint.source.fingerprint().startswith("sha256:")
 
 
 def test_gpt_oss_as_it_is_published(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""Damaged indexes, configs, packed headers and split GGUF files: one clear error, or the right tensors.
+"""Damaged files, indexes, configs, packed headers, split GGUF files: one clear error, or the right tensors.
 
-Files of one kind each are damaged in test_gguf, test_safetensors and test_ollama.
+Manifests of Ollama are damaged in test_ollama.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from gguf.constants import GGMLQuantizationType as Kind
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -19,7 +21,8 @@ from safetensors.torch import save_file
 from headatlas.architectures import open_model
 from headatlas.errors import HeadatlasError
 from headatlas.weights import Checkpoint, open_checkpoint
-from headatlas.weights.safetensors_source import INDEX_NAME, quantized_tensors
+from headatlas.weights.gguf_source import GgufSource
+from headatlas.weights.safetensors_source import INDEX_NAME, SafetensorsSource, quantized_tensors
 from headatlas.weights.source import TensorInfo
 from tests.weights import builders
 
@@ -50,6 +53,33 @@ def readable_or_refused(folder: Path) -> Checkpoint | None:
         assert str(error).strip() and "\n" not in str(error)
         return None
     return checkpoint
+
+
+@pytest.fixture(scope="module", params=["x.gguf", "x.safetensors"])
+def small_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = Path(tmp_path_factory.mktemp("fuzz") / request.param)
+    if file.suffix == ".safetensors":
+        save_file({"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}, file)
+        return file
+    metadata: dict[str, Any] = {"llama.block_count": 2, "tokenizer.ggml.tokens": ["a", "bc"], "x": [1.0, 2.0]}
+    values = np.linspace(-1, 1, 64, dtype=np.float32).reshape(2, 32)
+    return builders.write_gguf(file, {"w": (values, Kind.Q8_0), "v": (values, Kind.F16)}, metadata)
+
+
+@settings(QUIET, max_examples=200)
+@given(data=st.data())
+def test_damage_gives_the_right_tensors_or_one_clear_error(small_file: Path, data: st.DataObject) -> None:
+    damaged = bytearray(small_file.read_bytes())
+    for _ in range(data.draw(st.integers(0, 3))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    file = small_file.with_stem("damaged")
+    file.write_bytes(bytes(damaged[: data.draw(st.integers(0, len(damaged)))]))
+    try:
+        source = GgufSource(file) if file.suffix == ".gguf" else SafetensorsSource([file])
+        for name, info in source.infos().items():
+            assert tuple(source.read(name).shape) == info.shape
+    except HeadatlasError as error:
+        assert file.name in str(error)
 
 
 @QUIET

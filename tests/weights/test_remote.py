@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 from headatlas.errors import HeadatlasError
 from headatlas.mapping.run import map_heads
 from headatlas.weights import (
-    fingerprint,
     load_modules,
     load_tokenizer,
     open_checkpoint,
@@ -125,12 +124,12 @@ def test_tokenizer_and_identity(server: Server, llama_folder: Path, private_cach
     assert tokenizer_hash(load_tokenizer(remote)) == tokenizer_hash(load_tokenizer(local))
     assert (remote.name, remote.spec, remote.architecture) == ("model", address, local.architecture)
     assert remote.config == local.config
-    assert fingerprint(remote) == fingerprint(open_checkpoint(f"{address}/"))
-    assert fingerprint(remote).startswith("remote-sha256:")
+    assert remote.source.fingerprint() == open_checkpoint(f"{address}/").source.fingerprint()
+    assert remote.source.fingerprint().startswith("remote-sha256:")
     body = bytearray(server.files[WEIGHTS])
     body[-1] ^= 1
     server.files[WEIGHTS] = bytes(body)
-    assert fingerprint(open_checkpoint(address)) != fingerprint(local)
+    assert open_checkpoint(address).source.fingerprint() != local.source.fingerprint()
 
 
 def test_small_files_are_kept_until_they_change(

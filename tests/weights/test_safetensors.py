@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from headatlas.errors import HeadatlasError
@@ -239,28 +237,3 @@ def test_a_config_without_architectures_is_understood_by_its_model_type(
     shutil.copy(llama_folder / "model.safetensors", tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert open_checkpoint(tmp_path).architecture == "LlamaForCausalLM"
-
-
-@pytest.fixture(scope="module")
-def small_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    file = tmp_path_factory.mktemp("fuzz") / "x.safetensors"
-    save_file({"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}, file)
-    return file.read_bytes()
-
-
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_no_damage_gives_anything_but_one_clear_error(
-    small_file: bytes, tmp_path: Path, data: st.DataObject
-) -> None:
-    damaged = bytearray(small_file)
-    for _ in range(data.draw(st.integers(0, 3))):
-        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    file = tmp_path / "damaged.safetensors"
-    file.write_bytes(bytes(damaged[: data.draw(st.integers(0, len(damaged)))]))
-    try:
-        source = SafetensorsSource([file])
-        for name, info in source.infos().items():
-            assert tuple(source.read(name).shape) == info.shape
-    except HeadatlasError as error:
-        assert "damaged.safetensors" in str(error)

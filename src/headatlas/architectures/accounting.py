@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from headatlas.architectures.family import MLP, Experts, Linear, Norm, Other, Prefix, Section, Value
-from headatlas.architectures.layouts import linear_shape, value_shape, value_width
+from headatlas.architectures.family import MLP, Experts, Linear, Norm, Other, Section, Value
+from headatlas.architectures.layouts import linear_shape, stored_as, value_width
 from headatlas.architectures.sizes import ExpertSizes, ModelSizes, read_sizes
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint, TensorInfo
@@ -22,7 +22,6 @@ Shape = tuple[int | None, ...]
 XIELU = ("alpha_p", "alpha_n", "beta", "eps")
 """Names of the parameters of the activation xIELU."""
 _NAMED = 5
-_LATENT = ("latent", "key_width", "rotary_width")
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class LayerParts:
 
     value: Value | None  # the value projection; None in a layer without attention heads
     experts: Experts | None  # the mixture of experts; None where the MLP is dense
-    feeds: bool  # whether the layer has an MLP at all
+    has_mlp: bool
 
 
 class Inventory:
@@ -41,13 +40,16 @@ class Inventory:
         self.checkpoint = checkpoint
         self.section = section
         self.stored: Mapping[str, TensorInfo] = checkpoint.source.infos()
-        self.prefix = self._find_prefix()
+        embedded = (each for each in section.prefixes if section.name(section.embed, each) in self.stored)
+        self.prefix = next(embedded, section.prefixes[0])
         self.sizes: ModelSizes = read_sizes(checkpoint, section.config, dict(self._stored_sizes()))
         self._check_counts()
         # Layer → its tensors that do in place of attention, or beside it, what attention does.
-        self.elsewhere = self._tensors_of_layers_without_heads()
+        self.other_mixers = self._tensors_of_layers_without_heads()
         self.layers = [self._find_parts(layer) for layer in range(self.sizes.dims.n_layers)]
-        self.unembed_stem = self._find_unembed()  # None if it is tied and absent
+        # A stored unembedding counts even if the config calls it tied: so does transformers.
+        stems = (stem for stem in section.unembed.stems if self.name(stem) in self.stored)
+        self.unembed_stem = next(stems, None if self.sizes.tied else section.unembed.stems[0])
         # All tensors that a forward pass needs, with their shapes (None: not checked).
         self.expected: dict[str, Shape | None] = dict(self._expected())
 
@@ -83,9 +85,9 @@ class Inventory:
         """The norm whose output feeds a layer's MLP; None where the layer has none."""
         mlp = self.section.mlp
         norm = self.section.attention_norm if self.holds(mlp.parallel) else mlp.norm
-        return norm if norm is not None and self._stands(norm, layer) else None
+        return norm if norm is not None and self._has_norm(norm, layer) else None
 
-    def _stands(self, norm: Norm, layer: int) -> bool:
+    def _has_norm(self, norm: Norm, layer: int) -> bool:
         return norm.layers == "all" or self.layers[layer].value is None
 
     def weight(self, norm: Norm, layer: int | None) -> str | None:
@@ -100,7 +102,7 @@ class Inventory:
 
     def _stem(self, part: Linear | Norm | Value | Other, layer: int | None) -> str:
         """A part's stem; of alternatives the first that is stored, else the last."""
-        stems = part.stems if isinstance(part, Norm) else (part.stem,)
+        stems = (part.stem,) if isinstance(part.stem, str) else part.stem
         return next((stem for stem in stems if self.name(stem, layer) in self.stored), stems[-1])
 
     def misfits(self) -> tuple[list[str], list[str], list[str]]:
@@ -143,10 +145,10 @@ class Inventory:
         sizes += [(mlp.up, width, d_model), (mlp.down, d_model, width)]
         return [(linear, d_out, d_in) for linear, d_out, d_in in sizes if linear is not None]
 
-    def feeding(self, layer: int) -> Iterator[tuple[str, Shape | None]]:
+    def mlp_tensors(self, layer: int) -> Iterator[tuple[str, Shape | None]]:
         """Names and shapes of all tensors of a layer's MLP or mixture of experts, its norm included."""
         parts, mlp = self.layers[layer], self.section.mlp
-        if not parts.feeds:
+        if not parts.has_mlp:
             return
         yield from self._norm(self.mlp_norm(layer), layer)
         if parts.experts is None:
@@ -157,25 +159,25 @@ class Inventory:
         else:
             yield from self._experts(parts.experts, layer)
 
-    def attending(self, layer: int) -> Iterator[tuple[str, Shape | None]]:
+    def head_tensors(self, layer: int) -> Iterator[tuple[str, Shape | None]]:
         """Names and shapes of the tensors that make a layer's W_V, b_V and W_O, and of b_O."""
-        value, dims = self.layers[layer].value, self.sizes.dims
+        value, sizes, dims = self.layers[layer].value, self.sizes, self.sizes.dims
         if value is None:
             return
         if value.down is not None and value.norm is not None:
-            latent, key, rotary = (getattr(self.sizes, each) for each in _LATENT)
+            latent, key, rotary = sizes.latent, sizes.key_width, sizes.rotary_width
             rows = None if key is None else dims.n_heads * (key + dims.d_head)
             beside = None if rotary is None or latent is None else latent + rotary
             by_head = value.layout == "latent_by_head"
             shape = (dims.n_heads, dims.d_head, latent) if by_head else (rows, latent)
             yield self.name(value.stem, layer), shape
-            yield from self._pair(value.down, layer, (beside, dims.d_model), beside)
+            yield from self._weight_and_bias(value.down, layer, (beside, dims.d_model), beside)
             yield self.name(self._stem(value.norm, layer), layer), (latent,)
         else:
             width = value_width(value.layout, dims)
-            yield from self._pair(value, layer, value_shape(value.layout, dims), width)
-        output = [(self.section.output, dims.d_model, dims.n_heads * dims.d_head)]
-        yield from self._linears(output, layer)
+            whole = linear_shape(stored_as(value.layout), width, dims.d_model)
+            yield from self._weight_and_bias(value, layer, whole, width)
+        yield from self._linears([(self.section.output, dims.d_model, dims.n_heads * dims.d_head)], layer)
 
     def _check_counts(self) -> None:
         """Every layer and expert has a tensor of its own; no count of the config is believed blindly."""
@@ -192,12 +194,6 @@ class Inventory:
     def _fill(self, stem: str, layer: int | None) -> str:
         return self.section.filled(stem, self.prefix, layer)
 
-    def _find_prefix(self) -> Prefix:
-        """The first prefix under which the embedding is stored, else the first of all."""
-        section = self.section
-        there = (each for each in section.prefixes if section.name(section.embed, each) in self.stored)
-        return next(there, section.prefixes[0])
-
     def _stored_sizes(self) -> Iterator[tuple[str, int]]:
         """Numbers of rows that a family file may take from the tensors themselves."""
         up = self.section.mlp.up
@@ -213,13 +209,13 @@ class Inventory:
         section = self.section
         values = [value for value in section.value if self.holds(value.when)]
         stored = [value for value in values if self.name(value.stem, layer) in self.stored]
-        value = (stored or values)[0] if stored or layer not in self.elsewhere else None
+        value = (stored or values)[0] if stored or layer not in self.other_mixers else None
         experts = self._find_experts(layer)
         dense = [linear.stem for linear in section.mlp.linears]
         if not dense and experts is None and section.experts:
             experts = section.experts[0]
         absent = section.sparse and not any(self.name(stem, layer) in self.stored for stem in dense)
-        return LayerParts(value, experts, feeds=experts is not None or not absent)
+        return LayerParts(value, experts, has_mlp=experts is not None or not absent)
 
     def _find_experts(self, layer: int) -> Experts | None:
         """The form of a layer's mixture of experts; None where no router is stored."""
@@ -244,14 +240,6 @@ class Inventory:
                 found[layer] = there
         return found
 
-    def _find_unembed(self) -> str | None:
-        """A stored unembedding counts even if the config calls it tied: so does transformers."""
-        stems = self.section.unembed.stems
-        for stem in stems:
-            if self.name(stem) in self.stored:
-                return stem
-        return None if self.sizes.tied else stems[0]
-
     def _expected(self) -> Iterator[tuple[str, Shape | None]]:
         section, dims = self.section, self.sizes.dims
         yield self.name(section.embed), (dims.vocab_size, dims.d_model)
@@ -268,7 +256,7 @@ class Inventory:
             for layer in self._layers_of(other.stem):
                 if "*" not in other.stem:
                     if self.has(other.present, self.name(other.stem, layer)):
-                        yield from self._pair(other, layer)
+                        yield from self._weight_and_bias(other, layer)
                 elif self.holds(other.present):
                     pattern = self._fill(other.stem, layer)
                     yield from ((name, None) for name in self.stored if fnmatchcase(name, pattern))
@@ -278,16 +266,16 @@ class Inventory:
         norms = [section.attention_norm]
         if (value := self.layers[layer].value) is not None:
             norms.append(section.post_attention_norm)
-            yield from self.attending(layer)
+            yield from self.head_tensors(layer)
             for stem in value.beside:
-                yield from self._pair(Linear(stem=stem, bias=value.bias), layer)
+                yield from self._weight_and_bias(Linear(stem=stem, bias=value.bias), layer)
         for norm in norms:
-            if norm is not None and self._stands(norm, layer):
+            if norm is not None and self._has_norm(norm, layer):
                 yield from self._norm(norm, layer)
-        yield from self.feeding(layer)
-        yield from ((name, None) for name in self.elsewhere.get(layer, ()))
+        yield from self.mlp_tensors(layer)
+        yield from ((name, None) for name in self.other_mixers.get(layer, ()))
 
-    def _pair(
+    def _weight_and_bias(
         self,
         part: Linear | Value | Other,
         layer: int | None,
@@ -307,7 +295,7 @@ class Inventory:
         self, linears: list[tuple[Linear, int, int]], layer: int
     ) -> Iterator[tuple[str, Shape | None]]:
         for linear, d_out, d_in in linears:
-            yield from self._pair(linear, layer, linear_shape(linear.layout, d_out, d_in), d_out)
+            yield from self._weight_and_bias(linear, layer, linear_shape(linear.layout, d_out, d_in), d_out)
 
     def _experts(self, experts: Experts, layer: int) -> Iterator[tuple[str, Shape | None]]:
         sizes, d_model = self.expert_sizes, self.sizes.dims.d_model
@@ -378,13 +366,10 @@ Pieces = tuple[tuple[str, ...], ...]
 def pieces_of(inventory: Inventory, layer: int) -> dict[str, Pieces]:
     """Names of a layer's tensors as modules have them → what files have instead."""
     stored, found = inventory.layers[layer].experts, dict[str, Pieces]()
-    for form in inventory.section.experts if stored is not None else ():
-        if (
-            stored is not None
-            and form is not stored
-            and form.layout == "stacked"
-            and inventory.holds(form.when)
-        ):
+    if stored is None:
+        return found
+    for form in inventory.section.experts:
+        if form is not stored and form.layout == "stacked" and inventory.holds(form.when):
             found |= _renamed(inventory, layer, form, stored)
             if stored.layout == "separate":
                 found |= _of_experts(inventory, layer, form, stored)

@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import cache
 from importlib import resources
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from headatlas.architectures.layouts import LinearLayout, ValueLayout
 from headatlas.errors import HeadatlasError
@@ -50,12 +50,16 @@ class Strict(BaseModel):
         return self
 
 
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda told: (told,) if isinstance(told, str) else told)]
+"""One name, or alternatives in order."""
+
+
 class ConfigValue(Strict):
     """The place of one number or word of the config."""
 
-    key: str | tuple[str, ...] = ()
-    """Key or alternative keys, the first that is there and not null counts. Empty: never stored. ``a.b`` is
-    the key ``b`` of the table ``a``, or item ``b`` of the list."""
+    key: Names = ()
+    """Of these keys, the first that is there and not null counts. Empty: never stored. ``a.b`` is the key
+    ``b`` of the table ``a``, or item ``b`` of the list."""
     default: bool | int | float | str | None = None  # value if the key is absent
     derive: str | None = None
     """Or an expression over values read before: ``a``, ``a / b``, ``4 * a`` or ``a * b``; ``embed_rows`` and
@@ -64,11 +68,6 @@ class ConfigValue(Strict):
     """Whether the number is that of the items under the key (a list, or the letters of a word)."""
     cases: tuple[ConfigCase, ...] = ()
     """Values that count instead under a flag of the config; the first whose flag is set."""
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The alternative keys in order."""
-        return (self.key,) if isinstance(self.key, str) else self.key
 
 
 class ConfigCase(ConfigValue):
@@ -157,15 +156,10 @@ class Linear(Strict):
 class Norm(Strict):
     """A norm over d_model with a gain and a bias where ``weight`` and ``bias`` say so."""
 
-    stem: str | tuple[str, ...]  # one stem, or alternatives; in each layer the first that is stored counts
+    stem: Names  # in each layer the first that is stored counts
     weight: str = "always"
     bias: str = "never"
     layers: Literal["all", "without_heads"] = "all"  # which layers have it, where it stands in a layer
-
-    @property
-    def stems(self) -> tuple[str, ...]:
-        """The alternatives in order."""
-        return (self.stem,) if isinstance(self.stem, str) else self.stem
 
 
 class Value(Strict):

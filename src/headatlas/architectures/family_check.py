@@ -31,11 +31,12 @@ from headatlas.architectures.oracle import COMPARISONS
 from headatlas.errors import HeadatlasError, first_line
 from headatlas.weights.checkpoints import open_path
 from headatlas.weights.loading import (
+    at_rest,
     auto_class,
     local_config,
-    small_ids,
     transformers_at_work,
     with_layers,
+    with_sizes,
 )
 from headatlas.weights.source import Checkpoint
 
@@ -300,9 +301,7 @@ def _tiny(checkpoint: Checkpoint) -> PreTrainedModel:
         for parameter in model.parameters():
             usual = 0.3 if parameter.ndim == 1 else 0.0
             parameter.normal_(usual, 0.4 if parameter.ndim == 1 else 0.25, generator=generator)
-    model.requires_grad_(False)
-    model.train(mode=False)
-    return model
+    return at_rest(model)
 
 
 def _shrink(config: Any) -> None:
@@ -316,10 +315,7 @@ def _shrink(config: Any) -> None:
     if getattr(config, "head_dim", None) is not None:
         with suppress(AttributeError):  # where it follows from other sizes
             config.head_dim = _SIZES["qk_rope_head_dim"] if hasattr(config, "qk_rope_head_dim") else _D_HEAD
-    for key, size in _SIZES.items():
-        if isinstance(getattr(config, key, None), int):
-            setattr(config, key, size)
-    small_ids(config)
+    with_sizes(config, _SIZES)
     if isinstance(rope := getattr(config, "rope_parameters", None), dict) and "rope_type" in rope:
         kept = {key: value for key, value in rope.items() if not isinstance(value, list)}
         config.rope_parameters = {**kept, "rope_type": "default"}

@@ -87,7 +87,11 @@ ValueLayout = Literal[
     "latent",
     "latent_by_head",
 ]
-_TRANSPOSED = ("conv1d_qkv", "conv1d_per_head")
+
+
+def stored_as(layout: ValueLayout) -> LinearLayout:
+    """The way a value layout's weight is stored, whatever its outputs are."""
+    return "conv1d" if layout.startswith("conv1d") else "linear"
 
 
 def linear_shape(layout: LinearLayout, d_out: int, d_in: int) -> tuple[int, ...]:
@@ -111,18 +115,6 @@ def value_width(layout: ValueLayout, dims: Dims) -> int:
     return (dims.n_heads + 2 * dims.n_kv_heads) * dims.d_head
 
 
-def value_shape(layout: ValueLayout, dims: Dims) -> tuple[int, ...]:
-    """Stored shape of the projection that makes the values from the source state."""
-    return linear_shape(
-        "conv1d" if layout in _TRANSPOSED else "linear", value_width(layout, dims), dims.d_model
-    )
-
-
-def transposed(stored: torch.Tensor, layout: ValueLayout) -> torch.Tensor:
-    """The weight of a value layout as [out, in]."""
-    return stored.T if layout in _TRANSPOSED else stored
-
-
 def value_rows(layout: ValueLayout, dims: Dims) -> slice | None:
     """Rows of the stored weight that suffice; None if all are needed."""
     if layout == "stacked_qkv":
@@ -130,14 +122,13 @@ def value_rows(layout: ValueLayout, dims: Dims) -> slice | None:
     return None
 
 
-def split_values(stored: torch.Tensor, layout: ValueLayout, dims: Dims) -> torch.Tensor:
-    """W_V [n_kv_heads, d_model, d_head] from the stored weight (or its :func:`value_rows`)."""
-    return _value_outputs(transposed(stored, layout), layout, dims).transpose(1, 2).contiguous()
-
-
-def split_value_bias(stored: torch.Tensor, layout: ValueLayout, dims: Dims) -> torch.Tensor:
-    """b_V [n_kv_heads, d_head] from the stored bias of the whole projection."""
-    return _value_outputs(stored, layout, dims).contiguous()
+def value_outputs(outputs: torch.Tensor, layout: ValueLayout, dims: Dims) -> torch.Tensor:
+    """Values [n_kv_heads, d_head, ...] of a weight [out, in] (or its :func:`value_rows`) or bias [out]."""
+    if layout in ("per_head_qkv", "conv1d_per_head", "grouped_qkv", "blocks_qvk"):
+        return split_fused(outputs, layout, dims)[2]
+    # Values come last in every other layout, so this also holds when only their rows were read.
+    values = outputs[-dims.n_kv_heads * dims.d_head :]
+    return values.reshape(dims.n_kv_heads, dims.d_head, *outputs.shape[1:])
 
 
 def split_latent(
@@ -149,30 +140,15 @@ def split_latent(
     same for all heads; ranks do not change with it and it is left out. What is left is linear:
     ``W_V = down.T * gain @ up_value.T``.
 
-    Args:
-        up: [n_heads * (key + d_head), latent]: for each head the rows of its key, then of its value; or
-            [n_heads, d_head, latent].
-        down: [latent + rotary key, d_model]: the latent's rows come first.
-        down_bias: [latent + rotary key] or None; it goes through the same norm, so it folds in as well.
-        gain: [latent] gain of the norm.
-        dims: Sizes.
-
-    Returns:
-        W_V [n_heads, d_model, d_head], b_V [n_heads, d_head] or None.
+    ``up`` is [n_heads * (key + d_head), latent], for each head the rows of its key, then of its value; or
+    [n_heads, d_head, latent]. Of ``down`` [latent + rotary key, d_model] the latent's rows come first; its
+    bias goes through the same norm, so it folds in as well. ``gain`` [latent] is the norm's.
+    Returns W_V [n_heads, d_model, d_head], b_V [n_heads, d_head] or None.
     """
     latent = gain.shape[0]
     values = up.reshape(dims.n_heads, -1, latent)[:, -dims.d_head :] * gain  # [n_heads, d_head, latent]
     weight = (values @ down[:latent]).transpose(1, 2).contiguous()
     return weight, None if down_bias is None else values @ down_bias[:latent]
-
-
-def _value_outputs(outputs: torch.Tensor, layout: ValueLayout, dims: Dims) -> torch.Tensor:
-    """[n_kv_heads, d_head, ...] from a tensor with the projection's outputs on its first axis."""
-    if layout in ("per_head_qkv", "conv1d_per_head", "grouped_qkv", "blocks_qvk"):
-        return split_fused(outputs, layout, dims)[2]
-    # Values come last in every other layout, so this also holds when only their rows were read.
-    values = outputs[-dims.n_kv_heads * dims.d_head :]
-    return values.reshape(dims.n_kv_heads, dims.d_head, *outputs.shape[1:])
 
 
 def split_outputs(stored: torch.Tensor, layout: LinearLayout, dims: Dims) -> torch.Tensor:

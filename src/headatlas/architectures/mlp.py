@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     OnRows = Callable[[torch.Tensor], torch.Tensor]
 
 
-# Rows whose hidden layer is in memory at a time: 256 MB at a width of 14,336.
-_ROWS = 4096
 # GPT-OSS: transformers models/gpt_oss/modeling_gpt_oss.py, GptOssExperts.
 _ALPHA, _LIMIT = 1.702, 7.0
 # What DeepSeek-V3 and its relatives add to a sum before dividing by it.
@@ -66,25 +64,6 @@ class LinearWeights:
     def part(self, outputs: slice) -> LinearWeights:
         """The projection to some of the outputs."""
         return LinearWeights(self.weight[outputs], None if self.bias is None else self.bias[outputs])
-
-
-def in_parts(
-    rows: torch.Tensor,
-    norm: NormWeights | None,
-    feed: OnRows,
-    progress: Callable[[int, int], None] | None = None,
-) -> torch.Tensor:
-    """``feed(norm(rows))`` of rows [n, d_model], a few thousand at a time, in at least float32."""
-    import torch
-
-    dtype = torch.promote_types(rows.dtype, torch.float32)
-    out = rows.new_empty(rows.shape, dtype=dtype)
-    for start in range(0, rows.shape[0], _ROWS):
-        part = rows[start : start + _ROWS].to(dtype)
-        out[start : start + _ROWS] = feed(part if norm is None else norm(part))
-        if progress is not None:
-            progress(start + len(part), len(rows))
-    return out
 
 
 class MlpReader:

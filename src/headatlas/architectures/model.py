@@ -13,13 +13,14 @@ from headatlas.architectures.layouts import (
     Dims,
     LayerHeads,
     RightMap,
+    as_linear,
     split_latent,
     split_outputs,
-    split_value_bias,
-    split_values,
+    stored_as,
+    value_outputs,
     value_rows,
 )
-from headatlas.architectures.mlp import MlpReader, NormWeights, in_parts
+from headatlas.architectures.mlp import MlpReader, NormWeights
 from headatlas.architectures.queries import AttentionRule, LayerQueries, attention_rule, queries_of_layer
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint, NoModulesError
@@ -27,6 +28,9 @@ from headatlas.weights.source import Checkpoint, NoModulesError
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Rows whose hidden layer of the first MLP is in memory at a time: 256 MB at a width of 14,336.
+_ROWS = 4096
 
 
 def open_model(checkpoint: Checkpoint) -> Model:
@@ -129,7 +133,7 @@ class Model:
     @property
     def only_attention(self) -> bool:
         """Whether nothing but attention carries anything from token to token, in any layer."""
-        return self.every_layer_has_heads and not self._inventory.elsewhere
+        return self.every_layer_has_heads and not self._inventory.other_mixers
 
     def _values(self, value: Value, layer: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """W_V and b_V of a layer."""
@@ -146,11 +150,11 @@ class Model:
                 )
             return W_V, b_V
         stored = read(names.name(value.stem, layer), value_rows(value.layout, self.dims))
-        bias = names.bias(value, layer)
-        return (
-            split_values(stored, value.layout, self.dims),
-            None if bias is None else split_value_bias(read(bias), value.layout, self.dims),
-        )
+        stored, bias = as_linear(stored, stored_as(value.layout)), names.bias(value, layer)
+        W_V = value_outputs(stored, value.layout, self.dims).transpose(1, 2).contiguous()
+        if bias is None:
+            return W_V, None
+        return W_V, value_outputs(read(bias), value.layout, self.dims).contiguous()
 
     def right_map(self, layer: int) -> RightMap:
         """The map of a head's output of this layer on its way to U."""
@@ -169,11 +173,23 @@ class Model:
 
         ``progress`` is called with (rows done, rows in all).
         """
-        if not self._inventory.layers[0].feeds:
+        if not self._inventory.layers[0].has_mlp:
             raise HeadatlasError(f"{self.checkpoint.spec}: the first block has no MLP.")
+        import torch
+
         norm = self._inventory.mlp_norm(0)
-        feed = MlpReader(self._inventory, self._read).of(0)
-        return in_parts(rows, None if norm is None else self._norm(norm, 0), feed, progress)
+        normed = None if norm is None else self._norm(norm, 0)
+        feed, dtype = (
+            MlpReader(self._inventory, self._read).of(0),
+            torch.promote_types(rows.dtype, torch.float32),
+        )
+        out = rows.new_empty(rows.shape, dtype=dtype)
+        for start in range(0, len(rows), _ROWS):
+            part = rows[start : start + _ROWS].to(dtype)
+            out[start : start + _ROWS] = feed(part if normed is None else normed(part))
+            if progress is not None:
+                progress(start + len(part), len(rows))
+        return out
 
     def final_norm(self, rows: torch.Tensor) -> torch.Tensor:
         """The whole final norm, with its scale and bias, on rows [..., d_model]."""
@@ -205,7 +221,7 @@ class Model:
             if (form := parts.experts) is not None:
                 beside = (form.router, form.shared_gate, *(form.shared.linears if form.shared else ()))
                 skip = {names.name(each.stem, layer) for each in beside if each is not None}
-                tensors = [name for name, shape in names.feeding(layer) if len(shape or ()) > 1]
+                tensors = [name for name, shape in names.mlp_tensors(layer) if len(shape or ()) > 1]
                 sizes.append((self._numbers(name for name in tensors if name not in skip), layer))
         most, layer = max(sizes)
         return layer, most
@@ -232,7 +248,7 @@ class Model:
         None where the block has no MLP.
         """
         modules = self.family.modules
-        if not self._inventory.layers[layer].feeds:
+        if not self._inventory.layers[layer].has_mlp:
             return ()
         beside = modules.mlp_beside if self._inventory.layers[layer].experts is not None else None
         return tuple(self._module(path, layer) for path in (modules.mlp, beside) if path)
@@ -241,7 +257,7 @@ class Model:
         """Paths of the modules that write what a block adds before its MLP, as far as they are known."""
         inventory, mixer = self._inventory, self.family.modules.mixer
         heads = () if inventory.layers[layer].value is None else (self.o_proj_module(layer),)
-        return (*heads, *((self._module(mixer, layer),) if mixer and layer in inventory.elsewhere else ()))
+        return (*heads, *((self._module(mixer, layer),) if mixer and layer in inventory.other_mixers else ()))
 
     def final_norm_module(self) -> str:
         """Path of the Hugging Face module of the final norm."""
@@ -310,8 +326,8 @@ class Model:
         wanted = set(names.expected)
         if not forward_pass:
             wanted = {names.name(section.embed), names.name(names.unembed_stem or section.embed)}
-            wanted |= {name for layer in range(self.dims.n_layers) for name, _ in names.attending(layer)}
-            wanted |= {name for name, _ in names.feeding(0)}
+            wanted |= {name for layer in range(self.dims.n_layers) for name, _ in names.head_tensors(layer)}
+            wanted |= {name for name, _ in names.mlp_tensors(0)}
         return sum(names.stored[name].nbytes for name in wanted)
 
     def _check_layer(self, layer: int) -> None:

@@ -131,9 +131,7 @@ def embeddings(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
         first = model.block_module(0)
         with recorded(modules, [first]) as (entering, _):
             modules(ids)
-        yield Compared(
-            "embedding", directions_of(model.embed(ids[:, 0].tolist())), directions_of(entering[first][:, 0])
-        )
+        yield Compared("embedding", model.embed(ids[:, 0].tolist()), entering[first][:, 0]).directions
         return
     embedding = untyped.get_input_embeddings().weight.detach()
     yield Compared("embedding", model.embed(), embedding, stored=True)
@@ -161,7 +159,7 @@ def values_of_layer(
     """
     for head in range(dims.n_heads):
         ours, theirs = values_of_head(heads, dims, head, x), of_head(passed, head, dims)
-        yield Compared(f"values of head {layer}.{head}", directions_of(ours), directions_of(theirs))
+        yield Compared(f"values of head {layer}.{head}", ours, theirs).directions
 
 
 def outputs(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
@@ -207,9 +205,7 @@ def contributions(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
                 theirs = _frozen(modules.get_submodule(after), entering[after], left[after])(theirs)
             theirs = last(theirs) @ unembedding.weight.detach().cpu().double().T
             ours = right.apply(values_of_head(heads, dims, head, x) @ heads.W_O[head].double()) @ U
-            yield Compared(
-                f"part of the logits of head {layer}.{head}", directions_of(ours), directions_of(theirs)
-            )
+            yield Compared(f"part of the logits of head {layer}.{head}", ours, theirs).directions
     # Logits are what the final norm leaves, unembedded; multipliers and caps may follow and keep the order.
     order = _called(unembedding, left[final]).argsort()
     yield Compared("order of the logits", logits.gather(-1, order), logits.sort().values)
@@ -221,11 +217,8 @@ def residual_stream(model: Model, modules: PreTrainedModel) -> Iterator[Compared
     This compares the place of the norm after attention, and multipliers, with what really happens.
     """
     layer, dims = model.layers_with_heads[-1], model.dims
-    source, output, block = (
-        model.value_input_module(layer),
-        model.o_proj_module(layer),
-        model.block_module(layer),
-    )
+    source, output = model.value_input_module(layer), model.o_proj_module(layer)
+    block = model.block_module(layer)
     ids = random_ids(model, 1)
     with _silenced(modules, model.mlp_modules(layer)):
         with recorded(modules, [source, output, block]) as (entering, left):
@@ -245,9 +238,7 @@ def residual_stream(model: Model, modules: PreTrainedModel) -> Iterator[Compared
         ours = ours + share * own @ heads.W_O[head].double()
     gain = model.right_map(layer).post_gain
     ours = ours if gain is None else ours * gain.double()
-    yield Compared(
-        f"attention's part of block {layer}", directions_of(ours), directions_of(left[block] - without[block])
-    )
+    yield Compared(f"attention's part of block {layer}", ours, left[block] - without[block]).directions
 
 
 def final_norm(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
@@ -260,7 +251,7 @@ def final_norm(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
     right = model.right_map(model.layers_with_heads[0])
     ours = type(right)(None, right.centre, right.final_gain).apply(rows)
     without_bias = theirs if bias is None else theirs - bias.detach().cpu()
-    yield Compared("final norm of the right map", directions_of(ours), directions_of(without_bias))
+    yield Compared("final norm of the right map", ours, without_bias).directions
 
 
 def first_mlp(model: Model, modules: PreTrainedModel) -> Iterator[Compared]:
@@ -412,13 +403,11 @@ def self_check(model: Model) -> str:
         return f"not run (it would read {error.args[0] / 1e9:.1f} GB)"
     except HeadatlasError as error:
         return f"not run ({str(error).rstrip('.')})"
-    if modules is None:
-        return "not run (the weights are not on disk)"
     _check_unembedding(model, modules)
-    states = _states(model, modules)
-    if isinstance(states, str):
-        return f"not run ({states})"
-    x, passed = states
+    try:
+        x, passed = _states(model, modules)
+    except HeadatlasError as error:
+        return f"not run ({error})"
     dims, tolerance = model.dims, 1e-3 if modules.dtype.itemsize >= 4 else 5e-2
     if passed.shape[-1] != dims.n_heads * dims.d_head:
         raise _disagreement(
@@ -436,13 +425,13 @@ def self_check(model: Model) -> str:
     )
 
 
-def _to_compare_with(model: Model) -> PreTrainedModel | None:
-    """The modules to compare with; None if the weights are not on disk."""
+def _to_compare_with(model: Model) -> PreTrainedModel:
+    """The modules to compare with."""
     checkpoint = model.checkpoint
     if checkpoint.loaded is not None:
         return load_modules(checkpoint, checkpoint.loaded.dtype)  # in its own type nothing is copied
     if checkpoint.traffic is not None:
-        return None
+        raise HeadatlasError("the weights are not on disk")
     return first_block(
         checkpoint,
         body=model.body_module(),
@@ -452,8 +441,8 @@ def _to_compare_with(model: Model) -> PreTrainedModel | None:
     )
 
 
-def _states(model: Model, modules: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor] | str:
-    """For random rows the source states and what enters the output projection [rows, 1, …], or why not."""
+def _states(model: Model, modules: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """For random rows the source states and what enters the output projection [rows, 1, …]."""
     import torch
 
     rows = torch.randn(_CHECKED_ROWS, 1, model.dims.d_model, generator=torch.Generator().manual_seed(0))
@@ -465,9 +454,10 @@ def _states(model: Model, modules: PreTrainedModel) -> tuple[torch.Tensor, torch
             # One token a row: a head attends to the token itself, so what it passes on is its value.
             body(inputs_embeds=rows.to(like), use_cache=False)
     except (TypeError, ValueError, RuntimeError) as error:
-        return f"{type(modules).__name__} does not run on embeddings alone: {first_line(error)}"
+        kind = type(modules).__name__
+        raise HeadatlasError(f"{kind} does not run on embeddings alone: {first_line(error)}") from error
     if output not in entering:
-        return f"{type(modules).__name__} does not come to the first output projection"
+        raise HeadatlasError(f"{type(modules).__name__} does not come to the first output projection")
     return entering[source].reshape(_CHECKED_ROWS, 1, -1), entering[output].reshape(_CHECKED_ROWS, 1, -1)
 
 

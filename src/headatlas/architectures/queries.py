@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from headatlas.architectures.accounting import Inventory
 from headatlas.architectures.family import Norm, Queries
-from headatlas.architectures.layouts import split_fused, transposed
+from headatlas.architectures.layouts import as_linear, split_fused, stored_as
 from headatlas.architectures.mlp import NormWeights
 from headatlas.errors import HeadatlasError
 
@@ -83,7 +83,8 @@ def queries_of_layer(
             heads = zip(stored, (dims.n_heads, dims.n_kv_heads), strict=True)
             queries, keys = (each.reshape(n, dims.d_head, *each.shape[1:]) for each, n in heads)
         else:
-            whole = transposed(stored[0], value.layout) if kind == "weight" else stored[0]
+            [whole] = stored
+            whole = as_linear(whole, stored_as(value.layout)) if kind == "weight" else whole
             queries, keys, _ = split_fused(whole, value.layout, dims)
         return queries, keys
 

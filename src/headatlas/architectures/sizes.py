@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import inf
 from typing import Any
 
@@ -13,40 +13,43 @@ from headatlas.architectures.layouts import Dims
 from headatlas.errors import HeadatlasError
 from headatlas.weights.source import Checkpoint
 
-_SIZES = ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_head", "d_mlp", "vocab_size")
+_BELOW = {"eps": 1.0, "jitter": 1.0, "scale": inf, "gate_scale": inf}
+"""Keys that hold a number, not negative and below this; under the others but ``activation`` are sizes."""
+_MAY_BE_ZERO = ("key_width", "rotary_width", "further_layers", "shared_count", "shared_width")
+_MAY_BE_ABSENT = ("key_width", "rotary_width")
 _EXPRESSION = re.compile(r"(?:(?P<factor>\w+) \* )?(?P<a>\w+)(?: / (?P<b>\w+))?")
 
 
 @dataclass(frozen=True)
 class ExpertSizes:
-    """Sizes of a mixture of experts; ``shared_width`` is 0 where no experts are shared."""
+    """Numbers of a mixture of experts, named and explained in :class:`ExpertKeys`."""
 
     n_experts: int
     top_k: int
     width: int
-    shared_width: int
     scale: float
     groups: int
     top_groups: int
-    jitter: float = 0.0
+    jitter: float
+    shared_width: int = 0  # 0 where no experts are shared
 
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """The numbers and switches of a config, in headatlas's names."""
+    """The numbers and switches of a config, named and explained in :class:`ConfigKeys`."""
 
     dims: Dims
     d_mlp: int  # width of the MLP's hidden layer
     eps: float  # epsilon of every norm
     activation: str  # name in transformers' ``ACT2FN``
+    gate_scale: float
     tied: bool  # whether the unembedding may be absent because it is the embedding
-    flags: Mapping[str, bool]  # the family's switches, e.g. ``attention_bias``
-    latent: int | None = None  # width of the latent that values are made from; None where they are not
-    key_width: int | None = None  # part of a key that is made from the latent; None: the config is silent
-    rotary_width: int | None = None  # part beside it, likewise
-    experts: ExpertSizes | None = None  # None where the config says there are none
-    further_layers: int = 0  # layers after the last, for predicting further tokens
-    gate_scale: float = 1.0  # factor inside the activation of the MLP's gate
+    flags: Mapping[str, bool]
+    experts: ExpertSizes | None  # None where the config says there are none
+    latent: int | None = None  # None, as the next two, where the family has none or the config is silent
+    key_width: int | None = None
+    rotary_width: int | None = None
+    further_layers: int = 0
 
 
 def read_sizes(checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str, int]) -> ModelSizes:
@@ -60,53 +63,29 @@ def read_sizes(checkpoint: Checkpoint, keys: ConfigKeys, stored: Mapping[str, in
         reader.flags[name] = reader.switch(name, flag)
     for name, value in keys.numbers.items():
         reader.size(name, value)
-    sizes = {name: reader.size(name, getattr(keys, name)) for name in _SIZES}
-    d_mlp = sizes.pop("d_mlp")
-    dims = Dims(**sizes)
+    found = reader.read(keys)
+    dims = Dims(**{each.name: found.pop(each.name) for each in fields(Dims)})
     if dims.n_heads % dims.n_kv_heads:
         raise reader.contradiction(
             f"{dims.n_heads} attention heads cannot share {dims.n_kv_heads} key/value heads evenly"
         )
-    return ModelSizes(
-        dims=dims,
-        d_mlp=d_mlp,
-        eps=reader.number("eps", keys.eps),
-        activation=reader.word("activation", keys.activation),
-        tied=reader.tied(keys.tied),
-        flags=reader.flags,
-        latent=None if keys.latent is None else reader.size("latent", keys.latent),
-        key_width=reader.perhaps("key_width", keys.key_width),
-        rotary_width=reader.perhaps("rotary_width", keys.rotary_width),
-        experts=None if keys.experts is None else _experts(reader, keys.experts),
-        further_layers=0 if keys.further_layers is None else reader.size("further", keys.further_layers, 0),
-        gate_scale=reader.number("gate_scale", keys.gate_scale, most=inf),
-    )
+    experts = None if keys.experts is None else _experts(reader, keys.experts)
+    return ModelSizes(dims=dims, flags=reader.flags, experts=experts, **found)
 
 
 def _experts(reader: _ConfigReader, keys: ExpertKeys) -> ExpertSizes | None:
     """The sizes of the experts; None where a config of the family speaks of none."""
     if not reader.stored(keys.n_experts)[1]:
         return None
-    n_experts, top_k = reader.size("n_experts", keys.n_experts), reader.size("top_k", keys.top_k)
-    width = reader.size("width", keys.width)
-    if keys.shared_count is not None:
-        reader.size("shared_count", keys.shared_count, least=0)
-    groups, top_groups = reader.size("groups", keys.groups), reader.size("top_groups", keys.top_groups)
-    if n_experts % groups:
-        raise reader.contradiction(f"{n_experts} experts are no {groups} groups of one size")
-    among = min(top_groups, groups) * (n_experts // groups)
-    if top_k > among:
-        raise reader.contradiction(f"a token is sent to {top_k:,} of {among:,} experts")
-    return ExpertSizes(
-        n_experts=n_experts,
-        top_k=top_k,
-        width=width,
-        shared_width=0 if keys.shared_width is None else reader.size("shared_width", keys.shared_width, 0),
-        scale=reader.number("scale", keys.scale, most=inf),
-        groups=groups,
-        top_groups=top_groups,
-        jitter=reader.number("jitter", keys.jitter),
-    )
+    found = reader.read(keys)
+    found.pop("shared_count", None)  # for expressions only
+    sizes = ExpertSizes(**found)
+    if sizes.n_experts % sizes.groups:
+        raise reader.contradiction(f"{sizes.n_experts} experts are no {sizes.groups} groups of one size")
+    among = min(sizes.top_groups, sizes.groups) * (sizes.n_experts // sizes.groups)
+    if sizes.top_k > among:
+        raise reader.contradiction(f"a token is sent to {sizes.top_k:,} of {among:,} experts")
+    return sizes
 
 
 class _ConfigReader:
@@ -123,11 +102,11 @@ class _ConfigReader:
 
     def stored(self, value: ConfigValue) -> tuple[str, Any]:
         """The key that is there and what it holds, else the first key and the default."""
-        for key in value.keys:
+        for key in value.key:
             found = self._at(key)
             if found is not None:
                 return self._prefix + key, found
-        return self._prefix + (value.keys[0] if value.keys else ""), value.default
+        return self._prefix + (value.key[0] if value.key else ""), value.default
 
     def _at(self, key: str) -> Any:
         """The value under a key, or None; ``a.b`` may be a key itself (GGUF) or lead into a table."""
@@ -139,6 +118,22 @@ class _ConfigReader:
         if isinstance(table, list) and inner.isdigit():
             return table[int(inner)] if int(inner) < len(table) else None
         return found
+
+    def read(self, keys: ConfigKeys | ExpertKeys) -> dict[str, Any]:
+        """Everything that the config says under these keys, by headatlas's name; sizes in their order."""
+        values = [(name, value) for name, value in keys if isinstance(value, ConfigValue)]
+        return {name: self._value(name, value) for name, value in values}
+
+    def _value(self, name: str, value: ConfigValue) -> Any:
+        if name == "tied":
+            return self._tied(value)
+        if name == "activation":
+            return self._word(name, value)
+        if name in _BELOW:
+            return self._number(name, value, _BELOW[name])
+        if name in _MAY_BE_ABSENT and self.stored(value)[1] is None:
+            return None
+        return self.size(name, value, least=0 if name in _MAY_BE_ZERO else 1)
 
     def contradiction(self, what: str) -> HeadatlasError:
         """The error to raise for a config whose numbers do not go together."""
@@ -172,10 +167,6 @@ class _ConfigReader:
         self.known[name] = found
         return found
 
-    def perhaps(self, name: str, value: ConfigValue | None) -> int | None:
-        """A size that the config need not say."""
-        return self.size(name, value, 0) if value is not None and self.stored(value)[1] is not None else None
-
     def _derived(self, name: str, expression: str, key: str) -> int | None:
         match = _EXPRESSION.fullmatch(expression)
         if match is None:
@@ -194,24 +185,24 @@ class _ConfigReader:
             )
         return result // divisor
 
-    def number(self, name: str, value: ConfigValue, most: float = 1.0) -> float:
+    def _number(self, name: str, value: ConfigValue, most: float) -> float:
         """A number that is not negative, and below ``most``."""
         key, found = self.stored(value)
         if not isinstance(found, int | float) or isinstance(found, bool) or not 0 <= found < most:
             raise self._wrong(name, key, found, f"a {'small ' if most < inf else ''}positive number")
         return float(found)
 
-    def word(self, name: str, value: ConfigValue) -> str:
+    def _word(self, name: str, value: ConfigValue) -> str:
         """A name."""
         key, found = self.stored(self._case(value))
         if not isinstance(found, str):
             raise self._wrong(name, key, found, "a name")
         return found
 
-    def tied(self, value: ConfigValue) -> bool:
+    def _tied(self, value: ConfigValue) -> bool:
         """Whether the unembedding is the embedding; the outer of two configs is that of the unembedding."""
         inner = self._config
-        self._config = self._outer if any(key in self._outer for key in value.keys) else inner
+        self._config = self._outer if any(key in self._outer for key in value.key) else inner
         key, found = self.stored(value)
         self._config = inner
         return self._truth("tied", key, found)

@@ -40,7 +40,7 @@ from headatlas.evidence.opening import Subject
 from headatlas.evidence.statistics import named_heads, random_heads
 from headatlas.evidence.texts import LENGTH, Ids, Task, Templates, make_task, read_templates, running_texts
 from headatlas.lenses.forward import prefix_ids, require_finite, running
-from headatlas.mapping.plan import passing_seconds
+from headatlas.mapping.plan import seconds
 from headatlas.options import LEAST_ASKED, AblationChoices, Method
 from headatlas.progress import Progress, duration
 
@@ -176,11 +176,11 @@ class _Run:
             runs[name] += 1 + len(steps_to(n_heads)) * orders + min(N_ALONE, n_heads)
         takes = {name: asking_takes(task.prompts) for name, task in self.tasks.items() if task.prompts}
         tokens, passes = (sum(runs[name] * each[at] for name, each in takes.items()) for at in range(2))
-        least, most = passing_seconds(
+        least, most = seconds(
             self._subject.prepared.model,
-            (LEAST_LEFT * tokens, tokens),
-            (LEAST_LEFT * passes, passes),
             self._subject.device,
+            tokens=(LEAST_LEFT * tokens, tokens),
+            passes=(LEAST_LEFT * passes, passes),
         )
         return (
             f"tasks to ablate: {len(todo)}; at most {int(tokens):,} tokens through the model: "

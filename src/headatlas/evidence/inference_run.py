@@ -39,7 +39,7 @@ from headatlas.evidence.texts import Ids, Template, Text, in_template, read_temp
 from headatlas.lenses.forward import beginnings, running
 from headatlas.mapping.inputs import LayerInputs, given_values, side_by_side
 from headatlas.mapping.machine import this_machine
-from headatlas.mapping.plan import inference_seconds, share_of
+from headatlas.mapping.plan import Memory, seconds
 from headatlas.mapping.prepared import differences
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.mapping.workers import rank_here, workers_for
@@ -221,7 +221,7 @@ def _estimate(groups: Sequence[_Together], subject: Subject) -> str:
         for each in zip(*((len(g.texts), g.n_tokens(), len(g.layout.sources)) for g in groups), strict=True)
     )
     model = subject.prepared.model
-    least, most = inference_seconds(model, tokens=(tokens, tokens), rows=rows, device=subject.device)
+    least, most = seconds(model, subject.device, tokens=tokens, rows=rows)
     return (
         f"{texts:,} texts, {tokens:,} tokens through the model, {rows:,} rows a head to rank: "
         f"{duration(least)} to {duration(most)} on this machine if nothing else uses it"
@@ -282,7 +282,7 @@ class _Together:
                 plan.store_attention(watched, first)
             machine, n_rows = this_machine(subject.compute), len(self.layout.sources)
             vocabulary = Vocabulary.read(model.unembed, prepared.competing)
-            share = share_of(model, prepared.options.lens, n_rows, machine, streamed=False)
+            share = Memory(model, prepared.options.lens, n_rows).shares(machine)
             nothing = torch.zeros(n_rows, model.dims.d_model)
             ranked = rank_here(
                 self.layout,

@@ -17,7 +17,7 @@ from headatlas.devices import free_memory, pick_device
 from headatlas.errors import HeadatlasError
 from headatlas.lenses import lens_named
 from headatlas.mapping.machine import this_machine
-from headatlas.mapping.plan import memory_least
+from headatlas.mapping.plan import Memory
 from headatlas.mapping.prepared import MapOptions, PreparedMap, differences, prepare_map
 from headatlas.options import Compute
 from headatlas.progress import Progress, Report, reporting, silent
@@ -167,7 +167,7 @@ def check_model_fits(prepared: PreparedMap, device: torch.device) -> None:
     A GPU that shares the machine's memory is covered by the machine's; one with memory of its own must hold
     the float32 weights, and as much again is not asked for: batches are small.
     """
-    need = memory_least(prepared.model, lens_named("neutral"), len(prepared.layout.sources))
+    need = Memory(prepared.model, lens_named("neutral"), len(prepared.layout.sources)).least
     have = this_machine().memory
     if need > have:
         raise HeadatlasError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -81,48 +81,30 @@ def batches(members: list[_T], length: int, tokens: int) -> Iterator[list[_T]]:
 
 @dataclass(frozen=True)
 class Step:
-    """One more token of some sources: rows that go through the model together.
+    """One more token of some sources: n rows that go through the model together."""
 
-    Attributes:
-        past: Tokens of the sources before this one.
-        parents: [n] the rows, among those of the step before that go on, from which these go on.
-        ids: [n] token ids.
-        places: [n] where these rows stand among :func:`beginnings`.
-        rows: Those at which a source ends.
-        members: [len(rows)] the sources that end there, by their places.
-        going_on: The rows from which later steps go on.
-        then: These steps.
-    """
-
-    past: int
-    parents: list[int]
-    ids: list[int]
-    places: list[int]
-    rows: list[int]
-    members: list[int]
-    going_on: list[int]
-    then: tuple[Step, ...]
+    past: int  # tokens of the sources before this one
+    parents: list[int]  # [n] rows, among those of the step before that go on, from which these go on
+    ids: list[int]  # [n] token ids
+    places: list[int]  # [n] where these rows stand among `beginnings`
+    rows: list[int]  # those at which a source ends
+    members: list[int]  # [len(rows)] the sources that end there, by their places
+    going_on: list[int]  # rows from which later steps go on
+    then: tuple[Step, ...]  # these steps
 
 
 def beginnings(sources: Sequence[Ids]) -> list[Ids]:
     """All that sources begin with, and they themselves, once each; short ones first."""
-    longest = max(map(len, sources), default=0)
-    return list(
-        dict.fromkeys(
-            source[:length] for length in range(1, longest + 1) for source in sources if len(source) >= length
-        )
-    )
+    found = dict.fromkeys(source[:length] for source in sources for length in range(1, len(source) + 1))
+    return sorted(found, key=len)
 
 
 def shared_steps(sources: Sequence[Ids], tokens: int) -> tuple[Step, ...]:
     """The steps that take all sources through a model, every beginning a single time.
 
     A state depends on the tokens before it alone, so sources that begin alike share the states of their
-    beginnings, as all of them share those of a prefix.
-
-    Args:
-        sources: Token ids of each source.
-        tokens: So many may be in work together, with those that they look back on.
+    beginnings, as all of them share those of a prefix. So many ``tokens`` may be in work together, with those
+    that they look back on.
     """
     places = {ids: at for at, ids in enumerate(beginnings(sources))}
     ending: dict[Ids, list[int]] = defaultdict(list)
@@ -183,33 +165,25 @@ class EnoughError(Exception):
 
 
 @contextmanager
-def ending(modules: torch.nn.Module, path: str) -> Iterator[None]:
-    """Have passes end with an `EnoughError` where a submodule begins, after the hooks that are there."""
-
-    def end(*_: Any) -> None:
-        raise EnoughError
-
-    handle = modules.get_submodule(path).register_forward_pre_hook(end)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
 def pre_hooks(modules: torch.nn.Module, hooks: Iterable[tuple[str, Callable[..., Any]]]) -> Iterator[None]:
     """Have hooks see, or change, what enters submodules while the block runs.
 
     They are paths with forward pre-hooks that take keyword arguments as well.
     """
-    handles = [
-        modules.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True) for path, hook in hooks
-    ]
-    try:
+    with ExitStack() as stack:
+        for path, hook in hooks:
+            handle = modules.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
+            stack.callback(handle.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def ending(modules: torch.nn.Module, path: str) -> AbstractContextManager[None]:
+    """Have passes end with an `EnoughError` where a submodule begins, after the hooks that are there."""
+
+    def end(*_: Any) -> None:
+        raise EnoughError
+
+    return pre_hooks(modules, [(path, end)])
 
 
 def require_finite(spec: str, what: str, finite: bool | np.bool_) -> None:

@@ -26,44 +26,36 @@ NEUTRAL_PREFIXES = ("\n", "The", ",", " of")
 
 @dataclass(frozen=True)
 class Lens:
-    """A named way to obtain source states.
+    """A named way to obtain source states."""
 
-    Attributes:
-        name: As recorded in the atlas and printed on every figure.
-        prefixes: Texts put before a source; empty for weights-only lenses.
-        max_source_tokens: Longer sources cannot be used.
-        right_map: Whether the family's right map (and the value bias) is applied.
-        weights_only: Whether no forward pass is needed.
-        summary: One sentence for people.
-    """
-
-    name: str
-    prefixes: tuple[str, ...]
-    max_source_tokens: int
-    right_map: bool
-    weights_only: bool
-    summary: str
+    name: str  # as recorded in the atlas and printed on every figure
+    prefixes: tuple[str, ...]  # texts put before a source; none for weights-only lenses
+    max_source_tokens: int  # longer sources cannot be used
+    right_map: bool  # whether the family's right map (and the value bias) is applied
+    weights_only: bool  # whether no forward pass is needed
+    summary: str  # one sentence for people
 
 
 LENSES = {
     lens.name: lens
     for lens in (
         Lens(
-            "neutral",
-            NEUTRAL_PREFIXES,
-            8,
-            True,
-            False,
-            "the model's own state of the source after a short neutral prefix, averaged over four prefixes: "
-            "context-free inference, not weights only",
+            name="neutral",
+            prefixes=NEUTRAL_PREFIXES,
+            max_source_tokens=8,
+            right_map=True,
+            weights_only=False,
+            summary="the model's own state of the source after a short neutral prefix, averaged over four "
+            "prefixes: context-free inference, not weights only",
         ),
         Lens(
-            "maps",
-            (),
-            1,
-            False,
-            True,
-            "weights only, as in the MAPS paper: the embedding row at layer 0, the first MLP of it later",
+            name="maps",
+            prefixes=(),
+            max_source_tokens=1,
+            right_map=False,
+            weights_only=True,
+            summary="weights only, as in the MAPS paper: the embedding row at layer 0, the first MLP of it "
+            "later",
         ),
     )
 }
@@ -88,17 +80,11 @@ def lens_named(name: str) -> Lens:
 
 @dataclass(frozen=True)
 class LayerStates:
-    """States of all sources at one layer.
+    """States of all sources at one layer."""
 
-    Attributes:
-        x: [n, d_model] float32, what enters the value projection.
-        control: [n, d_model] float32, what the no-head control sends through the final norm and U.
-        heads: The layer's heads where the lens had its weights in hand anyway, else None.
-    """
-
-    x: torch.Tensor
-    control: torch.Tensor
-    heads: LayerHeads | None = None
+    x: torch.Tensor  # [n, d_model] float32, what enters the value projection
+    control: torch.Tensor  # likewise, what the no-head control sends through the final norm and U
+    heads: LayerHeads | None = None  # the layer's heads where the lens had its weights in hand anyway
 
 
 class States(Protocol):
@@ -106,7 +92,6 @@ class States(Protocol):
 
     def layer(self, layer: int) -> LayerStates:
         """States at a layer."""
-        ...
 
 
 class MapsStates:

@@ -55,11 +55,7 @@ def write_index(folder: Path, wanted: str) -> None:
 
 
 def claim(folder: Path, wanted: str) -> None:
-    """Make a folder one of states with this states_key: one that is keeps what it holds, others are replaced.
-
-    Raises:
-        HeadatlasError: It cannot be written, or something else is in the way.
-    """
+    """Make a folder one of states with this key: one that is keeps what it holds, others are replaced."""
     if not belongs(folder, wanted):
         with atomic_state_folder(folder, lambda: belongs(folder, wanted)) as temporary:
             write_index(temporary, wanted)
@@ -69,9 +65,6 @@ def save_array(folder: Path, name: str, rows: NDArray[Any]) -> None:
     """Write a file that appears whole or not at all; nothing where the folder is gone.
 
     Another process may delete it when it has all that it needs.
-
-    Raises:
-        HeadatlasError: It cannot be written.
     """
     if not folder.exists():
         return
@@ -124,9 +117,6 @@ def atomic_state_folder(folder: Path, complete: Callable[[], bool]) -> Iterator[
 
     Where ``folder`` is ``complete`` by then, another process of a job array has made the same states and may
     be reading them: it stays.
-
-    Raises:
-        HeadatlasError: It cannot be written, or something else is in the way.
     """
     try:
         with atomic_folder(folder) as temporary:

@@ -22,12 +22,11 @@ in float32; on a GPU also one block as it is stored.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +60,6 @@ from headatlas.lenses.saved_states import (
     whole_array,
 )
 from headatlas.weights import load_skeleton
-from headatlas.weights.safetensors_source import SafetensorsSource
 
 _HIDDEN, _CACHE = object(), object()
 _Shape = tuple[int, int, int]
@@ -93,10 +91,8 @@ class _Call:
 class BlockPass:
     """Rows (prefix, beginning of a source) on their way through the blocks of a model.
 
-    Attributes:
-        next: The block that comes next.
-        hidden: [n_tokens, d_model] float32 on the CPU: what enters it, for every token of every row.
-        n_tokens: Prefix tokens and, for each prefix, a last token of every beginning of a source.
+    ``next`` is the block that comes next, ``hidden`` [n_tokens, d_model] float32 on the CPU what enters it:
+    of the prefix tokens and, for each prefix, a last token of every beginning of a source.
     """
 
     def __init__(
@@ -117,8 +113,7 @@ class BlockPass:
         # What each block is called with: masks and positions depend on the shape alone.
         self._calls: dict[_Shape, list[_Call]] = {}
         self._modules = load_skeleton(model.checkpoint)
-        # A model streams only where it is safetensors (`weights.can_stream`).
-        self._source = cast(SafetensorsSource, model.checkpoint.source)
+        self._source = model.checkpoint.source
         self._body: Any = self._modules.get_submodule(model.body_module())
         self._blocks = [
             self._modules.get_submodule(model.block_module(layer)) for layer in range(model.dims.n_layers)
@@ -134,10 +129,6 @@ class BlockPass:
             for prefix, start in self._starts():
                 self._rehearse_all(prefix, start)
 
-    def resume(self, layer: int, hidden: torch.Tensor) -> None:
-        """Go on at a block with the states [n_tokens, d_model] that enter it."""
-        self.next, self.hidden = layer, hidden
-
     def advance(self, collector: Collector, tell: Callable[[int], None], *, leave: bool = True) -> LayerHeads:
         """Send all rows through the next block; returns its heads, from the weights that were read for it.
 
@@ -152,7 +143,7 @@ class BlockPass:
             strict_products(),
             collector.hooked(self._modules),
             nullcontext() if leave else ending(self._modules, self._model.value_input_module(layer)),
-            placed(self._blocks[layer], stored, self._device),
+            with_weights(self._blocks[layer], stored, self._device),
         ):
             self._send(collector, tell, leave)
         heads = self._model.heads(layer)  # while the pages of its weights are in memory
@@ -171,7 +162,7 @@ class BlockPass:
             for step, past in walk(self._steps, cache, self._device):
                 collector.expect(step.rows, step.members)
                 if leave or step.rows:
-                    self._through(*self._placed(step, prefix, start), past)
+                    self._through(*self._rows_of(step, prefix, start), past)
                 tell(len(step.members))
 
     def _starts(self) -> Iterator[tuple[list[int], int]]:
@@ -182,7 +173,7 @@ class BlockPass:
             start += len(prefix) + self._rows_a_prefix
 
     @staticmethod
-    def _placed(step: Step, prefix: list[int], start: int) -> tuple[list[int], _Shape]:
+    def _rows_of(step: Step, prefix: list[int], start: int) -> tuple[list[int], _Shape]:
         """Places of the rows of a step after a prefix, and their shape."""
         first = start + len(prefix)
         return [first + place for place in step.places], (len(step.ids), 1, len(prefix) + step.past)
@@ -277,7 +268,7 @@ class BlockPass:
         waiting = list(self._steps)
         while waiting:
             step = waiting.pop()
-            self._rehearse([[token] for token in step.ids], *self._placed(step, prefix, start))
+            self._rehearse([[token] for token in step.ids], *self._rows_of(step, prefix, start))
             waiting += step.then
 
     def _rehearse(self, rows: Sequence[Sequence[int]], where: Sequence[int], shape: _Shape) -> None:
@@ -341,7 +332,9 @@ def played_by(blocks: Sequence[nn.Module], forward: Callable[..., torch.Tensor])
 
 
 @contextmanager
-def placed(block: nn.Module, stored: Mapping[str, torch.Tensor], device: torch.device) -> Iterator[None]:
+def with_weights(
+    block: nn.Module, stored: Mapping[str, torch.Tensor], device: torch.device
+) -> Iterator[None]:
     """Give a block of the meta device its weights while the block of code runs.
 
     A block of a 70B model takes 3.4 GB in float32. Its largest projection takes 0.9 GB, and the file that the
@@ -349,14 +342,14 @@ def placed(block: nn.Module, stored: Mapping[str, torch.Tensor], device: torch.d
 
     A GPU gets them once, as they are stored. Every call of a module that has parameters of its own makes them
     float32 there, and lets them go. Parameters of a module of no common kind are there while the module
-    around it works, which may read them itself (DBRX's experts).
-
-    Args:
-        block: Modules with parameters on the meta device.
-        stored: Every parameter and stored buffer by its path in ``block``, in any floating dtype, on the CPU.
-        device: Where the modules will work; their buffers are moved there, and back afterwards.
+    around it works, which may read them itself (DBRX's experts). Buffers are on the device meanwhile.
+    ``stored`` are parameters and stored buffers by their paths in the block, of any floating type.
     """
-    waiting = {name: _on(device, tensor) for name, tensor in stored.items()}
+    # In float32 what is float64, for not every device knows that.
+    waiting = {
+        name: (each.float() if each.dtype == torch.float64 else each).to(device)
+        for name, each in stored.items()
+    }
     with ExitStack() as stack:
         for path, module in block.named_modules():
             empty = dict(module.named_parameters(recurse=False))
@@ -370,11 +363,6 @@ def placed(block: nn.Module, stored: Mapping[str, torch.Tensor], device: torch.d
             stack.callback(around.register_forward_hook(_puts(module, empty), always_call=True).remove)
         stack.enter_context(_buffers_on(block, device, waiting))
         yield
-
-
-def _on(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
-    """A stored tensor on the device; float64 in float32, for not every device knows it."""
-    return (tensor.to(torch.float32) if tensor.dtype == torch.float64 else tensor).to(device)
 
 
 def _is_common(module: nn.Module) -> bool:
@@ -408,9 +396,6 @@ def _buffers_on(block: nn.Module, device: torch.device, stored: Mapping[str, tor
     finally:
         for module, name, buffer, _ in before:
             setattr(module, name, buffer)
-
-
-_ENTERING = re.compile(r"^entering_(\d+)\.npy$")
 
 
 class StreamedStates:
@@ -448,19 +433,20 @@ class StreamedStates:
         """States at a layer, with its heads where its weights had to be read."""
         if has_layer(self._folder, layer, self._shape):
             return saved_layer(self._folder, layer)
-        rows = self._placed(layer)
+        rows = self._pass_before(layer)
         while rows.next < layer:
             self._advance(rows, leave=True)
         return self._advance(rows, leave=layer < self._last)
 
-    def _placed(self, layer: int) -> BlockPass:
+    def _pass_before(self, layer: int) -> BlockPass:
         """The pass, as close before a layer as what is in memory or saved allows."""
         if self._pass is None or self._pass.next > layer:
             self._pass = BlockPass(self._model, self._rows, self._sources, self._device)
         shape = (self._pass.n_tokens, self._model.dims.d_model)
         for at, file in sorted(self._entering().items(), reverse=True):
             if self._pass.next < at <= layer and whole_array(file, shape):
-                self._pass.resume(at, torch.from_numpy(np.load(file, allow_pickle=False)))
+                self._pass.next = at
+                self._pass.hidden = torch.from_numpy(np.load(file, allow_pickle=False))
                 break
         return self._pass
 
@@ -496,8 +482,5 @@ class StreamedStates:
 
     def _entering(self) -> dict[int, Path]:
         """Block → the saved states that enter it."""
-        found = {}
-        for file in self._folder.glob("entering_*.npy"):
-            if match := _ENTERING.match(file.name):
-                found[int(match[1])] = file
-        return found
+        files = self._folder.glob(f"entering_{3 * '[0-9]'}.npy")
+        return {int(file.stem.rpartition("_")[2]): file for file in files}

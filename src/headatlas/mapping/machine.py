@@ -82,20 +82,17 @@ def measured(device: torch.device) -> Rates:
     torch.set_num_threads(1)
     try:
         with torch.inference_mode(), strict_products():
-            return _measured(device)
+            left = torch.ones(_ROWS, _INNER, device=device)
+            right = torch.ones(_INNER, _COLUMNS, device=device)
+            halves = left.to(torch.bfloat16), right.to(torch.bfloat16)
+            source = torch.ones(_MOVED // 4, device=device)
+            target = torch.zeros_like(source)
+            single = _fastest(device, lambda: left @ right)
+            half = _fastest(device, lambda: halves[0] @ halves[1])
+            moved = _fastest(device, lambda: target.copy_(source))
     finally:
         torch.set_num_threads(threads)
-
-
-def _measured(device: torch.device) -> Rates:
-    left, right = torch.ones(_ROWS, _INNER, device=device), torch.ones(_INNER, _COLUMNS, device=device)
-    halves = left.to(torch.bfloat16), right.to(torch.bfloat16)
-    source = torch.ones(_MOVED // 4, device=device)
-    target = torch.zeros_like(source)
     operations = 2 * _ROWS * _INNER * _COLUMNS
-    single = _fastest(device, lambda: left @ right)
-    half = _fastest(device, lambda: halves[0] @ halves[1])
-    moved = _fastest(device, lambda: target.copy_(source))
     return Rates(operations / single, operations / half, 2 * _MOVED / moved)
 
 
@@ -107,9 +104,7 @@ def _fastest(device: torch.device, work: Callable[[], torch.Tensor]) -> float:
     while len(times) < _REPEATS and sum(times) < _ENOUGH:
         start = now()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        elif device.type == "mps":
-            torch.mps.synchronize()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         times.append(now() - start)
     return max(min(times), 1e-9)

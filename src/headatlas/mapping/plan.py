@@ -152,12 +152,16 @@ def plan(
     n_sources = len({word for relation in asked for word in _words(relation, sample)})
     machine = this_machine(compute)
     streamed = streams(opened, chosen, n_sources, compute.stream, machine)
-    speed = rates(machine.devices[0])
-    least, most = _seconds(opened, chosen, n_sources, speed)
+    device = machine.devices[0]
+    passes = 0 if chosen.weights_only else n_sources * len(chosen.prefixes)
+    mapping = seconds(
+        opened, device, tokens=passes * TOKENS, rows=n_sources, weights_only=chosen.weights_only
+    )
     few = min(INFERENCE_SAMPLE, sample or INFERENCE_SAMPLE)
     texts = CONTEXT_TEXTS * len({word for relation in asked for word in _words(relation, few)})
-    tokens = texts * (TOKENS + TOKENS_AFTER)
-    after = inference_seconds(opened, tokens=tokens, rows=2 * texts, device=machine.devices[0])
+    inference = seconds(opened, device, tokens=texts * (TOKENS + TOKENS_AFTER), rows=2 * texts)
+    memory = Memory(opened, chosen, n_sources, streamed)
+    only = () if sample is None else (f"each relation is asked of at most {sample} of its sources, a sample",)
     return Plan(
         model=opened.checkpoint.name,
         family=opened.family.name,
@@ -174,14 +178,12 @@ def plan(
         relations=len(asked),
         sources=n_sources,
         bytes_to_read=opened.bytes_needed(forward_pass=not chosen.weights_only),
-        memory_bytes=memory_needed(
-            opened, chosen, n_sources, machine, streamed=streamed, ranks=_ranks_of_a_head(asked, sample)
-        ),
-        seconds_least=least,
-        seconds_most=most,
-        inference_seconds_least=after[0],
-        inference_seconds_most=after[1],
-        notes=(*_sampled(sample), *_notes(opened, chosen, streamed, speed)),
+        memory_bytes=memory.needed(machine, _ranks_of_a_head(asked, sample)),
+        seconds_least=mapping[0],
+        seconds_most=mapping[1],
+        inference_seconds_least=inference[0],
+        inference_seconds_most=inference[1],
+        notes=(*only, *_notes(opened, chosen, streamed, rates(device))),
     )
 
 
@@ -202,11 +204,6 @@ def _ranks_of_a_head(asked: Sequence[Relation], most: int | None) -> int:
     return 2 * (2 * n_pairs + n_cells)
 
 
-def _sampled(most: int | None) -> tuple[str, ...]:
-    """A note on the sample of sources, if there is one."""
-    return () if most is None else (f"each relation is asked of at most {most} of its sources, a sample",)
-
-
 def streams(model: Model, lens: Lens, sources: int, stream: bool | None, machine: Machine) -> bool:
     """Whether the forward pass of a lens goes layer by layer on a machine, for so many sources.
 
@@ -218,7 +215,7 @@ def streams(model: Model, lens: Lens, sources: int, stream: bool | None, machine
         raise HeadatlasError(why_not)
     if why_not is not None or stream is not None:
         return bool(stream)
-    fits = memory_least(model, lens, sources) <= machine.memory
+    fits = Memory(model, lens, sources).least <= machine.memory
     first = machine.devices[0]
     if first.type != "cpu":
         fits = fits and BYTES * model.n_parameters <= free_memory(first) // 2
@@ -242,36 +239,10 @@ def _why_whole(model: Model, lens: Lens) -> str | None:
     return None
 
 
-def memory_needed(
-    model: Model, lens: Lens, sources: int, machine: Machine, *, streamed: bool = False, ranks: int = 0
-) -> int:
-    """Estimated peak bytes of a map on this machine: of the stage that takes most.
-
-    These are the forward pass, the ranking with the heads that it has in work, and the scores, for which
-    every rank is read back: ``ranks`` bytes of a head.
-    """
-    share = share_of(model, lens, sources, machine, streamed=streamed)
-    passed = not (lens.weights_only or streamed)
-    # Small layers leave freed memory behind, and so does a forward pass before them: about the model.
-    kept = KEPT_BYTES + passed * BYTES * model.n_parameters
-    kept *= not worth_trimming(model.dims, sources, share.heads)
-    ranking = _held(model, lens, sources, streamed=streamed) + share.bytes + kept
-    scores = _libraries(model) + len(model.layers_with_heads) * model.dims.n_heads * ranks
-    forward = passed * _forward(model, sources)
-    return max(forward, ranking, scores)
-
-
-def memory_least(model: Model, lens: Lens, sources: int, *, streamed: bool = False) -> int:
-    """Estimated peak bytes with one head in work at a time: less does not do."""
-    in_work = WORKING_BYTES + head_bytes(model.dims, sources)
-    ranking = _held(model, lens, sources, streamed=streamed) + in_work
-    return ranking if lens.weights_only or streamed else max(ranking, _forward(model, sources))
-
-
 def streams_within(model: Model, lens: Lens, sources: int, stream: bool | None, machine: Machine) -> bool:
     """:func:`streams`, but a map that needs more memory than it may take is refused."""
     streamed = streams(model, lens, sources, stream, machine)
-    need, have = memory_least(model, lens, sources, streamed=streamed), machine.memory
+    need, have = Memory(model, lens, sources, streamed).least, machine.memory
     if need <= have:
         return streamed
     whose = "`max_memory` allows" if machine.limited else "this machine has"
@@ -317,45 +288,79 @@ def shares(dims: Dims, sources: int, machine: Machine, held: int) -> Shares:
     return Shares(workers, heads, workers * (WORKING_BYTES + heads * each))
 
 
-def share_of(model: Model, lens: Lens, sources: int, machine: Machine, *, streamed: bool) -> Shares:
-    """Layers and heads that the map of a model has in work at a time."""
-    return shares(model.dims, sources, machine, _held(model, lens, sources, streamed=streamed))
+@dataclass(frozen=True)
+class Memory:
+    """Estimated bytes of a map of a model with a lens, for so many sources."""
 
+    model: Model
+    lens: Lens
+    sources: int
+    streamed: bool = False  # whether sources go through layer by layer
 
-def _held(model: Model, lens: Lens, sources: int, *, streamed: bool) -> int:
-    """Bytes held while heads are ranked, beside those in work.
+    @property
+    def held(self) -> int:
+        """Bytes held while heads are ranked, beside those in work.
 
-    That is the unembedding as stored and in bfloat16, the heads of two layers in float32 and their states.
-    Streamed, one block as it is stored, the largest of its projections in float32, a batch of activations and
-    the residual stream of every token of every row come to that.
-    """
-    dims = model.dims
-    heads = 2 * BYTES * 2 * dims.n_heads * dims.d_model * dims.d_head
-    unembed = (BYTES + BYTES // 2) * dims.vocab_size * dims.d_model
-    states = 2 * BYTES * sources * dims.d_model * 2
-    held = _libraries(model) + unembed + heads + states
-    if not streamed:
-        return held
-    tokens = len(lens.prefixes) * sources * TOKENS_A_SOURCE
-    return held + _block_bytes(model) + ACTIVATIONS + BYTES * tokens * dims.d_model
+        That is the unembedding as stored and in bfloat16, the heads of two layers in float32 and their
+        states. Streamed, one block as it is stored, the largest of its projections in float32, a batch of
+        activations and the residual stream of every token of every row come to that.
+        """
+        dims = self.model.dims
+        heads = 2 * BYTES * 2 * dims.n_heads * dims.d_model * dims.d_head
+        unembed = (BYTES + BYTES // 2) * dims.vocab_size * dims.d_model
+        states = 2 * BYTES * self.sources * dims.d_model * 2
+        held = self.libraries + unembed + heads + states
+        if not self.streamed:
+            return held
+        tokens = len(self.lens.prefixes) * self.sources * TOKENS_A_SOURCE
+        return held + _block_bytes(self.model) + ACTIVATIONS + BYTES * tokens * dims.d_model
 
+    @property
+    def loads_whole(self) -> bool:
+        """Whether the map runs the whole model."""
+        return not (self.lens.weights_only or self.streamed)
 
-def _libraries(model: Model) -> int:
-    """Bytes of what is imported, and of a loaded tokenizer."""
-    return LIBRARY_BYTES + TOKENIZER_BYTES * model.dims.vocab_size
+    @property
+    def libraries(self) -> int:
+        """Bytes of what is imported, and of a loaded tokenizer."""
+        return LIBRARY_BYTES + TOKENIZER_BYTES * self.model.dims.vocab_size
 
+    @property
+    def forward(self) -> int:
+        """Bytes of a forward pass of the whole model; 0 where the map has none.
 
-def _forward(model: Model, sources: int) -> int:
-    """Bytes of a forward pass of the whole model.
+        That is the model in float32, while it is loaded the embedding once more, the states of all layers,
+        and the activations of a batch.
+        """
+        if not self.loads_whole:
+            return 0
+        model, dims = self.model, self.model.dims
+        embed = BYTES * dims.vocab_size * dims.d_model
+        states = BYTES * self.sources * dims.d_model * 2 * dims.n_layers
+        activations = batch_tokens(model, CPU) * BYTES * model.n_block_parameters // dims.d_model
+        return self.libraries + BYTES * model.n_parameters + embed + states + activations
 
-    That is the model in float32, while it is loaded the embedding once more, the states of all layers, and
-    the activations of a batch.
-    """
-    dims = model.dims
-    embed = BYTES * dims.vocab_size * dims.d_model
-    states = BYTES * sources * dims.d_model * 2 * dims.n_layers
-    activations = batch_tokens(model, CPU) * BYTES * model.n_block_parameters // dims.d_model
-    return _libraries(model) + BYTES * model.n_parameters + embed + states + activations
+    @property
+    def least(self) -> int:
+        """Peak bytes with one head in work at a time: less does not do."""
+        return max(self.forward, self.held + WORKING_BYTES + head_bytes(self.model.dims, self.sources))
+
+    def shares(self, machine: Machine) -> Shares:
+        """Layers and heads that the map has in work at a time on this machine."""
+        return shares(self.model.dims, self.sources, machine, self.held)
+
+    def needed(self, machine: Machine, ranks: int = 0) -> int:
+        """Peak bytes on this machine: of the stage that takes most.
+
+        These are the forward pass, the ranking with the heads that it has in work, and the scores, for which
+        every rank is read back: ``ranks`` bytes of a head.
+        """
+        model, share, kept = self.model, self.shares(machine), 0
+        if not worth_trimming(model.dims, self.sources, share.heads):
+            # Small layers leave freed memory behind, and so does a forward pass before them: about the model.
+            kept = KEPT_BYTES + self.loads_whole * BYTES * model.n_parameters
+        scores = self.libraries + len(model.layers_with_heads) * model.dims.n_heads * ranks
+        return max(self.forward, self.held + share.bytes + kept, scores)
 
 
 def _block_bytes(model: Model) -> int:
@@ -373,54 +378,30 @@ def _block_bytes(model: Model) -> int:
     return stored + BYTES * max(experts, *(prod(info.shape) for info in infos))
 
 
-def inference_seconds(
-    model: Model, *, tokens: ArrayLike, rows: int, device: torch.device
+def seconds(
+    model: Model,
+    device: torch.device,
+    *,
+    tokens: ArrayLike,
+    rows: int = 0,
+    passes: ArrayLike = 0,
+    weights_only: bool = False,
 ) -> tuple[float, float]:
-    """The least and the most that ``evidence inference`` takes on a device.
+    """The least and the most seconds in which tokens go through a model and rows of every head are ranked.
 
-    Tokens that go through the model are a number, or the least and the most; ``rows`` are those of each head
-    that are ranked: of every text with context and without.
+    Tokens and passes are a number, or the least and the most; ``rows`` are those of each head, of a lens that
+    reads ``weights_only`` or not. In a pass of few tokens the weights are read for little: of such, as many
+    are counted as ``passes`` says.
     """
-    speed = rates(device)
-    return _rounded(FIXED + _ranking(model, rows, False, speed) + _passing(model, tokens, speed))
-
-
-def passing_seconds(
-    model: Model, tokens: ArrayLike, passes: ArrayLike, device: torch.device
-) -> tuple[float, float]:
-    """The least and the most in which so many tokens go through a model on a device, in so many small passes.
-
-    In a pass of few tokens the weights are read for little.
-    """
-    speed = rates(device)
-    reading = BYTES * model.n_parameters / speed.memory
-    return _rounded(FIXED + _passing(model, tokens, speed) + np.asarray(passes) * reading)
-
-
-def _seconds(model: Model, lens: Lens, sources: int, speed: Rates) -> tuple[float, float]:
-    """The least and the most a map takes at this speed."""
-    tokens = 0 if lens.weights_only else sources * len(lens.prefixes)
-    ranking = _ranking(model, sources, lens.weights_only, speed)
-    return _rounded(FIXED + ranking + _passing(model, tokens * TOKENS, speed))
-
-
-def _rounded(seconds: Range) -> tuple[float, float]:
-    least, most = seconds.round(1).tolist()
-    return least, most
-
-
-def _ranking(model: Model, a_head: int, weights_only: bool, speed: Rates) -> Range:
-    """Seconds to rank so many rows of every head."""
-    dims = model.dims
-    rows = len(model.layers_with_heads) * dims.n_heads * a_head
+    speed, dims = rates(device), model.dims
+    rows *= len(model.layers_with_heads) * dims.n_heads
     logits = 2.0 * rows * dims.vocab_size * dims.d_model
     rate = speed.bfloat16 if speed.bfloat16_pays else speed.float32
-    return logits * PRODUCTS[weights_only] / rate + rows * dims.d_model * STEPS / speed.memory
-
-
-def _passing(model: Model, tokens: ArrayLike, speed: Rates) -> Range:
-    """Seconds in which so many tokens go through the model."""
-    return _operations(model) * np.asarray(tokens) / (FORWARD * speed.float32)
+    ranking = logits * PRODUCTS[weights_only] / rate + rows * dims.d_model * STEPS / speed.memory
+    passing = _operations(model) * np.asarray(tokens) / (FORWARD * speed.float32)
+    reading = BYTES * model.n_parameters / speed.memory
+    least, most = (FIXED + ranking + passing + np.asarray(passes) * reading).round(1).tolist()
+    return least, most
 
 
 def _operations(model: Model) -> float:

@@ -37,7 +37,7 @@ from headatlas.relations import (
     resolve_relations,
     tokenise,
 )
-from headatlas.weights import fingerprint, need_on_disk, open_checkpoint, tokenizer_hash
+from headatlas.weights import need_on_disk, open_checkpoint, tokenizer_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -113,11 +113,11 @@ def prepare_map(
     With ``few``, a relation of any usable pair is in: its ranks say something of these pairs, its scores and
     their calibration nothing.
     """
-    asked = resolve_relations(relations)
+    asked, lens = resolve_relations(relations), options.lens
     most = most_sources(asked, options.sources)
-    opened = open_for(options.lens, model, tokenizer, remote=remote, adapter=adapter)
+    opened = open_for(lens, model, tokenizer, remote=remote, adapter=adapter)
     with ThreadPoolExecutor(1) as pool:  # reading and hashing files leaves the interpreter to others
-        hashed = pool.submit(fingerprint, opened.checkpoint)
+        hashed = pool.submit(opened.checkpoint.source.fingerprint)
         words = opened.tokenizer()
     about = _about_model(opened, hashed.result())
     competing, masked = competing_tokens(words, opened.dims.vocab_size)
@@ -127,7 +127,7 @@ def prepare_map(
         tokenise,
         tokenizer=words,
         competing=competing,
-        max_source_tokens=options.lens.max_source_tokens,
+        max_source_tokens=lens.max_source_tokens,
         target_policy=options.target_policy,
         sources=most,
     )
@@ -140,10 +140,19 @@ def prepare_map(
     provenance = {
         "model": about,
         "tokenizer_hash": tokenizer_hash(words),
-        **_about_options(options),
+        "lens": {
+            "name": lens.name,
+            "prefixes": list(lens.prefixes),
+            "summary": lens.summary,
+            "weights_only": lens.weights_only,
+        },
+        "mask": options.mask,
+        "thresholds": asdict(options.thresholds),
+        "ceiling": options.ceiling,
+        "target_policy": options.target_policy,
         "sources": most,
         "alternatives": replaced,
-        "masked_ids": [int(i) for i in masked],
+        "masked_ids": list(masked),
         "relations": {entry.name: entry.sha256 for entry in layout.relations},
         "versions": {
             "headatlas": __version__,
@@ -230,22 +239,6 @@ def _about_model(model: Model, weights_hash: str) -> dict[str, Any]:
         merged = {name: getattr(adapter, name) for name in ("name", "folder", "base", "hash")}
         about["adapter"] = {**merged, "n_tensors": len(adapter.tensors)}
     return about | {"notes": list(checkpoint.notes), "self_check": checked_once(model, weights_hash)}
-
-
-def _about_options(options: MapOptions) -> dict[str, Any]:
-    lens = options.lens
-    return {
-        "lens": {
-            "name": lens.name,
-            "prefixes": list(lens.prefixes),
-            "summary": lens.summary,
-            "weights_only": lens.weights_only,
-        },
-        "mask": options.mask,
-        "thresholds": asdict(options.thresholds),
-        "ceiling": options.ceiling,
-        "target_policy": options.target_policy,
-    }
 
 
 def with_traffic(provenance: dict[str, Any], model: Model) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from headatlas.lenses import MapsStates, NeutralStates, States, StreamedStates, 
 from headatlas.lenses.saved_states import check_states_folder, discard_states
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.machine import Machine, this_machine
-from headatlas.mapping.plan import share_of, streams_within
+from headatlas.mapping.plan import Memory, streams_within
 from headatlas.mapping.prepared import MapOptions, PreparedMap, differences, prepare_map, with_traffic
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.mapping.workers import connected, rank_here, rank_on_cluster, workers_for
@@ -264,7 +264,7 @@ class _Run:
         self, vocabulary: Vocabulary, layers: Iterator[tuple[int, LayerInputs]], n_layers: int, streamed: bool
     ) -> Generator[tuple[int, LayerRanks], None, None]:
         """The layers' ranks as they get done, here or on a cluster."""
-        layout, stats, options = self.prepared.layout, self.stats, self.prepared.options
+        layout, options = self.prepared.layout, self.prepared.options
         if self.compute.cluster is not None:
             device = "cuda" if self.compute.device.startswith("cuda") else "cpu"
             yield from rank_on_cluster(
@@ -273,14 +273,13 @@ class _Run:
                 layers,
                 n_layers=n_layers,
                 ceiling=options.ceiling,
-                stats=stats,
+                stats=self.stats,
                 device=device,
             )
             return
-        n_sources = len(layout.sources)
-        share = share_of(self.prepared.model, options.lens, n_sources, self.machine, streamed=streamed)
-        workers = workers_for(vocabulary, self.machine, share)
-        yield from rank_here(layout, workers, layers, ceiling=options.ceiling, stats=stats)
+        memory = Memory(self.prepared.model, options.lens, len(layout.sources), streamed)
+        workers = workers_for(vocabulary, self.machine, memory.shares(self.machine))
+        yield from rank_here(layout, workers, layers, ceiling=options.ceiling, stats=self.stats)
 
 
 def layer_inputs(prepared: PreparedMap, states: States, layer: int) -> LayerInputs:
@@ -371,19 +370,11 @@ def atlases_given(
 ) -> list[Atlas]:
     """Open every atlas and map every model, all models alike.
 
-    Args:
-        places: Folders or addresses of atlases, or models as :func:`map_heads` takes them.
-        maps: Folder in which each model gets a folder with its atlas; what is mapped there already is not
-            mapped again. None keeps the atlases in memory.
-        lens, relations, sources: As for :func:`map_heads`; None: as in the first atlas among the places, or
-            the defaults where all are models.
-        preset: Lens and mask where no atlas says them.
-        compute: As for :func:`map_heads`.
-        progress: Gives the function to tell of each map's steps.
-
-    Raises:
-        HeadatlasError: A place is neither, a model cannot be mapped, or choices of maps are given where all
-            places are atlases.
+    Places are folders or addresses of atlases, or models as :func:`map_heads` takes them. Each model gets a
+    folder with its atlas in ``maps``, and what is there already is not mapped again; None keeps the atlases
+    in memory. Lens, relations and sources are as for :func:`map_heads`; None: as in the first atlas among the
+    places, or where all are models, by the preset and default. ``progress`` gives the function to tell of
+    each map's steps.
     """
     models = [place for place in places if not holds_atlas(place)]
     for place in models:

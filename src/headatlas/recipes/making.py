@@ -29,7 +29,6 @@ from headatlas.options import Action, RecipeForm
 from headatlas.weights.checkpoints import open_checkpoint
 from headatlas.weights.loading import need_on_disk
 from headatlas.weights.safetensors_source import SafetensorsSource
-from headatlas.weights.source import fingerprint
 
 if TYPE_CHECKING:
     import torch
@@ -238,7 +237,7 @@ def _opened(atlas: Atlas, model: str | Path | None) -> Model:
         raise HeadatlasError(f"this atlas is of a model with an adapter merged in memory; {REST}.")
     checkpoint = open_checkpoint(str(about["spec"]) if model is None else model)
     need_on_disk(checkpoint, "a recipe of this form")
-    if fingerprint(checkpoint) != about["weights_hash"]:
+    if checkpoint.source.fingerprint() != about["weights_hash"]:
         raise HeadatlasError(
             f"{shown(str(checkpoint.spec))}: the weights of this model are not the atlas's; give the "
             "model that was mapped with `model`."

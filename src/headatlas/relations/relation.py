@@ -122,38 +122,24 @@ class Relation:
 
 @dataclass(frozen=True)
 class TokenisedPair:
-    """A usable pair: the source's token ids and the single-token ids of its usable targets.
+    """A usable pair: the source's token ids and the single-token ids of its usable targets."""
 
-    Attributes:
-        index: Position in ``Relation.pairs``.
-        source_ids: Token ids of the source in its natural form (with a leading space where text has one).
-        target_ids: Distinct token ids, in the order of ``Relation.pairs[index].targets``.
-        target_words: The words they stand for.
-    """
-
-    index: int
-    source_ids: tuple[int, ...]
-    target_ids: tuple[int, ...]
-    target_words: tuple[str, ...]
+    index: int  # position in ``Relation.pairs``
+    source_ids: tuple[int, ...]  # of the source in its natural form (with a leading space where text has one)
+    target_ids: tuple[int, ...]  # distinct, in the order of ``Relation.pairs[index].targets``
+    target_words: tuple[str, ...]  # the words they stand for
 
 
 @dataclass(frozen=True)
 class TokenisedRelation:
-    """A relation as one tokenizer sees it.
+    """A relation as one tokenizer sees it."""
 
-    Attributes:
-        relation: The relation that was tokenised.
-        pairs: The usable pairs.
-        dropped: Reason → sources that could not be used, e.g. ``"target is several tokens"``.
-        left_out: Why the whole relation is left out (too few sources or targets), or None.
-        sampled: The number of usable sources that were drawn out of more, or None if all are there.
-    """
-
-    relation: Relation
-    pairs: tuple[TokenisedPair, ...]
+    relation: Relation  # the relation that was tokenised
+    pairs: tuple[TokenisedPair, ...]  # the usable ones
     dropped: dict[str, tuple[str, ...]]
-    left_out: str | None
-    sampled: int | None = None
+    """Reason → sources that could not be used, e.g. ``"target is several tokens"``."""
+    left_out: str | None  # why the whole relation is left out (too few sources or targets), or None
+    sampled: int | None = None  # how many usable sources were drawn out of more, or None if all are there
 
     @property
     def sha256(self) -> str:

@@ -10,10 +10,10 @@ import difflib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from headatlas.errors import HeadatlasError
 from headatlas.options import MANY_RELATIONS, SAMPLE, Sources
@@ -127,7 +127,6 @@ _ACCEPTED = (
     "(name, [(source, target), …]), or a list of these"
 )
 _Read = tuple[str, Callable[[], Sequence[Relation]]]
-_T = TypeVar("_T")
 
 
 def resolve_relations(spec: RelationSpec) -> tuple[Relation, ...]:
@@ -221,32 +220,32 @@ def _gather(spec: RelationSpec, problems: list[HeadatlasError] | None) -> tuple[
     """The relations; errors go to `problems`, or stop everything where that is None."""
     found: dict[str, tuple[str, Relation]] = {}
     for place, item in list(_items(spec)):
-        for origin, read in _attempt(partial(_reads, item, place), problems):
-            for relation in _attempt(read, problems):
-                _attempt(partial(_add, found, origin, relation), problems)
+        with _noted(problems):
+            for origin, read in _reads(item, place):
+                with _noted(problems):
+                    for relation in read():
+                        with _noted(problems):
+                            _add(found, origin, relation)
     return tuple(relation for _, relation in found.values())
 
 
-def _attempt(action: Callable[[], Sequence[_T]], problems: list[HeadatlasError] | None) -> Sequence[_T]:
+@contextmanager
+def _noted(problems: list[HeadatlasError] | None) -> Iterator[None]:
     try:
-        return action()
+        yield
     except HeadatlasError as error:
         if problems is None:
             raise
         problems.append(error)
-        return ()
 
 
-def _add(found: dict[str, tuple[str, Relation]], origin: str, relation: Relation) -> Sequence[None]:
-    if relation.name in found:
-        if found[relation.name][1] is relation:  # a shipped one, meant by its name and by a group
-            return ()
+def _add(found: dict[str, tuple[str, Relation]], origin: str, relation: Relation) -> None:
+    there, known = found.setdefault(relation.name, (origin, relation))
+    if known is not relation:  # the same is a shipped one, meant by its name and by a group
         raise HeadatlasError(
-            f"{origin}: a relation with the name {relation.name!r} comes from {found[relation.name][0]} too; "
+            f"{origin}: a relation with the name {relation.name!r} comes from {there} too; "
             "rename one or leave it out."
         )
-    found[relation.name] = origin, relation
-    return ()
 
 
 def _items(spec: Any) -> Iterator[tuple[str, Any]]:

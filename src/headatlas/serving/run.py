@@ -18,7 +18,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import asked_again
 from headatlas.lenses import lens_named
 from headatlas.mapping.machine import this_machine
-from headatlas.mapping.plan import memory_least
+from headatlas.mapping.plan import Memory
 from headatlas.mapping.prepared import PreparedMap
 from headatlas.options import Compute
 from headatlas.progress import Progress, Report
@@ -102,7 +102,7 @@ def check_fits(prepared: PreparedMap, compute: Compute) -> None:
     dims = prepared.model.dims
     heads = 4 * dims.d_model * dims.d_head * (dims.n_heads + dims.n_kv_heads)
     held = heads * len(prepared.model.layers_with_heads)
-    need = memory_least(prepared.model, lens_named("neutral"), MOST_PAIRS) + held
+    need = Memory(prepared.model, lens_named("neutral"), MOST_PAIRS).least + held
     if need > machine.memory:
         whose = "`max_memory` allows" if machine.limited else "this machine has"
         raise HeadatlasError(

@@ -13,23 +13,12 @@ from headatlas.weights.loading import (
     need_on_disk,
     tokenizer_hash,
 )
-from headatlas.weights.source import (
-    Checkpoint,
-    MergedAdapter,
-    NoModulesError,
-    TensorInfo,
-    TensorSource,
-    fingerprint,
-)
+from headatlas.weights.source import Checkpoint, NoModulesError
 
 __all__ = [
     "Checkpoint",
-    "MergedAdapter",
     "NoModulesError",
-    "TensorInfo",
-    "TensorSource",
     "can_stream",
-    "fingerprint",
     "load_modules",
     "load_skeleton",
     "load_tokenizer",

@@ -152,11 +152,9 @@ class AdaptedSource(TensorSource):
         self._factors, self._hash = factors, adapter_hash
 
     def infos(self) -> Mapping[str, TensorInfo]:
-        """Every tensor of the base by name, as it is stored there."""
         return self.base.infos()
 
     def read(self, name: str, rows: Rows = None) -> torch.Tensor:
-        """See :meth:`headatlas.weights.source.TensorSource.read`."""
         weight = self.base.read(name, rows)
         update = self.updates.get(name)
         if update is None:
@@ -168,18 +166,13 @@ class AdaptedSource(TensorSource):
         return weight.add_(delta.mul_(update.scale))
 
     def stored(self, name: str) -> torch.Tensor:
-        """A tensor as it is stored, not to be written to; where the adapter has one, merged and float32."""
-        if name not in self.updates and isinstance(self.base, SafetensorsSource):
-            return self.base.stored(name)
-        return self.read(name)
+        return self.read(name) if name in self.updates else self.base.stored(name)
 
     def fingerprint(self) -> str:
-        """See :func:`headatlas.weights.source.fingerprint`."""
         body = f"{self.base.fingerprint()}\n{self._hash}\n"
         return f"adapted-sha256:{hashlib.sha256(body.encode()).hexdigest()}"
 
     def release(self) -> None:
-        """Unmap the files until the next read."""
         self._factors.release()
         self.base.release()
 

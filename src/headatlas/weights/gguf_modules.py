@@ -35,7 +35,7 @@ from pydantic import BaseModel
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_folder, cache_dir
 from headatlas.weights.gguf_source import GgufSource
-from headatlas.weights.source import NoModulesError
+from headatlas.weights.source import OFFLINE, NoModulesError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,10 +49,10 @@ BESIDE_TEXT = ("v.*", "mm.*", "a.*")
 """Tensors of towers for images and sound, and of what projects them, in llama.cpp's and Ollama's names."""
 FREQUENCY_FACTORS = "rope_freqs.weight"
 """[d_rotary / 2]: what each frequency of the rotary embedding is divided by (Llama 3.1 and later)."""
-_SHORT, _LONG = "rope_factors_short.weight", "rope_factors_long.weight"
+_SHORT = "rope_factors_short.weight"
+_BY_LENGTH = {"short_factor": _SHORT, "long_factor": "rope_factors_long.weight"}
 _ORIGINAL = "original_max_position_embeddings"
-_BY_LENGTH, _FACTORS = (_SHORT, _LONG), ("short_factor", "long_factor")
-_NO_PARAMETERS = (FREQUENCY_FACTORS, *_BY_LENGTH)
+_NO_PARAMETERS = (FREQUENCY_FACTORS, *_BY_LENGTH.values())
 
 _NEEDED = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count")
 
@@ -175,8 +175,7 @@ def completed(config: PretrainedConfig, source: GgufSource) -> PretrainedConfig:
         _complete_positions(untyped, rope, keys)
     elif keys.values.get("rope.scaling.type") not in (None, "none"):
         raise keys.refusal("its header scales rotary positions")
-    for key in keys.values:
-        _check_key(keys, key)
+    _check_keys(keys)
     _check_heads(keys)
     return config
 
@@ -225,19 +224,17 @@ def _windows(keys: _Keys, every: int) -> dict[str, Any]:
     return {"sliding_window": window or values.get("context_length", 1), "layer_types": types}
 
 
-def _check_key(keys: _Keys, key: str) -> None:
-    """Refuse a key that nothing accounts for, or that has another value than the modules compute with."""
+def _check_keys(keys: _Keys) -> None:
+    """Refuse keys that nothing accounts for, or of another value than the modules compute with."""
     known, rules = _known(), keys.rules
-    fixed = {each: value for each, value in known.fixed.items() if each not in rules.sets}
-    fixed.update(rules.fixed)
-    if key in fixed:
-        if fixed[key] not in ("any", keys.values[key]):
-            raise keys.unknown(key)
-        return
+    fixed = {key: value for key, value in known.fixed.items() if key not in rules.sets} | dict(rules.fixed)
     windows = known.windows if rules.window else ()
     positions = known.positions if rules.rope != "none" else ()
-    if key not in (*known.sizes, *known.without_effect, *rules.sets, rules.eps[0], *windows, *positions):
-        raise keys.unknown(key)
+    others = {*known.sizes, *known.without_effect, *rules.sets, rules.eps[0], *windows, *positions}
+    for key, value in keys.values.items():
+        accounted = fixed[key] in ("any", value) if key in fixed else key in others
+        if not accounted:
+            raise keys.unknown(key)
 
 
 def _check_heads(keys: _Keys) -> None:
@@ -282,7 +279,9 @@ def _complete_positions(config: Any, rope: dict[str, Any], keys: _Keys) -> None:
     local = keys.number("rope.freq_base_swa", "rope.local.freq_base")
     if local is not None and isinstance(rope.get("sliding_attention"), dict):
         rope["sliding_attention"]["rope_theta"] = local
-    width = _rotary_width(keys)
+    width = keys.number("rope.dimension_count")
+    if width is not None and not (0 < width <= keys.d_head and width % 2 == 0):
+        raise keys.refusal(f"its header has rotary positions on {width:g} dimensions of a head")
     share = 1.0 if width is None else width / keys.d_head
     if width is not None and (share != 1 or "partial_rotary_factor" in table):
         table["partial_rotary_factor"] = share
@@ -304,9 +303,7 @@ def _scaling(keys: _Keys) -> dict[str, Any]:
     if _SHORT in keys.source.infos():
         if original is None:
             raise keys.refusal(f"it holds {_SHORT}, and its header no rope.scaling.original_context_length")
-        factors = {
-            key: keys.source.read(name).tolist() for key, name in zip(_FACTORS, _BY_LENGTH, strict=True)
-        }
+        factors = {key: keys.source.read(name).tolist() for key, name in _BY_LENGTH.items()}
         of_scores = {} if share is None else {"attention_factor": share}
         return {"rope_type": "longrope", **factors, **before, **of_scores}
     if kind == "none" or (kind in (None, "linear") and factor in (None, 0, 1)):
@@ -318,14 +315,6 @@ def _scaling(keys: _Keys) -> dict[str, Any]:
     betas = {name: keys.number(f"rope.scaling.yarn_{name}") for name in ("beta_fast", "beta_slow")}
     given = {name: beta for name, beta in betas.items() if beta is not None}
     return {"rope_type": "yarn", "factor": factor, **before, **given}
-
-
-def _rotary_width(keys: _Keys) -> float | None:
-    """On how many dimensions of a head positions act; None where the header does not say."""
-    width = keys.number("rope.dimension_count")
-    if width is not None and not (0 < width <= keys.d_head and width % 2 == 0):
-        raise keys.refusal(f"its header has rotary positions on {width:g} dimensions of a head")
-    return width
 
 
 def finish(model: PreTrainedModel, source: GgufSource) -> None:
@@ -377,9 +366,7 @@ def gguf_tokenizer(source: GgufSource) -> PreTrainedTokenizerBase:
         # The plain class, because a model's own class would build its tokenizer anew.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(kept), local_files_only=True)
         return tokenizer
-    tokenizer = AutoTokenizer.from_pretrained(
-        str(path.parent), gguf_file=path.name, local_files_only=True, trust_remote_code=False
-    )
+    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, **OFFLINE)
     try:
         with atomic_folder(kept) as work:
             tokenizer.save_pretrained(work)
@@ -416,11 +403,10 @@ def gguf_modules(
     folder, name = str(source.files[0].parent), source.files[0].name
     # The progress bar of this route knows no switch; it writes to sys.stderr.
     with _shown_to_transformers(source, wanted), redirect_stderr(io.StringIO()):
-        config = AutoConfig.from_pretrained(
-            folder, gguf_file=name, local_files_only=True, trust_remote_code=False
-        )
+        config = AutoConfig.from_pretrained(folder, gguf_file=name, **OFFLINE)
         config = change(completed(config, source))
-        return AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, config=config, **options)
+        options = {**OFFLINE, "gguf_file": name, "config": config, **options}
+        return AutoModelForCausalLM.from_pretrained(folder, **options)
 
 
 @contextmanager
@@ -446,7 +432,7 @@ def _as_reader(source: GgufSource, wanted: Callable[[str], bool]) -> SimpleNames
         SimpleNamespace(
             name=name,
             shape=list(reversed(tensor.shape)),
-            data=source.stored(tensor),
+            data=source.bytes_of(tensor),
             tensor_type=GGMLQuantizationType[tensor.dtype],
         )
         for name, tensor in source.tensors.items()

@@ -237,26 +237,23 @@ class GgufSource(TensorSource):
         self._maps: dict[str, np.memmap[Any, np.dtype[np.uint8]]] = {}
 
     def infos(self) -> Mapping[str, TensorInfo]:
-        """Every stored tensor by name, shapes as [out, in]."""
         return self.tensors
 
     def read(self, name: str, rows: Rows = None) -> torch.Tensor:
-        """See :meth:`headatlas.weights.source.TensorSource.read`; only the rows asked for are dequantised."""
         import torch
 
         if name not in self.tensors:
             raise HeadatlasError(f"{self.files[0]} holds no tensor {name!r}.")
         tensor = self.tensors[name]
-        stored = self.stored(tensor)
+        stored = self.bytes_of(tensor)
         if len(tensor.shape) == 1:  # a row of bytes is the whole tensor
             return torch.from_numpy(_dequantised(stored, tensor))[place_of(rows)]
         return torch.from_numpy(_dequantised(stored[place_of(rows)], tensor))
 
     def fingerprint(self) -> str:
-        """See :func:`headatlas.weights.source.fingerprint`."""
         return fingerprint_of_files(self.files)
 
-    def stored(self, tensor: GgufTensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def bytes_of(self, tensor: GgufTensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """The stored bytes as a view of the mapped file: [*shape[:-1], row_bytes]."""
         import numpy as np
 

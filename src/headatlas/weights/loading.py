@@ -10,7 +10,7 @@ import hashlib
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from headatlas.weights.checkpoints import SINGLE_NAME
 from headatlas.weights.gguf_modules import finish, gguf_modules, gguf_tokenizer
 from headatlas.weights.gguf_source import GgufSource
 from headatlas.weights.safetensors_source import PLAIN, QUANTIZED, SafetensorsSource
-from headatlas.weights.source import Checkpoint, ModuleSource, NoModulesError, stock_class
+from headatlas.weights.source import OFFLINE, Checkpoint, ModuleSource, NoModulesError, stock_class
 
 if TYPE_CHECKING:
     import torch
@@ -57,9 +57,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         if whole.is_file():
             with whole.open("rb") as stream:
                 refuse_pointer(whole, stream.read(8))
-        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
+        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(str(folder), **OFFLINE)
     return tokenizer
 
 
@@ -96,7 +94,7 @@ def load_modules(
             f"{type(model).__name__} needs; fetch the model again."
         )
     _check_places(str(checkpoint.path), model, set(report["unexpected_keys"]) & set(needed))
-    return _at_rest(model)
+    return at_rest(model)
 
 
 def _check_places(where: str, model: PreTrainedModel, over: Collection[str]) -> None:
@@ -109,7 +107,7 @@ def _check_places(where: str, model: PreTrainedModel, over: Collection[str]) -> 
         )
 
 
-def _at_rest(model: PreTrainedModel) -> PreTrainedModel:
+def at_rest(model: PreTrainedModel) -> PreTrainedModel:
     """The model in evaluation mode (no dropout), without gradients."""
     model.requires_grad_(False)
     model.train(mode=False)
@@ -149,7 +147,7 @@ def _modules_beside(source: ModuleSource, dtype: torch.dtype, needed: Collection
     _check_places(name, model, (tensors.keys() - places.keys()) & set(needed))
     model.load_state_dict(filled, assign=True)
     nn.Module.to(model, devices.pop())
-    return _at_rest(model)
+    return at_rest(model)
 
 
 def devices_of(model: PreTrainedModel) -> set[torch.device]:
@@ -157,22 +155,12 @@ def devices_of(model: PreTrainedModel) -> set[torch.device]:
     return {tensor.device for tensor in model.state_dict(keep_vars=True).values()}
 
 
-def load_skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The modules of a checkpoint that can stream, without their weights, in evaluation mode.
-
-    Parameters are float32 on the meta device; buffers, which follow from the config, are real.
-    """
-    return skeleton_of(checkpoint, local_config(checkpoint))
-
-
 def local_config(checkpoint: Checkpoint) -> PretrainedConfig:
     """The transformers config beside safetensors, as of a model that is not quantised."""
     from transformers import AutoConfig
 
     with transformers_at_work(f"The model {checkpoint.path}"):
-        config: PretrainedConfig = AutoConfig.from_pretrained(
-            str(checkpoint.folder), local_files_only=True, trust_remote_code=False
-        )
+        config: PretrainedConfig = AutoConfig.from_pretrained(str(checkpoint.folder), **OFFLINE)
     return _plain(config)
 
 
@@ -185,12 +173,17 @@ def _plain(config: PretrainedConfig) -> PretrainedConfig:
     return config
 
 
-def skeleton_of(checkpoint: Checkpoint, config: PretrainedConfig) -> PreTrainedModel:
-    """The modules that a config asks for, as :func:`load_skeleton` returns them."""
+def load_skeleton(checkpoint: Checkpoint, config: PretrainedConfig | None = None) -> PreTrainedModel:
+    """The modules of a checkpoint that can stream, without their weights, in evaluation mode.
+
+    Parameters are float32 on the meta device; buffers, which follow from the config, are real. Another
+    ``config`` than the checkpoint's own asks for other modules.
+    """
     import torch
 
+    wanted = local_config(checkpoint) if config is None else config
     auto, options = auto_class(checkpoint), {"dtype": torch.float32, "trust_remote_code": False}
-    return _without_weights(f"The model {checkpoint.path}", lambda: auto.from_config(config, **options))
+    return _without_weights(f"The model {checkpoint.path}", lambda: auto.from_config(wanted, **options))
 
 
 def _without_weights(what: str, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
@@ -198,7 +191,7 @@ def _without_weights(what: str, make: Callable[[], PreTrainedModel]) -> PreTrain
     from accelerate import init_empty_weights
 
     with transformers_at_work(what), init_empty_weights(include_buffers=False):
-        return _at_rest(make())
+        return at_rest(make())
 
 
 def auto_class(checkpoint: Checkpoint) -> Any:
@@ -209,11 +202,10 @@ def auto_class(checkpoint: Checkpoint) -> Any:
     def is_in(mapping: Any) -> bool:
         return any(checkpoint.architecture in (n if isinstance(n, tuple) else (n,)) for n in mapping.values())
 
-    untyped: Any = transformers
-    if is_in(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-        return untyped.AutoModelForCausalLM
     images = is_in(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
-    return untyped.AutoModelForImageTextToText if images else untyped.AutoModelForCausalLM
+    text = is_in(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    name = "AutoModelForImageTextToText" if images and not text else "AutoModelForCausalLM"
+    return getattr(transformers, name)
 
 
 def can_stream(checkpoint: Checkpoint) -> bool:
@@ -237,24 +229,19 @@ def need_on_disk(checkpoint: Checkpoint, what: str) -> None:
     )
 
 
-def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _from_pretrained(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     """Model and loading report."""
-    options: dict[str, Any] = {
-        "dtype": dtype, "local_files_only": True, "trust_remote_code": False, "output_loading_info": True,
-    }  # fmt: skip
-    source = checkpoint.source
-    loaded: Any
+    source, options = checkpoint.source, {"dtype": dtype, "output_loading_info": True}
     if isinstance(source, GgufSource):
-        loaded = gguf_modules(source, options)
-        if not loaded[1]["missing_keys"] and not loaded[1]["mismatched_keys"]:
-            finish(loaded[0], source)
-    elif isinstance(source, SafetensorsSource) and not source.quantised:
+        model, report = gguf_modules(source, options)
+        if not report["missing_keys"] and not report["mismatched_keys"]:
+            finish(model, source)
+        return model, report
+    if isinstance(source, SafetensorsSource) and not source.quantised:
         with _as_folder(source, checkpoint.folder) as folder:
-            loaded = auto_class(checkpoint).from_pretrained(str(folder), use_safetensors=True, **options)
-    else:
-        loaded = _from_tensors(checkpoint, options)
-    model, report = loaded
-    return model, report
+            auto = auto_class(checkpoint)
+            return auto.from_pretrained(str(folder), use_safetensors=True, **OFFLINE, **options)
+    return _from_tensors(checkpoint, options)
 
 
 def _from_tensors(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
@@ -272,7 +259,9 @@ def _from_tensors(checkpoint: Checkpoint, options: dict[str, Any]) -> Any:
     known = auto_class(checkpoint)._model_mapping[type(config)]
     classes = known if isinstance(known, tuple) else (known,)
     named = [each for each in classes if each.__name__ == checkpoint.architecture]
-    return (named or classes)[0].from_pretrained(None, config=config, state_dict=tensors, **options)
+    return (named or classes)[0].from_pretrained(
+        None, config=config, state_dict=tensors, **OFFLINE, **options
+    )
 
 
 @contextmanager
@@ -329,11 +318,9 @@ def _quiet() -> Iterator[None]:
                 hub.disable_progress_bars()
 
 
-_FEW = 8
 # What makes an MLP or a vocabulary large; the attention does not depend on it.
-_WIDTHS = (
-    *("vocab_size", "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
-    "moe_intermediate_size",
+_SMALL = dict.fromkeys(
+    ("vocab_size", "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "moe_intermediate_size"), 8
 )
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")  # the places in the list are their new ids
 
@@ -368,7 +355,7 @@ def first_block(
     config = local_config(checkpoint)
     with transformers_at_work(f"The first block of {checkpoint.spec}"):
         with_layers(config)
-    model = skeleton_of(checkpoint, config)
+    model = load_skeleton(checkpoint, config)
     decoder: Any = model.get_submodule(body)
     embedding, infos = decoder.get_input_embeddings(), checkpoint.source.infos()
     wanted = {}
@@ -399,17 +386,12 @@ def _first_attention(source: GgufSource, most_bytes: int) -> PreTrainedModel:
         return name not in ("token_embd.weight", "output.weight")
 
     def smaller(config: Any) -> Any:
-        text = with_layers(config).get_text_config()
-        for key in _WIDTHS:
-            if isinstance(getattr(text, key, None), int):
-                setattr(text, key, _FEW)
-        small_ids(text)
+        with_sizes(with_layers(config).get_text_config(), _SMALL)
         return config
 
     _check_size(sum(info.nbytes for name, info in source.infos().items() if wanted(name)), most_bytes)
-    options = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": False}
     with transformers_at_work(f"The model {source.files[0]}"):
-        return _at_rest(gguf_modules(source, options, change=smaller, wanted=wanted))
+        return at_rest(gguf_modules(source, {"dtype": torch.float32}, change=smaller, wanted=wanted))
 
 
 def with_layers(config: Any, layers: int = 1) -> Any:
@@ -423,8 +405,11 @@ def with_layers(config: Any, layers: int = 1) -> Any:
     return config
 
 
-def small_ids(config: Any) -> None:
-    """Give special tokens ids that lie in any vocabulary."""
+def with_sizes(config: Any, sizes: Mapping[str, int]) -> None:
+    """Give a config these sizes, where it has such, and special tokens ids that lie in any vocabulary."""
+    for key, size in sizes.items():
+        if isinstance(getattr(config, key, None), int):
+            setattr(config, key, size)
     for place, key in enumerate(_TOKENS):
         if getattr(config, key, None) is not None:
             setattr(config, key, place)

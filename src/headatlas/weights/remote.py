@@ -189,7 +189,7 @@ class RemoteStore:
                     return {}
                 raise
 
-        info = self._patiently(label, ask)
+        info = self._with_retries(label, ask)
         if not info or info.get("type") == "directory":
             return None
         size = info.get("size")
@@ -203,7 +203,7 @@ class RemoteStore:
         times = " ".join(str(info[key]) for key in _TIMES if info.get(key))
         return RemoteFile(address, label, size, mark, mark or times)
 
-    def found(self, addresses: Iterable[str], named_by: str = "") -> list[RemoteFile]:
+    def find_all(self, addresses: Iterable[str], named_by: str = "") -> list[RemoteFile]:
         """Look several files up, all of which must be there."""
 
         def find(address: str) -> RemoteFile:
@@ -225,7 +225,7 @@ class RemoteStore:
                 raise UnusableAnswerError(f"asked for {end - start} bytes, got {len(body)}", transient=True)
             return body
 
-        return self._patiently(file.label, ask)
+        return self._with_retries(file.label, ask)
 
     def check_unchanged(self, file: RemoteFile) -> None:
         """Refuse a file that is no longer the one that was opened; over HTTP every answer was checked."""
@@ -263,7 +263,7 @@ class RemoteStore:
         options = {} if isinstance(self._system, AsyncFileSystem) else {"cache_type": "none"}
         return bytes(self._system.cat_file(file.address, start=start, end=end, **options))
 
-    def _patiently(self, label: str, ask: Callable[[], T]) -> T:
+    def _with_retries(self, label: str, ask: Callable[[], T]) -> T:
         patience = PATIENCE
         for attempt in range(1, patience.attempts + 1):
             try:
@@ -428,10 +428,10 @@ def open_url(spec: str) -> Checkpoint:
         return store.find(address.of(name), forbidden_is_missing=name not in _DECIDING)
 
     tokenizer = [file for file in store.map(find, (*_DECIDING, *_OPTIONAL)) if file is not None]
-    folder = _kept(store, address, [config, *tokenizer, *([index] if index else [])])
+    folder = _cached_folder(store, address, [config, *tokenizer, *([index] if index else [])])
     weight_map = read_weight_map(folder / INDEX_NAME) if index else None
     if weight_map is not None:
-        weights = store.found(map(address.of, shards_of(weight_map)), INDEX_NAME)
+        weights = store.find_all(map(address.of, shards_of(weight_map)), INDEX_NAME)
     source = RemoteSafetensorsSource(store, weights, weight_map)
     checkpoint = with_config(source, folder, shown(spec), f"{shown(spec)} ({CONFIG})")
     return replace(checkpoint, name=address.name, traffic=source.traffic)
@@ -448,7 +448,7 @@ def open_hub_remotely(spec: str, repo: str, revision: str | None) -> Checkpoint:
     with explained(repo, revision):
         store = RemoteStore(HfFileSystem(), fixed=True)
         shards = [weights] if weight_map is None else shards_of(weight_map)
-        files = store.found([f"{repo}@{folder.name}/{shard}" for shard in shards], INDEX_NAME)
+        files = store.find_all([f"{repo}@{folder.name}/{shard}" for shard in shards], INDEX_NAME)
         source = RemoteSafetensorsSource(store, files, weight_map)
     checkpoint = with_config(source, folder, spec, f"{spec} ({CONFIG})")
     name = repo.partition("/")[2]
@@ -464,7 +464,7 @@ def _weights(store: RemoteStore, address: Address) -> tuple[list[RemoteFile], Re
                 f"{shown(address.of(address.file))} is one shard of a model; give its folder "
                 f"{shown(address.folder)}."
             )
-        return store.found([address.of(address.file)]), None
+        return store.find_all([address.of(address.file)]), None
     whole = store.find(address.of(SINGLE_NAME), forbidden_is_missing=index is not None)
     if whole is not None:
         return [whole], None
@@ -476,7 +476,7 @@ def _weights(store: RemoteStore, address: Address) -> tuple[list[RemoteFile], Re
     return [], index
 
 
-def _kept(store: RemoteStore, address: Address, files: list[RemoteFile]) -> Path:
+def _cached_folder(store: RemoteStore, address: Address, files: list[RemoteFile]) -> Path:
     """A folder of the cache with these files, fetched unless they are there.
 
     Files whose content the store does not mark are fetched every time, and kept under their content.
@@ -559,7 +559,6 @@ class RemoteSafetensorsSource(StoredTensors):
         return stored.view(placed.shape if rows is None else (len(wanted), *shape[1:]))
 
     def fingerprint(self) -> str:
-        """See :func:`headatlas.weights.source.fingerprint`."""
         count = max(2, _WINDOWS // len(self.files))
         windows = [
             (file, (file.size - length) * place // (count - 1), length)

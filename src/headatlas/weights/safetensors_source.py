@@ -94,7 +94,9 @@ class Quantized:
         values = stored(self.values.name, rows)
         if self.values.dtype not in FP8:
             return _mxfp4(values, stored(self.scale.name, None)[wanted])
-        scale = _decoded(stored(self.scale.name, None), self.scale.dtype)
+        scale = stored(self.scale.name, None).to(torch.float32)
+        if self.scale.dtype == "U8":
+            scale = torch.exp2(scale - _EXPONENT_BIAS)
         if not self.grid:
             return values.to(torch.float32) * scale.reshape(())
         scale = scale.reshape(self.grid)
@@ -237,15 +239,6 @@ def _refusal(where: str, method: str) -> HeadatlasError:
     )
 
 
-def _decoded(scale: torch.Tensor, dtype: str) -> torch.Tensor:
-    """Scales as float32 numbers."""
-    import torch
-
-    if dtype == "U8":
-        return torch.exp2(scale.to(torch.float32) - _EXPONENT_BIAS)
-    return scale.to(torch.float32)
-
-
 def _fp8(values: torch.Tensor, scale: torch.Tensor, columns: int, result: torch.Tensor) -> None:
     """Write values [rows, n] times scales [rows, parts], each for so many columns, into ``result``."""
     for start in range(0, len(values), _ROWS):
@@ -331,7 +324,13 @@ def header_length(path: Path | str, first: bytes, size: int) -> int:
 
 def placed_tensors(path: Path | str, header: bytes, size: int) -> dict[str, PlacedTensor]:
     """Every tensor that a JSON header describes, in its order, in a file of ``size`` bytes."""
-    entries = _parse(path, header)
+    try:
+        entries = json.loads(header.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _broken(path, f" is not a safetensors file: its header is not JSON ({error})") from error
+    if not isinstance(entries, dict):
+        kind = type(entries).__name__
+        raise _broken(path, f" is not a safetensors file: its header is a JSON {kind}, not an object")
     entries.pop("__metadata__", None)
     data_start = 8 + len(header)
     placed = [_placed(path, name, entry, data_start) for name, entry in entries.items()]
@@ -348,17 +347,6 @@ def placed_tensors(path: Path | str, header: bytes, size: int) -> dict[str, Plac
         problem = "is truncated" if position > size else "has bytes after its last tensor"
         raise _broken(path, f" {problem}: its header describes {position:,} bytes, found {size:,}")
     return {each.name: each for each in placed}
-
-
-def _parse(path: Path | str, header: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(header.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise _broken(path, f" is not a safetensors file: its header is not JSON ({error})") from error
-    if not isinstance(value, dict):
-        kind = type(value).__name__
-        raise _broken(path, f" is not a safetensors file: its header is a JSON {kind}, not an object")
-    return value
 
 
 def _placed(path: Path | str, name: str, entry: object, data_start: int) -> PlacedTensor:
@@ -412,7 +400,6 @@ class StoredTensors(TensorSource):
         self.quantised = bool(self._quantized or _quantization_config(config))
 
     def infos(self) -> Mapping[str, TensorInfo]:
-        """Every tensor by name."""
         return self._infos
 
     def holds_scales_of(self, name: str) -> bool:
@@ -420,7 +407,6 @@ class StoredTensors(TensorSource):
         return name in self._quantized
 
     def read(self, name: str, rows: Rows = None) -> torch.Tensor:
-        """See :meth:`headatlas.weights.source.TensorSource.read`; integer tensors are refused."""
         quantized = self._quantized.get(name)
         return quantized.read(self._stored, rows) if quantized else widened(self._plain(name, rows))
 
@@ -471,17 +457,18 @@ class SafetensorsSource(StoredTensors):
         return quantized.read(self._stored, None) if quantized else self._plain(name)
 
     def fingerprint(self) -> str:
-        """See :func:`headatlas.weights.source.fingerprint`."""
         return fingerprint_of_files(self.files)
 
     def _stored(self, name: str, rows: Rows) -> torch.Tensor:
         import torch
-        from safetensors import SafetensorError
+        from safetensors import SafetensorError, safe_open
 
         info = self._placed[name]
         try:
             # A view of the memory-mapped file: only the pages of the rows asked for are read.
-            stored: torch.Tensor = self._handle(info.file).get_tensor(name)
+            if info.file not in self._handles:
+                self._handles[info.file] = safe_open(info.file, framework="pt")
+            stored: torch.Tensor = self._handles[info.file].get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise HeadatlasError(f"{info.file}: tensor {name!r} cannot be read ({error}).") from error
         if stored.element_size() == 1:  # torch does not index every type of one byte
@@ -489,15 +476,7 @@ class SafetensorsSource(StoredTensors):
         return stored[place_of(rows)]
 
     def release(self) -> None:
-        """Unmap the files until the next read: what no view holds is no memory of this process then."""
         self._handles.clear()
-
-    def _handle(self, file: str) -> Any:
-        from safetensors import safe_open
-
-        if file not in self._handles:
-            self._handles[file] = safe_open(file, framework="pt")
-        return self._handles[file]
 
 
 def read_weight_map(index: Path) -> dict[str, str]:

@@ -26,6 +26,8 @@ class NoModulesError(HeadatlasError):
     """There are no modules that compute what the model does; its tensors can be read all the same."""
 
 
+OFFLINE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""Given to transformers in every call: nothing is fetched, and no code that comes with a model runs."""
 Format = Literal["safetensors", "gguf", "module"]
 Rows = slice | Sequence[int] | None
 """Rows of a tensor's first axis; all of it if None."""
@@ -81,16 +83,29 @@ class TensorSource(Protocol):
 
     def infos(self) -> Mapping[str, TensorInfo]:
         """Every stored tensor by name; reads headers only."""
-        ...
 
     def read(self, name: str, rows: Rows = None) -> torch.Tensor:
         """The tensor, or rows of its first axis, dequantised, as float32 (float64 stays float64), in its
         logical shape."""
-        ...
+
+    def stored(self, name: str) -> torch.Tensor:
+        """The tensor, not to be written to; in the type it is stored in where that is plain and on disk."""
+        return self.read(name)
 
     def fingerprint(self) -> str:
-        """See :func:`fingerprint`."""
-        ...
+        """A hash that identifies the weights.
+
+        * Files of up to 2 GiB together: ``sha256:`` and the SHA-256 of the file, as ``sha256sum`` prints it.
+          For several files, of the lines ``<sha256>  <name>`` in the order of the shards.
+        * Larger ones: ``sampled-sha256:`` over each file's name, size, first and last mebibyte, and evenly
+          spaced mebibytes between them, 256 in all files together (at least two a file). It tells models
+          apart; it does not prove that every byte is the same.
+        * Files that are not on disk: ``remote-sha256:`` over names, sizes, what the store says identifies
+          their content, headers, and a mebibyte of evenly spaced windows.
+        * With an adapter merged in: ``adapted-sha256:`` over the base's own and the adapter's hash.
+        * A loaded model: ``sampled-sha256:`` over names, types, shapes and some 4,096 evenly spaced values of
+          every tensor.
+        """
 
     def release(self) -> None:
         """Unmap files that no tensor holds; the next read maps them again."""
@@ -158,23 +173,6 @@ class Checkpoint:
         self.source.release()
 
 
-def fingerprint(checkpoint: Checkpoint) -> str:
-    """A hash that identifies the weights of a checkpoint.
-
-    * Files of up to 2 GiB together: ``sha256:`` and the SHA-256 of the file, as ``sha256sum`` prints it. For
-      several files, of the lines ``<sha256>  <name>`` in the order of the shards.
-    * Larger ones: ``sampled-sha256:`` over each file's name, size, first and last mebibyte, and evenly spaced
-      mebibytes between them, 256 in all files together (at least two a file). It tells models apart; it does
-      not prove that every byte is the same.
-    * Files that are not on disk: ``remote-sha256:`` over names, sizes, what the store says identifies their
-      content, headers, and a mebibyte of evenly spaced windows.
-    * With an adapter merged in: ``adapted-sha256:`` over the base's own and the adapter's hash.
-    * A loaded model: ``sampled-sha256:`` over names, types, shapes and some 4,096 evenly spaced values of
-      every tensor.
-    """
-    return checkpoint.source.fingerprint()
-
-
 # In memory -------------------------------------------------------------------------------------------
 
 _COMPILED = "_orig_mod."
@@ -223,7 +221,6 @@ class ModuleSource(TensorSource):
         }
 
     def infos(self) -> Mapping[str, TensorInfo]:
-        """Every tensor of the module's ``state_dict`` by name."""
         return self._infos
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -250,11 +247,9 @@ class ModuleSource(TensorSource):
         return stored.detach()
 
     def read(self, name: str, rows: Rows = None) -> torch.Tensor:
-        """See :meth:`headatlas.weights.source.TensorSource.read`."""
         return widened(self.floating(name)[place_of(rows)])
 
     def fingerprint(self) -> str:
-        """See :func:`headatlas.weights.source.fingerprint`."""
         import torch
 
         digest = hashlib.sha256()
