@@ -155,7 +155,7 @@ def walk(
 
 
 def twin(modules: PreTrainedModel) -> PreTrainedModel:
-    """The same modules with hooks of their own, for another thread: all tensors are shared."""
+    """Modules with hooks of their own, for another thread, on the tensors of these."""
     tensors = {id(tensor): tensor for tensor in (*modules.parameters(), *modules.buffers())}
     return copy.deepcopy(modules, tensors)
 
