@@ -33,7 +33,7 @@ from headatlas.atlas.relation_scores import (
     store_scores,
     stored_scores,
 )
-from headatlas.atlas.salience import SalienceReading
+from headatlas.atlas.salience import salience_frames
 from headatlas.atlas.store import (
     ATLAS_NAME,
     Place,
@@ -59,7 +59,7 @@ _OF_K = ("relation_scores", "_q")
 """Cached results that depend on k alone."""
 
 
-class Atlas(SalienceReading):
+class Atlas:
     """A map of one model: the scores of every head on every relation asked.
 
     An atlas is immutable; :meth:`at` gives another reading of the same ranks. Every number that can be
@@ -259,12 +259,10 @@ class Atlas(SalienceReading):
         were left out are not there; ``category`` is a coordinate along ``relation``.
         """
         found = self.relation_scores
-        shape = (2, self.n_layers, self.n_heads, len(found))
-        values = np.full(shape, np.nan)
-        for at, each in enumerate(found.values()):
-            values[0, ..., at], values[1, ..., at] = each.score, each.suppression
+        shape = (2, len(found), self.n_layers, self.n_heads)
+        values = [[each.of(sign)[0] for each in found.values()] for sign in SIGNS]
         return xr.DataArray(
-            values,
+            np.moveaxis(np.reshape(np.array(values, dtype=np.float64), shape), 1, -1),
             dims=("sign", "layer", "head", "relation"),
             coords={
                 "sign": list(SIGNS),
@@ -278,22 +276,17 @@ class Atlas(SalienceReading):
         )
 
     @cached_property
-    def _q(self) -> dict[str, dict[str, Floats]]:
-        """q per sign and relation: Benjamini–Hochberg over all cells of both signs together."""
-        names = list(self.relation_scores)
-        if not names:
-            return {sign: {} for sign in SIGNS}
-        p = np.array([[each.of(sign)[1].p for each in self.relation_scores.values()] for sign in SIGNS])
-        q = false_discovery_rates(p)
-        return {sign: dict(zip(names, q[i], strict=True)) for i, sign in enumerate(SIGNS)}
+    def _q(self) -> xr.DataArray:
+        """q beside :attr:`scores`: Benjamini–Hochberg over all cells of both signs together."""
+        p = [[each.of(sign)[1].p for each in self.relation_scores.values()] for sign in SIGNS]
+        shape = (2, len(self.relation_scores), self.n_layers, self.n_heads)
+        q = false_discovery_rates(np.reshape(np.array(p, dtype=np.float64), shape))
+        return self.scores.copy(data=np.moveaxis(q, 1, -1)).rename("q")
 
     @cached_property
     def calls(self) -> xr.DataArray:
         """[sign, layer, head, relation] whether a head implements or suppresses, beside :attr:`scores`."""
-        found = self.relation_scores
-        q = np.array([[self._q[sign][name] for name in found] for sign in SIGNS])
-        q = q.reshape(2, len(found), self.n_layers, self.n_heads)
-        called = meets_criterion(self.thresholds, self.scores.values, np.moveaxis(q, 1, -1))
+        called = meets_criterion(self.thresholds, self.scores.values, self._q.values)
         return self.scores.copy(data=called).rename("called")
 
     @cached_property
@@ -336,52 +329,35 @@ class Atlas(SalienceReading):
     @cached_property
     def without_evidence(self) -> pd.DataFrame:
         """:meth:`table` without the columns of evidence."""
-        layers, heads = np.meshgrid(np.arange(self.n_layers), np.arange(self.n_heads), indexing="ij")
-        parts = []
-        included = self.included
-        for name, n_sources in zip(included["relation"], included["n_sources"], strict=True):
-            columns = self._columns(name, n_sources)
-            columns |= {"layer": layers, "head": heads}
-            parts.append({column: values[self.layers_done].ravel() for column, values in columns.items()})
-        if not parts:
+        included, found = self.included, list(self.relation_scores.values())
+        if not found:
             return pd.DataFrame(columns=list(TABLE_COLUMNS))
-        n_rows = len(parts[0]["layer"])
-        joined = {column: np.concatenate([part[column] for part in parts]) for column in parts[0]}
-        for column in ("relation", "category"):
-            joined[column] = np.repeat(included[column].to_numpy(), n_rows)
-        return pd.DataFrame(joined)[list(TABLE_COLUMNS)]
-
-    def _columns(self, name: str, n_sources: int) -> dict[str, NDArray[Any]]:
-        scores = self.relation_scores[name]
+        named = {name: included[name].to_numpy()[:, None, None] for name in _OF_RELATION}
+        promotes, suppresses = (np.moveaxis(called, -1, 0) for called in self.calls.values)
+        # Of each column [relation, layer, head], or what that repeats.
         columns: dict[str, NDArray[Any]] = {
-            "control": np.broadcast_to(scores.control[:, None], scores.score.shape),
-            "added": scores.added,
-            "n_sources": np.full(scores.score.shape, n_sources),
+            **named,
+            "layer": np.arange(self.n_layers)[:, None],
+            "head": np.arange(self.n_heads),
+            "control": np.array([each.control[:, None] for each in found]),
+            "added": np.array([each.added for each in found]),
+            "implements": promotes,
+            "suppresses": suppresses,
+            "called": _CALLED[promotes + 2 * suppresses],
         }
-        for sign, prefix, verb in (
-            ("promotion", "", "implements"),
-            ("suppression", "suppression_", "suppresses"),
-        ):
-            value, null = scores.of(sign)
-            q = self._q[sign][name]
-            low, high = wilson(np.nan_to_num(value * n_sources).round().astype(int), n_sources)
-            called = meets_criterion(self.thresholds, value, q)
+        for sign, q, score, prefix in zip(SIGNS, self._q.values, _SCORES, _PREFIXES, strict=True):
+            values, nulls = zip(*(each.of(sign) for each in found), strict=True)
+            value, n = np.array(values), named["n_sources"]
+            chance, p = (np.array([getattr(null, name) for null in nulls]) for name in ("chance", "p"))
+            low, high = wilson(np.nan_to_num(value * n).round().astype(int), n)
             with np.errstate(divide="ignore", invalid="ignore"):
-                lift = np.where(null.chance > 0, value / null.chance, np.nan)
-            columns.update(
-                {
-                    "score" if sign == "promotion" else "suppression": value,
-                    f"{prefix}low": low,
-                    f"{prefix}high": high,
-                    f"{prefix}chance": null.chance,
-                    f"{prefix}lift": lift,
-                    f"{prefix}p": null.p,
-                    f"{prefix}q": q,
-                    verb: called,
-                }
-            )
-        columns["called"] = CALLED[columns["implements"] + 2 * columns["suppresses"]]
-        return columns
+                lift = np.where(chance > 0, value / chance, np.nan)
+            numbers = (low, high, chance, lift, p, np.moveaxis(q, -1, 0))
+            columns |= {f"{prefix}{name}": each for name, each in zip(_NUMBERS, numbers, strict=True)}
+            columns[score] = value
+        shape = (len(found), self.n_layers, self.n_heads)
+        rows = {name: np.broadcast_to(columns[name], shape)[:, self.layers_done] for name in TABLE_COLUMNS}
+        return pd.DataFrame({name: values.ravel() for name, values in rows.items()})
 
     @property
     def behaviours(self) -> pd.DataFrame:
@@ -407,6 +383,35 @@ class Atlas(SalienceReading):
     @cached_property
     def _labels(self) -> pd.DataFrame:
         return stored_labels(self.place)
+
+    def salience(self) -> pd.DataFrame:
+        """Source tokens of largest gain, and what each head writes for them (:func:`headatlas.salience`).
+
+        One row per head and source: layer, head, order (0 … 29), source_id, source, gain, promoted_ids,
+        promoted, suppressed_ids, suppressed (lists of five). Texts of tokens are unescaped. No row where that
+        has not been computed; ``attrs["caption"]`` where it has.
+        """
+        return self._salience[0].copy()
+
+    def spectrum(self) -> pd.DataFrame:
+        """Spectrum of each head's W_V·W_O, computed with its salience.
+
+        One row per head: layer, head, effective_rank, copying (−1 … 1), norm_share (of the layer's squared
+        norm), singular_values, directions (a list of dicts; see ``headatlas.atlas.salience``).
+        """
+        return self._salience[1].copy()
+
+    def explained(self) -> pd.DataFrame:
+        """Share of each head's salience that known relations account for, and where the rest comes from.
+
+        One row per head: layer, head, explained (0 … 1), relations (list of (relation, sources)), rest (list
+        of (field, words, q)).
+        """
+        return self._salience[2].copy()
+
+    @cached_property
+    def _salience(self) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        return salience_frames(self.place)
 
     # Asking ---------------------------------------------------------------------------------------
 
@@ -588,7 +593,7 @@ class Atlas(SalienceReading):
         if self.provenance.get("sources") is not None:
             parts.append(f"at most {self.provenance['sources']} sources a relation")
         if self.left_out:
-            titles = dict(zip(self.relations["relation"], self.relations["title"], strict=True))
+            titles = titles_of(self)
             parts.append("left out: " + ", ".join(titles[name] for name in self.left_out))
         return "; ".join(parts)
 
@@ -619,6 +624,11 @@ def meets_criterion(thresholds: Thresholds, score: Floats, q: Floats) -> NDArray
     return enough & (q <= thresholds.q_max) if thresholds.criterion == "calibrated" else enough
 
 
+def titles_of(atlas: Atlas) -> dict[str, str]:
+    """Relation → its title, as people read it."""
+    return dict(zip(atlas.relations["relation"], atlas.relations["title"], strict=True))
+
+
 def concat(atlases: Sequence[Atlas]) -> pd.DataFrame:
     """The tables of several atlases as one, with model, lens and thresholds on every row.
 
@@ -643,18 +653,14 @@ def with_thresholds(atlas: Atlas) -> pd.DataFrame:
     )
 
 
-CALLED = np.array(["", "implements", "suppresses", "implements, suppresses"], dtype=object)
-
-
-def _sign_columns(prefix: str) -> Sequence[str]:
-    return [f"{prefix}{name}" for name in ("low", "high", "chance", "lift", "p")]
-
-
+_CALLED = np.array(["", "implements", "suppresses", "implements, suppresses"], dtype=object)
+_OF_RELATION = ("relation", "category", "n_sources")
+_SCORES, _PREFIXES = ("score", "suppression"), ("", "suppression_")
+"""Of either sign: the column of its score, and how others begin."""
+_NUMBERS = ("low", "high", "chance", "lift", "p", "q")
 TABLE_COLUMNS = (
     *SHOWN,
-    "category",
-    *_sign_columns(""),
-    "suppression",
-    *_sign_columns("suppression_"),
-    *("suppression_q", "control", "n_sources", "implements", "suppresses"),
+    *("category", "low", "high", "chance", "lift", "p", "suppression"),
+    *(f"suppression_{name}" for name in _NUMBERS),
+    *("control", "n_sources", "implements", "suppresses"),
 )

@@ -40,8 +40,8 @@ def source_hits(ranks: NDArray[np.integer], source: NDArray[np.integer], n_sourc
     return np.logical_or.reduceat(below, starts, axis=-1)
 
 
-def wilson(hits: NDArray[np.integer], n: int) -> tuple[Floats, Floats]:
-    """Wilson score interval at 95 % for hits out of n: (low, high), same shape as hits.
+def wilson(hits: NDArray[np.integer], n: int | NDArray[np.integer]) -> tuple[Floats, Floats]:
+    """Wilson score interval at 95 % for hits out of n (of all, or of each): (low, high), same shape as hits.
 
     Treats sources as independent draws from the relation; it says nothing about other relations.
     """
