@@ -116,7 +116,7 @@ def test_lines_over_models(tmp_path: Path) -> None:
     atlases: list[Atlas] = [plant_atlas(tmp_path / f"{at}.zarr", each) for at, each in enumerate(plants)]
     found = compare(*atlases)
     (line,) = relation_lines(found)
-    assert line.score.tolist() == [0.75, 0.5, 0.0] and line.heads.tolist() == [1, 2, 0]
+    assert line["score"].tolist() == [0.75, 0.5, 0.0] and line["n_implementing"].tolist() == [1, 2, 0]
     figure = draw_comparison(found, 170, look=Look(dark=True))
     assert len(figure.axes) == 2
     words = " ".join(text.get_text() for text in figure.texts).replace("\u00a0", " ")

@@ -21,6 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from headatlas.addresses import is_url
+from headatlas.atlas.atlas import titles_of
 from headatlas.atlas.relation_scores import SIGNS
 from headatlas.atlas.store import read_array
 from headatlas.errors import HeadatlasError
@@ -205,7 +206,7 @@ def _relations(atlas: Atlas) -> pd.DataFrame:
 
 
 def _row(atlas: Atlas, label: str, name: str) -> dict[str, Any]:
-    rows = atlas.table()[atlas.table()["relation"] == name].reset_index(drop=True)
+    rows = atlas.without_evidence[atlas.without_evidence["relation"] == name]
     best = rows.to_dict("records")[int(rows["score"].to_numpy(dtype=float).argmax())]
     info = atlas.included[atlas.included["relation"] == name].to_dict("records")[0]
     implementing = rows["layer"][rows["implements"].to_numpy(dtype=bool)].to_numpy(dtype=float)
@@ -270,7 +271,7 @@ CELL_COLUMNS = (
     *("layer", "head", "relation", "sign", "score_a", "score_b", "difference", "low", "high", "p", "q"),
     *("change", "called", "category", "n_sources", "only_a", "only_b"),
 )
-_CALLED = np.array(["", "a", "b", "both"], dtype=object)
+CALLED = ("", "a", "b", "both")
 
 
 @dataclass(frozen=True)
@@ -489,7 +490,7 @@ def _cells(in_a: Bools, in_b: Bools, a: Bools, b: Bools, layers: NDArray[np.intp
             "low": low,
             "high": high,
             "p": mcnemar(only_a, only_b),
-            "called": _CALLED[a[layer, head] + 2 * b[layer, head]],
+            "called": np.array(CALLED, dtype=object)[a[layer, head] + 2 * b[layer, head]],
             "n_sources": n,
             "only_a": only_a,
             "only_b": only_b,
@@ -511,7 +512,7 @@ def _change(table: pd.DataFrame, q_max: float) -> NDArray[np.object_]:
 
 def _by_relation(table: pd.DataFrame, first: Atlas, second: Atlas) -> pd.DataFrame:
     """The rows of :attr:`HeadChanges.relations`."""
-    titles = dict(zip(first.relations["relation"], first.relations["title"], strict=True))
+    titles = titles_of(first)
     rows = []
     for (name, sign), cells in table.groupby(["relation", "sign"], sort=False):
         kinds = _kinds(cells)

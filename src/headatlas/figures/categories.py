@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from headatlas.atlas.cards import caption_with_coverage
 from headatlas.figures import panels as parts
 from headatlas.figures.colours import Palette, palette_of
-from headatlas.figures.describe import alt_text
+from headatlas.figures.describe import alt_text, amount
 from headatlas.figures.grids import ALL, CategoryGrid, Which, category_grid, choose
 from headatlas.figures.page import MARGIN, AtlasFigure, Key, Page, Title, panel_columns, style, text_width
 from headatlas.figures.panels import Cell
@@ -79,7 +79,7 @@ def draw_category_panel(ax: Axes, grid: CategoryGrid, panel: str, palette: Palet
     shown = grid.shown(panel)
     parts.prepare_panel(ax, grid.mapped, shown.shape[1], palette)
     for level, colour in enumerate(palette.levels(grid.n_levels), start=1):
-        parts.fill(ax, shown == level, colour, label=level_name(level))
+        parts.fill(ax, shown == level, colour, label=amount(level, "category"))
     parts.separate(ax, shown.shape, cell, palette)
     if grid.n_relations[panel] == 0:
         parts.say_empty(ax, parts.NOTHING_SCORED, palette)
@@ -88,16 +88,11 @@ def draw_category_panel(ax: Axes, grid: CategoryGrid, panel: str, palette: Palet
         parts.say_empty(ax, f"0 of {n_heads:,}\n{'head' if n_heads == 1 else 'heads'}", palette)
 
 
-def level_name(level: int) -> str:
-    """``1 category``, ``2 categories``."""
-    return "1 category" if level == 1 else f"{level} categories"
-
-
 def level_keys(grid: CategoryGrid, look: Look) -> list[Key]:
     """The legend of the levels."""
     levels = enumerate(palette_of(look).levels(grid.n_levels), start=1)
     return [
-        Key(level_name(level), {"facecolor": colour})
+        Key(amount(level, "category"), {"facecolor": colour})
         for level, colour in levels
         if not look.used_levels or (grid.count == level).any()
     ]
@@ -184,7 +179,7 @@ def draw_profile(ax: Axes, grid: CategoryGrid, panel: str, palette: Palette, *, 
         edges = np.repeat(np.arange(len(shown) + 1) - 0.5, 2)
         heights = np.concatenate([[0.0], np.repeat((shown >= level).mean(axis=1), 2), [0.0]])
         stairs = Path(np.stack([edges, heights], axis=-1))
-        parts.add_path(ax, stairs, facecolor=colour, label=level_name(level), zorder=1)
+        parts.add_path(ax, stairs, facecolor=colour, label=amount(level, "category"), zorder=1)
     if grid.n_relations[panel] == 0:
         parts.say_empty(ax, parts.NOTHING_SCORED, palette)
 

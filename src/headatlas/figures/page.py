@@ -381,17 +381,11 @@ class Put(Protocol):
 
 @dataclass(frozen=True)
 class PanelColumns:
-    """Panels side by side, in as many rows as the width asks for.
+    """Panels side by side, in as many rows as the width asks for."""
 
-    Attributes:
-        lefts: Left edges of the columns.
-        width: Width of a panel.
-        cell: Width of a cell (of n in a panel).
-    """
-
-    lefts: tuple[float, ...]
-    width: float
-    cell: float
+    lefts: tuple[float, ...]  # left edges of the columns
+    width: float  # of a panel
+    cell: float  # width of a cell, of n in a panel
 
     @property
     def title_width(self) -> float:

@@ -27,17 +27,13 @@ if TYPE_CHECKING:
 
 
 class Kind(NamedTuple):
-    """A figure: functions of this room, as ``module:function``, whose module is imported when it is needed.
+    """A figure: functions of this room as ``module:function``, whose module is imported when it is needed."""
 
-    Attributes:
-        draw: Draws it, from (atlas, width_mm, which, look).
-        table: Makes the table of its numbers, from the atlas.
-        panel: Draws one panel into the user's axes, from (atlas, ax, which, look); of figures of the map.
-    """
-
-    draw: str
-    table: str
-    panel: str = ""
+    draw: str  # draws it, from (atlas, width_mm, which, look)
+    table: str  # makes the table of its numbers, from the atlas
+    panel: str = (
+        ""  # draws one panel into the user's axes, from (atlas, ax, which, look); of the map's figures
+    )
 
 
 KINDS: dict[FigureKind, Kind] = {

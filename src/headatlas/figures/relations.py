@@ -44,10 +44,7 @@ def draw_relations(atlas: Atlas, width_mm: float, which: Which, look: Look) -> A
     def cells(ax: Axes, grid: RelationGrid, cell: Cell) -> None:
         draw_relation_panel(ax, grid, atlas.layers_done, palette, cell=cell)
 
-    scales = {
-        "suppression score": palette.scores(panels.STEPS + 1, suppression=True),
-        "promotion score": palette.scores(panels.STEPS + 1),
-    }
+    scales = {"suppression score": palette.scores(suppression=True), "promotion score": palette.scores()}
     return panels.draw_grids(
         page,
         grids,
@@ -76,12 +73,9 @@ def draw_relation_panel(
 ) -> None:
     """One relation's cells: colour by score, called heads outlined, suppressing ones with a minus sign."""
     panels.prepare_panel(ax, mapped, grid.score.shape[1], palette)
-    step = np.rint(np.nan_to_num(grid.shown) * panels.STEPS).astype(int)
-    panels.fill_steps(ax, step, palette.scores(panels.STEPS + 1))
-    panels.fill_steps(ax, -step, palette.scores(panels.STEPS + 1, suppression=True))
-    panels.separate(ax, step.shape, cell, palette)
-    suppressed = (step < 0) | grid.suppresses
-    panels.minus(ax, suppressed, cell, palette, lower=grid.asked)
+    suppressed = panels.fill_signed(ax, grid.shown, palette) | grid.suppresses
+    panels.separate(ax, suppressed.shape, cell, palette)
+    panels.minus(ax, suppressed, cell, palette, lower=np.any(list(grid.marks.values()), axis=0))
     panels.outline(ax, grid.implements, cell, palette)
     panels.outline(ax, grid.suppresses, cell, palette)
     for mark, mask in grid.marks.items():

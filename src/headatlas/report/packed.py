@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -304,17 +304,3 @@ def _explained(found: Salience, atlas: Atlas) -> list[list[Any]]:
         else []
         for at in range(atlas.n_layers * atlas.n_heads)
     ]
-
-
-def unpack(section: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """The arrays of a section, as ``js/unpack.mjs`` reads them; ``json`` is bytes."""
-    return dict(_unpack(section))
-
-
-def _unpack(section: Mapping[str, Any]) -> Iterator[tuple[str, NDArray[Any]]]:
-    raw, at = gzip.decompress(base64.b64decode(section["bytes"])), 0
-    for name, kind, length in section["arrays"]:
-        size = np.dtype(_TYPES[kind]).itemsize
-        planes = np.frombuffer(raw, dtype=np.uint8, count=size * length, offset=at).reshape(size, length)
-        yield name, np.ascontiguousarray(planes.T).view(np.dtype(_TYPES[kind]).newbyteorder("<")).ravel()
-        at += size * length
