@@ -33,7 +33,6 @@ _SAID = {"open": "opening ", "estimate": ""}
 """Stages without steps: what stands before their note."""
 _SECONDS_BETWEEN_LINES = 5.0
 
-
 Stage = Literal[
     "open", "estimate", "states", "heads", "ablation", "behaviour", "salience", "reading", "labels"
 ]
@@ -193,23 +192,14 @@ def _say(text: str) -> None:
 
 @dataclass
 class Stats:
-    """Counts over one or more layers.
+    """Counts over one or more layers. A row with a sign counts again in a second round."""
 
-    Attributes:
-        products: Multiply-adds of all matrix products that involve vocabulary columns.
-        rows: Rows with a sign that went through the vocabulary; a row of a second round counts again.
-        rows_dropped: Those of them that were eliminated before its end.
-        hit_rows: Those of them with a rank below the ceiling: no exact method can leave them out.
-        rechecked: Logits computed in float64 because their bounds were too close to call.
-        seconds: Time per stage, for benchmarks; never decides anything.
-    """
-
-    products: int = 0
-    rows: int = 0
-    rows_dropped: int = 0
-    hit_rows: int = 0
-    rechecked: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
+    products: int = 0  # multiply-adds of all matrix products that involve vocabulary columns
+    rows: int = 0  # rows with a sign that went through the vocabulary
+    rows_dropped: int = 0  # those of them that were eliminated before its end
+    hit_rows: int = 0  # those with a rank below the ceiling: no exact method can leave them out
+    rechecked: int = 0  # logits computed in float64 because their bounds were too close to call
+    seconds: dict[str, float] = field(default_factory=dict)  # per stage, for benchmarks; decides nothing
 
     def add(self, other: Stats) -> None:
         """Add the counts and times of another machine's work."""

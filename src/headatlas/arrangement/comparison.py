@@ -515,9 +515,9 @@ def _by_relation(table: pd.DataFrame, first: Atlas, second: Atlas) -> pd.DataFra
     titles = titles_of(first)
     rows = []
     for (name, sign), cells in table.groupby(["relation", "sign"], sort=False):
-        kinds = _kinds(cells)
+        numbers = _numbers(cells)
         called = cells[cells["called"] != ""]
-        if len(called) == 0 and not any(kinds.values()):
+        if not any(numbers.values()):
             continue
         best = [
             float(np.nanmax(each.relation_scores[str(name)].of(str(sign))[0])) for each in (first, second)
@@ -529,11 +529,8 @@ def _by_relation(table: pd.DataFrame, first: Atlas, second: Atlas) -> pd.DataFra
                 "category": cells["category"].iloc[0],
                 "sign": sign,
                 "n_sources": int(cells["n_sources"].iloc[0]),
-                "called_a": int(called["called"].isin(["a", "both"]).sum()),
-                "called_b": int(called["called"].isin(["b", "both"]).sum()),
-                "called_both": int((called["called"] == "both").sum()),
-                **kinds,
-                "moved": bool(kinds["lost"] and kinds["gained"]),
+                **numbers,
+                "moved": bool(numbers["lost"] and numbers["gained"]),
                 "best_a": best[0],
                 "best_b": best[1],
                 "total": float(called["difference"].sum()),
@@ -548,32 +545,33 @@ def _by_relation(table: pd.DataFrame, first: Atlas, second: Atlas) -> pd.DataFra
 def _counts(
     table: pd.DataFrame, relations: pd.DataFrame, cells: int, asked: int, shuffled: float, q_max: float
 ) -> ChangeCounts:
-    kinds = _kinds(table)
     in_a, in_b = (table["called"].isin([each, "both"]) for each in ("a", "b"))
     heads = [set(zip(rows["layer"], rows["head"], strict=True)) for rows in (table[in_a], table[in_b])]
     mean, low, high = _mean_difference(table[in_a | in_b])
     return ChangeCounts(
         cells=cells,
         asked=asked,
-        called_a=int(in_a.sum()),
-        called_b=int(in_b.sum()),
-        called_both=int((in_a & in_b).sum()),
         expected_both=shuffled,
-        **kinds,
+        **_numbers(table),
         unsure=int(((in_a != in_b) & (table["change"] == "")).sum()),
         moved=int(relations["moved"].sum()),
         heads_a=len(heads[0]),
         heads_b=len(heads[1]),
         heads_both=len(heads[0] & heads[1]),
-        by_chance=q_max * sum(kinds.values()),
+        by_chance=q_max * int((table["change"] != "").sum()),
         mean_difference=mean,
         low=low,
         high=high,
     )
 
 
-def _kinds(cells: pd.DataFrame) -> dict[str, int]:
-    return {kind: int((cells["change"] == kind).sum()) for kind in CHANGES}
+def _numbers(cells: pd.DataFrame) -> dict[str, int]:
+    """How many cells are called in a, in b and in both, and how many are of each change."""
+    n = cells["called"].value_counts()
+    both = int(n.get("both", 0))
+    called = {"called_a": int(n.get("a", 0)) + both, "called_b": int(n.get("b", 0)) + both}
+    changes: dict[str, int] = {kind: int((cells["change"] == kind).sum()) for kind in CHANGES}
+    return {**called, "called_both": both, **changes}
 
 
 def _mean_difference(called: pd.DataFrame) -> tuple[float | None, float | None, float | None]:

@@ -55,8 +55,6 @@ if TYPE_CHECKING:
 
 _MEASURED = ("_behaviours", "_labels", "_salience")
 """Cached tables that no threshold changes."""
-_OF_K = ("relation_scores", "_q")
-"""Cached results that depend on k alone."""
 
 
 class Atlas:
@@ -129,7 +127,7 @@ class Atlas:
         new.check(int(self.provenance["ceiling"]))
         kept: tuple[str, ...] = ("dataset", "_stored", "provenance", "place", "layers_done", *_MEASURED)
         if (new.k, new.k_copy) == (self.thresholds.k, self.thresholds.k_copy):
-            kept += _OF_K
+            kept += ("relation_scores", "_q")  # they depend on k alone
         other = object.__new__(Atlas)
         other.__dict__ = {name: self.__dict__[name] for name in kept if name in self.__dict__}
         other.thresholds = new
