@@ -37,9 +37,9 @@ class Kind(NamedTuple):
 
 
 KINDS: dict[FigureKind, Kind] = {
-    "categories": Kind("categories:draw_categories", "grids:categories_table", "categories:draw_category_in"),
-    "relations": Kind("relations:draw_relations", "grids:relations_table", "relations:draw_relation_in"),
-    "layers": Kind("categories:draw_layers", "grids:layers_table", "categories:draw_profile_in"),
+    "categories": Kind("map:draw_categories", "grids:categories_table", "map:draw_category_in"),
+    "relations": Kind("map:draw_relations", "grids:relations_table", "map:draw_relation_in"),
+    "layers": Kind("map:draw_layers", "grids:layers_table", "map:draw_profile_in"),
     "behaviours": Kind("measures:draw_behaviours", "measures:behaviours_table"),
     "salience": Kind("measures:draw_salience", "measures:salience_table"),
     "context": Kind("evidence:draw_context", "evidence:context_table"),
@@ -226,7 +226,7 @@ def plot_categories(
     Raises:
         HeadatlasError: A column is missing, a number is no layer or head, or there is no such panel.
     """
-    from headatlas.figures.categories import draw_category_grid
+    from headatlas.figures.map import draw_category_grid
 
     grid = grid_of_table(table, shape)
     return draw_category_grid(
