@@ -14,7 +14,7 @@ from headatlas.arrangement.comparison import Comparison
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.figures import save
-from headatlas.figures.colours import contrast, luminance, palette_of
+from headatlas.figures.colours import luminance, palette_of
 from headatlas.figures.compare import (
     change_grids,
     comparison_data,
@@ -26,6 +26,7 @@ from headatlas.figures.compare import (
 from headatlas.figures.grids import ALL
 from headatlas.options import Look
 from tests.figures.planted import Plant, plant_atlas
+from tests.figures.test_colours import contrast
 from tests.synthetic import make_atlas
 
 CAPITAL, PAST, FRENCH, LETTER = (

@@ -16,11 +16,12 @@ from matplotlib.text import Text
 
 from headatlas.arrangement import structure
 from headatlas.atlas import Atlas
-from headatlas.figures.colours import contrast, luminance, palette_of
+from headatlas.figures.colours import luminance, palette_of
 from headatlas.figures.grids import category_grid, relation_grids
 from headatlas.figures.structure import draw_structure
 from headatlas.options import Look
 from tests.figures.planted import Plant, large_atlas, plant_atlas
+from tests.figures.test_colours import contrast
 from tests.figures.test_figures import painted
 
 SIZES = [(6, 4), (18, 4), (30, 9), (32, 32), (80, 64)]

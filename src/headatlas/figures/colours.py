@@ -90,12 +90,6 @@ def luminance(colour: str) -> float:
     return float(_to_linear(_rgb(colour)) @ _TO_XYZ[1])
 
 
-def contrast(first: str, second: str) -> float:
-    """WCAG 2 contrast ratio of two colours, 1 to 21."""
-    low, high = sorted((luminance(first), luminance(second)))
-    return (high + 0.05) / (low + 0.05)
-
-
 def _rgb(colour: str) -> Floats:
     return np.array([int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)])
 

@@ -228,8 +228,6 @@ RELATIONS_READING = (
 )
 WIDEST_CELLS = 36.0
 """Panels of many layers are at least this wide, so that a head can be seen, if two fit beside each other."""
-
-
 EVIDENCE = {
     "ablation": "confirmed by ablation",
     "context": "confirmed with context",
@@ -243,20 +241,16 @@ def draw_relations(atlas: Atlas, width_mm: float, which: Which, look: Look) -> A
     grids = chosen_grids(atlas, which)
     title = f"Relation scores of the heads of {atlas.model_name}"
     page = Page(width_mm, look, title=title, description=alt_text(atlas, "relations"))
-    palette = page.palette
+    palette, mapped = page.palette, atlas.layers_done
     n_layers, n_heads = shape = grids[0].score.shape
     two = (page.inner - left_of_panel(str(n_heads - 1)) - GAP) / 2
-
-    def cells(ax: Axes, grid: RelationGrid, cell: Cell) -> None:
-        draw_relation_panel(ax, grid, atlas.layers_done, palette, cell=cell)
-
     scales = {"suppression score": palette.scores(suppression=True), "promotion score": palette.scores()}
     return parts.draw_grids(
         page,
         grids,
         shape,
         f"{RELATIONS_READING} {atlas.caption()}",
-        cells=cells,
+        cells=lambda ax, grid, cell: draw_relation_panel(ax, grid, mapped, palette, cell=cell),
         title=lambda grid: (grid.title, f"n = {grid.called.sum():,}"),
         legend=partial(parts.colour_bar, page, scales, relation_keys(atlas, grids, palette)),
         category=lambda grid: grid.category,
