@@ -39,11 +39,6 @@ FEWEST = 5
 """A correlation over fewer relations is not computed."""
 RESAMPLES = 9_999
 
-COLUMNS = (
-    *("relation", "title", "category", "atlas", "layer", "head", "depth", "score", "low", "high", "q"),
-    *("control", "added", "n_sources", "n_implementing", "median_depth"),
-)
-
 
 @dataclass(frozen=True)
 class RelationAgreement:
@@ -119,7 +114,7 @@ def compare(*atlases: Atlas) -> Comparison:
         for atlas, label in zip(atlases, labels, strict=True)
         if name in set(atlas.included["relation"])
     ]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.DataFrame(rows)
     pairs = tuple(_agreement(table, first, second) for first, second in combinations(labels, 2))
     captions = tuple(atlas.caption() for atlas in atlases)
     changes, why = _by_head(atlases, labels, names)

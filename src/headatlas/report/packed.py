@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from headatlas.atlas import Atlas
 from headatlas.atlas.relation_scores import SIGNS
-from headatlas.atlas.salience import Salience, stored_salience
+from headatlas.atlas.salience import stored_salience
 from headatlas.atlas.store import read_array
 from headatlas.showing import safe_values
 
@@ -259,23 +259,10 @@ def salience_section(atlas: Atlas) -> dict[str, Any] | None:
     values = data["singular_values"].values[..., :N_VALUES]
     arrays |= {"gain": fixed(data["gain"].values, 3), "singular_values": fixed(values, 3)}
     sizes = {name: list(each.shape[2:]) for name, each in (*ids.items(), ("singular_values", values))}
-    return pack(
-        arrays, {"texts": _texts(found, named), "sizes": sizes, "explained": _explained(found, atlas)}
-    )
-
-
-def _texts(found: Salience, named: Ints) -> list[str]:
-    ids, texts = found.data["token"].values, found.data["text"].values
-    return [str(text) for text in texts[np.searchsorted(ids, named)]]
-
-
-def _explained(found: Salience, atlas: Atlas) -> list[list[Any]]:
-    """[cell] the relations that explain a head's salience and the fields its other sources come from."""
-    relations, rest = found.data["relations"].values.ravel(), found.data["rest"].values.ravel()
-    share = found.data["explained"].values.ravel()
-    return [
-        [json.loads(str(relations[at])), [each[:2] for each in json.loads(str(rest[at]))]]
-        if np.isfinite(share[at])
-        else []
-        for at in range(atlas.n_layers * atlas.n_heads)
-    ]
+    texts = found.data["text"].values[np.searchsorted(found.data["token"].values, named)]
+    # Of each head the relations that explain it, and the fields that its other sources come from.
+    explained: list[list[Any]] = [[]] * (atlas.n_layers * atlas.n_heads)
+    for row in found.explained().to_dict("records"):
+        fields = [each[:2] for each in row["rest"]]
+        explained[row["layer"] * atlas.n_heads + row["head"]] = [row["relations"], fields]
+    return pack(arrays, {"texts": [str(text) for text in texts], "sizes": sizes, "explained": explained})
