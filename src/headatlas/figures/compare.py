@@ -293,7 +293,7 @@ def _signed(value: float) -> str:
 
 SCORES, COUNTS, BETWEEN = 18.0, 8.0, 2.5
 """Heights of the scores, of the numbers of heads under them, and of what is between."""
-NARROWEST = 25.0
+NARROWEST_PANEL = 25.0
 TRAJECTORY_READING = (
     "Above: best score of the relation with its 95 % interval, filled where heads implement it. Below: how "
     "many heads do."
@@ -315,7 +315,7 @@ def draw_trajectory(found: Comparison, width_mm: float, look: Look) -> AtlasFigu
     most = int(max(line["n_implementing"].max() for line in lines))
     page = Page(width_mm, look, title="Relations over models", description=describe_trajectory(found))
     label = max("0.5", str(most), key=text_width)
-    columns = panel_columns(page, len(lines), len(found.labels), label, smallest=NARROWEST)
+    columns = panel_columns(page, len(lines), len(found.labels), label, smallest=NARROWEST_PANEL)
 
     def draw(ax: Axes, line: pd.DataFrame, first: bool) -> None:
         counts = page.below(ax, COUNTS, BETWEEN)
@@ -334,8 +334,7 @@ def draw_trajectory(found: Comparison, width_mm: float, look: Look) -> AtlasFigu
     with style(page.palette):
         y = page.panels(
             columns,
-            MARGIN,
-            columns.rows(lines),
+            lines,
             SCORES + BETWEEN + COUNTS,
             title=lambda line: (_named(line, "title"), ""),
             draw=draw,
@@ -391,7 +390,7 @@ def describe_trajectory(found: Comparison) -> str:
 
 # Relations side by side ---------------------------------------------------------------------------------
 
-MARKS = ("o", "s", "^", "D", "v", "P")
+SHAPES = ("o", "s", "^", "D", "v", "P")
 """Atlases are told apart by shape as well as by colour."""
 READING = (
     "Filled: heads implement the relation; hollow: none does, and the best head is shown all the same. "
@@ -402,9 +401,9 @@ DEPTH = "Depth of the best head"
 
 def _draw_relations(found: Comparison, width_mm: float, look: Look) -> AtlasFigure:
     """Rows are relations, by category. Left: best score and interval. Right: relative depth of that head."""
-    if len(found.labels) > len(MARKS):
+    if len(found.labels) > len(SHAPES):
         raise HeadatlasError(
-            f"{len(found.labels)} atlases: a figure shows at most {len(MARKS)}; the table has them all."
+            f"{len(found.labels)} atlases: a figure shows at most {len(SHAPES)}; the table has them all."
         )
     description = describe_comparison(found)
     page = Page(width_mm, look, title="The same relations in several models", description=description)
@@ -415,7 +414,7 @@ def _draw_relations(found: Comparison, width_mm: float, look: Look) -> AtlasFigu
         list(columns),
         lambda ax, name: _relations_panel(ax, found, titles, columns[name], page.palette),
     )
-    looks = zip(found.labels, _atlas_colours(page.palette), MARKS, strict=False)
+    looks = zip(found.labels, _atlas_colours(page.palette), SHAPES, strict=False)
     keys = [Key.point(label, color=colour, marker=mark) for label, colour, mark in looks]
     y = page.legend(MARGIN, y, page.inner, keys) + 0.4 * LINE
     return page.finish(y, " ".join([READING, *(f"{caption}." for caption in found.captions)]))
@@ -468,5 +467,5 @@ def _relations_panel(ax: Axes, found: Comparison, titles: list[str], column: str
         if column == "score":
             ax.hlines(heights, rows["low"], rows["high"], color=colour, linewidth=0.7, zorder=1)
         filled = np.where(rows["n_implementing"] > 0, colour, palette.paper)
-        points: dict[str, Any] = {"s": 3.2**2, "marker": MARKS[number], "linewidths": 0.6}
+        points: dict[str, Any] = {"s": 3.2**2, "marker": SHAPES[number], "linewidths": 0.6}
         ax.scatter(rows[column], heights, facecolors=filled, edgecolors=colour, zorder=2, **points)

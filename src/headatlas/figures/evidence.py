@@ -169,10 +169,7 @@ def draw_scatters(
     keys = [Key.point(sign, markerfacecolor="none", **each) for sign, each in points.items()]
     keys.append(Key(f"τ = {tau:g}", line, line=True))
     with style(page.palette):
-        rows = columns.rows(panels)
-        y = page.panels(
-            columns, MARGIN, rows, columns.width, title=lambda panel: (panel.title, ""), draw=draw
-        )
+        y = page.panels(columns, panels, columns.width, title=lambda panel: (panel.title, ""), draw=draw)
         return page.finish(page.legend(MARGIN, y, page.inner, keys) + 0.4 * LINE, caption)
 
 

@@ -32,7 +32,6 @@ from headatlas.figures.grids import (
 )
 from headatlas.figures.page import (
     GAP,
-    MARGIN,
     AtlasFigure,
     Key,
     Page,
@@ -173,9 +172,8 @@ def draw_layers(atlas: Atlas, width_mm: float, which: Which, look: Look) -> Atla
     legend = partial(page.legend, keys=keys)
     height = PROFILE + BETWEEN + STRIP
     with style(page.palette):
-        rows = columns.rows(panels)
-        y = page.panels(columns, MARGIN, rows, height, title=partial(counted, grid), draw=draw)
-        y = page.beside_or_below(columns, y, height, len(rows[-1]), legend)
+        y = page.panels(columns, panels, height, title=partial(counted, grid), draw=draw)
+        y = page.beside_or_below(columns, y, height, len(columns.rows(panels)[-1]), legend)
         return page.finish(y, f"{LAYERS_READING} {atlas.caption()}")
 
 

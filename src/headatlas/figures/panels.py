@@ -24,7 +24,6 @@ from headatlas.figures.colours import STEPS, Palette
 from headatlas.figures.page import (
     FONT_PT,
     LINE,
-    MARGIN,
     MM,
     AtlasFigure,
     Key,
@@ -252,10 +251,10 @@ def draw_grids(
         cells(ax, each, (columns.cell, height / n_heads))
         cell_axes(page, ax, shape, (columns.width, height), first=first)
 
-    rows = columns.rows(shown)
     with style(page.palette):
-        y = page.panels(columns, MARGIN, rows, height, title=title, draw=draw, category=category)
-        return page.finish(page.beside_or_below(columns, y, height, len(rows[-1]), legend), caption)
+        y = page.panels(columns, shown, height, title=title, draw=draw, category=category)
+        filled = len(columns.rows(shown)[-1])
+        return page.finish(page.beside_or_below(columns, y, height, filled, legend), caption)
 
 
 def colour_bar(

@@ -123,8 +123,7 @@ class Plots:
             HeadatlasError: As for all figures, or the atlas holds nothing of it: the command that makes it is
                 named.
         """
-        check_panels(check_kind(kind), panels)
-        more = {"panels": panels} if kind == "categories" else {}
+        more = panel_choice(kind, panels)
         if ax is None:
             width = WIDTH_MM if width_mm is None else width_mm
             return draw_kind(kind, self._atlas, width, which, Look(**look), **more)
@@ -182,8 +181,7 @@ class Plots:
         Raises:
             HeadatlasError: There is no such figure, it has no such panels, or the atlas holds nothing of it.
         """
-        check_panels(check_kind(kind), panels)
-        more = {"panels": panels} if kind == "categories" else {}
+        more = panel_choice(kind, panels)
         table: pd.DataFrame = _named(KINDS[kind].table)(self._atlas, **more)
         return table
 
@@ -264,12 +262,16 @@ def check_kind(kind: FigureKind) -> FigureKind:
     return kind
 
 
-def check_panels(kind: str, panels: str) -> None:
-    """Refuse panels that a figure cannot have."""
+def panel_choice(kind: FigureKind, panels: str) -> dict[str, str]:
+    """The panels asked for, as functions of the kind take them; refuses what it cannot have."""
+    check_kind(kind)
     if panels not in (known := get_args(Panels)):
         raise HeadatlasError(f"`panels` is {panels!r}: choose from {', '.join(known)}.")
-    if kind != "categories" and panels != "category":
+    if kind == "categories":
+        return {"panels": panels}
+    if panels != "category":
         raise HeadatlasError(f"`panels={panels}` is for the figure of the categories, not for {kind}.")
+    return {}
 
 
 # Files ------------------------------------------------------------------------------------------------
