@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -256,35 +256,35 @@ class Atlas:
         ``atlas.scores.sel(sign="promotion", relation="country_to_capital")`` is [layer, head]. Relations that
         were left out are not there; ``category`` is a coordinate along ``relation``.
         """
-        found = self.relation_scores
-        shape = (2, len(found), self.n_layers, self.n_heads)
-        values = [[each.of(sign)[0] for each in found.values()] for sign in SIGNS]
         return xr.DataArray(
-            np.moveaxis(np.reshape(np.array(values, dtype=np.float64), shape), 1, -1),
+            self._along_relations(lambda each, sign: each.of(sign)[0]),
             dims=("sign", "layer", "head", "relation"),
             coords={
                 "sign": list(SIGNS),
                 "layer": np.arange(self.n_layers),
                 "head": np.arange(self.n_heads),
-                "relation": list(found),
+                "relation": list(self.relation_scores),
                 "category": ("relation", self.included["category"].tolist()),
             },
             name="score",
             attrs={"model": self.model_name, "lens": self.lens, "thresholds": self.thresholds.describe()},
         )
 
+    def _along_relations(self, of: Callable[[RelationScores, str], Floats]) -> Floats:
+        """[sign, layer, head, relation], from [layer, head] of each relation and sign."""
+        values = [[of(each, sign) for each in self.relation_scores.values()] for sign in SIGNS]
+        shape = (len(SIGNS), len(self.relation_scores), self.n_layers, self.n_heads)
+        return np.moveaxis(np.reshape(np.array(values, dtype=np.float64), shape), 1, -1)
+
     @cached_property
-    def _q(self) -> xr.DataArray:
+    def _q(self) -> Floats:
         """q beside :attr:`scores`: Benjamini–Hochberg over all cells of both signs together."""
-        p = [[each.of(sign)[1].p for each in self.relation_scores.values()] for sign in SIGNS]
-        shape = (2, len(self.relation_scores), self.n_layers, self.n_heads)
-        q = false_discovery_rates(np.reshape(np.array(p, dtype=np.float64), shape))
-        return self.scores.copy(data=np.moveaxis(q, 1, -1)).rename("q")
+        return false_discovery_rates(self._along_relations(lambda each, sign: each.of(sign)[1].p))
 
     @cached_property
     def calls(self) -> xr.DataArray:
         """[sign, layer, head, relation] whether a head implements or suppresses, beside :attr:`scores`."""
-        called = meets_criterion(self.thresholds, self.scores.values, self._q.values)
+        called = meets_criterion(self.thresholds, self.scores.values, self._q)
         return self.scores.copy(data=called).rename("called")
 
     @cached_property
@@ -330,8 +330,9 @@ class Atlas:
         included, found = self.included, list(self.relation_scores.values())
         if not found:
             return pd.DataFrame(columns=list(TABLE_COLUMNS))
-        named = {name: included[name].to_numpy()[:, None, None] for name in _OF_RELATION}
-        promotes, suppresses = (np.moveaxis(called, -1, 0) for called in self.calls.values)
+        names = ("relation", "category", "n_sources")
+        named = {name: included[name].to_numpy()[:, None, None] for name in names}
+        promotes, suppresses = np.moveaxis(self.calls.values, -1, 1)
         # Of each column [relation, layer, head], or what that repeats.
         columns: dict[str, NDArray[Any]] = {
             **named,
@@ -343,16 +344,15 @@ class Atlas:
             "suppresses": suppresses,
             "called": _CALLED[promotes + 2 * suppresses],
         }
-        for sign, q, score, prefix in zip(SIGNS, self._q.values, _SCORES, _PREFIXES, strict=True):
-            values, nulls = zip(*(each.of(sign) for each in found), strict=True)
-            value, n = np.array(values), named["n_sources"]
-            chance, p = (np.array([getattr(null, name) for null in nulls]) for name in ("chance", "p"))
-            low, high = wilson(np.nan_to_num(value * n).round().astype(int), n)
+        for at, (name, prefix) in enumerate((("score", ""), ("suppression", "suppression_"))):
+            score, q = (np.moveaxis(values[at], -1, 0) for values in (self.scores.values, self._q))
+            nulls, n = [each.of(SIGNS[at])[1] for each in found], named["n_sources"]
+            chance, p = np.array([null.chance for null in nulls]), np.array([null.p for null in nulls])
+            low, high = wilson(np.nan_to_num(score * n).round().astype(int), n)
             with np.errstate(divide="ignore", invalid="ignore"):
-                lift = np.where(chance > 0, value / chance, np.nan)
-            numbers = (low, high, chance, lift, p, np.moveaxis(q, -1, 0))
-            columns |= {f"{prefix}{name}": each for name, each in zip(_NUMBERS, numbers, strict=True)}
-            columns[score] = value
+                lift = np.where(chance > 0, score / chance, np.nan)
+            numbers = {"low": low, "high": high, "chance": chance, "lift": lift, "p": p, "q": q}
+            columns |= {name: score, **{f"{prefix}{each}": values for each, values in numbers.items()}}
         shape = (len(found), self.n_layers, self.n_heads)
         rows = {name: np.broadcast_to(columns[name], shape)[:, self.layers_done] for name in TABLE_COLUMNS}
         return pd.DataFrame({name: values.ravel() for name, values in rows.items()})
@@ -652,13 +652,9 @@ def with_thresholds(atlas: Atlas) -> pd.DataFrame:
 
 
 _CALLED = np.array(["", "implements", "suppresses", "implements, suppresses"], dtype=object)
-_OF_RELATION = ("relation", "category", "n_sources")
-_SCORES, _PREFIXES = ("score", "suppression"), ("", "suppression_")
-"""Of either sign: the column of its score, and how others begin."""
-_NUMBERS = ("low", "high", "chance", "lift", "p", "q")
 TABLE_COLUMNS = (
     *SHOWN,
     *("category", "low", "high", "chance", "lift", "p", "suppression"),
-    *(f"suppression_{name}" for name in _NUMBERS),
+    *(f"suppression_{name}" for name in ("low", "high", "chance", "lift", "p", "q")),
     *("control", "n_sources", "implements", "suppresses"),
 )
