@@ -39,7 +39,7 @@ Drawn = dict[str, tuple[FigureKind, Any]]
 
 _WRITERS = ("scipy.special", "pyarrow.parquet", "headatlas.atlas.cards")
 _DRAWERS = (
-    "headatlas.figures.categories",
+    "headatlas.figures.map",
     "headatlas.report",
     *(f"matplotlib.backends.backend_{kind}" for kind in ("agg", "svg", "pdf")),
 )

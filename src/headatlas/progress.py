@@ -12,13 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from headatlas.errors import HeadatlasError
 from headatlas.showing import safe_text
-
-if TYPE_CHECKING:
-    import rich.progress
 
 _LABELS = {
     "states": "source states",
@@ -32,7 +29,6 @@ _LABELS = {
 _SAID = {"open": "opening ", "estimate": ""}
 """Stages without steps: what stands before their note."""
 _SECONDS_BETWEEN_LINES = 5.0
-
 
 Stage = Literal[
     "open", "estimate", "states", "heads", "ablation", "behaviour", "salience", "reading", "labels"
@@ -106,75 +102,66 @@ def beside(progress: Report, work: Callable[[], object]) -> Iterator[Report]:
 @contextmanager
 def progress_display() -> Iterator[Report]:
     """Show a run's steps on stderr while the block runs."""
-    if not sys.stderr.isatty():
-        yield _Lines()
-        return
-    bars = _Bars()
-    with bars.progress:
-        yield bars
+    if sys.stderr.isatty():
+        with _bars() as show:
+            yield show
+    else:
+        yield _lines()
 
 
-class _Bars:
+@contextmanager
+def _bars() -> Iterator[Report]:
     """One bar per stage."""
+    from rich import progress as rich
+    from rich.console import Console
 
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    # A layer of a large model takes minutes; the speed must be taken over more than the last few.
+    bars = rich.Progress(
+        rich.TextColumn("{task.description:>14}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeRemainingColumn(elapsed_when_finished=True),
+        rich.TextColumn("{task.fields[note]}", style="dim", markup=False),
+        console=Console(stderr=True),
+        speed_estimate_period=3600,
+    )
+    tasks: dict[str, rich.TaskID] = {}
 
-        # A layer of a large model takes minutes; the speed must be taken over more than the last few.
-        self.progress = Progress(
-            TextColumn("{task.description:>14}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[note]}", style="dim", markup=False),
-            console=Console(stderr=True),
-            speed_estimate_period=3600,
-        )
-        self._tasks: dict[str, rich.progress.TaskID] = {}
-
-    def __call__(self, event: Progress) -> None:
+    def show(event: Progress) -> None:
         note = safe_text(event.note)
         if event.stage in _SAID:
-            self.progress.console.print(_SAID[event.stage] + note, markup=False, highlight=False)
+            bars.console.print(_SAID[event.stage] + note, markup=False, highlight=False)
             return
-        if event.stage not in self._tasks:
-            self._tasks[event.stage] = self.progress.add_task(
-                _LABELS[event.stage], total=event.total, completed=event.done, note=note
-            )
-        self.progress.update(self._tasks[event.stage], completed=event.done, total=event.total, note=note)
+        how_far: dict[str, Any] = {"total": event.total, "completed": event.done, "note": note}
+        if event.stage not in tasks:
+            tasks[event.stage] = bars.add_task(_LABELS[event.stage], **how_far)
+        bars.update(tasks[event.stage], **how_far)
+
+    with bars:
+        yield show
 
 
-class _Lines:
+def _lines() -> Report:
     """A line when a stage begins, every few seconds, and when it is done."""
+    began: dict[str, tuple[float, int]] = {}  # two stages may take turns
+    printed = 0.0
 
-    def __init__(self) -> None:
-        self._began: dict[str, tuple[float, int]] = {}  # two stages may take turns
-        self._printed = 0.0
-
-    def __call__(self, event: Progress) -> None:
+    def show(event: Progress) -> None:
+        nonlocal printed
         if event.stage in _SAID:
             _say(_SAID[event.stage] + event.note)
             return
         now = time.monotonic()
-        first = event.stage not in self._began
-        if first:
-            self._began[event.stage] = (now, event.done)
-        if first or event.done >= event.total or now - self._printed >= _SECONDS_BETWEEN_LINES:
-            self._printed = now
-            parts = [
-                f"{_LABELS[event.stage]}: {event.done} of {event.total}",
-                self._left(event, now),
-                event.note,
-            ]
-            _say(", ".join(part for part in parts if part))
+        first, whole = event.stage not in began, event.done >= event.total
+        start, at = began.setdefault(event.stage, (now, event.done))
+        if first or whole or now - printed >= _SECONDS_BETWEEN_LINES:
+            printed = now
+            said = f"{_LABELS[event.stage]}: {event.done} of {event.total}"
+            seconds = (now - start) / max(1, event.done - at) * (event.total - event.done)
+            left = f"about {duration(seconds)} left" if at < event.done and not whole else ""
+            _say(", ".join(filter(None, (said, left, event.note))))
 
-    def _left(self, event: Progress, now: float) -> str:
-        began, at = self._began[event.stage]
-        if event.done <= at or event.done >= event.total:
-            return ""
-        seconds = round((now - began) / (event.done - at) * (event.total - event.done))
-        return f"about {duration(seconds)} left"
+    return show
 
 
 def duration(seconds: float) -> str:
@@ -193,23 +180,14 @@ def _say(text: str) -> None:
 
 @dataclass
 class Stats:
-    """Counts over one or more layers.
+    """Counts over one or more layers. A row with a sign counts again in a second round."""
 
-    Attributes:
-        products: Multiply-adds of all matrix products that involve vocabulary columns.
-        rows: Rows with a sign that went through the vocabulary; a row of a second round counts again.
-        rows_dropped: Those of them that were eliminated before its end.
-        hit_rows: Those of them with a rank below the ceiling: no exact method can leave them out.
-        rechecked: Logits computed in float64 because their bounds were too close to call.
-        seconds: Time per stage, for benchmarks; never decides anything.
-    """
-
-    products: int = 0
-    rows: int = 0
-    rows_dropped: int = 0
-    hit_rows: int = 0
-    rechecked: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
+    products: int = 0  # multiply-adds of all matrix products that involve vocabulary columns
+    rows: int = 0  # rows with a sign that went through the vocabulary
+    rows_dropped: int = 0  # those of them that were eliminated before its end
+    hit_rows: int = 0  # those with a rank below the ceiling: no exact method can leave them out
+    rechecked: int = 0  # logits computed in float64 because their bounds were too close to call
+    seconds: dict[str, float] = field(default_factory=dict)  # per stage, for benchmarks; decides nothing
 
     def add(self, other: Stats) -> None:
         """Add the counts and times of another machine's work."""

@@ -26,7 +26,7 @@ from headatlas.arrangement.comparison import (
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.figures import save
-from headatlas.figures.compare import MARKS, describe_changes, draw_comparison
+from headatlas.figures.compare import SHAPES, describe_changes, draw_comparison
 from headatlas.mapping.run import map_heads
 from tests.figures.planted import FOUR, Plant, Spec, plant_atlas
 from tests.mapping.checkpoints import relation, word, word_tokenizer
@@ -129,7 +129,7 @@ def test_the_figure_has_every_relation_and_atlas(three: list[Atlas], width_mm: f
 
 
 def test_more_atlases_than_marks_are_refused(three: list[Atlas]) -> None:
-    many = compare(*(three[0].at(tau=at / 100) for at in range(len(MARKS) + 1)))
+    many = compare(*(three[0].at(tau=at / 100) for at in range(len(SHAPES) + 1)))
     with pytest.raises(HeadatlasError, match="at most 6"):
         draw_comparison(many, 170, "relations")
 

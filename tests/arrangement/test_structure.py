@@ -314,7 +314,7 @@ def test_no_shorter_band_holds_as_much(values: list[int], share: float) -> None:
     for first, last in product(range(13), repeat=2):
         held = sum(first <= value <= last for value in values)
         if held >= share * len(values) - 1e-9 and last >= first:
-            assert (found.length, -found.inside) <= (last - first + 1, -held)
+            assert (found.last - found.first, -found.inside) <= (last - first, -held)
 
 
 def test_half_of_two_clusters_is_the_denser_one() -> None:

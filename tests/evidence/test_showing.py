@@ -23,10 +23,10 @@ from headatlas.options import FigureKind
 from headatlas.outputs import write_outputs
 from headatlas.report import write_report
 from headatlas.report.data import page_data
-from headatlas.report.packed import unpack
 from tests.cli.conftest import Run, parsed, run
 from tests.evidence.conftest import Planted
 from tests.evidence.planted import HEADS, LAYER, template_file
+from tests.report.unpacking import unpack
 
 __all__ = ["run"]
 
@@ -200,8 +200,8 @@ def test_files_hold_the_evidence(examined: Planted, tmp_path: Path) -> None:
 def test_figures_mark_confirmed_heads(examined: Planted, mapped: Planted) -> None:
     grids = {grid.relation: grid for grid in relation_grids(examined.atlas)}
     for name, head in HEADS.items():
-        assert grids[name].by_ablation[LAYER, head] and grids[name].by_ablation.sum() == 1
-        assert grids[name].with_context[LAYER, head]
+        marks = grids[name].marks
+        assert marks["ablation"][LAYER, head] and marks["ablation"].sum() == 1
     for atlas, marked in ((examined.atlas, True), (mapped.atlas, False)):
         texts = {text.get_text() for text in atlas.plot.relations().findobj(Text)}
         assert ("confirmed by ablation" in texts) is marked

@@ -14,7 +14,7 @@ from headatlas.arrangement.comparison import Comparison
 from headatlas.atlas import Atlas
 from headatlas.errors import HeadatlasError
 from headatlas.figures import save
-from headatlas.figures.colours import contrast, luminance, palette_of
+from headatlas.figures.colours import luminance, palette_of
 from headatlas.figures.compare import (
     change_grids,
     comparison_data,
@@ -26,6 +26,7 @@ from headatlas.figures.compare import (
 from headatlas.figures.grids import ALL
 from headatlas.options import Look
 from tests.figures.planted import Plant, plant_atlas
+from tests.figures.test_colours import contrast
 from tests.synthetic import make_atlas
 
 CAPITAL, PAST, FRENCH, LETTER = (
@@ -116,7 +117,7 @@ def test_lines_over_models(tmp_path: Path) -> None:
     atlases: list[Atlas] = [plant_atlas(tmp_path / f"{at}.zarr", each) for at, each in enumerate(plants)]
     found = compare(*atlases)
     (line,) = relation_lines(found)
-    assert line.score.tolist() == [0.75, 0.5, 0.0] and line.heads.tolist() == [1, 2, 0]
+    assert line["score"].tolist() == [0.75, 0.5, 0.0] and line["n_implementing"].tolist() == [1, 2, 0]
     figure = draw_comparison(found, 170, look=Look(dark=True))
     assert len(figure.axes) == 2
     words = " ".join(text.get_text() for text in figure.texts).replace("\u00a0", " ")

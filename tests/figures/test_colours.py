@@ -8,7 +8,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from headatlas.figures.colours import LIGHT, Palette, _to_lab, contrast, luminance, palette_of
+from headatlas.figures.colours import LIGHT, Palette, _to_lab, luminance, palette_of
 from headatlas.options import Colours, Look
 
 # Machado, Oliveira & Fernandes (2009), severity 1, for linear RGB.
@@ -50,6 +50,12 @@ LUMA = np.array([0.2126, 0.7152, 0.0722])
 @pytest.fixture(params=LOOKS, ids=lambda look: f"{look.colours}{'-dark' * look.dark}")
 def palette(request: pytest.FixtureRequest) -> Palette:
     return palette_of(request.param)
+
+
+def contrast(first: str, second: str) -> float:
+    """WCAG 2 contrast ratio of two colours, 1 to 21."""
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
 
 
 def test_one_category_stands_out_from_none_and_each_level_from_the_next(palette: Palette) -> None:

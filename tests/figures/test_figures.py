@@ -27,7 +27,7 @@ from headatlas.figures import KINDS, alt_text, plot, save
 from headatlas.figures.colours import DARK, LIGHT
 from headatlas.figures.grids import category_grid
 from headatlas.figures.page import round_ticks, text_width, wrap
-from headatlas.figures.panels import STEPS, cells_path, outline_path
+from headatlas.figures.panels import cells_path, outline_path
 from headatlas.figures.plots import write_table
 from headatlas.options import FigureKind
 from tests.atlas.made import write_atlas
@@ -327,10 +327,10 @@ def test_relation_panels_show_score_sign_and_calls(planted: Atlas) -> None:
     assert {"promotion score", "suppression score", "suppresses it"} <= set(found)
     pixels = painted(figure)
     capital = cell_colours(figure, figure.axes[1], pixels, (12, 4))
-    assert capital[5, 2] == LIGHT.scores(STEPS + 1)[30]  # 30 of 40 sources: 0.75
+    assert capital[5, 2] == LIGHT.scores()[30]  # 30 of 40 sources: 0.75
     french = cell_colours(figure, figure.axes[3], pixels, (12, 4))
-    assert french[5, 2] == LIGHT.scores(STEPS + 1, suppression=True)[12]  # 12 of 40 sources: 0.3
-    assert french[3, 1] == LIGHT.scores(STEPS + 1)[20]
+    assert french[5, 2] == LIGHT.scores(suppression=True)[12]  # 12 of 40 sources: 0.3
+    assert french[3, 1] == LIGHT.scores()[20]
 
 
 def test_layers_stack_equals_shares(planted: Atlas) -> None:

@@ -11,11 +11,10 @@ import pytest
 from matplotlib.colors import to_hex
 
 from headatlas.errors import HeadatlasError
-from headatlas.figures.colours import LIGHT
+from headatlas.figures.colours import LIGHT, STEPS
 from headatlas.figures.grids import Which
 from headatlas.figures.measures import MEASURES, draw_salience
 from headatlas.figures.page import AtlasFigure
-from headatlas.figures.panels import STEPS
 from headatlas.options import Look
 
 FRAME = pd.DataFrame(
@@ -71,9 +70,9 @@ def colours(name: str) -> dict[str, set[tuple[int, int]]]:
 def test_cells_have_the_colour_of_their_number(name: str, cells: dict[tuple[int, int], float]) -> None:
     filled = colours(name)
     for cell, value in cells.items():
-        scale = LIGHT.scores(STEPS + 1, suppression=value < 0)
+        scale = LIGHT.scores(suppression=value < 0)
         assert cell in filled[scale[round(abs(value) * STEPS)]]
-    scales = {*LIGHT.scores(STEPS + 1)[1:], *LIGHT.scores(STEPS + 1, suppression=True)[1:]}
+    scales = {*LIGHT.scores()[1:], *LIGHT.scores(suppression=True)[1:]}
     assert set.union(*(found for colour, found in filled.items() if colour in scales)) == set(cells)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
@@ -14,11 +16,12 @@ from matplotlib.text import Text
 
 from headatlas.arrangement import structure
 from headatlas.atlas import Atlas
-from headatlas.figures.colours import contrast, luminance, palette_of
+from headatlas.figures.colours import luminance, palette_of
 from headatlas.figures.grids import category_grid, relation_grids
 from headatlas.figures.structure import draw_structure
 from headatlas.options import Look
 from tests.figures.planted import Plant, large_atlas, plant_atlas
+from tests.figures.test_colours import contrast
 from tests.figures.test_figures import painted
 
 SIZES = [(6, 4), (18, 4), (30, 9), (32, 32), (80, 64)]
@@ -138,8 +141,11 @@ def test_not_confirmed_is_told_from_not_asked(tmp_path: Path) -> None:
     atlas = plant_atlas(tmp_path / "a.zarr", [Plant(2, 1, "country_to_capital")])
     grid = relation_grids(atlas)[1]
     assert not any(mask.any() for mask in grid.marks.values()), "nothing was asked, so nothing is marked"
-    grid.asked[2, 1] = True
-    assert [name for name, mask in grid.marks.items() if mask[2, 1]] == ["refuted"]
+    row = {"layer": 2, "head": 1, "relation": "country_to_capital"}
+    said = {"confirmed_with_context": False, "confirmed_by_ablation": None}
+    asked = SimpleNamespace(damaged=(), table=pd.DataFrame([{**row, **said}]))
+    vars(atlas)["evidence"] = asked
+    assert [name for name, mask in relation_grids(atlas)[1].marks.items() if mask[2, 1]] == ["refuted"]
 
 
 def test_the_scale_of_changes_keeps_its_steps() -> None:

@@ -14,9 +14,10 @@ import pytest
 from headatlas.atlas import Atlas
 from headatlas.atlas.store import read_array
 from headatlas.report.data import page_data
-from headatlas.report.packed import MISSING, fixed, pack, unpack
+from headatlas.report.packed import MISSING, fixed, pack
 from headatlas.report.page import bundle, embed, report_html, stylesheet
 from tests.report.made_up import HOSTILE, atlas_of, large_atlas, relation
+from tests.report.unpacking import unpack
 
 KB = 1000
 

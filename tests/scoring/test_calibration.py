@@ -107,14 +107,6 @@ def test_all_heads_at_once_equal_one_head_and_one_permutation_at_a_time(n: int) 
         assert found.chance[i] == pytest.approx(square.mean(), rel=1e-12)
 
 
-def test_a_head_has_the_same_p_in_any_company() -> None:
-    h = heads_of_every_kind(20, seed=4)
-    together = fit_null(h, Permutations(20, "x"))
-    alone = [fit_null(h[i : i + 1], Permutations(20, "x")) for i in range(len(h))]
-    np.testing.assert_array_equal(together.p, [each.p[0] for each in alone])
-    np.testing.assert_array_equal(together.chance, [each.chance[0] for each in alone])
-
-
 def test_no_head_is_no_error() -> None:
     assert fit_null(np.zeros((0, 5, 5), dtype=bool), Permutations(5, "x")).p.shape == (0,)
 

@@ -21,6 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from headatlas.addresses import is_url
+from headatlas.atlas.atlas import titles_of
 from headatlas.atlas.relation_scores import SIGNS
 from headatlas.atlas.store import read_array
 from headatlas.errors import HeadatlasError
@@ -37,11 +38,6 @@ Change = Literal["lost", "gained", "weaker", "stronger", ""]
 FEWEST = 5
 """A correlation over fewer relations is not computed."""
 RESAMPLES = 9_999
-
-COLUMNS = (
-    *("relation", "title", "category", "atlas", "layer", "head", "depth", "score", "low", "high", "q"),
-    *("control", "added", "n_sources", "n_implementing", "median_depth"),
-)
 
 
 @dataclass(frozen=True)
@@ -118,7 +114,7 @@ def compare(*atlases: Atlas) -> Comparison:
         for atlas, label in zip(atlases, labels, strict=True)
         if name in set(atlas.included["relation"])
     ]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.DataFrame(rows)
     pairs = tuple(_agreement(table, first, second) for first, second in combinations(labels, 2))
     captions = tuple(atlas.caption() for atlas in atlases)
     changes, why = _by_head(atlases, labels, names)
@@ -205,7 +201,7 @@ def _relations(atlas: Atlas) -> pd.DataFrame:
 
 
 def _row(atlas: Atlas, label: str, name: str) -> dict[str, Any]:
-    rows = atlas.table()[atlas.table()["relation"] == name].reset_index(drop=True)
+    rows = atlas.without_evidence[atlas.without_evidence["relation"] == name]
     best = rows.to_dict("records")[int(rows["score"].to_numpy(dtype=float).argmax())]
     info = atlas.included[atlas.included["relation"] == name].to_dict("records")[0]
     implementing = rows["layer"][rows["implements"].to_numpy(dtype=bool)].to_numpy(dtype=float)
@@ -270,7 +266,7 @@ CELL_COLUMNS = (
     *("layer", "head", "relation", "sign", "score_a", "score_b", "difference", "low", "high", "p", "q"),
     *("change", "called", "category", "n_sources", "only_a", "only_b"),
 )
-_CALLED = np.array(["", "a", "b", "both"], dtype=object)
+CALLED = ("", "a", "b", "both")
 
 
 @dataclass(frozen=True)
@@ -489,7 +485,7 @@ def _cells(in_a: Bools, in_b: Bools, a: Bools, b: Bools, layers: NDArray[np.intp
             "low": low,
             "high": high,
             "p": mcnemar(only_a, only_b),
-            "called": _CALLED[a[layer, head] + 2 * b[layer, head]],
+            "called": np.array(CALLED, dtype=object)[a[layer, head] + 2 * b[layer, head]],
             "n_sources": n,
             "only_a": only_a,
             "only_b": only_b,
@@ -511,12 +507,12 @@ def _change(table: pd.DataFrame, q_max: float) -> NDArray[np.object_]:
 
 def _by_relation(table: pd.DataFrame, first: Atlas, second: Atlas) -> pd.DataFrame:
     """The rows of :attr:`HeadChanges.relations`."""
-    titles = dict(zip(first.relations["relation"], first.relations["title"], strict=True))
+    titles = titles_of(first)
     rows = []
     for (name, sign), cells in table.groupby(["relation", "sign"], sort=False):
-        kinds = _kinds(cells)
+        numbers = _numbers(cells)
         called = cells[cells["called"] != ""]
-        if len(called) == 0 and not any(kinds.values()):
+        if not any(numbers.values()):
             continue
         best = [
             float(np.nanmax(each.relation_scores[str(name)].of(str(sign))[0])) for each in (first, second)
@@ -528,11 +524,8 @@ def _by_relation(table: pd.DataFrame, first: Atlas, second: Atlas) -> pd.DataFra
                 "category": cells["category"].iloc[0],
                 "sign": sign,
                 "n_sources": int(cells["n_sources"].iloc[0]),
-                "called_a": int(called["called"].isin(["a", "both"]).sum()),
-                "called_b": int(called["called"].isin(["b", "both"]).sum()),
-                "called_both": int((called["called"] == "both").sum()),
-                **kinds,
-                "moved": bool(kinds["lost"] and kinds["gained"]),
+                **numbers,
+                "moved": bool(numbers["lost"] and numbers["gained"]),
                 "best_a": best[0],
                 "best_b": best[1],
                 "total": float(called["difference"].sum()),
@@ -547,32 +540,33 @@ def _by_relation(table: pd.DataFrame, first: Atlas, second: Atlas) -> pd.DataFra
 def _counts(
     table: pd.DataFrame, relations: pd.DataFrame, cells: int, asked: int, shuffled: float, q_max: float
 ) -> ChangeCounts:
-    kinds = _kinds(table)
     in_a, in_b = (table["called"].isin([each, "both"]) for each in ("a", "b"))
     heads = [set(zip(rows["layer"], rows["head"], strict=True)) for rows in (table[in_a], table[in_b])]
     mean, low, high = _mean_difference(table[in_a | in_b])
     return ChangeCounts(
         cells=cells,
         asked=asked,
-        called_a=int(in_a.sum()),
-        called_b=int(in_b.sum()),
-        called_both=int((in_a & in_b).sum()),
         expected_both=shuffled,
-        **kinds,
+        **_numbers(table),
         unsure=int(((in_a != in_b) & (table["change"] == "")).sum()),
         moved=int(relations["moved"].sum()),
         heads_a=len(heads[0]),
         heads_b=len(heads[1]),
         heads_both=len(heads[0] & heads[1]),
-        by_chance=q_max * sum(kinds.values()),
+        by_chance=q_max * int((table["change"] != "").sum()),
         mean_difference=mean,
         low=low,
         high=high,
     )
 
 
-def _kinds(cells: pd.DataFrame) -> dict[str, int]:
-    return {kind: int((cells["change"] == kind).sum()) for kind in CHANGES}
+def _numbers(cells: pd.DataFrame) -> dict[str, int]:
+    """How many cells are called in a, in b and in both, and how many are of each change."""
+    n = cells["called"].value_counts()
+    both = int(n.get("both", 0))
+    called = {"called_a": int(n.get("a", 0)) + both, "called_b": int(n.get("b", 0)) + both}
+    changes: dict[str, int] = {kind: int((cells["change"] == kind).sum()) for kind in CHANGES}
+    return {**called, "called_both": both, **changes}
 
 
 def _mean_difference(called: pd.DataFrame) -> tuple[float | None, float | None, float | None]:

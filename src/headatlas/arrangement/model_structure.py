@@ -278,10 +278,6 @@ class RelationsPerHead:
     gather on few heads. None where the null leaves no choice."""
     p: float | None  # chance of at least this dispersion, one-sided, by permutation; None likewise
 
-    @property
-    def most(self) -> int:
-        return len(self.observed) - 1
-
 
 def called_cells(atlas: Atlas) -> Bools:
     """[mapped layers, n_heads, n_relations] whether a head implements or suppresses a relation."""
@@ -337,11 +333,10 @@ def _p_of_dispersion(calls: Bools, resamples: int) -> float:
 
 
 def layers_by_category(atlas: Atlas, heads: pd.DataFrame) -> dict[str, Ints]:
-    """Category → layers of its heads; ``heads`` is what ``atlas.categories()`` gave."""
-    each = heads.explode("which")
-    return {
-        name: each["layer"][each["which"] == name].to_numpy(dtype=np.int64) for name in atlas.category_names
-    }
+    """Category that has heads → their layers, ascending; ``heads`` is what ``atlas.categories()`` gave."""
+    layers = heads.explode("which").groupby("which")["layer"]
+    found = {str(name): np.sort(each.to_numpy(dtype=np.int64)) for name, each in layers}
+    return {name: found[name] for name in atlas.category_names if name in found}
 
 
 @dataclass(frozen=True)
@@ -366,7 +361,6 @@ class Depth:
 def depth_by_category(atlas: Atlas) -> Depth:
     """Layers of each category's heads, promoting or suppressing, and Kruskal–Wallis over the categories."""
     groups = layers_by_category(atlas, atlas.categories())
-    groups = {name: np.sort(layers) for name, layers in groups.items() if len(layers)}
     rows = tuple(
         CategoryDepth(name, tuple(layers.tolist()), *quartiles(layers)) for name, layers in groups.items()
     )
@@ -384,10 +378,6 @@ class Band:
     last: int
     inside: int
 
-    @property
-    def length(self) -> int:
-        return self.last - self.first + 1
-
 
 def shortest_band(values: Ints, share: float) -> Band:
     """The shortest interval that holds at least a share (above 0) of the values (one or more); of equally
@@ -399,7 +389,7 @@ def shortest_band(values: Ints, share: float) -> Band:
         (int(ordered[at]), int(ordered[at + needed - 1])) for at in range(len(ordered) - needed + 1)
     }
     bands = [Band(a, b, int(((ordered >= a) & (ordered <= b)).sum())) for a, b in candidates]
-    return min(bands, key=lambda band: (band.length, -band.inside, band.first))
+    return min(bands, key=lambda band: (band.last - band.first, -band.inside, band.first))
 
 
 def quartiles(values: Ints) -> tuple[float, float, float]:

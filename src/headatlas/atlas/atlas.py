@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +33,7 @@ from headatlas.atlas.relation_scores import (
     store_scores,
     stored_scores,
 )
-from headatlas.atlas.salience import SalienceReading
+from headatlas.atlas.salience import salience_frames
 from headatlas.atlas.store import (
     ATLAS_NAME,
     Place,
@@ -55,11 +55,9 @@ if TYPE_CHECKING:
 
 _MEASURED = ("_behaviours", "_labels", "_salience")
 """Cached tables that no threshold changes."""
-_OF_K = ("relation_scores", "_q")
-"""Cached results that depend on k alone."""
 
 
-class Atlas(SalienceReading):
+class Atlas:
     """A map of one model: the scores of every head on every relation asked.
 
     An atlas is immutable; :meth:`at` gives another reading of the same ranks. Every number that can be
@@ -129,7 +127,7 @@ class Atlas(SalienceReading):
         new.check(int(self.provenance["ceiling"]))
         kept: tuple[str, ...] = ("dataset", "_stored", "provenance", "place", "layers_done", *_MEASURED)
         if (new.k, new.k_copy) == (self.thresholds.k, self.thresholds.k_copy):
-            kept += _OF_K
+            kept += ("relation_scores", "_q")  # they depend on k alone
         other = object.__new__(Atlas)
         other.__dict__ = {name: self.__dict__[name] for name in kept if name in self.__dict__}
         other.thresholds = new
@@ -258,42 +256,35 @@ class Atlas(SalienceReading):
         ``atlas.scores.sel(sign="promotion", relation="country_to_capital")`` is [layer, head]. Relations that
         were left out are not there; ``category`` is a coordinate along ``relation``.
         """
-        found = self.relation_scores
-        shape = (2, self.n_layers, self.n_heads, len(found))
-        values = np.full(shape, np.nan)
-        for at, each in enumerate(found.values()):
-            values[0, ..., at], values[1, ..., at] = each.score, each.suppression
         return xr.DataArray(
-            values,
+            self._along_relations(lambda each, sign: each.of(sign)[0]),
             dims=("sign", "layer", "head", "relation"),
             coords={
                 "sign": list(SIGNS),
                 "layer": np.arange(self.n_layers),
                 "head": np.arange(self.n_heads),
-                "relation": list(found),
+                "relation": list(self.relation_scores),
                 "category": ("relation", self.included["category"].tolist()),
             },
             name="score",
             attrs={"model": self.model_name, "lens": self.lens, "thresholds": self.thresholds.describe()},
         )
 
+    def _along_relations(self, of: Callable[[RelationScores, str], Floats]) -> Floats:
+        """[sign, layer, head, relation], from [layer, head] of each relation and sign."""
+        values = [[of(each, sign) for each in self.relation_scores.values()] for sign in SIGNS]
+        shape = (len(SIGNS), len(self.relation_scores), self.n_layers, self.n_heads)
+        return np.moveaxis(np.reshape(np.array(values, dtype=np.float64), shape), 1, -1)
+
     @cached_property
-    def _q(self) -> dict[str, dict[str, Floats]]:
-        """q per sign and relation: Benjamini–Hochberg over all cells of both signs together."""
-        names = list(self.relation_scores)
-        if not names:
-            return {sign: {} for sign in SIGNS}
-        p = np.array([[each.of(sign)[1].p for each in self.relation_scores.values()] for sign in SIGNS])
-        q = false_discovery_rates(p)
-        return {sign: dict(zip(names, q[i], strict=True)) for i, sign in enumerate(SIGNS)}
+    def _q(self) -> Floats:
+        """q beside :attr:`scores`: Benjamini–Hochberg over all cells of both signs together."""
+        return false_discovery_rates(self._along_relations(lambda each, sign: each.of(sign)[1].p))
 
     @cached_property
     def calls(self) -> xr.DataArray:
         """[sign, layer, head, relation] whether a head implements or suppresses, beside :attr:`scores`."""
-        found = self.relation_scores
-        q = np.array([[self._q[sign][name] for name in found] for sign in SIGNS])
-        q = q.reshape(2, len(found), self.n_layers, self.n_heads)
-        called = meets_criterion(self.thresholds, self.scores.values, np.moveaxis(q, 1, -1))
+        called = meets_criterion(self.thresholds, self.scores.values, self._q)
         return self.scores.copy(data=called).rename("called")
 
     @cached_property
@@ -336,52 +327,35 @@ class Atlas(SalienceReading):
     @cached_property
     def without_evidence(self) -> pd.DataFrame:
         """:meth:`table` without the columns of evidence."""
-        layers, heads = np.meshgrid(np.arange(self.n_layers), np.arange(self.n_heads), indexing="ij")
-        parts = []
-        included = self.included
-        for name, n_sources in zip(included["relation"], included["n_sources"], strict=True):
-            columns = self._columns(name, n_sources)
-            columns |= {"layer": layers, "head": heads}
-            parts.append({column: values[self.layers_done].ravel() for column, values in columns.items()})
-        if not parts:
+        included, found = self.included, list(self.relation_scores.values())
+        if not found:
             return pd.DataFrame(columns=list(TABLE_COLUMNS))
-        n_rows = len(parts[0]["layer"])
-        joined = {column: np.concatenate([part[column] for part in parts]) for column in parts[0]}
-        for column in ("relation", "category"):
-            joined[column] = np.repeat(included[column].to_numpy(), n_rows)
-        return pd.DataFrame(joined)[list(TABLE_COLUMNS)]
-
-    def _columns(self, name: str, n_sources: int) -> dict[str, NDArray[Any]]:
-        scores = self.relation_scores[name]
+        names = ("relation", "category", "n_sources")
+        named = {name: included[name].to_numpy()[:, None, None] for name in names}
+        promotes, suppresses = np.moveaxis(self.calls.values, -1, 1)
+        # Of each column [relation, layer, head], or what that repeats.
         columns: dict[str, NDArray[Any]] = {
-            "control": np.broadcast_to(scores.control[:, None], scores.score.shape),
-            "added": scores.added,
-            "n_sources": np.full(scores.score.shape, n_sources),
+            **named,
+            "layer": np.arange(self.n_layers)[:, None],
+            "head": np.arange(self.n_heads),
+            "control": np.array([each.control[:, None] for each in found]),
+            "added": np.array([each.added for each in found]),
+            "implements": promotes,
+            "suppresses": suppresses,
+            "called": _CALLED[promotes + 2 * suppresses],
         }
-        for sign, prefix, verb in (
-            ("promotion", "", "implements"),
-            ("suppression", "suppression_", "suppresses"),
-        ):
-            value, null = scores.of(sign)
-            q = self._q[sign][name]
-            low, high = wilson(np.nan_to_num(value * n_sources).round().astype(int), n_sources)
-            called = meets_criterion(self.thresholds, value, q)
+        for at, (name, prefix) in enumerate((("score", ""), ("suppression", "suppression_"))):
+            score, q = (np.moveaxis(values[at], -1, 0) for values in (self.scores.values, self._q))
+            nulls, n = [each.of(SIGNS[at])[1] for each in found], named["n_sources"]
+            chance, p = np.array([null.chance for null in nulls]), np.array([null.p for null in nulls])
+            low, high = wilson(np.nan_to_num(score * n).round().astype(int), n)
             with np.errstate(divide="ignore", invalid="ignore"):
-                lift = np.where(null.chance > 0, value / null.chance, np.nan)
-            columns.update(
-                {
-                    "score" if sign == "promotion" else "suppression": value,
-                    f"{prefix}low": low,
-                    f"{prefix}high": high,
-                    f"{prefix}chance": null.chance,
-                    f"{prefix}lift": lift,
-                    f"{prefix}p": null.p,
-                    f"{prefix}q": q,
-                    verb: called,
-                }
-            )
-        columns["called"] = CALLED[columns["implements"] + 2 * columns["suppresses"]]
-        return columns
+                lift = np.where(chance > 0, score / chance, np.nan)
+            numbers = {"low": low, "high": high, "chance": chance, "lift": lift, "p": p, "q": q}
+            columns |= {name: score, **{f"{prefix}{each}": values for each, values in numbers.items()}}
+        shape = (len(found), self.n_layers, self.n_heads)
+        rows = {name: np.broadcast_to(columns[name], shape)[:, self.layers_done] for name in TABLE_COLUMNS}
+        return pd.DataFrame({name: values.ravel() for name, values in rows.items()})
 
     @property
     def behaviours(self) -> pd.DataFrame:
@@ -407,6 +381,35 @@ class Atlas(SalienceReading):
     @cached_property
     def _labels(self) -> pd.DataFrame:
         return stored_labels(self.place)
+
+    def salience(self) -> pd.DataFrame:
+        """Source tokens of largest gain, and what each head writes for them (:func:`headatlas.salience`).
+
+        One row per head and source: layer, head, order (0 … 29), source_id, source, gain, promoted_ids,
+        promoted, suppressed_ids, suppressed (lists of five). Texts of tokens are unescaped. No row where that
+        has not been computed; ``attrs["caption"]`` where it has.
+        """
+        return self._salience[0].copy()
+
+    def spectrum(self) -> pd.DataFrame:
+        """Spectrum of each head's W_V·W_O, computed with its salience.
+
+        One row per head: layer, head, effective_rank, copying (−1 … 1), norm_share (of the layer's squared
+        norm), singular_values, directions (a list of dicts; see ``headatlas.atlas.salience``).
+        """
+        return self._salience[1].copy()
+
+    def explained(self) -> pd.DataFrame:
+        """Share of each head's salience that known relations account for, and where the rest comes from.
+
+        One row per head: layer, head, explained (0 … 1), relations (list of (relation, sources)), rest (list
+        of (field, words, q)).
+        """
+        return self._salience[2].copy()
+
+    @cached_property
+    def _salience(self) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        return salience_frames(self.place)
 
     # Asking ---------------------------------------------------------------------------------------
 
@@ -588,7 +591,7 @@ class Atlas(SalienceReading):
         if self.provenance.get("sources") is not None:
             parts.append(f"at most {self.provenance['sources']} sources a relation")
         if self.left_out:
-            titles = dict(zip(self.relations["relation"], self.relations["title"], strict=True))
+            titles = titles_of(self)
             parts.append("left out: " + ", ".join(titles[name] for name in self.left_out))
         return "; ".join(parts)
 
@@ -619,6 +622,11 @@ def meets_criterion(thresholds: Thresholds, score: Floats, q: Floats) -> NDArray
     return enough & (q <= thresholds.q_max) if thresholds.criterion == "calibrated" else enough
 
 
+def titles_of(atlas: Atlas) -> dict[str, str]:
+    """Relation → its title, as people read it."""
+    return dict(zip(atlas.relations["relation"], atlas.relations["title"], strict=True))
+
+
 def concat(atlases: Sequence[Atlas]) -> pd.DataFrame:
     """The tables of several atlases as one, with model, lens and thresholds on every row.
 
@@ -643,18 +651,10 @@ def with_thresholds(atlas: Atlas) -> pd.DataFrame:
     )
 
 
-CALLED = np.array(["", "implements", "suppresses", "implements, suppresses"], dtype=object)
-
-
-def _sign_columns(prefix: str) -> Sequence[str]:
-    return [f"{prefix}{name}" for name in ("low", "high", "chance", "lift", "p")]
-
-
+_CALLED = np.array(["", "implements", "suppresses", "implements, suppresses"], dtype=object)
 TABLE_COLUMNS = (
     *SHOWN,
-    "category",
-    *_sign_columns(""),
-    "suppression",
-    *_sign_columns("suppression_"),
-    *("suppression_q", "control", "n_sources", "implements", "suppresses"),
+    *("category", "low", "high", "chance", "lift", "p", "suppression"),
+    *(f"suppression_{name}" for name in ("low", "high", "chance", "lift", "p", "q")),
+    *("control", "n_sources", "implements", "suppresses"),
 )

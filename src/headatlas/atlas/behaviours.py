@@ -86,17 +86,8 @@ class Looking(Stored):
 
     def frame(self) -> pd.DataFrame:
         """One row per behaviour, layer and head that has one: :data:`COLUMNS`; q is over all tested rows."""
-        names = [str(name) for name in self.data["behaviour"].values]
-        values = {name: np.asarray(self.data[name].values, dtype=np.float64) for name in MEASURED}
-        at = [each.ravel() for each in np.indices(values["value"].shape)]
-        frame = pd.DataFrame(
-            {
-                "layer": at[1],
-                "head": at[2],
-                "behaviour": np.array(names, dtype=object)[at[0]],
-                **{name: each.ravel() for name, each in values.items()},
-            }
-        )
+        axes = ["behaviour", "layer", "head"]
+        frame = self.data[list(MEASURED)].to_dataframe(dim_order=axes).reset_index()
         frame["q"] = false_discovery_rates(frame["p"].to_numpy())
         excess = frame["value"] - frame["expected"]
         frame["called"] = (frame["q"] <= CALLED_Q) & (excess >= CALLED_EXCESS)

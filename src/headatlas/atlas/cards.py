@@ -329,10 +329,9 @@ def _cosines(vectors: NDArray[np.float64], one: NDArray[np.float64]) -> NDArray[
 
 
 def _behaviours(atlas: Atlas, layer: int, head: int) -> pd.DataFrame | None:
-    frame = atlas.behaviours
-    if frame.empty:
+    mine = _of(atlas.behaviours, layer, head)
+    if mine is None:
         return None
-    mine = head_rows(frame, (layer, head))
     excess = (mine["value"] - mine["expected"]).to_numpy()
     return mine.iloc[np.lexsort((-excess, mine["q"].isna(), ~mine["called"]))].reset_index(drop=True)
 

@@ -115,11 +115,8 @@ class Dynamic:
 
 def read_dynamic(context: Place, without: Place, thresholds: Thresholds) -> Dynamic:
     """Open the two atlases of a template, read with these thresholds."""
-    both = []
-    for path in (context, without):
-        dataset, provenance = read_store(path)
-        both.append(Atlas(dataset, provenance, thresholds, path))
-    return Dynamic(str(both[0].provenance["lens"].get("template", "")), both[0], both[1])
+    both = [Atlas(*read_store(path), thresholds, path) for path in (context, without)]
+    return Dynamic(str(both[0].provenance["lens"].get("template", "")), *both)
 
 
 @dataclass(frozen=True)
@@ -220,25 +217,15 @@ class Evidence:
 
         The two ``confirmed_…`` columns are True or False for heads that the atlas calls, else None.
         """
-        base = self.atlas.without_evidence
-        parts = [
-            part
-            for name in self.atlas.relation_scores
-            if (part := self._rows(name, base[base["relation"] == name])) is not None
-        ]
+        base, parts = self.atlas.without_evidence, []
+        unknown = {name: None if name.startswith("confirmed") else np.nan for name in COLUMNS}
+        for name in self.atlas.relation_scores:
+            rows = base[base["relation"] == name]
+            if found := self._context(name, rows) | self._alone(name, rows):
+                parts.append(rows[["layer", "head", "relation"]].assign(**{**unknown, **found}))
         if not parts:
             return pd.DataFrame(columns=["layer", "head", "relation", *COLUMNS])
         return pd.concat(parts, ignore_index=True)
-
-    def _rows(self, name: str, rows: pd.DataFrame) -> pd.DataFrame | None:
-        columns = {**self._context(name, rows), **self._alone(name, rows)}
-        if not columns:
-            return None
-        out = rows[["layer", "head", "relation"]].copy()
-        for column in COLUMNS:
-            unknown = None if column.startswith("confirmed") else np.nan
-            out[column] = columns.get(column, np.full(len(rows), unknown))
-        return out
 
     def _context(self, name: str, rows: pd.DataFrame) -> dict[str, NDArray[Any]]:
         dynamics = self.templates_of(name)
@@ -261,7 +248,7 @@ class Evidence:
     def _alone(self, name: str, rows: pd.DataFrame) -> dict[str, NDArray[Any]]:
         tests = self.single_heads
         mine = tests[tests["relation"] == name]
-        if len(mine) == 0:
+        if mine.empty:
             return {}
         # Of several tasks the one that confirms the head, then the clearest.
         order = mine.sort_values(["confirmed", "q", "loss"], ascending=[False, True, False])

@@ -9,7 +9,6 @@ The engine sees each distinct source and each distinct target once: a rank is th
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headatlas.relations.relation import TokenisedRelation
+from headatlas.scoring.calibration import seeded
 
 MAX_CALIBRATION_SOURCES = 150
 """Larger relations are calibrated on a seeded random subset of this many sources (scores use all)."""
@@ -215,11 +215,9 @@ def _pairs(
         usable = {} if item.left_out else {pair.index: at for at, pair in enumerate(item.pairs)}
         for index, pair in enumerate(item.relation.pairs):
             at = usable.get(index, -1)
-            accepted = (
-                dict(zip(item.pairs[at].target_words, item.pairs[at].target_ids, strict=True))
-                if at >= 0
-                else {}
-            )
+            accepted: dict[str, int] = {}
+            if at >= 0:
+                accepted = dict(zip(item.pairs[at].target_words, item.pairs[at].target_ids, strict=True))
             for target in pair.targets:
                 relation_of.append(position)
                 source_of.append(at if target in accepted else -1)
@@ -256,6 +254,5 @@ def calibration_sources(n: int, seed_text: str) -> NDArray[np.int32]:
     """The sources a relation of n is calibrated on: all, or a seeded subset in ascending order."""
     if n <= MAX_CALIBRATION_SOURCES:
         return np.arange(n, dtype=np.int32)
-    seed = int.from_bytes(hashlib.sha256(seed_text.encode()).digest()[:8], "little")
-    rng = np.random.Generator(np.random.PCG64(seed))
-    return np.sort(rng.choice(n, MAX_CALIBRATION_SOURCES, replace=False)).astype(np.int32)
+    chosen = seeded(seed_text).choice(n, MAX_CALIBRATION_SOURCES, replace=False)
+    return np.sort(chosen).astype(np.int32)

@@ -71,40 +71,22 @@ class RelationScores:
 def score_relation(data: xr.Dataset, at: int, k: int) -> RelationScores:
     """Score the relation at a position of the relation axis, for all heads; ranks below k are hits."""
     usable = (read_array(data, "pair_relation") == at) & (read_array(data, "pair_source") >= 0)
-    source = read_array(data, "pair_source")[usable]
-    n_sources = int(read_array(data, "n_sources")[at])
+    source, n_sources = read_array(data, "pair_source")[usable], int(read_array(data, "n_sources")[at])
     missing = read_array(data, "layer_done") == 0
-    hits = {
-        sign: source_hits(read_array(data, f"{sign}_rank")[..., usable], source, n_sources, k)
-        for sign in SIGNS
-    }
-    control = source_hits(read_array(data, "control_rank")[:, usable], source, n_sources, k)
-    _check_mapped(data, usable, ~missing)
-    scores = {sign: _share(hits[sign], missing) for sign in SIGNS}
-    accepted, chosen, cells = _block(data, at, usable)
-    permutations = Permutations(len(accepted.start), str(read_array(data, "relation_sha256")[at]))
-    nulls = {}
-    for sign in SIGNS:
-        try:
-            nulls[sign] = calibrate_relation(
-                read_array(data, f"cell_{sign}_rank")[..., cells],
-                accepted,
-                scores[sign],
-                own=hits[sign][..., chosen],
-                k=k,
-                examined=(scores[sign] >= FLOOR) & _stored_cells(data, at, sign),
-                permutations=permutations,
-            )
-        except CellsDisagreeError:
-            raise damaged(data, f"cell_{sign}_rank", "it disagrees with the ranks of the pairs") from None
-    return RelationScores(
-        score=scores["promotion"],
-        suppression=scores["suppression"],
-        control=_share(control, missing),
-        added=_share(hits["promotion"] & ~control[:, None, :], missing),
-        promotion_null=nulls["promotion"],
-        suppression_null=nulls["suppression"],
+    promoted, suppressed, control = (
+        source_hits(read_array(data, f"{name}_rank")[..., usable], source, n_sources, k)
+        for name in (*SIGNS, "control")
     )
+    _check_mapped(data, usable, ~missing)
+    block = _block(data, at, usable)
+    permutations = Permutations(len(block.start), str(read_array(data, "relation_sha256")[at]))
+    shares = [_share(hits, missing) for hits in (promoted, suppressed)]
+    nulls = [
+        _calibrate(data, at, sign, k, block, own=hits[..., block.sources], scores=share, drawn=permutations)
+        for sign, hits, share in zip(SIGNS, (promoted, suppressed), shares, strict=True)
+    ]
+    added = _share(promoted & ~control[:, None, :], missing)
+    return RelationScores(shares[0], shares[1], _share(control, missing), added, nulls[0], nulls[1])
 
 
 def _stored_cells(data: xr.Dataset, at: int, sign: str) -> Bools:
@@ -125,8 +107,7 @@ def _stored_cells(data: xr.Dataset, at: int, sign: str) -> Bools:
 def _check_mapped(data: xr.Dataset, usable: Bools, done: Bools) -> None:
     """Refuse ranks that a finished layer lacks: a chunk file that is gone reads as "not mapped"."""
     for name in ("promotion_rank", "suppression_rank", "control_rank"):
-        gone = (read_array(data, name)[done][..., usable] == RANK_MISSING).any()
-        if gone:
+        if (read_array(data, name)[done][..., usable] == RANK_MISSING).any():
             raise damaged(data, name, "a finished layer has no ranks there")
 
 
@@ -137,8 +118,23 @@ def _share(hits: Bools, missing: Bools) -> Floats:
     return np.asarray(share, dtype=np.float64)
 
 
-def _block(data: xr.Dataset, at: int, usable: Bools) -> tuple[BlockTargets, NDArray[np.int32], slice]:
-    """The calibration block of a relation: accepted targets, its sources, its slice of the cell axis."""
+# Calibration ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Block:
+    """The calibration block of a relation: n sources and m distinct targets."""
+
+    cells: slice  # of the cell axis: stored sources × targets
+    used: Bools  # [n_stored] which of the stored sources these n are; all but in a part of an atlas
+    sources: NDArray[np.int32]  # [n] their positions among the relation's usable sources
+    start: NDArray[np.int64]  # [n] where a source's accepted targets begin in ``column``
+    column: NDArray[np.int64]  # positions among the m targets, source after source
+    n_targets: int  # m
+
+
+def _block(data: xr.Dataset, at: int, usable: Bools) -> Block:
+    """The calibration block of the relation at a position, of which these pairs are usable."""
     source_relation = read_array(data, "cell_source_relation")
     target_relation = read_array(data, "cell_target_relation")
     offset = sum(
@@ -146,72 +142,43 @@ def _block(data: xr.Dataset, at: int, usable: Bools) -> tuple[BlockTargets, NDAr
         for before in range(at)
     )
     stored = read_array(data, "cell_source_index")[source_relation == at]
-    chosen = stored[stored >= 0]
+    sources = stored[stored >= 0]
     targets = read_array(data, "cell_target_id")[target_relation == at]
     pair_source = read_array(data, "pair_source")[usable]
-    keep = np.isin(pair_source, chosen)
-    start = np.searchsorted(pair_source[keep], chosen)
+    keep = np.isin(pair_source, sources)
+    start = np.searchsorted(pair_source[keep], sources)
     column = np.searchsorted(targets, read_array(data, "pair_target_id")[usable][keep])
-    return (
-        BlockTargets(start, column, len(targets), stored >= 0),
-        chosen,
-        slice(offset, offset + len(stored) * len(targets)),
-    )
+    cells = slice(offset, offset + len(stored) * len(targets))
+    return Block(cells, stored >= 0, sources, start, column, len(targets))
 
 
-# Calibration ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class BlockTargets:
-    """The accepted targets of each source of a calibration block."""
-
-    start: NDArray[np.int64]  # [n] where a source's accepted targets begin in ``column``
-    column: NDArray[np.int64]  # positions among the block's m targets, source after source
-    n_targets: int  # m
-    used: Bools  # [n_stored] which of the stored sources these n are; all but in a part of an atlas
-
-
-class CellsDisagreeError(Exception):
-    """The calibration cells do not hold the hits that the ranks of the pairs say."""
-
-
-def calibrate_relation(
-    cells: NDArray[np.uint8],
-    accepted: BlockTargets,
-    scores: Floats,
-    *,
-    own: NDArray[np.bool_],
+def _calibrate(
+    data: xr.Dataset,
+    at: int,
+    sign: str,
     k: int,
-    examined: NDArray[np.bool_],
-    permutations: Permutations,
+    block: Block,
+    *,
+    own: Bools,
+    scores: Floats,
+    drawn: Permutations,
 ) -> Calibration:
-    """Calibrate all heads for one relation and one sign.
+    """Calibrate all heads for one relation and one sign: p = 1 and no chance level below the floor.
 
-    Args:
-        cells: [n_layers, n_heads, n_stored·m] stored ranks of the block, ``CELL_BEYOND`` from the ceiling on.
-        accepted: Targets of the block.
-        scores: [n_layers, n_heads] relation scores at this k; NaN where not mapped.
-        own: [n_layers, n_heads, n] which of the block's sources the head hits, by the ranks of the pairs.
-        k: As for :func:`score_relation`.
-        examined: [n_layers, n_heads] whose null is fitted. The others get p = 1 and no chance level; their
-            cells are not looked at.
-        permutations: The relation's permutations, of n sources.
-
-    Raises:
-        CellsDisagreeError: The cells of a head give other hits than ``own``, as where their file is gone.
+    ``own`` [n_layers, n_heads, n] says which of the block's sources a head hits, by the ranks of the pairs:
+    cells that say something else are damaged, as where their file is gone.
     """
-    shape = (len(accepted.used), accepted.n_targets)
-    chance = np.full(scores.shape, np.nan)
-    p = np.where(np.isnan(scores), np.nan, 1.0)
-    heads = np.argwhere(examined)
+    cells = read_array(data, f"cell_{sign}_rank")[..., block.cells]
+    chance, p = np.full(scores.shape, np.nan), np.where(np.isnan(scores), np.nan, 1.0)
+    heads = np.argwhere((scores >= FLOOR) & _stored_cells(data, at, sign))
     for group in np.split(heads, range(HEADS_AT_A_TIME, len(heads), HEADS_AT_A_TIME)):
         where = tuple(group.T)
-        below = cells[where].reshape(len(group), *shape).compress(accepted.used, axis=1) < k
-        hits = np.logical_or.reduceat(below[:, :, accepted.column], accepted.start, axis=2)
+        square = cells[where].reshape(len(group), len(block.used), block.n_targets)
+        below = square.compress(block.used, axis=1) < k
+        hits = np.logical_or.reduceat(below[:, :, block.column], block.start, axis=2)
         if not np.array_equal(np.diagonal(hits, axis1=1, axis2=2), own[where]):
-            raise CellsDisagreeError
-        null = fit_null(hits, permutations)
+            raise damaged(data, f"cell_{sign}_rank", "it disagrees with the ranks of the pairs")
+        null = fit_null(hits, drawn)
         chance[where], p[where] = null.chance, null.p
     return Calibration(chance, p)
 
@@ -313,15 +280,9 @@ def stored_scores(
 def _taken(arrays: dict[str, Floats], at: int) -> RelationScores:
     """The scores of the relation at a position of the relation axis."""
     mine = {name: values[..., at] for name, values in arrays.items()}
-    nulls = {sign: Calibration(mine[f"{sign}_chance"], mine[f"{sign}_p"]) for sign in SIGNS}
-    return RelationScores(
-        score=mine["promotion_score"],
-        suppression=mine["suppression_score"],
-        control=mine[_CONTROL],
-        added=mine["added_score"],
-        promotion_null=nulls["promotion"],
-        suppression_null=nulls["suppression"],
-    )
+    score, suppression, control, added = (mine[f"{name}_score"] for name in (*SIGNS, "control", "added"))
+    nulls = [Calibration(mine[f"{sign}_chance"], mine[f"{sign}_p"]) for sign in SIGNS]
+    return RelationScores(score, suppression, control, added, nulls[0], nulls[1])
 
 
 def _key(thresholds: Thresholds, layers_done: NDArray[np.bool_]) -> str:

@@ -189,51 +189,20 @@ def head_rows(frame: pd.DataFrame, head: tuple[int, int]) -> pd.DataFrame:
     return frame[mine].reset_index(drop=True)
 
 
-class SalienceReading:
-    """Salience as an atlas hands it out."""
-
-    place: Place | None
-
-    def salience(self) -> pd.DataFrame:
-        """Source tokens of largest gain, and what each head writes for them (:func:`headatlas.salience`).
-
-        One row per head and source: layer, head, order (0 … 29), source_id, source, gain, promoted_ids,
-        promoted, suppressed_ids, suppressed (lists of five). Texts of tokens are unescaped. No row where that
-        has not been computed; ``attrs["caption"]`` where it has.
-        """
-        return self._salience[0].copy()
-
-    def spectrum(self) -> pd.DataFrame:
-        """Spectrum of each head's W_V·W_O, computed with its salience.
-
-        One row per head: layer, head, effective_rank, copying (−1 … 1), norm_share (of the layer's squared
-        norm), singular_values, directions (a list of dicts; see :meth:`Salience.spectrum`).
-        """
-        return self._salience[1].copy()
-
-    def explained(self) -> pd.DataFrame:
-        """Share of each head's salience that known relations account for, and where the rest comes from.
-
-        One row per head: layer, head, explained (0 … 1), relations (list of (relation, sources)), rest (list
-        of (field, words, q)).
-        """
-        return self._salience[2].copy()
-
-    @cached_property
-    def _salience(self) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-        found = stored_salience(self.place)
-        if found is None:
-            return no_salience()
-        frames = found.frame(), found.spectrum(), found.explained()
-        for frame in frames:
-            frame.attrs["caption"] = found.caption()
-        return frames
-
-
-def no_salience() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """The frames of an atlas whose salience was not computed: operations, spectrum, shares explained."""
-    whole = dict.fromkeys(("layer", "head", "order", "source_id"), int)
-    numbers = ("gain", "effective_rank", "copying", "norm_share", "explained")
-    names = {name for name in (*COLUMNS, *SPECTRUM_COLUMNS, *EXPLAINED_COLUMNS) if name not in numbers}
-    kinds = dict.fromkeys(names, object) | whole
-    return no_rows(COLUMNS, **kinds), no_rows(SPECTRUM_COLUMNS, **kinds), no_rows(EXPLAINED_COLUMNS, **kinds)
+def salience_frames(atlas: Place | None) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Operations, spectra and shares explained of an atlas's heads, with a caption; no rows where there are
+    none."""
+    found = stored_salience(atlas)
+    if found is None:
+        whole = dict.fromkeys(("layer", "head", "order", "source_id"), int)
+        numbers = ("gain", "effective_rank", "copying", "norm_share", "explained")
+        names = {*COLUMNS, *SPECTRUM_COLUMNS, *EXPLAINED_COLUMNS}.difference(numbers)
+        kinds = dict.fromkeys(names, object) | whole
+        first, second, third = (
+            no_rows(each, **kinds) for each in (COLUMNS, SPECTRUM_COLUMNS, EXPLAINED_COLUMNS)
+        )
+        return first, second, third
+    frames = found.frame(), found.spectrum(), found.explained()
+    for frame in frames:
+        frame.attrs["caption"] = found.caption()
+    return frames

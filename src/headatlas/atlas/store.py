@@ -134,30 +134,26 @@ def create_store(
     path: Path, layout: Layout, *, n_layers: int, n_heads: int, attributes: Mapping[str, Any]
 ) -> None:
     """Write an empty atlas (every rank “not mapped”) at ``path``, which must not exist."""
-    try:
-        with atomic_folder(path) as temporary:
-            _fill(temporary, layout, n_layers, n_heads, attributes)
-    except OSError as error:
-        raise unwritten(path, error, "choose another `out`") from error
-
-
-def _fill(path: Path, layout: Layout, n_layers: int, n_heads: int, attributes: Mapping[str, Any]) -> None:
-    _static_dataset(layout, n_layers, n_heads).to_zarr(path, mode="w", consolidated=False)
-    group = zarr.open_group(path, mode="r+")
     sizes = {"layer": n_layers, "head": n_heads, "pair": layout.n_pairs, "cell": layout.n_cells}
     done = (None, ("layer",), np.uint8, 0, "1 once a layer's ranks are complete")
-    for name, (_, dims, dtype, fill, description) in {**_LAYER_ARRAYS, "layer_done": done}.items():
-        shape = tuple(sizes[d] for d in dims)
-        group.create_array(
-            name,
-            shape=shape,
-            chunks=(1, *(max(1, n) for n in shape[1:])),
-            dtype=dtype,
-            fill_value=fill,
-            dimension_names=list(dims),
-            attributes={"long_name": description, **_flags(name)},
-        )
-    group.attrs.update({SCHEMA: SCHEMA_VERSION, "provenance": json.dumps(attributes)})
+    try:
+        with atomic_folder(path) as temporary:
+            _static_dataset(layout, n_layers, n_heads).to_zarr(temporary, mode="w", consolidated=False)
+            group = zarr.open_group(temporary, mode="r+")
+            for name, (_, dims, dtype, fill, description) in {**_LAYER_ARRAYS, "layer_done": done}.items():
+                shape = tuple(sizes[d] for d in dims)
+                group.create_array(
+                    name,
+                    shape=shape,
+                    chunks=(1, *(max(1, n) for n in shape[1:])),
+                    dtype=dtype,
+                    fill_value=fill,
+                    dimension_names=list(dims),
+                    attributes={"long_name": description, **_flags(name)},
+                )
+            group.attrs.update({SCHEMA: SCHEMA_VERSION, "provenance": json.dumps(attributes)})
+    except OSError as error:
+        raise unwritten(path, error, "choose another `out`") from error
 
 
 def _flags(name: str) -> dict[str, Any]:

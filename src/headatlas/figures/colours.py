@@ -20,6 +20,8 @@ Floats = NDArray[np.float64]
 
 FIRST, LAST = 3.0, 14.0
 """Contrast of one category, and of four, with a blank cell. WCAG asks 3 of parts of graphics."""
+STEPS = 40
+"""Steps of a scale from 0 to 1: one is 0.025, finer than the eye reads from it."""
 
 _HUES = {
     "green": ("#062a22", "#0b4a42", "#176763", "#1f8880", "#2fa394", "#5fbfae", "#a5e3d2", "#e9fff6"),
@@ -36,22 +38,14 @@ _FROM_XYZ = np.linalg.inv(_TO_XYZ)
 
 @dataclass(frozen=True)
 class Palette:
-    """The colours of a figure.
+    """The colours of a figure."""
 
-    Attributes:
-        hue, other: Of categories and promotion, and of suppression: names of paths through CIELAB.
-        ink: Text, axes and outlines.
-        paper: The ground of the figure, and lines between cells.
-        blank: A mapped head that does nothing here: nearly the paper, not quite.
-        soft: Guide lines, and the hatching of layers that are not mapped.
-    """
-
-    hue: str = "green"
-    other: str = "orange"
-    ink: str = "#1a1a1a"
-    paper: str = "#ffffff"
-    blank: str = "#f5f7f6"
-    soft: str = "#8c8c8c"
+    hue: str = "green"  # of categories and promotion: the name of a path through CIELAB
+    other: str = "orange"  # of suppression
+    ink: str = "#1a1a1a"  # text, axes and outlines
+    paper: str = "#ffffff"  # the ground of the figure, and lines between cells
+    blank: str = "#f5f7f6"  # a mapped head that does nothing here: nearly the paper, not quite
+    soft: str = "#8c8c8c"  # guide lines, and the hatching of layers that are not mapped
 
     def levels(self, n: int) -> tuple[str, ...]:
         """Colours of 1, 2, … n categories, the faintest first.
@@ -60,7 +54,7 @@ class Palette:
         """
         return _scale(self.hue, self.blank, tuple(np.geomspace(FIRST, LAST, max(n, 4))[:n].tolist()))
 
-    def scores(self, n: int, *, suppression: bool = False) -> tuple[str, ...]:
+    def scores(self, n: int = STEPS + 1, *, suppression: bool = False) -> tuple[str, ...]:
         """n colours from blank (score 0) to the strongest (score 1), by the square root of the score."""
         contrasts = LAST ** np.sqrt(np.linspace(0.0, 1.0, n))
         return _scale(self.other if suppression else self.hue, self.blank, tuple(contrasts.tolist()))
@@ -94,12 +88,6 @@ def _scale(hue: str, blank: str, contrasts: tuple[float, ...]) -> tuple[str, ...
 def luminance(colour: str) -> float:
     """Relative luminance of ``#rrggbb`` (WCAG 2): 0 black, 1 white."""
     return float(_to_linear(_rgb(colour)) @ _TO_XYZ[1])
-
-
-def contrast(first: str, second: str) -> float:
-    """WCAG 2 contrast ratio of two colours, 1 to 21."""
-    low, high = sorted((luminance(first), luminance(second)))
-    return (high + 0.05) / (low + 0.05)
 
 
 def _rgb(colour: str) -> Floats:

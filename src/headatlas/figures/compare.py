@@ -11,7 +11,13 @@ import numpy as np
 from matplotlib.path import Path
 from numpy.typing import NDArray
 
-from headatlas.arrangement.comparison import FEWEST_DISCORDANT, Comparison, HeadChanges, RelationAgreement
+from headatlas.arrangement.comparison import (
+    CHANGES,
+    FEWEST_DISCORDANT,
+    Comparison,
+    HeadChanges,
+    RelationAgreement,
+)
 from headatlas.errors import HeadatlasError
 from headatlas.figures import panels as parts
 from headatlas.figures.colours import Palette, palette_of
@@ -95,20 +101,14 @@ NAMED = 3
 
 @dataclass(frozen=True)
 class ChangeGrid:
-    """One panel of the figure of changes, arrays [n_layers, n_heads] of numbers of relations × signs.
+    """One panel of the figure of changes, arrays [n_layers, n_heads] of numbers of relations × signs."""
 
-    Attributes:
-        lost, gained, weaker, stronger: As :class:`~headatlas.arrangement.comparison.HeadChanges` has them.
-        called: Called in either, whatever has changed.
-        moved: A relation that this head lost was gained by another, or the other way round.
-    """
-
-    lost: Ints
+    lost: Ints  # these four as :class:`~headatlas.arrangement.comparison.HeadChanges` has them
     gained: Ints
     weaker: Ints
     stronger: Ints
-    called: Ints
-    moved: Bools
+    called: Ints  # in either, whatever has changed
+    moved: Bools  # a relation that this head lost was gained by another, or the other way round
 
     @cached_property
     def down(self) -> Ints:
@@ -146,10 +146,7 @@ def _grid(found: HeadChanges, rows: pd.DataFrame) -> ChangeGrid:
         return grid
 
     return ChangeGrid(
-        lost=count(rows[rows["change"] == "lost"]),
-        gained=count(rows[rows["change"] == "gained"]),
-        weaker=count(rows[rows["change"] == "weaker"]),
-        stronger=count(rows[rows["change"] == "stronger"]),
+        **{kind: count(rows[rows["change"] == kind]) for kind in CHANGES},
         called=count(rows[rows["called"] != ""]),
         moved=count(crossed[np.array(in_moved, dtype=bool)]) > 0,
     )
@@ -296,34 +293,18 @@ def _signed(value: float) -> str:
 
 SCORES, COUNTS, BETWEEN = 18.0, 8.0, 2.5
 """Heights of the scores, of the numbers of heads under them, and of what is between."""
-NARROWEST = 25.0
+NARROWEST_PANEL = 25.0
 TRAJECTORY_READING = (
     "Above: best score of the relation with its 95 % interval, filled where heads implement it. Below: how "
     "many heads do."
 )
 
 
-@dataclass(frozen=True)
-class RelationLine:
-    """One relation over atlases, arrays [atlases]; NaN where it is not scored."""
-
-    title: str
-    category: str
-    score: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-    heads: NDArray[np.float64]
-
-
-def relation_lines(found: Comparison) -> list[RelationLine]:
-    """The relations that some atlas implements, category by category."""
-    lines = []
-    for _, rows in found.table.groupby("relation", sort=False):
-        each = rows.set_index("atlas").reindex(list(found.labels))
-        numbers = [each[name].to_numpy(dtype=float) for name in ("score", "low", "high", "n_implementing")]
-        if np.nansum(numbers[-1]) > 0:
-            lines.append(RelationLine(rows["title"].iloc[0], rows["category"].iloc[0], *numbers))
-    return lines
+def relation_lines(found: Comparison) -> list[pd.DataFrame]:
+    """Of each relation that some atlas implements its rows of the table, one an atlas; NaN where it is not
+    scored."""
+    lines = (rows.set_index("atlas") for _, rows in found.table.groupby("relation", sort=False))
+    return [line.reindex(list(found.labels)) for line in lines if line["n_implementing"].any()]
 
 
 def draw_trajectory(found: Comparison, width_mm: float, look: Look) -> AtlasFigure:
@@ -331,12 +312,12 @@ def draw_trajectory(found: Comparison, width_mm: float, look: Look) -> AtlasFigu
     lines = relation_lines(found)
     if not lines:
         raise HeadatlasError("no head of these atlases implements a relation, so there is no line to draw.")
-    most = int(np.nanmax([line.heads for line in lines]))
+    most = int(max(line["n_implementing"].max() for line in lines))
     page = Page(width_mm, look, title="Relations over models", description=describe_trajectory(found))
     label = max("0.5", str(most), key=text_width)
-    columns = panel_columns(page, len(lines), len(found.labels), label, smallest=NARROWEST)
+    columns = panel_columns(page, len(lines), len(found.labels), label, smallest=NARROWEST_PANEL)
 
-    def draw(ax: Axes, line: RelationLine, first: bool) -> None:
+    def draw(ax: Axes, line: pd.DataFrame, first: bool) -> None:
         counts = page.below(ax, COUNTS, BETWEEN)
         _draw_scores(ax, line, page.palette)
         _draw_counts(counts, line, most, page.palette)
@@ -353,12 +334,11 @@ def draw_trajectory(found: Comparison, width_mm: float, look: Look) -> AtlasFigu
     with style(page.palette):
         y = page.panels(
             columns,
-            MARGIN,
-            columns.rows(lines),
+            lines,
             SCORES + BETWEEN + COUNTS,
-            title=lambda line: (line.title, ""),
+            title=lambda line: (_named(line, "title"), ""),
             draw=draw,
-            category=lambda line: line.category,
+            category=lambda line: _named(line, "category"),
         )
         models = "; ".join(f"{at + 1} {label}" for at, label in enumerate(found.labels))
         without = len(dict.fromkeys(found.table["relation"])) - len(lines)
@@ -372,20 +352,26 @@ def _reading(caption: str) -> str:
     return caption.partition("; ")[2] or caption
 
 
-def _draw_scores(ax: Axes, line: RelationLine, palette: Palette) -> None:
-    at, colour = np.arange(len(line.score)), palette.levels(4)[1]
+def _named(line: pd.DataFrame, column: str) -> str:
+    """Title or category of a relation, as the first atlas that scores it has it."""
+    return str(line[column].dropna().iloc[0])
+
+
+def _draw_scores(ax: Axes, line: pd.DataFrame, palette: Palette) -> None:
+    at, colour = np.arange(len(line)), palette.levels(4)[1]
     ax.set_ylim(0.0, 1.0)
     ax.set_yticks([0.0, 0.5, 1.0], ["0", "0.5", "1"])
-    ax.vlines(at, line.low, line.high, color=palette.soft, linewidth=0.7, zorder=1)
-    ax.plot(at, line.score, color=colour, linewidth=0.9, zorder=2)
-    filled = np.where(line.heads > 0, colour, palette.paper)
-    ax.scatter(at, line.score, s=7.0, facecolors=filled, edgecolors=colour, linewidths=0.6, zorder=3)
+    ax.vlines(at, line["low"], line["high"], color=palette.soft, linewidth=0.7, zorder=1)
+    ax.plot(at, line["score"], color=colour, linewidth=0.9, zorder=2)
+    filled = np.where(line["n_implementing"] > 0, colour, palette.paper)
+    ax.scatter(at, line["score"], s=7.0, facecolors=filled, edgecolors=colour, linewidths=0.6, zorder=3)
 
 
-def _draw_counts(ax: Axes, line: RelationLine, most: int, palette: Palette) -> None:
+def _draw_counts(ax: Axes, line: pd.DataFrame, most: int, palette: Palette) -> None:
     ax.set_ylim(0.0, most)
     ax.set_yticks([0, most], ["0", str(most)])
-    ax.bar(np.arange(len(line.heads)), np.nan_to_num(line.heads), width=0.6, color=palette.levels(4)[0])
+    heads = line["n_implementing"].fillna(0.0)
+    ax.bar(np.arange(len(line)), heads, width=0.6, color=palette.levels(4)[0])
 
 
 def describe_trajectory(found: Comparison) -> str:
@@ -404,7 +390,7 @@ def describe_trajectory(found: Comparison) -> str:
 
 # Relations side by side ---------------------------------------------------------------------------------
 
-MARKS = ("o", "s", "^", "D", "v", "P")
+SHAPES = ("o", "s", "^", "D", "v", "P")
 """Atlases are told apart by shape as well as by colour."""
 READING = (
     "Filled: heads implement the relation; hollow: none does, and the best head is shown all the same. "
@@ -415,9 +401,9 @@ DEPTH = "Depth of the best head"
 
 def _draw_relations(found: Comparison, width_mm: float, look: Look) -> AtlasFigure:
     """Rows are relations, by category. Left: best score and interval. Right: relative depth of that head."""
-    if len(found.labels) > len(MARKS):
+    if len(found.labels) > len(SHAPES):
         raise HeadatlasError(
-            f"{len(found.labels)} atlases: a figure shows at most {len(MARKS)}; the table has them all."
+            f"{len(found.labels)} atlases: a figure shows at most {len(SHAPES)}; the table has them all."
         )
     description = describe_comparison(found)
     page = Page(width_mm, look, title="The same relations in several models", description=description)
@@ -428,7 +414,7 @@ def _draw_relations(found: Comparison, width_mm: float, look: Look) -> AtlasFigu
         list(columns),
         lambda ax, name: _relations_panel(ax, found, titles, columns[name], page.palette),
     )
-    looks = zip(found.labels, _atlas_colours(page.palette), MARKS, strict=False)
+    looks = zip(found.labels, _atlas_colours(page.palette), SHAPES, strict=False)
     keys = [Key.point(label, color=colour, marker=mark) for label, colour, mark in looks]
     y = page.legend(MARGIN, y, page.inner, keys) + 0.4 * LINE
     return page.finish(y, " ".join([READING, *(f"{caption}." for caption in found.captions)]))
@@ -481,5 +467,5 @@ def _relations_panel(ax: Axes, found: Comparison, titles: list[str], column: str
         if column == "score":
             ax.hlines(heights, rows["low"], rows["high"], color=colour, linewidth=0.7, zorder=1)
         filled = np.where(rows["n_implementing"] > 0, colour, palette.paper)
-        points: dict[str, Any] = {"s": 3.2**2, "marker": MARKS[number], "linewidths": 0.6}
+        points: dict[str, Any] = {"s": 3.2**2, "marker": SHAPES[number], "linewidths": 0.6}
         ax.scatter(rows[column], heights, facecolors=filled, edgecolors=colour, zorder=2, **points)

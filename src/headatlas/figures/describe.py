@@ -20,7 +20,7 @@ from headatlas.arrangement.model_structure import (
     shortest_band,
     single_token_atlas,
 )
-from headatlas.atlas.atlas import meets_criterion
+from headatlas.atlas.atlas import meets_criterion, titles_of
 from headatlas.atlas.cards import CAVEAT as COVERAGE_CAVEAT
 from headatlas.atlas.cards import coverage_sentence
 from headatlas.atlas.relation_scores import all_single
@@ -170,7 +170,7 @@ def _strongest(atlas: Atlas, heads: pd.DataFrame) -> str:
             ordered = rows.sort_values(column, ascending=False, kind="stable")
             best = ordered.drop_duplicates("relation").head(MOST)
             named = [
-                f"{row['layer']}.{row['head']} {_titles(atlas)[row['relation']]} ({row[column]:.2f})"
+                f"{row['layer']}.{row['head']} {titles_of(atlas)[row['relation']]} ({row[column]:.2f})"
                 for row in best.to_dict("records")
             ]
             parts.append(f"{word}: {join_words(named)}.")
@@ -192,13 +192,9 @@ def _strongest(atlas: Atlas, heads: pd.DataFrame) -> str:
     return " ".join([*parts, f"Carrying most: {join_words(carried)}."])
 
 
-def _titles(atlas: Atlas) -> dict[str, str]:
-    return dict(zip(atlas.relations["relation"], atlas.relations["title"], strict=True))
-
-
 def _relations(atlas: Atlas) -> str:
     """The best head of each relation that some head does; the others in one line."""
-    titles, table = _titles(atlas), atlas.table()
+    titles, table = titles_of(atlas), atlas.table()
     lines, below = [], []
     for category in atlas.category_names:
         for name in atlas.included["relation"][atlas.included["category"] == category]:
@@ -229,7 +225,7 @@ def _relations(atlas: Atlas) -> str:
 
 def _depth(atlas: Atlas, heads: pd.DataFrame) -> list[str]:
     """Layers per category and their comparison, and the same on sources of one token."""
-    groups = _groups(atlas, heads)
+    groups = layers_by_category(atlas, heads)
     if not groups:
         return []
     texts = []
@@ -240,10 +236,6 @@ def _depth(atlas: Atlas, heads: pd.DataFrame) -> list[str]:
         f"Depth, median layer (quartiles): {join_words(texts)}; {_comparison(compare_depths(groups), groups)}"
     )
     return [f"{text} {_on_single_tokens(atlas)}".rstrip()]
-
-
-def _groups(atlas: Atlas, heads: pd.DataFrame) -> dict[str, Ints]:
-    return {name: layers for name, layers in layers_by_category(atlas, heads).items() if len(layers)}
 
 
 def _comparison(found: DepthTest | None, groups: dict[str, Ints]) -> str:
@@ -270,7 +262,7 @@ def _on_single_tokens(atlas: Atlas) -> str:
     single = single_token_atlas(atlas)
     n_before, n_after = int(atlas.included["n_sources"].sum()), int(single.included["n_sources"].sum())
     text = f"On sources of one token alone ({n_after} of {n_before})"
-    groups = _groups(single, single.categories()) if len(single.included) else {}
+    groups = layers_by_category(single, single.categories()) if len(single.included) else {}
     if not groups:
         return f"{text} this cannot be repeated."
     medians = join_words([f"{name} {short_number(quartiles(layers)[1])}" for name, layers in groups.items()])
@@ -315,7 +307,7 @@ def _caveats(atlas: Atlas) -> str:
             "which may begin many words."
         )
     if atlas.left_out:
-        reasons = "; ".join(f"{_titles(atlas)[name]} ({why})" for name, why in atlas.left_out.items())
+        reasons = "; ".join(f"{titles_of(atlas)[name]} ({why})" for name, why in atlas.left_out.items())
         points.append(f"Nothing is known about relations left out: {reasons}.")
     return "What this does not say:\n" + "\n".join(f"- {point}" for point in points)
 

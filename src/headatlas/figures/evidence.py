@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from headatlas.atlas.atlas import titles_of
 from headatlas.atlas.evidence import (
     CONTEXT,
     CONTEXT_TEXT,
@@ -50,11 +51,6 @@ if TYPE_CHECKING:
 Looks = dict[str, dict[str, Any]]
 
 
-def _titles(atlas: Atlas) -> dict[str, str]:
-    """Relation → how people call it."""
-    return dict(zip(atlas.relations["relation"], atlas.relations["title"], strict=True))
-
-
 def _colours(palette: Palette) -> tuple[str, str]:
     """Of promotion, and of suppression or what else is beside it."""
     return palette.levels(4)[1], palette.scores(5, suppression=True)[2]
@@ -79,17 +75,16 @@ DYNAMIC = {CONTEXT: "Score with context", WITHOUT: "Score without context"}
 
 @dataclass(frozen=True)
 class Scatter:
-    """One panel: a relation.
-
-    Attributes:
-        relation, title: Its name, and what stands above the panel.
-        static, dynamic: Sign → [n_layers, n_heads] scores.
-    """
+    """One panel: a relation."""
 
     relation: str
     title: str
-    static: Mapping[str, NDArray[np.float64]]
-    dynamic: Mapping[str, NDArray[np.float64]]
+    static: Mapping[str, NDArray[np.float64]]  # sign → [n_layers, n_heads] scores of the map
+    dynamic: Mapping[str, NDArray[np.float64]]  # the same of the running model
+
+    def points(self, sign: str) -> NDArray[np.float64]:
+        """[heads, 2] square roots of the two scores."""
+        return np.sqrt(np.stack([self.static[sign].ravel(), self.dynamic[sign].ravel()], axis=1))
 
     def notes(self) -> dict[str, str]:
         """Sign → Pearson's r over heads, in words."""
@@ -102,7 +97,7 @@ class Scatter:
 
 def scatters(atlas: Atlas, kind: str, dynamics: Sequence[Dynamic]) -> list[Scatter]:
     """A panel for each relation that has dynamic scores of a kind, ``context`` or ``without-context``."""
-    evidence, titles, panels = Evidence(atlas, dynamics, ()), _titles(atlas), []
+    evidence, titles, panels = Evidence(atlas, dynamics, ()), titles_of(atlas), []
     for relation in atlas.relation_scores:
         both = {sign: evidence.scores(relation, kind, sign) for sign in ("promotion", "suppression")}
         found = {sign: scores for sign, scores in both.items() if scores is not None}
@@ -174,10 +169,7 @@ def draw_scatters(
     keys = [Key.point(sign, markerfacecolor="none", **each) for sign, each in points.items()]
     keys.append(Key(f"τ = {tau:g}", line, line=True))
     with style(page.palette):
-        rows = columns.rows(panels)
-        y = page.panels(
-            columns, MARGIN, rows, columns.width, title=lambda panel: (panel.title, ""), draw=draw
-        )
+        y = page.panels(columns, panels, columns.width, title=lambda panel: (panel.title, ""), draw=draw)
         return page.finish(page.legend(MARGIN, y, page.inner, keys) + 0.4 * LINE, caption)
 
 
@@ -186,7 +178,7 @@ def _scatter(ax: Axes, panel: Scatter, looks: Looks) -> None:
         set_limits(*SPAN)
         set_ticks(np.sqrt(TICKS), [f"{tick:g}" for tick in TICKS])
     for sign, look in looks.items():
-        points = np.sqrt(np.stack([panel.static[sign].ravel(), panel.dynamic[sign].ravel()], axis=1))
+        points = panel.points(sign)
         at, n = np.unique(np.rint(points[~np.isnan(points).any(axis=1)] / BIN), axis=0, return_counts=True)
         size = 4.0 + 5.0 * np.log10(n)
         colours: dict[str, Any] = {"facecolors": "none", "edgecolors": look["color"], "linewidths": 0.6}
@@ -200,29 +192,24 @@ def _scatter(ax: Axes, panel: Scatter, looks: Looks) -> None:
 
 def _name_heads(ax: Axes, panel: Scatter, looks: Looks, tau: float, width: float) -> None:
     """Name the heads that score highest, layer.head, where there is room beside their points."""
-    best: list[tuple[float, str, float, float, str]] = []
     unit = (SPAN[1] - SPAN[0]) / width
-    dot, line = 0.35 * unit, float(np.sqrt(tau))
+    dot, high, line = 0.35 * unit, 0.75 * LINE * unit, float(np.sqrt(tau))
     taken = [(0.0, 1.0 - 8.0 * unit, 14.0 * unit, 1.1)]  # where r is written
+    best: list[tuple[float, str, float, float, str]] = []
     for sign in looks:
         static, dynamic = panel.static[sign], panel.dynamic[sign]
-        points = np.sqrt(np.stack([static.ravel(), dynamic.ravel()], axis=1))
-        centres = np.unique(np.rint(points / BIN) * BIN, axis=0).tolist()
+        centres = np.unique(np.rint(panel.points(sign) / BIN) * BIN, axis=0).tolist()
         taken += [(x - dot, y - dot, x + dot, y + dot) for x, y in centres]
         for layer, head in np.argwhere(np.fmax(static, dynamic) >= tau).tolist():
             x, y = float(static[layer, head]), float(dynamic[layer, head])
             best.append((max(x, y), sign, x**0.5, y**0.5, f"{layer}.{head}"))
-    best.sort(reverse=True)
     named = 0
-    for _, sign, x, y, name in best:
-        wide, high = text_width(name) * unit, 0.75 * LINE * unit
+    for _, sign, x, y, name in sorted(best, reverse=True):
+        wide = text_width(name) * unit
         sides = (unit, -high / 2), (-wide - unit, -high / 2), (-wide / 2, unit), (-wide / 2, -high - unit)
         boxes = [(x + dx, y + dy, x + dx + wide, y + dy + high) for dx, dy in sides]
-        free = [
-            box
-            for box in boxes
-            if min(box) > SPAN[0] and max(box) < SPAN[1] and not any(_overlap(box, each) for each in taken)
-        ]
+        inside = [box for box in boxes if min(box) > SPAN[0] and max(box) < SPAN[1]]
+        free = [box for box in inside if not any(_overlap(box, each) for each in taken)]
         if free and named < MOST_NAMED:
             box = min(free, key=lambda each: _crossed(each, line))
             ax.text(box[0], box[1], name, color=looks[sign]["color"], zorder=3)
@@ -278,7 +265,7 @@ def draw_attention(
 ) -> AtlasFigure:
     """A row a relation, a point a called head: the AUROC with which its query prefers the sources."""
     found = found or _preferences(atlas)
-    frame, titles = found.frame(atlas), _titles(atlas)
+    frame, titles = found.frame(atlas), titles_of(atlas)
     if frame.empty:
         raise HeadatlasError(
             "no head is called for a relation that was compared, so there is no point to draw."
@@ -340,7 +327,7 @@ def draw_ablation(
     """Accuracy on a task as heads are ablated; ``which`` names it where the atlas holds several."""
     from headatlas.evidence.statistics import curves
 
-    titles = _titles(atlas)
+    titles = titles_of(atlas)
     if found is None:
         tasks = needed(atlas.evidence.ablations, "evidence ablation")
         asked = choose_by(

@@ -33,25 +33,16 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CategoryGrid:
-    """The categories of every head, as arrays.
+    """The categories of every head, as arrays; a panel is a category, a subcategory or a relation."""
 
-    Attributes:
-        count: [n_layers, n_heads] number of categories of each head; 0 where none or not mapped.
-        member: Panel (a category, a subcategory, a relation) → [n_layers, n_heads] whether the head belongs
-            to it; in panel order.
-        mapped: [n_layers] which layers have been mapped.
-        control: Panel → [n_layers] mean score of the source states alone over the panel's relations; NaN
-            where not mapped or where no relation is scored.
-        n_relations: Panel → number of its relations that are scored.
-        n_categories: How many categories there are, whatever the panels show.
-    """
-
-    count: Ints
-    member: dict[str, Bools]
-    mapped: Bools
+    count: Ints  # [n_layers, n_heads] number of categories of each head; 0 where none or not mapped
+    member: dict[str, Bools]  # panel, in order → [n_layers, n_heads] whether the head belongs to it
+    mapped: Bools  # [n_layers] which layers have been mapped
     control: dict[str, Floats]
-    n_relations: dict[str, int]
-    n_categories: int
+    """Panel → [n_layers] mean score of the source states alone over the panel's relations; NaN where not
+    mapped or where no relation is scored."""
+    n_relations: dict[str, int]  # panel → number of its relations that are scored
+    n_categories: int  # how many there are, whatever the panels show
 
     @property
     def panels(self) -> tuple[str, ...]:
@@ -73,8 +64,7 @@ def relation_panels(atlas: Atlas, panels: Panels = "category") -> dict[str, str]
 
     A subcategory that two categories have is two panels, named with the category too.
     """
-    order = {name: at for at, name in enumerate(atlas.category_names)}
-    frame = atlas.relations.sort_values("category", key=lambda names: names.map(order), kind="stable")
+    frame = _by_category(atlas, atlas.relations)
     if panels == "relation":
         titles = frame["title"].where(~frame["title"].duplicated(keep=False), frame["relation"])
     elif panels == "subcategory":
@@ -83,6 +73,12 @@ def relation_panels(atlas: Atlas, panels: Panels = "category") -> dict[str, str]
     else:
         titles = frame["category"]
     return dict(zip(frame["relation"], titles, strict=True))
+
+
+def _by_category(atlas: Atlas, relations: pd.DataFrame) -> pd.DataFrame:
+    """Rows of relations, category by category."""
+    order = {name: at for at, name in enumerate(atlas.category_names)}
+    return relations.sort_values("category", key=lambda names: names.map(order), kind="stable")
 
 
 def category_grid(atlas: Atlas, panels: Panels = "category") -> CategoryGrid:
@@ -155,26 +151,18 @@ def _control(atlas: Atlas, relations: Sequence[str] | None = None) -> Floats:
 
 @dataclass(frozen=True)
 class RelationGrid:
-    """One relation's scores, arrays [n_layers, n_heads]; NaN where not mapped.
-
-    Attributes:
-        relation, title, category: Which relation.
-        score, suppression: Promotion and suppression scores.
-        implements, suppresses: Whether the head is called, under the atlas's criterion.
-        with_context, by_ablation: Whether evidence confirms it; False where there is none.
-        asked: Whether there is evidence, for or against.
-    """
+    """One relation's scores, arrays [n_layers, n_heads]; NaN where not mapped."""
 
     relation: str
     title: str
     category: str
-    score: Floats
+    score: Floats  # of promotion
     suppression: Floats
-    implements: Bools
+    implements: Bools  # whether the head is called, under the atlas's criterion
     suppresses: Bools
-    with_context: Bools
-    by_ablation: Bools
-    asked: Bools
+    marks: dict[str, Bools]
+    """Evidence → heads of which it says so: confirmed by ``ablation``, with ``context`` alone, or
+    ``refuted``; False where there is none."""
 
     @property
     def called(self) -> Bools:
@@ -182,49 +170,35 @@ class RelationGrid:
         return self.implements | self.suppresses
 
     @property
-    def marks(self) -> dict[str, Bools]:
-        """Evidence → heads of which it says so: confirmed by ablation, with context alone, or refuted."""
-        context = self.with_context & ~self.by_ablation
-        return {
-            "ablation": self.by_ablation,
-            "context": context,
-            "refuted": self.asked & ~self.by_ablation & ~context,
-        }
-
-    @property
     def shown(self) -> Floats:
         """The plotted number: the promotion score, or minus the suppression score where that is larger."""
         return np.where(self.suppression > self.score, -self.suppression, self.score)
 
 
-_MARKS = {
-    "implements": "implements",
-    "suppresses": "suppresses",
-    "with_context": "confirmed_with_context",
-    "by_ablation": "confirmed_by_ablation",
-}
-
-
 def relation_grids(atlas: Atlas) -> list[RelationGrid]:
     """The scored relations, category by category in panel order."""
-    order = {name: at for at, name in enumerate(atlas.category_names)}
-    rows = atlas.included.sort_values("category", key=lambda names: names.map(order), kind="stable")
-    table = atlas.table()
     grids = []
-    for name, title, category in rows[["relation", "title", "category"]].itertuples(index=False):
-        frame = table[table["relation"] == name]
-        at = (frame["layer"].to_numpy(dtype=int), frame["head"].to_numpy(dtype=int))
-        score, suppression = (np.full((atlas.n_layers, atlas.n_heads), np.nan) for _ in range(2))
-        score[at], suppression[at] = frame["score"], frame["suppression"]
-        marks = {mark: np.zeros(score.shape, dtype=bool) for mark in (*_MARKS, "asked")}
-        for mark, column in _MARKS.items():
-            marks[mark][at] = column in frame and frame[column].eq(True)
-        evidence = [
-            column for column in frame if column in ("confirmed_with_context", "confirmed_by_ablation")
-        ]
-        marks["asked"][at] = frame[evidence].notna().any(axis=1)
-        grids.append(RelationGrid(name, title, category, score, suppression, **marks))
+    for row in _by_category(atlas, atlas.included).to_dict("records"):
+        name, scores = row["relation"], atlas.relation_scores[row["relation"]]
+        implements, suppresses = atlas.calls.sel(relation=name).values
+        shown = scores.score, scores.suppression, implements, suppresses, _marks(atlas, name)
+        grids.append(RelationGrid(name, row["title"], row["category"], *shown))
     return grids
+
+
+def _marks(atlas: Atlas, relation: str) -> dict[str, Bools]:
+    """:attr:`RelationGrid.marks` of a relation."""
+    by_ablation, with_context, asked = np.zeros((3, atlas.n_layers, atlas.n_heads), dtype=bool)
+    if atlas.evidence:
+        rows = atlas.evidence.table
+        rows = rows[rows["relation"] == relation]
+        at = rows["layer"].to_numpy(dtype=int), rows["head"].to_numpy(dtype=int)
+        for mask, column in ((by_ablation, "by_ablation"), (with_context, "with_context")):
+            said = rows[f"confirmed_{column}"]
+            mask[at] = said.eq(True)
+            asked[at] |= said.notna()
+    context = with_context & ~by_ablation
+    return {"ablation": by_ablation, "context": context, "refuted": asked & ~by_ablation & ~with_context}
 
 
 def choose(which: Which, known: Sequence[str], what: str) -> list[str]:

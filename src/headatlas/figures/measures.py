@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from headatlas.atlas.behaviours import BEHAVIOURS, Behaviour, Looking, best_first
 from headatlas.atlas.salience import Salience, stored_salience
 from headatlas.figures import panels
-from headatlas.figures.colours import Palette
 from headatlas.figures.grids import Which, choose, needed
 from headatlas.figures.page import AtlasFigure, Key, Page, Title
 from headatlas.figures.panels import Cell
@@ -32,17 +31,11 @@ RANGES = "Where a title names a range, colours run evenly from its first number 
 
 @dataclass(frozen=True)
 class Panel:
-    """A panel of numbers.
-
-    Attributes:
-        title: Above it.
-        value: [n_layers, n_heads] from −1 to 1, the ends of the colour bar; NaN where there is no number.
-        called: [n_layers, n_heads] heads that are outlined.
-    """
+    """A panel of numbers."""
 
     title: Title
-    value: Floats
-    called: Bools
+    value: Floats  # [n_layers, n_heads] from −1 to 1, the ends of the colour bar; NaN where there is none
+    called: Bools  # [n_layers, n_heads] heads that are outlined
 
 
 def _panel(frame: pd.DataFrame, numbers: pd.Series, shape: tuple[int, int], title: Title) -> Panel:
@@ -75,31 +68,31 @@ def draw_panels(
     scale: Mapping[str, Sequence[str]],
     keys: Sequence[Key],
 ) -> AtlasFigure:
-    """A panel [layer × head] each, with their colour bar; ``seen`` [n_layers]: layers that have numbers."""
-    known = [*keys, *panels.not_mapped_keys(seen, page.palette)]
+    """A panel [layer × head] each, with their colour bar; ``seen`` [n_layers]: layers that have numbers.
+
+    Numbers below 0 have the colour of suppression and a minus sign.
+    """
+    palette, shape = page.palette, shown[0].value.shape
+
+    def cells(ax: Axes, each: Panel, cell: Cell) -> None:
+        panels.prepare_panel(ax, seen, shape[1], palette)
+        below = panels.fill_signed(ax, each.value, palette)
+        panels.separate(ax, shape, cell, palette)
+        panels.minus(ax, below, cell, palette)
+        panels.outline(ax, each.called, cell, palette)
+
+    known = [*keys, *panels.not_mapped_keys(seen, palette)]
     return panels.draw_grids(
         page,
         shown,
-        shown[0].value.shape,
+        shape,
         caption,
-        cells=lambda ax, each, cell: draw_panel(ax, each, seen, page.palette, cell=cell),
+        cells=cells,
         title=lambda each: each.title,
         legend=partial(panels.colour_bar, page, scale, known),
         smallest=25.0,
         flat=0.8,
     )
-
-
-def draw_panel(ax: Axes, each: Panel, seen: Bools, palette: Palette, *, cell: Cell) -> None:
-    """One panel's cells: numbers below 0 in the colour of suppression, with a minus sign."""
-    shape = each.value.shape
-    panels.prepare_panel(ax, seen, shape[1], palette)
-    step = np.rint(np.nan_to_num(each.value).clip(-1.0, 1.0) * panels.STEPS).astype(int)
-    for sign in (1, -1):
-        panels.fill_steps(ax, sign * step, palette.scores(panels.STEPS + 1, suppression=sign < 0))
-    panels.separate(ax, shape, cell, palette)
-    panels.minus(ax, step < 0, cell, palette)
-    panels.outline(ax, each.called, cell, palette)
 
 
 # Where heads look ---------------------------------------------------------------------------------------
@@ -139,7 +132,7 @@ def draw_behaviours(
         np.isin(np.arange(shape[0]), frame["layer"]),
         f"Colour: share of the head's attention.{ranges} n: heads that are called. "
         f"{atlas.model_name}; {found.caption()}",
-        {"share of attention": page.palette.scores(panels.STEPS + 1)},
+        {"share of attention": page.palette.scores()},
         [Key("called: more than expected", outlined)],
     )
 
@@ -198,10 +191,10 @@ def draw_salience(
     description = f"Heatmaps of layer by head, one a measure, coloured by value. {words}."
     title = f"What the heads of {atlas.model_name} write"
     page = Page(width_mm, look, title=title, description=description)
-    reading, scale = "Colour: value.", {"value": page.palette.scores(panels.STEPS + 1)}
+    reading, scale = "Colour: value.", {"value": page.palette.scores()}
     if "copying" in shown:
         reading = "Colour: value; minus sign: below 0."
-        scale = {"below 0": page.palette.scores(panels.STEPS + 1, suppression=True), **scale}
+        scale = {"below 0": page.palette.scores(suppression=True), **scale}
     if {"effective_rank", "norm_share"} & set(shown):
         reading = f"{reading} {RANGES}"
     return draw_panels(

@@ -193,21 +193,20 @@ class Page:
     def panels(
         self,
         columns: PanelColumns,
-        y: float,
-        rows: Sequence[Sequence[T]],
+        items: Sequence[T],
         height: float,
         *,
         title: Callable[[T], Title],
         draw: Callable[[Axes, T, bool], None],
         category: Callable[[T], str] | None = None,
     ) -> float:
-        """Rows of panels with their titles, from height y down; returns the height below them.
+        """Panels with their titles, row by row from the top of the page; returns the height below them.
 
         ``draw`` is told whether a panel is the first of its row. A ``category`` is written over the titles
         where it begins, and at the start of a row.
         """
-        seen: set[str] = set()
-        for row in rows:
+        y, seen = MARGIN, set[str]()
+        for row in columns.rows(items):
             if category is not None:
                 y = self._headings(columns, y, [category(item) for item in row], seen)
             y = self._titles(columns, y, [title(item) for item in row])
@@ -381,17 +380,11 @@ class Put(Protocol):
 
 @dataclass(frozen=True)
 class PanelColumns:
-    """Panels side by side, in as many rows as the width asks for.
+    """Panels side by side, in as many rows as the width asks for."""
 
-    Attributes:
-        lefts: Left edges of the columns.
-        width: Width of a panel.
-        cell: Width of a cell (of n in a panel).
-    """
-
-    lefts: tuple[float, ...]
-    width: float
-    cell: float
+    lefts: tuple[float, ...]  # left edges of the columns
+    width: float  # of a panel
+    cell: float  # width of a cell, of n in a panel
 
     @property
     def title_width(self) -> float:

@@ -20,11 +20,10 @@ from matplotlib.textpath import text_to_path
 from numpy.typing import NDArray
 
 from headatlas.errors import HeadatlasError
-from headatlas.figures.colours import Palette
+from headatlas.figures.colours import STEPS, Palette
 from headatlas.figures.page import (
     FONT_PT,
     LINE,
-    MARGIN,
     MM,
     AtlasFigure,
     Key,
@@ -57,8 +56,6 @@ BAR = 2.4
 """Height of a colour bar."""
 SHORTEST_BAR = 45.0
 TICKS = (0.0, 0.05, 0.2, 0.5, 1.0)
-STEPS = 40
-"""Colours from 0 to 1: a step is 0.025, finer than the eye reads from a scale."""
 
 
 def boxes_path(x: NDArray[Any], y: NDArray[Any], width: float, height: NDArray[Any] | float) -> Path:
@@ -114,6 +111,14 @@ def fill_steps(ax: Axes, step: NDArray[Any], colours: Sequence[str]) -> None:
     """Fill the cells of each step above 0 of a scale with its colour."""
     for each in np.unique(step[step > 0]):
         fill(ax, step == each, colours[each])
+
+
+def fill_signed(ax: Axes, value: NDArray[np.float64], palette: Palette) -> Bools:
+    """Fill the cells of numbers from −1 to 1, those below 0 in the colour of suppression; returns which."""
+    step = np.rint(np.nan_to_num(value).clip(-1.0, 1.0) * STEPS).astype(int)
+    fill_steps(ax, step, palette.scores())
+    fill_steps(ax, -step, palette.scores(suppression=True))
+    return np.asarray(step < 0)
 
 
 def prepare_panel(ax: Axes, mapped: Bools, n_heads: int, palette: Palette) -> None:
@@ -246,10 +251,10 @@ def draw_grids(
         cells(ax, each, (columns.cell, height / n_heads))
         cell_axes(page, ax, shape, (columns.width, height), first=first)
 
-    rows = columns.rows(shown)
     with style(page.palette):
-        y = page.panels(columns, MARGIN, rows, height, title=title, draw=draw, category=category)
-        return page.finish(page.beside_or_below(columns, y, height, len(rows[-1]), legend), caption)
+        y = page.panels(columns, shown, height, title=title, draw=draw, category=category)
+        filled = len(columns.rows(shown)[-1])
+        return page.finish(page.beside_or_below(columns, y, height, filled, legend), caption)
 
 
 def colour_bar(

@@ -27,23 +27,19 @@ if TYPE_CHECKING:
 
 
 class Kind(NamedTuple):
-    """A figure: functions of this room, as ``module:function``, whose module is imported when it is needed.
+    """A figure: functions of this room as ``module:function``, whose module is imported when it is needed."""
 
-    Attributes:
-        draw: Draws it, from (atlas, width_mm, which, look).
-        table: Makes the table of its numbers, from the atlas.
-        panel: Draws one panel into the user's axes, from (atlas, ax, which, look); of figures of the map.
-    """
-
-    draw: str
-    table: str
-    panel: str = ""
+    draw: str  # draws it, from (atlas, width_mm, which, look)
+    table: str  # makes the table of its numbers, from the atlas
+    panel: str = (
+        ""  # draws one panel into the user's axes, from (atlas, ax, which, look); of the map's figures
+    )
 
 
 KINDS: dict[FigureKind, Kind] = {
-    "categories": Kind("categories:draw_categories", "grids:categories_table", "categories:draw_category_in"),
-    "relations": Kind("relations:draw_relations", "grids:relations_table", "relations:draw_relation_in"),
-    "layers": Kind("categories:draw_layers", "grids:layers_table", "categories:draw_profile_in"),
+    "categories": Kind("map:draw_categories", "grids:categories_table", "map:draw_category_in"),
+    "relations": Kind("map:draw_relations", "grids:relations_table", "map:draw_relation_in"),
+    "layers": Kind("map:draw_layers", "grids:layers_table", "map:draw_profile_in"),
     "behaviours": Kind("measures:draw_behaviours", "measures:behaviours_table"),
     "salience": Kind("measures:draw_salience", "measures:salience_table"),
     "context": Kind("evidence:draw_context", "evidence:context_table"),
@@ -127,8 +123,7 @@ class Plots:
             HeadatlasError: As for all figures, or the atlas holds nothing of it: the command that makes it is
                 named.
         """
-        check_panels(check_kind(kind), panels)
-        more = {"panels": panels} if kind == "categories" else {}
+        more = panel_choice(kind, panels)
         if ax is None:
             width = WIDTH_MM if width_mm is None else width_mm
             return draw_kind(kind, self._atlas, width, which, Look(**look), **more)
@@ -186,8 +181,7 @@ class Plots:
         Raises:
             HeadatlasError: There is no such figure, it has no such panels, or the atlas holds nothing of it.
         """
-        check_panels(check_kind(kind), panels)
-        more = {"panels": panels} if kind == "categories" else {}
+        more = panel_choice(kind, panels)
         table: pd.DataFrame = _named(KINDS[kind].table)(self._atlas, **more)
         return table
 
@@ -230,7 +224,7 @@ def plot_categories(
     Raises:
         HeadatlasError: A column is missing, a number is no layer or head, or there is no such panel.
     """
-    from headatlas.figures.categories import draw_category_grid
+    from headatlas.figures.map import draw_category_grid
 
     grid = grid_of_table(table, shape)
     return draw_category_grid(
@@ -268,12 +262,16 @@ def check_kind(kind: FigureKind) -> FigureKind:
     return kind
 
 
-def check_panels(kind: str, panels: str) -> None:
-    """Refuse panels that a figure cannot have."""
+def panel_choice(kind: FigureKind, panels: str) -> dict[str, str]:
+    """The panels asked for, as functions of the kind take them; refuses what it cannot have."""
+    check_kind(kind)
     if panels not in (known := get_args(Panels)):
         raise HeadatlasError(f"`panels` is {panels!r}: choose from {', '.join(known)}.")
-    if kind != "categories" and panels != "category":
+    if kind == "categories":
+        return {"panels": panels}
+    if panels != "category":
         raise HeadatlasError(f"`panels={panels}` is for the figure of the categories, not for {kind}.")
+    return {}
 
 
 # Files ------------------------------------------------------------------------------------------------

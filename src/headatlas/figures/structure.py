@@ -73,10 +73,9 @@ def draw_structure(atlas: Atlas, found: Structure, width_mm: float, look: Look =
     width = (page.width - RIGHT - sum(lefts) - 2 * GAP) / 3
     if width >= SMALLEST:
         steps = [sum(lefts[: at + 1]) + at * (width + GAP) for at in range(3)]
-        columns, rows = PanelColumns(tuple(steps), width, width), [shown]
     else:
-        width = page.width - RIGHT - max(lefts)
-        columns, rows = PanelColumns((max(lefts),), width, width), [[part] for part in shown]
+        width, steps = page.width - RIGHT - max(lefts), [max(lefts)]
+    columns = PanelColumns(tuple(steps), width, width)
     keys: list[Key] = []
 
     def draw(ax: Axes, part: Part, _first: bool) -> None:
@@ -91,7 +90,7 @@ def draw_structure(atlas: Atlas, found: Structure, width_mm: float, look: Look =
 
     reading = [_PAIRS] * bool(found.groups) + [_DEPTHS] * bool(found.depth.categories)
     with style(page.palette):
-        y = page.panels(columns, MARGIN, rows, HEIGHT, title=lambda part: (part.title, ""), draw=draw)
+        y = page.panels(columns, shown, HEIGHT, title=lambda part: (part.title, ""), draw=draw)
         y = page.legend(MARGIN, y, page.inner, keys) + 0.4 * LINE
         return page.finish(y, " ".join([*reading, atlas.caption()]))
 

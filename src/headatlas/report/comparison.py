@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headatlas.arrangement.comparison import CHANGES, Comparison, HeadChanges
+from headatlas.arrangement.comparison import CALLED, CHANGES, Comparison, HeadChanges
 from headatlas.atlas import Atlas
 from headatlas.atlas.export import plain_records
 from headatlas.atlas.relation_scores import SIGNS
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 LARGE = 100_000
 """Of more cells than this the page gets only those that are called or shown to differ."""
-CALLED = ("", "a", "b", "both")
 
 
 def write_comparison(
@@ -117,12 +116,6 @@ def score_section(atlases: Sequence[Atlas], names: list[str]) -> dict[str, Any]:
     """Scores of all heads: for each atlas and sign ``0/promotion`` … [relation, head], four digits."""
     arrays: Arrays = {}
     for at, atlas in enumerate(atlases):
-        there = set(atlas.included["relation"])
-        for sign in SIGNS:
-            scores = np.full((len(names), atlas.n_layers, atlas.n_heads), np.nan)
-            for row, name in enumerate(names):
-                if name in there:
-                    found = atlas.relation_scores[name]
-                    scores[row] = found.score if sign == "promotion" else found.suppression
-            arrays[f"{at}/{sign}"] = fixed(scores, 4)
+        scores = atlas.scores.reindex(relation=names).transpose("sign", "relation", "layer", "head")
+        arrays |= {f"{at}/{sign}": fixed(scores.sel(sign=sign).values, 4) for sign in SIGNS}
     return pack(arrays)

@@ -26,20 +26,12 @@ LIST_SHOWN = 24
 
 
 def page_data(atlas: Atlas, *, alternative: str, in_words: str, q_at: Sequence[int] = ()) -> dict[str, Any]:
-    """Everything the page shows, as plain JSON values without NaN.
+    """Everything the page shows, as plain JSON values without NaN; it starts with the atlas's thresholds.
 
-    Args:
-        atlas: The atlas, read with its own thresholds (they are where the page starts).
-        alternative: The figure's text alternative.
-        in_words: The figure in words, in full.
-        q_at: Further k at which heads are calibrated for the page.
-
-    Returns:
-        ``relations`` holds one entry per relation, in atlas order; ``packed`` the sections of
-        :mod:`headatlas.report.packed`. Where there is evidence, ``evidence`` holds what its words mean.
-
-    Raises:
-        HeadatlasError: A k of ``q_at`` is not from 1 to the ceiling.
+    ``alternative`` and ``in_words`` are the figure's text alternative and the figure in words, ``q_at``
+    further k at which heads are calibrated. ``relations`` holds one entry per relation, in atlas order;
+    ``packed`` the sections of :mod:`headatlas.report.packed`. Where there is evidence, ``evidence`` holds
+    what its words mean.
     """
     categories = list(atlas.category_names)
     ceiling = int(atlas.provenance["ceiling"])
@@ -60,7 +52,7 @@ def page_data(atlas: Atlas, *, alternative: str, in_words: str, q_at: Sequence[i
         "group_size": group_size(atlas),
         "layers_done": [int(done) for done in atlas.layers_done],
         "layers_without_heads": list(atlas.layers_without_heads),
-        "ceiling": int(atlas.provenance["ceiling"]),
+        "ceiling": ceiling,
         "thresholds": asdict(atlas.thresholds),
         "evidence": list(CRITERIA) if atlas.evidence else None,
         "statements": STATEMENTS,
@@ -79,17 +71,15 @@ def page_data(atlas: Atlas, *, alternative: str, in_words: str, q_at: Sequence[i
 def _relations(atlas: Atlas, categories: list[str]) -> list[dict[str, Any]]:
     return [
         {
-            "name": entry.relation,
-            "title": entry.title,
-            "category": categories.index(str(entry.category)),
-            "copying": bool(entry.copying),
-            "n_pairs": int(str(entry.n_pairs)),
-            "n_sources": int(str(entry.n_sources)),
-            "n_targets": int(str(entry.n_targets)),
-            "left_out": entry.left_out,
-            "dropped": _dropped(entry.dropped),
+            "name": row["relation"],
+            "title": row["title"],
+            "category": categories.index(row["category"]),
+            "copying": bool(row["copying"]),
+            **{name: int(row[name]) for name in ("n_pairs", "n_sources", "n_targets")},
+            "left_out": row["left_out"],
+            "dropped": _dropped(row["dropped"]),
         }
-        for entry in atlas.relations.itertuples(index=False)
+        for row in atlas.relations.to_dict("records")
     ]
 
 

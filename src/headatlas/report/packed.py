@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from headatlas.atlas import Atlas
 from headatlas.atlas.relation_scores import SIGNS
-from headatlas.atlas.salience import Salience, stored_salience
+from headatlas.atlas.salience import stored_salience
 from headatlas.atlas.store import read_array
 from headatlas.showing import safe_values
 
@@ -34,6 +34,8 @@ N_VALUES = 24
 """Singular values of a head, the largest."""
 
 _TYPES = {"u1": np.uint8, "u2": np.uint16, "u4": np.uint32, "i4": np.int32, "f8": np.float64}
+_LISTED = {"pair": "u2", "rank": "u1"}
+"""Of every rank below the ceiling: its pair and itself."""
 _EVIDENCE_NUMBERS = ("context", "context_suppression", "attention", "loss_alone", "loss_alone_q")
 
 Ints = NDArray[np.int64]
@@ -45,12 +47,8 @@ Arrays = dict[str, tuple[str, NDArray[Any]]]
 def pack(arrays: Arrays, words: Any = None) -> dict[str, Any]:
     """A section: ``arrays`` lists name, type and length of each; ``bytes`` holds them.
 
-    Args:
-        arrays: What it holds.
-        words: JSON values that travel with them, as the array ``json``; texts in them are made safe to show.
-
-    Raises:
-        OverflowError: A value does not fit its type.
+    ``words`` are JSON values that travel with them, as the array ``json``; texts in them are made safe to
+    show. A value that does not fit its type is an OverflowError.
     """
     if words is not None:
         text = json.dumps(safe_values(words), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
@@ -79,32 +77,22 @@ def fixed(values: NDArray[Any], digits: int) -> tuple[str, NDArray[Any]]:
 
 
 def rank_section(atlas: Atlas, calibrated: Sequence[Atlas]) -> dict[str, Any]:
-    """Ranks of all heads, and p where they were calibrated.
+    """Ranks of all heads, and p at the k of each reading in ``calibrated``.
 
-    Args:
-        atlas: The atlas.
-        calibrated: Readings of it at the k whose p the page gets.
-
-    Returns:
-        Relations follow each other in the atlas's order, those that were left out are not there. A *row* is
-        a head and a relation with any rank below the ceiling: ``rows`` [relation] counts them, ``row_cell``
-        is the step from the row before, ``row_promotion`` and ``row_suppression`` count the ranks; the ranks
-        are in ``promotion_pair`` (step from the pair before, among the relation's usable pairs) and
-        ``promotion_rank``, the same for suppression. ``pairs`` [relation] counts usable pairs,
-        ``pair_source`` is the position of the source of each. ``control`` [relation, layer] counts ranks of
-        the state itself, which ``control_pair`` and ``control_rank`` hold. ``p/…`` holds p where it is below
-        1: for each of ``calibrated`` and sign its row (step) and value, of copying relations and of the
-        others apart.
+    Relations follow each other in the atlas's order, those that were left out are not there. A *row* is a
+    head and a relation with any rank below the ceiling: ``rows`` [relation] counts them, ``row_cell`` is the
+    step from the row before, ``row_promotion`` and ``row_suppression`` count the ranks; the ranks are in
+    ``promotion_pair`` (step from the pair before, among the relation's usable pairs) and ``promotion_rank``,
+    the same for suppression. ``pairs`` [relation] counts usable pairs, ``pair_source`` is the position of the
+    source of each. ``control`` [relation, layer] counts ranks of the state itself, which ``control_pair`` and
+    ``control_rank`` hold. ``p/…`` holds p where it is below 1: for each reading and sign its row (step) and
+    value, of copying relations and of the others apart.
     """
-    found = [_relation_ranks(atlas, at) for at in _scored(atlas)]
+    found = [_relation_ranks(atlas, at) for at in atlas.included.index]
     shapes: dict[str, str] = {
         **{"rows": "u4", "row_cell": "u4", "pairs": "u4", "pair_source": "u2"},
-        **{f"{part}_{sign}": kind for sign in SIGNS for part, kind in (("row", "u4"),)},
-        **{
-            f"{sign}_{part}": kind
-            for sign in (*SIGNS, "control")
-            for part, kind in (("pair", "u2"), ("rank", "u1"))
-        },
+        **{f"row_{sign}": "u4" for sign in SIGNS},
+        **{f"{name}_{part}": kind for name in (*SIGNS, "control") for part, kind in _LISTED.items()},
         "control": "u4",
     }
     arrays: Arrays = {
@@ -116,10 +104,6 @@ def rank_section(atlas: Atlas, calibrated: Sequence[Atlas]) -> dict[str, Any]:
     if atlas.evidence:
         arrays |= _evidence(atlas, cells)
     return pack(arrays)
-
-
-def _scored(atlas: Atlas) -> list[int]:
-    return [int(at) for at in atlas.included.index]
 
 
 def _relation_ranks(atlas: Atlas, at: int) -> dict[str, Ints]:
@@ -205,7 +189,7 @@ def word_section(atlas: Atlas) -> dict[str, Any]:
     relation, source = read_array(data, "pair_relation"), read_array(data, "pair_source")
     sources, targets = read_array(data, "source"), read_array(data, "target")
     words = []
-    for at in _scored(atlas):
+    for at in atlas.included.index:
         usable = np.flatnonzero((relation == at) & (source >= 0))
         first = usable[np.diff(source[usable], prepend=-1) != 0]
         words.append([sources[first].tolist(), targets[usable].tolist()])
@@ -224,21 +208,12 @@ def head_section(atlas: Atlas) -> dict[str, Any]:
     looks = atlas.behaviours
     names = list(dict.fromkeys(looks["behaviour"]))
     if names:
-        shape = (len(names), atlas.n_layers, atlas.n_heads)
-        place = (
-            looks["behaviour"].map({name: at for at, name in enumerate(names)}),
-            looks["layer"],
-            looks["head"],
-        )
+        grids = looks.set_index(["behaviour", "layer", "head"]).astype({"called": float}).to_xarray()
+        grids = grids.reindex(behaviour=names, layer=range(atlas.n_layers), head=range(atlas.n_heads))
+        grids["q"] = np.ceil(grids["q"] * 1e4) / 1e4  # upwards, so that none looks surer than it is
         for column in ("value", "expected", "low", "high", "q"):
-            values = np.full(shape, np.nan)
-            values[place] = looks[column]
-            if column == "q":  # upwards, so that none looks surer than it is
-                values = np.ceil(values * 1e4) / 1e4
-            arrays[f"behaviour/{column}"] = fixed(values, 4)
-        called = np.zeros(shape, dtype=np.int64)
-        called[place] = looks["called"]
-        arrays["behaviour/called"] = "u1", called
+            arrays[f"behaviour/{column}"] = fixed(grids[column].values, 4)
+        arrays["behaviour/called"] = "u1", grids["called"].fillna(0.0).values
     written = stored_salience(atlas.place)
     if written is not None:
         for name in ("effective_rank", "copying", "norm_share", "explained"):
@@ -284,37 +259,10 @@ def salience_section(atlas: Atlas) -> dict[str, Any] | None:
     values = data["singular_values"].values[..., :N_VALUES]
     arrays |= {"gain": fixed(data["gain"].values, 3), "singular_values": fixed(values, 3)}
     sizes = {name: list(each.shape[2:]) for name, each in (*ids.items(), ("singular_values", values))}
-    return pack(
-        arrays, {"texts": _texts(found, named), "sizes": sizes, "explained": _explained(found, atlas)}
-    )
-
-
-def _texts(found: Salience, named: Ints) -> list[str]:
-    ids, texts = found.data["token"].values, found.data["text"].values
-    return [str(text) for text in texts[np.searchsorted(ids, named)]]
-
-
-def _explained(found: Salience, atlas: Atlas) -> list[list[Any]]:
-    """[cell] the relations that explain a head's salience and the fields its other sources come from."""
-    relations, rest = found.data["relations"].values.ravel(), found.data["rest"].values.ravel()
-    share = found.data["explained"].values.ravel()
-    return [
-        [json.loads(str(relations[at])), [each[:2] for each in json.loads(str(rest[at]))]]
-        if np.isfinite(share[at])
-        else []
-        for at in range(atlas.n_layers * atlas.n_heads)
-    ]
-
-
-def unpack(section: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """The arrays of a section, as ``js/unpack.mjs`` reads them; ``json`` is bytes."""
-    return dict(_unpack(section))
-
-
-def _unpack(section: Mapping[str, Any]) -> Iterator[tuple[str, NDArray[Any]]]:
-    raw, at = gzip.decompress(base64.b64decode(section["bytes"])), 0
-    for name, kind, length in section["arrays"]:
-        size = np.dtype(_TYPES[kind]).itemsize
-        planes = np.frombuffer(raw, dtype=np.uint8, count=size * length, offset=at).reshape(size, length)
-        yield name, np.ascontiguousarray(planes.T).view(np.dtype(_TYPES[kind]).newbyteorder("<")).ravel()
-        at += size * length
+    texts = found.data["text"].values[np.searchsorted(found.data["token"].values, named)]
+    # Of each head the relations that explain it, and the fields that its other sources come from.
+    explained: list[list[Any]] = [[]] * (atlas.n_layers * atlas.n_heads)
+    for row in found.explained().to_dict("records"):
+        fields = [each[:2] for each in row["rest"]]
+        explained[row["layer"] * atlas.n_heads + row["head"]] = [row["relations"], fields]
+    return pack(arrays, {"texts": [str(text) for text in texts], "sizes": sizes, "explained": explained})

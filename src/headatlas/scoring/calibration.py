@@ -21,6 +21,8 @@ sources this bounds E C(X, s), and Markov's inequality gives, for every s ≤ ob
 with the elementary symmetric polynomial e_s; again also for columns. Where the smallest of all these bounds
 is small it is the (conservative) p; elsewhere the tail is estimated by sequential Monte Carlo permutation
 (Besag & Clifford 1991), whose p is valid at any stopping point.
+
+Everywhere here ``h`` is [heads, n, n] bool and ``observed`` [heads] int; what is returned is [heads] float64.
 """
 
 from __future__ import annotations
@@ -48,17 +50,11 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class NullFit:
-    """The null for the heads of one relation, arrays [heads].
+    """The null for the heads of one relation, arrays [heads]."""
 
-    Attributes:
-        chance: Expected score under the null.
-        variance: Variance of the number of hits under the null.
-        p: Upper-tail probability of the observed number of hits (bound or permutation estimate).
-    """
-
-    chance: Floats
-    variance: Floats
-    p: Floats
+    chance: Floats  # expected score
+    variance: Floats  # of the number of hits
+    p: Floats  # upper-tail probability of the observed number of hits (bound or permutation estimate)
 
 
 def moments(h: Bools) -> tuple[Floats, Floats]:
@@ -66,12 +62,6 @@ def moments(h: Bools) -> tuple[Floats, Floats]:
 
     The variance, Σ (h[i, j] - row mean - column mean + mean)² / (n - 1), needs only the sums of rows and
     columns because h is 0 or 1.
-
-    Args:
-        h: [heads, n, n] bool.
-
-    Returns:
-        Two arrays [heads].
     """
     n = h.shape[-1]
     rows, columns = h.sum(axis=2), h.sum(axis=1)
@@ -82,15 +72,7 @@ def moments(h: Bools) -> tuple[Floats, Floats]:
 
 
 def tail_bound(h: Bools, observed: Ints) -> Floats:
-    """A rigorous upper bound of P(Σ_i h[i, σ(i)] ≥ observed), at most 1; see the module's docstring.
-
-    Args:
-        h: [heads, n, n] bool.
-        observed: [heads] int.
-
-    Returns:
-        [heads] float64.
-    """
+    """A rigorous upper bound of P(Σ_i h[i, σ(i)] ≥ observed), at most 1; see the module's docstring."""
     best = np.zeros(len(h))
     for counts in (h.sum(axis=2), h.sum(axis=1)):
         best = np.minimum(best, _log_exponential_bound(counts, observed))
@@ -133,12 +115,17 @@ def _log_factorial_bound(counts: Ints, observed: Ints) -> Floats:
     return bounds
 
 
+def seeded(text: str) -> np.random.Generator:
+    """A generator of random numbers that are the same for the same text, everywhere."""
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+    return np.random.Generator(np.random.PCG64(seed))
+
+
 class Permutations:
     """The permutations of one relation: drawn once from a seed, the same for every head and every run."""
 
     def __init__(self, n: int, seed_text: str) -> None:
-        seed = int.from_bytes(hashlib.sha256(seed_text.encode()).digest()[:8], "little")
-        self._rng = np.random.Generator(np.random.PCG64(seed))
+        self._rng = seeded(seed_text)
         self._base = np.arange(n, dtype=np.int32)
         self._blocks: list[NDArray[np.int32]] = []
 
@@ -150,15 +137,7 @@ class Permutations:
         return self._blocks[number]
 
     def tail(self, h: Bools, observed: Ints) -> Floats:
-        """Sequential Monte Carlo p of at least ``observed`` hits, every head on its own.
-
-        Args:
-            h: [heads, n, n] bool.
-            observed: [heads] int.
-
-        Returns:
-            [heads] float64.
-        """
+        """Sequential Monte Carlo p of at least ``observed`` hits, every head on its own."""
         p = np.empty(len(h))
         going = np.arange(len(h))
         reached = np.zeros(len(h), dtype=np.int64)
@@ -192,12 +171,10 @@ def _counts(by_source: NDArray[np.uint8], permutations: NDArray[np.int32]) -> ND
 
 
 def fit_null(h: Bools, permutations: Permutations) -> NullFit:
-    """Calibrate heads on one relation.
+    """Calibrate heads on one relation, with its permutations of n sources.
 
-    Args:
-        h: [heads, n, n] bool; ``h[:, i, j]``: an accepted target of source j is in the head's top k for
-            source i. The diagonal is what was observed.
-        permutations: The relation's permutations, for sources of the same number n.
+    ``h[:, i, j]``: an accepted target of source j is in the head's top k for source i. The diagonal is what
+    was observed.
     """
     n = h.shape[-1]
     observed = np.trace(h, axis1=1, axis2=2, dtype=np.int64)

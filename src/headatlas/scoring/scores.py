@@ -22,16 +22,10 @@ Floats = NDArray[np.float64]
 def source_hits(ranks: NDArray[np.integer], source: NDArray[np.integer], n_sources: int, k: int) -> Bools:
     """Which sources are hit: any accepted target with a rank below k.
 
-    Args:
-        ranks: [..., n_pairs] ranks of one relation's usable pairs (promotion or suppression). The best
-            rank among a source's targets decides, so promotion follows the best-scoring accepted target
-            and suppression, whose ranks are those of the negated logits, the worst-scoring one.
-        source: [n_pairs] position of each pair's source, 0..n_sources-1, in ascending order.
-        n_sources: Number of usable sources.
-        k: Ranks 0..k-1 count.
-
-    Returns:
-        [..., n_sources] bool.
+    Of [..., n_pairs] ranks of one relation's usable pairs (promotion or suppression) and the source of each,
+    0 … n_sources - 1 in ascending order, it is [..., n_sources]. The best rank among a source's targets
+    decides, so promotion follows the best-scoring accepted target and suppression, whose ranks are those of
+    the negated logits, the worst-scoring one.
     """
     below = (ranks >= 0) & (ranks < k)
     starts = np.flatnonzero(np.diff(source, prepend=-1))
@@ -40,8 +34,8 @@ def source_hits(ranks: NDArray[np.integer], source: NDArray[np.integer], n_sourc
     return np.logical_or.reduceat(below, starts, axis=-1)
 
 
-def wilson(hits: NDArray[np.integer], n: int) -> tuple[Floats, Floats]:
-    """Wilson score interval at 95 % for hits out of n: (low, high), same shape as hits.
+def wilson(hits: NDArray[np.integer], n: int | NDArray[np.integer]) -> tuple[Floats, Floats]:
+    """Wilson score interval at 95 % for hits out of n (of all, or of each): (low, high), same shape as hits.
 
     Treats sources as independent draws from the relation; it says nothing about other relations.
     """

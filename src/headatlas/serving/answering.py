@@ -57,12 +57,7 @@ Check = Callable[[], None]
 
 
 class Answers:
-    """Answers about an atlas, by its model, which is held.
-
-    Args:
-        atlas: The atlas.
-        opened: Its model, held.
-    """
+    """Answers about an atlas, by its model, which is held."""
 
     def __init__(self, atlas: Atlas, opened: OpenModel) -> None:
         self.atlas, self.opened = atlas, opened
@@ -90,11 +85,7 @@ class Answers:
         )
 
     def answer(self, path: str, body: Asked, check: Check) -> Told:
-        """The answer to a question.
-
-        Raises:
-            HeadatlasError: It cannot be asked; what ``check`` raises goes through.
-        """
+        """The answer to a question; what ``check`` raises goes through."""
         with torch.inference_mode(), strict_products():
             return self.of[path](body, check)
 

@@ -60,12 +60,8 @@ class Turns:
     async def take(self, request: Request, work: Work) -> Told | Exception | None:
         """Work in a thread once it is our turn; None where the client leaves, which ends the work.
 
-        Args:
-            request: Whose body has been read; its client is watched.
-            work: Is given a function to call between steps, which raises once the client has left.
-
-        Raises:
-            BodyError: Too many are waiting.
+        The client of the request, whose body has been read, is watched. ``work`` is given a function to call
+        between steps, which raises once the client has left. Where too many wait, a BodyError says so.
         """
         if self._here > WAITING:
             raise BodyError(503, "too many questions are waiting; ask again later.")
@@ -108,13 +104,7 @@ def _outcome(work: Work, left: threading.Event) -> Told | Exception | None:
 
 
 def make_app(page: str, answers: Answers, access: Access) -> Guard:
-    """The application.
-
-    Args:
-        page: The HTML of the page.
-        answers: What is answered.
-        access: Who may ask.
-    """
+    """The application: the HTML of a page, what is answered, and who may ask."""
     turns, described = Turns(), openapi()
 
     async def show(_: Request) -> Response:

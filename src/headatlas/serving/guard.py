@@ -32,15 +32,10 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask.
+    """Who may ask."""
 
-    Attributes:
-        host: The address that is listened at.
-        token: What every request must show; None: nothing, which a loopback address alone may have.
-    """
-
-    host: str
-    token: str | None
+    host: str  # the address that is listened at
+    token: str | None  # what every request must show; None: nothing, which a loopback address alone may have
 
     def knows(self, host: str | None) -> bool:
         """Whether a request for this host (its Host header) is meant for us.
@@ -85,12 +80,7 @@ def _is_ip(name: str) -> bool:
 
 
 class BodyError(Exception):
-    """A body that is not read to its end.
-
-    Attributes:
-        status: Of the answer.
-        said: A sentence.
-    """
+    """A body that is not read to its end: the status of the answer, and a sentence."""
 
     def __init__(self, status: int, said: str) -> None:
         super().__init__(said)
@@ -103,12 +93,7 @@ def problem(status: int, said: str, **headers: str) -> JSONResponse:
 
 
 class Guard:
-    """Stands before an app: refuses what may not ask, and puts headers of safety on every answer.
-
-    Args:
-        app: The app.
-        access: Who may ask.
-    """
+    """Stands before an app: refuses what may not ask, and puts headers of safety on every answer."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self.app, self.access = app, access
@@ -177,11 +162,7 @@ def _shown(scope: Scope, headers: Headers) -> str | None:
 
 
 async def whole_body(headers: Headers, receive: Receive) -> bytes:
-    """The body of a request.
-
-    Raises:
-        BodyError: It is no JSON, too large, too slow, or the client has gone.
-    """
+    """The body of a request; a BodyError where it is no JSON, too large, too slow, or the client has gone."""
     if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise BodyError(415, "send application/json.")
     length = headers.get("content-length", "0")

@@ -56,11 +56,7 @@ class _Impatient(H11Protocol):
 
 
 def access_for(host: str) -> Access:
-    """Who may ask at an address: the token comes from the environment, or is made for all but loopback.
-
-    Raises:
-        HeadatlasError: The token given is too short to be none that can be guessed.
-    """
+    """Who may ask at an address: the token comes from the environment, or is made for all but loopback."""
     given = os.environ.get(TOKEN_VARIABLE)
     if given is not None and (len(given) < LEAST_TOKEN or not given.isascii() or not given.isalnum()):
         raise HeadatlasError(
@@ -70,17 +66,9 @@ def access_for(host: str) -> Access:
 
 
 def open_answers(atlas: Atlas, model: str | None, tokenizer: Any, compute: Compute, tell: Report) -> Answers:
-    """Open the model of an atlas and keep all of it that answers need.
+    """Open the model of an atlas, by default as the atlas names it, and keep all of it that answers need.
 
-    Args:
-        atlas: The atlas.
-        model: Its model; None: as the atlas names it.
-        tokenizer: Needed with a loaded model.
-        compute: Its device and memory.
-        tell: Called with each step.
-
-    Raises:
-        HeadatlasError: The model is not the atlas's, is not on disk, or does not fit.
+    A loaded model needs its tokenizer.
     """
     tell(Progress("open", 0, 0, atlas.model_name))
     prepared = asked_again(atlas, model, tokenizer)
@@ -92,11 +80,7 @@ def open_answers(atlas: Atlas, model: str | None, tokenizer: Any, compute: Compu
 
 
 def check_fits(prepared: PreparedMap, compute: Compute) -> None:
-    """Refuse a model that cannot be held, before it is loaded.
-
-    Raises:
-        HeadatlasError: With the need.
-    """
+    """Refuse a model that cannot be held, before it is loaded."""
     machine = this_machine(compute)
     # The modules in float32, and beside them the heads of all layers.
     dims = prepared.model.dims
@@ -113,11 +97,7 @@ def check_fits(prepared: PreparedMap, compute: Compute) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 is a free one.
-
-    Raises:
-        HeadatlasError: The address cannot be had.
-    """
+    """A socket that listens; port 0 is a free one."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with ExitStack() as stack:
@@ -149,13 +129,7 @@ def application(atlas: Atlas, answers: Answers, access: Access) -> Guard:
 
 
 def serve_until_stopped(app: Guard, listening: socket.socket, ready: Callable[[], None]) -> None:
-    """Answer until Ctrl-C.
-
-    Args:
-        app: The application.
-        listening: A bound socket, closed at the end.
-        ready: Called once requests are answered.
-    """
+    """Answer at a bound socket until Ctrl-C and close it; ``ready`` is called once requests are answered."""
     config = uvicorn.Config(
         app,
         http=_Impatient,

@@ -1,6 +1,6 @@
-"""The categories figure (which head belongs to how many categories) and its profile over layers.
+"""The figures of the map: which head belongs to how many categories, that over layers, scores on relations.
 
-Both have a panel for all categories and one for each.
+The first two have a panel for all categories and one for each, the last one for each relation.
 """
 
 from __future__ import annotations
@@ -16,17 +16,36 @@ from matplotlib.path import Path
 from numpy.typing import NDArray
 
 from headatlas.atlas.cards import caption_with_coverage
+from headatlas.errors import HeadatlasError
 from headatlas.figures import panels as parts
 from headatlas.figures.colours import Palette, palette_of
-from headatlas.figures.describe import alt_text
-from headatlas.figures.grids import ALL, CategoryGrid, Which, category_grid, choose
-from headatlas.figures.page import MARGIN, AtlasFigure, Key, Page, Title, panel_columns, style, text_width
+from headatlas.figures.describe import alt_text, amount
+from headatlas.figures.grids import (
+    ALL,
+    CategoryGrid,
+    RelationGrid,
+    Which,
+    category_grid,
+    choose,
+    choose_by,
+    relation_grids,
+)
+from headatlas.figures.page import (
+    GAP,
+    AtlasFigure,
+    Key,
+    Page,
+    Title,
+    left_of_panel,
+    panel_columns,
+    style,
+    text_width,
+)
 from headatlas.figures.panels import Cell
 from headatlas.options import Look, Panels
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
-
 
 READING = "Colour: number of categories of a head. n: heads in the panel."
 
@@ -79,7 +98,7 @@ def draw_category_panel(ax: Axes, grid: CategoryGrid, panel: str, palette: Palet
     shown = grid.shown(panel)
     parts.prepare_panel(ax, grid.mapped, shown.shape[1], palette)
     for level, colour in enumerate(palette.levels(grid.n_levels), start=1):
-        parts.fill(ax, shown == level, colour, label=level_name(level))
+        parts.fill(ax, shown == level, colour, label=amount(level, "category"))
     parts.separate(ax, shown.shape, cell, palette)
     if grid.n_relations[panel] == 0:
         parts.say_empty(ax, parts.NOTHING_SCORED, palette)
@@ -88,16 +107,11 @@ def draw_category_panel(ax: Axes, grid: CategoryGrid, panel: str, palette: Palet
         parts.say_empty(ax, f"0 of {n_heads:,}\n{'head' if n_heads == 1 else 'heads'}", palette)
 
 
-def level_name(level: int) -> str:
-    """``1 category``, ``2 categories``."""
-    return "1 category" if level == 1 else f"{level} categories"
-
-
 def level_keys(grid: CategoryGrid, look: Look) -> list[Key]:
     """The legend of the levels."""
     levels = enumerate(palette_of(look).levels(grid.n_levels), start=1)
     return [
-        Key(level_name(level), {"facecolor": colour})
+        Key(amount(level, "category"), {"facecolor": colour})
         for level, colour in levels
         if not look.used_levels or (grid.count == level).any()
     ]
@@ -158,9 +172,8 @@ def draw_layers(atlas: Atlas, width_mm: float, which: Which, look: Look) -> Atla
     legend = partial(page.legend, keys=keys)
     height = PROFILE + BETWEEN + STRIP
     with style(page.palette):
-        rows = columns.rows(panels)
-        y = page.panels(columns, MARGIN, rows, height, title=partial(counted, grid), draw=draw)
-        y = page.beside_or_below(columns, y, height, len(rows[-1]), legend)
+        y = page.panels(columns, panels, height, title=partial(counted, grid), draw=draw)
+        y = page.beside_or_below(columns, y, height, len(columns.rows(panels)[-1]), legend)
         return page.finish(y, f"{LAYERS_READING} {atlas.caption()}")
 
 
@@ -184,7 +197,7 @@ def draw_profile(ax: Axes, grid: CategoryGrid, panel: str, palette: Palette, *, 
         edges = np.repeat(np.arange(len(shown) + 1) - 0.5, 2)
         heights = np.concatenate([[0.0], np.repeat((shown >= level).mean(axis=1), 2), [0.0]])
         stairs = Path(np.stack([edges, heights], axis=-1))
-        parts.add_path(ax, stairs, facecolor=colour, label=level_name(level), zorder=1)
+        parts.add_path(ax, stairs, facecolor=colour, label=amount(level, "category"), zorder=1)
     if grid.n_relations[panel] == 0:
         parts.say_empty(ax, parts.NOTHING_SCORED, palette)
 
@@ -203,3 +216,93 @@ def draw_profile_in(atlas: Atlas, ax: Axes, which: Which, look: Look) -> Figure:
     limit = upper_end([(grid.shown(panel) > 0).mean(axis=1)])
     draw_profile(ax, grid, panel, palette_of(look), limit=limit)
     return parts.finish_user_axes(atlas, ax, panel, heads=False, caption=look.caption)
+
+
+# The relations figure -------------------------------------------------------------------------------
+
+RELATIONS_READING = (
+    "Colour: the score, or the suppression score where that is larger; minus sign: suppression. "
+    "n: heads that implement or suppress the relation."
+)
+WIDEST_CELLS = 36.0
+"""Panels of many layers are at least this wide, so that a head can be seen, if two fit beside each other."""
+EVIDENCE = {
+    "ablation": "confirmed by ablation",
+    "context": "confirmed with context",
+    "refuted": "tested, not confirmed",
+}
+"""Words for marks."""
+
+
+def draw_relations(atlas: Atlas, width_mm: float, which: Which, look: Look) -> AtlasFigure:
+    """The whole figure; ``which`` chooses relations or whole categories."""
+    grids = chosen_grids(atlas, which)
+    title = f"Relation scores of the heads of {atlas.model_name}"
+    page = Page(width_mm, look, title=title, description=alt_text(atlas, "relations"))
+    palette, mapped = page.palette, atlas.layers_done
+    n_layers, n_heads = shape = grids[0].score.shape
+    two = (page.inner - left_of_panel(str(n_heads - 1)) - GAP) / 2
+    scales = {"suppression score": palette.scores(suppression=True), "promotion score": palette.scores()}
+    return parts.draw_grids(
+        page,
+        grids,
+        shape,
+        f"{RELATIONS_READING} {atlas.caption()}",
+        cells=lambda ax, grid, cell: draw_relation_panel(ax, grid, mapped, palette, cell=cell),
+        title=lambda grid: (grid.title, f"n = {grid.called.sum():,}"),
+        legend=partial(parts.colour_bar, page, scales, relation_keys(atlas, grids, palette)),
+        category=lambda grid: grid.category,
+        smallest=min(max(25.0, 1.2 * n_layers), WIDEST_CELLS, two),
+        flat=0.8,
+    )
+
+
+def chosen_grids(atlas: Atlas, which: Which) -> list[RelationGrid]:
+    """The scored relations asked for, by name, title or category, in panel order."""
+    grids = relation_grids(atlas)
+    if not grids:
+        raise HeadatlasError("no relation of this atlas is scored, so there is no relations figure to draw.")
+    what = "scored relation or category"
+    return choose_by(which, grids, lambda grid: (grid.relation, grid.title, grid.category), what)
+
+
+def draw_relation_panel(
+    ax: Axes, grid: RelationGrid, mapped: NDArray[np.bool_], palette: Palette, *, cell: Cell
+) -> None:
+    """One relation's cells: colour by score, called heads outlined, suppressing ones with a minus sign."""
+    parts.prepare_panel(ax, mapped, grid.score.shape[1], palette)
+    suppressed = parts.fill_signed(ax, grid.shown, palette) | grid.suppresses
+    parts.separate(ax, suppressed.shape, cell, palette)
+    parts.minus(ax, suppressed, cell, palette, lower=np.any(list(grid.marks.values()), axis=0))
+    parts.outline(ax, grid.implements, cell, palette)
+    parts.outline(ax, grid.suppresses, cell, palette)
+    for mark, mask in grid.marks.items():
+        parts.marks(ax, mark, mask, cell, palette, raised=suppressed)
+
+
+def relation_keys(atlas: Atlas, grids: Sequence[RelationGrid], palette: Palette) -> list[Key]:
+    """The legend: outlines, marks and hatching."""
+    promoting, suppressing = (
+        {"facecolor": palette.scores(5, suppression=sign)[2], "edgecolor": palette.ink, "linewidth": 0.7}
+        for sign in (False, True)
+    )
+    keys = [Key("implements the relation", promoting)]
+    if any(grid.suppresses.any() for grid in grids):
+        keys.append(Key("suppresses it", suppressing, minus=True))
+    for mark, words in EVIDENCE.items():
+        if any(grid.marks[mark].any() for grid in grids):
+            keys.append(Key(words, promoting, mark=mark))
+    return [*keys, *parts.not_mapped_keys(atlas.layers_done, palette)]
+
+
+def draw_relation_in(atlas: Atlas, ax: Axes, which: Which, look: Look) -> Figure:
+    """Draw one relation into the user's axes."""
+    if which is None:
+        raise HeadatlasError(
+            "one axes holds one relation: say which, as in relations(ax=ax, which='country_to_capital')."
+        )
+    grids = {grid.relation: grid for grid in chosen_grids(atlas, which)}
+    grid = grids[parts.only_panel(list(grids))]
+    cell = parts.cell_size(ax, *grid.score.shape)
+    draw_relation_panel(ax, grid, atlas.layers_done, palette_of(look), cell=cell)
+    return parts.finish_user_axes(atlas, ax, grid.title, heads=True, caption=look.caption)
