@@ -1,7 +1,7 @@
 """Progress of a run: the steps it tells, how they are shown, and what it counts.
 
 A run tells a callable of its steps. :func:`progress_display` shows them: a bar with the time left on a
-terminal, a plain line every few seconds elsewhere.
+terminal, a few plain lines elsewhere.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ _LABELS = {
 _SAID = {"open": "opening ", "estimate": ""}
 """Stages without steps: what stands before their note."""
 _SECONDS_BETWEEN_LINES = 5.0
+_LONGEST_SILENCE = 600.0
+"""Seconds after which a line says that a long run is alive, though no tenth is done."""
 
 
 Stage = Literal[
@@ -146,22 +148,24 @@ class _Bars:
 
 
 class _Lines:
-    """A line when a stage begins, every few seconds, and when it is done."""
+    """At most a dozen lines a stage: when it begins, when another tenth is done, and when all is."""
 
     def __init__(self) -> None:
         self._began: dict[str, tuple[float, int]] = {}  # two stages may take turns
-        self._printed = 0.0
+        self._said: dict[str, tuple[float, int]] = {}
 
     def __call__(self, event: Progress) -> None:
         if event.stage in _SAID:
             _say(_SAID[event.stage] + event.note)
             return
         now = time.monotonic()
-        first = event.stage not in self._began
-        if first:
+        at, done = self._said.get(event.stage, (now, event.done + 1))
+        begins, ends = event.done < done, event.done >= event.total > done
+        tenth = 10 * (event.done - done) >= event.total
+        if begins:  # maybe anew
             self._began[event.stage] = (now, event.done)
-        if first or event.done >= event.total or now - self._printed >= _SECONDS_BETWEEN_LINES:
-            self._printed = now
+        if begins or ends or now - at >= (_SECONDS_BETWEEN_LINES if tenth else _LONGEST_SILENCE):
+            self._said[event.stage] = (now, event.done)
             parts = [
                 f"{_LABELS[event.stage]}: {event.done} of {event.total}",
                 self._left(event, now),

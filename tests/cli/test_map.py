@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import os
 import pty
 import subprocess
@@ -233,6 +234,21 @@ def test_plain_progress_is_short_and_has_the_time_left(
         "layers mapped: 9 of 10, about 2 s left",
         "layers mapped: 10 of 10",
     ]
+
+
+def test_a_log_of_a_long_run_is_short(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(0, 10)
+    monkeypatch.setattr("headatlas.progress.time.monotonic", lambda: float(next(clock)))
+    with progress_shown() as progress:
+        for done in (*range(201), 200, *range(201)):  # the stage begins anew
+            progress(Progress("states", done, 200))
+        for done in range(70):  # no tenth is done, so it says every ten minutes that it is alive
+            progress(Progress("heads", done, 1000))
+    said = [line.partition(",")[0] for line in capsys.readouterr().err.splitlines()]
+    tenths = [f"source states: {done} of 200" for done in range(0, 201, 20)]
+    assert said == [*tenths, *tenths, "layers mapped: 0 of 1000", "layers mapped: 60 of 1000"]
 
 
 def test_a_bar_on_a_terminal() -> None:
