@@ -205,6 +205,26 @@ def test_force_with_a_wrong_model_deletes_nothing(run: Run, folder: Path) -> Non
     assert Atlas.open(folder).layers_done.all()
 
 
+@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_second_signal_does_not_tear_down_what_the_first_ends(sent: str, code: int) -> None:
+    script = (
+        "import os, signal, sys, time, typer\n"
+        "from headatlas.cli.output import stopping\n"
+        "try:\n"
+        "    with stopping(lambda: 'what was done is kept'):\n"
+        "        try:\n"
+        f"            os.kill(os.getpid(), signal.{sent}); time.sleep(60)\n"
+        "        finally:\n"
+        "            os.kill(os.getpid(), signal.SIGINT); print('in order')\n"
+        "except typer.Exit as end:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); sys.exit(end.exit_code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "in order\n", "what was done is kept\n")
+
+
 def test_errors_of_the_mapping_are_one_line(run: Run, mapped: Any, tmp_path: Path) -> None:
     def refuse(**_: Any) -> Atlas:
         raise HeadatlasError("model.safetensors: truncated.")
