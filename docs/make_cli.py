@@ -21,7 +21,8 @@ Data go to standard output, everything else (progress, captions, messages, error
 
 What was given wrongly is said in one line that begins with `error:`, with exit code 2. `--debug`, anywhere on
 the command line, shows the traceback instead; so does the environment variable `HEADATLAS_DEBUG=1`. Ctrl-C
-during `map` ends with exit code 130; what was done is saved, and the same command goes on.
+in a long command ends it with exit code 130, SIGTERM with 143; one sentence says what is kept. A second
+signal changes nothing.
 
 `--quiet` (`-q`) says nothing but errors; `--verbose` (`-v`) says more, such as the time of each stage. Both
 work anywhere on the command line. `--json` prints an object: of commands that read an atlas with `model`,

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-from headatlas.devices import free_memory, pick_device, side_by_side, strict_products, trim_heap
+from headatlas.devices import free_memory, pick_device, share_cores, strict_products, trim_heap
 from headatlas.errors import HeadatlasError
 
 MATMULS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
@@ -177,10 +177,10 @@ def test_work_goes_side_by_side_each_on_its_share_of_the_cores() -> None:
         tell(3)
         return item.upper(), torch.get_num_threads()
 
-    made = dict(side_by_side(work, ["a", "b", "c", "d"], 4, told.append))
+    made = dict(share_cores(work, ["a", "b", "c", "d"], 4, told.append))
     assert made == {item: (item.upper(), 1) for item in "abcd"}
     assert told == [3, 6, 9, 12] and torch.get_num_threads() == 2
-    assert list(side_by_side(work, [], 4)) == []
+    assert list(share_cores(work, [], 4)) == []
 
 
 @pytest.mark.usefixtures("two_cores")
@@ -199,5 +199,5 @@ def test_what_nobody_waits_for_ends_and_errors_arrive() -> None:
             ended.set()
 
     with pytest.raises(ValueError, match="this one"):
-        list(side_by_side(work, range(9), 2))
+        list(share_cores(work, range(9), 2))
     assert ended.is_set() and set(begun) <= {0, 1, 2}

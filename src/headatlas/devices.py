@@ -102,7 +102,7 @@ class _StoppedError(Exception):
     """Ends work that nobody waits for any more."""
 
 
-def side_by_side(
+def share_cores(
     work: Callable[[_Item, Callable[[int], None]], _Made],
     items: Sequence[_Item],
     at_once: int,

@@ -1,7 +1,7 @@
 """Progress of a run: the steps it tells, how they are shown, and what it counts.
 
 A run tells a callable of its steps. :func:`progress_display` shows them: a bar with the time left on a
-terminal, a plain line every few seconds elsewhere.
+terminal, a few plain lines elsewhere.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ _LABELS = {
 _SAID = {"open": "opening ", "estimate": ""}
 """Stages without steps: what stands before their note."""
 _SECONDS_BETWEEN_LINES = 5.0
+_LONGEST_SILENCE = 600.0
+"""Seconds after which a line says that a long run is alive, though no tenth is done."""
 
 Stage = Literal[
     "open", "estimate", "states", "heads", "ablation", "behaviour", "salience", "reading", "labels"
@@ -142,23 +144,26 @@ def _bars() -> Iterator[Report]:
 
 
 def _lines() -> Report:
-    """A line when a stage begins, every few seconds, and when it is done."""
+    """At most a dozen lines a stage: when it begins, when another tenth is done, and when all is."""
     began: dict[str, tuple[float, int]] = {}  # two stages may take turns
-    printed = 0.0
+    told: dict[str, tuple[float, int]] = {}
 
     def show(event: Progress) -> None:
-        nonlocal printed
         if event.stage in _SAID:
             _say(_SAID[event.stage] + event.note)
             return
         now = time.monotonic()
-        first, whole = event.stage not in began, event.done >= event.total
-        start, at = began.setdefault(event.stage, (now, event.done))
-        if first or whole or now - printed >= _SECONDS_BETWEEN_LINES:
-            printed = now
+        at, done = told.get(event.stage, (now, event.done + 1))
+        begins, ends = event.done < done, event.done >= event.total > done  # begins: maybe anew
+        tenth = 10 * (event.done - done) >= event.total
+        if begins:
+            began[event.stage] = now, event.done
+        if begins or ends or now - at >= (_SECONDS_BETWEEN_LINES if tenth else _LONGEST_SILENCE):
+            told[event.stage] = now, event.done
+            start, first = began[event.stage]
+            seconds = (now - start) / max(1, event.done - first) * (event.total - event.done)
+            left = f"about {duration(seconds)} left" if first < event.done < event.total else ""
             said = f"{_LABELS[event.stage]}: {event.done} of {event.total}"
-            seconds = (now - start) / max(1, event.done - at) * (event.total - event.done)
-            left = f"about {duration(seconds)} left" if at < event.done and not whole else ""
             _say(", ".join(filter(None, (said, left, event.note))))
 
     return show

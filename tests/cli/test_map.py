@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import os
 import pty
 import subprocess
@@ -204,6 +205,26 @@ def test_force_with_a_wrong_model_deletes_nothing(run: Run, folder: Path) -> Non
     assert Atlas.open(folder).layers_done.all()
 
 
+@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_second_signal_does_not_tear_down_what_the_first_ends(sent: str, code: int) -> None:
+    script = (
+        "import os, signal, sys, time, typer\n"
+        "from headatlas.cli.output import stopping\n"
+        "try:\n"
+        "    with stopping(lambda: 'what was done is kept'):\n"
+        "        try:\n"
+        f"            os.kill(os.getpid(), signal.{sent}); time.sleep(60)\n"
+        "        finally:\n"
+        "            os.kill(os.getpid(), signal.SIGINT); print('in order')\n"
+        "except typer.Exit as end:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); sys.exit(end.exit_code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "in order\n", "what was done is kept\n")
+
+
 def test_errors_of_the_mapping_are_one_line(run: Run, mapped: Any, tmp_path: Path) -> None:
     def refuse(**_: Any) -> Atlas:
         raise HeadatlasError("model.safetensors: truncated.")
@@ -233,6 +254,21 @@ def test_plain_progress_is_short_and_has_the_time_left(
         "layers mapped: 9 of 10, about 2 s left",
         "layers mapped: 10 of 10",
     ]
+
+
+def test_a_log_of_a_long_run_is_short(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(0, 10)
+    monkeypatch.setattr("headatlas.progress.time.monotonic", lambda: float(next(clock)))
+    with progress_shown() as progress:
+        for done in (*range(201), 200, *range(201)):  # the stage begins anew
+            progress(Progress("states", done, 200))
+        for done in range(70):  # no tenth is done, so it says every ten minutes that it is alive
+            progress(Progress("heads", done, 1000))
+    said = [line.partition(",")[0] for line in capsys.readouterr().err.splitlines()]
+    tenths = [f"source states: {done} of 200" for done in range(0, 201, 20)]
+    assert said == [*tenths, *tenths, "layers mapped: 0 of 1000", "layers mapped: 60 of 1000"]
 
 
 def test_a_bar_on_a_terminal() -> None:

@@ -197,6 +197,8 @@ def test_the_command_shows_what_is_clear(run: Run, folder: Path) -> None:
         in result.stderr
     )
     assert len(run("label", folder, "--relations", "core", "--all").stdout.splitlines()) == 13
+    found = run("heads", folder, "--label", "copies").stdout.splitlines()
+    assert "1.2 label copies headatlas rules 1" in [" ".join(line.split()) for line in found]
 
 
 def test_json_has_all_heads(run: Run, folder: Path) -> None:

@@ -113,6 +113,15 @@ def test_a_loaded_model_has_a_plan() -> None:
     assert (found.family, found.format, found.kv_heads) == ("gpt2", "module", 4)
 
 
+def test_a_missing_tokenizer_is_said_beforehand(tmp_path: Path) -> None:
+    folder = save(tiny_model("llama"), tmp_path / "bare")
+    said = "holds no tokenizer"
+    assert not [note for note in plan(folder, relations=random_relations()).notes if said in note]
+    for file in folder.glob("*token*"):
+        file.unlink()
+    assert [note for note in plan(folder, relations=random_relations()).notes if said in note]
+
+
 def test_what_cannot_be_planned_is_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(HeadatlasError, match="there is no lens"):
         plan(model, lens="none")

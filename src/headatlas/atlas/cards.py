@@ -260,7 +260,7 @@ def wanted_of(atlas: Atlas, layer: int, head: int, word: str) -> pd.DataFrame:
 
 
 def search(atlas: Atlas, text: str) -> pd.DataFrame:
-    """Heads about which something with this text is said: layer, head, where, what.
+    """Heads about which something with this text is said: layer, head, where, what, author (of a label).
 
     Looked through, without regard to case: statements of relations and behaviours that are called, labels,
     and the salient source tokens and targets. The text is to be found as whole words; if it nowhere is, as a
@@ -277,7 +277,8 @@ def search(atlas: Atlas, text: str) -> pd.DataFrame:
         *((name, atlas.salience().explode(name), name) for name in ("promoted", "suppressed")),
     ):
         found = frame[frame[column].astype(str).str.casefold().str.contains(wanted, regex=False)]
-        parts.append(found[["layer", "head"]].assign(where=where, what=found[column]))
+        said = {"where": where, "what": found[column], "author": found.get("author", "")}
+        parts.append(found[["layer", "head"]].assign(**said))
     rows = pd.concat(parts, ignore_index=True).drop_duplicates()
     in_whole = rows["what"].astype(str).str.casefold().str.contains(whole)
     rows = rows[in_whole] if in_whole.any() else rows

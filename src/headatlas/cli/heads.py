@@ -146,7 +146,7 @@ def _print_search(atlas: Atlas, text: str, limit: int | None, as_json: bool) -> 
     n_heads = len(found.drop_duplicates(["layer", "head"]))
     say(f"{atlas.caption()}\n{n_heads} heads with {text!r} in what is said about them")
     if len(rows):
-        print_records([HEAD, "where", "what"], rows)
+        print_records([HEAD, "where", "what", "author"], rows)
 
 
 # head -------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import re
+import signal
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from headatlas.showing import safe_json, safe_text
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import FrameType
 
     from matplotlib.figure import Figure
     from pandas import DataFrame
@@ -31,9 +33,8 @@ _MM = {"": 1.0, "mm": 1.0, "cm": 10.0, "in": 25.4, "pt": 25.4 / 72}
 
 _level = 1
 _USUAL = gc.get_threshold()
-STOPPED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 NOTHING_STORED = "stopped; nothing was stored"
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def set_level(*, quiet: bool, verbose: bool) -> None:
@@ -91,12 +92,37 @@ def progress_shown() -> Iterator[Report]:
 
 @contextmanager
 def stopping(kept: Callable[[], str]) -> Iterator[None]:
-    """Ctrl-C inside the block says what is kept, of which ``kept`` is asked then, and ends the command."""
+    """Ctrl-C inside the block, or SIGTERM, says what is kept, and ends the command with exit code 130 or 143.
+
+    Only the first counts: threads that finish their step and files in work must not be torn down by a second.
+
+    Args:
+        kept: What to say; asked when it has happened.
+    """
+    caught = signal.SIGINT
+
+    def stop(number: int, _: FrameType | None) -> None:
+        nonlocal caught
+        caught = signal.Signals(number)
+        for each in _STOPPING:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    # One that a shell has a job in the background ignore stays ignored.
+    before = {
+        each: found for each in _STOPPING if (found := signal.getsignal(each)) not in (None, signal.SIG_IGN)
+    }
+    for each in before:
+        signal.signal(each, stop)
     try:
         yield
     except KeyboardInterrupt:
         say(kept())
-        raise typer.Exit(STOPPED) from None
+        raise typer.Exit(128 + caught) from None
+    finally:
+        for each, found in before.items():
+            if signal.getsignal(each) is stop:
+                signal.signal(each, found)
 
 
 def print_json(value: Any) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from headatlas.architectures import Model
-from headatlas.devices import side_by_side, strict_products
+from headatlas.devices import share_cores, strict_products
 from headatlas.errors import HeadatlasError
 from headatlas.lenses.forward import (
     CPU,
@@ -192,7 +192,7 @@ class NeutralParts:
 
         opening = running(model, device) if modules is None else nullcontext(modules)
         with or_lens_maps(), opening as loaded:
-            parts_side_by_side(make, loaded, todo, told)
+            make_parts(make, loaded, todo, told)
         return cls(folder, layers, parts)
 
     @staticmethod
@@ -221,7 +221,7 @@ def _part_file(part: range) -> str:
     return f"part_{part.start:06d}.npy"
 
 
-def parts_side_by_side(
+def make_parts(
     make: Callable[[PreTrainedModel, range, Callable[[int], None]], None],
     modules: PreTrainedModel,
     parts: Sequence[range],
@@ -247,7 +247,7 @@ def parts_side_by_side(
         finally:
             free.put(mine)
 
-    for _ in side_by_side(work, parts, at_once, progress):
+    for _ in share_cores(work, parts, at_once, progress):
         pass
 
 

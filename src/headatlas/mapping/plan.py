@@ -22,7 +22,7 @@ from headatlas.mapping.screening import SCREENING_TOKENS
 from headatlas.options import INFERENCE_SAMPLE, Compute, Sources, require_type
 from headatlas.progress import duration
 from headatlas.relations import Relation, RelationSpec, drawn, most_sources, resolve_relations
-from headatlas.weights import can_stream
+from headatlas.weights import can_stream, missing_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -411,6 +411,8 @@ def _operations(model: Model) -> float:
 
 def _notes(model: Model, lens: Lens, streamed: bool, speed: Rates) -> tuple[str, ...]:
     notes = list(model.checkpoint.notes)
+    if missing := missing_tokenizer(model.checkpoint):
+        notes.append(f"`headatlas map` will refuse it: {missing.removesuffix('.')}")
     if not model.every_layer_has_heads:
         there = ", ".join(map(str, model.layers_with_heads))
         notes.append(f"attention heads are in layers {there} only; the others have none and are not mapped")

@@ -232,7 +232,7 @@ class _Run:
         streamed, provenance = self.streams(), self.prepared.provenance
         lens, model, sources = self.prepared.options.lens, self.prepared.model, self.prepared.layout.sources
         if lens.weights_only:
-            return MapsStates(model, sources)
+            return MapsStates(model, sources, steps(self.tell, "states"))
         make = partial(StreamedStates, last=last) if streamed else NeutralStates.compute
         return make(
             model,

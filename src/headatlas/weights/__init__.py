@@ -10,6 +10,7 @@ from headatlas.weights.loading import (
     load_modules,
     load_skeleton,
     load_tokenizer,
+    missing_tokenizer,
     need_on_disk,
     tokenizer_hash,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "load_modules",
     "load_skeleton",
     "load_tokenizer",
+    "missing_tokenizer",
     "need_on_disk",
     "open_checkpoint",
     "tokenizer_hash",

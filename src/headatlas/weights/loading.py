@@ -47,9 +47,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     with transformers_at_work(f"The tokenizer of {checkpoint.path}"):
         if isinstance(checkpoint.source, GgufSource):
             return gguf_tokenizer(checkpoint.source)
+        if missing := missing_tokenizer(checkpoint):
+            raise HeadatlasError(missing)
         folder = checkpoint.folder
-        if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-            raise HeadatlasError(f"{folder} holds no tokenizer; put the model's tokenizer.json there.")
         # tokenizer.json says how text is cut. For some model types AutoTokenizer would build the cutter of
         # the type's own tokenizer class from its vocabulary instead, whatever the file says.
         whole = folder / "tokenizer.json"
@@ -59,6 +59,16 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
                 refuse_pointer(whole, stream.read(8))
         tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(str(folder), **OFFLINE)
     return tokenizer
+
+
+def missing_tokenizer(checkpoint: Checkpoint) -> str:
+    """Say that a checkpoint in a folder has no file of a tokenizer; empty if it has one, or is no folder."""
+    given = checkpoint.path is None or checkpoint.loaded_tokenizer is not None
+    if given or isinstance(checkpoint.source, GgufSource):
+        return ""
+    folder = checkpoint.folder
+    there = any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    return "" if there else f"{folder} holds no tokenizer; put the model's tokenizer.json there."
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

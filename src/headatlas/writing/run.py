@@ -20,7 +20,7 @@ from headatlas.atlas.evidence import evidence_group
 from headatlas.atlas.salience import Salience, salience_path
 from headatlas.atlas.store import strings
 from headatlas.atlas.stored import store_dataset
-from headatlas.devices import side_by_side
+from headatlas.devices import share_cores
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import relations_of, reopened
 from headatlas.lenses import MapsStates, NeutralParts, NeutralStates, States, StreamedStates
@@ -159,7 +159,7 @@ def _computed(
     tell(Progress("salience", len(found), len(files)))
     # A streamed layer goes through the model when it is asked for: in order, and on all cores.
     todo, n_layers = sorted(files.keys() - found.keys()), 1 if streamed else AT_ONCE
-    for layer, made in side_by_side(layers.operations, todo, n_layers):
+    for layer, made in share_cores(layers.operations, todo, n_layers):
         found[layer] = made
         if work.is_dir():  # another run of the same question may have cleared up
             made.save(files[layer])

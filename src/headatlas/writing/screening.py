@@ -20,11 +20,11 @@ import torch
 
 from headatlas.architectures import Model
 from headatlas.atlas.salience import N_SOURCES, N_TOKENS
-from headatlas.devices import side_by_side
+from headatlas.devices import share_cores
 from headatlas.lenses import NeutralParts
 from headatlas.lenses.forward import running
 from headatlas.lenses.lens import or_lens_maps
-from headatlas.lenses.neutral import after_all_prefixes, collected, parts_side_by_side, prefix_row
+from headatlas.lenses.neutral import after_all_prefixes, collected, make_parts, prefix_row
 from headatlas.lenses.saved_states import save_array, whole_array
 from headatlas.mapping.bounds import bfloat16_pays
 from headatlas.mapping.inputs import LayerInputs
@@ -145,7 +145,7 @@ class Screening:
                 values = torch.stack([rough.layer(layer).x for layer in self._layers])
                 save_array(self._folder, _file(part), values.numpy())
 
-            parts_side_by_side(
+            make_parts(
                 make,
                 modules,
                 todo,
@@ -156,7 +156,7 @@ class Screening:
     def _choose(self) -> None:
         """Save which tokens are followed, and how deep: to where they promise most beyond the price."""
         layers = np.array(self._layers)
-        by_layer = dict(side_by_side(lambda layer, _: self._promised(layer), self._layers, len(self._layers)))
+        by_layer = dict(share_cores(lambda layer, _: self._promised(layer), self._layers, len(self._layers)))
         promised = np.cumsum([by_layer[layer] for layer in self._layers], axis=0)
         # No pass ends before the second layer (:class:`NeutralParts`).
         beyond = promised - PRICE * layers.clip(min=1)[:, None]
