@@ -21,7 +21,7 @@ from headatlas.mapping.bounds import Bounded, RightFactor, in_head, projecting_p
 from headatlas.mapping.full_vocabulary import Entries, concatenated, distinct, numbered, rank_entries
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.screening import Space, typical_tokens, unit
-from headatlas.mapping.vocabulary import Vocabulary
+from headatlas.mapping.vocabulary import Vocabulary, some_of
 from headatlas.options import FLOOR
 from headatlas.progress import Stats
 from headatlas.scoring.scores import RANK_BEYOND, RANK_UNUSABLE, source_hits
@@ -316,7 +316,7 @@ def _through_vocabulary(heads: Sequence[_Head], ceiling: int, stats: Stats, *, a
         parts.append(head.entries._replace(row=local + n_rows[-1]))
         n_rows.append(n_rows[-1] + len(rows))
         if alone:
-            bounded = Bounded(head.factor or head.projected(), head.space.rows[torch.from_numpy(rows)])
+            bounded = Bounded(head.factor or head.projected(), some_of(head.space.rows, rows))
             share = head.n_asked / (head.n_asked + head.n_open)
     ranked = rank_entries(
         torch.cat(outputs),

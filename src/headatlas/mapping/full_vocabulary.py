@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from headatlas.mapping.bounds import Bounded, projecting_pays, single_error, single_logits, whole
-from headatlas.mapping.vocabulary import TIE, Vocabulary
+from headatlas.mapping.vocabulary import TIE, Vocabulary, some_of
 from headatlas.progress import Stats
 from headatlas.scoring.scores import RANK_BEYOND
 
@@ -88,11 +88,11 @@ def rank_entries(
     # A line is a row with a sign; its logits are those of the row times the sign.
     key, line = numbered(entries.row * 2 + (entries.sign < 0), 2 * len(outputs))
     sign = torch.from_numpy(1.0 - 2.0 * (key % 2))
-    rows = outputs[torch.from_numpy(key // 2)] * sign[:, None]
+    rows = some_of(outputs, key // 2) * sign[:, None]
     logit = single_logits(rows, line, vocabulary, targets[entries.column], torch.float64)
     routes = [Bounded(whole(vocabulary), rows)]
     if in_head is not None:
-        routes.append(Bounded(in_head.factor, in_head.rows[torch.from_numpy(key // 2)] * sign[:, None]))
+        routes.append(Bounded(in_head.factor, some_of(in_head.rows, key // 2) * sign[:, None]))
     order = np.argsort(line, kind="stable")
     target = targets[entries.column[order]]
     block = _Block(rows, routes, line[order], target, logit[order], share)
@@ -292,7 +292,7 @@ def _candidates(
     limit: NDArray[np.float64],
 ) -> _Candidates:
     """Tokens of a chunk, of those in these rows and columns, that may reach the limit of their row."""
-    values = near[torch.from_numpy(row), torch.from_numpy(column)].to(torch.float32).cpu()
+    values = some_of(near.view(-1), row * near.shape[1] + column).to(torch.float32).cpu()
     line, token = index[row], column + start
     off = 1.001 * bounded.error(line, token) + values.abs() * bounded.factor.rounding
     upper = (values + off).numpy()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from headatlas.atlas.layout import Layout
 from headatlas.mapping.bounds import head_error, projected, roughly
 from headatlas.mapping.full_vocabulary import kth
-from headatlas.mapping.vocabulary import Vocabulary, dot_error
+from headatlas.mapping.vocabulary import Vocabulary, dot_error, some_of
 from headatlas.progress import Stats
 
 SAMPLED_ROWS = 4
@@ -95,7 +95,7 @@ class Space:
 
     def outputs(self, rows: Ints) -> torch.Tensor:
         """[n, d_model] float64 rows in the model's dimension."""
-        mine = self.rows[torch.from_numpy(rows)]
+        mine = some_of(self.rows, rows)
         return mine if self.basis is None else mine @ self.basis
 
     @cached_property
@@ -120,8 +120,7 @@ class Space:
     def _own_logits(self) -> NDArray[np.float32]:
         """[P] float32 logits of the targets of ``layout.own_row``."""
         own = self.layout.own_row, self.layout.own_column
-        row, column = (torch.from_numpy(at).to(self._narrow.device) for at in own)
-        pairs = self._narrow.index_select(0, row), self._targets.index_select(0, column)
+        pairs = some_of(self._narrow, own[0]), some_of(self._targets, own[1])
         logits: NDArray[np.float32] = torch.linalg.vecdot(*pairs).cpu().numpy()
         return logits
 
@@ -156,7 +155,7 @@ class Space:
         tokens = torch.cat(self._screens)[:first]
         if len(tokens) <= ceiling or not len(rows):
             return
-        mine = self._narrow if len(rows) == len(self.rows) else self._narrow[torch.from_numpy(rows)]
+        mine = self._narrow if len(rows) == len(self.rows) else some_of(self._narrow, rows)
         logits = mine @ tokens.T
         stats.products += len(rows) * len(tokens) * self.rows.shape[1]
         # The target's own logit has an error as well; the rest covers the rounding of these lines.
@@ -179,7 +178,7 @@ class Space:
 
     def alive_cells(self, rows: Ints, columns: Ints, sign: int, stats: Stats) -> NDArray[np.bool_]:
         """[rows, columns] which targets screening has not eliminated for a sign."""
-        pair = self._narrow[torch.from_numpy(rows)], self._targets[torch.from_numpy(columns)]
+        pair = some_of(self._narrow, rows), some_of(self._targets, columns)
         logits = (pair[0] @ pair[1].T).cpu().numpy()
         stats.products += logits.size * self.rows.shape[1]
         limit = self.upper if sign > 0 else self.lower
@@ -200,11 +199,11 @@ def typical_tokens(spaces: Sequence[Space], stats: Stats) -> None:
     n = len(layout.sources)
     picked = np.linspace(0, n - 1, num=min(SAMPLED_ROWS, n)).astype(np.int64)
     which = np.linspace(0, len(layout.blocks) - 1, num=min(MEAN_ROWS, len(layout.blocks)))
-    blocks = [torch.from_numpy(layout.blocks[int(at)].rows) for at in which]
+    blocks = [layout.blocks[int(at)].rows for at in which]
     outputs = []
     for space in spaces:
-        means = torch.stack([space.rows[block].mean(dim=0) for block in blocks])
-        rows = torch.cat([means, space.rows[torch.from_numpy(picked)]])
+        means = torch.stack([some_of(space.rows, block).mean(dim=0) for block in blocks])
+        rows = torch.cat([means, some_of(space.rows, picked)])
         outputs.append((rows if space.basis is None else rows @ space.basis).to(torch.float32))
     longest = vocabulary.norms.topk(min(LONGEST_TOKENS, len(vocabulary))).indices.numpy()
     k = min(TOKENS_PER_ROW, len(vocabulary))
