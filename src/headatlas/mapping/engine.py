@@ -20,7 +20,7 @@ from headatlas.atlas.store import CELL_BEYOND, LayerRanks
 from headatlas.mapping.bounds import Bounded, RightFactor, in_head, projecting_pays
 from headatlas.mapping.full_vocabulary import Entries, concatenated, distinct, numbered, rank_entries
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.screening import Space, typical_tokens, unit
+from headatlas.mapping.screening import SIGNS, Space, typical_tokens, unit
 from headatlas.mapping.vocabulary import Vocabulary, some_of
 from headatlas.options import FLOOR
 from headatlas.progress import Stats
@@ -28,8 +28,6 @@ from headatlas.scoring.scores import RANK_BEYOND, RANK_UNUSABLE, source_hits
 
 PILOTS = 32
 """Lines (rows with a sign) of a head that go through the vocabulary before the others."""
-SIGNS = (1, -1)
-
 Ints = NDArray[np.int64]
 
 
@@ -191,7 +189,8 @@ def _screen_all(head: _Head, ceiling: int, stats: Stats) -> None:
     space, layout = head.space, head.space.layout
     for ranks in head.ranks:
         ranks[layout.own_pair] = RANK_BEYOND
-    space.screen(np.arange(len(space.rows)), ceiling, stats, first=space.n_first)
+    everything = np.arange(len(space.rows))
+    space.screen([everything for _ in head.ranks], ceiling, stats, first=space.n_first)
     alive = space.alive_own(np.arange(len(layout.own_row)))[: len(head.ranks)]
     head.open = [np.flatnonzero(mask) for mask in alive]
     head.through = [np.zeros(len(space.rows), dtype=np.bool_) for _ in alive]
@@ -201,7 +200,7 @@ def _screen_all(head: _Head, ceiling: int, stats: Stats) -> None:
 def _screen_again(head: _Head, ceiling: int, stats: Stats) -> None:
     """Screen the open pairs with all that has been learned."""
     space, layout = head.space, head.space.layout
-    rows = distinct(layout.own_row[np.concatenate(head.open)], len(space.rows))
+    rows = [distinct(layout.own_row[pairs], len(space.rows)) for pairs in head.open]
     space.screen(rows, ceiling, stats)
     for at, pairs in enumerate(head.open):
         if len(pairs):
@@ -257,20 +256,18 @@ def _other_cells(head: _Head, ceiling: int, stats: Stats) -> list[_Wanted]:
         return []
     space = head.space
     # The rows that are left when what is known is applied, then with all tokens.
-    left = [block.rows[~head.through[at][block.rows]] for block, at in asked]
-    alive = [
-        space.alive_cells(rows, block.columns, SIGNS[at], stats).any(axis=1)
-        for rows, (block, at) in zip(left, asked, strict=True)
-    ]
-    rows = np.concatenate([rows[mask] for rows, mask in zip(left, alive, strict=True)])
-    space.screen(distinct(rows, len(space.rows)), ceiling, stats)
+    rows: list[list[Ints]] = [[np.empty(0, dtype=np.int64)] for _ in head.ranks]
+    for block, at in asked:
+        left = block.rows[~head.through[at][block.rows]]
+        rows[at].append(left[space.alive_cells(left, block.columns, at, stats).any(axis=1)])
+    space.screen([distinct(np.concatenate(mine), len(space.rows)) for mine in rows], ceiling, stats)
     return [_cells(head, block, at, ~head.through[at], stats) for block, at in asked]
 
 
 def _cells(head: _Head, block: RelationBlock, at: int, among: NDArray[np.bool_], stats: Stats) -> _Wanted:
     """The cells of a relation, of one sign and in some rows, that screening does not eliminate."""
     here = np.flatnonzero(among[block.rows])
-    i, j = np.nonzero(head.space.alive_cells(block.rows[here], block.columns, SIGNS[at], stats))
+    i, j = np.nonzero(head.space.alive_cells(block.rows[here], block.columns, at, stats))
     i = here[i]
     cell = block.cells.start + i * len(block.columns) + j
     return _Wanted(block.rows[i], block.columns[j], SIGNS[at], head.cells[at], cell)

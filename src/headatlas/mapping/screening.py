@@ -21,6 +21,7 @@ from headatlas.mapping.full_vocabulary import kth
 from headatlas.mapping.vocabulary import Vocabulary, dot_error, some_of
 from headatlas.progress import Stats
 
+SIGNS = (1, -1)
 SAMPLED_ROWS = 4
 MEAN_ROWS = 10
 TOKENS_PER_ROW = 96
@@ -48,7 +49,7 @@ class Space:
         target_rows: [T, d_model] float32 rows of U of the distinct targets, on the device.
         tokens: [S] the screening set.
         n_first: How many of them, learned first, are enough for most rows.
-        upper, lower: [n] float32: what a target's float32 logit must reach, or not exceed, for a rank that
+        limits: Per sign, [n] float32: what the sign times a target's float32 logit must reach for a rank that
             may be below the ceiling.
     """
 
@@ -62,9 +63,7 @@ class Space:
     _screens: list[torch.Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        n = len(self.rows)
-        self.upper: NDArray[np.float32] = np.full(n, -np.inf, dtype=np.float32)
-        self.lower: NDArray[np.float32] = np.full(n, np.inf, dtype=np.float32)
+        self.limits: NDArray[np.float32] = np.full((len(SIGNS), len(self.rows)), -np.inf, dtype=np.float32)
 
     @classmethod
     def of_head(
@@ -103,6 +102,11 @@ class Space:
         return self.rows.to(torch.float32).to(self.vocabulary.device)
 
     @cached_property
+    def _signed(self) -> torch.Tensor:
+        """[2n, q] float32 rows times each sign."""
+        return torch.cat([sign * self._narrow for sign in SIGNS])
+
+    @cached_property
     def _narrow_basis(self) -> torch.Tensor | None:
         return None if self.basis is None else self.basis.to(torch.float32).T.to(self.vocabulary.device)
 
@@ -136,56 +140,58 @@ class Space:
         self.tokens = np.concatenate([self.tokens, new])
         self._screens.append(self._projected(self.vocabulary.float32(new)))
 
-    def screen(
-        self,
-        rows: Ints,
-        ceiling: int,
-        stats: Stats,
-        *,
-        first: int | None = None,
-    ) -> None:
-        """Find out how far rows can be screened: raise ``upper`` and lower ``lower``.
+    def screen(self, rows: Sequence[Ints], ceiling: int, stats: Stats, *, first: int | None = None) -> None:
+        """Find out how far rows can be screened: raise ``limits``.
 
         Args:
-            rows: [n] distinct rows.
+            rows: Per sign, [n] distinct rows.
             ceiling: First rank that is not told apart.
             stats: Counters.
             first: Use so many of the tokens learned first, all if None.
         """
         tokens = torch.cat(self._screens)[:first]
-        if len(tokens) <= ceiling or not len(rows):
+        lines = np.concatenate([mine + at * len(self.rows) for at, mine in enumerate(rows)])
+        if len(tokens) <= ceiling or not len(lines):
             return
-        mine = self._narrow if len(rows) == len(self.rows) else some_of(self._narrow, rows)
-        logits = mine @ tokens.T
-        stats.products += len(rows) * len(tokens) * self.rows.shape[1]
+        logits = some_of(self._signed, lines) @ tokens.T
+        stats.products += len(lines) * len(tokens) * self.rows.shape[1]
         # The target's own logit has an error as well; the rest covers the rounding of these lines.
         guard = np.float32(2.1 * self.error * self.vocabulary.longest)
-        # The largest of each of many groups: the one in place ``ceiling`` is at most that of all tokens, and
-        # hardly less, as two of the first are seldom in one group. Sorting all would take ten times as long.
-        width = len(tokens) // max(1, len(tokens) // (GROUPS * ceiling))
-        groups = logits[:, : len(tokens) // width * width].view(len(rows), -1, width)
-        self.upper[rows] = np.maximum(self.upper[rows], kth(groups.amax(dim=1), ceiling) - guard)
-        self.lower[rows] = np.minimum(self.lower[rows], guard - kth(-groups.amin(dim=1), ceiling))
+        limits = self.limits.reshape(-1)
+        found = kth(_largest_of_groups(logits, GROUPS * ceiling), ceiling) - guard
+        limits[lines] = np.maximum(limits[lines], found)
 
     def alive_own(self, pairs: Ints) -> list[NDArray[np.bool_]]:
-        """For promotion and suppression, which of the pairs screening has not eliminated.
+        """Per sign, which of the pairs screening has not eliminated.
 
         Args:
             pairs: [p] positions in ``layout.own_row``.
         """
         row, logits = self.layout.own_row[pairs], self._own_logits[pairs]
-        return [logits >= self.upper[row], logits <= self.lower[row]]
+        return [sign * logits >= limit[row] for sign, limit in zip(SIGNS, self.limits, strict=True)]
 
-    def alive_cells(self, rows: Ints, columns: Ints, sign: int, stats: Stats) -> NDArray[np.bool_]:
-        """[rows, columns] which targets screening has not eliminated for a sign."""
-        pair = some_of(self._narrow, rows), some_of(self._targets, columns)
-        logits = (pair[0] @ pair[1].T).cpu().numpy()
+    def alive_cells(self, rows: Ints, columns: Ints, at: int, stats: Stats) -> NDArray[np.bool_]:
+        """[rows, columns] which targets screening has not eliminated for the sign ``SIGNS[at]``."""
+        lines = some_of(self._signed, rows + at * len(self.rows))
+        logits = (lines @ some_of(self._targets, columns).T).cpu().numpy()
         stats.products += logits.size * self.rows.shape[1]
-        limit = self.upper if sign > 0 else self.lower
-        alive: NDArray[np.bool_] = (
-            logits >= limit[rows][:, None] if sign > 0 else logits <= limit[rows][:, None]
-        )
+        alive: NDArray[np.bool_] = logits >= self.limits[at, rows][:, None]
         return alive
+
+
+def _largest_of_groups(values: torch.Tensor, n: int) -> torch.Tensor:
+    """[rows, n] the largest of each of n groups of the values of a row; the values themselves if no more.
+
+    The largest in a place is at most that of all values, and hardly less, as two of the first are seldom in
+    one group. Sorting all would take ten times as long.
+    """
+    whole = values.shape[1] // n * n
+    if not whole:
+        return values
+    groups = values[:, :whole].unflatten(1, (-1, n)).amax(dim=1)
+    rest = groups[:, : values.shape[1] - whole]
+    torch.maximum(rest, values[:, whole:], out=rest)
+    return groups
 
 
 def typical_tokens(spaces: Sequence[Space], stats: Stats) -> None:
