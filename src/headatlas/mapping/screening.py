@@ -188,7 +188,7 @@ def _largest_of_groups(values: torch.Tensor, n: int) -> torch.Tensor:
     whole = values.shape[1] // n * n
     if not whole:
         return values
-    groups = values[:, :whole].unflatten(1, (-1, n)).amax(dim=1)
+    groups = values[:, :whole].view(len(values), -1, n).amax(dim=1)
     rest = groups[:, : values.shape[1] - whole]
     torch.maximum(rest, values[:, whole:], out=rest)
     return groups
