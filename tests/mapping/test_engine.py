@@ -230,7 +230,8 @@ def test_nothing_is_computed_from_two_devices(monkeypatch: pytest.MonkeyPatch) -
     """On the meta device, which holds no numbers. Rows of a GPU may be picked by indices of the processor."""
     layout, inputs, vocabulary = random_problem(7)
     some = np.zeros(3, dtype=np.int64), np.arange(3)
-    monkeypatch.setattr(full_vocabulary, "_at_least", lambda *_: some)
+    for module in (full_vocabulary, screening):
+        monkeypatch.setattr(module, "at_least", lambda *_: some)
     with Elsewhere() as elsewhere:
         there = replace(vocabulary, device=META)
         engine.map_layer(layout, inputs, there, ceiling=32)

@@ -27,7 +27,7 @@ from headatlas.progress import Stats
 from headatlas.scoring.scores import RANK_BEYOND, RANK_UNUSABLE, source_hits
 
 PILOTS = 32
-"""Lines (rows with a sign) of a head that go through the vocabulary before the others."""
+"""Lines (rows with a sign) of a head that go through the vocabulary first, where each is dear."""
 Ints = NDArray[np.int64]
 
 
@@ -155,26 +155,24 @@ def _in_rounds(heads: list[_Head], ceiling: int, stats: Stats) -> None:
         typical_tokens([head.space for head in heads], stats)
         for head in heads:
             _screen_all(head, ceiling, stats)
-    # About half of the open lines are closed by what the pilots find.
-    alone = [head for head in heads if _many_lines(head, head.n_open // 2)]
+    alone = [head for head in heads if _many_lines(head, head.n_open)]
     for head in alone:
         head.factor = head.projected()
-        _rounds([head], ceiling, stats)
+        # A line costs little here, so nothing is gained by learning from a few first.
+        _rounds([head], [None], ceiling, stats)
         head.factor = None  # as large as U is in this head's space
-    _rounds([head for head in heads if head not in alone], ceiling, stats)
+    _rounds([head for head in heads if head not in alone], [PILOTS, None], ceiling, stats)
 
 
-def _rounds(heads: list[_Head], ceiling: int, stats: Stats) -> None:
-    """Pilots, the other pairs, the other cells."""
-    with stats.timed("screening"):
-        for head in heads:
-            head.ask(_own(head, PILOTS, stats))
-    _rank(heads, ceiling, stats)
-    with stats.timed("screening"):
-        for head in heads:
-            _screen_again(head, ceiling, stats)
-            head.ask(_own(head, None, stats))
-    _rank(heads, ceiling, stats)
+def _rounds(heads: list[_Head], lines: Sequence[int | None], ceiling: int, stats: Stats) -> None:
+    """The pairs, of so many lines at a time (None: of all that are left), then the other cells."""
+    for at, some in enumerate(lines):
+        with stats.timed("screening"):
+            for head in heads:
+                if at:
+                    _screen_again(head, ceiling, stats)
+                head.ask(_own(head, some, stats))
+        _rank(heads, ceiling, stats)
     with stats.timed("screening"):
         for head in heads:
             head.ask(_other_cells(head, ceiling, stats))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from headatlas.atlas.layout import Layout
 from headatlas.mapping.bounds import head_error, projected, roughly
-from headatlas.mapping.full_vocabulary import kth
+from headatlas.mapping.full_vocabulary import at_least, kth
 from headatlas.mapping.vocabulary import Vocabulary, dot_error, some_of
 from headatlas.progress import Stats
 
@@ -212,17 +212,23 @@ def typical_tokens(spaces: Sequence[Space], stats: Stats) -> None:
         rows = torch.cat([means, some_of(space.rows, picked)])
         outputs.append((rows if space.basis is None else rows @ space.basis).to(torch.float32))
     longest = vocabulary.norms.topk(min(LONGEST_TOKENS, len(vocabulary))).indices.numpy()
-    k = min(TOKENS_PER_ROW, len(vocabulary))
-    found = []
-    for rows in torch.split(torch.cat(outputs), max(32, LOGITS_AT_ONCE // len(vocabulary))):
+    parts = torch.split(torch.cat(outputs), max(32, LOGITS_AT_ONCE // len(vocabulary)))
+    found: dict[int, list[tuple[Ints, Ints]]] = {FIRST_PER_ROW: [], TOKENS_PER_ROW: []}
+    for at, rows in enumerate(parts):
         logits = roughly(rows, vocabulary)
         stats.products += logits.numel() * rows.shape[1]
-        ends = [logits.topk(k, largest=largest).indices for largest in (True, False)]
-        found.append(torch.stack(ends, dim=1).cpu().numpy())
-    for space, tokens in zip(spaces, np.split(np.concatenate(found), len(spaces)), strict=True):
-        space.learn(tokens[:, :, :FIRST_PER_ROW].ravel())
+        for sign in SIGNS:
+            ends = sign * logits
+            largest = _largest_of_groups(ends, GROUPS * TOKENS_PER_ROW)
+            for k, tokens in found.items():
+                row, token = at_least(ends, kth(largest, min(k, largest.shape[1])))
+                tokens.append((at * len(parts[0]) + row, token))
+    first, others = (np.concatenate(tokens, axis=1) for tokens in found.values())
+    for at, space in enumerate(spaces):
+        of_space = [each[1, each[0] // len(outputs[0]) == at] for each in (first, others)]
+        space.learn(of_space[0])
         space.n_first = len(space.tokens)
-        space.learn(np.concatenate([tokens.ravel(), longest]))
+        space.learn(np.concatenate([of_space[1], longest]))
 
 
 def unit(rows: torch.Tensor) -> torch.Tensor:
