@@ -234,12 +234,12 @@ def _collect(
         # What is below the lowest open target cannot change a rank, nor what is below ``ceiling`` tokens
         # (every target that stays open is above those); a tie can.
         limit = np.maximum(_lowest(block, open_)[index], best[index, 0]) - tie[index]
-        row, column = at_least(near, limit - most)
+        row, column = where_at_least(near, limit - most)
         if start == 0 and len(row) > MANY_REACHING * ceiling * len(index) and stop >= ceiling:
             reached = kth(near, ceiling)
             surely = reached - most - np.abs(reached) * route.factor.rounding
             limit = np.maximum(limit, surely - tie[index])
-            row, column = at_least(near, limit - most)
+            row, column = where_at_least(near, limit - most)
         part = _candidates(near, row, column, index, route, start, limit)
         held += len(part.line)
         if held > MOST_CANDIDATES and n_lines > 1:
@@ -301,7 +301,7 @@ def _candidates(
     return _Candidates._make(each[reaching] for each in found)
 
 
-def at_least(values: torch.Tensor, least: NDArray[np.floating[Any]]) -> tuple[Ints, Ints]:
+def where_at_least(values: torch.Tensor, least: NDArray[np.floating[Any]]) -> tuple[Ints, Ints]:
     """Rows and columns of the values [n, m] that were at least the least of their row before rounding.
 
     And of few others: rounding is monotone, so what reaches the limit does when both are rounded.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from headatlas.atlas.layout import Layout
 from headatlas.mapping.bounds import head_error, projected, roughly
-from headatlas.mapping.full_vocabulary import at_least, kth
+from headatlas.mapping.full_vocabulary import kth, where_at_least
 from headatlas.mapping.vocabulary import Vocabulary, dot_error, some_of
 from headatlas.progress import Stats
 
@@ -221,7 +221,7 @@ def typical_tokens(spaces: Sequence[Space], stats: Stats) -> None:
             ends = sign * logits
             largest = _largest_of_groups(ends, GROUPS * TOKENS_PER_ROW)
             for k, tokens in found.items():
-                row, token = at_least(ends, kth(largest, min(k, largest.shape[1])))
+                row, token = where_at_least(ends, kth(largest, min(k, largest.shape[1])))
                 tokens.append((at * len(parts[0]) + row, token))
     first, others = (np.concatenate(tokens, axis=1) for tokens in found.values())
     for at, space in enumerate(spaces):
