@@ -184,19 +184,21 @@ def test_a_head_projects_the_vocabulary_once(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_screens_sort_groups_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many tokens screen: of a row, no more numbers are sorted than twice the groups."""
+    """However many tokens screen: of a row, no more numbers are sorted than there are groups."""
     layout, inputs, vocabulary = random_problem(0, vocab=8000, dims=Dims(1, 4, 2, 64, 16, 8000))
-    screens, sorted_, kth, screen = [], [], screening.kth, screening.Space.screen
+    screens, sorted_, in_screens, kth, screen = [], [], [], screening.kth, screening.Space.screen
 
     def screened(space: screening.Space, *args: Any, **given: Any) -> None:
         screens.append(len(space.tokens))
+        before = len(sorted_)
         screen(space, *args, **given)
+        in_screens.extend(sorted_[before:])
 
     monkeypatch.setattr(screening, "kth", lambda values, k: sorted_.append(values.shape[1]) or kth(values, k))
     monkeypatch.setattr(screening.Space, "screen", screened)
     engine.map_layer(layout, inputs, vocabulary, ceiling=8)
     assert max(screens) > 10 * screening.GROUPS * 8
-    assert max(sorted_) <= 2 * screening.GROUPS * 8
+    assert max(in_screens) == screening.GROUPS * 8
 
 
 def test_kv_groups_share_values_but_not_outputs() -> None:
@@ -230,7 +232,8 @@ def test_nothing_is_computed_from_two_devices(monkeypatch: pytest.MonkeyPatch) -
     """On the meta device, which holds no numbers. Rows of a GPU may be picked by indices of the processor."""
     layout, inputs, vocabulary = random_problem(7)
     some = np.zeros(3, dtype=np.int64), np.arange(3)
-    monkeypatch.setattr(full_vocabulary, "_at_least", lambda *_: some)
+    for module in (full_vocabulary, screening):
+        monkeypatch.setattr(module, "where_at_least", lambda *_: some)
     with Elsewhere() as elsewhere:
         there = replace(vocabulary, device=META)
         engine.map_layer(layout, inputs, there, ceiling=32)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from headatlas.mapping.machine import rates
-from headatlas.mapping.vocabulary import Vocabulary, dot_error, summing_error
+from headatlas.mapping.vocabulary import Vocabulary, dot_error, some_of, summing_error
 
 GATHERED = 1 << 18
 """Numbers of U that are gathered at a time for single logits; they should fit into a cache."""
@@ -76,18 +76,18 @@ class Bounded:
     def near(self, index: Ints, start: int, stop: int) -> torch.Tensor:
         """[len(index), stop - start] numbers near the logits, in the dtype of the factors."""
         left = self._left[0]
-        mine = left if len(index) == len(left) else left[torch.from_numpy(index).to(left.device)]
+        mine = left if len(index) == len(left) else some_of(left, index)
         return mine @ self.factor.chunk(start, stop).T
 
     def error(self, row: Ints, token: Ints) -> torch.Tensor:
         """[n] float32: how far single logits are at most from these numbers, beside ``factor.rounding``."""
-        token_ = torch.from_numpy(token)
-        return self.factor.first[token_] + self._left[1][torch.from_numpy(row)] * self.factor.second[token_]
+        first, second = (some_of(part, token) for part in (self.factor.first, self.factor.second))
+        return first + some_of(self._left[1], row) * second
 
     def most_error(self, row: Ints, start: int, stop: int) -> torch.Tensor:
         """[n] float32: the largest :meth:`error` of these rows and columns, or more."""
         first, second = (part[start:stop].max() for part in (self.factor.first, self.factor.second))
-        return first + self._left[1][torch.from_numpy(row)] * second
+        return first + some_of(self._left[1], row) * second
 
     def part(self, rows: slice) -> Bounded:
         """Bounds of some of the rows."""
@@ -110,8 +110,7 @@ def single_logits(
     each = max(1, GATHERED // vocabulary.d_model)
     for start in range(0, len(row), each):
         part = slice(start, start + each)
-        left = rows.index_select(0, torch.from_numpy(row[part]))
-        right = vocabulary.rows.index_select(0, torch.from_numpy(token[part]))
+        left, right = some_of(rows, row[part]), some_of(vocabulary.rows, token[part])
         total = torch.zeros(len(left), dtype=torch.float64)
         for at in range(0, vocabulary.d_model, SUMMED):
             some = slice(at, at + SUMMED)

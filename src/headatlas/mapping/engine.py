@@ -20,16 +20,14 @@ from headatlas.atlas.store import CELL_BEYOND, LayerRanks
 from headatlas.mapping.bounds import Bounded, RightFactor, in_head, projecting_pays
 from headatlas.mapping.full_vocabulary import Entries, concatenated, distinct, numbered, rank_entries
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.screening import Space, typical_tokens, unit
-from headatlas.mapping.vocabulary import Vocabulary
+from headatlas.mapping.screening import SIGNS, Space, typical_tokens, unit
+from headatlas.mapping.vocabulary import Vocabulary, some_of
 from headatlas.options import FLOOR
 from headatlas.progress import Stats
 from headatlas.scoring.scores import RANK_BEYOND, RANK_UNUSABLE, source_hits
 
 PILOTS = 32
-"""Lines (rows with a sign) of a head that go through the vocabulary before the others."""
-SIGNS = (1, -1)
-
+"""Lines (rows with a sign) of a head that go through the vocabulary first, where each is dear."""
 Ints = NDArray[np.int64]
 
 
@@ -157,26 +155,24 @@ def _in_rounds(heads: list[_Head], ceiling: int, stats: Stats) -> None:
         typical_tokens([head.space for head in heads], stats)
         for head in heads:
             _screen_all(head, ceiling, stats)
-    # About half of the open lines are closed by what the pilots find.
-    alone = [head for head in heads if _many_lines(head, head.n_open // 2)]
+    alone = [head for head in heads if _many_lines(head, head.n_open)]
     for head in alone:
         head.factor = head.projected()
-        _rounds([head], ceiling, stats)
+        # A line costs little here, so nothing is gained by learning from a few first.
+        _rounds([head], [None], ceiling, stats)
         head.factor = None  # as large as U is in this head's space
-    _rounds([head for head in heads if head not in alone], ceiling, stats)
+    _rounds([head for head in heads if head not in alone], [PILOTS, None], ceiling, stats)
 
 
-def _rounds(heads: list[_Head], ceiling: int, stats: Stats) -> None:
-    """Pilots, the other pairs, the other cells."""
-    with stats.timed("screening"):
-        for head in heads:
-            head.ask(_own(head, PILOTS, stats))
-    _rank(heads, ceiling, stats)
-    with stats.timed("screening"):
-        for head in heads:
-            _screen_again(head, ceiling, stats)
-            head.ask(_own(head, None, stats))
-    _rank(heads, ceiling, stats)
+def _rounds(heads: list[_Head], lines: Sequence[int | None], ceiling: int, stats: Stats) -> None:
+    """The pairs, of so many lines at a time (None: of all that are left), then the other cells."""
+    for at, some in enumerate(lines):
+        with stats.timed("screening"):
+            for head in heads:
+                if at:
+                    _screen_again(head, ceiling, stats)
+                head.ask(_own(head, some, stats))
+        _rank(heads, ceiling, stats)
     with stats.timed("screening"):
         for head in heads:
             head.ask(_other_cells(head, ceiling, stats))
@@ -191,7 +187,8 @@ def _screen_all(head: _Head, ceiling: int, stats: Stats) -> None:
     space, layout = head.space, head.space.layout
     for ranks in head.ranks:
         ranks[layout.own_pair] = RANK_BEYOND
-    space.screen(np.arange(len(space.rows)), ceiling, stats, first=space.n_first)
+    everything = np.arange(len(space.rows))
+    space.screen([everything for _ in head.ranks], ceiling, stats, first=space.n_first)
     alive = space.alive_own(np.arange(len(layout.own_row)))[: len(head.ranks)]
     head.open = [np.flatnonzero(mask) for mask in alive]
     head.through = [np.zeros(len(space.rows), dtype=np.bool_) for _ in alive]
@@ -201,7 +198,7 @@ def _screen_all(head: _Head, ceiling: int, stats: Stats) -> None:
 def _screen_again(head: _Head, ceiling: int, stats: Stats) -> None:
     """Screen the open pairs with all that has been learned."""
     space, layout = head.space, head.space.layout
-    rows = distinct(layout.own_row[np.concatenate(head.open)], len(space.rows))
+    rows = [distinct(layout.own_row[pairs], len(space.rows)) for pairs in head.open]
     space.screen(rows, ceiling, stats)
     for at, pairs in enumerate(head.open):
         if len(pairs):
@@ -257,20 +254,18 @@ def _other_cells(head: _Head, ceiling: int, stats: Stats) -> list[_Wanted]:
         return []
     space = head.space
     # The rows that are left when what is known is applied, then with all tokens.
-    left = [block.rows[~head.through[at][block.rows]] for block, at in asked]
-    alive = [
-        space.alive_cells(rows, block.columns, SIGNS[at], stats).any(axis=1)
-        for rows, (block, at) in zip(left, asked, strict=True)
-    ]
-    rows = np.concatenate([rows[mask] for rows, mask in zip(left, alive, strict=True)])
-    space.screen(distinct(rows, len(space.rows)), ceiling, stats)
+    rows: list[list[Ints]] = [[np.empty(0, dtype=np.int64)] for _ in head.ranks]
+    for block, at in asked:
+        left = block.rows[~head.through[at][block.rows]]
+        rows[at].append(left[space.alive_cells(left, block.columns, at, stats).any(axis=1)])
+    space.screen([distinct(np.concatenate(mine), len(space.rows)) for mine in rows], ceiling, stats)
     return [_cells(head, block, at, ~head.through[at], stats) for block, at in asked]
 
 
 def _cells(head: _Head, block: RelationBlock, at: int, among: NDArray[np.bool_], stats: Stats) -> _Wanted:
     """The cells of a relation, of one sign and in some rows, that screening does not eliminate."""
     here = np.flatnonzero(among[block.rows])
-    i, j = np.nonzero(head.space.alive_cells(block.rows[here], block.columns, SIGNS[at], stats))
+    i, j = np.nonzero(head.space.alive_cells(block.rows[here], block.columns, at, stats))
     i = here[i]
     cell = block.cells.start + i * len(block.columns) + j
     return _Wanted(block.rows[i], block.columns[j], SIGNS[at], head.cells[at], cell)
@@ -316,7 +311,7 @@ def _through_vocabulary(heads: Sequence[_Head], ceiling: int, stats: Stats, *, a
         parts.append(head.entries._replace(row=local + n_rows[-1]))
         n_rows.append(n_rows[-1] + len(rows))
         if alone:
-            bounded = Bounded(head.factor or head.projected(), head.space.rows[torch.from_numpy(rows)])
+            bounded = Bounded(head.factor or head.projected(), some_of(head.space.rows, rows))
             share = head.n_asked / (head.n_asked + head.n_open)
     ranked = rank_entries(
         torch.cat(outputs),

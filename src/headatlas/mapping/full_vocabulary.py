@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from headatlas.mapping.bounds import Bounded, projecting_pays, single_error, single_logits, whole
-from headatlas.mapping.vocabulary import TIE, Vocabulary
+from headatlas.mapping.vocabulary import TIE, Vocabulary, some_of
 from headatlas.progress import Stats
 from headatlas.scoring.scores import RANK_BEYOND
 
@@ -88,11 +88,11 @@ def rank_entries(
     # A line is a row with a sign; its logits are those of the row times the sign.
     key, line = numbered(entries.row * 2 + (entries.sign < 0), 2 * len(outputs))
     sign = torch.from_numpy(1.0 - 2.0 * (key % 2))
-    rows = outputs[torch.from_numpy(key // 2)] * sign[:, None]
+    rows = some_of(outputs, key // 2) * sign[:, None]
     logit = single_logits(rows, line, vocabulary, targets[entries.column], torch.float64)
     routes = [Bounded(whole(vocabulary), rows)]
     if in_head is not None:
-        routes.append(Bounded(in_head.factor, in_head.rows[torch.from_numpy(key // 2)] * sign[:, None]))
+        routes.append(Bounded(in_head.factor, some_of(in_head.rows, key // 2) * sign[:, None]))
     order = np.argsort(line, kind="stable")
     target = targets[entries.column[order]]
     block = _Block(rows, routes, line[order], target, logit[order], share)
@@ -234,12 +234,12 @@ def _collect(
         # What is below the lowest open target cannot change a rank, nor what is below ``ceiling`` tokens
         # (every target that stays open is above those); a tie can.
         limit = np.maximum(_lowest(block, open_)[index], best[index, 0]) - tie[index]
-        row, column = _at_least(near, limit - most)
+        row, column = where_at_least(near, limit - most)
         if start == 0 and len(row) > MANY_REACHING * ceiling * len(index) and stop >= ceiling:
             reached = kth(near, ceiling)
             surely = reached - most - np.abs(reached) * route.factor.rounding
             limit = np.maximum(limit, surely - tie[index])
-            row, column = _at_least(near, limit - most)
+            row, column = where_at_least(near, limit - most)
         part = _candidates(near, row, column, index, route, start, limit)
         held += len(part.line)
         if held > MOST_CANDIDATES and n_lines > 1:
@@ -292,7 +292,7 @@ def _candidates(
     limit: NDArray[np.float64],
 ) -> _Candidates:
     """Tokens of a chunk, of those in these rows and columns, that may reach the limit of their row."""
-    values = near[torch.from_numpy(row), torch.from_numpy(column)].to(torch.float32).cpu()
+    values = some_of(near.view(-1), row * near.shape[1] + column).to(torch.float32).cpu()
     line, token = index[row], column + start
     off = 1.001 * bounded.error(line, token) + values.abs() * bounded.factor.rounding
     upper = (values + off).numpy()
@@ -301,7 +301,7 @@ def _candidates(
     return _Candidates._make(each[reaching] for each in found)
 
 
-def _at_least(values: torch.Tensor, least: NDArray[np.float64]) -> tuple[Ints, Ints]:
+def where_at_least(values: torch.Tensor, least: NDArray[np.floating[Any]]) -> tuple[Ints, Ints]:
     """Rows and columns of the values [n, m] that were at least the least of their row before rounding.
 
     And of few others: rounding is monotone, so what reaches the limit does when both are rounded.

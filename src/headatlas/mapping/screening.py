@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from headatlas.atlas.layout import Layout
 from headatlas.mapping.bounds import head_error, projected, roughly
-from headatlas.mapping.full_vocabulary import kth
-from headatlas.mapping.vocabulary import Vocabulary, dot_error
+from headatlas.mapping.full_vocabulary import kth, where_at_least
+from headatlas.mapping.vocabulary import Vocabulary, dot_error, some_of
 from headatlas.progress import Stats
 
+SIGNS = (1, -1)
 SAMPLED_ROWS = 4
 MEAN_ROWS = 10
 TOKENS_PER_ROW = 96
@@ -48,7 +49,7 @@ class Space:
         target_rows: [T, d_model] float32 rows of U of the distinct targets, on the device.
         tokens: [S] the screening set.
         n_first: How many of them, learned first, are enough for most rows.
-        upper, lower: [n] float32: what a target's float32 logit must reach, or not exceed, for a rank that
+        limits: Per sign, [n] float32: what the sign times a target's float32 logit must reach for a rank that
             may be below the ceiling.
     """
 
@@ -62,9 +63,7 @@ class Space:
     _screens: list[torch.Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        n = len(self.rows)
-        self.upper: NDArray[np.float32] = np.full(n, -np.inf, dtype=np.float32)
-        self.lower: NDArray[np.float32] = np.full(n, np.inf, dtype=np.float32)
+        self.limits: NDArray[np.float32] = np.full((len(SIGNS), len(self.rows)), -np.inf, dtype=np.float32)
 
     @classmethod
     def of_head(
@@ -95,12 +94,17 @@ class Space:
 
     def outputs(self, rows: Ints) -> torch.Tensor:
         """[n, d_model] float64 rows in the model's dimension."""
-        mine = self.rows[torch.from_numpy(rows)]
+        mine = some_of(self.rows, rows)
         return mine if self.basis is None else mine @ self.basis
 
     @cached_property
     def _narrow(self) -> torch.Tensor:
         return self.rows.to(torch.float32).to(self.vocabulary.device)
+
+    @cached_property
+    def _signed(self) -> torch.Tensor:
+        """[2n, q] float32 rows times each sign."""
+        return torch.cat([sign * self._narrow for sign in SIGNS])
 
     @cached_property
     def _narrow_basis(self) -> torch.Tensor | None:
@@ -120,8 +124,7 @@ class Space:
     def _own_logits(self) -> NDArray[np.float32]:
         """[P] float32 logits of the targets of ``layout.own_row``."""
         own = self.layout.own_row, self.layout.own_column
-        row, column = (torch.from_numpy(at).to(self._narrow.device) for at in own)
-        pairs = self._narrow.index_select(0, row), self._targets.index_select(0, column)
+        pairs = some_of(self._narrow, own[0]), some_of(self._targets, own[1])
         logits: NDArray[np.float32] = torch.linalg.vecdot(*pairs).cpu().numpy()
         return logits
 
@@ -137,56 +140,58 @@ class Space:
         self.tokens = np.concatenate([self.tokens, new])
         self._screens.append(self._projected(self.vocabulary.float32(new)))
 
-    def screen(
-        self,
-        rows: Ints,
-        ceiling: int,
-        stats: Stats,
-        *,
-        first: int | None = None,
-    ) -> None:
-        """Find out how far rows can be screened: raise ``upper`` and lower ``lower``.
+    def screen(self, rows: Sequence[Ints], ceiling: int, stats: Stats, *, first: int | None = None) -> None:
+        """Find out how far rows can be screened: raise ``limits``.
 
         Args:
-            rows: [n] distinct rows.
+            rows: Per sign, [n] distinct rows.
             ceiling: First rank that is not told apart.
             stats: Counters.
             first: Use so many of the tokens learned first, all if None.
         """
         tokens = torch.cat(self._screens)[:first]
-        if len(tokens) <= ceiling or not len(rows):
+        lines = np.concatenate([mine + at * len(self.rows) for at, mine in enumerate(rows)])
+        if len(tokens) <= ceiling or not len(lines):
             return
-        mine = self._narrow if len(rows) == len(self.rows) else self._narrow[torch.from_numpy(rows)]
-        logits = mine @ tokens.T
-        stats.products += len(rows) * len(tokens) * self.rows.shape[1]
+        logits = some_of(self._signed, lines) @ tokens.T
+        stats.products += len(lines) * len(tokens) * self.rows.shape[1]
         # The target's own logit has an error as well; the rest covers the rounding of these lines.
         guard = np.float32(2.1 * self.error * self.vocabulary.longest)
-        # The largest of each of many groups: the one in place ``ceiling`` is at most that of all tokens, and
-        # hardly less, as two of the first are seldom in one group. Sorting all would take ten times as long.
-        width = len(tokens) // max(1, len(tokens) // (GROUPS * ceiling))
-        groups = logits[:, : len(tokens) // width * width].view(len(rows), -1, width)
-        self.upper[rows] = np.maximum(self.upper[rows], kth(groups.amax(dim=1), ceiling) - guard)
-        self.lower[rows] = np.minimum(self.lower[rows], guard - kth(-groups.amin(dim=1), ceiling))
+        limits = self.limits.reshape(-1)
+        found = kth(_largest_of_groups(logits, GROUPS * ceiling), ceiling) - guard
+        limits[lines] = np.maximum(limits[lines], found)
 
     def alive_own(self, pairs: Ints) -> list[NDArray[np.bool_]]:
-        """For promotion and suppression, which of the pairs screening has not eliminated.
+        """Per sign, which of the pairs screening has not eliminated.
 
         Args:
             pairs: [p] positions in ``layout.own_row``.
         """
         row, logits = self.layout.own_row[pairs], self._own_logits[pairs]
-        return [logits >= self.upper[row], logits <= self.lower[row]]
+        return [sign * logits >= limit[row] for sign, limit in zip(SIGNS, self.limits, strict=True)]
 
-    def alive_cells(self, rows: Ints, columns: Ints, sign: int, stats: Stats) -> NDArray[np.bool_]:
-        """[rows, columns] which targets screening has not eliminated for a sign."""
-        pair = self._narrow[torch.from_numpy(rows)], self._targets[torch.from_numpy(columns)]
-        logits = (pair[0] @ pair[1].T).cpu().numpy()
+    def alive_cells(self, rows: Ints, columns: Ints, at: int, stats: Stats) -> NDArray[np.bool_]:
+        """[rows, columns] which targets screening has not eliminated for the sign ``SIGNS[at]``."""
+        lines = some_of(self._signed, rows + at * len(self.rows))
+        logits = (lines @ some_of(self._targets, columns).T).cpu().numpy()
         stats.products += logits.size * self.rows.shape[1]
-        limit = self.upper if sign > 0 else self.lower
-        alive: NDArray[np.bool_] = (
-            logits >= limit[rows][:, None] if sign > 0 else logits <= limit[rows][:, None]
-        )
+        alive: NDArray[np.bool_] = logits >= self.limits[at, rows][:, None]
         return alive
+
+
+def _largest_of_groups(values: torch.Tensor, n: int) -> torch.Tensor:
+    """[rows, n] the largest of each of n groups of the values of a row; the values themselves if no more.
+
+    The largest in a place is at most that of all values, and hardly less, as two of the first are seldom in
+    one group. Sorting all would take ten times as long.
+    """
+    whole = values.shape[1] // n * n
+    if not whole:
+        return values
+    groups = values[:, :whole].view(len(values), -1, n).amax(dim=1)
+    rest = groups[:, : values.shape[1] - whole]
+    torch.maximum(rest, values[:, whole:], out=rest)
+    return groups
 
 
 def typical_tokens(spaces: Sequence[Space], stats: Stats) -> None:
@@ -200,24 +205,30 @@ def typical_tokens(spaces: Sequence[Space], stats: Stats) -> None:
     n = len(layout.sources)
     picked = np.linspace(0, n - 1, num=min(SAMPLED_ROWS, n)).astype(np.int64)
     which = np.linspace(0, len(layout.blocks) - 1, num=min(MEAN_ROWS, len(layout.blocks)))
-    blocks = [torch.from_numpy(layout.blocks[int(at)].rows) for at in which]
+    blocks = [layout.blocks[int(at)].rows for at in which]
     outputs = []
     for space in spaces:
-        means = torch.stack([space.rows[block].mean(dim=0) for block in blocks])
-        rows = torch.cat([means, space.rows[torch.from_numpy(picked)]])
+        means = torch.stack([some_of(space.rows, block).mean(dim=0) for block in blocks])
+        rows = torch.cat([means, some_of(space.rows, picked)])
         outputs.append((rows if space.basis is None else rows @ space.basis).to(torch.float32))
     longest = vocabulary.norms.topk(min(LONGEST_TOKENS, len(vocabulary))).indices.numpy()
-    k = min(TOKENS_PER_ROW, len(vocabulary))
-    found = []
-    for rows in torch.split(torch.cat(outputs), max(32, LOGITS_AT_ONCE // len(vocabulary))):
+    parts = torch.split(torch.cat(outputs), max(32, LOGITS_AT_ONCE // len(vocabulary)))
+    found: dict[int, list[tuple[Ints, Ints]]] = {FIRST_PER_ROW: [], TOKENS_PER_ROW: []}
+    for at, rows in enumerate(parts):
         logits = roughly(rows, vocabulary)
         stats.products += logits.numel() * rows.shape[1]
-        ends = [logits.topk(k, largest=largest).indices for largest in (True, False)]
-        found.append(torch.stack(ends, dim=1).cpu().numpy())
-    for space, tokens in zip(spaces, np.split(np.concatenate(found), len(spaces)), strict=True):
-        space.learn(tokens[:, :, :FIRST_PER_ROW].ravel())
+        for sign in SIGNS:
+            ends = sign * logits
+            largest = _largest_of_groups(ends, GROUPS * TOKENS_PER_ROW)
+            for k, tokens in found.items():
+                row, token = where_at_least(ends, kth(largest, min(k, largest.shape[1])))
+                tokens.append((at * len(parts[0]) + row, token))
+    first, others = (np.concatenate(tokens, axis=1) for tokens in found.values())
+    for at, space in enumerate(spaces):
+        of_space = [each[1, each[0] // len(outputs[0]) == at] for each in (first, others)]
+        space.learn(of_space[0])
         space.n_first = len(space.tokens)
-        space.learn(np.concatenate([tokens.ravel(), longest]))
+        space.learn(np.concatenate([of_space[1], longest]))
 
 
 def unit(rows: torch.Tensor) -> torch.Tensor:
