@@ -154,9 +154,12 @@ def walk(
             yield from walk(step.then, past, device)
 
 
-def twin(modules: PreTrainedModel) -> PreTrainedModel:
-    """Modules with hooks of their own, for another thread, on the tensors of these."""
-    tensors = {id(tensor): tensor for tensor in (*modules.parameters(), *modules.buffers())}
+def twin(modules: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Modules with hooks of their own, on the tensors of these, or on parameters rounded to another type."""
+    tensors: dict[int, Any] = {id(tensor): tensor for tensor in (*modules.parameters(), *modules.buffers())}
+    if dtype is not None:
+        rounded = ((id(each), each.to(dtype)) for each in modules.parameters())
+        tensors |= {key: torch.nn.Parameter(each, requires_grad=False) for key, each in rounded}
     return copy.deepcopy(modules, tensors)
 
 

@@ -363,7 +363,6 @@ def after_all_prefixes(
     tokens: Sequence[int],
     prefixes: Sequence[list[int]],
     *,
-    bfloat16: bool,
     onto: Mapping[int, torch.Tensor] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Collector:
@@ -374,10 +373,9 @@ def after_all_prefixes(
 
     Args:
         model: Of a family where nothing but attention carries anything from token to token.
-        modules: As for :func:`collected`.
+        modules: As for :func:`collected`, or a :func:`twin` of them in another type.
         tokens: The source tokens.
         prefixes: Token ids of each; those of another length than the first are left out.
-        bfloat16: Whether products are rounded to it.
         onto: Layer → a matrix [d_model, k]: [n, k + 1] the float32 products of states with it, and their
             lengths, are kept instead of states.
         progress: Called with the number of tokens done.
@@ -388,12 +386,7 @@ def after_all_prefixes(
     device, layers = modules.device, model.layers_with_heads
     prefixes = [prefix for prefix in prefixes if len(prefix) == len(prefixes[0])]
     collector = Collector(model, layers, len(tokens), 1, control=False, onto=onto)
-    with (
-        collector.hooked(modules),
-        torch.inference_mode(),
-        strict_products(),
-        torch.autocast(device.type, torch.bfloat16, enabled=bfloat16),
-    ):
+    with collector.hooked(modules), torch.inference_mode(), strict_products():
         cache: Any = DynamicCache(config=body.config)
         body(input_ids=torch.tensor(prefixes, device=device), past_key_values=cache, use_cache=True)
         for layer in cache.layers:
@@ -403,7 +396,7 @@ def after_all_prefixes(
             n, past = len(batch), copy.copy(cache)
             past.layers = [copy.copy(layer) for layer in cache.layers]
             past.batch_select_indices(torch.zeros(n, dtype=torch.int64, device=device))
-            mask = torch.zeros(1, 1, 1, n_seen + 1, device=device)
+            mask = torch.zeros(1, 1, 1, n_seen + 1, device=device, dtype=modules.dtype)
             mask[..., :n_seen] = -math.log(len(prefixes))
             collector.expect(range(n), batch)
             with ending(modules, model.value_input_module(layers[-1])), suppress(EnoughError):
@@ -476,9 +469,8 @@ class Collector:
         if len(self._rows):
             rows = state[self._rows]
             if self._onto is not None:
-                with torch.autocast("cpu", enabled=False):
-                    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-                    rows = torch.cat([rows @ self._onto[layer], lengths], dim=1)
+                lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+                rows = torch.cat([rows @ self._onto[layer], lengths], dim=1)
             self._sums[layer][0].index_add_(0, self._members, rows)
 
     def take_control(self, layer: int, state: torch.Tensor) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -231,12 +231,7 @@ class Operations:
                 sources = self._sources(inputs, tokens, factors, gains, shortest, out, head)
                 signs = self._directions(inputs, tokens, factors, readings, out, head)
                 rows += [self._outputs(inputs, factors, head, sources, signs)]
-            correlation = self._correlate(inputs.states, tokens)
-            seen = [correlation @ W_V.double() for W_V in inputs.heads.W_V]
-            if others is not None:
-                U = self.vocabulary.float32(self.vocabulary.columns(others[1]))
-                more = torch.split((U.T @ others[0]).double(), inputs.dims.d_head, dim=1)
-                seen = [one + other for one, other in zip(seen, more, strict=True)]
+            seen = self._seen(inputs, tokens, others)
             for head in range(len(heads)):
                 out.copying[head] = copying(inputs.output(head) @ seen[inputs.dims.kv_head(head)])
             self._targets(heads, rows, out)
@@ -343,6 +338,19 @@ class Operations:
             out.writes[head, :n_directions, 0, :width] = promoted[middle:end]
             out.writes[head, :n_directions, 1, :width] = suppressed[middle:end]
             start = end
+
+    def _seen(
+        self, inputs: LayerInputs, tokens: Ints, others: tuple[torch.Tensor, Ints] | None
+    ) -> Sequence[torch.Tensor]:
+        """Of each key/value group, [d_model, d_head] float64 Σ u_t·x(t)·W_V over all source tokens t."""
+        W_V = inputs.heads.W_V
+        if others is None:
+            correlation = self._correlate(inputs.states, tokens)
+            return [correlation @ each.double() for each in W_V]
+        # Most of these values are rough, so float32 sums are exact enough.
+        values = torch.cat([inputs.states @ W_V.transpose(0, 1).flatten(1).float(), others[0]])
+        U = self.vocabulary.float32(self.vocabulary.columns(np.concatenate([tokens, others[1]])))
+        return torch.split((U.T @ values).double(), inputs.dims.d_head, dim=1)
 
     def _correlate(self, states: torch.Tensor, tokens: Ints) -> torch.Tensor:
         """[d_model, d_model] float64 Σ u_t·x(t) over source tokens t; layers that share states share it."""

@@ -22,7 +22,7 @@ from headatlas.architectures import Model
 from headatlas.atlas.salience import N_SOURCES, N_TOKENS
 from headatlas.devices import share_cores
 from headatlas.lenses import NeutralParts
-from headatlas.lenses.forward import running
+from headatlas.lenses.forward import running, twin
 from headatlas.lenses.lens import or_lens_maps
 from headatlas.lenses.neutral import after_all_prefixes, collected, make_parts, prefix_row
 from headatlas.lenses.saved_states import save_array, whole_array
@@ -44,7 +44,7 @@ READING = 0.3
 """An entry of what a direction reads counts as so many of a list of sources."""
 STEEP = 4.5
 """How fast chances fall with rough ranks."""
-TRIED = 64
+TRIED = 32
 """Tokens that go through both ways, to see whether the rough states are like the others."""
 TOKENS_A_HEAD = 60
 """So many tokens for each head of the model, or more, are screened."""
@@ -124,9 +124,10 @@ class Screening:
         model, tokens = self._prepared.model, self._tokens
         prefixes = [prefix_row(model, prefix) for prefix in self._prepared.options.lens.prefixes]
         with or_lens_maps(), running(model, device) as modules:
-            if not _alike(model, modules, tokens, prefixes):
-                return False
             self._modules = modules
+            rounded = twin(modules, torch.bfloat16 if bfloat16_pays(modules.device) else None)
+            if not _alike(model, modules, rounded, tokens, prefixes):
+                return False
             # Heads of all groups side by side: [d_model, n_kv_heads · d_head].
             weights = {layer: model.heads(layer).W_V.transpose(0, 1).flatten(1) for layer in self._layers}
             width = 1 + model.dims.n_kv_heads * model.dims.d_head
@@ -135,19 +136,17 @@ class Screening:
                 for part in self._parts()
                 if not whole_array(self._folder / _file(part), (len(weights), len(part), width))
             ]
-            before, bfloat16 = len(tokens) - sum(map(len, todo)), bfloat16_pays(modules.device)
+            before = len(tokens) - sum(map(len, todo))
 
             def make(mine: PreTrainedModel, part: range, done: Callable[[int], None]) -> None:
                 some = tokens[part.start : part.stop].tolist()
-                rough = after_all_prefixes(
-                    model, mine, some, prefixes, bfloat16=bfloat16, onto=weights, progress=done
-                )
+                rough = after_all_prefixes(model, mine, some, prefixes, onto=weights, progress=done)
                 values = torch.stack([rough.layer(layer).x for layer in self._layers])
                 save_array(self._folder, _file(part), values.numpy())
 
             make_parts(
                 make,
-                modules,
+                rounded,
                 todo,
                 lambda done: tell(Progress("states", before + done, len(tokens), "choosing tokens")),
             )
@@ -225,11 +224,17 @@ def screening_pays(model: Model, n_tokens: int) -> bool:
     return model.only_attention and n_tokens >= TOKENS_A_HEAD * heads
 
 
-def _alike(model: Model, modules: PreTrainedModel, tokens: Ints, prefixes: Sequence[list[int]]) -> bool:
+def _alike(
+    model: Model,
+    modules: PreTrainedModel,
+    rounded: PreTrainedModel,
+    tokens: Ints,
+    prefixes: Sequence[list[int]],
+) -> bool:
     """Whether the rough states of a few tokens are like their states, in every layer."""
     tried = tokens[:: max(1, len(tokens) // TRIED)].tolist()
     try:
-        rough = after_all_prefixes(model, modules, tried, prefixes, bfloat16=bfloat16_pays(modules.device))
+        rough = after_all_prefixes(model, rounded, tried, prefixes)
     except torch.OutOfMemoryError:
         raise
     except (ValueError, TypeError, RuntimeError, AttributeError, IndexError):
