@@ -203,11 +203,12 @@ def _map_rows(lens: str, runs: Sequence[Run]) -> list[list[str]]:
     last = max(int(name.split()[1]) for name in runs[0].told["moments"] if name.startswith("heads"))
     moments = [each.told["moments"] for each in runs]
     stats = [each.told["stats"]["seconds"] for each in runs]
-    first = "heads 0" if lens == "maps" else "states 0"
     parts = {
         "until it says what it opens": [each["open 0"] for each in moments],
         "opening": [each["opening"] for each in stats],
-        "until the first bar shows": [each[first] for each in moments],
+        "until the first bar shows": [
+            min(at for name, at in each.items() if name.startswith(("heads", "states"))) for each in moments
+        ],
         "until layers begin": [each["begins ranking"] for each in moments],
         "until the first layer is saved": [each["heads 1"] for each in moments],
         "scores, after the last layer": [each["calibration"] for each in stats],

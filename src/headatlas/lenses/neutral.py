@@ -109,6 +109,8 @@ class NeutralStates:
         if complete():
             return cls(folder)
         rows = [prefix_row(model, prefix) for prefix in prefixes]
+        if progress is not None:  # before modules are loaded, which takes seconds
+            progress(0, len(rows) * len(sources))
         with or_lens_maps(), running(model, device) as modules:
             collector = collected(model, modules, sources, rows, progress)
         del modules

@@ -206,7 +206,7 @@ class _Run:
     def _rank(self, todo: list[int], writer: AtlasWriter, done: NDArray[np.bool_]) -> None:
         """Rank and write the layers to do, marking them in ``done``."""
         model, stats, tell = self.prepared.model, self.stats, self.tell
-        if self.prepared.options.lens.weights_only:  # states without steps of their own
+        if self.prepared.options.lens.weights_only:  # a bar before the first MLP has gone through
             tell(Progress("heads", 0, len(todo)))
         with stats.timed("states"):
             states = self._states(last=todo[-1])

@@ -122,6 +122,7 @@ class Screening:
         False where the rough states are of no use.
         """
         model, tokens = self._prepared.model, self._tokens
+        tell(Progress("states", 0, len(tokens), "choosing tokens"))
         prefixes = [prefix_row(model, prefix) for prefix in self._prepared.options.lens.prefixes]
         with or_lens_maps(), running(model, device) as modules:
             self._modules = modules
