@@ -210,6 +210,7 @@ def test_a_second_signal_does_not_tear_down_what_the_first_ends(sent: str, code:
     script = (
         "import os, signal, sys, time, typer\n"
         "from headatlas.cli.output import stopping\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background ignores it
         "try:\n"
         "    with stopping(lambda: 'what was done is kept'):\n"
         "        try:\n"

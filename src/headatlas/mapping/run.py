@@ -177,6 +177,8 @@ class _Run:
 
         ``single_tokens`` is as for :func:`~headatlas.atlas.relation_scores.store_scores`.
         """
+        if not self.path.exists():  # a bar before files are made and sources go through the model
+            self.tell(Progress("heads", 0, len(set(wanted) & set(self.prepared.model.layers_with_heads))))
         _open_or_create(self.path, self.prepared)
         writer, with_heads = AtlasWriter(self.path), self.prepared.model.layers_with_heads
         done = writer.done()
@@ -206,8 +208,6 @@ class _Run:
     def _rank(self, todo: list[int], writer: AtlasWriter, done: NDArray[np.bool_]) -> None:
         """Rank and write the layers to do, marking them in ``done``."""
         model, stats, tell = self.prepared.model, self.stats, self.tell
-        if self.prepared.options.lens.weights_only:  # a bar before the first MLP has gone through
-            tell(Progress("heads", 0, len(todo)))
         with stats.timed("states"):
             states = self._states(last=todo[-1])
             trim_heap()  # of a whole model's modules, which are gone
