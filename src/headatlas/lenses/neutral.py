@@ -60,8 +60,6 @@ PART = 2048
 """Most sources of a part that is saved at a time."""
 PART_BYTES = 256 << 20
 """Most bytes of its states, of all layers."""
-FEW = 512
-"""Most sources of a part of a map's, on a processor, so that every core has some."""
 AT_ONCE = 4
 """Most parts that are in work at a time."""
 
@@ -111,26 +109,13 @@ class NeutralStates:
         if complete():
             return cls(folder)
         rows = [prefix_row(model, prefix) for prefix in prefixes]
-        # Neighbours begin alike, and go through together.
-        order = sorted(range(len(sources)), key=sources.__getitem__)
-        made: dict[int, Collector] = {}
-
-        def make(modules: PreTrainedModel, part: range, tell: Callable[[int], None]) -> None:
-            some = [sources[at] for at in order[part.start : part.stop]]
-            made[part.start] = collected(model, modules, some, rows, lambda done, _: tell(done))
-
-        def told(done: int) -> None:
-            if progress is not None:
-                progress(done, len(rows) * len(sources))
-
-        told(0)  # before modules are loaded, which takes seconds
+        if progress is not None:  # before modules are loaded, which takes seconds
+            progress(0, len(rows) * len(sources))
         with or_lens_maps(), running(model, device) as modules:
-            size = FEW if modules.device.type == "cpu" else len(sources)
-            parts = [range(start, min(start + size, len(sources))) for start in range(0, len(sources), size)]
-            make_parts(make, modules, parts, told)
+            collector = collected(model, modules, sources, rows, progress)
         del modules
         with atomic_state_folder(folder, complete) as temporary:
-            _save([made[part.start] for part in parts], order, temporary)
+            collector.save(temporary)
             write_index(temporary, wanted)
         return cls(folder)
 
@@ -232,16 +217,6 @@ class NeutralParts:
         ]
         x = torch.cat(parts)
         return LayerStates(x, x.new_empty((0, x.shape[1])))
-
-
-def _save(parts: Sequence[Collector], order: Sequence[int], folder: Path) -> None:
-    """Write means of parts of sources, in this order, as those of all: a file a layer and kind."""
-    place = torch.tensor(order).argsort()
-    for layer in parts[0].layers:
-        means = [part.layer(layer) for part in parts]
-        for kind in KINDS:
-            whole = torch.cat([getattr(each, kind) for each in means])[place]
-            np.save(folder / state_file(kind, layer), whole.numpy(), allow_pickle=False)
 
 
 def _part_file(part: range) -> str:
@@ -448,8 +423,7 @@ class Collector:
     """Sums of the hooked states over prefixes, for some layers; those of the control if it is wanted.
 
     Attributes:
-        layers: These, ascending.
-        last: The deepest of them.
+        last: The deepest of these layers.
     """
 
     def __init__(
@@ -475,7 +449,7 @@ class Collector:
         }
         self._centre = model.family.norm == "layer"
         self._rows = self._members = torch.empty(0, dtype=torch.int64)
-        self.layers, self.last = layers, layers[-1]
+        self.last = layers[-1]
 
     def expect(self, rows: Sequence[int], members: Sequence[int]) -> None:
         """Say at which rows of the forward pass to come sources end, and which; at none in a prefix."""
@@ -521,6 +495,13 @@ class Collector:
         finite = all(bool(torch.isfinite(rows).all()) for rows in (x, control))
         require_finite(self._spec, f"the states of layer {layer} are", finite)
         return LayerStates(x, control)
+
+    def save(self, folder: Path) -> None:
+        """Write the means, one file per layer and kind."""
+        for layer in self._sums:
+            means = self.layer(layer)
+            for kind, rows in zip(KINDS, (means.x, means.control), strict=True):
+                np.save(folder / state_file(kind, layer), rows.numpy(), allow_pickle=False)
 
 
 def _reader(take: Callable[[int, torch.Tensor], None], layer: int) -> Callable[..., None]:
