@@ -139,11 +139,7 @@ class Run:
         """What heads write, on both devices; lists of rough states may differ where tokens are screened."""
         for lens in ("maps", "neutral"):
             if (self.folder / f"{lens}-cpu").is_dir():
-                self._both(
-                    f"salience, lens {lens}",
-                    lambda atlas, **where: ha.salience(atlas, **where).set_index(["layer", "head"]),
-                    lens,
-                )
+                self._both(f"salience, lens {lens}", ha.salience, lens)
 
     def _both(self, what: str, measure: Callable[..., pd.DataFrame], lens: str = "maps") -> None:
         """Measure on both devices, each with its atlas: seconds, and how far numbers and words differ."""
@@ -154,7 +150,7 @@ class Run:
                 frames.append(measure(atlas, model=self.model, compute=Compute(device)))
         one, other = (frame.select_dtypes("number").to_numpy(float) for frame in frames)
         words = [frame.select_dtypes(exclude="number").astype(str).to_numpy() for frame in frames]
-        off = np.where(np.isnan(one) & np.isnan(other), 0, np.abs(one - other))
+        off = np.where(np.isnan(one) & np.isnan(other), 0, np.nan_to_num(np.abs(one - other), nan=np.inf))
         print(
             f"{(off > 0).sum():,} of {off.size:,} numbers differ, by {off.max(initial=0):.2g} at most; "
             f"{(words[0] != words[1]).sum():,} of {words[0].size:,} other entries differ",

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
 
+AT_ONCE = 4
+"""Most items that share the cores at a time: each takes memory of its own."""
 MPS_SHARE = 0.5
 """Of the memory of a machine whose GPU shares it with the processor: what the GPU may take at most."""
 
@@ -105,7 +107,7 @@ class _StoppedError(Exception):
 def share_cores(
     work: Callable[[_Item, Callable[[int], None]], _Made],
     items: Sequence[_Item],
-    at_once: int,
+    at_once: int = AT_ONCE,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[_Item, _Made]]:
     """Work on several items at a time, each with its share of the cores; yields them as they get done.

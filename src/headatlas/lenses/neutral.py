@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from headatlas.architectures import Model
-from headatlas.devices import share_cores, strict_products
+from headatlas.devices import AT_ONCE, share_cores, strict_products
 from headatlas.errors import HeadatlasError
 from headatlas.lenses.forward import (
     CPU,
@@ -60,8 +60,6 @@ PART = 2048
 """Most sources of a part that is saved at a time."""
 PART_BYTES = 256 << 20
 """Most bytes of its states, of all layers."""
-AT_ONCE = 4
-"""Most parts that are in work at a time."""
 
 
 class NeutralStates:

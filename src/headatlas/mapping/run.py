@@ -177,12 +177,14 @@ class _Run:
 
         ``single_tokens`` is as for :func:`~headatlas.atlas.relation_scores.store_scores`.
         """
+        with_heads = self.prepared.model.layers_with_heads
+        asked = [layer for layer in wanted if layer in with_heads]
         if not self.path.exists():  # a bar before files are made and sources go through the model
-            self.tell(Progress("heads", 0, len(set(wanted) & set(self.prepared.model.layers_with_heads))))
+            self.tell(Progress("heads", 0, len(asked)))
         _open_or_create(self.path, self.prepared)
-        writer, with_heads = AtlasWriter(self.path), self.prepared.model.layers_with_heads
+        writer = AtlasWriter(self.path)
         done = writer.done()
-        todo = [layer for layer in wanted if layer in with_heads and not done[layer]]
+        todo = [layer for layer in asked if not done[layer]]
         if todo:
             self._rank(todo, writer, done)
         if writer.done()[list(with_heads)].all():

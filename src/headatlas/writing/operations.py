@@ -348,7 +348,7 @@ class Operations:
             correlation = self._correlate(inputs.states, tokens)
             return [correlation @ each.double() for each in W_V]
         # Most of these values are rough, so float32 sums are exact enough.
-        values = torch.cat([inputs.states @ W_V.transpose(0, 1).flatten(1).float(), others[0]])
+        values = torch.cat([inputs.states @ all_groups(W_V).float(), others[0]])
         U = self.vocabulary.float32(self.vocabulary.columns(np.concatenate([tokens, others[1]])))
         return torch.split((U.T @ values).double(), inputs.dims.d_head, dim=1)
 
@@ -369,6 +369,11 @@ class Operations:
             part = slice(start, start + ROWS)
             total += self.vocabulary.rows[columns[part]].double().T @ states[part].double()
         return total
+
+
+def all_groups(W_V: torch.Tensor) -> torch.Tensor:
+    """[d_model, n_kv_heads · d_head] W_V of all key/value groups, side by side."""
+    return W_V.transpose(0, 1).flatten(1)
 
 
 def open_places(values: torch.Tensor, error: float, n: int) -> torch.Tensor:

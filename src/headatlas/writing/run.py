@@ -20,7 +20,7 @@ from headatlas.atlas.evidence import evidence_group
 from headatlas.atlas.salience import Salience, salience_path
 from headatlas.atlas.store import strings
 from headatlas.atlas.stored import store_dataset
-from headatlas.devices import share_cores
+from headatlas.devices import AT_ONCE, share_cores
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import relations_of, reopened
 from headatlas.lenses import MapsStates, NeutralParts, NeutralStates, States, StreamedStates
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 
 WORK_NAME = "salience-work"
 """Folder beside an atlas that holds states and finished layers until all is stored."""
-AT_ONCE = 4
-"""Most layers that are in work at a time: each takes memory of its own."""
 _DIMS = {
     "gain": ("order",),
     "source": ("order",),
@@ -158,8 +156,8 @@ def _computed(
     layers = _Layers(prepared, ids, states, screening)
     tell(Progress("salience", len(found), len(files)))
     # A streamed layer goes through the model when it is asked for: in order, and on all cores.
-    todo, n_layers = sorted(files.keys() - found.keys()), 1 if streamed else AT_ONCE
-    for layer, made in share_cores(layers.operations, todo, n_layers):
+    todo, at_once = sorted(files.keys() - found.keys()), 1 if streamed else AT_ONCE
+    for layer, made in share_cores(lambda layer, _: layers.operations(layer), todo, at_once):
         found[layer] = made
         if work.is_dir():  # another run of the same question may have cleared up
             made.save(files[layer])
@@ -175,7 +173,7 @@ class _Layers:
         self._of_layer = Operations(Vocabulary.read(prepared.model.unembed, prepared.competing))
         self._reading = Lock()
 
-    def operations(self, layer: int, _: object = None) -> LayerOperations:
+    def operations(self, layer: int) -> LayerOperations:
         """The operations of a layer."""
         with self._reading:
             inputs = layer_inputs(self._prepared, self._states, layer)

@@ -30,7 +30,7 @@ from headatlas.mapping.bounds import bfloat16_pays
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.prepared import PreparedMap
 from headatlas.progress import Progress, Report, steps
-from headatlas.writing.operations import Floats, HeadFactors, Ints
+from headatlas.writing.operations import Floats, HeadFactors, Ints, all_groups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -125,12 +125,11 @@ class Screening:
         tell(Progress("states", 0, len(tokens), "choosing tokens"))
         prefixes = [prefix_row(model, prefix) for prefix in self._prepared.options.lens.prefixes]
         with or_lens_maps(), running(model, device) as modules:
-            self._modules = modules
             rounded = twin(modules, torch.bfloat16 if bfloat16_pays(modules.device) else None)
             if not _alike(model, modules, rounded, tokens, prefixes):
                 return False
-            # Heads of all groups side by side: [d_model, n_kv_heads · d_head].
-            weights = {layer: model.heads(layer).W_V.transpose(0, 1).flatten(1) for layer in self._layers}
+            self._modules = modules
+            weights = {layer: all_groups(model.heads(layer).W_V) for layer in self._layers}
             width = 1 + model.dims.n_kv_heads * model.dims.d_head
             todo = [
                 part
@@ -156,7 +155,7 @@ class Screening:
     def _choose(self) -> None:
         """Save which tokens are followed, and how deep: to where they promise most beyond the price."""
         layers = np.array(self._layers)
-        by_layer = dict(share_cores(lambda layer, _: self._promised(layer), self._layers, len(self._layers)))
+        by_layer = dict(share_cores(lambda layer, _: self._promised(layer), self._layers))
         promised = np.cumsum([by_layer[layer] for layer in self._layers], axis=0)
         # No pass ends before the second layer (:class:`NeutralParts`).
         beyond = promised - PRICE * layers.clip(min=1)[:, None]
