@@ -23,7 +23,7 @@ from headatlas.lenses import NEUTRAL_PREFIXES, NeutralStates, StreamedStates, fo
 from headatlas.lenses.forward import beginnings
 from headatlas.lenses.saved_states import discard_states
 from headatlas.lenses.streaming import BlockPass
-from headatlas.mapping import plan
+from headatlas.mapping import plan, run
 from headatlas.mapping.machine import Machine
 from headatlas.mapping.prepared import MapOptions
 from headatlas.mapping.run import STATES_NAME, map_heads
@@ -407,6 +407,47 @@ def test_states_deleted_by_another_process_are_still_given(
     discard_states(tmp_path / "states")
     same_states(model, states, whole, [1, 2])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["x_002", "control_002", "entering_003"])
+def test_states_deleted_while_they_are_read_are_still_given(
+    name: str, folder: Path, whole: NeutralStates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, load = opened(folder), np.load
+    streamed(model, tmp_path / "states").layer(2)
+    deleted = 0
+
+    def deleting(file: Path, mmap_mode: str | None = None, **kwargs: Any) -> Any:
+        nonlocal deleted
+        if file.stem == name and mmap_mode is None:
+            deleted += 1
+            discard_states(tmp_path / "states")
+        return load(file, mmap_mode, **kwargs)
+
+    monkeypatch.setattr(np, "load", deleting)
+    same_states(model, streamed(model, tmp_path / "states"), whole, [2, 3])
+    assert deleted
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_process_ends_while_a_layer_is_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was done with all layers and deleted the states: there is nothing left to do."""
+    expected = map_heads(folder, relations=random_relations())
+    out, read = tmp_path / "out", run.layer_inputs
+
+    def late(prepared: Any, states: Any, layer: int) -> Any:
+        if layer == 2:
+            with monkeypatch.context() as patch:
+                patch.setattr(run, "layer_inputs", read)
+                map_heads(folder, relations=random_relations(), out=out)
+            assert not (out / "states").exists()
+        return read(prepared, states, layer)
+
+    monkeypatch.setattr(run, "layer_inputs", late)
+    found = map_heads(folder, relations=random_relations(), out=out)
+    assert_same_arrays(found, expected)
 
 
 @pytest.mark.parametrize("damage", ["x lost", "x truncated", "control empty", "entering truncated", "index"])

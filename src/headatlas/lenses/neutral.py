@@ -46,7 +46,6 @@ from headatlas.lenses.saved_states import (
     belongs,
     has_layer,
     save_array,
-    saved_layer,
     state_file,
     states_key,
     whole_array,
@@ -118,8 +117,16 @@ class NeutralStates:
         return cls(folder)
 
     def layer(self, layer: int) -> LayerStates:
-        """States at a layer."""
-        return saved_layer(self.folder, layer)
+        """States at a layer.
+
+        Raises:
+            FileNotFoundError: Another process was done with all layers, and has deleted them.
+        """
+        x, control = (
+            torch.from_numpy(np.load(self.folder / state_file(kind, layer), allow_pickle=False))
+            for kind in KINDS
+        )
+        return LayerStates(x, control)
 
 
 class NeutralParts:

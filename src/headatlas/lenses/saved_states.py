@@ -30,12 +30,12 @@ ORDER = "beginnings"
 """How rows of states that enter a block are ordered; those of another order are not taken up."""
 
 
-def saved_layer(folder: Path, layer: int) -> LayerStates:
-    """The states of a layer from its files."""
-    x, control = (
-        torch.from_numpy(np.load(folder / state_file(kind, layer), allow_pickle=False)) for kind in KINDS
-    )
-    return LayerStates(x, control)
+def saved_layer(folder: Path, layer: int, shape: tuple[int, int]) -> LayerStates | None:
+    """The states [n, d_model] of a layer from its files; None where they are not there, or damaged."""
+    x, control = (saved_array(folder / state_file(kind, layer), shape) for kind in KINDS)
+    if x is None or control is None:
+        return None
+    return LayerStates(torch.from_numpy(x), torch.from_numpy(control))
 
 
 def state_file(kind: str, layer: int) -> str:
@@ -94,11 +94,19 @@ def has_layer(folder: Path, layer: int, shape: tuple[int, int]) -> bool:
 
 def whole_array(file: Path, shape: tuple[int, ...]) -> bool:
     """Whether a file holds a float32 array of this shape."""
+    return saved_array(file, shape, mapped=True) is not None
+
+
+def saved_array(file: Path, shape: tuple[int, ...], *, mapped: bool = False) -> NDArray[np.float32] | None:
+    """A float32 array of this shape from its file, opened once: another process may delete it at any time.
+
+    None where the file is gone, torn or holds another array. ``mapped`` leaves the numbers on the disk.
+    """
     try:
-        rows = np.load(file, mmap_mode="r", allow_pickle=False)
+        rows = np.load(file, mmap_mode="r" if mapped else None, allow_pickle=False)
     except (OSError, EOFError, ValueError):
-        return False
-    return bool(rows.shape == shape and rows.dtype == np.float32)
+        return None
+    return rows if rows.shape == shape and rows.dtype == np.float32 else None
 
 
 def check_states_folder(folder: Path) -> None:

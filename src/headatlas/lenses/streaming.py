@@ -23,12 +23,11 @@ in float32; on a GPU also one block as it is stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -52,12 +51,11 @@ from headatlas.lenses.neutral import Collector, prefix_row
 from headatlas.lenses.saved_states import (
     KINDS,
     claim,
-    has_layer,
     save_array,
+    saved_array,
     saved_layer,
     state_file,
     states_key,
-    whole_array,
 )
 from headatlas.weights import load_skeleton
 
@@ -431,8 +429,9 @@ class StreamedStates:
 
     def layer(self, layer: int) -> LayerStates:
         """States at a layer, with its heads where its weights had to be read."""
-        if has_layer(self._folder, layer, self._shape):
-            return saved_layer(self._folder, layer)
+        saved = saved_layer(self._folder, layer, self._shape)
+        if saved is not None:
+            return saved
         rows = self._pass_before(layer)
         while rows.next < layer:
             self._advance(rows, leave=True)
@@ -444,9 +443,9 @@ class StreamedStates:
             self._pass = BlockPass(self._model, self._rows, self._sources, self._device)
         shape = (self._pass.n_tokens, self._model.dims.d_model)
         for at, file in sorted(self._entering().items(), reverse=True):
-            if self._pass.next < at <= layer and whole_array(file, shape):
-                self._pass.next = at
-                self._pass.hidden = torch.from_numpy(np.load(file, allow_pickle=False))
+            hidden = saved_array(file, shape) if self._pass.next < at <= layer else None
+            if hidden is not None:
+                self._pass.next, self._pass.hidden = at, torch.from_numpy(hidden)
                 break
         return self._pass
 
@@ -466,10 +465,9 @@ class StreamedStates:
         self._pass = None  # broken off within a block, a pass is of no use
         heads = rows.advance(collector, tell, leave=leave)
         self._pass = rows
-        states = collector.layer(layer)
-        if has_layer(self._folder, layer, self._shape):
-            states = saved_layer(self._folder, layer)
-        else:
+        states = saved_layer(self._folder, layer, self._shape)
+        if states is None:
+            states = collector.layer(layer)
             for kind, part in zip(KINDS, (states.x, states.control), strict=True):
                 save_array(self._folder, state_file(kind, layer), part.numpy())
         if leave:
@@ -482,5 +480,8 @@ class StreamedStates:
 
     def _entering(self) -> dict[int, Path]:
         """Block → the saved states that enter it."""
-        files = self._folder.glob(f"entering_{3 * '[0-9]'}.npy")
-        return {int(file.stem.rpartition("_")[2]): file for file in files}
+        found: dict[int, Path] = {}
+        with suppress(FileNotFoundError):  # another process may delete the folder at any time
+            for file in self._folder.glob(f"entering_{3 * '[0-9]'}.npy"):
+                found[int(file.stem.rpartition("_")[2])] = file
+        return found

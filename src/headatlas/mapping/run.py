@@ -255,12 +255,19 @@ class _Run:
         """
         for layer in todo:
             done[layer] = writer.is_done(layer)
-            if not done[layer]:
+            if done[layer]:
+                continue
+            try:
                 with self.stats.timed("states" if isinstance(states, StreamedStates) else "reading"):
                     inputs = layer_inputs(self.prepared, states, layer)
                     self.prepared.model.checkpoint.release()
-                yield layer, inputs
-                del inputs  # before the next layer is read
+            except FileNotFoundError:  # states, deleted by the process that was done with the last layer
+                done[layer] = writer.is_done(layer)
+                if not done[layer]:
+                    raise
+                continue
+            yield layer, inputs
+            del inputs  # before the next layer is read
 
     def _ranked(
         self, vocabulary: Vocabulary, layers: Iterator[tuple[int, LayerInputs]], n_layers: int, streamed: bool
