@@ -51,7 +51,7 @@ def test_what_is_followed_has_its_own_numbers(out: Path, written_neutral: Path) 
     collect = neutral.Collector.take_x
 
     def noted(self: neutral.Collector, layer: int, state: object) -> None:
-        sent.append((layer, len(self._rows)))
+        sent.append((layer, len(self._ends)))
         collect(self, layer, state)  # type: ignore[arg-type]
 
     with patch.object(neutral.Collector, "take_x", noted):

@@ -59,6 +59,8 @@ PART = 2048
 """Most sources of a part that is saved at a time."""
 PART_BYTES = 256 << 20
 """Most bytes of its states, of all layers."""
+ABREAST = 32
+"""Sources in a row of a pass after all prefixes at once."""
 
 
 class NeutralStates:
@@ -358,8 +360,8 @@ def _whole(
     body, device = modules.base_model, modules.device
     for length, members in by_length(sources).items():
         for batch in batches(members, length, batch_tokens(model, device)):
-            collector.expect(range(len(batch)), batch)
             ids = torch.tensor([[*prefix, *sources[at]] for at in batch], device=device)
+            collector.expect(range(ids.shape[1] - 1, ids.numel(), ids.shape[1]), batch)
             body(input_ids=ids, use_cache=False)
             yield len(batch)
 
@@ -399,18 +401,22 @@ def after_all_prefixes(
         for layer in cache.layers:
             layer.keys, layer.values = (_side_by_side(part) for part in (layer.keys, layer.values))
         n_seen = len(prefixes) * len(prefixes[0])
+        # Sources abreast in a row, each of which sees no other: attention is slow at many rows of one token.
+        alone = torch.full((ABREAST, ABREAST), -torch.inf).fill_diagonal_(0)
+        mask = torch.cat([torch.full((ABREAST, n_seen), -math.log(len(prefixes))), alone], dim=1)
+        mask = mask.to(device, modules.dtype)[None, None]
         for batch in batches(list(range(len(tokens))), 1, batch_tokens(model, device)):
-            n, past = len(batch), copy.copy(cache)
+            filled = [*batch, *(-len(batch) % ABREAST * batch[:1])]
+            ids = torch.tensor([tokens[at] for at in filled], device=device).view(-1, ABREAST)
+            past = copy.copy(cache)
             past.layers = [copy.copy(layer) for layer in cache.layers]
-            past.batch_select_indices(torch.zeros(n, dtype=torch.int64, device=device))
-            mask = torch.zeros(1, 1, 1, n_seen + 1, device=device, dtype=modules.dtype)
-            mask[..., :n_seen] = -math.log(len(prefixes))
-            collector.expect(range(n), batch)
+            past.batch_select_indices(torch.zeros(len(ids), dtype=torch.int64, device=device))
+            collector.expect(range(len(batch)), batch)
             with ending(modules, model.value_input_module(layers[-1])), suppress(EnoughError):
                 body(
-                    input_ids=torch.tensor([[tokens[at]] for at in batch], device=device),
-                    attention_mask=mask.expand(n, -1, -1, -1),
-                    position_ids=torch.full((n, 1), len(prefixes[0]), device=device),
+                    input_ids=ids,
+                    attention_mask=mask.expand(len(ids), -1, -1, -1),
+                    position_ids=torch.full_like(ids, len(prefixes[0])),
                     past_key_values=past,
                     use_cache=True,
                 )
@@ -453,12 +459,17 @@ class Collector:
             layer: (model.value_input_module(layer), model.block_module(layer)) for layer in layers
         }
         self._centre = model.family.norm == "layer"
-        self._rows = self._members = torch.empty(0, dtype=torch.int64)
+        self._ends, self._members = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+        self._first = False
         self.last = layers[-1]
 
-    def expect(self, rows: Sequence[int], members: Sequence[int]) -> None:
-        """Say at which rows of the forward pass to come sources end, and which; at none in a prefix."""
-        self._rows, self._members = torch.tensor(list(rows)), torch.tensor(members)
+    def expect(self, ends: Sequence[int], members: Sequence[int]) -> None:
+        """Say at which of all positions of the forward pass to come, row after row, sources end, and which.
+
+        In a prefix they end at none.
+        """
+        self._ends, self._members = torch.tensor(list(ends)), torch.tensor(members)
+        self._first = list(ends) == list(range(len(ends)))
 
     @contextmanager
     def hooked(self, modules: PreTrainedModel) -> Iterator[None]:
@@ -471,20 +482,26 @@ class Collector:
         with pre_hooks(modules, hooks):
             yield
 
+    def _at_ends(self, state: torch.Tensor) -> torch.Tensor:
+        """[n, d_model] float32 states on the CPU where sources end, of all [rows, positions, d_model]."""
+        rows = state.flatten(0, 1)
+        mine = rows[: len(self._ends)] if self._first else rows[self._ends.to(rows.device)]
+        return mine.to("cpu", torch.float32)
+
     def take_x(self, layer: int, state: torch.Tensor) -> None:
-        """Add the value projection's input at the rows where sources end."""
-        if len(self._rows):
-            rows = state[self._rows]
+        """Add the value projection's input where sources end."""
+        if len(self._ends):
+            rows = self._at_ends(state)
             if self._onto is not None:
                 lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
                 rows = torch.cat([rows @ self._onto[layer], lengths], dim=1)
             self._sums[layer][0].index_add_(0, self._members, rows)
 
     def take_control(self, layer: int, state: torch.Tensor) -> None:
-        """Add the normed state that enters the block, at these rows."""
-        if not len(self._rows):
+        """Add the normed state that enters the block, there."""
+        if not len(self._ends):
             return
-        state = state[self._rows]
+        state = self._at_ends(state)
         # The final norm without its gain, up to a positive scale: each prefix counts the same.
         if self._centre:
             state = state - state.mean(dim=-1, keepdim=True)
@@ -510,9 +527,9 @@ class Collector:
 
 
 def _reader(take: Callable[[int, torch.Tensor], None], layer: int) -> Callable[..., None]:
-    """A forward pre-hook that hands over the module's input at the last position, in float32 on the CPU."""
+    """A forward pre-hook that hands over the module's input."""
 
     def hook(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        take(layer, entering(args, kwargs)[:, -1].to("cpu", torch.float32))
+        take(layer, entering(args, kwargs))
 
     return hook

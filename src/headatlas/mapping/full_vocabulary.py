@@ -30,6 +30,7 @@ MANY_REACHING = 8
 
 Ints = NDArray[np.int64]
 _Arrays = TypeVar("_Arrays", bound=tuple[NDArray[Any], ...])
+_Number = TypeVar("_Number", np.float32, np.int64)
 
 
 class Entries(NamedTuple):
@@ -274,10 +275,25 @@ def kth(values: torch.Tensor, k: int) -> NDArray[np.float32]:
     return ordered[:, -k]
 
 
-def _side_by_side(row: Ints, values: NDArray[np.float32], n: int) -> NDArray[np.float32]:
-    """[n, most of a row] values given by row, ascending, and minus infinity for what a row has not."""
+def largest_of_groups(values: torch.Tensor, n: int) -> torch.Tensor:
+    """[rows, n] the largest of each of n groups of the values of a row; the values themselves if no more.
+
+    The largest in a place is at most that of all values, and hardly less, as two of the first are seldom in
+    one group. Sorting all would take ten times as long.
+    """
+    whole = values.shape[1] // n * n
+    if not whole:
+        return values
+    groups = values[:, :whole].view(len(values), -1, n).amax(dim=1)
+    rest = groups[:, : values.shape[1] - whole]
+    torch.maximum(rest, values[:, whole:], out=rest)
+    return groups
+
+
+def side_by_side(row: Ints, values: NDArray[_Number], n: int, missing: float = -np.inf) -> NDArray[_Number]:
+    """[n, most of a row] values given by row, ascending; what a row has not is ``missing``."""
     counts = np.bincount(row, minlength=n)
-    out = np.full((n, counts.max(initial=0)), -np.inf, dtype=np.float32)
+    out = np.full((n, counts.max(initial=0)), missing, dtype=values.dtype)
     out[row, np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)] = values
     return out
 
@@ -323,7 +339,7 @@ def where_at_least(values: torch.Tensor, least: NDArray[np.floating[Any]]) -> tu
 def _keep_best(best: NDArray[np.float32], part: _Candidates) -> None:
     """Merge bounds from below into the ``ceiling`` best of each line, the best last, in place."""
     lines, place = numbered(part.line, len(best))
-    new = _side_by_side(place, part.lower, len(lines))
+    new = side_by_side(place, part.lower, len(lines))
     best[lines] = np.sort(np.concatenate([best[lines], new], axis=1), axis=1)[:, new.shape[1] :]
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from headatlas.atlas.layout import Layout
 from headatlas.mapping.bounds import head_error, projected, roughly
-from headatlas.mapping.full_vocabulary import kth, where_at_least
+from headatlas.mapping.full_vocabulary import kth, largest_of_groups, where_at_least
 from headatlas.mapping.vocabulary import Vocabulary, dot_error, some_of
 from headatlas.progress import Stats
 
@@ -158,7 +158,7 @@ class Space:
         # The target's own logit has an error as well; the rest covers the rounding of these lines.
         guard = np.float32(2.1 * self.error * self.vocabulary.longest)
         limits = self.limits.reshape(-1)
-        found = kth(_largest_of_groups(logits, GROUPS * ceiling), ceiling) - guard
+        found = kth(largest_of_groups(logits, GROUPS * ceiling), ceiling) - guard
         limits[lines] = np.maximum(limits[lines], found)
 
     def alive_own(self, pairs: Ints) -> list[NDArray[np.bool_]]:
@@ -177,21 +177,6 @@ class Space:
         stats.products += logits.size * self.rows.shape[1]
         alive: NDArray[np.bool_] = logits >= self.limits[at, rows][:, None]
         return alive
-
-
-def _largest_of_groups(values: torch.Tensor, n: int) -> torch.Tensor:
-    """[rows, n] the largest of each of n groups of the values of a row; the values themselves if no more.
-
-    The largest in a place is at most that of all values, and hardly less, as two of the first are seldom in
-    one group. Sorting all would take ten times as long.
-    """
-    whole = values.shape[1] // n * n
-    if not whole:
-        return values
-    groups = values[:, :whole].view(len(values), -1, n).amax(dim=1)
-    rest = groups[:, : values.shape[1] - whole]
-    torch.maximum(rest, values[:, whole:], out=rest)
-    return groups
 
 
 def typical_tokens(spaces: Sequence[Space], stats: Stats) -> None:
@@ -219,7 +204,7 @@ def typical_tokens(spaces: Sequence[Space], stats: Stats) -> None:
         stats.products += logits.numel() * rows.shape[1]
         for sign in SIGNS:
             ends = sign * logits
-            largest = _largest_of_groups(ends, GROUPS * TOKENS_PER_ROW)
+            largest = largest_of_groups(ends, GROUPS * TOKENS_PER_ROW)
             for k, tokens in found.items():
                 row, token = where_at_least(ends, kth(largest, min(k, largest.shape[1])))
                 tokens.append((at * len(parts[0]) + row, token))

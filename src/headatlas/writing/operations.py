@@ -23,6 +23,7 @@ from headatlas.atlas.salience import N_DIRECTIONS, N_SOURCES, N_TOKENS
 from headatlas.devices import strict_products
 from headatlas.files import atomic_write
 from headatlas.mapping.bounds import Bounded, single_logits, whole
+from headatlas.mapping.full_vocabulary import kth, largest_of_groups, side_by_side, where_at_least
 from headatlas.mapping.inputs import LayerInputs
 from headatlas.mapping.vocabulary import UNIT_ROUNDOFF, Vocabulary, dot_error
 
@@ -32,6 +33,8 @@ COLUMNS = 16_384
 KEPT = 64
 """Targets at least that bounds keep of each row and sign; where their error leaves more open, float64 looks
 at all."""
+GROUPS = 8
+"""Times as many groups of numbers as are kept of a row are told apart to find those."""
 NOTHING = 1e-10
 """Of the largest singular value: smaller ones are rounding, and have no direction."""
 
@@ -211,17 +214,18 @@ class Operations:
     _correlations: deque[tuple[torch.Tensor, torch.Tensor]] = field(
         default_factory=lambda: deque(maxlen=2), init=False
     )
+    _rows_of: tuple[Ints, torch.Tensor] | None = field(default=None, init=False)
 
     def layer(
-        self, inputs: LayerInputs, tokens: Ints, others: tuple[torch.Tensor, Ints] | None = None
+        self, inputs: LayerInputs, tokens: Ints, rough: tuple[torch.Tensor, Ints] | None = None
     ) -> LayerOperations:
         """The operations of a layer.
 
         Args:
             inputs: The layer, with the states of source tokens.
             tokens: [n] ids of these, ascending; all compete.
-            others: About x·W_V of all groups [m, n_kv_heads · d_head], and ids of tokens that can be in no
-                list, but count for copying.
+            rough: About x·W_V of all groups [m, n_kv_heads · d_head], and ids, ascending, of these tokens and
+                of others that can be in no list, but count for copying.
         """
         heads = [HeadFactors.of(inputs, head) for head in range(inputs.dims.n_heads)]
         out = LayerOperations.empty(inputs.dims.n_heads, inputs.dims.d_head)
@@ -231,7 +235,7 @@ class Operations:
                 sources = self._sources(inputs, tokens, factors, gains, shortest, out, head)
                 signs = self._directions(inputs, tokens, factors, readings, out, head)
                 rows += [self._outputs(inputs, factors, head, sources, signs)]
-            seen = self._seen(inputs, tokens, others)
+            seen = self._seen(inputs, tokens, rough)
             for head in range(len(heads)):
                 out.copying[head] = copying(inputs.output(head) @ seen[inputs.dims.kv_head(head)])
             self._targets(heads, rows, out)
@@ -340,16 +344,20 @@ class Operations:
             start = end
 
     def _seen(
-        self, inputs: LayerInputs, tokens: Ints, others: tuple[torch.Tensor, Ints] | None
+        self, inputs: LayerInputs, tokens: Ints, rough: tuple[torch.Tensor, Ints] | None
     ) -> Sequence[torch.Tensor]:
         """Of each key/value group, [d_model, d_head] float64 Σ u_t·x(t)·W_V over all source tokens t."""
         W_V = inputs.heads.W_V
-        if others is None:
+        if rough is None:
             correlation = self._correlate(inputs.states, tokens)
             return [correlation @ each.double() for each in W_V]
         # Most of these values are rough, so float32 sums are exact enough.
-        values = torch.cat([inputs.states @ all_groups(W_V).float(), others[0]])
-        U = self.vocabulary.float32(self.vocabulary.columns(np.concatenate([tokens, others[1]])))
+        values, ids = rough[0].clone(), rough[1]
+        values[np.searchsorted(ids, tokens)] = inputs.states @ all_groups(W_V).float()
+        with self._lock:
+            if self._rows_of is None or self._rows_of[0] is not ids:
+                self._rows_of = ids, self.vocabulary.float32(self.vocabulary.columns(ids))
+            U = self._rows_of[1]
         return torch.split((U.T @ values).double(), inputs.dims.d_head, dim=1)
 
     def _correlate(self, states: torch.Tensor, tokens: Ints) -> torch.Tensor:
@@ -403,11 +411,13 @@ def top_targets(rows: torch.Tensor, vocabulary: Vocabulary, n: int) -> tuple[Int
         Two [r, n] of token ids, the strongest first, equal logits by token id.
     """
     n = min(n, len(vocabulary))
+    out = np.empty((2, len(rows), n), dtype=np.int64)
+    if not len(rows):
+        return out[0], out[1]
     unit = torch.nn.functional.normalize(rows, dim=1)
     bounds = Bounded(whole(vocabulary), unit)
     index = np.arange(len(unit))
     error = bounds.most_error(index, 0, len(vocabulary)).double()[:, None]
-    out = np.empty((2, len(rows), n), dtype=np.int64)
     kept = _kept(bounds, index, len(vocabulary), max(KEPT, 2 * n))
     for at, (signed, found) in enumerate(kept):
         off = signed.abs() * bounds.factor.rounding + error
@@ -437,11 +447,24 @@ def _kept(bounds: Bounded, index: Ints, n_columns: int, n: int) -> list[tuple[to
     for start in range(0, n_columns, COLUMNS):
         near = bounds.near(index, start, min(start + COLUMNS, n_columns)).cpu()
         for at, (values, columns) in enumerate(kept):
-            more = torch.topk(near, min(n, near.shape[1]), dim=1, largest=at == 0)
-            both = torch.cat([values, (1 - 2 * at) * more.values.float()], dim=1)
+            more, found = _largest(near if at == 0 else -near, min(n, near.shape[1]))
+            both = torch.cat([values, more], dim=1)
             best, order = torch.topk(both, min(n, both.shape[1]), dim=1)
-            kept[at] = best, torch.cat([columns, more.indices + start], dim=1).gather(1, order)
+            kept[at] = best, torch.cat([columns, found + start], dim=1).gather(1, order)
     return [(values.double(), columns) for values, columns in kept]
+
+
+def _largest(values: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The n largest values of each row [r, m], n ≤ m, and a few more; as float32, and their columns.
+
+    Minus infinity fills rows that have fewer than others. Partitioning as ``topk`` does takes three times as
+    long.
+    """
+    least = kth(largest_of_groups(values, GROUPS * n), n)
+    row, column = where_at_least(values, least)
+    there = values[torch.from_numpy(row), torch.from_numpy(column)].float().numpy()
+    sides = (side_by_side(row, there, len(values)), side_by_side(row, column, len(values), 0))
+    return torch.from_numpy(sides[0]), torch.from_numpy(sides[1])
 
 
 def _of_all(row: torch.Tensor, vocabulary: Vocabulary, n: int, sign: int) -> Ints:

@@ -112,8 +112,7 @@ class Screening:
         # Equal numbers go by the order of rows, which is to be that of ids.
         places = self.followed[: len(inputs.states)]
         order = np.argsort(places)
-        others = np.setdiff1d(np.arange(len(self._tokens)), places)
-        rough = self._rough(layer)[others, :-1], self._tokens[others]
+        rough = self._rough(layer)[:, :-1], self._tokens
         return replace(inputs, states=inputs.states[order]), self._tokens[places[order]], rough
 
     def _roughly(self, device: torch.device, tell: Report) -> bool:
@@ -167,7 +166,7 @@ class Screening:
         """[n] entries that each token is likely to have in the lists of a layer's heads, by rough values."""
         dims, rough = self._prepared.model.dims, self._rough(layer)
         lengths = rough[:, -1].clamp(min=torch.finfo(torch.float32).tiny)
-        by_group = torch.split(rough[:, :-1], dims.d_head, dim=1)
+        by_group = [part.contiguous() for part in torch.split(rough[:, :-1], dims.d_head, dim=1)]
         gains, readings = [], []
         inputs = self._weights(layer)
         for head in range(dims.n_heads):
