@@ -149,7 +149,10 @@ def test_parts_side_by_side_are_those_one_after_another(out: Path, tmp_path: Pat
 
 
 def test_parts_go_as_deep_as_they_are_needed(out: Path, tmp_path: Path) -> None:
-    """Rows that go through for each layer are those of the sources that need it; none ends before layer 1."""
+    """Rows that go through for each layer are those of the sources that need it; none ends before layer 1.
+
+    Prefixes go through once, not once a part.
+    """
     prepared, _ = reopened(Atlas.open(out))
     sources = [(token,) for token in np.flatnonzero(prepared.competing)[:30].tolist()]
     deepest = [2] * 5 + [1] * 10 + [0] * 15
@@ -161,11 +164,15 @@ def test_parts_go_as_deep_as_they_are_needed(out: Path, tmp_path: Path) -> None:
 
     take = neutral.Collector.take_x
     claim(tmp_path / "parts", "these")
-    with patch.object(neutral.Collector, "take_x", counted):
+    with (
+        patch.object(neutral.Collector, "take_x", counted),
+        patch.object(neutral, "_prefix_cache", wraps=neutral._prefix_cache) as prefixes,
+    ):
         made = NeutralParts.compute(
             prepared.model, sources, NEUTRAL_PREFIXES, tmp_path / "parts", deepest=deepest
         )
     n = len(NEUTRAL_PREFIXES)
+    assert prefixes.call_count == n
     assert [rows[layer] for layer in range(3)] == [30 * n, 30 * n, 5 * n]
     assert [len(made.layer(layer).x) for layer in range(3)] == [30, 30, 5]
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from itertools import groupby
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -53,7 +53,10 @@ from headatlas.lenses.saved_states import (
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import DynamicCache, PreTrainedModel
+
+Begun: TypeAlias = "dict[tuple[int, ...], DynamicCache]"
+"""Keys and values of prefixes, by their token ids."""
 
 PART = 2048
 """Most sources of a part that is saved at a time."""
@@ -190,10 +193,19 @@ class NeutralParts:
             if progress is not None:
                 progress(before + done, total)
 
+        begun: Begun = {}  # prefixes go through once for all parts
+
         def make(modules: PreTrainedModel, part: range, tell: Callable[[int], None]) -> None:
             some, mine = [sources[at] for at in part], layers[: parts[part]]
             collector = collected(
-                model, modules, some, rows, lambda done, _: tell(done), control=False, layers=mine
+                model,
+                modules,
+                some,
+                rows,
+                lambda done, _: tell(done),
+                control=False,
+                layers=mine,
+                begun=begun,
             )
             save_array(
                 folder, _part_file(part), np.stack([collector.layer(layer).x.numpy() for layer in mine])
@@ -201,6 +213,8 @@ class NeutralParts:
 
         opening = running(model, device) if modules is None else nullcontext(modules)
         with or_lens_maps(), opening as loaded:
+            if model.only_attention:
+                begun |= {tuple(row): _prefix_cache(loaded, row) for row in rows}
             make_parts(make, loaded, todo, told)
         return cls(folder, layers, parts)
 
@@ -269,6 +283,7 @@ def collected(
     *,
     control: bool = True,
     layers: Sequence[int] | None = None,
+    begun: Begun | None = None,
 ) -> Collector:
     """Send every (prefix, source) row through modules in memory; the states stay in memory, too.
 
@@ -278,11 +293,12 @@ def collected(
         prefixes: Token ids of each, from :func:`prefix_row`.
         control: Whether the states of the no-head control are kept, too.
         layers: Those whose states are kept, and no others are passed where that is possible; all by default.
+        begun: Prefixes that went through already.
     """
     layers = model.layers_with_heads if layers is None else layers
     collector = Collector(model, layers, len(sources), len(prefixes), control=control)
     with collector.hooked(modules), torch.inference_mode(), strict_products():
-        _forward(model, modules, prefixes, sources, collector, progress)
+        _forward(model, modules, prefixes, sources, collector, progress, {} if begun is None else begun)
     return collector
 
 
@@ -308,16 +324,17 @@ def _forward(
     sources: Sequence[tuple[int, ...]],
     collector: Collector,
     progress: Callable[[int, int], None] | None,
+    begun: Begun,
 ) -> None:
     """Send all rows through; where there is only attention, each beginning a single time for all sources.
 
     What other mixers than attention keep of a prefix does not continue over several tokens in every family:
     in hybrid models the prefix goes through with each source.
     """
-    send = _shared if model.only_attention else _whole
     done, total = 0, len(prefixes) * len(sources)
     for prefix in prefixes:
-        for more in send(model, modules, prefix, sources, collector):
+        given = model, modules, prefix, sources, collector
+        for more in _shared(*given, begun) if model.only_attention else _whole(*given):
             done += more
             if progress is not None:
                 progress(done, total)
@@ -329,15 +346,13 @@ def _shared(
     prefix: list[int],
     sources: Sequence[tuple[int, ...]],
     collector: Collector,
+    begun: Begun,
 ) -> Iterator[int]:
     """Send a prefix through, and after it every beginning of a source; yields numbers of sources done."""
-    from transformers import DynamicCache
-
     body: Any = modules.base_model
     device, last = modules.device, collector.last
-    cache = DynamicCache(config=body.config)
     collector.expect([], [])
-    body(input_ids=torch.tensor([prefix], device=device), past_key_values=cache, use_cache=True)
+    cache = begun[tuple(prefix)] if tuple(prefix) in begun else _prefix_cache(modules, prefix)
     # Positions follow from what the first layer keeps, which must therefore be left.
     end = ending(modules, model.value_input_module(last)) if last else nullcontext()
     with end:
@@ -347,6 +362,18 @@ def _shared(
             with suppress(EnoughError):
                 body(input_ids=ids, past_key_values=past, use_cache=True)
             yield len(step.members)
+
+
+def _prefix_cache(modules: PreTrainedModel, prefix: list[int]) -> DynamicCache:
+    """Keys and values of a prefix in every layer."""
+    from transformers import DynamicCache
+
+    body: Any = modules.base_model
+    cache = DynamicCache(config=body.config)
+    with torch.inference_mode(), strict_products():
+        ids = torch.tensor([prefix], device=modules.device)
+        body(input_ids=ids, past_key_values=cache, use_cache=True)
+    return cache
 
 
 def _whole(
