@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import inspect
 import itertools
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from headatlas import __main__ as command
 from headatlas.atlas import Atlas
 from headatlas.cli.map import map_summary, size
 from headatlas.cli.output import progress_shown
@@ -224,6 +226,20 @@ def test_a_second_signal_does_not_tear_down_what_the_first_ends(sent: str, code:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=50, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (code, "in order\n", "what was done is kept\n")
+
+
+def test_stopped_while_it_is_imported_it_ends_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = builtins.__import__
+
+    def stopped(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "headatlas.cli":
+            raise KeyboardInterrupt
+        return load(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", stopped)
+    with pytest.raises(SystemExit) as ended:
+        command.start()
+    assert ended.value.code == 130
 
 
 def test_errors_of_the_mapping_are_one_line(run: Run, mapped: Any, tmp_path: Path) -> None:
