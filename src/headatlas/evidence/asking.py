@@ -5,7 +5,6 @@ Heads are taken out at the *input* of the output projection, where they are side
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from headatlas.architectures import Model
 from headatlas.evidence.texts import BATCH_TOKENS, Ids
-from headatlas.lenses.forward import batches, by_length, entering, pre_hooks
+from headatlas.lenses.forward import batches, branch, by_length, entering, pre_hooks
 from headatlas.lenses.streaming import played_by
 from headatlas.options import Method
 
@@ -185,13 +184,11 @@ class Questions:
 
 def _repeated(cache: DynamicCache, n: int, start: int) -> DynamicCache:
     """Keys and values of one row for each of n, from layer ``start`` on; those before are not looked at."""
-    past: Any = copy.copy(cache)
-    # Layers take new tensors in the place of the old ones, which are not written to.
-    past.layers = [copy.copy(layer) for layer in cache.layers]
-    for layer in past.layers[start:]:
+    past = branch(cache)
+    layers: list[Any] = past.layers[start:]
+    for layer in layers:
         layer.batch_repeat_interleave(n)
-    repeated: DynamicCache = past
-    return repeated
+    return past
 
 
 def asking_takes(prompts: Sequence[Ids]) -> tuple[int, int]:

@@ -144,14 +144,20 @@ def walk(
     Whoever takes a step sends its rows through with that cache before asking for the next one.
     """
     for step in steps:
-        past = copy.copy(cache)
-        # Layers take new tensors in the place of the old ones, which are not written to.
-        past.layers = [copy.copy(layer) for layer in cache.layers]
+        past = branch(cache)
         past.batch_select_indices(torch.tensor(step.parents, device=device))
         yield step, past
         if step.then:
             past.batch_select_indices(torch.tensor(step.going_on, device=device))
             yield from walk(step.then, past, device)
+
+
+def branch(cache: DynamicCache) -> DynamicCache:
+    """A cache that goes on from another, which stays as it is."""
+    past: DynamicCache = copy.copy(cache)
+    # Layers take new tensors in the place of the old ones, which are not written to.
+    past.layers = [copy.copy(layer) for layer in cache.layers]
+    return past
 
 
 def twin(modules: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:

@@ -8,7 +8,6 @@ no-head control the normed residual stream entering the block. The last layer en
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -28,6 +27,7 @@ from headatlas.lenses.forward import (
     EnoughError,
     batch_tokens,
     batches,
+    branch,
     by_length,
     ending,
     entering,
@@ -214,7 +214,7 @@ class NeutralParts:
         opening = running(model, device) if modules is None else nullcontext(modules)
         with or_lens_maps(), opening as loaded:
             if model.only_attention:
-                begun |= {tuple(row): _prefix_cache(loaded, row) for row in rows}
+                begun |= {tuple(row): _prefix_cache(loaded, [row]) for row in rows}
             make_parts(make, loaded, todo, told)
         return cls(folder, layers, parts)
 
@@ -352,7 +352,7 @@ def _shared(
     body: Any = modules.base_model
     device, last = modules.device, collector.last
     collector.expect([], [])
-    cache = begun[tuple(prefix)] if tuple(prefix) in begun else _prefix_cache(modules, prefix)
+    cache = begun[tuple(prefix)] if tuple(prefix) in begun else _prefix_cache(modules, [prefix])
     # Positions follow from what the first layer keeps, which must therefore be left.
     end = ending(modules, model.value_input_module(last)) if last else nullcontext()
     with end:
@@ -364,14 +364,14 @@ def _shared(
             yield len(step.members)
 
 
-def _prefix_cache(modules: PreTrainedModel, prefix: list[int]) -> DynamicCache:
-    """Keys and values of a prefix in every layer."""
+def _prefix_cache(modules: PreTrainedModel, prefixes: Sequence[list[int]]) -> DynamicCache:
+    """Keys and values in every layer of prefixes of one length, a row each."""
     from transformers import DynamicCache
 
     body: Any = modules.base_model
     cache = DynamicCache(config=body.config)
     with torch.inference_mode(), strict_products():
-        ids = torch.tensor([prefix], device=modules.device)
+        ids = torch.tensor(prefixes, device=modules.device)
         body(input_ids=ids, past_key_values=cache, use_cache=True)
     return cache
 
@@ -416,15 +416,12 @@ def after_all_prefixes(
             lengths, are kept instead of states.
         progress: Called with the number of tokens done.
     """
-    from transformers import DynamicCache
-
     body: Any = modules.base_model
     device, layers = modules.device, model.layers_with_heads
     prefixes = [prefix for prefix in prefixes if len(prefix) == len(prefixes[0])]
     collector = Collector(model, layers, len(tokens), 1, control=False, onto=onto)
     with collector.hooked(modules), torch.inference_mode(), strict_products():
-        cache: Any = DynamicCache(config=body.config)
-        body(input_ids=torch.tensor(prefixes, device=device), past_key_values=cache, use_cache=True)
+        cache: Any = _prefix_cache(modules, prefixes)
         for layer in cache.layers:
             layer.keys, layer.values = (_side_by_side(part) for part in (layer.keys, layer.values))
         n_seen = len(prefixes) * len(prefixes[0])
@@ -435,8 +432,7 @@ def after_all_prefixes(
         for batch in batches(list(range(len(tokens))), 1, batch_tokens(model, device)):
             filled = [*batch, *(-len(batch) % ABREAST * batch[:1])]
             ids = torch.tensor([tokens[at] for at in filled], device=device).view(-1, ABREAST)
-            past = copy.copy(cache)
-            past.layers = [copy.copy(layer) for layer in cache.layers]
+            past = branch(cache)
             past.batch_select_indices(torch.zeros(len(ids), dtype=torch.int64, device=device))
             collector.expect(range(len(batch)), batch)
             with ending(modules, model.value_input_module(layers[-1])), suppress(EnoughError):

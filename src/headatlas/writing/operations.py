@@ -25,7 +25,7 @@ from headatlas.files import atomic_write
 from headatlas.mapping.bounds import Bounded, single_logits, whole
 from headatlas.mapping.full_vocabulary import kth, largest_of_groups, side_by_side, where_at_least
 from headatlas.mapping.inputs import LayerInputs
-from headatlas.mapping.vocabulary import UNIT_ROUNDOFF, Vocabulary, dot_error
+from headatlas.mapping.vocabulary import UNIT_ROUNDOFF, Vocabulary, dot_error, some_of
 
 ROWS = 8192
 """Tokens whose states are multiplied at a time."""
@@ -462,7 +462,7 @@ def _largest(values: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
     least = kth(largest_of_groups(values, GROUPS * n), n)
     row, column = where_at_least(values, least)
-    there = values[torch.from_numpy(row), torch.from_numpy(column)].float().numpy()
+    there = some_of(values.view(-1), row * values.shape[1] + column).float().numpy()
     sides = (side_by_side(row, there, len(values)), side_by_side(row, column, len(values), 0))
     return torch.from_numpy(sides[0]), torch.from_numpy(sides[1])
 
