@@ -52,17 +52,34 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Atomic creation of a folder: yields a temporary path beside `path`, renames it to `path` on success.
 
-    A folder that is there already is an OSError, or with ``replace`` deleted first, on success.
+    A folder that is there already is an OSError, or with ``replace`` deleted once the new one is there.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    aside = temporary.with_name(f"{temporary.name}.old")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if replace:
-            shutil.rmtree(path, ignore_errors=True)
-        temporary.replace(path)
+        while not _moved(temporary, path, aside if replace else None):
+            shutil.rmtree(aside)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if aside.exists() and not path.exists():
+            aside.replace(path)
+        for left in (temporary, aside):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _moved(new: Path, path: Path, aside: Path | None) -> bool:
+    """Move a folder to ``path``, what is there ``aside``; False where another process was first again."""
+    if aside is not None:
+        with suppress(FileNotFoundError):
+            path.replace(aside)
+    try:
+        new.replace(path)
+    except OSError:
+        if aside is None or not (aside.is_dir() and path.is_dir()):
+            raise
+        return False
+    return True
 
 
 def check_writable(folder: str | Path) -> None:

@@ -120,6 +120,39 @@ def test_similar_heads_have_like_scores_and_attention(watched: Atlas) -> None:
         assert row["similarity"] == pytest.approx((row["writes"] + row["looks"]) / 2)
 
 
+def test_heads_that_are_not_mapped_are_like_none(watched: Atlas) -> None:
+    everything = similar_heads(watched, 1, 0, n=N_LAYERS * N_HEADS)
+    data = watched.dataset.assign(layer_done=watched.dataset["layer_done"].copy())
+    data["layer_done"][2] = 0
+    part = Atlas(data, watched.provenance, watched.thresholds, watched.path)
+    found = similar_heads(part, 1, 0, n=N_LAYERS * N_HEADS)
+    kept = everything[everything["layer"] != 2].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found[["layer", "head"]], kept[["layer", "head"]])
+
+
+def test_heads_are_compared_by_the_same_terms(watched: Atlas) -> None:
+    """A layer without measured attention is left out, without a warning, not compared by what it writes."""
+    frame = watched.behaviours
+    watched.__dict__["_behaviours"] = frame[frame["layer"] != 2]
+    found = similar_heads(watched, 1, 0, n=N_LAYERS * N_HEADS)
+    assert set(found["layer"]) == {0, 1} and found.notna().all(axis=None)
+    # A head without any itself is compared by what it writes alone.
+    alone = similar_heads(watched, 2, 0, n=N_LAYERS * N_HEADS)
+    assert len(alone) == N_LAYERS * N_HEADS - 1 and alone["looks"].isna().all()
+
+
+def test_coverage_holds_relations_to_q_whatever_the_criterion(atlas: Atlas) -> None:
+    loose = atlas.at(criterion="tau", tau=0.001)
+    rows = loose.without_evidence
+    called = rows[rows["implements"] | rows["suppresses"]]
+    sure = (called["implements"] & (called["q"] <= 0.01)) | (
+        called["suppresses"] & (called["suppression_q"] <= 0.01)
+    )
+    expected = len(called[sure].drop_duplicates(["layer", "head"]))
+    assert not sure.all()
+    assert loose.coverage()["relation"].sum() == expected
+
+
 def test_search_looks_through_all_that_is_said(watched: Atlas) -> None:
     found = search(watched, "PREVIOUS")
     assert set(zip(found["layer"], found["head"], found["where"], strict=True)) == {

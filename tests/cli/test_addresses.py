@@ -170,13 +170,13 @@ def test_damaged_evidence_at_an_address_is_left_out(measured: Path) -> None:
     atlas = Atlas.open(address)
     with pytest.warns(UserWarning) as warned:
         assert not atlas.evidence
-    context, ablation = (str(each.message) for each in warned)
+    ablation, context = sorted(str(each.message) for each in warned)
     assert re.match(r"memory://damaged.*context-0123.zarr: the atlas lacks promotion_rank", context)
     assert re.match(r"memory://damaged.*ablation-0123: is damaged \(it lacks alone\)", ablation)
-    with pytest.raises(HeadatlasError, match=r"^memory://damaged.*is damaged \(it lacks auroc\)"):
-        Preferences.all_in(atlas.place)
-    with pytest.raises(HeadatlasError, match=r"^memory://damaged.*is damaged \(it lacks value\)"):
-        atlas.behaviours  # noqa: B018
+    with pytest.warns(UserWarning, match=r"^memory://damaged.*is damaged \(it lacks auroc\)"):
+        assert not Preferences.all_in(atlas.place)
+    with pytest.warns(UserWarning, match=r"^memory://damaged.*is damaged \(it lacks value\)"):
+        assert atlas.behaviours.empty
 
 
 def test_reading_commands(run: Run, shared_folder: Path, there: str, tmp_path: Path) -> None:

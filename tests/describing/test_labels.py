@@ -86,9 +86,10 @@ def test_some_heads_leave_the_others(folder: Path) -> None:
     one = ha.label(atlas, relations="core", only=[HEAD])
     assert len(one) == 1 and len(atlas.labels()) == 12
     pd.testing.assert_frame_equal(atlas.labels(), every)
-    # Labels that were made otherwise do not stand beside them.
-    ha.label(atlas, relations="core", only=[HEAD], seed=1)
-    assert len(atlas.labels()) == 1
+    # Labels that were made otherwise do not stand beside them, nor in their place.
+    other = ha.label(atlas, relations="core", only=[HEAD], seed=1)
+    assert len(other) == 1 and "not stored" in other.attrs["caption"]
+    pd.testing.assert_frame_equal(atlas.labels(), every)
     with pytest.raises(HeadatlasError, match=r"no salient operations of a head 9\.9"):
         ha.label(atlas, only=[(9, 9)])
 

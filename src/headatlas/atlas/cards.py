@@ -122,17 +122,19 @@ def spectrum_sentence(card: Card) -> str:
 def coverage(atlas: Atlas) -> pd.DataFrame:
     """Which mapped heads have a tested statement: layer, head, one column a kind, ``any``, ``more``.
 
-    The kinds are :data:`STATEMENTS`: a relation or a behaviour that is called, and a description that picks
-    out held-out mappings of the head. ``more`` leaves out attention to the first position, which most heads
-    of most models give: it says that a head rests, not what it does. ``attrs["share"]`` is the share of heads
-    with any, ``attrs["not_measured"]`` the kinds that this atlas does not hold.
+    The kinds are :data:`STATEMENTS`: a relation or a behaviour that is called (a relation with q ≤ q_max also
+    under the criterion ``"tau"``, which asks for none), and a description that picks out held-out mappings of
+    the head. ``more`` leaves out attention to the first position, which most heads of most models give: it
+    says that a head rests, not what it does. ``attrs["share"]`` is the share of heads with any,
+    ``attrs["not_measured"]`` the kinds that this atlas does not hold.
     """
-    heads = atlas.categories()[["layer", "head", "relations"]]
+    heads, rows, q_max = atlas.categories()[["layer", "head"]], atlas.without_evidence, atlas.thresholds.q_max
+    tested = rows["implements"] & (rows["q"] <= q_max) | rows["suppresses"] & (rows["suppression_q"] <= q_max)
     looks, labels = atlas.behaviours, atlas.labels()
     called = looks[looks["called"]]
     scored = labels[(labels["kind"] == BY_MAPPINGS) & (labels["label"] != UNCLEAR)]
-    frame = heads[["layer", "head"]].assign(
-        relation=heads["relations"].map(len) > 0,
+    frame = heads.assign(
+        relation=_among(heads, rows[tested]),
         behaviour=_among(heads, called),
         description=_among(heads, scored),
     )
@@ -178,19 +180,19 @@ def similar_heads(atlas: Atlas, layer: int, head: int, n: int = N_SIMILAR) -> pd
 
     ``writes`` is the cosine of the scores over relations, promotion and suppression side by side; ``looks``
     is 1 − the mean absolute difference of the tested behaviours, shares of attention from 0 to 1; similarity
-    is the mean of those that there are. A head that scores nowhere is like no other in what it writes.
+    is the mean of those that the head has. Heads that lack one of these, or are not mapped, are not compared.
+    A head that scores nowhere is like no other in what it writes.
     """
     vectors, looks = _scores(atlas), _attention(atlas)
-    found = {"writes": _cosines(vectors, vectors[layer, head])}
-    if looks is not None:
-        found["looks"] = 1 - np.nanmean(np.abs(looks - looks[layer, head]), axis=2)
     at = np.indices(vectors.shape[:2]).reshape(2, -1)
     frame = pd.DataFrame({"layer": at[0], "head": at[1]})
-    for name in ("writes", "looks"):
-        frame[name] = found[name].ravel() if name in found else np.nan
-    frame["similarity"] = frame[["writes", "looks"]].mean(axis=1)
+    frame["writes"] = _cosines(vectors, vectors[layer, head]).ravel()
+    frame["looks"] = np.nan if looks is None else _likeness(looks, looks[layer, head]).ravel()
+    terms = [name for name in ("writes", "looks") if frame[name].notna().any()]
+    frame["similarity"] = frame[terms].mean(axis=1, skipna=False)
     other = ~((frame["layer"] == layer) & (frame["head"] == head)) & frame["similarity"].notna()
-    best = frame[other].sort_values("similarity", ascending=False, kind="stable").head(n)
+    other &= atlas.layers_done[at[0]]
+    best: pd.DataFrame = frame[other].sort_values("similarity", ascending=False, kind="stable").head(n)
     return best.reset_index(drop=True)[["layer", "head", "similarity", "writes", "looks"]]
 
 
@@ -327,6 +329,14 @@ def _cosines(vectors: NDArray[np.float64], one: NDArray[np.float64]) -> NDArray[
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines: NDArray[np.float64] = np.where(lengths == 0, 0.0, vectors @ one / lengths)
     return cosines if one.any() else np.full_like(cosines, np.nan)
+
+
+def _likeness(looks: NDArray[np.float64], one: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 − the mean absolute difference over what both have; NaN where that is nothing."""
+    difference = np.abs(looks - one)
+    there = ~np.isnan(difference)
+    n = there.sum(axis=-1)
+    return np.where(n > 0, 1 - np.where(there, difference, 0).sum(axis=-1) / np.maximum(n, 1), np.nan)
 
 
 def _behaviours(atlas: Atlas, layer: int, head: int) -> pd.DataFrame | None:

@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 
 from headatlas.atlas.atlas import Atlas
 from headatlas.atlas.behaviours import Looking
+from headatlas.atlas.labels import Labels
 from headatlas.atlas.relation_scores import SIGNS, Floats
+from headatlas.atlas.salience import Salience
 from headatlas.atlas.store import Place, put_array, read_array, read_store
 from headatlas.atlas.stored import COPY_IT, GROUP, Stored, evidence_in
 from headatlas.errors import HeadatlasError
@@ -46,6 +48,7 @@ CRITERIA = (
 )
 """Meanings of the two words, wherever they are shown."""
 
+CONFIRMED = ("confirmed_with_context", "confirmed_by_ablation")
 COLUMNS = (
     *("context", "context_suppression", "without_context", "without_context_suppression", "attention"),
     *("confirmed_with_context", "loss_alone", "loss_alone_q", "confirmed_by_ablation"),
@@ -123,7 +126,7 @@ def read_dynamic(context: Place, without: Place, thresholds: Thresholds) -> Dyna
 class Evidence:
     """Measurements of an atlas's model besides its map: dynamic scores (a template each) and ablated tasks.
 
-    ``damaged`` says of what could not be read, and is left out, why and what to do.
+    ``damaged`` says of dynamic scores that could not be read, and are left out, why and what to do.
     """
 
     atlas: Atlas
@@ -134,7 +137,7 @@ class Evidence:
     @classmethod
     def of(cls, atlas: Atlas) -> Evidence:
         """The evidence stored in an atlas; what is not complete or is damaged is left out."""
-        dynamics, ablations, damaged = [], [], []
+        dynamics, damaged = [], []
         withouts = evidence_in(atlas.place, f"{WITHOUT}-")
         for name, context in evidence_in(atlas.place, f"{CONTEXT}-").items():
             without = withouts.get(name.replace(CONTEXT, WITHOUT, 1))
@@ -146,18 +149,13 @@ class Evidence:
                     dynamics.append(dynamic)
             except HeadatlasError as error:
                 damaged.append(str(error))
-        for place in evidence_in(atlas.place, Ablation.PREFIX).values():
-            try:
-                ablations.append(Ablation.read(place))
-            except HeadatlasError as error:
-                damaged.append(str(error))
-        return cls(atlas, dynamics, ablations, damaged)
+        return cls(atlas, dynamics, Ablation.all_in(atlas.place), damaged)
 
     def __bool__(self) -> bool:
         return bool(self.dynamics or self.ablations)
 
     def provenance(self) -> dict[str, list[dict[str, Any]]]:
-        """Origin of the evidence: an entry for each template, ablated task and set of texts."""
+        """Origin of the evidence: an entry for each template, ablated task, set of texts and author."""
         runs = [
             {
                 "template": each.template,
@@ -176,6 +174,8 @@ class Evidence:
             ],
             "heads": [each.provenance for each in HeadsAblation.all_in(place)],
             "behaviour": [each.provenance for each in watched],
+            "salience": [each.provenance for each in Salience.all_in(place)],
+            "labels": [each.provenance for each in Labels.all_in(place)],
         }
 
     def templates_of(self, relation: str) -> list[Dynamic]:
@@ -215,24 +215,26 @@ class Evidence:
     def table(self) -> pd.DataFrame:
         """One row per head × relation with any evidence: layer, head, relation, and :data:`COLUMNS`.
 
-        The two ``confirmed_…`` columns are True or False for heads that the atlas calls, else None.
+        The two ``confirmed_…`` columns are nullable booleans: with context of heads that the atlas calls, by
+        ablation of those ablated alone, missing of others.
         """
         base, parts = self.atlas.without_evidence, []
-        unknown = {name: None if name.startswith("confirmed") else np.nan for name in COLUMNS}
+        unknown: dict[str, Any] = dict.fromkeys(COLUMNS, np.nan)
         for name in self.atlas.relation_scores:
             rows = base[base["relation"] == name]
             if found := self._context(name, rows) | self._alone(name, rows):
-                parts.append(rows[["layer", "head", "relation"]].assign(**{**unknown, **found}))
+                asked = rows[["layer", "head", "relation"]].assign(**{**unknown, **found})
+                parts.append(asked.astype(dict.fromkeys(CONFIRMED, "boolean")))
         if not parts:
             return pd.DataFrame(columns=["layer", "head", "relation", *COLUMNS])
         return pd.concat(parts, ignore_index=True)
 
-    def _context(self, name: str, rows: pd.DataFrame) -> dict[str, NDArray[Any]]:
+    def _context(self, name: str, rows: pd.DataFrame) -> dict[str, Any]:
         dynamics = self.templates_of(name)
         if not dynamics:
             return {}
         at = rows["layer"].to_numpy(), rows["head"].to_numpy()
-        found: dict[str, NDArray[Any]] = {}
+        found: dict[str, Any] = {}
         for kind, prefix in ((CONTEXT, "context"), (WITHOUT, "without_context")):
             for sign, suffix in (("promotion", ""), ("suppression", "_suppression")):
                 scores = [_score(each.of(kind), name, sign) for each in dynamics]
@@ -240,12 +242,12 @@ class Evidence:
         found["attention"] = np.mean([each.attention[name] for each in dynamics], axis=0)[at]
         calls = [each.context.calls.sel(sign=list(SIGNS), relation=name).values for each in dynamics]
         called = rows[["implements", "suppresses"]].to_numpy(dtype=bool).T
-        confirmed = (called & (np.mean(calls, axis=0)[:, *at] > 0.5)).any(axis=0).astype(object)
-        confirmed[~called.any(axis=0)] = None
+        confirmed = pd.array((called & (np.mean(calls, axis=0)[:, *at] > 0.5)).any(axis=0), dtype="boolean")
+        confirmed[~called.any(axis=0)] = pd.NA
         found["confirmed_with_context"] = confirmed
         return found
 
-    def _alone(self, name: str, rows: pd.DataFrame) -> dict[str, NDArray[Any]]:
+    def _alone(self, name: str, rows: pd.DataFrame) -> dict[str, Any]:
         tests = self.single_heads
         mine = tests[tests["relation"] == name]
         if mine.empty:
@@ -254,11 +256,10 @@ class Evidence:
         order = mine.sort_values(["confirmed", "q", "loss"], ascending=[False, True, False])
         best = order.drop_duplicates(["layer", "head"])
         merged = rows[["layer", "head"]].merge(best, on=["layer", "head"], how="left")
-        confirmed = merged["confirmed"].astype(object).where(merged["q"].notna(), None)
         return {
             "loss_alone": merged["loss"].to_numpy(),
             "loss_alone_q": merged["q"].to_numpy(),
-            "confirmed_by_ablation": confirmed.to_numpy(),
+            "confirmed_by_ablation": merged["confirmed"].astype("boolean").array,
         }
 
     @cached_property

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -53,15 +55,26 @@ class Stored:
 
     @classmethod
     def all_in(cls, atlas: Place | None) -> list[Self]:
-        """All of this kind in an atlas, by name; none of an atlas in memory."""
-        return [cls.read(place) for place in evidence_in(atlas, cls.PREFIX).values()]
+        """All of this kind in an atlas, by name; none of an atlas in memory.
+
+        What is damaged is left out, with a warning.
+        """
+        return cls._readable(evidence_in(atlas, cls.PREFIX))
 
     @classmethod
     def shipped_in(cls, atlas: Place | None) -> Self | None:
-        """The one on the texts of headatlas, if it has been measured."""
-        name = f"{cls.PREFIX}{SHIPPED}"
-        found = evidence_in(atlas, name)
-        return cls.read(found[name]) if found else None
+        """The one on the texts of headatlas, if it has been measured; with a warning as above."""
+        return next(iter(cls._readable(evidence_in(atlas, f"{cls.PREFIX}{SHIPPED}"))), None)
+
+    @classmethod
+    def _readable(cls, places: dict[str, Place]) -> list[Self]:
+        found = []
+        for place in places.values():
+            try:
+                found.append(cls.read(place))
+            except HeadatlasError as error:
+                warnings.warn(str(error), stacklevel=3)
+        return found
 
 
 def evidence_in(atlas: Place | None, prefix: str) -> dict[str, Place]:
@@ -92,8 +105,26 @@ def read_dataset(place: Place) -> tuple[xr.Dataset, dict[str, Any]]:
     """Read what :func:`store_dataset` wrote: the data in memory, and the provenance."""
     none = HeadatlasError(f"{shown(str(place))}: this is no stored measurement; move it elsewhere.")
     with opening(place, none, lambda why: _damaged(place, why)):
-        data = open_arrays(place).load()
-        return data, dict(json.loads(data.attrs["provenance"]))
+        while True:
+            before = _version(place)
+            try:
+                data = open_arrays(place).load()
+                found = data, dict(json.loads(data.attrs["provenance"]))
+            except Exception:
+                if _version(place) == before:
+                    raise
+            else:
+                if _version(place) == before:
+                    return found
+
+
+def _version(place: Place) -> tuple[int, int] | None:
+    """What tells a folder from one that another process puts in its place while this one reads."""
+    with suppress(OSError):
+        if isinstance(place, Path):
+            about = place.stat()
+            return about.st_ino, about.st_mtime_ns
+    return None
 
 
 def no_rows(columns: Sequence[str], **kinds: Any) -> pd.DataFrame:

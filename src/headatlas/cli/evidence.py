@@ -582,7 +582,7 @@ def label_command(
     Labels are stored in the atlas. JSON has all heads.
     """
     from headatlas.atlas import Atlas
-    from headatlas.atlas.labels import LABELS_CAVEAT, UNCLEAR, label_counts
+    from headatlas.atlas.labels import UNCLEAR, label_counts
     from headatlas.describing.run import label
 
     atlas = Atlas.open(folder)
@@ -603,9 +603,9 @@ def label_command(
             progress=progress,
         )
     if as_json:
-        print_rows([atlas], rows, labels=LABELS_CAVEAT)
+        print_rows([atlas], rows, labels=rows.attrs["caption"])
         return
-    say(f"{atlas.model_name}: {LABELS_CAVEAT}")
+    say(f"{atlas.model_name}: {rows.attrs['caption']}")
     columns = (HEAD, "label", "support", "score", "chance", "se", "kind", "author")
     print_records(columns, rows if everything else rows[rows["label"] != UNCLEAR])
     for author, own in rows.groupby("author", sort=False):

@@ -396,6 +396,8 @@ _EVIDENCE: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
         "behaviour",
         lambda each: f"{each['texts']['texts']} texts of {each['texts']['source'] or 'headatlas'}",
     ),
+    "salience": ("salience", lambda each: f"{each['tokens']['n']:,} tokens ({each['tokens']['choice']})"),
+    "labels": ("labels", lambda each: str(each["author"])),
 }
 """Kind of evidence → what it is called and what is said of one."""
 

@@ -34,6 +34,10 @@ from headatlas.scoring.scores import p_value
 RULES_AUTHOR = f"headatlas rules {RULES_VERSION}"
 _SAME = ("seed", "rules", "salience", "relations")
 """Entries of provenance in which labels must agree to stand in one table."""
+NOT_STORED = (
+    "not stored: the atlas keeps its labels of other heads, which were made with another seed, other "
+    "relations or other salient operations; label all heads to store these in their place"
+)
 Row = tuple[Any, ...]
 
 
@@ -62,7 +66,9 @@ def label(
         describe_with: Address of an OpenAI-compatible endpoint, such as ``http://localhost:11434/v1``. A key
             is read from the environment (``HEADATLAS_API_KEY``, else ``OPENAI_API_KEY``).
         model_name: The model there.
-        only: (layer, head) of the heads to label; all by default.
+        only: (layer, head) of the heads to label; all by default. Where the atlas holds labels of other heads
+            that were made otherwise (another seed, say), these are kept and the new ones are not stored;
+            ``attrs["caption"]`` says so.
         per_minute: Most requests a minute to another machine; 120 by default.
         seconds: Longest time of a request; 120 by default.
         seed: Of halves and distractors.
@@ -89,7 +95,13 @@ def label(
     library = resolve_relations(relations)
     parts = {head: halves(mappings, head, seed) for head in asked}
     about = _provenance(mappings, library, seed)
-    found = [_keep(atlas, _by_rules(atlas, mappings, library, parts), about | {"author": RULES_AUTHOR})]
+    found, whole, kept = [], only is None, []
+
+    def keep(rows: pd.DataFrame, provenance: dict[str, Any]) -> None:
+        found.append(rows)
+        kept.append(_keep(atlas, rows, provenance, whole=whole))
+
+    keep(_by_rules(atlas, mappings, library, parts), about | {"author": RULES_AUTHOR})
     if endpoint is not None:
         more = {"author": endpoint.author, "model": endpoint.model, "host": endpoint.host}
         rows: list[Row] = []
@@ -99,9 +111,9 @@ def label(
                     rows.append(row)  # noqa: PERF402 - a stop keeps those before it
         finally:
             if rows:
-                found.append(_keep(atlas, _frame(rows), about | more))
+                keep(_frame(rows), about | more)
     frame = in_order(pd.concat(found, ignore_index=True))
-    frame.attrs["caption"] = LABELS_CAVEAT
+    frame.attrs["caption"] = LABELS_CAVEAT if all(kept) else f"{LABELS_CAVEAT}; {NOT_STORED}"
     return frame
 
 
@@ -135,21 +147,27 @@ def _provenance(mappings: Mappings, library: Sequence[Relation], seed: int) -> d
     }
 
 
-def _keep(atlas: Atlas, rows: pd.DataFrame, provenance: dict[str, Any]) -> pd.DataFrame:
-    """Store an author's labels, beside those of other heads that this author made in the same way."""
-    if atlas.path is not None:
-        group = evidence_group(atlas.path)
-        path = labels_path(group, str(provenance["author"]))
-        stored = Labels.read(path) if path.is_dir() else None
-        there, how = (rows[:0], {}) if stored is None else (stored.frame(), stored.provenance)
-        if {name: how.get(name) for name in _SAME} == {name: provenance[name] for name in _SAME}:
-            new = set(zip(rows["layer"], rows["head"], strict=True))
-            other = [key not in new for key in zip(there["layer"], there["head"], strict=True)]
-            store_labels(group, in_order(pd.concat([there[other], rows], ignore_index=True)), provenance)
-        else:
-            store_labels(group, rows, provenance)
-        atlas.forget_evidence()
-    return rows
+def _keep(atlas: Atlas, rows: pd.DataFrame, provenance: dict[str, Any], *, whole: bool) -> bool:
+    """Store an author's labels, beside those of other heads that this author made in the same way.
+
+    Others are replaced if the ``whole`` atlas was to be labelled; else they stay, and nothing is stored
+    (False).
+    """
+    if atlas.path is None:
+        return True
+    group = evidence_group(atlas.path)
+    path = labels_path(group, str(provenance["author"]))
+    stored = Labels.read(path) if path.is_dir() else None
+    if stored is not None:
+        there, new = stored.frame(), set(zip(rows["layer"], rows["head"], strict=True))
+        other = there[[key not in new for key in zip(there["layer"], there["head"], strict=True)]]
+        if all(stored.provenance.get(name) == provenance[name] for name in _SAME):
+            rows = in_order(pd.concat([other, rows], ignore_index=True))
+        elif len(other) and not whole:
+            return False
+    store_labels(group, rows, provenance)
+    atlas.forget_evidence()
+    return True
 
 
 def _frame(rows: Sequence[Row]) -> pd.DataFrame:

@@ -195,7 +195,7 @@ def _marks(atlas: Atlas, relation: str) -> dict[str, Bools]:
         at = rows["layer"].to_numpy(dtype=int), rows["head"].to_numpy(dtype=int)
         for mask, column in ((by_ablation, "by_ablation"), (with_context, "with_context")):
             said = rows[f"confirmed_{column}"]
-            mask[at] = said.eq(True)
+            mask[at] = said.eq(True).fillna(False)
             asked[at] |= said.notna()
     context = with_context & ~by_ablation
     return {"ablation": by_ablation, "context": context, "refuted": asked & ~by_ablation & ~with_context}

@@ -179,7 +179,7 @@ def confirmed_bits(rows: Any) -> Ints:
     """For each row 1 if asked with context, plus 2 if by ablation; plus 4 and 8 where confirmed."""
     bits = np.zeros(len(rows), dtype=np.int64)
     for asked, yes, name in ((1, 4, "confirmed_with_context"), (2, 8, "confirmed_by_ablation")):
-        bits += yes * rows[name].eq(True).to_numpy() + asked * rows[name].notna().to_numpy()
+        bits += yes * rows[name].eq(True).fillna(False).to_numpy() + asked * rows[name].notna().to_numpy()
     return bits
 
 
