@@ -2,12 +2,13 @@
 
 
 def start() -> None:
-    """Run the command; stopped while it is imported, it ends as later: exit code 130, no traceback."""
+    """Run the command; stopped while it is imported or made, it ends with 130 and no traceback, as later."""
     try:
         from headatlas.cli import main
+
+        main()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    main()
 
 
 if __name__ == "__main__":

@@ -33,10 +33,14 @@ def unwritten(path: Path, error: OSError, otherwise: str, full: str = "make room
 def atomic_write(path: Path) -> Iterator[Path]:
     """Atomic write: yields a temporary path with the suffix of `path`, renames it over `path` on success.
 
-    Where it cannot be written, ``path`` is what it was before.
+    Where it cannot be written, ``path`` is what it was before. Of a link, what it points to is written.
     """
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a folder is said below
+            raise HeadatlasError(f"{path}: is a device or a pipe, not a file; choose another `out`.")
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(path)

@@ -5,6 +5,7 @@ They are written one by one. A fault in one says nothing about the atlas and sto
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from importlib import import_module
@@ -138,8 +139,11 @@ def write_preferences(atlas: Atlas, frame: pd.DataFrame, found: Preferences, fig
 
 def write_heads_ablation(atlas: Atlas, frame: pd.DataFrame, heads: Sequence[tuple[int, int]]) -> Paths:
     """Write ``without-….csv``, named after the heads, a row for the running texts and one a task."""
-    names = "-".join(f"{layer}.{head}" for layer, head in heads[:8]) + ("-more" if len(heads) > 8 else "")
-    return _write_measured(atlas, {f"without-{names}": frame}, {})
+    names = [f"{layer}.{head}" for layer, head in heads]
+    if len(names) > 8:
+        digest = hashlib.sha256("-".join(names).encode()).hexdigest()[:8]
+        names[8:] = [f"{len(names) - 8}-more-{digest}"]
+    return _write_measured(atlas, {f"without-{'-'.join(names)}": frame}, {})
 
 
 def _write_measured(

@@ -126,3 +126,34 @@ def test_the_process_itself(tmp_path: Path) -> None:
         assert done.stdout == ""
         assert ("Traceback" in done.stderr) == bool(debug)
         assert done.returncode == (1 if debug else 2)
+
+
+def started(*args: object, **changes: str) -> subprocess.CompletedProcess[bytes]:
+    """The command as a process of its own, with changes of its environment."""
+    return subprocess.run(
+        [sys.executable, "-m", "headatlas", *map(str, args)],
+        capture_output=True,
+        env={**os.environ, **changes},
+        timeout=50,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="the system has no device that is full")
+@pytest.mark.parametrize("args", [["--help"], ["heads", "{dir}", "--json"]])
+def test_an_output_that_is_full(shared_folder: Path, args: list[str]) -> None:
+    command = [sys.executable, "-m", "headatlas", *(each.format(dir=shared_folder) for each in args)]
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=50, check=False)
+    assert done.returncode == 2
+    assert done.stderr.decode().startswith("error: standard output") and done.stderr.count(b"\n") == 1
+
+
+def test_an_output_that_lacks_our_characters(shared_folder: Path) -> None:
+    done = started("info", shared_folder, PYTHONIOENCODING="latin-1")
+    assert done.returncode == 0 and b"\\u2265 0.15" in done.stdout, done.stdout.decode()
+
+
+def test_a_name_that_is_too_long() -> None:
+    done = started("info", "x" * 300)
+    assert done.returncode == 2 and b"File name too long" in done.stderr and b"Traceback" not in done.stderr

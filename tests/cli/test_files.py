@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from importlib import import_module
 from pathlib import Path
@@ -196,3 +197,16 @@ def test_force_deletes_no_strange_folder(tmp_path: Path, shared_folder: Path, ki
     with pytest.raises(HeadatlasError, match="not an atlas"):
         remove_atlas(tmp_path)
     assert path.exists()
+
+
+def test_a_pipe_is_no_place_for_a_file_and_a_link_is_followed(tmp_path: Path) -> None:
+    pipe, link, target = (tmp_path / name for name in ("pipe", "link", "target"))
+    os.mkfifo(pipe)
+    link.symlink_to(target.name)
+    for there in (False, True):
+        with atomic_write(link) as temporary:
+            temporary.write_text(str(there))
+        assert link.is_symlink() and target.read_text() == str(there)
+    with pytest.raises(HeadatlasError, match="pipe: is a device or a pipe, not a file"), atomic_write(pipe):
+        pass
+    assert pipe.is_fifo()

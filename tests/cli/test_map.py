@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -237,6 +238,13 @@ def test_stopped_while_it_is_imported_it_ends_in_silence(monkeypatch: pytest.Mon
         return load(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", stopped)
+    with pytest.raises(SystemExit) as ended:
+        command.start()
+    assert ended.value.code == 130
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        import_module("headatlas.cli.app"), "app", Mock(side_effect=KeyboardInterrupt)
+    )  # while commands are made
     with pytest.raises(SystemExit) as ended:
         command.start()
     assert ended.value.code == 130

@@ -63,6 +63,7 @@ def test_hosts(client: TestClient, host: str, answered: bool) -> None:
         ({"origin": "http://127.0.0.1:9999"}, False),
         ({"origin": "https://evil.example"}, False),
         ({"origin": "null"}, False),
+        ({"origin": "http://[::1"}, False),
         ({"sec-fetch-site": "cross-site"}, False),
         ({"sec-fetch-site": "same-site"}, False),
     ],

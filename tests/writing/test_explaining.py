@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.stats import hypergeom
 
 from headatlas.relations import Pair, Relation, core, library
 from headatlas.writing.explaining import Explained, Library, fields_of
+from headatlas.writing.run import _explanations
 
 
 def relation(name: str, title: str, *pairs: tuple[str, str]) -> Relation:
@@ -73,6 +77,22 @@ def test_enriched_fields_are_named() -> None:
     assert q == pytest.approx(hypergeom.sf(4, 1000, 7, 10) * 9 / 2)
     assert rest[1:] == [[], []]
     assert fields_of([], fields, words) == [] and fields_of(heads, {}, words) == [[], [], []]
+
+
+def test_layers_without_heads_are_no_heads_to_find_fields_in() -> None:
+    texts = [f" w{i}" for i in range(200)]
+    fields = [relation("field", "one → other", *[(f"w{i}", f"w{i + 10}") for i in range(10)])]
+    chosen: Any = SimpleNamespace(texts=texts, ids=np.arange(200))
+
+    def named(n_layers: int) -> list[str]:
+        source = np.full((n_layers, 1, 8), -1)
+        source[0, 0] = [*range(5), *range(50, 53)]
+        targets = np.where(source >= 0, 100, -1)[..., None]
+        arrays = {"source": source, "gain": np.ones(source.shape), "promoted": targets, "suppressed": targets}
+        return list(_explanations(arrays, chosen, fields)["rest"][1].ravel())
+
+    alone, among = named(1), named(100)
+    assert alone[0] != "[]" and among[0] == alone[0] and set(among[1:]) == {"[]"}
 
 
 def test_chance_names_no_field() -> None:

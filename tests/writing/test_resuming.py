@@ -268,6 +268,9 @@ def test_the_first_tokens_only(out: Path) -> None:
         len(ha.salience(Atlas.open(out), most=50, tokens="all"))
         and "among 50" in Atlas.open(out).salience().attrs["caption"]
     )
+    with patch.object(run, "source_tokens", side_effect=RuntimeError) as asked, pytest.raises(RuntimeError):
+        ha.salience(Atlas.open(out), most=60)
+    assert asked.call_args.args[3:] == ("all", 60)  # the choice that is stored
     with pytest.raises(HeadatlasError, match="`most` is 0"):
         ha.salience(atlas, most=0)
 

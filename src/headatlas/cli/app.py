@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import io
+import os
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -61,6 +64,16 @@ def _refused(option: str, error: typer.BadParameter) -> str:
             must = _MUST_BE[each["type"]].format(**each.get("ctx", {}))
             return f"{option} is {each['input']}: it must be {must}."
     return f"{option}: {error.message.removeprefix('Value error, ')}"
+
+
+def _not_there(error: OSError) -> str:
+    """What the system refused, where no command said it better."""
+    why = error.strerror or str(error)
+    if error.filename is None:
+        return (
+            f"standard output, or a file, cannot be written or read ({why}); make room, or write elsewhere."
+        )
+    return f"{error.filename}: cannot be read or written ({why}); check the path and its permissions."
 
 
 app = typer.Typer(
@@ -150,7 +163,15 @@ def main() -> None:
     """The entry point of the ``headatlas`` command."""
     # Imports make some hundred thousand objects that stay; the default of 700 looks at them again and again.
     gc.set_threshold(GARBAGE_AFTER)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # in an encoding that may lack characters of ours
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="headatlas")
+    except OSError as error:
+        if "--debug" in sys.argv or os.environ.get("HEADATLAS_DEBUG"):
+            raise
+        say_error(_not_there(error))
+        raise SystemExit(2) from None
     finally:
         gc.freeze()  # without it the interpreter visits every object of torch once more before it ends

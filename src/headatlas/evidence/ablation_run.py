@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import comb, prod
 from typing import TYPE_CHECKING, Any
 
@@ -361,7 +361,9 @@ def run_chosen(
         with running(model, subject.device) as modules:
             data = _losses(subject, modules, texts, tasks, orders, choices.method)
         store_dataset(place, data, provenance)
-    return HeadsAblation.read(place)
+    found = HeadsAblation.read(place)
+    # Tasks that cannot be asked are no part of what is stored, so another call may have left out others.
+    return replace(found, provenance={**found.provenance, "skipped": skipped})
 
 
 def _drawn(heads: Sequence[Head], n_heads: int, choices: AblationChoices) -> dict[str, list[Head]]:

@@ -126,8 +126,7 @@ class Guard:
             return problem(403, "this server is not asked by that name; use the address it printed.")
         if scope["method"] not in ("GET", "HEAD"):
             origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-            same = origin is None or urlsplit(origin).netloc.lower() == str(host).lower()
-            if not same or site not in (None, "same-origin", "none"):
+            if not _same_site(origin, str(host)) or site not in (None, "same-origin", "none"):
                 return problem(403, "questions from other sites are not answered.")
         if access.token is None:
             return None
@@ -142,6 +141,14 @@ class Guard:
         return problem(
             401, "this server wants its token; open the address it printed.", **{"www-authenticate": "Bearer"}
         )
+
+
+def _same_site(origin: str | None, host: str) -> bool:
+    """Whether a question comes from a page of this server, or from no page."""
+    try:
+        return origin is None or urlsplit(origin).netloc.lower() == host.lower()
+    except ValueError:  # no address
+        return False
 
 
 def cookie_name(scope: Scope) -> str:

@@ -17,7 +17,7 @@ import xarray as xr
 from headatlas import __version__
 from headatlas.atlas import Atlas
 from headatlas.atlas.evidence import evidence_group
-from headatlas.atlas.salience import Salience, salience_path
+from headatlas.atlas.salience import Salience, salience_path, stored_salience
 from headatlas.atlas.store import strings
 from headatlas.atlas.stored import store_dataset
 from headatlas.devices import AT_ONCE, share_cores
@@ -84,8 +84,10 @@ def run_salience(
         atlas: An atlas from a folder.
         model: Its model; by default the one that the atlas names.
         tokenizer: Needed with a loaded model.
-        tokens: The source tokens; by default all for a lens of weights only and word-like ones for another.
-        most: The most source tokens; by default as many as are stored, else :func:`default_most`.
+        tokens: The source tokens; by default those that are stored, else all for a lens of weights only and
+            word-like ones for another.
+        most: The most source tokens; by default as many as are stored of this choice, else
+            :func:`default_most`.
         exact: Whether all tokens are followed, and not those alone that a screening pass proposes.
         compute: Its device and memory, for the lens's forward pass.
         progress: Called with each step.
@@ -103,7 +105,11 @@ def run_salience(
     machine = this_machine(compute or Compute())
     prepared, path = reopened(atlas, model, tokenizer)
     lens = prepared.options.lens
-    choice = tokens or ("all" if lens.weights_only else "wordlike")
+    stored = stored_salience(atlas.place)
+    said = {} if stored is None else stored.provenance["tokens"]
+    choice = tokens or said.get("choice", "all" if lens.weights_only else "wordlike")
+    if most is None and choice == said.get("choice"):
+        most = said.get("most")
     chosen = source_tokens(prepared.model, prepared.competing, lens, choice, most)
     work = atlas.folder / WORK_NAME
     try:
@@ -269,7 +275,11 @@ def _explanations(
                 [[texts[token] for token in row if token >= 0] for row in targets.tolist()],
             )
         )
-    rest = fields_of(heads, known.fields, [texts[token] for token in chosen.ids.tolist()])
+    # Layers without heads are no heads among which a field could be found by chance.
+    exists = (arrays["source"] >= 0).any(axis=-1).ravel()
+    of_those = [each for each, there in zip(heads, exists, strict=True) if there]
+    found = iter(fields_of(of_those, known.fields, [texts[token] for token in chosen.ids.tolist()]))
+    rest = [next(found) if there else [] for there in exists]
     columns = {
         "relations": [json.dumps(each.relations, ensure_ascii=False) for each in heads],
         "rest": [json.dumps(each, ensure_ascii=False) for each in rest],
