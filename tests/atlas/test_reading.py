@@ -246,9 +246,14 @@ def test_rows_are_selected_by_all_that_is_given(planted: Atlas) -> None:
 
 
 def test_the_first_columns_are_those_that_people_look_for(planted: Atlas) -> None:
-    first = ["layer", "head", "relation", "score", "q", "added", "called"]
+    first = [
+        *("layer", "head", "relation", "score", "q", "suppression", "suppression_q"),
+        *("added", "called"),
+    ]
     for frame in (planted.table(), planted.sel(), planted.top("capital"), planted[1, 0]):
-        assert list(frame)[:7] == first
+        assert list(frame)[:9] == first
+        assert repr(frame).splitlines()[0].split() == first
+        assert "<th>suppression_q</th>" in str(frame._repr_html_())  # type: ignore[operator]
     called = planted.table().set_index(["layer", "head", "relation"])["called"]
     assert called[1, 0, "country_to_capital"] == "implements"
     assert called[1, 0, "verb_to_past_tense"] == "suppresses"

@@ -308,10 +308,11 @@ class Atlas:
     def table(self) -> pd.DataFrame:
         """One row per mapped head × scored relation, in the order of layers and heads.
 
-        Columns: layer, head, relation, score (promotion), q, added (share of sources that the head hits and
-        the state does not), called (``"implements"``, ``"suppresses"``, both, or nothing); then category, low
-        and high (Wilson 95 %), chance, lift, p; suppression and suppression_low … suppression_q; control
-        (score of the state itself at that layer), n_sources, implements and suppresses. chance and lift are
+        Columns: layer, head, relation, score (promotion) and its q, suppression and suppression_q, added
+        (share of sources that the head hits and the state does not), called (``"implements"``,
+        ``"suppresses"``, both, or nothing); then category, low and high (Wilson 95 %), chance, lift, p;
+        suppression_low … suppression_p; control (score of the state itself at that layer), n_sources,
+        implements and suppresses. chance and lift are
         NaN below the calibration floor. Where there is evidence, the columns of
         ``headatlas.atlas.evidence.COLUMNS`` follow.
         """
@@ -654,7 +655,7 @@ def with_thresholds(atlas: Atlas) -> pd.DataFrame:
 _CALLED = np.array(["", "implements", "suppresses", "implements, suppresses"], dtype=object)
 TABLE_COLUMNS = (
     *SHOWN,
-    *("category", "low", "high", "chance", "lift", "p", "suppression"),
-    *(f"suppression_{name}" for name in ("low", "high", "chance", "lift", "p", "q")),
+    *("category", "low", "high", "chance", "lift", "p"),
+    *(f"suppression_{name}" for name in ("low", "high", "chance", "lift", "p")),
     *("control", "n_sources", "implements", "suppresses"),
 )

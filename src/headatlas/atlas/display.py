@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from headatlas.atlas.atlas import Atlas
     from headatlas.atlas.cards import Card
 
-SHOWN = ("layer", "head", "relation", "score", "q", "added", "called")
+SHOWN = ("layer", "head", "relation", "score", "q", "suppression", "suppression_q", "added", "called")
 """Columns of a table of heads that are printed."""
 N_BEST = 8
 """Rows of each table of an atlas or a card."""

@@ -86,6 +86,9 @@ def heads_command(
 
     A head implements a relation when it raises the right target among the top k of the vocabulary for enough
     sources; it suppresses it when it lowers it as far.
+
+    The q printed is that of what is called: of suppression for a head that only suppresses. --json has both,
+    q (of score) and suppression_q, and says with implements and suppresses which is called.
     """
     if label is not None:
         _print_search(atlas, label, limit, as_json)
