@@ -143,8 +143,9 @@ def test_thresholds_are_given_or_changed(synthetic: Atlas) -> None:
 def test_pairs_say_which_words_a_head_gets_right(planted: Atlas) -> None:
     pairs = planted.pairs(1, 0, "country_to_capital")
     assert list(pairs) == [
-        *("source", "target", "rank", "hit"),
-        *("control_rank", "control_hit", "suppression_rank", "suppression_hit"),
+        *("source", "target", "rank", "hit", "source_hit"),
+        *("control_rank", "control_hit", "control_source_hit"),
+        *("suppression_rank", "suppression_hit", "suppression_source_hit"),
     ]
     assert pairs["source"].tolist() == [f"s{at}" for at in range(40)]
     assert pairs["target"].tolist() == [f"t{at}" for at in range(40)]
@@ -179,9 +180,21 @@ def test_pairs_have_a_row_for_every_target_that_can_be_used(tmp_path: Path) -> N
         ("several1", "t2", 31, False),
         ("several3", "t3", -1, False),
     ]
-    assert pairs.groupby("source")["hit"].any().mean() == atlas.table()["score"][0] == 1 / 3
+    by_source = pairs.drop_duplicates("source")
+    assert by_source["source_hit"].mean() == atlas.table()["score"][0] == 1 / 3 != pairs["hit"].mean()
     assert atlas.at(k=4).pairs(0, 0, "several")["hit"].sum() == 0
     assert atlas.at(k=12).pairs(0, 0, "several")["hit"].tolist() == [True, True, False, False]
+
+
+def test_hits_of_sources_are_the_scores(synthetic: Atlas) -> None:
+    names = ["copying", "country_to_capital"]
+    pairs = synthetic.pairs(1, 2, names).drop_duplicates(["relation", "source"]).groupby("relation")
+    rows = synthetic.sel(layer=1, head=2, relation=names).set_index("relation")
+    for column, hits in (("score", "source_hit"), ("suppression", "suppression_source_hit")):
+        assert pairs[hits].mean().tolist() == rows[column].loc[names].tolist()
+    assert pairs["control_source_hit"].mean().tolist() == rows["control"].loc[names].tolist()
+    with pytest.raises(HeadatlasError, match="`relation` names nothing"):
+        synthetic.pairs(1, 2, [])
 
 
 @pytest.mark.parametrize(

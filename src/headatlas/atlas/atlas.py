@@ -47,7 +47,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.options import Thresholds
 from headatlas.relations.relation import CORE_CATEGORIES
 from headatlas.relations.selection import match_relation
-from headatlas.scoring.scores import false_discovery_rates, wilson
+from headatlas.scoring.scores import false_discovery_rates, source_hits, wilson
 
 if TYPE_CHECKING:
     from headatlas.atlas.cards import Card
@@ -497,13 +497,15 @@ class Atlas:
         frame = self._table[self._table["relation"] == self.known(relation)]
         return frame.sort_values("score", ascending=False, kind="stable").head(n).reset_index(drop=True)
 
-    def pairs(self, layer: int, head: int, relation: str) -> pd.DataFrame:
+    def pairs(self, layer: int, head: int, relation: str | Sequence[str]) -> pd.DataFrame:
         """List the words of a relation that a head gets right: one row per source and accepted target.
 
         Columns: source, target, rank (number of other tokens at least as high; missing at the ceiling and
-        beyond), hit (rank below k), control_rank and control_hit (of the state itself, without any head),
-        suppression_rank, suppression_hit. A source counts as hit if any of its targets is. Pairs that the
-        tokenizer cannot use are not there (see :attr:`relations`).
+        beyond), hit (rank below k), source_hit (any target of the source is hit), then the same of the state
+        itself, without any head (control_rank, control_hit, control_source_hit), and of suppression
+        (suppression_rank …). Scores are means over sources, not over rows:
+        ``pairs.drop_duplicates("source")["source_hit"].mean()``. Pairs that the tokenizer cannot use are not
+        there (see :attr:`relations`). Of several relations, a column ``relation`` comes first.
 
         Raises:
             HeadatlasError: No such head or relation, or the layer is not mapped.
@@ -511,6 +513,14 @@ class Atlas:
         self.sel(layer=layer, head=head)
         if not self.layers_done[layer]:
             raise HeadatlasError(f"layer {layer} is not mapped in this atlas.")
+        if not isinstance(relation, str):
+            names = list(dict.fromkeys(self.known(name) for name in relation))
+            if not names:
+                raise HeadatlasError("`relation` names nothing: give a relation or several.")
+            frames = [self.pairs(layer, head, name) for name in names]
+            for name, frame in zip(names, frames, strict=True):
+                frame.insert(0, "relation", name)
+            return pd.concat(frames, ignore_index=True)
         name = self.known(relation)
         at = self.relations.index[self.relations["relation"] == name][0]
         k = int(self.relations["k"][at])
@@ -522,11 +532,13 @@ class Atlas:
             "suppression_": read_array(data, "suppression_rank")[layer, head],
         }
         columns: dict[str, Any] = {word: read_array(data, word)[usable] for word in ("source", "target")}
+        source, n_sources = read_array(data, "pair_source")[usable], int(read_array(data, "n_sources")[at])
         for prefix, all_ranks in ranks.items():
             rank = all_ranks[usable]
             columns[f"{prefix}rank"] = pd.array(rank, dtype="Int16")
             columns[f"{prefix}rank"][rank < 0] = pd.NA
             columns[f"{prefix}hit"] = (rank >= 0) & (rank < k)
+            columns[f"{prefix}source_hit"] = source_hits(rank, source, n_sources, k)[source]
         return pd.DataFrame(columns)
 
     def head(self, layer: int, head: int) -> Card:
