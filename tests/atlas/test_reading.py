@@ -273,6 +273,17 @@ def test_the_first_columns_are_those_that_people_look_for(planted: Atlas) -> Non
     assert called[0, 0, "verb_to_past_tense"] == ""
 
 
+@pytest.mark.parametrize("most", [None, 100])
+def test_the_settings_of_pandas_hold(planted: Atlas, most: int | None) -> None:
+    table = planted.top("capital")
+    with pd.option_context("display.max_columns", most, "display.width", 1000):
+        assert repr(table) == repr(pd.DataFrame(table))
+        assert repr(table).splitlines()[0].split() == list(table)
+        assert table._repr_html_() == pd.DataFrame(table)._repr_html_()  # type: ignore[operator]
+    with pd.option_context("display.float_format", "{:.1f}".format):
+        assert "0.9 " in repr(table) and "0.90" not in repr(table)
+
+
 def test_a_table_that_is_changed_changes_nothing(planted: Atlas) -> None:
     table = planted.table()
     table["score"] = -1.0

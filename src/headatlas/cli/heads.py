@@ -69,7 +69,8 @@ def heads_command(
     category: Annotated[str | None, option("--category", "Only this category.", "NAME")] = None,
     everything: Annotated[bool, option("--all", "Every head, also those not called.")] = False,
     limit: Annotated[
-        int | None, typer.Option("--limit", "-n", metavar="N", min=1, help="Only the first N rows; with --label, heads.")
+        int | None,
+        typer.Option("--limit", "-n", metavar="N", min=1, help="Only the first N rows; with --label, heads."),
     ] = None,
     label: Annotated[
         str | None,
