@@ -55,7 +55,8 @@ def test_depth_and_its_test_are_those_of_the_description(planted: Atlas) -> None
     found = structure(planted)
     rows = {row.category: row for row in found.depth.categories}
     assert rows["Knowledge"].layers == (1, 2, 2, 3, 4)
-    assert (rows["Algorithmic"].low, rows["Algorithmic"].median, rows["Algorithmic"].high) == (2, 3, 4)
+    row = rows["Algorithmic"]
+    assert (row.lower_quartile, row.median, row.upper_quartile) == (2, 3, 4)
     assert found.depth.comparison is not None
     assert f"H = {found.depth.comparison.h:.1f}" in describe(planted)
     assert found.depth_single is not None

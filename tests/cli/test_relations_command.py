@@ -147,8 +147,8 @@ def test_show_prints_pairs_and_their_origin(run: Run, tmp_path: Path) -> None:
     result = run("relations", "show", "country_to_capital")
     assert any(line.split() == ["France", "Paris"] for line in result.stdout.splitlines())
     assert "licence" in result.stderr
-    pairs = parsed(run("relations", "show", "country_to_capital", "--json"))["pairs"]
-    assert ["France", ["Paris"]] in pairs
+    (row,) = parsed(run("relations", "show", "country_to_capital", "--json"))["rows"]
+    assert ["France", ["Paris"]] in row["pairs"]
     file = tmp_path / "mine.csv"
     file.write_text("source,target\nsky,blue|grey\n")
     assert "blue | grey" in run("relations", "show", file).stdout

@@ -345,9 +345,9 @@ class CategoryDepth:
 
     category: str
     layers: tuple[int, ...]
-    low: float
+    lower_quartile: float
     median: float
-    high: float
+    upper_quartile: float
 
 
 @dataclass(frozen=True)

@@ -495,7 +495,7 @@ def _print_depth(depth: Depth) -> None:
         return
     columns: tuple[Column, ...] = (
         *("category", ("heads", lambda row: len(row.layers))),
-        *(("lower quartile", "low"), "median", ("upper quartile", "high")),
+        *(("lower quartile", "lower_quartile"), "median", ("upper quartile", "upper_quartile")),
     )
     print_records(columns, depth.categories)
     found = depth.comparison

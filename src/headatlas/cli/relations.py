@@ -117,8 +117,7 @@ def show_relations(
 
     found = resolve_relations(specs)
     if as_json:
-        rows = [{**_record(each), "pairs": _pairs(each)} for each in found]
-        print_json(rows[0] if len(rows) == 1 else {"rows": rows})
+        print_json({"rows": [{**_record(each), "pairs": _pairs(each)} for each in found]})
         return
     for relation in found:
         place = f"{relation.category}, {relation.subcategory}" if relation.subcategory else relation.category
