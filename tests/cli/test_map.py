@@ -331,6 +331,7 @@ def test_plan(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "headatlas.mapping.plan", module)
     text = run("plan", "tiny", "--lens", "maps", "--adapter", "mine", "--sources", "50").stdout
     options = {"lens": "maps", "compute": Compute(), "remote": False, "adapter": "mine", "sources": 50}
+    options["target_policy"] = "single"
     assert [
         (model, {name: value for name, value in rest.items() if name != "relations"}) for model, rest in asked
     ] == [("tiny", options)]

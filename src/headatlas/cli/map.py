@@ -60,19 +60,28 @@ def plan_command(
     lens: Annotated[LensName, option("--lens", "How a head sees a token.")] = "neutral",
     relations: Relations = None,
     sources: Sources = None,
+    target_policy: TargetPolicyOption = "single",
     remote: Remote = False,
     adapter: Adapter = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what mapping a model will take; nothing is computed.
 
-    Family, heads, bytes to read, memory and time. Only the headers of the weights are read.
+    Family, heads, bytes to read, memory and time. Only the headers of the weights and the tokenizer are read.
+    Relations that the map will leave out are named; where none is left, it is refused as map refuses it.
     """
     asked = _relations(relations)
     from headatlas.mapping.plan import plan
 
     found = plan(
-        model, lens=lens, relations=asked, sources=sources, compute=compute, remote=remote, adapter=adapter
+        model,
+        lens=lens,
+        relations=asked,
+        sources=sources,
+        target_policy=target_policy,
+        compute=compute,
+        remote=remote,
+        adapter=adapter,
     ).to_dict()
     if as_json:
         print_json(found)
