@@ -76,6 +76,20 @@ def test_one_atlas_is_no_comparison(tmp_path: Path) -> None:
         compare(plant_atlas(tmp_path / "a.zarr", []))
 
 
+def test_atlases_are_given_one_by_one_as_a_list_or_as_paths(tmp_path: Path) -> None:
+    both = [
+        plant_atlas(tmp_path / name / "atlas.zarr", [Plant(1, 0, "country_to_capital", hits=30)], lens=lens)
+        for name, lens in (("a", "neutral"), ("b", "maps"))
+    ]
+    table = compare(*both).table
+    for given in ([both], [tmp_path / "a", both[1]], [[str(tmp_path / "a"), tmp_path / "b"]]):
+        assert compare(*given).table.equals(table)  # type: ignore[arg-type]
+    with pytest.raises(HeadatlasError, match="no atlas"):
+        compare(tmp_path / "a", tmp_path / "nothing")
+    with pytest.raises(HeadatlasError, match="this is no atlas but of the type int"):
+        compare(both[0], 5)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("again", ["a.zarr", "link.zarr", "./a.zarr"])
 def test_an_atlas_is_not_compared_with_itself(tmp_path: Path, again: str) -> None:
     first = plant_atlas(tmp_path / "a.zarr", [])

@@ -131,8 +131,11 @@ def test_thresholds_are_given_or_changed(synthetic: Atlas) -> None:
     assert synthetic.at(Thresholds.preset("maps-paper"), k_copy=2).thresholds.k_copy == 2
     with pytest.raises(HeadatlasError, match=r"^`k` is 33, above the ceiling 32"):
         synthetic.at(k=33)
-    with pytest.raises(TypeError, match="no field kk"):
+    assert synthetic.at("maps-paper-llama3", k=5).thresholds == Thresholds(5, 3, criterion="tau")
+    with pytest.raises(HeadatlasError, match="no threshold 'kk'; use k, k_copy, tau, q_max, criterion"):
         synthetic.at(kk=3)
+    with pytest.raises(HeadatlasError, match="no preset 'paper'; use one of default, maps-paper"):
+        synthetic.at("paper")
     with pytest.raises(HeadatlasError, match=r"^`tau` is 2: it must lie between 0 and 1"):
         synthetic.at(tau=2)
 
@@ -256,6 +259,15 @@ def test_rows_are_selected_by_all_that_is_given(planted: Atlas) -> None:
         planted.sel(relation=["capital", "x"])
     with pytest.raises(HeadatlasError, match="no relation 'x'"):
         planted.top("x")
+    assert len(planted.top("capital", np.int64(2))) == 2 and planted.top("capital", n=0).empty
+    for wrong in (-2, 1.5):
+        with pytest.raises(HeadatlasError, match=f"`n` is {wrong}: give a whole number from 0"):
+            planted.top("capital", n=wrong)  # type: ignore[arg-type]
+    with pytest.raises(HeadatlasError, match=r"`layer` is \[1, 2\]: give one layer"):
+        planted.sel(layer=[1, 2])  # type: ignore[arg-type]
+    with pytest.raises(HeadatlasError, match="`layer` is '1': give one layer, a whole number from 0"):
+        planted.head("1", "0")  # type: ignore[arg-type]
+    assert planted.sel(layer=np.int64(1)).equals(planted.sel(layer=1))
 
 
 def test_the_first_columns_are_those_that_people_look_for(planted: Atlas) -> None:

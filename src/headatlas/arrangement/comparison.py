@@ -14,21 +14,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from headatlas.addresses import is_url
-from headatlas.atlas.atlas import titles_of
+from headatlas.atlas.atlas import Atlas, atlas_of, titles_of
 from headatlas.atlas.relation_scores import SIGNS
 from headatlas.atlas.store import read_array
 from headatlas.errors import HeadatlasError
 from headatlas.scoring.scores import false_discovery_rates, source_hits, wilson
-
-if TYPE_CHECKING:
-    from headatlas.atlas import Atlas
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -85,18 +82,26 @@ class Comparison:
     not_by_head: str
 
 
-def compare(*atlases: Atlas) -> Comparison:
+def compare(*atlases: Atlas | str | Path | Sequence[Atlas | str | Path]) -> Comparison:
     """Put the relations of several atlases side by side; those of one shape also head by head, in this order.
 
     Args:
-        atlases: Two or more. Of one shape are models with the same layers, heads and family, mapped and read
-            alike: fine-tunes, checkpoints, quantisations. Heads are matched by layer and number.
+        atlases: Two or more, or a list of them: atlases, or where they are. Of one shape are models with the
+            same layers, heads and family, mapped and read alike: fine-tunes, checkpoints, quantisations.
+            Heads are matched by layer and number.
 
     Raises:
         HeadatlasError: Fewer than two atlases, one given twice, or no relation that two of them share.
     """
-    if len(atlases) < 2:
+    given: list[Any] = []
+    for part in atlases:
+        given += part if isinstance(part, list | tuple) else [part]
+    if len(given) < 2:
         raise HeadatlasError("a comparison needs at least two atlases.")
+    return _compared(tuple(map(atlas_of, given)))
+
+
+def _compared(atlases: tuple[Atlas, ...]) -> Comparison:
     for first, second in combinations(atlases, 2):
         if _same(first, second):
             raise HeadatlasError(

@@ -23,13 +23,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from headatlas.atlas.atlas import Atlas
+from headatlas.atlas.atlas import Atlas, atlas_of
 from headatlas.atlas.relation_scores import all_single, single_token_dataset
 from headatlas.options import FLOOR
 
@@ -69,8 +70,9 @@ class Structure:
         return asdict(self)
 
 
-def structure(atlas: Atlas) -> Structure:
-    """Everything about one atlas, with the thresholds that it is read with."""
+def structure(atlas: Atlas | str | Path) -> Structure:
+    """Everything about one atlas, or about that at a path, with the thresholds that it is read with."""
+    atlas = atlas_of(atlas)
     groups, why, calls = group_likeness(atlas), why_no_groups(atlas), called_cells(atlas)
     if not groups and why is None:
         why = "no layer has pairs of scoring heads both within a group and between groups"

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -113,16 +114,18 @@ class Atlas:
         atlas = cls(dataset, provenance, thresholds, where)
         return atlas.at(**changes) if changes else atlas
 
-    def at(self, thresholds: Thresholds | None = None, **changes: Any) -> Atlas:
+    def at(self, thresholds: Thresholds | str | None = None, **changes: Any) -> Atlas:
         """Read the ranks with other thresholds; nothing is mapped again.
 
         Args:
-            thresholds: In place of this atlas's.
+            thresholds: In place of this atlas's; or the name of a preset, such as ``"maps-paper"``.
             changes: ``k``, ``k_copy``, ``tau``, ``q_max`` and ``criterion``; None leaves one as it is.
 
         Raises:
-            HeadatlasError: k is above the ceiling, or a number is out of range.
+            HeadatlasError: k is above the ceiling, a number is out of range, or there is no such name.
         """
+        if isinstance(thresholds, str):
+            thresholds = Thresholds.preset(thresholds)
         new = (thresholds or self.thresholds).changed(**changes)
         new.check(int(self.provenance["ceiling"]))
         kept: tuple[str, ...] = ("dataset", "_stored", "provenance", "place", "layers_done", *_MEASURED)
@@ -446,6 +449,8 @@ class Atlas:
             frame = frame[frame["category"] == known[category.lower()]]
         for name, value, n in (("layer", layer, self.n_layers), ("head", head, self.n_heads)):
             if value is not None:
+                if not _is_whole(value):
+                    raise HeadatlasError(f"`{name}` is {value!r}: give one {name}, a whole number from 0.")
                 if not 0 <= value < n:
                     raise HeadatlasError(
                         f"there is no {name} {value}: {self.model_name} has {name}s 0 to {n - 1}."
@@ -494,6 +499,8 @@ class Atlas:
         Raises:
             HeadatlasError: The relation is not in this atlas, or was left out (with the reason).
         """
+        if not _is_whole(n) or n < 0:
+            raise HeadatlasError(f"`n` is {n!r}: give a whole number from 0.")
         frame = self._table[self._table["relation"] == self.known(relation)]
         return frame.sort_values("score", ascending=False, kind="stable").head(n).reset_index(drop=True)
 
@@ -629,6 +636,19 @@ class Atlas:
 open_atlas = Atlas.open
 
 
+def atlas_of(given: Atlas | str | Path) -> Atlas:
+    """An atlas, or the one at a path or address."""
+    if not isinstance(given, Atlas | str | Path):
+        raise HeadatlasError(
+            f"this is no atlas but of the type {type(given).__name__}: give one, or its path."
+        )
+    return given if isinstance(given, Atlas) else Atlas.open(given)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral)
+
+
 def meets_criterion(thresholds: Thresholds, score: Floats, q: Floats) -> NDArray[np.bool_]:
     """Whether heads are called, by their scores and q of one sign: the criterion, written once."""
     enough = score >= thresholds.tau
@@ -640,7 +660,7 @@ def titles_of(atlas: Atlas) -> dict[str, str]:
     return dict(zip(atlas.relations["relation"], atlas.relations["title"], strict=True))
 
 
-def concat(atlases: Sequence[Atlas]) -> pd.DataFrame:
+def concat(atlases: Sequence[Atlas | str | Path]) -> pd.DataFrame:
     """The tables of several atlases as one, with model, lens and thresholds on every row.
 
     Raises:
@@ -648,7 +668,7 @@ def concat(atlases: Sequence[Atlas]) -> pd.DataFrame:
     """
     if not atlases:
         raise HeadatlasError("`atlases` is empty: give two or more.")
-    return pd.concat([with_thresholds(atlas) for atlas in atlases], ignore_index=True)
+    return pd.concat([with_thresholds(atlas_of(each)) for each in atlases], ignore_index=True)
 
 
 def with_thresholds(atlas: Atlas) -> pd.DataFrame:
