@@ -406,8 +406,8 @@ class Atlas:
     def explained(self) -> pd.DataFrame:
         """Share of each head's salience that known relations account for, and where the rest comes from.
 
-        One row per head: layer, head, explained (0 … 1), relations (list of (relation, sources)), rest (list
-        of (field, words, q)).
+        One row per head: layer, head, explained (0 … 1), relations (list of dicts: relation, sources), rest
+        (list of dicts: field, words, q).
         """
         return self._salience[2].copy()
 
