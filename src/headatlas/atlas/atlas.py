@@ -558,6 +558,17 @@ class Atlas:
 
         return head_card(self, layer, head)
 
+    def search(self, text: str) -> pd.DataFrame:
+        """Heads of which something with this text is said, as ``headatlas heads --label`` lists them.
+
+        One row a finding, those of a head together: layer, head, where (``"relation"``, ``"behaviour"``,
+        ``"label"``, ``"source"``, ``"promoted"`` or ``"suppressed"``), what, author (of a label). Whole words
+        count; parts of words where no word matches.
+        """
+        from headatlas.atlas.cards import search
+
+        return search(self, text)
+
     def coverage(self) -> pd.DataFrame:
         """Which heads have a tested statement, as :func:`headatlas.atlas.cards.coverage` describes it."""
         from headatlas.atlas.cards import coverage

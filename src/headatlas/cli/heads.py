@@ -143,9 +143,7 @@ _EVIDENCE_COLUMNS: tuple[Column, ...] = (
 
 
 def _print_search(atlas: Atlas, text: str, limit: int | None, as_json: bool) -> None:
-    from headatlas.atlas.cards import search
-
-    found = search(atlas, text)
+    found = atlas.search(text)
     head_of = found.groupby(["layer", "head"]).ngroup()  # 0 … in the order of the rows
     rows = found if limit is None else found[head_of < limit]
     if as_json:
