@@ -26,6 +26,7 @@ from headatlas.atlas.relation_scores import SIGNS
 from headatlas.atlas.store import read_array
 from headatlas.errors import HeadatlasError
 from headatlas.scoring.scores import false_discovery_rates, source_hits, wilson
+from headatlas.showing import safe_text
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -35,6 +36,8 @@ Change = Literal["lost", "gained", "weaker", "stronger", ""]
 FEWEST = 5
 """A correlation over fewer relations is not computed."""
 RESAMPLES = 9_999
+MOST_LINES = 6
+"""Pairs of atlases, and steps, of a comparison that is printed."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,18 @@ class Comparison:
     captions: tuple[str, ...]
     changes: tuple[HeadChanges, ...]
     not_by_head: str
+
+    def __repr__(self) -> str:
+        names = self.table["relation"].nunique()
+        out = f"; {len(self.left_out)} not compared (.left_out)" if self.left_out else ""
+        lines = [f"Comparison of {' and '.join(self.labels)}: {names} relations (.table){out}"]
+        for each in self.agreement[:MOST_LINES]:
+            scores = "–" if each.score is None else f"{each.score:.2f}"
+            depths = "–" if each.depth is None else f"{each.depth:.2f}"
+            lines += [f"  {each.first}, {each.second}: correlation of scores {scores}, of depths {depths}"]
+        lines += [f"  {step!r} (.changes)" for step in self.changes[:MOST_LINES]]
+        lines += [f"  {self.not_by_head}"] if self.not_by_head else []
+        return safe_text("\n".join(lines), keep="\n")
 
 
 def compare(*atlases: Atlas | str | Path | Sequence[Atlas | str | Path]) -> Comparison:
@@ -350,6 +365,14 @@ class HeadChanges:
     mapped: Bools
     n_heads: int
     q_max: float
+
+    def __repr__(self) -> str:
+        n = self.counts
+        return safe_text(
+            f"HeadChanges from {self.a} to {self.b}: of {n.cells} cells {n.called_a} and {n.called_b} are "
+            f"called, {n.called_both} in both; {n.lost} lost, {n.gained} gained, {n.weaker} weaker, "
+            f"{n.stronger} stronger at q ≤ {self.q_max:g}"
+        )
 
     @property
     def changes(self) -> pd.DataFrame:

@@ -33,12 +33,16 @@ from numpy.typing import NDArray
 from headatlas.atlas.atlas import Atlas, atlas_of
 from headatlas.atlas.relation_scores import all_single, single_token_dataset
 from headatlas.options import FLOOR
+from headatlas.scoring.scores import p_value
+from headatlas.showing import safe_text
 
 MEASURES = ("signed", "unsigned")
 GROUP_RESAMPLES = 9_999
 CALL_RESAMPLES = 1_999
 FEWEST_LAYERS = 3
 """Intervals need at least this many layers to resample."""
+MOST_CATEGORIES = 8
+"""Of a structure that is printed."""
 SMALLEST_GROUP = 5
 """Categories with fewer heads are not compared."""
 
@@ -68,6 +72,29 @@ class Structure:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
+
+    def __repr__(self) -> str:
+        groups = [
+            f"  {each.measure}: within {each.within:.2f}, between {each.between:.2f}, {p_value(each.p)}"
+            for each in self.groups
+        ]
+        lines = ["Key/value groups (.groups): cosine of scores", *(groups or [f"  {self.no_groups}"])]
+        if (per_head := self.per_head) is not None:
+            counts = ", ".join(f"{n} with {at}" for at, n in enumerate(per_head.observed))
+            lines += ["Relations per head (.per_head)", f"  of {per_head.n_heads} heads {counts}"]
+            if per_head.p is not None:
+                lines += [f"  variance {per_head.dispersion:.2f} times that by chance, {p_value(per_head.p)}"]
+        lines += ["Layers of each category's heads (.depth)"]
+        lines += [
+            f"  {each.category}: {len(each.layers)} heads, median layer {each.median:g}, "
+            f"quartiles {each.lower_quartile:g} to {each.upper_quartile:g}"
+            for each in self.depth.categories[:MOST_CATEGORIES]
+        ]
+        if (more := len(self.depth.categories) - MOST_CATEGORIES) > 0:
+            lines += [f"  and {more} more categories"]
+        if self.depth.comparison is not None:
+            lines += [f"  Kruskal–Wallis: {p_value(self.depth.comparison.p)}"]
+        return safe_text("\n".join(lines), keep="\n")
 
 
 def structure(atlas: Atlas | str | Path) -> Structure:

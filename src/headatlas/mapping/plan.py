@@ -20,7 +20,7 @@ from headatlas.mapping.machine import Machine, Rates, rates, this_machine
 from headatlas.mapping.prepared import MapOptions, as_seen_by, open_for
 from headatlas.mapping.screening import SCREENING_TOKENS
 from headatlas.options import INFERENCE_SAMPLE, Compute, Sources, TargetPolicy, require_type
-from headatlas.progress import duration
+from headatlas.progress import duration, size
 from headatlas.relations import (
     Relation,
     RelationSpec,
@@ -29,6 +29,7 @@ from headatlas.relations import (
     most_sources,
     resolve_relations,
 )
+from headatlas.showing import safe_text
 from headatlas.weights import can_stream, missing_tokenizer
 
 if TYPE_CHECKING:
@@ -78,6 +79,15 @@ FEW_HEADS = 8
 """Fewer heads of a layer at a time make products so small that a second worker does not pay."""
 
 
+_TITLES = {
+    "bytes_to_read": "to read",
+    "memory_bytes": "memory",
+    "seconds_least": "time",
+    "inference_seconds_least": "evidence inference",
+    "streams": "layer by layer",
+}
+
+
 @dataclass(frozen=True)
 class Plan:
     """Sizes of a model, and estimates of bytes, memory and time of its map.
@@ -122,6 +132,27 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The fields for people, with their titles: sizes in units, time in words, each note on a row."""
+        found, rows = self.to_dict(), []
+        for name, value in found.items():
+            if name == "notes" or name.endswith("seconds_most"):
+                continue
+            if isinstance(value, bool):
+                text = "yes" if value else "no"
+            elif "bytes" in name:
+                text = size(value)
+            elif name.endswith("seconds_least"):
+                text = f"{duration(value)} to {duration(found[name.replace('least', 'most')])}"
+            else:
+                text = f"{value:,}" if isinstance(value, int) else str(value)
+            rows.append((_TITLES.get(name, name.replace("_", " ")), text))
+        return rows + [("note", note) for note in self.notes]
+
+    def __repr__(self) -> str:
+        """As ``headatlas plan`` prints it."""
+        return safe_text("\n".join(f"{title:<18}  {text}" for title, text in self.rows()), keep="\n")
 
 
 def plan(
