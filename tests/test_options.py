@@ -43,7 +43,7 @@ def test_changed_leaves_out_what_is_none_and_the_original() -> None:
     assert base.changed() == base == base.changed(k=None, tau=None)
     assert base.changed(k=5) == Thresholds(5, 3, criterion="tau")
     assert (base.k_for(copying=True), base.k_for(copying=False)) == (3, 25)
-    with pytest.raises(TypeError, match="no field kk"):
+    with pytest.raises(HeadatlasError, match="no threshold 'kk'; use k, k_copy"):
         base.changed(kk=3)
     with pytest.raises(FrozenInstanceError):
         base.k = 3  # type: ignore[misc]

@@ -42,7 +42,7 @@ ATLAS = {
     *("relations", "included", "left_out", "category_names", "known"),
     *("relation_scores", "scores", "calls", "table", "without_evidence", "evidence", "forget_evidence"),
     *("behaviours", "salience", "spectrum", "explained", "labels"),
-    *("sel", "heads", "head", "coverage", "top", "pairs", "categories"),
+    *("sel", "heads", "head", "search", "coverage", "top", "pairs", "categories"),
     *("caption", "plot", "recipe", "explore"),
 }
 

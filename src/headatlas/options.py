@@ -127,9 +127,9 @@ class Thresholds:
 
     def changed(self, **changes: Any) -> Thresholds:
         """A copy with the given fields replaced; None leaves a field as it is."""
-        unknown = sorted(set(changes) - {each.name for each in fields(self)})
-        if unknown:
-            raise TypeError(f"Thresholds has no field {', '.join(unknown)}")
+        known = [each.name for each in fields(self)]
+        if unknown := [name for name in changes if name not in known]:
+            raise HeadatlasError(f"there is no threshold {unknown[0]!r}; use {', '.join(known)}.")
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
     def check(self, ceiling: int) -> None:

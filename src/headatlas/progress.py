@@ -179,6 +179,15 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def size(n_bytes: float) -> str:
+    """``512 kB``, ``1.4 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} TB"
+
+
 def _say(text: str) -> None:
     print(safe_text(text, keep="\n"), file=sys.stderr, flush=True)
 

@@ -76,6 +76,23 @@ def test_one_atlas_is_no_comparison(tmp_path: Path) -> None:
         compare(plant_atlas(tmp_path / "a.zarr", []))
 
 
+def test_atlases_are_given_one_by_one_as_a_list_or_as_paths(tmp_path: Path) -> None:
+    both = [
+        plant_atlas(tmp_path / name / "atlas.zarr", [Plant(1, 0, "country_to_capital", hits=30)], lens=lens)
+        for name, lens in (("a", "neutral"), ("b", "maps"))
+    ]
+    found = compare(*both)
+    assert repr(found).startswith(f"Comparison of {found.labels[0]} and {found.labels[1]}: ")
+    assert found.not_by_head in repr(found) and len(repr(found)) < 1000
+    table = found.table
+    for given in ([both], [tmp_path / "a", both[1]], [[str(tmp_path / "a"), tmp_path / "b"]]):
+        assert compare(*given).table.equals(table)  # type: ignore[arg-type]
+    with pytest.raises(HeadatlasError, match="no atlas"):
+        compare(tmp_path / "a", tmp_path / "nothing")
+    with pytest.raises(HeadatlasError, match="this is no atlas but of the type int"):
+        compare(both[0], 5)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("again", ["a.zarr", "link.zarr", "./a.zarr"])
 def test_an_atlas_is_not_compared_with_itself(tmp_path: Path, again: str) -> None:
     first = plant_atlas(tmp_path / "a.zarr", [])
@@ -213,6 +230,8 @@ def test_classes_of_change(changed: HeadChanges) -> None:
     ]
     assert rows["score_a"].tolist() == [0.75, 0.0, 1.0, 0.175]
     assert rows["score_b"].tolist() == [0.0, 0.7, 0.5, 0.125]
+    assert "; 1 lost, 1 gained, 1 weaker, 0 stronger at q ≤ 0.01" in repr(changed)
+    assert len(repr(changed).splitlines()) == 1
     assert rows["q"].isna().tolist() == [False, False, False, True]
     kept = changed.table[changed.table["called"] == "both"]
     assert set(kept["relation"]) == {PAST, "word_to_first_letter"}

@@ -51,11 +51,21 @@ def planted(tmp_path: Path) -> Atlas:
     return with_groups(plant_atlas(tmp_path / "planted.zarr", PLANTS, specs=SPECS), 2)
 
 
+def test_a_structure_says_what_it_holds(planted: Atlas) -> None:
+    found = structure(planted)
+    lines = repr(found).splitlines()
+    assert len(lines) < 20 and max(map(len, lines)) < 120
+    assert "  Algorithmic: 5 heads, median layer 3, quartiles 2 to 4" in lines
+    assert f"  of {planted.n_layers * planted.n_heads} heads " in repr(found)
+    assert f"  signed: within {found.groups[0].within:.2f}, " in repr(found)
+
+
 def test_depth_and_its_test_are_those_of_the_description(planted: Atlas) -> None:
     found = structure(planted)
     rows = {row.category: row for row in found.depth.categories}
     assert rows["Knowledge"].layers == (1, 2, 2, 3, 4)
-    assert (rows["Algorithmic"].low, rows["Algorithmic"].median, rows["Algorithmic"].high) == (2, 3, 4)
+    row = rows["Algorithmic"]
+    assert (row.lower_quartile, row.median, row.upper_quartile) == (2, 3, 4)
     assert found.depth.comparison is not None
     assert f"H = {found.depth.comparison.h:.1f}" in describe(planted)
     assert found.depth_single is not None

@@ -178,6 +178,7 @@ def test_whole_words_go_before_parts_of_words(watched: Atlas) -> None:
     store_labels(group, pd.DataFrame([row], columns=list(LABEL_COLUMNS)), {"author": "rules 2"})
     atlas = Atlas.open(watched.path)
     assert "label" not in set(search(atlas, word)["where"]) and len(search(atlas, word))
+    assert atlas.search(word).equals(search(atlas, word))
     assert search(atlas, f"{word}is")["what"].tolist() == [f"{word}ish things"]
 
 

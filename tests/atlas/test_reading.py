@@ -131,8 +131,11 @@ def test_thresholds_are_given_or_changed(synthetic: Atlas) -> None:
     assert synthetic.at(Thresholds.preset("maps-paper"), k_copy=2).thresholds.k_copy == 2
     with pytest.raises(HeadatlasError, match=r"^`k` is 33, above the ceiling 32"):
         synthetic.at(k=33)
-    with pytest.raises(TypeError, match="no field kk"):
+    assert synthetic.at("maps-paper-llama3", k=5).thresholds == Thresholds(5, 3, criterion="tau")
+    with pytest.raises(HeadatlasError, match="no threshold 'kk'; use k, k_copy, tau, q_max, criterion"):
         synthetic.at(kk=3)
+    with pytest.raises(HeadatlasError, match="no preset 'paper'; use one of default, maps-paper"):
+        synthetic.at("paper")
     with pytest.raises(HeadatlasError, match=r"^`tau` is 2: it must lie between 0 and 1"):
         synthetic.at(tau=2)
 
@@ -143,8 +146,9 @@ def test_thresholds_are_given_or_changed(synthetic: Atlas) -> None:
 def test_pairs_say_which_words_a_head_gets_right(planted: Atlas) -> None:
     pairs = planted.pairs(1, 0, "country_to_capital")
     assert list(pairs) == [
-        *("source", "target", "rank", "hit"),
-        *("control_rank", "control_hit", "suppression_rank", "suppression_hit"),
+        *("source", "target", "rank", "hit", "source_hit"),
+        *("control_rank", "control_hit", "control_source_hit"),
+        *("suppression_rank", "suppression_hit", "suppression_source_hit"),
     ]
     assert pairs["source"].tolist() == [f"s{at}" for at in range(40)]
     assert pairs["target"].tolist() == [f"t{at}" for at in range(40)]
@@ -179,9 +183,21 @@ def test_pairs_have_a_row_for_every_target_that_can_be_used(tmp_path: Path) -> N
         ("several1", "t2", 31, False),
         ("several3", "t3", -1, False),
     ]
-    assert pairs.groupby("source")["hit"].any().mean() == atlas.table()["score"][0] == 1 / 3
+    by_source = pairs.drop_duplicates("source")
+    assert by_source["source_hit"].mean() == atlas.table()["score"][0] == 1 / 3 != pairs["hit"].mean()
     assert atlas.at(k=4).pairs(0, 0, "several")["hit"].sum() == 0
     assert atlas.at(k=12).pairs(0, 0, "several")["hit"].tolist() == [True, True, False, False]
+
+
+def test_hits_of_sources_are_the_scores(synthetic: Atlas) -> None:
+    names = ["copying", "country_to_capital"]
+    pairs = synthetic.pairs(1, 2, names).drop_duplicates(["relation", "source"]).groupby("relation")
+    rows = synthetic.sel(layer=1, head=2, relation=names).set_index("relation")
+    for column, hits in (("score", "source_hit"), ("suppression", "suppression_source_hit")):
+        assert pairs[hits].mean().tolist() == rows[column].loc[names].tolist()
+    assert pairs["control_source_hit"].mean().tolist() == rows["control"].loc[names].tolist()
+    with pytest.raises(HeadatlasError, match="`relation` names nothing"):
+        synthetic.pairs(1, 2, [])
 
 
 @pytest.mark.parametrize(
@@ -243,16 +259,41 @@ def test_rows_are_selected_by_all_that_is_given(planted: Atlas) -> None:
         planted.sel(relation=["capital", "x"])
     with pytest.raises(HeadatlasError, match="no relation 'x'"):
         planted.top("x")
+    assert len(planted.top("capital", np.int64(2))) == 2 and planted.top("capital", n=0).empty
+    for wrong in (-2, 1.5):
+        with pytest.raises(HeadatlasError, match=f"`n` is {wrong}: give a whole number from 0"):
+            planted.top("capital", n=wrong)  # type: ignore[arg-type]
+    with pytest.raises(HeadatlasError, match=r"`layer` is \[1, 2\]: give one layer"):
+        planted.sel(layer=[1, 2])  # type: ignore[arg-type]
+    with pytest.raises(HeadatlasError, match="`layer` is '1': give one layer, a whole number from 0"):
+        planted.head("1", "0")  # type: ignore[arg-type]
+    assert planted.sel(layer=np.int64(1)).equals(planted.sel(layer=1))
 
 
 def test_the_first_columns_are_those_that_people_look_for(planted: Atlas) -> None:
-    first = ["layer", "head", "relation", "score", "q", "added", "called"]
+    first = [
+        *("layer", "head", "relation", "score", "q", "suppression", "suppression_q"),
+        *("added", "called"),
+    ]
     for frame in (planted.table(), planted.sel(), planted.top("capital"), planted[1, 0]):
-        assert list(frame)[:7] == first
+        assert list(frame)[:9] == first
+        assert repr(frame).splitlines()[0].split() == first
+        assert "<th>suppression_q</th>" in str(frame._repr_html_())  # type: ignore[operator]
     called = planted.table().set_index(["layer", "head", "relation"])["called"]
     assert called[1, 0, "country_to_capital"] == "implements"
     assert called[1, 0, "verb_to_past_tense"] == "suppresses"
     assert called[0, 0, "verb_to_past_tense"] == ""
+
+
+@pytest.mark.parametrize("most", [None, 100])
+def test_the_settings_of_pandas_hold(planted: Atlas, most: int | None) -> None:
+    table = planted.top("capital")
+    with pd.option_context("display.max_columns", most, "display.width", 1000):
+        assert repr(table) == repr(pd.DataFrame(table))
+        assert repr(table).splitlines()[0].split() == list(table)
+        assert table._repr_html_() == pd.DataFrame(table)._repr_html_()  # type: ignore[operator]
+    with pd.option_context("display.float_format", "{:.1f}".format):
+        assert "0.9 " in repr(table) and "0.90" not in repr(table)
 
 
 def test_a_table_that_is_changed_changes_nothing(planted: Atlas) -> None:

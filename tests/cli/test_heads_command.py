@@ -143,3 +143,18 @@ def test_words_of_a_head(run: Run, shared_folder: Path) -> None:
     pairs = atlas.pairs(row["layer"], row["head"], relation)
     assert records["ceiling"] == 32 and len(records["rows"]) == len(pairs)
     assert sum(each["hit"] for each in records["rows"]) == n
+
+
+def test_a_limit_of_a_search_counts_heads(run: Run, shared_folder: Path) -> None:
+    args = ("heads", shared_folder, "--label", "to", "--tau", 0.02, "--criterion", "tau")
+    rows = parsed(run(*args, "--json"))["rows"]
+    heads = list(dict.fromkeys((row["layer"], row["head"]) for row in rows))
+    assert len(rows) > len(heads) > 2
+    first = [row for row in rows if (row["layer"], row["head"]) in heads[:2]]
+    assert parsed(run(*args, "-n", 2, "--json"))["rows"] == first and len(first) > 2
+
+
+@pytest.mark.parametrize("more", [("--only", "capital"), ("--category", "Knowledge"), ("--all",)])
+def test_a_search_is_of_all_heads(run: Run, shared_folder: Path, more: tuple[str, ...]) -> None:
+    said = run("heads", shared_folder, "--label", "capital", *more, code=2).stderr
+    assert said == f"error: --label searches all that is said of every head; leave out {more[0]}.\n"

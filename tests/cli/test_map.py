@@ -11,7 +11,7 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -22,11 +22,12 @@ import pytest
 
 from headatlas import __main__ as command
 from headatlas.atlas import Atlas
-from headatlas.cli.map import map_summary, size
+from headatlas.cli.map import map_summary
 from headatlas.cli.output import progress_shown
 from headatlas.errors import HeadatlasError
+from headatlas.mapping.plan import Plan
 from headatlas.options import Compute, Thresholds
-from headatlas.progress import Progress, duration
+from headatlas.progress import Progress, duration, size
 from headatlas.relations import NOT_DRAWN, core
 from headatlas.relations.relation import TokenisedRelation
 from tests.atlas.made import tokenised, write_atlas
@@ -319,32 +320,31 @@ def test_a_bar_on_a_terminal() -> None:
 
 
 def test_plan(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {
-        "model": "Tiny",
-        "layers": 2,
-        "bytes_to_read": 2_500_000_000,
-        "memory_bytes": 1_000_000,
-        "seconds_least": 14.6,
-        "seconds_most": 75.0,
-        "notes": ["the licence asks for attribution"],
-    }
-
-    class Plan:
-        def to_dict(self) -> dict[str, Any]:
-            return found
-
+    whole = [each.name for each in fields(Plan) if each.type == "int"]
+    found = Plan(
+        **dict.fromkeys(("family", "format", "lens"), "tiny"),
+        **(dict.fromkeys(whole, 2) | {"bytes_to_read": 2_500_000_000, "memory_bytes": 1_000_000}),
+        **{"inference_seconds_least": 1.0, "inference_seconds_most": 2.0},
+        model="Tiny",
+        streams=False,
+        seconds_least=14.6,
+        seconds_most=75.0,
+        notes=("the licence asks for attribution",),
+    )
     asked: list[tuple[Any, ...]] = []
     module = ModuleType("headatlas.mapping.plan")
-    module.__dict__["plan"] = lambda model, **rest: asked.append((model, rest)) or Plan()
+    module.__dict__["plan"] = lambda model, **rest: asked.append((model, rest)) or found
     monkeypatch.setitem(sys.modules, "headatlas.mapping.plan", module)
     text = run("plan", "tiny", "--lens", "maps", "--adapter", "mine", "--sources", "50").stdout
     options = {"lens": "maps", "compute": Compute(), "remote": False, "adapter": "mine", "sources": 50}
+    options["target_policy"] = "single"
     assert [
         (model, {name: value for name, value in rest.items() if name != "relations"}) for model, rest in asked
     ] == [("tiny", options)]
     assert asked[0][1]["relations"] == core()
     for part in ("2.5 GB", "1 MB", "15 s to 1 min 15 s", "attribution"):
-        assert part in text
+        assert part in text and part in repr(found)
+    assert repr(found) == text.rstrip("\n")
     assert '"bytes_to_read": 2500000000' in run("plan", "tiny", "--json").stdout
 
 

@@ -80,8 +80,8 @@ def test_an_atlas_with_an_adapter_is_not_one_of_the_base(
 
 def test_the_plan_counts_the_merged_copies(folders: tuple[Path, Path, Path]) -> None:
     base, adapter, _ = folders
-    plain = plan.plan(base, compute=Compute(stream=True))
-    found = plan.plan(base, compute=Compute(stream=True), adapter=adapter)
+    plain = plan.plan(base, relations=random_relations(), compute=Compute(stream=True))
+    found = plan.plan(base, relations=random_relations(), compute=Compute(stream=True), adapter=adapter)
     assert found.bytes_to_read == plain.bytes_to_read
     assert found.memory_bytes > plain.memory_bytes
     assert any("The adapter mine (LoRA) is merged into base" in note for note in found.notes)

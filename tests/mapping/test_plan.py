@@ -23,7 +23,15 @@ from headatlas.mapping.run import map_heads
 from headatlas.mapping.vocabulary import Vocabulary
 from headatlas.relations import drawn
 from headatlas.weights import safetensors_source
-from tests.mapping.checkpoints import VOCAB, random_relations, save, tiny_model, word_tokenizer
+from tests.mapping.checkpoints import (
+    VOCAB,
+    random_relations,
+    relation,
+    save,
+    tiny_model,
+    word,
+    word_tokenizer,
+)
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +130,20 @@ def test_a_missing_tokenizer_is_said_beforehand(tmp_path: Path) -> None:
     assert [note for note in plan(folder, relations=random_relations()).notes if said in note]
 
 
+def test_a_plan_leaves_out_and_refuses_what_a_map_does(model: Path, tmp_path: Path) -> None:
+    small = relation("small", [(word(at), [word(at + 9)]) for at in range(20, 23)])
+    why = "3 usable sources, at least 30 needed"
+    assert f"left out: small ({why})" in plan(model, relations=[*random_relations(), small]).notes
+    assert not any("left out" in note for note in plan(model, relations=random_relations()).notes)
+    for refuses in (plan, map_heads):
+        with pytest.raises(HeadatlasError, match=rf"no relation can be used .*\(small: {why}\)"):
+            refuses(model, relations=[small])
+    first = relation("first", [(word(at), [f"{word(at)} {word(at + 1)}"]) for at in range(20, 55)])
+    assert plan(model, relations=[first], target_policy="first-token").relations == 1
+    with pytest.raises(HeadatlasError, match="0 usable sources"):
+        plan(model, relations=[first])
+
+
 def test_what_cannot_be_planned_is_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(HeadatlasError, match="there is no lens"):
         plan(model, lens="none")
@@ -172,7 +194,7 @@ def test_small_layers_leave_freed_memory_behind(model: Path, monkeypatch: pytest
 
 def test_memory_is_not_underestimated(model: Path) -> None:
     """Weights, states of all layers and U must at least fit."""
-    found = plan(model)
+    found = plan(model, relations=random_relations())
     states = found.layers * found.sources * found.d_model * 4 * 2
     assert found.memory_bytes > 4 * found.parameters + states
 

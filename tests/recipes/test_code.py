@@ -165,6 +165,15 @@ def test_hostile_names_stay_text(llama: Case, form: str, tmp_path: Path) -> None
     assert "\u202e" not in code and "\x1b" not in code
 
 
+def test_a_recipe_is_short_at_the_prompt(llama: Case) -> None:
+    made = llama.atlas.recipe(heads=[(0, 1), (1, 2)])
+    n = len(made.code.splitlines())
+    assert (
+        repr(made) == f"<Recipe for the heads 0.1, 1.2: {n} lines of Python in .code; print it to read them>"
+    )
+    assert str(made) == made.code
+
+
 def test_code_is_made_without_torch(llama: Case, tmp_path: Path) -> None:
     llama.atlas.load().save(tmp_path)
     code = (

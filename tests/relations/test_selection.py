@@ -209,6 +209,9 @@ def test_from_pairs() -> None:
     pairs = (Pair("sky", ("blue",)), Pair("sea", ("green", "blue")))
     assert made == Relation("my_colours", "My colours", "Colour", pairs)
     assert Relation.from_pairs("c", [("a", "a")]).copying
+    assert Relation.from_pairs("d", {"sky": "blue", "sea": ["blue", "green"]}) == Relation.from_pairs(
+        "d", [("sky", "blue"), ("sea", ["blue", "green"])]
+    )
     assert Relation.from_pairs("year", [(1990, 1991)]).pairs == (Pair("1990", ("1991",)),)  # type: ignore[list-item]
 
 

@@ -377,11 +377,13 @@ def test_one_hopeless_part_ends_the_others(
     assert time.monotonic() - began < 30
 
 
-def test_the_command_line(server: Server, mapped_folder: Path) -> None:
+def test_the_command_line(server: Server, mapped_folder: Path, tmp_path: Path) -> None:
     from headatlas.cli import app
 
-    address = server.serve(mapped_folder)
-    said = CliRunner().invoke(app, ["plan", address, "--lens", "maps", "--json"])
+    address, relations = server.serve(mapped_folder), tmp_path / "copy.json"
+    relations.write_text(checkpoints.random_relations()[-1].to_json())
+    args = ["plan", address, "--lens", "maps", "--relations", str(relations), "--json"]
+    said = CliRunner().invoke(app, args)
     plan = json.loads(said.stdout)
     assert plan["bytes_to_read"] < len(server.files[WEIGHTS])
     assert server.sent[WEIGHTS] == 8 + int.from_bytes(server.files[WEIGHTS][:8], "little")

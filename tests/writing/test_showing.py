@@ -17,7 +17,14 @@ from typer.testing import CliRunner, Result
 import headatlas as ha
 from headatlas import writing
 from headatlas.atlas import Atlas
-from headatlas.atlas.salience import COLUMNS, EXPLAINED_COLUMNS, SPECTRUM_COLUMNS, head_rows, stored_salience
+from headatlas.atlas.salience import (
+    COLUMNS,
+    EXPLAINED_BY,
+    EXPLAINED_COLUMNS,
+    SPECTRUM_COLUMNS,
+    head_rows,
+    stored_salience,
+)
 from headatlas.atlas.stored import store_dataset
 from headatlas.cli import app
 from headatlas.errors import HeadatlasError
@@ -66,7 +73,7 @@ def test_a_model_is_read_as_defined(lens: str, tmp_path: Path, request: pytest.F
                 assert found["promoted"] == [f" {word(token)}" for token in wanted[2]]
 
 
-def test_spectrum_and_shares(written_neutral: Path) -> None:
+def test_spectrum_and_shares(written_neutral: Path, tmp_path: Path) -> None:
     atlas = Atlas.open(written_neutral)
     spectrum, explained = atlas.spectrum(), atlas.explained()
     stored = stored_salience(atlas.path)
@@ -78,6 +85,11 @@ def test_spectrum_and_shares(written_neutral: Path) -> None:
     assert len(spectrum) == len(explained) == atlas.n_layers * atlas.n_heads
     np.testing.assert_allclose(spectrum.groupby("layer")["norm_share"].sum(), 1.0)
     assert spectrum["copying"].between(-1, 1).all() and explained["explained"].between(0, 1).all()
+    explained.to_parquet(tmp_path / "explained.parquet")
+    read = pd.read_parquet(tmp_path / "explained.parquet")
+    assert [list(each) for each in read["relations"]] == explained["relations"].tolist()
+    named = {tuple(each) for row in explained["relations"] for each in row}
+    assert named == {EXPLAINED_BY["relations"]} == {("relation", "sources")}
     first = spectrum["directions"].iloc[0]
     assert [each["singular_value"] for each in first] == spectrum["singular_values"].iloc[0][: len(first)]
     ends = first[0]["ends"]

@@ -14,21 +14,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from headatlas.addresses import is_url
-from headatlas.atlas.atlas import titles_of
+from headatlas.atlas.atlas import Atlas, atlas_of, titles_of
 from headatlas.atlas.relation_scores import SIGNS
 from headatlas.atlas.store import read_array
 from headatlas.errors import HeadatlasError
 from headatlas.scoring.scores import false_discovery_rates, source_hits, wilson
-
-if TYPE_CHECKING:
-    from headatlas.atlas import Atlas
+from headatlas.showing import safe_text
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -38,6 +36,8 @@ Change = Literal["lost", "gained", "weaker", "stronger", ""]
 FEWEST = 5
 """A correlation over fewer relations is not computed."""
 RESAMPLES = 9_999
+MOST_LINES = 6
+"""Pairs of atlases, and steps, of a comparison that is printed."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +84,39 @@ class Comparison:
     changes: tuple[HeadChanges, ...]
     not_by_head: str
 
+    def __repr__(self) -> str:
+        names = self.table["relation"].nunique()
+        out = f"; {len(self.left_out)} not compared (.left_out)" if self.left_out else ""
+        lines = [f"Comparison of {' and '.join(self.labels)}: {names} relations (.table){out}"]
+        for each in self.agreement[:MOST_LINES]:
+            scores = "–" if each.score is None else f"{each.score:.2f}"
+            depths = "–" if each.depth is None else f"{each.depth:.2f}"
+            lines += [f"  {each.first}, {each.second}: correlation of scores {scores}, of depths {depths}"]
+        lines += [f"  {step!r} (.changes)" for step in self.changes[:MOST_LINES]]
+        lines += [f"  {self.not_by_head}"] if self.not_by_head else []
+        return safe_text("\n".join(lines), keep="\n")
 
-def compare(*atlases: Atlas) -> Comparison:
+
+def compare(*atlases: Atlas | str | Path | Sequence[Atlas | str | Path]) -> Comparison:
     """Put the relations of several atlases side by side; those of one shape also head by head, in this order.
 
     Args:
-        atlases: Two or more. Of one shape are models with the same layers, heads and family, mapped and read
-            alike: fine-tunes, checkpoints, quantisations. Heads are matched by layer and number.
+        atlases: Two or more, or a list of them: atlases, or where they are. Of one shape are models with the
+            same layers, heads and family, mapped and read alike: fine-tunes, checkpoints, quantisations.
+            Heads are matched by layer and number.
 
     Raises:
         HeadatlasError: Fewer than two atlases, one given twice, or no relation that two of them share.
     """
-    if len(atlases) < 2:
+    given: list[Any] = []
+    for part in atlases:
+        given += part if isinstance(part, list | tuple) else [part]
+    if len(given) < 2:
         raise HeadatlasError("a comparison needs at least two atlases.")
+    return _compared(tuple(map(atlas_of, given)))
+
+
+def _compared(atlases: tuple[Atlas, ...]) -> Comparison:
     for first, second in combinations(atlases, 2):
         if _same(first, second):
             raise HeadatlasError(
@@ -345,6 +365,14 @@ class HeadChanges:
     mapped: Bools
     n_heads: int
     q_max: float
+
+    def __repr__(self) -> str:
+        n = self.counts
+        return safe_text(
+            f"HeadChanges from {self.a} to {self.b}: of {n.cells} cells {n.called_a} and {n.called_b} are "
+            f"called, {n.called_both} in both; {n.lost} lost, {n.gained} gained, {n.weaker} weaker, "
+            f"{n.stronger} stronger at q ≤ {self.q_max:g}"
+        )
 
     @property
     def changes(self) -> pd.DataFrame:

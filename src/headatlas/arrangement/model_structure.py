@@ -23,21 +23,26 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from headatlas.atlas.atlas import Atlas
+from headatlas.atlas.atlas import Atlas, atlas_of
 from headatlas.atlas.relation_scores import all_single, single_token_dataset
 from headatlas.options import FLOOR
+from headatlas.scoring.scores import p_value
+from headatlas.showing import safe_text
 
 MEASURES = ("signed", "unsigned")
 GROUP_RESAMPLES = 9_999
 CALL_RESAMPLES = 1_999
 FEWEST_LAYERS = 3
 """Intervals need at least this many layers to resample."""
+MOST_CATEGORIES = 8
+"""Of a structure that is printed."""
 SMALLEST_GROUP = 5
 """Categories with fewer heads are not compared."""
 
@@ -68,9 +73,33 @@ class Structure:
         """Plain values, for JSON."""
         return asdict(self)
 
+    def __repr__(self) -> str:
+        groups = [
+            f"  {each.measure}: within {each.within:.2f}, between {each.between:.2f}, {p_value(each.p)}"
+            for each in self.groups
+        ]
+        lines = ["Key/value groups (.groups): cosine of scores", *(groups or [f"  {self.no_groups}"])]
+        if (per_head := self.per_head) is not None:
+            counts = ", ".join(f"{n} with {at}" for at, n in enumerate(per_head.observed))
+            lines += ["Relations per head (.per_head)", f"  of {per_head.n_heads} heads {counts}"]
+            if per_head.p is not None:
+                lines += [f"  variance {per_head.dispersion:.2f} times that by chance, {p_value(per_head.p)}"]
+        lines += ["Layers of each category's heads (.depth)"]
+        lines += [
+            f"  {each.category}: {len(each.layers)} heads, median layer {each.median:g}, "
+            f"quartiles {each.lower_quartile:g} to {each.upper_quartile:g}"
+            for each in self.depth.categories[:MOST_CATEGORIES]
+        ]
+        if (more := len(self.depth.categories) - MOST_CATEGORIES) > 0:
+            lines += [f"  and {more} more categories"]
+        if self.depth.comparison is not None:
+            lines += [f"  Kruskal–Wallis: {p_value(self.depth.comparison.p)}"]
+        return safe_text("\n".join(lines), keep="\n")
 
-def structure(atlas: Atlas) -> Structure:
-    """Everything about one atlas, with the thresholds that it is read with."""
+
+def structure(atlas: Atlas | str | Path) -> Structure:
+    """Everything about one atlas, or about that at a path, with the thresholds that it is read with."""
+    atlas = atlas_of(atlas)
     groups, why, calls = group_likeness(atlas), why_no_groups(atlas), called_cells(atlas)
     if not groups and why is None:
         why = "no layer has pairs of scoring heads both within a group and between groups"
@@ -345,9 +374,9 @@ class CategoryDepth:
 
     category: str
     layers: tuple[int, ...]
-    low: float
+    lower_quartile: float
     median: float
-    high: float
+    upper_quartile: float
 
 
 @dataclass(frozen=True)

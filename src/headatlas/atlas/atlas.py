@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,7 +48,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.options import Thresholds
 from headatlas.relations.relation import CORE_CATEGORIES
 from headatlas.relations.selection import match_relation
-from headatlas.scoring.scores import false_discovery_rates, wilson
+from headatlas.scoring.scores import false_discovery_rates, source_hits, wilson
 
 if TYPE_CHECKING:
     from headatlas.atlas.cards import Card
@@ -113,16 +114,18 @@ class Atlas:
         atlas = cls(dataset, provenance, thresholds, where)
         return atlas.at(**changes) if changes else atlas
 
-    def at(self, thresholds: Thresholds | None = None, **changes: Any) -> Atlas:
+    def at(self, thresholds: Thresholds | str | None = None, **changes: Any) -> Atlas:
         """Read the ranks with other thresholds; nothing is mapped again.
 
         Args:
-            thresholds: In place of this atlas's.
+            thresholds: In place of this atlas's; or the name of a preset, such as ``"maps-paper"``.
             changes: ``k``, ``k_copy``, ``tau``, ``q_max`` and ``criterion``; None leaves one as it is.
 
         Raises:
-            HeadatlasError: k is above the ceiling, or a number is out of range.
+            HeadatlasError: k is above the ceiling, a number is out of range, or there is no such name.
         """
+        if isinstance(thresholds, str):
+            thresholds = Thresholds.preset(thresholds)
         new = (thresholds or self.thresholds).changed(**changes)
         new.check(int(self.provenance["ceiling"]))
         kept: tuple[str, ...] = ("dataset", "_stored", "provenance", "place", "layers_done", *_MEASURED)
@@ -308,10 +311,11 @@ class Atlas:
     def table(self) -> pd.DataFrame:
         """One row per mapped head × scored relation, in the order of layers and heads.
 
-        Columns: layer, head, relation, score (promotion), q, added (share of sources that the head hits and
-        the state does not), called (``"implements"``, ``"suppresses"``, both, or nothing); then category, low
-        and high (Wilson 95 %), chance, lift, p; suppression and suppression_low … suppression_q; control
-        (score of the state itself at that layer), n_sources, implements and suppresses. chance and lift are
+        Columns: layer, head, relation, score (promotion) and its q, suppression and suppression_q, added
+        (share of sources that the head hits and the state does not), called (``"implements"``,
+        ``"suppresses"``, both, or nothing); then category, low and high (Wilson 95 %), chance, lift, p;
+        suppression_low … suppression_p; control (score of the state itself at that layer), n_sources,
+        implements and suppresses. chance and lift are
         NaN below the calibration floor. Where there is evidence, the columns of
         ``headatlas.atlas.evidence.COLUMNS`` follow.
         """
@@ -402,8 +406,8 @@ class Atlas:
     def explained(self) -> pd.DataFrame:
         """Share of each head's salience that known relations account for, and where the rest comes from.
 
-        One row per head: layer, head, explained (0 … 1), relations (list of (relation, sources)), rest (list
-        of (field, words, q)).
+        One row per head: layer, head, explained (0 … 1), relations (list of dicts: relation, sources), rest
+        (list of dicts: field, words, q).
         """
         return self._salience[2].copy()
 
@@ -445,6 +449,8 @@ class Atlas:
             frame = frame[frame["category"] == known[category.lower()]]
         for name, value, n in (("layer", layer, self.n_layers), ("head", head, self.n_heads)):
             if value is not None:
+                if not _is_whole(value):
+                    raise HeadatlasError(f"`{name}` is {value!r}: give one {name}, a whole number from 0.")
                 if not 0 <= value < n:
                     raise HeadatlasError(
                         f"there is no {name} {value}: {self.model_name} has {name}s 0 to {n - 1}."
@@ -493,16 +499,20 @@ class Atlas:
         Raises:
             HeadatlasError: The relation is not in this atlas, or was left out (with the reason).
         """
+        if not _is_whole(n) or n < 0:
+            raise HeadatlasError(f"`n` is {n!r}: give a whole number from 0.")
         frame = self._table[self._table["relation"] == self.known(relation)]
         return frame.sort_values("score", ascending=False, kind="stable").head(n).reset_index(drop=True)
 
-    def pairs(self, layer: int, head: int, relation: str) -> pd.DataFrame:
+    def pairs(self, layer: int, head: int, relation: str | Sequence[str]) -> pd.DataFrame:
         """List the words of a relation that a head gets right: one row per source and accepted target.
 
         Columns: source, target, rank (number of other tokens at least as high; missing at the ceiling and
-        beyond), hit (rank below k), control_rank and control_hit (of the state itself, without any head),
-        suppression_rank, suppression_hit. A source counts as hit if any of its targets is. Pairs that the
-        tokenizer cannot use are not there (see :attr:`relations`).
+        beyond), hit (rank below k), source_hit (any target of the source is hit), then the same of the state
+        itself, without any head (control_rank, control_hit, control_source_hit), and of suppression
+        (suppression_rank …). Scores are means over sources, not over rows:
+        ``pairs.drop_duplicates("source")["source_hit"].mean()``. Pairs that the tokenizer cannot use are not
+        there (see :attr:`relations`). Of several relations, a column ``relation`` comes first.
 
         Raises:
             HeadatlasError: No such head or relation, or the layer is not mapped.
@@ -510,6 +520,14 @@ class Atlas:
         self.sel(layer=layer, head=head)
         if not self.layers_done[layer]:
             raise HeadatlasError(f"layer {layer} is not mapped in this atlas.")
+        if not isinstance(relation, str):
+            names = list(dict.fromkeys(self.known(name) for name in relation))
+            if not names:
+                raise HeadatlasError("`relation` names nothing: give a relation or several.")
+            frames = [self.pairs(layer, head, name) for name in names]
+            for name, frame in zip(names, frames, strict=True):
+                frame.insert(0, "relation", name)
+            return pd.concat(frames, ignore_index=True)
         name = self.known(relation)
         at = self.relations.index[self.relations["relation"] == name][0]
         k = int(self.relations["k"][at])
@@ -521,11 +539,13 @@ class Atlas:
             "suppression_": read_array(data, "suppression_rank")[layer, head],
         }
         columns: dict[str, Any] = {word: read_array(data, word)[usable] for word in ("source", "target")}
+        source, n_sources = read_array(data, "pair_source")[usable], int(read_array(data, "n_sources")[at])
         for prefix, all_ranks in ranks.items():
             rank = all_ranks[usable]
             columns[f"{prefix}rank"] = pd.array(rank, dtype="Int16")
             columns[f"{prefix}rank"][rank < 0] = pd.NA
             columns[f"{prefix}hit"] = (rank >= 0) & (rank < k)
+            columns[f"{prefix}source_hit"] = source_hits(rank, source, n_sources, k)[source]
         return pd.DataFrame(columns)
 
     def head(self, layer: int, head: int) -> Card:
@@ -537,6 +557,17 @@ class Atlas:
         from headatlas.atlas.cards import head_card
 
         return head_card(self, layer, head)
+
+    def search(self, text: str) -> pd.DataFrame:
+        """Heads of which something with this text is said, as ``headatlas heads --label`` lists them.
+
+        One row a finding, those of a head together: layer, head, where (``"relation"``, ``"behaviour"``,
+        ``"label"``, ``"source"``, ``"promoted"`` or ``"suppressed"``), what, author (of a label). Whole words
+        count; parts of words where no word matches.
+        """
+        from headatlas.atlas.cards import search
+
+        return search(self, text)
 
     def coverage(self) -> pd.DataFrame:
         """Which heads have a tested statement, as :func:`headatlas.atlas.cards.coverage` describes it."""
@@ -616,6 +647,19 @@ class Atlas:
 open_atlas = Atlas.open
 
 
+def atlas_of(given: Atlas | str | Path) -> Atlas:
+    """An atlas, or the one at a path or address."""
+    if not isinstance(given, Atlas | str | Path):
+        raise HeadatlasError(
+            f"this is no atlas but of the type {type(given).__name__}: give one, or its path."
+        )
+    return given if isinstance(given, Atlas) else Atlas.open(given)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral)
+
+
 def meets_criterion(thresholds: Thresholds, score: Floats, q: Floats) -> NDArray[np.bool_]:
     """Whether heads are called, by their scores and q of one sign: the criterion, written once."""
     enough = score >= thresholds.tau
@@ -627,7 +671,7 @@ def titles_of(atlas: Atlas) -> dict[str, str]:
     return dict(zip(atlas.relations["relation"], atlas.relations["title"], strict=True))
 
 
-def concat(atlases: Sequence[Atlas]) -> pd.DataFrame:
+def concat(atlases: Sequence[Atlas | str | Path]) -> pd.DataFrame:
     """The tables of several atlases as one, with model, lens and thresholds on every row.
 
     Raises:
@@ -635,7 +679,7 @@ def concat(atlases: Sequence[Atlas]) -> pd.DataFrame:
     """
     if not atlases:
         raise HeadatlasError("`atlases` is empty: give two or more.")
-    return pd.concat([with_thresholds(atlas) for atlas in atlases], ignore_index=True)
+    return pd.concat([with_thresholds(atlas_of(each)) for each in atlases], ignore_index=True)
 
 
 def with_thresholds(atlas: Atlas) -> pd.DataFrame:
@@ -654,7 +698,7 @@ def with_thresholds(atlas: Atlas) -> pd.DataFrame:
 _CALLED = np.array(["", "implements", "suppresses", "implements, suppresses"], dtype=object)
 TABLE_COLUMNS = (
     *SHOWN,
-    *("category", "low", "high", "chance", "lift", "p", "suppression"),
-    *(f"suppression_{name}" for name in ("low", "high", "chance", "lift", "p", "q")),
+    *("category", "low", "high", "chance", "lift", "p"),
+    *(f"suppression_{name}" for name in ("low", "high", "chance", "lift", "p")),
     *("control", "n_sources", "implements", "suppresses"),
 )

@@ -16,14 +16,17 @@ if TYPE_CHECKING:
     from headatlas.atlas.atlas import Atlas
     from headatlas.atlas.cards import Card
 
-SHOWN = ("layer", "head", "relation", "score", "q", "added", "called")
+SHOWN = ("layer", "head", "relation", "score", "q", "suppression", "suppression_q", "added", "called")
 """Columns of a table of heads that are printed."""
 N_BEST = 8
 """Rows of each table of an atlas or a card."""
 
 
 class HeadTable(pd.DataFrame):
-    """A DataFrame whose printed form shows the columns one looks for; pandas would show the outer ones."""
+    """A DataFrame whose printed form shows the columns one looks for; pandas would show the outer ones.
+
+    Where the option ``display.max_columns`` has room for all of them, all are shown, as pandas does.
+    """
 
     @property
     def _constructor(self) -> type[HeadTable]:
@@ -34,7 +37,8 @@ class HeadTable(pd.DataFrame):
         if not rest:
             return super().__repr__()
         rows = {"max_rows": pd.get_option("display.max_rows"), "min_rows": pd.get_option("display.min_rows")}
-        text = pd.DataFrame(self)[shown].to_string(float_format="{:.3g}".format, **rows)
+        floats = pd.get_option("display.float_format") or "{:.3g}".format
+        text = pd.DataFrame(self)[shown].to_string(float_format=floats, **rows)
         return f"{text}\n{len(self)} rows; {len(rest)} more columns: {', '.join(rest)}"
 
     def _repr_html_(self) -> str | None:
@@ -45,9 +49,10 @@ class HeadTable(pd.DataFrame):
         return text if text is None else text + more
 
     def _parted(self) -> tuple[list[str], list[str]]:
-        """The columns that are printed and the others; all of them where some of the usual are not there."""
-        names = [str(name) for name in self.columns]
-        if set(SHOWN) <= set(names):
+        """The columns that are printed and the others; all of them where there is room, or where some of the
+        usual are not there."""
+        names, most = [str(name) for name in self.columns], pd.get_option("display.max_columns")
+        if set(SHOWN) <= set(names) and most is not None and most < len(names):
             return list(SHOWN), [name for name in names if name not in SHOWN]
         return names, []
 

@@ -39,6 +39,8 @@ SPECTRUM_COLUMNS = (
     *("layer", "head", "effective_rank", "copying", "norm_share", "singular_values", "directions"),
 )
 EXPLAINED_COLUMNS = ("layer", "head", "explained", "relations", "rest")
+EXPLAINED_BY = {"relations": ("relation", "sources"), "rest": ("field", "words", "q")}
+"""Fields of what explains a head's sources, and of what the others come from."""
 
 Ids = NDArray[np.int64]
 
@@ -143,11 +145,20 @@ class Salience(Stored):
         """One row per head: the columns of :meth:`spectrum`, then those of :meth:`explained`."""
         return self.spectrum().merge(self.explained(), on=["layer", "head"], how="left")
 
+    def frames(self) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        """:meth:`frame`, :meth:`spectrum`, :meth:`explained`, for people: what explains and the rest as dicts
+        with the fields of :data:`EXPLAINED_BY`, which tables in files can hold."""
+        plain = self.explained()
+        parts: dict[str, Any] = {
+            column: [[dict(zip(names, each, strict=True)) for each in row] for row in plain[column]]
+            for column, names in EXPLAINED_BY.items()
+        }
+        return self.frame(), self.spectrum(), plain.assign(**parts)
+
     def of_head(self, layer: int, head: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-        """The rows of one head of :meth:`frame`, :meth:`spectrum`, :meth:`explained`; no others are made."""
+        """The rows of one head of :meth:`frames`; no others are made."""
         mine = Salience(self.data.isel(layer=[layer], head=[head]), self.provenance)
-        frames = mine.frame(), mine.spectrum(), mine.explained()
-        first, second, third = (frame.assign(layer=layer, head=head) for frame in frames)
+        first, second, third = (frame.assign(layer=layer, head=head) for frame in mine.frames())
         return first, second, third
 
     @property
@@ -202,7 +213,7 @@ def salience_frames(atlas: Place | None) -> tuple[pd.DataFrame, pd.DataFrame, pd
             no_rows(each, **kinds) for each in (COLUMNS, SPECTRUM_COLUMNS, EXPLAINED_COLUMNS)
         )
         return first, second, third
-    frames = found.frame(), found.spectrum(), found.explained()
+    frames = found.frames()
     for frame in frames:
         frame.attrs["caption"] = found.caption()
     return frames

@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
     from headatlas.atlas import Atlas
     from headatlas.atlas.evidence import HeadsAblation
-    from headatlas.atlas.salience import Salience
     from headatlas.evidence.opening import Subject
 
 KEPT = "stopped; what was finished is stored in the atlas; the same command goes on"
@@ -468,7 +467,7 @@ def salience_command(
         found = computed_or_stored(
             atlas, model, tokens=tokens, most=most, exact=exact, compute=compute, progress=progress
         )
-    frames = found.frame(), found.spectrum(), found.explained()
+    frames = found.frames()
     if one is not None:
         rows, spectrum, explained = (head_rows(frame, one) for frame in frames)
         frames = rows, spectrum, explained
@@ -477,23 +476,23 @@ def salience_command(
     else:
         say(f"{atlas.model_name}: {found.caption()}")
         if one is None:
-            _print_writing(found)
+            _print_writing(*frames)
         else:
             _print_written(*frames)
     if one is None:
         _write(atlas, lambda: write_salience(atlas, found, not no_figures))
 
 
-def _print_writing(found: Salience) -> None:
+def _print_writing(rows: pd.DataFrame, spectrum: pd.DataFrame, explained: pd.DataFrame) -> None:
     """A row a head: its strongest sources, what it promotes for the first, and numbers."""
-    best = found.frame().groupby(["layer", "head"])
+    best = rows.groupby(["layer", "head"])
     first = best.first()[["gain", "promoted"]].assign(sources=best["source"].agg(list)).reset_index()
-    both = found.spectrum().merge(found.explained(), on=["layer", "head"], how="left")
+    both = spectrum.merge(explained, on=["layer", "head"], how="left")
     columns: tuple[Column, ...] = (
         *(HEAD, "gain", ("sources", lambda row: _tokens(row["sources"], SHOWN_SOURCES))),
         ("promotes for the first", lambda row: _tokens(row["promoted"])),
         *(("rank", "effective_rank"), "copying", ("explained", lambda row: percent(row["explained"]))),
-        ("rest", lambda row: fields_shown(row["rest"]) if isinstance(row["rest"], list) else ""),
+        ("rest", lambda row: _fields_shown(row["rest"]) if isinstance(row["rest"], list) else ""),
     )
     print_records(columns, both.merge(first, on=["layer", "head"], how="left"))
 
@@ -514,8 +513,8 @@ def _print_written(rows: pd.DataFrame, spectrum: pd.DataFrame, explained: pd.Dat
                 ("copying", own["copying"]),
                 ("share of the layer's squared norm", percent(own["norm_share"])),
                 ("explained", percent(share["explained"])),
-                ("by", ", ".join(f"{name} ({n})" for name, n in share["relations"]) or "nothing"),
-                ("the rest", fields_shown(share["rest"]) or "no field of words stands out"),
+                ("by", _relations_shown(share["relations"]) or "nothing"),
+                ("the rest", _fields_shown(share["rest"]) or "no field of words stands out"),
             ]
         )
         typer.echo("")
@@ -531,9 +530,13 @@ def _print_written(rows: pd.DataFrame, spectrum: pd.DataFrame, explained: pd.Dat
         print_records(["direction", "s", *sides], ends)
 
 
-def fields_shown(rest: Sequence[tuple[str, int, float]]) -> str:
+def _relations_shown(relations: Sequence[dict[str, Any]]) -> str:
+    return ", ".join(f"{each['relation']} ({each['sources']})" for each in relations)
+
+
+def _fields_shown(rest: Sequence[dict[str, Any]]) -> str:
     """Fields of words, with how many and q."""
-    return ", ".join(f"{field} ({count}, q {number(q)})" for field, count, q in rest)
+    return ", ".join(f"{each['field']} ({each['words']}, q {number(each['q'])})" for each in rest)
 
 
 def percent(share: float) -> str | None:

@@ -69,7 +69,8 @@ def heads_command(
     category: Annotated[str | None, option("--category", "Only this category.", "NAME")] = None,
     everything: Annotated[bool, option("--all", "Every head, also those not called.")] = False,
     limit: Annotated[
-        int | None, typer.Option("--limit", "-n", metavar="N", min=1, help="Only the first N rows.")
+        int | None,
+        typer.Option("--limit", "-n", metavar="N", min=1, help="Only the first N rows; with --label, heads."),
     ] = None,
     label: Annotated[
         str | None,
@@ -86,8 +87,14 @@ def heads_command(
 
     A head implements a relation when it raises the right target among the top k of the vocabulary for enough
     sources; it suppresses it when it lowers it as far.
+
+    The q printed is that of what is called: of suppression for a head that only suppresses. --json has both,
+    q (of score) and suppression_q, and says with implements and suppresses which is called.
     """
     if label is not None:
+        given = {"--only": only, "--category": category, "--all": everything}
+        if named := ", ".join(name for name, value in given.items() if value):
+            raise HeadatlasError(f"--label searches all that is said of every head; leave out {named}.")
         _print_search(atlas, label, limit, as_json)
         return
     frame = atlas.sel(relation=names_of(only), category=category, called=not everything)
@@ -136,15 +143,13 @@ _EVIDENCE_COLUMNS: tuple[Column, ...] = (
 
 
 def _print_search(atlas: Atlas, text: str, limit: int | None, as_json: bool) -> None:
-    from headatlas.atlas.cards import search
-
-    found = search(atlas, text)
-    rows = found if limit is None else found.head(limit)
+    found = atlas.search(text)
+    head_of = found.groupby(["layer", "head"]).ngroup()  # 0 … in the order of the rows
+    rows = found if limit is None else found[head_of < limit]
     if as_json:
         print_rows([atlas], rows)
         return
-    n_heads = len(found.drop_duplicates(["layer", "head"]))
-    say(f"{atlas.caption()}\n{n_heads} heads with {text!r} in what is said about them")
+    say(f"{atlas.caption()}\n{head_of.nunique()} heads with {text!r} in what is said about them")
     if len(rows):
         print_records([HEAD, "where", "what", "author"], rows)
 
@@ -490,7 +495,7 @@ def _print_depth(depth: Depth) -> None:
         return
     columns: tuple[Column, ...] = (
         *("category", ("heads", lambda row: len(row.layers))),
-        *(("lower quartile", "low"), "median", ("upper quartile", "high")),
+        *(("lower quartile", "lower_quartile"), "median", ("upper quartile", "upper_quartile")),
     )
     print_records(columns, depth.categories)
     found = depth.comparison

@@ -26,7 +26,7 @@ from headatlas.cli.options import (
 from headatlas.cli.output import number, print_fields, print_json, progress_shown, say, say_more, stopping
 from headatlas.errors import HeadatlasError
 from headatlas.options import CEILING, Compute, LensName, Preset, Thresholds
-from headatlas.progress import duration
+from headatlas.progress import duration, size
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
@@ -60,24 +60,33 @@ def plan_command(
     lens: Annotated[LensName, option("--lens", "How a head sees a token.")] = "neutral",
     relations: Relations = None,
     sources: Sources = None,
+    target_policy: TargetPolicyOption = "single",
     remote: Remote = False,
     adapter: Adapter = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what mapping a model will take; nothing is computed.
 
-    Family, heads, bytes to read, memory and time. Only the headers of the weights are read.
+    Family, heads, bytes to read, memory and time. Only the headers of the weights and the tokenizer are read.
+    Relations that the map will leave out are named; where none is left, it is refused as map refuses it.
     """
     asked = _relations(relations)
     from headatlas.mapping.plan import plan
 
     found = plan(
-        model, lens=lens, relations=asked, sources=sources, compute=compute, remote=remote, adapter=adapter
-    ).to_dict()
+        model,
+        lens=lens,
+        relations=asked,
+        sources=sources,
+        target_policy=target_policy,
+        compute=compute,
+        remote=remote,
+        adapter=adapter,
+    )
     if as_json:
-        print_json(found)
+        print_json(found.to_dict())
     else:
-        print_fields(plan_rows(found))
+        print_fields(found.rows())
 
 
 @computes("device", "max_memory", "stream", "cluster")
@@ -298,41 +307,3 @@ def _fetched(atlas: Atlas) -> list[str]:
     if not read or not stored:
         return []
     return [f"read {size(read)} of {size(stored)} of weights ({100 * read / stored:.3g} %)"]
-
-
-_PLAN_TITLES = {
-    "bytes_to_read": "to read",
-    "memory_bytes": "memory",
-    "seconds_least": "time",
-    "inference_seconds_least": "evidence inference",
-    "streams": "layer by layer",
-}
-
-
-def plan_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
-    """The fields of a plan for people: sizes in units, time in words, each note on a row."""
-    rows = []
-    for name, value in plan.items():
-        if name == "notes" or name.endswith("seconds_most"):
-            continue
-        if value is None:
-            text = "–"
-        elif isinstance(value, bool):
-            text = "yes" if value else "no"
-        elif "bytes" in name:
-            text = size(value)
-        elif name.endswith("seconds_least"):
-            text = f"{duration(value)} to {duration(plan[name.replace('least', 'most')])}"
-        else:
-            text = f"{value:,}" if isinstance(value, int) else str(value)
-        rows.append((_PLAN_TITLES.get(name, name.replace("_", " ")), text))
-    return rows + [("note", str(note)) for note in plan.get("notes", ())]
-
-
-def size(n_bytes: float) -> str:
-    """``512 kB``, ``1.4 GB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.3g} TB"

@@ -91,7 +91,7 @@ def check_relations(
     elif rows:
         columns: list[Column] = ["relation", "category", _SOURCES, _TARGETS, _COPYING]
         if tokenizer is not None:
-            columns += [("usable", "usable_sources"), ("usable targets", "usable_targets")]
+            columns += [("usable", "n_sources"), ("usable targets", "n_targets")]
             columns += [("not used", lambda row: "; ".join(reasons_shown(row["dropped"])))]
         print_records(columns, rows)
         _say_remarks(rows)
@@ -117,8 +117,7 @@ def show_relations(
 
     found = resolve_relations(specs)
     if as_json:
-        rows = [{**_record(each), "pairs": _pairs(each)} for each in found]
-        print_json(rows[0] if len(rows) == 1 else {"rows": rows})
+        print_json({"rows": [{**_record(each), "pairs": _pairs(each)} for each in found]})
         return
     for relation in found:
         place = f"{relation.category}, {relation.subcategory}" if relation.subcategory else relation.category
@@ -259,14 +258,16 @@ def _write_new(texts: dict[Path, str]) -> None:
 
 
 def _record(relation: Relation) -> dict[str, Any]:
+    """A relation as it is before any tokenizer has seen it, its counts named as in an atlas: n_sources and
+    n_targets are there only where a tokenizer says what can be used."""
     return {
         "relation": relation.name,
         "title": relation.title,
         "category": relation.category,
         "subcategory": relation.subcategory,
         "copying": relation.copying,
-        "n_sources": len(relation.pairs),
-        "n_targets": relation.n_targets,
+        "n_pairs": len(relation.pairs),
+        "n_target_words": relation.n_targets,
         "provenance": relation.provenance,
         "sha256": relation.sha256,
     }
@@ -292,7 +293,7 @@ def _say_remarks(rows: list[dict[str, Any]]) -> None:
             say(f"{row['relation']}: {words}; heads that copy score there too")
 
 
-_SOURCES, _TARGETS = ("sources", "n_sources"), ("targets", "n_targets")
+_SOURCES, _TARGETS = ("sources", "n_pairs"), ("targets", "n_target_words")
 _COPYING: Column = ("copying", lambda row: "yes" if row["copying"] else "no")
 
 
@@ -321,8 +322,8 @@ def _usable(
         )
         rows.append(
             {
-                "usable_sources": len(seen.pairs),
-                "usable_targets": len({token for pair in seen.pairs for token in pair.target_ids}),
+                "n_sources": len(seen.pairs),
+                "n_targets": len({token for pair in seen.pairs for token in pair.target_ids}),
                 "left_out": seen.left_out,
                 "dropped": {reason: list(sources) for reason, sources in seen.dropped.items()},
             }

@@ -212,7 +212,8 @@ def _counted(row: CategoryDepth) -> str:
 def _box(page: Page, ax: Axes, row: CategoryDepth, at: float, colour: str) -> None:
     """Quartiles as a bar, median as a tick, heads as small dots (one for each layer)."""
     ink = page.palette.ink
-    ax.barh(at, row.high - row.low + 0.3, left=row.low - 0.15, height=0.28, color=colour, linewidth=0.0)
+    low, high = row.lower_quartile - 0.15, row.upper_quartile + 0.15
+    ax.barh(at, high - low, left=low, height=0.28, color=colour, linewidth=0.0)
     ax.vlines(row.median, at - 0.16, at + 0.16, color=ink, linewidth=1.4, zorder=3)
     layers = sorted(set(row.layers))
     ax.plot(layers, [at] * len(layers), ".", color=ink, markersize=1.6, zorder=2)

@@ -17,11 +17,19 @@ from headatlas.errors import HeadatlasError
 from headatlas.lenses import Lens, lens_named
 from headatlas.lenses.forward import ACTIVATIONS, CPU, batch_tokens
 from headatlas.mapping.machine import Machine, Rates, rates, this_machine
-from headatlas.mapping.prepared import open_for
+from headatlas.mapping.prepared import MapOptions, as_seen_by, open_for
 from headatlas.mapping.screening import SCREENING_TOKENS
-from headatlas.options import INFERENCE_SAMPLE, Compute, Sources, require_type
-from headatlas.progress import duration
-from headatlas.relations import Relation, RelationSpec, drawn, most_sources, resolve_relations
+from headatlas.options import INFERENCE_SAMPLE, Compute, Sources, TargetPolicy, require_type
+from headatlas.progress import duration, size
+from headatlas.relations import (
+    Relation,
+    RelationSpec,
+    competing_tokens,
+    drawn,
+    most_sources,
+    resolve_relations,
+)
+from headatlas.showing import safe_text
 from headatlas.weights import can_stream, missing_tokenizer
 
 if TYPE_CHECKING:
@@ -71,6 +79,15 @@ FEW_HEADS = 8
 """Fewer heads of a layer at a time make products so small that a second worker does not pay."""
 
 
+_TITLES = {
+    "bytes_to_read": "to read",
+    "memory_bytes": "memory",
+    "seconds_least": "time",
+    "inference_seconds_least": "evidence inference",
+    "streams": "layer by layer",
+}
+
+
 @dataclass(frozen=True)
 class Plan:
     """Sizes of a model, and estimates of bytes, memory and time of its map.
@@ -116,6 +133,27 @@ class Plan:
         """Plain values, for JSON."""
         return asdict(self)
 
+    def rows(self) -> list[tuple[str, str]]:
+        """The fields for people, with their titles: sizes in units, time in words, each note on a row."""
+        found, rows = self.to_dict(), []
+        for name, value in found.items():
+            if name == "notes" or name.endswith("seconds_most"):
+                continue
+            if isinstance(value, bool):
+                text = "yes" if value else "no"
+            elif "bytes" in name:
+                text = size(value)
+            elif name.endswith("seconds_least"):
+                text = f"{duration(value)} to {duration(found[name.replace('least', 'most')])}"
+            else:
+                text = f"{value:,}" if isinstance(value, int) else str(value)
+            rows.append((_TITLES.get(name, name.replace("_", " ")), text))
+        return rows + [("note", note) for note in self.notes]
+
+    def __repr__(self) -> str:
+        """As ``headatlas plan`` prints it."""
+        return safe_text("\n".join(f"{title:<18}  {text}" for title, text in self.rows()), keep="\n")
+
 
 def plan(
     model: str | Path | PreTrainedModel,
@@ -124,11 +162,14 @@ def plan(
     lens: str = "neutral",
     relations: RelationSpec = "core",
     sources: Sources = None,
+    target_policy: TargetPolicy = "single",
     compute: Compute = Compute(),
     remote: bool = False,
     adapter: str | Path | None = None,
 ) -> Plan:
-    """Open a model's headers and say what mapping it takes; of the model nothing is computed.
+    """Open a model's headers and tokenizer and say what mapping it takes; of the model nothing is computed.
+
+    Relations that the map will leave out are in the notes, and counted: they are few, and so are their words.
 
     Args:
         model: As for :func:`~headatlas.mapping.run.map_heads`; so are the others.
@@ -137,18 +178,20 @@ def plan(
         relations: All that :func:`~headatlas.relations.resolve_relations` accepts.
         sources: The most sources a relation is asked of, or ``"all"``; None: a sample of 100 where more than
             40 relations are asked for, else all.
+        target_policy: Whether a target of several tokens may count by its first.
         compute: Where it would be computed, with how much memory, streamed or not.
         remote, adapter: Read a Hugging Face id in place; merge a LoRA adapter.
 
     Raises:
-        HeadatlasError: The model, lens or relations cannot be used.
+        HeadatlasError: The model, lens or relations cannot be used, by this tokenizer either.
     """
     require_type("compute", compute, Compute)
     chosen = lens_named(lens)
+    options = MapOptions(chosen, target_policy=target_policy, sources=sources)
     asked = resolve_relations(relations)
     sample = most_sources(asked, sources)
     opened = open_for(chosen, model, tokenizer, remote=remote, adapter=adapter)
-    dims = opened.dims
+    left_out, dims = _left_out(opened, asked, options), opened.dims
     n_sources = len({word for relation in asked for word in _words(relation, sample)})
     machine = this_machine(compute)
     streamed = streams(opened, chosen, n_sources, compute.stream, machine)
@@ -183,8 +226,23 @@ def plan(
         seconds_most=mapping[1],
         inference_seconds_least=inference[0],
         inference_seconds_most=inference[1],
-        notes=(*only, *_notes(opened, chosen, streamed, rates(device))),
+        notes=(*only, *left_out, *_notes(opened, chosen, streamed, rates(device))),
     )
+
+
+def _left_out(model: Model, asked: Sequence[Relation], options: MapOptions) -> list[str]:
+    """Notes on relations that the map will leave out; refuses, as the map will, where none is left."""
+    if missing_tokenizer(model.checkpoint):
+        return []  # the map will refuse that: a note of its own
+    words = model.tokenizer()
+    competing, _ = competing_tokens(words, model.dims.vocab_size)
+    tokenised, replaced = as_seen_by(model, words, competing, asked, options)
+    return [
+        f"left out: {item.relation.name} ({item.left_out})"
+        + (f"; {replaced[item.relation.name]} stands in for it" if item.relation.name in replaced else "")
+        for item in tokenised
+        if item.left_out
+    ]
 
 
 def _words(relation: Relation, most: int | None) -> list[str]:

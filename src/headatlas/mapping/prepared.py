@@ -123,19 +123,7 @@ def prepare_map(
     competing, masked = competing_tokens(words, opened.dims.vocab_size)
     if not options.mask:
         competing, masked = np.ones_like(competing), ()
-    seen = partial(
-        tokenise,
-        tokenizer=words,
-        competing=competing,
-        max_source_tokens=lens.max_source_tokens,
-        target_policy=options.target_policy,
-        sources=most,
-    )
-    tokenised, replaced = with_alternatives(asked, seen)
-    if few:
-        tokenised = [replace(item, left_out=unusable(item)) for item in tokenised]
-    if all(item.left_out for item in tokenised):
-        raise _nothing_usable(opened.checkpoint.spec, tokenised, few)
+    tokenised, replaced = as_seen_by(opened, words, competing, asked, options, few=few)
     layout = build_layout(tokenised)
     provenance = {
         "model": about,
@@ -161,6 +149,32 @@ def prepare_map(
         },
     }
     return PreparedMap(opened, options, layout, competing, provenance)
+
+
+def as_seen_by(
+    model: Model,
+    words: PreTrainedTokenizerBase,
+    competing: NDArray[np.bool_],
+    asked: Sequence[Relation],
+    options: MapOptions,
+    *,
+    few: bool = False,
+) -> tuple[list[TokenisedRelation], dict[str, str]]:
+    """:func:`with_alternatives` for a model's tokenizer; refused where no relation can be used."""
+    seen = partial(
+        tokenise,
+        tokenizer=words,
+        competing=competing,
+        max_source_tokens=options.lens.max_source_tokens,
+        target_policy=options.target_policy,
+        sources=most_sources(asked, options.sources),
+    )
+    tokenised, replaced = with_alternatives(asked, seen)
+    if few:
+        tokenised = [replace(item, left_out=unusable(item)) for item in tokenised]
+    if all(item.left_out for item in tokenised):
+        raise _nothing_usable(model.checkpoint.spec, tokenised, few)
+    return tokenised, replaced
 
 
 def _nothing_usable(spec: str, tokenised: Sequence[TokenisedRelation], few: bool) -> HeadatlasError:

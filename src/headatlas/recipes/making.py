@@ -66,6 +66,14 @@ class Recipe:
     def __str__(self) -> str:
         return self.code
 
+    def __repr__(self) -> str:
+        first = ", ".join(f"{layer}.{head}" for layer, head in self.heads[:8])
+        more = f" and {len(self.heads) - 8} more" if len(self.heads) > 8 else ""
+        n_lines = len(self.code.splitlines())
+        return (
+            f"<Recipe for the heads {first}{more}: {n_lines} lines of Python in .code; print it to read them>"
+        )
+
 
 def recipe(
     atlas: Atlas,

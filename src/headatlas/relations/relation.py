@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -70,7 +70,10 @@ class Relation:
 
     @classmethod
     def from_pairs(
-        cls, name: str, pairs: Iterable[tuple[str, str | Sequence[str]]], category: str = USER_CATEGORY
+        cls,
+        name: str,
+        pairs: Iterable[tuple[str, str | Sequence[str]]] | Mapping[str, str | Sequence[str]],
+        category: str = USER_CATEGORY,
     ) -> Relation:
         """A relation from plain pairs; a source given several times has all its targets.
 
@@ -78,7 +81,7 @@ class Relation:
 
         Args:
             name: Its title; made plain (``"My colours"`` → ``my_colours``) it is its name.
-            pairs: ``(source, target)`` or ``(source, [targets])``.
+            pairs: ``(source, target)`` or ``(source, [targets])``; or a dict of sources.
             category: The panel it belongs to.
 
         Raises:
@@ -90,7 +93,7 @@ class Relation:
         if not isinstance(name, str):
             raise HeadatlasError(f"a relation's name is text, not {kind(name)}; {_FROM_PAIRS}.")
         where = f"relation {name!r}"
-        given: Any = pairs
+        given: Any = pairs.items() if isinstance(pairs, Mapping) else pairs
         if isinstance(given, str | bytes) or not isinstance(given, Iterable):
             raise HeadatlasError(f"{where}: the pairs are {kind(given)}; {_FROM_PAIRS}.")
         merged = merge([as_pair(item, f"{where}, pair {at}") for at, item in enumerate(given, 1)])
