@@ -156,7 +156,7 @@ def _lines() -> Report:
         at, done = told.get(event.stage, (now, event.done + 1))
         begins, ends = event.done < done, event.done >= event.total > done  # begins: maybe anew
         tenth = 10 * (event.done - done) >= event.total
-        if begins:
+        if begins or event.done == began[event.stage][1]:  # the clock starts with the first work
             began[event.stage] = now, event.done
         if begins or ends or now - at >= (_SECONDS_BETWEEN_LINES if tenth else _LONGEST_SILENCE):
             told[event.stage] = now, event.done

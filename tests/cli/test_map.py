@@ -282,6 +282,19 @@ def test_plain_progress_is_short_and_has_the_time_left(
     ]
 
 
+def test_the_clock_of_a_stage_starts_with_its_first_work(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layers are shown before sources go through the model, which takes long."""
+    clock = iter([0.0, 100.0, 102.0])
+    monkeypatch.setattr("headatlas.progress.time.monotonic", lambda: next(clock))
+    with progress_shown() as progress:
+        for done in (0, 0, 1):
+            progress(Progress("heads", done, 10))
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["layers mapped: 0 of 10", "layers mapped: 1 of 10, about 18 s left"]
+
+
 def test_a_log_of_a_long_run_is_short(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,7 +62,10 @@ def test_labels_are_returned_and_stored(folder: Path, tmp_path: Path) -> None:
     assert head["se"] == pytest.approx(np.sqrt(0.16 / 15))
     others = rows.drop(index=head.name)
     assert (others["label"] == "unclear").all()
-    assert set(others["support"].str.partition(":")[0]) <= {"no rule fits", "no better than chance"}
+    assert set(others["support"].str.partition(":")[0]) <= {
+        "no rule fits",
+        "not shown to be better than chance",
+    }
     pd.testing.assert_frame_equal(atlas.labels(), rows)
     assert "unclear: at or below chance + 2 standard errors" in atlas.labels().attrs["caption"]
     # A copy has them, and the table of relations has no other column.
@@ -159,7 +162,7 @@ def test_a_model_is_judged_in_the_same_way(folder: Path) -> None:
     assert named["label"].item() == "Copies the source."
     assert named["support"].item() == "15 of 15 held-out mappings picked"
     unclear = own[own["label"] == "unclear"]["support"]
-    assert unclear.str.startswith("no better than chance: Copies the source.,").all()
+    assert unclear.str.startswith("not shown to be better than chance: Copies the source.,").all()
 
 
 def test_a_model_that_stops_answering_keeps_what_it_said(folder: Path) -> None:
@@ -194,7 +197,7 @@ def test_the_command_shows_what_is_clear(run: Run, folder: Path) -> None:
     said = "1.2 copies 30 of 30 mappings 1.00 0.20 0.10 mappings headatlas rules 1"
     assert " ".join(lines[1].split()) == said
     assert (
-        "headatlas rules 1: 12 heads; 1 with a scored label, 0 with a label by attention, 11 unclear"
+        "headatlas rules 1: 12 heads; 1 with a scored label, 0 with a label by attention, 11 with neither"
         in result.stderr
     )
     assert len(run("label", folder, "--relations", "core", "--all").stdout.splitlines()) == 13

@@ -95,7 +95,7 @@ def test_heads_that_carry_most_come_first(larger: Atlas) -> None:
 
 def test_suppression_and_control_counts(planted: Atlas) -> None:
     text = describe(planted)
-    assert "1 head suppresses a relation; 0 of them implement none." in text
+    assert "1 head suppresses a relation: 0 without implementing any, 1 beside others implemented." in text
     assert "Suppressing: 5.2 English → French (0.30)." in text
     assert (
         "Of 6 promoting head–relation pairs, 0 score no higher than the state alone, and 0 add less" in text

@@ -79,7 +79,7 @@ def test_cells_have_the_colour_of_their_number(name: str, cells: dict[tuple[int,
 def test_words_say_the_range_and_the_first_head() -> None:
     figure = drawn(170.0, look=Look(dark=True))
     assert len([ax for ax in figure.axes if ax.patches]) == len(MEASURES)
-    assert "Copying, −1 to 1: -1.00 to 1.00, most 0.0" in figure.description
+    assert "Copying: -1.00 to 1.00, most 0.0" in figure.description
     assert "Effective rank: 10.00 to 40.00, most 0.1" in figure.description
 
 

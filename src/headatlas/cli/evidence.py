@@ -615,5 +615,5 @@ def label_command(
         n = label_counts(own)
         say(
             f"{author}: {n['heads']} heads; {n['scored']} with a scored label, {n['attention']} with a label "
-            f"by attention, {n[UNCLEAR]} unclear"
+            f"by attention, {n[UNCLEAR]} with neither"
         )

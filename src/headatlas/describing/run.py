@@ -189,7 +189,7 @@ def _by_rules(
 
 
 def _row(head: tuple[int, int], found: Description | None, why: str, part: Halves, author: str) -> Row:
-    """The row of a head: unclear without a description, or with one that does no better than chance."""
+    """The row of a head: unclear without a description, or with one not shown to predict."""
     if found is None:
         label, support, score, error = UNCLEAR, why, np.nan, np.nan
         if not part.judged:
@@ -197,7 +197,7 @@ def _row(head: tuple[int, int], found: Description | None, why: str, part: Halve
     else:
         label, support, score, error = found.label, found.support, found.score, standard_error(found.trials)
         if not found.proved:
-            label, support = UNCLEAR, f"no better than chance: {label}, {support}"
+            label, support = UNCLEAR, f"not shown to be better than chance: {label}, {support}"
     return (*head, label, support, score, CHANCE, error, author, BY_MAPPINGS)
 
 

@@ -180,7 +180,10 @@ def _strongest(atlas: Atlas, heads: pd.DataFrame) -> str:
     )
     if suppressing:
         only, verb = len(suppressing - promoting), "suppresses" if len(suppressing) == 1 else "suppress"
-        parts.append(f"{amount(len(suppressing), 'head')} {verb} a relation; {only} of them implement none.")
+        parts.append(
+            f"{amount(len(suppressing), 'head')} {verb} a relation: {only} without implementing any, "
+            f"{len(suppressing) - only} beside others implemented."
+        )
     most = called.assign(n=called["relations"].map(len)).sort_values(
         ["n_categories", "n", "layer", "head"], ascending=[False, False, True, True]
     )

@@ -160,7 +160,7 @@ def _called(rows: pd.DataFrame, each: Behaviour) -> str:
 
 MEASURES = {
     "explained": "Share explained",
-    "copying": "Copying, −1 to 1",
+    "copying": "Copying",
     "effective_rank": "Effective rank",
     "norm_share": "Norm share",
 }
