@@ -112,6 +112,8 @@ def test_labels_differ(tmp_path: Path) -> None:
         "Planted (neutral) #1",
         "Planted (neutral) #2",
     )
+    in_folders = [plant_atlas(tmp_path / name / "atlas.zarr", []) for name in ("before", "after")]
+    assert labels_of(in_folders) == ("Planted (before)", "Planted (after)")
 
 
 def test_spearman_equals_scipys() -> None:

@@ -170,7 +170,8 @@ def _same(first: Atlas, second: Atlas) -> bool:
 def labels_of(atlases: Sequence[Atlas]) -> tuple[str, ...]:
     """Short different names: the model's, or where models repeat that with what tells them apart.
 
-    That is the lens, else the revision, else the file or id of the model alone, else a number.
+    That is the lens, else the revision, else the file or id of the model alone, else the atlas's folder, else a
+    number.
     """
     names = [atlas.model_name for atlas in atlases]
     models = [atlas.provenance["model"] for atlas in atlases]
@@ -183,6 +184,11 @@ def labels_of(atlases: Sequence[Atlas]) -> tuple[str, ...]:
         with_lens,
         with_revision if None not in revisions else [],
         [spec if is_url(spec) else Path(spec).name for spec in specs],
+        [
+            f"{atlas.model_name} ({atlas.folder.resolve().name})"
+            for atlas in atlases
+            if atlas.path is not None
+        ],
     ):
         if len(set(told)) == len(atlases):
             return tuple(told)

@@ -179,14 +179,18 @@ class Evidence:
         }
 
     def templates_of(self, relation: str) -> list[Dynamic]:
-        """The dynamic scores of a relation, each template once: of several runs that of most relations, and
-        of several of these that of most sources.
+        """The dynamic scores of a relation, each template once: of several runs that of most relations, of
+        several of these that of most sources, and of such the one whose relations come last by name.
 
         q is over all relations of a run, so which run is read must not depend on its name.
         """
         runs = sorted(
             self.dynamics,
-            key=lambda each: (len(each.context.relation_scores), each.context.included["n_sources"].sum()),
+            key=lambda each: (
+                len(each.context.relation_scores),
+                each.context.included["n_sources"].sum(),
+                sorted(each.context.relation_scores),
+            ),
         )
         found = {each.template: each for each in runs if relation in each.context.relation_scores}
         return [found[template] for template in sorted(found)]
