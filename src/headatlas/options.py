@@ -300,6 +300,11 @@ def require_type(name: str, value: object, kind: type) -> None:
         )
 
 
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, of Python or of numpy."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def memory_of(amount: str | int) -> int:
     """Bytes of ``"6GB"``, ``"512 MiB"``, ``"6e9"`` or a number, a megabyte at least."""
     units = {"": 1, "B": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -339,7 +344,7 @@ def layers_asked(layers: Layers, n_layers: int) -> list[int]:
         found = list(layers)
     else:
         found = [layers]
-    if not all(isinstance(layer, Integral) and not isinstance(layer, bool) for layer in found):
+    if not all(map(is_whole, found)):
         raise HeadatlasError(f"`layers` is {layers!r}: give A-B, a layer, a range, a slice or a list.")
     if not found:
         raise HeadatlasError(f"`layers` is {layers!r}: that is no layer; the model has 0 to {n_layers - 1}.")

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,7 +44,7 @@ from headatlas.atlas.store import (
     read_store,
 )
 from headatlas.errors import HeadatlasError
-from headatlas.options import Thresholds
+from headatlas.options import Thresholds, is_whole
 from headatlas.relations.relation import CORE_CATEGORIES
 from headatlas.relations.selection import match_relation
 from headatlas.scoring.scores import false_discovery_rates, source_hits, wilson
@@ -449,7 +448,7 @@ class Atlas:
             frame = frame[frame["category"] == known[category.lower()]]
         for name, value, n in (("layer", layer, self.n_layers), ("head", head, self.n_heads)):
             if value is not None:
-                if not _is_whole(value):
+                if not is_whole(value):
                     raise HeadatlasError(f"`{name}` is {value!r}: give one {name}, a whole number from 0.")
                 if not 0 <= value < n:
                     raise HeadatlasError(
@@ -499,7 +498,7 @@ class Atlas:
         Raises:
             HeadatlasError: The relation is not in this atlas, or was left out (with the reason).
         """
-        if not _is_whole(n) or n < 0:
+        if not is_whole(n) or n < 0:
             raise HeadatlasError(f"`n` is {n!r}: give a whole number from 0.")
         frame = self._table[self._table["relation"] == self.known(relation)]
         return frame.sort_values("score", ascending=False, kind="stable").head(n).reset_index(drop=True)
@@ -521,13 +520,11 @@ class Atlas:
         if not self.layers_done[layer]:
             raise HeadatlasError(f"layer {layer} is not mapped in this atlas.")
         if not isinstance(relation, str):
-            names = list(dict.fromkeys(self.known(name) for name in relation))
+            names = dict.fromkeys(self.known(name) for name in relation)
             if not names:
                 raise HeadatlasError("`relation` names nothing: give a relation or several.")
-            frames = [self.pairs(layer, head, name) for name in names]
-            for name, frame in zip(names, frames, strict=True):
-                frame.insert(0, "relation", name)
-            return pd.concat(frames, ignore_index=True)
+            by_name = {name: self.pairs(layer, head, name) for name in names}
+            return pd.concat(by_name, names=["relation"]).reset_index(level=0).reset_index(drop=True)
         name = self.known(relation)
         at = self.relations.index[self.relations["relation"] == name][0]
         k = int(self.relations["k"][at])
@@ -559,12 +556,7 @@ class Atlas:
         return head_card(self, layer, head)
 
     def search(self, text: str) -> pd.DataFrame:
-        """Heads of which something with this text is said, as ``headatlas heads --label`` lists them.
-
-        One row a finding, those of a head together: layer, head, where (``"relation"``, ``"behaviour"``,
-        ``"label"``, ``"source"``, ``"promoted"`` or ``"suppressed"``), what, author (of a label). Whole words
-        count; parts of words where no word matches.
-        """
+        """Heads of which something with this text is said: :func:`headatlas.atlas.cards.search`."""
         from headatlas.atlas.cards import search
 
         return search(self, text)
@@ -654,10 +646,6 @@ def atlas_of(given: Atlas | str | Path) -> Atlas:
             f"this is no atlas but of the type {type(given).__name__}: give one, or its path."
         )
     return given if isinstance(given, Atlas) else Atlas.open(given)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, Integral)
 
 
 def meets_criterion(thresholds: Thresholds, score: Floats, q: Floats) -> NDArray[np.bool_]:
