@@ -59,6 +59,13 @@ def run(data: Any, folder: Path, **asked: Any) -> Any:
     return json.loads(node(str(Path(__file__).with_name("check.mjs")), str(FOLDER / "js"), str(path)))
 
 
+def evaluated(module: str, names: str, code: str) -> Any:
+    """What an expression over some names of one of the page's modules is."""
+    address = (FOLDER / "js" / f"{module}.mjs").as_uri()
+    text = f"import {{ {names} }} from {json.dumps(address)}; console.log(JSON.stringify({code}));"
+    return json.loads(node("--input-type=module", "--eval", text))
+
+
 @pytest.fixture(scope="module")
 def checked(atlas: Atlas, data_of: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
     data = data_of(report_html(atlas, q_at=Q_AT))
@@ -190,6 +197,29 @@ def test_a_card_holds_the_pairs_and_the_similar_heads(atlas: Atlas, checked: Any
             f"{row['layer']}.{row['head']}" for row in expected.to_dict("records")
         ]
         np.testing.assert_allclose([value for _, value in card["similar"]], expected["similarity"])
+
+
+@pytest.mark.parametrize(
+    ("cell", "value", "expected"),
+    [
+        # 3 is not mapped, and 4 was not measured: their one term is higher than the mean of two of 2.
+        (1, [0.5, 0.5, 0.52, 0.5, None], [2, 0]),
+        (1, [0.5, None, 0.52, 0.5, None], [4, 2, 0]),  # by what it writes: nobody knows where it looks
+        (0, [0.5, 0.5, 0.52, 0.5, None], [1, 2]),  # by where it looks: it scores nowhere
+    ],
+)
+def test_similar_heads_are_compared_by_the_same_terms(
+    cell: int, value: list[float | None], expected: list[int]
+) -> None:
+    values = json.dumps(value).replace("null", "NaN")
+    code = f"""similarHeads({{
+      atlas: {{ nHeads: 1, nCells: 5, mapped: [1, 1, 1, 0, 1],
+        rows: {{ length: 3, cell: [1, 2, 4], relation: [0, 0, 0] }},
+        rowsOfCell: {{ start: [0, 0, 1, 2, 2, 3], order: [0, 1, 2] }} }},
+      heads: {{ behaviours: [{{ tested: true, value: {values} }}] }},
+      reading: {{ scores: {{ score: [0.5, 0.5, 0.5], suppression: [0, 0.3, 0] }} }} }}, {cell})"""
+    found = evaluated("measures", "similarHeads", code)
+    assert [each["cell"] for each in found] == expected
 
 
 def test_a_card_holds_what_was_measured(tmp_path: Path) -> None:

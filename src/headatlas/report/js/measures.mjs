@@ -184,7 +184,9 @@ const N_SIMILAR = 5;
 
 /**
  * The heads most like one, as headatlas.atlas.cards.similar_heads: cosine of the scores over relations, promotion and
- * suppression side by side, and 1 − the mean absolute difference of the tested behaviours; their mean.
+ * suppression side by side, and 1 − the mean absolute difference of the tested behaviours; the mean of those that the
+ * head itself has. Others that lack one of these, or are not mapped, are left out: a mean of one term is no match for
+ * one of two.
  */
 export function similarHeads({ atlas, heads, reading }, cell) {
   const writes = cosines(atlas, reading.scores, cell);
@@ -193,12 +195,12 @@ export function similarHeads({ atlas, heads, reading }, cell) {
     atlas.nCells,
     cell,
   );
+  const terms = [writes, looks].filter((values) => values !== null);
   const found = [];
   for (let other = 0; other < atlas.nCells; other += 1) {
-    const there = [writes?.[other] ?? NaN, looks?.[other] ?? NaN].filter((value) => !Number.isNaN(value));
-    if (other === cell || !there.length) continue;
-    const similarity = there.reduce((sum, value) => sum + value, 0) / there.length;
-    found.push({ cell: other, similarity, writes: writes?.[other] ?? NaN, looks: looks?.[other] ?? NaN });
+    const similarity = terms.reduce((sum, values) => sum + values[other], 0) / terms.length;
+    if (other === cell || !isMapped(atlas, other) || Number.isNaN(similarity)) continue;
+    found.push({ cell: other, similarity });
   }
   return found.sort((a, b) => b.similarity - a.similarity || a.cell - b.cell).slice(0, N_SIMILAR);
 }
@@ -218,14 +220,13 @@ function cosines(atlas, { score, suppression }, cell) {
     if (mine) products[rows.cell[row]] += score[row] * mine[0] + suppression[row] * mine[1];
   }
   if (!squares[cell]) return null;
-  return products.map((product, other) => {
-    if (!isMapped(atlas, other)) return NaN;
-    return squares[other] ? product / Math.sqrt(squares[other] * squares[cell]) : 0;
-  });
+  return products.map((product, other) =>
+    squares[other] ? product / Math.sqrt(squares[other] * squares[cell]) : 0,
+  );
 }
 
 function likeLooks(behaviours, nCells, cell) {
-  if (!behaviours.length) return null;
+  if (behaviours.every(({ value }) => Number.isNaN(value[cell]))) return null;
   return Float64Array.from({ length: nCells }, (_, other) => {
     let sum = 0;
     let n = 0;
