@@ -222,6 +222,11 @@ def test_similar_heads_are_compared_by_the_same_terms(
     assert [each["cell"] for each in found] == expected
 
 
+def test_a_word_that_cannot_be_a_target_has_a_dash_for_a_rank() -> None:
+    ranks = "[rankText(7, true), rankText(null, true), rankText(null, false), rankText(null)]"
+    assert evaluated("questions", "rankText", ranks) == ["7", "≥ 250", "–", "≥ 250"]
+
+
 def test_a_card_holds_what_was_measured(tmp_path: Path) -> None:
     atlas = large_atlas(tmp_path / "atlas.zarr", 3, 4)
     data = safe_values(page_data(atlas, alternative="", in_words=""))
