@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -15,14 +16,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from headatlas.arrangement import compare
 from headatlas.atlas import Atlas
 from headatlas.atlas.cards import coverage, head_card, similar_heads
+from headatlas.figures.compare import comparison_data
+from headatlas.figures.plots import write_table
+from headatlas.report.comparison import compared_data
 from headatlas.report.data import page_data
 from headatlas.report.page import N_SCORES, bundle, report_html
 from headatlas.scoring.scores import wilson
 from headatlas.showing import safe_values
 from tests.report.made_up import atlas_of, large_atlas, relation
 from tests.report.test_page import FOLDER
+from tests.synthetic import make_atlas
 
 NODE = shutil.which("node")
 pytestmark = pytest.mark.skipif(
@@ -318,6 +324,36 @@ def test_the_csv_holds_what_is_shown(atlas: Atlas, checked: Any) -> None:
         ", ".join(word for word, on in (("promotes", up), ("suppresses", down)) if on)
         for up, down in zip(frame["implements"], frame["suppresses"], strict=True)
     ]
+
+
+def number_or_text(field: str) -> float | str:
+    """A field of a CSV, whichever way its number is written."""
+    return float(field) if re.fullmatch(r"-?[\d.]+(e-?\d+)?", field) else field
+
+
+def test_the_csv_of_changes_is_that_of_compare(tmp_path: Path) -> None:
+    atlases = [make_atlas(tmp_path / f"{seed}.zarr", seed=seed) for seed in (0, 1)]
+    found = compare(*atlases)
+    data = compared_data(found, atlases)
+    (tmp_path / "data.json").write_text(json.dumps(data), encoding="utf-8")
+    code = f"""await (async () => {{
+      const load = (name) => import({json.dumps((FOLDER / "js").as_uri())} + `/${{name}}.mjs`);
+      const [{{ unpack }}, {{ csvOf }}, fs] = [await load("unpack"), await load("rows"), await import("fs")];
+      const data = JSON.parse(fs.readFileSync({json.dumps(str(tmp_path / "data.json"))}, "utf8"));
+      const atlas = {{ relations: [], nHeads: {atlases[0].n_heads} }};
+      const comparison = decodeChanges(atlas, data, [await unpack(data.steps[0].cells)], null);
+      const [step] = comparison.steps;
+      return csvOf(changeLines({{ atlas, comparison, step }}, [...step.cell.keys()]));
+    }})()"""
+    made, file = (
+        [[number_or_text(field) for field in row] for row in csv.reader(io.StringIO(text, newline=""))]
+        for text in (
+            evaluated("changes", "changeLines, decodeChanges", code),
+            write_table(comparison_data(found), tmp_path / "data.csv").read_text(encoding="utf-8"),
+        )
+    )
+    assert made == file and len(made) > 100
+    assert {row[made[0].index("q")] == "" for row in made[1:]} == {True, False}
 
 
 def test_hostile_titles_in_the_csv_stay_one_field(
