@@ -21,6 +21,7 @@ from headatlas.atlas import Atlas
 from headatlas.atlas.cards import coverage, head_card, similar_heads
 from headatlas.figures.compare import comparison_data
 from headatlas.figures.plots import write_table
+from headatlas.options import Thresholds
 from headatlas.report.comparison import compared_data
 from headatlas.report.data import page_data
 from headatlas.report.page import N_SCORES, bundle, report_html
@@ -265,6 +266,24 @@ def test_coverage_is_that_of_the_atlas(atlas: Atlas, checked: Any) -> None:
     assert checked["coverage"]["any"] == int(frame["any"].sum()) > 0
     assert checked["coverage"]["more"] == int(frame["more"].sum())
     assert checked["coverage"]["total"] == len(frame)
+
+
+def test_a_score_that_is_held_to_no_q_is_no_tested_statement(atlas: Atlas, checked: Any) -> None:
+    with_q, without_q = checked["coverageByScore"]
+    tested, by_score = (
+        int((atlas.at(q_max=1e-16, criterion=criterion).categories()["n_categories"] > 0).sum())
+        for criterion in ("calibrated", "tau")
+    )
+    assert with_q == tested < by_score
+    assert without_q == 0
+
+
+@pytest.mark.parametrize("criterion", ["tau", "calibrated"])
+def test_the_table_of_changes_says_how_both_were_read(criterion: Any) -> None:
+    rule = Thresholds(criterion=criterion).describe()
+    said = evaluated("changetable", "fixedWords", f"fixedWords({{ data: {{ rule: {json.dumps(rule)} }} }})")
+    assert said.startswith(f"Compared at {rule}, on the sources")
+    assert ("q ≤" in said) == (criterion == "calibrated")
 
 
 def test_colours_measures_and_the_profile_follow_the_scores(atlas: Atlas, checked: Any) -> None:

@@ -258,7 +258,7 @@ function kindsOf({ heads, reading }, cell) {
   const called = heads.behaviours.filter((each) => each.called[cell]);
   const labels = heads.labelsOf.get(cell) ?? [];
   return {
-    relation: reading.level[cell] > 0,
+    relation: reading.tested[cell] > 0,
     description: labels.some((each) => each.kind === BY_MAPPINGS && each.label !== UNCLEAR),
     behaviour: called.some((each) => each.name !== SINK),
     sink: called.some((each) => each.name === SINK),
