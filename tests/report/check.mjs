@@ -121,6 +121,7 @@ console.log(
       return coverage({ ...context, reading: byScore }).any;
     }),
     strongest: numbers(strongest(alone).value),
+    bestOfLayers: [numbers(profile(context).best), numbers(profile(context).control)],
     profile: profile(alone).counts.map((each) => Array.from(each)),
     measures: Object.fromEntries(
       measuresOf(atlas, heads).map((each) => [each.name, numbers(each.values(context))]),

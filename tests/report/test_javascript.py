@@ -303,6 +303,14 @@ def test_colours_measures_and_the_profile_follow_the_scores(atlas: Atlas, checke
         mine = categories[[category in which for which in categories["which"]]]
         expected = [int((mine["layer"] == layer).sum()) for layer in range(atlas.n_layers)]
         assert checked["profile"][at] == expected
+    whole = atlas.table()
+    whole["strength"] = whole[["score", "suppression"]].max(axis=1)
+    for layer, (best_score, control) in enumerate(zip(*checked["bestOfLayers"], strict=True)):
+        rows = whole[whole["layer"] == layer]
+        assert best_score == (rows["strength"].max() if len(rows) else None)
+        ties = rows[rows["strength"] == best_score]
+        of_same = [row.control if row.score == best_score else None for row in ties.itertuples()]
+        assert control in of_same or not of_same
     by_level, by_score, by_layer, unknown = checked["painted"]
     assert by_level == unknown == [f"level-{n}" if n else None for n in checked["readings"][11]["level"]]
     assert by_layer[-1] is None, "layer 5 is not mapped"

@@ -1,6 +1,6 @@
 /** One number per head: what the figure and the scatter can show, the layer profile, and likeness. Pure functions. */
 
-import { controlHits, isMapped, PROMOTES, SIGNS, strength } from "./atlas.mjs";
+import { isMapped, PROMOTES, SIGNS, strength } from "./atlas.mjs";
 import { unfixed } from "./unpack.mjs";
 
 /** Measurements of heads as wholes, from their section. */
@@ -155,28 +155,28 @@ export function strongest(context) {
   return { value, down };
 }
 
-/** By layer: heads that count, of each category; and the best score of the chosen relations, with its control. */
+/**
+ * By layer: heads that count, of each category; and the best score of the chosen relations, with the control of that
+ * relation: NaN where it is suppressed, which has none.
+ */
 export function profile(context) {
-  const { atlas, reading, chosen } = context;
+  const { atlas, reading } = context;
   const counts = reading.member.map((heads) => {
     const layers = new Float64Array(atlas.nLayers);
     heads.forEach((on, cell) => (layers[Math.floor(cell / atlas.nHeads)] += on));
     return layers;
   });
-  const best = new Float64Array(atlas.nLayers).fill(NaN);
-  const { value } = strongest(context);
-  value.forEach((own, cell) => {
+  const best = Float64Array.from(atlas.mapped, (done) => (done ? 0 : NaN));
+  const control = best.slice();
+  const promotes = SIGNS[reading.thresholds.sign ?? "both"] & PROMOTES;
+  const { score, control: ofState } = reading.scores;
+  eachChosen(context, (row, cell) => {
     const layer = Math.floor(cell / atlas.nHeads);
-    if (!(best[layer] >= own) && !Number.isNaN(own)) best[layer] = own;
+    const own = strength(reading, row);
+    if (own <= best[layer]) return;
+    best[layer] = own;
+    control[layer] = promotes && score[row] >= own ? ofState[row] : NaN;
   });
-  const control = new Float64Array(atlas.nLayers);
-  const { k, kCopy } = reading.scores;
-  for (const relation of atlas.scored) {
-    if (chosen && !chosen.has(relation.index)) continue;
-    controlHits(atlas, relation, relation.copying ? kCopy : k).forEach(
-      (hits, layer) => (control[layer] = Math.max(control[layer], hits / relation.n_sources)),
-    );
-  }
   return { counts, best, control };
 }
 
