@@ -115,7 +115,13 @@ console.log(
     relationHeads: Array.from(headsOf(atlas, reading, new Set([one]))),
     relationName: atlas.relations[one].name,
     coverage: coverage(context),
+    coverageByScore: [k, 7].map((each) => {
+      const byTau = { ...atlas.thresholds, q_max: 1e-16, criterion: "tau" };
+      const byScore = read(atlas, scoresAt(atlas, each, kCopy), byTau);
+      return coverage({ ...context, reading: byScore }).any;
+    }),
     strongest: numbers(strongest(alone).value),
+    bestOfLayers: [numbers(profile(context).best), numbers(profile(context).control)],
     profile: profile(alone).counts.map((each) => Array.from(each)),
     measures: Object.fromEntries(
       measuresOf(atlas, heads).map((each) => [each.name, numbers(each.values(context))]),

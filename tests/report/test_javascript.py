@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -15,14 +16,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from headatlas.arrangement import compare
 from headatlas.atlas import Atlas
 from headatlas.atlas.cards import coverage, head_card, similar_heads
+from headatlas.figures.compare import comparison_data
+from headatlas.figures.plots import write_table
+from headatlas.options import Thresholds
+from headatlas.report.comparison import compared_data
 from headatlas.report.data import page_data
 from headatlas.report.page import N_SCORES, bundle, report_html
 from headatlas.scoring.scores import wilson
 from headatlas.showing import safe_values
 from tests.report.made_up import atlas_of, large_atlas, relation
 from tests.report.test_page import FOLDER
+from tests.synthetic import make_atlas
 
 NODE = shutil.which("node")
 pytestmark = pytest.mark.skipif(
@@ -57,6 +64,13 @@ def run(data: Any, folder: Path, **asked: Any) -> Any:
     path = folder / "data.json"
     path.write_text(json.dumps({"data": data, "taus": [], **asked}), encoding="utf-8")
     return json.loads(node(str(Path(__file__).with_name("check.mjs")), str(FOLDER / "js"), str(path)))
+
+
+def evaluated(module: str, names: str, code: str) -> Any:
+    """What an expression over some names of one of the page's modules is."""
+    address = (FOLDER / "js" / f"{module}.mjs").as_uri()
+    text = f"import {{ {names} }} from {json.dumps(address)}; console.log(JSON.stringify({code}));"
+    return json.loads(node("--input-type=module", "--eval", text))
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +206,34 @@ def test_a_card_holds_the_pairs_and_the_similar_heads(atlas: Atlas, checked: Any
         np.testing.assert_allclose([value for _, value in card["similar"]], expected["similarity"])
 
 
+@pytest.mark.parametrize(
+    ("cell", "value", "expected"),
+    [
+        # 3 is not mapped, and 4 was not measured: their one term is higher than the mean of two of 2.
+        (1, [0.5, 0.5, 0.52, 0.5, None], [2, 0]),
+        (1, [0.5, None, 0.52, 0.5, None], [4, 2, 0]),  # by what it writes: nobody knows where it looks
+        (0, [0.5, 0.5, 0.52, 0.5, None], [1, 2]),  # by where it looks: it scores nowhere
+    ],
+)
+def test_similar_heads_are_compared_by_the_same_terms(
+    cell: int, value: list[float | None], expected: list[int]
+) -> None:
+    values = json.dumps(value).replace("null", "NaN")
+    code = f"""similarHeads({{
+      atlas: {{ nHeads: 1, nCells: 5, mapped: [1, 1, 1, 0, 1],
+        rows: {{ length: 3, cell: [1, 2, 4], relation: [0, 0, 0] }},
+        rowsOfCell: {{ start: [0, 0, 1, 2, 2, 3], order: [0, 1, 2] }} }},
+      heads: {{ behaviours: [{{ tested: true, value: {values} }}] }},
+      reading: {{ scores: {{ score: [0.5, 0.5, 0.5], suppression: [0, 0.3, 0] }} }} }}, {cell})"""
+    found = evaluated("measures", "similarHeads", code)
+    assert [each["cell"] for each in found] == expected
+
+
+def test_a_word_that_cannot_be_a_target_has_a_dash_for_a_rank() -> None:
+    ranks = "[rankText(7, true), rankText(null, true), rankText(null, false), rankText(null)]"
+    assert evaluated("questions", "rankText", ranks) == ["7", "≥ 250", "–", "≥ 250"]
+
+
 def test_a_card_holds_what_was_measured(tmp_path: Path) -> None:
     atlas = large_atlas(tmp_path / "atlas.zarr", 3, 4)
     data = safe_values(page_data(atlas, alternative="", in_words=""))
@@ -226,6 +268,24 @@ def test_coverage_is_that_of_the_atlas(atlas: Atlas, checked: Any) -> None:
     assert checked["coverage"]["total"] == len(frame)
 
 
+def test_a_score_that_is_held_to_no_q_is_no_tested_statement(atlas: Atlas, checked: Any) -> None:
+    with_q, without_q = checked["coverageByScore"]
+    tested, by_score = (
+        int((atlas.at(q_max=1e-16, criterion=criterion).categories()["n_categories"] > 0).sum())
+        for criterion in ("calibrated", "tau")
+    )
+    assert with_q == tested < by_score
+    assert without_q == 0
+
+
+@pytest.mark.parametrize("criterion", ["tau", "calibrated"])
+def test_the_table_of_changes_says_how_both_were_read(criterion: Any) -> None:
+    rule = Thresholds(criterion=criterion).describe()
+    said = evaluated("changetable", "fixedWords", f"fixedWords({{ data: {{ rule: {json.dumps(rule)} }} }})")
+    assert said.startswith(f"Compared at {rule}, on the sources")
+    assert ("q ≤" in said) == (criterion == "calibrated")
+
+
 def test_colours_measures_and_the_profile_follow_the_scores(atlas: Atlas, checked: Any) -> None:
     assert checked["steps"] == N_SCORES - 1
     table = atlas.table()
@@ -243,6 +303,14 @@ def test_colours_measures_and_the_profile_follow_the_scores(atlas: Atlas, checke
         mine = categories[[category in which for which in categories["which"]]]
         expected = [int((mine["layer"] == layer).sum()) for layer in range(atlas.n_layers)]
         assert checked["profile"][at] == expected
+    whole = atlas.table()
+    whole["strength"] = whole[["score", "suppression"]].max(axis=1)
+    for layer, (best_score, control) in enumerate(zip(*checked["bestOfLayers"], strict=True)):
+        rows = whole[whole["layer"] == layer]
+        assert best_score == (rows["strength"].max() if len(rows) else None)
+        ties = rows[rows["strength"] == best_score]
+        of_same = [row.control if row.score == best_score else None for row in ties.itertuples()]
+        assert control in of_same or not of_same
     by_level, by_score, by_layer, unknown = checked["painted"]
     assert by_level == unknown == [f"level-{n}" if n else None for n in checked["readings"][11]["level"]]
     assert by_layer[-1] is None, "layer 5 is not mapped"
@@ -283,6 +351,36 @@ def test_the_csv_holds_what_is_shown(atlas: Atlas, checked: Any) -> None:
         ", ".join(word for word, on in (("promotes", up), ("suppresses", down)) if on)
         for up, down in zip(frame["implements"], frame["suppresses"], strict=True)
     ]
+
+
+def number_or_text(field: str) -> float | str:
+    """A field of a CSV, whichever way its number is written."""
+    return float(field) if re.fullmatch(r"-?[\d.]+(e-?\d+)?", field) else field
+
+
+def test_the_csv_of_changes_is_that_of_compare(tmp_path: Path) -> None:
+    atlases = [make_atlas(tmp_path / f"{seed}.zarr", seed=seed) for seed in (0, 1)]
+    found = compare(*atlases)
+    data = compared_data(found, atlases)
+    (tmp_path / "data.json").write_text(json.dumps(data), encoding="utf-8")
+    code = f"""await (async () => {{
+      const load = (name) => import({json.dumps((FOLDER / "js").as_uri())} + `/${{name}}.mjs`);
+      const [{{ unpack }}, {{ csvOf }}, fs] = [await load("unpack"), await load("rows"), await import("fs")];
+      const data = JSON.parse(fs.readFileSync({json.dumps(str(tmp_path / "data.json"))}, "utf8"));
+      const atlas = {{ relations: [], nHeads: {atlases[0].n_heads} }};
+      const comparison = decodeChanges(atlas, data, [await unpack(data.steps[0].cells)], null);
+      const [step] = comparison.steps;
+      return csvOf(changeLines({{ atlas, comparison, step }}, [...step.cell.keys()]));
+    }})()"""
+    made, file = (
+        [[number_or_text(field) for field in row] for row in csv.reader(io.StringIO(text, newline=""))]
+        for text in (
+            evaluated("changes", "changeLines, decodeChanges", code),
+            write_table(comparison_data(found), tmp_path / "data.csv").read_text(encoding="utf-8"),
+        )
+    )
+    assert made == file and len(made) > 100
+    assert {row[made[0].index("q")] == "" for row in made[1:]} == {True, False}
 
 
 def test_hostile_titles_in_the_csv_stay_one_field(

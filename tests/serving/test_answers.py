@@ -89,6 +89,14 @@ def test_a_word_through_every_head(client: TestClient, answers: Answers) -> None
     assert row["gain"] == pytest.approx(gain, rel=1e-5)
 
 
+def test_a_word_that_cannot_be_a_target_has_no_ranks(client: TestClient) -> None:
+    one, several = (told(client.post("/api/word", json={"word": text})) for text in (word(40), "w40 w41"))
+    assert one["can_be_target"] and not several["can_be_target"]
+    assert {row[name] for row in several["rows"] for name in ("rank", "suppression_rank")} == {None}
+    assert {row["rank"] for row in one["rows"]} != {None}
+    assert several["caption"].endswith("no ranks: the tokenizer cannot use it as a target")
+
+
 def test_a_text_is_seen_as_the_model_sees_it(client: TestClient, answers: Answers) -> None:
     found = told(client.post("/api/text", json={"text": TEXT}))
     model, modules = answers.model, answers.opened.modules

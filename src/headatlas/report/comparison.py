@@ -47,14 +47,14 @@ def write_comparison(
 def compared_data(found: Comparison, atlases: Sequence[Atlas]) -> dict[str, Any]:
     """A comparison as JSON values: ``relations`` and, for models of one shape, ``steps`` head by head.
 
-    ``relations`` holds name, title and, for each atlas, its row of :attr:`Comparison.table` or None. A step
-    holds its labels, its sentences and its cells as a section (:func:`cells_section`); ``scores`` is the
-    section of :func:`score_section`, None without steps.
+    ``relations`` holds name, title, category and, for each atlas, its row of :attr:`Comparison.table` or
+    None. A step holds its labels, its sentences and its cells as a section (:func:`cells_section`);
+    ``scores`` is the section of :func:`score_section`, None without steps.
     """
     records = plain_records(found.table)
     names = list(dict.fromkeys(str(row["relation"]) for row in records))
     rows = {(row["relation"], row["atlas"]): row for row in records}
-    titles = dict(zip(found.table["relation"], found.table["title"], strict=True))
+    said = found.table.drop_duplicates("relation").set_index("relation")[["title", "category"]]
     return {
         "labels": list(found.labels),
         "captions": list(found.captions),
@@ -62,7 +62,11 @@ def compared_data(found: Comparison, atlases: Sequence[Atlas]) -> dict[str, Any]
         "not_by_head": found.not_by_head,
         "agreement": [asdict(pair) for pair in found.agreement],
         "relations": [
-            {"name": name, "title": titles[name], "atlases": [rows.get((name, at)) for at in found.labels]}
+            {
+                "name": name,
+                **said.loc[name].to_dict(),
+                "atlases": [rows.get((name, at)) for at in found.labels],
+            }
             for name in names
         ],
         "steps": [_step(step, names) for step in found.changes],
@@ -93,7 +97,7 @@ def cells_section(rows: pd.DataFrame, names: list[str], n_heads: int) -> dict[st
 
     ``cell`` is layer × heads + head, ``relation`` a position among ``names``, ``down`` 1 for suppression,
     ``change`` one more than the position in :data:`CHANGES` (0: none), ``called`` the position in
-    :data:`CALLED`. ``both``, ``only_a`` and ``only_b`` count sources; ``low`` and ``high`` have four digits.
+    :data:`CALLED`. ``both``, ``only_a`` and ``only_b`` count sources.
     """
     n = rows["n_sources"].to_numpy()
     arrays: Arrays = {
@@ -106,8 +110,7 @@ def cells_section(rows: pd.DataFrame, names: list[str], n_heads: int) -> dict[st
         "only_b": ("u2", rows["only_b"].to_numpy()),
         "change": ("u1", rows["change"].map(("", *CHANGES).index).to_numpy(dtype=np.int64)),
         "called": ("u1", rows["called"].map(CALLED.index).to_numpy(dtype=np.int64)),
-        **{name: fixed(rows[name].to_numpy(), 4) for name in ("low", "high")},
-        **{name: ("f8", rows[name].to_numpy(dtype=np.float64)) for name in ("p", "q")},
+        **{name: ("f8", rows[name].to_numpy(dtype=np.float64)) for name in ("low", "high", "p", "q")},
     }
     return pack(arrays)
 

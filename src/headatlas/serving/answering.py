@@ -134,7 +134,7 @@ class Answers:
                 layer=layer,
                 head=head,
                 gain=round(gain, 6),
-                **ranks.get((layer, head), {}),
+                **({} if ranks is None else ranks[layer, head]),
                 promoted=[texts[token] for token in promoted],
                 suppressed=[texts[token] for token in suppressed],
             )
@@ -143,20 +143,24 @@ class Answers:
         return WordAnswer(
             caption=f"{self.atlas.model_name}; lens {self.atlas.lens}; what each head writes for this word "
             "by itself, whatever the rest of the model writes and whether or not it attends to the word; "
-            "gain is ‖what it writes‖ / ‖state‖; ranks are the word's own",
+            "gain is ‖what it writes‖ / ‖state‖; "
+            + ("ranks are the word's own" if ranks else "no ranks: the tokenizer cannot use it as a target"),
             word=word,
             tokens=[texts[token] for token in ids],
+            can_be_target=ranks is not None,
             rows=sorted(found, key=lambda row: (-row.gain, row.layer, row.head)),
         )
 
-    def _ranks_of_itself(self, word: str, check: Check) -> dict[tuple[int, int], dict[str, int | None]]:
-        """Head → exact ranks of a word in what the head writes for it; none where it cannot be a target."""
+    def _ranks_of_itself(
+        self, word: str, check: Check
+    ) -> dict[tuple[int, int], dict[str, int | None]] | None:
+        """Head → exact ranks of a word in what the head writes for it; None where it cannot be a target."""
+        relation = Relation.from_pairs("copying", [(word, word)])
         try:
-            found = ranked_heads(
-                self.opened, Relation.from_pairs("copying", [(word, word)]), lambda _: check()
-            )
+            self.opened.asking(relation)
         except HeadatlasError:
-            return {}
+            return None
+        found = ranked_heads(self.opened, relation, lambda _: check())
         return {
             (row["layer"], row["head"]): {
                 "rank": row["ranks"][0],

@@ -20,7 +20,7 @@ Word = Annotated[str, StringConstraints(min_length=1, max_length=MAX_WORD_CHARAC
 Text = Annotated[str, StringConstraints(min_length=1, max_length=MOST_CHARACTERS)]
 Place = Annotated[int, Field(ge=0, lt=MOST_HEADS)]
 Rank = Annotated[
-    int | None, Field(description="null from the ceiling on, or where the word cannot be a target")
+    int | None, Field(description="null from the ceiling on; of a word also where it cannot be a target")
 ]
 
 
@@ -135,6 +135,9 @@ class WordAnswer(Told):
     caption: str
     word: str
     tokens: list[str]
+    can_be_target: Annotated[
+        bool, Field(description="whether the tokenizer can use the word as a target; if not, it has no ranks")
+    ]
     rows: list[WordRow]
 
 

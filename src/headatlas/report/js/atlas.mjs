@@ -266,7 +266,8 @@ function falseDiscoveryRates(atlas, k, kCopy) {
  * @param thresholds tau, q_max and criterion: "tau" (score alone) or "calibrated" (score and q ≤ q_max; score alone
  *     where q is not known at this k); sign: "both", "promotion" or "suppression".
  * @returns effect: per row, PROMOTES and SUPPRESSES bits; member: per category, one byte a head; level: per head,
- *     its number of categories; everything: whether every mapped head counts, hits or not; alone: by score alone.
+ *     its number of categories; everything: whether every mapped head counts, hits or not; alone: by score alone;
+ *     tested: level of what is held to q as well, 0 where q is not known.
  */
 export function read(atlas, scores, thresholds) {
   const { rows, relations, nCells } = atlas;
@@ -291,7 +292,10 @@ export function read(atlas, scores, thresholds) {
   for (const heads of member) {
     for (let cell = 0; cell < nCells; cell += 1) level[cell] += heads[cell];
   }
-  return { thresholds, scores, effect, member, level, everything, alone };
+  let tested = level;
+  if (!scores.qKnown) tested = new Uint8Array(nCells);
+  else if (alone) tested = read(atlas, scores, { ...thresholds, criterion: "calibrated" }).level;
+  return { thresholds, scores, effect, member, level, everything, alone, tested };
 }
 
 function markMapped(atlas, heads) {

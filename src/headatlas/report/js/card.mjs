@@ -161,7 +161,7 @@ function similar(view, handlers) {
     hint(
       "similar in what?",
       "Cosine of the scores on all relations, and likeness of where they look; the mean of the two " +
-        "where both are known.",
+        "where both are known of this head. A head of which one of these is not known is left out.",
     ),
   ];
 }

@@ -36,11 +36,9 @@ export function decodeChanges(atlas, data, cells, scores) {
     const portion = (only) => Float64Array.from(own.n, (n, row) => (own.both[row] + only[row]) / n);
     const [a, b] = [portion(own.only_a), portion(own.only_b)];
     const difference = Float64Array.from(own.n, (n, row) => (own.only_b[row] - own.only_a[row]) / n);
-    const range = { low: unfixed(own.low), high: unfixed(own.high) };
     return {
       ...step,
       ...own,
-      ...range,
       length: own.cell.length,
       at,
       rowsOf,
@@ -187,36 +185,23 @@ function wordTest({ atlas, comparison, step }, word) {
 }
 
 const CSV_COLUMNS = [
-  ...[
-    "a",
-    "b",
-    "layer",
-    "head",
-    "relation",
-    "title",
-    "sign",
-    "score_a",
-    "score_b",
-    "difference",
-    "low",
-    "high",
-  ],
-  ...["p", "q", "change", "called", "n_sources", "only_a", "only_b"],
+  ...["layer", "head", "relation", "sign", "score_a", "score_b", "difference", "low", "high", "p", "q"],
+  ...["change", "called", "category", "n_sources", "only_a", "only_b", "a", "b"],
 ];
 
 /** The rows as lines of CSV, with a header line: those of `headatlas compare --data`. */
 export function changeLines({ atlas, comparison, step }, rows) {
   const lines = rows.map((row) => {
-    const { name, title } = comparison.relations[step.relation[row]];
+    const { name, category } = comparison.relations[step.relation[row]];
     return [
-      ...[step.a, step.b, ...headName(atlas, step.cell[row]).split(".").map(Number), name, title],
+      ...[...headName(atlas, step.cell[row]).split(".").map(Number), name],
       ...[step.down[row] ? "suppression" : "promotion", step.scoreA[row], step.scoreB[row]],
       ...[step.difference[row], step.low[row], step.high[row], step.p[row], step.q[row]],
       ...[
         step.change[row] ? CHANGES[step.change[row]] : "",
         step.called[row] ? CALLED[step.called[row]] : "",
       ],
-      ...[step.n[row], step.only_a[row], step.only_b[row]],
+      ...[category, step.n[row], step.only_a[row], step.only_b[row], step.a, step.b],
     ];
   });
   return [CSV_COLUMNS, ...lines];

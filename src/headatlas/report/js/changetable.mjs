@@ -3,7 +3,7 @@
 import { headName } from "./atlas.mjs";
 import { CALLED, CHANGES, changedRows, changeLines } from "./changes.mjs";
 import { button, el, headButton, hint, more, relationButton, saveCsv, select } from "./dom.mjs";
-import { count, plain, rate, share } from "./format.mjs";
+import { count, rate, share } from "./format.mjs";
 import { csvOf } from "./rows.mjs";
 import { createTable, headRow, numberCell, sortOf, wordsCell } from "./table.mjs";
 
@@ -120,12 +120,11 @@ function sentences(text) {
   return text.split(/(?<=\.) (?=[A-Z])/);
 }
 
-function fixedWords(atlas) {
-  const { k, k_copy: copying, tau, q_max: q } = atlas.thresholds;
+/** How both were read, which the sliders leave as it is. */
+export function fixedWords(atlas) {
   return (
-    `Compared at k = ${k} (copying ${copying}), score ≥ ${plain(tau)} and q ≤ ${plain(q)}, on the sources that ` +
-    "both can use. The sliders above do not change it; relations, categories, effect and search do. Heads are " +
-    "matched by layer and number."
+    `Compared at ${atlas.data.rule}, on the sources that both can use. The sliders above do not change it; ` +
+    "relations, categories, effect and search do. Heads are matched by layer and number."
   );
 }
 

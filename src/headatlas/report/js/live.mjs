@@ -8,10 +8,9 @@
 import { headName } from "./atlas.mjs";
 import { button, el, freshId, save } from "./dom.mjs";
 import { mounted } from "./page.mjs";
-import { parseQuestion, visible, weightStep } from "./questions.mjs";
+import { parseQuestion, rankText, visible, weightStep } from "./questions.mjs";
 
 const SHOWN = 40;
-const RANK_BEST = 250;
 
 /** Start the live part of a page. */
 export function start(app) {
@@ -119,8 +118,6 @@ function table(label, columns, rows) {
 const line = (...cells) => el("tr", {}, ...cells.map((cell) => el("td", {}, cell)));
 const listed = (tokens) => tokens.map((token) => `'${visible(token)}'`).join(" ") || "nothing";
 
-const rankText = (rank) => (rank === null ? `≥ ${RANK_BEST}` : String(rank));
-
 function showPairs(live, found) {
   const better = (row) => Math.max(row.score, row.suppression);
   colour(live, "score of the question", found.rows, better, [0, 1]);
@@ -133,7 +130,7 @@ function showPairs(live, found) {
         row.sign,
         better(row).toFixed(2),
         row.control.toFixed(2),
-        ...ranks(row).map(rankText),
+        ...ranks(row).map((rank) => rankText(rank)),
       ),
     );
   const names = found.pairs.map(([source, target]) => `${visible(source)} → ${visible(target)}`);
@@ -165,8 +162,8 @@ function showWord(live, found) {
       line(
         headButton(live, row),
         row.gain.toFixed(3),
-        rankText(row.rank),
-        rankText(row.suppression_rank),
+        rankText(row.rank, found.can_be_target),
+        rankText(row.suppression_rank, found.can_be_target),
         listed(row.promoted),
         listed(row.suppressed),
       ),

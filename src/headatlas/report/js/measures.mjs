@@ -1,6 +1,6 @@
 /** One number per head: what the figure and the scatter can show, the layer profile, and likeness. Pure functions. */
 
-import { controlHits, isMapped, PROMOTES, SIGNS, strength } from "./atlas.mjs";
+import { isMapped, PROMOTES, SIGNS, strength } from "./atlas.mjs";
 import { unfixed } from "./unpack.mjs";
 
 /** Measurements of heads as wholes, from their section. */
@@ -155,28 +155,28 @@ export function strongest(context) {
   return { value, down };
 }
 
-/** By layer: heads that count, of each category; and the best score of the chosen relations, with its control. */
+/**
+ * By layer: heads that count, of each category; and the best score of the chosen relations, with the control of that
+ * relation: NaN where it is suppressed, which has none.
+ */
 export function profile(context) {
-  const { atlas, reading, chosen } = context;
+  const { atlas, reading } = context;
   const counts = reading.member.map((heads) => {
     const layers = new Float64Array(atlas.nLayers);
     heads.forEach((on, cell) => (layers[Math.floor(cell / atlas.nHeads)] += on));
     return layers;
   });
-  const best = new Float64Array(atlas.nLayers).fill(NaN);
-  const { value } = strongest(context);
-  value.forEach((own, cell) => {
+  const best = Float64Array.from(atlas.mapped, (done) => (done ? 0 : NaN));
+  const control = best.slice();
+  const promotes = SIGNS[reading.thresholds.sign ?? "both"] & PROMOTES;
+  const { score, control: ofState } = reading.scores;
+  eachChosen(context, (row, cell) => {
     const layer = Math.floor(cell / atlas.nHeads);
-    if (!(best[layer] >= own) && !Number.isNaN(own)) best[layer] = own;
+    const own = strength(reading, row);
+    if (own <= best[layer]) return;
+    best[layer] = own;
+    control[layer] = promotes && score[row] >= own ? ofState[row] : NaN;
   });
-  const control = new Float64Array(atlas.nLayers);
-  const { k, kCopy } = reading.scores;
-  for (const relation of atlas.scored) {
-    if (chosen && !chosen.has(relation.index)) continue;
-    controlHits(atlas, relation, relation.copying ? kCopy : k).forEach(
-      (hits, layer) => (control[layer] = Math.max(control[layer], hits / relation.n_sources)),
-    );
-  }
   return { counts, best, control };
 }
 
@@ -184,7 +184,9 @@ const N_SIMILAR = 5;
 
 /**
  * The heads most like one, as headatlas.atlas.cards.similar_heads: cosine of the scores over relations, promotion and
- * suppression side by side, and 1 − the mean absolute difference of the tested behaviours; their mean.
+ * suppression side by side, and 1 − the mean absolute difference of the tested behaviours; the mean of those that the
+ * head itself has. Others that lack one of these, or are not mapped, are left out: a mean of one term is no match for
+ * one of two.
  */
 export function similarHeads({ atlas, heads, reading }, cell) {
   const writes = cosines(atlas, reading.scores, cell);
@@ -193,12 +195,12 @@ export function similarHeads({ atlas, heads, reading }, cell) {
     atlas.nCells,
     cell,
   );
+  const terms = [writes, looks].filter((values) => values !== null);
   const found = [];
   for (let other = 0; other < atlas.nCells; other += 1) {
-    const there = [writes?.[other] ?? NaN, looks?.[other] ?? NaN].filter((value) => !Number.isNaN(value));
-    if (other === cell || !there.length) continue;
-    const similarity = there.reduce((sum, value) => sum + value, 0) / there.length;
-    found.push({ cell: other, similarity, writes: writes?.[other] ?? NaN, looks: looks?.[other] ?? NaN });
+    const similarity = terms.reduce((sum, values) => sum + values[other], 0) / terms.length;
+    if (other === cell || !isMapped(atlas, other) || Number.isNaN(similarity)) continue;
+    found.push({ cell: other, similarity });
   }
   return found.sort((a, b) => b.similarity - a.similarity || a.cell - b.cell).slice(0, N_SIMILAR);
 }
@@ -218,14 +220,13 @@ function cosines(atlas, { score, suppression }, cell) {
     if (mine) products[rows.cell[row]] += score[row] * mine[0] + suppression[row] * mine[1];
   }
   if (!squares[cell]) return null;
-  return products.map((product, other) => {
-    if (!isMapped(atlas, other)) return NaN;
-    return squares[other] ? product / Math.sqrt(squares[other] * squares[cell]) : 0;
-  });
+  return products.map((product, other) =>
+    squares[other] ? product / Math.sqrt(squares[other] * squares[cell]) : 0,
+  );
 }
 
 function likeLooks(behaviours, nCells, cell) {
-  if (!behaviours.length) return null;
+  if (behaviours.every(({ value }) => Number.isNaN(value[cell]))) return null;
   return Float64Array.from({ length: nCells }, (_, other) => {
     let sum = 0;
     let n = 0;
@@ -257,7 +258,7 @@ function kindsOf({ heads, reading }, cell) {
   const called = heads.behaviours.filter((each) => each.called[cell]);
   const labels = heads.labelsOf.get(cell) ?? [];
   return {
-    relation: reading.level[cell] > 0,
+    relation: reading.tested[cell] > 0,
     description: labels.some((each) => each.kind === BY_MAPPINGS && each.label !== UNCLEAR),
     behaviour: called.some((each) => each.name !== SINK),
     sink: called.some((each) => each.name === SINK),

@@ -33,7 +33,8 @@ export function createHeader(atlas, change) {
         " ",
         hint(
           "counted how?",
-          "A relation or a behaviour that is called, or a description that picks out held-out " +
+          "A relation that passes with q as well, also where the score alone colours the figure (none, at " +
+            "a k without q); a behaviour that is called; or a description that picks out held-out " +
             "mappings of the head. A covered head may do more; one without a statement may do something " +
             "that was not asked. Most heads of most models attend to the first position, which says " +
             "that a head rests.",
@@ -117,7 +118,7 @@ export function createCaveats(atlas) {
 }
 
 function caveats(data) {
-  const { tau, k, q_max: q } = data.thresholds;
+  const { tau, k, q_max: q, criterion } = data.thresholds;
   return [
     [
       "A colour is a count of categories.",
@@ -139,7 +140,9 @@ function caveats(data) {
     [
       "q asks one question.",
       "Would the head score as high if the targets were dealt to the sources at random? Of the rows " +
-        `with q ≤ ${plain(q)}, about that share or less is expected to be such chance. q does not say ` +
+        `with q ≤ ${plain(q)}, about that share or less is expected to be such chance. ` +
+        (criterion === "tau" ? "The atlas is read by the score alone, which is held to no q. " : "") +
+        "q does not say " +
         "that the model uses the head. The intervals treat sources as independent draws and say nothing " +
         "about other words.",
     ],

@@ -58,7 +58,7 @@ function drawCounts(atlas, strip, counts, most) {
   strip.words.textContent = `${strip.name}, heads by layer: ${said.join(", ") || "none"}`;
 }
 
-/** Bars for the best head of each layer, a line for the state itself. */
+/** Bars for the best head of each layer, a line for the state itself on the same relation. */
 function drawBest(atlas, strip, best, control, about) {
   const title = about ? `best score on ${about}` : "best score of any relation";
   const plot = frame(atlas, strip, "best score; line: control", 1, [0, 0.5, 1]);
@@ -66,8 +66,8 @@ function drawBest(atlas, strip, best, control, about) {
     value > 0 ? `M${plot.x(layer)} ${plot.y(0)}V${plot.y(value)}h${plot.wide}V${plot.y(0)}z` : "",
   );
   const line = Array.from(control, (value, layer) =>
-    atlas.mapped[layer]
-      ? `${layer && atlas.mapped[layer - 1] ? "L" : "M"}${plot.x(layer) + plot.wide / 2} ${plot.y(value)}`
+    value >= 0
+      ? `${control[layer - 1] >= 0 ? "L" : "M"}${plot.x(layer) + plot.wide / 2} ${plot.y(value)}`
       : "",
   );
   strip.canvas.append(
@@ -77,8 +77,10 @@ function drawBest(atlas, strip, best, control, about) {
   let peak = 0;
   best.forEach((value, layer) => (peak = value > (best[peak] || 0) ? layer : peak));
   strip.words.textContent =
-    `${title} by layer: largest ${share(best[peak])} in layer ${peak}, where the state itself scores ` +
-    `${share(control[peak])}`;
+    `${title} by layer: largest ${share(best[peak])} in layer ${peak}` +
+    (control[peak] >= 0
+      ? `, where the state itself scores ${share(control[peak])} on the same relation`
+      : ", a suppression, which has no control");
 }
 
 function frame(atlas, { canvas, node }, title, most, values) {

@@ -28,6 +28,15 @@ export function visible(text) {
   });
 }
 
+/** Ranks are exact below this (headatlas.options.MAX_CEILING). */
+const CEILING = 250;
+
+/** A rank; a dash for a word that the tokenizer cannot use as a target. */
+export function rankText(rank, canBeTarget = true) {
+  if (!canBeTarget) return "–";
+  return rank === null ? `≥ ${CEILING}` : String(rank);
+}
+
 /** A step of colour for a weight of attention: 0 to 4. */
 export function weightStep(weight) {
   return [0.02, 0.1, 0.3, 0.6].filter((least) => weight >= least).length;

@@ -105,7 +105,7 @@ export function csvOf(lines) {
 }
 
 function csvField(value) {
-  if (typeof value === "number") return Number.isNaN(value) ? "" : String(Number(value.toPrecision(6)));
+  if (typeof value === "number") return Number.isNaN(value) ? "" : String(value);
   // A leading =, +, - or @ would be run as a formula by spreadsheets.
   const text = /^\s*[=+\-@]/.test(value) ? `'${value}` : value;
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;

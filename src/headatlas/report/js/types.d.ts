@@ -82,7 +82,7 @@ interface Comparison {
   /** Why there are no steps; empty where there are. */
   not_by_head: string;
   agreement: Agreement[];
-  relations: { name: string; title: string; atlases: (BestHead | null)[] }[];
+  relations: { name: string; title: string; category: string; atlases: (BestHead | null)[] }[];
   steps: Step[];
   scores: Section | null;
 }
