@@ -57,6 +57,13 @@ def test_a_card_holds_what_the_atlas_says_of_one_head(watched: Atlas) -> None:
     assert "copies names" in watched.head(*LABELLED)._repr_html_()
 
 
+def test_a_card_at_the_prompt_is_short(watched: Atlas) -> None:
+    said = repr(watched.head(*LOOKS)).splitlines()
+    assert said[0].startswith(f"head {LOOKS[0]}.{LOOKS[1]}: ") and len(said) < 20
+    assert any("previous_token" in line for line in said)
+    assert said[-1].startswith("  most like it: ")
+
+
 def test_what_was_not_measured_is_none(atlas: Atlas) -> None:
     card = atlas.head(0, 0)
     assert card.behaviours is card.salient is card.spectrum is card.explained is card.labels is None

@@ -170,8 +170,8 @@ def _same(first: Atlas, second: Atlas) -> bool:
 def labels_of(atlases: Sequence[Atlas]) -> tuple[str, ...]:
     """Short different names: the model's, or where models repeat that with what tells them apart.
 
-    That is the lens, else the revision, else the file or id of the model alone, else the atlas's folder, else a
-    number.
+    That is the lens, else the revision, else the file or id of the model alone, else the folder of the atlas,
+    else a number.
     """
     names = [atlas.model_name for atlas in atlases]
     models = [atlas.provenance["model"] for atlas in atlases]

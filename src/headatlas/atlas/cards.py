@@ -23,6 +23,7 @@ from headatlas.atlas.labels import BY_MAPPINGS, UNCLEAR
 from headatlas.atlas.salience import head_rows, stored_salience
 from headatlas.atlas.store import read_array
 from headatlas.scoring.scores import p_value
+from headatlas.showing import safe_text
 
 if TYPE_CHECKING:
     from headatlas.atlas.atlas import Atlas
@@ -80,6 +81,18 @@ class Card:
     explore = MadeAbove(
         "headatlas.report:explore_head", "The page in a notebook, with this card open: ``card.explore()``."
     )
+
+    def __repr__(self) -> str:
+        """The tested statements, the weights in a sentence, and heads like it."""
+        like = [
+            f"{row['layer']}.{row['head']} {row['similarity']:.2f}" for row in self.similar.to_dict("records")
+        ]
+        lines = [
+            f"head {self.layer}.{self.head}: {self.caption}",
+            *(self.statements or ("no tested statement",)),
+            *filter(None, [spectrum_sentence(self), f"most like it: {', '.join(like)}" if like else ""]),
+        ]
+        return "\n  ".join(map(safe_text, lines))
 
     def _repr_html_(self) -> str:
         return card_html(self)

@@ -7,7 +7,7 @@ others.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from headatlas.atlas import Atlas
+from headatlas.atlas.atlas import atlas_of
 from headatlas.atlas.cards import wanted_of
 from headatlas.atlas.export import plain_records
 from headatlas.atlas.layout import Layout
@@ -46,7 +47,7 @@ LITTLE = (
 
 
 def ask(
-    atlas: Atlas,
+    atlas: Atlas | str | Path,
     layer: int,
     head: int,
     words: str | Iterable[str],
@@ -64,7 +65,7 @@ def ask(
     those of the map.
 
     Args:
-        atlas: The atlas, for its model, its lens and the ranks it holds.
+        atlas: The atlas or its folder, for its model, its lens and the ranks it holds.
         layer, head: Both from 0.
         words: Cut into tokens as sources of relations are: with the space before them where text has one.
         model: Its model; by default the one that the atlas names.
@@ -88,6 +89,7 @@ def ask(
     asked = list(dict.fromkeys(checked_word(each) for each in ([words] if isinstance(words, str) else words)))
     if not asked:
         raise HeadatlasError("`words` is empty: give one or more.")
+    atlas = atlas_of(atlas)
     atlas.sel(layer=layer, head=head)
     if not atlas.layers_done[layer]:
         raise HeadatlasError(f"layer {layer} is not mapped in this atlas.")
@@ -151,7 +153,7 @@ def _answers(atlas: Atlas, head: tuple[int, int], opened: OpenModel, lists: dict
 
 def query(
     where: Atlas | str | Path | PreTrainedModel,
-    pairs: Iterable[tuple[str, str | Sequence[str]]],
+    pairs: Iterable[tuple[str, str | Sequence[str]]] | Mapping[str, str | Sequence[str]],
     *,
     model: str | Path | PreTrainedModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -167,7 +169,7 @@ def query(
     Args:
         where: An atlas or its folder, for its model and lens; or a model as :func:`headatlas.map_heads` takes
             it, seen with the lens ``neutral``.
-        pairs: ``(source, target)`` or ``(source, [targets])``.
+        pairs: ``(source, target)`` or ``(source, [targets])``, or a dict of these.
         model: The model of the atlas; by default the one that it names.
         tokenizer: Needed with a loaded model.
         compute: Device and memory for the forward pass of ``neutral``; ranks are computed on the processor.
