@@ -42,7 +42,7 @@ def output_path(given: str | Path) -> Path:
     """A file or folder to write, which must be a path: no address, not empty, and not ``-``."""
     text = str(given)
     if not text:
-        raise HeadatlasError("`out` is empty: give the name of a file or folder.")
+        raise HeadatlasError("nothing is written to an empty path; give the name of a file or folder.")
     if text == "-":
         raise HeadatlasError("`out` -: nothing goes to standard output; give the name of a file or folder.")
     if "://" in text or (_SQUEEZED.match(text) and not Path(text.partition("/")[0]).exists()):

@@ -127,7 +127,7 @@ def read_dataset(place: Place) -> tuple[xr.Dataset, dict[str, Any]]:
 
 
 def _version(place: Place) -> tuple[int, int] | None:
-    """What tells a folder from one that another process puts in its place while this one reads."""
+    """Identity of a folder: another one that a process puts in its place has another."""
     with suppress(OSError):
         if isinstance(place, Path):
             about = place.stat()
