@@ -39,8 +39,10 @@ def shown(spec: str) -> str:
 
 
 def output_path(given: str | Path) -> Path:
-    """A file or folder to write, which must be a path: no address, and not ``-``."""
+    """A file or folder to write, which must be a path: no address, not empty, and not ``-``."""
     text = str(given)
+    if not text:
+        raise HeadatlasError("nothing is written to an empty path; give the name of a file or folder.")
     if text == "-":
         raise HeadatlasError("`out` -: nothing goes to standard output; give the name of a file or folder.")
     if "://" in text or (_SQUEEZED.match(text) and not Path(text.partition("/")[0]).exists()):

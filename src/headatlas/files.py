@@ -90,11 +90,11 @@ def check_writable(folder: str | Path) -> None:
     """Make sure that files can be created in ``folder``, or that it can be created. Leaves no trace."""
     folder = output_path(folder)
     nearest = folder.absolute()
-    while not nearest.exists():
-        nearest = nearest.parent
-    if not nearest.is_dir():
-        raise HeadatlasError(f"{folder}: {nearest} is a file, not a folder; choose another `out`.")
     try:
+        while not nearest.exists():
+            nearest = nearest.parent
+        if not nearest.is_dir():
+            raise HeadatlasError(f"{folder}: {nearest} is a file, not a folder; choose another `out`.")
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:

@@ -8,9 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from headatlas.atlas import Atlas
+from headatlas.atlas.store import read_store
 from headatlas.errors import HeadatlasError
+from headatlas.options import Thresholds
 from tests.cli.conftest import Run
 
 
@@ -59,6 +63,11 @@ from tests.cli.conftest import Run
             ["map", "smollm2-135m", "-o", "{no}", "--ceiling", "few"],
             ["--ceiling is few: it must be a whole"],
         ),
+        (["map", "m", "-o", "{no}", "--ceiling", "0"], ["--ceiling is 0: it must be at least 1"]),
+        (["plot", "{dir}", "-o", ""], ["to an empty path; give the name of a file"]),
+        (["relations", "export", "core", "-o", ""], ["to an empty path"]),
+        (["heads", "n" * 300], ["cannot be read: File name too long"]),
+        (["map", "m", "-o", "n" * 300], ["cannot be written (File name too long)"]),
         (["heads", "{dir}", "--tau", "high"], ["--tau is high: it must be a number"]),
         (["heads", "{dir}", "--limit", "-1"], ["--limit is -1: it must be at least 1"]),
         (["serve", "{dir}", "--port", "99999"], ["--port is 99999: it must be at most 65535"]),
@@ -77,6 +86,13 @@ def test_one_clear_line(
     for part in parts:
         assert part in result.stderr
     assert not (tmp_path / "missing").exists()
+
+
+def test_a_damaged_list_of_sources_is_named(run: Run, folder: Path) -> None:
+    data, provenance = read_store(folder / "atlas.zarr")
+    data = data.load().assign(dropped=data["dropped"].copy(data=np.full(data["dropped"].shape, "[", object)))
+    with pytest.raises(HeadatlasError, match=r"dropped is damaged \(.*remove the folder and map again"):
+        _ = Atlas(data, provenance, Thresholds()).relations
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,9 @@ def test_verbose_says_more(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyP
     more = run("map", "some-model", "-o", tmp_path / "b", "--no-figures", "-v").stderr
     assert re.search(r"opening \d+ s; behaviour \d+ s; outputs \d+ s", more)
     assert run("map", "some-model", "-o", tmp_path / "c", "--no-figures", "-q").stderr == ""
+    failed = run("map", "some-model", "-o", tmp_path / "d", "--no-figures", "--behaviour", code=2).stderr
+    assert (tmp_path / "d" / "heads.parquet").is_file(), "outputs do not depend on behaviour"
+    assert "attention was not measured: " in failed and failed.splitlines()[-1].startswith("error: ")
 
 
 @pytest.mark.parametrize(

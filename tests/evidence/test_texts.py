@@ -64,6 +64,7 @@ def test_a_file_replaces_what_it_holds(tmp_path: Path) -> None:
         ('{"task": {}, "context": ["a {}"]}', "'task' means nothing here"),
         ("[]", 'must be an object with "context" or "tasks"'),
         ("{", "this is not JSON"),
+        ("[" * 100_000, "this is not JSON"),
         (None, "cannot be read"),
     ],
 )

@@ -9,10 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from headatlas.architectures import open_model
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.texts import LENGTH, shipped_texts
+from headatlas.looking.one_text import text_ids
 from headatlas.looking.sequences import BLOCKS, IN_TEXT, PER_BLOCK, Pieces, everywhere, places, sequences_for
+from headatlas.weights import open_checkpoint
 from tests.looking.test_measuring import EVERY, opened
+from tests.mapping.checkpoints import VOCAB, tiny_model, word_tokenizer
 
 TEXTS = (
     *("<s>", "A", " cat", " saw", " Ben", ".", " A", " cat"),
@@ -99,3 +103,18 @@ def test_a_text_that_cannot_be_used(tmp_path: Path) -> None:
         sequences_for(model, EVERY, binary)
     with pytest.raises(HeadatlasError, match=r"nowhere.txt: cannot be read"):
         sequences_for(model, EVERY, tmp_path / "nowhere.txt")
+
+
+def test_tokens_that_the_embedding_lacks_are_refused(text: Path) -> None:
+    tokenizer = word_tokenizer()
+    tokenizer.add_tokens(["\x1b[31mextra"])
+    own = text.with_name("extra.txt")
+    own.write_text(text.read_text() + " \x1b[31mextra" * 200)
+    model = open_model(open_checkpoint(tiny_model("llama").eval(), tokenizer))
+    said = (
+        rf"gives token {VOCAB} \('\\x1b\[31mextra'\), and the model's vocabulary has {VOCAB} tokens; use the"
+    )
+    with pytest.raises(HeadatlasError, match=said):
+        sequences_for(model, EVERY, own)
+    with pytest.raises(HeadatlasError, match=said):
+        text_ids(model, "The \x1b[31mextra")

@@ -95,6 +95,15 @@ def test_tied_and_half_precision(tmp_path: Path) -> None:
     assert load_modules(checkpoint, torch.bfloat16).dtype == torch.bfloat16
 
 
+def test_a_length_that_is_no_number(llama_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(llama_folder, tmp_path / "model"))
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": "many"}')
+    with pytest.raises(
+        HeadatlasError, match=r"tokenizer_config\.json: model_max_length is 'many', not a number"
+    ):
+        load_tokenizer(open_checkpoint(folder))
+
+
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 

@@ -22,6 +22,7 @@ from headatlas.atlas.salience import (
     EXPLAINED_BY,
     EXPLAINED_COLUMNS,
     SPECTRUM_COLUMNS,
+    Salience,
     head_rows,
     stored_salience,
 )
@@ -186,8 +187,29 @@ def test_what_is_wrong_is_said(fresh: Path, written: Path) -> None:
     with pytest.raises(HeadatlasError, match="map the model into a folder"):
         ha.salience(Atlas.open(fresh).load())
     shutil.rmtree(written / "atlas.zarr" / "evidence" / "salience" / "gain")
-    with pytest.raises(HeadatlasError, match=r"is damaged \(it lacks gain\); remove this folder"):
-        Atlas.open(written).salience()
+    with pytest.warns(UserWarning, match=r"is damaged \(it lacks gain\); remove this folder"):
+        assert Atlas.open(written).salience().empty
+
+
+@pytest.mark.parametrize(
+    ("changed", "tokens", "problem"),
+    [
+        ({"source": 10**6}, {}, "token 1000000 of source is not listed"),
+        ({"rest": "{"}, {}, "Expecting property name"),
+        ({}, {"left": "many"}, "unsupported operand"),
+    ],
+)
+def test_damaged_salience_is_said(
+    written: Path, changed: dict[str, object], tokens: dict[str, str], problem: str
+) -> None:
+    place = written / "atlas.zarr" / "evidence" / "salience"
+    there = Salience.read(place)
+    data = there.data
+    arrays = {name: data[name].copy(data=np.full_like(data[name], each)) for name, each in changed.items()}
+    about = {**there.provenance, "tokens": {**there.provenance["tokens"], **tokens}}
+    store_dataset(place, data.assign(arrays), about)
+    with pytest.raises(HeadatlasError, match=rf"is damaged \(.*({problem}).*\); remove this folder"):
+        Salience.read(place)
 
 
 def test_arrays_say_what_they_are(written_maps: Path) -> None:

@@ -39,6 +39,7 @@ from headatlas.atlas.store import (
     Place,
     atlas_path,
     copy_store,
+    damaged,
     load_arrays,
     read_array,
     read_store,
@@ -215,7 +216,11 @@ class Atlas:
         names += ["dropped", "subcategory"]
         frame = pd.DataFrame({name: read_array(self.dataset, name).tolist() for name in names})
         frame.insert(4, "k", [self.thresholds.k_for(copying) for copying in frame["copying"]])
-        frame["dropped"] = [json.loads(text) for text in frame["dropped"]]
+        try:
+            dropped: list[Any] = [dict(json.loads(text)) for text in frame["dropped"]]
+        except (RecursionError, TypeError, ValueError) as error:
+            raise damaged(self.dataset, "dropped", error) from error
+        frame["dropped"] = dropped
         return frame
 
     @cached_property

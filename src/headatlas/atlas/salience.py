@@ -65,6 +65,15 @@ class Salience(Stored):
     )
     NEEDED = ("tokens", "lens")
 
+    def check(self) -> None:
+        """Raise a KeyError, TypeError or ValueError for unlisted tokens and entries of a wrong form."""
+        for name in ("source", "promoted", "suppressed", "reads", "writes"):
+            unlisted = np.setdiff1d(self.data[name].values, self.data["token"].values)
+            if len(unlisted := unlisted[unlisted >= 0]):
+                raise ValueError(f"token {unlisted[0]} of {name} is not listed")
+        self.explained()
+        self.caption()
+
     @cached_property
     def _texts(self) -> dict[int, str]:
         ids, texts = self.data["token"].values.tolist(), self.data["text"].values.tolist()

@@ -28,7 +28,7 @@ from zarr.storage import FsspecStore
 from headatlas.addresses import failures, is_url, shown
 from headatlas.atlas.layout import Layout
 from headatlas.errors import HeadatlasError
-from headatlas.files import atomic_folder, unwritten
+from headatlas.files import atomic_folder, reading, unwritten
 from headatlas.scoring.scores import RANK_FLAGS, RANK_MISSING
 
 SCHEMA = "headatlas_schema"
@@ -109,14 +109,17 @@ def atlas_path(path: str | Path) -> Place:
         return address if address.endswith(".zarr") else f"{address}/{ATLAS_NAME}"
     given = Path(path)
     inside = given / ATLAS_NAME
-    return inside if given.suffix != ".zarr" or inside.is_dir() else given
+    with reading(inside):
+        return inside if given.suffix != ".zarr" or inside.is_dir() else given
 
 
 def is_atlas(where: str | Path) -> bool:
     """Whether a place is meant as an atlas, not as a model: a folder with one, or an address ``….zarr``."""
     if isinstance(where, str) and is_url(where):
         return where.rstrip("/").endswith(".zarr")
-    return Path(atlas_path(where)).is_dir()
+    path = Path(atlas_path(where))
+    with reading(path):
+        return path.is_dir()
 
 
 def holds_atlas(where: str | Path) -> bool:
@@ -285,8 +288,10 @@ def read_store(path: Place) -> tuple[xr.Dataset, dict[str, Any]]:
     """Open an atlas: its dataset (arrays read when used) and its provenance."""
     where = shown(str(path))
     nothing = HeadatlasError(f"{where}: there is no atlas here; make one with `headatlas map MODEL -o DIR`.")
-    if isinstance(path, Path) and not path.is_dir():
-        raise nothing
+    if isinstance(path, Path):
+        with reading(path):
+            if not path.is_dir():
+                raise nothing
     incomplete = f"{where}: this is not a complete headatlas atlas"
     with opening(
         path,

@@ -51,7 +51,15 @@ class Stored:
         lacking = {*cls.VARIABLES} - {*map(str, data.variables)} | {*cls.NEEDED} - {*provenance}
         if lacking:
             raise _damaged(place, f"it lacks {', '.join(sorted(lacking))}")
-        return cls(data, provenance)
+        found = cls(data, provenance)
+        try:
+            found.check()
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise _damaged(place, error) from error
+        return found
+
+    def check(self) -> None:
+        """Raise a KeyError, TypeError or ValueError where the contents contradict each other."""
 
     @classmethod
     def all_in(cls, atlas: Place | None) -> list[Self]:
@@ -119,7 +127,7 @@ def read_dataset(place: Place) -> tuple[xr.Dataset, dict[str, Any]]:
 
 
 def _version(place: Place) -> tuple[int, int] | None:
-    """What tells a folder from one that another process puts in its place while this one reads."""
+    """Identity of a folder: another one that a process puts in its place has another."""
     with suppress(OSError):
         if isinstance(place, Path):
             about = place.stat()

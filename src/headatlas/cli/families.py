@@ -147,13 +147,15 @@ def _write(path: Path, text: str) -> None:
     """Write a proposal under its own name, which is that of the file."""
     import re
 
-    from headatlas.files import atomic_write
+    from headatlas.files import atomic_write, reading
 
     if not text:
         raise HeadatlasError("`write`: there is nothing to propose, the family is known; leave it out.")
     if path.suffix != ".toml" or not re.fullmatch(r"\w+", path.stem):
         raise HeadatlasError(f"`write={path}`: give a file name like my_family.toml.")
-    if path.exists():
+    with reading(path):
+        there = path.exists()
+    if there:
         raise HeadatlasError(f"`write={path}`: the file is there already; choose another name.")
     named = re.sub(r'^name = ".*"$', f'name = "{path.stem}"', text, count=1, flags=re.MULTILINE)
     with atomic_write(path) as temporary:

@@ -25,7 +25,7 @@ from headatlas.cli.options import (
 )
 from headatlas.cli.output import number, print_fields, print_json, progress_shown, say, say_more, stopping
 from headatlas.errors import HeadatlasError
-from headatlas.options import CEILING, Compute, LensName, Preset, Thresholds
+from headatlas.options import CEILING, MAX_CEILING, Compute, LensName, Preset, Thresholds
 from headatlas.progress import duration, size
 
 if TYPE_CHECKING:
@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from headatlas.progress import Report
 
 Layers = Annotated[str | None, option("--layers", "Map only these layers, both ends included.", "A-B")]
-Ceiling = Annotated[int, option("--ceiling", "Ranks are stored exactly below N; k can be up to N.", "N")]
+Ceiling = Annotated[
+    int,
+    option("--ceiling", "Ranks are stored exactly below N; k can be up to N.", "N", min=1, max=MAX_CEILING),
+]
 Force = Annotated[bool, option("--force", "Delete the atlas in DIR and start over, instead of resuming.")]
 NoFigures = Annotated[bool, option("--no-figures", "Write the atlas and the tables only.")]
 Behaviour = Annotated[
@@ -156,11 +159,14 @@ def map_command(
             # The outputs follow this command line, whatever an earlier one, now resumed, said.
             atlas = atlas.at(thresholds)
             with stats.timed("behaviour"):
-                looking, note = _watched(atlas, model, opened, behaviour, compute, progress)
+                looking, failed = _watched(atlas, model, opened, behaviour, compute, progress)
+        note = f"attention was not measured: {failed}" if failed else ""
         with stats.timed("outputs"):
             written = _written(atlas, looking, out, note, figures=not no_figures)
     say_more("; ".join(f"{stage} {duration(seconds)}" for stage, seconds in stats.seconds.items()))
     say(map_summary(atlas, out, written, _since_start(), note))
+    if behaviour and failed:
+        raise failed
 
 
 def _import_outputs(figures: bool) -> None:
@@ -190,8 +196,8 @@ def _watched(
     asked: bool | None,
     compute: Compute,
     progress: Report,
-) -> tuple[Looking | None, str]:
-    """Attention of the heads, if it is to be measured; and if it was not, why.
+) -> tuple[Looking | None, HeadatlasError | None]:
+    """Attention of the heads, if it is to be measured; and what kept it from being.
 
     By default it is measured where the map has run the whole model here anyway: then it takes under a third
     of the time.
@@ -199,18 +205,16 @@ def _watched(
     ran_here = atlas.lens == "neutral" and not compute.stream and compute.cluster is None
     whole = int(atlas.layers_done.sum()) + len(atlas.layers_without_heads) == atlas.n_layers
     if asked is False or (asked is None and not (ran_here and whole)):
-        return None, ""
+        return None, None
     from headatlas.looking.measuring import run_behaviour
 
     try:
         prepared = opened[0] if opened else None
         found = run_behaviour(atlas, model, prepared=prepared, compute=compute, progress=progress)
     except HeadatlasError as error:
-        if asked:
-            raise
-        return None, f"attention was not measured: {error}"
+        return None, error
     atlas.forget_evidence()
-    return found, ""
+    return found, None
 
 
 def _relations(given: list[str] | None) -> Any:

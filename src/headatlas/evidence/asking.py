@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from headatlas.architectures import Model
 from headatlas.evidence.texts import BATCH_TOKENS, Ids
-from headatlas.lenses.forward import batches, branch, by_length, entering, pre_hooks
+from headatlas.lenses.forward import batches, branch, by_length, entering, pre_hooks, require_embedded
 from headatlas.lenses.streaming import played_by
 from headatlas.options import Method
 
@@ -66,6 +66,7 @@ class Questions:
     def __init__(
         self, model: Model, modules: PreTrainedModel, prompts: Sequence[Ids], method: Method = "zero"
     ) -> None:
+        require_embedded(model, prompts)
         self._model, self._modules, self._prompts, self._method = model, modules, prompts, method
         self._blocks = [modules.get_submodule(model.block_module(at)) for at in range(model.dims.n_layers)]
         # What other mixers than attention keep of a beginning does not continue over several tokens in every

@@ -24,6 +24,7 @@ from headatlas.lenses.forward import (
     by_length,
     entering,
     pre_hooks,
+    require_embedded,
     require_finite,
     shared_steps,
     walk,
@@ -92,6 +93,7 @@ def watch(
     them all. In hybrid models every text goes through whole, those of one length together. Nothing is padded.
     ``progress`` gets (texts done, texts in all).
     """
+    require_embedded(model, [text.ids for text in texts])
     recorder = _Recorder(model, texts, Watched(model, folder, len(texts)))
     send = _beginnings_once if model.only_attention else _each_whole
     done = 0

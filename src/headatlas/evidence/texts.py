@@ -110,7 +110,7 @@ def _read(path: Path) -> Templates:
         body = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise HeadatlasError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise HeadatlasError(f"{path}: this is not JSON ({error}).") from error
     if not isinstance(body, dict) or not {"context", "tasks"} & body.keys():
         raise HeadatlasError(f'{path}: must be an object with "context" or "tasks", or both.')

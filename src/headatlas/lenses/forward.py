@@ -201,6 +201,18 @@ def require_finite(spec: str, what: str, finite: bool | np.bool_) -> None:
         raise HeadatlasError(f"{spec}: {what} not finite; the weights are damaged or overflow in float32.")
 
 
+def require_embedded(model: Model, rows: Iterable[Sequence[int]]) -> None:
+    """Refuse token ids that the model's embedding has no row for, as of tokens added without resizing it."""
+    size = model.dims.vocab_size
+    beyond = min((token for row in rows for token in row if token >= size), default=None)
+    if beyond is not None:
+        name = model.tokenizer().convert_ids_to_tokens(beyond)
+        raise HeadatlasError(
+            f"{model.checkpoint.spec}: its tokenizer gives token {beyond} ({name!r}), and the model's "
+            f"vocabulary has {size} tokens; use its own tokenizer, or resize and train its embedding."
+        )
+
+
 def entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
     """The tensor that enters a module, from the arguments that a hook sees."""
     found: torch.Tensor = args[0] if args else kwargs["hidden_states"]

@@ -33,6 +33,7 @@ from headatlas.lenses.forward import (
     entering,
     pre_hooks,
     prefix_ids,
+    require_embedded,
     require_finite,
     running,
     shared_steps,
@@ -306,7 +307,7 @@ def prefix_row(model: Model, prefix: str) -> list[int]:
     """Token ids of a prefix.
 
     Raises:
-        HeadatlasError: There are none.
+        HeadatlasError: There are none, or the model's embedding has none of one.
     """
     ids = prefix_ids(model.tokenizer(), prefix)
     if not ids:
@@ -314,6 +315,7 @@ def prefix_row(model: Model, prefix: str) -> list[int]:
             f"{model.checkpoint.spec}: the tokenizer makes no token of the neutral prefix {prefix!r} and "
             "puts none first, but a source needs something before it; use `lens=maps`."
         )
+    require_embedded(model, [ids])
     return ids
 
 

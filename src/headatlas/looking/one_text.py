@@ -14,7 +14,7 @@ from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.recording import attention_by_layer, with_attention
 from headatlas.evidence.texts import encode
-from headatlas.lenses.forward import entering, pre_hooks, prefix_ids, require_finite
+from headatlas.lenses.forward import entering, pre_hooks, prefix_ids, require_embedded, require_finite
 from headatlas.looking.sequences import most_positions, pieces
 from headatlas.mapping.inputs import given_values
 
@@ -58,6 +58,7 @@ def text_ids(model: Model, text: str) -> tuple[int, ...]:
         raise HeadatlasError("the text has no tokens; write some words.")
     if len(ids) > most:
         raise HeadatlasError(f"the text has {len(ids)} tokens, and {most} are the most; shorten it.")
+    require_embedded(model, [ids])
     return ids
 
 

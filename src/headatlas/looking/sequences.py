@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.texts import LENGTH, encode, running_texts, shipped_texts
-from headatlas.lenses.forward import prefix_ids
+from headatlas.lenses.forward import prefix_ids, require_embedded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,6 +110,7 @@ def sequences_for(model: Model, competing: NDArray[np.bool_], text: str | Path |
             f"{what}: long enough for {len(windows)} sequences of {room} tokens, and at least {LEAST_TEXTS} "
             f"are needed; give a file of more text with `text`."
         )
+    require_embedded(model, windows)
     repeated, blocks = _repeated(tokenizer, competing, first, spec)
     return Sequences(np.array(windows), repeated, blocks, len(first), source, too_short)
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
-from headatlas.files import read_json_object, sha256_of_files
+from headatlas.files import read_json_object, reading, sha256_of_files
 from headatlas.weights.safetensors_source import SafetensorsSource
 from headatlas.weights.source import Checkpoint, MergedAdapter, Rows, TensorInfo, TensorSource, place_of
 
@@ -191,7 +191,9 @@ class AdaptedSource(TensorSource):
 def _config(home: Path) -> _Config:
     """An adapter's config, if it is a LoRA that can be merged exactly; the refusal names the key."""
     file = home / ADAPTER_CONFIG
-    if not file.is_file():
+    with reading(file):
+        there = file.is_file()
+    if not there:
         known = (
             "" if home.is_dir() else " (give a folder of this machine; `hf download org/name` fetches one)"
         )

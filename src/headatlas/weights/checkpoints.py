@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headatlas.errors import HeadatlasError, first_line
-from headatlas.files import read_json_object
+from headatlas.files import read_json_object, reading
 from headatlas.weights.adapter import (
     ADAPTER_CONFIG,
     WEIGHTS_NAME,
@@ -193,7 +193,9 @@ def main_file(names: Collection[str], where: Path | str) -> str:
 
 
 def _open_folder(folder: Path, spec: str) -> Checkpoint:
-    main = folder / main_file({file.name for file in folder.iterdir() if file.is_file()}, folder)
+    with reading(folder):
+        names = {file.name for file in folder.iterdir() if file.is_file()}
+    main = folder / main_file(names, folder)
     if main.name == SINGLE_NAME:
         notes = _notes_on_index(main, folder / INDEX_NAME)
         return replace(with_config(SafetensorsSource([main]), folder, spec), notes=notes)

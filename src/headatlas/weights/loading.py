@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from headatlas.addresses import is_url
 from headatlas.errors import HeadatlasError, first_line
-from headatlas.files import refuse_pointer
+from headatlas.files import read_json_object, reading, refuse_pointer
 from headatlas.weights.adapter import AdaptedSource
 from headatlas.weights.checkpoints import SINGLE_NAME
 from headatlas.weights.gguf_modules import finish, gguf_modules, gguf_tokenizer
@@ -57,8 +57,19 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         if whole.is_file():
             with whole.open("rb") as stream:
                 refuse_pointer(whole, stream.read(8))
+        _check_lengths(folder / "tokenizer_config.json")
         tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(str(folder), **OFFLINE)
     return tokenizer
+
+
+def _check_lengths(config: Path) -> None:
+    """Refuse a length that is no number, which transformers would only trip over when a text is cut."""
+    if config.is_file():
+        length = read_json_object(config).get("model_max_length")
+        if not isinstance(length, int | float | None):
+            raise HeadatlasError(
+                f"{config}: model_max_length is {length!r:.100}, not a number; correct it or fetch it again."
+            )
 
 
 def missing_tokenizer(checkpoint: Checkpoint) -> str:
@@ -67,7 +78,8 @@ def missing_tokenizer(checkpoint: Checkpoint) -> str:
     if given or isinstance(checkpoint.source, GgufSource):
         return ""
     folder = checkpoint.folder
-    there = any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    with reading(folder):
+        there = any((folder / name).is_file() for name in _TOKENIZER_FILES)
     return "" if there else f"{folder} holds no tokenizer; put the model's tokenizer.json there."
 
 
