@@ -112,7 +112,7 @@ def test_tokens_that_the_embedding_lacks_are_refused(text: Path) -> None:
     own.write_text(text.read_text() + " \x1b[31mextra" * 200)
     model = open_model(open_checkpoint(tiny_model("llama").eval(), tokenizer))
     said = (
-        rf"gives token {VOCAB} \('\\x1b\[31mextra'\), and the model's vocabulary has {VOCAB} tokens; use the"
+        rf"gives token {VOCAB} \('\\x1b\[31mextra'\), and the model's vocabulary has {VOCAB} tokens; use its"
     )
     with pytest.raises(HeadatlasError, match=said):
         sequences_for(model, EVERY, own)
