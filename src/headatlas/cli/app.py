@@ -67,7 +67,7 @@ def _refused(option: str, error: typer.BadParameter) -> str:
 
 
 def _not_there(error: OSError) -> str:
-    """What the system refused, where no command said it better."""
+    """A refusal of the system in words, where no command said it better."""
     why = error.strerror or str(error)
     if error.filename is None:
         return (
