@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.floor import COLUMNS, Work, markdown, powers, said, seconds, table
+from headatlas.options import CEILING
 from headatlas.progress import Progress, Report, Stats, progress_display
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--lens", action="append", choices=["maps", "neutral"], help="both by default")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--sample", type=int, default=4, help="heads timed the plain way")
+    parser.add_argument("--ceiling", type=int, default=CEILING, help="of the maps")
     parser.add_argument("--quick", action="store_true", help="--lens maps --repeats 1 --sample 2")
     given = parser.parse_args()
     lenses, repeats, sample = given.lens or ["maps", "neutral"], given.repeats, given.sample
@@ -87,7 +89,7 @@ def main() -> None:
         lenses, repeats, sample = ["maps"], 1, 2
     print(f"{processor_name()}, {os.cpu_count()} cores, {threads()}; Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as folder:
-        maps = {lens: _maps(lens, repeats, Path(folder)) for lens in lenses}
+        maps = {lens: _maps(lens, given.ceiling, repeats, Path(folder)) for lens in lenses}
         last = Path(folder) / f"{lenses[-1]}-0"
         print(f"\n## Waiting\n\nMedians of {repeats}; DIR holds the map of the lens {lenses[-1]}.\n")
         rows = [row for lens, runs in maps.items() for row in _map_rows(lens, runs)]
@@ -98,7 +100,7 @@ def main() -> None:
         print(markdown(("", "seconds", "processor seconds", "peak memory"), rows), flush=True)
         print("\n## Floor")
         for lens, runs in maps.items():
-            _compare(lens, runs, Path(folder) / f"{lens}-0", sample)
+            _compare(lens, given.ceiling, runs, Path(folder) / f"{lens}-0", sample)
 
 
 def threads() -> str:
@@ -182,8 +184,9 @@ def child(path: str, args: Sequence[str]) -> None:
             Path(path).write_text(json.dumps({"moments": moments, "stats": stats}))
 
 
-def _maps(lens: str, repeats: int, folder: Path) -> list[Run]:
-    return [run(["map", MODEL, "--lens", lens, "-o", str(folder / f"{lens}-{at}")]) for at in range(repeats)]
+def _maps(lens: str, ceiling: int, repeats: int, folder: Path) -> list[Run]:
+    options = ["--lens", lens, "--ceiling", str(ceiling)]
+    return [run(["map", MODEL, *options, "-o", str(folder / f"{lens}-{at}")]) for at in range(repeats)]
 
 
 # Tables ---------------------------------------------------------------------------------------------
@@ -229,7 +232,7 @@ def _median(values: Sequence[float]) -> float:
 # Against the plain way and the floor ------------------------------------------------------------------
 
 
-def _compare(lens: str, runs: Sequence[Run], out: Path, sample: int) -> None:
+def _compare(lens: str, ceiling: int, runs: Sequence[Run], out: Path, sample: int) -> None:
     """Print what the mapping did, and its time against the plain way's and the floor's."""
     import numpy as np
 
@@ -243,7 +246,7 @@ def _compare(lens: str, runs: Sequence[Run], out: Path, sample: int) -> None:
     from headatlas.mapping.vocabulary import Vocabulary
 
     speed, atlas = rates(pick_device("cpu")), Atlas.open(out)
-    prepared = prepare_map(MODEL, None, "core", MapOptions(lens_named(lens)))
+    prepared = prepare_map(MODEL, None, "core", MapOptions(lens_named(lens), ceiling=ceiling))
     states = _states(prepared, out / "states-again")
     vocabulary = Vocabulary.read(prepared.model.unembed, prepared.competing)
     dims, k = prepared.model.dims, prepared.options.thresholds.k
