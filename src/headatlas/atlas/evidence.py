@@ -48,12 +48,12 @@ CRITERIA = (
 )
 """Meanings of the two words, wherever they are shown."""
 
-CONFIRMED = ("confirmed_with_context", "confirmed_by_ablation")
 COLUMNS = (
     *("context", "context_suppression", "without_context", "without_context_suppression", "attention"),
     *("confirmed_with_context", "loss_alone", "loss_alone_q", "confirmed_by_ablation"),
 )
 """Further columns of :meth:`Atlas.table` where there is evidence."""
+_BOOLEAN = {name: "boolean" for name in COLUMNS if name.startswith("confirmed")}
 
 
 def evidence_group(path: Path) -> Path:
@@ -228,17 +228,17 @@ class Evidence:
             rows = base[base["relation"] == name]
             if found := self._context(name, rows) | self._alone(name, rows):
                 asked = rows[["layer", "head", "relation"]].assign(**{**unknown, **found})
-                parts.append(asked.astype(dict.fromkeys(CONFIRMED, "boolean")))
+                parts.append(asked.astype(_BOOLEAN))
         if not parts:
             return pd.DataFrame(columns=["layer", "head", "relation", *COLUMNS])
         return pd.concat(parts, ignore_index=True)
 
-    def _context(self, name: str, rows: pd.DataFrame) -> dict[str, Any]:
+    def _context(self, name: str, rows: pd.DataFrame) -> dict[str, NDArray[Any]]:
         dynamics = self.templates_of(name)
         if not dynamics:
             return {}
         at = rows["layer"].to_numpy(), rows["head"].to_numpy()
-        found: dict[str, Any] = {}
+        found: dict[str, NDArray[Any]] = {}
         for kind, prefix in ((CONTEXT, "context"), (WITHOUT, "without_context")):
             for sign, suffix in (("promotion", ""), ("suppression", "_suppression")):
                 scores = [_score(each.of(kind), name, sign) for each in dynamics]
@@ -246,12 +246,12 @@ class Evidence:
         found["attention"] = np.mean([each.attention[name] for each in dynamics], axis=0)[at]
         calls = [each.context.calls.sel(sign=list(SIGNS), relation=name).values for each in dynamics]
         called = rows[["implements", "suppresses"]].to_numpy(dtype=bool).T
-        confirmed = pd.array((called & (np.mean(calls, axis=0)[:, *at] > 0.5)).any(axis=0), dtype="boolean")
-        confirmed[~called.any(axis=0)] = pd.NA
+        confirmed = (called & (np.mean(calls, axis=0)[:, *at] > 0.5)).any(axis=0).astype(object)
+        confirmed[~called.any(axis=0)] = None
         found["confirmed_with_context"] = confirmed
         return found
 
-    def _alone(self, name: str, rows: pd.DataFrame) -> dict[str, Any]:
+    def _alone(self, name: str, rows: pd.DataFrame) -> dict[str, NDArray[Any]]:
         tests = self.single_heads
         mine = tests[tests["relation"] == name]
         if mine.empty:
@@ -263,7 +263,7 @@ class Evidence:
         return {
             "loss_alone": merged["loss"].to_numpy(),
             "loss_alone_q": merged["q"].to_numpy(),
-            "confirmed_by_ablation": merged["confirmed"].astype("boolean").array,
+            "confirmed_by_ablation": merged["confirmed"].to_numpy(),
         }
 
     @cached_property
