@@ -27,7 +27,9 @@ from headatlas.weights.source import Checkpoint, NoModulesError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
+
+    from headatlas.weights import Tokenizer
 
 # Rows whose hidden layer of the first MLP is in memory at a time: 256 MB at a width of 14,336.
 _ROWS = 4096
@@ -71,7 +73,7 @@ class Model:
         self.dims: Dims = inventory.sizes.dims
         self._inventory = inventory
         self._section = inventory.section
-        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._tokenizer: Tokenizer | None = None
         self._finite: set[str] = set()
 
     def embed(self, ids: Sequence[int] | None = None) -> torch.Tensor:
@@ -263,7 +265,7 @@ class Model:
         """Path of the Hugging Face module of the final norm."""
         return self._module(self.family.modules.final_norm, None)
 
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer, loaded once."""
         from headatlas.weights import load_tokenizer
 

@@ -39,7 +39,9 @@ from headatlas.relations import Relation, TokenisedRelation, core, library
 from headatlas.relations.tokenising import word_ids, written_bare
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig
+
+    from headatlas.weights import Tokenizer
 
 DISTANCES = (1, 2, 4, 8, 16)
 """Positions from key to query, where positions turn them."""
@@ -120,7 +122,7 @@ class Matched:
 
 
 def lending(
-    tokenizer: PreTrainedTokenizerBase, competing: Bools, relations: Sequence[Relation]
+    tokenizer: Tokenizer, competing: Bools, relations: Sequence[Relation]
 ) -> dict[str, dict[str, Ids]]:
     """Relation → its sources with their token ids: of the shipped relations and of those given."""
     every = {each.name: each for each in (*core(), *library(), *relations)}

@@ -20,7 +20,7 @@ from headatlas.relations import TokenisedRelation, questions
 from headatlas.relations.tokenising import reduced, written_bare
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from headatlas.weights import Tokenizer
 
 SLOT = "{}"
 SHIPPED = Path(__file__).parent / "data" / "templates.json"
@@ -148,16 +148,16 @@ class Text:
     source: int  # position of the source's last token
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[Ids]:
+def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Ids]:
     """Token ids of texts, after whatever the tokenizer itself puts first."""
     if not texts:
         return []
     first = tuple(prefix_ids(tokenizer, ""))
-    rows = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+    rows = tokenizer(list(texts), add_special_tokens=False, verbose=False)
     return [first + tuple(row) for row in rows["input_ids"]]
 
 
-def running_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[Ids, ...]:
+def running_texts(tokenizer: Tokenizer) -> tuple[Ids, ...]:
     """The shipped texts that are long enough, each cut after ``LENGTH`` tokens."""
     rows = encode(tokenizer, [text for _, text in shipped_texts()])
     return tuple(row[:LENGTH] for row in rows if len(row) >= LENGTH)
@@ -169,7 +169,7 @@ def source_words(relation: TokenisedRelation) -> list[str]:
 
 
 def place(
-    tokenizer: PreTrainedTokenizerBase, template: Template, words: Sequence[str], sources: Sequence[Ids]
+    tokenizer: Tokenizer, template: Template, words: Sequence[str], sources: Sequence[Ids]
 ) -> list[Text | None]:
     """The text of each word, given its token ids in the atlas; None where it is cut differently there."""
     begun = encode(tokenizer, [template.before + word for word in words])
@@ -181,7 +181,7 @@ def place(
 
 
 def in_template(
-    relation: TokenisedRelation, tokenizer: PreTrainedTokenizerBase, template: Template
+    relation: TokenisedRelation, tokenizer: Tokenizer, template: Template
 ) -> tuple[TokenisedRelation, dict[Ids, Text]]:
     """Restrict a relation to what a template can use, with the text of each of its sources.
 
@@ -203,7 +203,7 @@ def answered(text: str, target: str) -> str:
 
 
 def continued(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], targets: Sequence[Sequence[str]]
+    tokenizer: Tokenizer, texts: Sequence[str], targets: Sequence[Sequence[str]]
 ) -> list[list[Ids]]:
     """The ids that follow those of each text when each of its targets is written after it.
 
@@ -247,7 +247,7 @@ class Task:
 
 def make_task(
     relation: TokenisedRelation,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     template: Template,
     *,
     shots: int,

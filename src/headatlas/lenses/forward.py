@@ -17,7 +17,9 @@ from headatlas.errors import HeadatlasError
 
 if TYPE_CHECKING:
     import numpy as np
-    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import DynamicCache, PreTrainedModel
+
+    from headatlas.weights import Tokenizer
 
 Ids = tuple[int, ...]
 _T = TypeVar("_T")
@@ -42,7 +44,7 @@ def running(model: Model, device: torch.device = CPU) -> Iterator[PreTrainedMode
         yield modules
 
 
-def prefix_ids(tokenizer: PreTrainedTokenizerBase, prefix: str) -> list[int]:
+def prefix_ids(tokenizer: Tokenizer, prefix: str) -> list[int]:
     """Token ids of a prefix after whatever the tokenizer itself puts first (``<bos>`` or nothing)."""
     plain: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
     dressed: list[int] = tokenizer("a")["input_ids"]

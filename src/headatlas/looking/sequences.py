@@ -25,9 +25,8 @@ from headatlas.evidence.texts import LENGTH, encode, running_texts, shipped_text
 from headatlas.lenses.forward import prefix_ids, require_embedded
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from headatlas.architectures import Model
+    from headatlas.weights import Tokenizer
 
 
 BLOCKS = (11, 14, 17, 20, 23)
@@ -136,7 +135,7 @@ def _read(text: str | Path) -> str:
 
 
 def _repeated(
-    tokenizer: PreTrainedTokenizerBase, competing: NDArray[np.bool_], first: tuple[int, ...], spec: str
+    tokenizer: Tokenizer, competing: NDArray[np.bool_], first: tuple[int, ...], spec: str
 ) -> tuple[Ids, Ids]:
     """Sequences that end with a block of random tokens twice; no token occurs otherwise twice in one."""
     rng = np.random.Generator(np.random.PCG64(SEED))
@@ -153,12 +152,13 @@ def _repeated(
     return np.array(rows), np.array(blocks)
 
 
-def _words(tokenizer: PreTrainedTokenizerBase, ids: NDArray[np.intp]) -> list[int]:
+def _words(tokenizer: Tokenizer, ids: NDArray[np.intp]) -> list[int]:
     """The first tokens that are words of two letters or more by themselves, as many as are needed."""
     found: list[int] = []
     for start in range(0, len(ids), POOL):
         part = ids[start : start + POOL].tolist()
-        for token, text in zip(part, tokenizer.batch_decode([[token] for token in part]), strict=True):
+        texts = tokenizer.batch_decode([[token] for token in part], clean_up_tokenization_spaces=False)
+        for token, text in zip(part, texts, strict=True):
             word = text.strip()
             if len(word) >= 2 and word.isalnum() and word[0].isalpha():
                 found.append(token)
@@ -233,10 +233,11 @@ def _closes(text: str) -> bool:
     return _all(text, lambda char: char in _CLOSING)
 
 
-def pieces(tokenizer: PreTrainedTokenizerBase, ids: NDArray[np.int64], n_first: int) -> list[Pieces]:
+def pieces(tokenizer: Tokenizer, ids: NDArray[np.int64], n_first: int) -> list[Pieces]:
     """Sequences [n, length] as text, token by token; the tokenizer itself puts ``n_first`` of them first."""
     distinct = np.unique(ids).tolist()
-    texts = dict(zip(distinct, tokenizer.batch_decode([[token] for token in distinct]), strict=True))
+    rows = tokenizer.batch_decode([[token] for token in distinct], clean_up_tokenization_spaces=False)
+    texts = dict(zip(distinct, rows, strict=True))
     names = dict(zip(distinct, tokenizer.convert_ids_to_tokens(distinct), strict=True))
     out = []
     for row in ids.tolist():

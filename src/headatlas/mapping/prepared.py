@@ -37,7 +37,7 @@ from headatlas.relations import (
     resolve_relations,
     tokenise,
 )
-from headatlas.weights import need_on_disk, open_checkpoint, tokenizer_hash
+from headatlas.weights import Tokenizer, need_on_disk, open_checkpoint, tokenizer_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -153,7 +153,7 @@ def prepare_map(
 
 def as_seen_by(
     model: Model,
-    words: PreTrainedTokenizerBase,
+    words: Tokenizer,
     competing: NDArray[np.bool_],
     asked: Sequence[Relation],
     options: MapOptions,

@@ -25,7 +25,7 @@ from headatlas.options import TargetPolicy
 from headatlas.relations.relation import Pair, Relation, TokenisedPair, TokenisedRelation
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from headatlas.weights import Tokenizer
 
 
 _OPEN = r"(?:<\|?|<｜|\[|>>|\{)"
@@ -38,9 +38,7 @@ _WORDS = r"(?:unused|reserved|extra|dummy|place[_▁ ]?holder|special|control|pa
 _RESERVED = re.compile(rf"{_OPEN}{_WORDS}[a-z_▁ -]*\d+{_CLOSE}|madeupword\d+", re.IGNORECASE)
 
 
-def competing_tokens(
-    tokenizer: PreTrainedTokenizerBase, vocab_size: int
-) -> tuple[npt.NDArray[np.bool_], tuple[int, ...]]:
+def competing_tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[npt.NDArray[np.bool_], tuple[int, ...]]:
     """Which token ids [vocab_size] compete in a ranking; and the ids that do not, ascending.
 
     An id does not compete if the tokenizer has no token for it (a padding row or a gap), if its token is
@@ -96,7 +94,7 @@ def written_bare(word: str) -> bool:
     )
 
 
-def word_ids(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> dict[str, tuple[int, ...]]:
+def word_ids(tokenizer: Tokenizer, words: Iterable[str]) -> dict[str, tuple[int, ...]]:
     """The token ids of each word in its natural form; the tokenizer is called a few times for all of them.
 
     A word that no anchor leaves clean is encoded on its own, with its space.
@@ -114,7 +112,7 @@ def word_ids(tokenizer: PreTrainedTokenizerBase, words: Iterable[str]) -> dict[s
 
 def tokenise(
     relation: Relation,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     *,
     competing: npt.NDArray[np.bool_],
     max_source_tokens: int,
@@ -153,7 +151,7 @@ def tokenise(
 
 def usable_words(
     words: Iterable[str],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     *,
     competing: npt.NDArray[np.bool_],
     max_source_tokens: int,
@@ -165,9 +163,7 @@ def usable_words(
     return {word: each for word, each in ids.items() if word not in bad}, bad
 
 
-def _meaningful(
-    tokenizer: PreTrainedTokenizerBase, competing: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.bool_]:
+def _meaningful(tokenizer: Tokenizer, competing: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """[vocab] which tokens compete and are not the unknown one."""
     known, unknown = competing.copy(), tokenizer.unk_token_id
     if unknown is not None and unknown < len(known):
@@ -246,9 +242,7 @@ def _left_out(usable: list[TokenisedPair]) -> str | None:
     return too_small(len(usable), len(targets), "usable ")
 
 
-def _ids_after(
-    tokenizer: PreTrainedTokenizerBase, anchor: str, gap: str, words: list[str]
-) -> dict[str, tuple[int, ...]]:
+def _ids_after(tokenizer: Tokenizer, anchor: str, gap: str, words: list[str]) -> dict[str, tuple[int, ...]]:
     """The ids that follow those of `anchor`, for the words that leave the anchor's ids as they are."""
     if not words:
         return {}
@@ -259,8 +253,8 @@ def _ids_after(
     }
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[tuple[int, ...]]:
+def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[tuple[int, ...]]:
     if not texts:
         return []
-    rows = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return [tuple(row) for row in rows]

@@ -9,16 +9,15 @@ from headatlas.weights.loading import (
     can_stream,
     load_modules,
     load_skeleton,
-    load_tokenizer,
-    missing_tokenizer,
     need_on_disk,
-    tokenizer_hash,
 )
 from headatlas.weights.source import Checkpoint, NoModulesError
+from headatlas.weights.tokenizer import Tokenizer, load_tokenizer, missing_tokenizer, tokenizer_hash
 
 __all__ = [
     "Checkpoint",
     "NoModulesError",
+    "Tokenizer",
     "can_stream",
     "load_modules",
     "load_skeleton",

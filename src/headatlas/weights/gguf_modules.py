@@ -18,9 +18,7 @@ The tokenizer depends on the header alone and is kept in the user cache under it
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
-import logging
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
@@ -32,15 +30,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
-from headatlas.errors import HeadatlasError
-from headatlas.files import atomic_folder, cache_dir
 from headatlas.weights.gguf_source import GgufSource
 from headatlas.weights.source import OFFLINE, NoModulesError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 _INSTEAD = "use safetensors of the model"
@@ -338,52 +332,6 @@ def finish(model: PreTrainedModel, source: GgufSource) -> None:
         raise keys.refusal(
             f"a {type(model).__name__} takes {sum(taken.values()):,} numbers of the {stored:,} in it"
         )
-
-
-_log = logging.getLogger(__name__)
-_TOKENS = "tokenizer.ggml.tokens"
-_NEEDS = {"gpt2": ("merges",), "llama": ("scores", "merges"), "t5": ("scores",)}
-"""Arrays one of which each kind of tokenizer needs beside its tokens, as transformers 5.23 builds them."""
-
-
-def gguf_tokenizer(source: GgufSource) -> PreTrainedTokenizerBase:
-    """The tokenizer inside a GGUF file, out of the cache where it was converted before."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    path, header = source.files[0], source.header
-    if not header.arrays.get(_TOKENS):
-        raise HeadatlasError(f"{path} holds no tokenizer ({_TOKENS} is missing); convert the model again.")
-    kind = header.metadata.get("tokenizer.ggml.model")
-    needs = [f"tokenizer.ggml.{each}" for each in _NEEDS.get(str(kind), ())]
-    if needs and not any(header.arrays.get(each) for each in needs):
-        raise HeadatlasError(
-            f"{path}: its tokenizer ({kind}) lacks {' and '.join(needs)}, so that no text can be cut into "
-            "its tokens; convert the model again, or pass a tokenizer (tokenizer=… in Python)."
-        )
-    kept = _place_of_conversion(source)
-    tokenizer: PreTrainedTokenizerBase
-    if kept.is_dir():
-        # The plain class, because a model's own class would build its tokenizer anew.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(kept), local_files_only=True)
-        return tokenizer
-    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, **OFFLINE)
-    try:
-        with atomic_folder(kept) as work:
-            tokenizer.save_pretrained(work)
-    except OSError as error:
-        _log.info("not kept in %s: %s", kept, error)  # a cache that cannot be written only costs time
-    return tokenizer
-
-
-def _place_of_conversion(source: GgufSource) -> Path:
-    """The folder of the cache for this header's tokenizer as this version of transformers converts it."""
-    import gguf
-    import transformers
-
-    with source.files[0].open("rb") as stream:
-        digest = hashlib.sha256(stream.read(source.header.data_start))
-    digest.update(f"{transformers.__version__} {getattr(gguf, '__version__', '')}".encode())
-    return cache_dir() / "converted" / digest.hexdigest()[:32] / "tokenizer"
 
 
 def gguf_modules(

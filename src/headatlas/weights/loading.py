@@ -1,4 +1,4 @@
-"""Tokenizer and modules of a checkpoint, whole or their first layers, made by transformers.
+"""Modules of a checkpoint, whole or their first layers, made by transformers.
 
 Quietly, offline, and without code that comes with a model. Tensors find their modules by transformers' own
 names and conversions, not by a family file, so what modules compute says whether the family file is right.
@@ -6,8 +6,6 @@ names and conversions, not by a family file, so what modules compute says whethe
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,76 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from headatlas.addresses import is_url
 from headatlas.errors import HeadatlasError, first_line
-from headatlas.files import read_json_object, reading, refuse_pointer
 from headatlas.weights.adapter import AdaptedSource
 from headatlas.weights.checkpoints import SINGLE_NAME
-from headatlas.weights.gguf_modules import finish, gguf_modules, gguf_tokenizer
+from headatlas.weights.gguf_modules import finish, gguf_modules
 from headatlas.weights.gguf_source import GgufSource
 from headatlas.weights.safetensors_source import PLAIN, QUANTIZED, SafetensorsSource
 from headatlas.weights.source import OFFLINE, Checkpoint, ModuleSource, NoModulesError, stock_class
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-
-# What a tokenizer is made of: whole, SentencePiece, or a list of words.
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-
-
-def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint."""
-    if checkpoint.loaded_tokenizer is not None:
-        return checkpoint.loaded_tokenizer
-    if checkpoint.path is None:
-        raise HeadatlasError(
-            f"The loaded model {checkpoint.name} came without its tokenizer; pass it too (tokenizer=…)."
-        )
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    with transformers_at_work(f"The tokenizer of {checkpoint.path}"):
-        if isinstance(checkpoint.source, GgufSource):
-            return gguf_tokenizer(checkpoint.source)
-        if missing := missing_tokenizer(checkpoint):
-            raise HeadatlasError(missing)
-        folder = checkpoint.folder
-        # tokenizer.json says how text is cut. For some model types AutoTokenizer would build the cutter of
-        # the type's own tokenizer class from its vocabulary instead, whatever the file says.
-        whole = folder / "tokenizer.json"
-        kind = PreTrainedTokenizerFast if whole.is_file() else AutoTokenizer
-        if whole.is_file():
-            with whole.open("rb") as stream:
-                refuse_pointer(whole, stream.read(8))
-        _check_lengths(folder / "tokenizer_config.json")
-        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(str(folder), **OFFLINE)
-    return tokenizer
-
-
-def _check_lengths(config: Path) -> None:
-    """Refuse a length that is no number, which transformers would only trip over when a text is cut."""
-    if config.is_file():
-        length = read_json_object(config).get("model_max_length")
-        if not isinstance(length, int | float | None):
-            raise HeadatlasError(
-                f"{config}: model_max_length is {length!r:.100}, not a number; correct it or fetch it again."
-            )
-
-
-def missing_tokenizer(checkpoint: Checkpoint) -> str:
-    """Say that a checkpoint in a folder has no file of a tokenizer; empty if it has one, or is no folder."""
-    given = checkpoint.path is None or checkpoint.loaded_tokenizer is not None
-    if given or isinstance(checkpoint.source, GgufSource):
-        return ""
-    folder = checkpoint.folder
-    with reading(folder):
-        there = any((folder / name).is_file() for name in _TOKENIZER_FILES)
-    return "" if there else f"{folder} holds no tokenizer; put the model's tokenizer.json there."
-
-
-def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """``sha256:`` over the sorted vocabulary (token, id) and the ids of the special tokens."""
-    body = [sorted(tokenizer.get_vocab().items()), sorted(set(tokenizer.all_special_ids))]
-    return f"sha256:{hashlib.sha256(json.dumps(body).encode()).hexdigest()}"
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 def load_modules(

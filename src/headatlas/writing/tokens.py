@@ -20,7 +20,7 @@ from headatlas.relations import competing_tokens
 from headatlas.relations.tokenising import written_bare
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from headatlas.weights import Tokenizer
 
 MOST_WITH_FORWARD_PASS = 20_000
 """Word-like tokens that go through the model where the lens needs a forward pass, if it can be afforded."""
@@ -113,7 +113,7 @@ def default_most(model: Model, lens: Lens) -> int | None:
     return min(MOST_WITH_FORWARD_PASS, max(LEAST_WITH_FORWARD_PASS, int(FORWARD_PASS / a_token)))
 
 
-def token_texts(tokenizer: PreTrainedTokenizerBase, competing: Bools) -> list[str]:
+def token_texts(tokenizer: Tokenizer, competing: Bools) -> list[str]:
     """[vocab] each token as it continues a text, with the space it begins with; empty where none competes.
 
     Tokens that are no whole characters keep the tokenizer's own name.
@@ -145,7 +145,7 @@ def _all_letters(word: str) -> bool:
     return word.isalpha() or all(unicodedata.category(char)[0] in "LM" for char in word)
 
 
-def unused(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Ints:
+def unused(tokenizer: Tokenizer, vocab_size: int) -> Ints:
     """Ids that no text has: padding rows, reserved and special tokens, and bytes that UTF-8 never uses."""
     competing, reserved = competing_tokens(tokenizer, vocab_size)
     names = {f"<0x{byte:02X}>" for byte in NOT_IN_UTF8} | {chr(byte) for byte in NOT_IN_UTF8}
@@ -153,7 +153,8 @@ def unused(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Ints:
     maybe = [vocabulary[name] for name in sorted(names & set(vocabulary)) if vocabulary[name] < vocab_size]
     maybe = [token for token in maybe if competing[token]]
     # Outside byte-level vocabularies these characters are letters.
-    texts = tokenizer.batch_decode([[token] for token in maybe]) if maybe else []
+    rows = [[token] for token in maybe]
+    texts = tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False) if maybe else []
     bytes_ = [token for token, text in zip(maybe, texts, strict=True) if REPLACEMENT in text]
     return np.array(sorted({*reserved, *bytes_}), dtype=np.int64)
 
