@@ -44,7 +44,7 @@ def test_a_folder_loads_as_it_was_saved(llama_folder: Path, capsys: pytest.Captu
     checkpoint = open_checkpoint(llama_folder)
     same_modules(checkpoint, builders.tiny_llama())
     expected = builders.tiny_tokenizer()(TEXT).input_ids
-    assert load_tokenizer(checkpoint)(TEXT).input_ids == expected
+    assert load_tokenizer(checkpoint)(TEXT)["input_ids"] == expected
     assert capsys.readouterr() == ("", "")
 
 
@@ -199,30 +199,11 @@ def test_transformers_is_shown_what_its_own_reader_finds(tmp_path: Path) -> None
         assert np.array_equal(*(gguf.dequantize(each.data, each.tensor_type) for each in (ours, theirs)))
 
 
-def test_gguf_tokenizer_is_converted_once(
-    tmp_path: Path, private_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpoint = open_checkpoint(builders.qwen2_gguf(tmp_path / "tiny.gguf", builders.tiny_qwen2()))
-    first = load_tokenizer(checkpoint)
-    assert first.get_vocab() == builders.tiny_tokenizer().get_vocab()
-    load_modules(checkpoint)
-    assert {item.name for item in private_cache.glob("converted/*/*")} == {"tokenizer"}
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("converted again")
-
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", refuse)
-    second = load_tokenizer(checkpoint)
-    assert second(TEXT).input_ids == first(TEXT).input_ids
-    assert second.special_tokens_map == first.special_tokens_map
-    assert tokenizer_hash(second) == tokenizer_hash(first)
-
-
 def test_gguf_loads_without_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HEADATLAS_CACHE", str(tmp_path / "file"))
     checkpoint = open_checkpoint(builders.qwen2_gguf(tmp_path / "tiny.gguf", builders.tiny_qwen2()))
-    assert len(load_tokenizer(checkpoint)) == len(builders.vocabulary())
+    assert len(load_tokenizer(checkpoint).get_vocab()) == len(builders.vocabulary())
 
 
 def test_a_split_gguf_is_one_model(tmp_path: Path) -> None:
@@ -237,7 +218,7 @@ def test_a_split_gguf_is_one_model(tmp_path: Path) -> None:
         assert checkpoint.path == parts[0]
         assert len(checkpoint.source.infos()) == len(model.state_dict())
     same_modules(checkpoint, model)
-    assert len(load_tokenizer(checkpoint)) == len(builders.vocabulary())
+    assert len(load_tokenizer(checkpoint).get_vocab()) == len(builders.vocabulary())
 
 
 def test_gguf_without_tokenizer_or_unknown(tmp_path: Path) -> None:
