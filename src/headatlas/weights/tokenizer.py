@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 class Tokenizer(Protocol):
-    """What is asked of a tokenizer; those of transformers have it all."""
+    """The part of a tokenizer that is used; those of transformers have it."""
 
     @property
     def all_special_ids(self) -> list[int]: ...
