@@ -182,7 +182,7 @@ def test_transformers_is_shown_what_its_own_reader_finds(tmp_path: Path) -> None
     }
     file = builders.qwen2_gguf(tmp_path / "tiny.gguf", builders.tiny_qwen2(), Kind.Q8_0, changed=settings)
     usual = gguf.GGUFReader(file)
-    with gguf_modules._shown_to_transformers(GgufSource(file), lambda name: "blk" in name):
+    with gguf_modules.shown_to_transformers(GgufSource(file), lambda name: "blk" in name):
         shown = gguf.GGUFReader(file)
     assert gguf.GGUFReader is type(usual)
     assert settings.keys() < shown.fields.keys() < usual.fields.keys()

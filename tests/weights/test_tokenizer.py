@@ -116,14 +116,14 @@ def test_a_second_opening_does_without_transformers(
 def test_gguf_tokenizer_is_converted_once(
     tmp_path: Path, private_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("read or converted again")
+
+    monkeypatch.setattr("gguf.GGUFReader", refuse)  # it makes objects of each token
     checkpoint = open_checkpoint(builders.qwen2_gguf(tmp_path / "tiny.gguf", builders.tiny_qwen2()))
     first = load_tokenizer(checkpoint)
     assert first.get_vocab() == builders.tiny_tokenizer().get_vocab()
     load_modules(checkpoint)
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("converted again")
-
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", refuse)
     second = load_tokenizer(checkpoint)
     assert second(TEXTS) == first(TEXTS)

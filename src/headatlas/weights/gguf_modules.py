@@ -350,7 +350,7 @@ def gguf_modules(
     check_convertible(source)
     folder, name = str(source.files[0].parent), source.files[0].name
     # The progress bar of this route knows no switch; it writes to sys.stderr.
-    with _shown_to_transformers(source, wanted), redirect_stderr(io.StringIO()):
+    with shown_to_transformers(source, wanted), redirect_stderr(io.StringIO()):
         config = AutoConfig.from_pretrained(folder, gguf_file=name, **OFFLINE)
         config = change(completed(config, source))
         options = {**OFFLINE, "gguf_file": name, "config": config, **options}
@@ -358,7 +358,7 @@ def gguf_modules(
 
 
 @contextmanager
-def _shown_to_transformers(source: GgufSource, wanted: Callable[[str], bool]) -> Iterator[None]:
+def shown_to_transformers(source: GgufSource, wanted: Callable[[str], bool]) -> Iterator[None]:
     """Let gguf's reader show what a source has read, and its table of names be made once."""
     import gguf
 

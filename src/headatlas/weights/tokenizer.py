@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_folder, cache_dir, read_json_object, reading, refuse_pointer
+from headatlas.weights.gguf_modules import shown_to_transformers
 from headatlas.weights.gguf_source import GgufSource
 from headatlas.weights.loading import transformers_at_work
 from headatlas.weights.source import OFFLINE, Checkpoint
@@ -150,9 +151,11 @@ def _made(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     with transformers_at_work(f"The tokenizer of {checkpoint.path}"):
         if isinstance(checkpoint.source, GgufSource):
             path = checkpoint.source.files[0]
-            made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                str(path.parent), gguf_file=path.name, **OFFLINE
-            )
+            # For the config, which needs no tensors; tokens are read from the file itself.
+            with shown_to_transformers(checkpoint.source, lambda _: False):
+                made: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                    str(path.parent), gguf_file=path.name, **OFFLINE
+                )
             return made
         # tokenizer.json says how text is cut. For some model types AutoTokenizer would build the cutter of
         # the type's own tokenizer class from its vocabulary instead, whatever the file says.
