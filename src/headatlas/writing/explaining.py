@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import hypergeom
 
 from headatlas.relations import Relation
 from headatlas.scoring.scores import false_discovery_rates
@@ -152,6 +151,8 @@ def fields_of(
     drawn = np.array([[len(each)] for each in mine], dtype=np.int64)
     if counts.size == 0:
         return [[] for _ in heads]
+    from scipy.stats import hypergeom  # its import takes longer than asking a head
+
     p = np.asarray(hypergeom.sf(counts - 1, len(words), sizes, drawn))
     q = false_discovery_rates(p)
     found = []
