@@ -38,7 +38,7 @@ Drawn = dict[str, tuple[FigureKind, Any]]
 """File without its suffix → kind of figure, and what it shows."""
 
 
-_WRITERS = ("scipy.special", "pyarrow.parquet", "headatlas.atlas.cards")
+_WRITERS = ("pyarrow.parquet", "headatlas.atlas.cards")
 _DRAWERS = (
     "headatlas.figures.map",
     "headatlas.report",

@@ -97,17 +97,17 @@ def _log_factorial_bound(counts: Ints, observed: Ints) -> Floats:
     """Log of the bound by factorial moments, [heads]; counts as above."""
     n = counts.shape[1]
     most = int(observed.max(initial=0))
-    from scipy.special import gammaln  # its import takes longer than reading an atlas
-
+    # Log of 0!, 1! …; scipy.special, which has it, takes 0.2 s to import.
+    factorial = np.append(0.0, np.cumsum(np.log(np.arange(1, max(n, most) + 1))))
     # Elementary symmetric polynomials of counts / n; below the smallest number kept, that number bounds them.
     symmetric = np.zeros((len(counts), most + 1))
     symmetric[:, 0] = 1.0
     for share in (counts / n).T:
         symmetric[:, 1:] += share[:, None] * symmetric[:, :-1]
     s = np.arange(most + 1)
-    falling = gammaln(n + 1) - gammaln(np.maximum(n - s, 0) + 1)
+    falling = factorial[n] - factorial[np.maximum(n - s, 0)]
     x = observed[:, None]
-    choose = gammaln(x + 1) - gammaln(s + 1) - gammaln(np.maximum(x - s, 0) + 1)
+    choose = factorial[x] - factorial[s] - factorial[np.maximum(x - s, 0)]
     logs = np.log(np.maximum(symmetric, 1e-290)) + s * np.log(n) - falling - choose
     logs[(s > x) | (s > n)] = 0.0
     # A little above, so that rounding never makes a bound of what is exactly the tail too small.
