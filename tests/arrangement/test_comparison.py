@@ -223,7 +223,7 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> HeadChanges:
 
 def test_classes_of_change(changed: HeadChanges) -> None:
     rows = changed.changes
-    picked = rows[["layer", "head", "relation", "sign", "change", "called", "only_a", "only_b"]]
+    picked = rows[["layer", "head", "relation", "sign", "change", "called_in", "only_a", "only_b"]]
     assert picked.values.tolist() == [
         [2, 1, CAPITAL, "promotion", "lost", "a", 30, 0],
         [4, 1, CAPITAL, "promotion", "gained", "b", 0, 28],
@@ -235,7 +235,7 @@ def test_classes_of_change(changed: HeadChanges) -> None:
     assert "; 1 lost, 1 gained, 1 weaker, 0 stronger at q ≤ 0.01" in repr(changed)
     assert len(repr(changed).splitlines()) == 1
     assert rows["q"].isna().tolist() == [False, False, False, True]
-    kept = changed.table[changed.table["called"] == "both"]
+    kept = changed.table[changed.table["called_in"] == "both"]
     assert set(kept["relation"]) == {PAST, "word_to_first_letter"}
     expected = stats.false_discovery_control(changed.table["p"][~changed.table["q"].isna()])
     assert changed.table["q"].dropna().tolist() == pytest.approx(expected.tolist())

@@ -186,11 +186,12 @@ def test_the_table_has_its_columns_in_order(synthetic: Atlas) -> None:
     assert tuple(table.columns) == TABLE_COLUMNS
     kinds = {name: table[name].dtype.kind for name in table}
     assert {name for name, kind in kinds.items() if kind == "i"} == {"layer", "head", "n_sources"}
-    assert {name for name, kind in kinds.items() if kind == "b"} == {"implements", "suppresses"}
+    assert {name for name, kind in kinds.items() if kind == "b"} == {"implements", "suppresses", "called"}
     assert all(isinstance(value, str) for value in table["relation"])
-    text = {"relation", "category", "called"}
-    floats = set(table) - text - {"layer", "head", "n_sources", "implements", "suppresses"}
+    text = {"relation", "category"}
+    floats = set(table) - text - {"layer", "head", "n_sources", "implements", "suppresses", "called"}
     assert all(table[name].dtype == np.float64 for name in floats)
+    assert (table["called"] == (table["implements"] | table["suppresses"])).all()
     may_be_empty = {"chance", "lift", "suppression_chance", "suppression_lift"}
     assert not table.drop(columns=list(may_be_empty)).isna().any(axis=None)
     assert (table["chance"].isna() == (table["score"] < 0.03)).all()

@@ -250,7 +250,8 @@ def test_rows_are_selected_by_all_that_is_given(planted: Atlas) -> None:
     assert len(planted.sel(layer=2)) == 4 * 4 and len(planted.sel(head=3)) == 5 * 4
     two = planted.sel(relation=["capital", "past"], layer=1)
     assert set(two["relation"]) == {"country_to_capital", "verb_to_past_tense"} and len(two) == 8
-    assert planted.sel(layer=1, called=True)["called"].tolist() == ["implements", "suppresses", "implements"]
+    rows = planted.sel(layer=1, called=True)
+    assert rows["implements"].tolist() == [True, False, True] and rows["called"].all()
     with pytest.raises(HeadatlasError, match=r"there is no layer 6: Planted has layers 0 to 5"):
         planted.sel(layer=6)
     with pytest.raises(HeadatlasError, match="no category 'x'; it has Algorithmic, Knowledge"):
@@ -273,16 +274,17 @@ def test_rows_are_selected_by_all_that_is_given(planted: Atlas) -> None:
 def test_the_first_columns_are_those_that_people_look_for(planted: Atlas) -> None:
     first = [
         *("layer", "head", "relation", "score", "q", "suppression", "suppression_q"),
-        *("added", "called"),
+        *("added", "implements", "suppresses"),
     ]
     for frame in (planted.table(), planted.sel(), planted.top("capital"), planted[1, 0]):
-        assert list(frame)[:9] == first
+        assert list(frame)[:10] == first
         assert repr(frame).splitlines()[0].split() == first
         assert "<th>suppression_q</th>" in str(frame._repr_html_())  # type: ignore[operator]
-    called = planted.table().set_index(["layer", "head", "relation"])["called"]
-    assert called[1, 0, "country_to_capital"] == "implements"
-    assert called[1, 0, "verb_to_past_tense"] == "suppresses"
-    assert called[0, 0, "verb_to_past_tense"] == ""
+    table = planted.table().set_index(["layer", "head", "relation"])[["implements", "suppresses", "called"]]
+    assert table.dtypes.eq(bool).all()
+    assert table.loc[(1, 0, "country_to_capital")].tolist() == [True, False, True]
+    assert table.loc[(1, 0, "verb_to_past_tense")].tolist() == [False, True, True]
+    assert table.loc[(0, 0, "verb_to_past_tense")].tolist() == [False, False, False]
 
 
 @pytest.mark.parametrize("most", [None, 100])

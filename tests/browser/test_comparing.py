@@ -46,7 +46,7 @@ def test_the_figure_shows_what_changed(open_page: Opener, changes: HeadChanges) 
     expect(page.get_by_role("banner")).to_contain_text(
         f"{changes.counts.lost} lost, {changes.counts.gained} gained"
     )
-    called = rows[(rows["called"] != "") | (rows["change"] != "")]
+    called = rows[(rows["called_in"] != "") | (rows["change"] != "")]
     counts(shown, len(called[["layer", "head"]].drop_duplicates()))
     # A slider moves the page's own reading, not the comparison; relations and effect narrow it.
     slide(page.get_by_role("slider", name="Score ≥"), 0.9)

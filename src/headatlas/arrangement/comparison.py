@@ -290,9 +290,9 @@ FEWEST_DISCORDANT = 6
 CHANGES: tuple[Change, ...] = ("lost", "gained", "weaker", "stronger")
 CELL_COLUMNS = (
     *("layer", "head", "relation", "sign", "score_a", "score_b", "difference", "low", "high", "p", "q"),
-    *("change", "called", "category", "n_sources", "only_a", "only_b"),
+    *("change", "called_in", "category", "n_sources", "only_a", "only_b"),
 )
-CALLED = ("", "a", "b", "both")
+CALLED_IN = ("", "a", "b", "both")
 
 
 @dataclass(frozen=True)
@@ -349,8 +349,9 @@ class HeadChanges:
         table: A row per cell that is called in either or in which a source differs: layer, head, relation,
             sign (``"promotion"`` or ``"suppression"``), score_a, score_b (on the sources that both can use),
             difference (b − a) with low and high, p (exact McNemar), q (Benjamini–Hochberg over all asked
-            cells of both signs; NaN in others), change (one of :data:`CHANGES`, or ``""``), called (``"a"``,
-            ``"b"``, ``"both"`` or ``""``), category, n_sources, only_a, only_b (sources hit in one alone).
+            cells of both signs; NaN in others), change (one of :data:`CHANGES`, or ``""``), called_in
+            (``"a"``, ``"b"``, ``"both"`` or ``""``), category, n_sources, only_a, only_b (sources hit in one
+            alone).
         relations: A row per relation and sign of which a cell is called or has changed: relation, title,
             category, sign, n_sources, called_a, called_b, called_both, lost, gained, weaker, stronger, moved,
             best_a, best_b, total (sum of the differences over cells called in either); the largest loss
@@ -383,7 +384,7 @@ class HeadChanges:
     @property
     def changes(self) -> pd.DataFrame:
         """The rows of :attr:`table` that are shown to differ or are called in one alone, largest first."""
-        rows = self.table[(self.table["change"] != "") | self.table["called"].isin(["a", "b"])]
+        rows = self.table[(self.table["change"] != "") | self.table["called_in"].isin(["a", "b"])]
         order = np.lexsort((rows["head"], rows["layer"], -rows["difference"].abs(), rows["change"] == ""))
         return rows.iloc[order].reset_index(drop=True)
 
@@ -519,7 +520,7 @@ def _cells(in_a: Bools, in_b: Bools, a: Bools, b: Bools, layers: NDArray[np.intp
             "low": low,
             "high": high,
             "p": mcnemar(only_a, only_b),
-            "called": np.array(CALLED, dtype=object)[a[layer, head] + 2 * b[layer, head]],
+            "called_in": np.array(CALLED_IN, dtype=object)[a[layer, head] + 2 * b[layer, head]],
             "n_sources": n,
             "only_a": only_a,
             "only_b": only_b,
@@ -529,7 +530,7 @@ def _cells(in_a: Bools, in_b: Bools, a: Bools, b: Bools, layers: NDArray[np.intp
 
 def _change(table: pd.DataFrame, q_max: float) -> NDArray[np.object_]:
     shown = table["q"].to_numpy() <= q_max
-    down, called = table["difference"].to_numpy() < 0, table["called"].to_numpy()
+    down, called = table["difference"].to_numpy() < 0, table["called_in"].to_numpy()
     kinds = {
         "lost": down & (called == "a"),
         "gained": ~down & (called == "b"),
@@ -545,7 +546,7 @@ def _by_relation(table: pd.DataFrame, first: Atlas, second: Atlas) -> pd.DataFra
     rows = []
     for (name, sign), cells in table.groupby(["relation", "sign"], sort=False):
         numbers = _numbers(cells)
-        called = cells[cells["called"] != ""]
+        called = cells[cells["called_in"] != ""]
         if not any(numbers.values()):
             continue
         best = [
@@ -574,7 +575,7 @@ def _by_relation(table: pd.DataFrame, first: Atlas, second: Atlas) -> pd.DataFra
 def _counts(
     table: pd.DataFrame, relations: pd.DataFrame, cells: int, asked: int, shuffled: float, q_max: float
 ) -> ChangeCounts:
-    in_a, in_b = (table["called"].isin([each, "both"]) for each in ("a", "b"))
+    in_a, in_b = (table["called_in"].isin([each, "both"]) for each in ("a", "b"))
     heads = [set(zip(rows["layer"], rows["head"], strict=True)) for rows in (table[in_a], table[in_b])]
     mean, low, high = _mean_difference(table[in_a | in_b])
     return ChangeCounts(
@@ -596,7 +597,7 @@ def _counts(
 
 def _numbers(cells: pd.DataFrame) -> dict[str, int]:
     """How many cells are called in a, in b and in both, and how many are of each change."""
-    n = cells["called"].value_counts()
+    n = cells["called_in"].value_counts()
     both = int(n.get("both", 0))
     called = {"called_a": int(n.get("a", 0)) + both, "called_b": int(n.get("b", 0)) + both}
     changes: dict[str, int] = {kind: int((cells["change"] == kind).sum()) for kind in CHANGES}

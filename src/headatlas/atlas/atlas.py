@@ -316,11 +316,10 @@ class Atlas:
         """One row per mapped head × scored relation, in the order of layers and heads.
 
         Columns: layer, head, relation, score (promotion) and its q, suppression and suppression_q, added
-        (share of sources that the head hits and the state does not), called (``"implements"``,
-        ``"suppresses"``, both, or nothing); then category, low and high (Wilson 95 %), chance, lift, p;
-        suppression_low … suppression_p; control (score of the state itself at that layer), n_sources,
-        implements and suppresses. chance and lift are
-        NaN below the calibration floor. Where there is evidence, the columns of
+        (share of sources that the head hits and the state does not), implements and suppresses (booleans);
+        then category, low and high (Wilson 95 %), chance, lift, p; suppression_low … suppression_p; control
+        (score of the state itself at that layer), n_sources, called (implements or suppresses). chance and
+        lift are NaN below the calibration floor. Where there is evidence, the columns of
         ``headatlas.atlas.evidence.COLUMNS`` follow.
         """
         return self._table.copy()
@@ -337,7 +336,8 @@ class Atlas:
         """:meth:`table` without the columns of evidence."""
         included, found = self.included, list(self.relation_scores.values())
         if not found:
-            return pd.DataFrame(columns=list(TABLE_COLUMNS))
+            booleans = dict.fromkeys(("implements", "suppresses", "called"), bool)
+            return pd.DataFrame(columns=list(TABLE_COLUMNS)).astype(booleans)
         names = ("relation", "category", "n_sources")
         named = {name: included[name].to_numpy()[:, None, None] for name in names}
         promotes, suppresses = np.moveaxis(self.calls.values, -1, 1)
@@ -350,7 +350,7 @@ class Atlas:
             "added": np.array([each.added for each in found]),
             "implements": promotes,
             "suppresses": suppresses,
-            "called": _CALLED[promotes + 2 * suppresses],
+            "called": promotes | suppresses,
         }
         for at, (name, prefix) in enumerate((("score", ""), ("suppression", "suppression_"))):
             score, q = (np.moveaxis(values[at], -1, 0) for values in (self.scores.values, self._q))
@@ -461,7 +461,7 @@ class Atlas:
                     )
                 frame = frame[frame[name] == value]
         if called:
-            frame = frame[frame["implements"] | frame["suppresses"]]
+            frame = frame[frame["called"]]
         best = frame[["score", "suppression"]].max(axis=1)
         order = np.lexsort((frame["head"], frame["layer"], -best.to_numpy()))
         return frame.iloc[order].reset_index(drop=True)
@@ -591,7 +591,7 @@ class Atlas:
     @cached_property
     def _categories(self) -> pd.DataFrame:
         frame = self.without_evidence
-        called = frame[frame["implements"] | frame["suppresses"]]
+        called = frame[frame["called"]]
         by_head = called.groupby(["layer", "head"], sort=False)
         relations = {key: tuple(group["relation"]) for key, group in by_head}
         found = {key: set(group["category"]) for key, group in by_head}
@@ -688,10 +688,9 @@ def with_thresholds(atlas: Atlas) -> pd.DataFrame:
     )
 
 
-_CALLED = np.array(["", "implements", "suppresses", "implements, suppresses"], dtype=object)
 TABLE_COLUMNS = (
     *SHOWN,
     *("category", "low", "high", "chance", "lift", "p"),
     *(f"suppression_{name}" for name in ("low", "high", "chance", "lift", "p")),
-    *("control", "n_sources", "implements", "suppresses"),
+    *("control", "n_sources", "called"),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from headatlas.atlas.atlas import Atlas
     from headatlas.atlas.cards import Card
 
-SHOWN = ("layer", "head", "relation", "score", "q", "suppression", "suppression_q", "added", "called")
+SHOWN = (
+    *("layer", "head", "relation", "score", "q", "suppression", "suppression_q"),
+    *("added", "implements", "suppresses"),
+)
 """Columns of a table of heads that are printed."""
 N_BEST = 8
 """Rows of each table of an atlas or a card."""
@@ -55,6 +58,11 @@ class HeadTable(pd.DataFrame):
         if set(SHOWN) <= set(names) and most is not None and most < len(names):
             return list(SHOWN), [name for name in names if name not in SHOWN]
         return names, []
+
+
+def called_in_words(row: Mapping[Any, Any]) -> str:
+    """What a row of a table of heads is called for: ``implements``, ``suppresses``, both, or nothing."""
+    return ", ".join(verb for verb in ("implements", "suppresses") if row[verb])
 
 
 class MadeAbove:
@@ -124,7 +132,8 @@ def _table(title: str, frame: pd.DataFrame, *columns: str) -> str:
     if frame.empty:
         return ""
     shown = pd.DataFrame(frame).head(N_BEST)
-    if "suppresses" in shown:  # the q of the effect that is called
+    if "suppresses" in shown:  # the effect that is called, and its q
+        shown["called"] = [called_in_words(row) for row in shown.to_dict("records")]
         shown["q"] = shown["q"].mask(shown["suppresses"] & ~shown["implements"], shown["suppression_q"])
     shown = shown[list(columns)]
     texts = [name for name in columns if shown[name].dtype.kind not in "biuf"]

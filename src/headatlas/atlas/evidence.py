@@ -392,7 +392,7 @@ class Preferences(Stored):
 def _called_rows(atlas: Atlas) -> pd.DataFrame:
     """The rows of an atlas that are called, with measured attention where there is any."""
     table = atlas.without_evidence
-    called = table[table["implements"] | table["suppresses"]][["layer", "head", "relation"]]
+    called = table[table["called"]][["layer", "head", "relation"]]
     measured = atlas.evidence.table
     if measured.empty:
         return called.assign(attention=np.nan)

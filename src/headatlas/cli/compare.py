@@ -212,7 +212,7 @@ _CHANGES: tuple[Column, ...] = (
     *(HEAD, "relation", "sign", ("a", "score_a"), ("b", "score_b"), "difference"),
     ("95 % interval", lambda row: span(row["low"], row["high"], "to")),
     *(small("q"), ("change", lambda row: row["change"] or "not shown")),
-    ("called", lambda row: row["called"] or "neither"),
+    ("called", lambda row: row["called_in"] or "neither"),
 )
 
 

@@ -124,6 +124,12 @@ def _deciding(promotion: str, suppression: str) -> Callable[[dict[str, Any]], An
     return lambda row: row[suppression if row["suppresses"] and not row["implements"] else promotion]
 
 
+def _called(row: dict[str, Any]) -> str:
+    from headatlas.atlas.display import called_in_words
+
+    return called_in_words(row)
+
+
 def _confirmed(row: dict[str, Any]) -> str | None:
     found = {"with context": row["confirmed_with_context"], "by ablation": row["confirmed_by_ablation"]}
     known = {word: yes for word, yes in found.items() if isinstance(yes, bool)}
@@ -134,7 +140,7 @@ _Q = _deciding("q", "suppression_q")
 _COLUMNS: tuple[Column, ...] = (
     *(HEAD, "relation", "category", "score", "suppression"),
     ("q", lambda row: number(_Q(row))),
-    *("control", ("sources", "n_sources"), "called"),
+    *("control", ("sources", "n_sources"), ("called", _called)),
 )
 _EVIDENCE_COLUMNS: tuple[Column, ...] = (
     ("with context", _deciding("context", "context_suppression")),

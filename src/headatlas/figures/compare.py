@@ -147,7 +147,7 @@ def _grid(found: HeadChanges, rows: pd.DataFrame) -> ChangeGrid:
 
     return ChangeGrid(
         **{kind: count(rows[rows["change"] == kind]) for kind in CHANGES},
-        called=count(rows[rows["called"] != ""]),
+        called=count(rows[rows["called_in"] != ""]),
         moved=count(crossed[np.array(in_moved, dtype=bool)]) > 0,
     )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headatlas.arrangement.comparison import CALLED, CHANGES, Comparison, HeadChanges
+from headatlas.arrangement.comparison import CALLED_IN, CHANGES, Comparison, HeadChanges
 from headatlas.atlas import Atlas
 from headatlas.atlas.export import plain_records
 from headatlas.atlas.relation_scores import SIGNS
@@ -79,7 +79,7 @@ def _step(step: HeadChanges, names: list[str]) -> dict[str, Any]:
 
     rows = step.table
     if len(rows) > LARGE:
-        rows = rows[(rows["called"] != "") | (rows["change"] != "")]
+        rows = rows[(rows["called_in"] != "") | (rows["change"] != "")]
     return {
         "a": step.a,
         "b": step.b,
@@ -97,7 +97,7 @@ def cells_section(rows: pd.DataFrame, names: list[str], n_heads: int) -> dict[st
 
     ``cell`` is layer × heads + head, ``relation`` a position among ``names``, ``down`` 1 for suppression,
     ``change`` one more than the position in :data:`CHANGES` (0: none), ``called`` the position in
-    :data:`CALLED`. ``both``, ``only_a`` and ``only_b`` count sources.
+    :data:`CALLED_IN`. ``both``, ``only_a`` and ``only_b`` count sources.
     """
     n = rows["n_sources"].to_numpy()
     arrays: Arrays = {
@@ -109,7 +109,7 @@ def cells_section(rows: pd.DataFrame, names: list[str], n_heads: int) -> dict[st
         "only_a": ("u2", rows["only_a"].to_numpy()),
         "only_b": ("u2", rows["only_b"].to_numpy()),
         "change": ("u1", rows["change"].map(("", *CHANGES).index).to_numpy(dtype=np.int64)),
-        "called": ("u1", rows["called"].map(CALLED.index).to_numpy(dtype=np.int64)),
+        "called": ("u1", rows["called_in"].map(CALLED_IN.index).to_numpy(dtype=np.int64)),
         **{name: ("f8", rows[name].to_numpy(dtype=np.float64)) for name in ("low", "high", "p", "q")},
     }
     return pack(arrays)

@@ -186,7 +186,7 @@ function wordTest({ atlas, comparison, step }, word) {
 
 const CSV_COLUMNS = [
   ...["layer", "head", "relation", "sign", "score_a", "score_b", "difference", "low", "high", "p", "q"],
-  ...["change", "called", "category", "n_sources", "only_a", "only_b", "a", "b"],
+  ...["change", "called_in", "category", "n_sources", "only_a", "only_b", "a", "b"],
 ];
 
 /** The rows as lines of CSV, with a header line: those of `headatlas compare --data`. */
