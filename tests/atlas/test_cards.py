@@ -83,17 +83,17 @@ def test_coverage_counts_heads_with_a_tested_statement(watched: Atlas) -> None:
     frame = watched.coverage()
     assert len(frame) == N_LAYERS * N_HEADS
     by_relation = watched.categories()["relations"].map(len) > 0
-    assert (frame["relation"] == by_relation).all()
+    assert (frame["by_relation"] == by_relation).all()
     for kind, heads in (("behaviour", {LOOKS}), ("description", {LABELLED})):
-        there = frame[frame[kind]]
+        there = frame[frame[f"by_{kind}"]]
         assert set(zip(there["layer"], there["head"], strict=True)) == heads
-    assert (frame["any"] == frame[["relation", "behaviour", "description"]].any(axis=1)).all()
-    assert frame.attrs["share"] == frame["any"].mean()
-    assert (frame["more"] == frame["any"]).all()
+    assert (frame["covered"] == frame[["by_relation", "by_behaviour", "by_description"]].any(axis=1)).all()
+    assert frame.attrs["share"] == frame["covered"].mean()
+    assert (frame["beyond_sink"] == frame["covered"]).all()
     assert "1 a behaviour, 1 a scored description" in coverage_sentence(watched)
     figure = watched.plot.categories()
     caption = " ".join(text.get_text() for text in figure.texts).replace("\u00a0", " ").replace("\n", " ")
-    assert f"{int(frame['any'].sum())} of {len(frame)} heads have a tested statement" in caption
+    assert f"{int(frame['covered'].sum())} of {len(frame)} heads have a tested statement" in caption
 
 
 def test_attention_to_the_first_position_alone_is_no_more(
@@ -101,8 +101,8 @@ def test_attention_to_the_first_position_alone_is_no_more(
 ) -> None:
     monkeypatch.setattr(cards, "SINK", "previous_token")
     frame = watched.coverage().set_index(["layer", "head"])
-    assert frame.loc[LABELLED, "more"]
-    assert frame.loc[LOOKS, "more"] == frame.loc[LOOKS, "relation"]
+    assert frame.loc[LABELLED, "beyond_sink"]
+    assert frame.loc[LOOKS, "beyond_sink"] == frame.loc[LOOKS, "by_relation"]
 
 
 def test_coverage_says_what_was_not_measured(atlas: Atlas) -> None:
@@ -139,7 +139,7 @@ def test_heads_that_are_not_mapped_are_like_none(watched: Atlas) -> None:
 
 def test_heads_are_compared_by_the_same_terms(watched: Atlas) -> None:
     """A layer without measured attention is left out, without a warning, not compared by what it writes."""
-    frame = watched.behaviours
+    frame = watched.behaviours()
     watched.__dict__["_behaviours"] = frame[frame["layer"] != 2]
     found = similar_heads(watched, 1, 0, n=N_LAYERS * N_HEADS)
     assert set(found["layer"]) == {0, 1} and found.notna().all(axis=None)
@@ -157,7 +157,7 @@ def test_coverage_holds_relations_to_q_whatever_the_criterion(atlas: Atlas) -> N
     )
     expected = len(called[sure].drop_duplicates(["layer", "head"]))
     assert not sure.all()
-    assert loose.coverage()["relation"].sum() == expected
+    assert loose.coverage()["by_relation"].sum() == expected
 
 
 def test_search_looks_through_all_that_is_said(watched: Atlas) -> None:

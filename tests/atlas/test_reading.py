@@ -80,6 +80,12 @@ def test_scores_are_an_array_with_coordinates(planted: Atlas) -> None:
     assert (float(capital[1, 0]), float(capital[2, 3]), float(capital[0, 0])) == (36 / 40, 30 / 40, 0.0)
     assert float(scores.sel(sign="suppression", relation="verb_to_past_tense", layer=1, head=0)) == 30 / 40
     assert bool(scores.isel(layer=3).isnull().all())
+    for name, found in (("p", planted.p), ("q", planted.q)):
+        assert found.name == name and found.coords.equals(scores.coords) and found.attrs == scores.attrs
+        table = planted.table().set_index(["layer", "head", "relation"])
+        for sign, column in (("promotion", name), ("suppression", f"suppression_{name}")):
+            stacked = found.sel(sign=sign).to_series().reindex(table.index)
+            assert stacked.equals(table[column].rename(name))
     assert not bool(scores.isel(layer=[0, 1, 2, 4, 5]).isnull().any())
 
 

@@ -123,6 +123,6 @@ def test_damaged_evidence_costs_only_itself(tmp_path: Path) -> None:
     (group / "behaviour-shipped" / "zarr.json").write_text("{}")
     again = Atlas.open(atlas.path)
     with pytest.warns(UserWarning, match="is damaged"):
-        assert again.behaviours.empty
+        assert again.behaviours().empty
     with pytest.warns(UserWarning, match="is damaged"):
         assert again.coverage().attrs["not_measured"] == ("behaviour", "description")

@@ -129,7 +129,7 @@ def elsewhere(request: pytest.FixtureRequest, measured: Path) -> str:
 
 def test_evidence_is_read_at_an_address(run: Run, measured: Path, elsewhere: str) -> None:
     local, remote = Atlas.open(measured), Atlas.open(elsewhere)
-    assert len(remote.behaviours) == 24 and remote.behaviours.equals(local.behaviours)
+    assert len(remote.behaviours()) == 24 and remote.behaviours().equals(local.behaviours())
     assert remote.labels()["label"].tolist() == ["copies names"]
     assert remote.evidence and remote.table().equals(local.table())
     assert remote.path is None and remote.head(1, 2).statements == local.head(1, 2).statements
@@ -176,7 +176,7 @@ def test_damaged_evidence_at_an_address_is_left_out(measured: Path) -> None:
     with pytest.warns(UserWarning, match=r"^memory://damaged.*is damaged \(it lacks auroc\)"):
         assert not Preferences.all_in(atlas.place)
     with pytest.warns(UserWarning, match=r"^memory://damaged.*is damaged \(it lacks value\)"):
-        assert atlas.behaviours.empty
+        assert atlas.behaviours().empty
 
 
 def test_reading_commands(run: Run, shared_folder: Path, there: str, tmp_path: Path) -> None:

@@ -75,20 +75,20 @@ def test_what_is_stored_is_not_measured_again(watched: Path, text: Path, tmp_pat
 
 def test_shipped_texts_are_what_an_atlas_shows(fresh: Path, tmp_path: Path) -> None:
     atlas = Atlas.open(fresh)
-    assert atlas.behaviours.empty and list(atlas.behaviours.columns) == list(COLUMNS)
+    assert atlas.behaviours().empty and list(atlas.behaviours().columns) == list(COLUMNS)
     with pytest.raises(HeadatlasError, match="run `headatlas behaviour` first"):
         atlas.plot.behaviours()
     frame = ha.behaviour(atlas)
-    pd.testing.assert_frame_equal(atlas.behaviours, frame)
-    assert "shipped texts" in atlas.behaviours.attrs["caption"]
+    pd.testing.assert_frame_equal(atlas.behaviours(), frame)
+    assert "shipped texts" in atlas.behaviours().attrs["caption"]
     # It is evidence of its own: a copy has it, the table of relations has no other column, info names it.
     atlas.save(tmp_path / "copy")
-    pd.testing.assert_frame_equal(Atlas.open(tmp_path / "copy").behaviours, frame)
+    pd.testing.assert_frame_equal(Atlas.open(tmp_path / "copy").behaviours(), frame)
     assert not set(atlas.table().columns) & {"behaviour", "expected"}
     assert "texts of headatlas" in invoke("info", fresh).stdout
     code = (
         f"import sys; from headatlas.atlas import Atlas; atlas = Atlas.open({str(fresh)!r})\n"
-        "assert len(atlas.behaviours) and atlas.plot.behaviours(which='induction')\n"
+        "assert len(atlas.behaviours()) and atlas.plot.behaviours(which='induction')\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=True, timeout=120)

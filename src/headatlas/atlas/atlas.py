@@ -285,8 +285,21 @@ class Atlas:
 
     @cached_property
     def _q(self) -> Floats:
-        """q beside :attr:`scores`: Benjamini–Hochberg over all cells of both signs together."""
-        return false_discovery_rates(self._along_relations(lambda each, sign: each.of(sign)[1].p))
+        return false_discovery_rates(self._p())
+
+    def _p(self) -> Floats:
+        return self._along_relations(lambda each, sign: each.of(sign)[1].p)
+
+    @cached_property
+    def p(self) -> xr.DataArray:
+        """[sign, layer, head, relation] p beside :attr:`scores`, under the reassignment null."""
+        return self.scores.copy(data=self._p()).rename("p")
+
+    @cached_property
+    def q(self) -> xr.DataArray:
+        """[sign, layer, head, relation] q beside :attr:`scores`: Benjamini–Hochberg over all cells of both
+        signs together."""
+        return self.scores.copy(data=self._q).rename("q")
 
     @cached_property
     def calls(self) -> xr.DataArray:
@@ -365,7 +378,6 @@ class Atlas:
         rows = {name: np.broadcast_to(columns[name], shape)[:, self.layers_done] for name in TABLE_COLUMNS}
         return pd.DataFrame({name: values.ravel() for name, values in rows.items()})
 
-    @property
     def behaviours(self) -> pd.DataFrame:
         """Attention of heads as :func:`headatlas.behaviour` measured it on the shipped texts.
 

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 N_SIMILAR = 5
 SINK = "first_position"
 STATEMENTS = {"relation": "a relation", "behaviour": "a behaviour", "description": "a scored description"}
-"""Kinds of tested statements that make a head a covered one, and how they are called in words; columns of
-:func:`coverage`."""
+"""Kinds of tested statements that make a head a covered one, and how they are called in words."""
 WORD_COLUMNS = (
     *("relation", "sign", "source", "target", "rank", "hit", "source_hit"),
     *("control_rank", "control_source_hit"),
@@ -54,7 +53,7 @@ class Card:
         layer, head: Which, both from 0.
         caption: Of the atlas.
         relations: Rows of :meth:`Atlas.table`, best first.
-        behaviours: Rows of :attr:`Atlas.behaviours`, the called ones first; None if never measured.
+        behaviours: Rows of :meth:`Atlas.behaviours`, the called ones first; None if never measured.
         similar: Rows of :func:`similar_heads`.
         salient: Rows of :meth:`Atlas.salience`, the largest gain first; None if never computed.
         spectrum: The head's row of :meth:`Atlas.spectrum`; None if never computed.
@@ -133,29 +132,29 @@ def spectrum_sentence(card: Card) -> str:
 
 
 def coverage(atlas: Atlas) -> pd.DataFrame:
-    """Which mapped heads have a tested statement: layer, head, one column a kind, ``any``, ``more``.
+    """Which mapped heads have a tested statement: layer, head, by_relation, by_behaviour, by_description,
+    covered (by any of them), beyond_sink.
 
-    The kinds are :data:`STATEMENTS`: a relation or a behaviour that is called (a relation with q ≤ q_max also
-    under the criterion ``"tau"``, which asks for none), and a description that picks out held-out mappings of
-    the head. ``more`` leaves out attention to the first position, which most heads of most models give: it
-    says that a head rests, not what it does. ``attrs["share"]`` is the share of heads with any,
-    ``attrs["not_measured"]`` the kinds that this atlas does not hold.
+    A relation or a behaviour counts that is called (a relation with q ≤ q_max also under the criterion
+    ``"tau"``, which asks for none), and a description that picks out held-out mappings of the head.
+    ``beyond_sink`` leaves out attention to the first position, which most heads of most models give: it says
+    that a head rests, not what it does. ``attrs["share"]`` is the share of covered heads,
+    ``attrs["not_measured"]`` those of :data:`STATEMENTS` that this atlas does not hold.
     """
     heads, rows, q_max = atlas.categories()[["layer", "head"]], atlas.without_evidence, atlas.thresholds.q_max
     tested = rows["implements"] & (rows["q"] <= q_max) | rows["suppresses"] & (rows["suppression_q"] <= q_max)
-    looks, labels = atlas.behaviours, atlas.labels()
+    looks, labels = atlas.behaviours(), atlas.labels()
     called = looks[looks["called"]]
     scored = labels[(labels["kind"] == BY_MAPPINGS) & (labels["label"] != UNCLEAR)]
+    found = {"relation": rows[tested], "behaviour": called, "description": scored}
+    by = {f"by_{kind}": _among(heads, found[kind]) for kind in STATEMENTS}
+    elsewhere = _among(heads, called[called["behaviour"] != SINK])
     frame = heads.assign(
-        relation=_among(heads, rows[tested]),
-        behaviour=_among(heads, called),
-        description=_among(heads, scored),
+        **by,
+        covered=np.any(list(by.values()), axis=0),
+        beyond_sink=by["by_relation"] | by["by_description"] | elsewhere,
     )
-    frame["any"] = frame[list(STATEMENTS)].any(axis=1)
-    frame["more"] = (
-        frame["relation"] | frame["description"] | _among(heads, called[called["behaviour"] != SINK])
-    )
-    frame.attrs["share"] = float(frame["any"].mean()) if len(frame) else 0.0
+    frame.attrs["share"] = float(frame["covered"].mean()) if len(frame) else 0.0
     empty = {"behaviour": looks.empty, "description": labels.empty}
     frame.attrs["not_measured"] = tuple(kind for kind, missing in empty.items() if missing)
     return frame
@@ -166,22 +165,24 @@ def caption_with_coverage(atlas: Atlas) -> str:
     frame = coverage(atlas)
     if len(frame.attrs["not_measured"]) == len(COMMANDS):
         return atlas.caption()
-    counts = f"{int(frame['any'].sum())} of {len(frame)} heads have a tested statement"
-    return f"{counts}, {int(frame['more'].sum())} more than a first-position sink; {atlas.caption()}"
+    counts = f"{int(frame['covered'].sum())} of {len(frame)} heads have a tested statement"
+    return f"{counts}, {int(frame['beyond_sink'].sum())} more than a first-position sink; {atlas.caption()}"
 
 
 def coverage_sentence(atlas: Atlas) -> str:
     """Coverage in words: how many heads have any statement, and how many each kind."""
     frame = coverage(atlas)
     missing: Sequence[str] = frame.attrs["not_measured"]
-    kinds = [f"{int(frame[kind].sum())} {STATEMENTS[kind]}" for kind in STATEMENTS if kind not in missing]
-    none = int((~frame["any"]).sum())
+    kinds = [
+        f"{int(frame[f'by_{kind}'].sum())} {said}" for kind, said in STATEMENTS.items() if kind not in missing
+    ]
+    covered = int(frame["covered"].sum())
     text = (
-        f"Coverage: {int(frame['any'].sum())} of {len(frame)} heads ({100 * frame.attrs['share']:.0f} %) "
-        f"have at least one tested statement: {', '.join(kinds)}; {none} have none"
+        f"Coverage: {covered} of {len(frame)} heads ({100 * frame.attrs['share']:.0f} %) have at least one "
+        f"tested statement: {', '.join(kinds)}; {len(frame) - covered} have none"
     )
     if "behaviour" not in missing:
-        text += f"; {int(frame['more'].sum())} have more than attention to the first position"
+        text += f"; {int(frame['beyond_sink'].sum())} have more than attention to the first position"
     if missing:
         commands = ", ".join(f"`headatlas {COMMANDS[kind]} DIR`" for kind in missing)
         text += f" (not measured: {', '.join(missing)}; {commands})"
@@ -283,10 +284,10 @@ def search(atlas: Atlas, text: str) -> pd.DataFrame:
     """
     wanted = text.strip().casefold()
     whole = re.compile(rf"(?<![^\W_]){re.escape(wanted)}(?![^\W_])")
-    parts = []
+    parts, looks = [], atlas.behaviours()
     for where, frame, column in (
         ("relation", atlas.sel(called=True), "relation"),
-        ("behaviour", atlas.behaviours[atlas.behaviours["called"]], "behaviour"),
+        ("behaviour", looks[looks["called"]], "behaviour"),
         ("label", atlas.labels(), "label"),
         ("source", atlas.salience(), "source"),
         *((name, atlas.salience().explode(name), name) for name in ("promoted", "suppressed")),
@@ -327,7 +328,7 @@ def _scores(atlas: Atlas) -> NDArray[np.float64]:
 
 def _attention(atlas: Atlas) -> NDArray[np.float64] | None:
     """[layer, head, behaviour] shares of attention of the tested behaviours; None if never measured."""
-    frame = atlas.behaviours
+    frame = atlas.behaviours()
     frame = frame[frame["q"].notna()]
     if frame.empty:
         return None
@@ -353,7 +354,7 @@ def _likeness(looks: NDArray[np.float64], one: NDArray[np.float64]) -> NDArray[n
 
 
 def _behaviours(atlas: Atlas, layer: int, head: int) -> pd.DataFrame | None:
-    mine = _of(atlas.behaviours, layer, head)
+    mine = _of(atlas.behaviours(), layer, head)
     if mine is None:
         return None
     excess = (mine["value"] - mine["expected"]).to_numpy()

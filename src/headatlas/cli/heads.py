@@ -367,14 +367,11 @@ def info_command(folder: AtlasArgument, as_json: AsJson = False) -> None:
 
 
 def _coverage_counts(atlas: Atlas) -> dict[str, Any]:
-    """How many heads have each kind of statement; None for a kind that was never measured."""
-    from headatlas.atlas.cards import STATEMENTS
-
+    """How many heads each column of :meth:`Atlas.coverage` has; None for a kind that was never measured."""
     frame = atlas.coverage()
-    counts = {name: int(frame[name].sum()) for name in ("any", "more", *STATEMENTS)}
-    missing = dict.fromkeys(frame.attrs["not_measured"])
-    whole = {"heads": len(frame), "any": counts.pop("any"), "more": counts.pop("more")}
-    return {**whole, "share": frame.attrs["share"], **counts, **missing}
+    counts = {str(name): int(frame[name].sum()) for name in frame.columns.drop(["layer", "head"])}
+    missing = dict.fromkeys(f"by_{kind}" for kind in frame.attrs["not_measured"])
+    return {"n_heads": len(frame), "share": frame.attrs["share"], **counts, **missing}
 
 
 def _info_rows(atlas: Atlas) -> list[tuple[str, Any]]:

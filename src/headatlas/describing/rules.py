@@ -314,7 +314,7 @@ class BehaviourRule:
     """A label made of a measured behaviour."""
 
     label: str  # what the head does
-    behaviours: tuple[str, ...]  # any of these is called (``atlas.behaviours``)
+    behaviours: tuple[str, ...]  # any of these is called (``atlas.behaviours()``)
     copies: bool = False  # whether the head must implement a copying relation as well
     least: float = 0.0  # smallest share of attention
     # Taken only where no other rule is true: most heads rest on the first position.

@@ -203,7 +203,7 @@ def _row(head: tuple[int, int], found: Description | None, why: str, part: Halve
 
 def _by_attention(atlas: Atlas) -> Iterator[Row]:
     """A row for each head with a behaviour that is called; none if attention was not measured."""
-    measured = atlas.behaviours
+    measured = atlas.behaviours()
     called = measured[measured["called"].to_numpy(dtype=bool)]
     if called.empty:
         return

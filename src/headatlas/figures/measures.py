@@ -103,7 +103,7 @@ def _looking(atlas: Atlas) -> Looking:
 
 
 def behaviours_table(atlas: Atlas) -> pd.DataFrame:
-    """One row per behaviour, layer and head, as :attr:`Atlas.behaviours` describes it."""
+    """One row per behaviour, layer and head, as :meth:`Atlas.behaviours` describes it."""
     return _looking(atlas).frame()
 
 

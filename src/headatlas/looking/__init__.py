@@ -48,8 +48,8 @@ def behaviour(
     Returns:
         One row per behaviour, layer and head: layer, head, behaviour, value, expected, low, high (95 %, over
         sequences), p, q, called. ``docs/behaviour.md`` defines them. ``attrs["caption"]`` names the texts,
-        the criterion and what the numbers are not. Of the shipped texts, ``atlas.behaviours`` gives the same
-        afterwards.
+        the criterion and what the numbers are not. Of the shipped texts, ``atlas.behaviours()`` gives the
+        same afterwards.
 
     Raises:
         HeadatlasError: The model is not the atlas's, does not fit into memory or gives no attention weights;

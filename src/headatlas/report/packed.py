@@ -205,7 +205,7 @@ def head_section(atlas: Atlas) -> dict[str, Any]:
     Arrays are [layer, head] or [behaviour, layer, head]; fixed-point numbers have four digits.
     """
     arrays: Arrays = {}
-    looks = atlas.behaviours
+    looks = atlas.behaviours()
     names = list(dict.fromkeys(looks["behaviour"]))
     if names:
         grids = looks.set_index(["behaviour", "layer", "head"]).astype({"called": float}).to_xarray()
