@@ -62,7 +62,7 @@ def shell_commands() -> list[str]:
 @pytest.mark.parametrize("line", dict.fromkeys(shell_commands()))
 def test_commands_in_the_docs_parse(line: str) -> None:
     words = shlex.split(line, comments=True)[1:]
-    words = words[: words.index(">")] if ">" in words else words
+    words = words[: next((at for at, word in enumerate(words) if word in (">", "|")), None)]
     command = typer.main.get_command(app)
     if words[0].startswith("--"):
         assert words[0] in {option for parameter in command.params for option in parameter.opts}

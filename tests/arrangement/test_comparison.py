@@ -247,7 +247,7 @@ def test_counts(changed: HeadChanges) -> None:
     assert (n.called_a, n.called_b, n.called_both) == (4, 3, 2)
     # of each relation, sign and layer: called in a × called in b / 4 heads
     assert n.expected_both == 2 / 4
-    assert (n.lost, n.gained, n.weaker, n.stronger, n.unsure, n.moved) == (1, 1, 1, 0, 1, 1)
+    assert (n.lost, n.gained, n.weaker, n.stronger, n.unsure, n.moves) == (1, 1, 1, 0, 1, 1)
     assert n.by_chance == pytest.approx(0.03)
     assert n.mean_difference == pytest.approx((-0.75 + 0.7 - 0.5 - 0.05 + 0.0) / 5)
     assert n.low is not None and n.high is not None and n.low < n.mean_difference < n.high

@@ -62,18 +62,18 @@ def test_a_structure_says_what_it_holds(planted: Atlas) -> None:
 
 def test_depth_and_its_test_are_those_of_the_description(planted: Atlas) -> None:
     found = structure(planted)
-    rows = {row.category: row for row in found.depth.categories}
+    rows = {row.category: row for row in found.depths.categories}
     assert rows["Knowledge"].layers == (1, 2, 2, 3, 4)
     row = rows["Algorithmic"]
     assert (row.lower_quartile, row.median, row.upper_quartile) == (2, 3, 4)
-    assert found.depth.comparison is not None
-    assert f"H = {found.depth.comparison.h:.1f}" in describe(planted)
-    assert found.depth_single is not None
+    assert found.depths.comparison is not None
+    assert f"H = {found.depths.comparison.h:.1f}" in describe(planted)
+    assert found.depths_single is not None
 
 
 def test_json_is_plain(planted: Atlas) -> None:
     found = json.loads(json.dumps(structure(planted).to_dict(), allow_nan=False))
-    assert list(found) == ["groups", "no_groups", "per_head", "depth", "depth_single"]
+    assert list(found) == ["groups", "no_groups", "per_head", "depths", "depths_single"]
     assert found["per_head"]["observed"] == [14, 10]
 
 
@@ -114,7 +114,7 @@ def test_command_compare(run: Run, tmp_path: Path) -> None:  # noqa: F811
     assert (tmp_path / "figure.png").is_file()
     found = parsed(run("compare", *folders, "--json"))
     assert len(found["rows"]) == 2 * 19
-    assert {row["atlas"] for row in found["rows"]} == set(found["labels"])
+    assert {row["atlas"] for row in found["rows"]} == {each["atlas"] for each in found["atlases"]}
     assert "at least two" in run("compare", folders[0], code=2).stderr
 
 
@@ -199,7 +199,7 @@ def test_heads_without_scores_and_unmapped_layers_are_left_out() -> None:
     vectors[2, 2:] = 0.0  # two heads of one group: no pair of different groups
     found = likeness_of("unsigned", vectors, GROUPS)
     assert found is not None
-    assert [layer.layer for layer in found.layers] == [3, 4, 5, 6, 7]
+    assert [layer.layer for layer in found.by_layer] == [3, 4, 5, 6, 7]
     assert likeness_of("unsigned", np.zeros((2, 9, 3)), GROUPS) is None
 
 
@@ -233,7 +233,7 @@ def test_score_vectors_come_from_the_atlas(tmp_path: Path) -> None:
     assert score_vectors(atlas, "unsigned")[1, 2, 3] == pytest.approx(max(floor))
     found = group_likeness(atlas)
     assert [each.measure for each in found] == ["signed", "unsigned"]
-    assert {layer.layer for each in found for layer in each.layers} <= {0, 1, 2}
+    assert {layer.layer for each in found for layer in each.by_layer} <= {0, 1, 2}
 
 
 @pytest.mark.parametrize(
@@ -271,10 +271,10 @@ def test_expected_counts_equal_the_mean_of_shuffles() -> None:
         shuffled = rng.permuted(calls, axis=1)
         mean += np.bincount(shuffled.sum(axis=2).ravel(), minlength=len(mean)) / 2000
     top = len(found.observed) - 1
-    np.testing.assert_allclose(found.expected[:top], mean[:top], atol=0.25)
-    assert found.expected[top] == pytest.approx(mean[top:].sum(), abs=0.25)
+    np.testing.assert_allclose(found.expected_counts[:top], mean[:top], atol=0.25)
+    assert found.expected_counts[top] == pytest.approx(mean[top:].sum(), abs=0.25)
     assert sum(found.observed) == found.n_heads == 48
-    assert sum(found.expected) == pytest.approx(48)
+    assert sum(found.expected_counts) == pytest.approx(48)
 
 
 def test_calls_dealt_at_random_give_uniform_p() -> None:

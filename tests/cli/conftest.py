@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from headatlas.cli import app
+from tests.kinds import check_kinds
 from tests.synthetic import make_atlas
 
 Run = Callable[..., Result]
@@ -45,5 +46,7 @@ def run() -> Run:
 
 
 def parsed(result: Result) -> Any:
-    """What a command printed on stdout, as strict JSON."""
-    return json.loads(result.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    """What a command printed on stdout, as strict JSON with keys of known kinds."""
+    found = json.loads(result.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    check_kinds(found)
+    return found

@@ -82,7 +82,7 @@ def test_models_are_mapped_first(run: Run, models: list[Path], tmp_path: Path) -
     more = ("--relations", tmp_path / "mine.csv", "--lens", "maps", "--json")
     found = parsed(run("compare", *models, *more))
     assert [each["lens"] for each in found["atlases"]] == ["maps", "maps"]
-    assert found["labels"] == ["first", "second"] and len(found["changes"]) == 1
+    assert [each["atlas"] for each in found["atlases"]] == ["first", "second"] and len(found["changes"]) == 1
     assert not list(tmp_path.glob("**/atlas.zarr"))
     twice = run("compare", models[0], models[0], *more, code=2).stderr
     assert "the same atlas is given twice" in twice and twice.count("opening ") == 1

@@ -51,7 +51,7 @@ def _read_json(path: Path) -> pd.DataFrame:
     body = json.loads(path.read_text())
     assert body["model"] == "Synthetic-1M" and body["lens"] == "neutral"
     assert body["thresholds"]["tau"] == 0.3
-    assert "year_to_following" in body["left_out"]
+    assert "year_to_following" in body["relations_left_out"]
     return pd.DataFrame(body["rows"])
 
 

@@ -141,8 +141,10 @@ def test_words_of_a_head(run: Run, shared_folder: Path) -> None:
     assert "≥ 32" in result.stdout and re.search(r"^hit +s\d+ +t\d+ \d+ ", result.stdout, re.M)
     records = parsed(run("head", shared_folder, name, "--only", relation, "--json"))
     pairs = atlas.pairs(row["layer"], row["head"], relation)
-    assert records["ceiling"] == 32 and len(records["rows"]) == len(pairs)
-    assert sum(each["hit"] for each in records["rows"]) == n
+    assert records["ceiling"] == 32 and len(records["words"]) == len(pairs)
+    assert sum(each["hit"] for each in records["words"]) == n
+    card = parsed(run("head", shared_folder, name, "--json"))
+    assert {key: records[key] for key in card} == card and set(records) - set(card) == {"ceiling", "words"}
 
 
 def test_a_limit_of_a_search_counts_heads(run: Run, shared_folder: Path) -> None:

@@ -178,8 +178,7 @@ def test_nothing_is_written_to_standard_output(
 
 ATLAS_FIELDS = ["model", "lens", "thresholds", "caption"]
 CARD_FIELDS = [
-    *("layer", "head", "statements", "behaviours", "salient", "spectrum", "explained", "labels"),
-    *("similar", "group"),
+    *("layer", "head", "statements", "behaviours", "salient", "labels", "similar", "spectrum", "group"),
 ]
 
 
@@ -190,7 +189,7 @@ CARD_FIELDS = [
         (["head", "{dir}", "3.2"], ["rows", *CARD_FIELDS]),
         (
             ["info", "{dir}"],
-            ["rows", "path", "layers", "heads", "layers_done", "coverage", "provenance", "evidence"],
+            ["rows", "path", "n_layers", "n_heads", "layers_done", "coverage", "provenance", "evidence"],
         ),
         (["structure", "{dir}"], None),
     ],
@@ -206,16 +205,16 @@ def test_json_of_one_atlas(run: Run, shared_folder: Path, args: list[str], more:
         assert list(found)[4:] == more
         assert all(isinstance(row, dict) for row in found["rows"]) and found["rows"]
     else:
-        assert {"groups", "per_head", "depth"} <= set(found)
+        assert {"groups", "per_head", "depths"} <= set(found)
 
 
 def test_json_of_several_atlases(run: Run, shared_folder: Path, tmp_path: Path) -> None:
     make_atlas(tmp_path / "other" / "atlas.zarr", 4, 3, seed=1)
     found = parsed(run("compare", shared_folder, tmp_path / "other", "--json", "--tau", 0.3))
-    assert list(found) == [*("atlases", "rows", "labels", "agreement", "left_out", "changes", "not_by_head")]
-    assert [list(each) for each in found["atlases"]] == [ATLAS_FIELDS] * 2
+    assert list(found) == [*("atlases", "rows", "agreement", "relations_left_out", "changes", "not_by_head")]
+    assert [list(each) for each in found["atlases"]] == [["atlas", *ATLAS_FIELDS]] * 2
     assert all(each["thresholds"]["tau"] == 0.3 for each in found["atlases"])
-    assert {row["atlas"] for row in found["rows"]} == set(found["labels"])
+    assert {row["atlas"] for row in found["rows"]} == {each["atlas"] for each in found["atlases"]}
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_check_counts_what_is_in_a_folder(run: Run, tmp_path: Path) -> None:
     rows = {row["relation"]: row for row in parsed(run("relations", "check", tmp_path, "--json"))["rows"]}
     assert rows["colour"]["n_pairs"] == 3 and rows["colour"]["n_target_words"] == 2
     assert not {"n_sources", "n_targets"} & set(rows["colour"]), "they are counts of one tokenizer"
-    assert not rows["colour"]["copying"] and rows["same"]["copying"]
+    assert not rows["colour"]["is_copying"] and rows["same"]["is_copying"]
     lines = run("relations", "check", tmp_path).stdout.splitlines()
     assert lines[0].split() == ["relation", "category", "sources", "targets", "copying"]
     assert lines[1].split() == ["colour", "User", "3", "2", "no"]
@@ -90,7 +90,7 @@ def test_check_with_a_model(run: Run, tmp_path: Path, policy: str, usable: int) 
     assert (found["tokenizer"], found["lens"], found["target_policy"]) == (str(model), "neutral", policy)
     row = found["rows"][0]
     assert (row["n_pairs"], row["n_target_words"], row["n_sources"]) == (32, 32, usable)
-    assert row["left_out"] is None
+    assert row["left_out"] == ""
     (tmp_path / "s.json").write_text(json.dumps([*pairs[1:], ["nothing", "w103"]]))
     result = run("relations", "check", tmp_path / "s.json", "--tokenizer", model)
     assert "left out with this model: s (29 usable sources, at least 30 needed)" in result.stderr
@@ -150,7 +150,7 @@ def test_show_prints_pairs_and_their_origin(run: Run, tmp_path: Path) -> None:
     assert any(line.split() == ["France", "Paris"] for line in result.stdout.splitlines())
     assert "licence" in result.stderr
     (row,) = parsed(run("relations", "show", "country_to_capital", "--json"))["rows"]
-    assert ["France", ["Paris"]] in row["pairs"]
+    assert {"source": "France", "targets": ["Paris"]} in row["pairs"]
     file = tmp_path / "mine.csv"
     file.write_text("source,target\nsky,blue|grey\n")
     assert "blue | grey" in run("relations", "show", file).stdout

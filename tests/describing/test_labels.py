@@ -114,7 +114,7 @@ def test_labels_by_attention_are_a_kind_of_their_own(folder: Path, monkeypatch: 
         (0, 3, "previous_token", 0.5, 0.1),
         (0, 3, "self", 0.3, 0.1),
     )
-    monkeypatch.setattr(Atlas, "behaviours", property(lambda _: rows))
+    monkeypatch.setattr(Atlas, "behaviours", lambda _: rows)
     found = ha.label(atlas, relations="core")
     attention = found[found["kind"] == "attention"]
     said = {
@@ -207,7 +207,7 @@ def test_the_command_shows_what_is_clear(run: Run, folder: Path) -> None:
 
 def test_json_has_all_heads(run: Run, folder: Path) -> None:
     body = parsed(run("label", folder, "--relations", "core", "--json"))
-    assert set(body) == {"model", "lens", "thresholds", "caption", "rows", "labels"}
+    assert set(body) == {"model", "lens", "thresholds", "caption", "rows", "about"}
     assert len(body["rows"]) == 12 and list(body["rows"][0]) == list(LABEL_COLUMNS)
 
 

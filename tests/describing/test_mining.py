@@ -100,7 +100,7 @@ def test_proposals_are_relation_files(
     assert relation.category == "Mined" and "Nobody has read the pairs" in relation.provenance["note"]
     assert "0.1, 1.2, 2.3" in relation.provenance["note"] or "heads share" in relation.provenance["note"]
     body = parsed(run(*given, "--json"))
-    assert {"model", "lens", "thresholds", "caption", "rows", "mined", "least_heads"} == set(body)
+    assert {"model", "lens", "thresholds", "caption", "rows", "about", "least_heads"} == set(body)
     assert len(body["rows"][0]["pairs"]) == len(relation.pairs)
     assert "there already" in run(*given, "-o", out, code=2).stderr
     # The proposals are of the form that the next command takes.

@@ -174,7 +174,7 @@ def test_rows_are_of_called_heads(asked: Planted) -> None:
     assert {(row.relation, row.layer, row.head) for row in frame.itertuples()} == {
         (name, LAYER, head) for name, head in HEADS.items()
     }
-    assert frame["query"].tolist() == ["task", "task", "context", "context"]
+    assert frame["query_at"].tolist() == ["task", "task", "context", "context"]
     distances = [f"d{each}" for each in DISTANCES]
     np.testing.assert_allclose(frame["auroc"], frame[distances].mean(axis=1))
     assert (frame["q"] >= frame["p"]).all() and frame["as_high"].between(1 / 12, 1).all()

@@ -127,7 +127,11 @@ def test_the_command(without: Planted) -> None:
     assert "without 2.0 (output 0), beside 3 draws" in shown.stderr and "beyond random" in shown.stdout
     assert (without.folder / "evidence" / "without-2.0.csv").is_file()
     found = parsed(invoke(*words, "--json"))
-    assert found["heads"] == ["2.0"] and [row["on"] for row in found["rows"]] == ["text", "first", "second"]
+    assert found["heads"] == [{"layer": 2, "head": 0}] and [row["on"] for row in found["rows"]] == [
+        "text",
+        "first",
+        "second",
+    ]
     assert "evidence: heads" in invoke("info", without.folder).stdout
 
 

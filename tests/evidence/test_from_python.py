@@ -29,7 +29,7 @@ def test_inference_and_ablation(mapped: Planted, examined: Planted, tmp_path: Pa
     task = ha.evidence.ablation(atlas, only=["second"], templates=planted.templates, shots=0)
     expected = summarise_ablations(examined.atlas.evidence.ablations)
     expected = expected[expected["relation"] == "second"].reset_index(drop=True)
-    names = ["relation", "shots", "sources", "heads", "base", "without_relation", "without_added"]
+    names = ["relation", "shots", "n_sources", "n_heads", "base", "without_relation", "without_added"]
     assert task[names].equals(expected[names]) and task.attrs["skipped"] == {}
     row = atlas.sel(relation="second", called=True).iloc[0]
     assert (row["layer"], row["head"], row["confirmed_by_ablation"]) == (LAYER, HEADS["second"], True)

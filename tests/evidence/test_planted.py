@@ -72,7 +72,7 @@ def test_ablation_kills_the_task_and_nothing_else(examined: Planted) -> None:
     frame = summarise_ablations(examined.atlas.evidence.ablations).set_index("relation")
     assert sorted(frame.index) == ["first", "second"]
     assert (frame["base"] > 0.9).all() and (frame["without_relation"] == 0).all()
-    assert (frame["heads"] == 1).all() and (frame["area_low"] > 0.2).all()
+    assert (frame["n_heads"] == 1).all() and (frame["area_low"] > 0.2).all()
     assert (frame["without_random_low"] > 0.5).all()
     assert frame["controls"].tolist() == ["second", "first"]
     assert (frame["without_control"] > 0.9).all()

@@ -181,8 +181,9 @@ def test_info_says_what_was_measured(examined: Planted, mapped: Planted, run: Ru
     assert shown.count("evidence: texts") == 3 and "'of a {}', 2 relations" in shown
     assert "first, 0 examples, zero" in shown
     body = parsed(run("info", examined.folder, "--json"))["evidence"]
-    assert [task["relation"] for task in body["ablation"]] == ["first", "second"]
-    assert all(each["versions"]["torch"] for each in body["ablation"] + body["inference"])
+    tasks = [each["provenance"]["relation"] for each in body if each["kind"] == "ablation"]
+    assert tasks == ["first", "second"] and {each["kind"] for each in body} == {"ablation", "inference"}
+    assert all(each["provenance"]["versions"]["torch"] for each in body)
     assert "evidence" not in run("info", mapped.folder).stdout
 
 

@@ -27,13 +27,13 @@ ROOT = Path(__file__).parents[2]
 
 def test_rows_as_json(watched: Path, text: Path) -> None:
     found = parsed(invoke("behaviour", watched, "--text", text, "--json", "--no-figures"))
-    assert {"model", "lens", "thresholds", "caption", "rows", "behaviours"} == set(found)
+    assert {"model", "lens", "thresholds", "caption", "rows", "about"} == set(found)
     assert list(found["rows"][0]) == list(COLUMNS)
     called = {(row["behaviour"], row["layer"], row["head"]) for row in found["rows"] if row["called"]}
     assert called == PLANTED
     entropy = [row for row in found["rows"] if row["behaviour"] == "entropy"]
     assert len(entropy) == 8 and all(row["q"] is None for row in entropy)
-    assert "does not say what it writes" in found["behaviours"]
+    assert "does not say what it writes" in found["about"]
 
 
 def test_the_table_has_the_best_heads_first(watched: Path, text: Path) -> None:

@@ -50,10 +50,10 @@ def test_a_plan_says_what_a_map_reads(model: Path, monkeypatch: pytest.MonkeyPat
         *("tiny", "llama", "safetensors"),
         "neutral",
     )
-    assert (neutral.layers, neutral.heads, neutral.kv_heads) == (3, 4, 2)
+    assert (neutral.n_layers, neutral.n_heads, neutral.n_kv_heads) == (3, 4, 2)
     assert (neutral.d_model, neutral.d_head, neutral.vocab) == (32, 8, VOCAB)
-    assert neutral.relations == 4
-    assert neutral.sources == len({pair.source for item in relations for pair in item.pairs})
+    assert neutral.n_relations == 4
+    assert neutral.n_sources == len({pair.source for item in relations for pair in item.pairs})
     parameters = sum(p.numel() for p in tiny_model("llama").parameters())
     assert neutral.parameters == parameters and neutral.bytes_to_read == 4 * parameters
     assert any("must fit in memory" in note for note in neutral.notes)
@@ -71,7 +71,7 @@ def test_the_texts_that_heads_are_watched_on_are_as_long_as_planned() -> None:
 
 def test_larger_questions_need_more(model: Path) -> None:
     small, large = (plan(model, relations=items) for items in (random_relations()[3:], random_relations()))
-    assert large.sources > small.sources and large.memory_bytes > small.memory_bytes
+    assert large.n_sources > small.n_sources and large.memory_bytes > small.memory_bytes
     assert large.seconds_least >= small.seconds_least > 0
     assert large.seconds_most >= small.seconds_most > small.seconds_least
 
@@ -80,7 +80,7 @@ def test_a_sample_of_sources_needs_less(model: Path) -> None:
     relations = random_relations()
     whole, part, all_of_them = (plan(model, relations=relations, sources=n) for n in (None, 30, 40))
     drawn_words = {w for r in relations for w in drawn([pair.source for pair in r.pairs], 30)}
-    assert part.sources == len(drawn_words) < whole.sources == all_of_them.sources
+    assert part.n_sources == len(drawn_words) < whole.n_sources == all_of_them.n_sources
     assert part.memory_bytes < whole.memory_bytes
     assert not any("sample" in note for note in whole.notes)
     assert any("at most 30 of its sources, a sample" in note for note in part.notes)
@@ -118,7 +118,7 @@ def test_time_follows_from_the_measured_speed(model: Path, monkeypatch: pytest.M
 
 def test_a_loaded_model_has_a_plan() -> None:
     found = plan(tiny_model("gpt2"), word_tokenizer(), relations=random_relations())
-    assert (found.family, found.format, found.kv_heads) == ("gpt2", "module", 4)
+    assert (found.family, found.format, found.n_kv_heads) == ("gpt2", "module", 4)
 
 
 def test_a_missing_tokenizer_is_said_beforehand(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_plan_leaves_out_and_refuses_what_a_map_does(model: Path, tmp_path: Pa
         with pytest.raises(HeadatlasError, match=rf"no relation can be used .*\(small: {why}\)"):
             refuses(model, relations=[small])
     first = relation("first", [(word(at), [f"{word(at)} {word(at + 1)}"]) for at in range(20, 55)])
-    assert plan(model, relations=[first], target_policy="first-token").relations == 1
+    assert plan(model, relations=[first], target_policy="first-token").n_relations == 1
     with pytest.raises(HeadatlasError, match="0 usable sources"):
         plan(model, relations=[first])
 
@@ -195,7 +195,7 @@ def test_small_layers_leave_freed_memory_behind(model: Path, monkeypatch: pytest
 def test_memory_is_not_underestimated(model: Path) -> None:
     """Weights, states of all layers and U must at least fit."""
     found = plan(model, relations=random_relations())
-    states = found.layers * found.sources * found.d_model * 4 * 2
+    states = found.n_layers * found.n_sources * found.d_model * 4 * 2
     assert found.memory_bytes > 4 * found.parameters + states
 
 

@@ -229,7 +229,7 @@ def test_the_command(llama: Case, tmp_path: Path, run: Run) -> None:  # noqa: F8
     printed = run("recipe", tmp_path, "--heads", "2.1,1.0", "--heads", "1.3").stdout
     assert printed == llama.atlas.recipe(heads=HEADS).code
     made = parsed(run("recipe", tmp_path, "--heads", "2.1", "--as", "nnsight", "--json"))
-    assert made["rows"] == [{"layer": 2, "head": 1}] and len(made["control"]) == 1
+    assert made["rows"] == [{"layer": 2, "head": 1}] and len(made["control_heads"]) == 1
     assert "CONTROL" in run_code(made["code"])
     result = run("recipe", tmp_path, "--heads", "2.1", "-o", tmp_path / "out.py")
     assert not result.stdout and "wrote" in result.stderr

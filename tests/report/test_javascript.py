@@ -250,7 +250,7 @@ def test_a_card_holds_what_was_measured(tmp_path: Path) -> None:
         gains = [each["gain"] for each in written["operations"]]
         np.testing.assert_allclose(gains, known.salient["gain"], atol=1e-3)
         for mine, theirs in zip(written["directions"], known.spectrum["directions"], strict=True):
-            for side in ("reads", "promotes", "suppresses"):
+            for side in ("reads", "promoted", "suppressed"):
                 assert [end[side] for end in mine["ends"]] == [end[side] for end in theirs["ends"]]
         looks = known.behaviours.set_index("behaviour")
         assert {name for name, *_ in card["looks"]} == set(looks.index)

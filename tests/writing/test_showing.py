@@ -90,11 +90,11 @@ def test_spectrum_and_shares(written_neutral: Path, tmp_path: Path) -> None:
     read = pd.read_parquet(tmp_path / "explained.parquet")
     assert [list(each) for each in read["relations"]] == explained["relations"].tolist()
     named = {tuple(each) for row in explained["relations"] for each in row}
-    assert named == {EXPLAINED_BY["relations"]} == {("relation", "sources")}
+    assert named == {EXPLAINED_BY["relations"]} == {("relation", "n_sources")}
     first = spectrum["directions"].iloc[0]
     assert [each["singular_value"] for each in first] == spectrum["singular_values"].iloc[0][: len(first)]
     ends = first[0]["ends"]
-    assert ends[0]["promotes"] == ends[1]["suppresses"] and ends[0]["reads"] != ends[1]["reads"]
+    assert ends[0]["promoted"] == ends[1]["suppressed"] and ends[0]["reads"] != ends[1]["reads"]
     assert all(len(end[name]) == 5 for end in ends for name in end)
 
 
@@ -143,9 +143,7 @@ def test_nothing_is_there_before(fresh: Path) -> None:
 
 def test_rows_as_json(written: Path) -> None:
     found = parsed(invoke("salience", written, "--json"))
-    assert {"model", "lens", "thresholds", "caption", "rows", "salience", "spectrum", "explained"} == set(
-        found
-    )
+    assert {"model", "lens", "thresholds", "caption", "rows", "about", "spectrum"} == set(found)
     assert list(found["rows"][0]) == list(COLUMNS) and len(found["rows"]) == 12 * 30
     one = parsed(invoke("salience", written, "--head", "1.2", "--json"))
     assert one["rows"] == [row for row in found["rows"] if (row["layer"], row["head"]) == (1, 2)]

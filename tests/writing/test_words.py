@@ -87,7 +87,8 @@ def test_ranks_of_pairs_are_those_of_every_logit_in_float64(
     seen = states(prepared, list(layout.sources), tmp_path / "s")
     vocabulary = Vocabulary.read(prepared.model.unembed, prepared.competing)
     own = layout.own_pair
-    assert found.attrs["pairs"] == [[word(s), word(t)] for s, t in ((40, 60), (41, 61), (41, 62), (7, 8))]
+    usable = ((40, 60), (41, 61), (41, 62), (7, 8))
+    assert found.attrs["pairs"] == [{"source": word(s), "target": word(t)} for s, t in usable]
     assert found.attrs["dropped"] == {"no target is a single token": [word(42)]}
 
     def listed(ranks: NDArray[np.int16]) -> list[int | None]:
@@ -168,7 +169,8 @@ def test_the_commands(fresh_maps: Path) -> None:
     pairs = [f"{source}={target}", f"{word(7)}={word(8)}"]
     body = parsed(invoke("query", fresh_maps, *pairs, "--top", 3, "--json"))
     assert {"model", "lens", "thresholds", "caption", "rows"} <= set(body) and len(body["rows"]) == 3
-    assert body["lens"] == "maps" and body["pairs"] == [pair.split("=") for pair in pairs]
+    assert body["lens"] == "maps"
+    assert [f"{each['source']}={each['target']}" for each in body["pairs"]] == pairs
     result = invoke("query", fresh_maps, *pairs)
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["head", "sign", "score", "suppression", "control", *pairs]

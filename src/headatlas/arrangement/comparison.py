@@ -307,7 +307,7 @@ class ChangeCounts:
         lost, gained: q ≤ q_max, and called in a alone or in b alone.
         weaker, stronger: q ≤ q_max without that.
         unsure: Called in one alone, but q > q_max: not shown to differ.
-        moved: Relations × signs that one head lost and another gained.
+        moves: Relations × signs that one head lost and another gained.
         heads_a, heads_b, heads_both: Heads called in any cell.
         by_chance: The most of ``lost`` to ``stronger`` that are expected to be chance: q_max of them.
         mean_difference, low, high: Mean difference of scores over cells called in either, with a 95 %
@@ -325,7 +325,7 @@ class ChangeCounts:
     weaker: int
     stronger: int
     unsure: int
-    moved: int
+    moves: int
     heads_a: int
     heads_b: int
     heads_both: int
@@ -584,7 +584,7 @@ def _counts(
         expected_both=shuffled,
         **_numbers(table),
         unsure=int(((in_a != in_b) & (table["change"] == "")).sum()),
-        moved=int(relations["moved"].sum()),
+        moves=int(relations["moved"].sum()),
         heads_a=len(heads[0]),
         heads_b=len(heads[1]),
         heads_both=len(heads[0] & heads[1]),

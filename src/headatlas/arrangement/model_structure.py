@@ -59,15 +59,15 @@ class Structure:
         groups: Likeness within key/value groups, by both measures; empty where it cannot be tested.
         no_groups: Why it cannot, or None.
         per_head: Relations per head; None if nothing is mapped or scored.
-        depth: Layers of each category's heads.
-        depth_single: The same on sources of one token; None if all sources are.
+        depths: Layers of each category's heads.
+        depths_single: The same on sources of one token; None if all sources are.
     """
 
     groups: tuple[Likeness, ...]
     no_groups: str | None
     per_head: RelationsPerHead | None
-    depth: Depth
-    depth_single: Depth | None
+    depths: Depth
+    depths_single: Depth | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -84,16 +84,16 @@ class Structure:
             lines += ["Relations per head (.per_head)", f"  of {per_head.n_heads} heads {counts}"]
             if per_head.p is not None:
                 lines += [f"  variance {per_head.dispersion:.2f} times that by chance, {p_value(per_head.p)}"]
-        lines += ["Layers of each category's heads (.depth)"]
+        lines += ["Layers of each category's heads (.depths)"]
         lines += [
             f"  {each.category}: {len(each.layers)} heads, median layer {each.median:g}, "
             f"quartiles {each.lower_quartile:g} to {each.upper_quartile:g}"
-            for each in self.depth.categories[:MOST_CATEGORIES]
+            for each in self.depths.categories[:MOST_CATEGORIES]
         ]
-        if (more := len(self.depth.categories) - MOST_CATEGORIES) > 0:
+        if (more := len(self.depths.categories) - MOST_CATEGORIES) > 0:
             lines += [f"  and {more} more categories"]
-        if self.depth.comparison is not None:
-            lines += [f"  Kruskal–Wallis: {p_value(self.depth.comparison.p)}"]
+        if self.depths.comparison is not None:
+            lines += [f"  Kruskal–Wallis: {p_value(self.depths.comparison.p)}"]
         return safe_text("\n".join(lines), keep="\n")
 
 
@@ -107,8 +107,8 @@ def structure(atlas: Atlas | str | Path) -> Structure:
         groups=groups,
         no_groups=why,
         per_head=count_per_head(calls) if calls.size else None,
-        depth=depth_by_category(atlas),
-        depth_single=None if all_single(atlas.dataset) else depth_by_category(single_token_atlas(atlas)),
+        depths=depth_by_category(atlas),
+        depths_single=None if all_single(atlas.dataset) else depth_by_category(single_token_atlas(atlas)),
     )
 
 
@@ -141,15 +141,15 @@ class Likeness:
     p: float  # two-sided permutation p: heads are dealt to the groups of their layer at random
     within: float
     between: float  # the two means that are compared; between is weighted as within is
-    layers: tuple[LayerLikeness, ...]  # layers that have pairs of both kinds
+    by_layer: tuple[LayerLikeness, ...]  # layers that have pairs of both kinds
 
     @property
     def n_within(self) -> int:
-        return sum(layer.n_within for layer in self.layers)
+        return sum(layer.n_within for layer in self.by_layer)
 
     @property
     def n_between(self) -> int:
-        return sum(layer.n_between for layer in self.layers)
+        return sum(layer.n_between for layer in self.by_layer)
 
 
 def group_of_head(atlas: Atlas) -> Ints | None:
@@ -228,7 +228,7 @@ def likeness_of(
         p=_p_of_likeness(list(parts.values()), weight, observed, resamples),
         within=float(np.average(within, weights=weight)),
         between=float(np.average(between, weights=weight)),
-        layers=seen,
+        by_layer=seen,
     )
 
 
@@ -299,7 +299,7 @@ class RelationsPerHead:
 
     n_heads: int  # mapped heads
     observed: tuple[int, ...]  # heads with 0, 1, 2 … relations, up to the largest number
-    expected: tuple[float, ...]
+    expected_counts: tuple[float, ...]
     """Expected if relations were dealt to the heads of a layer at random; the last entry includes all larger
     numbers."""
     dispersion: float | None
@@ -328,7 +328,7 @@ def count_per_head(calls: Bools, *, resamples: int = CALL_RESAMPLES) -> Relation
     return RelationsPerHead(
         n_heads=n_layers * n_heads,
         observed=tuple(int(n) for n in observed),
-        expected=tuple(float(n) for n in expected),
+        expected_counts=tuple(float(n) for n in expected),
         dispersion=found / variance if variance > 0 else None,
         p=_p_of_dispersion(calls, resamples) if variance > 0 else None,
     )

@@ -208,9 +208,9 @@ class Atlas:
     def relations(self) -> pd.DataFrame:
         """One row per relation, in atlas order.
 
-        Columns: relation, title, category, copying, k, n_pairs, n_sources, n_targets, left_out (why; empty if
-        it is in), dropped (reason → sources that could not be used), subcategory (the category where there is
-        none).
+        Columns: relation, title, category, is_copying, k, n_pairs, n_sources, n_targets, left_out (why; empty
+        if it is in), dropped (reason → sources that could not be used), subcategory (the category where there
+        is none).
         """
         names = ["relation", "title", "category", "copying", "n_pairs", "n_sources", "n_targets", "left_out"]
         names += ["dropped", "subcategory"]
@@ -221,7 +221,7 @@ class Atlas:
         except (RecursionError, TypeError, ValueError) as error:
             raise damaged(self.dataset, "dropped", error) from error
         frame["dropped"] = dropped
-        return frame
+        return frame.rename(columns={"copying": "is_copying"})
 
     @cached_property
     def included(self) -> pd.DataFrame:
@@ -422,8 +422,8 @@ class Atlas:
     def explained(self) -> pd.DataFrame:
         """Share of each head's salience that known relations account for, and where the rest comes from.
 
-        One row per head: layer, head, explained (0 … 1), relations (list of dicts: relation, sources), rest
-        (list of dicts: field, words, q).
+        One row per head: layer, head, explained (0 … 1), relations (list of dicts: relation, n_sources),
+        rest (list of dicts: field, n_words, q).
         """
         return self._salience[2].copy()
 

@@ -301,8 +301,8 @@ def static_on(atlas: Atlas, dynamic: Atlas, relation: str, sign: str) -> Floats:
 TASK, CONTEXT_TEXT = "task", "context"
 """Queries: the end of the relation's task, or the ends of the context templates."""
 PREFERENCE_COLUMNS = (
-    *("layer", "head", "relation", "query", "auroc", "as_high", "p", "q", "prefers", "attention"),
-    *("sources", "words"),
+    *("layer", "head", "relation", "query_at", "auroc", "as_high", "p", "q", "prefers", "attention"),
+    *("n_sources", "n_words"),
 )
 PREFERS_Q = 0.01
 PREFERS_AUROC = 0.75
@@ -369,13 +369,13 @@ class Preferences(Stored):
         mean = by_distance.mean(axis=-1)
         every = np.sort(mean[~np.isnan(mean)])
         part = called[["layer", "head", "relation", "attention"]].assign(
-            query=str(self.data["query"].values[query]),
+            query_at=str(self.data["query"].values[query]),
             auroc=mean[at],
             # Means of the same ranks may differ by rounding.
             as_high=1.0 - np.searchsorted(every, mean[at] - 1e-12) / max(1, len(every)),
             p=self.data["p"].values[query, relation][at],
-            sources=int(self.data["n_sources"].values[relation]),
-            words=int(self.data["n_words"].values[relation]),
+            n_sources=int(self.data["n_sources"].values[relation]),
+            n_words=int(self.data["n_words"].values[relation]),
             **{name: by_distance[..., number][at] for number, name in enumerate(self._distance_columns)},
         )
         return part[part["p"].notna()]

@@ -47,16 +47,20 @@ def export_table(atlas: Atlas, path: str | Path) -> Path:
     return path
 
 
-def header(atlas: Atlas) -> dict[str, Any]:
-    """Metadata of a table: model, lens, thresholds, caption, relations left out, provenance."""
+def reading(atlas: Atlas) -> dict[str, Any]:
+    """The fields that every JSON document of an atlas begins with: model, lens, thresholds, caption."""
     return {
         "model": atlas.model_name,
         "lens": atlas.lens,
         "thresholds": asdict(atlas.thresholds),
         "caption": atlas.caption(),
-        "left_out": atlas.left_out,
-        "provenance": atlas.provenance,
     }
+
+
+def header(atlas: Atlas) -> dict[str, Any]:
+    """Metadata of a table: :func:`reading`, relations left out, provenance."""
+    left_out = {"relations_left_out": atlas.left_out}
+    return {**reading(atlas), **left_out, "provenance": atlas.provenance}
 
 
 def heads_json(frame: pd.DataFrame) -> list[dict[str, Any]]:

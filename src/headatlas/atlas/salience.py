@@ -39,7 +39,7 @@ SPECTRUM_COLUMNS = (
     *("layer", "head", "effective_rank", "copying", "norm_share", "singular_values", "directions"),
 )
 EXPLAINED_COLUMNS = ("layer", "head", "explained", "relations", "rest")
-EXPLAINED_BY = {"relations": ("relation", "sources"), "rest": ("field", "words", "q")}
+EXPLAINED_BY = {"relations": ("relation", "n_sources"), "rest": ("field", "n_words", "q")}
 """Fields of what explains a head's sources, and of what the others come from."""
 
 Ids = NDArray[np.int64]
@@ -101,8 +101,8 @@ class Salience(Stored):
         """One row per head: :data:`SPECTRUM_COLUMNS`.
 
         ``directions`` is a list of dicts, the largest singular value first: ``singular_value``, and under
-        ``ends`` two dicts with the tokens that the direction ``reads``, and ``promotes`` and ``suppresses``
-        for them (texts), and the same as ``…_ids``.
+        ``ends`` two dicts with the tokens that the direction ``reads``, and those ``promoted`` and
+        ``suppressed`` for them (texts), and the same as ``…_ids``.
         """
         numbers = {name: self.data[name].values for name in ("effective_rank", "copying", "norm_share")}
         values = self.data["singular_values"].values
@@ -122,8 +122,8 @@ class Salience(Stored):
             for end in range(2):
                 sides = {
                     "reads": reads[direction, end],
-                    "promotes": writes[direction, end],
-                    "suppresses": writes[direction, 1 - end],
+                    "promoted": writes[direction, end],
+                    "suppressed": writes[direction, 1 - end],
                 }
                 named = {side: self._named(ids) for side, ids in sides.items()}
                 texts = {side: texts for side, (_, texts) in named.items()}

@@ -30,8 +30,8 @@ from headatlas.cli.output import (
     check_figure,
     number,
     parse_width,
+    print_json,
     print_records,
-    print_rows,
     print_text,
     progress_shown,
     save_figure,
@@ -143,19 +143,21 @@ def compare_command(
 
 def _say_found(atlases: Sequence[Atlas], found: Comparison, as_json: bool) -> None:
     """Print a comparison."""
-    from headatlas.atlas.export import plain_records
+    from headatlas.atlas.export import plain_records, reading
 
     records = plain_records(found.table)
     agreement = [asdict(pair) for pair in found.agreement]
     if as_json:
-        print_rows(
-            atlases,
-            records,
-            labels=found.labels,
-            agreement=agreement,
-            left_out=found.left_out,
-            changes=[step.to_dict() for step in found.changes],
-            not_by_head=found.not_by_head,
+        named = zip(found.labels, atlases, strict=True)
+        print_json(
+            {
+                "atlases": [{"atlas": label, **reading(atlas)} for label, atlas in named],
+                "rows": records,
+                "agreement": agreement,
+                "relations_left_out": found.left_out,
+                "changes": [step.to_dict() for step in found.changes],
+                "not_by_head": found.not_by_head,
+            }
         )
         return
     for atlas in atlases:

@@ -29,6 +29,7 @@ from headatlas.cli.output import (
     HEAD,
     NOTHING_STORED,
     Column,
+    head_records,
     interval_of,
     number,
     print_fields,
@@ -118,13 +119,14 @@ def inference_command(
         found = run_inference(subject, asked)
     atlas = subject.atlas
     frame = agreement(atlas, found)
+    about = "; ".join(filter(None, [f"{len(found)} templates", sampling(found)]))
     for dynamic in found:
         for name, why in dynamic.context.left_out.items():
             say(f"skipped in {dynamic.template!r}: {name} ({why})")
     if as_json:
-        print_rows([atlas], frame, sampling=sampling(found))
+        print_rows(atlas, frame, about=about)
     else:
-        say("; ".join(filter(None, [atlas.caption(), f"{len(found)} templates", sampling(found)])))
+        say(f"{atlas.caption()}; {about}")
         _print_agreement(frame)
     _write(atlas, lambda: write_inference(atlas, frame, found, not no_figures))
 
@@ -190,7 +192,7 @@ def attention_command(
     measured = against_measured(frame)
     if as_json:
         more = {"skipped": found.left_out, "against_measured": measured}
-        print_rows([atlas], frame, attention=found.caption(), **more)
+        print_rows(atlas, frame, about=found.caption(), **more)
     else:
         say(f"{atlas.caption()}; {found.caption()}")
         _print_preferences(frame, measured, limit)
@@ -201,7 +203,7 @@ def _print_preferences(frame: pd.DataFrame, measured: pd.DataFrame, limit: int) 
     """The rows of highest AUROC, how many prefer, and agreement with measured attention."""
     distances = [(f"at {name[1:]}", name) for name in frame.columns if re.fullmatch(r"d\d+", name)]
     columns: tuple[Column, ...] = (
-        *(HEAD, "relation", "query", ("AUROC", "auroc"), *distances),
+        *(HEAD, "relation", ("query", "query_at"), ("AUROC", "auroc"), *distances),
         *(("as high", "as_high"), small("q"), "attention"),
         ("", lambda row: "prefers" if row["prefers"] else ""),
     )
@@ -209,8 +211,8 @@ def _print_preferences(frame: pd.DataFrame, measured: pd.DataFrame, limit: int) 
     say(f"prefers: {int(frame['prefers'].sum())} of {len(frame)} rows")
     for row in measured.to_dict("records"):
         say(
-            f"AUROC ({row['query']}) and measured attention: Spearman's rho {row['spearman']:.2f} "
-            f"({span(row['spearman_low'], row['spearman_high'])}) over {row['rows']} rows"
+            f"AUROC ({row['query_at']}) and measured attention: Spearman's rho {row['spearman']:.2f} "
+            f"({span(row['spearman_low'], row['spearman_high'])}) over {row['n_rows']} rows"
         )
 
 
@@ -260,7 +262,7 @@ def ablation_command(
         if not task.controls:
             say(f"no control task for {task.relation}: none has a similar base and few heads in common")
     if as_json:
-        print_rows([atlas], frame, skipped=skipped)
+        print_rows(atlas, frame, skipped=skipped)
     else:
         say(atlas.caption())
         if found.done:
@@ -271,7 +273,14 @@ def ablation_command(
 
 
 _ABLATION_COLUMNS: tuple[Column, ...] = (
-    *("relation", "shots", ("asked", "sources"), "heads", "base", ("− relation", "without_relation")),
+    *(
+        "relation",
+        "shots",
+        ("asked", "n_sources"),
+        ("heads", "n_heads"),
+        "base",
+        ("− relation", "without_relation"),
+    ),
     *(("− added", "without_added"), ("− random", "without_random")),
     *(("control", "control_base"), ("− control", "without_control")),
     *("area", interval_of("area_low", "area_high")),
@@ -291,7 +300,7 @@ def _print_chosen(atlas: Atlas, found: HeadsAblation, draws: int, as_json: bool)
     caption = f"without {names} ({how}), beside {len(found.draws)} draws of random heads of the same layers"
     skipped = _say_skipped(found.provenance["skipped"])
     if as_json:
-        print_rows([atlas], frame, heads=found.provenance["heads"], ablation=caption, skipped=skipped)
+        print_rows(atlas, frame, about=caption, heads=head_records(found.heads), skipped=skipped)
     else:
         say(f"{atlas.model_name}: {caption}; losses in nats, intervals 95 % over texts or prompts")
         if len(found.draws) < draws:
@@ -387,7 +396,7 @@ def behaviour_command(
         found = measured_or_stored(atlas, model, text=text, compute=compute, progress=progress)
     rows = best_first(chosen(found.frame(), names))
     if as_json:
-        print_rows([atlas], rows, behaviours=found.caption())
+        print_rows(atlas, rows, about=found.caption())
     else:
         say(f"{atlas.model_name}: {found.caption()}")
         columns = ("behaviour", HEAD, "value", "expected", interval_of(), small("q"), ("", CALLED[1]))
@@ -472,7 +481,8 @@ def salience_command(
         rows, spectrum, explained = (head_rows(frame, one) for frame in frames)
         frames = rows, spectrum, explained
     if as_json:
-        print_rows([atlas], frames[0], spectrum=frames[1], explained=frames[2], salience=found.caption())
+        spectrum = frames[1].merge(frames[2], on=["layer", "head"], how="left")
+        print_rows(atlas, frames[0], about=found.caption(), spectrum=spectrum)
     else:
         say(f"{atlas.model_name}: {found.caption()}")
         if one is None:
@@ -525,18 +535,18 @@ def _print_written(rows: pd.DataFrame, spectrum: pd.DataFrame, explained: pd.Dat
         ]
         sides: list[Column] = [
             ("reads", lambda end: tokens_shown(end["reads"])),
-            ("promotes", lambda end: tokens_shown(end["promotes"])),
+            ("promotes", lambda end: tokens_shown(end["promoted"])),
         ]
         print_records(["direction", "s", *sides], ends)
 
 
 def _relations_shown(relations: Sequence[dict[str, Any]]) -> str:
-    return ", ".join(f"{each['relation']} ({each['sources']})" for each in relations)
+    return ", ".join(f"{each['relation']} ({each['n_sources']})" for each in relations)
 
 
 def _fields_shown(rest: Sequence[dict[str, Any]]) -> str:
     """Fields of words, with how many and q."""
-    return ", ".join(f"{each['field']} ({each['words']}, q {number(each['q'])})" for each in rest)
+    return ", ".join(f"{each['field']} ({each['n_words']}, q {number(each['q'])})" for each in rest)
 
 
 def percent(share: float) -> str | None:
@@ -606,7 +616,7 @@ def label_command(
             progress=progress,
         )
     if as_json:
-        print_rows([atlas], rows, labels=rows.attrs["caption"])
+        print_rows(atlas, rows, about=rows.attrs["caption"])
         return
     say(f"{atlas.model_name}: {rows.attrs['caption']}")
     columns = (HEAD, "label", "support", "score", "chance", "se", "kind", "author")

@@ -31,6 +31,7 @@ from headatlas.cli.output import (
     HEAD,
     Column,
     check_figure,
+    head_records,
     interval_of,
     number,
     p_equals,
@@ -102,7 +103,7 @@ def heads_command(
     if as_json:
         from headatlas.atlas.export import heads_json
 
-        print_rows([atlas], heads_json(frame))
+        print_rows(atlas, heads_json(frame))
     else:
         _print_heads(atlas, frame)
 
@@ -153,7 +154,7 @@ def _print_search(atlas: Atlas, text: str, limit: int | None, as_json: bool) -> 
     head_of = found.groupby(["layer", "head"]).ngroup()  # 0 … in the order of the rows
     rows = found if limit is None else found[head_of < limit]
     if as_json:
-        print_rows([atlas], rows)
+        print_rows(atlas, rows)
         return
     say(f"{atlas.caption()}\n{head_of.nunique()} heads with {text!r} in what is said about them")
     if len(rows):
@@ -188,13 +189,18 @@ def head_command(
     from headatlas.atlas.cards import CAVEAT
 
     layer, head = parse_head(name, atlas)
+    hits = None
     if words or only:
-        _print_words(atlas, layer, head, names_of(only), as_json)
+        from headatlas.atlas.cards import words_of
+
+        hits = words_of(atlas, layer, head, names_of(only))
+    if as_json:
+        _print_card_json(atlas, atlas.head(layer, head), hits)
+        return
+    if hits is not None:
+        _print_words(atlas, layer, head, hits)
         return
     card = atlas.head(layer, head)
-    if as_json:
-        _print_card_json(atlas, card)
-        return
     say("; ".join([f"head {card.layer}.{card.head}", *(card.statements or ("no tested statement",))]))
     say(CAVEAT)
     _print_heads(atlas, card.relations)
@@ -222,23 +228,22 @@ def parse_head(name: str, atlas: Atlas) -> tuple[int, int]:
     return layer, head
 
 
-def _print_card_json(atlas: Atlas, card: Card) -> None:
+def _print_card_json(atlas: Atlas, card: Card, hits: pd.DataFrame | None) -> None:
+    """The card, with the hits and misses of its words if they were asked for."""
     from headatlas.atlas.export import heads_json
 
-    parts = ("layer", "head", "statements", "behaviours", "salient", "spectrum", "explained", "labels")
-    found = {name: getattr(card, name) for name in (*parts, "similar", "group")}
-    print_rows([atlas], heads_json(card.relations), **found)
+    at = {"layer": card.layer, "head": card.head}
+    weights = None if card.spectrum is None else [{**at, **card.spectrum, **(card.explained or {})}]
+    parts = ("statements", "behaviours", "salient", "labels", "similar")
+    found = at | {name: getattr(card, name) for name in parts}
+    words = {} if hits is None else {"ceiling": int(atlas.provenance["ceiling"]), "words": hits}
+    rows = heads_json(card.relations)
+    print_rows(atlas, rows, **found, spectrum=weights, group=head_records(card.group), **words)
 
 
-def _print_words(atlas: Atlas, layer: int, head: int, only: list[str] | None, as_json: bool) -> None:
+def _print_words(atlas: Atlas, layer: int, head: int, frame: pd.DataFrame) -> None:
     """Hits and misses of each relation: a line a source, its targets with their ranks."""
-    from headatlas.atlas.cards import words_of
-
-    frame = words_of(atlas, layer, head, only)
     ceiling = int(atlas.provenance["ceiling"])
-    if as_json:
-        print_rows([atlas], frame, layer=layer, head=head, ceiling=ceiling)
-        return
     say(f"head {layer}.{head}: {atlas.caption()}")
     if frame.empty:
         say("no relation is called of this head; --only NAME shows the words of any.")
@@ -349,15 +354,19 @@ def info_command(folder: AtlasArgument, as_json: AsJson = False) -> None:
     ]
     if as_json:
         print_rows(
-            [atlas],
+            atlas,
             relations,
             path=atlas.dataset.encoding["source"],
-            layers=atlas.n_layers,
-            heads=atlas.n_heads,
+            n_layers=atlas.n_layers,
+            n_heads=atlas.n_heads,
             layers_done=[int(layer) for layer in atlas.layers_done.nonzero()[0]],
             coverage=_coverage_counts(atlas),
             provenance=atlas.provenance,
-            evidence=atlas.evidence.provenance(),
+            evidence=[
+                {"kind": kind, "provenance": each}
+                for kind, found in atlas.evidence.provenance().items()
+                for each in found
+            ],
         )
         return
     print_fields(_info_rows(atlas))
@@ -450,7 +459,7 @@ def structure_command(
 
     found = structure(atlas)
     if as_json:
-        print_rows([atlas], **found.to_dict())
+        print_rows(atlas, **found.to_dict())
     else:
         say(atlas.caption())
         _print_structure(found)
@@ -468,7 +477,7 @@ def _print_structure(found: Structure) -> None:
             *(("one group", "within"), ("different groups", "between"), "difference"),
             ("95 % interval", lambda each: span(each.low, each.high, "to")),
             *(small("p"), ("pairs", lambda each: f"{each.n_within} and {each.n_between}")),
-            ("layers", lambda each: len(each.layers)),
+            ("layers", lambda each: len(each.by_layer)),
         )
         print_records(columns, found.groups)
     else:
@@ -477,7 +486,7 @@ def _print_structure(found: Structure) -> None:
     if found.per_head is None:
         typer.echo("nothing has been mapped or scored")
     else:
-        counts = enumerate(zip(found.per_head.observed, found.per_head.expected, strict=True))
+        counts = enumerate(zip(found.per_head.observed, found.per_head.expected_counts, strict=True))
         rows = [{"relations": at, "heads": n, "by chance": f"{chance:.1f}"} for at, (n, chance) in counts]
         print_records(("relations", "heads", "by chance"), rows)
         if found.per_head.dispersion is not None and found.per_head.p is not None:
@@ -486,10 +495,10 @@ def _print_structure(found: Structure) -> None:
                 f"p {p_equals(found.per_head.p)}"
             )
     typer.echo("\nLayers of each category's heads")
-    _print_depth(found.depth)
-    if found.depth_single is not None:
+    _print_depth(found.depths)
+    if found.depths_single is not None:
         typer.echo("\nThe same on sources of one token")
-        _print_depth(found.depth_single)
+        _print_depth(found.depths_single)
 
 
 def _print_depth(depth: Depth) -> None:

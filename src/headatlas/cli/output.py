@@ -9,7 +9,7 @@ import signal
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -130,27 +130,21 @@ def print_json(value: Any) -> None:
     typer.echo(safe_json(value))
 
 
-def print_rows(atlases: Sequence[Atlas], rows: Sequence[Any] | DataFrame | None = None, **more: Any) -> None:
+def print_rows(atlas: Atlas, rows: Sequence[Any] | DataFrame | None = None, **more: Any) -> None:
     """An object as JSON on stdout: model, lens, thresholds, caption, rows, and what else there is.
 
-    Of one atlas they are fields of the object; of several they are in its list ``atlases``. Tables become
-    lists of records.
+    Tables become lists of records. ``about`` is a line on what the rows are, beside the atlas's caption.
     """
-    from headatlas.atlas.export import plain_records
+    from headatlas.atlas.export import plain_records, reading
 
-    heads = [
-        {
-            "model": atlas.model_name,
-            "lens": atlas.lens,
-            "thresholds": asdict(atlas.thresholds),
-            "caption": atlas.caption(),
-        }
-        for atlas in atlases
-    ]
-    body: dict[str, Any] = heads[0] if len(heads) == 1 else {"atlases": heads}
     parts = ({} if rows is None else {"rows": rows}) | more
     tables = {name: plain_records(part) for name, part in parts.items() if hasattr(part, "columns")}
-    print_json(body | parts | tables)
+    print_json(reading(atlas) | parts | tables)
+
+
+def head_records(heads: Iterable[tuple[int, int]]) -> list[dict[str, int]]:
+    """Heads as JSON has them."""
+    return [{"layer": layer, "head": head} for layer, head in heads]
 
 
 Column = str | tuple[str, str | Callable[[Any], Any]]

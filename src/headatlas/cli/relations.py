@@ -20,7 +20,15 @@ from headatlas.cli.options import (
     option,
     out_option,
 )
-from headatlas.cli.output import Column, print_json, print_records, print_rows, say, say_error
+from headatlas.cli.output import (
+    Column,
+    head_records,
+    print_json,
+    print_records,
+    print_rows,
+    say,
+    say_error,
+)
 from headatlas.errors import HeadatlasError
 from headatlas.options import LensName, TargetPolicy
 
@@ -212,10 +220,14 @@ def mine_relations_command(
         _write_new({out / f"{each.relation.name}.json": each.relation.to_json() for each in found.proposals})
     if as_json:
         rows = [
-            {"relation": each.relation.name, "heads": each.heads, "pairs": _pairs(each.relation)}
+            {
+                "relation": each.relation.name,
+                "heads": head_records(each.heads),
+                "pairs": _pairs(each.relation),
+            }
             for each in found.proposals
         ]
-        print_rows([atlas], rows, mined=found.caption(), least_heads=found.least_heads)
+        print_rows(atlas, rows, about=found.caption(), least_heads=found.least_heads)
         return
     say(f"{atlas.model_name}: {found.caption()}")
     print_records(_MINED, found.proposals)
@@ -225,8 +237,8 @@ def mine_relations_command(
         )
 
 
-def _pairs(relation: Relation) -> list[list[Any]]:
-    return [[pair.source, list(pair.targets)] for pair in relation.pairs]
+def _pairs(relation: Relation) -> list[dict[str, Any]]:
+    return [{"source": pair.source, "targets": list(pair.targets)} for pair in relation.pairs]
 
 
 def _first_mappings(each: MinedRelation) -> str:
@@ -265,7 +277,7 @@ def _record(relation: Relation) -> dict[str, Any]:
         "title": relation.title,
         "category": relation.category,
         "subcategory": relation.subcategory,
-        "copying": relation.copying,
+        "is_copying": relation.copying,
         "n_pairs": len(relation.pairs),
         "n_target_words": relation.n_targets,
         "provenance": relation.provenance,
@@ -294,7 +306,7 @@ def _say_remarks(rows: list[dict[str, Any]]) -> None:
 
 
 _SOURCES, _TARGETS = ("sources", "n_pairs"), ("targets", "n_target_words")
-_COPYING: Column = ("copying", lambda row: "yes" if row["copying"] else "no")
+_COPYING: Column = ("copying", lambda row: "yes" if row["is_copying"] else "no")
 
 
 def _said(key: str) -> Callable[[dict[str, Any]], Any]:
@@ -324,7 +336,7 @@ def _usable(
             {
                 "n_sources": len(seen.pairs),
                 "n_targets": len({token for pair in seen.pairs for token in pair.target_ids}),
-                "left_out": seen.left_out,
+                "left_out": seen.left_out or "",
                 "dropped": {reason: list(sources) for reason, sources in seen.dropped.items()},
             }
         )

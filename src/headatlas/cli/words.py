@@ -22,6 +22,7 @@ from headatlas.cli.options import (
 from headatlas.cli.output import (
     HEAD,
     NOTHING_STORED,
+    head_records,
     print_fields,
     print_json,
     print_records,
@@ -63,8 +64,8 @@ def ask_command(
         found = ask(atlas, layer, head, words, model, top=top, compute=compute, progress=progress)
     ceiling = int(atlas.provenance["ceiling"])
     if as_json:
-        about = {"layer": layer, "head": head, "ceiling": ceiling, "asked": found.attrs["caption"]}
-        print_rows([atlas], found, **about)
+        about = {"about": found.attrs["caption"], "layer": layer, "head": head, "ceiling": ceiling}
+        print_rows(atlas, found, **about)
         return
     say(found.attrs["caption"])
     for row in found.to_dict("records"):
@@ -114,7 +115,7 @@ def query_command(
         print_json({**found.attrs, "without_rank": n_without, "rows": rows})
         return
     say(found.attrs["caption"])
-    names = [f"{source}={target}" for source, target in found.attrs["pairs"]]
+    names = [f"{pair['source']}={pair['target']}" for pair in found.attrs["pairs"]]
     ranks = [(name, lambda row, at=at: _rank(row, at, ceiling)) for at, name in enumerate(names)]
     print_records([HEAD, "sign", "score", "suppression", "control", *ranks], rows)
     if n_without:
@@ -205,9 +206,8 @@ def recipe_command(
         model=model,
     )
     if as_json:
-        rows = [{"layer": layer, "head": head} for layer, head in made.heads]
-        beside: list[Any] = [{"layer": layer, "head": head} for layer, head in made.control]
-        print_rows([atlas], rows, control=beside, code=made.code)
+        beside = head_records(made.control)
+        print_rows(atlas, head_records(made.heads), control_heads=beside, code=made.code)
     elif out is None or form == "checkpoint":
         print_text(made.code.rstrip("\n"))
     if out is not None:

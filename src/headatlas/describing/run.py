@@ -230,7 +230,7 @@ def _by_attention(atlas: Atlas) -> Iterator[Row]:
 
 def _copying_heads(atlas: Atlas) -> set[tuple[int, int]]:
     """Heads that implement a copying relation of the atlas."""
-    copying = atlas.relations["relation"][atlas.relations["copying"]]
+    copying = atlas.relations["relation"][atlas.relations["is_copying"]]
     table = atlas.without_evidence
     rows = table[table["relation"].isin(copying) & table["implements"].to_numpy(dtype=bool)]
     return set(zip(rows["layer"].tolist(), rows["head"].tolist(), strict=True))

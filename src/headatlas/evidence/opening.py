@@ -157,7 +157,7 @@ def relations_of(atlas: Atlas) -> list[Relation]:
         for pair in np.flatnonzero(of_pair == at):
             pairs.setdefault(str(source[pair]), []).append(str(target[pair]))
         body = tuple(Pair(word, tuple(targets)) for word, targets in pairs.items())
-        found.append(Relation(row["relation"], row["title"], row["category"], body, bool(row["copying"])))
+        found.append(Relation(row["relation"], row["title"], row["category"], body, bool(row["is_copying"])))
     return found
 
 

@@ -193,21 +193,21 @@ def against_measured(frame: pd.DataFrame) -> pd.DataFrame:
     """Agreement of AUROCs with measured attention, over the rows of a frame of preferences that have it.
 
     Returns:
-        One row per query: query, rows, then pearson, spearman, each with ``_low`` and ``_high``. Heads of a
-        layer and relations of a head are not independent, so intervals are rather too narrow.
+        One row per query: query_at, n_rows, then pearson, spearman, each with ``_low`` and ``_high``. Heads
+        of a layer and relations of a head are not independent, so intervals are rather too narrow.
     """
     rows = []
-    for query, part in frame[frame["attention"].notna()].groupby("query", sort=False):
+    for query, part in frame[frame["attention"].notna()].groupby("query_at", sort=False):
         found = agree(*(part[name].to_numpy(dtype=np.float64) for name in ("auroc", "attention")))
         if not np.isnan(found["spearman"]):
-            rows.append({"query": query, "rows": found["n_heads"], **found})
-    return pd.DataFrame(rows, columns=["query", "rows", *_COLUMNS])
+            rows.append({"query_at": query, "n_rows": found["n_heads"], **found})
+    return pd.DataFrame(rows, columns=["query_at", "n_rows", *_COLUMNS])
 
 
 # Ablation curves --------------------------------------------------------------------------------------
 
 SUMMARY_COLUMNS = (
-    *("relation", "shots", "method", "sources", "heads", "base", "without_relation", "without_added"),
+    *("relation", "shots", "method", "n_sources", "n_heads", "base", "without_relation", "without_added"),
     *("without_random", "without_random_low", "without_random_high", "control_base", "without_control"),
     *("controls", "area", "area_low", "area_high", "added_area", "added_area_low", "added_area_high"),
     "hurts_more",
@@ -221,8 +221,8 @@ of 0; or neither surely."""
 def summarise_ablations(ablations: Sequence[Ablation]) -> pd.DataFrame:
     """One row a task.
 
-    Columns: relation, shots, method; sources (asked); heads (ablated in the end); base and what is left of
-    it without the relation's heads, without as many by *added*, without as many random heads (mean, lowest
+    Columns: relation, shots, method; n_sources (asked); n_heads (ablated in the end); base and what is left
+    of it without the relation's heads, without as many by *added*, without as many random heads (mean, lowest
     and highest draw); control_base and without_control (means over control tasks, NaN without any), controls
     (their names); area between random heads and the relation's, added_area between the order by score and
     that by *added* (positive: *added* hurts more), each with its interval; hurts_more, which of the two
@@ -239,8 +239,8 @@ def _task_row(each: Ablation) -> dict[str, Any]:
         "relation": each.relation,
         "shots": each.shots,
         "method": each.method,
-        "sources": len(each.base),
-        "heads": int(each.steps[-1]),
+        "n_sources": len(each.base),
+        "n_heads": int(each.steps[-1]),
         "base": float(each.base.mean()),
         "without_relation": float(each.correct(RELATION)[-1].mean()),
         "without_added": float(each.correct(ADDED)[-1].mean()),

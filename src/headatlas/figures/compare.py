@@ -266,7 +266,7 @@ def describe_changes(found: HeadChanges) -> str:
     sentences = [calls, changes]
     if n.unsure:
         sentences.append(f"Called in one alone, but not shown to differ: {n.unsure}.")
-    if n.moved:
+    if n.moves:
         moved = found.relations[found.relations["moved"]]
         sentences.append(f"Moved from heads to others: {join_words(list(dict.fromkeys(moved['title'])))}.")
     if n.mean_difference is not None:

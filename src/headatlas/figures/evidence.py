@@ -288,7 +288,7 @@ def draw_attention(
         ax.set_xticks([0.0, 0.5, 1.0], ["0", "0.5", "1"])
         ax.axvline(0.5, color=page.palette.soft, linewidth=0.5, zorder=0)
         ax.axvline(PREFERS_AUROC, zorder=0, **_guide(page.palette))
-        part = shown[shown["query"] == QUERIES[name]]
+        part = shown[shown["query_at"] == QUERIES[name]]
         heights = part["relation"].map([relation for relation, _ in rows].index)
         filled = np.where(part["prefers"], colour, page.palette.paper)
         ax.scatter(part["auroc"], heights, s=8.0, facecolors=filled, edgecolors=colour, linewidths=0.6)

@@ -63,7 +63,7 @@ def draw_structure(atlas: Atlas, found: Structure, width_mm: float, look: Look =
     page = Page(
         width_mm, look, title=f"Structure of the heads of {atlas.model_name}", description=description
     )
-    names = [_counted(row) for row in found.depth.categories]
+    names = [_counted(row) for row in found.depths.categories]
     shown = [
         Part("Likeness in key/value groups", "0.5", _groups_panel, "Layer", "Mean cosine"),
         Part("Relations per head", str(_most(found)), _per_head_panel, "Relations", "Heads"),
@@ -88,7 +88,7 @@ def draw_structure(atlas: Atlas, found: Structure, width_mm: float, look: Look =
             ax.set_xlim(-0.7, atlas.n_layers - 0.3)
             layer_ticks(ax, atlas.n_layers, width)
 
-    reading = [_PAIRS] * bool(found.groups) + [_DEPTHS] * bool(found.depth.categories)
+    reading = [_PAIRS] * bool(found.groups) + [_DEPTHS] * bool(found.depths.categories)
     with style(page.palette):
         y = page.panels(columns, shown, HEIGHT, title=lambda part: (part.title, ""), draw=draw)
         y = page.legend(MARGIN, y, page.inner, keys) + 0.4 * LINE
@@ -105,7 +105,7 @@ def describe_structure(found: Structure) -> str:
             f"Relations per head vary {found.per_head.dispersion:.1f} times as much as by chance "
             f"({p_value(found.per_head.p)})."
         )
-    comparison = found.depth.comparison
+    comparison = found.depths.comparison
     if comparison is not None:
         parts.append(
             f"Depth by category: Kruskal–Wallis {p_value(comparison.p)}, ε² = {comparison.epsilon2:.2f}."
@@ -134,13 +134,13 @@ def _groups_panel(page: Page, ax: Axes, found: Structure, width: float) -> list[
     if not found.groups:
         return _nothing(page, ax, found.no_groups or "", width)
     likeness = next(each for each in found.groups if each.measure == "unsigned")
-    layers = [each.layer for each in likeness.layers]
-    for each in likeness.layers:
+    layers = [each.layer for each in likeness.by_layer]
+    for each in likeness.by_layer:
         ax.plot(
             [each.layer] * 2, [each.within, each.between], color=page.palette.soft, linewidth=0.5, zorder=1
         )
-    between = [(each.between, each.n_between) for each in likeness.layers]
-    within = [(each.within, each.n_within) for each in likeness.layers]
+    between = [(each.between, each.n_between) for each in likeness.by_layer]
+    within = [(each.within, each.n_within) for each in likeness.by_layer]
     colours = page.palette.levels(4)[2], page.palette.scores(5, suppression=True)[2]
     keys = []
     names = ("one group", "different groups")
@@ -164,25 +164,25 @@ def _per_head_panel(page: Page, ax: Axes, found: Structure, width: float) -> lis
     number, colour = np.arange(1, len(per_head.observed)), page.palette.soft
     ax.bar(number, per_head.observed[1:], width=0.8, color=colour, label="heads", linewidth=0.0)
     look: dict[str, Any] = {"color": page.palette.ink, "linewidth": 1.4}
-    ax.hlines(per_head.expected[1:], number - 0.4, number + 0.4, label="by chance", zorder=2, **look)
+    ax.hlines(per_head.expected_counts[1:], number - 0.4, number + 0.4, label="by chance", zorder=2, **look)
     ax.set_xlim(0.4, len(per_head.observed) - 0.4)
     ticks = sorted({max(1, at) for at in round_ticks(len(number) + 1, width, text_width("10"))})
     ax.set_xticks(ticks, [str(at) for at in ticks])
     ax.set_ylim(0.0, _most(found) * 1.25)  # room for the note above the bars
     heads = [int(at) for at in MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]).tick_values(0, _most(found))]
     ax.set_yticks([at for at in heads if at <= _most(found)])
-    none = f"none: {per_head.observed[0]}, by chance {per_head.expected[0]:.0f}"
+    none = f"none: {per_head.observed[0]}, by chance {per_head.expected_counts[0]:.0f}"
     ax.text(0.97, 0.95, none, transform=ax.transAxes, ha="right", va="top")
     return [Key("heads", {"facecolor": colour}), Key("by chance", look, line=True)]
 
 
 def _depth_panel(page: Page, ax: Axes, found: Structure, width: float) -> list[Key]:
     """Quartiles of layer for each category, on all sources and on single-token sources."""
-    rows = found.depth.categories
+    rows = found.depths.categories
     if not rows:
         return _nothing(page, ax, NO_HEADS, width)
     single = (
-        {} if found.depth_single is None else {row.category: row for row in found.depth_single.categories}
+        {} if found.depths_single is None else {row.category: row for row in found.depths_single.categories}
     )
     every, one = page.palette.levels(4)[1], page.palette.levels(4)[0]
     for number, row in enumerate(rows):
@@ -202,7 +202,7 @@ def _most(found: Structure) -> int:
     per_head = found.per_head
     if per_head is None or len(per_head.observed) == 1:
         return 0
-    return int(np.ceil(max(*per_head.observed[1:], *per_head.expected[1:], 2)))
+    return int(np.ceil(max(*per_head.observed[1:], *per_head.expected_counts[1:], 2)))
 
 
 def _counted(row: CategoryDepth) -> str:

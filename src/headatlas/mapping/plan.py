@@ -94,11 +94,11 @@ class Plan:
 
     Attributes:
         model, family, format: What was found.
-        layers, heads, kv_heads, d_model, d_head, vocab: Sizes.
+        n_layers, n_heads, n_kv_heads, d_model, d_head, vocab: Sizes.
         parameters: Number of weights in use.
         lens: The lens planned for.
         streams: Whether the model goes through layer by layer instead of being loaded.
-        relations, sources: How many relations, and distinct sources before tokenising.
+        n_relations, n_sources: How many relations, and distinct sources before tokenising.
         bytes_to_read: Stored bytes that the map reads.
         memory_bytes: Estimated peak memory.
         seconds_least, seconds_most: Between these lies the time of the map on this machine when nothing else
@@ -110,17 +110,17 @@ class Plan:
     model: str
     family: str
     format: str
-    layers: int
-    heads: int
-    kv_heads: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
     d_model: int
     d_head: int
     vocab: int
     parameters: int
     lens: str
     streams: bool
-    relations: int
-    sources: int
+    n_relations: int
+    n_sources: int
     bytes_to_read: int
     memory_bytes: int
     seconds_least: float
@@ -147,7 +147,7 @@ class Plan:
                 text = f"{duration(value)} to {duration(found[name.replace('least', 'most')])}"
             else:
                 text = f"{value:,}" if isinstance(value, int) else str(value)
-            rows.append((_TITLES.get(name, name.replace("_", " ")), text))
+            rows.append((_TITLES.get(name, name.removeprefix("n_").replace("_", " ")), text))
         return rows + [("note", note) for note in self.notes]
 
     def __repr__(self) -> str:
@@ -209,17 +209,17 @@ def plan(
         model=opened.checkpoint.name,
         family=opened.family.name,
         format=opened.checkpoint.format,
-        layers=dims.n_layers,
-        heads=dims.n_heads,
-        kv_heads=dims.n_kv_heads,
+        n_layers=dims.n_layers,
+        n_heads=dims.n_heads,
+        n_kv_heads=dims.n_kv_heads,
         d_model=dims.d_model,
         d_head=dims.d_head,
         vocab=dims.vocab_size,
         parameters=opened.n_parameters,
         lens=chosen.name,
         streams=streamed,
-        relations=len(asked),
-        sources=n_sources,
+        n_relations=len(asked),
+        n_sources=n_sources,
         bytes_to_read=opened.bytes_needed(forward_pass=not chosen.weights_only),
         memory_bytes=memory.needed(machine, _ranks_of_a_head(asked, sample)),
         seconds_least=mapping[0],

@@ -74,7 +74,7 @@ def _relations(atlas: Atlas, categories: list[str]) -> list[dict[str, Any]]:
             "name": row["relation"],
             "title": row["title"],
             "category": categories.index(row["category"]),
-            "copying": bool(row["copying"]),
+            "copying": bool(row["is_copying"]),
             **{name: int(row[name]) for name in ("n_pairs", "n_sources", "n_targets")},
             "left_out": row["left_out"],
             "dropped": _dropped(row["dropped"]),

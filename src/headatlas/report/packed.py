@@ -142,7 +142,7 @@ def _steps(values: Ints, group: Ints) -> Ints:
 
 def _p_values(atlas: Atlas, calibrated: Sequence[Atlas], cells: Sequence[Ints]) -> Arrays:
     arrays: Arrays = {}
-    copying = atlas.included["copying"].tolist()
+    copying = atlas.included["is_copying"].tolist()
     for reading in calibrated:
         for kind, k in (("plain", reading.thresholds.k), ("copying", reading.thresholds.k_copy)):
             for sign in SIGNS:

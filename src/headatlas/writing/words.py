@@ -179,9 +179,9 @@ def query(
         One row per head: layer, head, sign (the better of the two), score (share of sources of which a target
         has a rank below k), suppression (the same of the negated logits), control (score of the state itself
         at that layer, without any head), ranks and suppression_ranks (of the usable pairs, in the order of
-        ``attrs["pairs"]``; None from 250 on). Best first: by the larger of score and suppression, then by the
-        sum of ranks. ``attrs`` further holds model, lens, thresholds, k, ceiling, dropped (reason → sources
-        that the tokenizer cannot use) and caption.
+        ``attrs["pairs"]``, dicts of source and target; None from 250 on). Best first: by the larger of score
+        and suppression, then by the sum of ranks. ``attrs`` further holds model, lens, thresholds, caption,
+        k, ceiling and dropped (reason → sources that the tokenizer cannot use).
 
     Raises:
         HeadatlasError: The pairs are none, no pair can be used with this tokenizer, the model cannot be
@@ -223,15 +223,16 @@ def ranked_heads(
     unused = "".join(f"; not asked: {', '.join(words)} ({reason})" for reason, words in dropped.items())
     n = layout.relations[0].n_sources
     asked = "1 source" if n == 1 else f"{n} sources"
+    ranked = [layout.pair_words[at] for at in layout.own_pair]
     frame.attrs |= {
         "model": name,
         "lens": lens,
         "thresholds": asdict(thresholds),
+        "caption": f"{name}; lens {lens}; k = {k}; {asked}{unused}; {LITTLE}",
         "k": k,
         "ceiling": MAX_CEILING,
-        "pairs": [list(layout.pair_words[at]) for at in layout.own_pair],
+        "pairs": [{"source": source, "target": target} for source, target in ranked],
         "dropped": dropped,
-        "caption": f"{name}; lens {lens}; k = {k}; {asked}{unused}; {LITTLE}",
     }
     return frame
 

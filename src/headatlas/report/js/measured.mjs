@@ -129,8 +129,8 @@ export function spectrumOf({ salience, heads, cell }) {
     const tall = (24 * value) / largest;
     return svg("rect", { class: "bar-up", x: i * 6, y: 24 - tall, width: 5, height: tall });
   });
-  const end = ({ reads, promotes, suppresses }) =>
-    el("li", {}, "reads ", tokens(reads), " promotes ", tokens(promotes), " suppresses ", tokens(suppresses));
+  const end = ({ reads, promoted, suppressed }) =>
+    el("li", {}, "reads ", tokens(reads), " promotes ", tokens(promoted), " suppresses ", tokens(suppressed));
   const directions = salience.directions(cell);
   return [
     el("h3", {}, "Spectrum"),

@@ -56,10 +56,10 @@ export function decodeSalience(section, nCells) {
       for (let direction = 0; direction < nDirections; direction += 1) {
         const ends = [0, 1].map((end) => ({
           reads: tokens("reads", cell, direction, end),
-          promotes: tokens("writes", cell, direction, end),
-          suppresses: tokens("writes", cell, direction, 1 - end),
+          promoted: tokens("writes", cell, direction, end),
+          suppressed: tokens("writes", cell, direction, 1 - end),
         }));
-        if (ends.some((end) => end.reads.length || end.promotes.length))
+        if (ends.some((end) => end.reads.length || end.promoted.length))
           out.push({ value: values[cell * nValues + direction], ends });
       }
       return out;
