@@ -25,9 +25,8 @@ in a long command ends it with exit code 130, SIGTERM with 143; one sentence say
 signal changes nothing.
 
 `--quiet` (`-q`) says nothing but errors; `--verbose` (`-v`) says more, such as the time of each stage. Both
-work anywhere on the command line. `--json` prints an object: of commands that read an atlas with `model`,
-`lens`, `thresholds` and `caption` (in a list `atlases` where there are several), and what would be a table
-under `rows`.
+work anywhere on the command line. `--json` prints an object with what would be a table under `rows`;
+[json.md](json.md) describes it.
 
 `headatlas --install-completion` makes the shell complete commands and options. `python -m headatlas` is the
 same as `headatlas`.

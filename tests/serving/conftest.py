@@ -16,6 +16,7 @@ from headatlas.progress import silent
 from headatlas.serving.answering import Answers
 from headatlas.serving.guard import Access, Guard
 from headatlas.serving.run import application, open_answers
+from tests.kinds import check_kinds
 from tests.writing.conftest import mapped
 
 
@@ -60,4 +61,5 @@ def told(response: Any, status: int = 200) -> Any:
     """The body of an answer of this status."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
+    check_kinds(response.json())
     return response.json()

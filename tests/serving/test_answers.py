@@ -11,6 +11,7 @@ import torch
 from starlette.testclient import TestClient
 
 import headatlas as ha
+from headatlas.atlas.export import reading
 from headatlas.errors import HeadatlasError
 from headatlas.looking import one_text
 from headatlas.mapping.machine import Machine
@@ -39,10 +40,8 @@ def test_pairs_are_answered_as_query_does(client: TestClient, gemma: Path) -> No
     found = told(client.post("/api/pairs", json=body([*PAIRS, (word(42), "no such word")])))
     frame = ha.query(str(gemma), [*PAIRS, (word(42), "no such word")])
     assert found["rows"] == frame.to_dict("records")
-    assert {name: found[name] for name in ("k", "ceiling", "dropped", "caption")} == {
-        name: frame.attrs[name] for name in ("k", "ceiling", "dropped", "caption")
-    }
-    assert found["pairs"] == frame.attrs["pairs"] == [list(pair) for pair in PAIRS]
+    assert {name: found[name] for name in frame.attrs} == frame.attrs
+    assert found["pairs"] == body(PAIRS)["pairs"]
 
 
 @pytest.mark.parametrize("lens", ["gemma", "gpt2"])
@@ -120,7 +119,7 @@ def test_a_text_is_seen_as_the_model_sees_it(client: TestClient, answers: Answer
     for layer, head in ((0, 0), (2, 3)):
         one = told(client.post("/api/text/head", json={"text": TEXT, "layer": layer, "head": head}))
         expected = seen.attentions[layer][0, head]
-        for query, row in enumerate(one["attention"]):
+        for query, row in enumerate(one["pattern"]):
             assert len(row) == query + 1
             np.testing.assert_allclose(row, expected[query, : query + 1], atol=6e-5)
         values = captured[layer][:, head * d_head : (head + 1) * d_head]
@@ -131,10 +130,10 @@ def test_a_text_is_seen_as_the_model_sees_it(client: TestClient, answers: Answer
                 order = competing[np.argsort(sign * logits, kind="stable")[:5]]
                 assert told_[name] == [texts[token] for token in order.tolist()]
         row = next(each for each in found["rows"] if (each["layer"], each["head"]) == (layer, head))
-        assert row["first"] == pytest.approx(float(expected[1:, 0].mean()), abs=6e-5)
+        assert row["first_position"] == pytest.approx(float(expected[1:, 0].mean()), abs=6e-5)
         allowed = expected.tril(-1)[:, 1:]
-        assert row["looks"][0]["attention"] == pytest.approx(float(allowed.max()), abs=6e-5)
-        for each in row["looks"]:
+        assert row["weights"][0]["attention"] == pytest.approx(float(allowed.max()), abs=6e-5)
+        for each in row["weights"]:
             assert each["query"] > each["key"] > 0
             assert each["attention"] == pytest.approx(float(expected[each["query"], each["key"]]), abs=6e-5)
     looked = told(client.post("/api/text/look", json={"text": TEXT, "query": 5}))["rows"]
@@ -148,6 +147,29 @@ def test_a_text_is_seen_as_the_model_sees_it(client: TestClient, answers: Answer
     assert best["attention"] == pytest.approx(
         max(float(a[0, :, 5, 2].max()) for a in seen.attentions), abs=6e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("pairs", body(PAIRS)),
+        ("word", {"word": word(40)}),
+        ("text", {"text": TEXT}),
+        ("text/head", {"text": TEXT, "layer": 0, "head": 0}),
+        ("text/look", {"text": TEXT, "query": 2}),
+        ("about", None),
+    ],
+)
+def test_answers_begin_as_the_json_of_commands_does(
+    client: TestClient, answers: Answers, path: str, asked: dict[str, object] | None
+) -> None:
+    address = f"/api/{path}"
+    found = told(client.get(address) if asked is None else client.post(address, json=asked))
+    expected = reading(answers.atlas)
+    assert list(found)[:4] == list(expected) == ["model", "lens", "thresholds", "caption"]
+    for name in ("model", "lens", "thresholds"):
+        assert found[name] == expected[name]
+    assert found["caption"].startswith(answers.atlas.model_name)
 
 
 def test_a_text_goes_through_the_model_once(client: TestClient) -> None:
@@ -176,7 +198,7 @@ def test_pairs_become_a_relation_file(client: TestClient, tmp_path: Path) -> Non
 
 def test_about(client: TestClient, answers: Answers) -> None:
     found = told(client.get("/api/about"))
-    assert found["model"] == answers.atlas.model_name and found["lens"] == "neutral"
+    assert found["caption"] == answers.atlas.caption()
     assert found["most_tokens"] == one_text.most_tokens(answers.model)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 
 from headatlas import __version__
 from headatlas.atlas import Atlas
-from headatlas.atlas.export import plain_records
+from headatlas.atlas.export import plain_records, reading
 from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
 from headatlas.looking.one_text import OneText, look_at, most_tokens, text_ids
@@ -30,7 +29,6 @@ from headatlas.serving.bodies import (
     LookInText,
     LookRow,
     NamedPairs,
-    PairRow,
     Pairs,
     PairsAnswer,
     RelationFile,
@@ -62,6 +60,7 @@ class Answers:
     def __init__(self, atlas: Atlas, opened: OpenModel) -> None:
         self.atlas, self.opened = atlas, opened
         self.model = opened.prepared.model
+        self._reading = reading(atlas)
         self._texts: OrderedDict[tuple[int, ...], OneText] = OrderedDict()
         self.of: dict[str, Callable[[Any, Check], Told]] = {
             "/api/pairs": self.pairs,
@@ -75,10 +74,7 @@ class Answers:
     def about(self) -> About:
         """The model served, and how much may be asked."""
         return About(
-            model=self.atlas.model_name,
-            lens=self.atlas.lens,
-            thresholds=asdict(self.atlas.thresholds),
-            caption=self.atlas.caption(),
+            **self._reading,
             most_pairs=MOST_PAIRS,
             most_tokens=most_tokens(self.model),
             headatlas=__version__,
@@ -93,15 +89,7 @@ class Answers:
         """Ranks of pairs for every head, as :func:`headatlas.query` has them."""
         relation = Relation.from_pairs("query", [(each.source, each.target) for each in asked.pairs])
         found = ranked_heads(self.opened, relation, lambda _: check())
-        about = found.attrs
-        return PairsAnswer(
-            caption=about["caption"],
-            k=about["k"],
-            ceiling=about["ceiling"],
-            pairs=[(source, target) for source, target in about["pairs"]],
-            dropped=about["dropped"],
-            rows=[PairRow(**row) for row in plain_records(found)],
-        )
+        return PairsAnswer.model_validate({**found.attrs, "rows": plain_records(found)})
 
     def word(self, asked: WordAsked, check: Check) -> WordAnswer:
         """The tokens that every head writes for a word."""
@@ -140,11 +128,13 @@ class Answers:
             )
             for (layer, head), gain, (promoted, suppressed) in zip(heads, gains, lists, strict=True)
         ]
+        own = "ranks are the word's own" if ranks else "no ranks: the tokenizer cannot use it as a target"
         return WordAnswer(
-            caption=f"{self.atlas.model_name}; lens {self.atlas.lens}; what each head writes for this word "
-            "by itself, whatever the rest of the model writes and whether or not it attends to the word; "
-            "gain is ‖what it writes‖ / ‖state‖; "
-            + ("ranks are the word's own" if ranks else "no ranks: the tokenizer cannot use it as a target"),
+            **self._said(
+                f"lens {self.atlas.lens}; what each head writes for this word by itself, whatever the rest "
+                "of the model writes and whether or not it attends to the word; gain is ‖what it writes‖ / "
+                f"‖state‖; {own}"
+            ),
             word=word,
             tokens=[texts[token] for token in ids],
             can_be_target=ranks is not None,
@@ -188,9 +178,9 @@ class Answers:
                     if weight >= 0
                 ]
                 first = round(float(firsts[head]), DIGITS)
-                rows.append(TextRow(layer=layer, head=head, first=first, looks=looks))
-        rows.sort(key=lambda row: (-sum(look.attention for look in row.looks), row.layer, row.head))
-        return TextAnswer(caption=self._of_text(), tokens=list(seen.texts), rows=rows)
+                rows.append(TextRow(layer=layer, head=head, first_position=first, weights=looks))
+        rows.sort(key=lambda row: (-sum(look.attention for look in row.weights), row.layer, row.head))
+        return TextAnswer(**self._of_text(), tokens=list(seen.texts), rows=rows)
 
     def head_in_text(self, asked: HeadInText, check: Check) -> HeadInTextAnswer:
         """Attention of one head in a text, and what it writes at each position."""
@@ -202,10 +192,10 @@ class Answers:
         texts = self.opened.texts(token for pair in lists for side in pair for token in side)
         attention = np.round(seen.attention[asked.layer][asked.head].double().numpy(), DIGITS).tolist()
         return HeadInTextAnswer(
-            caption=self._of_text(),
+            **self._of_text(),
             layer=asked.layer,
             head=asked.head,
-            attention=[row[: at + 1] for at, row in enumerate(attention)],
+            pattern=[row[: at + 1] for at, row in enumerate(attention)],
             written=[
                 Written(promoted=[texts[each] for each in plus], suppressed=[texts[each] for each in minus])
                 for plus, minus in lists
@@ -228,7 +218,7 @@ class Answers:
             ):
                 rows.append(LookRow(layer=layer, head=head, key=key, attention=round(weight, DIGITS)))
         rows.sort(key=lambda row: (-row.attention, row.layer, row.head))
-        return LookAnswer(caption=self._of_text(), query=asked.query, rows=rows)
+        return LookAnswer(**self._of_text(), query=asked.query, rows=rows)
 
     def relation(self, asked: NamedPairs, check: Check) -> RelationFile:
         """Pairs as a relation file."""
@@ -237,9 +227,13 @@ class Answers:
         relation = Relation.from_pairs(asked.name, pairs)
         return RelationFile(name=f"{relation.name}.json", text=relation.to_json())
 
-    def _of_text(self) -> str:
-        return (
-            f"{self.atlas.model_name}; attention and outputs in this one text: no test, no expected level; "
+    def _said(self, caption: str) -> dict[str, Any]:
+        """What an answer begins with, under a caption of its own."""
+        return {**self._reading, "caption": f"{self.atlas.model_name}; {caption}"}
+
+    def _of_text(self) -> dict[str, Any]:
+        return self._said(
+            "attention and outputs in this one text: no test, no expected level; "
             "the tokens promoted are those of this head alone, whatever the rest of the model writes"
         )
 

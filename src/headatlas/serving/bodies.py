@@ -81,13 +81,18 @@ class Told(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class About(Told):
-    """The model served, and how much may be asked."""
+class OfAtlas(Told):
+    """What every answer about heads begins with, as the JSON of the commands does."""
 
     model: str
     lens: str
     thresholds: dict[str, Any]
     caption: str
+
+
+class About(OfAtlas):
+    """The model served, and how much may be asked."""
+
     most_pairs: int
     most_tokens: Annotated[int, Field(description="of a text, with those the tokenizer puts first")]
     headatlas: str
@@ -106,13 +111,19 @@ class PairRow(Told):
     suppression_ranks: list[Rank]
 
 
-class PairsAnswer(Told):
+class PairTold(Told):
+    """A pair that was ranked."""
+
+    source: str
+    target: str
+
+
+class PairsAnswer(OfAtlas):
     """Every head, the best first; ranks stand in the order of ``pairs``."""
 
-    caption: str
     k: int
     ceiling: int
-    pairs: list[tuple[str, str]]
+    pairs: list[PairTold]
     dropped: dict[str, list[str]]
     rows: list[PairRow]
 
@@ -129,10 +140,9 @@ class WordRow(Told):
     suppressed: list[str]
 
 
-class WordAnswer(Told):
+class WordAnswer(OfAtlas):
     """Every head, the largest gain first."""
 
-    caption: str
     word: str
     tokens: list[str]
     can_be_target: Annotated[
@@ -154,17 +164,18 @@ class TextRow(Told):
 
     layer: int
     head: int
-    first: Annotated[float, Field(description="mean attention to the first token, from those after it")]
-    looks: Annotated[
+    first_position: Annotated[
+        float, Field(description="mean attention to the first token, from those after it")
+    ]
+    weights: Annotated[
         list[Weight],
         Field(description="the largest weights from one token to an earlier one that is not the first"),
     ]
 
 
-class TextAnswer(Told):
+class TextAnswer(OfAtlas):
     """A text's tokens, and every head, the one with the largest such weights first."""
 
-    caption: str
     tokens: list[str]
     rows: list[TextRow]
 
@@ -176,13 +187,12 @@ class Written(Told):
     suppressed: list[str]
 
 
-class HeadInTextAnswer(Told):
-    """One head in a text: row q of ``attention`` has the weights of keys 0 … q."""
+class HeadInTextAnswer(OfAtlas):
+    """One head in a text: row q of ``pattern`` has the attention to keys 0 … q."""
 
-    caption: str
     layer: int
     head: int
-    attention: list[list[float]]
+    pattern: list[list[float]]
     written: list[Written]
 
 
@@ -195,10 +205,9 @@ class LookRow(Told):
     attention: float
 
 
-class LookAnswer(Told):
+class LookAnswer(OfAtlas):
     """Every head, the largest weight first; without a key asked, the one that each head looks at most."""
 
-    caption: str
     query: int
     rows: list[LookRow]
 

@@ -133,7 +133,7 @@ function showPairs(live, found) {
         ...ranks(row).map((rank) => rankText(rank)),
       ),
     );
-  const names = found.pairs.map(([source, target]) => `${visible(source)} → ${visible(target)}`);
+  const names = found.pairs.map(({ source, target }) => `${visible(source)} → ${visible(target)}`);
   live.answer.replaceChildren(
     table("Heads by the score of the question", ["Head", "Sign", "Score", "Control", ...names], rows),
     el(
@@ -176,7 +176,7 @@ function showWord(live, found) {
 function showText(live, found) {
   const text = { tokens: found.tokens, rows: found.rows, head: null, query: null, body: live.question.body };
   live.text = text;
-  colour(live, "attention to the first token of the text", found.rows, (row) => row.first, [0, 1]);
+  colour(live, "attention to the first token of the text", found.rows, (row) => row.first_position, [0, 1]);
   text.buttons = found.tokens.map((token, at) =>
     button(visible(token), () => choose(live, at), { class: "token", "aria-pressed": "false" }),
   );
@@ -199,10 +199,10 @@ function showText(live, found) {
 function looksTable(live, text) {
   const token = (at) => `'${visible(text.tokens[at])}'`;
   const rows = text.rows.slice(0, SHOWN).map((row) => {
-    const looks = row.looks.map(
+    const looks = row.weights.map(
       (each) => `${token(each.query)} ← ${token(each.key)} ${each.attention.toFixed(2)}`,
     );
-    return line(chooser(live, row), row.first.toFixed(2), looks.join(", "));
+    return line(chooser(live, row), row.first_position.toFixed(2), looks.join(", "));
   });
   return table("Heads by where they look", ["Head", "To the first token", "Strongest looks elsewhere"], rows);
 }
@@ -251,7 +251,7 @@ function choose(live, at) {
 function look(live, at) {
   const { text } = live;
   if (!text?.head) return;
-  const weights = text.head.attention[at];
+  const weights = text.head.pattern[at];
   text.buttons.forEach((each, i) => each.setAttribute("data-weight", String(weightStep(weights[i] ?? 0))));
   const { promoted, suppressed } = text.head.written[at];
   const name = `${text.head.layer}.${text.head.head}`;
