@@ -11,7 +11,7 @@ import torch
 from starlette.testclient import TestClient
 
 import headatlas as ha
-from headatlas.atlas.export import reading
+from headatlas.atlas.export import heading
 from headatlas.errors import HeadatlasError
 from headatlas.looking import one_text
 from headatlas.mapping.machine import Machine
@@ -165,7 +165,7 @@ def test_answers_begin_as_the_json_of_commands_does(
 ) -> None:
     address = f"/api/{path}"
     found = told(client.get(address) if asked is None else client.post(address, json=asked))
-    expected = reading(answers.atlas)
+    expected = heading(answers.atlas)
     assert list(found)[:4] == list(expected) == ["model", "lens", "thresholds", "caption"]
     for name in ("model", "lens", "thresholds"):
         assert found[name] == expected[name]

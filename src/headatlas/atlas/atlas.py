@@ -208,9 +208,8 @@ class Atlas:
     def relations(self) -> pd.DataFrame:
         """One row per relation, in atlas order.
 
-        Columns: relation, title, category, is_copying, k, n_pairs, n_sources, n_targets, left_out (why; empty
-        if it is in), dropped (reason → sources that could not be used), subcategory (the category where there
-        is none).
+        Columns: relation, title, category, is_copying, k, n_pairs, n_sources, n_targets, left_out (why, or
+        empty), dropped (reason → sources that could not be used), subcategory (or the category again).
         """
         names = ["relation", "title", "category", "copying", "n_pairs", "n_sources", "n_targets", "left_out"]
         names += ["dropped", "subcategory"]
@@ -284,22 +283,18 @@ class Atlas:
         return np.moveaxis(np.reshape(np.array(values, dtype=np.float64), shape), 1, -1)
 
     @cached_property
-    def _q(self) -> Floats:
-        return false_discovery_rates(self._p())
-
-    def _p(self) -> Floats:
-        return self._along_relations(lambda each, sign: each.of(sign)[1].p)
-
-    @cached_property
     def p(self) -> xr.DataArray:
         """[sign, layer, head, relation] p beside :attr:`scores`, under the reassignment null."""
-        return self.scores.copy(data=self._p()).rename("p")
+        return self.scores.copy(data=self._along_relations(lambda each, sign: each.of(sign)[1].p)).rename("p")
 
     @cached_property
     def q(self) -> xr.DataArray:
-        """[sign, layer, head, relation] q beside :attr:`scores`: Benjamini–Hochberg over all cells of both
-        signs together."""
+        """[sign, layer, head, relation] Benjamini–Hochberg's q over all cells of both signs together."""
         return self.scores.copy(data=self._q).rename("q")
+
+    @cached_property
+    def _q(self) -> Floats:
+        return false_discovery_rates(self.p.values)
 
     @cached_property
     def calls(self) -> xr.DataArray:
@@ -309,10 +304,7 @@ class Atlas:
 
     @cached_property
     def evidence(self) -> Evidence:
-        """Dynamic scores and ablations that are stored in this atlas; false if there are none.
-
-        What is damaged is left out, with a warning.
-        """
+        """Stored dynamic scores and ablations; false if there are none. What is damaged costs a warning."""
         from headatlas.atlas.evidence import Evidence
 
         found = Evidence.of(self)
@@ -329,11 +321,10 @@ class Atlas:
         """One row per mapped head × scored relation, in the order of layers and heads.
 
         Columns: layer, head, relation, score (promotion) and its q, suppression and suppression_q, added
-        (share of sources that the head hits and the state does not), implements and suppresses (booleans);
-        then category, low and high (Wilson 95 %), chance, lift, p; suppression_low … suppression_p; control
-        (score of the state itself at that layer), n_sources, called (implements or suppresses). chance and
-        lift are NaN below the calibration floor. Where there is evidence, the columns of
-        ``headatlas.atlas.evidence.COLUMNS`` follow.
+        (share of sources that the head hits and the state does not), implements and suppresses; then
+        category, low and high (Wilson 95 %), chance, lift, p; suppression_low … suppression_p; control (score
+        of the state itself at that layer), n_sources, called (by either sign). chance and lift are NaN below
+        the calibration floor. With evidence, the columns of ``headatlas.atlas.evidence.COLUMNS`` follow.
         """
         return self._table.copy()
 
@@ -349,8 +340,7 @@ class Atlas:
         """:meth:`table` without the columns of evidence."""
         included, found = self.included, list(self.relation_scores.values())
         if not found:
-            booleans = dict.fromkeys(("implements", "suppresses", "called"), bool)
-            return pd.DataFrame(columns=list(TABLE_COLUMNS)).astype(booleans)
+            return pd.DataFrame(columns=list(TABLE_COLUMNS)).astype(dict.fromkeys(_BOOLEANS, bool))
         names = ("relation", "category", "n_sources")
         named = {name: included[name].to_numpy()[:, None, None] for name in names}
         promotes, suppresses = np.moveaxis(self.calls.values, -1, 1)
@@ -700,6 +690,7 @@ def with_thresholds(atlas: Atlas) -> pd.DataFrame:
     )
 
 
+_BOOLEANS = ("implements", "suppresses", "called")
 TABLE_COLUMNS = (
     *SHOWN,
     *("category", "low", "high", "chance", "lift", "p"),

@@ -61,7 +61,7 @@ class HeadTable(pd.DataFrame):
 
 
 def called_in_words(row: Mapping[Any, Any]) -> str:
-    """What a row of a table of heads is called for: ``implements``, ``suppresses``, both, or nothing."""
+    """Verbs that a row of a table of heads is called by: ``implements``, ``suppresses``, both, none."""
     return ", ".join(verb for verb in ("implements", "suppresses") if row[verb])
 
 

@@ -47,7 +47,7 @@ def export_table(atlas: Atlas, path: str | Path) -> Path:
     return path
 
 
-def reading(atlas: Atlas) -> dict[str, Any]:
+def heading(atlas: Atlas) -> dict[str, Any]:
     """The fields that every JSON document of an atlas begins with: model, lens, thresholds, caption."""
     return {
         "model": atlas.model_name,
@@ -58,9 +58,9 @@ def reading(atlas: Atlas) -> dict[str, Any]:
 
 
 def header(atlas: Atlas) -> dict[str, Any]:
-    """Metadata of a table: :func:`reading`, relations left out, provenance."""
+    """Metadata of a table: :func:`heading`, relations left out, provenance."""
     left_out = {"relations_left_out": atlas.left_out}
-    return {**reading(atlas), **left_out, "provenance": atlas.provenance}
+    return {**heading(atlas), **left_out, "provenance": atlas.provenance}
 
 
 def heads_json(frame: pd.DataFrame) -> list[dict[str, Any]]:

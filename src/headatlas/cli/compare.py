@@ -143,7 +143,7 @@ def compare_command(
 
 def _say_found(atlases: Sequence[Atlas], found: Comparison, as_json: bool) -> None:
     """Print a comparison."""
-    from headatlas.atlas.export import plain_records, reading
+    from headatlas.atlas.export import heading, plain_records
 
     records = plain_records(found.table)
     agreement = [asdict(pair) for pair in found.agreement]
@@ -151,7 +151,7 @@ def _say_found(atlases: Sequence[Atlas], found: Comparison, as_json: bool) -> No
         named = zip(found.labels, atlases, strict=True)
         print_json(
             {
-                "atlases": [{"atlas": label, **reading(atlas)} for label, atlas in named],
+                "atlases": [{"atlas": label, **heading(atlas)} for label, atlas in named],
                 "rows": records,
                 "agreement": agreement,
                 "relations_left_out": found.left_out,

@@ -135,11 +135,11 @@ def print_rows(atlas: Atlas, rows: Sequence[Any] | DataFrame | None = None, **mo
 
     Tables become lists of records. ``about`` is a line on what the rows are, beside the atlas's caption.
     """
-    from headatlas.atlas.export import plain_records, reading
+    from headatlas.atlas.export import heading, plain_records
 
     parts = ({} if rows is None else {"rows": rows}) | more
     tables = {name: plain_records(part) for name, part in parts.items() if hasattr(part, "columns")}
-    print_json(reading(atlas) | parts | tables)
+    print_json(heading(atlas) | parts | tables)
 
 
 def head_records(heads: Iterable[tuple[int, int]]) -> list[dict[str, int]]:

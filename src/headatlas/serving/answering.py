@@ -11,7 +11,7 @@ import torch
 
 from headatlas import __version__
 from headatlas.atlas import Atlas
-from headatlas.atlas.export import plain_records, reading
+from headatlas.atlas.export import heading, plain_records
 from headatlas.devices import strict_products
 from headatlas.errors import HeadatlasError
 from headatlas.looking.one_text import OneText, look_at, most_tokens, text_ids
@@ -60,7 +60,7 @@ class Answers:
     def __init__(self, atlas: Atlas, opened: OpenModel) -> None:
         self.atlas, self.opened = atlas, opened
         self.model = opened.prepared.model
-        self._reading = reading(atlas)
+        self._heading = heading(atlas)
         self._texts: OrderedDict[tuple[int, ...], OneText] = OrderedDict()
         self.of: dict[str, Callable[[Any, Check], Told]] = {
             "/api/pairs": self.pairs,
@@ -74,7 +74,7 @@ class Answers:
     def about(self) -> About:
         """The model served, and how much may be asked."""
         return About(
-            **self._reading,
+            **self._heading,
             most_pairs=MOST_PAIRS,
             most_tokens=most_tokens(self.model),
             headatlas=__version__,
@@ -228,8 +228,8 @@ class Answers:
         return RelationFile(name=f"{relation.name}.json", text=relation.to_json())
 
     def _said(self, caption: str) -> dict[str, Any]:
-        """What an answer begins with, under a caption of its own."""
-        return {**self._reading, "caption": f"{self.atlas.model_name}; {caption}"}
+        """The first fields of an answer, with a caption of its own."""
+        return {**self._heading, "caption": f"{self.atlas.model_name}; {caption}"}
 
     def _of_text(self) -> dict[str, Any]:
         return self._said(

@@ -82,7 +82,7 @@ class Told(BaseModel):
 
 
 class OfAtlas(Told):
-    """What every answer about heads begins with, as the JSON of the commands does."""
+    """The first fields of every answer about heads, as of the JSON of the commands."""
 
     model: str
     lens: str
