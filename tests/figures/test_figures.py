@@ -542,4 +542,5 @@ def test_wrap_keeps_relations_together_and_breaks_long_words() -> None:
         "score\u00a0≥\u00a00.15",
         "and q\u00a0≤\u00a00.01",
     ]
+    assert wrap("bars: 95 % over sources", 9, measure=len) == ["bars:", "95\u00a0% over", "sources"]
     assert wrap("abcdefgh ij", 3, measure=len) == ["abc", "def", "gh", "ij"]

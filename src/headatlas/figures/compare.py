@@ -185,7 +185,7 @@ def draw_changes(found: HeadChanges, captions: Sequence[str], width_mm: float, l
 
 
 def _titled(panel: str, grid: ChangeGrid) -> Title:
-    return panel, f"{grid.lost.sum():,} lost, {grid.gained.sum():,} gained"
+    return panel, f"{grid.lost.sum():,}\u00a0lost, {grid.gained.sum():,}\u00a0gained"
 
 
 def _colours(palette: Palette) -> tuple[Sequence[str], Sequence[str]]:
@@ -291,7 +291,7 @@ def _signed(value: float) -> str:
 
 # Relations over revisions -----------------------------------------------------------------------------
 
-SCORES, COUNTS, BETWEEN = 18.0, 8.0, 2.5
+SCORES, COUNTS, BETWEEN = 18.0, 8.0, 3.4
 """Heights of the scores, of the numbers of heads under them, and of what is between."""
 NARROWEST_PANEL = 25.0
 TRAJECTORY_READING = (

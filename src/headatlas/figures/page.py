@@ -63,7 +63,8 @@ NARROW = 110.0
 BESIDE_TICKS = 2.2
 """Left of a panel, beside its tick labels."""
 
-_TIGHT = re.compile(" ([≤≥=]) ")
+_TIGHT = re.compile(r" ([≤≥=−]) |(?<=\d) (?=%)")
+"""Spaces at which a line does not end: those in “q ≤ 0.01” and “95 %”."""
 
 T = TypeVar("T")
 
@@ -259,29 +260,40 @@ class Page:
         return self.axes(left, top + whole - height, width, height)
 
     def relation_rows(
-        self, y: float, titles: Sequence[str], names: Sequence[str], draw: Callable[[Axes, str], None]
+        self,
+        y: float,
+        titles: Sequence[str],
+        names: Sequence[str],
+        draw: Callable[[Axes, str], None],
+        *,
+        x_name: str = "",
     ) -> float:
         """Panels whose rows are relations, the first at the top, from height y down; returns that below them.
 
         They stand beside each other, or on a narrow page one under the other. ``draw`` gets each by its name.
+        An empty ``x_name`` leaves no room for one.
         """
         longest = 0.42 * self.width
         left = MARGIN + min(max(map(text_width, titles)), longest) + 2.2
         wide, height = self.width > NARROW, len(titles) * ROW
         width = (self.width - MARGIN - left - 4.0) / 2 if wide else self.width - MARGIN - left
+        below = BELOW + 0.2 * LINE if x_name else 1.2 + LINE
         x, y = left, y + LINE + 0.6
         for number, name in enumerate(names):
             self.text(x + width / 2, y - LINE - 0.6, name, ha="center")
+            if self.look.letters:
+                self.text(x, y - LINE - 0.6, self._letter(), weight="bold")
             ax = self.axes(x, y, width, height)
             ax.set_ylim(len(titles) - 0.5, -0.5)
             named = number == 0 or not wide
             ax.set_yticks(range(len(titles)), [_short(each, longest) if named else "" for each in titles])
             draw(ax, name)
+            self.name_axes(ax, x_name)
             if wide:
                 x += width + 4.0
             elif number + 1 < len(names):
-                y += height + 2.6 * LINE + 1.2
-        return y + height + 1.2 + 1.3 * LINE
+                y += height + below + 1.6 * LINE
+        return y + height + below + 0.3 * LINE
 
     def name_axes(self, ax: Axes, x_name: str, y_name: str = "", labels: str = "") -> None:
         """Write the names of axes; that of y beside its tick labels, the widest of which is ``labels``."""
@@ -468,8 +480,7 @@ def wrap(text: str, width: float, *, measure: Callable[[str], float] = text_widt
     than a line by itself."""
     lines: list[str] = []
     line = ""
-    # "q ≤ 0.01" is not broken.
-    for word in _TIGHT.sub("\u00a0\\1\u00a0", safe_text(text)).split(" "):
+    for word in _TIGHT.sub(lambda found: found[0].replace(" ", "\u00a0"), safe_text(text)).split(" "):
         joined = f"{line} {word}" if line else word
         if measure(joined) <= width:
             line = joined
