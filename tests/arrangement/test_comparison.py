@@ -28,6 +28,7 @@ from headatlas.errors import HeadatlasError
 from headatlas.figures import save
 from headatlas.figures.compare import SHAPES, describe_changes, draw_comparison
 from headatlas.mapping.run import map_heads
+from headatlas.options import Look
 from tests.figures.planted import FOUR, Plant, Spec, plant_atlas
 from tests.mapping.checkpoints import relation, word, word_tokenizer
 from tests.mapping.planting import D_HEAD, VOCAB, opened, plant, random_model, random_pairs, states_of
@@ -136,7 +137,9 @@ def three(tmp_path: Path) -> list[Atlas]:
 @pytest.mark.parametrize("width_mm", [60.0, 170.0])
 def test_the_figure_has_every_relation_and_atlas(three: list[Atlas], width_mm: float, tmp_path: Path) -> None:
     found = compare(*three)
-    figure = draw_comparison(found, width_mm, "relations")
+    figure = draw_comparison(found, width_mm, "relations", Look(letters=True))
+    letters = [text.get_text() for text in figure.texts if text.get_weight() == "bold"]
+    assert letters == ["a", "b"]
     assert figure.get_figwidth() * 25.4 == pytest.approx(width_mm)
     words = " ".join(text.get_text() for text in figure.texts).replace("\u00a0", " ")
     for label in found.labels:

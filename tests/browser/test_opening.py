@@ -36,6 +36,25 @@ def test_it_opens_in_the_theme_of_the_system(open_page: Opener, theme: str, size
     assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
 
 
+def test_controls_stand_on_one_line(open_page: Opener) -> None:
+    page = open_page(size=(1400, 900)).page
+    names = page.locator(".controls").locator(".label, .control > label, .labels-line label")
+    boxes = [box for each in names.all() if (box := each.bounding_box())]
+    middles = [box["y"] + box["height"] / 2 for box in boxes]
+    assert len(boxes) == 8 and max(middles) - min(middles) < 2, "their names"
+    find, reset = page.locator(".find input"), page.get_by_role("button", name="Reset all")
+    tops = [box["y"] for each in (find, reset) if (box := each.bounding_box())]
+    assert abs(tops[0] - tops[1]) < 1
+    # What the field is for is not cut off.
+    assert find.evaluate(
+        """node => {
+          const paint = document.createElement("canvas").getContext("2d");
+          paint.font = getComputedStyle(node).font;
+          return paint.measureText(node.placeholder).width + 22 < node.clientWidth;
+        }"""
+    )
+
+
 def test_the_theme_can_be_changed(open_page: Opener) -> None:
     shown = open_page(theme="light")
     page = shown.page

@@ -202,6 +202,8 @@ def test_the_command(asked: Planted) -> None:
     assert {f"attention.{kind}" for kind in ("csv", "png", "svg", "pdf")} <= {
         path.name for path in (asked.folder / "evidence").iterdir()
     }
+    drawn = (asked.folder / "evidence" / "attention.svg").read_text()
+    assert drawn.count(">AUROC<") == 2, "both axes are named"
     found = parsed(invoke(*words, "--json", "--only", "second", "--no-figures"))
     assert {row["relation"] for row in found["rows"]} == {"second"} and found["skipped"] == {}
     assert invoke("info", asked.folder).stdout.count("evidence: attention") == 1

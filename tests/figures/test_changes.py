@@ -122,6 +122,9 @@ def test_lines_over_models(tmp_path: Path) -> None:
     assert len(figure.axes) == 2
     words = " ".join(text.get_text() for text in figure.texts).replace("\u00a0", " ")
     assert "3 relations that no model implements: not shown" in words
+    many = compare(*(make_atlas(tmp_path / f"m{seed}.zarr", 6, 4, seed=seed) for seed in range(3)))
+    ends = [ax.get_position().x1 for ax in draw_comparison(many, 170).axes]
+    assert max(ends) > 0.97, "panels of few models fill the page"
     assert found.labels[2] in words
     assert "1 head × relation in 1; " in describe_trajectory(found)
     with pytest.raises(HeadatlasError, match="no line to draw"):

@@ -12,12 +12,14 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from headatlas.arrangement import structure
 from headatlas.atlas import Atlas
 from headatlas.figures.colours import luminance, palette_of
 from headatlas.figures.grids import category_grid, relation_grids
+from headatlas.figures.panels import CELL_FOR_LINES, separate
 from headatlas.figures.structure import draw_structure
 from headatlas.options import Look
 from tests.figures.planted import Plant, large_atlas, plant_atlas
@@ -57,7 +59,7 @@ def test_no_text_is_cut_off_or_overlaps_another(model: Atlas, kind: str) -> None
     for width_mm in COLUMNS:
         letters = width_mm > 100
         figure = getattr(model.plot, kind)(width_mm=width_mm, letters=letters, dark=not letters, **which)
-        assert misplaced(figure) == []
+        assert misplaced(figure) == [] and uneven(figure) == []
         assert figure.get_figheight() * 25.4 < 247, "longer than a page"
 
 
@@ -66,7 +68,7 @@ def test_nor_in_the_figure_of_structure(size: tuple[int, int], tmp_path: Path) -
     atlas = large_atlas(tmp_path / "a.zarr", *size)
     for width_mm in COLUMNS:
         figure = draw_structure(atlas, structure(atlas), width_mm, Look(letters=True, dark=width_mm > 100))
-        assert misplaced(figure) == []
+        assert misplaced(figure) == [] and uneven(figure) == []
         assert to_hex(figure.get_facecolor()) == palette_of(Look(dark=width_mm > 100)).paper
 
 
@@ -87,6 +89,57 @@ def misplaced(figure: Figure) -> list[str]:
         for j in range(i)
         if boxes[i].overlaps(boxes[j])
     ]
+
+
+def uneven(figure: Figure) -> list[list[float]]:
+    """Ticks of axes of layers, heads, shares and numbers that are not as far from each other."""
+    ticks = [list(axis.get_ticklocs()) for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]
+    return [each for each in ticks if len(set(np.diff(each).round(9))) > 1]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width_mm", COLUMNS)
+def test_the_frame_of_a_called_head_is_seen_on_the_strongest_colour(
+    tmp_path: Path, width_mm: float, dark: bool
+) -> None:
+    """From a cell's edge inwards: ink, paper, the colour; at the edges of the panel, too, and whole there."""
+    plants = [Plant(*place, "country_to_capital", hits=40) for place in ((0, 0), (29, 8), (12, 4))]
+    atlas = plant_atlas(tmp_path / "a.zarr", plants, n_layers=30, n_heads=9)
+    figure = atlas.plot.relations(width_mm=width_mm, which="country_to_capital", dark=dark)
+    palette, ax, dot = palette_of(Look(dark=dark)), figure.axes[0], 25.4 / 300
+    box = ax.get_window_extent()
+    cell = np.array([box.width / 30, box.height / 9])
+    assert cell.min() * dot > CELL_FOR_LINES
+    ink, paper, fill = palette.ink, palette.paper, palette.scores()[-1]
+    assert min(contrast(ink, paper), contrast(paper, fill)) >= 3
+    for plant in plants:
+        middle = np.array([plant.layer, plant.head])
+        assert pixels_of(figure, ax, middle[None]) == [fill]
+        for side in ([-1, 0], [1, 0], [0, -1], [0, 1]):
+            # Every pixel on the way from just outside the cell to its middle.
+            steps = np.arange(cell[np.flatnonzero(side)[0]] / 2 + 1, 0, -1)
+            way = middle + np.array(side) * steps[:, None] / cell
+            seen = pixels_of(figure, ax, way)
+            darkest = min(range(len(seen)), key=lambda at: contrast(seen[at], ink))
+            assert contrast(seen[darkest], ink) < 1.3, (plant, side)
+            inside = [contrast(each, paper) for each in seen[darkest:]]
+            assert min(inside) < 1.5, (plant, side)
+
+
+def test_no_stripes_where_cells_are_nearly_square(tmp_path: Path) -> None:
+    """Lines between cells go both ways or, where cells are long, along them."""
+    palette, figure = palette_of(Look(dark=True)), Figure()
+    for cell, n_lines in (((1.0, 1.0), 2), ((0.67, 0.5), 0), ((0.3, 2.7), 1), ((0.7, 2.7), 2)):
+        ax = figure.add_subplot()
+        separate(ax, (80, 64), cell, palette)
+        assert len(ax.patches) == n_lines, cell
+
+
+def test_the_legend_of_structure_shows_marks_as_they_are_drawn(tmp_path: Path) -> None:
+    atlas = large_atlas(tmp_path / "a.zarr", 6, 4)
+    figure = draw_structure(atlas, structure(atlas), 170)
+    shown = {line.get_marker() for line in figure.findobj(Line2D)}
+    assert "|" in shown, "the median is an upright stroke on its bar"
 
 
 @pytest.mark.parametrize("dark", [False, True])

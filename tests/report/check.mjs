@@ -173,7 +173,7 @@ console.log(
       zoom,
       ...arrange(width, ratio, layers, nHeads, 4, zoom),
     })),
-    ticks: [ticks(30, 7, 26), ticks(80, 4, 26), ticks(3, 20, 26), ticks(1, 20, 26)],
+    ticks: [ticks(30, 7, 26), ticks(80, 4, 26), ticks(9, 7, 18), ticks(3, 20, 26), ticks(1, 20, 26)],
     roundTicks: [roundTicks(0, 1), roundTicks(0, 29), roundTicks(-0.4, 0.41), roundTicks(0, 0)],
   }),
 );

@@ -545,8 +545,8 @@ def plot_command(
         list[str] | None,
         option(
             "--which",
-            "Only these panels: categories, relations, behaviours or measures by name; or which ablated "
-            "task. Default: all.",
+            "Only these panels: categories, relations, behaviours or measures by name, or by a part that no "
+            "other has; or which ablated task. Default: all.",
             "NAME,…",
         ),
     ] = None,

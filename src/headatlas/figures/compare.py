@@ -31,8 +31,8 @@ from headatlas.figures.page import (
     Key,
     Page,
     Title,
+    counted_ticks,
     panel_columns,
-    round_ticks,
     style,
     text_width,
 )
@@ -185,7 +185,7 @@ def draw_changes(found: HeadChanges, captions: Sequence[str], width_mm: float, l
 
 
 def _titled(panel: str, grid: ChangeGrid) -> Title:
-    return panel, f"{grid.lost.sum():,} lost, {grid.gained.sum():,} gained"
+    return panel, f"{grid.lost.sum():,}\u00a0lost, {grid.gained.sum():,}\u00a0gained"
 
 
 def _colours(palette: Palette) -> tuple[Sequence[str], Sequence[str]]:
@@ -291,7 +291,7 @@ def _signed(value: float) -> str:
 
 # Relations over revisions -----------------------------------------------------------------------------
 
-SCORES, COUNTS, BETWEEN = 18.0, 8.0, 2.5
+SCORES, COUNTS, BETWEEN = 18.0, 8.0, 3.4
 """Heights of the scores, of the numbers of heads under them, and of what is between."""
 NARROWEST_PANEL = 25.0
 TRAJECTORY_READING = (
@@ -315,16 +315,24 @@ def draw_trajectory(found: Comparison, width_mm: float, look: Look) -> AtlasFigu
     most = int(max(line["n_implementing"].max() for line in lines))
     page = Page(width_mm, look, title="Relations over models", description=describe_trajectory(found))
     label = max("0.5", str(most), key=text_width)
-    columns = panel_columns(page, len(lines), len(found.labels), label, smallest=NARROWEST_PANEL)
+    columns = panel_columns(
+        page,
+        len(lines),
+        len(found.labels),
+        label,
+        smallest=NARROWEST_PANEL,
+        largest=2 * NARROWEST_PANEL,
+    )
 
     def draw(ax: Axes, line: pd.DataFrame, first: bool) -> None:
         counts = page.below(ax, COUNTS, BETWEEN)
         _draw_scores(ax, line, page.palette)
         _draw_counts(counts, line, most, page.palette)
-        ticks = round_ticks(len(found.labels), columns.width, text_width(str(len(found.labels))))
+        ticks = counted_ticks(len(found.labels), columns.width, text_width(str(len(found.labels))))
         for each in (ax, counts):
             each.set_xlim(-0.5, len(found.labels) - 0.5)
-            each.set_xticks(ticks, [str(at + 1) for at in ticks] if each is counts else [""] * len(ticks))
+            named = [str(at) if each is counts else "" for at in ticks]
+            each.set_xticks([at - 1 for at in ticks], named)
             each.grid(visible=False)
             if not first:
                 each.set_yticklabels([])
@@ -340,7 +348,7 @@ def draw_trajectory(found: Comparison, width_mm: float, look: Look) -> AtlasFigu
             draw=draw,
             category=lambda line: _named(line, "category"),
         )
-        models = "; ".join(f"{at + 1} {label}" for at, label in enumerate(found.labels))
+        models = "; ".join(f"{at + 1}\u00a0{label}" for at, label in enumerate(found.labels))
         without = len(dict.fromkeys(found.table["relation"])) - len(lines)
         rest = f" {amount(without, 'relation')} that no model implements: not shown." if without else ""
         readings = list(dict.fromkeys(_reading(caption) for caption in found.captions))

@@ -294,7 +294,8 @@ def draw_attention(
         ax.scatter(part["auroc"], heights, s=8.0, facecolors=filled, edgecolors=colour, linewidths=0.6)
 
     with style(page.palette):
-        y = page.relation_rows(MARGIN, [title for _, title in rows], list(QUERIES), draw)
+        titled = [title for _, title in rows]
+        y = page.relation_rows(MARGIN, titled, list(QUERIES), draw, x_name="AUROC")
         keys = [
             Key.point("prefers the sources", color=colour, marker="o"),
             Key.point("does not", color=colour, marker="o", markerfacecolor=page.palette.paper),

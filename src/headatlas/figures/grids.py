@@ -5,7 +5,7 @@ Arrays are [n_layers, n_heads]. A layer that is not mapped is False in ``mapped`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from headatlas.errors import HeadatlasError
 from headatlas.options import Panels
+from headatlas.relations.selection import candidates, near_names
 
 if TYPE_CHECKING:
     from headatlas.atlas import Atlas
@@ -202,23 +203,40 @@ def _marks(atlas: Atlas, relation: str) -> dict[str, Bools]:
 
 
 def choose(which: Which, known: Sequence[str], what: str) -> list[str]:
-    """The names meant by ``which`` (case does not matter), in the order given; all of them for None."""
-    if which is None:
-        return list(known)
-    asked = [which] if isinstance(which, str) else list(which)
-    by_name = {name.casefold(): name for name in known}
-    wrong = [name for name in asked if name.casefold() not in by_name]
-    if wrong or not asked:
-        found = f"no {what} {wrong[0]!r}" if wrong else f"nothing asked for as {what}"
-        raise HeadatlasError(f"this atlas has {found}; choose from {', '.join(known)}.")
-    return list(dict.fromkeys(by_name[name.casefold()] for name in asked))
+    """The names meant by ``which``, as :func:`choose_by` reads them, in the order given; all for None."""
+    return list(
+        dict.fromkeys(each for part in _meant(which, known, lambda name: (name,), what) for each in part)
+    )
 
 
 def choose_by(which: Which, items: Sequence[T], names: Callable[[T], Sequence[str]], what: str) -> list[T]:
-    """The items that go by one of the names meant by ``which``, in their own order; all of them for None."""
-    known = dict.fromkeys(name for each in zip(*map(names, items), strict=True) for name in each)
-    asked = set(choose(which, list(known), what))
-    return [item for item in items if asked.intersection(names(item))]
+    """The items that go by one of the names meant by ``which``, in their own order; all of them for None.
+
+    A name is meant in any case, or by a part that no other item has. The refusal says which are near.
+    """
+    asked = [id(each) for part in _meant(which, items, names, what) for each in part]
+    return [item for item in items if id(item) in asked]
+
+
+def _meant(
+    which: Which, items: Sequence[T], names: Callable[[T], Sequence[str]], what: str
+) -> Iterator[Sequence[T]]:
+    """The items that each name in ``which`` means: one, or all that go by that name."""
+    asked = [which] if isinstance(which, str) else which
+    if asked is None:
+        yield items
+        return
+    known = list(dict.fromkeys(name for each in zip(*map(names, items), strict=True) for name in each))
+    if not asked:
+        raise HeadatlasError(f"nothing asked for as {what}; choose from {', '.join(known)}.")
+    for name in asked:
+        meant = candidates(name, known)
+        found = [item for item in items if not set(meant).isdisjoint(names(item))]
+        if len(meant) != 1 and len(found) != 1:
+            near = [names(item)[0] for item in found] or near_names(name, known)
+            others = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(known)}."
+            raise HeadatlasError(f"this atlas has no {what} {name!r}; {others}")
+        yield found
 
 
 def needed(found: T | None, command: str) -> T:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.path import Path
 from numpy.typing import NDArray
 
@@ -126,12 +125,12 @@ def category_keys(grid: CategoryGrid, look: Look) -> list[Key]:
 
 def draw_category_in(
     atlas: Atlas, ax: Axes, which: Which, look: Look, *, panels: Panels = "category"
-) -> Figure:
+) -> None:
     """Draw one panel of the categories figure into the user's axes."""
     grid = category_grid(atlas, panels)
     panel = parts.only_panel(choose(ALL if which is None else which, grid.panels, "panel"))
     draw_category_panel(ax, grid, panel, palette_of(look), cell=parts.cell_size(ax, *grid.count.shape))
-    return parts.finish_user_axes(atlas, ax, panel, heads=True, caption=look.caption)
+    parts.finish_user_axes(atlas, ax, panel, heads=True, caption=look.caption)
 
 
 # The layers figure ------------------------------------------------------------------------------------
@@ -209,13 +208,13 @@ def draw_control(ax: Axes, grid: CategoryGrid, panel: str, palette: Palette, *, 
     ax.stairs(grid.control[panel], edges, baseline=None, color=palette.ink, linewidth=0.9)
 
 
-def draw_profile_in(atlas: Atlas, ax: Axes, which: Which, look: Look) -> Figure:
+def draw_profile_in(atlas: Atlas, ax: Axes, which: Which, look: Look) -> None:
     """Draw one panel of the layers figure into the user's axes, without the control."""
     grid = category_grid(atlas)
     panel = parts.only_panel(choose(ALL if which is None else which, grid.panels, "panel"))
     limit = upper_end([(grid.shown(panel) > 0).mean(axis=1)])
     draw_profile(ax, grid, panel, palette_of(look), limit=limit)
-    return parts.finish_user_axes(atlas, ax, panel, heads=False, caption=look.caption)
+    parts.finish_user_axes(atlas, ax, panel, heads=False, caption=look.caption)
 
 
 # The relations figure -------------------------------------------------------------------------------
@@ -274,28 +273,24 @@ def draw_relation_panel(
     suppressed = parts.fill_signed(ax, grid.shown, palette) | grid.suppresses
     parts.separate(ax, suppressed.shape, cell, palette)
     parts.minus(ax, suppressed, cell, palette, lower=np.any(list(grid.marks.values()), axis=0))
-    parts.outline(ax, grid.implements, cell, palette)
-    parts.outline(ax, grid.suppresses, cell, palette)
+    parts.outline(ax, grid.called, cell, palette)
     for mark, mask in grid.marks.items():
         parts.marks(ax, mark, mask, cell, palette, raised=suppressed)
 
 
 def relation_keys(atlas: Atlas, grids: Sequence[RelationGrid], palette: Palette) -> list[Key]:
     """The legend: outlines, marks and hatching."""
-    promoting, suppressing = (
-        {"facecolor": palette.scores(5, suppression=sign)[2], "edgecolor": palette.ink, "linewidth": 0.7}
-        for sign in (False, True)
-    )
-    keys = [Key("implements the relation", promoting)]
+    promoting, suppressing = ({"facecolor": palette.scores(5, suppression=sign)[2]} for sign in (False, True))
+    keys = [Key("implements the relation", promoting, outlined=True)]
     if any(grid.suppresses.any() for grid in grids):
-        keys.append(Key("suppresses it", suppressing, minus=True))
+        keys.append(Key("suppresses it", suppressing, outlined=True, minus=True))
     for mark, words in EVIDENCE.items():
         if any(grid.marks[mark].any() for grid in grids):
-            keys.append(Key(words, promoting, mark=mark))
+            keys.append(Key(words, promoting, outlined=True, mark=mark))
     return [*keys, *parts.not_mapped_keys(atlas.layers_done, palette)]
 
 
-def draw_relation_in(atlas: Atlas, ax: Axes, which: Which, look: Look) -> Figure:
+def draw_relation_in(atlas: Atlas, ax: Axes, which: Which, look: Look) -> None:
     """Draw one relation into the user's axes."""
     if which is None:
         raise HeadatlasError(
@@ -305,4 +300,4 @@ def draw_relation_in(atlas: Atlas, ax: Axes, which: Which, look: Look) -> Figure
     grid = grids[parts.only_panel(list(grids))]
     cell = parts.cell_size(ax, *grid.score.shape)
     draw_relation_panel(ax, grid, atlas.layers_done, palette_of(look), cell=cell)
-    return parts.finish_user_axes(atlas, ax, grid.title, heads=True, caption=look.caption)
+    parts.finish_user_axes(atlas, ax, grid.title, heads=True, caption=look.caption)

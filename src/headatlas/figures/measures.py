@@ -35,7 +35,7 @@ class Panel:
 
     title: Title
     value: Floats  # [n_layers, n_heads] from −1 to 1, the ends of the colour bar; NaN where there is none
-    called: Bools  # [n_layers, n_heads] heads that are outlined
+    called: Bools  # [n_layers, n_heads] heads that are framed
 
 
 def _panel(frame: pd.DataFrame, numbers: pd.Series, shape: tuple[int, int], title: Title) -> Panel:
@@ -124,7 +124,6 @@ def draw_behaviours(
     description = f"Heatmaps of layer by head, one a behaviour, coloured by attention. {words}."
     title = f"Where the heads of {atlas.model_name} look"
     page = Page(width_mm, look, title=title, description=description)
-    outlined = {"facecolor": page.palette.scores(5)[2], "edgecolor": page.palette.ink, "linewidth": 0.7}
     ranges = "" if all(_is_share(each) for each in shown) else f" {RANGES}"
     return draw_panels(
         page,
@@ -133,7 +132,7 @@ def draw_behaviours(
         f"Colour: share of the head's attention.{ranges} n: heads that are called. "
         f"{atlas.model_name}; {found.caption()}",
         {"share of attention": page.palette.scores()},
-        [Key("called: more than expected", outlined)],
+        [Key("called: more than expected", {"facecolor": page.palette.scores(5)[2]}, outlined=True)],
     )
 
 

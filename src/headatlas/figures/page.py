@@ -63,7 +63,8 @@ NARROW = 110.0
 BESIDE_TICKS = 2.2
 """Left of a panel, beside its tick labels."""
 
-_TIGHT = re.compile(" ([≤≥=]) ")
+_TIGHT = re.compile(r" ([≤≥=−]) |(?<=\d) (?=%)")
+"""Spaces at which a line does not end: those in “q ≤ 0.01” and “95 %”."""
 
 T = TypeVar("T")
 
@@ -131,13 +132,14 @@ class AtlasFigure(Figure):
 class Key:
     """One entry of a legend: a label beside a small sample.
 
-    The sample is a box, with a minus sign or one of ``MARKS`` in it, or a line. A line with a marker and no
-    width is a point.
+    The sample is a box, framed as called heads are if it is ``outlined``, with a minus sign or one of
+    ``MARKS`` in it, or a line. A line with a marker and no width is a point.
     """
 
     label: str
     look: dict[str, Any] = field(default_factory=dict)
     line: bool = False
+    outlined: bool = False
     minus: bool = False
     mark: str = ""
 
@@ -147,7 +149,7 @@ class Key:
         return cls(label, {"linewidth": 0.0, "markersize": 3.6, **look}, line=True)
 
 
-MARKS = {"ablation": ("o", 1.0), "context": ("o", 0.6), "refuted": ("X", 1.0), "moved": ("D", 0.7)}
+MARKS = {"ablation": ("o", 1.0), "context": ("o", 0.65), "refuted": ("X", 1.0), "moved": ("D", 0.7)}
 """Evidence, or change → marker in a cell, and its size beside the largest."""
 
 
@@ -258,29 +260,40 @@ class Page:
         return self.axes(left, top + whole - height, width, height)
 
     def relation_rows(
-        self, y: float, titles: Sequence[str], names: Sequence[str], draw: Callable[[Axes, str], None]
+        self,
+        y: float,
+        titles: Sequence[str],
+        names: Sequence[str],
+        draw: Callable[[Axes, str], None],
+        *,
+        x_name: str = "",
     ) -> float:
         """Panels whose rows are relations, the first at the top, from height y down; returns that below them.
 
         They stand beside each other, or on a narrow page one under the other. ``draw`` gets each by its name.
+        An empty ``x_name`` leaves no room for one.
         """
         longest = 0.42 * self.width
         left = MARGIN + min(max(map(text_width, titles)), longest) + 2.2
         wide, height = self.width > NARROW, len(titles) * ROW
         width = (self.width - MARGIN - left - 4.0) / 2 if wide else self.width - MARGIN - left
+        below = BELOW + 0.2 * LINE if x_name else 1.2 + LINE
         x, y = left, y + LINE + 0.6
         for number, name in enumerate(names):
             self.text(x + width / 2, y - LINE - 0.6, name, ha="center")
+            if self.look.letters:
+                self.text(x, y - LINE - 0.6, self._letter(), weight="bold")
             ax = self.axes(x, y, width, height)
             ax.set_ylim(len(titles) - 0.5, -0.5)
             named = number == 0 or not wide
             ax.set_yticks(range(len(titles)), [_short(each, longest) if named else "" for each in titles])
             draw(ax, name)
+            self.name_axes(ax, x_name)
             if wide:
                 x += width + 4.0
             elif number + 1 < len(names):
-                y += height + 2.6 * LINE + 1.2
-        return y + height + 1.2 + 1.3 * LINE
+                y += height + below + 1.6 * LINE
+        return y + height + below + 0.3 * LINE
 
     def name_axes(self, ax: Axes, x_name: str, y_name: str = "", labels: str = "") -> None:
         """Write the names of axes; that of y beside its tick labels, the widest of which is ``labels``."""
@@ -335,8 +348,12 @@ class Page:
             self.line([x, middle, x + width], [y + 0.55 * LINE] * 3, markevery=[1], **key.look)
         else:
             self.box(x, y + 0.14 * LINE, width, 0.8 * LINE, **key.look)
+        if key.outlined:
+            inside = {"facecolor": key.look["facecolor"], "edgecolor": paper, "linewidth": 0.6}
+            self.box(x, y + 0.14 * LINE, width, 0.8 * LINE, facecolor=ink)
+            self.box(x + 0.35, y + 0.14 * LINE + 0.35, width - 0.7, 0.8 * LINE - 0.7, **inside)
         if key.minus:
-            self.box(x + 0.25 * width, y + 0.46 * LINE, 0.5 * width, 0.16 * LINE, facecolor=paper)
+            self.box(x + 0.3 * width, y + 0.46 * LINE, 0.4 * width, 0.16 * LINE, facecolor=paper)
         if key.mark:
             self.line([middle], [y + 0.54 * LINE], linewidth=0.0, **mark_look(key.mark, 4.0, ink, paper))
 
@@ -463,8 +480,7 @@ def wrap(text: str, width: float, *, measure: Callable[[str], float] = text_widt
     than a line by itself."""
     lines: list[str] = []
     line = ""
-    # "q ≤ 0.01" is not broken.
-    for word in _TIGHT.sub("\u00a0\\1\u00a0", safe_text(text)).split(" "):
+    for word in _TIGHT.sub(lambda found: found[0].replace(" ", "\u00a0"), safe_text(text)).split(" "):
         joined = f"{line} {word}" if line else word
         if measure(joined) <= width:
             line = joined
@@ -486,10 +502,14 @@ def _short(title: str, width: float) -> str:
 
 
 def round_ticks(n: int, length: float, label: float) -> list[int]:
-    """0, few round positions and n - 1 of n cells, so far apart that labels of this length can be read."""
-    steps = (factor * 10**power for power in range(7) for factor in (1, 2, 5))
+    """0 and few round positions of n cells, evenly spaced, so far apart that labels of this length can be
+    read."""
+    factors = (1, 2, 4, 5) if n <= 10 else (1, 2, 5)  # 0, 4, 8 of nine says more than 0, 5
+    steps = (factor * 10**power for power in range(7) for factor in factors)
     step = next(step for step in steps if step * length / n >= 1.6 * label and n / step <= 6)
-    # The last one is always named; a round one near to it gives way.
-    near = max(step / 2, 1.6 * label * n / length)
-    round_ones = [at for at in range(0, n - 1, step) if at == 0 or n - 1 - at >= near]
-    return [*round_ones, n - 1] if n == 1 or (n - 1) * length / n >= 1.6 * label else [0]
+    return list(range(0, n, step))
+
+
+def counted_ticks(n: int, length: float, label: float) -> list[int]:
+    """Few round numbers from 1 to n of n cells counted from 1, evenly spaced."""
+    return [at for at in round_ticks(n + 1, length * (n + 1) / n, label) if at] or [1]

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from headatlas.errors import HeadatlasError
 from headatlas.figures.colours import STEPS, Palette
 from headatlas.figures.page import (
+    DOT,
     FONT_PT,
     LINE,
     MM,
@@ -77,14 +77,6 @@ def cells_path(mask: Bools) -> Path:
     layer, low = np.nonzero(change == 1)
     _, high = np.nonzero(change == -1)
     return boxes_path(layer, low - 0.5, 1.0, high - low)
-
-
-def outline_path(mask: Bools) -> Path:
-    """The border of a mask [n_layers, n_heads]: the edges between its cells and the others."""
-    padded = np.pad(mask, 1)
-    upright = np.argwhere(np.diff(padded[:, 1:-1], axis=0)) - 0.5  # [n_layers + 1, n_heads]
-    level = np.argwhere(np.diff(padded[1:-1], axis=1)) - 0.5  # [n_layers, n_heads + 1]
-    return segments([(upright, np.add(upright, [0, 1])), (level, np.add(level, [1, 0]))])
 
 
 def segments(parts: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Path:
@@ -153,19 +145,32 @@ def separate(ax: Axes, shape: tuple[int, ...], cell: Cell, palette: Palette) -> 
     x, y = np.arange(1, n_layers) - 0.5, np.arange(1, n_heads) - 0.5
     upright = [np.stack([x, np.full_like(x, end)], axis=-1) for end in (-0.5, n_heads - 0.5)]
     level = [np.stack([np.full_like(y, end), y], axis=-1) for end in (-0.5, n_layers - 0.5)]
+    # In one direction alone they would make stripes of cells that are nearly square.
+    least = CELL_FOR_LINES if min(cell) >= CELL_FOR_LINES else 2 * CELL_FOR_LINES
     for size, ends in zip(cell, (upright, level), strict=True):
-        if size >= CELL_FOR_LINES:
+        if size >= least:
             width = min(0.48, 0.2 * size / MM * 72)
             path = segments([(ends[0], ends[1])])
             add_path(ax, path, facecolor="none", edgecolor=palette.paper, linewidth=width, zorder=2)
 
 
 def outline(ax: Axes, mask: Bools, cell: Cell, palette: Palette) -> None:
-    """Draw the border of a mask, thinner for small cells."""
-    width = min(0.7, 0.14 * min(cell) / MM * 72)
-    look = {"facecolor": "none", "capstyle": "projecting", "linewidth": width, "zorder": 3}
-    if mask.any():
-        add_path(ax, outline_path(mask), edgecolor=palette.ink, **look)
+    """Frame each cell of a mask; inside, where there is room, a line of paper parts it from the colour.
+
+    Without that, a frame round a dark cell (in the dark, a bright one) is not seen.
+    """
+    x, y = np.nonzero(mask)
+    if not len(x):
+        return
+    ink, gap = min(0.25, max(DOT, 0.11 * min(cell))), min(0.2, max(DOT, 0.08 * min(cell)))
+    look = {"facecolor": "none", "joinstyle": "miter"}
+    frames = boxes_path(x, y - 0.5, 1.0, 1.0)
+    # At the edge of a panel half of a frame lies outside it.
+    add_path(ax, frames, edgecolor=palette.ink, linewidth=ink / MM * 72, zorder=3, clip_on=False, **look)
+    if min(cell) >= CELL_FOR_LINES:
+        wide, high = (1 - (ink + gap) / size for size in cell)
+        rings = boxes_path(x, y - high / 2, wide, high)
+        add_path(ax, rings, edgecolor=palette.paper, linewidth=gap / MM * 72, zorder=2.4, **look)
 
 
 def minus(ax: Axes, mask: Bools, cell: Cell, palette: Palette, *, lower: Bools | None = None) -> None:
@@ -175,9 +180,10 @@ def minus(ax: Axes, mask: Bools, cell: Cell, palette: Palette, *, lower: Bools |
     """
     x, y = np.nonzero(mask)
     if len(x):
-        at = y if lower is None else y - 0.3 * lower[x, y]
+        marked = np.zeros(len(x)) if lower is None else lower[x, y]
+        at = y - 0.22 * marked
         width = 0.64 if cell[0] >= CELL_FOR_SIGNS else 1.0
-        height = min(0.22, 0.3 * cell[0] / cell[1])
+        height = min(0.22, 0.3 * cell[0] / cell[1]) * (1 - 0.45 * marked)
         signs = boxes_path(x, at - height / 2, width, height)
         add_path(ax, signs, zorder=2.5, facecolor=palette.paper)
 
@@ -185,8 +191,8 @@ def minus(ax: Axes, mask: Bools, cell: Cell, palette: Palette, *, lower: Bools |
 def marks(ax: Axes, mark: str, mask: Bools, cell: Cell, palette: Palette, *, raised: Bools) -> None:
     """Draw one of ``MARKS`` in the cells of a mask, in those of ``raised`` above a minus sign."""
     x, y = np.nonzero(mask)
-    look = mark_look(mark, 0.62 * min(cell) / MM * 72, palette.ink, palette.paper)
-    ax.plot(x, y + 0.14 * raised[x, y], linestyle="none", zorder=5, **look)
+    look = mark_look(mark, 0.54 * min(cell) / MM * 72, palette.ink, palette.paper)
+    ax.plot(x, y + 0.13 * raised[x, y], linestyle="none", zorder=5, **look)
 
 
 def say_empty(ax: Axes, why: str, palette: Palette) -> None:
@@ -326,8 +332,8 @@ def _size(ax: Axes) -> tuple[float, float]:
     return box.width / ax.figure.dpi * MM, box.height / ax.figure.dpi * MM
 
 
-def finish_user_axes(atlas: Atlas, ax: Axes, title: str, *, heads: bool, caption: bool) -> Figure:
-    """Title, axis names, ticks and caption of one panel in the user's axes; returns the outermost figure."""
+def finish_user_axes(atlas: Atlas, ax: Axes, title: str, *, heads: bool, caption: bool) -> None:
+    """Title, axis names, ticks and caption of one panel in the user's axes."""
     width, height = _size(ax)
     size = float(ax.xaxis.label.get_fontsize())
     font = FontProperties(size=size)
@@ -355,9 +361,3 @@ def finish_user_axes(atlas: Atlas, ax: Axes, title: str, *, heads: bool, caption
             fontsize=size,
             parse_math=False,
         )
-    figure: Figure | SubFigure | None = ax.figure
-    while isinstance(figure, SubFigure):
-        figure = figure.figure
-    if not isinstance(figure, Figure):
-        raise HeadatlasError("the axes given as ax= belong to no figure.")
-    return figure

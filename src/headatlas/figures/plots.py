@@ -6,10 +6,11 @@ import base64
 import io
 import re
 import warnings
+from dataclasses import fields
 from html import escape
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, overload
 
 from headatlas.addresses import output_path
 from headatlas.errors import HeadatlasError
@@ -85,18 +86,24 @@ class Plots:
     ``used_levels``, ``transparent``, ``dpi``.
 
     Given ``ax``, a figure of the map draws one panel into those axes instead, which have a size of their own,
-    with axis names, title and caption under them; nothing else of the user's figure is touched. Every level
-    has a labelled artist, so ``ax.legend()`` gives the legend.
+    with axis names, title and caption under them, and returns the axes; nothing else of the user's figure is
+    touched. Texts have the user's sizes. Every level has a labelled artist, so ``ax.legend()`` gives the
+    legend.
 
     Layers run from 0 at the left, heads from 0 at the bottom.
 
     Raises:
         HeadatlasError: The width is out of range or given with ``ax``, or there is no such panel.
+        TypeError: There is no such option.
     """
 
     def __init__(self, atlas: Atlas) -> None:
         self._atlas = atlas
 
+    @overload
+    def __call__(self, kind: FigureKind = "categories", *, ax: None = None, **choices: Any) -> Figure: ...
+    @overload
+    def __call__(self, kind: FigureKind = "categories", *, ax: Axes, **choices: Any) -> Axes: ...
     def __call__(
         self,
         kind: FigureKind = "categories",
@@ -106,7 +113,7 @@ class Plots:
         which: Which = None,
         panels: Panels = "category",
         **look: Any,
-    ) -> Figure:
+    ) -> Figure | Axes:
         """Draw any figure that this atlas holds data for.
 
         Args:
@@ -126,45 +133,62 @@ class Plots:
         more = panel_choice(kind, panels)
         if ax is None:
             width = WIDTH_MM if width_mm is None else width_mm
-            return draw_kind(kind, self._atlas, width, which, Look(**look), **more)
+            return draw_kind(kind, self._atlas, width, which, _look(look, *_PLOT), **more)
         if not KINDS[kind].panel:
             raise HeadatlasError(f"`ax` is for figures of the map; {kind} has a figure of its own.")
-        figure: Figure = _named(KINDS[kind].panel)(self._atlas, ax, which, _look_in(width_mm, look), **more)
-        return figure
+        _named(KINDS[kind].panel)(self._atlas, ax, which, _look_in(width_mm, look), **more)
+        return ax
 
-    def categories(self, **choices: Any) -> Figure:
+    @overload
+    def categories(self, *, ax: None = None, **choices: Any) -> Figure: ...
+    @overload
+    def categories(self, *, ax: Axes, **choices: Any) -> Axes: ...
+    def categories(self, **choices: Any) -> Figure | Axes:
         """Draw which heads belong to how many categories: a panel for all, and one for each.
 
         With ``ax``, one panel: All Categories by default.
         """
-        return self("categories", **choices)
+        drawn: Figure | Axes = self("categories", **choices)
+        return drawn
 
-    def relations(self, **choices: Any) -> Figure:
+    @overload
+    def relations(self, *, ax: None = None, **choices: Any) -> Figure: ...
+    @overload
+    def relations(self, *, ax: Axes, **choices: Any) -> Axes: ...
+    def relations(self, **choices: Any) -> Figure | Axes:
         """Draw every head's score on every relation; ``which`` takes relations (name or title) or categories.
 
         Colour says promotion or, where larger, suppression, which has a minus sign. Heads that are called are
         outlined. With ``ax``, one relation, which must be named.
         """
-        return self("relations", **choices)
+        drawn: Figure | Axes = self("relations", **choices)
+        return drawn
 
-    def layers(self, **choices: Any) -> Figure:
+    @overload
+    def layers(self, *, ax: None = None, **choices: Any) -> Figure: ...
+    @overload
+    def layers(self, *, ax: Axes, **choices: Any) -> Axes: ...
+    def layers(self, **choices: Any) -> Figure | Axes:
         """Share of each layer's heads in each category, by number of categories; below it the no-head control
         (share of sources that the state itself answers, mean over the panel's relations).
 
         With ``ax``, one panel without the control: All Categories by default.
         """
-        return self("layers", **choices)
+        drawn: Figure | Axes = self("layers", **choices)
+        return drawn
 
     def behaviours(self, **choices: Any) -> Figure:
         """Draw where heads look on the shipped texts: a panel a behaviour, coloured by attention.
 
         Heads that are called are outlined.
         """
-        return self("behaviours", **choices)
+        figure: Figure = self("behaviours", **choices)
+        return figure
 
     def salience(self, **choices: Any) -> Figure:
         """Draw what heads write, in numbers: share explained, copying, effective rank, share of the norm."""
-        return self("salience", **choices)
+        figure: Figure = self("salience", **choices)
+        return figure
 
     def _repr_html_(self) -> str:
         """The categories figure, which stands for all of them in notebooks, with its text alternative."""
@@ -186,9 +210,24 @@ class Plots:
         return table
 
 
+_PLOT = ("atlas.plot", "ax", "width_mm", "which", "panels")
+"""The function, and what it takes beside the look."""
+
+
+def _look(given: dict[str, Any], function: str, *others: str) -> Look:
+    """The look asked for by name in a call of a function, which takes ``others`` beside it."""
+    known = [*others, *(each.name for each in fields(Look))]
+    for name in given:
+        if name not in known:
+            raise TypeError(
+                f"{function}() got an unexpected keyword argument {name!r}; it takes {', '.join(known)}"
+            )
+    return Look(**given)
+
+
 def _look_in(width_mm: float | None, given: dict[str, Any]) -> Look:
     """The look of one panel in the user's axes."""
-    look = Look(**given)
+    look = _look(given, *_PLOT)
     whole = ("letters", "used_levels", "transparent", "dpi")
     refused = [name for name in whole if getattr(look, name) != getattr(Look(), name)]
     for name in ["width_mm"] * (width_mm is not None) + refused:
@@ -227,8 +266,9 @@ def plot_categories(
     from headatlas.figures.map import draw_category_grid
 
     grid = grid_of_table(table, shape)
+    chosen = _look(look, "plot_categories", "width_mm", "which", "shape", "title")
     return draw_category_grid(
-        grid, width_mm, which, Look(**look), title=title, description=caption or title, caption=caption
+        grid, width_mm, which, chosen, title=title, description=caption or title, caption=caption
     )
 
 

@@ -22,8 +22,8 @@ from headatlas.figures.page import (
     Key,
     Page,
     PanelColumns,
+    counted_ticks,
     left_of_panel,
-    round_ticks,
     style,
     text_width,
     wrap,
@@ -66,7 +66,7 @@ def draw_structure(atlas: Atlas, found: Structure, width_mm: float, look: Look =
     names = [_counted(row) for row in found.depths.categories]
     shown = [
         Part("Likeness in key/value groups", "0.5", _groups_panel, "Layer", "Mean cosine"),
-        Part("Relations per head", str(_most(found)), _per_head_panel, "Relations", "Heads"),
+        Part("Relations per head", f"{_most(found):,}", _per_head_panel, "Relations", "Heads"),
         Part("Layers by category", max(names, key=text_width, default=""), _depth_panel, "Layer"),
     ]
     lefts = [left_of_panel(part.labels) - (0.0 if part.y_name else LINE) for part in shown]
@@ -166,12 +166,13 @@ def _per_head_panel(page: Page, ax: Axes, found: Structure, width: float) -> lis
     look: dict[str, Any] = {"color": page.palette.ink, "linewidth": 1.4}
     ax.hlines(per_head.expected_counts[1:], number - 0.4, number + 0.4, label="by chance", zorder=2, **look)
     ax.set_xlim(0.4, len(per_head.observed) - 0.4)
-    ticks = sorted({max(1, at) for at in round_ticks(len(number) + 1, width, text_width("10"))})
+    ticks = counted_ticks(len(number), width, text_width("10"))
     ax.set_xticks(ticks, [str(at) for at in ticks])
     ax.set_ylim(0.0, _most(found) * 1.25)  # room for the note above the bars
     heads = [int(at) for at in MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]).tick_values(0, _most(found))]
-    ax.set_yticks([at for at in heads if at <= _most(found)])
-    none = f"none: {per_head.observed[0]}, by chance {per_head.expected_counts[0]:.0f}"
+    heads = [at for at in heads if at <= _most(found)]
+    ax.set_yticks(heads, [f"{at:,}" for at in heads])
+    none = f"none: {per_head.observed[0]:,}, by chance {per_head.expected_counts[0]:,.0f}"
     ax.text(0.97, 0.95, none, transform=ax.transAxes, ha="right", va="top")
     return [Key("heads", {"facecolor": colour}), Key("by chance", look, line=True)]
 
@@ -194,7 +195,8 @@ def _depth_panel(page: Page, ax: Axes, found: Structure, width: float) -> list[K
     ax.set_yticks(range(len(rows)), [_counted(row) for row in reversed(rows)])
     named = [("all sources", every), ("sources of one token", one)] if single else []
     keys = [Key(name, {"facecolor": colour}) for name, colour in named]
-    return [*keys, Key("median", {"color": page.palette.ink, "linewidth": 1.4}, line=True)]
+    tick = {"marker": "|", "markersize": 7.0, "markeredgewidth": 1.4}
+    return [*keys, Key.point("median", color=page.palette.ink, **tick)]
 
 
 def _most(found: Structure) -> int:

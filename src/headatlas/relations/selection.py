@@ -184,15 +184,15 @@ def match_relation(name: str, names: Sequence[str], *, where: str = "this atlas"
     """
     if not isinstance(name, str):
         raise HeadatlasError(f"a relation is asked for by its name, not by {kind(name)}.")
-    meant = _candidates(name, names)
+    meant = candidates(name, names)
     if len(meant) == 1:
         return meant[0]
-    near = meant or _near(_key(name), names)
+    near = meant or near_names(name, names)
     others = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(names)}."
     raise HeadatlasError(f"{where} has no relation {name!r}; {others}")
 
 
-def _candidates(name: str, names: Sequence[str]) -> list[str]:
+def candidates(name: str, names: Sequence[str]) -> list[str]:
     """The name itself if it is there, else those like it but for case, else those that have it as a part."""
     if name in names:
         return [name]
@@ -205,8 +205,9 @@ def _key(name: str) -> str:
     return name.strip().casefold().replace(" ", "_").replace("-", "_")
 
 
-def _near(key: str, names: Sequence[str], most: int = 3) -> list[str]:
-    """Up to `most` names that are like `key`, or that have a word like it, the most alike first."""
+def near_names(asked: str, names: Sequence[str], most: int = 3) -> list[str]:
+    """Up to `most` names that are like the one asked for, or have a word like it, the most alike first."""
+    key = _key(asked)
 
     def likeness(name: str) -> float:
         parts = [name, *name.split("_")]
@@ -292,9 +293,9 @@ def _reads(item: OneRelationSpec, place: str) -> list[_Read]:
         return [(item, lambda: tuple(map(shipped, names)))]
     if _there(item) or looks_like_a_file(item) or "/" in item or os.sep in item:
         return _files(_path(item))
-    parts = _candidates(item, groups()[CORE]) or _candidates(item, groups()[ALL])
+    parts = candidates(item, groups()[CORE]) or candidates(item, groups()[ALL])
     if len(parts) != 1:
-        near = parts or _near(_key(item), groups()[CORE]) or _near(_key(item), [*groups(), *groups()[ALL]])
+        near = parts or near_names(item, groups()[CORE]) or near_names(item, [*groups(), *groups()[ALL]])
         others = f" did you mean {' or '.join(near)}?" if near else ""
         raise HeadatlasError(
             f"{kind(item)} is neither a file or folder nor the name of a shipped relation;{others} "

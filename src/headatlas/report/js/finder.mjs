@@ -20,7 +20,7 @@ export function createFinder(handlers) {
   const input = el("input", {
     type: "search",
     id,
-    placeholder: "Paris, capital, 23.4, L23H4, suppresses",
+    placeholder: "Paris, 23.4, capital …",
     on: {
       input: () => {
         handlers.wanted();

@@ -35,19 +35,12 @@ export function cellSize(room, ratio, nLayers, nHeads, limits = MAIN, zoom = 1) 
   return { width, height, gap };
 }
 
-/** 0, sparse round ticks (1, 2 or 5 × a power of ten) and n - 1, at least `apart` pixels from each other. */
+/** 0 and sparse round ticks, evenly spaced (1, 2, 5 × a power of ten; 4 of ten or fewer), at least `apart` pixels. */
 export function ticks(n, size, apart) {
-  let step = 1;
-  for (let power = 1; step * size < apart; power *= 10) {
-    step = [1, 2, 5, 10].map((factor) => factor * power).find((value) => value * size >= apart) ?? step;
-    if (power > n) break;
-  }
-  const last = n - 1;
-  const near = Math.max(step / 2, apart / size);
-  const places = [0];
-  for (let value = step; last - value >= near; value += step) places.push(value);
-  if (last * size >= apart) places.push(last);
-  return places;
+  const factors = n <= 10 ? [1, 2, 4, 5] : [1, 2, 5];
+  const steps = [1, 10, 100, 1000, 10000].flatMap((power) => factors.map((factor) => factor * power));
+  const step = steps.find((value) => value * size >= apart) ?? n;
+  return Array.from({ length: Math.ceil(n / step) }, (_, at) => at * step);
 }
 
 /** Round numbers from `least` to `most`, about `n` of them. */
