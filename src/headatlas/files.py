@@ -86,19 +86,22 @@ def _moved(new: Path, path: Path, aside: Path | None) -> bool:
     return True
 
 
-def check_writable(folder: str | Path) -> None:
-    """Make sure that files can be created in ``folder``, or that it can be created. Leaves no trace."""
+def check_writable(folder: str | Path, otherwise: str = "choose another `out`") -> None:
+    """Make sure that files can be created in ``folder``, or that it can be created. Leaves no trace.
+
+    The refusal says what to do ``otherwise``.
+    """
     folder = output_path(folder)
     nearest = folder.absolute()
     try:
         while not nearest.exists():
             nearest = nearest.parent
         if not nearest.is_dir():
-            raise HeadatlasError(f"{folder}: {nearest} is a file, not a folder; choose another `out`.")
+            raise HeadatlasError(f"{folder}: {nearest} is a file, not a folder; {otherwise}.")
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        raise unwritten(folder, error, "choose another `out`") from error
+        raise unwritten(folder, error, otherwise) from error
 
 
 CACHE_VARIABLE = "HEADATLAS_CACHE"

@@ -242,6 +242,36 @@ def test_what_somebody_else_put_there_stays(out: Path) -> None:
     assert (work / "mine.txt").read_text() == "mine"
 
 
+MEASURE = {
+    "salience": lambda atlas: ha.salience(atlas, tokens="all"),
+    "behaviour": ha.behaviour,
+    "inference": ha.evidence.inference,
+    "attention": ha.evidence.attention,
+    "heads": lambda atlas: ha.evidence.ablation(atlas, heads=[(0, 0)]),
+}
+OPENING = ("writing.run", "looking.measuring", "evidence.opening")
+
+
+@pytest.mark.parametrize("what", MEASURE)
+def test_where_nothing_can_be_written_nothing_is_measured(what: str, out: Path) -> None:
+    refused = patch("tempfile.TemporaryFile", side_effect=PermissionError(13, "Permission denied"))
+    no_model = patch("torch.nn.Module.__call__", side_effect=AssertionError("the model runs"))
+    atlas = Atlas.open(out)
+    prepared = reopened(atlas)  # what opening checks with modules has been checked
+    again = [patch(f"headatlas.{where}.reopened", return_value=prepared) for where in OPENING]
+    said = pytest.raises(HeadatlasError, match=r"evidence: cannot be written .*copy the atlas")
+    with refused, no_model, again[0], again[1], again[2], said:
+        MEASURE[what](atlas)
+
+
+def test_a_model_that_is_given_is_looked_at_though_all_is_stored(written_neutral: Path) -> None:
+    atlas = Atlas.open(written_neutral)
+    with patch.object(run, "_computed", side_effect=AssertionError("computed again")):
+        assert len(ha.salience(atlas, atlas.provenance["model"]["spec"])) == len(atlas.salience())
+        with pytest.raises(HeadatlasError, match="nowhere"):
+            ha.salience(atlas, "./nowhere")
+
+
 def test_a_run_that_was_overtaken_takes_what_the_other_stored(out: Path, written_neutral: Path) -> None:
     def overtaken(*_: object) -> object:
         stored = written_neutral / "atlas.zarr" / "evidence" / "salience"

@@ -17,7 +17,7 @@ import xarray as xr
 from headatlas.addresses import shown
 from headatlas.atlas.store import Place, names_in, open_arrays, opening, within
 from headatlas.errors import HeadatlasError
-from headatlas.files import atomic_folder, unwritten
+from headatlas.files import atomic_folder, check_writable, unwritten
 
 GROUP = "evidence"
 SHIPPED = "shipped"
@@ -97,6 +97,11 @@ def evidence_in(atlas: Place | None, prefix: str) -> dict[str, Place]:
 
 
 COPY_IT = "copy the atlas into a folder that can be written, and run the same command there"
+
+
+def check_storable(path: Path) -> None:
+    """Refuse a path where :func:`store_dataset` could not write, before anything is measured for it."""
+    check_writable(path.parent, COPY_IT)
 
 
 def store_dataset(path: Path, data: xr.Dataset, provenance: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from headatlas.atlas import Atlas
 from headatlas.atlas.behaviours import BEHAVIOURS, Looking
 from headatlas.atlas.evidence import evidence_group
 from headatlas.atlas.store import strings
-from headatlas.atlas.stored import SHIPPED, store_dataset
+from headatlas.atlas.stored import SHIPPED, check_storable, store_dataset
 from headatlas.devices import pick_device
 from headatlas.evidence.opening import check_model_fits, reopened
 from headatlas.evidence.recording import attention_by_layer, with_attention
@@ -96,6 +96,7 @@ def run_behaviour(
         there = Looking.read(place)
         if there.provenance.get("digest") == digest:
             return there
+    check_storable(place)
     kept = group / f".{place.name}-{digest[:12]}.npz"
     weights = text_weights(prepared.model, sequences)
     with running(prepared.model, device) as modules:
