@@ -165,6 +165,22 @@ def test_an_output_that_is_full(shared_folder: Path, args: list[str]) -> None:
     assert done.stderr.decode().startswith("error: standard output") and done.stderr.count(b"\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("args", "both"),
+    [(["--help"], False), (["heads", "{dir}"], False), (["heads", "{no}"], True), (["heads", "--no"], True)],
+)
+def test_an_output_that_nobody_reads(shared_folder: Path, args: list[str], both: bool) -> None:
+    """As of ``headatlas heads DIR | head -1``: silent, with the exit code of what SIGPIPE ends."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "headatlas", *(a.format(dir=shared_folder, no="/nowhere") for a in args)]
+    stderr = write if both else subprocess.PIPE
+    done = subprocess.run(command, stdout=write, stderr=stderr, timeout=50, check=False)
+    os.close(write)
+    assert done.returncode == 141
+    assert b"rror" not in (done.stderr or b"")
+
+
 def test_an_output_that_lacks_our_characters(shared_folder: Path) -> None:
     done = started("info", shared_folder, PYTHONIOENCODING="latin-1")
     assert done.returncode == 0 and b"\\u2265 0.15" in done.stdout, done.stdout.decode()
