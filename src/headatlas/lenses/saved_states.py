@@ -24,7 +24,7 @@ from headatlas.files import atomic_folder, unwritten
 from headatlas.lenses.lens import LayerStates
 
 INDEX = "states.json"
-ROOM = "free space, or use a folder where there is some"
+ROOM = "make room, or use a folder where there is some"
 KINDS = ("x", "control")
 ORDER = "beginnings"
 """How rows of states that enter a block are ordered; those of another order are not taken up."""

@@ -23,7 +23,7 @@ from headatlas.atlas.stored import COPY_IT, check_storable, store_dataset
 from headatlas.devices import AT_ONCE, share_cores
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import relations_of, reopened
-from headatlas.files import check_writable
+from headatlas.files import check_writable, writing_in
 from headatlas.lenses import MapsStates, NeutralParts, NeutralStates, States, StreamedStates
 from headatlas.lenses.saved_states import (
     check_states_folder,
@@ -117,17 +117,18 @@ def run_salience(
     if most is None and choice == said.get("choice"):
         most = said.get("most")
     chosen = source_tokens(prepared.model, prepared.competing, lens, choice, most)
-    try:
-        layers, followed = _computed(prepared, chosen.ids, work, machine, tell, exact=exact)
-    except FileNotFoundError:
-        # Another run of the same question was done first, and has cleared up.
-        if (there := stored_as_asked(atlas, tokens, most, exact)) is None:
-            raise
-        return there
-    known = {relation.sha256: relation for relation in (*core(), *library(), *relations_of(atlas))}
-    data = _dataset(prepared, layers, chosen, list(known.values()))
-    store_dataset(place, data, _provenance(prepared, chosen, followed))
-    discard_states(work)
+    with writing_in(atlas.folder):
+        try:
+            layers, followed = _computed(prepared, chosen.ids, work, machine, tell, exact=exact)
+        except FileNotFoundError:
+            # Another run of the same question was done first, and has cleared up.
+            if (there := stored_as_asked(atlas, tokens, most, exact)) is None:
+                raise
+            return there
+        known = {relation.sha256: relation for relation in (*core(), *library(), *relations_of(atlas))}
+        data = _dataset(prepared, layers, chosen, list(known.values()))
+        store_dataset(place, data, _provenance(prepared, chosen, followed))
+        discard_states(work)
     return Salience.read(place)
 
 
