@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -270,6 +271,24 @@ def test_a_model_that_is_given_is_looked_at_though_all_is_stored(written_neutral
         assert len(ha.salience(atlas, atlas.provenance["model"]["spec"])) == len(atlas.salience())
         with pytest.raises(HeadatlasError, match="nowhere"):
             ha.salience(atlas, "./nowhere")
+
+
+def test_labels_on_other_operations_than_are_stored_are_said_to_be(
+    written_neutral: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(written_neutral, tmp_path / "labelled"))
+    with warnings.catch_warnings(record=True) as before:
+        ha.label(Atlas.open(out), relations="core")
+        assert len(Atlas.open(out).labels()) and not before
+    ha.salience(Atlas.open(out), most=40)
+    with pytest.warns(
+        UserWarning, match="judged on other salient operations than are stored now; `headatlas l"
+    ):
+        assert len(Atlas.open(out).labels())
+    ha.label(Atlas.open(out), relations="core")
+    with warnings.catch_warnings(record=True) as after:
+        Atlas.open(out).labels()
+    assert not after
 
 
 def test_a_run_that_was_overtaken_takes_what_the_other_stored(out: Path, written_neutral: Path) -> None:

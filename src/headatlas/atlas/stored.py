@@ -13,9 +13,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pandas as pd
 import xarray as xr
+import zarr
 
 from headatlas.addresses import shown
-from headatlas.atlas.store import Place, names_in, open_arrays, opening, within
+from headatlas.atlas.store import Place, names_in, open_arrays, opening, store_at, within
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_folder, check_writable, unwritten
 
@@ -129,6 +130,12 @@ def read_dataset(place: Place) -> tuple[xr.Dataset, dict[str, Any]]:
             else:
                 if _version(place) == before:
                     return found
+
+
+def read_provenance(place: Place) -> dict[str, Any]:
+    """The provenance alone of what :func:`store_dataset` wrote."""
+    with opening(place, _damaged(place, "nothing is there"), lambda why: _damaged(place, why)):
+        return dict(json.loads(str(zarr.open_group(store_at(place), mode="r").attrs["provenance"])))
 
 
 def _version(place: Place) -> tuple[int, int] | None:

@@ -17,7 +17,7 @@ import xarray as xr
 from headatlas import __version__
 from headatlas.atlas import Atlas
 from headatlas.atlas.evidence import evidence_group
-from headatlas.atlas.salience import Salience, salience_path, stored_salience
+from headatlas.atlas.salience import Salience, operations_sha256, salience_path, stored_salience
 from headatlas.atlas.store import strings
 from headatlas.atlas.stored import COPY_IT, check_storable, store_dataset
 from headatlas.devices import AT_ONCE, share_cores
@@ -127,7 +127,7 @@ def run_salience(
             return there
         known = {relation.sha256: relation for relation in (*core(), *library(), *relations_of(atlas))}
         data = _dataset(prepared, layers, chosen, list(known.values()))
-        store_dataset(place, data, _provenance(prepared, chosen, followed))
+        store_dataset(place, data, _provenance(prepared, chosen, followed, data))
         discard_states(work)
     return Salience.read(place)
 
@@ -296,9 +296,12 @@ def _explanations(
     }
 
 
-def _provenance(prepared: PreparedMap, chosen: SourceTokens, followed: int) -> dict[str, Any]:
+def _provenance(
+    prepared: PreparedMap, chosen: SourceTokens, followed: int, data: xr.Dataset
+) -> dict[str, Any]:
     return {
         "definitions": DEFINITIONS,
+        "operations": operations_sha256(data),
         "lens": prepared.options.lens.name,
         "tokens": {
             "choice": chosen.choice,
