@@ -33,6 +33,12 @@ from tests.cli.conftest import Run
         (["heads", "{dir}", "--preset", "bogus"], ["'bogus'", "maps-paper"]),
         (["plot", "{dir}", "-o", "x.pdf", "--width", "wide"], ["--width", "'wide'", "170mm"]),
         (["plot", "{dir}", "-o", "x.pdf", "--width", "3mm"], ["--width", "20 mm"]),
+        (
+            ["export", "{dir}", "-o", "{dir}/atlas.zarr/zarr.json"],
+            ["this is inside the atlas {dir}/atlas.zarr"],
+        ),
+        (["plot", "{dir}", "-o", "x.svg", "--data", "{dir}/atlas.zarr/a/b.csv"], ["is inside the atlas"]),
+        (["map", "m", "-o", "{dir}/atlas.zarr/more"], ["is inside the atlas"]),
         (["export", "{dir}", "-o", "x.xlsx"], ["x.xlsx", ".parquet, .csv, .json"]),
         (["export", "{dir}", "-o", "/proc/x/heads.csv"], ["/proc/x/heads.csv", "cannot be written"]),
         (["heads", "{dir}", "--only", "captial"], ["'captial'", "did you mean country_to_capital?"]),
@@ -84,7 +90,7 @@ def test_one_clear_line(
     assert result.stderr.startswith("error: ")
     assert len(result.stderr.splitlines()) == 1
     for part in parts:
-        assert part in result.stderr
+        assert part.format(**places) in result.stderr
     assert not (tmp_path / "missing").exists()
 
 
