@@ -22,7 +22,9 @@ Data go to standard output, everything else (progress, captions, messages, error
 What was given wrongly is said in one line that begins with `error:`, with exit code 2. `--debug`, anywhere on
 the command line, shows the traceback instead; so does the environment variable `HEADATLAS_DEBUG=1`. Ctrl-C
 in a long command ends it with exit code 130, SIGTERM with 143; one sentence says what is kept. A second
-signal changes nothing.
+signal changes nothing. A command whose output nobody reads any more (`headatlas heads demo | head -3`) ends
+in silence, with 141 as after SIGPIPE. Finished layers and measurements stay; what a command that measures
+writes to DIR/evidence is written all the same.
 
 `--quiet` (`-q`) says nothing but errors; `--verbose` (`-v`) says more, such as the time of each stage. Both
 work anywhere on the command line. `--json` prints an object with what would be a table under `rows`;

@@ -11,20 +11,23 @@ The names below are the public API. They are loaded when first used, so ``import
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
-from headatlas.errors import HeadatlasError
-from headatlas.options import Compute, Thresholds
-
+# Ctrl-C is answered by ``__main__``, which is imported after this file: so little is imported here, not even
+# the module that has this constant.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from headatlas import evidence
     from headatlas.arrangement import compare, structure
     from headatlas.atlas import Atlas, concat, open_atlas
     from headatlas.describing.run import label
+    from headatlas.errors import HeadatlasError
     from headatlas.figures import describe, plot_categories
     from headatlas.looking import behaviour
     from headatlas.mapping.plan import plan
     from headatlas.mapping.run import map_heads
+    from headatlas.options import Compute, Thresholds
     from headatlas.recipes import recipe
     from headatlas.relations import Pair, Relation, resolve_relations
     from headatlas.writing import salience
@@ -62,10 +65,12 @@ _HOMES = {
     "headatlas.arrangement": ("compare", "structure"),
     "headatlas.atlas": ("Atlas", "concat", "open_atlas"),
     "headatlas.describing.run": ("label",),
+    "headatlas.errors": ("HeadatlasError",),
     "headatlas.figures": ("describe", "plot_categories"),
     "headatlas.looking": ("behaviour",),
     "headatlas.mapping.plan": ("plan",),
     "headatlas.mapping.run": ("map_heads",),
+    "headatlas.options": ("Compute", "Thresholds"),
     "headatlas.recipes": ("recipe",),
     "headatlas.relations": ("Pair", "Relation", "resolve_relations"),
     "headatlas.writing": ("salience",),

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -86,19 +86,60 @@ def _moved(new: Path, path: Path, aside: Path | None) -> bool:
     return True
 
 
-def check_writable(folder: str | Path) -> None:
-    """Make sure that files can be created in ``folder``, or that it can be created. Leaves no trace."""
+def check_writable(folder: str | Path, otherwise: str = "choose another `out`") -> None:
+    """Make sure that files can be created in ``folder``, or that it can be created. Leaves no trace.
+
+    The refusal says what to do ``otherwise``.
+    """
     folder = output_path(folder)
     nearest = folder.absolute()
     try:
         while not nearest.exists():
             nearest = nearest.parent
         if not nearest.is_dir():
-            raise HeadatlasError(f"{folder}: {nearest} is a file, not a folder; choose another `out`.")
+            raise HeadatlasError(f"{folder}: {nearest} is a file, not a folder; {otherwise}.")
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        raise unwritten(folder, error, "choose another `out`") from error
+        raise unwritten(folder, error, otherwise) from error
+
+
+def lock(descriptor: int, *, alone: bool, wait: bool = True) -> bool:
+    """Lock an open folder, ``alone`` or beside others; False if others keep it and this does not ``wait``.
+
+    The lock is on the folder itself: nothing is left behind, and a killed process holds nothing. Where a file
+    system knows no locks, this says True.
+    """
+    with suppress(ImportError, OSError):
+        from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
+
+        try:
+            flock(descriptor, (LOCK_EX if alone else LOCK_SH) | (0 if wait else LOCK_NB))
+        except BlockingIOError:
+            return False
+    return True
+
+
+@contextmanager
+def writing_in(folder: Path, first: Callable[[], object] | None = None) -> Iterator[None]:
+    """Let other processes know that this one writes in ``folder``, as it lets them.
+
+    ``first`` is done before, and only where no other process is there (HeadatlasError).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if first is not None:
+            if not lock(descriptor, alone=True, wait=False):
+                raise HeadatlasError(
+                    f"{folder}: another process is writing to the atlas there, so it is not deleted; wait "
+                    "until that is done, or choose another `out`."
+                )
+            first()
+        lock(descriptor, alone=False)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 CACHE_VARIABLE = "HEADATLAS_CACHE"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from headatlas.addresses import output_path
 from headatlas.atlas import Atlas
 from headatlas.atlas.export import export_table
+from headatlas.atlas.stored import COPY_IT
 from headatlas.errors import HeadatlasError
 from headatlas.figures.plots import WIDTH_MM, draw_kind, save, write_table
 from headatlas.files import atomic_write, check_writable
@@ -159,6 +160,7 @@ def _write_measured(
     What is newer than the file ``measured`` stays as it is.
     """
     folder = atlas.folder
+    check_writable(folder / EVIDENCE, COPY_IT)
     tasks: dict[str, Task] = {
         f"{EVIDENCE}/{name}.csv": partial(write_table, frame) for name, frame in tables.items()
     }

@@ -263,6 +263,15 @@ def test_counts(changed: HeadChanges) -> None:
     assert "Lost: 1. Gained: 1." in text and "Moved from heads to others: country → capital." in text
 
 
+def test_two_that_are_equal_are_said_to_be(tmp_path: Path) -> None:
+    a, b = (make_atlas(tmp_path / f"{name}.zarr", 3, 2) for name in "ab")
+    same = compare(a, b).changes[0]
+    cells = f"{same.counts.cells:,}"
+    assert describe_changes(same).endswith(
+        f" Nothing differs: in each of {cells} cells both hit the same sources."
+    )
+
+
 def test_the_other_way_round_is_the_mirror_image(tmp_path: Path) -> None:
     a, b = (make_atlas(tmp_path / f"{seed}.zarr", 3, 2, seed=seed) for seed in (0, 1))
     there, back = compare(a, b).changes[0], compare(b, a).changes[0]

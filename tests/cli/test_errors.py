@@ -33,6 +33,12 @@ from tests.cli.conftest import Run
         (["heads", "{dir}", "--preset", "bogus"], ["'bogus'", "maps-paper"]),
         (["plot", "{dir}", "-o", "x.pdf", "--width", "wide"], ["--width", "'wide'", "170mm"]),
         (["plot", "{dir}", "-o", "x.pdf", "--width", "3mm"], ["--width", "20 mm"]),
+        (
+            ["export", "{dir}", "-o", "{dir}/atlas.zarr/zarr.json"],
+            ["this is inside the atlas {dir}/atlas.zarr"],
+        ),
+        (["plot", "{dir}", "-o", "x.svg", "--data", "{dir}/atlas.zarr/a/b.csv"], ["is inside the atlas"]),
+        (["map", "m", "-o", "{dir}/atlas.zarr/more"], ["is inside the atlas"]),
         (["export", "{dir}", "-o", "x.xlsx"], ["x.xlsx", ".parquet, .csv, .json"]),
         (["export", "{dir}", "-o", "/proc/x/heads.csv"], ["/proc/x/heads.csv", "cannot be written"]),
         (["heads", "{dir}", "--only", "captial"], ["'captial'", "did you mean country_to_capital?"]),
@@ -84,7 +90,7 @@ def test_one_clear_line(
     assert result.stderr.startswith("error: ")
     assert len(result.stderr.splitlines()) == 1
     for part in parts:
-        assert part in result.stderr
+        assert part.format(**places) in result.stderr
     assert not (tmp_path / "missing").exists()
 
 
@@ -163,6 +169,22 @@ def test_an_output_that_is_full(shared_folder: Path, args: list[str]) -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=50, check=False)
     assert done.returncode == 2
     assert done.stderr.decode().startswith("error: standard output") and done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "both"),
+    [(["--help"], False), (["heads", "{dir}"], False), (["heads", "{no}"], True), (["heads", "--no"], True)],
+)
+def test_an_output_that_nobody_reads(shared_folder: Path, args: list[str], both: bool) -> None:
+    """As of ``headatlas heads DIR | head -1``: silent, with the exit code of what SIGPIPE ends."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "headatlas", *(a.format(dir=shared_folder, no="/nowhere") for a in args)]
+    stderr = write if both else subprocess.PIPE
+    done = subprocess.run(command, stdout=write, stderr=stderr, timeout=50, check=False)
+    os.close(write)
+    assert done.returncode == 141
+    assert b"rror" not in (done.stderr or b"")
 
 
 def test_an_output_that_lacks_our_characters(shared_folder: Path) -> None:

@@ -19,9 +19,10 @@ from headatlas.atlas.atlas import with_thresholds
 from headatlas.atlas.export import export_table
 from headatlas.atlas.store import remove_atlas
 from headatlas.atlas.stored import store_dataset
+from headatlas.cli.evidence import _writing
 from headatlas.errors import HeadatlasError
 from headatlas.files import atomic_write
-from headatlas.outputs import UnwrittenError, write_outputs
+from headatlas.outputs import UnwrittenError, write_heads_ablation, write_outputs
 from tests.cli.conftest import Run
 from tests.full_disk import file_size_limit
 
@@ -173,6 +174,25 @@ def test_evidence_that_cannot_be_written_says_where_to_go(tmp_path: Path) -> Non
     (tmp_path / "atlas.zarr").write_text("")
     with pytest.raises(HeadatlasError, match="copy the atlas into a folder that can be written"):
         store_dataset(tmp_path / "atlas.zarr" / "evidence", xr.Dataset(), {})
+
+
+def test_tables_of_evidence_that_cannot_be_written_say_where_to_go(folder: Path) -> None:
+    """The commands that measure have no ``-o``."""
+    (folder / "evidence").write_text("")
+    with pytest.raises(HeadatlasError, match="evidence is a file, not a folder; copy the atlas"):
+        write_heads_ablation(Atlas.open(folder), pd.DataFrame({"loss": [1.0]}), [(0, 0)])
+
+
+def test_evidence_is_written_also_where_nobody_reads_on(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of ``headatlas salience DIR | head -1``."""
+    atlas, frame = Atlas.open(folder), pd.DataFrame({"loss": [1.0]})
+    files = _writing(atlas, lambda: write_heads_ablation(atlas, frame, [(0, 0)]))
+    with pytest.raises(BrokenPipeError), files:
+        raise BrokenPipeError
+    assert (folder / "evidence" / "without-0.0.csv").is_file()
+    assert capsys.readouterr().err == f"written to {folder}: evidence/without-0.0.csv\n"
 
 
 def test_force_deletes_an_atlas_and_nothing_else(folder: Path) -> None:

@@ -251,6 +251,30 @@ def test_stopped_while_it_is_imported_it_ends_in_silence(monkeypatch: pytest.Mon
     assert ended.value.code == 130
 
 
+@pytest.mark.parametrize("module", ["dataclasses", "headatlas.options", "typer", "headatlas.cli"])
+def test_stopped_while_this_is_imported_the_process_ends_in_silence(module: str) -> None:
+    script = (
+        "import runpy, sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "import headatlas\n"  # as ``-m`` and the entry point do, before the module that answers
+        "runpy.run_module('headatlas', run_name='__main__', alter_sys=True)\n"
+    )
+    # -S: no module that sites have Python import has imported these before.
+    path = os.pathsep.join(filter(None, sys.path))
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", script, "--version"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_errors_of_the_mapping_are_one_line(run: Run, mapped: Any, tmp_path: Path) -> None:
     def refuse(**_: Any) -> Atlas:
         raise HeadatlasError("model.safetensors: truncated.")

@@ -116,7 +116,7 @@ def test_new_writes_a_file_that_is_read(run: Run, tmp_path: Path, name: str) -> 
         (["x", "-o", "x.txt"], "a relation file ends in .json, .csv or .tsv"),
         (["x", "-o", "y.csv"], "a table is named after its file; call it x.csv"),
         (["x", "-o", "x.csv", "--category", "C"], "no place for a category"),
-        (["→", "-o", "x.json"], "the name '' is not made of"),
+        (["→", "-o", "x.json"], "relation '→': a name is made of the letters a–z"),
         (["x", "-o", "x.json", "--category", " C"], "the category begins or ends with a space"),
     ],
 )

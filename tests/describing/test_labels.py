@@ -187,6 +187,13 @@ def test_url_and_model_belong_together(folder: Path) -> None:
             ha.label(Atlas.open(folder), **given)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["per_minute", "seconds"])
+def test_what_is_about_an_endpoint_needs_one(folder: Path, name: str) -> None:
+    with pytest.raises(HeadatlasError, match=rf"`{name}` is about an endpoint: give `describe_with`"):
+        ha.label(Atlas.open(folder), **{name: 5})
+    assert Atlas.open(folder).labels().empty
+
+
 # The command --------------------------------------------------------------------------------------
 
 

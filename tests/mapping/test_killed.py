@@ -12,6 +12,7 @@ import torch
 
 from headatlas.atlas import Atlas
 from headatlas.atlas.store import ATLAS_NAME
+from headatlas.errors import HeadatlasError
 from headatlas.mapping.run import map_heads
 from tests.atlas.made import assert_same_arrays
 from tests.mapping.checkpoints import random_relations, save, tiny_model
@@ -86,3 +87,18 @@ def test_processes_that_share_an_atlas(
     assert [process.exitcode for process in processes] == [0, 0, 0]
     same_atlas(out, whole[0])
     assert {path.name for path in out.iterdir()} == {ATLAS_NAME, "writes"}
+
+
+def test_an_atlas_that_another_process_writes_is_not_deleted(
+    model: Path, whole: tuple[Path, int, float], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    process = started(model, out)
+    while not (out / ATLAS_NAME).exists() and process.is_alive():
+        time.sleep(0.01)
+    with pytest.raises(HeadatlasError, match="another process is writing to the atlas there"):
+        map_heads(model, relations=random_relations(), lens="maps", out=out, force=True)
+    process.join(60)
+    assert process.exitcode == 0
+    same_atlas(out, whole[0])
+    assert map_heads(model, relations=random_relations(), lens="maps", out=out, force=True).lens == "maps"

@@ -362,6 +362,20 @@ def test_force_starts_over_only_when_all_that_was_given_is_right(
     assert again.products > 0 and Atlas.open(out).layers_done.tolist() == [True, False, False]
 
 
+def test_an_atlas_is_no_folder_to_map_into(mapped: Map, tmp_path: Path) -> None:
+    mapped(out=tmp_path)
+    before = everything(tmp_path)
+    for force in (False, True):
+        with pytest.raises(HeadatlasError, match=r"this is an atlas itself; give the folder"):
+            mapped(out=tmp_path / "atlas.zarr", force=force)
+    assert everything(tmp_path) == before
+
+
+def test_a_folder_called_like_an_atlas_is_started_over_too(mapped: Map, tmp_path: Path) -> None:
+    for force in (False, True):
+        assert mapped(out=tmp_path / "mine.zarr", force=force).layers_done.all()
+
+
 def replaced(old: str, new: str) -> Any:
     from tokenizers import normalizers
 

@@ -158,9 +158,10 @@ def test_heads_of_a_relation_are_those_called(llama: Case) -> None:
 @pytest.mark.parametrize("form", ["transformers", "transformer-lens", "nnsight"])
 def test_hostile_names_stay_text(llama: Case, form: str, tmp_path: Path) -> None:
     atlas = atlas_of(llama.model, tmp_path)
-    atlas.provenance["model"]["name"] = HOSTILE
+    atlas.provenance["model"] |= {"name": HOSTILE, "spec": HOSTILE}
     code = atlas.recipe(heads=HEADS, form=form, out=tmp_path / "recipe.py").code
     assert run_code(code)["MODEL"] == HOSTILE
+    assert "which from_pretrained may not know; the weights were read from '" in code
     assert (tmp_path / "recipe.py").read_text(encoding="utf-8") == code
     assert "\u202e" not in code and "\x1b" not in code
 
@@ -205,6 +206,7 @@ def test_code_is_made_without_torch(llama: Case, tmp_path: Path) -> None:
         ({"heads": HEADS, "do": "scale", "factor": float("nan")}, r"`factor` is nan: .* finite"),
         ({"heads": HEADS, "do": "scale", "factor": True}, r"`factor` is True"),
         ({"heads": HEADS, "control": -1}, r"`control` is -1: it is a seed"),
+        ({"heads": HEADS, "model": "other"}, r"`model` goes with `form=checkpoint`"),
         ({"heads": HEADS, "form": "checkpoint"}, r"ends in \.safetensors with `out`"),
         ({"heads": HEADS, "form": "checkpoint", "out": "x.py"}, r"ends in \.safetensors with `out`"),
         ({"heads": HEADS, "form": "checkpoint", "do": "watch"}, r"weights watch nothing"),
@@ -232,7 +234,7 @@ def test_the_command(llama: Case, tmp_path: Path, run: Run) -> None:  # noqa: F8
     assert made["rows"] == [{"layer": 2, "head": 1}] and len(made["control_heads"]) == 1
     assert "CONTROL" in run_code(made["code"])
     result = run("recipe", tmp_path, "--heads", "2.1", "-o", tmp_path / "out.py")
-    assert not result.stdout and "wrote" in result.stderr
+    assert not result.stdout and result.stderr == f"written: {tmp_path / 'out.py'}\n"
     assert run_code((tmp_path / "out.py").read_text(encoding="utf-8"))["HEADS"] == [(2, 1)]
     for args, said in (
         (["--heads", "9.1"], "error: there is no head 9.1"),

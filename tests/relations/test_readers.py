@@ -202,7 +202,12 @@ def test_folder_flat_nested_and_by_category(tmp_path: Path) -> None:
         ("a.json", '{"samples": [],\n"name": 3}', ': "title" is no text'),
         ("a.json", '{"pairs": [["a", "b"]],\n"category": " x"}', ': "category" begins or ends'),
         ("a.json", '{"pairs": [["a", "b"]],\n\n"copying": "no"}', ": \"copying\" is 'no'"),
-        ("法.csv", "source,target\na,b\n", "the name '' is not made of"),
+        (
+            "法.csv",
+            "source,target\na,b\n",
+            "letters a–z and digits, and '法' has none; give it, or its file,",
+        ),
+        ("法.json", '[["a", "b"]]', "letters a–z and digits, and '法' has none; give it, or its file,"),
         ("a.txt", "France Paris", "a relation file ends in"),
     ],
 )

@@ -223,7 +223,7 @@ def test_about(client: TestClient, answers: Answers) -> None:
         ("text/head", {"text": TEXT, "layer": -1, "head": 0}, "layer must be 0 or more."),
         ("text/look", {"text": TEXT, "query": 99}, "tokens, numbered from 0"),
         ("text/look", {"text": TEXT, "query": 1, "key": 2}, "not to later ones"),
-        ("relation", body(PAIRS) | {"name": "…"}, "is not made of a–z"),
+        ("relation", body(PAIRS) | {"name": "…"}, "letters a–z and digits, and '…' has none"),
     ],
 )
 def test_what_cannot_be_asked_is_said_in_a_sentence(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -240,6 +241,54 @@ def test_what_somebody_else_put_there_stays(out: Path) -> None:
     with pytest.raises(HeadatlasError, match="holds something else"):
         ha.salience(Atlas.open(out), tokens="all")
     assert (work / "mine.txt").read_text() == "mine"
+
+
+MEASURE = {
+    "salience": lambda atlas: ha.salience(atlas, tokens="all"),
+    "behaviour": ha.behaviour,
+    "inference": ha.evidence.inference,
+    "attention": ha.evidence.attention,
+    "heads": lambda atlas: ha.evidence.ablation(atlas, heads=[(0, 0)]),
+}
+OPENING = ("writing.run", "looking.measuring", "evidence.opening")
+
+
+@pytest.mark.parametrize("what", MEASURE)
+def test_where_nothing_can_be_written_nothing_is_measured(what: str, out: Path) -> None:
+    refused = patch("tempfile.TemporaryFile", side_effect=PermissionError(13, "Permission denied"))
+    no_model = patch("torch.nn.Module.__call__", side_effect=AssertionError("the model runs"))
+    atlas = Atlas.open(out)
+    prepared = reopened(atlas)  # what opening checks with modules has been checked
+    again = [patch(f"headatlas.{where}.reopened", return_value=prepared) for where in OPENING]
+    said = pytest.raises(HeadatlasError, match=r"evidence: cannot be written .*copy the atlas")
+    with refused, no_model, again[0], again[1], again[2], said:
+        MEASURE[what](atlas)
+
+
+def test_a_model_that_is_given_is_looked_at_though_all_is_stored(written_neutral: Path) -> None:
+    atlas = Atlas.open(written_neutral)
+    with patch.object(run, "_computed", side_effect=AssertionError("computed again")):
+        assert len(ha.salience(atlas, atlas.provenance["model"]["spec"])) == len(atlas.salience())
+        with pytest.raises(HeadatlasError, match="nowhere"):
+            ha.salience(atlas, "./nowhere")
+
+
+def test_labels_on_other_operations_than_are_stored_are_said_to_be(
+    written_neutral: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(written_neutral, tmp_path / "labelled"))
+    with warnings.catch_warnings(record=True) as before:
+        ha.label(Atlas.open(out), relations="core")
+        assert len(Atlas.open(out).labels()) and not before
+    ha.salience(Atlas.open(out), most=40)
+    with pytest.warns(
+        UserWarning, match="judged on other salient operations than are stored now; `headatlas l"
+    ):
+        assert len(Atlas.open(out).labels())
+    ha.label(Atlas.open(out), relations="core")
+    with warnings.catch_warnings(record=True) as after:
+        Atlas.open(out).labels()
+    assert not after
 
 
 def test_a_run_that_was_overtaken_takes_what_the_other_stored(out: Path, written_neutral: Path) -> None:

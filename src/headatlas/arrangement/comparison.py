@@ -382,6 +382,12 @@ class HeadChanges:
         )
 
     @property
+    def equal(self) -> bool:
+        """Whether no source is hit, and no cell called, in one alone."""
+        alone = self.table[["only_a", "only_b"]].to_numpy().any()
+        return not alone and not self.table["called_in"].isin(["a", "b"]).any()
+
+    @property
     def changes(self) -> pd.DataFrame:
         """The rows of :attr:`table` that are shown to differ or are called in one alone, largest first."""
         rows = self.table[(self.table["change"] != "") | self.table["called_in"].isin(["a", "b"])]

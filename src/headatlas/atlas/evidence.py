@@ -61,9 +61,7 @@ def evidence_group(path: Path) -> Path:
     try:
         zarr.open_group(path, mode="r+").require_group(GROUP)
     except OSError as error:
-        raise HeadatlasError(
-            f"{path}: evidence cannot be stored there ({error.strerror or error})."
-        ) from error
+        raise unwritten(path / GROUP, error, COPY_IT) from error
     return path / GROUP
 
 

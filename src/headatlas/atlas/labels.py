@@ -7,6 +7,7 @@ one of two ways, which its ``kind`` names; the two are never mixed.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from headatlas.atlas.salience import stored_operations_sha256
 from headatlas.atlas.store import Place, strings
 from headatlas.atlas.stored import Stored, no_rows, store_dataset
 
@@ -67,8 +69,20 @@ def labels_path(group: Path, author: str) -> Path:
 
 
 def stored_labels(atlas: Place | None) -> pd.DataFrame:
-    """Labels of all authors in an atlas, by layer, head, kind and author; no row where there are none."""
-    found = [each.frame() for each in Labels.all_in(atlas)]
+    """Labels of all authors in an atlas, by layer, head, kind and author; no row where there are none.
+
+    A warning says which were judged on salient operations that others have replaced since.
+    """
+    stored = Labels.all_in(atlas)
+    now = stored_operations_sha256(atlas) if stored else None
+    for each in stored:
+        if each.provenance.get("operations") not in (None, now):
+            warnings.warn(
+                f"labels by {each.provenance.get('author')} were judged on other salient operations than are "
+                "stored now; `headatlas label DIR` judges anew",
+                stacklevel=2,
+            )
+    found = [each.frame() for each in stored]
     none = no_rows(LABEL_COLUMNS, layer=int, head=int, **dict.fromkeys(_TEXTS, object))
     frame = in_order(pd.concat(found, ignore_index=True)) if found else none
     frame.attrs["caption"] = LABELS_CAVEAT

@@ -5,7 +5,9 @@ docs/salience.md defines every number.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 from numpy.typing import NDArray
 
 from headatlas.atlas.store import Place
-from headatlas.atlas.stored import Stored, no_rows
+from headatlas.atlas.stored import Stored, evidence_in, no_rows, read_provenance
+from headatlas.errors import HeadatlasError
 
 NAME = "salience"
 N_SOURCES = 30
@@ -195,6 +199,20 @@ class Salience(Stored):
 def salience_path(group: Path) -> Path:
     """Path of the salience in an atlas's evidence group."""
     return Salience.place(group, "")
+
+
+def operations_sha256(data: xr.Dataset) -> str:
+    """Hash of the operations in the data of a :class:`Salience`; labels keep it of those they rest on."""
+    tokens = (data[name].values.astype(np.int64) for name in ("source", "promoted", "suppressed"))
+    return hashlib.sha256(b"".join(each.tobytes() for each in tokens)).hexdigest()
+
+
+def stored_operations_sha256(atlas: Place | None) -> str | None:
+    """The hash that an atlas's salience says of itself; its numbers are not read. None where it says none."""
+    for place in evidence_in(atlas, NAME).values():
+        with suppress(HeadatlasError):  # said where it is read
+            return read_provenance(place).get("operations")
+    return None
 
 
 def stored_salience(atlas: Place | None) -> Salience | None:

@@ -13,11 +13,12 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import pandas as pd
 import xarray as xr
+import zarr
 
 from headatlas.addresses import shown
-from headatlas.atlas.store import Place, names_in, open_arrays, opening, within
+from headatlas.atlas.store import Place, names_in, open_arrays, opening, store_at, within
 from headatlas.errors import HeadatlasError
-from headatlas.files import atomic_folder, unwritten
+from headatlas.files import atomic_folder, check_writable, unwritten
 
 GROUP = "evidence"
 SHIPPED = "shipped"
@@ -99,6 +100,11 @@ def evidence_in(atlas: Place | None, prefix: str) -> dict[str, Place]:
 COPY_IT = "copy the atlas into a folder that can be written, and run the same command there"
 
 
+def check_storable(path: Path) -> None:
+    """Refuse a path where :func:`store_dataset` could not write, before anything is measured for it."""
+    check_writable(path.parent, COPY_IT)
+
+
 def store_dataset(path: Path, data: xr.Dataset, provenance: dict[str, Any]) -> None:
     """Write one piece of evidence in the place of an older one; it appears whole or not at all."""
     stored = data.assign_attrs({"provenance": json.dumps(provenance)})
@@ -124,6 +130,12 @@ def read_dataset(place: Place) -> tuple[xr.Dataset, dict[str, Any]]:
             else:
                 if _version(place) == before:
                     return found
+
+
+def read_provenance(place: Place) -> dict[str, Any]:
+    """The provenance alone of what :func:`store_dataset` wrote."""
+    with opening(place, _damaged(place, "nothing is there"), lambda why: _damaged(place, why)):
+        return dict(json.loads(str(zarr.open_group(store_at(place), mode="r").attrs["provenance"])))
 
 
 def _version(place: Place) -> tuple[int, int] | None:

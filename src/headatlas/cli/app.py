@@ -20,6 +20,8 @@ from headatlas.errors import HeadatlasError
 
 GLOBAL = ("--debug", "--quiet", "-q", "--verbose", "-v")
 """Options that people add to the end of a command; they are taken at any place."""
+BROKEN_PIPE = 128 + 13
+"""Exit code that a shell has of a program which SIGPIPE ends."""
 GARBAGE_AFTER = 200_000
 """New objects after which Python looks for unreachable cycles among them."""
 
@@ -159,6 +161,11 @@ for _name, _typer in _GROUPS.items():
     app.add_typer(_typer, name=_name)
 
 
+def _nobody_reads(error: BaseException) -> bool:
+    """Whether a command ended for a pipe whose reader is gone; typer ends it with 1, without a word."""
+    return any(isinstance(each, BrokenPipeError) for each in (error, error.__context__))
+
+
 def main() -> None:
     """The entry point of the ``headatlas`` command."""
     # Imports make some hundred thousand objects that stay; the default of 700 looks at them again and again.
@@ -168,8 +175,13 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="headatlas")
-    except OSError as error:
-        if "--debug" in sys.argv or os.environ.get("HEADATLAS_DEBUG"):
+    except (OSError, SystemExit) as error:
+        if _nobody_reads(error):
+            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # typer has put others in their place
+            for number in (1, 2):  # what they still hold has to go somewhere when Python ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            raise SystemExit(BROKEN_PIPE) from None
+        if isinstance(error, SystemExit) or "--debug" in sys.argv or os.environ.get("HEADATLAS_DEBUG"):
             raise
         say_error(_not_there(error))
         raise SystemExit(2) from None

@@ -234,6 +234,8 @@ def _print_changes(step: HeadChanges) -> None:
     typer.echo("")
     print_text(f"Head by head, from {step.a} (a) to {step.b} (b)")
     print_text(describe_changes(step).replace(". ", ".\n"))
+    if step.equal:
+        return
     tables = ([(name.replace("_", " "), name) for name in _MOVES], step.relations), (_CHANGES, step.changes)
     for columns, rows in tables:
         if len(rows):

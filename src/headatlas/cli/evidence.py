@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -123,12 +123,12 @@ def inference_command(
     for dynamic in found:
         for name, why in dynamic.context.left_out.items():
             say(f"skipped in {dynamic.template!r}: {name} ({why})")
-    if as_json:
-        print_rows(atlas, frame, about=about)
-    else:
-        say(f"{atlas.caption()}; {about}")
-        _print_agreement(frame)
-    _write(atlas, lambda: write_inference(atlas, frame, found, not no_figures))
+    with _writing(atlas, lambda: write_inference(atlas, frame, found, not no_figures)):
+        if as_json:
+            print_rows(atlas, frame, about=about)
+        else:
+            say(f"{atlas.caption()}; {about}")
+            _print_agreement(frame)
 
 
 def _print_agreement(frame: pd.DataFrame) -> None:
@@ -190,13 +190,13 @@ def attention_command(
     frame = found.frame(atlas, names_of(only))
     _say_skipped(found.left_out)
     measured = against_measured(frame)
-    if as_json:
-        more = {"skipped": found.left_out, "against_measured": measured}
-        print_rows(atlas, frame, about=found.caption(), **more)
-    else:
-        say(f"{atlas.caption()}; {found.caption()}")
-        _print_preferences(frame, measured, limit)
-    _write(atlas, lambda: write_preferences(atlas, frame, found, not no_figures))
+    with _writing(atlas, lambda: write_preferences(atlas, frame, found, not no_figures)):
+        if as_json:
+            more = {"skipped": found.left_out, "against_measured": measured}
+            print_rows(atlas, frame, about=found.caption(), **more)
+        else:
+            say(f"{atlas.caption()}; {found.caption()}")
+            _print_preferences(frame, measured, limit)
 
 
 def _print_preferences(frame: pd.DataFrame, measured: pd.DataFrame, limit: int) -> None:
@@ -261,15 +261,13 @@ def ablation_command(
     for task in found.done:
         if not task.controls:
             say(f"no control task for {task.relation}: none has a similar base and few heads in common")
-    if as_json:
-        print_rows(atlas, frame, skipped=skipped)
-    else:
-        say(atlas.caption())
-        if found.done:
-            print_records(_ABLATION_COLUMNS, frame)
+    with _writing(atlas, lambda: write_ablations(atlas, found.done, not no_figures)):
+        if as_json:
+            print_rows(atlas, frame, skipped=skipped)
         else:
-            say("no task was ablated")
-    _write(atlas, lambda: write_ablations(atlas, found.done, not no_figures))
+            say(atlas.caption() if found.done else f"{atlas.caption()}\nno task was ablated")
+            if found.done:
+                print_records(_ABLATION_COLUMNS, frame)
 
 
 _ABLATION_COLUMNS: tuple[Column, ...] = (
@@ -299,14 +297,14 @@ def _print_chosen(atlas: Atlas, found: HeadsAblation, draws: int, as_json: bool)
     how = "output 0" if found.provenance["method"] == "zero" else "mean output"
     caption = f"without {names} ({how}), beside {len(found.draws)} draws of random heads of the same layers"
     skipped = _say_skipped(found.provenance["skipped"])
-    if as_json:
-        print_rows(atlas, frame, about=caption, heads=head_records(found.heads), skipped=skipped)
-    else:
-        say(f"{atlas.model_name}: {caption}; losses in nats, intervals 95 % over texts or prompts")
-        if len(found.draws) < draws:
-            say(f"only {len(found.draws)} different draws: these layers have no more other heads")
-        print_records(_CHOSEN_COLUMNS, frame)
-    _write(atlas, lambda: write_heads_ablation(atlas, frame, found.heads))
+    with _writing(atlas, lambda: write_heads_ablation(atlas, frame, found.heads)):
+        if as_json:
+            print_rows(atlas, frame, about=caption, heads=head_records(found.heads), skipped=skipped)
+        else:
+            say(f"{atlas.model_name}: {caption}; losses in nats, intervals 95 % over texts or prompts")
+            if len(found.draws) < draws:
+                say(f"only {len(found.draws)} different draws: these layers have no more other heads")
+            print_records(_CHOSEN_COLUMNS, frame)
 
 
 _CHOSEN_COLUMNS: tuple[Column, ...] = (
@@ -325,20 +323,27 @@ def _say_skipped(reasons: dict[str, str]) -> dict[str, str]:
     return skipped
 
 
-def _write(atlas: Atlas, write: Callable[[], list[Path]]) -> None:
-    """Write outputs beside those of the map and say which, also where some cannot be written."""
+@contextmanager
+def _writing(atlas: Atlas, write: Callable[[], list[Path]]) -> Iterator[None]:
+    """Print in the block; then write outputs beside those of the map and say which.
+
+    They are written also where whoever reads what is printed has seen enough, as ``head`` has.
+    """
     from headatlas.outputs import UnwrittenError
 
     written: Sequence[Path] = ()
     try:
-        written = write()
-    except UnwrittenError as error:
-        written = error.written
-        raise
+        yield
     finally:
-        if written:
-            names = (str(path).removeprefix(f"{atlas.folder}/") for path in written)
-            say(f"written to {atlas.folder}: {', '.join(names)}")
+        try:
+            written = write()
+        except UnwrittenError as error:
+            written = error.written
+            raise
+        finally:
+            if written:
+                names = (str(path).removeprefix(f"{atlas.folder}/") for path in written)
+                say(f"written to {atlas.folder}: {', '.join(names)}")
 
 
 # behaviour --------------------------------------------------------------------------------------------
@@ -395,14 +400,14 @@ def behaviour_command(
     with stopping(lambda: KEPT), progress_shown() as progress:
         found = measured_or_stored(atlas, model, text=text, compute=compute, progress=progress)
     rows = best_first(chosen(found.frame(), names))
-    if as_json:
-        print_rows(atlas, rows, about=found.caption())
-    else:
-        say(f"{atlas.model_name}: {found.caption()}")
-        columns = ("behaviour", HEAD, "value", "expected", interval_of(), small("q"), ("", CALLED[1]))
-        print_records(columns, rows.groupby("behaviour", sort=False).head(limit))
-        say(f"called heads: {_counted(rows)}")
-    _write(atlas, lambda: write_behaviours(atlas, found, not no_figures))
+    with _writing(atlas, lambda: write_behaviours(atlas, found, not no_figures)):
+        if as_json:
+            print_rows(atlas, rows, about=found.caption())
+        else:
+            say(f"{atlas.model_name}: {found.caption()}")
+            columns = ("behaviour", HEAD, "value", "expected", interval_of(), small("q"), ("", CALLED[1]))
+            print_records(columns, rows.groupby("behaviour", sort=False).head(limit))
+            say(f"called heads: {_counted(rows)}")
 
 
 def _counted(rows: pd.DataFrame) -> str:
@@ -480,17 +485,14 @@ def salience_command(
     if one is not None:
         rows, spectrum, explained = (head_rows(frame, one) for frame in frames)
         frames = rows, spectrum, explained
-    if as_json:
-        spectrum = frames[1].merge(frames[2], on=["layer", "head"], how="left")
-        print_rows(atlas, frames[0], about=found.caption(), spectrum=spectrum)
-    else:
-        say(f"{atlas.model_name}: {found.caption()}")
-        if one is None:
-            _print_writing(*frames)
+    files = _writing(atlas, lambda: write_salience(atlas, found, not no_figures))
+    with files if one is None else nullcontext():
+        if as_json:
+            spectrum = frames[1].merge(frames[2], on=["layer", "head"], how="left")
+            print_rows(atlas, frames[0], about=found.caption(), spectrum=spectrum)
         else:
-            _print_written(*frames)
-    if one is None:
-        _write(atlas, lambda: write_salience(atlas, found, not no_figures))
+            say(f"{atlas.model_name}: {found.caption()}")
+            (_print_writing if one is None else _print_written)(*frames)
 
 
 def _print_writing(rows: pd.DataFrame, spectrum: pd.DataFrame, explained: pd.DataFrame) -> None:

@@ -170,9 +170,18 @@ Width = Annotated[str, option("--width", "Printed width: 170mm, 17cm or 6.7in.",
 AsJson = Annotated[bool, option("--json", "Print JSON instead of a table.")]
 
 
+def path_to_write(given: str) -> Path:
+    """As :func:`output_path`; files inside an atlas are its own, and are not written over."""
+    path = output_path(given)
+    for folder in path.parents:
+        if (folder / "zarr.json").is_file():
+            raise HeadatlasError(f"{path}: this is inside the atlas {folder}; choose another place.")
+    return path
+
+
 def out_option(help: str, metavar: str = "FILE") -> Any:
     """``-o``, which takes a file or folder to write; standard output and addresses are refused."""
-    return typer.Option("--out", "-o", metavar=metavar, help=help, show_default=False, parser=output_path)
+    return typer.Option("--out", "-o", metavar=metavar, help=help, show_default=False, parser=path_to_write)
 
 
 OutFile = Annotated[Path | None, out_option("Also draw it: .png, .svg or .pdf.")]
@@ -181,7 +190,7 @@ QAt = Annotated[
     option("--q-at", "Calibrate at this k, too, so that the page has q there. May be repeated.", "K"),
 ]
 PlottedData = Annotated[
-    Path | None, option("--data", "Also write the plotted data, as CSV.", "FILE", parser=output_path)
+    Path | None, option("--data", "Also write the plotted data, as CSV.", "FILE", parser=path_to_write)
 ]
 
 

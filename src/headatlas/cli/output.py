@@ -8,7 +8,7 @@ import re
 import signal
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +117,8 @@ def stopping(kept: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        say(kept())
+        with suppress(BrokenPipeError):  # the signal may have ended who reads it, too
+            say(kept())
         raise typer.Exit(128 + caught) from None
     finally:
         for each, found in before.items():

@@ -211,7 +211,7 @@ def recipe_command(
     elif out is None or form == "checkpoint":
         print_text(made.code.rstrip("\n"))
     if out is not None:
-        say(f"wrote {out}")
+        say(f"written: {out}")
 
 
 # serve -------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from headatlas.atlas.labels import (
     labels_path,
     store_labels,
 )
+from headatlas.atlas.salience import stored_operations_sha256
 from headatlas.describing.endpoint import Endpoint, Limits, describe_with_model
 from headatlas.describing.judging import CHANCE, Description, Halves, Mappings, halves, standard_error
 from headatlas.describing.rules import ATTENTION_RULES, RULES_VERSION, Describer
@@ -85,16 +86,19 @@ def label(
     """
     if (describe_with is None) != (model_name is None):
         raise HeadatlasError("`describe_with` and `model_name` belong together: give both or neither.")
+    given: dict[str, Any] = {"per_minute": per_minute, "seconds": seconds}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and describe_with is None:
+        raise HeadatlasError(f"`{next(iter(given))}` is about an endpoint: give `describe_with` as well.")
     endpoint = None
     if describe_with is not None and model_name is not None:
-        given: dict[str, Any] = {"per_minute": per_minute, "seconds": seconds}
-        limits = Limits(**{name: value for name, value in given.items() if value is not None})
-        endpoint = Endpoint(describe_with, model_name, limits=limits)
+        endpoint = Endpoint(describe_with, model_name, limits=Limits(**given))
     mappings = Mappings.of(stored_operations(atlas) if salience is None else salience)
     asked = _asked(mappings, only)
     library = resolve_relations(relations)
     parts = {head: halves(mappings, head, seed) for head in asked}
     about = _provenance(mappings, library, seed)
+    about["operations"] = stored_operations_sha256(atlas.place) if salience is None else None
     found, whole, kept = [], only is None, []
 
     def keep(rows: pd.DataFrame, provenance: dict[str, Any]) -> None:

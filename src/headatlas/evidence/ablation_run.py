@@ -33,7 +33,7 @@ from headatlas.atlas.evidence import (
     evidence_group,
 )
 from headatlas.atlas.store import strings
-from headatlas.atlas.stored import read_dataset, store_dataset
+from headatlas.atlas.stored import check_storable, read_dataset, store_dataset
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.asking import Head, Questions, ablated, asking_takes
 from headatlas.evidence.opening import Subject
@@ -160,6 +160,7 @@ class _Run:
             digest = _digest(repr(body))
             place = self._folder / f"{BASE_PREFIX}{digest[:12]}"
             if not place.is_dir():
+                check_storable(place)
                 right = task.correct(self._questions(name).answers())
                 data = xr.Dataset({"base": ("source", right)})
                 store_dataset(place, data, {"relation": name, "digest": digest})
@@ -211,6 +212,7 @@ class _Run:
             there = Ablation.read(path)
             if there.provenance.get("key") == provenance["key"]:
                 return there
+        check_storable(path)
         self._asked, self._known = {}, {}
         store_dataset(path, self._measured(name, orders, controls), provenance)
         return Ablation.read(path)
@@ -347,6 +349,7 @@ def run_chosen(
     digest = _digest(json.dumps([DEFINITIONS, choices.method, orders, asked, about["model"]["weights_hash"]]))
     place = HeadsAblation.place(evidence_group(subject.path), digest[:12])
     if not place.is_dir():
+        check_storable(place)
         provenance = {
             "heads": [f"{layer}.{head}" for layer, head in wanted],
             "method": choices.method,

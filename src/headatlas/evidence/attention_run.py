@@ -28,7 +28,7 @@ from scipy import stats
 from headatlas.architectures.queries import AttentionRule
 from headatlas.atlas.evidence import CONTEXT_TEXT, TASK, Preferences, evidence_group
 from headatlas.atlas.store import strings
-from headatlas.atlas.stored import SHIPPED, store_dataset
+from headatlas.atlas.stored import SHIPPED, check_storable, store_dataset
 from headatlas.evidence.opening import Subject
 from headatlas.evidence.recording import Watched, watch
 from headatlas.evidence.texts import Ids, Template, Templates, Text, in_template, source_words, spread
@@ -83,6 +83,7 @@ def run_attention(subject: Subject, templates: Templates, *, own: bool = False) 
         there = Preferences.read(place)
         if there.provenance.get("digest") == asking.digest:
             return there
+    check_storable(place)
     with tempfile.TemporaryDirectory(prefix="headatlas-") as folder:
         store_dataset(place, _measured(asking, Path(folder)), asking.provenance())
     return Preferences.read(place)

@@ -32,6 +32,7 @@ from headatlas.atlas.evidence import (
 from headatlas.atlas.layout import Layout, build_layout, layouts_together
 from headatlas.atlas.relation_scores import store_scores
 from headatlas.atlas.store import AtlasWriter, LayerRanks, create_store, read_store
+from headatlas.atlas.stored import check_storable
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import Subject
 from headatlas.evidence.recording import Watched, watch
@@ -94,6 +95,7 @@ def run_inference(subject: Subject, asked: InferenceTexts, stats: Stats | None =
     todo = [plan for plan in plans if not plan.complete()]
     groups = [_Together(subject, group) for group in _groups(todo, subject.prepared.model)]
     if groups:
+        check_storable(todo[0].path(CONTEXT))
         subject.tell(Progress("estimate", 0, 0, _estimate(groups, subject)))
     for group in groups:
         group.run(Stats() if stats is None else stats)

@@ -15,6 +15,7 @@ from headatlas.atlas import Atlas
 from headatlas.atlas.store import read_array
 from headatlas.devices import free_memory, pick_device
 from headatlas.errors import HeadatlasError
+from headatlas.files import writing_in
 from headatlas.lenses import lens_named
 from headatlas.mapping.machine import this_machine
 from headatlas.mapping.plan import Memory
@@ -61,7 +62,9 @@ def examined(
     """
     with reporting(progress) as tell:
         tell(Progress("open", 0, 0, atlas.model_name))
-        yield replace(open_subject(atlas, model, tokenizer, only=only, compute=compute), tell=tell)
+        subject = open_subject(atlas, model, tokenizer, only=only, compute=compute)
+        with writing_in(atlas.folder):
+            yield replace(subject, tell=tell)
     atlas.forget_evidence()
 
 

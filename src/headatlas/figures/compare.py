@@ -257,6 +257,8 @@ def describe_changes(found: HeadChanges) -> str:
             f"{found.b}, {n.called_both} in both ({n.expected_both:.1f} expected if heads of a layer were "
             "shuffled)."
         )
+    if found.equal:
+        return f"{calls} Nothing differs: in each of {n.cells:,} cells both hit the same sources."
     changes = (
         f"Lost: {n.lost}. Gained: {n.gained}. Score lower without that: {n.weaker}; higher: {n.stronger}. "
         f"Tested: {n.asked:,} of {n.cells:,} cells, those in which {FEWEST_DISCORDANT} sources or more "

@@ -24,7 +24,7 @@ from headatlas.files import atomic_folder, unwritten
 from headatlas.lenses.lens import LayerStates
 
 INDEX = "states.json"
-ROOM = "free space or choose another `out`"
+ROOM = "make room, or use a folder where there is some"
 KINDS = ("x", "control")
 ORDER = "beginnings"
 """How rows of states that enter a block are ordered; those of another order are not taken up."""
@@ -115,7 +115,7 @@ def check_states_folder(folder: Path) -> None:
     if folder.exists() and not ours:
         raise HeadatlasError(
             f"{folder}: cannot be written (it holds something else than source states, which a map keeps "
-            "there until it is done); move it away or choose another `out`."
+            "there until it is done); move it away or use another folder."
         )
 
 

@@ -26,12 +26,12 @@ from headatlas.atlas import Atlas
 from headatlas.atlas.behaviours import BEHAVIOURS, Looking
 from headatlas.atlas.evidence import evidence_group
 from headatlas.atlas.store import strings
-from headatlas.atlas.stored import SHIPPED, store_dataset
+from headatlas.atlas.stored import SHIPPED, check_storable, store_dataset
 from headatlas.devices import pick_device
 from headatlas.evidence.opening import check_model_fits, reopened
 from headatlas.evidence.recording import attention_by_layer, with_attention
 from headatlas.evidence.texts import BATCH_TOKENS
-from headatlas.files import atomic_write
+from headatlas.files import atomic_write, writing_in
 from headatlas.lenses.forward import require_finite, running
 from headatlas.looking import DEFINITIONS
 from headatlas.looking.sequences import (
@@ -96,20 +96,22 @@ def run_behaviour(
         there = Looking.read(place)
         if there.provenance.get("digest") == digest:
             return there
+    check_storable(place)
     kept = group / f".{place.name}-{digest[:12]}.npz"
     weights = text_weights(prepared.model, sequences)
-    with running(prepared.model, device) as modules:
-        sums = measure_attention(
-            prepared.model,
-            modules,
-            sequences,
-            weights,
-            kept,
-            steps(tell, "behaviour"),
-        )
-    data = _dataset(findings(sums, weights, sequences), prepared)
-    store_dataset(place, data, _provenance(sequences, digest))
-    kept.unlink(missing_ok=True)
+    with writing_in(path.parent):
+        with running(prepared.model, device) as modules:
+            sums = measure_attention(
+                prepared.model,
+                modules,
+                sequences,
+                weights,
+                kept,
+                steps(tell, "behaviour"),
+            )
+        data = _dataset(findings(sums, weights, sequences), prepared)
+        store_dataset(place, data, _provenance(sequences, digest))
+        kept.unlink(missing_ok=True)
     return Looking.read(place)
 
 

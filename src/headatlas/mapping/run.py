@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
@@ -33,7 +33,7 @@ from headatlas.atlas.store import (
 )
 from headatlas.devices import trim_heap
 from headatlas.errors import HeadatlasError
-from headatlas.files import check_writable
+from headatlas.files import check_writable, lock, writing_in
 from headatlas.lenses import MapsStates, NeutralStates, States, StreamedStates, lens_named
 from headatlas.lenses.saved_states import check_states_folder, discard_states
 from headatlas.mapping.inputs import LayerInputs
@@ -133,6 +133,8 @@ def map_heads(
     asked = resolve_relations(relations)
     if out is not None:
         check_writable(out)
+        if (output_path(out) / "zarr.json").exists():
+            raise HeadatlasError(f"{out}: this is an atlas itself; give the folder that it is in as `out`.")
     stats = Stats() if stats is None else stats
     machine = this_machine(compute)
     cluster = nullcontext() if compute.cluster is None else connected(compute.cluster)
@@ -151,9 +153,8 @@ def map_heads(
         run = _Run(prepared, output_path(out), tell, stats, machine, compute)
         if force or not run.path.exists():  # before anything is deleted or created
             run.streams()
-        if force:
-            remove_atlas(out)
-        return run.mapped(wanted)
+        with writing_in(run.out, partial(remove_atlas, run.path) if force else None):
+            return run.mapped(wanted)
 
 
 @dataclass(frozen=True)
@@ -310,17 +311,10 @@ def layer_inputs(prepared: PreparedMap, states: States, layer: int) -> LayerInpu
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Keep the other processes of a job array from writing or reading scores during the block.
-
-    The lock is on the folder itself: nothing is left behind, and a killed process holds nothing. Where a file
-    system knows no locks, the block runs without one.
-    """
+    """Keep the other processes of a job array from writing or reading scores during the block."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with suppress(ImportError, OSError):
-            from fcntl import LOCK_EX, flock
-
-            flock(descriptor, LOCK_EX)
+        lock(descriptor, alone=True)
         yield
     finally:
         os.close(descriptor)

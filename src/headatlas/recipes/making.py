@@ -108,13 +108,13 @@ def recipe(
         HeadatlasError: A choice makes no sense, no head is meant, the atlas does not say what the model is,
             or a file cannot be read or written.
     """
-    _check_choices(form, do, factor, control, out)
+    _check_choices(form, do, factor, control, out, model)
     chosen, why = _chosen(atlas, relation, heads)
     family, n_heads, d_head = _known_model(atlas)
     beside = tuple(next(random_heads(chosen, n_heads, int(control))))
     scale = None if factor is None else float(factor)
     # Names of models and relations are text of others: they go in as literals alone.
-    names = [f"MODEL = {atlas.model_name!r}", f"WHY = {why!r}", f"HEADS = {_listed(chosen)}"]
+    names = [*_model_named(atlas), f"WHY = {why!r}", f"HEADS = {_listed(chosen)}"]
     if form != "checkpoint":
         fewer = "" if len(beside) == len(chosen) else "; fewer than HEADS, for a layer has no more"
         names += [
@@ -140,7 +140,17 @@ def recipe(
     return Recipe(chosen, beside, code)
 
 
-def _check_choices(form: str, do: str, factor: Any, control: Any, out: object) -> None:
+def _model_named(atlas: Atlas) -> list[str]:
+    """The model's name, and where its weights were read: under the name transformers may not find it."""
+    about = atlas.provenance["model"]
+    read = f"{shown(str(about.get('spec')))!r} ({about.get('format')})"
+    return [
+        f"MODEL = {atlas.model_name!r}",
+        f"# A name, which from_pretrained may not know; the weights were read from {read}.",
+    ]
+
+
+def _check_choices(form: str, do: str, factor: Any, control: Any, out: object, model: object) -> None:
     for name, value, known in (("form", form, get_args(RecipeForm)), ("do", do, get_args(Action))):
         if value not in known:
             raise HeadatlasError(f"`{name}` is {value!r}: use {', '.join(known)}.")
@@ -151,6 +161,8 @@ def _check_choices(form: str, do: str, factor: Any, control: Any, out: object) -
         raise HeadatlasError(f"`factor` is {factor!r}: it must be a finite number.")
     if isinstance(control, bool) or not isinstance(control, Integral) or control < 0:
         raise HeadatlasError(f"`control` is {control!r}: it is a seed, a whole number of at least 0.")
+    if form != "checkpoint" and model is not None:
+        raise HeadatlasError(f"`model` goes with `form=checkpoint`: `form={form}` reads no model.")
     if form == "checkpoint" and do == "watch":
         raise HeadatlasError(
             "`form=checkpoint` changes weights, and weights watch nothing; use another form."

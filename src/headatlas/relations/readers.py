@@ -246,7 +246,7 @@ def _read_json(text: str, path: Path, category: str) -> Relation:
     name = texts["name"] or slug(path.stem)
     return Relation(
         name=name,
-        title=texts["title"] or name.replace("_", " "),
+        title=texts["title"] or (name or path.stem).replace("_", " "),
         category=texts["category"] or category,
         pairs=pairs,
         copying=copying,

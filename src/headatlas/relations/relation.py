@@ -66,7 +66,7 @@ class Relation:
 
     def __post_init__(self) -> None:
         if problem := next(_problems(self), None):
-            raise HeadatlasError(f"{self.file or f'relation {self.name!r}'}: {problem}.")
+            raise HeadatlasError(f"{self.file or f'relation {self.name or self.title!r}'}: {problem}.")
 
     @classmethod
     def from_pairs(
@@ -241,6 +241,11 @@ def _problems(relation: Any) -> Iterator[str]:
         text = getattr(relation, role)
         if not isinstance(text, str):
             yield f"the {role} is {kind(text)}, not text; {_FROM_PAIRS}"
+    if not relation.name:
+        yield (
+            f"a name is made of the letters a–z and digits, and {relation.title!r} has none; give it, or "
+            "its file, a name of these (a JSON file can hold a title in any script as well)"
+        )
     if not _NAME.fullmatch(relation.name):
         yield f"the name {relation.name!r} is not made of a–z, 0–9 and _; rename it or its file"
     for role in ("title", "category", *(["subcategory"] if relation.subcategory else [])):

@@ -91,8 +91,7 @@ def computed_or_stored(
     progress: Report | None = None,
 ) -> Salience:
     """As :func:`headatlas.writing.run.run_salience`, without torch where the atlas has it all."""
-    there = stored_as_asked(atlas, tokens, most, exact)
-    if there is not None:
+    if model is None and (there := stored_as_asked(atlas, tokens, most, exact)) is not None:
         return there
     from headatlas.writing.run import run_salience
 

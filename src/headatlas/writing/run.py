@@ -17,12 +17,13 @@ import xarray as xr
 from headatlas import __version__
 from headatlas.atlas import Atlas
 from headatlas.atlas.evidence import evidence_group
-from headatlas.atlas.salience import Salience, salience_path, stored_salience
+from headatlas.atlas.salience import Salience, operations_sha256, salience_path, stored_salience
 from headatlas.atlas.store import strings
-from headatlas.atlas.stored import store_dataset
+from headatlas.atlas.stored import COPY_IT, check_storable, store_dataset
 from headatlas.devices import AT_ONCE, share_cores
 from headatlas.errors import HeadatlasError
 from headatlas.evidence.opening import relations_of, reopened
+from headatlas.files import check_writable, writing_in
 from headatlas.lenses import MapsStates, NeutralParts, NeutralStates, States, StreamedStates
 from headatlas.lenses.saved_states import (
     check_states_folder,
@@ -104,6 +105,11 @@ def run_salience(
     tell(Progress("open", 0, 0, atlas.model_name))
     machine = this_machine(compute or Compute())
     prepared, path = reopened(atlas, model, tokenizer)
+    if (there := stored_as_asked(atlas, tokens, most, exact)) is not None:
+        return there
+    place, work = salience_path(evidence_group(path)), atlas.folder / WORK_NAME
+    check_storable(place)
+    check_writable(work, COPY_IT)
     lens = prepared.options.lens
     stored = stored_salience(atlas.place)
     said = {} if stored is None else stored.provenance["tokens"]
@@ -111,19 +117,18 @@ def run_salience(
     if most is None and choice == said.get("choice"):
         most = said.get("most")
     chosen = source_tokens(prepared.model, prepared.competing, lens, choice, most)
-    work = atlas.folder / WORK_NAME
-    try:
-        layers, followed = _computed(prepared, chosen.ids, work, machine, tell, exact=exact)
-    except FileNotFoundError:
-        # Another run of the same question was done first, and has cleared up.
-        if (there := stored_as_asked(atlas, tokens, most, exact)) is None:
-            raise
-        return there
-    known = {relation.sha256: relation for relation in (*core(), *library(), *relations_of(atlas))}
-    data = _dataset(prepared, layers, chosen, list(known.values()))
-    place = salience_path(evidence_group(path))
-    store_dataset(place, data, _provenance(prepared, chosen, followed))
-    discard_states(work)
+    with writing_in(atlas.folder):
+        try:
+            layers, followed = _computed(prepared, chosen.ids, work, machine, tell, exact=exact)
+        except FileNotFoundError:
+            # Another run of the same question was done first, and has cleared up.
+            if (there := stored_as_asked(atlas, tokens, most, exact)) is None:
+                raise
+            return there
+        known = {relation.sha256: relation for relation in (*core(), *library(), *relations_of(atlas))}
+        data = _dataset(prepared, layers, chosen, list(known.values()))
+        store_dataset(place, data, _provenance(prepared, chosen, followed, data))
+        discard_states(work)
     return Salience.read(place)
 
 
@@ -291,9 +296,12 @@ def _explanations(
     }
 
 
-def _provenance(prepared: PreparedMap, chosen: SourceTokens, followed: int) -> dict[str, Any]:
+def _provenance(
+    prepared: PreparedMap, chosen: SourceTokens, followed: int, data: xr.Dataset
+) -> dict[str, Any]:
     return {
         "definitions": DEFINITIONS,
+        "operations": operations_sha256(data),
         "lens": prepared.options.lens.name,
         "tokens": {
             "choice": chosen.choice,
