@@ -27,9 +27,10 @@ import numpy as np
 from headatlas.atlas import Atlas
 from headatlas.mapping.run import map_heads
 from headatlas.relations import Relation, core
-from headatlas.weights import load_modules, load_tokenizer, open_checkpoint
+from headatlas.weights import load_modules, open_checkpoint
 from headatlas.weights.gguf_modules import FREQUENCY_FACTORS
 from headatlas.weights.loading import transformers_at_work
+from headatlas.weights.tokenizer import made_by_transformers
 
 LENSES = ("neutral", "maps")
 
@@ -48,7 +49,7 @@ def write_safetensors(model: str, folder: Path) -> Path:
         del modules.config.quantization_config
     with transformers_at_work("The converted model"):
         modules.save_pretrained(folder)
-    load_tokenizer(checkpoint).save_pretrained(folder)
+    made_by_transformers(checkpoint).save_pretrained(folder)
     return folder
 
 

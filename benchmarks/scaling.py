@@ -180,7 +180,8 @@ def _point(
 def single_words(model: str) -> list[str]:
     """Words of letters that are one token of a model's tokenizer in running text, in token order."""
     tokenizer = load_tokenizer(open_checkpoint(model))
-    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    ids = sorted(tokenizer.get_vocab().values())
+    texts = tokenizer.batch_decode([[token] for token in ids], clean_up_tokenization_spaces=False)
     # Most tokenizers put the space before a word into its token; a tokenizer of whole words has none.
     space = " " if any(text.startswith(" ") for text in texts) else ""
     words = [text.removeprefix(space) for text in texts if text.startswith(space)]

@@ -104,7 +104,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
         kept = tokenizers.Tokenizer.from_file(str(place / "tokenizer.json"))
         return KeptTokenizer(kept, read_json_object(place / "facts.json"))
-    made = _made(checkpoint)
+    made = made_by_transformers(checkpoint)
     backend: tokenizers.Tokenizer | None = getattr(made, "backend_tokenizer", None)
     if place is None or backend is None:
         return made
@@ -144,8 +144,8 @@ def _keep(place: Path, backend: tokenizers.Tokenizer, facts: Mapping[str, Any]) 
         _log.info("not kept in %s: %s", place, error)  # a cache that cannot be written only costs time
 
 
-def _made(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    """The tokenizer as transformers makes it."""
+def made_by_transformers(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint that is on disk, as transformers makes it."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     with transformers_at_work(f"The tokenizer of {checkpoint.path}"):
