@@ -290,16 +290,12 @@ class Atlas:
     @cached_property
     def q(self) -> xr.DataArray:
         """[sign, layer, head, relation] Benjamini–Hochberg's q over all cells of both signs together."""
-        return self.scores.copy(data=self._q).rename("q")
-
-    @cached_property
-    def _q(self) -> Floats:
-        return false_discovery_rates(self.p.values)
+        return self.scores.copy(data=false_discovery_rates(self.p.values)).rename("q")
 
     @cached_property
     def calls(self) -> xr.DataArray:
         """[sign, layer, head, relation] whether a head implements or suppresses, beside :attr:`scores`."""
-        called = meets_criterion(self.thresholds, self.scores.values, self._q)
+        called = meets_criterion(self.thresholds, self.scores.values, self.q.values)
         return self.scores.copy(data=called).rename("called")
 
     @cached_property
@@ -356,7 +352,7 @@ class Atlas:
             "called": promotes | suppresses,
         }
         for at, (name, prefix) in enumerate((("score", ""), ("suppression", "suppression_"))):
-            score, q = (np.moveaxis(values[at], -1, 0) for values in (self.scores.values, self._q))
+            score, q = (np.moveaxis(values[at], -1, 0) for values in (self.scores.values, self.q.values))
             nulls, n = [each.of(SIGNS[at])[1] for each in found], named["n_sources"]
             chance, p = np.array([null.chance for null in nulls]), np.array([null.p for null in nulls])
             low, high = wilson(np.nan_to_num(score * n).round().astype(int), n)
