@@ -264,10 +264,11 @@ def ablation_command(
     with _writing(atlas, lambda: write_ablations(atlas, found.done, not no_figures)):
         if as_json:
             print_rows(atlas, frame, skipped=skipped)
+        elif found.done:
+            say(atlas.caption())
+            print_records(_ABLATION_COLUMNS, frame)
         else:
-            say(atlas.caption() if found.done else f"{atlas.caption()}\nno task was ablated")
-            if found.done:
-                print_records(_ABLATION_COLUMNS, frame)
+            say(f"{atlas.caption()}\nno task was ablated")
 
 
 _ABLATION_COLUMNS: tuple[Column, ...] = (
